@@ -1,0 +1,213 @@
+"""Train and evaluate a classifier. Plain PyTorch: no Flower, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from common.runtime import numpy_stream, precision_context, torch_stream
+from common.settings import TrainSettings
+from common.tokens import Batch, TokenisedTexts
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adamw": torch.optim.AdamW,
+}
+
+
+class LossNotFinite(ArithmeticError):
+    """The training loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which random streams and which arithmetic one client uses in one round."""
+
+    seed: int
+    round: int
+    client: int
+    device: torch.device
+    precision: str
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a client learned in one round."""
+
+    loss: float
+    """Mean over all examples seen in all epochs of the round."""
+    num_steps: int
+    """Optimiser steps taken."""
+
+
+def train_epochs(
+    model: nn.Module, texts: TokenisedTexts, indices: np.ndarray, settings: TrainSettings, place: Place
+) -> TrainResult:
+    """Train `model` in place for `settings.local_epochs` passes over `texts[indices]`.
+
+    Raises:
+        ValueError: `drop_last` leaves no whole batch.
+        LossNotFinite: the loss of an epoch is NaN or infinite.
+    """
+    steps_per_epoch = count_steps(len(indices), settings)
+    optimizer = OPTIMIZERS[settings.optimizer](
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    first_step = (place.round - 1) * settings.local_epochs * steps_per_epoch
+    total_steps = (settings.schedule_rounds or 0) * settings.local_epochs * steps_per_epoch
+    loss_sum = torch.zeros((), dtype=torch.float64, device=place.device)
+    num_seen = num_steps = 0
+    model.train()
+    streams = {"round": place.round, "client": place.client}
+    order = numpy_stream(place.seed, "shuffle", **streams)
+    with torch_stream(place.seed, "dropout", **streams, device=place.device):
+        for batch in training_batches(texts, indices, settings, order, place.device):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(settings, first_step + num_steps, total_steps)
+            loss = _step(model, optimizer, batch, settings, place)
+            # Weight by examples: the last batch may be short and must not count double.
+            loss_sum += loss * len(batch)
+            num_seen += len(batch)
+            num_steps += 1
+    mean = loss_sum.item() / num_seen
+    if not np.isfinite(mean):
+        raise LossNotFinite(
+            f"the training loss is {mean} after {num_steps} steps; lower train.learning_rate "
+            f"(now {settings.learning_rate})"
+        )
+    return TrainResult(loss=mean, num_steps=num_steps)
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, settings: TrainSettings, place: Place
+) -> Tensor:
+    """One optimiser step; returns the batch's mean loss, detached, still on the device."""
+    with precision_context(place.precision, place.device):
+        logits = forward(model, batch)  # (B, C)
+    loss = cross_entropy(logits.float(), batch.labels)
+    loss.backward()
+    if settings.max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
+
+
+def forward(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits, (B, C)."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids}
+    if batch.attention_mask is not None:
+        inputs["attention_mask"] = batch.attention_mask
+    logits: Tensor = model(**inputs).logits
+    return logits
+
+
+def count_steps(num_examples: int, settings: TrainSettings) -> int:
+    """Optimiser steps of one epoch. Raises ValueError where `drop_last` leaves none."""
+    if not settings.drop_last:
+        return -(-num_examples // settings.batch_size)
+    if num_examples < settings.batch_size:
+        raise ValueError(
+            f"train.drop_last=true with train.batch_size={settings.batch_size}, but a client has only "
+            f"{num_examples} examples: no batch is left. Lower num_clients or train.batch_size, or set "
+            "train.drop_last=false."
+        )
+    return num_examples // settings.batch_size
+
+
+def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> float:
+    """Learning rate of one step: constant, or warmed up linearly and then decayed to zero.
+
+    Args:
+        step: steps this client has taken in the whole run so far.
+        total_steps: steps the schedule spans.
+    """
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    warmup = int(settings.warmup_fraction * total_steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    return settings.learning_rate * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+
+
+def training_batches(
+    texts: TokenisedTexts,
+    indices: np.ndarray,
+    settings: TrainSettings,
+    order: np.random.Generator,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """The batches of one round, epoch after epoch; `order` draws each epoch's order if shuffling is on."""
+    pad_to = settings.max_length if settings.padding == "max_length" else None
+    size = settings.batch_size
+    for _ in range(settings.local_epochs):
+        epoch = order.permutation(indices) if settings.shuffle else indices
+        for start in range(0, count_steps(len(epoch), settings) * size, size):
+            chosen = epoch[start : start + size]
+            yield texts.batch(chosen, pad_to=pad_to, mask=settings.attention_mask, device=device)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sums over evaluated examples; the sums of several evaluations add up exactly."""
+
+    loss_sum: float
+    confusion: np.ndarray  # (C, C) int64, rows are true classes, columns predicted ones
+    batch_accuracies: tuple[float, ...]
+
+    @property
+    def num_examples(self) -> int:
+        """Examples evaluated."""
+        return int(self.confusion.sum())
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy per example."""
+        return self.loss_sum / self.num_examples
+
+    @property
+    def accuracy(self) -> float:
+        """Share of examples whose predicted class is the true one."""
+        return int(np.trace(self.confusion)) / self.num_examples
+
+    @property
+    def macro_f1(self) -> float:
+        """Unweighted mean of the classes' F1; a class neither present nor predicted counts as 0."""
+        true_positives = np.diag(self.confusion)
+        denominator = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
+        return float(np.mean(2 * true_positives / np.maximum(denominator, 1)))
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.loss_sum + other.loss_sum,
+            self.confusion + other.confusion,
+            self.batch_accuracies + other.batch_accuracies,
+        )
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch], precision: str) -> Counts:
+    """Run `model` over `batches` without training it."""
+    model.eval()
+    loss_sum = 0.0
+    confusion: Tensor | int = 0
+    accuracies: list[float] = []
+    for batch in batches:
+        with precision_context(precision, batch.labels.device):
+            logits = forward(model, batch).float()  # (B, C)
+        predicted = logits.argmax(dim=1)
+        loss_sum += cross_entropy(logits, batch.labels, reduction="sum").item()
+        num_classes = logits.shape[1]
+        cells = torch.bincount(batch.labels * num_classes + predicted, minlength=num_classes**2)
+        confusion = confusion + cells.view(num_classes, num_classes)
+        accuracies.append((predicted == batch.labels).float().mean().item())
+    assert isinstance(confusion, torch.Tensor), "nothing to evaluate"
+    return Counts(loss_sum, confusion.cpu().numpy(), tuple(accuracies))

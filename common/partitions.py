@@ -1,0 +1,119 @@
+"""Who holds which training example: one index array per simulated client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from common.runtime import numpy_stream, stream_seed
+from common.settings import PartitionSettings
+
+Indices = np.ndarray  # (n_k,) int64, positions in the training set
+SiteSizes = Sequence[tuple[str, int]]
+
+
+def partition(
+    settings: PartitionSettings,
+    labels: np.ndarray,
+    num_clients: int,
+    seed: int,
+    site_sizes: SiteSizes = (),
+) -> list[Indices]:
+    """Deal all N examples to `num_clients` clients, each example to exactly one of them.
+
+    With `settings.drop_remainder` N mod K examples stay out and all parts are equally long.
+
+    Args:
+        labels: (N,) int64 class numbers.
+        site_sizes: name and number of examples of each site, in training order (`by_site` only).
+
+    Raises:
+        ValueError: there are fewer examples than clients, or a client would be left with none.
+    """
+    if num_clients > len(labels):
+        raise ValueError(
+            f"num_clients is {num_clients} but there are only {len(labels)} training examples. "
+            "Every client needs at least one: lower num_clients or use more data."
+        )
+    parts = PARTITIONS[settings.name](settings, labels, num_clients, seed, site_sizes)
+    for client, part in enumerate(parts):
+        if len(part) == 0:
+            raise ValueError(
+                f"partition '{settings.name}' leaves client {client} of {num_clients} without examples. "
+                "Lower num_clients, or make the partition less skewed (partition.alpha)."
+            )
+    return parts
+
+
+def _split_evenly(
+    settings: PartitionSettings, labels: np.ndarray, num_clients: int, seed: int, sites: SiteSizes
+) -> list[Indices]:
+    order = numpy_stream(seed, "partition").permutation(len(labels))
+    return _consecutive(order, num_clients, settings.drop_remainder)
+
+
+def _split_sorted(
+    settings: PartitionSettings, labels: np.ndarray, num_clients: int, seed: int, sites: SiteSizes
+) -> list[Indices]:
+    order = np.argsort(labels, kind="stable")
+    return _consecutive(order, num_clients, settings.drop_remainder)
+
+
+def _consecutive(order: np.ndarray, num_clients: int, drop_remainder: bool) -> list[Indices]:
+    """Cut into K runs whose lengths differ by at most one, or not at all."""
+    if drop_remainder:
+        order = order[: len(order) // num_clients * num_clients]
+    return np.array_split(order, num_clients)
+
+
+def _split_by_label_skew(
+    settings: PartitionSettings, labels: np.ndarray, num_clients: int, seed: int, sites: SiteSizes
+) -> list[Indices]:
+    """Deal each label in Dirichlet(alpha) proportions (Hsu et al. 2019, arXiv:1909.06335)."""
+    from datasets import Dataset
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    partitioner = DirichletPartitioner(
+        num_partitions=num_clients,
+        partition_by="label",
+        alpha=settings.alpha,
+        min_partition_size=1,
+        self_balancing=False,
+        seed=stream_seed(seed, "partition") % 2**32,
+    )
+    partitioner.dataset = Dataset.from_dict({"label": labels, "index": np.arange(len(labels))})
+    try:
+        parts = [partitioner.load_partition(client)["index"] for client in range(num_clients)]
+    except ValueError as error:
+        raise ValueError(
+            f"partition.alpha is {settings.alpha}: no draw gave each of the {num_clients} clients an "
+            f"example ({error}). Raise partition.alpha or lower num_clients."
+        ) from None
+    return [np.asarray(part, dtype=np.int64) for part in parts]
+
+
+def _split_by_site(
+    settings: PartitionSettings, labels: np.ndarray, num_clients: int, seed: int, sites: SiteSizes
+) -> list[Indices]:
+    if not sites:
+        raise ValueError(
+            "partition is 'by_site' but the data name no sites. Use data=files with data.path set to a "
+            "folder that holds one file per site."
+        )
+    if len(sites) != num_clients:
+        raise ValueError(
+            f"num_clients is {num_clients} but data.path holds {len(sites)} site files "
+            f"({', '.join(name for name, _ in sites)}). Set num_clients={len(sites)}."
+        )
+    ends = np.cumsum([size for _, size in sites])
+    return np.split(np.arange(len(labels)), ends[:-1])
+
+
+Partitioner = Callable[[PartitionSettings, np.ndarray, int, int, SiteSizes], list[Indices]]
+PARTITIONS: dict[str, Partitioner] = {
+    "iid": _split_evenly,
+    "dirichlet": _split_by_label_skew,
+    "label_sorted": _split_sorted,
+    "by_site": _split_by_site,
+}

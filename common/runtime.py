@@ -1,0 +1,91 @@
+"""The machine under a run: device, precision, threads, and named streams of random numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+
+def stream_seed(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> int:
+    """A 63-bit seed that depends on nothing but its arguments, so a resumed run draws the same numbers."""
+    text = f"{seed}/{purpose}/{round}/{client}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def numpy_stream(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> np.random.Generator:
+    """A NumPy generator of the named stream."""
+    return np.random.default_rng(stream_seed(seed, purpose, round=round, client=client))
+
+
+@contextmanager
+def torch_stream(
+    seed: int, purpose: str, *, round: int = 0, client: int = 0, device: torch.device | None = None
+) -> Iterator[None]:
+    """Put PyTorch's own generators on the named stream, and back where they were on leaving.
+
+    Needed for what takes no generator argument: dropout and the initialisers.
+    """
+    import torch
+
+    devices = [device] if device is not None and device.type not in ("cpu", "meta") else []
+    kind = devices[0].type if devices else "cuda"
+    with torch.random.fork_rng(devices, device_type=kind):
+        torch.manual_seed(stream_seed(seed, purpose, round=round, client=client))
+        yield
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device `name` stands for; `auto` is the first accelerator, or the CPU where there is none.
+
+    Raises:
+        ValueError: the device does not exist here. Nothing falls back in silence.
+    """
+    import torch
+
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device(found.type, 0) if found is not None else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device is '{name}', which this machine does not have ({reason}). "
+            "Set device=cpu, or device=auto for whatever there is."
+        ) from None
+    if device.type == "meta":
+        raise ValueError("device is 'meta', which cannot compute. Set device=auto or device=cpu.")
+    return device
+
+
+def resolve_threads(threads: int | str) -> int:
+    """CPU threads for one client; `auto` is every CPU this process may use."""
+    return len(os.sched_getaffinity(0)) if threads == "auto" else int(threads)
+
+
+def prepare(settings: Settings) -> torch.device:
+    """Set the thread count and return the device. Raises ValueError as `resolve_device` does."""
+    import torch
+
+    torch.set_num_threads(resolve_threads(settings.threads))
+    return resolve_device(settings.device)
+
+
+def precision_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16 for `bf16`, nothing for `fp32`."""
+    import torch
+
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

@@ -1,0 +1,408 @@
+"""Every setting of a run, one frozen group each; checked at birth, carried as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+_FORBID_UNKNOWN = ConfigDict(extra="forbid")
+
+# What a resumed run may change: how far it goes and the machine it runs on, never its numbers.
+NOT_IDENTITY = frozenset({"num_rounds", "run_dir", "engine", "evaluation.target_accuracy"})
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which classifier is fine-tuned."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    label: str
+    """Short name used in folder and figure names, for example `bert`."""
+    source: Literal["hub", "package"]
+    """`hub`: a model id or a local folder; `package`: a folder inside an installed package."""
+    name: str
+    """Hub id, local folder, or `package:folder` for source `package`."""
+    revision: str | None
+    """Commit, tag or branch on the hub; None is the default branch."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which labelled texts are learned, and how they are read."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    name: str
+    """Short name used in folder and figure names, for example `ag_news`."""
+    reader: Literal["hub", "bbc_package", "imdb_folders", "zhang_csv", "spooky_csv", "files"]
+    """Row of the table of readers in `common/texts.py`."""
+    hub_name: str | None
+    """Data set id on the hub, or a local folder in hub layout (reader `hub`)."""
+    hub_revision: str | None
+    """Commit, tag or branch on the hub; None is the default branch."""
+    path: str | None
+    """Local copy: a folder in the form of its source, or a CSV, JSONL or Parquet file."""
+    local_reader: Literal["imdb_folders", "zhang_csv", "spooky_csv", "files"] | None
+    """The reader that takes over from `hub` when `path` is set."""
+    test_path: str | None
+    """Test file for reader `files`; None holds out `test_fraction` of the training texts."""
+    text_columns: tuple[str, ...]
+    """Columns joined with one space to make the text."""
+    label_column: str
+    """Column that holds the label."""
+    label_names: tuple[str, ...] | None
+    """Labels in the order of their numbers; None takes the sorted labels found in training."""
+    test_fraction: float
+    """Share of the texts held out where the source has no test set, in (0, 1)."""
+    train_examples: int | None
+    """Use this many training texts, drawn evenly by seed; None uses all."""
+    test_examples: int | None
+    """Use this many test texts, drawn evenly by seed; None uses all."""
+    drop_empty: bool
+    """Leave out examples whose text is empty or missing; otherwise they are an error."""
+    budget_rounds: int
+    """Rounds at which accuracies are compared (Figure 1 of the paper)."""
+    second_threshold_rounds: int
+    """Rounds after which a run that has not reached its target is a failure (Figure 2)."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.text_columns) > 0, "data.text_columns is empty; name at least one column.")
+        _require(
+            0 < self.test_fraction < 1,
+            f"data.test_fraction is {self.test_fraction}; it must lie between 0 and 1.",
+        )
+        for key in ("train_examples", "test_examples"):
+            value = getattr(self, key)
+            _require(
+                value is None or value > 0,
+                f"data.{key} is {value}; give a positive number, or null for all.",
+            )
+        _require(self.budget_rounds >= 0, f"data.budget_rounds is {self.budget_rounds}, below 0.")
+        _require(
+            self.second_threshold_rounds >= self.budget_rounds,
+            f"data.second_threshold_rounds is {self.second_threshold_rounds}, below "
+            f"data.budget_rounds ({self.budget_rounds}).",
+        )
+        _require(
+            self.reader not in ("imdb_folders", "zhang_csv", "spooky_csv", "files") or self.path is not None,
+            f"data.path is missing; reader '{self.reader}' reads a local copy. Set data.path=...",
+        )
+
+
+@dataclass(frozen=True)
+class ProtocolSettings:
+    """The named set of switches this run started from."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    name: str
+    """`paper`, `authors_code` or `modern`; switches may have been turned alone since."""
+    ag_news_columns: tuple[str, ...]
+    """Columns of AG News that make its text (the authors' code leaves the title out)."""
+
+
+@dataclass(frozen=True)
+class PartitionSettings:
+    """How the training examples are dealt to simulated clients."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    name: Literal["iid", "dirichlet", "label_sorted", "by_site"]
+    """Row of the table in `common/partitions.py`."""
+    alpha: float | None
+    """Concentration of the Dirichlet distribution; small is skewed (`dirichlet` only)."""
+    drop_remainder: bool
+    """Make all parts equal by leaving out N mod K examples (the authors' code)."""
+
+    def __post_init__(self) -> None:
+        if self.name == "dirichlet":
+            _require(
+                self.alpha is not None and self.alpha > 0,
+                f"partition.alpha is {self.alpha}; a dirichlet partition needs a positive number.",
+            )
+        _require(
+            not self.drop_remainder or self.name in ("iid", "label_sorted"),
+            f"partition.drop_remainder=true asks for equal parts, which partition '{self.name}' does not "
+            "make. Set partition.drop_remainder=false.",
+        )
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What one client does in one round."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    local_epochs: int
+    """Passes over the client's own examples, E in the paper."""
+    batch_size: int
+    """Examples per optimiser step, B in the paper."""
+    learning_rate: float
+    """Step size; the peak where a schedule is set."""
+    max_length: int
+    """Tokens per text; longer texts are cut."""
+    optimizer: Literal["sgd", "adamw"]
+    """Row of the table in `common/learning.py`."""
+    weight_decay: float
+    """Decoupled for adamw, L2 for sgd."""
+    schedule: Literal["constant", "linear"]
+    """`linear`: warm up, then decay to zero over `schedule_rounds` of the run."""
+    warmup_fraction: float
+    """Share of the schedule spent warming up (`linear` only)."""
+    schedule_rounds: int | None
+    """Rounds a `linear` schedule spans; a run that goes on past it stays at its end."""
+    max_grad_norm: float | None
+    """Clip the gradient's L2 norm to this; None does not clip."""
+    shuffle: bool
+    """New order of examples each epoch; False repeats one order for ever (the authors' code)."""
+    drop_last: bool
+    """Leave out the short last batch of an epoch (the authors' code)."""
+    attention_mask: bool
+    """Hide padding from attention; False attends to it (the authors' code)."""
+    padding: Literal["max_length", "longest"]
+    """Pad each batch to `max_length` tokens, or to its longest text."""
+    head_init: Literal["shared", "per_site"]
+    """One new head for all, or one drawn by each client in round 1 (the authors' code)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.local_epochs >= 1,
+            f"train.local_epochs is {self.local_epochs}; a client must train at least one epoch. "
+            "To evaluate only, set num_rounds=0.",
+        )
+        _require(self.batch_size >= 1, f"train.batch_size is {self.batch_size}; it must be at least 1.")
+        _require(
+            self.learning_rate > 0,
+            f"train.learning_rate is {self.learning_rate}; it must be positive.",
+        )
+        _require(
+            self.max_length >= 3,
+            f"train.max_length is {self.max_length}; a text needs at least 3 tokens with its markers.",
+        )
+        _require(self.weight_decay >= 0, f"train.weight_decay is {self.weight_decay}, below 0.")
+        _require(
+            0 <= self.warmup_fraction < 1,
+            f"train.warmup_fraction is {self.warmup_fraction}; it must lie in [0, 1).",
+        )
+        _require(
+            self.schedule == "constant" or self.schedule_rounds is not None,
+            f"train.schedule_rounds is missing; schedule '{self.schedule}' has to know its length.",
+        )
+        _require(
+            self.max_grad_norm is None or self.max_grad_norm > 0,
+            f"train.max_grad_norm is {self.max_grad_norm}; it must be positive, or null.",
+        )
+        _require(
+            self.attention_mask or self.padding == "max_length",
+            "train.attention_mask=false with train.padding=longest would make a text's logits depend "
+            "on its neighbours. Set train.padding=max_length.",
+        )
+
+
+@dataclass(frozen=True)
+class StrategySettings:
+    """How the server averages and how long it waits."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    weighting: Literal["examples", "uniform"]
+    """Weight of an update in the mean: its example count, or one (the authors' code)."""
+    min_sites: int
+    """Fewest updates a round may be closed with when `on_missing` is `continue`."""
+    wait_seconds: float
+    """Longest wait for the sites to connect at the start of the run."""
+    round_timeout_seconds: float
+    """Longest wait for the updates of one round."""
+    on_missing: Literal["fail", "continue"]
+    """When a client refuses or stays away: end the run, or go on while `min_sites` take part."""
+
+    def __post_init__(self) -> None:
+        for key in ("wait_seconds", "round_timeout_seconds"):
+            value = getattr(self, key)
+            _require(value > 0, f"strategy.{key} is {value}; a wait needs a positive bound in seconds.")
+        _require(
+            self.min_sites >= 1,
+            f"strategy.min_sites is {self.min_sites}; a round needs at least one update.",
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How the global model is measured after each round."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    mode: Literal["test", "parts"]
+    """`test`: over all test examples; `parts`: mean over K parts of mean batch accuracy (authors)."""
+    batch_size: int
+    """Examples per forward pass; in `parts` mode it also weighs the last batch."""
+    target_accuracy: float | None
+    """Stop the run at the first round that reaches this accuracy; None never stops early."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.batch_size >= 1,
+            f"evaluation.batch_size is {self.batch_size}; it must be at least 1.",
+        )
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Where the clients of a simulation run."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    name: Literal["inprocess", "ray"]
+    """Row of the table in `server/simulate.py`."""
+    num_cpus: float
+    """CPUs reserved for one client at a time (`ray`)."""
+    num_gpus: float
+    """GPUs reserved for one client at a time; fractions share a GPU (`ray`)."""
+    address: str | None
+    """Address of a running Ray cluster, or `auto`; None starts one on this machine (`ray`)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_cpus > 0 or self.num_gpus > 0,
+            "engine.num_cpus and engine.num_gpus are both 0; a client needs some of either.",
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run, whole. Built from Hydra at a door, or from JSON anywhere else.
+
+    Raises:
+        ValueError: a value is out of range or two settings contradict each other; the text names
+            the key, the value, the rule and the next step.
+    """
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    model: ModelSettings
+    data: DataSettings
+    protocol: ProtocolSettings
+    partition: PartitionSettings
+    train: TrainSettings
+    strategy: StrategySettings
+    evaluation: EvaluationSettings
+    engine: EngineSettings
+    num_clients: int
+    """K: clients that take part in every round."""
+    num_rounds: int
+    """Communication rounds; 0 evaluates the initial model only."""
+    seed: int
+    """Root of every random stream of the run."""
+    run_dir: str
+    """Folder the run writes."""
+    device: str
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps` …; `auto` takes the first accelerator there is."""
+    precision: Literal["fp32", "bf16"]
+    """`bf16` runs the forward pass under autocast; weights and updates stay fp32."""
+    threads: int | Literal["auto"]
+    """CPU threads for the arithmetic; part of a run's identity, since sums depend on it."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_clients >= 1, f"num_clients is {self.num_clients}; a run needs at least one client."
+        )
+        _require(self.num_rounds >= 0, f"num_rounds is {self.num_rounds}; it must be 0 or more.")
+        _require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must lie between 0 and 2**63 - 1.")
+        _require(
+            self.threads == "auto" or self.threads >= 1,
+            f"threads is {self.threads}; give a positive number, or auto.",
+        )
+        _require(
+            self.strategy.min_sites <= self.num_clients,
+            f"strategy.min_sites is {self.strategy.min_sites} but num_clients is {self.num_clients}; a "
+            "round can never have more updates than clients.",
+        )
+
+    @property
+    def cell(self) -> str:
+        """Name of this run in a sweep: `<model>-<data>-k<K>-s<seed>`, safe as a folder name."""
+        model, data = (_folder_safe(text) for text in (self.model.label, self.data.name))
+        return f"{model}-{data}-k{self.num_clients}-s{self.seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, ready for JSON."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys; `from_json` reads it back to an equal object."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        """Build and check.
+
+        Raises:
+            ValueError: with one line per finding, each naming its key.
+        """
+        try:
+            return _ADAPTER.validate_python(values)
+        except ValidationError as error:
+            raise ValueError("\n".join(_finding(item) for item in error.errors())) from None
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """Inverse of `to_json`. Raises ValueError as `from_dict` does."""
+        return cls.from_dict(json.loads(text))
+
+    def differences(self, other: Settings) -> list[str]:
+        """Keys whose values differ and would change a run's numbers, as `key: ours -> theirs`."""
+        mine, theirs = _flatten(self.to_dict()), _flatten(other.to_dict())
+        return [
+            f"{key}: {mine[key]!r} -> {theirs[key]!r}"
+            for key in mine
+            if mine[key] != theirs[key] and not _is_outside_identity(key)
+        ]
+
+
+_ADAPTER = TypeAdapter(Settings)
+
+
+def known_keys() -> list[str]:
+    """Dotted names of every setting, for telling a user the nearest one."""
+    keys: list[str] = []
+    for group in fields(Settings):
+        kind = globals().get(str(group.type))
+        members = [f"{group.name}.{item.name}" for item in fields(kind)] if kind else []
+        keys += [group.name, *members]
+    return keys
+
+
+def _is_outside_identity(key: str) -> bool:
+    return key in NOT_IDENTITY or key.split(".")[0] in NOT_IDENTITY
+
+
+def _folder_safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "_", text.rstrip("/").rsplit("/", 1)[-1]).strip("._") or "unnamed"
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _finding(item: Any) -> str:
+    text = item["msg"].removeprefix("Value error, ")
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "value_error":
+        return str(text)
+    return f"{key} is {item['input']!r}: {text}."

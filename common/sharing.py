@@ -1,0 +1,100 @@
+"""Which tensors leave a client, and the one flat buffer they live in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Every tensor starts on a 64-byte boundary, as PyTorch's own allocations do.
+_ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the shared tensors, in name order, and where each lies in the flat buffer."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    offsets: tuple[int, ...]
+    """First element of each tensor in the buffer."""
+    size: int
+    """Elements of the buffer, fp32; the gaps between tensors hold zeros."""
+
+    @classmethod
+    def of(cls, shapes: dict[str, tuple[int, ...]]) -> Layout:
+        """Lay tensors of these shapes out."""
+        offsets, end = [], 0
+        for name in sorted(shapes):
+            offsets.append(end)
+            end += -(-prod(shapes[name]) // _ALIGNMENT) * _ALIGNMENT
+        names = tuple(sorted(shapes))
+        return cls(names, tuple(tuple(shapes[name]) for name in names), tuple(offsets), end)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names and shapes: equal digests mean buffers that can be averaged."""
+        return hashlib.sha256(json.dumps([self.names, self.shapes]).encode()).hexdigest()
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Name -> view into `flat`, (size,) fp32, in name order."""
+        return {
+            name: flat[start : start + prod(shape)].view(shape)
+            for name, shape, start in zip(self.names, self.shapes, self.offsets, strict=True)
+        }
+
+    def num_bytes(self) -> int:
+        """Bytes of the buffer."""
+        return self.size * 4
+
+
+def flatten_model(model: nn.Module, device: torch.device) -> tuple[Layout, Tensor]:
+    """Move the model's shared tensors into one buffer on `device`; its parameters become views of it.
+
+    Shared are all parameters and the floating-point buffers of the state dict. Loading global weights is
+    then one copy, and handing over trained ones is none.
+
+    Returns:
+        The layout, and the buffer: (layout.size,) fp32.
+    """
+    model.to(device)
+    persistent = model.state_dict().keys()
+    shared = dict(model.named_parameters()) | {
+        name: tensor
+        for name, tensor in model.named_buffers()
+        if name in persistent and tensor.is_floating_point()
+    }
+    layout = Layout.of({name: tuple(tensor.shape) for name, tensor in shared.items()})
+    flat = torch.zeros(layout.size, dtype=torch.float32, device=device)
+    for name, view in layout.views(flat).items():
+        view.copy_(shared[name].detach())
+        shared[name].data = view
+    return layout, flat
+
+
+def tensors_to_flat(layout: Layout, tensors: dict[str, Tensor]) -> Tensor:
+    """Inverse of `Layout.views`, on the CPU. Raises ValueError where names or shapes differ."""
+    found = Layout.of({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    if found.digest != layout.digest:
+        odd = sorted(set(found.names) ^ set(layout.names)) or "their shapes"
+        raise ValueError(f"these tensors belong to another model; they differ in {odd}.")
+    flat = torch.zeros(layout.size, dtype=torch.float32)
+    for name, view in layout.views(flat).items():
+        view.copy_(tensors[name])
+    return flat
+
+
+def model_sha256(layout: Layout, flat: Tensor) -> str:
+    """SHA-256 over the shared tensors in name order: name (UTF-8), then little-endian fp32 bytes."""
+    digest = hashlib.sha256()
+    for name, view in layout.views(flat).items():
+        digest.update(name.encode())
+        digest.update(view.contiguous().numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()

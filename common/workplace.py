@@ -1,0 +1,81 @@
+"""What one process keeps between messages: the tokenised texts, and one model in one flat buffer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from common.models import Classifier, build_classifier, load_tokenizer
+from common.runtime import prepare
+from common.settings import DataSettings, ModelSettings, Settings
+from common.sharing import Layout, flatten_model
+from common.texts import read_texts
+from common.tokens import TokenisedTexts, tokenise
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All texts of a run as token ids."""
+
+    train: TokenisedTexts
+    test: TokenisedTexts
+    label_names: tuple[str, ...]
+    site_sizes: tuple[tuple[str, int], ...]
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """The resident model. Its `flat` buffer is scratch space: load it before every use."""
+
+    classifier: Classifier
+    layout: Layout
+    flat: Tensor  # (layout.size,) fp32 on `device`; the model's parameters are views of it
+    device: torch.device
+
+    def load(self, tensors: Tensor) -> None:
+        """Make `tensors`, (layout.size,) fp32 on any device, the model's weights."""
+        self.flat.copy_(tensors)
+
+
+@lru_cache(maxsize=2)
+def _read(data: DataSettings, model: ModelSettings, max_length: int, seed: int) -> Corpus:
+    texts = read_texts(data, seed)
+    tokenizer = load_tokenizer(model)
+    train, test = (
+        tokenise(part.texts, part.labels, tokenizer, max_length) for part in (texts.train, texts.test)
+    )
+    return Corpus(train, test, texts.label_names, texts.site_sizes, texts.findings)
+
+
+def open_corpus(settings: Settings) -> Corpus:
+    """Read and tokenise the run's texts, once per process. Raises ValueError for bad data."""
+    return _read(settings.data, settings.model, settings.train.max_length, settings.seed)
+
+
+_kept: tuple[tuple[object, ...], Workplace] | None = None
+
+
+def open_workplace(settings: Settings, label_names: tuple[str, ...], *, fresh: bool = False) -> Workplace:
+    """The resident model of this process; built if it is not there, or if `fresh` is asked for.
+
+    A fresh one holds the initial weights; a resident one holds whatever was trained last.
+
+    Raises:
+        ValueError: the model or the device does not exist.
+    """
+    global _kept
+    device = prepare(settings)
+    key = (settings.model, label_names, settings.seed, device)
+    if fresh or _kept is None or _kept[0] != key:
+        _kept = None  # let go of the old model before the new one is built
+        classifier = build_classifier(settings.model, label_names, settings.seed)
+        layout, flat = flatten_model(classifier.model, device)
+        _kept = (key, Workplace(classifier, layout, flat, device))
+    return _kept[1]

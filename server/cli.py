@@ -1,0 +1,177 @@
+"""`wardround`: the coordinator's and the researcher's commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+# Before Flower, Ray and the hub libraries are imported: nobody is told about a run but its owner.
+for _name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
+    os.environ.setdefault(_name, "0")
+for _name in ("FLWR_DISABLE_UPDATE_CHECK", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
+    os.environ.setdefault(_name, "1")
+
+import typer  # noqa: E402
+
+from server.display import display  # noqa: E402
+
+DONE, RUN_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Federated fine-tuning of Transformer text classifiers: simulate, sweep, report, predict.",
+)
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides.")]
+_GROUPS = """\b
+Groups: model= bert albert distilbert minilm hf      data= imdb yelp_full ag_news bbc_news
+        spooky_author files                          protocol= paper authors_code modern
+        partition= iid dirichlet label_sorted by_site  engine= inprocess ray  experiment=
+Scalars: num_clients num_rounds seed run_dir device precision threads
+         train.local_epochs train.batch_size train.learning_rate train.max_length ...
+"""
+
+
+@app.command(
+    help="Run one federation on this machine (or a Ray cluster).",
+    epilog=f"""\b
+Examples:
+  wardround simulate model=albert data=ag_news num_clients=8
+  wardround simulate model=minilm data=bbc_news num_clients=4 train.learning_rate=0.05 num_rounds=4
+  wardround simulate model=hf model.name=./my-model data=files data.path=train.csv data.label_column=topic
+  wardround simulate engine=ray engine.num_gpus=0.5 num_clients=32 run_dir=outputs/big
+
+{_GROUPS}
+The same command goes on where an interrupted run stopped. Exit code: 0 done, 1 run failed, 2 bad input.""",
+)
+def simulate(overrides: Overrides = None) -> None:
+    """Compose, run, say where the results are."""
+    from common.runs import RunFolder
+    from server.compose import compose
+
+    settings = compose(overrides or []).settings  # before the slow imports: a slip is told at once
+    from server.simulate import simulate as run
+
+    run(settings)
+    display().close()
+    folder = RunFolder(Path(settings.run_dir))
+    last = folder.history()[-1]
+    typer.echo(
+        f"{settings.cell}: accuracy {last['test']['accuracy']:.4f} after round {last['round']} "
+        f"({folder.status()['reason']})\nrun folder: {folder.path}"
+    )
+
+
+@app.command(
+    help="Run every cell of models x data sets x clients x seeds, then draw the report.",
+    epilog=f"""\b
+Examples:
+  wardround sweep experiment=demo
+  wardround sweep experiment=paper run_dir=outputs/paper
+  wardround sweep model=bert,distilbert data=imdb num_clients=1,4,16 seed=0,1 run_dir=outputs/imdb
+  wardround sweep experiment=paper hydra/launcher=joblib hydra.launcher.n_jobs=4
+
+{_GROUPS}
+Stop it at any moment; the same command goes on. Exit code: 0 done, 1 a cell failed, 2 bad input.""",
+)
+def sweep(overrides: Overrides = None) -> None:
+    """Run the cells, then report."""
+    from server.sweep import sweep as run
+
+    outcome = run(overrides or [])
+    display().print_rows(outcome.rows)
+    typer.echo(f"report: {outcome.report}")
+    num_failed = sum(row.status == "failed" for row in outcome.rows)
+    if num_failed:
+        typer.echo(f"{num_failed} cells failed; the report names them and says why.", err=True)
+        raise typer.Exit(RUN_FAILED)
+
+
+@app.command(
+    help="Draw the report of a sweep folder or a run folder again, from its files alone.",
+    epilog="""\b
+Examples:
+  wardround report outputs/sweep-demo
+  wardround report outputs/minilm-bbc_news-k4-s0""",
+)
+def report(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
+    """Redraw."""
+    from server.report import write_report
+
+    typer.echo(f"report: {write_report(folder)}")
+
+
+@app.command(
+    help="Label texts with a trained model.",
+    epilog="""\b
+Examples:
+  wardround predict outputs/minilm-bbc_news-k4-s0 --text "The match ended two all."
+  wardround predict ./my-model --file letters.csv --column body > labelled.csv""",
+)
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL_DIR")],
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="A text; may be given several times.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="A CSV file with a header.")] = None,
+    column: Annotated[
+        str, typer.Option("--column", help="The column of --file that holds the text.")
+    ] = "text",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda ...")] = "auto",
+) -> None:
+    """Print one line of CSV per text: text, label, then each label's probability."""
+    from server.predict import predict as run
+
+    run(model, text or [], file, column, device, sys.stdout)
+
+
+def main() -> None:
+    """Run the command line and turn what went wrong into words and an exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(_guarded(lambda: app(standalone_mode=False)))
+
+
+def _interrupt(*_: object) -> None:
+    """A polite end from outside is the same as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def _guarded(run: Callable[[], Any]) -> int:
+    from click.exceptions import Abort, ClickException, Exit
+
+    try:
+        code = run()
+        return code if isinstance(code, int) else DONE
+    except Exit as error:
+        return error.exit_code
+    except ClickException as error:
+        error.show()
+        return BAD_INPUT
+    except (KeyboardInterrupt, Abort):
+        return _say("stopped; the same command goes on from the last whole round.", INTERRUPTED)
+    except ValueError as error:
+        if os.environ.get("WARDROUND_DEBUG"):
+            raise
+        return _say(f"error: {error}", BAD_INPUT)
+    except Exception as error:
+        from server.exchange import RunFailed
+
+        if not isinstance(error, RunFailed):
+            raise
+        return _say(f"error: {error}", RUN_FAILED)
+
+
+def _say(text: str, code: int) -> int:
+    display().close()
+    typer.echo(text, err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

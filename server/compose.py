@@ -1,0 +1,206 @@
+"""From words on a command line to checked settings: the door where Hydra is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from common.settings import Settings, known_keys
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+AXES = ("model", "data", "num_clients", "seed")
+_GROUPS = tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
+_BESIDE_SETTINGS = ("sweep", *(f"sweep.{axis}" for axis in AXES), "sweep.target_fraction")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What an override list stands for."""
+
+    settings: Settings
+    config: DictConfig
+    """Hydra's whole tree, with the `sweep` and `hydra` nodes."""
+
+
+def compose(overrides: Sequence[str]) -> Composed:
+    """Check and compose one run's settings.
+
+    Raises:
+        ValueError: an unknown key, group or option (with the nearest names), a value out of range, or
+            settings that contradict each other.
+    """
+    parsed = _parse(overrides)
+    for override in parsed:
+        if override.is_sweep_override():
+            raise ValueError(
+                f"'{override.input_line}' gives several values to one run. Use `wardround sweep` for that."
+            )
+    with _hydra():
+        config = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+        return Composed(settings_of(config), config)
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep as the command line and `conf/` describe it."""
+
+    run_dir: str
+    target_fraction: float
+    cells: list[list[str]]
+    """Overrides of each cell, without `run_dir`; K = 1 first."""
+    config: DictConfig
+    """Hydra's tree of what the cells share, for the launcher."""
+
+
+def compose_sweep(overrides: Sequence[str]) -> SweepPlan:
+    """Plan a sweep.
+
+    Axes come from the `sweep` node; `model=bert,albert num_clients=1,4` on the command line sets them.
+
+    Raises:
+        ValueError: as `compose` does, or an axis is empty, or values are given to a key that is no axis.
+    """
+    shared: list[str] = []
+    for_hydra: list[str] = []
+    axes: dict[str, list[str]] = {}
+    run_dir = ""
+    for override in _parse(overrides):
+        key = override.key_or_group
+        if key in AXES:
+            several = override.is_sweep_override()
+            values = override.sweep_string_iterator() if several else [override.value()]
+            axes[key] = [str(value) for value in values]
+        elif override.is_sweep_override():
+            raise ValueError(
+                f"'{override.input_line}' sweeps over '{key}'; the axes of a sweep are {', '.join(AXES)}."
+            )
+        elif key == "run_dir":
+            run_dir = str(override.value())
+        else:
+            (for_hydra if key.startswith("hydra") else shared).append(str(override.input_line))
+    with _hydra():
+        config = hydra.compose("config", overrides=[*for_hydra, *shared], return_hydra_config=True)
+    for axis in AXES:
+        axes.setdefault(axis, [str(value) for value in config.sweep[axis]])
+        if not axes[axis]:
+            raise ValueError(f"sweep.{axis} is empty; a sweep needs at least one value of each axis.")
+    axes["num_clients"].sort(key=lambda text: int(text) if text.isdigit() else 0)
+    experiment = config.hydra.runtime.choices.get("experiment")
+    return SweepPlan(
+        run_dir=run_dir or f"outputs/sweep-{experiment or 'custom'}",
+        target_fraction=float(config.sweep.target_fraction),
+        cells=[
+            [*shared, *(f"{axis}={value}" for axis, value in zip(AXES, values, strict=True))]
+            for values in sorted(product(*(axes[axis] for axis in AXES)), key=_baselines_first(axes))
+        ],
+        config=config,
+    )
+
+
+def launch(plan: SweepPlan, task: Callable[[DictConfig], None], jobs: Sequence[Sequence[str]]) -> None:
+    """Run `task` on the composed configuration of each job, through the launcher `hydra/launcher` names."""
+    with _hydra():
+        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=task, config=plan.config
+        )
+        for result in launcher.launch([list(job) for job in jobs], initial_job_idx=0):
+            result.return_value  # noqa: B018 - raises what the job raised
+
+
+def _baselines_first(axes: dict[str, list[str]]) -> Any:
+    """Order by K, then as the axes were written: every baseline is there before what it is compared to."""
+
+    def key(values: tuple[str, ...]) -> tuple[int, ...]:
+        numbers = dict(zip(AXES, values, strict=True))
+        rest = (axes[axis].index(numbers[axis]) for axis in ("model", "data", "seed"))
+        return (axes["num_clients"].index(numbers["num_clients"]), *rest)
+
+    return key
+
+
+def settings_of(config: DictConfig) -> Settings:
+    """The settings inside a composed tree. Raises ValueError as `Settings` does."""
+    try:
+        values: Any = OmegaConf.to_container(
+            OmegaConf.masked_copy(
+                config, [key for key in config if key not in ("hydra", "sweep", "experiment")]
+            ),
+            resolve=True,
+            throw_on_missing=True,
+        )
+    except OmegaConfBaseException as error:
+        raise ValueError(_first_line(error)) from None
+    return Settings.from_dict(values)
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra, initialised on `conf/`, its complaints turned into ValueError."""
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_first_line(error)) from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _parse(overrides: Iterable[str]) -> list[Override]:
+    """Parse, and refuse keys and options that do not exist while their nearest names can be told."""
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        if "=" not in text and not text.startswith("~"):
+            raise ValueError(f"'{text}' is no override; write key=value, for example num_clients=8.")
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            raise ValueError(f"'{text}' cannot be read: {_first_line(error)}") from None
+        _check_key(override)
+        parsed.append(override)
+    return parsed
+
+
+def _check_key(override: Override) -> None:
+    key = override.key_or_group
+    if key.split("/")[0].split(".")[0] == "hydra":
+        return
+    known = [*known_keys(), *_GROUPS, *_BESIDE_SETTINGS]
+    if key not in known:
+        raise ValueError(f"unknown key '{key}'.{_nearest(key, known)}")
+    if key not in _GROUPS:
+        return
+    options = sorted(file.stem for file in (CONF / key).glob("*.yaml") if file.stem != "base")
+    chosen = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
+    for option in chosen:
+        if option is not None and str(option) not in options:
+            raise ValueError(
+                f"unknown {key} '{option}'.{_nearest(str(option), options)} There are: {', '.join(options)}."
+            )
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    by_last = {name.split(".")[-1]: name for name in known}
+    matches = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    matches += [by_last[name] for name in difflib.get_close_matches(word, by_last, n=2, cutoff=0.75)]
+    return f" Did you mean {' or '.join(dict.fromkeys(matches))}?" if matches else ""

@@ -1,0 +1,122 @@
+"""The terminal: one bar for a sweep, one for a run's rounds; plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from server.sweep_files import Row
+
+
+class Display:
+    """Shows where a sweep and its current run stand. Everything goes to standard error."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self._progress: Progress | None = None
+        self._sweep: TaskID | None = None
+        self._rounds: TaskID | None = None
+        self._title, self._total, self._started, self._first = "", 0, 0.0, 0
+
+    def _bars(self) -> Progress | None:
+        """The live bars, or None when not on a terminal."""
+        if self._progress is None and self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+            )
+            self._progress.start()
+        return self._progress
+
+    def start_sweep(self, title: str, total: int, done: int) -> None:
+        """Show `done` of `total` cells."""
+        bars = self._bars()
+        if bars is None:
+            self.say(f"{title}: {done} of {total} cells done")
+        elif self._sweep is None:
+            self._sweep = bars.add_task(title, total=total, completed=done, note="cells")
+        else:
+            bars.update(self._sweep, description=title, total=total, completed=done)
+
+    def start_rounds(self, title: str, total: int) -> None:
+        """A new run of `total` rounds begins."""
+        self._title, self._total, self._started, self._first = title, total, time.monotonic(), -1
+        bars = self._bars()
+        if bars is None:
+            return
+        if self._rounds is not None:
+            bars.remove_task(self._rounds)
+        self._rounds = bars.add_task(title, total=total, note="loading")
+
+    def show_updates(self, round: int, num_done: int, num_clients: int) -> None:
+        """Within a round: so many clients are done."""
+        if self._progress is not None and self._rounds is not None:
+            note = f"round {round}: {num_done}/{num_clients} clients"
+            self._progress.update(self._rounds, completed=round - 1 + num_done / num_clients, note=note)
+
+    def show_round(self, round: int, note: str) -> None:
+        """A round is done."""
+        if self._progress is not None and self._rounds is not None:
+            self._progress.update(self._rounds, completed=round, note=note)
+        elif note:
+            self.say(f"{self._title}: round {round}/{self._total}  {note}{self._time_left(round)}")
+
+    def _time_left(self, round: int) -> str:
+        if self._first < 0:
+            self._first, self._started = round, time.monotonic()
+            return ""
+        per_round = (time.monotonic() - self._started) / max(1, round - self._first)
+        return f"  {per_round * (self._total - round):.0f} s left" if round < self._total else ""
+
+    def say(self, text: str) -> None:
+        """One line, above the bars if there are any."""
+        if self._progress is not None:
+            self._progress.console.print(text, soft_wrap=True, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the terminal
+
+    def print_rows(self, rows: Sequence[Row]) -> None:
+        """The result of a sweep as a table on standard output."""
+        table = Table("model", "data", "K", "seed", "status", "accuracy", "of K = 1", "rounds to target")
+        for row in rows:
+            accuracy, baseline = row.accuracy_at_budget, row.baseline_accuracy
+            table.add_row(
+                row.model,
+                row.data,
+                str(row.num_clients),
+                str(row.seed),
+                row.status,
+                "-" if accuracy is None else f"{accuracy:.4f}",
+                "-" if accuracy is None or not baseline else f"{accuracy / baseline:.0%}",
+                "-" if row.rounds_to_target is None else str(row.rounds_to_target),
+            )
+        Console(highlight=False).print(table)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = self._sweep = self._rounds = None
+
+
+_display: Display | None = None
+
+
+def display() -> Display:
+    """The display of this process; a terminal is one, so there is one."""
+    global _display
+    if _display is None:
+        _display = Display()
+    return _display

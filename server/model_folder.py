@@ -1,0 +1,53 @@
+"""What a run leaves for others: a folder `transformers` can load, with a card that says what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.models import Classifier, quietly
+from common.runs import RunFolder, write_atomically
+from common.settings import Settings
+
+
+def save_model(folder: RunFolder, settings: Settings, classifier: Classifier) -> None:
+    """Write `model/`: weights, config with label names, tokenizer, model card."""
+
+    def write(part: Path) -> None:
+        part.mkdir()
+        with quietly():
+            classifier.model.save_pretrained(part)
+            classifier.tokenizer.save_pretrained(part)
+        (part / "README.md").write_text(_card(folder, settings, classifier), encoding="utf-8")
+
+    write_atomically(folder.path / "model", write)
+
+
+def _card(folder: RunFolder, settings: Settings, classifier: Classifier) -> str:
+    last = folder.history()[-1]
+    labels = ", ".join(f"`{name}`" for name in (classifier.model.config.id2label or {}).values())
+    train = settings.train
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [federated-learning, wardround]
+---
+# {settings.cell}
+
+{settings.model.label}, fine-tuned on {settings.data.name} by federated averaging over
+{settings.num_clients} client(s) with Wardround. The texts never left the clients.
+
+| | |
+|---|---|
+| labels | {labels} |
+| test accuracy | {last["test"]["accuracy"]:.4f} on {last["test"]["num_examples"]} examples |
+| test macro F1 | {last["test"]["macro_f1"]:.4f} |
+| rounds | {last["round"]} |
+| protocol | {settings.protocol.name}, partition {settings.partition.name}, seed {settings.seed} |
+| local training | {train.local_epochs} epoch(s) a round, batch {train.batch_size}, {train.optimizer}, \
+learning rate {train.learning_rate:g} |
+| text length | cut to {train.max_length} tokens |
+| SHA-256 of the shared tensors | `{last["model_sha256"]}` |
+
+Use: `transformers.pipeline("text-classification", <this folder>)`; pass `truncation=True,
+max_length={train.max_length}` for long texts. The licence of the base model and the terms of the data apply.
+"""

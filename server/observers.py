@@ -1,0 +1,99 @@
+"""What watches a run: history, checkpoints, the target that ends it, and the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from common.runs import Checkpoint, RunFolder
+from common.settings import Settings
+from common.sharing import Layout
+from server.display import display
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Observer:
+    """Does nothing; watchers override what they care about."""
+
+    def resumed(self, last_round: int) -> str | None:
+        """The run goes on after `last_round`. A returned text ends it, for that reason."""
+        return None
+
+    def after_update(self, round: int, num_done: int, num_clients: int) -> None:
+        """One more client's update of this round is in the mean."""
+
+    def after_round(self, record: dict[str, Any], tensors: Tensor) -> str | None:
+        """A round is whole: its history line, and the global tensors, (P,) fp32. A text ends the run."""
+        return None
+
+    def warn(self, text: str) -> None:
+        """Something a person should know."""
+
+
+class History(Observer):
+    """One line a round in `history.jsonl`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def after_round(self, record: dict[str, Any], tensors: Tensor) -> str | None:
+        self.folder.append_history(record)
+        return None
+
+
+class Checkpoints(Observer):
+    """The global tensors of every round; the newest two are kept."""
+
+    def __init__(self, folder: RunFolder, layout: Layout) -> None:
+        self.folder, self.layout = folder, layout
+
+    def after_round(self, record: dict[str, Any], tensors: Tensor) -> str | None:
+        self.folder.save_checkpoint(Checkpoint(record["round"], self.layout.views(tensors)))
+        return None
+
+
+class Target(Observer):
+    """Ends the run at the first round that reaches `evaluation.target_accuracy`."""
+
+    def __init__(self, folder: RunFolder, target: float | None) -> None:
+        self.folder, self.target = folder, target
+
+    def resumed(self, last_round: int) -> str | None:
+        reasons = (self._reached(record) for record in self.folder.history())
+        return next(filter(None, reasons), None)
+
+    def after_round(self, record: dict[str, Any], tensors: Tensor) -> str | None:
+        return self._reached(record)
+
+    def _reached(self, record: dict[str, Any]) -> str | None:
+        accuracy = record["test"]["accuracy"]
+        if self.target is None or record["round"] == 0 or accuracy < self.target:
+            return None
+        return f"accuracy {accuracy:.4f} reached the target {self.target:.4f} in round {record['round']}"
+
+
+class Progress(Observer):
+    """One bar for the rounds, with accuracy and time left; plain lines where there is no terminal."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.num_rounds, self.title = settings.num_rounds, settings.cell
+        display().start_rounds(self.title, self.num_rounds)
+
+    def resumed(self, last_round: int) -> str | None:
+        display().say(f"{self.title}: goes on after round {last_round}")
+        display().show_round(last_round, "")
+        return None
+
+    def after_update(self, round: int, num_done: int, num_clients: int) -> None:
+        display().show_updates(round, num_done, num_clients)
+
+    def after_round(self, record: dict[str, Any], tensors: Tensor) -> str | None:
+        loss = record["train"]["loss"]
+        text = f"accuracy {record['test']['accuracy']:.4f}"
+        text += "" if loss is None else f"  train loss {loss:.4f}"
+        display().show_round(record["round"], text)
+        return None
+
+    def warn(self, text: str) -> None:
+        display().say(f"{self.title}: {text}")

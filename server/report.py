@@ -1,0 +1,85 @@
+"""The report door: a sweep folder or a run folder in, pictures and pages out, from files alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from common.runs import write_atomically
+from server.claims import judge
+from server.document import to_html, to_markdown
+from server.result_files import read_run, read_sweep
+
+RUN_FILES = ("settings.json", "history.jsonl", "status.json")
+
+
+def write_report(folder: Path) -> Path:
+    """Write `<folder>/report/` anew and return the path of its `index.html`.
+
+    The same input files give the same bytes. Every file is replaced in one step.
+
+    Raises:
+        ValueError: `folder` is neither a sweep nor a run, or its `sweep.csv` is damaged.
+    """
+    folder = folder.resolve()
+    if (folder / "sweep.csv").is_file():
+        files = _sweep_files(folder)
+    elif any((folder / name).is_file() for name in RUN_FILES):
+        files = _run_files(folder)
+    else:
+        what = "holds neither" if folder.is_dir() else "is not a folder with"
+        raise ValueError(
+            f"{folder} {what} a sweep (sweep.csv) or a run ({', '.join(RUN_FILES)}). Give the folder that "
+            "`wardround sweep` or `wardround simulate` printed when it started, for example: "
+            "wardround report outputs/demo"
+        )
+    target = folder / "report"
+    target.mkdir(exist_ok=True)
+    for name, content in files.items():
+        _write(target / name, content)
+    return target / "index.html"
+
+
+def _sweep_files(folder: Path) -> dict[str, bytes]:
+    # Matplotlib takes half a second to import; the other commands that pass here need not wait for it.
+    from server.curves import draw_curves
+    from server.figures import draw_accuracy, draw_rounds
+    from server.pages import sweep_blocks, sweep_title
+
+    sweep = read_sweep(folder)
+    claims = judge(sweep)
+    drawings = [draw_accuracy(sweep), draw_rounds(sweep), draw_curves(sweep)]
+    title, blocks = sweep_title(sweep), sweep_blocks(sweep, claims, drawings)
+    files = {f"{drawing.name}.png": drawing.png for drawing in drawings}
+    files |= {f"{drawing.name}.svg": drawing.svg for drawing in drawings}
+    files["claims.json"] = _json([asdict(claim) for claim in claims])
+    files["summary.md"] = to_markdown(title, blocks).encode()
+    files["index.html"] = to_html(title, blocks).encode()
+    return files
+
+
+def _run_files(folder: Path) -> dict[str, bytes]:
+    from server.curves import draw_run
+    from server.run_page import run_blocks, run_title
+
+    run = read_run(folder)
+    drawing = draw_run(run)
+    title, blocks = run_title(folder.name), run_blocks(folder.name, run, drawing)
+    return {
+        "curve.png": drawing.png,
+        "curve.svg": drawing.svg,
+        "summary.md": to_markdown(title, blocks).encode(),
+        "index.html": to_html(title, blocks).encode(),
+    }
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    def fill(part: Path) -> None:
+        part.write_bytes(content)
+
+    write_atomically(path, fill)

@@ -1,0 +1,157 @@
+"""What a sweep and its runs found out, as frozen values; `result_files.py` reads them from folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeVar
+
+from common.settings import Settings
+
+Status = Literal["pending", "running", "finished", "failed", "stopped"]
+Outcome = Literal["reached", "not reached", "not yet", "failed", "no baseline"]
+
+DEFAULT_TARGET_FRACTION = 0.9
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ClientRound:
+    """What one client did in one round."""
+
+    client: str
+    num_examples: int | None
+    loss: float | None
+    update_norm: float | None
+    cosine_to_mean: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Round:
+    """One line of `history.jsonl`; None stands where the line says null, NaN or nothing."""
+
+    number: int
+    accuracy: float | None
+    macro_f1: float | None
+    test_loss: float | None
+    train_loss: float | None
+    clients: tuple[ClientRound, ...]
+    seconds: dict[str, float]
+    """Seconds for `train`, `aggregate`, `evaluate` and `total`, as far as written."""
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder; whatever is missing in it is None or empty."""
+
+    settings: Settings | None
+    num_labels: int | None
+    state: str | None
+    reason: str | None
+    rounds: tuple[Round, ...]
+    """In the order of their numbers; round 0 is the initial model."""
+    problems: tuple[str, ...]
+    """What could not be read, in words."""
+
+    @property
+    def last_round(self) -> int:
+        """Number of the last whole round, 0 before the first."""
+        return self.rounds[-1].number if self.rounds else 0
+
+    @property
+    def chance(self) -> float | None:
+        """Accuracy of guessing evenly: 1 / number of labels."""
+        return 1 / self.num_labels if self.num_labels else None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One line of `sweep.csv` with its run folder, where there is one."""
+
+    model: str
+    data: str
+    num_clients: int
+    seed: int
+    status: Status
+    accuracy: float | None
+    """Test accuracy at the budget."""
+    baseline: float | None
+    """Test accuracy of K = 1 with the same model, data and seed at the budget."""
+    rounds_to_target: int | None
+    run: Run | None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of the target; `not reached` is final, `not yet` may still change."""
+        if self.rounds_to_target is not None:
+            return "reached"
+        if self.status == "failed":
+            return "failed"
+        if self.status != "finished":
+            return "not yet"
+        if self.baseline is None:
+            return "no baseline"
+        if self.run is None or self.run.settings is None:
+            return "not reached"
+        # A learning rate that has decayed to zero by the budget ends the run there.
+        data, constant = self.run.settings.data, self.run.settings.train.schedule == "constant"
+        limit = data.second_threshold_rounds if constant else data.budget_rounds
+        return "not reached" if self.run.last_round >= limit else "not yet"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All cells of a sweep in the order of `sweep.csv`."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    target_fraction: float = DEFAULT_TARGET_FRACTION
+    """Share of the baseline that a cell has to reach."""
+
+    @cached_property
+    def models(self) -> tuple[str, ...]:
+        """Models in the order they first appear."""
+        return tuple(dict.fromkeys(cell.model for cell in self.cells))
+
+    @cached_property
+    def data_sets(self) -> tuple[str, ...]:
+        """Data sets in the order they first appear."""
+        return tuple(dict.fromkeys(cell.data for cell in self.cells))
+
+    @cached_property
+    def client_counts(self) -> tuple[int, ...]:
+        """Every K, ascending."""
+        return tuple(sorted({cell.num_clients for cell in self.cells}))
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """Every seed, ascending."""
+        return tuple(sorted({cell.seed for cell in self.cells}))
+
+    def group(self, model: str, data: str, num_clients: int) -> tuple[Cell, ...]:
+        """The seeds of one model × data × K."""
+        wanted = (model, data, num_clients)
+        return tuple(cell for cell in self.cells if (cell.model, cell.data, cell.num_clients) == wanted)
+
+    def chance(self, data: str) -> float | None:
+        """Accuracy of guessing evenly; None until a run of this data set has named its labels."""
+        return self._first(data, lambda run: run.chance)
+
+    def budget(self, data: str) -> int | None:
+        """Rounds at which accuracies are compared; None until a run has written its settings."""
+        return self._first(data, lambda run: run.settings.data.budget_rounds if run.settings else None)
+
+    def second_threshold(self, data: str) -> int | None:
+        """Rounds after which a target counts as not reached; None as for `budget`."""
+        return self._first(
+            data, lambda run: run.settings.data.second_threshold_rounds if run.settings else None
+        )
+
+    def _first(self, data: str, read: Callable[[Run], T | None]) -> T | None:
+        found = (read(cell.run) for cell in self.cells if cell.data == data and cell.run)
+        return next((value for value in found if value is not None), None)

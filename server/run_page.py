@@ -1,0 +1,126 @@
+"""What the report of a single run says, as blocks for `document.py`."""
+
+from __future__ import annotations
+
+from server.document import Block, Heading, Paragraph, Table
+from server.figure_style import Drawing
+from server.pages import picture, rerun_blocks, settings_blocks
+from server.result_table import display_name
+from server.results import Round, Run
+
+NONE = "–"
+PHASES = ("train", "aggregate", "evaluate", "total")
+
+
+def run_title(name: str) -> str:
+    """Title of the page."""
+    return f"Wardround run: {name}"
+
+
+def run_blocks(name: str, run: Run, drawing: Drawing) -> list[Block]:
+    """The whole page, most important first."""
+    blocks: list[Block] = [Paragraph(text, lead=True) for text in _headline(run)]
+    blocks += [Paragraph(f"Note: {problem}.") for problem in run.problems]
+    if run.rounds:
+        blocks += [
+            picture(drawing, "The dashed line is a classifier that guesses evenly."),
+            _rounds_table(run),
+        ]
+        blocks += _clients(run)
+        blocks += _totals(run)
+    blocks += settings_blocks([run], "Settings of this run")
+    return [*blocks, *rerun_blocks(name)]
+
+
+def _headline(run: Run) -> list[str]:
+    what = "This run"
+    if run.settings:
+        chosen = run.settings
+        what = (
+            f"{display_name(chosen.model.label)} fine-tuned on {display_name(chosen.data.name)} with "
+            f"K = {chosen.num_clients} client{'s' if chosen.num_clients > 1 else ''}, seed {chosen.seed}, "
+            f"protocol {chosen.protocol.name}"
+        )
+    planned = f" of {run.settings.num_rounds}" if run.settings else ""
+    state = f"State: {run.state or 'not recorded'}, {run.last_round}{planned} rounds done."
+    if run.reason:
+        state += f" Reason: {' '.join(run.reason.split()).rstrip('.')}."
+    texts = [f"{what}. {state}"]
+    measured = [(entry.accuracy, entry) for entry in run.rounds if entry.accuracy is not None]
+    if run.last_round == 0:
+        texts.append("No round has finished yet.")
+    if measured:
+        accuracy, last = measured[-1]
+        best, where = max(measured, key=lambda pair: pair[0])
+        chance = f", chance {run.chance:.3g}" if run.chance else ""
+        texts.append(
+            f"Test accuracy {accuracy:.3f} after round {last.number} (best {best:.3f} in round {where.number}"
+            f"{chance}), macro F1 {_number(last.macro_f1, '.3f')}, "
+            f"test loss {_number(last.test_loss, '.4f')}."
+        )
+    return texts
+
+
+def _rounds_table(run: Run) -> Table:
+    header = ["Round", "Accuracy", "Macro F1", "Test loss", "Training loss", "Seconds"]
+    rows = [
+        [
+            str(entry.number),
+            _number(entry.accuracy, ".4f"),
+            _number(entry.macro_f1, ".4f"),
+            _number(entry.test_loss, ".4f"),
+            _number(entry.train_loss, ".4f"),
+            _number(entry.seconds.get("total"), ".1f"),
+        ]
+        for entry in run.rounds
+    ]
+    return Table("Every round in numbers", header, rows, folded=True)
+
+
+def _clients(run: Run) -> list[Block]:
+    last: Round | None = next((entry for entry in reversed(run.rounds) if entry.clients), None)
+    if last is None:
+        return []
+    header = ["Client", "Examples", "Training loss", "Update norm", "Cosine to mean", "Seconds"]
+    rows = [
+        [
+            client.client,
+            _number(client.num_examples, "d"),
+            _number(client.loss, ".4f"),
+            _number(client.update_norm, ".4g"),
+            _number(client.cosine_to_mean, ".3f"),
+            _number(client.seconds, ".1f"),
+        ]
+        for client in last.clients
+    ]
+    caption = (
+        f"What each client sent in round {last.number}. A cosine near 1 points the way of the mean update, "
+        "near 0 across it, below 0 against it."
+    )
+    return [Heading("Clients in the last round"), Table(caption, header, rows)]
+
+
+def _totals(run: Run) -> list[Block]:
+    rows = [
+        [
+            f"Seconds: {phase}",
+            f"{sum(entry.seconds[phase] for entry in run.rounds if phase in entry.seconds):.1f}",
+        ]
+        for phase in PHASES
+        if any(phase in entry.seconds for entry in run.rounds)
+    ]
+    rows.append(["Sent to the clients", _bytes(sum(entry.bytes_down for entry in run.rounds))])
+    rows.append(["Sent by the clients", _bytes(sum(entry.bytes_up for entry in run.rounds))])
+    return [Heading("Time and traffic"), Table("Totals over all rounds.", ["What", "Total"], rows)]
+
+
+def _number(value: float | None, pattern: str) -> str:
+    return NONE if value is None else format(value, pattern)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"

@@ -1,0 +1,124 @@
+"""A sweep folder: the plan, the cells' run folders, and the table of how they did."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common.runs import RunFolder, write_atomically, write_json
+from common.settings import Settings
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One cell of the plan."""
+
+    name: str
+    model: str
+    data: str
+    num_clients: int
+    seed: int
+    budget_rounds: int
+    """Rounds at which accuracies are compared."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> PlannedCell:
+        """The cell these settings run."""
+        return cls(
+            name=settings.cell,
+            model=settings.model.label,
+            data=settings.data.name,
+            num_clients=settings.num_clients,
+            seed=settings.seed,
+            budget_rounds=settings.data.budget_rounds,
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of `sweep.csv`."""
+
+    model: str
+    data: str
+    num_clients: int
+    seed: int
+    status: str
+    """`pending`, or the state of the run."""
+    accuracy_at_budget: float | None
+    baseline_accuracy: float | None
+    """Accuracy at the budget of the K = 1 run with the same model, data and seed."""
+    rounds_to_target: int | None
+    """First round whose accuracy reaches `target_fraction` of the baseline; None: not reached."""
+
+
+class SweepFolder:
+    """The files of one sweep, under `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def run_folder(self, name: str) -> RunFolder:
+        """Where the cell of this name lives."""
+        return RunFolder(self.path / "cells" / name)
+
+    def write_plan(self, cells: Iterable[PlannedCell], target_fraction: float) -> None:
+        """Say what belongs to the sweep."""
+        plan = {"target_fraction": target_fraction, "cells": [asdict(cell) for cell in cells]}
+        write_json(self.path / "sweep.json", plan)
+
+    def read_plan(self) -> tuple[list[PlannedCell], float]:
+        """Inverse of `write_plan`."""
+        plan = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
+        return [PlannedCell(**cell) for cell in plan["cells"]], plan["target_fraction"]
+
+    def accuracies(self, cell: PlannedCell) -> dict[int, float]:
+        """Test accuracy after each whole round."""
+        return {line["round"]: line["test"]["accuracy"] for line in self.run_folder(cell.name).history()}
+
+    def rows(self) -> list[Row]:
+        """How every cell stands, in the order of the plan."""
+        cells, fraction = self.read_plan()
+        curves = {cell.name: self.accuracies(cell) for cell in cells}
+        baselines = {
+            (cell.model, cell.data, cell.seed): curves[cell.name].get(cell.budget_rounds)
+            for cell in cells
+            if cell.num_clients == 1
+        }
+        rows = []
+        for cell in cells:
+            baseline = baselines.get((cell.model, cell.data, cell.seed))
+            rows.append(
+                Row(
+                    model=cell.model,
+                    data=cell.data,
+                    num_clients=cell.num_clients,
+                    seed=cell.seed,
+                    status=self.run_folder(cell.name).status()["state"],
+                    accuracy_at_budget=curves[cell.name].get(cell.budget_rounds),
+                    baseline_accuracy=baseline,
+                    rounds_to_target=rounds_to(curves[cell.name], baseline, fraction),
+                )
+            )
+        return rows
+
+    def write_table(self) -> list[Row]:
+        """Bring `sweep.csv` up to date."""
+        rows = self.rows()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(Row.__dataclass_fields__), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+        write_atomically(self.path / "sweep.csv", lambda part: part.write_text(text.getvalue()))
+        return rows
+
+
+def rounds_to(accuracies: dict[int, float], baseline: float | None, fraction: float) -> int | None:
+    """First trained round with accuracy >= fraction * baseline (the paper, section 3.4), or None."""
+    if baseline is None:
+        return None
+    target = fraction * baseline
+    return min((round for round, value in accuracies.items() if round > 0 and value >= target), default=None)

@@ -1,0 +1,136 @@
+"""Tiny models and tiny texts: real architectures and real file formats, random weights, no network."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common.settings import Settings
+from server.compose import compose
+
+TOPICS = {
+    "sport": ["match", "goal", "team", "coach", "league"],
+    "money": ["bank", "shares", "profit", "market", "loan"],
+    "health": ["doctor", "ward", "nurse", "patient", "fever"],
+}
+FILLER = ["the", "a", "of", "said", "today", "was", "new", "and", "on", "very"]
+
+
+def write_texts(path: Path, num_examples: int, seed: int) -> Path:
+    """A CSV of short texts whose words tell their topic."""
+    random = np.random.default_rng(seed)
+    names = list(TOPICS)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for number in range(num_examples):
+            label = names[number % len(names)]
+            words = [*random.choice(TOPICS[label], 3), *random.choice(FILLER, random.integers(2, 9))]
+            writer.writerow([" ".join(random.permutation(words)), label])
+    return path
+
+
+def write_model(folder: Path, kind: str, dropout: float = 0.1) -> Path:
+    """An encoder without a head, as pre-training leaves it, with its tokenizer."""
+    from transformers import (
+        AlbertConfig,
+        AlbertModel,
+        BertConfig,
+        BertModel,
+        BertTokenizer,
+        DistilBertConfig,
+        DistilBertModel,
+    )
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLER, *chain.from_iterable(TOPICS.values())]
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)}, model_max_length=32)
+    common: dict[str, Any] = {"vocab_size": len(words), "max_position_embeddings": 32}
+    bert: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
+    torch.manual_seed(0)
+    model: Any
+    if kind == "bert":
+        model = BertModel(BertConfig(**common, **bert))
+    elif kind == "albert":
+        model = AlbertModel(AlbertConfig(**common, **bert, embedding_size=8, classifier_dropout_prob=dropout))
+    else:
+        config = DistilBertConfig(
+            **common, dim=16, n_layers=2, n_heads=2, hidden_dim=32, dropout=dropout, attention_dropout=dropout
+        )
+        model = DistilBertModel(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 2 layers x 16."""
+    return write_model(tmp_path_factory.mktemp("models") / "tiny", "bert")
+
+
+@pytest.fixture(scope="session")
+def still_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without dropout."""
+    return write_model(tmp_path_factory.mktemp("models") / "still", "bert", dropout=0.0)
+
+
+@pytest.fixture(scope="session")
+def tiny_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 labelled texts of 3 topics."""
+    return write_texts(tmp_path_factory.mktemp("texts") / "texts.csv", 48, seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_test_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 more."""
+    return write_texts(tmp_path_factory.mktemp("texts") / "test.csv", 30, seed=1)
+
+
+Make = Callable[..., Settings]
+
+
+@pytest.fixture
+def overrides(tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path: Path) -> list[str]:
+    """A run of seconds: three rounds of the tiny model on the tiny texts."""
+    return [
+        "model=hf",
+        f"model.name={tiny_model}",
+        "data=files",
+        f"data.path={tiny_texts}",
+        f"data.test_path={tiny_test_texts}",
+        f"run_dir={tmp_path / 'run'}",
+        "num_clients=3",
+        "num_rounds=3",
+        "seed=7",
+        "device=cpu",
+        "threads=1",
+        "train.batch_size=4",
+        "train.max_length=16",
+        "train.learning_rate=0.5",
+    ]
+
+
+@pytest.fixture
+def make_settings(overrides: list[str]) -> Make:
+    """Settings of the tiny run, with more overrides on top."""
+
+    def make(*more: str) -> Settings:
+        keys = {text.split("=")[0] for text in more}
+        kept = [text for text in overrides if text.split("=")[0] not in keys]
+        return compose([*kept, *more]).settings
+
+    return make

@@ -1,0 +1,273 @@
+"""The report door: folders in, pages and pictures out, whatever state the folders are in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from server.report import write_report
+from server.result_files import read_run, read_sweep
+from server.result_table import table_rows
+from tests.report_folders import CONF, demo_sweep, history_line, settings_with, write_run, write_table
+
+FIGURES = ("figure1_accuracy", "figure2_rounds_to_target", "figure3_curves")
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks nesting; collects text, tags, headings and everything that could point outside."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open_tags: list[str] = []
+        self.tags: list[str] = []
+        self.targets: list[str] = []
+        self.alts: list[str] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open_tags == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.targets += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "data")]
+        self.alts += [dict(attrs).get("alt") or ""] if tag == "img" else []
+        if tag not in VOID:
+            self.open_tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open_tags.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_demo_sweep_leaves_every_file(tmp_path: Path) -> None:
+    index = write_report(demo_sweep(tmp_path / "demo"))
+    assert index == tmp_path / "demo" / "report" / "index.html"
+    expected = {f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "svg")}
+    assert {path.name for path in index.parent.iterdir()} == expected | {
+        "index.html",
+        "summary.md",
+        "claims.json",
+    }
+    for name in FIGURES:
+        assert (index.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"<svg" in (index.parent / f"{name}.svg").read_bytes()
+
+
+def test_page_is_self_contained_and_says_what_was_run(tmp_path: Path) -> None:
+    page = Page(write_report(demo_sweep(tmp_path / "demo")))
+    assert page.targets
+    assert all(target.startswith("data:image/svg+xml;base64,") for target in page.targets)
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert page.tags.count("h1") == 1
+    assert page.alts[0].startswith("Figure 1. ")
+    assert len([alt for alt in page.alts if alt]) == 3
+    assert (
+        "MiniLM fine-tuned on BBC News with K = 1 and 4 clients and seed 0. 2 cells: 2 finished." in page.text
+    )
+    assert "Best: MiniLM on BBC News with K = 1, accuracy 0.900." in page.text
+    assert "Worst: MiniLM on BBC News with K = 4, accuracy 0.720 (chance is 0.2)." in page.text
+    assert "80.0%" in page.text  # 0.72 / 0.9
+    assert "Incomplete" not in page.text
+    assert "wardround report demo" in page.text
+    assert 'name="viewport"' in (tmp_path / "demo/report/index.html").read_text()
+
+
+def test_summary_holds_the_table(tmp_path: Path) -> None:
+    write_report(demo_sweep(tmp_path / "demo"))
+    summary = (tmp_path / "demo/report/summary.md").read_text()
+    assert "| MiniLM | BBC News | 4 | 0.720 | 80.0% | 5 | finished |" in summary
+    assert "](figure2_rounds_to_target.png)" in summary
+
+
+def test_claims_file_has_five_claims(tmp_path: Path) -> None:
+    write_report(demo_sweep(tmp_path / "demo"))
+    claims = json.loads((tmp_path / "demo/report/claims.json").read_text())
+    assert [item["id"] for item in claims] == [1, 2, 3, 4, 5]
+    assert {item["verdict"] for item in claims} == {"not_tested"}
+    assert all(set(item) == {"id", "claim", "verdict", "numbers", "explanation"} for item in claims)
+
+
+def test_same_files_same_bytes(tmp_path: Path) -> None:
+    folder = demo_sweep(tmp_path / "demo")
+    first = digests(write_report(folder).parent)
+    assert digests(write_report(folder).parent) == first
+
+
+def test_half_done_sweep_names_what_is_missing_and_why(tmp_path: Path) -> None:
+    sweep = demo_sweep(tmp_path / "half")
+    failed = settings_with("num_clients=2")
+    write_run(
+        sweep / "cells" / failed.cell, failed, [0.2, 0.3], "failed", "round 2:\nclient 1 has a NaN | loss"
+    )
+    stopped = settings_with("num_clients=8")
+    write_run(sweep / "cells" / stopped.cell, stopped, [0.2, 0.3, 0.4], "stopped")
+    write_table(
+        sweep,
+        [
+            ("minilm", "bbc_news", 1, 0, "finished", 0.9, 0.9, 2),
+            ("minilm", "bbc_news", 2, 0, "failed", "", 0.9, ""),
+            ("minilm", "bbc_news", 8, 0, "stopped", "", 0.9, ""),
+            ("minilm", "bbc_news", 16, 0, "running", "", 0.9, ""),
+            ("minilm", "bbc_news", 32, 0, "pending", "", 0.9, ""),
+        ],
+    )
+    page = Page(write_report(sweep))
+    reason = "MiniLM on BBC News with K = 2: failed, 1 rounds done: round 2: client 1 has a NaN | loss."
+    assert reason in page.text
+    assert "MiniLM on BBC News with K = 8: stopped, 2 rounds done." in page.text
+    assert "MiniLM on BBC News with K = 16: running, no run folder." in page.text
+    assert "Not started (1): MiniLM on BBC News with K = 32." in page.text
+    assert r"a NaN \| loss" in (sweep / "report/summary.md").read_text()
+
+
+def test_sweep_without_a_finished_round_says_so(tmp_path: Path) -> None:
+    settings = settings_with("num_clients=1")
+    write_run(tmp_path / "new" / "cells" / settings.cell, settings, [0.2], "running")
+    write_table(tmp_path / "new", [("minilm", "bbc_news", 1, 0, "running", "", "", "")])
+    assert "No round has finished yet" in Page(write_report(tmp_path / "new")).text
+
+
+def test_sweep_without_any_run_folder_or_any_cell(tmp_path: Path) -> None:
+    write_table(tmp_path / "planned", [("minilm", "bbc_news", 1, 0, "pending", "", "", "")])
+    page = Page(write_report(tmp_path / "planned"))
+    assert "No round has finished yet" in page.text
+    assert "img" not in page.tags
+    write_table(tmp_path / "empty", [])
+    assert "nothing has been run" in Page(write_report(tmp_path / "empty")).text
+
+
+def test_several_seeds_show_mean_and_range(tmp_path: Path) -> None:
+    rows = []
+    for seed, accuracy in ((0, 0.6), (1, 0.7), (2, 0.8)):
+        settings = settings_with("num_clients=4", f"seed={seed}")
+        write_run(
+            tmp_path / "seeds/cells" / settings.cell,
+            settings,
+            [0.2, 0.3, 0.4, 0.5, accuracy, 0.8][: 5 + seed],
+        )
+        reached = "" if seed == 0 else 4 + seed
+        rows.append(("minilm", "bbc_news", 4, seed, "finished", accuracy, 0.8, reached))
+    write_table(tmp_path / "seeds", rows)
+    (row,) = table_rows(read_sweep(tmp_path / "seeds"))
+    assert row.accuracy is not None
+    assert row.accuracy.text(".3f") == "0.700 (0.600–0.800)"
+    assert row.share is not None
+    assert row.share.text(".2f") == "0.88 (0.75–1.00)"  # 0.7 / 0.8 = 0.875
+    # Seed 0 stands at round 4 of 6: still open, not missed.
+    assert row.rounds_text == "5.5 (5–6); 1 not yet, 2 reached"
+    write_report(tmp_path / "seeds")
+
+
+def test_not_reached_is_final_only_past_the_second_threshold(tmp_path: Path) -> None:
+    for name, curve in (("done", [0.2] * 7), ("open", [0.2] * 5)):
+        settings = settings_with("num_clients=4")
+        write_run(tmp_path / name / "cells" / settings.cell, settings, curve)
+        write_table(tmp_path / name, [("minilm", "bbc_news", 4, 0, "finished", 0.2, 0.9, "")])
+    assert read_sweep(tmp_path / "done").cells[0].outcome == "not reached"
+    assert read_sweep(tmp_path / "open").cells[0].outcome == "not yet"
+    assert "not reached" in Page(write_report(tmp_path / "done")).text
+
+
+def test_target_fraction_comes_from_the_sweep(tmp_path: Path) -> None:
+    sweep = demo_sweep(tmp_path / "demo")
+    assert read_sweep(sweep).target_fraction == 0.9
+    (sweep / "sweep.json").write_text(json.dumps({"target_fraction": 0.8, "cells": []}))
+    assert "Rounds to reach 80% of the K = 1 accuracy" in Page(write_report(sweep)).text
+
+
+def test_cut_last_line_is_ignored_and_a_broken_line_is_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", settings_with(), [0.2, 0.5, 0.6])
+    history = folder / "history.jsonl"
+    whole = history.read_text()
+    history.write_text(whole + history_line(3, 0.9)[:40])
+    assert (read_run(folder).last_round, read_run(folder).problems) == (2, ())
+    history.write_text("{broken\n" + whole)
+    assert read_run(folder).last_round == 2
+    assert read_run(folder).problems == ("history.jsonl line 1 cannot be read and was left out",)
+
+
+def test_damaged_settings_cost_only_their_cell(tmp_path: Path) -> None:
+    sweep = demo_sweep(tmp_path / "demo")
+    (sweep / "cells/minilm-bbc_news-k4-s0/settings.json").write_text('{"model": 1')
+    page = Page(write_report(sweep))
+    assert "MiniLM on BBC News with K = 4: settings.json cannot be read" in page.text
+
+
+def test_single_run(tmp_path: Path) -> None:
+    settings = settings_with("num_clients=4")
+    folder = write_run(tmp_path / "one", settings, [0.2, 0.5, 0.4], "failed", "round 3: client 2 timed out.")
+    index = write_report(folder)
+    assert {path.name for path in index.parent.iterdir()} == {
+        "curve.png",
+        "curve.svg",
+        "index.html",
+        "summary.md",
+    }
+    page = Page(index)
+    assert all(target.startswith("data:") for target in page.targets)
+    assert "with K = 4 clients, seed 0, protocol paper. State: failed, 2 of 4 rounds done." in page.text
+    assert "Reason: round 3: client 2 timed out." in page.text
+    assert "Test accuracy 0.400 after round 2 (best 0.500 in round 1, chance 0.2)" in page.text
+    summary = (index.parent / "summary.md").read_text()
+    assert "| 3 | 160 | 0.5000 | 0.25 | 0.900 | 1.5 |" in summary
+    assert "| Seconds: total | 9.0 |" in summary  # 3 lines of 3 seconds
+    assert "| Sent by the clients | 1.5 kB |" in summary  # 3 lines of 500 bytes
+    first = digests(index.parent)
+    assert digests(write_report(folder).parent) == first
+
+
+def test_run_that_has_only_started(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/settings.json").write_text(settings_with().to_json())
+    page = Page(write_report(tmp_path / "run"))
+    assert "State: not recorded, 0 of 4 rounds done." in page.text
+    assert "No round has finished yet." in page.text
+
+
+def test_names_and_reasons_are_escaped(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", settings_with(), [0.2], "failed", "<script>alert(1)</script>")
+    page = Page(write_report(folder))
+    assert "script" not in page.tags
+    assert "<script>alert(1)</script>" in page.text
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_folder_that_is_neither(tmp_path: Path, make: bool) -> None:
+    folder = tmp_path / "other"
+    if make:
+        folder.mkdir()
+    with pytest.raises(ValueError, match=r"sweep\.csv.*settings\.json.*wardround report"):
+        write_report(folder)
+    assert not (folder / "report").exists()
+
+
+def test_damaged_table_names_file_line_and_next_step(tmp_path: Path) -> None:
+    write_table(tmp_path, [("minilm", "bbc_news", "four", 0, "finished", "", "", "")])
+    with pytest.raises(ValueError, match=r"sweep\.csv, line 2: .*'four'.*command again"):
+        write_report(tmp_path)
+    write_table(tmp_path, [("minilm", "bbc_news", 4, 0, "done", "", "", "")])
+    with pytest.raises(ValueError, match="status is 'done', not one of pending"):
+        write_report(tmp_path)
+    (tmp_path / "sweep.csv").write_text("model,data\n")
+    with pytest.raises(ValueError, match="column num_clients, seed"):
+        write_report(tmp_path)
+
+
+def test_importing_the_door_is_light() -> None:
+    heavy = "('matplotlib', 'torch', 'flwr', 'hydra')"
+    code = f"import sys, server.report; assert not [m for m in {heavy} if m in sys.modules]"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=CONF.parent)

@@ -1,0 +1,244 @@
+"""What is checked, held out and drawn once texts are read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.texts import _shares
+from tests.reading import message, pairs, read, write
+
+
+def table(path: Path, rows: list[tuple[str, str]]) -> str:
+    """A CSV of (text, label) rows."""
+    return write(path, "\n".join(["text,label", *(f'"{text}",{label}' for text, label in rows)]) + "\n")
+
+
+def labelled(**counts: int) -> list[tuple[str, str]]:
+    """`labelled(a=2, b=1)` is a0, a1, b0 with their labels."""
+    return [(f"{label}{n}", label) for label, count in counts.items() for n in range(count)]
+
+
+# --- empty texts ------------------------------------------------------------------------------------------
+
+GAPS = [("x", "a"), ("", "a"), (" ", "b"), ("y", "b"), ("", "a"), ("z", "a"), ("w", "b")]
+
+
+def test_empty_texts_are_counted_and_the_first_is_placed(tmp_path: Path) -> None:
+    said = message(path=table(tmp_path / "a.csv", GAPS))
+    assert said.startswith("train: 3 of 7 examples have an empty or missing text, the first in ")
+    assert "a.csv, line 3." in said
+    assert "data.drop_empty=true" in said
+
+
+def test_empty_texts_are_dropped_and_reported_if_asked(tmp_path: Path) -> None:
+    test = table(tmp_path / "t" / "t.csv", [("u", "a"), ("", "b")])
+    data = read(path=table(tmp_path / "a.csv", GAPS), test_path=test, drop_empty=True)
+    assert pairs(data) == [("x", "a"), ("y", "b"), ("z", "a"), ("w", "b")]
+    assert data.findings == (
+        "train: 3 examples with empty text left out",
+        "test: 1 example with empty text left out",
+    )
+
+
+def test_places_survive_the_dropping(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", [*GAPS, ("v", "")])
+    said = message(path=path, drop_empty=True)
+    assert "train: 1 of 5 examples have no label in 'label', the first in" in said
+    assert "a.csv, line 9." in said
+
+
+def test_site_without_any_text(tmp_path: Path) -> None:
+    table(tmp_path / "n.csv", labelled(a=1, b=1))
+    table(tmp_path / "s.csv", [("", "a"), ("", "b")])
+    assert "s.csv: no example has a text" in message(path=str(tmp_path), drop_empty=True)
+
+
+# --- labels -----------------------------------------------------------------------------------------------
+
+
+def test_labels_are_numbered_in_declared_order(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", labelled(a=2, b=2))
+    assert read(path=path).label_names == ("a", "b")
+    data = read(path=path, label_names=("b", "a"))
+    assert data.label_names == ("b", "a")
+    assert {text[0]: number for text, number in zip(data.train.texts, data.train.labels, strict=True)} == {
+        "a": 1,
+        "b": 0,
+    }
+
+
+def test_label_missing(tmp_path: Path) -> None:
+    said = message(path=table(tmp_path / "a.csv", [("x", "a"), ("y", ""), ("z", " ")]))
+    assert "train: 2 of 3 examples have no label in 'label', the first in" in said
+    assert "a.csv, line 3." in said
+
+
+def test_fewer_than_two_labels(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", labelled(a=4))
+    assert "'a' is the only label" in message(path=path)
+    assert "at least 2" in message(path=path, label_names=("a",))
+
+
+def test_label_named_twice(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", labelled(a=2, b=2))
+    assert "data.label_names holds 'a' more than once" in message(path=path, label_names=("a", "b", "a"))
+
+
+def test_label_in_test_that_training_never_saw(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", labelled(sport=1, money=1))
+    test = table(tmp_path / "t.csv", [("x", "sport"), ("y", "sports")])
+    said = message(path=path, test_path=test)
+    assert said.startswith("test: 1 example(s) carry a label that training never saw, the first 'sports' in ")
+    assert "t.csv, line 3." in said
+    assert "Known are: money, sport. Nearest: 'sport'." in said
+
+
+def test_declared_label_that_only_test_has_is_a_finding(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", labelled(a=1, b=1))
+    data = read(path=path, test_path=table(tmp_path / "t.csv", labelled(c=1)), label_names=("a", "b", "c"))
+    assert data.findings == ("train: no example of 1 of 3 labels: c",)
+    assert data.test.labels.tolist() == [2]
+
+
+def test_label_that_is_not_declared(tmp_path: Path) -> None:
+    said = message(path=table(tmp_path / "a.csv", labelled(a=1, b=1, c=2)), label_names=("a", "b"))
+    assert said.startswith(
+        "train: 2 example(s) carry a label that data.label_names does not hold, the first 'c'"
+    )
+    assert "a.csv, line 4." in said
+
+
+def test_label_sets_that_differ_between_sites(tmp_path: Path) -> None:
+    table(tmp_path / "north.csv", labelled(a=2, b=2))
+    table(tmp_path / "south.csv", labelled(b=4))
+    said = message(path=str(tmp_path))
+    assert "site 'south' has no example of a; all sites together have a, b." in said
+    assert "data.label_names=[a,b]" in said
+    assert read(path=str(tmp_path), label_names=("a", "b")).site_sizes == (("north", 2), ("south", 2))
+
+
+# --- hold-out ---------------------------------------------------------------------------------------------
+
+
+def test_shares_by_largest_remainder() -> None:
+    # 10 of (5, 3, 12) of 20: 2.5, 1.5, 6; the tie goes to the first.
+    assert _shares(np.array([5, 3, 12]), 10).tolist() == [3, 1, 6]
+    # 2 of (1, 1, 2): 0.5, 0.5, 1; one of each must stay, so the single ones cannot go.
+    assert _shares(np.array([1, 1, 2]), 2, keep=1).tolist() == [0, 0, 1]
+    assert _shares(np.array([0, 4]), 4).tolist() == [0, 4]
+
+
+def test_hold_out_is_even_by_label_and_keeps_the_order(tmp_path: Path) -> None:
+    rows = labelled(a=20, b=10, c=5)
+    data = read(path=table(tmp_path / "a.csv", rows), test_fraction=0.2)
+    assert Counter(label for _, label in pairs(data, "test")) == {"a": 4, "b": 2, "c": 1}
+    held = set(pairs(data, "test"))
+    assert pairs(data) == [row for row in rows if row not in held]
+    assert pairs(data, "test") == [row for row in rows if row in held]
+
+
+def test_hold_out_follows_the_seed_alone(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", labelled(a=50, b=50))
+    once = read(path=path).test.texts
+    assert read(path=path).test.texts == once
+    assert read(path=path, seed=8).test.texts != once
+    assert read(path=path, train_examples=10).test.texts == once
+
+
+def test_hold_out_leaves_one_of_each_label_to_learn_from(tmp_path: Path) -> None:
+    data = read(path=table(tmp_path / "a.csv", labelled(a=9, b=1)), test_fraction=0.9)
+    # 9 of 10 asked: 8.1 and 0.9; b stays, so a gives 8, and no more than all but one.
+    assert sorted(data.train.labels.tolist()) == [0, 1]
+    assert "too few to hold out" in message(path=table(tmp_path / "b.csv", labelled(a=1, b=1)))
+
+
+def test_hold_out_within_each_site(tmp_path: Path) -> None:
+    for site, size in (("east", 10), ("north", 5)):
+        table(tmp_path / f"{site}.csv", [(f"{site}{n}{label}", label) for n in range(size) for label in "ab"])
+    data = read(path=str(tmp_path), test_fraction=0.2)
+    assert data.site_sizes == (("east", 16), ("north", 8))
+    assert [text[:4] for text in data.train.texts] == ["east"] * 16 + ["nort"] * 8
+    assert Counter((text[:4], text[-1]) for text in data.test.texts) == {
+        ("east", "a"): 2,
+        ("east", "b"): 2,
+        ("nort", "a"): 1,
+        ("nort", "b"): 1,
+    }
+
+
+def test_another_site_leaves_a_sites_test_texts_alone(tmp_path: Path) -> None:
+    table(tmp_path / "north.csv", labelled(a=20, b=20))
+    alone = read(path=str(tmp_path)).test.texts
+    table(tmp_path / "east.csv", [(f"east {text}", label) for text, label in labelled(a=3, b=3)])
+    assert [text for text in read(path=str(tmp_path)).test.texts if "east" not in text] == alone
+
+
+# --- drawing ----------------------------------------------------------------------------------------------
+
+
+def test_draws_are_even_by_label_and_keep_the_order(tmp_path: Path) -> None:
+    rows, test_rows = labelled(a=60, b=30, c=10), [(f"t{text}", label) for text, label in labelled(a=5, b=5)]
+    settings: dict[str, Any] = {
+        "path": table(tmp_path / "a.csv", rows),
+        "test_path": table(tmp_path / "t.csv", test_rows),
+    }
+    data = read(**settings, train_examples=25, test_examples=4)
+    # 25 of (60, 30, 10): 15, 7.5, 2.5; the tie goes to the first.
+    assert Counter(label for _, label in pairs(data)) == {"a": 15, "b": 8, "c": 2}
+    assert Counter(label for _, label in pairs(data, "test")) == {"a": 2, "b": 2}
+    assert pairs(data) == [row for row in rows if row in set(pairs(data))]
+    assert pairs(data) == pairs(read(**settings, train_examples=25))
+    assert pairs(data) != pairs(read(**settings, train_examples=25, seed=8))
+    assert set(pairs(data)) < set(pairs(read(**settings, train_examples=50)))
+
+
+def test_draws_keep_the_sites_shares(tmp_path: Path) -> None:
+    for site, size in (("east", 12), ("north", 4)):
+        table(tmp_path / f"{site}.csv", [(f"{site}{n}{label}", label) for n in range(size) for label in "ab"])
+    test = table(tmp_path / "t" / "t.csv", labelled(a=1, b=1))
+    (tmp_path / "t").rename(tmp_path / ".t")
+    data = read(path=str(tmp_path), test_path=test.replace("/t/", "/.t/"), train_examples=8)
+    # 4 of each label; within a label 12 to 4, so 3 to 1.
+    assert data.site_sizes == (("east", 6), ("north", 2))
+    assert [text[:4] for text in data.train.texts] == ["east"] * 6 + ["nort"] * 2
+
+
+@pytest.mark.parametrize(("key", "available"), [("train_examples", 2), ("test_examples", 2)])
+def test_more_examples_than_there_are(tmp_path: Path, key: str, available: int) -> None:
+    path = table(tmp_path / "a.csv", labelled(a=2, b=2))
+    assert f"data.{key} is 3, but there are only {available} examples" in message(path=path, **{key: 3})
+
+
+# --- what a person is told --------------------------------------------------------------------------------
+
+
+def test_texts_that_stand_on_both_sides_are_told(tmp_path: Path) -> None:
+    test = table(tmp_path / "t.csv", [("a0", "a"), ("new", "b"), ("b0", "a")])
+    data = read(path=table(tmp_path / "a.csv", labelled(a=1, b=1)), test_path=test)
+    assert data.findings == ("test: 2 of 3 texts also stand in train, word for word",)
+
+
+def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = table(tmp_path / "a.csv", labelled(a=2, b=2))
+
+    def refuse(self: Path, *args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "a.csv cannot be read: Permission denied" in message(path=path)
+
+
+def test_importing_brings_no_heavy_library() -> None:
+    code = (
+        "import sys, common.texts; "
+        "heavy = {'torch', 'flwr', 'hydra', 'datasets', 'pyarrow', 'transformers', 'client', 'server'}; "
+        "sys.exit(sorted(heavy & set(sys.modules)) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -84,8 +84,8 @@ def compose_sweep(overrides: Sequence[str]) -> SweepPlan:
         key = override.key_or_group
         if key in AXES:
             several = override.is_sweep_override()
-            values = override.sweep_string_iterator() if several else [override.value()]
-            axes[key] = [str(value) for value in values]
+            values = list(override.sweep_string_iterator()) if several else [str(override.value())]
+            axes[key] = values
         elif override.is_sweep_override():
             raise ValueError(
                 f"'{override.input_line}' sweeps over '{key}'; the axes of a sweep are {', '.join(AXES)}."
@@ -140,7 +140,7 @@ def settings_of(config: DictConfig) -> Settings:
     try:
         values: Any = OmegaConf.to_container(
             OmegaConf.masked_copy(
-                config, [key for key in config if key not in ("hydra", "sweep", "experiment")]
+                config, [str(key) for key in config if key not in ("hydra", "sweep", "experiment")]
             ),
             resolve=True,
             throw_on_missing=True,

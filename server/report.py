@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common.runs import write_atomically
-from server.claims import judge
-from server.document import to_html, to_markdown
-from server.result_files import read_run, read_sweep
+from server.reporting.claims import judge
+from server.reporting.document import to_html, to_markdown
+from server.reporting.result_files import read_run, read_sweep
 
 RUN_FILES = ("settings.json", "history.jsonl", "status.json")
 
@@ -43,9 +43,9 @@ def write_report(folder: Path) -> Path:
 
 def _sweep_files(folder: Path) -> dict[str, bytes]:
     # Matplotlib takes half a second to import; the other commands that pass here need not wait for it.
-    from server.curves import draw_curves
-    from server.figures import draw_accuracy, draw_rounds
-    from server.pages import sweep_blocks, sweep_title
+    from server.reporting.curves import draw_curves
+    from server.reporting.figures import draw_accuracy, draw_rounds
+    from server.reporting.pages import sweep_blocks, sweep_title
 
     sweep = read_sweep(folder)
     claims = judge(sweep)
@@ -60,8 +60,8 @@ def _sweep_files(folder: Path) -> dict[str, bytes]:
 
 
 def _run_files(folder: Path) -> dict[str, bytes]:
-    from server.curves import draw_run
-    from server.run_page import run_blocks, run_title
+    from server.reporting.curves import draw_run
+    from server.reporting.run_page import run_blocks, run_title
 
     run = read_run(folder)
     drawing = draw_run(run)

@@ -12,7 +12,7 @@ import hydra
 from omegaconf import OmegaConf
 
 from common.settings import Settings
-from server.result_files import SWEEP_COLUMNS
+from server.reporting.result_files import SWEEP_COLUMNS
 
 CONF = Path(__file__).parent.parent / "conf"
 

@@ -9,11 +9,11 @@ from functools import cache
 import pytest
 
 from common.settings import Settings
-from server import claim_rules as rules
-from server.claim_rules import Key, Part
-from server.claims import Claim, judge
-from server.evidence import PAPER_CLIENTS, PAPER_DATA, PAPER_MODELS, describe_missing
-from server.results import Cell, Round, Run, Sweep
+from server.reporting import claim_rules as rules
+from server.reporting.claim_rules import Key, Part
+from server.reporting.claims import Claim, judge
+from server.reporting.evidence import PAPER_CLIENTS, PAPER_DATA, describe_missing
+from server.reporting.results import Cell, Round, Run, Sweep
 from tests.report_folders import compose_settings
 
 NUM_LABELS = {"imdb": 2, "yelp_full": 5, "ag_news": 4}
@@ -267,8 +267,3 @@ def test_a_seed_that_is_not_done_leaves_its_cell_out() -> None:
     assert found[0].verdict == "not_tested"
     assert found[1].verdict == "supported"
     assert found[0].numbers["num_seeds"] == 2
-
-
-def test_every_model_and_data_set_of_the_paper_is_judged() -> None:
-    needed = {(model, data) for model in PAPER_MODELS for data in PAPER_DATA}
-    assert {(key[0], key[1]) for key in as_the_paper_says()} == needed

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from server.report import write_report
-from server.result_files import read_run, read_sweep
-from server.result_table import table_rows
+from server.reporting.result_files import read_run, read_sweep
+from server.reporting.result_table import table_rows
 from tests.report_folders import CONF, demo_sweep, history_line, settings_with, write_run, write_table
 
 FIGURES = ("figure1_accuracy", "figure2_rounds_to_target", "figure3_curves")

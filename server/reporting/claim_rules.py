@@ -7,7 +7,7 @@ the thresholds are ours, and every verdict is printed with them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from math import log2
 from typing import Literal
@@ -47,7 +47,7 @@ class Part:
     needs: tuple[Key, ...] = ()
     """Cells this part cannot do without."""
     why_open: str = ""
-    note: str = field(default="")
+    note: str = ""
     """What was found, in words."""
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from server.results import Cell, Run, Sweep
+from server.reporting.results import Cell, Run, Sweep
 
 DISPLAY_NAMES = {
     "bert": "BERT",

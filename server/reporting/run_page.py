@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from server.document import Block, Heading, Paragraph, Table
-from server.figure_style import Drawing
-from server.pages import picture, rerun_blocks, settings_blocks
-from server.result_table import display_name
-from server.results import Round, Run
+from server.reporting.document import Block, Heading, Paragraph, Table
+from server.reporting.figure_style import Drawing
+from server.reporting.pages import picture, rerun_blocks, settings_blocks
+from server.reporting.result_table import display_name
+from server.reporting.results import Round, Run
 
 NONE = "–"
 PHASES = ("train", "aggregate", "evaluate", "total")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from server.claims import Claim
-from server.document import Block, Bullets, Command, Heading, Paragraph, Picture, Table
-from server.figure_style import Drawing
-from server.result_table import Row, display_name, joined, shared_settings, table_rows
-from server.results import Cell, Run, Sweep
+from server.reporting.claims import Claim
+from server.reporting.document import Block, Bullets, Command, Heading, Paragraph, Picture, Table
+from server.reporting.figure_style import Drawing
+from server.reporting.result_table import Row, display_name, joined, shared_settings, table_rows
+from server.reporting.results import Cell, Run, Sweep
 
 VERDICT_WORDS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "not_tested": "? not tested"}
 FINDING_WORDS = {"holds": "✓ holds", "fails": "✗ does not hold", "open": "? not tested"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from common.settings import Settings
-from server.results import DEFAULT_TARGET_FRACTION, Cell, ClientRound, Round, Run, Status, Sweep
+from server.reporting.results import DEFAULT_TARGET_FRACTION, Cell, ClientRound, Round, Run, Status, Sweep
 
 SWEEP_COLUMNS = (
     "model",

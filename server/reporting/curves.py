@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from server.figure_style import (
+from server.reporting.figure_style import (
     GREY,
     Drawing,
     add_legend,
@@ -19,8 +19,8 @@ from server.figure_style import (
     panel_row,
     render,
 )
-from server.result_table import display_name, joined
-from server.results import Cell, Run, Sweep
+from server.reporting.result_table import display_name, joined
+from server.reporting.results import Cell, Run, Sweep
 
 
 def draw_curves(sweep: Sweep) -> Drawing:

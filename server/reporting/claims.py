@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from server import claim_parts
-from server import claim_rules as rules
-from server.claim_rules import Key, Part, Verdict
-from server.evidence import Evidence, describe_missing, gather
-from server.results import Sweep
+from server.reporting import claim_parts
+from server.reporting import claim_rules as rules
+from server.reporting.claim_rules import Key, Part, Verdict
+from server.reporting.evidence import Evidence, describe_missing, gather
+from server.reporting.results import Sweep
 
 
 @dataclass(frozen=True)

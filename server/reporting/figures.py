@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from server.figure_style import (
+from server.reporting.figure_style import (
     COLORS,
     GREY,
     Drawing,
@@ -21,8 +21,8 @@ from server.figure_style import (
     panel_row,
     render,
 )
-from server.result_table import Row, display_name, joined
-from server.results import Sweep
+from server.reporting.result_table import Row, display_name, joined
+from server.reporting.results import Sweep
 
 
 def draw_accuracy(sweep: Sweep) -> Drawing:
@@ -61,13 +61,14 @@ def _accuracy_panel(axes: Axes, sweep: Sweep, data: str) -> None:
         y = [value.mean for _, value in points]
         spread = [[v.mean - v.low for _, v in points], [v.high - v.mean for _, v in points]]
         if any(value.count > 1 for _, value in points):
-            axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=COLORS[index % 7], capsize=3, linewidth=1.2)
+            axes.errorbar(
+                x, y, yerr=spread, fmt="none", ecolor=COLORS[index % len(COLORS)], capsize=3, linewidth=1.2
+            )
         axes.plot(x, y, **line_style(index))
         if len(sweep.models) == 1:
-            for x_value, y_value in zip(x, y, strict=True):
-                axes.annotate(
-                    f"{y_value:.3f}", (x_value, y_value), (0, 8), textcoords="offset points", ha="center"
-                )
+            for at, (_, value) in zip(x, points, strict=True):
+                label = f"{value.mean:.3f}"
+                axes.annotate(label, (at, value.high), (0, 8), textcoords="offset points", ha="center")
         drawn += len(points)
     if not drawn:
         draw_nothing_yet(axes)
@@ -140,17 +141,17 @@ def _draw_bar(axes: Axes, row: Row, x: float, slot: float, index: int, crowded: 
         "textcoords": "offset points",
     }
     if row.rounds is None:
+        foot = 0.02 * axes.get_ylim()[1]
         axes.plot(
             [x],
-            [0],
+            [foot],
             marker="x",
-            color=COLORS[index % 7],
+            color=COLORS[index % len(COLORS)],
             markersize=6,
             markeredgewidth=2,
-            clip_on=False,
             zorder=4,
         )
-        axes.annotate(row.outcomes, (x, 0), (0, 8), rotation=90 if crowded else 0, color=GREY, **words)
+        axes.annotate(row.outcomes, (x, foot), (0, 7), rotation=90 if crowded else 0, color=GREY, **words)
         return
     mean, low, high = row.rounds.mean, row.rounds.low, row.rounds.high
     axes.bar([x], [mean], width=slot * 0.92, linewidth=0.5, **bar_style(index))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from server import claim_rules as rules
-from server.claim_rules import Finding, Key, Part
-from server.evidence import PAPER_CLIENTS, PAPER_DATA, PAPER_MODELS, Evidence
-from server.result_table import display_name, joined
+from server.reporting import claim_rules as rules
+from server.reporting.claim_rules import Finding, Key, Part
+from server.reporting.evidence import PAPER_CLIENTS, PAPER_DATA, PAPER_MODELS, Evidence
+from server.reporting.result_table import display_name, joined
 
 LARGE_CLIENTS = (8, 16, 32)
 """K "when the number of clients is high" (section 4.3): past the 4 of section 4.1."""

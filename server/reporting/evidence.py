@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from common.settings import Settings
-from server.claim_rules import Key, has_learned, retained
-from server.result_table import display_name, joined
-from server.results import DEFAULT_TARGET_FRACTION, Cell, Sweep
+from server.reporting.claim_rules import Key, has_learned, retained
+from server.reporting.result_table import display_name, joined
+from server.reporting.results import DEFAULT_TARGET_FRACTION, Cell, Sweep
 
 PAPER_MODELS = ("bert", "albert", "distilbert")
 PAPER_DATA = ("imdb", "yelp_full", "ag_news")

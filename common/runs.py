@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from common.settings import Settings
 
@@ -22,23 +24,46 @@ STATES = ("running", "finished", "failed", "stopped")
 _KEPT_CHECKPOINTS = 2
 
 
+class FolderInUse(ValueError):
+    """Another process runs in this folder; what it writes there is its own."""
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary neighbour of `path`, bring it to the disk, then put it in place."""
+    """Let `write` fill a temporary neighbour of `path`, bring it to the disk, then put it in place.
+
+    Raises:
+        OSError: it could not be written; names `path`, where whatever stood before still stands.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    if temporary.is_dir():
-        shutil.rmtree(temporary)
+    temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("part", "old"))
+    for left_over in (temporary, old):
+        if left_over.is_dir():
+            shutil.rmtree(left_over)
+    with _named(path):
+        try:
+            write(temporary)
+            for item in [*temporary.rglob("*"), temporary]:
+                _to_disk(item)
+            if path.is_dir():  # a folder is not replaced in one step, and half deleted it would look whole
+                path.replace(old)
+            temporary.replace(path)
+            _to_disk(path.parent)
+        except (OSError, SafetensorError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+            raise
+    if old.is_dir():
+        shutil.rmtree(old)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let every failure to write be an OSError that names `path`."""
     try:
-        write(temporary)
-        for item in [*temporary.rglob("*"), temporary]:
-            _to_disk(item)
-        if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
-        _to_disk(path.parent)
-    except OSError:
-        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except SafetensorError as error:  # safetensors has its own error for a full disk
+        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -71,23 +96,30 @@ class RunFolder:
 
     @contextmanager
     def open(self, settings: Settings) -> Iterator[None]:
-        """Claim the folder for this process and write its settings.
+        """Claim the folder for this process, write its settings, and forget rounds that are not whole.
 
         Raises:
-            ValueError: another process holds it, or it belongs to a run with other settings.
+            ValueError: it cannot be written, or it belongs to a run with other settings.
+            FolderInUse: another process holds it (a ValueError too).
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(
+            raise FolderInUse(
                 f"run_dir is '{self.path}', in which another process is running. "
                 "Wait for it, or choose another run_dir."
+            ) from None
+        except OSError as error:
+            raise ValueError(
+                f"run_dir is '{self.path}', which cannot be written ({error.strerror}). "
+                "Choose another run_dir=..., or correct what is in its way."
             ) from None
         try:
             self.check_owner(settings)
             write_json(self.path / "settings.json", settings.to_dict())
+            self.cut_history(self._last_round())
             yield
         finally:
             lock.release()
@@ -132,13 +164,16 @@ class RunFolder:
 
     def append_history(self, line: dict[str, Any]) -> None:
         """Add one round."""
-        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
+        path = self.path / "history.jsonl"
+        with _named(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def cut_history(self, last_round: int) -> None:
-        """Forget every round after `last_round`, and any line cut short by a kill."""
+        """Forget every round after `last_round`, and any line cut short by a kill or a full disk."""
+        if not (self.path / "history.jsonl").exists():
+            return
         kept = [json.dumps(line) + "\n" for line in self.history() if line["round"] <= last_round]
         write_atomically(self.path / "history.jsonl", lambda part: part.write_text("".join(kept)))
 
@@ -164,6 +199,11 @@ class RunFolder:
             return None
         state = json.loads((folders[-1] / "state.json").read_text())
         return Checkpoint(round=state["round"], tensors=load_file(folders[-1] / "shared.safetensors"))
+
+    def _last_round(self) -> int:
+        """Number of the newest checkpoint's round, -1 where there is none."""
+        folders = self._checkpoints()
+        return int(folders[-1].name.removeprefix("round-")) if folders else -1
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoint").glob("round-*"))

@@ -59,7 +59,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]  # PyTorch's second sentence is a long list
         raise ValueError(
             f"device is '{name}', which this machine does not have ({reason}). "
             "Set device=cpu, or device=auto for whatever there is."

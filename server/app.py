@@ -86,7 +86,6 @@ def _run_rounds(
     checkpoint = folder.load_checkpoint()
     if checkpoint is not None:
         tensors = tensors_to_flat(workplace.layout, checkpoint.tensors)
-        folder.cut_history(checkpoint.round)
     strategy = FederatedAveraging(
         settings,
         workplace.layout,

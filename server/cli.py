@@ -159,6 +159,15 @@ def _guarded(run: Callable[[], Any]) -> int:
         if os.environ.get("WARDROUND_DEBUG"):
             raise
         return _say(f"error: {error}", BAD_INPUT)
+    except OSError as error:
+        if os.environ.get("WARDROUND_DEBUG"):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(
+            f"error: {where}{error.strerror or error}. Make room or give access, then run the same command "
+            "again: it goes on from the last whole round.",
+            RUN_FAILED,
+        )
     except Exception as error:
         from server.exchange import RunFailed
 

@@ -146,8 +146,15 @@ def settings_of(config: DictConfig) -> Settings:
             throw_on_missing=True,
         )
     except OmegaConfBaseException as error:
-        raise ValueError(_first_line(error)) from None
+        raise ValueError(_explained(error)) from None
     return Settings.from_dict(values)
+
+
+def _explained(error: Exception) -> str:
+    """What is wrong with a composed tree; a value nobody gave is the usual case."""
+    text = _first_line(error)
+    _, _, missing = text.partition("Missing mandatory value: ")
+    return f"{missing} is missing and has no default. Set {missing}=..." if missing else text
 
 
 @contextmanager

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 
 from common.models import quietly
+from common.read_files import csv_rows, require_file
 from common.runs import RunFolder
 from common.runtime import resolve_device
+from common.tables import first_line, nearest
 
 _BATCH = 32
 
@@ -22,18 +24,16 @@ def predict(
     """Write CSV to `out`: `text`, `label`, then one probability column per label.
 
     Raises:
-        ValueError: no model in the folder, no texts, or a file without that column.
+        ValueError: no trained classifier in the folder, no texts, or a file that is broken, not UTF-8 or
+            without that column.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     location = _model_folder(folder)
     wanted = [*texts, *(_read_column(file, column) if file else ())]
     if not wanted:
         raise ValueError('nothing to label; give --text "..." or --file texts.csv.')
     target = resolve_device(device)
-    with quietly():
-        tokenizer = AutoTokenizer.from_pretrained(location)
-        model = AutoModelForSequenceClassification.from_pretrained(location).to(target).eval()
+    tokenizer, model = _load(location)
+    model.to(target).eval()
     labels = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["text", "label", *labels])
@@ -57,6 +57,30 @@ def _model_folder(folder: Path) -> Path:
     )
 
 
+def _load(location: Path) -> tuple[Any, Any]:
+    """Tokenizer and classifier. Raises ValueError where weights are missing, most of all the head's."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        with quietly():
+            tokenizer = AutoTokenizer.from_pretrained(location)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                location, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"'{location}' holds a model that cannot be loaded ({first_line(error)}). Give the folder of a "
+            "finished run, or one written by save_pretrained with its tokenizer."
+        ) from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"'{location}' holds no trained classifier: its files have no weights for {missing[0]}, so that "
+            "labels would be drawn by lot. Train it first: wardround simulate model=hf model.name=<folder>"
+        )
+    return tokenizer, model
+
+
 def _max_length(folder: Path, limit: int) -> int:
     """The length the model was trained at, where the run folder tells; else all it can take."""
     settings = RunFolder(folder).settings() or RunFolder(folder.parent).settings()
@@ -64,16 +88,14 @@ def _max_length(folder: Path, limit: int) -> int:
 
 
 def _read_column(file: Path, column: str) -> Iterator[str]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines)
-            if column not in (reader.fieldnames or []):
-                raise ValueError(
-                    f"'{file}' has no column '{column}'; it has {', '.join(reader.fieldnames or ['none'])}. "
-                    "Name the text's column with --column."
-                )
-            yield from (row[column] or "" for row in reader)
-    except OSError as error:
-        raise ValueError(f"'{file}' cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"'{file}' is not UTF-8 (byte {error.start}); convert it first.") from None
+    require_file(file, "--file")
+    rows = csv_rows(file)
+    _, header = next(rows, (0, list[str]()))
+    if column not in header:
+        raise ValueError(
+            f"'{file}' has no column '{column}'; it has: {', '.join(header)}.{nearest(column, header)} "
+            "Name the text's column with --column."
+        )
+    position = header.index(column)
+    for _, row in rows:
+        yield row[position]

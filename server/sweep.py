@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from common.runs import FolderInUse
 from common.settings import Settings
 from server.compose import SweepPlan, compose, compose_sweep, launch, settings_of
 from server.display import display
@@ -49,6 +50,8 @@ def sweep(overrides: Sequence[str]) -> Outcome:
     """
     plan = compose_sweep(overrides)
     folder = SweepFolder(Path(plan.run_dir))
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"run_dir is '{folder.path}', which is a file. Choose another run_dir=...")
     cells = [_cell(folder, cell_overrides) for cell_overrides in plan.cells]
     for cell in cells:
         folder.run_folder(cell.settings.cell).check_owner(cell.settings)
@@ -121,6 +124,8 @@ def _run_cell(root: Path, config: DictConfig) -> None:
     run = folder.run_folder(settings.cell)
     try:
         simulate(settings)
+    except FolderInUse as error:  # its state is for that process to write
+        display().say(f"{settings.cell} left alone: {error}")
     except (RunFailed, ValueError) as error:
         display().say(f"{settings.cell} failed: {error}")
         run.write_status("failed", str(error))

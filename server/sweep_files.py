@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from common.runs import RunFolder, write_atomically, write_json
 from common.settings import Settings
 
@@ -106,8 +108,11 @@ class SweepFolder:
         return rows
 
     def write_table(self) -> list[Row]:
-        """Bring `sweep.csv` up to date."""
-        rows = self.rows()
+        """Bring `sweep.csv` up to date; cells may end at the same time in several processes."""
+        with FileLock(self.path / ".lock"):
+            return self._write_rows(self.rows())
+
+    def _write_rows(self, rows: list[Row]) -> list[Row]:
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(Row.__dataclass_fields__), lineterminator="\n")
         writer.writeheader()

@@ -1,0 +1,81 @@
+"""The weighted mean and what it says of the updates, on numbers checkable by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from server.averaging import BLOCK, WeightedMean
+
+
+def average(start: list[float], *updates: tuple[list[float], int]) -> tuple[list[float], WeightedMean]:
+    """The mean of (trained tensors, examples) pairs."""
+    mean = WeightedMean(torch.tensor(start))
+    for trained, num_examples in updates:
+        mean.add(torch.tensor(trained), num_examples)
+    return mean.finish().tensors.tolist(), mean
+
+
+def test_mean_weighs_clients_by_examples() -> None:
+    # 1 example says 0, 3 examples say 4: (0*1 + 4*3) / 4 = 3
+    assert average([7.0], ([0.0], 1), ([4.0], 3))[0] == [3.0]
+    # (1*10 + 2*20 + 4*70) / 100 = 3.3
+    assert average([0.0], ([1.0], 10), ([2.0], 20), ([4.0], 70))[0] == [pytest.approx(3.3, rel=1e-7)]
+
+
+def test_one_update_comes_back_bit_for_bit() -> None:
+    start, trained = torch.randn(1000), torch.randn(1000)
+    trained[:3] = torch.tensor([1e-38, -1e-12, 3e38])
+    mean = WeightedMean(start)
+    mean.add(trained, 12345)
+    assert torch.equal(mean.finish().tensors, trained)
+
+
+def test_averaging_weights_equals_adding_the_mean_delta() -> None:
+    # FedAvg written both ways: sum n w / sum n, and w0 + sum n (w - w0) / sum n.
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(BLOCK + 17, generator=generator)
+    updates = [(start + 0.01 * torch.randn(len(start), generator=generator), n) for n in (3, 50, 7)]
+    mean = WeightedMean(start)
+    for trained, num_examples in updates:
+        mean.add(trained, num_examples)
+    delta = sum((n * (w.double() - start.double()) for w, n in updates), torch.zeros(1)) / 60
+    torch.testing.assert_close(mean.finish().tensors, (start.double() + delta).float(), rtol=2e-7, atol=1e-9)
+
+
+def test_norms_and_cosines() -> None:
+    # Deltas (3, 4) and (3, -4) with equal weight: norms 5 and 5, mean (3, 0) of norm 3, cosines 3/5.
+    mean = WeightedMean(torch.tensor([1.0, 1.0]))
+    mean.add(torch.tensor([4.0, 5.0]), 2)
+    mean.add(torch.tensor([4.0, -3.0]), 2)
+    outcome = mean.finish()
+    assert outcome.update_norm == 3.0
+    assert [agreement.update_norm for agreement in outcome.agreements] == [5.0, 5.0]
+    assert [agreement.cosine_to_mean for agreement in outcome.agreements] == pytest.approx([0.6, 0.6])
+
+
+def test_updates_that_cancel_have_no_direction() -> None:
+    mean = WeightedMean(torch.zeros(2))
+    mean.add(torch.tensor([1.0, 2.0]), 1)
+    mean.add(torch.tensor([-1.0, -2.0]), 1)
+    outcome = mean.finish()
+    assert outcome.update_norm == 0.0
+    assert [agreement.cosine_to_mean for agreement in outcome.agreements] == [0.0, 0.0]
+
+
+def test_sketched_cosine_is_close_on_many_blocks() -> None:
+    generator = torch.Generator().manual_seed(2)
+    size = 5 * BLOCK + 3
+    common = torch.randn(size, generator=generator)
+    deltas = [common + torch.randn(size, generator=generator) for _ in range(3)]
+    mean = WeightedMean(torch.zeros(size))
+    for delta in deltas:
+        mean.add(delta, 1)
+    exact = sum(deltas, torch.zeros(size)) / 3
+    for delta, agreement in zip(deltas, mean.finish().agreements, strict=True):
+        assert agreement.cosine_to_mean == pytest.approx(_cosine(delta, exact), abs=0.01)
+
+
+def _cosine(left: Tensor, right: Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(left, right, dim=0).item()

@@ -1,0 +1,255 @@
+"""What the command line composes: the paper's cell as written down, one switch at a time, and sweeps."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.settings import Settings
+from server.compose import CONF, compose, compose_sweep
+from tests.conftest import Make
+from tests.door import wardround
+
+PAPER_CELL = ["model=albert", "data=ag_news", "num_clients=8"]
+
+# PAPER.md, first table: the protocol in the paper's text.
+PAPER = {
+    "strategy.weighting": "examples",
+    "strategy.on_missing": "fail",
+    "num_clients": 8,
+    "num_rounds": 100,
+    "partition.name": "iid",
+    "partition.alpha": None,
+    "partition.drop_remainder": False,
+    "train.local_epochs": 2,
+    "train.batch_size": 32,
+    "train.max_length": 128,
+    "train.learning_rate": 2e-5,
+    "train.optimizer": "sgd",
+    "train.weight_decay": 0.0,
+    "train.schedule": "constant",
+    "train.warmup_fraction": 0.0,
+    "train.max_grad_norm": None,
+    "train.shuffle": True,
+    "train.drop_last": False,
+    "train.attention_mask": True,
+    "train.head_init": "shared",
+    "evaluation.mode": "test",
+    "model.source": "hub",
+    "model.name": "albert/albert-base-v1",
+    "data.hub_name": "fancyzhx/ag_news",
+    "data.text_columns": ("title", "description"),
+    "data.label_names": ("World", "Sports", "Business", "Sci/Tech"),
+    "data.train_examples": None,
+    "data.test_examples": None,
+    "data.budget_rounds": 100,
+    "data.second_threshold_rounds": 200,
+    "precision": "fp32",
+}
+# PAPER.md, second table: what the authors' code does differently, and the override that turns it alone.
+AUTHORS = {
+    "train.head_init": ("per_site", "train.head_init=per_site"),
+    "train.attention_mask": (False, "train.attention_mask=false"),
+    "train.shuffle": (False, "train.shuffle=false"),
+    "train.drop_last": (True, "train.drop_last=true"),
+    "strategy.weighting": ("uniform", "strategy.weighting=uniform"),
+    "partition.drop_remainder": (True, "partition.drop_remainder=true"),
+    "protocol.ag_news_columns": (("description",), "protocol.ag_news_columns=[description]"),
+    "evaluation.mode": ("parts", "evaluation.mode=parts"),
+}
+
+
+def flat(settings: Settings) -> dict[str, Any]:
+    """`group.key` -> value."""
+    values: dict[str, Any] = {}
+    for key, value in settings.to_dict().items():
+        values |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {}
+        values |= {} if isinstance(value, dict) else {key: value}
+    return values
+
+
+@lru_cache
+def papers_cell() -> dict[str, Any]:
+    """The paper's cell, flat."""
+    return flat(compose(PAPER_CELL).settings)
+
+
+def options(group: str) -> list[str]:
+    """Names of a group's files, as the command line takes them."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml") if file.stem != "base")
+
+
+def difference(*overrides: str) -> dict[str, Any]:
+    """Keys that these overrides change in the paper's cell, with their new values."""
+    before, after = papers_cell(), flat(compose([*PAPER_CELL, *overrides]).settings)
+    return {key: after[key] for key in after if after[key] != before[key]}
+
+
+def test_the_papers_cell_is_the_papers_first_table() -> None:
+    values = papers_cell()
+    assert {key: values[key] for key in PAPER} == PAPER
+
+
+@pytest.mark.parametrize(
+    ("data", "budget", "second"), [("imdb", 100, 200), ("ag_news", 100, 200), ("yelp_full", 50, 100)]
+)
+def test_budgets_are_the_papers(data: str, budget: int, second: int) -> None:
+    settings = compose([f"data={data}"]).settings
+    assert (settings.num_rounds, settings.data.budget_rounds) == (budget, budget)
+    assert settings.data.second_threshold_rounds == second
+
+
+def test_checkpoints_are_the_papers() -> None:
+    names = [compose([f"model={model}"]).settings.model.name for model in ("bert", "albert", "distilbert")]
+    assert names == [
+        "google-bert/bert-base-cased",
+        "albert/albert-base-v1",
+        "distilbert/distilbert-base-cased",
+    ]
+
+
+def test_authors_code_is_the_papers_second_table_and_nothing_else() -> None:
+    expected = {key: value for key, (value, _) in AUTHORS.items()}
+    expected |= {"protocol.name": "authors_code", "data.text_columns": ("description",)}
+    assert difference("protocol=authors_code") == expected
+
+
+@pytest.mark.parametrize("key", AUTHORS)
+def test_each_switch_turns_alone(key: str) -> None:
+    value, override = AUTHORS[key]
+    expected = {key: value}
+    if key == "protocol.ag_news_columns":
+        expected["data.text_columns"] = value
+    assert difference(override) == expected
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [
+        (group, option)
+        for group in ("model", "data", "partition", "engine", "protocol")
+        for option in options(group)
+    ],
+)
+def test_every_option_composes(group: str, option: str) -> None:
+    needed = {"hf": ["model.name=x/y"], "files": ["data.path=x.csv"], "spooky_author": ["data.path=x.csv"]}
+    settings = compose([f"{group}={option}", *needed.get(option, [])]).settings
+    chosen = getattr(settings, group)
+    assert (chosen.label if group == "model" else chosen.name) == ("x/y" if option == "hf" else option)
+
+
+@pytest.mark.parametrize("protocol", options("protocol"))
+def test_json_brings_settings_back(protocol: str) -> None:
+    settings = compose([*PAPER_CELL, f"protocol={protocol}", "data.path=/tmp/a b", "seed=3"]).settings
+    again = Settings.from_json(settings.to_json())
+    assert again == settings
+    assert again.data.label_names == ("World", "Sports", "Business", "Sci/Tech")
+    assert again.differences(settings) == []
+
+
+def test_json_with_an_unknown_or_missing_key_is_refused() -> None:
+    values = compose(PAPER_CELL).settings.to_dict()
+    with pytest.raises(ValueError, match=r"train\.momentum is 0\.9"):
+        Settings.from_dict(values | {"train": values["train"] | {"momentum": 0.9}})
+    del values["seed"]
+    with pytest.raises(ValueError, match="seed"):
+        Settings.from_dict(values)
+
+
+def test_differences_name_what_changes_numbers_and_nothing_else(make_settings: Make) -> None:
+    settings = make_settings()
+    other = make_settings(
+        "num_rounds=9",
+        "run_dir=elsewhere",
+        "engine=ray",
+        "engine.num_cpus=2",
+        "evaluation.target_accuracy=0.5",
+    )
+    assert settings.differences(other) == []
+    assert settings.differences(make_settings("seed=8", "train.batch_size=5", "num_rounds=9")) == [
+        "train.batch_size: 4 -> 5",
+        "seed: 7 -> 8",
+    ]
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------
+
+
+def axes(cells: list[list[str]]) -> list[tuple[str, str, str, str]]:
+    """(model, data, num_clients, seed) of each cell."""
+    named = [dict(text.split("=", 1) for text in cell) for cell in cells]
+    return [(cell["model"], cell["data"], cell["num_clients"], cell["seed"]) for cell in named]
+
+
+FIFTY_FOUR = [
+    (model, data, clients, "0")
+    for clients, model, data in product(
+        ("1", "2", "4", "8", "16", "32"), ("bert", "albert", "distilbert"), ("imdb", "yelp_full", "ag_news")
+    )
+]
+EXPERIMENTS = {
+    "paper": FIFTY_FOUR,
+    "authors_code": FIFTY_FOUR,
+    "demo": [("minilm", "bbc_news", "1", "0"), ("minilm", "bbc_news", "4", "0")],
+}
+
+
+def test_every_experiment_is_expected_here() -> None:
+    assert options("experiment") == sorted(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_plans_its_cells_baselines_first(name: str) -> None:
+    plan = compose_sweep([f"experiment={name}"])
+    assert axes(plan.cells) == EXPERIMENTS[name]
+    assert plan.run_dir == f"outputs/sweep-{name}"
+    assert plan.target_fraction == 0.9
+    settings = compose(plan.cells[-1]).settings
+    assert settings.num_clients == int(EXPERIMENTS[name][-1][2])
+    assert settings.protocol.name == ("authors_code" if name == "authors_code" else "paper")
+
+
+def test_axes_on_the_command_line() -> None:
+    plan = compose_sweep(["model=bert,albert", "data=imdb", "num_clients=4,1", "run_dir=a/b"])
+    assert axes(plan.cells) == [
+        ("bert", "imdb", "1", "0"),
+        ("albert", "imdb", "1", "0"),
+        ("bert", "imdb", "4", "0"),
+        ("albert", "imdb", "4", "0"),
+    ]
+    assert plan.run_dir == "a/b"
+
+
+def test_other_overrides_reach_every_cell() -> None:
+    plan = compose_sweep(["num_clients=1,2", "seed=0,1", "train.batch_size=5"])
+    found = [compose(cell).settings for cell in plan.cells]
+    assert [(s.num_clients, s.seed, s.train.batch_size) for s in found] == [
+        (1, 0, 5),
+        (1, 1, 5),
+        (2, 0, 5),
+        (2, 1, 5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "train.learning_rate=1,2",
+            ["'train.learning_rate=1,2' sweeps over", "model, data, num_clients, seed"],
+        ),
+        ("protocol=paper,modern", ["sweeps over 'protocol'", "model, data, num_clients, seed"]),
+        ("sweep.seed=[]", ["sweep.seed is empty", "at least one value"]),
+        ("model=bert,albrt", ["unknown model 'albrt'", "albert"]),
+    ],
+)
+def test_a_sweep_that_cannot_be_planned_is_refused(override: str, words: list[str], tmp_path: Path) -> None:
+    said = wardround("sweep", override, f"run_dir={tmp_path / 'sweep'}")
+    assert said.code == 2
+    for word in words:
+        assert word in said.err
+    assert not (tmp_path / "sweep").exists()

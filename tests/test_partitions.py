@@ -1,0 +1,91 @@
+"""Whatever the partition, every example is dealt exactly once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.partitions import partition
+from common.settings import PartitionSettings
+
+IID = PartitionSettings("iid", None, False)
+SORTED = PartitionSettings("label_sorted", None, False)
+
+
+@given(
+    num_examples=st.integers(1, 300),
+    num_clients=st.integers(1, 40),
+    num_labels=st.integers(1, 6),
+    seed=st.integers(0, 2**40),
+    chosen=st.sampled_from([IID, SORTED]),
+    drop=st.booleans(),
+)
+def test_even_partitions_cover_every_example_once(
+    num_examples: int, num_clients: int, num_labels: int, seed: int, chosen: PartitionSettings, drop: bool
+) -> None:
+    labels = np.random.default_rng(seed).integers(0, num_labels, num_examples)
+    chosen = PartitionSettings(chosen.name, None, drop)
+    if num_clients > num_examples:
+        with pytest.raises(ValueError, match="num_clients"):
+            partition(chosen, labels, num_clients, seed)
+        return
+    parts = partition(chosen, labels, num_clients, seed)
+    sizes = [len(part) for part in parts]
+    dealt = np.concatenate(parts)
+    assert len(parts) == num_clients
+    assert len(set(dealt.tolist())) == len(dealt)
+    if drop:
+        assert set(sizes) == {num_examples // num_clients}
+    else:
+        assert sorted(dealt.tolist()) == list(range(num_examples))
+        assert max(sizes) - min(sizes) <= 1
+
+
+@settings(max_examples=10, deadline=None)
+@given(num_clients=st.integers(1, 8), seed=st.integers(0, 2**40), alpha=st.sampled_from([0.3, 1.0, 100.0]))
+def test_dirichlet_covers_every_example_once(num_clients: int, seed: int, alpha: float) -> None:
+    labels = np.arange(200) % 4
+    parts = partition(PartitionSettings("dirichlet", alpha, False), labels, num_clients, seed)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(200))
+    assert min(len(part) for part in parts) >= 1
+
+
+def test_small_alpha_skews_labels() -> None:
+    labels = np.arange(2000) % 4
+
+    def largest_share(alpha: float) -> float:
+        parts = partition(PartitionSettings("dirichlet", alpha, False), labels, 5, 3)
+        return float(np.mean([np.bincount(labels[part], minlength=4).max() / len(part) for part in parts]))
+
+    # 100 labels in 4 equal classes: a fair deal has a largest share of about 1/4.
+    assert largest_share(1000.0) < 0.35 < 0.5 < largest_share(0.1)
+
+
+def test_label_sorted_gives_each_client_few_labels() -> None:
+    labels = np.array([2, 0, 1, 2, 0, 1])
+    parts = partition(SORTED, labels, 3, 0)
+    assert [labels[part].tolist() for part in parts] == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_iid_depends_on_the_seed_only() -> None:
+    labels = np.zeros(50, dtype=np.int64)
+    first, again, other = (partition(IID, labels, 3, seed) for seed in (1, 1, 2))
+    assert [part.tolist() for part in first] == [part.tolist() for part in again]
+    assert [part.tolist() for part in first] != [part.tolist() for part in other]
+
+
+def test_by_site_follows_the_files() -> None:
+    by_site = PartitionSettings("by_site", None, False)
+    parts = partition(by_site, np.zeros(6, dtype=np.int64), 3, 0, [("a", 1), ("b", 3), ("c", 2)])
+    assert [part.tolist() for part in parts] == [[0], [1, 2, 3], [4, 5]]
+    with pytest.raises(ValueError, match="num_clients=3"):
+        partition(by_site, np.zeros(6, dtype=np.int64), 2, 0, [("a", 1), ("b", 3), ("c", 2)])
+    with pytest.raises(ValueError, match="name no sites"):
+        partition(by_site, np.zeros(6, dtype=np.int64), 2, 0)
+
+
+def test_equal_parts_are_refused_where_there_are_none() -> None:
+    with pytest.raises(ValueError, match="drop_remainder=false"):
+        PartitionSettings("dirichlet", 0.5, True)

@@ -1,0 +1,182 @@
+"""A run that was stopped, however rudely, ends with the numbers of one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.runs import RunFolder
+from common.sharing import Layout
+from server.observers import Checkpoints
+from server.simulate import simulate
+from server.sweep import sweep
+from server.sweep_files import SweepFolder
+from tests.conftest import Make
+
+COMMAND = [sys.executable, "-m", "server.cli"]
+NUM_ROUNDS = 40
+
+
+def hashes(run_dir: Path) -> list[str]:
+    """`model_sha256` of each round."""
+    return [line["model_sha256"] for line in RunFolder(run_dir).history()]
+
+
+def start(verb: str, overrides: list[str]) -> subprocess.Popen[str]:
+    """The command line in a process of its own, output thrown away."""
+    return subprocess.Popen(
+        [*COMMAND, verb, *overrides],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+
+
+def wait_for_round(process: subprocess.Popen[str], run_dir: Path, number: int) -> None:
+    """Until the run has written the line of this round."""
+    deadline = time.monotonic() + 120
+    while len(RunFolder(run_dir).history()) <= number:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline, f"no round {number} within two minutes"
+        time.sleep(0.002)
+
+
+def with_keys(overrides: list[str], **keys: object) -> list[str]:
+    """Replace some overrides."""
+    kept = [text for text in overrides if text.split("=")[0] not in keys]
+    return [*kept, *(f"{key}={value}" for key, value in keys.items())]
+
+
+@pytest.mark.slow
+def test_killed_in_a_round_goes_on_to_the_same_model(overrides: list[str], tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start("simulate", with_keys(overrides, num_rounds=NUM_ROUNDS, run_dir=whole))
+    assert process.wait(120) == 0
+    command = with_keys(overrides, num_rounds=NUM_ROUNDS, run_dir=killed)
+    for number in (3, 9):
+        process = start("simulate", command)
+        wait_for_round(process, killed, number)
+        process.kill()  # kill -9, somewhere inside the round that follows
+        assert process.wait(10) == -signal.SIGKILL
+        assert RunFolder(killed).status()["state"] == "running"
+        assert number < len(RunFolder(killed).history()) < NUM_ROUNDS
+    assert start("simulate", command).wait(120) == 0
+    assert RunFolder(killed).status()["state"] == "finished"
+    assert hashes(killed) == hashes(whole)
+    assert len(set(hashes(whole))) == NUM_ROUNDS + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_polite_stop_is_recorded(overrides: list[str], tmp_path: Path, kind: signal.Signals) -> None:
+    command = with_keys(overrides, num_rounds=5000)
+    process = start("simulate", command)
+    wait_for_round(process, tmp_path / "run", 2)
+    os.kill(process.pid, kind)
+    assert process.wait(30) == 130
+    assert RunFolder(tmp_path / "run").status()["state"] == "stopped"
+
+
+@pytest.mark.slow
+def test_killed_sweep_skips_what_is_finished_and_goes_on(overrides: list[str], tmp_path: Path) -> None:
+    command = [
+        *with_keys(overrides, num_clients="1,3", run_dir=tmp_path / "sweep"),
+        f"data.budget_rounds={NUM_ROUNDS}",
+        f"data.second_threshold_rounds={NUM_ROUNDS}",
+        "sweep.target_fraction=0.5",
+    ]
+    command = [text for text in command if not text.startswith("num_rounds")]
+    folder = SweepFolder(tmp_path / "sweep")
+    process = start("sweep", command)
+    wait_for_round(process, folder.run_folder("tiny-files-k3-s7").path, 5)
+    process.kill()
+    process.wait(10)
+    first = folder.run_folder("tiny-files-k1-s7").path / "history.jsonl"
+    finished_at = first.stat().st_mtime_ns
+    assert start("sweep", command).wait(120) == 0
+    assert first.stat().st_mtime_ns == finished_at
+    rows = folder.rows()
+    assert [(row.num_clients, row.status) for row in rows] == [(1, "finished"), (3, "finished")]
+    assert len(hashes(folder.run_folder("tiny-files-k3-s7").path)) == NUM_ROUNDS + 1
+
+
+def test_resume_equals_uninterrupted_at_every_round(
+    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stop between the history line and the checkpoint of each round in turn."""
+    simulate(make_settings(f"run_dir={tmp_path / 'whole'}"))
+    save = Checkpoints.after_round
+
+    class PowerCut(Exception):
+        pass
+
+    def cut(self: Checkpoints, record: dict[str, object], tensors: object) -> None:
+        if record["round"] == at:
+            raise PowerCut
+        save(self, record, tensors)  # type: ignore[arg-type]
+
+    for at in (0, 1, 2, 3):
+        settings = make_settings(f"run_dir={tmp_path / f'cut{at}'}")
+        monkeypatch.setattr(Checkpoints, "after_round", cut)
+        with pytest.raises(PowerCut):
+            simulate(settings)
+        assert len(hashes(Path(settings.run_dir))) == at + 1
+        monkeypatch.setattr(Checkpoints, "after_round", save)
+        simulate(settings)
+        assert hashes(Path(settings.run_dir)) == hashes(tmp_path / "whole")
+
+
+def test_more_rounds_go_on_where_the_run_ended(make_settings: Make, tmp_path: Path) -> None:
+    simulate(make_settings(f"run_dir={tmp_path / 'five'}", "num_rounds=5"))
+    simulate(make_settings("num_rounds=2"))
+    simulate(make_settings("num_rounds=5"))
+    assert hashes(tmp_path / "run") == hashes(tmp_path / "five")
+
+
+def test_only_the_newest_two_checkpoints_stay(make_settings: Make, tmp_path: Path) -> None:
+    simulate(make_settings())
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoint").iterdir())
+    assert names == ["round-000002", "round-000003"]
+
+
+def test_a_cut_history_line_is_forgotten(make_settings: Make, tmp_path: Path) -> None:
+    simulate(make_settings())
+    before = hashes(tmp_path / "run")
+    with (tmp_path / "run" / "history.jsonl").open("a") as file:
+        file.write('{"round": 4, "te')
+    simulate(make_settings("num_rounds=4"))
+    assert hashes(tmp_path / "run")[:4] == before
+    assert len(hashes(tmp_path / "run")) == 5
+
+
+def test_sweep_goes_on_to_the_target_or_the_second_threshold(overrides: list[str], tmp_path: Path) -> None:
+    """K = 3 at a tiny learning rate stays at chance; K = 1's target is met by definition."""
+    command = [
+        *with_keys(overrides, num_clients="1,3", run_dir=tmp_path / "sweep"),
+        "data.budget_rounds=2",
+        "data.second_threshold_rounds=4",
+        "sweep.target_fraction=1.5",
+    ]
+    command = [text for text in command if not text.startswith("num_rounds")]
+    rows = sweep(command).rows
+    folder = SweepFolder(tmp_path / "sweep")
+    assert [row.rounds_to_target for row in rows] == [None, None]
+    assert [len(hashes(folder.run_folder(f"tiny-files-k{k}-s7").path)) for k in (1, 3)] == [5, 5]
+    assert rows[1].baseline_accuracy == rows[0].accuracy_at_budget
+    before = (folder.path / "sweep.csv").read_bytes()
+    sweep(command)
+    assert (folder.path / "sweep.csv").read_bytes() == before
+
+
+def test_layout_is_what_checkpoints_restore() -> None:
+    layout = Layout.of({"b": (3,), "a": (2, 5)})
+    assert layout.names == ("a", "b")
+    assert layout.offsets == (0, 16)
+    assert layout.size == 32

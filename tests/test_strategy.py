@@ -1,0 +1,147 @@
+"""The round loop against clients that misbehave, stay away, or are too few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.app import app as honest_app
+from common.messages import Update, pack_update, unpack_update
+from common.runs import RunFolder
+from server.app import conduct
+from server.exchange import RunFailed
+from server.local_grid import LocalGrid
+from tests.conftest import Make
+
+CONTINUE = "strategy.on_missing=continue"
+
+
+def tampering(change: Callable[[Update], Update], client: int = 1) -> ClientApp:
+    """Clients of which one changes its update before it is sent."""
+    app = ClientApp()
+
+    @app.query()
+    def hello(message: Message, context: Context) -> Message:
+        return honest_app(message, context)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = honest_app(message, context)
+        if context.node_config["partition-id"] != client:
+            return reply
+        return pack_update(change(unpack_update(reply)), message)
+
+    return app
+
+
+def with_value(update: Update, value: float) -> Update:
+    """One element replaced, in a copy."""
+    tensors = update.tensors.clone()
+    tensors[5] = value
+    return replace(update, tensors=tensors)
+
+
+BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
+    "nan": (lambda update: with_value(update, float("nan")), "not finite"),
+    "infinite": (lambda update: with_value(update, float("inf")), "not finite"),
+    "old round": (lambda update: replace(update, round=update.round - 1), "belongs to round"),
+    "other model": (lambda update: replace(update, layout="0" * 64), "names or shapes"),
+    "too long": (
+        lambda update: replace(update, tensors=torch.cat([update.tensors, update.tensors])),
+        "names or shapes",
+    ),
+    "too short": (lambda update: replace(update, tensors=update.tensors[:-1]), "names or shapes"),
+    "other type": (lambda update: replace(update, tensors=update.tensors.double()), "float64"),
+    "no examples": (lambda update: replace(update, num_examples=0), "claims 0 examples"),
+    "negative": (lambda update: replace(update, num_examples=-16), "claims -16 examples"),
+    "absurd": (lambda update: replace(update, num_examples=10**9), "claims 1000000000 examples"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_UPDATES)
+def test_bad_update_ends_the_run_by_name(make_settings: Make, kind: str) -> None:
+    change, reason = BAD_UPDATES[kind]
+    settings = make_settings("num_rounds=1")
+    with pytest.raises(RunFailed, match=f"round 1: client 1: .*{reason}"):
+        conduct(LocalGrid(tampering(change), 3), settings)
+    status = RunFolder(Path(settings.run_dir)).status()
+    assert status["state"] == "failed"
+    assert "client 1" in status["reason"]
+
+
+def test_bad_update_is_left_out_of_the_mean(make_settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = make_settings("num_rounds=2", CONTINUE)
+    conduct(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
+    lines = RunFolder(Path(settings.run_dir)).history()
+    assert [[entry["client"] for entry in line["clients"]] for line in lines] == [[], [0, 2], [0, 2]]
+    assert lines[1]["train"]["num_examples"] == 32
+    assert lines[1]["bytes"]["up"] * 3 == lines[1]["bytes"]["down"] * 2
+    assert "round 1: client 1: its update holds values that are not finite" in capsys.readouterr().err
+
+
+def test_too_few_updates_end_the_run(make_settings: Make) -> None:
+    settings = make_settings(CONTINUE, "strategy.min_sites=3")
+    with pytest.raises(RunFailed, match=r"round 1: 2 updates came, but strategy\.min_sites asks for 3"):
+        conduct(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
+
+
+def test_crashing_client_is_named_but_its_texts_are_not(make_settings: Make) -> None:
+    app = ClientApp()
+
+    @app.query()
+    def hello(message: Message, context: Context) -> Message:
+        return honest_app(message, context)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        message.content.config_records["task"]["settings"] = '{"secret": "patient 17"}'
+        return honest_app(message, context)
+
+    with pytest.raises(RunFailed, match="round 1: client 0: ValueError; see the client's own log") as caught:
+        conduct(LocalGrid(app, 3), make_settings())
+    assert "patient" not in str(caught.value)
+
+
+class Deaf(LocalGrid):
+    """A grid on which one client never answers, or some never come."""
+
+    def __init__(self, silent: int | None, missing: int = 0) -> None:
+        super().__init__(honest_app, 3)
+        self.silent, self.missing = silent, missing
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(super().get_node_ids())[self.missing :]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        heard = []
+        for message_id in message_ids:
+            message = self._waiting.get(message_id)
+            is_train = message is not None and message.metadata.message_type == "train"
+            if message is None or not (is_train and message.metadata.dst_node_id == self.silent):
+                heard.append(message_id)
+        return super().pull_messages(heard)
+
+
+def test_silent_client_is_given_up_at_the_bound(make_settings: Make) -> None:
+    settings = make_settings("num_rounds=1", "strategy.round_timeout_seconds=0.3")
+    with pytest.raises(RunFailed, match=r"round 1: client 0: no update within 0.3 s"):
+        conduct(Deaf(silent=2), settings)
+
+
+def test_the_others_are_heard_after_the_bound(make_settings: Make) -> None:
+    settings = make_settings("num_rounds=1", "strategy.round_timeout_seconds=0.3", CONTINUE)
+    conduct(Deaf(silent=2), settings)
+    (last,) = RunFolder(Path(settings.run_dir)).history()[1:]
+    assert [entry["client"] for entry in last["clients"]] == [1, 2]
+
+
+def test_clients_that_never_come_end_the_run(make_settings: Make) -> None:
+    settings = make_settings("strategy.wait_seconds=0.2")
+    with pytest.raises(RunFailed, match=r"only 2 of 3 clients connected .* set num_clients=2"):
+        conduct(Deaf(silent=None, missing=1), settings)

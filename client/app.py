@@ -8,10 +8,17 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.local_round import introduce, run_local_round
-from client.site import Site
+from client.local_round import count_held_out, introduce, run_local_round
+from client.site import site_from
 from common.learning import LossNotFinite
-from common.messages import pack_card, pack_refusal, pack_update, unpack_hello, unpack_task
+from common.messages import (
+    pack_card,
+    pack_counts,
+    pack_refusal,
+    pack_update,
+    unpack_hello,
+    unpack_task,
+)
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -20,17 +27,22 @@ app = ClientApp()
 @app.query()
 def hello(message: Message, context: Context) -> Message:
     """Introduce this client."""
-    return _answer(
-        message, lambda: pack_card(introduce(unpack_hello(message), Site.from_context(context)), message)
-    )
+    return _answer(message, lambda: pack_card(introduce(unpack_hello(message), site_from(context)), message))
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train one round."""
     return _answer(
-        message,
-        lambda: pack_update(run_local_round(unpack_task(message), Site.from_context(context)), message),
+        message, lambda: pack_update(run_local_round(unpack_task(message), site_from(context)), message)
+    )
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Count what the global model gets right on the held-out texts."""
+    return _answer(
+        message, lambda: pack_counts(count_held_out(unpack_task(message), site_from(context)), message)
     )
 
 

@@ -1,8 +1,10 @@
-"""A client's own facts: which number it has, and which examples are its own."""
+"""A client's own facts: which texts are its own, and under which settings it works here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Context
@@ -11,22 +13,82 @@ from common.partitions import partition
 from common.settings import Settings
 from common.workplace import Corpus, open_corpus
 
+if TYPE_CHECKING:
+    from client.site_file import SiteFile
+
 
 @dataclass(frozen=True)
-class Site:
-    """One simulated site: client `client` of `num_clients`."""
+class Examples:
+    """A client's own share of a corpus."""
+
+    corpus: Corpus
+    train: np.ndarray  # (n_k,) int64, indices into corpus.train
+    test: np.ndarray  # (m_k,) int64, indices into corpus.test, held out by this client
+
+
+@dataclass(frozen=True)
+class SimulatedSite:
+    """Client `client` of a simulation: its texts are a part of the run's."""
 
     client: int
 
-    @classmethod
-    def from_context(cls, context: Context) -> Site:
-        """Read the number Flower's simulation gave this node."""
-        return cls(client=int(str(context.node_config["partition-id"])))
+    def localise(self, settings: Settings) -> Settings:
+        """The settings as they are: a simulation shares one machine."""
+        return settings
 
-    def examples(self, settings: Settings) -> tuple[Corpus, np.ndarray]:
-        """The run's texts and this site's indices into their training part, (n_k,) int64."""
+    def examples(self, settings: Settings) -> Examples:
+        """Deal the run's texts and take this client's part. Raises ValueError for bad data."""
         corpus = open_corpus(settings)
         parts = partition(
             settings.partition, corpus.train.labels, settings.num_clients, settings.seed, corpus.site_sizes
         )
-        return corpus, parts[self.client]
+        everyone = np.arange(len(corpus.test))
+        if settings.partition.name == "by_site" and corpus.test_sizes:
+            held_out = np.split(everyone, np.cumsum(corpus.test_sizes)[:-1])
+        else:
+            held_out = np.array_split(everyone, settings.num_clients)
+        return Examples(corpus, parts[self.client], held_out[self.client])
+
+
+@dataclass(frozen=True)
+class RealSite:
+    """A site with a file of its own. The server can name neither paths nor columns nor the device."""
+
+    file: SiteFile
+    client: int = -1
+
+    def localise(self, settings: Settings) -> Settings:
+        """The server's learning settings with this site's own facts put in."""
+        file = self.file
+        data = replace(
+            settings.data,
+            reader="files",
+            path=str(file.data_path),
+            test_path=None,
+            text_columns=file.text_columns,
+            label_column=file.label_column,
+            label_map=file.labels,
+            drop_empty=file.drop_empty,
+        )
+        model = settings.model
+        if file.model is not None:
+            model = replace(model, source="hub", name=str(file.model), revision=None)
+        return replace(settings, data=data, model=model, device=file.device)
+
+    def examples(self, settings: Settings) -> Examples:
+        """All texts of the site's file; a part is held out by seed. Raises ValueError for bad data."""
+        corpus = open_corpus(settings, self.file.name)
+        return Examples(corpus, np.arange(len(corpus.train)), np.arange(len(corpus.test)))
+
+
+Site = SimulatedSite | RealSite
+
+
+def site_from(context: Context) -> Site:
+    """Who this client is: a real site where the node was started with `site-file`, else a simulated one."""
+    site_file = context.node_config.get("site-file")
+    if site_file is not None:
+        from client.site_file import load_site_file
+
+        return RealSite(load_site_file(Path(str(site_file))))
+    return SimulatedSite(int(str(context.node_config["partition-id"])))

@@ -193,6 +193,22 @@ class Counts:
         )
 
 
+def evaluation_batches(
+    texts: TokenisedTexts, indices: np.ndarray, settings: TrainSettings, size: int, device: torch.device
+) -> Iterator[Batch]:
+    """Batches of `size` texts in the order of `indices`, seen by the model as in training."""
+    # Where padding is hidden from attention, it changes nothing but the time it takes.
+    pad_to = None if settings.attention_mask else settings.max_length
+    for start in range(0, len(indices), size):
+        chosen = indices[start : start + size]
+        yield texts.batch(chosen, pad_to=pad_to, mask=settings.attention_mask, device=device)
+
+
+def by_length(texts: TokenisedTexts, indices: np.ndarray) -> np.ndarray:
+    """The same indices, shortest texts first, so that little is padded."""
+    return indices[np.argsort(texts.lengths[indices], kind="stable")]
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], precision: str) -> Counts:
     """Run `model` over `batches` without training it."""

@@ -1,18 +1,24 @@
 """What crosses the wire, and under which names. The only shared file that knows Flower.
 
 server -> client   tensors/shared    the global tensors as one flat fp32 array
-                   task              round, layout (digest of names and shapes), settings (JSON)
+                   task              round, layout (digest of names and shapes), settings (JSON), client (its
+                                     number in this run)
 client -> server   tensors/shared    the trained tensors, same layout
                    update            round, layout
                    metrics           num_examples, num_steps, loss, seconds
+                   counts            loss_sum, confusion: the received model on the site's held-out texts
+                                     (only where evaluation.where is `sites`)
                    refusal           reason: why a client could not do what was asked (instead of the above)
-hello              card              client (its number), num_examples
+hello              card              client (its number in a simulation, else -1), num_examples
+evaluate           counts            as above, and nothing else
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from math import isfinite, isqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +27,13 @@ from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import SType
 
+from common.learning import Counts
 from common.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HELLO, TRAIN = "query", "train"
+HELLO, TRAIN, EVALUATE = "query", "train", "evaluate"
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Task:
     layout: str
     settings: Settings
     tensors: Tensor  # (P,) fp32, read only: every client of the round is given the same one
+    client: int = -1
+    """Number of the client this is for."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ class Update:
     num_steps: int
     loss: float
     seconds: float
+    test: Counts | None
+    """The received model on the client's held-out texts, where sites evaluate."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ class Card:
     """How a client introduces itself."""
 
     client: int
+    """Its number in a simulation; -1 for a real site, which the server knows by its key."""
     num_examples: int
 
 
@@ -83,10 +95,10 @@ class Array(FlowerArray):
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
-        """The array in NumPy's file format."""
-        buffer = BytesIO()
-        np.save(buffer, self.tensor.numpy(), allow_pickle=False)
-        return buffer.getvalue()
+        """The array in NumPy's file format, copied once."""
+        array, header = self.tensor.contiguous().numpy(), BytesIO()
+        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+        return b"".join((header.getvalue(), array.data.cast("B")))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Array, (self.tensor,)
@@ -103,10 +115,14 @@ def _arrays(tensor: Tensor) -> ArrayRecord:
     return record
 
 
-def pack_task(task: Task) -> RecordDict:
-    """One content for all clients of a round."""
-    config = ConfigRecord({"round": task.round, "layout": task.layout, "settings": task.settings.to_json()})
-    return RecordDict({"tensors": _arrays(task.tensors), "task": config})
+def pack_tasks(task: Task, clients: Sequence[int]) -> list[RecordDict]:
+    """One content for each client number; all of them share one record of tensors."""
+    arrays = _arrays(task.tensors)
+    config = {"round": task.round, "layout": task.layout, "settings": task.settings.to_json()}
+    return [
+        RecordDict({"tensors": arrays, "task": ConfigRecord(config | {"client": client})})  # type: ignore[arg-type]
+        for client in clients
+    ]
 
 
 def unpack_task(message: Message) -> Task:
@@ -116,6 +132,7 @@ def unpack_task(message: Message) -> Task:
         round=int(str(config["round"])),
         layout=str(config["layout"]),
         settings=Settings.from_json(str(config["settings"])),
+        client=int(str(config["client"])),
         tensors=_tensor(message.content),
     )
 
@@ -136,6 +153,8 @@ def pack_update(update: Update, reply_to: Message) -> Message:
             ),
         }
     )
+    if update.test is not None:
+        content["counts"] = _counts_record(update.test)
     return Message(content, reply_to=reply_to)
 
 
@@ -156,6 +175,7 @@ def unpack_update(message: Message) -> Update:
             num_steps=int(str(metrics["num_steps"])),
             loss=float(str(metrics["loss"])),
             seconds=float(str(metrics["seconds"])),
+            test=_counts(content) if "counts" in content.metric_records else None,
         )
     except (KeyError, ValueError, TypeError) as error:
         raise Refused(f"its answer is no update ({type(error).__name__}: {error})") from None
@@ -184,6 +204,33 @@ def unpack_card(message: Message) -> Card:
         return Card(client=int(str(card["client"])), num_examples=int(str(card["num_examples"])))
     except (KeyError, ValueError) as error:
         raise Refused(f"its answer is no card ({type(error).__name__}: {error})") from None
+
+
+def pack_counts(counts: Counts, reply_to: Message) -> Message:
+    """A client's answer to evaluate."""
+    return Message(RecordDict({"counts": _counts_record(counts)}), reply_to=reply_to)
+
+
+def unpack_counts(message: Message) -> Counts:
+    """Inverse of `pack_counts`. Raises Refused as `unpack_update` does."""
+    try:
+        return _counts(_content(message))
+    except (KeyError, ValueError, TypeError) as error:
+        raise Refused(f"its answer holds no counts ({type(error).__name__}: {error})") from None
+
+
+def _counts_record(counts: Counts) -> MetricRecord:
+    return MetricRecord({"loss_sum": counts.loss_sum, "confusion": counts.confusion.flatten().tolist()})
+
+
+def _counts(content: RecordDict) -> Counts:
+    """Raises KeyError or ValueError where they are not a square of counts and a finite sum."""
+    record = content.metric_records["counts"]
+    confusion, loss_sum = np.array(record["confusion"], dtype=np.int64), float(str(record["loss_sum"]))
+    side = isqrt(len(confusion))
+    if side * side != len(confusion) or confusion.min(initial=0) < 0 or not isfinite(loss_sum):
+        raise ValueError("held-out counts are not a square of whole numbers")
+    return Counts(loss_sum, confusion.reshape(side, side), ())
 
 
 def pack_refusal(reason: str, reply_to: Message) -> Message:

@@ -84,7 +84,8 @@ def _to_disk(path: Path) -> None:
 class Checkpoint:
     """The global model after a whole round."""
 
-    round: int
+    record: dict[str, Any]
+    """The round's history line; its `test` is None where the model was not yet measured."""
     tensors: dict[str, Tensor]
 
 
@@ -105,7 +106,7 @@ class RunFolder:
         lock = FileLock(self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=1)  # `wardround status` may be looking for a moment
         except Timeout:
             raise FolderInUse(
                 f"run_dir is '{self.path}', in which another process is running. "
@@ -184,9 +185,9 @@ class RunFolder:
         def write(part: Path) -> None:
             part.mkdir()
             save_file(checkpoint.tensors, part / "shared.safetensors")
-            (part / "state.json").write_text(json.dumps({"round": checkpoint.round}))
+            (part / "record.json").write_text(json.dumps(checkpoint.record))
 
-        write_atomically(self.path / "checkpoint" / f"round-{checkpoint.round:06d}", write)
+        write_atomically(self.path / "checkpoint" / f"round-{checkpoint.record['round']:06d}", write)
         for old in self._checkpoints()[:-_KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
 
@@ -197,8 +198,8 @@ class RunFolder:
         folders = self._checkpoints()
         if not folders:
             return None
-        state = json.loads((folders[-1] / "state.json").read_text())
-        return Checkpoint(round=state["round"], tensors=load_file(folders[-1] / "shared.safetensors"))
+        record = json.loads((folders[-1] / "record.json").read_text())
+        return Checkpoint(record=record, tensors=load_file(folders[-1] / "shared.safetensors"))
 
     def _last_round(self) -> int:
         """Number of the newest checkpoint's round, -1 where there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -34,6 +34,11 @@ class ModelSettings:
     """Hub id, local folder, or `package:folder` for source `package`."""
     revision: str | None
     """Commit, tag or branch on the hub; None is the default branch."""
+
+    @property
+    def short_name(self) -> str:
+        """The label as a file name: no path of this machine is left in it."""
+        return _folder_safe(self.label)
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,17 @@ class DataSettings:
     """Use this many test texts, drawn evenly by seed; None uses all."""
     drop_empty: bool
     """Leave out examples whose text is empty or missing; otherwise they are an error."""
+    label_map: tuple[tuple[str, str], ...]
+    """Pairs (name in the file, name in `label_names`), where a file names labels its own way."""
     budget_rounds: int
     """Rounds at which accuracies are compared (Figure 1 of the paper)."""
     second_threshold_rounds: int
     """Rounds after which a run that has not reached its target is a failure (Figure 2)."""
+
+    @property
+    def short_name(self) -> str:
+        """The name as a file name."""
+        return _folder_safe(self.name)
 
     def __post_init__(self) -> None:
         _require(len(self.text_columns) > 0, "data.text_columns is empty; name at least one column.")
@@ -242,6 +254,8 @@ class EvaluationSettings:
 
     __pydantic_config__ = _FORBID_UNKNOWN
 
+    where: Literal["server", "sites"]
+    """`server`: on a central test set; `sites`: each site counts on a part it holds out, counts are added."""
     mode: Literal["test", "parts"]
     """`test`: over all test examples; `parts`: mean over K parts of mean batch accuracy (authors)."""
     batch_size: int
@@ -254,6 +268,11 @@ class EvaluationSettings:
             self.batch_size >= 1,
             f"evaluation.batch_size is {self.batch_size}; it must be at least 1.",
         )
+        _require(
+            self.where == "server" or self.mode == "test",
+            "evaluation.mode=parts cuts a central test set, which evaluation.where=sites does not have. "
+            "Set evaluation.mode=test.",
+        )
 
 
 @dataclass(frozen=True)
@@ -262,8 +281,8 @@ class EngineSettings:
 
     __pydantic_config__ = _FORBID_UNKNOWN
 
-    name: Literal["inprocess", "ray"]
-    """Row of the table in `server/simulate.py`."""
+    name: Literal["inprocess", "ray", "deployment"]
+    """A row of the table in `server/simulate.py`, or `deployment`: real sites over gRPC."""
     num_cpus: float
     """CPUs reserved for one client at a time (`ray`)."""
     num_gpus: float
@@ -276,6 +295,11 @@ class EngineSettings:
             self.num_cpus > 0 or self.num_gpus > 0,
             "engine.num_cpus and engine.num_gpus are both 0; a client needs some of either.",
         )
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the clients are made up by this project, and share this machine's files."""
+        return self.name != "deployment"
 
 
 @dataclass(frozen=True)
@@ -331,8 +355,16 @@ class Settings:
     @property
     def cell(self) -> str:
         """Name of this run in a sweep: `<model>-<data>-k<K>-s<seed>`, safe as a folder name."""
-        model, data = (_folder_safe(text) for text in (self.model.label, self.data.name))
-        return f"{model}-{data}-k{self.num_clients}-s{self.seed}"
+        return f"{self.model.short_name}-{self.data.short_name}-k{self.num_clients}-s{self.seed}"
+
+    def declared_labels(self) -> tuple[str, ...]:
+        """`data.label_names`, where no text is at hand to find them in. Raises ValueError if it is unset."""
+        if self.data.label_names is None:
+            raise ValueError(
+                "data.label_names is missing; no texts are read here, so the labels all sites share must be "
+                "named, in the same order for ever. Set data.label_names=[...]."
+            )
+        return self.data.label_names
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, ready for JSON."""
@@ -358,6 +390,15 @@ class Settings:
     def from_json(cls, text: str) -> Settings:
         """Inverse of `to_json`. Raises ValueError as `from_dict` does."""
         return cls.from_dict(json.loads(text))
+
+    def for_sites(self) -> Settings:
+        """What a site is told: learning settings, and no place on the coordinator's machine."""
+        if self.engine.is_simulated:
+            return self
+        name = self.model.name if self.model.source == "package" else _hub_id(self.model.name)
+        model = replace(self.model, name=name, label=self.model.short_name)
+        data = replace(self.data, path=None, test_path=None, reader="hub", hub_name=None)
+        return replace(self, run_dir="", data=data, model=model)
 
     def differences(self, other: Settings) -> list[str]:
         """Keys whose values differ and would change a run's numbers, as `key: ours -> theirs`."""
@@ -388,6 +429,11 @@ def _is_outside_identity(key: str) -> bool:
 
 def _folder_safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "_", text.rstrip("/").rsplit("/", 1)[-1]).strip("._") or "unnamed"
+
+
+def _hub_id(name: str) -> str:
+    """A hub id as it is; of a folder on this machine only its last part."""
+    return name if name.count("/") <= 1 and not name.startswith((".", "/", "~")) else _folder_safe(name)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

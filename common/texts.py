@@ -6,7 +6,7 @@ Messages name files and labels: they are for the person at this machine and must
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,22 +47,29 @@ class TextData:
     site_sizes: tuple[tuple[str, int], ...]
     """Name and number of training examples of each site, in the order they stand in `train`; () unless
     `data.path` is a folder with one file for each site."""
+    test_sizes: tuple[int, ...]
+    """Number of held-out examples of each site, in the order they stand in `test`; () where the test set
+    is nobody's own."""
     findings: tuple[str, ...]
     """What a person should be told, one sentence each."""
 
 
-def read_texts(settings: DataSettings, seed: int) -> TextData:
+def read_texts(settings: DataSettings, seed: int, site: str | None = None) -> TextData:
     """Read a data set, hold out a test set where it has none, and draw as many examples as asked.
 
     Same settings, files and seed give the same examples in the same order. The held-out texts do not
     depend on `train_examples`, and a smaller draw is part of a larger one.
+
+    Args:
+        site: name of the one site the file belongs to. Its held-out texts are then those that a folder of
+            all sites' files would hold out for it.
 
     Raises:
         ValueError: anything is wrong with the data; names what, where, the rule and the next step.
     """
     check_declared(settings.label_names)
     try:
-        source = READERS[settings.reader](settings)
+        source = _as_site(READERS[settings.reader](settings), site, dict(settings.label_map))
     except OSError as error:
         raise ValueError(
             f"{error.filename} cannot be read: {error.strerror}. Check its permissions."
@@ -72,21 +79,41 @@ def read_texts(settings: DataSettings, seed: int) -> TextData:
     names = _label_names(settings, source, tables, test_tables)
     train, test = _join(tables, names), _join(test_tables, names)
     sites = np.repeat(np.arange(len(tables)), [len(table.texts) for table in tables])
+    test_sites = np.zeros(len(test), dtype=np.int64)
     if source.test is None:
         held = _hold_out(train.labels, sites, source.site_names, settings.test_fraction, seed)
-        train, test, sites = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held)), sites[~held]
+        train, test = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
+        sites, test_sites = sites[~held], sites[held]
     kept = _draw(train.labels, sites, settings.train_examples, seed, "train_examples")
     train, sites = train.take(kept), sites[kept]
     test_kept = _draw(test.labels, np.zeros_like(test.labels), settings.test_examples, seed, "test_examples")
-    test = test.take(test_kept)
-    sizes = np.bincount(sites, minlength=len(tables)).tolist()
+    test, test_sites = test.take(test_kept), test_sites[test_kept]
+    sizes = _sizes(sites, tables)
     return TextData(
         train,
         test,
         names,
         tuple(zip(source.site_names, sizes, strict=True)) if source.site_names else (),
+        _sizes(test_sites, tables) if source.site_names and source.test is None else (),
         (*findings, *test_findings, *_remarks(train, test, names)),
     )
+
+
+def _as_site(source: Source, site: str | None, label_map: dict[str, str]) -> Source:
+    """The source under its site's name, its labels under the names all sites share."""
+
+    def rename(table: Table) -> Table:
+        labels = [label if label is None else label_map.get(label, label) for label in table.labels]
+        return replace(table, labels=labels)
+
+    if label_map:
+        test = None if source.test is None else rename(source.test)
+        source = replace(source, train=tuple(rename(table) for table in source.train), test=test)
+    return source if site is None else replace(source, site_names=(site,))
+
+
+def _sizes(sites: np.ndarray, tables: Sequence[Table]) -> tuple[int, ...]:
+    return tuple(np.bincount(sites, minlength=len(tables)).tolist())
 
 
 def _test_tables(source: Source) -> tuple[Table, ...]:

@@ -27,6 +27,7 @@ class Corpus:
     test: TokenisedTexts
     label_names: tuple[str, ...]
     site_sizes: tuple[tuple[str, int], ...]
+    test_sizes: tuple[int, ...]
     findings: tuple[str, ...]
 
 
@@ -45,18 +46,22 @@ class Workplace:
 
 
 @lru_cache(maxsize=2)
-def _read(data: DataSettings, model: ModelSettings, max_length: int, seed: int) -> Corpus:
-    texts = read_texts(data, seed)
+def _read(data: DataSettings, model: ModelSettings, max_length: int, seed: int, site: str | None) -> Corpus:
+    texts = read_texts(data, seed, site)
     tokenizer = load_tokenizer(model)
     train, test = (
         tokenise(part.texts, part.labels, tokenizer, max_length) for part in (texts.train, texts.test)
     )
-    return Corpus(train, test, texts.label_names, texts.site_sizes, texts.findings)
+    return Corpus(train, test, texts.label_names, texts.site_sizes, texts.test_sizes, texts.findings)
 
 
-def open_corpus(settings: Settings) -> Corpus:
-    """Read and tokenise the run's texts, once per process. Raises ValueError for bad data."""
-    return _read(settings.data, settings.model, settings.train.max_length, settings.seed)
+def open_corpus(settings: Settings, site: str | None = None) -> Corpus:
+    """Read and tokenise the run's texts, or those of one site, once per process.
+
+    Raises:
+        ValueError: for bad data.
+    """
+    return _read(settings.data, settings.model, settings.train.max_length, settings.seed, site)
 
 
 _kept: tuple[tuple[object, ...], Workplace] | None = None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -18,13 +18,12 @@ from common.sharing import tensors_to_flat
 from common.workplace import Corpus, Workplace, open_corpus, open_workplace
 from server.display import display
 from server.evaluation import Evaluation
-from server.exchange import RunFailed, gather_members
+from server.exchange import RunFailed
 from server.model_folder import save_model
-from server.observers import Checkpoints, History, Progress, Target
+from server.observers import Checkpoints, History, Live, Observer, Progress, Target
+from server.records import Standing
+from server.roster import Roster
 from server.strategy import FederatedAveraging
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 app = ServerApp()
 
@@ -32,7 +31,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run what the run config asks for. Raises RunFailed, or ValueError for bad input."""
-    conduct(grid, _settings_of(grid, context))
+    written = str(context.run_config.get("sites", "")) or "{}"
+    sites = {int(node_id): str(name) for node_id, name in json.loads(written).items()}
+    conduct(grid, _settings_of(grid, context), sites)
 
 
 def _settings_of(grid: Grid, context: Context) -> Settings:
@@ -47,58 +48,86 @@ def _settings_of(grid: Grid, context: Context) -> Settings:
     return compose([f"num_clients={num_nodes}", *overrides] if num_nodes else overrides).settings
 
 
-def conduct(grid: Grid, settings: Settings) -> None:
-    """One run, from wherever its folder stands to its end."""
+def conduct(grid: Grid, settings: Settings, sites: Mapping[int, str] | None = None) -> None:
+    """One run, from wherever its folder stands to its end.
+
+    Args:
+        sites: names of the registered sites by node id; None or empty in a simulation.
+
+    Raises:
+        ValueError: bad input; nothing was written then. RunFailed: the run could not be finished.
+    """
     folder = RunFolder(Path(settings.run_dir))
     folder.check_owner(settings)
-    corpus, parts = _deal(settings)
-    workplace = open_workplace(settings, corpus.label_names, fresh=True)
+    roster = Roster(grid, settings, sites or {})
+    corpus = _read(settings)
+    parts = _deal(settings, corpus)
+    label_names = corpus.label_names if corpus else settings.declared_labels()
+    workplace = open_workplace(settings, label_names, fresh=True)
     with folder.open(settings), _recorded(folder):
-        for finding in corpus.findings:
+        for finding in corpus.findings if corpus else ():
             display().say(f"{settings.cell}: {finding}")
-        write_json(folder.path / "labels.json", {"label_names": corpus.label_names})
-        write_json(
-            folder.path / "partition.json",
-            {str(client): part.tolist() for client, part in enumerate(parts)},
-        )
-        tensors, reason = _run_rounds(grid, settings, folder, workplace, corpus)
-        workplace.load(tensors)
-        save_model(folder, settings, workplace.classifier)
-        folder.write_status("finished", reason)
+        write_json(folder.path / "labels.json", {"label_names": label_names})
+        write_json(folder.path / "partition.json", parts)
+        _run(roster, grid, folder, settings, workplace, corpus)
 
 
-def _deal(settings: Settings) -> tuple[Corpus, list[Indices]]:
-    """The texts, and who holds which; every error a person can make with them comes up here."""
-    corpus = open_corpus(settings)
-    parts = partition(
+def _read(settings: Settings) -> Corpus | None:
+    """The texts this machine needs: all of a simulation, a central test set, or none."""
+    if settings.engine.is_simulated or settings.evaluation.where == "server":
+        return open_corpus(settings)
+    return None
+
+
+def _deal(settings: Settings, corpus: Corpus | None) -> dict[str, list[int]]:
+    """Who holds which training example; nobody but the sites themselves knows that in a deployment.
+
+    Raises:
+        ValueError: the texts cannot be dealt, or trained on, as asked.
+    """
+    if corpus is None or not settings.engine.is_simulated:
+        return {}
+    parts: list[Indices] = partition(
         settings.partition, corpus.train.labels, settings.num_clients, settings.seed, corpus.site_sizes
     )
     for part in parts:
         count_steps(len(part), settings.train)
-    return corpus, parts
+    return {str(client): part.tolist() for client, part in enumerate(parts)}
 
 
-def _run_rounds(
-    grid: Grid, settings: Settings, folder: RunFolder, workplace: Workplace, corpus: Corpus
-) -> tuple[Tensor, str]:
-    """Run what is left to run; returns the final tensors, (P,) fp32 on the CPU, and why it ended."""
-    tensors = workplace.flat.detach().cpu().clone()
-    checkpoint = folder.load_checkpoint()
-    if checkpoint is not None:
-        tensors = tensors_to_flat(workplace.layout, checkpoint.tensors)
-    strategy = FederatedAveraging(
-        settings,
-        workplace.layout,
-        Evaluation(settings, workplace, corpus.test),
-        (
-            History(folder),
-            Checkpoints(folder, workplace.layout),
-            Progress(settings),
-            Target(folder, settings.evaluation.target_accuracy),
-        ),
+def _run(
+    roster: Roster,
+    grid: Grid,
+    folder: RunFolder,
+    settings: Settings,
+    workplace: Workplace,
+    corpus: Corpus | None,
+) -> None:
+    """Run what is left to run, and leave the model."""
+    initial = workplace.flat.detach().cpu().clone()
+    observers: tuple[Observer, ...] = (
+        History(folder),
+        Checkpoints(folder, workplace.layout),
+        Live(folder),
+        Progress(settings),
+        Target(folder, settings.evaluation.target_accuracy),
     )
-    members = gather_members(grid, settings)
-    return strategy.run(grid, members, tensors, checkpoint.round if checkpoint else None)
+    evaluation = None
+    if corpus is not None and settings.evaluation.where == "server":
+        evaluation = Evaluation(settings, workplace, corpus.test)
+    strategy = FederatedAveraging(settings, workplace.layout, evaluation, observers)
+    roster.gather()
+    checkpoint = folder.load_checkpoint()
+    if checkpoint is None:
+        standing = strategy.open(initial)
+    else:
+        is_shown = len(folder.history()) > checkpoint.record["round"]
+        tensors = tensors_to_flat(workplace.layout, checkpoint.tensors)
+        standing = Standing(tensors, checkpoint.record, is_shown)
+    tensors, reason = strategy.run(grid, roster, standing)
+    workplace.load(tensors)
+    save_model(folder, settings, workplace.classifier)
+    folder.write_status("finished", reason)
 
 
 @contextmanager
@@ -107,12 +136,13 @@ def _recorded(folder: RunFolder) -> Iterator[None]:
     folder.write_status("running", "")
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Flower ends a stopped run's server app with SystemExit
         folder.write_status("stopped", "interrupted; the same command goes on from the last whole round")
         raise
     except OSError as error:
         text = f"a file could not be written ({error.strerror}: {error.filename}); make room and run again"
-        folder.write_status("failed", text)
+        with suppress(OSError):  # the disk that is full may hold the status too
+            folder.write_status("failed", text)
         raise RunFailed(text) from error
     except Exception as error:
         folder.write_status("failed", str(error) or type(error).__name__)

@@ -17,6 +17,8 @@ for _name in ("FLWR_DISABLE_UPDATE_CHECK", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZE
 
 import typer  # noqa: E402
 
+from server.deployment.server_cli import DEFAULT_FOLDER, Dir  # noqa: E402
+from server.deployment.server_cli import app as server_app  # noqa: E402
 from server.display import display  # noqa: E402
 
 DONE, RUN_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -26,8 +28,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Federated fine-tuning of Transformer text classifiers: simulate, sweep, report, predict.",
+    help="Federated fine-tuning of Transformer text classifiers: simulate, sweep, submit, report, predict.",
 )
+app.add_typer(server_app, name="server")
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides.")]
 _GROUPS = """\b
 Groups: model= bert albert distilbert minilm hf      data= imdb yelp_full ag_news bbc_news
@@ -91,6 +94,62 @@ def sweep(overrides: Overrides = None) -> None:
     if num_failed:
         typer.echo(f"{num_failed} cells failed; the report names them and says why.", err=True)
         raise typer.Exit(RUN_FAILED)
+
+
+@app.command(
+    help="Run one federation over the registered sites, and follow it to its end.",
+    epilog=f"""\b
+Examples:
+  wardround submit model=bert data=files data.label_names=[low,high] num_clients=3 run_dir=outputs/trial
+  wardround submit experiment=demo num_clients=2 --site st-mary --site ward-7
+  wardround submit --resume outputs/trial
+
+{_GROUPS}
+Ctrl-C stops the run; --resume goes on from its last whole round. Exit code: 0 finished, 1 failed, 2 bad
+input, 130 stopped.""",
+)
+def submit(
+    overrides: Overrides = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN_DIR", help="Submit that run's settings again.")
+    ] = None,
+    site: Annotated[
+        list[str] | None,
+        typer.Option("--site", help="A site that takes part; may be repeated. Default: all."),
+    ] = None,
+    path: Dir = DEFAULT_FOLDER,
+) -> None:
+    """Submit, follow, say how it ended."""
+    from server.deployment.server_folder import ServerFolder
+    from server.deployment.submit import submit as run
+
+    outcome = run(overrides or [], ServerFolder(path), resume=resume, sites=site or ())
+    display().close()
+    typer.echo(outcome.reason, err=not outcome.is_finished)
+    if not outcome.is_finished:
+        raise typer.Exit(RUN_FAILED)
+
+
+@app.command(
+    help="Say where a run stands: round, accuracy, which sites have answered, which one is missing.",
+    epilog="""\b
+Examples:
+  wardround status
+  wardround status outputs/trial
+  wardround status outputs/trial --json
+
+Without RUN_DIR: the run submitted last from the server folder.""",
+)
+def status(
+    run_dir: Annotated[Path | None, typer.Argument(metavar="[RUN_DIR]")] = None,
+    path: Dir = DEFAULT_FOLDER,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Tell."""
+    from server.deployment.status import folder_and_run, standing_of, to_json, to_text
+
+    standing = standing_of(*folder_and_run(run_dir, path))
+    typer.echo(to_json(standing) if as_json else to_text(standing))
 
 
 @app.command(

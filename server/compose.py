@@ -26,6 +26,7 @@ from common.settings import Settings, known_keys
 CONF = Path(__file__).resolve().parent.parent / "conf"
 AXES = ("model", "data", "num_clients", "seed")
 _GROUPS = tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
+_SET_BY_SWEEP = ("num_rounds", "evaluation.target_accuracy")
 _BESIDE_SETTINGS = ("sweep", *(f"sweep.{axis}" for axis in AXES), "sweep.target_fraction")
 
 
@@ -89,6 +90,11 @@ def compose_sweep(overrides: Sequence[str]) -> SweepPlan:
         elif override.is_sweep_override():
             raise ValueError(
                 f"'{override.input_line}' sweeps over '{key}'; the axes of a sweep are {', '.join(AXES)}."
+            )
+        elif key in _SET_BY_SWEEP:
+            raise ValueError(
+                f"'{override.input_line}' is for one run; a sweep takes its rounds from data.budget_rounds "
+                "and data.second_threshold_rounds, and its target from sweep.target_fraction."
             )
         elif key == "run_dir":
             run_dir = str(override.value())

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.learning import Counts, evaluate
+from common.learning import Counts, by_length, evaluate, evaluation_batches
 from common.settings import Settings
-from common.tokens import Batch, TokenisedTexts
+from common.tokens import TokenisedTexts
 from common.workplace import Workplace
+from server.records import describe_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,34 +31,20 @@ class Evaluation:
         """`loss`, `accuracy`, `macro_f1` and `num_examples` of the model with these weights, (P,) fp32."""
         self.workplace.load(tensors)
         counts, accuracy = MODES[self.settings.evaluation.mode](self)
-        return {
-            "loss": counts.loss,
-            "accuracy": accuracy,
-            "macro_f1": counts.macro_f1,
-            "num_examples": counts.num_examples,
-        }
+        return describe_counts(counts, accuracy)
 
     def count(self, indices: np.ndarray) -> Counts:
         """Evaluate the chosen test examples in this order."""
-        return evaluate(self.workplace.classifier.model, self._batches(indices), self.settings.precision)
-
-    def _batches(self, indices: np.ndarray) -> Iterator[Batch]:
-        train = self.settings.train
-        size = self.settings.evaluation.batch_size
-        # Where padding is hidden from attention, it changes nothing but the time it takes.
-        pad_to = None if train.attention_mask else train.max_length
-        for start in range(0, len(indices), size):
-            yield self.test.batch(
-                indices[start : start + size],
-                pad_to=pad_to,
-                mask=train.attention_mask,
-                device=self.workplace.device,
-            )
+        settings, workplace = self.settings, self.workplace
+        batches = evaluation_batches(
+            self.test, indices, settings.train, settings.evaluation.batch_size, workplace.device
+        )
+        return evaluate(workplace.classifier.model, batches, settings.precision)
 
 
 def _over_test_set(evaluation: Evaluation) -> tuple[Counts, float]:
-    """Share of all test examples that are right; sorted by length, so that little is padded."""
-    counts = evaluation.count(np.argsort(evaluation.test.lengths, kind="stable"))
+    """Share of all test examples that are right."""
+    counts = evaluation.count(by_length(evaluation.test, np.arange(len(evaluation.test))))
     return counts, counts.accuracy
 
 

@@ -1,4 +1,4 @@
-"""Ask every site something and take the answers in site order, never waiting without a bound."""
+"""Ask every client something and take the answers in client order, never waiting without a bound."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.messages import HELLO, Refused, pack_hello, unpack_card
-from common.settings import Settings
-
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.2
 
 
 class RunFailed(Exception):
@@ -20,43 +17,41 @@ class RunFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Member:
-    """One client of the run."""
-
-    client: int
-    node_id: int
-    num_examples: int
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back from one node; `message` is None when nothing did within the bound."""
+class Request:
+    """What one node is asked."""
 
     node_id: int
-    message: Message | None
+    content: RecordDict
 
 
 def ask(
-    grid: Grid, node_ids: Sequence[int], content: RecordDict, kind: str, group: str, timeout: float
-) -> Iterator[Reply]:
-    """Send `content` to all nodes, then yield one reply per node, in the order of `node_ids`.
+    grid: Grid, requests: Sequence[Request], kind: str, round: int, timeout: float
+) -> Iterator[Message | None]:
+    """Send all requests, then yield one reply for each, in their order; None where none came in time.
 
     A reply is pulled only when its turn has come: those that are early wait where they are, so no more
     than one is held here, and sums over them do not depend on who was fastest.
 
     Args:
         timeout: seconds from sending until the last reply is given up.
+
+    Raises:
+        RunFailed: a request could not be sent.
     """
     deadline = time.monotonic() + timeout
-    requests = [Message(content, node_id, kind, ttl=timeout, group_id=group) for node_id in node_ids]
-    message_ids = list(grid.push_messages(requests))
-    if len(message_ids) != len(node_ids):
+    messages = [
+        Message(request.content, request.node_id, kind, ttl=timeout, group_id=str(round))
+        for request in requests
+    ]
+    message_ids = list(grid.push_messages(messages))
+    del messages
+    if len(message_ids) != len(requests):
         raise RunFailed(
-            f"round {group}: {len(node_ids) - len(message_ids)} of {len(node_ids)} messages could not be "
-            "sent; a node left between joining and sending. Start the run again."
+            f"round {round}: {len(requests) - len(message_ids)} of {len(requests)} messages could not be "
+            "sent; a node left between joining and sending. Run the same command again."
         )
-    for node_id, message_id in zip(node_ids, message_ids, strict=True):
-        yield Reply(node_id, _wait_for(grid, message_id, deadline))
+    for message_id in message_ids:
+        yield _wait_for(grid, message_id, deadline)
 
 
 def _wait_for(grid: Grid, message_id: str, deadline: float) -> Message | None:
@@ -67,42 +62,4 @@ def _wait_for(grid: Grid, message_id: str, deadline: float) -> Message | None:
             return found[0]
         if time.monotonic() >= deadline:
             return None
-        time.sleep(_POLL_SECONDS)
-
-
-def gather_members(grid: Grid, settings: Settings) -> list[Member]:
-    """Wait for the clients to connect, greet them, and put them into the order of their numbers.
-
-    Raises:
-        RunFailed: not enough clients within `strategy.wait_seconds`, or one of them refuses, or two of
-            them have the same number.
-    """
-    node_ids = _wait_for_nodes(grid, settings)
-    members: dict[int, Member] = {}
-    hello = pack_hello(settings)
-    for reply in ask(grid, node_ids, hello, HELLO, "0", settings.strategy.round_timeout_seconds):
-        if reply.message is None:
-            raise RunFailed(f"node {reply.node_id} did not introduce itself in time; see that client's log.")
-        try:
-            card = unpack_card(reply.message)
-        except Refused as refusal:
-            raise RunFailed(f"node {reply.node_id} cannot take part: {refusal}") from None
-        if card.client in members:
-            raise RunFailed(f"two nodes say they are client {card.client}; give each client its own number.")
-        members[card.client] = Member(card.client, reply.node_id, card.num_examples)
-    return [members[client] for client in sorted(members)]
-
-
-def _wait_for_nodes(grid: Grid, settings: Settings) -> list[int]:
-    deadline = time.monotonic() + settings.strategy.wait_seconds
-    while True:
-        node_ids = list(grid.get_node_ids())
-        if len(node_ids) >= settings.num_clients:
-            return sorted(node_ids)[: settings.num_clients]
-        if time.monotonic() >= deadline:
-            raise RunFailed(
-                f"only {len(node_ids)} of {settings.num_clients} clients connected within "
-                f"strategy.wait_seconds={settings.strategy.wait_seconds:g}. Start the missing clients, or "
-                f"set num_clients={max(1, len(node_ids))}."
-            )
         time.sleep(_POLL_SECONDS)

@@ -33,7 +33,7 @@ tags: [federated-learning, wardround]
 ---
 # {settings.cell}
 
-{settings.model.label}, fine-tuned on {settings.data.name} by federated averaging over
+{settings.model.short_name}, fine-tuned on {settings.data.name} by federated averaging over
 {settings.num_clients} client(s) with Wardround. The texts never left the clients.
 
 | | |

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from common.runs import Checkpoint, RunFolder
+from common.runs import Checkpoint, RunFolder, write_json
 from common.settings import Settings
 from common.sharing import Layout
 from server.display import display
@@ -20,11 +22,17 @@ class Observer:
         """The run goes on after `last_round`. A returned text ends it, for that reason."""
         return None
 
-    def after_update(self, round: int, num_done: int, num_clients: int) -> None:
+    def before_round(self, round: int, names: Sequence[str]) -> None:
+        """The tensors go out to these clients."""
+
+    def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
         """One more client's update of this round is in the mean."""
 
-    def after_round(self, record: dict[str, Any], tensors: Tensor) -> str | None:
-        """A round is whole: its history line, and the global tensors, (P,) fp32. A text ends the run."""
+    def after_average(self, record: dict[str, Any], tensors: Tensor) -> None:
+        """New global tensors, (P,) fp32. The record's `test` may still be None."""
+
+    def after_round(self, record: dict[str, Any]) -> str | None:
+        """A round is whole and measured. A returned text ends the run, for that reason."""
         return None
 
     def warn(self, text: str) -> None:
@@ -37,20 +45,48 @@ class History(Observer):
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
 
-    def after_round(self, record: dict[str, Any], tensors: Tensor) -> str | None:
+    def after_round(self, record: dict[str, Any]) -> str | None:
         self.folder.append_history(record)
         return None
 
 
 class Checkpoints(Observer):
-    """The global tensors of every round; the newest two are kept."""
+    """The global tensors of every round with its record; the newest two are kept."""
 
     def __init__(self, folder: RunFolder, layout: Layout) -> None:
         self.folder, self.layout = folder, layout
 
-    def after_round(self, record: dict[str, Any], tensors: Tensor) -> str | None:
-        self.folder.save_checkpoint(Checkpoint(record["round"], self.layout.views(tensors)))
-        return None
+    def after_average(self, record: dict[str, Any], tensors: Tensor) -> None:
+        self.folder.save_checkpoint(Checkpoint(record, self.layout.views(tensors)))
+
+
+class Live(Observer):
+    """Which clients have answered the round that is under way, for `wardround status`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self._waiting: list[str] = []
+        self._answered: list[str] = []
+        self._since = ""
+
+    def before_round(self, round: int, names: Sequence[str]) -> None:
+        self._waiting, self._answered = list(names), []
+        self._since = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write(round)
+
+    def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
+        self._waiting.remove(name)
+        self._answered.append(name)
+        self._write(round)
+
+    def _write(self, round: int) -> None:
+        content = {
+            "round": round,
+            "answered": self._answered,
+            "waiting_for": self._waiting,
+            "since": self._since,
+        }
+        write_json(self.folder.path / "live.json", content)
 
 
 class Target(Observer):
@@ -63,7 +99,7 @@ class Target(Observer):
         reasons = (self._reached(record) for record in self.folder.history())
         return next(filter(None, reasons), None)
 
-    def after_round(self, record: dict[str, Any], tensors: Tensor) -> str | None:
+    def after_round(self, record: dict[str, Any]) -> str | None:
         return self._reached(record)
 
     def _reached(self, record: dict[str, Any]) -> str | None:
@@ -85,10 +121,10 @@ class Progress(Observer):
         display().show_round(last_round, "")
         return None
 
-    def after_update(self, round: int, num_done: int, num_clients: int) -> None:
+    def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
         display().show_updates(round, num_done, num_clients)
 
-    def after_round(self, record: dict[str, Any], tensors: Tensor) -> str | None:
+    def after_round(self, record: dict[str, Any]) -> str | None:
         loss = record["train"]["loss"]
         text = f"accuracy {record['test']['accuracy']:.4f}"
         text += "" if loss is None else f"  train loss {loss:.4f}"

@@ -20,6 +20,8 @@ def simulate(settings: Settings) -> None:
     Raises:
         ValueError: bad input. RunFailed: the run could not be finished.
     """
+    if not settings.engine.is_simulated:
+        raise ValueError("engine=deployment runs across real sites; use `wardround submit` for that.")
     ENGINES[settings.engine.name](settings)
 
 

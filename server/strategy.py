@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from flwr.app import Message
 from flwr.serverapp import Grid
 
-from common.messages import TRAIN, Refused, Task, Update, pack_task, unpack_update
+from common.learning import Counts
+from common.messages import EVALUATE, TRAIN, Refused, Task, Update, pack_tasks, unpack_counts, unpack_update
 from common.settings import Settings
-from common.sharing import Layout, model_sha256
-from server.averaging import Agreement, WeightedMean
+from common.sharing import Layout
+from server.averaging import WeightedMean
 from server.evaluation import Evaluation
-from server.exchange import Member, RunFailed, ask
+from server.exchange import Request, RunFailed, ask
 from server.observers import Observer
+from server.records import Standing, Taken, add_clients, add_site_counts, check_finite, new_record
+from server.roster import Member, Roster
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Taken:
-    """An update that went into the mean, without its tensors."""
-
-    client: int
-    num_examples: int
-    loss: float
-    seconds: float
 
 
 class FederatedAveraging:
@@ -39,21 +32,17 @@ class FederatedAveraging:
         self,
         settings: Settings,
         layout: Layout,
-        evaluation: Evaluation,
+        evaluation: Evaluation | None,
         observers: Sequence[Observer],
     ) -> None:
+        """Args: evaluation: the central test set; None where the sites evaluate."""
         self.settings = settings
         self.layout = layout
         self.evaluation = evaluation
         self.observers = observers
 
-    def run(
-        self, grid: Grid, members: Sequence[Member], tensors: Tensor, last_round: int | None
-    ) -> tuple[Tensor, str]:
-        """Run the rounds after `last_round`; None means nothing has been measured yet.
-
-        Args:
-            tensors: (P,) fp32 on the CPU, the global tensors after `last_round`, or the initial ones.
+    def run(self, grid: Grid, roster: Roster, standing: Standing) -> tuple[Tensor, str]:
+        """Run the rounds that are left after `standing`.
 
         Returns:
             The last global tensors, and why the run ended, in words.
@@ -62,36 +51,42 @@ class FederatedAveraging:
             RunFailed: a client failed or stayed away and `strategy.on_missing` is `fail`, or too few
                 updates came to close a round.
         """
-        if last_round is None:
-            last_round = 0
-            reason = self._show(self._measure(0, tensors, {}), tensors)
-        else:
-            reasons = [observer.resumed(last_round) for observer in self.observers]
+        if standing.is_shown:
+            reasons = [observer.resumed(standing.round) for observer in self.observers]
             reason = next(filter(None, reasons), None)
-        for number in range(last_round + 1, self.settings.num_rounds + 1):
-            if reason is not None:
-                break
-            tensors, record = self._round(grid, members, number, tensors)
-            reason = self._show(record, tensors)
-        return tensors, reason or f"all {self.settings.num_rounds} rounds are done"
+        else:
+            reason = self._show(standing)
+        while reason is None and standing.round < self.settings.num_rounds:
+            after, counts = self._round(grid, roster, standing)
+            reason = self._measured_by_sites(standing, counts)
+            standing = after
+            self._save(standing)
+            reason = reason or self._show(standing)
+        if not standing.is_shown:
+            counts = self._ask_for_counts(grid, roster.members(), standing)
+            last_reason = self._measured_by_sites(standing, counts)
+            reason = reason or last_reason
+        return standing.tensors, reason or f"all {self.settings.num_rounds} rounds are done"
 
-    def _round(
-        self, grid: Grid, members: Sequence[Member], number: int, tensors: Tensor
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def open(self, tensors: Tensor) -> Standing:
+        """Round 0: the initial tensors, (P,) fp32 on the CPU."""
+        standing = Standing(tensors, self._record(0, tensors, {}))
+        self._save(standing)
+        return standing
+
+    def _round(self, grid: Grid, roster: Roster, standing: Standing) -> tuple[Standing, dict[str, Counts]]:
+        """One round; returns where the run stands then, and the sites' counts for where it stood before."""
         started = time.perf_counter()
-        mean = WeightedMean(tensors)
+        number = standing.round + 1
+        members = roster.members()
+        mean = WeightedMean(standing.tensors)
         taken: list[Taken] = []
+        counts: dict[str, Counts] = {}
         aggregate_seconds = 0.0
-        content = pack_task(Task(number, self.layout.digest, self.settings, tensors))
-        timeout = self.settings.strategy.round_timeout_seconds
-        replies = ask(grid, [member.node_id for member in members], content, TRAIN, str(number), timeout)
-        for member, reply in zip(members, replies, strict=True):
+        for member, reply in self._exchange(grid, members, number, standing.tensors, TRAIN):
             folding = time.perf_counter()
-            if reply.message is None:
-                self._missing(number, member, f"no update within {timeout:g} s")
-                continue
             try:
-                update = unpack_update(reply.message)
+                update = unpack_update(reply)
                 check_update(update, number, self.layout, member)
             except Refused as refusal:
                 self._missing(number, member, str(refusal))
@@ -99,22 +94,51 @@ class FederatedAveraging:
             weighs = self.settings.strategy.weighting == "examples"
             mean.add(update.tensors, update.num_examples if weighs else 1)
             taken.append(Taken(member.client, update.num_examples, update.loss, update.seconds))
+            if update.test is not None:
+                counts[member.name] = update.test
             aggregate_seconds += time.perf_counter() - folding
-            for observer in self.observers:
-                observer.after_update(number, len(taken), len(members))
+            self._tell_progress(number, members, member, len(taken))
         self._check_quorum(number, len(taken))
         folding = time.perf_counter()
         outcome = mean.finish()
         aggregate_seconds += time.perf_counter() - folding
         train_seconds = time.perf_counter() - started - aggregate_seconds
-        record = self._measure(
-            number, outcome.tensors, {"train": train_seconds, "aggregate": aggregate_seconds}
-        )
-        self._describe_clients(record, taken, outcome.agreements, len(members))
-        return outcome.tensors, record
+        seconds = {"train": train_seconds, "aggregate": aggregate_seconds}
+        record = self._record(number, outcome.tensors, seconds)
+        add_clients(record, self.layout, taken, outcome.agreements, len(members))
+        return Standing(outcome.tensors, record), counts
+
+    def _exchange(
+        self, grid: Grid, members: Sequence[Member], number: int, tensors: Tensor, kind: str
+    ) -> Iterator[tuple[Member, Message]]:
+        """Send the tensors to all members and yield who answered what; the silent are reported."""
+        timeout = self.settings.strategy.round_timeout_seconds
+        task = Task(number, self.layout.digest, self.settings.for_sites(), tensors)
+        contents = pack_tasks(task, [member.client for member in members])
+        requests = [
+            Request(member.node_id, content) for member, content in zip(members, contents, strict=True)
+        ]
+        for observer in self.observers:
+            observer.before_round(number, [member.name for member in members])
+        for member, reply in zip(members, ask(grid, requests, kind, number, timeout), strict=True):
+            if reply is None:
+                self._missing(number, member, f"no answer within {timeout:g} s")
+            else:
+                yield member, reply
+
+    def _ask_for_counts(self, grid: Grid, members: Sequence[Member], standing: Standing) -> dict[str, Counts]:
+        """The sites' counts for the last model, which no training message carries any more."""
+        number = standing.round
+        counts = {}
+        for member, reply in self._exchange(grid, members, number, standing.tensors, EVALUATE):
+            try:
+                counts[member.name] = unpack_counts(reply)
+            except Refused as refusal:
+                self._missing(number, member, str(refusal))
+        return counts
 
     def _missing(self, number: int, member: Member, why: str) -> None:
-        text = f"round {number}: client {member.client}: {why}"
+        text = f"round {number}: {member.name}: {why}"
         if self.settings.strategy.on_missing == "fail":
             raise RunFailed(text)
         for observer in self.observers:
@@ -128,38 +152,38 @@ class FederatedAveraging:
                 "again: it goes on from the last whole round."
             )
 
-    def _measure(self, number: int, tensors: Tensor, seconds: dict[str, float]) -> dict[str, Any]:
-        """A history line with what the server knows by itself."""
+    def _record(self, number: int, tensors: Tensor, seconds: dict[str, float]) -> dict[str, Any]:
         started = time.perf_counter()
-        measured = self.evaluation.measure(tensors)
-        seconds = {"train": 0.0, "aggregate": 0.0} | seconds
-        seconds["evaluate"] = time.perf_counter() - started
-        return {
-            "round": number,
-            "test": measured,
-            "train": {"loss": None, "num_examples": 0},
-            "clients": [],
-            "seconds": seconds | {"total": sum(seconds.values())},
-            "bytes": {"down": 0, "up": 0},
-            "model_sha256": model_sha256(self.layout, tensors),
-        }
+        test = None if self.evaluation is None else self.evaluation.measure(tensors)
+        seconds = seconds | {"evaluate": time.perf_counter() - started}
+        return new_record(number, self.layout, tensors, test, seconds)
 
-    def _describe_clients(
-        self, record: dict[str, Any], taken: list[Taken], agreements: tuple[Agreement, ...], num_sent: int
-    ) -> None:
-        num_examples = sum(update.num_examples for update in taken)
-        loss = sum(update.loss * update.num_examples for update in taken) / num_examples
-        record["train"] = {"loss": loss, "num_examples": num_examples}
-        record["clients"] = [
-            asdict(update) | asdict(agreement) for update, agreement in zip(taken, agreements, strict=True)
-        ]
-        size = self.layout.num_bytes()
-        record["bytes"] = {"down": size * num_sent, "up": size * len(taken)}
+    def _measured_by_sites(self, standing: Standing, counts: dict[str, Counts]) -> str | None:
+        """Put the sites' counts into a record that waits for them."""
+        if standing.is_shown:
+            return None
+        if not counts:
+            raise RunFailed(f"round {standing.round}: no site sent counts of its held-out texts")
+        add_site_counts(standing.record, counts)
+        check_finite(standing.record, standing.round)
+        return self._show(standing)
 
-    def _show(self, record: dict[str, Any], tensors: Tensor) -> str | None:
-        """Tell the observers; the first reason to stop that one of them gives, or None."""
-        reasons = [observer.after_round(record, tensors) for observer in self.observers]
+    def _save(self, standing: Standing) -> None:
+        check_finite(standing.record, standing.round)
+        for observer in self.observers:
+            observer.after_average(standing.record, standing.tensors)
+
+    def _show(self, standing: Standing) -> str | None:
+        """Tell the observers of a measured round; the first reason to stop one of them gives, or None."""
+        if standing.record["test"] is None:
+            return None
+        standing.is_shown = True
+        reasons = [observer.after_round(standing.record) for observer in self.observers]
         return next(filter(None, reasons), None)
+
+    def _tell_progress(self, number: int, members: Sequence[Member], last: Member, num_done: int) -> None:
+        for observer in self.observers:
+            observer.after_update(number, last.name, num_done, len(members))
 
 
 def check_update(update: Update, number: int, layout: Layout, member: Member) -> None:

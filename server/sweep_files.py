@@ -32,8 +32,8 @@ class PlannedCell:
         """The cell these settings run."""
         return cls(
             name=settings.cell,
-            model=settings.model.label,
-            data=settings.data.name,
+            model=settings.model.short_name,
+            data=settings.data.short_name,
             num_clients=settings.num_clients,
             seed=settings.seed,
             budget_rounds=settings.data.budget_rounds,
@@ -109,7 +109,7 @@ class SweepFolder:
 
     def write_table(self) -> list[Row]:
         """Bring `sweep.csv` up to date; cells may end at the same time in several processes."""
-        with FileLock(self.path / ".lock"):
+        with FileLock(self.path / ".lock", timeout=60):
             return self._write_rows(self.rows())
 
     def _write_rows(self, rows: list[Row]) -> list[Row]:

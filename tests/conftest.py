@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+# No test may look for a hub, and none may wait for one.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import pytest

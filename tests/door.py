@@ -67,6 +67,11 @@ def changed(overrides: Sequence[str], *more: str) -> list[str]:
     return [*(text for text in overrides if text.split("=")[0] not in keys), *more]
 
 
+def for_sweep(overrides: Sequence[str]) -> list[str]:
+    """`overrides` without the number of rounds, which a sweep takes from its data set."""
+    return [text for text in overrides if not text.startswith("num_rounds=")]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below `folder`, with its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

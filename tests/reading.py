@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "text_columns": ("text",),
     "label_column": "label",
     "label_names": None,
+    "label_map": (),
     "test_fraction": 0.5,
     "train_examples": None,
     "test_examples": None,

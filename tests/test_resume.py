@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.runs import RunFolder
 from common.sharing import Layout
-from server.observers import Checkpoints
+from server.observers import Checkpoints, History, Observer, Target
 from server.simulate import simulate
 from server.sweep import sweep
 from server.sweep_files import SweepFolder
@@ -107,30 +108,57 @@ def test_killed_sweep_skips_what_is_finished_and_goes_on(overrides: list[str], t
     assert len(hashes(folder.run_folder("tiny-files-k3-s7").path)) == NUM_ROUNDS + 1
 
 
-def test_resume_equals_uninterrupted_at_every_round(
-    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class PowerCut(Exception):
+    """Stands for a machine that dies at a chosen moment."""
+
+
+@pytest.mark.parametrize(
+    ("observer", "moment", "where"),
+    [
+        (Checkpoints, "after_average", "server"),
+        pytest.param(Checkpoints, "after_average", "sites", marks=pytest.mark.slow),
+        pytest.param(History, "after_round", "server", marks=pytest.mark.slow),
+        (History, "after_round", "sites"),
+        pytest.param(Target, "after_round", "server", marks=pytest.mark.slow),
+        pytest.param(Target, "after_round", "sites", marks=pytest.mark.slow),
+    ],
+)
+def test_resume_equals_uninterrupted_at_every_moment(
+    make_settings: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    observer: type[Observer],
+    moment: str,
+    where: str,
 ) -> None:
-    """Stop between the history line and the checkpoint of each round in turn."""
-    simulate(make_settings(f"run_dir={tmp_path / 'whole'}"))
-    save = Checkpoints.after_round
+    """Before a checkpoint, between checkpoint and history line, after both; in each round in turn."""
+    whole = make_settings(f"run_dir={tmp_path / 'whole'}", f"evaluation.where={where}")
+    simulate(whole)
+    original = getattr(observer, moment)
 
-    class PowerCut(Exception):
-        pass
-
-    def cut(self: Checkpoints, record: dict[str, object], tensors: object) -> None:
+    def cut(self: Observer, record: dict[str, Any], *rest: Any) -> Any:
         if record["round"] == at:
             raise PowerCut
-        save(self, record, tensors)  # type: ignore[arg-type]
+        return original(self, record, *rest)
 
     for at in (0, 1, 2, 3):
-        settings = make_settings(f"run_dir={tmp_path / f'cut{at}'}")
-        monkeypatch.setattr(Checkpoints, "after_round", cut)
+        settings = make_settings(f"run_dir={tmp_path / f'cut{at}'}", f"evaluation.where={where}")
+        monkeypatch.setattr(observer, moment, cut)
         with pytest.raises(PowerCut):
             simulate(settings)
-        assert len(hashes(Path(settings.run_dir))) == at + 1
-        monkeypatch.setattr(Checkpoints, "after_round", save)
+        monkeypatch.setattr(observer, moment, original)
         simulate(settings)
-        assert hashes(Path(settings.run_dir)) == hashes(tmp_path / "whole")
+        assert measured(Path(settings.run_dir)) == measured(tmp_path / "whole")
+
+
+def measured(run_dir: Path) -> list[dict[str, Any]]:
+    """History lines without what depends on the clock."""
+    lines = RunFolder(run_dir).history()
+    for line in lines:
+        del line["seconds"]
+        for client in line["clients"]:
+            del client["seconds"]
+    return lines
 
 
 def test_more_rounds_go_on_where_the_run_ended(make_settings: Make, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class Deaf(LocalGrid):
 
 def test_silent_client_is_given_up_at_the_bound(make_settings: Make) -> None:
     settings = make_settings("num_rounds=1", "strategy.round_timeout_seconds=0.3")
-    with pytest.raises(RunFailed, match=r"round 1: client 0: no update within 0.3 s"):
+    with pytest.raises(RunFailed, match=r"round 1: client 0: no answer within 0.3 s"):
         conduct(Deaf(silent=2), settings)
 
 
@@ -145,3 +145,18 @@ def test_clients_that_never_come_end_the_run(make_settings: Make) -> None:
     settings = make_settings("strategy.wait_seconds=0.2")
     with pytest.raises(RunFailed, match=r"only 2 of 3 clients connected .* set num_clients=2"):
         conduct(Deaf(silent=None, missing=1), settings)
+
+
+def test_a_model_that_diverged_is_not_kept(make_settings: Make) -> None:
+    """One step each: every training loss is finite, but the averaged model's test loss is not."""
+    settings = make_settings(
+        "num_clients=1", "train.batch_size=48", "train.local_epochs=1", "train.learning_rate=1e30"
+    )
+    folder = RunFolder(Path(settings.run_dir))
+    with pytest.raises(RunFailed, match=r"round 1: .* is (nan|inf): training diverged"):
+        conduct(LocalGrid(honest_app, 1), settings)
+    assert folder.status()["state"] == "failed"
+    assert [line["round"] for line in folder.history()] == [0]
+    kept = folder.load_checkpoint()
+    assert kept is not None
+    assert kept.record["round"] == 0

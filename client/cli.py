@@ -1,0 +1,213 @@
+"""`wardround-site`: the commands of an engineer at a site."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+# Before Flower and the hub libraries are imported: nobody is told that this site exists.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+for _name in ("FLWR_DISABLE_UPDATE_CHECK", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say, the findings say in words
+
+import typer  # noqa: E402
+
+if TYPE_CHECKING:
+    from client.findings import Finding, Options
+
+READY, NOT_READY, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Take part in a federation with data that stays here: init, check, join.",
+)
+SiteOption = Annotated[Path, typer.Option("--site", metavar="FILE", help="The site file.")]
+
+
+@app.command(
+    help="Make this site's key pair and its files: site.yaml, a systemd unit, a compose file.",
+    epilog="""\b
+Example:
+  wardround-site init st_marys --server fl.example.org:9092 --ca ca.crt \\
+      --data letters.csv --text letter --label department
+The private key is made here and never leaves. Nothing is overwritten, nothing is sent.""",
+)
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As agreed on with the coordinator.")],
+    server: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The server's fleet port.")],
+    ca: Annotated[Path, typer.Option("--ca", metavar="FILE", help="ca.crt, as got from the coordinator.")],
+    data: Annotated[Path, typer.Option("--data", metavar="FILE", help="CSV, JSONL or Parquet.")],
+    text: Annotated[list[str], typer.Option("--text", metavar="COLUMN", help="May be given several times.")],
+    label: Annotated[str, typer.Option("--label", metavar="COLUMN", help="Column that holds the label.")],
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to write.")] = Path(),
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda ...")] = "auto",
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="DIR", help="Local copy of the pre-trained model.")
+    ] = None,
+    image: Annotated[str, typer.Option("--image", help="Image for compose.yaml.")] = "wardround-client",
+) -> None:
+    """Write the kit and say what to do with it."""
+    from client.keys import fingerprint
+    from client.kit_files import write_kit
+    from client.site_file import SiteFile
+
+    folder = folder.absolute()
+    site = SiteFile(
+        name=name,
+        server_address=server,
+        ca=ca.absolute(),
+        private_key=folder / "site.key",
+        public_key=folder / "site.pub",
+        data_path=data.absolute(),
+        text_columns=tuple(text),
+        label_column=label,
+        model=None if model is None else model.absolute(),
+        device=device,
+    )
+    write_kit(site, folder, image)
+    absent = [str(path) for path in (site.ca, site.data_path, site.model) if path and not path.exists()]
+    typer.echo(
+        f"Wrote site.yaml, site.key, site.pub, wardround-site.service and compose.yaml to {folder}\n"
+        f"SEND to the coordinator:  {site.public_key}\n"
+        f"  whose fingerprint is    {fingerprint(site.public_key)}\n"
+        f"NEVER send to anybody:    {site.private_key}, and no text of {site.data_path}\n"
+        + "".join(f"Not there yet:            {path}\n" for path in absent)
+        + f"Next: wardround-site check --site {folder / 'site.yaml'}"
+    )
+
+
+@app.command(
+    help="Look whether this site is ready, one finding a line with its next step.",
+    epilog="""\b
+Examples:
+  wardround-site check
+  wardround-site check --expect flwr=1.39.0 --labels cardiology,surgery --model google-bert/bert-base-cased
+  wardround-site check --json > findings.json
+It sends nothing of the data anywhere; its output names paths, labels and counts and is for this site.
+Exit code: 0 ready, 1 not ready, 2 bad input.""",
+)
+def check(
+    site: SiteOption = Path("site.yaml"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    expect: Annotated[
+        list[str] | None, typer.Option("--expect", metavar="PACKAGE=VERSION", help="May be repeated.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", metavar="A,B,C", help="The consortium's labels.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="ID", help="Hub id of the model the run will name.")
+    ] = None,
+    max_length: Annotated[int, typer.Option("--max-length", min=3, help="Tokens per text.")] = 128,
+    skip_check: Annotated[
+        list[str] | None, typer.Option("--skip-check", metavar="NAME", help="May be repeated.")
+    ] = None,
+) -> None:
+    """Run the table of checks."""
+    from client.preflight import as_json as findings_as_json
+    from client.preflight import is_ready, run_checks
+    from client.site_file import load_site_file
+
+    loaded = load_site_file(site)
+    findings = run_checks(loaded, _options(expect or [], labels, model, max_length), skip_check or [])
+    if as_json:
+        typer.echo(json.dumps(findings_as_json(loaded, findings), indent=2, ensure_ascii=False))
+    else:
+        _show(findings)
+    raise typer.Exit(READY if is_ready(findings) else NOT_READY)
+
+
+def _options(expect: Sequence[str], labels: str | None, model: str | None, max_length: int) -> Options:
+    from client.findings import Options
+
+    pairs = [item.partition("=") for item in expect]
+    for (package, _, version), item in zip(pairs, expect, strict=True):
+        if not package or not version:
+            raise ValueError(f"--expect is '{item}'; it must be PACKAGE=VERSION, for example flwr=1.39.0.")
+    names = tuple(name.strip() for name in (labels or "").split(",") if name.strip())
+    return Options({package: version for package, _, version in pairs}, names, model, max_length)
+
+
+@app.command(
+    help="Check, then take part until told to stop: keeps Flower's SuperNode running.",
+    epilog="""\b
+Examples:
+  wardround-site join
+  wardround-site join --site /srv/wardround/site.yaml --skip-check memory
+Exit code: 0 stopped as asked, 1 not ready or refused for good, 2 bad input.""",
+)
+def join(
+    site: SiteOption = Path("site.yaml"),
+    skip_check: Annotated[
+        list[str] | None, typer.Option("--skip-check", metavar="NAME", help="May be repeated.")
+    ] = None,
+    retry_seconds: Annotated[
+        float, typer.Option("--retry-seconds", min=0.1, help="First wait before a restart; doubles.")
+    ] = 5.0,
+) -> None:
+    """Check and join."""
+    from client.join import join as run
+    from client.site_file import load_site_file
+
+    raise typer.Exit(run(site, load_site_file(site), _show, skip_check or [], retry_seconds))
+
+
+def _show(findings: Sequence[Finding]) -> None:
+    """The findings as a table; a journal gets plain lines of the same words."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for finding in findings:
+            typer.echo(f"{finding.state:<8}{finding.check:<12}{finding.message}")
+            if finding.next_step:
+                typer.echo(f"{'':<20}-> {finding.next_step}")
+        return
+    table = Table("", "check", "finding", show_lines=False)
+    colours = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+    for finding in findings:
+        step = f"\n-> {finding.next_step}" if finding.next_step else ""
+        table.add_row(
+            Text(finding.state, colours[finding.state]), finding.check, Text(finding.message + step)
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Run the command line and turn what went wrong into words and an exit code."""
+    sys.exit(_guarded(lambda: app(standalone_mode=False)))
+
+
+def _guarded(run: Callable[[], Any]) -> int:
+    from click.exceptions import Abort, ClickException, Exit
+
+    try:
+        code = run()
+        return code if isinstance(code, int) else READY
+    except Exit as error:
+        return error.exit_code
+    except ClickException as error:
+        error.show()
+        return BAD_INPUT
+    except (KeyboardInterrupt, Abort):
+        typer.echo("stopped", err=True)
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        if os.environ.get("WARDROUND_DEBUG"):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        return BAD_INPUT
+
+
+if __name__ == "__main__":
+    main()

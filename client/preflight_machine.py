@@ -1,0 +1,219 @@
+"""Checks of the site's machine: versions, key files, disk, memory, device, pre-trained model."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import stat
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from client.findings import Finding, from_error
+from client.keys import public_line, read_private_key
+from client.site_file import SiteFile
+
+PACKAGES = ("wardround", "flwr", "torch", "transformers")
+FLOWER = "1.39"
+"""The Flower this project talks; later ones have dropped gRPC between site and server."""
+_GIB = 2**30
+# BERT-base in fp32: 110 million parameters of 4 bytes.
+_USUAL_MODEL_BYTES = 440_000_000
+# Weights, gradients and at most two numbers of the optimiser per weight; nothing is kept twice in training.
+MEMORY_PER_MODEL = 4
+# Python, PyTorch and the activations of a batch of 32 texts of 128 tokens.
+_MEMORY_BESIDE = 2 * _GIB
+_DISK_BESIDE = _GIB
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def check_versions(expect: Mapping[str, str]) -> Finding:
+    """Installed versions; compared with those that were told."""
+    found = {name: _installed(name) for name in dict.fromkeys([*PACKAGES, *expect]) if name != "python"}
+    found["python"] = platform.python_version()
+    said = ", ".join(f"{name} {number or 'missing'}" for name, number in found.items())
+    wanted = {"flwr": FLOWER} | dict(expect)
+    wrong = [
+        f"{name} is {found[name] or 'missing'}, not {number}"
+        for name, number in wanted.items()
+        if not _matches(found[name], number)
+    ]
+    if wrong:
+        step = "Install the versions the coordinator names, for example: pip install 'flwr==1.39.*'"
+        return Finding("versions", "problem", f"{'; '.join(wrong)} (here: {said})", step)
+    compared = "" if expect else "; not compared with the server's (--expect flwr=…)"
+    return Finding("versions", "ok", said + compared)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _matches(found: str | None, wanted: str) -> bool:
+    return found is not None and (found == wanted or found.startswith((f"{wanted}.", f"{wanted}+")))
+
+
+def check_key(site: SiteFile) -> Finding:
+    """The private key is the site's own, of the right kind, and the public file is its other half."""
+    private, public = site.private_key, site.public_key
+    try:
+        key = read_private_key(private)
+    except ValueError as error:
+        return from_error("key", error)
+    facts = private.stat()
+    if stat.S_IMODE(facts.st_mode) & 0o077:
+        text = f"key.private: {private} can be read by others (mode {stat.S_IMODE(facts.st_mode):04o})"
+        step = f"chmod 600 {private}; if others have logins here, make a new pair and have it registered."
+        return Finding("key", "problem", text, step)
+    try:
+        given = public.read_text(encoding="ascii").split()[:2]
+    except (OSError, UnicodeDecodeError):
+        return Finding(
+            "key", "problem", f"key.public: {public} cannot be read", f"ssh-keygen -yf {private} > {public}"
+        )
+    if given != public_line(key).split():
+        return Finding(
+            "key",
+            "problem",
+            f"key.public: {public} is not the other half of {private.name}",
+            f"ssh-keygen -yf {private} > {public}; have it registered if another one was sent.",
+        )
+    return Finding(
+        "key", "ok", f"{private.name} is P-384, readable by its owner only, and matches {public.name}"
+    )
+
+
+def model_bytes(site: SiteFile) -> int:
+    """Size of the weights of the local copy; of a BERT-base where there is none."""
+    if site.model is None:
+        return _USUAL_MODEL_BYTES
+    for pattern in _WEIGHTS:
+        found = sum(file.stat().st_size for file in site.model.glob(pattern))
+        if found:
+            return found
+    return _USUAL_MODEL_BYTES
+
+
+def check_disk(site: SiteFile) -> Finding:
+    """Room for the model, if it has to be fetched, and 1 GiB beside it, where Flower and the hub write."""
+    needed = _DISK_BESIDE + (0 if site.model is not None else model_bytes(site))
+    home = Path(os.environ.get("FLWR_HOME") or Path.home())
+    hub = Path(os.environ.get("HF_HOME") or Path.home())
+    for folder in dict.fromkeys((_existing(home), _existing(hub))):
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            text = f"{free / _GIB:.1f} GiB free in {folder}; {needed / _GIB:.1f} are needed"
+            return Finding(
+                "disk", "problem", text, "Make room, or set FLWR_HOME and HF_HOME to a larger disk."
+            )
+    return Finding("disk", "ok", f"at least {needed / _GIB:.1f} GiB free in {home} and {hub}")
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+
+
+def check_memory(site: SiteFile) -> Finding:
+    """Free memory of 4 x the weights and 2 GiB: a rule of thumb, for fp32 and batches of 32 x 128."""
+    available = available_memory()
+    if available is None:
+        return Finding("memory", "warning", "not checked: this system does not tell its free memory")
+    needed = MEMORY_PER_MODEL * model_bytes(site) + _MEMORY_BESIDE
+    assumed = "" if site.model is not None else ", for a model of BERT-base's size"
+    said = f"{available / _GIB:.1f} GiB free, about {needed / _GIB:.1f} needed{assumed}"
+    if available < needed:
+        step = "End other programs, give the container more, or agree on a smaller model or batch."
+        return Finding("memory", "warning", said, step)
+    return Finding("memory", "ok", said)
+
+
+def available_memory() -> int | None:
+    """Bytes this process may still take: free in the machine, or less where a container is limited."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return free
+    if free is None or limit == "max":
+        return free
+    return min(free, int(limit) - used)
+
+
+def check_device(site: SiteFile) -> Finding:
+    """The device of the site file exists."""
+    import torch
+
+    from common.runtime import resolve_device
+
+    try:
+        device = resolve_device(site.device)
+    except ValueError as error:
+        return Finding(
+            "device",
+            "problem",
+            str(error),
+            f"nvidia-smi shows what there is; this is torch {torch.__version__}.",
+        )
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        return Finding("device", "ok", f"{device}: {facts.name}, {facts.total_memory / _GIB:.0f} GiB")
+    if site.device == "auto" and device.type == "cpu":
+        step = (
+            "Without a GPU all is well, but slow: set device: cpu. With one: install PyTorch's build for it."
+        )
+        return Finding("device", "warning", "auto found no accelerator: this site trains on the CPU", step)
+    return Finding("device", "ok", f"{device}, {os.cpu_count()} CPUs")
+
+
+def check_model(site: SiteFile, hub_name: str | None, timeout_seconds: float) -> Finding:
+    """The pre-trained model and its tokenizer are here, or how much has to be fetched. Fetches nothing."""
+    if site.model is not None:
+        return _local_model(site.model, model_bytes(site))
+    if hub_name is None:
+        return Finding(
+            "model",
+            "warning",
+            "not checked: the run names the model",
+            "Ask the coordinator for its name and check again with --model NAME.",
+        )
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    here = [
+        isinstance(try_to_load_from_cache(hub_name, name), str)
+        for name in ("config.json", "model.safetensors")
+    ]
+    if all(here):
+        return Finding("model", "ok", f"{hub_name} is in this machine's cache")
+    step = "Copy the model's folder here and set model: <that folder>, or let this machine out to the hub."
+    try:
+        facts = HfApi().model_info(hub_name, files_metadata=True, timeout=timeout_seconds)
+    except Exception as error:  # the hub's client raises kinds of four libraries
+        text = f"{hub_name} is not in the cache and the hub does not give it ({type(error).__name__})"
+        return Finding("model", "problem", text, step)
+    weights = [file.size or 0 for file in facts.siblings or () if file.rfilename.endswith(".safetensors")]
+    text = f"{hub_name} will be fetched from the hub in the first round: {sum(weights) / 1e6:.0f} MB"
+    return Finding("model", "ok", text)
+
+
+def _local_model(folder: Path, size: int) -> Finding:
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
+        missing.append("model.safetensors")
+    if not any(
+        (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json")
+    ):
+        missing.append("tokenizer.json")
+    if missing:
+        text = f"model: {folder} lacks {', '.join(missing)}"
+        return Finding("model", "problem", text, "Copy the whole folder of the pre-trained model here.")
+    return Finding("model", "ok", f"{folder} holds a model of {size / 1e6:.0f} MB and its tokenizer")

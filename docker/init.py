@@ -1,0 +1,162 @@
+"""First start of the compose demo: certificates, and a key pair and a file of texts for each client.
+
+Runs as root with two capabilities and without a network, and makes nothing anew that is there already.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from common.texts import LabelledTexts, read_texts
+from server.compose import compose
+from server.registration import fingerprint_of, read_public_key
+from server.server_folder import RegisteredSite, ServerFolder
+
+AUTHORITY, SERVER, SITES = Path("/authority"), Path("/server"), Path("/sites")
+OUTPUTS = Path("/wardround/outputs")
+TEXTS_PER_CLIENT = 100
+"""On the average; the last client has three times as many as the first."""
+
+
+def main() -> None:
+    """Make what is missing, then hand it over to the user of the other containers."""
+    num_clients, owner = _asked_for()
+    os.umask(0o077)
+    _check_outputs(owner)
+    _make_server_folder()
+    names = [f"client-{number}" for number in range(1, num_clients + 1)]
+    _make_texts(names)
+    for name in names:
+        _make_site(name)
+    _let_in(names)
+    for folder in (SERVER, *(SITES / name for name in names)):
+        _hand_over(folder, owner)
+    print(f"ready: the server's certificate, and a key pair and a file of texts for {num_clients} clients")  # noqa: T201
+
+
+def _asked_for() -> tuple[int, tuple[int, int]]:
+    """Number of clients, and user and group of the other containers."""
+    num_clients, wanted = os.environ["CLIENTS"], os.environ.get("CLIENTS_ASKED_FOR", "")
+    if wanted not in ("", num_clients):
+        raise ValueError(
+            f"CLIENTS is {wanted}, but {num_clients} clients are set up, each with a network of its own. "
+            f"Run: docker/clients.sh {wanted}, then the same command again without CLIENTS."
+        )
+    user, _, group = os.environ["OWNER"].partition(":")
+    if not (user.isdecimal() and group.isdecimal()) or user == "0":
+        raise ValueError(
+            f"WARDROUND_USER is '{os.environ['OWNER']}'; it must be two numbers, not root's. "
+            "Set it to what this prints: echo $(id -u):$(id -g)"
+        )
+    return int(num_clients), (int(user), int(group))
+
+
+def _check_outputs(owner: tuple[int, int]) -> None:
+    """The server must be able to write to ./outputs; Docker makes it for root where it was not there."""
+    found = OUTPUTS.stat()
+    if found.st_uid == 0:
+        os.chown(OUTPUTS, *owner)
+    elif found.st_uid != owner[0]:
+        raise ValueError(
+            f"./outputs belongs to user {found.st_uid}, but the containers run as {owner[0]}. Run: "
+            f"export WARDROUND_USER={found.st_uid}:{found.st_gid}, then the same command again."
+        )
+
+
+def _make_server_folder() -> None:
+    """The coordinator's folder; the authority's own key stays behind in a volume only this program sees."""
+    if not (AUTHORITY / "server.yaml").exists():
+        _empty(AUTHORITY)
+        _run("wardround", "server", "init", "--name", "server", "--dir", str(AUTHORITY))
+    if not (SERVER / "server.yaml").exists():
+        # The last one makes it a folder.
+        for name in ("ca.crt", "server.crt", "server.key", "sites.json", "server.yaml"):
+            shutil.copy2(AUTHORITY / name, SERVER / name)
+
+
+def _make_texts(names: list[str]) -> None:
+    """Deal the demo's texts, unequally, to the clients that have none."""
+    if all((SITES / name / "texts.csv").exists() for name in names):
+        return
+    settings = compose(["experiment=compose", f"num_clients={len(names)}"]).settings
+    data = read_texts(settings.data, settings.seed)
+    assert settings.data.label_names is not None
+    for name, texts in zip(names, _deal(data.train, len(names), settings.seed), strict=True):
+        file = SITES / name / "texts.csv"
+        if not file.exists():
+            _write_csv(file, texts, settings.data.label_names)
+
+
+def _deal(texts: LabelledTexts, num_parts: int, seed: int) -> Iterator[LabelledTexts]:
+    """Disjoint parts of TEXTS_PER_CLIENT texts on the average, fewer where there are not as many."""
+    total = min(TEXTS_PER_CLIENT * num_parts, len(texts))
+    weights = np.linspace(1, 3, num_parts)
+    ends = np.cumsum(weights / weights.sum() * total).round().astype(int)
+    rows = np.random.default_rng(seed).permutation(len(texts))
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        yield texts.take(rows[start:end])
+
+
+def _write_csv(path: Path, texts: LabelledTexts, label_names: tuple[str, ...]) -> None:
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(
+            (text, label_names[label]) for text, label in zip(texts.texts, texts.labels, strict=True)
+        )
+    part.replace(path)
+
+
+def _make_site(name: str) -> None:
+    """A key pair and a site file, as an engineer at the site would make them."""
+    folder = SITES / name
+    if (folder / "site.yaml").exists():
+        return
+    for left_over in ("site.key", "site.pub", "wardround-site.service", "compose.yaml"):
+        (folder / left_over).unlink(missing_ok=True)
+    shutil.copyfile(AUTHORITY / "ca.crt", folder / "ca.crt")
+    where = ["--server", "server:9092", "--ca", str(folder / "ca.crt"), "--dir", str(folder)]
+    what = ["--data", str(folder / "texts.csv"), "--text", "text", "--label", "label"]
+    _run("wardround-site", "init", name, *where, *what)
+
+
+def _let_in(names: list[str]) -> None:
+    """Tell the server which keys may connect, from its next start on."""
+    keys = {name: read_public_key(SITES / name / "site.pub") for name in names}
+    with ServerFolder(SERVER).changing_sites() as sites:
+        for name in [name for name, site in sites.items() if keys.get(name) != site.public_key]:
+            del sites[name]
+        for name in keys.keys() - sites.keys():
+            sites[name] = RegisteredSite("", keys[name], fingerprint_of(keys[name]))
+
+
+def _hand_over(folder: Path, owner: tuple[int, int]) -> None:
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, *owner, follow_symlinks=False)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _run(*words: str) -> None:
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ValueError(f"`{' '.join(words[:3])}` failed: {done.stderr.strip()}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

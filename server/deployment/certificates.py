@@ -1,0 +1,213 @@
+"""The certificate authority of a federation and the server's certificate."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from common.runs import write_atomically
+
+AUTHORITY_DAYS = 3650
+SERVER_DAYS = 365
+# A site's clock may be behind: the certificates are valid a little before they were made.
+_HEAD_START = timedelta(hours=1)
+_DNS_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Where a certificate and its private key stand, both PEM."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a certificate says about itself."""
+
+    subject: str
+    issuer: str
+    names: tuple[str, ...]
+    """DNS names and IP addresses it is good for, as they stand in it."""
+    not_before: datetime
+    not_after: datetime
+    fingerprint: str
+    """SHA-256 of the certificate, colon-separated hex."""
+
+    def days_left(self, now: datetime | None = None) -> int:
+        """Whole days until it ends; negative once it has."""
+        return (self.not_after - (now or datetime.now(UTC))).days
+
+
+def make_authority(target: Pair, *, days: int = AUTHORITY_DAYS, now: datetime | None = None) -> None:
+    """Write a new certificate authority.
+
+    Args:
+        now: start of its validity; the present if None.
+
+    Raises:
+        ValueError: a file is there already, or `days` is below 1.
+    """
+    _refuse_to_overwrite(target)
+    key = ec.generate_private_key(ec.SECP384R1())
+    builder = _builder(_named("Wardround CA"), _named("Wardround CA"), key, days, now)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
+    _write(target, builder.sign(key, hashes.SHA384()), key)
+
+
+def issue_server_certificate(
+    authority: Pair,
+    target: Pair,
+    names: Sequence[str],
+    *,
+    days: int = SERVER_DAYS,
+    now: datetime | None = None,
+    renew: bool = False,
+) -> None:
+    """Write a new key and a certificate for it, signed by `authority`.
+
+    Args:
+        names: DNS names and IP addresses under which the server is reached; at least one.
+        now: start of its validity; the present if None.
+        renew: replace what stands at `target`.
+
+    Raises:
+        ValueError: a file is there already and `renew` is False, a name is neither a DNS name nor an IP
+            address, or `days` is below 1.
+    """
+    if not renew:
+        _refuse_to_overwrite(target)
+    signer = x509.load_pem_x509_certificate(authority.certificate.read_bytes())
+    signing_key = load_pem_private_key(authority.key.read_bytes(), password=None)
+    assert isinstance(signing_key, ec.EllipticCurvePrivateKey)
+    key = ec.generate_private_key(ec.SECP384R1())
+    alternatives = x509.SubjectAlternativeName([general_name(name) for name in dict.fromkeys(names)])
+    builder = _builder(_named(names[0]), signer.subject, key, days, now)
+    builder = builder.add_extension(alternatives, critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    builder = builder.add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), critical=False
+    )
+    _write(target, builder.sign(signing_key, hashes.SHA384()), key)
+
+
+def general_name(name: str) -> x509.GeneralName:
+    """A name as certificates tell them apart: an IP address, or a DNS name.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        pass
+    labels = name.split(".")
+    if len(name) > 253 or not all(_DNS_LABEL.fullmatch(label) for label in labels) or labels[-1].isdigit():
+        raise ValueError(
+            f"'{name}' is neither a DNS name nor an IP address. Give the name under which the sites reach "
+            "the server, without port or scheme, for example --name server.example.org."
+        )
+    return x509.DNSName(name)
+
+
+def describe(certificate: Path) -> Described:
+    """Read a certificate in PEM form. Raises ValueError if the file does not hold one."""
+    try:
+        read = x509.load_pem_x509_certificate(certificate.read_bytes())
+    except ValueError:
+        raise ValueError(f"'{certificate}' does not hold a certificate in PEM form.") from None
+    try:
+        alternatives = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = tuple(str(name.value) for name in alternatives)
+    except x509.ExtensionNotFound:
+        names = ()
+    return Described(
+        subject=_common_name(read.subject),
+        issuer=_common_name(read.issuer),
+        names=names,
+        not_before=read.not_valid_before_utc,
+        not_after=read.not_valid_after_utc,
+        fingerprint=read.fingerprint(hashes.SHA256()).hex(":"),
+    )
+
+
+def check_days(days: int) -> None:
+    """Raise ValueError if nothing can be valid for so many days."""
+    if days < 1:
+        raise ValueError(f"--days is {days}; a certificate must be valid for at least one day.")
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int, now: datetime | None
+) -> x509.CertificateBuilder:
+    check_days(days)
+    start = now or datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
+    builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(start - _HEAD_START).not_valid_after(start + timedelta(days=days))
+    return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _named(name: str) -> x509.Name:
+    # A common name holds 64 characters; the alternative names are what counts.
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+
+
+def _common_name(name: x509.Name) -> str:
+    attributes = name.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(attributes[0].value) if attributes else name.rfc4514_string()
+
+
+def _refuse_to_overwrite(target: Pair) -> None:
+    for path in (target.certificate, target.key):
+        if path.exists():
+            raise ValueError(
+                f"'{path}' is there already; sites may trust it. Choose another --dir, or move it away."
+            )
+
+
+def _write(target: Pair, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    write_atomically(target.key, lambda part: _write_secret(part, private))
+    public = certificate.public_bytes(Encoding.PEM)
+    write_atomically(target.certificate, lambda part: part.write_bytes(public))
+
+
+def _write_secret(path: Path, content: bytes) -> None:
+    """A file that was never readable for others."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)

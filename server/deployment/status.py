@@ -1,0 +1,200 @@
+"""Where a run stands, told from its files, and which registered sites are online."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from common.runs import RunFolder
+from server.deployment.server_folder import ServerFolder
+
+
+@dataclass(frozen=True)
+class Live:
+    """The round that is under way."""
+
+    round: int
+    answered: tuple[str, ...]
+    missing: Mapping[str, float]
+    """Seconds since each site that has not answered was asked."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Everything `wardround status` tells. As JSON its fields are stable."""
+
+    run_dir: str
+    cell: str | None
+    state: str
+    """`pending`, `running`, `finished`, `failed`, `stopped`, or `interrupted` (nobody runs it)."""
+    reason: str
+    round: int | None
+    """The last whole round that was measured."""
+    num_rounds: int | None
+    accuracy: float | None
+    rounds: tuple[Mapping[str, Any], ...]
+    """`round`, `accuracy`, `loss` and `seconds` of each."""
+    live: Live | None
+    sites: Mapping[str, Mapping[str, Any]] | None
+    """`status`, `online_seconds` and `offline_at` of each registered site; None if nobody could be asked."""
+    superlink: str | None
+    """Why the sites are not known."""
+    next_step: str
+
+
+def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | None = None) -> Standing:
+    """Read the files of `run` and ask the SuperLink of `folder`, if there is one.
+
+    Raises:
+        ValueError: the run folder's files are not what they should be.
+    """
+    settings, status, rounds = run.settings(), run.status(), [_brief(line) for line in run.history()]
+    state = status["state"]
+    if state == "running" and not is_held(run):
+        state = "interrupted"
+    sites, trouble = _ask_sites(folder) if folder else (None, None)
+    last = rounds[-1] if rounds else {"round": None, "accuracy": None}
+    goes_on = state in ("failed", "stopped", "interrupted") and settings and not settings.engine.is_simulated
+    return Standing(
+        run_dir=str(run.path),
+        cell=settings.cell if settings else None,
+        state=state,
+        reason=status["reason"],
+        round=last["round"],
+        num_rounds=settings.num_rounds if settings else None,
+        accuracy=last["accuracy"],
+        rounds=tuple(rounds),
+        live=live_of(run, now) if state == "running" else None,
+        sites=sites,
+        superlink=trouble,
+        next_step=f"wardround submit --resume {run.path}" if goes_on else "",
+    )
+
+
+def live_of(run: RunFolder, now: datetime | None = None) -> Live | None:
+    """The round under way as the server app last wrote it; None where there is none."""
+    file = run.path / "live.json"
+    try:
+        read = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    waited = ((now or datetime.now(UTC)) - datetime.fromisoformat(read["since"])).total_seconds()
+    missing = {str(name): max(0.0, waited) for name in read["waiting_for"]}
+    return Live(int(read["round"]), tuple(map(str, read["answered"])), missing)
+
+
+def is_held(run: RunFolder) -> bool:
+    """Whether a process runs in the folder."""
+    file = run.path / ".lock"
+    if not file.exists():
+        return False
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
+def to_json(standing: Standing) -> str:
+    """The same as indented JSON."""
+    return json.dumps(asdict(standing), indent=2, ensure_ascii=False)
+
+
+def to_text(standing: Standing) -> str:
+    """The same for people."""
+    of = "" if standing.num_rounds is None else f" of {standing.num_rounds}"
+    lines = [f"{standing.cell or standing.run_dir}: {standing.state}"]
+    if standing.reason:
+        lines[0] += f" ({standing.reason})"
+    if standing.round is not None:
+        lines.append(f"round {standing.round}{of}, accuracy {standing.accuracy:.4f}")
+    for line in standing.rounds:
+        loss = "" if line["loss"] is None else f"  train loss {line['loss']:.4f}"
+        lines.append(
+            f"  round {line['round']:>3}  accuracy {line['accuracy']:.4f}{loss}  {line['seconds']:.1f} s"
+        )
+    lines += _live_lines(standing.live) + _site_lines(standing)
+    if standing.next_step:
+        lines.append(f"to go on from the last whole round: {standing.next_step}")
+    return "\n".join(lines)
+
+
+def _live_lines(live: Live | None) -> list[str]:
+    if live is None:
+        return []
+    missing = [f"{name} (for {seconds:.0f} s)" for name, seconds in live.missing.items()]
+    return [
+        f"round {live.round} under way",
+        f"  answered: {', '.join(live.answered) or 'nobody yet'}",
+        f"  missing:  {', '.join(missing) or 'nobody'}",
+    ]
+
+
+def _site_lines(standing: Standing) -> list[str]:
+    if standing.superlink:
+        return [f"sites: unknown, {standing.superlink}"]
+    if standing.sites is None:
+        return []
+    return [
+        "sites" if standing.sites else "sites: none is registered",
+        *map(_site_line, standing.sites.items()),
+    ]
+
+
+def _site_line(item: tuple[str, Mapping[str, Any]]) -> str:
+    name, site = item
+    told = {"registered": "never seen", "offline": f"offline since {site['offline_at']}"}
+    if site["status"] == "online":
+        return f"  {name}: online for {site['online_seconds']:.0f} s"
+    return f"  {name}: {told.get(site['status'], site['status'])}"
+
+
+def _ask_sites(folder: ServerFolder) -> tuple[dict[str, dict[str, Any]] | None, str | None]:
+    """State of every registered site, or why it is not known."""
+    from server.deployment import superlink
+
+    if not superlink.is_up(folder):
+        return None, superlink.not_running(folder)
+    try:
+        states = superlink.node_states(folder)
+    except superlink.SuperLinkError as error:
+        return None, str(error)
+    unknown = superlink.NodeState("unknown", 0.0, "N/A")
+    return {name: asdict(states.get(site.node_id, unknown)) for name, site in folder.sites().items()}, None
+
+
+def _brief(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "round": int(line["round"]),
+        "accuracy": float(line["test"]["accuracy"]),
+        "loss": line["train"]["loss"],
+        "seconds": float(line["seconds"]["total"]),
+    }
+
+
+def folder_and_run(run_dir: Path | None, folder_path: Path) -> tuple[RunFolder, ServerFolder | None]:
+    """What `wardround status [RUN_DIR]` is about: without a run folder, the run submitted last.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    folder = ServerFolder(folder_path) if (folder_path / "server.yaml").exists() else None
+    if run_dir is not None:
+        if not run_dir.is_dir():
+            raise ValueError(f"'{run_dir}' is no folder. Give the run folder that `wardround submit` named.")
+        return RunFolder(run_dir), folder
+    last = folder.last_run() if folder else None
+    if last is None:
+        where = f"'{folder_path}' has no run yet" if folder else f"'{folder_path}' is no server folder"
+        raise ValueError(
+            f"{where}. Name a run folder: wardround status RUN_DIR, or a server folder with --dir."
+        )
+    return RunFolder(Path(last["run_dir"])), folder

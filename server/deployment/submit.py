@@ -1,0 +1,173 @@
+"""Send a run to the sites, follow it to its end, and say how it ended."""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common.runs import RunFolder
+from common.settings import Settings
+from server.compose import compose
+from server.deployment import superlink
+from server.deployment.follow import Outcome, Watch, follow
+from server.deployment.registration import register_again
+from server.deployment.server_folder import RegisteredSite, ServerFolder, names_by_node
+from server.deployment.staging import stage_app
+from server.display import display
+from server.exchange import RunFailed
+
+
+def submit(
+    overrides: Sequence[str], folder: ServerFolder, *, resume: Path | None = None, sites: Sequence[str] = ()
+) -> Outcome:
+    """Run one federation over the registered sites.
+
+    Args:
+        resume: a run folder whose settings are submitted again, in place of `overrides`.
+        sites: names of the sites that take part; all registered ones if empty.
+
+    Raises:
+        ValueError: bad input; nothing was started.
+        RunFailed: the SuperLink does not run, or was lost.
+        KeyboardInterrupt: interrupted; the run was stopped.
+    """
+    settings = settings_to_resume(resume, overrides) if resume else settings_to_submit(overrides)
+    run = RunFolder(Path(settings.run_dir))
+    run.check_owner(settings)
+    chosen = choose_sites(folder, sites, settings.num_clients)
+    if not superlink.is_up(folder):
+        raise superlink.SuperLinkError(superlink.not_running(folder))
+    for name in register_again(folder):
+        display().say(f"site {name}: registered again")
+    names = names_by_node(folder.sites(), chosen)
+    watch = Watch(run, settings)  # before the start: what is written from now on is this run's
+    with deferred_interrupts() as interrupted:
+        run_id = start(folder, settings, names)
+    try:
+        if interrupted:
+            raise KeyboardInterrupt
+        return follow(folder, run_id, watch, chosen)
+    except KeyboardInterrupt:
+        _stop(folder, run_id, run)
+        raise
+
+
+def start(folder: ServerFolder, settings: Settings, names: Mapping[str, str]) -> str:
+    """Send the code and the settings to the SuperLink; returns Flower's run id.
+
+    Args:
+        names: of the sites that take part, by node id.
+    """
+    with tempfile.TemporaryDirectory(prefix="wardround-") as temporary:
+        app = stage_app(Path(temporary) / "app")
+        config = {"settings": settings.to_json(), "sites": json.dumps(names, sort_keys=True)}
+        run_id = superlink.start_run(folder, app, config)
+    folder.remember_run(run_id, settings.run_dir)
+    display().say(f"{settings.cell}: run {run_id} started; run folder: {settings.run_dir}")
+    return run_id
+
+
+def settings_to_submit(overrides: Sequence[str]) -> Settings:
+    """Compose a deployment, its paths made absolute: the server app works in another folder.
+
+    Raises:
+        ValueError: as `compose` does, or another engine is asked for.
+    """
+    engines = [text for text in overrides if text.startswith("engine=")]
+    if any(text != "engine=deployment" for text in engines):
+        raise ValueError(
+            f"'{engines[-1]}' is for simulations; submit runs over real sites. Leave engine=... out, or use: "
+            "wardround simulate"
+        )
+    settings = compose([*overrides, *(() if engines else ("engine=deployment",))]).settings
+    return with_absolute_paths(settings)
+
+
+def settings_to_resume(run_dir: Path, overrides: Sequence[str]) -> Settings:
+    """The settings of a run folder, wherever that stands now.
+
+    Raises:
+        ValueError: it holds no run, or a simulated one, or overrides are given too.
+    """
+    if overrides:
+        raise ValueError(
+            f"--resume takes the settings from '{run_dir}', but there is also '{overrides[0]}'. Leave "
+            "it out; to go on with more rounds, submit the first command again with another num_rounds."
+        )
+    settings = RunFolder(run_dir).settings()
+    if settings is None:
+        raise ValueError(f"'{run_dir}' holds no run (it has no settings.json). Check --resume.")
+    if settings.engine.is_simulated:
+        raise ValueError(
+            f"'{run_dir}' holds a simulation. Go on with: wardround simulate, as it was started."
+        )
+    return replace(settings, run_dir=str(run_dir.absolute()))
+
+
+def with_absolute_paths(settings: Settings) -> Settings:
+    """The same settings for a process with another working directory."""
+    paths: dict[str, Any] = {
+        key: str(Path(value).expanduser().absolute())
+        for key in ("path", "test_path")
+        if (value := getattr(settings.data, key)) is not None
+    }
+    model = settings.model
+    if model.source == "hub" and Path(model.name).is_dir():
+        model = replace(model, name=str(Path(model.name).absolute()))
+    run_dir = str(Path(settings.run_dir).expanduser().absolute())
+    return replace(settings, data=replace(settings.data, **paths), model=model, run_dir=run_dir)
+
+
+def choose_sites(folder: ServerFolder, wanted: Sequence[str], num_clients: int) -> list[str]:
+    """Names of the sites that take part, as many as `num_clients`; none on a server without node keys.
+
+    Raises:
+        ValueError: a wanted site is not registered, or there are fewer or more than `num_clients`.
+    """
+    registered: dict[str, RegisteredSite] = folder.sites()
+    unknown = [name for name in wanted if name not in registered]
+    if unknown:
+        raise ValueError(
+            f"no site '{unknown[0]}' is registered; there are: {', '.join(registered) or 'none'}. Let it in "
+            f"with: wardround server register {unknown[0]} KEY.pub"
+        )
+    chosen = list(dict.fromkeys(wanted)) or list(registered)
+    if not chosen and folder.is_insecure:
+        return []
+    what = "sites are chosen" if wanted else "sites are registered"
+    named = f"num_clients is {num_clients} but {len(chosen)} {what} ({', '.join(chosen) or 'none'})"
+    if len(chosen) < num_clients:
+        smaller = f", or set num_clients={len(chosen)}" if chosen else ""
+        raise ValueError(f"{named}. Let more in with: wardround server register SITE KEY.pub{smaller}.")
+    if len(chosen) > num_clients:
+        raise ValueError(f"{named}. Set num_clients={len(chosen)}, or name those that take part with --site.")
+    return sorted(chosen)
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM in the list given, so that a run is never started and its number lost."""
+    collected: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {kind: signal.signal(kind, lambda number, _: collected.append(number)) for kind in kinds}
+    try:
+        yield collected
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _stop(folder: ServerFolder, run_id: str, run: RunFolder) -> None:
+    display().say(f"stopping run {run_id} …")
+    try:
+        superlink.stop_run(folder, run_id)
+    except RunFailed as error:
+        display().say(f"the run could not be stopped: {error}")
+        return
+    display().say(f"stopped. To go on from the last whole round: wardround submit --resume {run.path}")

@@ -1,0 +1,246 @@
+"""Flower's SuperLink: start it in this process, and ask the running one through Flower's command line."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from server.deployment.server_folder import SUPERLINK, ServerFolder, toml_string
+from server.exchange import RunFailed
+
+BIN = Path(sys.executable).parent
+"""Where Flower's programs stand: those of this installation, not of another one on the PATH."""
+_ANSWER_SECONDS = 60.0
+_HEALTH_SECONDS = 3.0
+_NO_PROXY = ("NO_PROXY", "no_proxy")
+
+
+class SuperLinkError(RunFailed):
+    """The SuperLink does not run, does not answer, or says no."""
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """What the SuperLink knows of a registered node."""
+
+    status: str
+    """`registered` (never seen), `online`, `offline` or `unregistered`."""
+    online_seconds: float
+    """How long ago it came online last; 0 for a node never seen."""
+    offline_at: str
+    """When it was last found gone, in UTC; `N/A` for a node that never was."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What the SuperLink knows of a run."""
+
+    status: str
+    """`pending`, `starting`, `running`, or `finished:` and `completed`, `failed` or `stopped`."""
+    details: str
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self.status.startswith("finished")
+
+
+def command(folder: ServerFolder, *, insecure: bool, health_address: str | None = None) -> list[str]:
+    """The program and arguments that serve this folder, its state in memory."""
+    addresses, server = folder.addresses, folder.server
+    words = [str(BIN / "flower-superlink")]
+    if insecure:
+        words += ["--insecure"]
+    else:
+        words += ["--ssl-ca-certfile", str(folder.authority.certificate)]
+        words += ["--ssl-certfile", str(server.certificate), "--ssl-keyfile", str(server.key)]
+        words += ["--enable-supernode-auth"]
+    words += ["--fleet-api-type", "grpc-rere", "--fleet-api-address", addresses.fleet]
+    words += ["--host", addresses.control_host, "--port", str(addresses.control_port)]
+    words += ["--isolation", "subprocess", "--disable-runtime-dependency-installation"]
+    return words if health_address is None else [*words, "--health-server-address", health_address]
+
+
+def environment(folder: ServerFolder) -> dict[str, str]:
+    """This process's environment for Flower's programs: own home, own programs first, nobody told."""
+    new = os.environ | {
+        "FLWR_HOME": str(folder.flower_home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        # Flower starts its other programs by name.
+        "PATH": os.pathsep.join((str(BIN), os.environ.get("PATH", os.defpath))),
+    }
+    for name in _NO_PROXY:  # the control port is on this machine
+        hosts = (new.get(name, ""), "localhost", "127.0.0.1", folder.addresses.control_name)
+        new[name] = ",".join(dict.fromkeys(filter(None, hosts)))
+    return new
+
+
+def serve(folder: ServerFolder, *, insecure: bool, health_address: str | None = None) -> NoReturn:
+    """Become the SuperLink: signals reach it, and it keeps this process's number."""
+    folder.write_flower_config(insecure=insecure)
+    words = command(folder, insecure=insecure, health_address=health_address)
+    os.execvpe(words[0], words, environment(folder))
+
+
+def check_ports(folder: ServerFolder) -> None:
+    """Raise ValueError where another program listens already."""
+    addresses = folder.addresses
+    for key, host, port in (
+        ("fleet", addresses.fleet_host, addresses.fleet_port),
+        ("control", addresses.control_host, addresses.control_port),
+    ):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as door:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                door.bind((host, port))
+            except OSError as error:
+                raise ValueError(
+                    f"{key}_host:{key}_port is {host}:{port}, which is not free ({error.strerror}). "
+                    f"Stop what uses it, or change it in '{folder.path / 'server.yaml'}'."
+                ) from None
+
+
+def is_up(folder: ServerFolder) -> bool:
+    """Whether a SuperLink answers at the control address, with this folder's certificate."""
+    addresses = folder.addresses
+    connection: http.client.HTTPConnection
+    if folder.is_insecure:
+        connection = http.client.HTTPConnection(
+            addresses.control_name, addresses.control_port, timeout=_HEALTH_SECONDS
+        )
+    else:
+        context = ssl.create_default_context(cafile=folder.authority.certificate)
+        connection = http.client.HTTPSConnection(
+            addresses.control_name, addresses.control_port, timeout=_HEALTH_SECONDS, context=context
+        )
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def flower(folder: ServerFolder, *words: str, timeout: float = _ANSWER_SECONDS) -> dict[str, Any]:
+    """Run `flwr WORDS --format json` and return its answer.
+
+    Raises:
+        SuperLinkError: it did not answer within `timeout` seconds, the SuperLink does not run, or it
+            said no.
+    """
+    asked = f"`flwr {' '.join(words[:2])}`"
+    try:
+        # A session of its own: Ctrl-C ends a run through `flwr stop`, not by killing a half-sent request.
+        done = subprocess.run(
+            [str(BIN / "flwr"), *words, "--format", "json"],
+            cwd=folder.flower_home,
+            env=environment(folder),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        raise SuperLinkError(
+            f"{asked} got no answer within {timeout:g} s. Look at {_where(folder)}."
+        ) from None
+    except FileNotFoundError:
+        raise SuperLinkError(
+            f"'{BIN / 'flwr'}' is missing. Install Wardround again: pip install wardround"
+        ) from None
+    answer = _json_in(done.stdout)
+    if answer is not None and answer.get("success"):
+        return answer
+    if not is_up(folder):
+        raise SuperLinkError(not_running(folder))
+    said = str(answer.get("error-message", "")) if answer else done.stderr or done.stdout
+    raise SuperLinkError(f"{asked} failed: {_reason(said)}")
+
+
+def not_running(folder: ServerFolder) -> str:
+    """What to tell and do when nobody answers."""
+    return (
+        f"no SuperLink answers at {folder.addresses.control} with the certificate in '{folder.path}'. "
+        "Start it with: wardround server up"
+    )
+
+
+def register(folder: ServerFolder, public_key: str) -> str:
+    """Let the node with this key (OpenSSH form) in; returns its node id."""
+    with tempfile.TemporaryDirectory(prefix="wardround-") as temporary:
+        file = Path(temporary) / "site.pub"
+        file.write_text(public_key + "\n", encoding="utf-8")
+        return str(flower(folder, "supernode", "register", str(file), SUPERLINK)["node-id"])
+
+
+def unregister(folder: ServerFolder, node_id: str) -> None:
+    """Let that node in no more."""
+    flower(folder, "supernode", "unregister", node_id, SUPERLINK)
+
+
+def node_states(folder: ServerFolder) -> dict[str, NodeState]:
+    """Every node the SuperLink knows, by node id."""
+    nodes = flower(folder, "supernode", "list", SUPERLINK)["nodes"]
+    return {
+        str(node["node-id"]): NodeState(
+            str(node["status"]), float(node["online-elapsed"]), str(node["offline-at"])
+        )
+        for node in nodes
+    }
+
+
+def start_run(folder: ServerFolder, app: Path, run_config: Mapping[str, str]) -> str:
+    """Send the app in `app` out and start it; returns the run id.
+
+    The run config travels in a TOML file: on a command line Flower would cut values at quotes.
+    """
+    with tempfile.TemporaryDirectory(prefix="wardround-") as temporary:
+        file = Path(temporary) / "run.toml"
+        lines = (f"{key} = {toml_string(value)}\n" for key, value in run_config.items())
+        file.write_text("".join(lines), encoding="utf-8")
+        return str(flower(folder, "run", str(app), SUPERLINK, "--run-config", str(file))["run-id"])
+
+
+def run_state(folder: ServerFolder, run_id: str) -> RunState:
+    """Where that run stands."""
+    (run,) = flower(folder, "list", SUPERLINK, "--run-id", run_id)["runs"]
+    details = str(run["status-details"])
+    return RunState(str(run["status"]), "" if details == "N/A" else details)
+
+
+def stop_run(folder: ServerFolder, run_id: str) -> None:
+    """End that run."""
+    flower(folder, "stop", run_id, SUPERLINK)
+
+
+def _json_in(text: str) -> dict[str, Any] | None:
+    """The JSON object in what a program printed, or None."""
+    try:
+        read = json.loads(text[text.index("{") :])
+    except ValueError:
+        return None
+    return read if isinstance(read, dict) else None
+
+
+def _reason(said: str) -> str:
+    lines = [line.strip(" │╭╰─╮╯") for line in said.splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith("Using SuperLink:"))
+
+
+def _where(folder: ServerFolder) -> str:
+    return f"what `wardround server up` prints for '{folder.path}'"

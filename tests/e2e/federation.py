@@ -1,0 +1,225 @@
+"""A federation of real processes on loopback: a server, its sites, and nothing left of them afterwards."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from common.runs import RunFolder
+from server.deployment import superlink
+from server.deployment.server_folder import Addresses, ServerFolder
+from server.deployment.superlink import NodeState
+from tests.e2e.processes import Process, free_port, wait_for
+
+BIN = Path(sys.executable).parent
+UP_SECONDS = 60.0
+ONLINE_SECONDS = 60.0
+END_SECONDS = 15.0
+_MARK = "WARDROUND_TEST_FEDERATION"
+
+
+@dataclass
+class TestSite:
+    """A site's files and, once it joined, its node."""
+
+    __test__ = False
+    name: str
+    folder: Path
+    site_file: Path
+    private_key: Path
+    public_key: Path
+    node: Process | None = None
+
+
+@dataclass
+class Federation:
+    """Everything below `root`; `close` ends it."""
+
+    root: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to what every process of it is given."""
+    server: Process | None = None
+    sites: dict[str, TestSite] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._mark = secrets.token_hex(8)
+        self._num_logs = 0
+        self.root.mkdir(parents=True, exist_ok=True)
+        addresses = Addresses(("localhost",), "127.0.0.1", free_port(), "127.0.0.1", free_port())
+        self.folder = ServerFolder.create(self.root / "server", addresses)
+
+    @property
+    def fleet_address(self) -> str:
+        """What sites dial: a name in the certificate."""
+        return f"localhost:{self.folder.addresses.fleet_port}"
+
+    def start(self, name: str, *words: str, environment: Mapping[str, str] | None = None) -> Process:
+        """Start one of this installation's programs."""
+        self._num_logs += 1
+        log = self.root / f"{self._num_logs:02d}-{name}.log"
+        path = os.pathsep.join((str(BIN), os.environ.get("PATH", os.defpath)))
+        given = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
+        given |= {"PATH": path, _MARK: self._mark} | dict(self.environment) | dict(environment or {})
+        with log.open("wb") as file:
+            popen = subprocess.Popen(
+                [str(BIN / words[0]), *words[1:]],
+                cwd=self.root,
+                env=os.environ | given,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return Process(popen, log)
+
+    def wardround(self, *words: str, seconds: float = 120.0) -> tuple[int, str]:
+        """Run `wardround WORDS` to its end; exit code and what it printed."""
+        process = self.start("wardround", "wardround", *words)
+        return process.wait(seconds), process.text()
+
+    def up(self, *options: str) -> Process:
+        """`wardround server up`, and wait until it says so."""
+        self.server = self.start(
+            "server", "wardround", "server", "up", "--dir", str(self.folder.path), *options
+        )
+        server = self.server
+        wait_for(
+            lambda: "the server is up" in server.text() or not server.is_alive(), UP_SECONDS, "the server"
+        )
+        assert server.is_alive(), server.text()
+        return server
+
+    def add_site(self, name: str, data: Path, *, register: bool = True, **facts: Any) -> TestSite:
+        """Make a site's keys and site.yaml.
+
+        Args:
+            data: its labelled texts.
+            facts: `text_columns`, `label_column`, `labels`, `drop_empty`, `model`, `device`.
+        """
+        folder = self.root / f"site-{name}"
+        folder.mkdir()
+        site = TestSite(
+            name, folder, folder / "site.yaml", folder / f"{name}.key", folder / f"{name}.key.pub"
+        )
+        write_keys(site.private_key, site.public_key)
+        columns = {"text_columns": facts.pop("text_columns", ["text"])}
+        columns["label_column"] = facts.pop("label_column", "label")
+        columns |= {key: facts.pop(key) for key in ("labels", "drop_empty") if key in facts}
+        content = {
+            "name": name,
+            "server": {"address": self.fleet_address, "ca": str(self.folder.authority.certificate)},
+            "key": {"private": str(site.private_key), "public": str(site.public_key)},
+            "data": {"path": str(data), **columns},
+            "device": "cpu",
+        }
+        facts = {key: str(value) for key, value in facts.items()}
+        site.site_file.write_text(yaml.safe_dump(content | facts), encoding="utf-8")
+        if register:
+            folder_option = ("--dir", str(self.folder.path))
+            code, said = self.wardround("server", "register", name, str(site.public_key), *folder_option)
+            assert code == 0, said
+        self.sites[name] = site
+        return site
+
+    def join(self, site: TestSite, *, trust: Sequence[str] | None = None, address: str = "") -> Process:
+        """Start a plain `flower-supernode` for it.
+
+        Args:
+            trust: options in place of `--root-certificates CA` and the private key.
+        """
+        ca, key = str(self.folder.authority.certificate), str(site.private_key)
+        keys = ["--root-certificates", ca, "--auth-supernode-private-key", key]
+        site.node = self.start(
+            f"node-{site.name}",
+            "flower-supernode",
+            *(keys if trust is None else trust),
+            *("--superlink", address or self.fleet_address),
+            *("--host", "127.0.0.1", "--port", str(free_port())),
+            *("--node-config", f'site-file="{site.site_file}"'),
+            environment={"FLWR_HOME": str(site.folder / "flwr")},
+        )
+        return site.node
+
+    def node_states(self) -> dict[str, NodeState]:
+        """What the SuperLink says of each registered site, by name."""
+        states = superlink.node_states(self.folder)
+        sites = self.folder.sites()
+        return {name: states[site.node_id] for name, site in sites.items() if site.node_id in states}
+
+    def wait_online(self, *names: str, seconds: float = ONLINE_SECONDS) -> None:
+        """Return once all these sites are online."""
+
+        def look() -> bool:
+            states = self.node_states()
+            return all(name in states and states[name].status == "online" for name in names)
+
+        wait_for(look, seconds, f"{', '.join(names)} to come online")
+
+    def submit(self, *words: str) -> Process:
+        """`wardround submit WORDS`, in the background."""
+        return self.start("submit", "wardround", "submit", "--dir", str(self.folder.path), *words)
+
+    def run(self, *words: str, run_dir: Path, seconds: float) -> RunFolder:
+        """Submit, wait for the end, and expect it to be good."""
+        process = self.submit(*words, f"run_dir={run_dir}")
+        code = process.wait(seconds)
+        assert code == 0, process.text()
+        return RunFolder(run_dir)
+
+    def processes(self) -> list[int]:
+        """Every living process of this federation, those in sessions of their own too."""
+        mark = f"{_MARK}={self._mark}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+            except OSError:  # gone meanwhile, or not ours to read
+                continue
+        return found
+
+    def end(self) -> list[int]:
+        """SIGTERM to everything started here; the processes still there after a while."""
+        nodes = [site.node for site in self.sites.values() if site.node is not None]
+        for process in [*nodes, *([self.server] if self.server else [])]:
+            process.send(signal.SIGTERM)
+        deadline = time.monotonic() + END_SECONDS
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+            for process in nodes:
+                process.is_alive()  # reaps it
+        return left
+
+    def close(self) -> None:
+        """End everything, by force where it must be."""
+        for pid in self.end():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        wait_for(lambda: not self.processes(), END_SECONDS, "the last processes to go")
+
+
+def write_keys(private: Path, public: Path) -> None:
+    """A P-384 pair in OpenSSH form."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private.touch(mode=0o600)
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")

@@ -1,0 +1,59 @@
+"""Programs on loopback: free ports, waits with an end, output in files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def free_port() -> int:
+    """A port of loopback nobody listens on now."""
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        port: int = door.getsockname()[1]
+        return port
+
+
+def wait_for(look: Callable[[], T], seconds: float, what: str) -> T:
+    """The first true value of `look`; fails the test after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        time.sleep(0.2)
+    return found
+
+
+@dataclass
+class Process:
+    """A program, in a process group of its own, and the file with what it prints."""
+
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    def text(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def is_alive(self) -> bool:
+        """Whether it still runs."""
+        return self.popen.poll() is None
+
+    def send(self, kind: signal.Signals) -> None:
+        """Signal the whole group, if it is there."""
+        try:
+            os.killpg(self.popen.pid, kind)
+        except ProcessLookupError:
+            return
+
+    def wait(self, seconds: float) -> int:
+        """Its exit code; fails the test after `seconds`."""
+        return self.popen.wait(timeout=seconds)

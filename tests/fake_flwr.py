@@ -1,0 +1,87 @@
+"""A stand-in for Flower's command line, and what a server app leaves in a run folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from common.runs import RunFolder, write_json
+from common.settings import Settings
+
+# Stands in for `flwr`: notes what it was given, answers what `answers.json` says for the command.
+FAKE_FLWR = f"""#!{sys.executable}
+import json, pathlib, sys
+here = pathlib.Path(__file__).parent
+words = sys.argv[1:]
+with (here / "asked.jsonl").open("a") as file:
+    file.write(json.dumps(words) + "\\n")
+if words[0] == "run":
+    config = pathlib.Path(words[words.index("--run-config") + 1])
+    (here / "run.toml").write_bytes(config.read_bytes())
+    app = pathlib.Path(words[1])
+    (here / "app.json").write_text(json.dumps(sorted(p.name for p in app.iterdir())))
+answers = json.loads((here / "answers.json").read_text())
+print("a banner")
+print(json.dumps(answers[words[1] if words[0] == "supernode" else words[0]], indent=2))
+"""
+
+
+class Flwr:
+    """The fake program's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        program = folder / "flwr"
+        program.write_text(FAKE_FLWR)
+        program.chmod(0o755)
+        nodes = [
+            {"node-id": node_id, "status": status, "online-elapsed": seconds, "offline-at": "N/A"}
+            for node_id, status, seconds in (("11", "online", 5.0), ("12", "registered", 0.0))
+        ]
+        self.answers: dict[str, object] = {
+            "list": {"success": True, "nodes": nodes},
+            "run": {"success": True, "run-id": "77"},
+            "stop": {"success": True, "run-id": "77"},
+        }
+        self.write()
+
+    def write(self) -> None:
+        (self.folder / "answers.json").write_text(json.dumps(self.answers))
+
+    def ends(self, status: str, details: str = "N/A") -> None:
+        """`flwr list --run-id` and `flwr supernode list` share a key; one answer serves both."""
+        answer = self.answers["list"]
+        assert isinstance(answer, dict)
+        answer["runs"] = [{"status": status, "status-details": details}]
+        self.write()
+
+    def asked(self) -> list[list[str]]:
+        return [json.loads(line) for line in (self.folder / "asked.jsonl").read_text().splitlines()]
+
+
+def words_for(tmp_path: Path, *more: str) -> list[str]:
+    name = 'model.name="it\'s/odd = {x}"'  # JSON, TOML and shells would each cut it elsewhere
+    return ["model=hf", name, "num_clients=2", f"run_dir={tmp_path / 'run'}", *more]
+
+
+def record(number: int, accuracy: float) -> dict[str, object]:
+    seconds = {"train": 1.0, "aggregate": 0.0, "evaluate": 0.0, "total": 1.0}
+    return {
+        "round": number,
+        "test": {"accuracy": accuracy},
+        "train": {"loss": 0.5},
+        "seconds": seconds,
+    }
+
+
+def write_run(settings: Settings, state: str, reason: str, *accuracies: float) -> RunFolder:
+    """What a server app leaves behind."""
+    run = RunFolder(Path(settings.run_dir))
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_json(run.path / "settings.json", settings.to_dict())
+    for number, accuracy in enumerate(accuracies):
+        run.append_history(record(number, accuracy))
+    run.write_status(state, reason)
+    return run

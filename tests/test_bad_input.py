@@ -1,0 +1,167 @@
+"""Settings a person can get wrong: exit code 2, a message that helps, and nothing touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.door import changed, contents, for_sweep, tiny, wardround
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """The overrides of a run that is done; its folder must stay as it is."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    overrides = tiny(tiny_model, tiny_texts, tiny_test_texts, folder)
+    said = wardround("simulate", *overrides)
+    assert said.code == 0, said.err
+    return overrides
+
+
+def run_dir(overrides: list[str]) -> Path:
+    """The folder that a list of overrides names."""
+    return next(Path(text.removeprefix("run_dir=")) for text in overrides if text.startswith("run_dir="))
+
+
+def refused(command: str, overrides: list[str]) -> str:
+    """What the command says when it refuses; the folder it was pointed at stays as it was."""
+    folder = run_dir(overrides)
+    before = contents(folder) if folder.exists() else None
+    said = wardround(command, *overrides)
+    assert said.code == 2, said
+    assert (contents(folder) if folder.exists() else None) == before
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    return said.err
+
+
+# One row for each mistake: what is typed, and what the message must say (what it is, and the next step).
+WRONG = {
+    "key": ("train.learning_rte=1", ["unknown key 'train.learning_rte'", "Did you mean train.learning_rate"]),
+    "bare key": ("num_client=3", ["unknown key 'num_client'", "num_clients"]),
+    "group": ("modle=bert", ["unknown key 'modle'", "model"]),
+    "added key": ("+train.momentum=0.9", ["unknown key 'train.momentum'"]),
+    "no value": ("num_clients", ["'num_clients' is no override", "num_clients=8"]),
+    "model": (
+        "model=distillbert",
+        ["unknown model 'distillbert'", "Did you mean distilbert", "albert, bert"],
+    ),
+    "data": ("data=agnews", ["unknown data 'agnews'", "Did you mean ag_news", "yelp_full"]),
+    "protocol": ("protocol=papr", ["unknown protocol 'papr'", "Did you mean paper", "modern"]),
+    "partition": (
+        "partition=dirichle",
+        ["unknown partition 'dirichle'", "Did you mean dirichlet", "by_site"],
+    ),
+    "engine": ("engine=in_process", ["unknown engine 'in_process'", "Did you mean inprocess", "ray"]),
+    "experiment": ("experiment=dmo", ["unknown experiment 'dmo'", "Did you mean demo", "paper"]),
+    "several values": ("num_clients=1,2", ["gives several values to one run", "wardround sweep"]),
+    "word for a number": ("num_clients=many", ["num_clients is 'many'", "integer"]),
+    "no clients": ("num_clients=0", ["num_clients is 0", "at least one client"]),
+    "more clients than examples": (
+        "num_clients=49",
+        ["num_clients is 49", "only 48 training examples", "lower num_clients"],
+    ),
+    "rounds below zero": ("num_rounds=-1", ["num_rounds is -1", "0 or more"]),
+    "no epochs": ("train.local_epochs=0", ["train.local_epochs is 0", "set num_rounds=0"]),
+    "step size": ("train.learning_rate=-1", ["train.learning_rate is -1", "positive"]),
+    "longer than the model takes": (
+        "train.max_length=33",
+        ["train.max_length is 33", "at most 32 tokens", "Set train.max_length=32"],
+    ),
+    "skew": ("partition.alpha=x", ["partition.alpha is 'x'", "number"]),
+    "precision": ("precision=fp8", ["precision is 'fp8'", "'fp32' or 'bf16'"]),
+    "device that is none": ("device=gpu9", ["device is 'gpu9'", "does not have", "device=cpu"]),
+    "device that is not there": ("device=cuda:99", ["device is 'cuda:99'", "does not have", "device=auto"]),
+    "model without a name": ("model.name=???", ["model.name is missing", "Set model.name="]),
+    "model that is not there": (
+        "model.name=/no/such/model",
+        ["model.name is '/no/such/model'", "could not be loaded", "set model.name=<that folder>"],
+    ),
+    "missing file": ("data.path=/no/such/texts.csv", ["data.path: /no/such/texts.csv does not exist"]),
+    "missing test file": ("data.test_path=/no/test.csv", ["data.test_path: /no/test.csv does not exist"]),
+    "file of another kind": (
+        f"data.path={__file__}",
+        ["ends in '.py'", "data.path reads .csv, .jsonl, .parquet"],
+    ),
+    "text column": (
+        "data.text_columns=[txt]",
+        ["has no column 'txt'", "Nearest: 'text'", "data.text_columns"],
+    ),
+    "label column": (
+        "data.label_column=topic",
+        ["no column 'topic'; it has: text, label", "data.label_column"],
+    ),
+    "more than there is": ("data.train_examples=49", ["data.train_examples is 49", "only 48", "=null"]),
+    "sites that are none": ("partition=by_site", ["partition is 'by_site'", "one file per site"]),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_mistake_is_named_and_nothing_is_made(mistake: str, finished: list[str], tmp_path: Path) -> None:
+    override, words = WRONG[mistake]
+    said = refused("simulate", changed(finished, f"run_dir={tmp_path / 'new'}", override))
+    assert said.startswith("error: ")
+    assert [word for word in words if word not in said] == []
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", WRONG)
+def test_mistake_leaves_a_finished_run_alone(mistake: str, finished: list[str]) -> None:
+    refused("simulate", changed(finished, WRONG[mistake][0]))
+
+
+def test_fewer_examples_than_a_batch_with_drop_last(finished: list[str], tmp_path: Path) -> None:
+    # 48 examples over 2 clients are 24 each.
+    wrong = ["train.drop_last=true", "train.batch_size=25", f"run_dir={tmp_path / 'new'}"]
+    said = refused("simulate", changed(finished, *wrong))
+    assert "train.drop_last=true with train.batch_size=25" in said
+    assert "only 24 examples" in said
+    assert "Lower num_clients or train.batch_size" in said
+    assert not (tmp_path / "new").exists()
+    fits = changed(finished, *wrong, "train.batch_size=24")
+    assert wardround("simulate", *fits).code == 0
+
+
+def test_folder_of_another_run_names_the_differences(finished: list[str]) -> None:
+    said = refused("simulate", changed(finished, "train.local_epochs=5", "num_clients=3"))
+    assert f"run_dir is '{run_dir(finished)}', which holds a run with other settings" in said
+    assert "train.local_epochs: 1 -> 5; num_clients: 2 -> 3" in said
+    assert "Choose another run_dir" in said
+
+
+def test_run_dir_that_is_a_file(finished: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for command in ("simulate", "sweep"):
+        said = wardround(command, *for_sweep(changed(finished, f"run_dir={file}")))
+        assert said.code == 2
+        assert f"run_dir is '{file}'" in said.err
+        assert "Choose another run_dir" in said.err
+        assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["simulat"], ["No such command 'simulat'", "simulate"]),
+        (["simulate", "--rounds", "3"], ["No such option", "--rounds"]),
+        (["report", "/no/such/folder"], ["/no/such/folder is not a folder", "wardround report"]),
+        (["predict"], ["RUN_OR_MODEL_DIR"]),
+        ([], ["Usage", "simulate", "sweep", "report", "predict"]),
+    ],
+)
+def test_wrong_command(arguments: list[str], words: list[str]) -> None:
+    said = wardround(*arguments)
+    assert said.code == 2
+    assert [word for word in words if word not in said.out + said.err] == []
+
+
+@pytest.mark.parametrize("command", ["simulate", "sweep", "report", "predict"])
+def test_help_shows_examples(command: str) -> None:
+    said = wardround(command, "--help")
+    assert said.code == 0
+    assert said.out.count(f"wardround {command} ") >= 2

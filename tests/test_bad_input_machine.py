@@ -1,0 +1,249 @@
+"""A machine that lets a run down: full disk, folder in use, hub out of reach, arithmetic gone wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.runs import RunFolder
+from tests.door import changed, contents, for_sweep, tiny, wardround
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def overrides(tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path: Path) -> list[str]:
+    """A run of two rounds, not started."""
+    run = tiny(tiny_model, tiny_texts, tiny_test_texts, tmp_path / "run")
+    return changed(run, "num_rounds=2")
+
+
+def hashes(folder: Path) -> list[str]:
+    """`model_sha256` of each round."""
+    return [line["model_sha256"] for line in RunFolder(folder).history()]
+
+
+def last_checkpoint(folder: Path) -> int:
+    """Round of the newest checkpoint, which loads and is finite."""
+    checkpoint = RunFolder(folder).load_checkpoint()
+    assert checkpoint is not None
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in checkpoint.tensors.values())
+    newest = max(path.name for path in (folder / "checkpoint").glob("round-*"))
+    return int(newest.removeprefix("round-"))
+
+
+# --- full disk --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def files_end_at(num_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow past `num_bytes`: what a full disk looks like to whoever writes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# A checkpoint of the tiny model has 27 KB, settings.json 1.7 KB.
+CHECKPOINT_DOES_NOT_FIT, NOTHING_FITS = 20_000, 10
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """Hashes of the rounds of a run of five that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("calm") / "run"
+    calm = changed(tiny(tiny_model, tiny_texts, tiny_test_texts, folder), "num_rounds=5")
+    assert wardround("simulate", *calm).code == 0
+    return hashes(folder)
+
+
+def test_full_disk_keeps_the_last_whole_round(
+    overrides: list[str], uninterrupted: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert wardround("simulate", *overrides).code == 0
+    longer = changed(overrides, "num_rounds=5")
+    with files_end_at(CHECKPOINT_DOES_NOT_FIT):
+        said = wardround("simulate", *longer)
+    assert said.code == 1, said
+    assert "error: a file could not be written" in said.err
+    assert str(run / "checkpoint" / "round-000003") in said.err
+    assert "make room and run again" in said.err
+    status = RunFolder(run).status()
+    assert status["state"] == "failed"
+    assert str(run / "checkpoint" / "round-000003") in status["reason"]
+    assert last_checkpoint(run) == 2
+    assert [path.name for path in (run / "checkpoint").iterdir() if path.name.startswith(".")] == []
+    # The same command, with room, goes on as if nothing had been.
+    assert wardround("simulate", *longer).code == 0
+    assert hashes(run) == uninterrupted
+    assert RunFolder(run).status()["state"] == "finished"
+
+
+def test_history_line_that_did_not_fit_is_written_anew(
+    overrides: list[str], uninterrupted: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert wardround("simulate", *overrides).code == 0
+    folder, history = RunFolder(run), run / "history.jsonl"
+    with files_end_at(history.stat().st_size + 50), pytest.raises(OSError, match="File too large") as caught:
+        folder.append_history(folder.history()[-1] | {"round": 3})
+    assert caught.value.filename == str(history)
+    assert not history.read_text().endswith("\n")
+    assert wardround("simulate", *changed(overrides, "num_rounds=5")).code == 0
+    assert hashes(run) == uninterrupted
+
+
+def test_disk_that_is_full_before_the_first_round(
+    overrides: list[str], uninterrupted: list[str], tmp_path: Path
+) -> None:
+    longer = changed(overrides, "num_rounds=5")
+    with files_end_at(CHECKPOINT_DOES_NOT_FIT):
+        assert wardround("simulate", *longer).code == 1
+    assert RunFolder(tmp_path / "run").status()["state"] == "failed"
+    assert RunFolder(tmp_path / "run").load_checkpoint() is None
+    assert wardround("simulate", *longer).code == 0
+    assert hashes(tmp_path / "run") == uninterrupted
+
+
+def test_disk_with_no_room_at_all_changes_nothing(overrides: list[str], tmp_path: Path) -> None:
+    assert wardround("simulate", *overrides).code == 0
+    before = contents(tmp_path / "run")
+    with files_end_at(NOTHING_FITS):
+        said = wardround("simulate", *changed(overrides, "num_rounds=5"))
+    assert said.code == 1
+    assert f"error: {tmp_path / 'run' / 'settings.json'}: File too large" in said.err
+    assert "Make room" in said.err
+    assert contents(tmp_path / "run") == before
+
+
+def test_model_that_does_not_fit_leaves_the_old_one(overrides: list[str], tmp_path: Path) -> None:
+    # All rounds are done: of the large files, only the model's weights are written again.
+    assert wardround("simulate", *overrides).code == 0
+    model = contents(tmp_path / "run" / "model")
+    with files_end_at(CHECKPOINT_DOES_NOT_FIT):
+        said = wardround("simulate", *overrides)
+    assert said.code == 1
+    assert str(tmp_path / "run" / "model") in said.err
+    assert contents(tmp_path / "run" / "model") == model
+    assert last_checkpoint(tmp_path / "run") == 2
+
+
+# --- folder in use ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Another process holds the run folder."""
+    code = (
+        "import sys, filelock\n"
+        "with filelock.FileLock(sys.argv[1]):\n    print('held', flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(folder / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        assert holder.stdout.readline() == "held\n"
+        try:
+            yield
+        finally:
+            holder.stdin.close()
+
+
+def test_folder_that_another_process_holds(overrides: list[str], tmp_path: Path) -> None:
+    assert wardround("simulate", *overrides).code == 0
+    before = contents(tmp_path / "run")
+    with held(tmp_path / "run"):
+        said = wardround("simulate", *changed(overrides, "num_rounds=3"))
+        assert contents(tmp_path / "run") == before
+    assert said.code == 2
+    assert f"run_dir is '{tmp_path / 'run'}', in which another process is running" in said.err
+    assert "choose another run_dir" in said.err
+    assert wardround("simulate", *changed(overrides, "num_rounds=3")).code == 0
+
+
+@pytest.mark.slow
+def test_sweep_leaves_a_cell_alone_that_another_process_runs(overrides: list[str], tmp_path: Path) -> None:
+    cell = tmp_path / "sweep" / "cells" / "tiny-files-k1-s0"
+    budget = ["num_clients=1", "data.budget_rounds=2", "data.second_threshold_rounds=2"]
+    half = changed(overrides, *budget, "num_rounds=1", f"run_dir={cell}")
+    assert wardround("simulate", *half).code == 0
+    before = contents(cell)
+    with held(cell):
+        said = wardround("sweep", *for_sweep(changed(overrides, *budget, f"run_dir={tmp_path / 'sweep'}")))
+        assert contents(cell) == before
+    assert "tiny-files-k1-s0 left alone" in said.err
+    assert "another process is running" in said.err
+
+
+# --- hub out of reach -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ("model=bert", ["model.name is 'google-bert/bert-base-cased'", "set model.name=<that folder>"]),
+        (
+            "data=imdb",
+            ["data.hub_name is stanfordnlp/imdb: the hub is out of reach", "data.path=<the folder"],
+        ),
+    ],
+)
+def test_hub_out_of_reach(choice: str, words: list[str], overrides: list[str], tmp_path: Path) -> None:
+    group = choice.split("=")[0]
+    kept = [text for text in overrides if text.split("=")[0].split(".")[0] != group]
+    command = [sys.executable, "-m", "server.cli", "simulate", *kept, choice]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty_cache")}
+    started = time.monotonic()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert [word for word in words if word not in done.stderr] == []
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+    # No time is lost on trying again; most of it is Python importing torch.
+    assert time.monotonic() - started < 60
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------
+
+
+def finite_line(text: str) -> Any:
+    """A history line in strict JSON."""
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{constant} in a history line")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_loss_that_is_not_a_number(overrides: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    said = wardround("simulate", *changed(overrides, "train.learning_rate=1e30"))
+    assert said.code == 1
+    assert "error: round 1: client 0: the training loss is" in said.err
+    assert "lower train.learning_rate (now 1e+30)" in said.err
+    status = RunFolder(run).status()
+    assert status["state"] == "failed"
+    assert status["reason"].startswith("round 1: client 0: the training loss is ")
+    assert last_checkpoint(run) == 0
+    lines = [finite_line(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0]
+    assert math.isfinite(lines[0]["test"]["loss"])
+    assert not (run / "model").exists()

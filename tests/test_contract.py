@@ -1,0 +1,179 @@
+"""What one run leaves, file by file: tools read it, so every key is pinned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+from safetensors.numpy import load_file
+
+from client import local_round
+from common.settings import Settings
+from tests import contract
+from tests.conftest import TOPICS
+from tests.door import changed, contents, tiny, wardround
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of two clients and three rounds that is done."""
+
+    folder: Path
+    overrides: list[str]
+
+    def json(self, name: str) -> Any:
+        """A JSON file of the folder."""
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    def history(self) -> list[Any]:
+        """The lines of history.jsonl."""
+        return [json.loads(line) for line in (self.folder / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(
+    tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    folder = tmp_path_factory.mktemp("contract") / "run"
+    # AdamW learns the three topics in three rounds: the labels of its model differ.
+    learning = ["num_rounds=3", "train.optimizer=adamw", "train.learning_rate=0.005", "train.local_epochs=8"]
+    overrides = changed(tiny(tiny_model, tiny_texts, tiny_test_texts, folder), *learning)
+    said = wardround("simulate", *overrides)
+    assert said.code == 0, said.err
+    assert f"run folder: {folder}" in said.out
+    return Run(folder, overrides)
+
+
+def check(value: Any, schema: contract.Schema) -> None:
+    """Raise unless `value` has the form."""
+    Draft202012Validator.check_schema(schema)
+    Draft202012Validator(schema).validate(value)
+
+
+def test_folder_holds_these_entries(run: Run) -> None:
+    entries = {entry.name for entry in run.folder.iterdir()}
+    # What a run needs for itself, and no tool reads.
+    assert entries - {".lock", "live.json"} == {
+        "settings.json",
+        "history.jsonl",
+        "partition.json",
+        "labels.json",
+        "status.json",
+        "checkpoint",
+        "model",
+    }
+
+
+def test_settings(run: Run) -> None:
+    check(run.json("settings.json"), contract.SETTINGS)
+    settings = Settings.from_dict(run.json("settings.json"))
+    assert (settings.num_clients, settings.num_rounds, settings.train.batch_size) == (2, 3, 8)
+    assert settings.run_dir == str(run.folder)
+
+
+def test_history(run: Run) -> None:
+    lines = run.history()
+    assert [line["round"] for line in lines] == [0, 1, 2, 3]
+    for line in lines:
+        check(line, contract.history_line(initial=line["round"] == 0))
+    for line in lines[1:]:
+        # 48 texts over 2 clients, all of them in every round; 30 test texts.
+        assert [(client["client"], client["num_examples"]) for client in line["clients"]] == [
+            (0, 24),
+            (1, 24),
+        ]
+        assert (line["train"]["num_examples"], line["test"]["num_examples"]) == (48, 30)
+        losses = [client["loss"] for client in line["clients"]]
+        assert line["train"]["loss"] == pytest.approx(sum(losses) / 2)
+        parts = line["seconds"]
+        assert parts["total"] == pytest.approx(parts["train"] + parts["aggregate"] + parts["evaluate"])
+        assert line["bytes"]["down"] == line["bytes"]["up"]
+    assert len({line["model_sha256"] for line in lines}) == 4
+
+
+def test_partition_covers_every_example_once(run: Run) -> None:
+    parts = run.json("partition.json")
+    check(parts, contract.PARTITION)
+    assert list(parts) == ["0", "1"]
+    assert sorted(index for part in parts.values() for index in part) == list(range(48))
+
+
+def test_status_and_labels(run: Run) -> None:
+    check(run.json("status.json"), contract.STATUS)
+    assert run.json("status.json") == {"state": "finished", "reason": "all 3 rounds are done"}
+    check(run.json("labels.json"), contract.LABELS)
+    assert run.json("labels.json") == {"label_names": sorted(TOPICS)}
+
+
+def test_checkpoint_keeps_the_newest_two(run: Run) -> None:
+    assert sorted(entry.name for entry in (run.folder / "checkpoint").iterdir()) == [
+        "round-000002",
+        "round-000003",
+    ]
+
+
+def test_model_hash_is_what_the_contract_says(run: Run) -> None:
+    tensors = load_file(run.folder / "model" / "model.safetensors")
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode("utf-8"))
+        digest.update(np.ascontiguousarray(tensors[name], dtype="<f4").tobytes())
+    assert run.history()[-1]["model_sha256"] == digest.hexdigest()
+
+
+def test_model_works_in_a_pipeline_as_in_predict(run: Run) -> None:
+    from transformers import pipeline
+
+    model = run.folder / "model"
+    texts = ["goal match team", "bank loan market", "nurse ward fever", "the said of"]
+    classify = pipeline("text-classification", str(model), device="cpu")
+    answers = [classify(text)[0] for text in texts]
+    assert [answer["label"] for answer in answers[:3]] == ["sport", "money", "health"]
+    said = wardround("predict", str(run.folder), *(word for text in texts for word in ("--text", text)))
+    header, *rows = [line.split(",") for line in said.out.splitlines()]
+    assert header == ["text", "label", *sorted(TOPICS)]
+    assert [row[1] for row in rows] == [answer["label"] for answer in answers]
+    for row, answer in zip(rows, answers, strict=True):
+        assert float(row[header.index(answer["label"])]) == pytest.approx(answer["score"], abs=5e-5)
+    card = (model / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    assert run.history()[-1]["model_sha256"] in card
+
+
+def test_finished_run_trains_nothing_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a finished run trained again")
+
+    monkeypatch.setattr(local_round, "train_epochs", refuse)
+    before = contents(run.folder)
+    said = wardround("simulate", *run.overrides)
+    assert said.code == 0, said.err
+    assert contents(run.folder) == before
+
+
+def test_more_rounds_go_on_from_the_last(run: Run, tmp_path: Path) -> None:
+    def simulate(name: str, num_rounds: int) -> Path:
+        more = ["train.local_epochs=1", f"num_rounds={num_rounds}", f"run_dir={tmp_path / name}"]
+        assert wardround("simulate", *changed(run.overrides, *more)).code == 0
+        return tmp_path / name
+
+    first = (simulate("grown", 1) / "history.jsonl").read_text()
+    grown, whole = Run(simulate("grown", 4), []), Run(simulate("whole", 4), [])
+    assert (grown.folder / "history.jsonl").read_text().startswith(first)
+    hashes = [line["model_sha256"] for line in grown.history()]
+    assert len(hashes) == 5
+    assert hashes == [line["model_sha256"] for line in whole.history()]
+
+
+def test_the_schemas_are_strict(run: Run) -> None:
+    line = run.history()[1]
+    schema = Draft202012Validator(contract.history_line(initial=False))
+    assert not schema.is_valid(line | {"extra": 1})
+    assert not schema.is_valid({key: value for key, value in line.items() if key != "bytes"})
+    assert not schema.is_valid(line | {"clients": [line["clients"][0] | {"text": "a letter"}]})

@@ -1,0 +1,149 @@
+"""What crosses the wire: what goes in comes out, and what is no update is refused."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array as FlowerArray
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from client.app import app as client_app
+from common.learning import Counts
+from common.messages import (
+    Array,
+    Card,
+    Refused,
+    Task,
+    Update,
+    pack_card,
+    pack_counts,
+    pack_hello,
+    pack_refusal,
+    pack_tasks,
+    pack_update,
+    unpack_card,
+    unpack_counts,
+    unpack_hello,
+    unpack_task,
+    unpack_update,
+)
+from server.local_grid import LocalGrid
+from tests.conftest import Make
+
+COUNTS = Counts(loss_sum=2.5, confusion=np.array([[3, 1], [0, 4]]), batch_accuracies=())
+
+
+@pytest.fixture
+def request_message() -> Message:
+    """Something to reply to."""
+    LocalGrid(client_app, 1)
+    return Message(RecordDict(), 2, "train")
+
+
+def update(tensors: torch.Tensor, test: Counts | None = None) -> Update:
+    """An update with these tensors."""
+    return Update(4, "digest", tensors, num_examples=17, num_steps=9, loss=0.5, seconds=1.5, test=test)
+
+
+def over_the_wire(array: FlowerArray) -> FlowerArray:
+    """What Flower makes of an array on its way to another process."""
+    return FlowerArray.inflate(array.deflate(), array.children)
+
+
+def test_array_is_flowers_own_on_the_other_side() -> None:
+    tensor = torch.randn(3_000_000)  # more than two chunks of Flower's 5 MB
+    array = Array(tensor)
+    assert array.tensor is tensor
+    assert len(array.children) == 3
+    received = over_the_wire(array)
+    assert type(received) is FlowerArray
+    assert np.array_equal(received.numpy(), tensor.numpy())
+
+
+def test_array_survives_being_sent_to_another_process_of_ray() -> None:
+    array = pickle.loads(pickle.dumps(Array(torch.arange(5.0))))  # noqa: S301 - what Ray does, on one machine
+    assert array.tensor.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("test", [None, COUNTS])
+def test_update_round_trip(request_message: Message, test: Counts | None) -> None:
+    sent = update(torch.randn(7), test)
+    message = pack_update(sent, request_message)
+    arrays = message.content.array_records["tensors"]
+    arrays["shared"] = over_the_wire(arrays["shared"])
+    received = unpack_update(message)
+    assert torch.equal(received.tensors, sent.tensors)
+    assert (received.round, received.layout, received.num_examples) == (4, "digest", 17)
+    assert (received.num_steps, received.loss, received.seconds) == (9, 0.5, 1.5)
+    if test is None:
+        assert received.test is None
+    else:
+        assert received.test is not None
+        assert received.test.confusion.tolist() == [[3, 1], [0, 4]]
+        assert received.test.loss == 2.5 / 8
+
+
+def test_task_round_trip_shares_the_tensors(make_settings: Make) -> None:
+    settings = make_settings()
+    tensors = torch.randn(5)
+    contents = pack_tasks(Task(3, "digest", settings, tensors), [0, 5])
+    first, second = (unpack_task(Message(content, 2, "train")) for content in contents)
+    assert (first.client, second.client) == (0, 5)
+    assert first.settings == settings
+    assert (first.round, first.layout) == (3, "digest")
+    assert first.tensors.data_ptr() == second.tensors.data_ptr() == tensors.data_ptr()
+
+
+def test_hello_card_and_counts_round_trip(request_message: Message, make_settings: Make) -> None:
+    settings = make_settings()
+    assert unpack_hello(Message(pack_hello(settings), 2, "query")) == settings
+    assert unpack_card(pack_card(Card(3, 40), request_message)) == Card(3, 40)
+    assert unpack_counts(pack_counts(COUNTS, request_message)).accuracy == 7 / 8
+
+
+def test_refusals_and_errors_are_told_apart_from_answers(request_message: Message) -> None:
+    refusal = pack_refusal("no disk", request_message)
+    for unpack in (unpack_update, unpack_card, unpack_counts):
+        with pytest.raises(Refused, match="no disk"):
+            unpack(refusal)
+    with pytest.raises(Refused, match="error 2: gone"):
+        unpack_update(Message(Error(code=2, reason="gone"), reply_to=request_message))
+
+
+def test_what_is_no_update_is_refused(request_message: Message) -> None:
+    for content in (
+        RecordDict(),
+        RecordDict({"update": ConfigRecord({"round": "one"})}),
+        RecordDict({"card": ConfigRecord({"client": 1})}),
+    ):
+        with pytest.raises(Refused, match="no update"):
+            unpack_update(Message(content, reply_to=request_message))
+        with pytest.raises(Refused, match=r"no (card|counts)"):
+            unpack_card(Message(content, reply_to=request_message))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"loss_sum": 1.0, "confusion": [1, 2, 3]},
+        {"loss_sum": 1.0, "confusion": [1, -2, 3, 4]},
+        {"loss_sum": float("nan"), "confusion": [1, 2, 3, 4]},
+        {"confusion": [1, 2, 3, 4]},
+    ],
+)
+def test_counts_that_cannot_be_are_refused(request_message: Message, record: dict[str, object]) -> None:
+    content = RecordDict({"counts": MetricRecord(record)})  # type: ignore[arg-type]
+    with pytest.raises(Refused, match="no counts"):
+        unpack_counts(Message(content, reply_to=request_message))
+
+
+def test_what_goes_to_sites_names_no_place_here(make_settings: Make) -> None:
+    settings = make_settings("engine=deployment", "data.label_names=[health,money,sport]")
+    told = settings.for_sites().to_json()
+    assert settings.run_dir not in told
+    assert str(settings.data.path) not in told
+    assert settings.model.name not in told
+    assert settings.for_sites().train == settings.train

@@ -1,0 +1,131 @@
+"""`wardround predict`: what it reads, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TOPICS
+from tests.door import Said, changed, tiny, wardround
+
+
+@pytest.fixture(scope="module")
+def run(
+    tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished run's folder."""
+    folder = tmp_path_factory.mktemp("predict") / "run"
+    # AdamW learns the three topics: the labels differ from text to text.
+    learning = ["num_rounds=3", "train.optimizer=adamw", "train.learning_rate=0.005", "train.local_epochs=8"]
+    said = wardround("simulate", *changed(tiny(tiny_model, tiny_texts, tiny_test_texts, folder), *learning))
+    assert said.code == 0, said.err
+    return folder
+
+
+def rows(said: Said) -> list[dict[str, str]]:
+    """The lines it printed, by column."""
+    assert said.code == 0, said.err
+    return list(csv.DictReader(said.out.splitlines(keepends=True)))
+
+
+def test_texts_get_a_label_and_probabilities_that_add_up(run: Path) -> None:
+    found = rows(wardround("predict", str(run), "--text", "goal, match", "--text", 'a "new" nurse'))
+    assert list(found[0]) == ["text", "label", *sorted(TOPICS)]
+    assert [row["text"] for row in found] == ["goal, match", 'a "new" nurse']
+    assert [row["label"] for row in found] == ["sport", "health"]
+    for row in found:
+        probabilities = {label: float(row[label]) for label in TOPICS}
+        # Three values rounded to four digits.
+        assert sum(probabilities.values()) == pytest.approx(1, abs=2e-4)
+        assert probabilities[row["label"]] == max(probabilities.values())
+
+
+def test_a_text_has_the_same_label_alone_and_among_others(run: Path, tmp_path: Path) -> None:
+    texts = [f"{'goal ' * length}nurse" for length in range(40)]
+    (tmp_path / "many.csv").write_text("text\n" + "".join(f"{text}\n" for text in texts))
+    together = rows(wardround("predict", str(run), "--file", str(tmp_path / "many.csv")))
+    assert [row["text"] for row in together] == texts
+    for number in (0, 31, 32, 39):
+        (alone,) = rows(wardround("predict", str(run), "--text", texts[number]))
+        assert [float(alone[label]) for label in TOPICS] == pytest.approx(
+            [float(together[number][label]) for label in TOPICS], abs=2e-4
+        )
+
+
+def test_file_with_a_named_column(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "letters.csv"
+    # With the byte order mark that spreadsheets write, and a line break inside a field.
+    file.write_text('\ufeffid,body\n1,"goal\nteam"\n2,bank loan\n', encoding="utf-8")
+    found = rows(wardround("predict", str(run), "--file", str(file), "--column", "body"))
+    assert [row["text"] for row in found] == ["goal\nteam", "bank loan"]
+    first = rows(wardround("predict", str(run), "--text", "new", "--file", str(file), "--column", "body"))
+    assert [row["text"] for row in first] == ["new", "goal\nteam", "bank loan"]
+
+
+def test_model_folder_does_as_well_as_run_folder(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "model", tmp_path / "moved")
+    asked = [wardround("predict", str(folder), "--text", "bank") for folder in (run, run / "model")]
+    asked.append(wardround("predict", str(tmp_path / "moved"), "--text", "bank"))
+    assert {said.out for said in asked} == {asked[0].out}
+    assert asked[0].code == 0
+
+
+# One row for each mistake: the file's bytes, more arguments, and what the message must say.
+WRONG_FILES: dict[str, tuple[bytes | None, list[str], list[str]]] = {
+    "column": (b"body\na\n", [], ["has no column 'text'; it has: body", "--column"]),
+    "named column": (b"text\na\n", ["--column", "txt"], ["no column 'txt'", "Nearest: 'text'"]),
+    "not UTF-8": ("text\ncafé\n".encode("latin-1"), [], ["is not UTF-8: byte 0xe9", "line 2", "iconv"]),
+    "open quote": (b'text\n"a\n', [], ["line 2: the row that starts here is broken", "Close every quote"]),
+    "too many fields": (b"text\na,b\n", [], ["line 2: 2 fields, but the first row has 1"]),
+    "no file": (None, [], ["--file", "does not exist"]),
+    "no byte": (b"", [], ["is empty (0 bytes)"]),
+    "no row": (b"text\n", [], ["nothing to label", "--text", "--file"]),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_FILES)
+def test_file_that_cannot_be_labelled(mistake: str, run: Path, tmp_path: Path) -> None:
+    content, more, words = WRONG_FILES[mistake]
+    if content is not None:
+        (tmp_path / "f.csv").write_bytes(content)
+    said = wardround("predict", str(run), "--file", str(tmp_path / "f.csv"), *more)
+    assert (said.code, said.out) == (2, "")
+    assert [word for word in words if word not in said.err] == []
+
+
+def test_nothing_to_label(run: Path) -> None:
+    said = wardround("predict", str(run))
+    assert (said.code, said.out) == (2, "")
+    assert "nothing to label" in said.err
+
+
+def test_device_that_does_not_exist(run: Path) -> None:
+    said = wardround("predict", str(run), "--text", "a", "--device", "cuda:99")
+    assert (said.code, said.out) == (2, "")
+    assert "device is 'cuda:99'" in said.err
+
+
+def test_folder_without_a_model(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "not_there"):
+        said = wardround("predict", str(folder), "--text", "a")
+        assert said.code == 2
+        assert f"'{folder}' holds no model" in said.err
+        assert "Give the folder of a finished run" in said.err
+
+
+def test_model_without_weights(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "model", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    said = wardround("predict", str(tmp_path / "model"), "--text", "a")
+    assert said.code == 2
+    assert "holds a model that cannot be loaded" in said.err
+
+
+def test_encoder_that_was_never_trained_to_label(tiny_model: Path) -> None:
+    said = wardround("predict", str(tiny_model), "--text", "a")
+    assert (said.code, said.out) == (2, "")
+    assert "holds no trained classifier: its files have no weights for classifier." in said.err
+    assert "wardround simulate model=hf" in said.err

@@ -1,0 +1,189 @@
+"""Checks of a site's machine and of its texts: what passes, what does not, and what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import preflight_machine
+from client.findings import Options
+from client.preflight import CHECKS, DATA_CHECKS, as_json, is_ready, run_checks
+from tests.site_lab import free_port, look, make_site, states
+
+
+def test_versions(tmp_path: Path) -> None:
+    assert preflight_machine.check_versions({}).state == "ok"
+    assert preflight_machine.check_versions({"flwr": version("flwr"), "python": "3"}).state == "ok"
+    found = preflight_machine.check_versions({"flwr": "1.38.0", "no-such-package": "1"})
+    assert found.state == "problem"
+    assert "not 1.38.0" in found.message
+    assert "no-such-package is missing, not 1" in found.message
+
+
+def test_key(tmp_path: Path, tiny_texts: Path) -> None:
+    site = make_site(tmp_path, 9092, tiny_texts)
+    assert look(site, "key")["key"].state == "ok"
+    site.private_key.chmod(0o640)
+    loose = look(site, "key")["key"]
+    assert loose.state == "problem"
+    assert "mode 0640" in loose.message
+    site.private_key.chmod(0o600)
+    other = make_site(tmp_path / "other", 9092, tiny_texts)
+    site.public_key.write_text(other.public_key.read_text())
+    assert "not the other half" in look(site, "key")["key"].message
+    site.private_key.write_text("nonsense")
+    assert look(site, "key")["key"].state == "problem"
+
+
+def test_key_of_another_curve(tmp_path: Path, tiny_texts: Path) -> None:
+    site = make_site(tmp_path, 9092, tiny_texts)
+    site.private_key.unlink()
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "256", "-N", "", "-f", str(site.private_key)], check=True
+    )
+    assert "P-384" in look(site, "key")["key"].message
+
+
+def test_disk_and_memory(tmp_path: Path, tiny_texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = make_site(tmp_path, 9092, tiny_texts)
+    usage = type("Usage", (), {"free": 2**20})
+    monkeypatch.setattr("client.preflight_machine.shutil.disk_usage", lambda _: usage)
+    assert look(site, "disk")["disk"].state == "problem"
+    usage.free = 2**40  # type: ignore[attr-defined]
+    assert look(site, "disk")["disk"].state == "ok"
+    monkeypatch.setattr(preflight_machine, "available_memory", lambda: 2**30)
+    scarce = look(site, "memory")["memory"]
+    # 4 x 440 MB + 2 GiB = 3.6 GiB
+    assert (scarce.state, "1.0 GiB free, about 3.6 needed" in scarce.message) == ("warning", True)
+    monkeypatch.setattr(preflight_machine, "available_memory", lambda: 2**35)
+    assert look(site, "memory")["memory"].state == "ok"
+
+
+def test_device_and_model(tmp_path: Path, tiny_texts: Path, tiny_model: Path) -> None:
+    good = make_site(tmp_path, 9092, tiny_texts, model=tiny_model)
+    assert states(look(good, "device", "model")) == {"device": "ok", "model": "ok"}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    bad = look(make_site(tmp_path, 9092, tiny_texts, model=empty, device="cuda:77"), "device", "model")
+    assert states(bad) == {"device": "problem", "model": "problem"}
+    assert "lacks config.json, model.safetensors, tokenizer.json" in bad["model"].message
+    assert look(make_site(tmp_path, 9092, tiny_texts), "model")["model"].state == "warning"
+
+
+def test_data_checks_open_no_connection(
+    tmp_path: Path, tiny_texts: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site(tmp_path, 9092, tiny_texts, model=tiny_model)
+
+    def forbidden(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a check of the data opened a socket")
+
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, forbidden)
+    findings = look(site, *DATA_CHECKS, labels=("sport", "money", "health"))
+    assert set(states(findings).values()) == {"ok"}, findings
+    assert "48 examples" in findings["data"].message
+    assert findings["labels"].message == "sport 16, money 16, health 16"
+    assert "48 texts tokenised" in findings["lengths"].message
+
+
+def letters(folder: Path, *rows: str, header: str = "text,label") -> Path:
+    """A CSV file of these lines."""
+    path = folder / "letters.csv"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def test_data_that_cannot_be_read(tmp_path: Path) -> None:
+    gone = look(make_site(tmp_path, 9092, tmp_path / "gone.csv"), *DATA_CHECKS)
+    assert states(gone) == {"data": "problem"} | dict.fromkeys(DATA_CHECKS[1:], "warning")
+    broken = look(make_site(tmp_path, 9092, letters(tmp_path, "a,b,c")), "data")["data"]
+    assert (broken.state, "line 2: 3 fields" in broken.message) == ("problem", True)
+    kind = tmp_path / "letters.xlsx"
+    kind.write_text("x")
+    assert ".parquet" in look(make_site(tmp_path, 9092, kind), "data")["data"].message
+    if os.getuid():
+        secret = letters(tmp_path, "a,b")
+        secret.chmod(0)
+        assert "read access" in look(make_site(tmp_path, 9092, secret), "data")["data"].message
+
+
+def test_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
+    site = make_site(tmp_path, 9092, letters(tmp_path, "a,b", header="txt,label"))
+    findings = look(site, *DATA_CHECKS)
+    assert states(findings) == {"data": "ok", "columns": "problem"} | dict.fromkeys(
+        DATA_CHECKS[2:], "warning"
+    )
+    assert "Nearest: 'txt'" in findings["columns"].next_step
+
+
+def test_labels_are_counted_mapped_and_compared(tmp_path: Path) -> None:
+    path = letters(tmp_path, *["x,S"] * 3, *["y,M"] * 2, "z,Q", "z,Q")
+    known = ("sport", "money")
+    site = make_site(tmp_path, 9092, path, labels=(("S", "sport"), ("M", "money")))
+    strange = look(site, "labels", "mapping", labels=known)
+    assert strange["labels"].message == "S 3, M 2, Q 2"
+    assert (strange["mapping"].state, "Q" in strange["mapping"].message) == ("problem", True)
+    assert "keep their own name: Q" in look(site, "mapping")["mapping"].message
+    whole = make_site(tmp_path, 9092, path, labels=(("S", "sport"), ("M", "money"), ("Q", "money")))
+    assert look(whole, "mapping", labels=known)["mapping"].message == "M -> money, Q -> money, S -> sport"
+    spare = make_site(tmp_path, 9092, path, labels=(("Sprot", "sport"),))
+    assert "Sprot" in look(spare, "mapping")["mapping"].message
+
+
+def test_examples_without_label_or_text(tmp_path: Path) -> None:
+    path = letters(tmp_path, "x,a", "y,", " ,b", "z,b")
+    site = make_site(tmp_path, 9092, path)
+    findings = look(site, "labels", "empty")
+    assert states(findings) == {"labels": "problem", "empty": "problem"}
+    assert "1 examples have no label, the first in" in findings["labels"].message
+    assert "line 4" in findings["empty"].message
+    dropped = look(make_site(tmp_path, 9092, path, drop_empty=True), "empty")["empty"]
+    assert dropped.state == "warning"
+
+
+def test_lengths_and_batch(tmp_path: Path, tiny_model: Path) -> None:
+    # 3 short texts and 1 of 30 words: with [CLS] and [SEP] 32 tokens, above 16.
+    path = letters(tmp_path, *["the a,x"] * 3, f"{'the ' * 30},y")
+    site = make_site(tmp_path, 9092, path, model=tiny_model)
+    findings = look(site, "lengths", "batch", max_length=16)
+    assert states(findings) == {"lengths": "warning", "batch": "warning"}
+    assert findings["lengths"].message.startswith("25% of the texts are longer than 16 tokens")
+    assert "the longest 32" in findings["lengths"].message
+    estimated = look(make_site(tmp_path, 9092, path), "lengths")["lengths"]
+    assert "estimated from words" in estimated.message
+    alone = look(make_site(tmp_path, 9092, letters(tmp_path, "a,b")), "batch")["batch"]
+    assert alone.state == "problem"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_other_files(kind: str, tmp_path: Path) -> None:
+    rows = [{"text": f"t{number}", "label": "ab"[number % 2]} for number in range(40)]
+    path = tmp_path / f"letters.{kind}"
+    if kind == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    findings = look(make_site(tmp_path, 9092, path), "data", "columns", "labels", "batch")
+    assert set(states(findings).values()) == {"ok"}, findings
+
+
+def test_order_skipping_and_json(tmp_path: Path, tiny_texts: Path) -> None:
+    site = make_site(tmp_path, free_port(), tiny_texts)
+    skip = [name for name in CHECKS if name not in ("versions", "key", "tcp", "batch")]
+    findings = run_checks(site, Options(timeout_seconds=1.0), skip)
+    assert [finding.check for finding in findings] == ["versions", "tcp", "key", "batch"]
+    assert not is_ready(findings)
+    assert as_json(site, findings)["ready"] is False
+    with pytest.raises(ValueError, match="Nearest: 'memory'"):
+        run_checks(site, Options(), ["memmory"])

@@ -1,0 +1,102 @@
+"""site.yaml: what it says, what it refuses, and that it comes back as it was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from client.site_file import SiteFile, load_site_file, write_site_file
+
+WHOLE = """
+name: st_marys
+server: {address: "fl.example.org:9092", ca: ca.crt}
+key: {private: site.key, public: /keys/site.pub}
+data:
+  path: letters.csv
+  text_columns: [subject, body]
+  label_column: ward
+  labels: {"1": health, kardio: heart}
+  drop_empty: true
+model: ../models/bert
+device: cuda:1
+"""
+
+
+def written(folder: Path, text: str = WHOLE) -> Path:
+    """A site file with that text."""
+    path = folder / "site.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_every_field_is_read_and_paths_are_the_folders(tmp_path: Path) -> None:
+    site = load_site_file(written(tmp_path))
+    assert site == SiteFile(
+        name="st_marys",
+        server_address="fl.example.org:9092",
+        ca=tmp_path / "ca.crt",
+        private_key=tmp_path / "site.key",
+        public_key=Path("/keys/site.pub"),
+        data_path=tmp_path / "letters.csv",
+        text_columns=("subject", "body"),
+        label_column="ward",
+        labels=(("1", "health"), ("kardio", "heart")),
+        drop_empty=True,
+        model=tmp_path / "../models/bert",
+        device="cuda:1",
+    )
+    assert site.host_and_port == ("fl.example.org", 9092)
+
+
+def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+    short = WHOLE.split("  labels")[0]
+    site = load_site_file(written(tmp_path, short))
+    assert (site.labels, site.drop_empty, site.model, site.device) == ((), False, None, "auto")
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    site = load_site_file(written(tmp_path, WHOLE.replace("kardio", "'kardio \"x\": é'")))
+    for target in (tmp_path / "other" / "site.yaml", tmp_path / "site.yaml"):
+        write_site_file(site, target)
+        assert load_site_file(target) == site
+    assert 'ca: "ca.crt"' in (tmp_path / "site.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("device:", "devise:", ["devise", "Nearest: 'device'"]),
+        ("label_column: ward", "label_colum: ward", ["data.label_colum", "Nearest: 'label_column'"]),
+        ("ca: ca.crt", "insecure: true", ["server.insecure", "address, ca"]),
+        ("name: st_marys", "name: St. Mary", ["name is 'St. Mary'", "small letters"]),
+        ("name: st_marys", "", ["name is missing"]),
+        ("fl.example.org:9092", "https://fl.example.org:9092", ["host:port without a scheme"]),
+        ("fl.example.org:9092", "fl.example.org", ["host:port"]),
+        ("fl.example.org:9092", "::1:9092", ["host:port"]),
+        ("fl.example.org:9092", "fl.example.org:90920", ["host:port"]),
+        ("[subject, body]", "[]", ["data.text_columns is empty"]),
+        ("[subject, body]", "{a: b}", ["data.text_columns", "list of column names"]),
+        ("drop_empty: true", "drop_empty: maybe", ["data.drop_empty is 'maybe'", "true or false"]),
+        ("kardio: heart", "yes: heart", ["data.labels holds True", "quotes"]),
+        ("device: cuda:1", "device: 3", ["device is 3", "text"]),
+        ("data:\n", "data: [\n", ["is not YAML"]),
+    ],
+)
+def test_a_slip_is_named_with_the_next_step(tmp_path: Path, old: str, new: str, words: list[str]) -> None:
+    assert old in WHOLE
+    path = written(tmp_path, WHOLE.replace(old, new))
+    with pytest.raises(ValueError, match=r"site\.yaml") as caught:
+        load_site_file(path)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wardround-site init"):
+        load_site_file(tmp_path / "site.yaml")
+
+
+def test_an_ipv6_address_stands_in_brackets(tmp_path: Path) -> None:
+    site = load_site_file(written(tmp_path, WHOLE.replace("fl.example.org:9092", "[fd00::5]:9092")))
+    assert site.host_and_port == ("fd00::5", 9092)

@@ -1,0 +1,175 @@
+"""Sites that hold out their own texts: counts travel, and add up to the exact accuracy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.app import app as client_app
+from client.site_file import SiteFile, write_site_file
+from common.runs import RunFolder
+from common.texts import read_texts
+from server.app import conduct
+from server.exchange import RunFailed
+from server.local_grid import LocalGrid
+from server.simulate import simulate
+from tests.conftest import Make, write_texts
+
+
+def history(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run."""
+    return RunFolder(run_dir).history()
+
+
+def test_counts_of_sites_add_up_to_the_central_test(make_settings: Make, tmp_path: Path) -> None:
+    """The sites' parts together are the test set, so both ways must give the same numbers."""
+    learn = ["train.optimizer=adamw", "train.learning_rate=0.02", "num_rounds=4"]
+    for where in ("server", "sites"):
+        simulate(make_settings(f"evaluation.where={where}", f"run_dir={tmp_path / where}", *learn))
+    central, summed = history(tmp_path / "server"), history(tmp_path / "sites")
+    assert [line["model_sha256"] for line in central] == [line["model_sha256"] for line in summed]
+    for one, other in zip(central, summed, strict=True):
+        assert one["test"]["num_examples"] == other["test"]["num_examples"] == 30
+        assert one["test"]["accuracy"] == other["test"]["accuracy"]
+        assert one["test"]["macro_f1"] == other["test"]["macro_f1"]
+        assert abs(one["test"]["loss"] - other["test"]["loss"]) < 1e-5
+    assert central[-1]["test"]["accuracy"] > central[0]["test"]["accuracy"]
+    (first, *_), last = summed, summed[-1]
+    assert [site["site"] for site in first["sites"]] == ["client 0", "client 1", "client 2"]
+    assert sum(site["correct"] for site in last["sites"]) == last["test"]["accuracy"] * 30
+
+
+def test_target_stops_a_run_whose_sites_evaluate(make_settings: Make) -> None:
+    settings = make_settings(
+        "evaluation.where=sites",
+        "evaluation.target_accuracy=0.5",
+        "num_rounds=30",
+        "train.optimizer=adamw",
+        "train.learning_rate=0.02",
+    )
+    simulate(settings)
+    accuracies = [line["test"]["accuracy"] for line in history(Path(settings.run_dir))]
+    # The round that reaches it is known one round later, when the sites have seen its model.
+    assert accuracies[-2] >= 0.5 > max(accuracies[:-2])
+
+
+def test_one_sites_file_is_read_as_its_part_of_the_folder(make_settings: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "sites"
+    folder.mkdir()
+    for number, (name, size) in enumerate((("b", 30), ("a", 12), ("c", 21))):
+        write_texts(folder / f"{name}.csv", size, seed=number)
+    data = make_settings(f"data.path={folder}", "data.test_path=null").data
+    together = read_texts(data, seed=5)
+    assert together.site_sizes == (("a", 10), ("b", 24), ("c", 17))
+    assert together.test_sizes == (2, 6, 4)
+    alone = [
+        read_texts(make_settings(f"data.path={folder / name}.csv", "data.test_path=null").data, 5, site=name)
+        for name in ("a", "b", "c")
+    ]
+    for part in ("train", "test"):
+        assert [t for data in alone for t in getattr(data, part).texts] == getattr(together, part).texts
+
+
+def test_a_sites_own_label_names_are_translated(make_settings: Make, tmp_path: Path) -> None:
+    own = tmp_path / "own.csv"
+    own.write_text("text,label\nflu and fever,G\nthe match,S\na goal,S\nnurse,G\ncoach,S\nward,G\n")
+    settings = make_settings(
+        f"data.path={own}",
+        "data.test_path=null",
+        "data.label_names=[health,sport]",
+        "data.label_map=[[G,health],[S,sport]]",
+    )
+    data = read_texts(settings.data, seed=0)
+    assert data.label_names == ("health", "sport")
+    health = {"flu and fever", "nurse", "ward"}
+    for part in (data.train, data.test):
+        assert [label == 0 for label in part.labels] == [text in health for text in part.texts]
+    assert len(data.train) + len(data.test) == 6
+
+
+class RealSites(LocalGrid):
+    """The in-process grid, whose nodes know no number but were started with a site file each."""
+
+    def __init__(self, site_files: dict[str, Path]) -> None:
+        super().__init__(client_app, len(site_files))
+        # Names and node ids in different orders, as real registrations have them.
+        self.names = dict(zip(self._contexts, sorted(site_files, reverse=True), strict=True))
+        for node_id, name in self.names.items():
+            self._contexts[node_id].node_config = {"site-file": str(site_files[name])}
+
+
+def write_site(folder: Path, name: str, data: Path, **data_keys: Any) -> Path:
+    """A site.yaml beside nothing it would need for a network."""
+    site = SiteFile(
+        name=name,
+        server_address="localhost:9092",
+        ca=folder / "ca.crt",
+        private_key=folder / "site.key",
+        public_key=folder / "site.pub",
+        data_path=data,
+        text_columns=("text",),
+        label_column="label",
+        device="cpu",
+        **data_keys,
+    )
+    file = folder / f"{name}.yaml"
+    write_site_file(site, file)
+    return file
+
+
+def test_real_sites_equal_the_simulation(make_settings: Make, tiny_model: Path, tmp_path: Path) -> None:
+    """Three sites with unequal files: same model and same counts every round."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    sizes = {"beta": 30, "alpha": 12, "gamma": 21}
+    for number, (name, size) in enumerate(sizes.items()):
+        write_texts(folder / f"{name}.csv", size, seed=number)
+    common = ["evaluation.where=sites", "data.label_names=[health,money,sport]", "data.test_path=null"]
+    simulated = make_settings(
+        *common, f"data.path={folder}", "partition=by_site", f"run_dir={tmp_path / 'simulated'}"
+    )
+    simulate(simulated)
+    deployed = make_settings(
+        *common, f"data.path={folder}", "engine=deployment", f"run_dir={tmp_path / 'deployed'}"
+    )
+    grid = RealSites(
+        {name: write_site(tmp_path, name, folder / f"{name}.csv", model=tiny_model) for name in sizes}
+    )
+    conduct(grid, deployed, grid.names)
+    ours, theirs = history(tmp_path / "simulated"), history(tmp_path / "deployed")
+    assert len(ours) == 4
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["model_sha256"] == other["model_sha256"]
+        assert one["test"] == other["test"]
+        assert [client["num_examples"] for client in one["clients"]] == [
+            client["num_examples"] for client in other["clients"]
+        ]
+    assert [site["site"] for site in theirs[-1]["sites"]] == ["alpha", "beta", "gamma"]
+    assert [client["num_examples"] for client in theirs[-1]["clients"]] == [10, 24, 17]
+
+
+def test_labels_the_consortium_does_not_know_keep_a_site_out(make_settings: Make, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.csv"
+    odd.write_text("text,label\n" + "the match,CONFIDENTIAL\na goal,sport\n" * 6)
+    settings = make_settings(
+        "evaluation.where=sites",
+        "data.label_names=[health,money,sport]",
+        "engine=deployment",
+        "num_clients=1",
+        "data.path=null",
+        "data.test_path=null",
+        "data.reader=hub",
+    )
+    grid = RealSites({"odd": write_site(tmp_path, "odd", odd)})
+    with pytest.raises(RunFailed, match="odd cannot take part: ValueError; see the client's own log") as end:
+        conduct(grid, settings, grid.names)
+    assert "CONFIDENTIAL" not in str(end.value)
+
+
+def test_as_many_sites_as_clients(make_settings: Make, tmp_path: Path) -> None:
+    settings = make_settings("engine=deployment", "data.label_names=[a,b]", "num_clients=3")
+    grid = RealSites({"odd": write_site(tmp_path, "odd", tmp_path / "x.csv")})
+    with pytest.raises(ValueError, match=r"1 sites are registered \(odd\)\. Set num_clients=1"):
+        conduct(grid, settings, grid.names)

@@ -1,0 +1,84 @@
+"""Status: what is told of a run from its files, and of the sites from the SuperLink."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from common.runs import RunFolder, write_json
+from server.deployment import superlink
+from server.deployment.server_folder import Addresses, RegisteredSite, ServerFolder
+from server.deployment.status import folder_and_run, is_held, live_of, standing_of, to_json, to_text
+from server.deployment.submit import settings_to_submit
+from server.deployment.superlink import NodeState
+from tests.fake_flwr import words_for, write_run
+
+
+def test_status_tells_who_is_missing_and_for_how_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ServerFolder.create(tmp_path / "server", Addresses(("localhost",)))
+    with folder.changing_sites() as sites:
+        sites["ward-a"] = RegisteredSite("11", "ecdsa-sha2-nistp384 QQ==", "SHA256:a")
+        sites["ward-b"] = RegisteredSite("12", "ecdsa-sha2-nistp384 Qg==", "SHA256:b")
+    states = {"11": NodeState("online", 5.0, "N/A"), "12": NodeState("registered", 0.0, "N/A")}
+    monkeypatch.setattr(superlink, "is_up", lambda folder: True)
+    monkeypatch.setattr(superlink, "node_states", lambda folder: states)
+    settings = settings_to_submit(words_for(tmp_path, "num_rounds=4"))
+    run = write_run(settings, "running", "", 0.25, 0.75)
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    live = {"round": 2, "answered": ["ward-a"], "waiting_for": ["ward-b"], "since": since.isoformat()}
+    write_json(run.path / "live.json", live)
+    found = live_of(run, since + timedelta(seconds=90))
+    assert found is not None
+    assert (found.answered, found.missing) == (("ward-a",), {"ward-b": 90.0})
+    # Nobody holds the folder: the server app was killed.
+    assert standing_of(run, None).state == "interrupted"
+    monkeypatch.setattr("server.deployment.status.is_held", lambda run: True)
+    standing = standing_of(run, folder, since + timedelta(seconds=90))
+    assert to_text(standing).splitlines() == [
+        f"{settings.cell}: running",
+        "round 1 of 4, accuracy 0.7500",
+        "  round   0  accuracy 0.2500  train loss 0.5000  1.0 s",
+        "  round   1  accuracy 0.7500  train loss 0.5000  1.0 s",
+        "round 2 under way",
+        "  answered: ward-a",
+        "  missing:  ward-b (for 90 s)",
+        "sites",
+        "  ward-a: online for 5 s",
+        "  ward-b: never seen",
+    ]
+    read = json.loads(to_json(standing))
+    assert (read["state"], read["accuracy"], read["live"]["missing"]) == ("running", 0.75, {"ward-b": 90.0})
+
+
+def test_status_names_the_way_back(tmp_path: Path) -> None:
+    settings = settings_to_submit(words_for(tmp_path))
+    run = write_run(settings, "failed", "round 2: ward-b: no answer within 60 s", 0.25)
+    standing = standing_of(run, None)
+    assert standing.next_step == f"wardround submit --resume {run.path}"
+    assert "ward-b: no answer" in to_text(standing)
+
+
+def test_without_a_run_folder_it_is_the_last_submitted(tmp_path: Path) -> None:
+    folder = ServerFolder.create(tmp_path / "server", Addresses(("localhost",)))
+    with pytest.raises(ValueError, match="no run yet"):
+        folder_and_run(None, folder.path)
+    folder.remember_run("77", str(tmp_path / "run"))
+    run, _ = folder_and_run(None, folder.path)
+    assert run.path == tmp_path / "run"
+    assert standing_of(run, None).state == "pending"
+    with pytest.raises(ValueError, match="no folder"):
+        folder_and_run(tmp_path / "nowhere", folder.path)
+
+
+def test_a_run_folder_in_use_is_held(tmp_path: Path) -> None:
+    settings = settings_to_submit(words_for(tmp_path))
+    run = RunFolder(Path(settings.run_dir))
+    assert not is_held(run)
+    with run.open(settings):
+        assert is_held(run)
+    assert not is_held(run)

@@ -1,0 +1,200 @@
+"""Submitting: what is composed, what Flower is given, and how its answers and the run folder are read."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from common.runs import RunFolder
+from common.settings import Settings
+from server.deployment import follow, submit, superlink
+from server.deployment.server_folder import Addresses, RegisteredSite, ServerFolder
+from server.deployment.staging import stage_app
+from server.deployment.superlink import RunState, SuperLinkError
+from server.exchange import RunFailed
+from tests.fake_flwr import Flwr, words_for, write_run
+
+
+@pytest.fixture
+def flwr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flwr:
+    """The fake in place of Flower's command line; a SuperLink seems to run; no wait is long."""
+    made = Flwr(tmp_path / "bin")
+    monkeypatch.setattr(superlink, "BIN", made.folder)
+    monkeypatch.setattr(superlink, "is_up", lambda folder: True)
+    monkeypatch.setattr(follow, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(follow, "_ASK_SECONDS", 0.1)
+    monkeypatch.setattr(follow, "_ASK_AT_END_SECONDS", 0.02)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ServerFolder:
+    """A server folder with two registered sites."""
+    made = ServerFolder.create(tmp_path / "server", Addresses(("localhost",)))
+    with made.changing_sites() as sites:
+        sites["ward-b"] = RegisteredSite("12", "ecdsa-sha2-nistp384 Qg==", "SHA256:b")
+        sites["ward-a"] = RegisteredSite("11", "ecdsa-sha2-nistp384 QQ==", "SHA256:a")
+    return made
+
+
+def test_a_deployment_is_composed_with_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    settings = submit.settings_to_submit(
+        ["model=hf", "model.name=tiny", "data=files", "data.path=a.csv", "run_dir=out"]
+    )
+    assert settings.engine.name == "deployment"
+    assert settings.run_dir == str(tmp_path / "out")
+    assert settings.data.path == str(tmp_path / "a.csv")
+    assert settings.model.name == str(tmp_path / "tiny")
+    with pytest.raises(ValueError, match="wardround simulate"):
+        submit.settings_to_submit(["engine=ray"])
+
+
+def test_settings_and_sites_reach_flower_as_they_are(
+    flwr: Flwr, folder: ServerFolder, tmp_path: Path
+) -> None:
+    settings = submit.settings_to_submit(words_for(tmp_path))
+    assert submit.start(folder, settings, {"11": "ward-a", "12": "ward-b"}) == "77"
+    given = tomllib.loads((flwr.folder / "run.toml").read_text())
+    assert set(given) == {"settings", "sites"}
+    assert Settings.from_json(given["settings"]) == settings
+    assert json.loads(given["sites"]) == {"11": "ward-a", "12": "ward-b"}
+    assert folder.last_run() == {"run_id": "77", "run_dir": str(tmp_path / "run")}
+    # The bundle is built from these and nothing else.
+    assert json.loads((flwr.folder / "app.json").read_text()) == [
+        *("LICENSE", "client", "common", "conf", "pyproject.toml", "server")
+    ]
+
+
+def test_staging_leaves_compiled_files_behind(tmp_path: Path) -> None:
+    app = stage_app(tmp_path / "app")
+    assert (app / "server" / "app.py").exists()
+    assert list(app.rglob("__pycache__")) == []
+
+
+def test_sites_are_as_many_as_clients(folder: ServerFolder) -> None:
+    assert submit.choose_sites(folder, [], 2) == ["ward-a", "ward-b"]
+    assert submit.choose_sites(folder, ["ward-b"], 1) == ["ward-b"]
+    with pytest.raises(ValueError, match=r"num_clients is 3 but 2 sites are registered \(ward-a, ward-b\)"):
+        submit.choose_sites(folder, [], 3)
+    with pytest.raises(ValueError, match="--site"):
+        submit.choose_sites(folder, [], 1)
+    with pytest.raises(ValueError, match="no site 'ward-c'"):
+        submit.choose_sites(folder, ["ward-c"], 1)
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "is_finished", "told"),
+    [
+        ("finished:completed", "finished", True, "all rounds"),
+        ("finished:failed", "failed", False, "--resume"),
+        ("finished:completed", "failed", False, "--resume"),
+        ("finished:failed", "finished", False, "--resume"),
+    ],
+)
+def test_a_run_is_followed_to_its_end(
+    flwr: Flwr,
+    folder: ServerFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    state: str,
+    status: str,
+    is_finished: bool,
+    told: str,
+) -> None:
+    settings = submit.settings_to_submit(words_for(tmp_path, "num_rounds=1"))
+    flwr.ends("running")
+
+    def server_app() -> None:
+        while not (flwr.folder / "run.toml").exists():
+            time.sleep(0.02)
+        write_run(settings, status, "all rounds are done", 0.25, 0.75)
+        flwr.ends(state)
+
+    thread = threading.Thread(target=server_app, daemon=True)
+    thread.start()
+    outcome = submit.submit(words_for(tmp_path, "num_rounds=1"), folder)
+    thread.join(timeout=10)
+    assert outcome.is_finished is is_finished
+    assert told in outcome.reason
+    assert "round 1/1  accuracy 0.7500" in capsys.readouterr().err
+
+
+def test_an_error_before_the_run_folder_is_told(flwr: Flwr, folder: ServerFolder, tmp_path: Path) -> None:
+    flwr.ends("finished:failed", "ServerApp failed with exception: data.path is missing")
+    outcome = submit.submit(words_for(tmp_path), folder)
+    assert outcome == follow.Outcome(False, "ServerApp failed with exception: data.path is missing")
+
+
+def test_the_end_of_an_earlier_attempt_does_not_count(
+    flwr: Flwr, folder: ServerFolder, tmp_path: Path
+) -> None:
+    settings = submit.settings_to_submit(words_for(tmp_path))
+    run = write_run(settings, "finished", "all rounds are done", 0.5)
+    flwr.ends("finished:failed", "No heartbeat received from the task")
+    outcome = submit.submit([], folder, resume=run.path)
+    assert outcome == follow.Outcome(False, "No heartbeat received from the task")
+
+
+def test_a_server_app_that_was_killed_is_written_down(tmp_path: Path) -> None:
+    settings = submit.settings_to_submit(words_for(tmp_path))
+    run = write_run(settings, "running", "", 0.5)
+    for state, ending in (("finished:failed", "failed"), ("finished:stopped", "stopped")):
+        run.write_status("running", "")
+        outcome = follow.conclude(RunState(state, ""), run.status(), run)
+        assert not outcome.is_finished
+        assert run.status()["state"] == ending
+
+
+def test_an_interrupt_stops_the_run(flwr: Flwr, folder: ServerFolder, tmp_path: Path) -> None:
+    flwr.ends("running")
+    interrupt = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            submit.submit(words_for(tmp_path), folder)
+    finally:
+        interrupt.cancel()
+    assert ["stop", "77", "wardround", "--format", "json"] in flwr.asked()
+
+
+def test_a_lost_superlink_ends_the_wait(
+    flwr: Flwr, folder: ServerFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flwr.answers["list"] = {"success": False, "error-message": "gone"}
+    flwr.write()
+    monkeypatch.setattr(follow, "_LOST_SECONDS", 0.2)
+    settings = submit.settings_to_submit(words_for(tmp_path))
+    run = RunFolder(Path(settings.run_dir))
+    with pytest.raises(RunFailed, match=r"wardround server up, then wardround submit --resume"):
+        follow.follow(folder, "77", follow.Watch(run, settings), ["ward-a"])
+
+
+def test_what_flower_refuses_is_told(flwr: Flwr, folder: ServerFolder) -> None:
+    said = "Using SuperLink: wardround (127.0.0.1:8000)\n\n[code: 23] Public key already in use."
+    flwr.answers["register"] = {"success": False, "error-message": said}
+    flwr.write()
+    with pytest.raises(SuperLinkError, match=r"`flwr supernode register` failed: \[code: 23\] Public key"):
+        superlink.register(folder, "ecdsa-sha2-nistp384 QQ==")
+
+
+def test_resume_takes_the_folder_where_it_stands_now(tmp_path: Path) -> None:
+    settings = submit.settings_to_submit(words_for(tmp_path))
+    run = write_run(settings, "failed", "", 0.5)
+    moved = run.path.rename(tmp_path / "moved")
+    assert submit.settings_to_resume(moved, []) == replace(settings, run_dir=str(moved))
+    with pytest.raises(ValueError, match="num_rounds=9"):
+        submit.settings_to_resume(moved, ["num_rounds=9"])
+    with pytest.raises(ValueError, match="holds no run"):
+        submit.settings_to_resume(tmp_path, [])

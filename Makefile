@@ -5,20 +5,25 @@ export FLWR_TELEMETRY_ENABLED = 0
 export RAY_USAGE_STATS_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-sites check format clean
 .DEFAULT_GOAL := check
 
 demo: .venv/installed
 	$(BIN)/wardround sweep experiment=demo
 
+# Everything but federations of real processes (make test-sites) and Docker (pytest -m docker).
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not e2e and not docker"
+	@echo "left out: 'make test-sites' (real servers and sites on loopback), 'pytest -m docker' (needs an engine)"
+
+test-sites: .venv/installed
+	$(BIN)/pytest -m e2e
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not slow and not gpu and not e2e and not docker" -n 2 --dist loadfile
 
 format: .venv/installed
 	$(BIN)/ruff format .

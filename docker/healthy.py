@@ -24,8 +24,8 @@ def main() -> None:
 
 def _check_sites() -> None:
     """Ask once after a start: it takes seconds."""
-    from server import superlink
-    from server.server_folder import ServerFolder
+    from server.deployment import superlink
+    from server.deployment.server_folder import ServerFolder
 
     folder = ServerFolder(SERVER)
     known = superlink.node_states(folder)

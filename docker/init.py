@@ -17,12 +17,12 @@ import numpy as np
 
 from common.texts import LabelledTexts, read_texts
 from server.compose import compose
-from server.registration import fingerprint_of, read_public_key
-from server.server_folder import RegisteredSite, ServerFolder
+from server.deployment.registration import fingerprint_of, read_public_key
+from server.deployment.server_folder import RegisteredSite, ServerFolder
 
 AUTHORITY, SERVER, SITES = Path("/authority"), Path("/server"), Path("/sites")
 OUTPUTS = Path("/wardround/outputs")
-TEXTS_PER_CLIENT = 100
+TEXTS_PER_CLIENT = 60
 """On the average; the last client has three times as many as the first."""
 
 

@@ -71,7 +71,9 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_threads(threads: int | str) -> int:
     """CPU threads for one client; `auto` is every CPU this process may use."""
-    return len(os.sched_getaffinity(0)) if threads == "auto" else int(threads)
+    if threads != "auto":
+        return int(threads)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare(settings: Settings) -> torch.device:

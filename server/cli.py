@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 # Before Flower, Ray and the hub libraries are imported: nobody is told about a run but its owner.
-for _name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
+for _name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
     os.environ.setdefault(_name, "0")
 for _name in ("FLWR_DISABLE_UPDATE_CHECK", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
     os.environ.setdefault(_name, "1")
@@ -22,6 +22,7 @@ from server.deployment.server_cli import app as server_app  # noqa: E402
 from server.display import display  # noqa: E402
 
 DONE, RUN_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_STOPPED = "stopped; the same command goes on from the last whole round."
 
 app = typer.Typer(
     add_completion=False,
@@ -208,12 +209,14 @@ def _guarded(run: Callable[[], Any]) -> int:
         code = run()
         return code if isinstance(code, int) else DONE
     except Exit as error:
+        if error.exit_code == INTERRUPTED:  # typer makes Ctrl-C an exit of its own
+            return _say(_STOPPED, INTERRUPTED)
         return error.exit_code
     except ClickException as error:
         error.show()
         return BAD_INPUT
     except (KeyboardInterrupt, Abort):
-        return _say("stopped; the same command goes on from the last whole round.", INTERRUPTED)
+        return _say(_STOPPED, INTERRUPTED)
     except ValueError as error:
         if os.environ.get("WARDROUND_DEBUG"):
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,8 @@ def settings_of(config: DictConfig) -> Settings:
         )
     except OmegaConfBaseException as error:
         raise ValueError(_explained(error)) from None
-    return Settings.from_dict(values)
+    settings = Settings.from_dict(values)
+    return settings if settings.run_dir else replace(settings, run_dir=f"outputs/{settings.cell}")
 
 
 def _explained(error: Exception) -> str:

@@ -82,6 +82,8 @@ def test_a_polite_stop_is_recorded(overrides: list[str], tmp_path: Path, kind: s
     wait_for_round(process, tmp_path / "run", 2)
     os.kill(process.pid, kind)
     assert process.wait(30) == 130
+    assert process.stderr is not None
+    assert "the same command goes on from the last whole round" in process.stderr.read()
     assert RunFolder(tmp_path / "run").status()["state"] == "stopped"
 
 

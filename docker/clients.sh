@@ -32,17 +32,17 @@ added() {
 }
 
 coordinator() {
-    for service in init server run; do
-        echo "  $service:"
-        echo "    environment: {CLIENTS: \"$clients\"}"
-        if [ "$clients" -gt "$written" ] && [ $service = init ]; then
-            echo "    volumes:"
-            added | sed 's|.*|      - site-&:/sites/client-&|'
-        elif [ "$clients" -gt "$written" ] && [ $service = server ]; then
-            echo "    networks:"
-            added | sed 's|.*|      - site-&|'
-        fi
-    done
+    echo "  init:"
+    echo "    environment: {CLIENTS: \"$clients\"}"
+    if [ "$clients" -gt "$written" ]; then
+        echo "    volumes:"
+        added | sed 's|.*|      - site-&:/sites/client-&|'
+        echo "  server:"
+        echo "    networks:"
+        added | sed 's|.*|      - site-&|'
+    fi
+    echo "  run:"
+    echo "    environment: {CLIENTS: \"$clients\"}"
 }
 
 client() {

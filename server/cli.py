@@ -207,10 +207,10 @@ def _guarded(run: Callable[[], Any]) -> int:
 
     try:
         code = run()
+        if code == INTERRUPTED:  # typer makes Ctrl-C an exit of its own
+            return _say(_STOPPED, INTERRUPTED)
         return code if isinstance(code, int) else DONE
     except Exit as error:
-        if error.exit_code == INTERRUPTED:  # typer makes Ctrl-C an exit of its own
-            return _say(_STOPPED, INTERRUPTED)
         return error.exit_code
     except ClickException as error:
         error.show()

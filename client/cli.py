@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 # Before Flower and the hub libraries are imported: nobody is told that this site exists.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -17,10 +18,12 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say, the findi
 
 import typer  # noqa: E402
 
+from common.exits import DONE, FAILED, guarded  # noqa: E402
+
 if TYPE_CHECKING:
     from client.findings import Finding, Options
 
-READY, NOT_READY, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+READY, NOT_READY = DONE, FAILED
 
 app = typer.Typer(
     add_completion=False,
@@ -185,28 +188,7 @@ def _show(findings: Sequence[Finding]) -> None:
 
 def main() -> None:
     """Run the command line and turn what went wrong into words and an exit code."""
-    sys.exit(_guarded(lambda: app(standalone_mode=False)))
-
-
-def _guarded(run: Callable[[], Any]) -> int:
-    from click.exceptions import Abort, ClickException, Exit
-
-    try:
-        code = run()
-        return code if isinstance(code, int) else READY
-    except Exit as error:
-        return error.exit_code
-    except ClickException as error:
-        error.show()
-        return BAD_INPUT
-    except (KeyboardInterrupt, Abort):
-        typer.echo("stopped", err=True)
-        return INTERRUPTED
-    except (ValueError, OSError) as error:
-        if os.environ.get("WARDROUND_DEBUG"):
-            raise
-        typer.echo(f"error: {error}", err=True)
-        return BAD_INPUT
+    sys.exit(guarded(lambda: app(standalone_mode=False), partial(typer.echo, err=True), "stopped"))
 
 
 if __name__ == "__main__":

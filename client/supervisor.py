@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -168,7 +168,8 @@ def end_group(child: subprocess.Popen[bytes]) -> None:
             time.sleep(0.05)
         if not _lives(child):
             break
-    child.wait()
+    with suppress(subprocess.TimeoutExpired):  # killed already; only the kernel can keep it now
+        child.wait(_CLEAN_UP_SECONDS)
 
 
 def _lives(child: subprocess.Popen[bytes]) -> bool:

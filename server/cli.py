@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 # Before Flower, Ray and the hub libraries are imported: nobody is told about a run but its owner.
 for _name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
@@ -17,12 +16,10 @@ for _name in ("FLWR_DISABLE_UPDATE_CHECK", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZE
 
 import typer  # noqa: E402
 
+from common.exits import FAILED, guarded  # noqa: E402
 from server.deployment.server_cli import DEFAULT_FOLDER, Dir  # noqa: E402
 from server.deployment.server_cli import app as server_app  # noqa: E402
 from server.display import display  # noqa: E402
-
-DONE, RUN_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-_STOPPED = "stopped; the same command goes on from the last whole round."
 
 app = typer.Typer(
     add_completion=False,
@@ -94,7 +91,7 @@ def sweep(overrides: Overrides = None) -> None:
     num_failed = sum(row.status == "failed" for row in outcome.rows)
     if num_failed:
         typer.echo(f"{num_failed} cells failed; the report names them and says why.", err=True)
-        raise typer.Exit(RUN_FAILED)
+        raise typer.Exit(FAILED)
 
 
 @app.command(
@@ -128,7 +125,7 @@ def submit(
     display().close()
     typer.echo(outcome.reason, err=not outcome.is_finished)
     if not outcome.is_finished:
-        raise typer.Exit(RUN_FAILED)
+        raise typer.Exit(FAILED)
 
 
 @app.command(
@@ -194,7 +191,8 @@ def predict(
 def main() -> None:
     """Run the command line and turn what went wrong into words and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(_guarded(lambda: app(standalone_mode=False)))
+    stopped = "stopped; the same command goes on from the last whole round."
+    sys.exit(guarded(lambda: app(standalone_mode=False), _say, stopped))
 
 
 def _interrupt(*_: object) -> None:
@@ -202,46 +200,9 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _guarded(run: Callable[[], Any]) -> int:
-    from click.exceptions import Abort, ClickException, Exit
-
-    try:
-        code = run()
-        if code == INTERRUPTED:  # typer makes Ctrl-C an exit of its own
-            return _say(_STOPPED, INTERRUPTED)
-        return code if isinstance(code, int) else DONE
-    except Exit as error:
-        return error.exit_code
-    except ClickException as error:
-        error.show()
-        return BAD_INPUT
-    except (KeyboardInterrupt, Abort):
-        return _say(_STOPPED, INTERRUPTED)
-    except ValueError as error:
-        if os.environ.get("WARDROUND_DEBUG"):
-            raise
-        return _say(f"error: {error}", BAD_INPUT)
-    except OSError as error:
-        if os.environ.get("WARDROUND_DEBUG"):
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        return _say(
-            f"error: {where}{error.strerror or error}. Make room or give access, then run the same command "
-            "again: it goes on from the last whole round.",
-            RUN_FAILED,
-        )
-    except Exception as error:
-        from server.exchange import RunFailed
-
-        if not isinstance(error, RunFailed):
-            raise
-        return _say(f"error: {error}", RUN_FAILED)
-
-
-def _say(text: str, code: int) -> int:
+def _say(text: str) -> None:
     display().close()
     typer.echo(text, err=True)
-    return code
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from common.exits import Failed
+
 _POLL_SECONDS = 0.2
 
 
-class RunFailed(Exception):
+class RunFailed(Failed):
     """The run cannot go on. The text names the round, the client and the next step."""
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.federation import Federation
+
+_LEFT_OUT = pytest.StashKey[int]()
 
 
 @pytest.fixture
@@ -18,3 +21,27 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
         yield made
     finally:
         made.close()
+
+
+def _engine_answers() -> bool:
+    try:
+        ran = subprocess.run(["docker", "version"], capture_output=True, timeout=15, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return ran.returncode == 0
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave Docker tests out where no engine answers; the last lines of the session say so."""
+    docker = [item for item in items if item.get_closest_marker("docker")]
+    if docker and not _engine_answers():
+        config.stash[_LEFT_OUT] = len(docker)
+        config.hook.pytest_deselected(items=docker)
+        items[:] = [item for item in items if item not in docker]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say plainly what was left out."""
+    left_out = config.stash.get(_LEFT_OUT, 0)
+    if left_out:
+        terminalreporter.write_line(f"{left_out} docker tests left out: no Docker engine answers")

@@ -1,0 +1,57 @@
+"""Every way a command can end, and what the person is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import typer
+
+from common.exits import BAD_INPUT, DONE, FAILED, INTERRUPTED, guarded
+from server.exchange import RunFailed
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    """A typer app whose one command ends like this."""
+    app = typer.Typer()
+
+    @app.command()
+    def command() -> None:
+        raise error
+
+    return lambda: app([], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ValueError("seed is -1"), BAD_INPUT, ["error: seed is -1"]),
+        (RunFailed("round 3: client 1"), FAILED, ["error: round 3: client 1"]),
+        (
+            OSError(28, "No space left on device", "run/x"),
+            FAILED,
+            [
+                "error: run/x: No space left on device. Make room or give access, then run the same command "
+                "again."
+            ],
+        ),
+        (KeyboardInterrupt(), INTERRUPTED, ["stopped, and goes on"]),
+        (typer.Exit(7), 7, []),
+        (typer.Exit(0), DONE, []),
+    ],
+)
+def test_ends(error: BaseException, code: int, said: list[str]) -> None:
+    told: list[str] = []
+    assert guarded(raising(error), told.append, "stopped, and goes on") == code
+    assert told == said
+
+
+def test_a_defect_of_ours_is_traced() -> None:
+    with pytest.raises(ZeroDivisionError):
+        guarded(raising(ZeroDivisionError()), print, "")
+
+
+def test_debugging_traces_bad_input_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARDROUND_DEBUG", "1")
+    with pytest.raises(ValueError, match="seed"):
+        guarded(raising(ValueError("seed")), print, "")

@@ -195,8 +195,8 @@ class Federation:
                 continue
         return found
 
-    def end(self) -> list[int]:
-        """SIGTERM to everything started here; the processes still there after a while."""
+    def end(self) -> list[str]:
+        """SIGTERM to everything started here; command lines of what is still there after a while."""
         nodes = [site.node for site in self.sites.values() if site.node is not None]
         for process in [*nodes, *([self.server] if self.server else [])]:
             process.send(signal.SIGTERM)
@@ -205,16 +205,25 @@ class Federation:
             time.sleep(0.2)
             for process in nodes:
                 process.is_alive()  # reaps it
-        return left
+        return [f"{pid} {command_line(pid)}" for pid in left]
 
     def close(self) -> None:
         """End everything, by force where it must be."""
-        for pid in self.end():
+        self.end()
+        for pid in self.processes():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         wait_for(lambda: not self.processes(), END_SECONDS, "the last processes to go")
+
+
+def command_line(pid: int) -> str:
+    """How that process was started; empty once it is gone."""
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
 
 def write_keys(private: Path, public: Path) -> None:

@@ -14,9 +14,11 @@ from common.learning import LossNotFinite
 from common.messages import (
     pack_card,
     pack_counts,
+    pack_receipt,
     pack_refusal,
     pack_update,
     unpack_hello,
+    unpack_notice,
     unpack_task,
 )
 
@@ -44,6 +46,13 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(
         message, lambda: pack_counts(count_held_out(unpack_task(message), site_from(context)), message)
     )
+
+
+@app.query("notice")
+def notice(message: Message, context: Context) -> Message:
+    """Put what the server has to say into this machine's log."""
+    log.warning("the server says: %s", unpack_notice(message))
+    return pack_receipt(message)
 
 
 def _answer(message: Message, work: Callable[[], Message]) -> Message:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import selectors
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ _LONGEST_WAIT = 60.0
 _GRACE_SECONDS = 15.0  # Flower gives itself 5 to say good-bye to the server
 _CLEAN_UP_SECONDS = 5.0  # for what the child started, before and after SIGKILL
 _TICK = 0.2
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -92,6 +95,7 @@ class Supervisor:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a group of its own: Ctrl-C reaches us alone, and the group ends whole
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         lines: deque[str] = deque(maxlen=60)
         connected = False
@@ -154,6 +158,11 @@ class Supervisor:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+def _end_with_parent() -> None:
+    """In a new child: be told to end when the parent dies, even by SIGKILL (prctl(2), Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def end_group(child: subprocess.Popen[bytes]) -> None:

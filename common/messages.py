@@ -1,4 +1,4 @@
-"""What crosses the wire, and under which names. The only shared file that knows Flower.
+"""What crosses the wire, and under which names. Beside arrays.py, the only shared file that knows Flower.
 
 server -> client   tensors/shared    the global tensors as one flat fp32 array
                    task              round, layout (digest of names and shapes), settings (JSON), client (its
@@ -11,29 +11,27 @@ client -> server   tensors/shared    the trained tensors, same layout
                    refusal           reason: why a client could not do what was asked (instead of the above)
 hello              card              client (its number in a simulation, else -1), num_examples
 evaluate           counts            as above, and nothing else
+notice             notice            text: why the server refused an update; answered with nothing
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from math import isfinite, isqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from flwr.app import Array as FlowerArray
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common.constant import SType
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
+from common.arrays import from_record, to_record
 from common.learning import Counts
 from common.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HELLO, TRAIN, EVALUATE = "query", "train", "evaluate"
+HELLO, TRAIN, EVALUATE, NOTICE = "query", "train", "evaluate", "query.notice"
 
 
 @dataclass(frozen=True)
@@ -73,51 +71,16 @@ class Card:
 
 
 class Refused(Exception):
-    """A client answered, but not with what was asked for. The text is the client's reason."""
+    """An answer is not what was asked for. The text says why."""
 
 
-class Array(FlowerArray):
-    """A Flower array that is serialised only when it meets a wire.
-
-    Flower's own class serialises at birth; inside one process that would copy every model twice a client.
-    The name must stay `Array`: Flower writes it into the header of the serialised object.
-    """
-
-    tensor: Tensor
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.__dict__.update(
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            shape=tuple(tensor.shape),
-            stype=SType.NUMPY,
-            tensor=tensor,
-        )
-
-    @property
-    def data(self) -> bytes:  # type: ignore[override]
-        """The array in NumPy's file format, copied once."""
-        array, header = self.tensor.contiguous().numpy(), BytesIO()
-        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-        return b"".join((header.getvalue(), array.data.cast("B")))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Array, (self.tensor,)
-
-
-def _tensor(record: RecordDict) -> Tensor:
-    array = record.array_records["tensors"]["shared"]
-    return array.tensor if isinstance(array, Array) else torch.from_numpy(array.numpy())
-
-
-def _arrays(tensor: Tensor) -> ArrayRecord:
-    record = ArrayRecord()
-    record["shared"] = Array(tensor.detach().cpu())
-    return record
+class Declined(Refused):
+    """There is no answer: the client could not give one, and knows why, or its node is gone."""
 
 
 def pack_tasks(task: Task, clients: Sequence[int]) -> list[RecordDict]:
     """One content for each client number; all of them share one record of tensors."""
-    arrays = _arrays(task.tensors)
+    arrays = to_record(task.tensors)
     config = {"round": task.round, "layout": task.layout, "settings": task.settings.to_json()}
     return [
         RecordDict({"tensors": arrays, "task": ConfigRecord(config | {"client": client})})  # type: ignore[arg-type]
@@ -133,7 +96,7 @@ def unpack_task(message: Message) -> Task:
         layout=str(config["layout"]),
         settings=Settings.from_json(str(config["settings"])),
         client=int(str(config["client"])),
-        tensors=_tensor(message.content),
+        tensors=from_record(message.content.array_records["tensors"]),
     )
 
 
@@ -141,7 +104,7 @@ def pack_update(update: Update, reply_to: Message) -> Message:
     """A client's answer to a task."""
     content = RecordDict(
         {
-            "tensors": _arrays(update.tensors),
+            "tensors": to_record(update.tensors),
             "update": ConfigRecord({"round": update.round, "layout": update.layout}),
             "metrics": MetricRecord(
                 {
@@ -170,7 +133,7 @@ def unpack_update(message: Message) -> Update:
         return Update(
             round=int(str(config["round"])),
             layout=str(config["layout"]),
-            tensors=_tensor(content),
+            tensors=from_record(content.array_records["tensors"]),
             num_examples=int(str(metrics["num_examples"])),
             num_steps=int(str(metrics["num_steps"])),
             loss=float(str(metrics["loss"])),
@@ -238,10 +201,26 @@ def pack_refusal(reason: str, reply_to: Message) -> Message:
     return Message(RecordDict({"refusal": ConfigRecord({"reason": reason})}), reply_to=reply_to)
 
 
+def pack_notice(text: str) -> RecordDict:
+    """Tells a client something it cannot see from its side."""
+    return RecordDict({"notice": ConfigRecord({"text": text})})
+
+
+def unpack_notice(message: Message) -> str:
+    """Inverse of `pack_notice`."""
+    return str(message.content.config_records["notice"]["text"])
+
+
+def pack_receipt(reply_to: Message) -> Message:
+    """A client's answer to a notice."""
+    return Message(RecordDict(), reply_to=reply_to)
+
+
 def _content(message: Message) -> RecordDict:
+    """Raises Declined where the message carries no answer."""
     if message.has_error():
-        raise Refused(f"Flower reports error {message.error.code}: {message.error.reason}")
+        raise Declined(f"Flower reports error {message.error.code}: {message.error.reason}")
     refusal = message.content.config_records.get("refusal")
     if refusal is not None:
-        raise Refused(str(refusal["reason"]))
+        raise Declined(str(refusal["reason"]))
     return message.content

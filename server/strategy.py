@@ -11,7 +11,19 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.learning import Counts
-from common.messages import EVALUATE, TRAIN, Refused, Task, Update, pack_tasks, unpack_counts, unpack_update
+from common.messages import (
+    EVALUATE,
+    NOTICE,
+    TRAIN,
+    Declined,
+    Refused,
+    Task,
+    Update,
+    pack_notice,
+    pack_tasks,
+    unpack_counts,
+    unpack_update,
+)
 from common.settings import Settings
 from common.sharing import Layout
 from server.averaging import WeightedMean
@@ -23,6 +35,9 @@ from server.roster import Member, Roster
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# A refused client is told so; it may be gone, or not listen.
+_NOTICE_SECONDS = 30.0
 
 
 class FederatedAveraging:
@@ -89,7 +104,7 @@ class FederatedAveraging:
                 update = unpack_update(reply)
                 check_update(update, number, self.layout, member)
             except Refused as refusal:
-                self._missing(number, member, str(refusal))
+                self._refuse(grid, number, member, refusal)
                 continue
             weighs = self.settings.strategy.weighting == "examples"
             mean.add(update.tensors, update.num_examples if weighs else 1)
@@ -134,8 +149,15 @@ class FederatedAveraging:
             try:
                 counts[member.name] = unpack_counts(reply)
             except Refused as refusal:
-                self._missing(number, member, str(refusal))
+                self._refuse(grid, number, member, refusal)
         return counts
+
+    def _refuse(self, grid: Grid, number: int, member: Member, refusal: Refused) -> None:
+        """Count an answer as missing, and tell its client if that cannot know."""
+        if not isinstance(refusal, Declined):
+            notice = Request(member.node_id, pack_notice(f"round {number}: {refusal}"))
+            list(ask(grid, [notice], NOTICE, number, _NOTICE_SECONDS))
+        self._missing(number, member, str(refusal))
 
     def _missing(self, number: int, member: Member, why: str) -> None:
         text = f"round {number}: {member.name}: {why}"

@@ -11,9 +11,9 @@ from flwr.app import Array as FlowerArray
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from client.app import app as client_app
+from common.arrays import Array
 from common.learning import Counts
 from common.messages import (
-    Array,
     Card,
     Refused,
     Task,

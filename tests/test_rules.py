@@ -59,8 +59,9 @@ def test_hydra_stands_at_the_doors_only() -> None:
     assert importers("omegaconf") == {"server/compose.py", "server/sweep.py"}
 
 
-def test_common_knows_flower_in_messages_only() -> None:
-    assert {path for path in importers("flwr") if path.startswith("common/")} == {"common/messages.py"}
+def test_common_knows_flower_in_messages_and_their_arrays_only() -> None:
+    found = {path for path in importers("flwr") if path.startswith("common/")}
+    assert found == {"common/arrays.py", "common/messages.py"}
 
 
 def test_flowers_private_names_stand_in_the_local_grid_only() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,18 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.app import app as honest_app
-from common.messages import Update, pack_update, unpack_update
+from common.messages import (
+    NOTICE,
+    Update,
+    pack_notice,
+    pack_receipt,
+    pack_update,
+    unpack_notice,
+    unpack_update,
+)
 from common.runs import RunFolder
 from server.app import conduct
-from server.exchange import RunFailed
+from server.exchange import Request, RunFailed, ask
 from server.local_grid import LocalGrid
 from tests.conftest import Make
 
@@ -83,6 +92,31 @@ def test_bad_update_is_left_out_of_the_mean(make_settings: Make, capsys: pytest.
     assert lines[1]["train"]["num_examples"] == 32
     assert lines[1]["bytes"]["up"] * 3 == lines[1]["bytes"]["down"] * 2
     assert "round 1: client 1: its update holds values that are not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], [CONTINUE]], ids=["fail", "continue"])
+def test_a_refused_client_is_told_why(make_settings: Make, words: list[str]) -> None:
+    told: list[str] = []
+    app = tampering(lambda update: replace(update, num_examples=-1))
+
+    @app.query("notice")
+    def notice(message: Message, context: Context) -> Message:
+        assert context.node_config["partition-id"] == 1
+        told.append(unpack_notice(message))
+        return pack_receipt(message)
+
+    with suppress(RunFailed):
+        conduct(LocalGrid(app, 3), make_settings("num_rounds=1", *words))
+    assert told == ["round 1: its update claims -1 examples, but it joined with 16"]
+
+
+def test_a_notice_reaches_the_clients_log(caplog: pytest.LogCaptureFixture) -> None:
+    grid = LocalGrid(honest_app, 1)
+    (node_id,) = grid.get_node_ids()
+    (reply,) = ask(grid, [Request(node_id, pack_notice("round 1: no"))], NOTICE, 1, 5)
+    assert reply is not None
+    assert not reply.has_error()
+    assert "the server says: round 1: no" in caplog.text
 
 
 def test_too_few_updates_end_the_run(make_settings: Make) -> None:

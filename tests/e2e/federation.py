@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ BIN = Path(sys.executable).parent
 UP_SECONDS = 60.0
 ONLINE_SECONDS = 60.0
 END_SECONDS = 15.0
-_MARK = "WARDROUND_TEST_FEDERATION"
+_MARK, _SITE_MARK = "WARDROUND_TEST_FEDERATION", "WARDROUND_TEST_SITE"
 
 
 @dataclass
@@ -106,12 +107,18 @@ class Federation:
         assert server.is_alive(), server.text()
         return server
 
+    def server_text(self) -> str:
+        """What the server has printed since its last start, the server app's lines among it."""
+        assert self.server is not None
+        return self.server.text()
+
     def add_site(self, name: str, data: Path, *, register: bool = True, **facts: Any) -> TestSite:
         """Make a site's keys and site.yaml.
 
         Args:
             data: its labelled texts.
-            facts: `text_columns`, `label_column`, `labels`, `drop_empty`, `model`, `device`.
+            facts: `text_columns`, `label_column`, `labels`, `drop_empty`, `model`, `device`; `address`
+                where it dials something else than the server itself.
         """
         folder = self.root / f"site-{name}"
         folder.mkdir()
@@ -124,7 +131,10 @@ class Federation:
         columns |= {key: facts.pop(key) for key in ("labels", "drop_empty") if key in facts}
         content = {
             "name": name,
-            "server": {"address": self.fleet_address, "ca": str(self.folder.authority.certificate)},
+            "server": {
+                "address": facts.pop("address", self.fleet_address),
+                "ca": str(self.folder.authority.certificate),
+            },
             "key": {"private": str(site.private_key), "public": str(site.public_key)},
             "data": {"path": str(data), **columns},
             "device": "cpu",
@@ -138,7 +148,13 @@ class Federation:
         self.sites[name] = site
         return site
 
-    def join(self, site: TestSite, *, trust: Sequence[str] | None = None, address: str = "") -> Process:
+    def join(self, site: TestSite) -> Process:
+        """`wardround-site join`, which keeps itself alive."""
+        words = ("wardround-site", "join", "--site", str(site.site_file))
+        site.node = self.start(f"join-{site.name}", *words, environment={_SITE_MARK: site.name})
+        return site.node
+
+    def join_bare(self, site: TestSite, *, trust: Sequence[str] | None = None) -> Process:
         """Start a plain `flower-supernode` for it.
 
         Args:
@@ -150,10 +166,10 @@ class Federation:
             f"node-{site.name}",
             "flower-supernode",
             *(keys if trust is None else trust),
-            *("--superlink", address or self.fleet_address),
+            *("--superlink", self.fleet_address),
             *("--host", "127.0.0.1", "--port", str(free_port())),
             *("--node-config", f'site-file="{site.site_file}"'),
-            environment={"FLWR_HOME": str(site.folder / "flwr")},
+            environment={"FLWR_HOME": str(site.folder / "flwr"), _SITE_MARK: site.name},
         )
         return site.node
 
@@ -183,17 +199,31 @@ class Federation:
         assert code == 0, process.text()
         return RunFolder(run_dir)
 
-    def processes(self) -> list[int]:
-        """Every living process of this federation, those in sessions of their own too."""
-        mark = f"{_MARK}={self._mark}".encode()
+    def processes(self, site: str = "", program: str = "") -> list[int]:
+        """Every living process of this federation, those in sessions of their own too.
+
+        Args:
+            site: only those of this site.
+            program: only those with this word in their command line.
+        """
+        marks = {f"{_MARK}={self._mark}".encode()}
+        marks |= {f"{_SITE_MARK}={site}".encode()} if site else set()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                if marks <= set((folder / "environ").read_bytes().split(b"\0")):
                     found.append(int(folder.name))
             except OSError:  # gone meanwhile, or not ours to read
                 continue
-        return found
+        return [pid for pid in found if program in command_line(pid)]
+
+    def signal(self, kind: signal.Signals, site: str = "", program: str = "") -> int:
+        """Send it to all `processes(site, program)`; returns how many there were."""
+        found = self.processes(site, program)
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, kind)
+        return len(found)
 
     def end(self) -> list[str]:
         """SIGTERM to everything started here; command lines of what is still there after a while."""
@@ -210,11 +240,7 @@ class Federation:
     def close(self) -> None:
         """End everything, by force where it must be."""
         self.end()
-        for pid in self.processes():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        self.signal(signal.SIGKILL)
         wait_for(lambda: not self.processes(), END_SECONDS, "the last processes to go")
 
 

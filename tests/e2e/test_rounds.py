@@ -4,111 +4,102 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from common.runs import RunFolder
 from server.simulate import simulate
-from tests.conftest import Make, write_texts
-from tests.e2e.federation import Federation
+from tests.conftest import Make
+from tests.e2e.federation import END_SECONDS, Federation
 from tests.e2e.processes import wait_for
+from tests.e2e.runs import (
+    JOIN_SECONDS,
+    LABELS,
+    RUN_SECONDS,
+    SIZES,
+    lines,
+    start_sites,
+    wait_for_round,
+    words_of,
+    write_sites,
+)
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
-
-SIZES = {"beta": 30, "alpha": 12, "gamma": 21}
-RUN_SECONDS = 420.0
-
-
-def write_sites(folder: Path) -> Path:
-    """A folder with one file a site, of unequal sizes."""
-    folder.mkdir()
-    for number, (name, size) in enumerate(SIZES.items()):
-        write_texts(folder / f"{name}.csv", size, seed=number)
-    return folder
-
-
-def common_words(overrides: list[str], *more: str) -> list[str]:
-    """Overrides of the tiny run without the data, which real sites bring themselves."""
-    dropped = ("data", "data.path", "data.test_path", "run_dir", "num_rounds")
-    kept = [text for text in overrides if text.split("=")[0] not in dropped]
-    return [*kept, "evaluation.where=sites", "data.label_names=[health,money,sport]", *more]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
-def lines(run_dir: Path) -> list[dict[str, Any]]:
-    """The history of a run."""
-    return RunFolder(run_dir).history()
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """One file a site."""
+    return write_sites(tmp_path / "texts")
 
 
-def start_sites(federation: Federation, texts: Path, model: Path) -> None:
-    """Register and join all sites."""
-    for name in SIZES:
-        federation.add_site(name, texts / f"{name}.csv", model=model)
-    for name, site in federation.sites.items():
-        # The site kit itself: it has to outlive the server, and does without anyone's help.
-        site.node = federation.start(
-            f"join-{name}", "python3", "-m", "client.cli", "join", "--site", str(site.site_file)
+def simulated(make_settings: Make, texts: Path, run_dir: Path, num_rounds: int) -> Path:
+    """Run the same in one process."""
+    simulate(
+        make_settings(
+            *("evaluation.where=sites", LABELS, f"data.path={texts}", "data.test_path=null"),
+            *("partition=by_site", f"num_rounds={num_rounds}", f"run_dir={run_dir}"),
         )
-    federation.wait_online(*SIZES, seconds=180)
-
-
-def test_three_sites_equal_the_simulation_and_survive_a_dead_server(
-    federation: Federation, overrides: list[str], make_settings: Make, tiny_model: Path, tmp_path: Path
-) -> None:
-    texts = write_sites(tmp_path / "texts")
-    simulated = make_settings(
-        "evaluation.where=sites",
-        "data.label_names=[health,money,sport]",
-        f"data.path={texts}",
-        "data.test_path=null",
-        "partition=by_site",
-        "num_rounds=3",
-        f"run_dir={tmp_path / 'simulated'}",
     )
-    simulate(simulated)
+    return run_dir
+
+
+def assert_same_rounds(ours: Path, theirs: Path) -> None:
+    """Every round has the same model and the same counts."""
+    for key in ("round", "model_sha256", "test"):
+        assert [line[key] for line in lines(theirs)] == [line[key] for line in lines(ours)]
+
+
+def test_three_sites_equal_the_simulation(
+    federation: Federation, overrides: list[str], make_settings: Make, tiny_model: Path, texts: Path
+) -> None:
+    federation.up()
+    start_sites(federation, texts, tiny_model)
+    run_dir = texts.parent / "deployed"
+    run = federation.run(*words_of(overrides, "num_rounds=1"), run_dir=run_dir, seconds=RUN_SECONDS)
+    assert_same_rounds(simulated(make_settings, texts, texts.parent / "simulated", 1), run_dir)
+    assert [site["site"] for site in lines(run_dir)[-1]["sites"]] == sorted(SIZES)
+    assert run.status()["state"] == "finished"
+    assert (run_dir / "model" / "model.safetensors").exists()
+    assert federation.end() == []
+
+
+@pytest.mark.slow
+def test_dead_servers_lose_no_whole_round(
+    federation: Federation, overrides: list[str], make_settings: Make, tiny_model: Path, texts: Path
+) -> None:
+    ours = simulated(make_settings, texts, texts.parent / "simulated", 4)
+    run_dir = texts.parent / "deployed"
     server = federation.up()
     start_sites(federation, texts, tiny_model)
-    run_dir = tmp_path / "deployed"
-    words = common_words(
-        overrides, "num_rounds=3", f"run_dir={run_dir}", "data=files", "data.path=unused.csv"
-    )
-    process = federation.submit(*words)
-    wait_for(lambda: len(lines(run_dir)) >= 1, RUN_SECONDS, "the first round's line")
-    server.send(signal.SIGKILL)  # in the middle of a round
-    assert process.wait(180) == 1, process.text()
-    federation.up()
-    federation.wait_online(*SIZES, seconds=180)  # nobody starts the sites again
-    resumed = federation.submit("--resume", str(run_dir))
-    assert resumed.wait(RUN_SECONDS) == 0, resumed.text()
-    ours, theirs = lines(tmp_path / "simulated"), lines(run_dir)
-    assert [line["model_sha256"] for line in theirs] == [line["model_sha256"] for line in ours]
-    assert [line["test"] for line in theirs] == [line["test"] for line in ours]
-    assert [site["site"] for site in theirs[-1]["sites"]] == ["alpha", "beta", "gamma"]
-    assert RunFolder(run_dir).status()["state"] == "finished"
-    assert (run_dir / "model" / "model.safetensors").exists()
 
+    first = federation.submit(*words_of(overrides, "num_rounds=4", f"run_dir={run_dir}"))
+    wait_for_round(first, run_dir, 2)
+    server.send(signal.SIGKILL)
+    assert first.wait(180) == 1, first.text()
+    assert f"submit --resume {run_dir}" in first.text()
 
-def test_a_killed_site_is_left_out_or_ends_the_run(
-    federation: Federation, overrides: list[str], tiny_model: Path, tmp_path: Path
-) -> None:
-    texts = write_sites(tmp_path / "texts")
     federation.up()
-    start_sites(federation, texts, tiny_model)
-    words = common_words(
-        overrides, "num_rounds=2", "data=files", "data.path=unused.csv", "strategy.min_sites=2"
-    )
-    run_dir = tmp_path / "goes-on"
-    process = federation.submit(*words, "strategy.on_missing=continue", f"run_dir={run_dir}")
-    wait_for(lambda: (run_dir / "live.json").exists(), RUN_SECONDS, "the first round to begin")
-    node = federation.sites["beta"].node
-    assert node is not None
-    node.send(signal.SIGKILL)
-    assert process.wait(RUN_SECONDS) == 0, process.text()
-    last = lines(run_dir)[-1]
-    assert last["round"] == 2
-    assert [client["client"] for client in last["clients"]] == [0, 2]
-    failing = federation.submit(
-        *words, "strategy.wait_seconds=5", "strategy.on_missing=fail", f"run_dir={tmp_path / 'fails'}"
-    )
-    assert failing.wait(RUN_SECONDS) == 1, failing.text()
-    assert "beta" in failing.text()
+    federation.wait_online(*SIZES, seconds=JOIN_SECONDS)  # nobody starts the sites again
+    second = federation.submit("--resume", str(run_dir))
+    wait_for_round(second, run_dir, 3)
+    assert federation.signal(signal.SIGKILL, program="flwr-serverapp") > 0
+    assert second.wait(180) == 1, second.text()
+    assert RunFolder(run_dir).status()["state"] == "failed"
+
+    third = federation.submit("--resume", str(run_dir))
+    wait_for_round(third, run_dir, 4)
+    federation.signal(signal.SIGTERM, program="submit")
+    assert third.wait(60) == 130, third.text()
+    assert federation.end() == []
+    assert [path for path in run_dir.rglob("*") if ".part" in path.name or path.suffix == ".tmp"] == []
+    assert RunFolder(run_dir).status()["state"] == "stopped"
+
+    federation.up()
+    for site in federation.sites.values():
+        federation.join(site)
+    federation.wait_online(*SIZES, seconds=JOIN_SECONDS)
+    fourth = federation.submit("--resume", str(run_dir))
+    assert fourth.wait(RUN_SECONDS) == 0, fourth.text()
+    assert_same_rounds(ours, run_dir)
+    wait_for(lambda: not federation.processes(program="flwr-clientapp"), END_SECONDS, "the sites to be idle")

@@ -1,0 +1,72 @@
+"""Three sites of unequal sizes, and the runs that the tests submit to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from common.runs import RunFolder
+from server.deployment.status import live_of
+from tests.conftest import write_texts
+from tests.e2e.federation import Federation
+from tests.e2e.processes import Process, wait_for
+
+SIZES = {"beta": 30, "alpha": 12, "gamma": 21}
+LABELS = "data.label_names=[health,money,sport]"
+JOIN_SECONDS = 180.0
+RUN_SECONDS = 420.0
+
+
+def write_sites(folder: Path) -> Path:
+    """A folder with one file a site."""
+    folder.mkdir()
+    for number, (name, size) in enumerate(SIZES.items()):
+        write_texts(folder / f"{name}.csv", size, seed=number)
+    return folder
+
+
+def words_of(overrides: list[str], *more: str) -> list[str]:
+    """Overrides of the tiny run without the data, which real sites bring themselves."""
+    dropped = ("data", "data.path", "data.test_path", "run_dir", "num_rounds")
+    kept = [text for text in overrides if text.split("=")[0] not in dropped]
+    return [*kept, "data=files", "data.path=unused.csv", "evaluation.where=sites", LABELS, *more]
+
+
+def start_sites(federation: Federation, texts: Path, model: Path) -> None:
+    """Register all sites, start the site kit of each, and wait until they are there."""
+    for name in SIZES:
+        federation.join(federation.add_site(name, texts / f"{name}.csv", model=model))
+    federation.wait_online(*SIZES, seconds=JOIN_SECONDS)
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    """The history of a run so far."""
+    return RunFolder(run_dir).history()
+
+
+def took_part(run_dir: Path) -> list[list[int]]:
+    """Numbers of the clients whose updates were averaged, by round from 1. Alpha is 0, gamma 2."""
+    return [[client["client"] for client in line["clients"]] for line in lines(run_dir)[1:]]
+
+
+def wait_for_round(process: Process, run_dir: Path, number: int) -> None:
+    """Return once round `number` has been sent out."""
+
+    def look() -> bool:
+        assert process.is_alive(), process.text()
+        live = live_of(RunFolder(run_dir))
+        return live is not None and live.round >= number
+
+    wait_for(look, RUN_SECONDS, f"round {number} to begin")
+
+
+def wait_for_clients(process: Process, run_dir: Path, clients: list[int], after: int = 0) -> int:
+    """The first round past `after` in which just these took part, as soon as it is closed."""
+
+    def look() -> int:
+        rounds = took_part(run_dir)
+        found = [number for number, who in enumerate(rounds, 1) if number > after and who == clients]
+        assert found or process.is_alive(), process.text()
+        return found[0] if found else 0
+
+    return wait_for(look, RUN_SECONDS, f"a round of clients {clients}")

@@ -5,19 +5,22 @@ export FLWR_TELEMETRY_ENABLED = 0
 export RAY_USAGE_STATS_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test test-sites check format clean
+.PHONY: demo test test-sites test-docker check format clean
 .DEFAULT_GOAL := check
 
 demo: .venv/installed
 	$(BIN)/wardround sweep experiment=demo
 
-# Everything but federations of real processes (make test-sites) and Docker (pytest -m docker).
+# Within ten minutes. Left out are the long faults over real processes and the containers.
 test: .venv/installed
-	$(BIN)/pytest -m "not e2e and not docker"
-	@echo "left out: 'make test-sites' (real servers and sites on loopback), 'pytest -m docker' (needs an engine)"
+	$(BIN)/pytest -m "not docker and not (e2e and slow)"
+	@echo "left out: 'make test-sites' (sites that die, hang or cheat), 'make test-docker' (needs an engine)"
 
 test-sites: .venv/installed
-	$(BIN)/pytest -m e2e
+	$(BIN)/pytest -m "e2e and slow"
+
+test-docker: .venv/installed
+	$(BIN)/pytest -m docker
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -130,7 +130,7 @@ def check_certificate(link: Link) -> Finding:
     now = datetime.now(UTC)
     for name, certificate in held:
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        renew = "Ask the coordinator for a new one; a new ca.crt has to be installed here too if that is it."
+        renew = "Ask the coordinator to run: wardround server renew. For a new authority, install its ca.crt."
         if end < now:
             text = f"{name} expired on {end:%Y-%m-%d %H:%M} UTC; this machine has {now:%Y-%m-%d %H:%M}"
             return Finding("certificate", "problem", text, renew)

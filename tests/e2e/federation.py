@@ -227,14 +227,15 @@ class Federation:
 
     def end(self) -> list[str]:
         """SIGTERM to everything started here; command lines of what is still there after a while."""
-        nodes = [site.node for site in self.sites.values() if site.node is not None]
-        for process in [*nodes, *([self.server] if self.server else [])]:
+        nodes = [site.node for site in self.sites.values()]
+        started = [process for process in (*nodes, self.server) if process is not None]
+        for process in started:
             process.send(signal.SIGTERM)
         deadline = time.monotonic() + END_SECONDS
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.2)
-            for process in nodes:
-                process.is_alive()  # reaps it
+            for process in started:
+                process.is_alive()  # reaps it: Flower's programs look whether their parent is there
         return [f"{pid} {command_line(pid)}" for pid in left]
 
     def close(self) -> None:

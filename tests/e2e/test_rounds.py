@@ -76,6 +76,7 @@ def test_dead_servers_lose_no_whole_round(
     first = federation.submit(*words_of(overrides, "num_rounds=4", f"run_dir={run_dir}"))
     wait_for_round(first, run_dir, 2)
     server.send(signal.SIGKILL)
+    server.wait(END_SECONDS)
     assert first.wait(180) == 1, first.text()
     assert f"submit --resume {run_dir}" in first.text()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from server.display import display
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_KEPT_WARNINGS = 64
 
 
 class Observer:
@@ -61,30 +64,38 @@ class Checkpoints(Observer):
 
 
 class Live(Observer):
-    """Which clients have answered the round that is under way, for `wardround status`."""
+    """Which clients have answered the round that is under way, for `wardround status` and `submit`."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        self._round = 0
         self._waiting: list[str] = []
         self._answered: list[str] = []
         self._since = ""
+        self._warnings: deque[str] = deque(maxlen=_KEPT_WARNINGS)
 
     def before_round(self, round: int, names: Sequence[str]) -> None:
         self._waiting, self._answered = list(names), []
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
-        self._write(round)
+        self._round = round
+        self._write()
 
     def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
         self._waiting.remove(name)
         self._answered.append(name)
-        self._write(round)
+        self._write()
 
-    def _write(self, round: int) -> None:
+    def warn(self, text: str) -> None:
+        self._warnings.append(text)
+        self._write()
+
+    def _write(self) -> None:
         content = {
-            "round": round,
+            "round": self._round,
             "answered": self._answered,
             "waiting_for": self._waiting,
             "since": self._since,
+            "warnings": list(self._warnings),
         }
         write_json(self.folder.path / "live.json", content)
 

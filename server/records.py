@@ -46,6 +46,14 @@ class Taken:
     seconds: float
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A client whose update of the round is not in the mean."""
+
+    client: int
+    reason: str
+
+
 def new_record(
     number: int,
     layout: Layout,
@@ -71,16 +79,22 @@ def add_clients(
     layout: Layout,
     taken: Sequence[Taken],
     agreements: Sequence[Agreement],
-    num_sent: int,
+    left_out: Sequence[LeftOut],
 ) -> None:
-    """Put the clients of the round into its line; the training loss is the mean over all their examples."""
+    """Put the clients of the round into its line; the training loss is the mean over all their examples.
+
+    The line has an entry `left_out` only where somebody was.
+    """
     num_examples = sum(update.num_examples for update in taken)
     loss = sum(update.loss * update.num_examples for update in taken) / num_examples
     record["train"] = {"loss": loss, "num_examples": num_examples}
     record["clients"] = [
         asdict(update) | asdict(agreement) for update, agreement in zip(taken, agreements, strict=True)
     ]
+    num_sent = len(taken) + len(left_out)
     record["bytes"] = {"down": layout.num_bytes() * num_sent, "up": layout.num_bytes() * len(taken)}
+    if left_out:
+        record["left_out"] = [asdict(client) for client in left_out]
 
 
 def check_finite(value: Any, round: int, where: str = "") -> None:

@@ -30,7 +30,7 @@ from server.averaging import WeightedMean
 from server.evaluation import Evaluation
 from server.exchange import Request, RunFailed, ask
 from server.observers import Observer
-from server.records import Standing, Taken, add_clients, add_site_counts, check_finite, new_record
+from server.records import LeftOut, Standing, Taken, add_clients, add_site_counts, check_finite, new_record
 from server.roster import Member, Roster
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class FederatedAveraging:
         self.layout = layout
         self.evaluation = evaluation
         self.observers = observers
+        self._left_out: list[LeftOut] = []
+        """Of the round under way."""
 
     def run(self, grid: Grid, roster: Roster, standing: Standing) -> tuple[Tensor, str]:
         """Run the rounds that are left after `standing`.
@@ -92,6 +94,7 @@ class FederatedAveraging:
     def _round(self, grid: Grid, roster: Roster, standing: Standing) -> tuple[Standing, dict[str, Counts]]:
         """One round; returns where the run stands then, and the sites' counts for where it stood before."""
         started = time.perf_counter()
+        self._left_out = []
         number = standing.round + 1
         members = roster.members()
         mean = WeightedMean(standing.tensors)
@@ -120,7 +123,7 @@ class FederatedAveraging:
         train_seconds = time.perf_counter() - started - aggregate_seconds
         seconds = {"train": train_seconds, "aggregate": aggregate_seconds}
         record = self._record(number, outcome.tensors, seconds)
-        add_clients(record, self.layout, taken, outcome.agreements, len(members))
+        add_clients(record, self.layout, taken, outcome.agreements, self._left_out)
         return Standing(outcome.tensors, record), counts
 
     def _exchange(
@@ -163,6 +166,7 @@ class FederatedAveraging:
         text = f"round {number}: {member.name}: {why}"
         if self.settings.strategy.on_missing == "fail":
             raise RunFailed(text)
+        self._left_out.append(LeftOut(member.client, why))
         for observer in self.observers:
             observer.warn(f"{text}; the round goes on without it")
 

@@ -30,7 +30,13 @@ def test_status_tells_who_is_missing_and_for_how_long(
     settings = settings_to_submit(words_for(tmp_path, "num_rounds=4"))
     run = write_run(settings, "running", "", 0.25, 0.75)
     since = datetime(2026, 1, 1, tzinfo=UTC)
-    live = {"round": 2, "answered": ["ward-a"], "waiting_for": ["ward-b"], "since": since.isoformat()}
+    live: dict[str, object] = {
+        "round": 2,
+        "answered": ["ward-a"],
+        "waiting_for": ["ward-b"],
+        "since": since.isoformat(),
+    }
+    live["warnings"] = ["round 1: ward-b: no answer within 60 s; the round goes on without it"]
     write_json(run.path / "live.json", live)
     found = live_of(run, since + timedelta(seconds=90))
     assert found is not None
@@ -47,6 +53,7 @@ def test_status_tells_who_is_missing_and_for_how_long(
         "round 2 under way",
         "  answered: ward-a",
         "  missing:  ward-b (for 90 s)",
+        "warning: round 1: ward-b: no answer within 60 s; the round goes on without it",
         "sites",
         "  ward-a: online for 5 s",
         "  ward-b: never seen",

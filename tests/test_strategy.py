@@ -24,6 +24,7 @@ from common.messages import (
 )
 from common.runs import RunFolder
 from server.app import conduct
+from server.deployment.status import live_of
 from server.exchange import Request, RunFailed, ask
 from server.local_grid import LocalGrid
 from tests.conftest import Make
@@ -90,6 +91,13 @@ def test_bad_update_is_left_out_of_the_mean(make_settings: Make, capsys: pytest.
     lines = RunFolder(Path(settings.run_dir)).history()
     assert [[entry["client"] for entry in line["clients"]] for line in lines] == [[], [0, 2], [0, 2]]
     assert lines[1]["train"]["num_examples"] == 32
+    reason = "its update holds values that are not finite"
+    assert [line.get("left_out") for line in lines] == [None, *[[{"client": 1, "reason": reason}]] * 2]
+    live = live_of(RunFolder(Path(settings.run_dir)))
+    assert live is not None
+    assert live.warnings == tuple(
+        f"round {number}: client 1: {reason}; the round goes on without it" for number in (1, 2)
+    )
     assert lines[1]["bytes"]["up"] * 3 == lines[1]["bytes"]["down"] * 2
     assert "round 1: client 1: its update holds values that are not finite" in capsys.readouterr().err
 

@@ -36,10 +36,11 @@ class Watch:
     """What was seen of a run folder so far; only what changes after `__init__` counts."""
 
     def __init__(self, run: RunFolder, settings: Settings) -> None:
-        self.run = run
+        self.run, self._cell = run, settings.cell
         self._stale = _written_at(run.path / "status.json")
         self._shown = max((int(line["round"]) for line in run.history()), default=-1)
         self._seen = self._marks()
+        self._told: set[str] = set(live.warnings if (live := live_of(run)) else ())
         display().start_rounds(settings.cell, settings.num_rounds)
 
     def status(self) -> dict[str, str] | None:
@@ -56,6 +57,10 @@ class Watch:
                 display().show_round(self._shown, f"accuracy {line['test']['accuracy']:.4f}")
         live = live_of(self.run)
         if live is not None:
+            for text in live.warnings:
+                if text not in self._told:
+                    display().say(f"{self._cell}: {text}")
+            self._told.update(live.warnings)
             display().show_updates(live.round, len(live.answered), len(live.answered) + len(live.missing))
         before, self._seen = self._seen, self._marks()
         return before != self._seen

@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 from common.runs import RunFolder
 from server.deployment.server_folder import ServerFolder
 
+_SHOWN_WARNINGS = 5
+
 
 @dataclass(frozen=True)
 class Live:
@@ -23,6 +25,8 @@ class Live:
     answered: tuple[str, ...]
     missing: Mapping[str, float]
     """Seconds since each site that has not answered was asked."""
+    warnings: tuple[str, ...] = ()
+    """The newest of the whole run: who was left out of which round, and why."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ def live_of(run: RunFolder, now: datetime | None = None) -> Live | None:
         return None
     waited = ((now or datetime.now(UTC)) - datetime.fromisoformat(read["since"])).total_seconds()
     missing = {str(name): max(0.0, waited) for name in read["waiting_for"]}
-    return Live(int(read["round"]), tuple(map(str, read["answered"])), missing)
+    warnings = tuple(map(str, read["warnings"]))
+    return Live(int(read["round"]), tuple(map(str, read["answered"])), missing, warnings)
 
 
 def is_held(run: RunFolder) -> bool:
@@ -135,6 +140,7 @@ def _live_lines(live: Live | None) -> list[str]:
         f"round {live.round} under way",
         f"  answered: {', '.join(live.answered) or 'nobody yet'}",
         f"  missing:  {', '.join(missing) or 'nobody'}",
+        *(f"warning: {text}" for text in live.warnings[-_SHOWN_WARNINGS:]),
     ]
 
 

@@ -107,11 +107,6 @@ class Federation:
         assert server.is_alive(), server.text()
         return server
 
-    def server_text(self) -> str:
-        """What the server has printed since its last start, the server app's lines among it."""
-        assert self.server is not None
-        return self.server.text()
-
     def add_site(self, name: str, data: Path, *, register: bool = True, **facts: Any) -> TestSite:
         """Make a site's keys and site.yaml.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from common.models import Classifier, build_classifier, load_tokenizer
-from common.runtime import prepare
+from common.runtime import prepare, resolve_attention
 from common.settings import DataSettings, ModelSettings, Settings
 from common.sharing import Layout, flatten_model
 from common.texts import read_texts
@@ -77,10 +77,11 @@ def open_workplace(settings: Settings, label_names: tuple[str, ...], *, fresh: b
     """
     global _kept
     device = prepare(settings)
-    key = (settings.model, label_names, settings.seed, device)
+    attention = resolve_attention(settings, device)
+    key = (settings.model, label_names, settings.seed, device, attention)
     if fresh or _kept is None or _kept[0] != key:
         _kept = None  # let go of the old model before the new one is built
-        classifier = build_classifier(settings.model, label_names, settings.seed)
+        classifier = build_classifier(settings.model, label_names, settings.seed, attention)
         layout, flat = flatten_model(classifier.model, device)
         _kept = (key, Workplace(classifier, layout, flat, device))
     return _kept[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.learning import count_steps
+from common.batches import count_steps
 from common.partitions import Indices, partition
 from common.runs import RunFolder, write_json
 from common.settings import Settings

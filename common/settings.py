@@ -303,11 +303,17 @@ class EngineSettings:
     """GPUs reserved for one client at a time; fractions share a GPU (`ray`)."""
     address: str | None
     """Address of a running Ray cluster, or `auto`; None starts one on this machine (`ray`)."""
+    workers: int | Literal["auto"]
+    """Processes that train side by side (`inprocess`); 1 trains in the simulation's own process."""
 
     def __post_init__(self) -> None:
         _require(
             self.num_cpus > 0 or self.num_gpus > 0,
             "engine.num_cpus and engine.num_gpus are both 0; a client needs some of either.",
+        )
+        _require(
+            self.workers == "auto" or self.workers >= 1,
+            f"engine.workers is {self.workers}; give a positive number, or auto.",
         )
 
     @property

@@ -102,6 +102,7 @@ SETTINGS = closed(
         num_cpus=SECONDS,
         num_gpus=SECONDS,
         address=optional(STRING),
+        workers={"anyOf": [NATURAL, {"const": "auto"}]},
     ),
     num_clients=NATURAL,
     num_rounds=COUNT,

@@ -33,7 +33,7 @@ class LocalClients:
 
     def __init__(self, client_app: ClientApp, num_clients: int) -> None:
         self._app = client_app
-        self._contexts = {
+        self.contexts = {
             _SERVER + 1 + client: Context(
                 run_id=1,
                 node_id=_SERVER + 1 + client,
@@ -43,15 +43,12 @@ class LocalClients:
             )
             for client in range(num_clients)
         }
-
-    def node_ids(self) -> list[int]:
-        """All nodes, in the order of their clients' numbers."""
-        return list(self._contexts)
+        """By node id, in the order of the clients' numbers."""
 
     def answer(self, message: Message) -> Message:
         """Run the client the message is for."""
         try:
-            return self._app(message, self._contexts[message.metadata.dst_node_id])
+            return self._app(message, self.contexts[message.metadata.dst_node_id])
         except Exception as error:
             return _failure(message, f"{type(error).__name__}: {error}")
 
@@ -96,7 +93,7 @@ class LocalGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes, in the order of their clients' numbers."""
-        return self._clients.node_ids()
+        return list(self._clients.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Keep the messages until their replies are asked for; what carries tensors goes to the workers."""

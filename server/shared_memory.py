@@ -74,10 +74,8 @@ def corpus_from_memory(fd: int) -> Corpus:
         array = np.frombuffer(memory, np.dtype(kind), count, start)
         arrays.append(array)
         start += _aligned(array.nbytes)
-    train, test = (
-        TokenisedTexts(*arrays[first : first + len(_ARRAYS)], pad_id=header["pad_id"])
-        for first in (0, len(_ARRAYS))
-    )
+    parts = [arrays[first : first + len(_ARRAYS)] for first in range(0, len(arrays), len(_ARRAYS))]
+    train, test = (TokenisedTexts(ids, starts, labels, header["pad_id"]) for ids, starts, labels in parts)
     return Corpus(
         train=train,
         test=test,

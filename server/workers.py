@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,7 +112,7 @@ class WorkerPool:
         self.open()
         assert self._global is not None
         for worker in [worker for worker in self._workers if worker.job]:
-            self._retire(worker)  # it missed the last round's end
+            self._replace(worker)  # it missed the last round's end
         self._waiting.clear()
         self._free = list(range(len(self._slots)))
         self._done, self._lent = {}, -1
@@ -186,20 +186,14 @@ class WorkerPool:
                 self._replace(worker)
         return bool(ready)
 
-    def _retire(self, worker: _Worker) -> None:
-        """End a worker in the middle of its job, wait until it is gone, and start another."""
-        with suppress(OSError):
-            worker.connection.shutdown(socket.SHUT_WR)
-        worker.connection.settimeout(_END_SECONDS)
-        with suppress(Gone):
-            while True:
-                receive_frame(worker.connection)
-        self._replace(worker)
-
     def _replace(self, worker: _Worker) -> None:
+        """Start another in its place; the old one is gone then, and its slot free."""
         worker.connection.close()
         self._workers.remove(worker)
         self._start(worker.number)
+        self._control.settimeout(_END_SECONDS)
+        with _nursery_needed():
+            receive_frame(self._control)
 
     def _start(self, number: int) -> None:
         ours, theirs = socket.socketpair()
@@ -208,10 +202,16 @@ class WorkerPool:
         self._workers.append(_Worker(number, ours))
 
     def _tell_nursery(self, payload: bytes, *descriptors: int) -> None:
-        try:
+        with _nursery_needed():
             send_frame(self._control, payload, descriptors)
-        except Gone:
-            raise RunFailed(
-                "the process that starts workers has ended; what it wrote last stands above. Run the same "
-                "command again: it goes on from the last whole round. Without workers: engine.workers=1."
-            ) from None
+
+
+@contextmanager
+def _nursery_needed() -> Iterator[None]:
+    try:
+        yield
+    except Gone:
+        raise RunFailed(
+            "the process that starts workers has ended; what it wrote last stands above. Run the same "
+            "command again: it goes on from the last whole round. Without workers: engine.workers=1."
+        ) from None

@@ -124,19 +124,19 @@ def test_grouping_with_drop_last_leaves_out_a_random_text(make_settings: Make) -
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("more", "said"),
     [
         (["train.micro_batches=by_length", "train.attention_mask=false"], r"train\.micro_batches=by_length"),
         (["train.group_by_length=true"], r"train\.padding=longest"),
     ],
 )
-def test_what_cannot_be_cut_or_saved_is_refused(make_settings: Make, overrides: list[str], said: str) -> None:
+def test_what_cannot_be_cut_or_saved_is_refused(make_settings: Make, more: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        make_settings(*overrides)
+        make_settings(*more)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "device", "chosen"),
+    ("more", "device", "chosen"),
     [
         ([], "cpu", None),
         ([], "cuda", None),
@@ -146,13 +146,13 @@ def test_what_cannot_be_cut_or_saved_is_refused(make_settings: Make, overrides: 
     ],
 )
 def test_attention_follows_device_and_precision(
-    make_settings: Make, overrides: list[str], device: str, chosen: str | None
+    make_settings: Make, more: list[str], device: str, chosen: str | None
 ) -> None:
-    assert resolve_attention(make_settings(*overrides), torch.device(device)) == chosen
+    assert resolve_attention(make_settings(*more), torch.device(device)) == chosen
 
 
 def test_the_model_is_built_with_the_attention_asked_for(make_settings: Make) -> None:
-    for overrides, built in (([], "sdpa"), (["attention=eager"], "eager")):
-        settings = make_settings(*overrides)
+    for more, built in (([], "sdpa"), (["attention=eager"], "eager")):
+        settings = make_settings(*more)
         config: Any = open_workplace(settings, ("a", "b")).classifier.model.config
         assert config._attn_implementation == built

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _GROUPED_BATCHES = 50
 # What one more forward and backward pass costs, in tokens that could have been worked through instead: on
 # the CPU adding gradients up, elsewhere the launching of kernels.
-_PASS_TOKENS = {"cpu": 96}
+_PASS_TOKENS = {"cpu": 128}
 _PASS_TOKENS_ELSEWHERE = 1024
 
 

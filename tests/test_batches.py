@@ -38,7 +38,7 @@ def steps_of(texts: TokenisedTexts, settings: Settings) -> list[list[list[int]]]
 
 def test_a_cut_is_made_where_it_saves_more_than_a_pass_costs() -> None:
     cut = MICRO_BATCHES["by_length"]
-    # Cutting off the three short ones saves 3 * 90 tokens, and a pass costs 96.
+    # Cutting off the three short ones saves 3 * 90 tokens, and a pass costs 128.
     parts = cut(np.array([100, 10, 10, 100, 10]), "cpu")
     assert [part.tolist() for part in parts] == [[1, 2, 4], [0, 3]]
     # One short text saves 90: less than a pass.

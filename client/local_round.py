@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from client.site import Examples, Site
-from common.learning import Counts, Place, by_length, evaluate, evaluation_batches, train_epochs
+from common.batches import by_length, evaluation_batches
+from common.learning import Counts, Place, evaluate, train_epochs
 from common.messages import Card, Task, Update
 from common.models import draw_head
 from common.settings import Settings

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from common.batches import count_steps, training_steps
 from common.runtime import numpy_stream, precision_context, torch_stream
 from common.settings import TrainSettings
 from common.tokens import Batch, TokenisedTexts
@@ -69,13 +72,14 @@ def train_epochs(
     streams = {"round": place.round, "client": place.client}
     order = numpy_stream(place.seed, "shuffle", **streams)
     with torch_stream(place.seed, "dropout", **streams, device=place.device):
-        for batch in training_batches(texts, indices, settings, order, place.device):
+        for batches in training_steps(texts, indices, settings, order, place.device):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(settings, first_step + num_steps, total_steps)
-            loss = _step(model, optimizer, batch, settings, place)
+            loss = _step(model, optimizer, batches, settings, place)
             # Weight by examples: the last batch may be short and must not count double.
-            loss_sum += loss * len(batch)
-            num_seen += len(batch)
+            size = sum(map(len, batches))
+            loss_sum += loss * size
+            num_seen += size
             num_steps += 1
     mean = loss_sum.item() / num_seen
     if not np.isfinite(mean):
@@ -87,18 +91,27 @@ def train_epochs(
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, settings: TrainSettings, place: Place
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    settings: TrainSettings,
+    place: Place,
 ) -> Tensor:
-    """One optimiser step; returns the batch's mean loss, detached, still on the device."""
-    with precision_context(place.precision, place.device):
-        logits = forward(model, batch)  # (B, C)
-    loss = cross_entropy(logits.float(), batch.labels)
-    loss.backward()
+    """One optimiser step over micro-batches; returns their mean loss, detached, still on the device."""
+    size = sum(map(len, batches))
+    mean = torch.zeros((), device=place.device)
+    for batch in batches:
+        with precision_context(place.precision, place.device):
+            logits = forward(model, batch)  # (b, C)
+        # A micro-batch counts by its share of the step, so that the gradients add up to that of the mean.
+        loss = cross_entropy(logits.float(), batch.labels) * (len(batch) / size)
+        loss.backward()
+        mean += loss.detach()
     if settings.max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
-    return loss.detach()
+    return mean
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:
@@ -108,19 +121,6 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
         inputs["attention_mask"] = batch.attention_mask
     logits: Tensor = model(**inputs).logits
     return logits
-
-
-def count_steps(num_examples: int, settings: TrainSettings) -> int:
-    """Optimiser steps of one epoch. Raises ValueError where `drop_last` leaves none."""
-    if not settings.drop_last:
-        return -(-num_examples // settings.batch_size)
-    if num_examples < settings.batch_size:
-        raise ValueError(
-            f"train.drop_last=true with train.batch_size={settings.batch_size}, but a client has only "
-            f"{num_examples} examples: no batch is left. Lower num_clients or train.batch_size, or set "
-            "train.drop_last=false."
-        )
-    return num_examples // settings.batch_size
 
 
 def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> float:
@@ -136,23 +136,6 @@ def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> fl
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
     return settings.learning_rate * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
-
-
-def training_batches(
-    texts: TokenisedTexts,
-    indices: np.ndarray,
-    settings: TrainSettings,
-    order: np.random.Generator,
-    device: torch.device,
-) -> Iterator[Batch]:
-    """The batches of one round, epoch after epoch; `order` draws each epoch's order if shuffling is on."""
-    pad_to = settings.max_length if settings.padding == "max_length" else None
-    size = settings.batch_size
-    for _ in range(settings.local_epochs):
-        epoch = order.permutation(indices) if settings.shuffle else indices
-        for start in range(0, count_steps(len(epoch), settings) * size, size):
-            chosen = epoch[start : start + size]
-            yield texts.batch(chosen, pad_to=pad_to, mask=settings.attention_mask, device=device)
 
 
 @dataclass(frozen=True)
@@ -193,37 +176,23 @@ class Counts:
         )
 
 
-def evaluation_batches(
-    texts: TokenisedTexts, indices: np.ndarray, settings: TrainSettings, size: int, device: torch.device
-) -> Iterator[Batch]:
-    """Batches of `size` texts in the order of `indices`, seen by the model as in training."""
-    # Where padding is hidden from attention, it changes nothing but the time it takes.
-    pad_to = None if settings.attention_mask else settings.max_length
-    for start in range(0, len(indices), size):
-        chosen = indices[start : start + size]
-        yield texts.batch(chosen, pad_to=pad_to, mask=settings.attention_mask, device=device)
-
-
-def by_length(texts: TokenisedTexts, indices: np.ndarray) -> np.ndarray:
-    """The same indices, shortest texts first, so that little is padded."""
-    return indices[np.argsort(texts.lengths[indices], kind="stable")]
-
-
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], precision: str) -> Counts:
     """Run `model` over `batches` without training it."""
     model.eval()
-    loss_sum = 0.0
+    losses: list[Tensor] = []
+    accuracies: list[Tensor] = []
     confusion: Tensor | int = 0
-    accuracies: list[float] = []
     for batch in batches:
         with precision_context(precision, batch.labels.device):
             logits = forward(model, batch).float()  # (B, C)
         predicted = logits.argmax(dim=1)
-        loss_sum += cross_entropy(logits, batch.labels, reduction="sum").item()
+        losses.append(cross_entropy(logits, batch.labels, reduction="sum"))
         num_classes = logits.shape[1]
         cells = torch.bincount(batch.labels * num_classes + predicted, minlength=num_classes**2)
         confusion = confusion + cells.view(num_classes, num_classes)
-        accuracies.append((predicted == batch.labels).float().mean().item())
+        accuracies.append((predicted == batch.labels).float().mean())
     assert isinstance(confusion, torch.Tensor), "nothing to evaluate"
-    return Counts(loss_sum, confusion.cpu().numpy(), tuple(accuracies))
+    # Read once, at the end: reading a number makes an accelerator finish its work first.
+    loss_sum = reduce(add, torch.stack(losses).tolist(), 0.0)
+    return Counts(loss_sum, confusion.cpu().numpy(), tuple(torch.stack(accuracies).tolist()))

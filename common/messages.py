@@ -196,6 +196,18 @@ def _counts(content: RecordDict) -> Counts:
     return Counts(loss_sum, confusion.reshape(side, side), ())
 
 
+def take_tensors(content: RecordDict) -> tuple[RecordDict, Tensor | None]:
+    """A content without its tensors, and the tensors if it has any: for memory that is shared anyway."""
+    arrays = content.array_records
+    rest = RecordDict({name: record for name, record in content.items() if name not in arrays})
+    return rest, from_record(arrays["tensors"]) if arrays else None
+
+
+def put_tensors(content: RecordDict, tensors: Tensor) -> None:
+    """Inverse of `take_tensors`, in place."""
+    content["tensors"] = to_record(tensors)
+
+
 def pack_refusal(reason: str, reply_to: Message) -> Message:
     """A client's answer when it cannot do what was asked. The reason must name no path, text or label."""
     return Message(RecordDict({"refusal": ConfigRecord({"reason": reason})}), reply_to=reply_to)

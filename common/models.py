@@ -27,8 +27,13 @@ class Classifier:
     """Parameters the checkpoint did not hold: `classifier.*`, and DistilBERT's `pre_classifier.*`."""
 
 
-def build_classifier(settings: ModelSettings, label_names: tuple[str, ...], seed: int) -> Classifier:
+def build_classifier(
+    settings: ModelSettings, label_names: tuple[str, ...], seed: int, attention: str | None = None
+) -> Classifier:
     """Load the pre-trained encoder in fp32, with a head for `label_names` drawn from stream `head`.
+
+    Args:
+        attention: transformers' `attn_implementation`; None takes the model's own.
 
     Raises:
         ValueError: the model is not there, is out of reach, or is no text classifier.
@@ -45,6 +50,7 @@ def build_classifier(settings: ModelSettings, label_names: tuple[str, ...], seed
             id2label=dict(enumerate(label_names)),
             label2id={name: number for number, name in enumerate(label_names)},
             dtype="float32",
+            attn_implementation=attention,
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
             output_loading_info=True,

@@ -84,6 +84,17 @@ def prepare(settings: Settings) -> torch.device:
     return resolve_device(settings.device)
 
 
+# Where one way to compute attention is known to be faster than the model's own (docs/settings.md).
+_FASTEST_ATTENTION = {("cpu", "bf16"): "eager"}
+
+
+def resolve_attention(settings: Settings, device: torch.device) -> str | None:
+    """What transformers calls `attn_implementation`; None leaves the choice to the model."""
+    if settings.attention != "auto":
+        return settings.attention
+    return _FASTEST_ATTENTION.get((device.type, settings.precision))
+
+
 def precision_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """Autocast to bfloat16 for `bf16`, nothing for `fp32`."""
     import torch

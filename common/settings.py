@@ -183,6 +183,10 @@ class TrainSettings:
     """Hide padding from attention; False attends to it (the authors' code)."""
     padding: Literal["max_length", "longest"]
     """Pad each batch to `max_length` tokens, or to its longest text."""
+    micro_batches: Literal["none", "by_length"]
+    """Row of the table in `common/batches.py`: work through a batch at once, or in parts of like length."""
+    group_by_length: bool
+    """Put texts of like length into the same batch; another choice of batches than the paper's."""
     head_init: Literal["shared", "per_site"]
     """One new head for all, or one drawn by each client in round 1 (the authors' code)."""
 
@@ -218,6 +222,16 @@ class TrainSettings:
             self.attention_mask or self.padding == "max_length",
             "train.attention_mask=false with train.padding=longest would make a text's logits depend "
             "on its neighbours. Set train.padding=max_length.",
+        )
+        _require(
+            self.attention_mask or self.micro_batches == "none",
+            f"train.micro_batches={self.micro_batches} pads less, which train.attention_mask=false does not "
+            "allow: there the model sees the padding. Set train.micro_batches=none.",
+        )
+        _require(
+            not self.group_by_length or self.padding == "longest" or self.micro_batches == "by_length",
+            "train.group_by_length=true saves nothing while every batch is padded to train.max_length. Set "
+            "train.padding=longest or train.micro_batches=by_length.",
         )
 
 
@@ -289,11 +303,17 @@ class EngineSettings:
     """GPUs reserved for one client at a time; fractions share a GPU (`ray`)."""
     address: str | None
     """Address of a running Ray cluster, or `auto`; None starts one on this machine (`ray`)."""
+    workers: int | Literal["auto"]
+    """Processes that train side by side (`inprocess`); 1 trains in the simulation's own process."""
 
     def __post_init__(self) -> None:
         _require(
             self.num_cpus > 0 or self.num_gpus > 0,
             "engine.num_cpus and engine.num_gpus are both 0; a client needs some of either.",
+        )
+        _require(
+            self.workers == "auto" or self.workers >= 1,
+            f"engine.workers is {self.workers}; give a positive number, or auto.",
         )
 
     @property
@@ -333,6 +353,9 @@ class Settings:
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps` …; `auto` takes the first accelerator there is."""
     precision: Literal["fp32", "bf16"]
     """`bf16` runs the forward pass under autocast; weights and updates stay fp32."""
+    attention: Literal["auto", "sdpa", "eager"]
+    """How attention is computed; `auto` is the fastest known for device and precision, and for fp32 always
+    the model's own."""
     threads: int | Literal["auto"]
     """CPU threads for the arithmetic; part of a run's identity, since sums depend on it."""
 

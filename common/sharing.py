@@ -65,18 +65,29 @@ def flatten_model(model: nn.Module, device: torch.device) -> tuple[Layout, Tenso
         The layout, and the buffer: (layout.size,) fp32.
     """
     model.to(device)
-    persistent = model.state_dict().keys()
-    shared = dict(model.named_parameters()) | {
-        name: tensor
-        for name, tensor in model.named_buffers()
-        if name in persistent and tensor.is_floating_point()
-    }
+    shared = _shared_tensors(model)
     layout = Layout.of({name: tuple(tensor.shape) for name, tensor in shared.items()})
     flat = torch.zeros(layout.size, dtype=torch.float32, device=device)
     for name, view in layout.views(flat).items():
         view.copy_(shared[name].detach())
-        shared[name].data = view
+    move_model(model, layout, flat)
     return layout, flat
+
+
+def move_model(model: nn.Module, layout: Layout, flat: Tensor) -> None:
+    """Make the model's shared tensors views of `flat`, (layout.size,) fp32, and its numbers the model's."""
+    shared = _shared_tensors(model)
+    for name, view in layout.views(flat).items():
+        shared[name].data = view
+
+
+def _shared_tensors(model: nn.Module) -> dict[str, Tensor]:
+    persistent = model.state_dict().keys()
+    return dict(model.named_parameters()) | {
+        name: tensor
+        for name, tensor in model.named_buffers()
+        if name in persistent and tensor.is_floating_point()
+    }
 
 
 def tensors_to_flat(layout: Layout, tensors: dict[str, Tensor]) -> Tensor:

@@ -40,14 +40,14 @@ class TokenisedTexts:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each text, (N,) int64."""
-        return np.diff(self.starts)
+    def lengths_of(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens of the chosen texts, (B,) int64."""
+        lengths: np.ndarray = self.starts[indices + 1] - self.starts[indices]
+        return lengths
 
     def batch(self, indices: np.ndarray, *, pad_to: int | None, mask: bool, device: torch.device) -> Batch:
         """Pad the chosen texts on the right to `pad_to` tokens, or to the longest of them for None."""
-        lengths = self.lengths[indices]
+        lengths = self.lengths_of(indices)
         width = pad_to or int(lengths.max())
         input_ids = np.full((len(indices), width), self.pad_id, dtype=np.int64)
         for row, index in enumerate(indices):

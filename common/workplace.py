@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from common.models import Classifier, build_classifier, load_tokenizer
-from common.runtime import prepare
+from common.runtime import prepare, resolve_attention
 from common.settings import DataSettings, ModelSettings, Settings
-from common.sharing import Layout, flatten_model
+from common.sharing import Layout, flatten_model, move_model
 from common.texts import read_texts
 from common.tokens import TokenisedTexts, tokenise
 
@@ -45,12 +44,21 @@ class Workplace:
         self.flat.copy_(tensors)
 
 
-@lru_cache(maxsize=2)
-def _read(data: DataSettings, model: ModelSettings, max_length: int, seed: int, site: str | None) -> Corpus:
-    texts = read_texts(data, seed, site)
-    tokenizer = load_tokenizer(model)
+_Key = tuple[DataSettings, ModelSettings, int, int, str | None]
+_MOST_CORPORA = 2
+_corpora: dict[_Key, Corpus] = {}  # newest last
+
+
+def _key(settings: Settings, site: str | None) -> _Key:
+    return settings.data, settings.model, settings.train.max_length, settings.seed, site
+
+
+def _read(settings: Settings, site: str | None) -> Corpus:
+    texts = read_texts(settings.data, settings.seed, site)
+    tokenizer = load_tokenizer(settings.model)
     train, test = (
-        tokenise(part.texts, part.labels, tokenizer, max_length) for part in (texts.train, texts.test)
+        tokenise(part.texts, part.labels, tokenizer, settings.train.max_length)
+        for part in (texts.train, texts.test)
     )
     return Corpus(train, test, texts.label_names, texts.site_sizes, texts.test_sizes, texts.findings)
 
@@ -61,7 +69,17 @@ def open_corpus(settings: Settings, site: str | None = None) -> Corpus:
     Raises:
         ValueError: for bad data.
     """
-    return _read(settings.data, settings.model, settings.train.max_length, settings.seed, site)
+    found = _corpora.get(_key(settings, site))
+    keep_corpus(settings, found or _read(settings, site), site)
+    return _corpora[_key(settings, site)]
+
+
+def keep_corpus(settings: Settings, corpus: Corpus, site: str | None = None) -> None:
+    """What `open_corpus` shall give from now on, in this process; the longest unused one is let go."""
+    _corpora.pop(_key(settings, site), None)
+    _corpora[_key(settings, site)] = corpus
+    while len(_corpora) > _MOST_CORPORA:
+        del _corpora[next(iter(_corpora))]
 
 
 _kept: tuple[tuple[object, ...], Workplace] | None = None
@@ -77,10 +95,21 @@ def open_workplace(settings: Settings, label_names: tuple[str, ...], *, fresh: b
     """
     global _kept
     device = prepare(settings)
-    key = (settings.model, label_names, settings.seed, device)
+    attention = resolve_attention(settings, device)
+    key = (settings.model, label_names, settings.seed, device, attention)
     if fresh or _kept is None or _kept[0] != key:
         _kept = None  # let go of the old model before the new one is built
-        classifier = build_classifier(settings.model, label_names, settings.seed)
+        classifier = build_classifier(settings.model, label_names, settings.seed, attention)
         layout, flat = flatten_model(classifier.model, device)
         _kept = (key, Workplace(classifier, layout, flat, device))
     return _kept[1]
+
+
+def house_model(flat: Tensor) -> None:
+    """Move the resident model into `flat`, (layout.size,) fp32 on its device; its weights are lost."""
+    global _kept
+    assert _kept is not None, "no model is resident"
+    key, workplace = _kept
+    if workplace.flat is not flat:
+        move_model(workplace.classifier.model, workplace.layout, flat)
+        _kept = (key, replace(workplace, flat=flat))

@@ -10,7 +10,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.learning import count_steps
+from common.batches import count_steps
 from common.partitions import Indices, partition
 from common.runs import RunFolder, write_json
 from common.settings import Settings
@@ -104,7 +104,6 @@ def _run(
     corpus: Corpus | None,
 ) -> None:
     """Run what is left to run, and leave the model."""
-    initial = workplace.flat.detach().cpu().clone()
     observers: tuple[Observer, ...] = (
         History(folder),
         Checkpoints(folder, workplace.layout),
@@ -117,17 +116,21 @@ def _run(
         evaluation = Evaluation(settings, workplace, corpus.test)
     strategy = FederatedAveraging(settings, workplace.layout, evaluation, observers)
     roster.gather()
-    checkpoint = folder.load_checkpoint()
-    if checkpoint is None:
-        standing = strategy.open(initial)
-    else:
-        is_shown = len(folder.history()) > checkpoint.record["round"]
-        tensors = tensors_to_flat(workplace.layout, checkpoint.tensors)
-        standing = Standing(tensors, checkpoint.record, is_shown)
-    tensors, reason = strategy.run(grid, roster, standing)
+    # No name here for where the run starts: its tensors can go when the first round replaces them.
+    tensors, reason = strategy.run(grid, roster, _standing(folder, strategy, workplace))
     workplace.load(tensors)
     save_model(folder, settings, workplace.classifier)
     folder.write_status("finished", reason)
+
+
+def _standing(folder: RunFolder, strategy: FederatedAveraging, workplace: Workplace) -> Standing:
+    """The newest checkpoint, or round 0."""
+    checkpoint = folder.load_checkpoint()
+    if checkpoint is None:
+        return strategy.open(workplace.flat.detach().cpu().clone())
+    is_shown = len(folder.history()) > checkpoint.record["round"]
+    tensors = tensors_to_flat(workplace.layout, checkpoint.tensors)
+    return Standing(tensors, checkpoint.record, is_shown)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.learning import Counts, by_length, evaluate, evaluation_batches
+from common.batches import by_length, evaluation_batches
+from common.learning import Counts, evaluate
 from common.settings import Settings
 from common.tokens import TokenisedTexts
 from common.workplace import Workplace

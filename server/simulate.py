@@ -1,7 +1,8 @@
-"""One simulated run: the door that picks an engine."""
+"""One simulated run: the door that picks an engine. Run as a module, it forks a simulation's workers."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from client.app import app as client_app
+from common.runtime import resolve_device, resolve_threads
 from common.settings import Settings
 from server.app import conduct
-from server.local_grid import LocalGrid
+from server.local_grid import LocalClients, LocalGrid
+from server.worker import run_nursery
+from server.workers import WorkerPool
 
 
 def simulate(settings: Settings) -> None:
@@ -26,7 +30,36 @@ def simulate(settings: Settings) -> None:
 
 
 def _in_process(settings: Settings) -> None:
-    conduct(LocalGrid(client_app, settings.num_clients), settings)
+    num_workers = count_workers(settings)
+    if num_workers == 1:
+        conduct(LocalGrid(client_app, settings.num_clients), settings)
+        return
+    with WorkerPool(num_workers, settings) as pool:
+        conduct(LocalGrid(client_app, settings.num_clients, pool), settings)
+
+
+def count_workers(settings: Settings) -> int:
+    """Processes to train in: as asked, and never more than there are clients.
+
+    `auto` is one for each GPU, or on the CPU as many as find `threads` CPUs each. The number of threads, on
+    which sums depend, is never derived from the number of workers.
+
+    Raises:
+        ValueError: several workers on the CPU would each use all of it.
+    """
+    asked, device = settings.engine.workers, resolve_device(settings.device)
+    if asked == "auto" and device.type == "cpu":
+        asked = resolve_threads("auto") // resolve_threads(settings.threads)
+    elif asked == "auto":
+        import torch
+
+        asked = torch.accelerator.device_count() if settings.device in ("auto", device.type) else 1
+    elif asked > 1 and device.type == "cpu" and settings.threads == "auto":
+        raise ValueError(
+            f"engine.workers is {asked} but threads is auto, so that each of them would use every CPU. Set "
+            "threads=1; sums depend on the number of threads, so it is part of what a run is."
+        )
+    return max(1, min(asked, settings.num_clients))
 
 
 def _on_ray(settings: Settings) -> None:
@@ -56,3 +89,7 @@ def _on_ray(settings: Settings) -> None:
 
 
 ENGINES: dict[str, Callable[[Settings], None]] = {"inprocess": _in_process, "ray": _on_ray}
+
+
+if __name__ == "__main__":
+    run_nursery(int(sys.argv[1]), lambda num_clients: LocalClients(client_app, num_clients).answer_job)

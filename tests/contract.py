@@ -80,6 +80,8 @@ SETTINGS = closed(
         drop_last=FLAG,
         attention_mask=FLAG,
         padding=one_of("max_length", "longest"),
+        micro_batches=one_of("none", "by_length"),
+        group_by_length=FLAG,
         head_init=one_of("shared", "per_site"),
     ),
     strategy=closed(
@@ -100,6 +102,7 @@ SETTINGS = closed(
         num_cpus=SECONDS,
         num_gpus=SECONDS,
         address=optional(STRING),
+        workers={"anyOf": [NATURAL, {"const": "auto"}]},
     ),
     num_clients=NATURAL,
     num_rounds=COUNT,
@@ -107,6 +110,7 @@ SETTINGS = closed(
     run_dir=STRING,
     device=STRING,
     precision=one_of("fp32", "bf16"),
+    attention=one_of("auto", "sdpa", "eager"),
     threads={"anyOf": [NATURAL, {"const": "auto"}]},
 )
 

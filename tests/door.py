@@ -29,7 +29,7 @@ def wardround(*arguments: str) -> Said:
     """Run `wardround ARGUMENTS` as a new process would: with nothing read yet."""
     out, err = io.StringIO(), io.StringIO()
     handler = signal.getsignal(signal.SIGTERM)
-    workplace._read.cache_clear()
+    workplace._corpora.clear()
     try:
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.setattr(sys, "argv", ["wardround", *arguments])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.learning import Counts, count_steps, learning_rate_at, training_batches
+from common.batches import count_steps, training_steps
+from common.learning import Counts, learning_rate_at
 from common.models import build_classifier, draw_head
 from common.runs import RunFolder
 from common.settings import ModelSettings
@@ -47,8 +48,8 @@ def test_batch_is_padded_and_masked() -> None:
 def test_shuffling_draws_a_new_order_each_epoch(make_settings: Make, shuffle: bool) -> None:
     settings = make_settings(f"train.shuffle={str(shuffle).lower()}", "train.batch_size=1").train
     texts = TokenisedTexts(np.arange(40, dtype=np.int32), np.arange(41), np.zeros(40, dtype=np.int64), 0)
-    batches = list(training_batches(texts, np.arange(40), settings, np.random.default_rng(0), CPU))
-    seen = [int(batch.input_ids[0, 0]) for batch in batches]
+    steps = list(training_steps(texts, np.arange(40), settings, np.random.default_rng(0), CPU))
+    seen = [int(batch.input_ids[0, 0]) for (batch,) in steps]
     first, second = seen[:40], seen[40:]
     assert sorted(first) == sorted(second) == list(range(40))
     assert (first == second == list(range(40))) is not shuffle

@@ -1,0 +1,199 @@
+"""Workers change the time a round takes, and nothing else; and none of them outlives its simulation."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from client.app import app as client_app
+from common.runs import RunFolder
+from common.settings import Settings
+from common.workplace import open_corpus
+from server import simulate as door
+from server.app import conduct
+from server.exchange import RunFailed
+from server.local_grid import LocalGrid
+from server.shared_memory import corpus_from_memory, corpus_to_memory, create, tensor_bytes, tensors_in
+from server.simulate import count_workers, simulate
+from server.workers import WorkerPool
+from tests.conftest import Make
+from tests.test_resume import measured, start, wait_for_round, with_keys
+
+
+def children(pid: int) -> set[int]:
+    """Processes whose parent is `pid`."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid and fields[0] != "Z":
+                found.add(int(folder.name))
+    return found
+
+
+def run_in_pool(settings: Settings, num_workers: int) -> WorkerPool:
+    """A run in a pool of exactly so many; returns the pool, closed."""
+    with WorkerPool(num_workers, settings) as pool:
+        conduct(LocalGrid(client_app, settings.num_clients, pool), settings)
+    return pool
+
+
+@pytest.mark.parametrize("where", ["server", pytest.param("sites", marks=pytest.mark.slow)])
+def test_one_worker_equals_four_equals_none(make_settings: Make, tmp_path: Path, where: str) -> None:
+    """Every number of the history but the seconds, in every round; five clients of unequal size."""
+    common = ["num_clients=5", f"evaluation.where={where}", "data.train_examples=47"]
+    simulate(make_settings(*common, f"run_dir={tmp_path / 'none'}"))
+    for num_workers in (1, 4):
+        settings = make_settings(*common, f"run_dir={tmp_path / str(num_workers)}")
+        pool = run_in_pool(settings, num_workers)
+        assert measured(tmp_path / str(num_workers)) == measured(tmp_path / "none")
+        # Small models may have a spare slot for each worker; eight clients' updates never exist at once.
+        assert num_workers < len(pool._slots) <= 2 * num_workers
+
+
+@pytest.mark.slow
+def test_memory_follows_the_workers_and_not_the_clients(
+    make_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.workers._SPARE_BYTES", 0)  # as for a model of more than 64 MiB
+    pool = run_in_pool(make_settings("num_clients=12", "num_rounds=1"), 2)
+    assert len(pool._slots) == 3
+
+
+def broken_pool(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, sign: signal.Signals, first: int = 1
+) -> None:
+    """Run in two workers; when round 1 has been handed out, one of them gets the signal."""
+    begin, open_, rounds = WorkerPool.begin, WorkerPool.open, []
+
+    def open_and_wait(self: WorkerPool) -> None:
+        open_(self)
+        deadline = time.monotonic() + 120
+        while len(children(self._nursery.pid)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def begin_and_break(self: WorkerPool, *arguments: Any) -> None:
+        begin(self, *arguments)
+        rounds.append(1)
+        if len(rounds) == first:
+            os.kill(min(children(self._nursery.pid)), sign)
+
+    monkeypatch.setattr(WorkerPool, "open", open_and_wait)
+    monkeypatch.setattr(WorkerPool, "begin", begin_and_break)
+    run_in_pool(settings, 2)
+
+
+def test_a_killed_worker_ends_the_run_and_names_the_client(
+    make_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = r"round 1: client [0-2]: .*its worker process ended before it was done"
+    with pytest.raises(RunFailed, match=said):
+        broken_pool(monkeypatch, make_settings(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_missing_from_one_round_only(
+    make_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings("strategy.on_missing=continue", "num_rounds=2")
+    broken_pool(monkeypatch, settings, signal.SIGKILL)
+    lines = RunFolder(Path(settings.run_dir)).history()
+    assert [len(line["clients"]) for line in lines] == [0, 2, 3]
+
+
+def test_a_worker_that_stops_is_given_up_and_replaced(
+    make_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(
+        "strategy.on_missing=continue", "num_rounds=3", "strategy.round_timeout_seconds=6"
+    )
+    broken_pool(monkeypatch, settings, signal.SIGSTOP, first=2)
+    lines = RunFolder(Path(settings.run_dir)).history()
+    assert [len(line["clients"]) for line in lines] == [0, 3, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_its_simulation(
+    overrides: list[str], tmp_path: Path, kind: signal.Signals
+) -> None:
+    process = start("simulate", with_keys(overrides, num_rounds=5000, **{"engine.workers": 2}))
+    wait_for_round(process, tmp_path / "run", 2)
+    (nursery,) = children(process.pid)
+    family = {nursery} | children(nursery)
+    assert len(family) == 3
+    os.kill(process.pid, kind)
+    assert process.wait(30) == (130 if kind == signal.SIGINT else -kind)
+    assert_gone(family)
+
+
+def assert_gone(pids: set[int]) -> None:
+    """Within ten seconds, none of them runs."""
+    deadline = time.monotonic() + 10
+    while alive := {pid for pid in pids if Path(f"/proc/{pid}").exists()}:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("more", "cpus", "expected"),
+    [
+        ([], 8, 1),
+        (["engine.workers=auto"], 8, 3),
+        (["engine.workers=auto", "threads=4"], 8, 2),
+        (["engine.workers=auto", "threads=auto"], 8, 1),
+        (["engine.workers=2"], 1, 2),
+        (["engine.workers=9"], 1, 3),
+    ],
+)
+def test_how_many_workers(
+    make_settings: Make, monkeypatch: pytest.MonkeyPatch, more: list[str], cpus: int, expected: int
+) -> None:
+    """Three clients, one thread each unless said otherwise."""
+    resolve: Callable[[Any], int] = lambda threads: cpus if threads == "auto" else threads  # noqa: E731
+    monkeypatch.setattr(door, "resolve_threads", resolve)
+    assert count_workers(make_settings(*more)) == expected
+
+
+def test_workers_that_would_fight_over_the_cpus_are_refused(make_settings: Make) -> None:
+    with pytest.raises(ValueError, match=r"engine\.workers is 2 but threads is auto.*threads=1"):
+        simulate(make_settings("engine.workers=2", "threads=auto"))
+    with pytest.raises(ValueError, match=r"engine\.workers is 0"):
+        make_settings("engine.workers=0")
+
+
+def test_texts_come_back_from_memory_as_they_were(make_settings: Make) -> None:
+    corpus = open_corpus(make_settings())
+    fd = corpus_to_memory(corpus)
+    again = corpus_from_memory(fd)
+    os.close(fd)
+    for part in ("train", "test"):
+        for name in ("ids", "starts", "labels"):
+            ours, theirs = (getattr(getattr(side, part), name) for side in (corpus, again))
+            assert ours.dtype == theirs.dtype
+            assert np.array_equal(ours, theirs)
+    assert (again.label_names, again.site_sizes) == (corpus.label_names, corpus.site_sizes)
+    assert again.train.pad_id == corpus.train.pad_id
+
+
+def test_tensors_in_memory_are_seen_by_all_who_look() -> None:
+    fd = create(3 * tensor_bytes(1000))
+    ours, theirs = tensors_in(fd, 1000), tensors_in(fd, 1000)
+    os.close(fd)
+    assert len(ours) == 3
+    ours[1].fill_(2.5)
+    assert torch.equal(theirs[1], torch.full((1000,), 2.5))
+    assert theirs[0].sum() == theirs[2].sum() == 0
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in ours)

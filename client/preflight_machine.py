@@ -103,14 +103,17 @@ def check_disk(site: SiteFile) -> Finding:
     needed = _DISK_BESIDE + (0 if site.model is not None else model_bytes(site))
     home = Path(os.environ.get("FLWR_HOME") or Path.home())
     hub = Path(os.environ.get("HF_HOME") or Path.home())
-    for folder in dict.fromkeys((_existing(home), _existing(hub))):
+    folders = dict.fromkeys((_existing(home), _existing(hub)))
+    for folder in folders:
         free = shutil.disk_usage(folder).free
         if free < needed:
             text = f"{free / _GIB:.1f} GiB free in {folder}; {needed / _GIB:.1f} are needed"
             return Finding(
                 "disk", "problem", text, "Make room, or set FLWR_HOME and HF_HOME to a larger disk."
             )
-    return Finding("disk", "ok", f"at least {needed / _GIB:.1f} GiB free in {home} and {hub}")
+    return Finding(
+        "disk", "ok", f"at least {needed / _GIB:.1f} GiB free in {' and '.join(map(str, folders))}"
+    )
 
 
 def _existing(folder: Path) -> Path:

@@ -105,10 +105,6 @@ class DataSettings:
             f"data.second_threshold_rounds is {self.second_threshold_rounds}, below "
             f"data.budget_rounds ({self.budget_rounds}).",
         )
-        _require(
-            self.reader not in ("imdb_folders", "zhang_csv", "spooky_csv", "files") or self.path is not None,
-            f"data.path is missing; reader '{self.reader}' reads a local copy. Set data.path=...",
-        )
 
 
 @dataclass(frozen=True)
@@ -374,6 +370,14 @@ class Settings:
             f"strategy.min_sites is {self.strategy.min_sites} but num_clients is {self.num_clients}; a "
             "round can never have more updates than clients.",
         )
+        if self.engine.is_simulated or self.evaluation.where == "server":
+            local = ("imdb_folders", "zhang_csv", "spooky_csv", "files")
+            _require(
+                self.data.reader not in local or self.data.path is not None,
+                f"data.path is missing; reader '{self.data.reader}' reads a local copy. Set data.path=...",
+            )
+        else:
+            self.declared_labels()
 
     @property
     def cell(self) -> str:

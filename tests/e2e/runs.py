@@ -29,7 +29,7 @@ def words_of(overrides: list[str], *more: str) -> list[str]:
     """Overrides of the tiny run without the data, which real sites bring themselves."""
     dropped = ("data", "data.path", "data.test_path", "run_dir", "num_rounds")
     kept = [text for text in overrides if text.split("=")[0] not in dropped]
-    return [*kept, "data=files", "data.path=unused.csv", "evaluation.where=sites", LABELS, *more]
+    return [*kept, "data=files", "evaluation.where=sites", LABELS, *more]
 
 
 def start_sites(federation: Federation, texts: Path, model: Path) -> None:

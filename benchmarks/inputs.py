@@ -23,6 +23,15 @@ class Size:
     vocabulary: int
     """Rows of the word embedding; the tokenizer knows about a thousand words whatever this is."""
 
+    def training_flops(self, lengths: np.ndarray) -> float:
+        """Operations of one forward and backward pass over texts of these lengths, without padding.
+
+        6 per weight and token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1) for the 12 width² weights
+        of a layer, and 12 width T² for its attention; embeddings, norms and the head are left out.
+        """
+        tokens, squares = float(lengths.sum()), float((lengths.astype(np.float64) ** 2).sum())
+        return self.layers * self.width * (72.0 * self.width * tokens + 12.0 * squares)
+
 
 SIZES = {
     "micro": Size(layers=1, width=16, heads=2, vocabulary=1100),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 _PROC = Path("/proc")
+_PAUSE = 20
 
 
 def pss_bytes(pid: int) -> int:
@@ -42,13 +44,14 @@ Look = Callable[[], Iterable[int]]
 
 
 class PeakMemory:
-    """Looks at groups of processes every `seconds` and keeps each group's highest sum; use it as a context.
+    """Looks at groups of processes again and again and keeps each group's highest sum; use it as a context.
 
-    A peak shorter than `seconds` can be missed.
+    A look walks the page tables of large processes, so pauses are at least `_PAUSE` times as long as looks:
+    a peak shorter than the pause can be missed.
     """
 
     def __init__(self, groups: Mapping[str, Look], seconds: float = 0.25) -> None:
-        """Args: groups: for each name, what finds its processes."""
+        """Args: groups: for each name, what finds its processes; seconds: the shortest pause."""
         self._groups, self._seconds = groups, seconds
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -69,8 +72,9 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while True:
+            started = time.perf_counter()
             for name, look in self._groups.items():
                 now = sum(pss_bytes(pid) for pid in look())
                 self.peaks[name] = max(self.peaks[name], now)
-            if self._is_over.wait(self._seconds):
+            if self._is_over.wait(max(self._seconds, _PAUSE * (time.perf_counter() - started))):
                 return

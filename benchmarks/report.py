@@ -65,6 +65,10 @@ class Table:
         lines.insert(1, f"|{'|'.join('-' * (width + 2) for width in widths)}|")
         return "\n".join(lines) + "\n"
 
+    def records(self) -> list[dict[str, Cell]]:
+        """The rows by column, for tools."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
 
 def _shown(cell: Cell) -> str:
     if cell is None:
@@ -83,22 +87,26 @@ class Report:
     table: Table
     samples: Samples
     notes: list[str] = field(default_factory=list)
+    more: dict[str, Table] = field(default_factory=dict)
+    """Further tables, by title."""
 
     def write(self, options: argparse.Namespace) -> None:
         """The table and its notes to standard output, everything to `--json`."""
         at = machine()
         lines = [f"{self.name}: {command(self.name)}", f"{at['date']}, {at['summary']}", ""]
         sys.stdout.write("\n".join(lines) + "\n" + self.table.text())
+        for title, table in self.more.items():
+            sys.stdout.write(f"\n{title}:\n\n{table.text()}")
         for note in self.notes:
             sys.stdout.write(f"\n- {note}")
         sys.stdout.write("\n")
         if options.json is not None:
-            rows = [dict(zip(self.table.columns, row, strict=True)) for row in self.table.rows]
             content = {
                 "benchmark": self.name,
                 "command": command(self.name),
                 "machine": at,
-                "table": rows,
+                "table": self.table.records(),
+                "more": {title: table.records() for title, table in self.more.items()},
                 "samples": self.samples.values,
                 "notes": self.notes,
             }

@@ -1,10 +1,10 @@
 """The server: stock FedAvg, and one line a round in a file."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from stock_quickstart.task import get_model
@@ -27,13 +27,19 @@ class TimedFedAvg(FedAvg):
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the rounds."""
-    config = context.run_config
-    nodes = int(str(config["num-nodes"]))
+    """Run what the run config asks for."""
+    run(grid, {key: str(value) for key, value in context.run_config.items()})
+
+
+def run(grid: Grid, config: Mapping[str, str]) -> None:
+    """Run the rounds; the clients are told the same configuration."""
+    nodes = int(config["num-nodes"])
     strategy = TimedFedAvg(min_train_nodes=nodes, min_evaluate_nodes=nodes, min_available_nodes=nodes)
-    strategy.rounds_file = Path(str(config["rounds-file"]))
+    strategy.rounds_file = Path(config["rounds-file"])
     strategy.start(
         grid=grid,
-        initial_arrays=ArrayRecord(get_model(str(config["model"])).state_dict()),
-        num_rounds=int(str(config["num-rounds"])),
+        initial_arrays=ArrayRecord(get_model(config["model"]).state_dict()),
+        num_rounds=int(config["num-rounds"]),
+        train_config=ConfigRecord(dict(config)),
+        evaluate_config=ConfigRecord(dict(config)),
     )

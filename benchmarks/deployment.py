@@ -29,8 +29,10 @@ VARIANTS: dict[str, Run] = {
 NOTES = [
     "seconds a round: rounds 2 to n, from the end of round 1 to the end of round n; median over repeats.",
     "Wardround has no setting for no training, so its sites take one step on two texts of 8 tokens and count "
-    "on another, inside the training message; stock takes no step, and its evaluation message "
-    "computes nothing. The difference is to Wardround's disadvantage.",
+    "on another, inside the training message; stock takes no step and its evaluation computes nothing. The "
+    "difference is to Wardround's disadvantage.",
+    "stock adds a small number to each tensor in place of training: Flower does not send again what the "
+    "receiver holds already, and trained tensors would be new.",
     "bytes a round: what passed a relay before the SuperLink's fleet port, TLS included, all sites together.",
     "server memory: peak PSS of SuperLink, superexec and server app together, in the first run of each app "
     "on a fresh SuperLink, Wardround first; site memory: the same of one site's processes, the largest site.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
@@ -25,7 +24,7 @@ def main() -> None:
             "args": {"folder": job.model},
         },
         min_clients=job.num_clients,
-        num_rounds=job.num_rounds,
+        num_rounds=job.num_rounds + 1,  # the end of a round is the begin of the next
         train_script=str(CLIENT),
         train_args=f"{job.folder}/job.json",
     )
@@ -36,16 +35,14 @@ def main() -> None:
         workspace_root=f"{job.folder}/nvflare",
     )
     recipe.execute(environment)
-    ended = time.time()
-    # A round ends where the next one reaches a client first; the last one with the simulation.
+    # A round ends where the next one reaches a client first.
     lines = (Path(job.folder) / "received.txt").read_text(encoding="utf-8").splitlines()
     first: dict[int, float] = {}
     for number, at in (line.split() for line in lines):
         first[int(number)] = min(float(at), first.get(int(number), float("inf")))
     clock.begin(first[0])
-    for later in range(1, job.num_rounds):
+    for later in range(1, job.num_rounds + 1):
         clock.end(later, first[later])
-    clock.end(job.num_rounds, ended)
     clock.write()
 
 

@@ -2,7 +2,7 @@
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from stock_quickstart.task import get_model, load_data, train_epoch
+from stock_quickstart.task import get_model, load_data, perturb, train_epoch
 
 app = ClientApp()
 
@@ -19,7 +19,9 @@ def train(message: Message, context: Context) -> Message:
     partition, num_partitions = int(str(node.get("partition-id", 0))), int(str(node.get("num-partitions", 1)))
     data = load_data(str(config["texts-file"]), partition, num_partitions)
     loss = 0.0
-    if data is not None:
+    if data is None:
+        perturb(model)
+    else:
         rate, size = float(str(config["learning-rate"])), int(str(config["batch-size"]))
         loss = train_epoch(model, (data[0].to(device), data[1].to(device)), rate, size)
     metrics = MetricRecord({"train_loss": loss, "num-examples": 1 if data is None else len(data[1])})

@@ -94,6 +94,7 @@ def hugging_face(job: Job) -> float:
         AutoModelForSequenceClassification,
         AutoTokenizer,
         DataCollatorWithPadding,
+        PrinterCallback,
         Trainer,
         TrainingArguments,
         logging,
@@ -127,7 +128,9 @@ def hugging_face(job: Job) -> float:
 
         def train(num_texts: int) -> None:
             chosen: Any = rows[:num_texts]
-            Trainer(model=model, args=arguments, train_dataset=chosen, data_collator=collator).train()
+            trainer = Trainer(model=model, args=arguments, train_dataset=chosen, data_collator=collator)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
             if job.device != "cpu":
                 torch.cuda.synchronize()
 

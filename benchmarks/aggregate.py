@@ -1,0 +1,107 @@
+"""The two ways to average K replies, each timed from bytes to new global tensors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import SType
+
+from common.messages import Array as OurArray
+from common.messages import unpack_update
+from common.sharing import Layout, flatten_model
+from server.averaging import WeightedMean
+from server.roster import Member
+from server.strategy import check_update
+
+_NUM_EXAMPLES = 100
+
+
+def fold_in(model: Path, num_clients: int) -> float:
+    """Seconds Wardround needs; replies come one after the other, as its round loop pulls them."""
+    layout, flat = global_tensors(model)
+    started = time.perf_counter()
+    mean = WeightedMean(flat)
+    seconds = time.perf_counter() - started
+    for client, reply in enumerate(replies(layout, flat, num_clients)):
+        started = time.perf_counter()
+        update = unpack_update(reply)
+        check_update(update, 1, layout, Member(client, f"site-{client}", client, _NUM_EXAMPLES))
+        mean.add(update.tensors, update.num_examples)
+        seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    mean.finish()
+    return seconds + time.perf_counter() - started
+
+
+def stock_average(model: Path, num_clients: int) -> float:
+    """Seconds stock FedAvg needs for the list of replies it is given."""
+    from flwr.serverapp.strategy import FedAvg
+
+    network = build(model)
+    strategy = FedAvg()
+    held = [
+        FakeReply(
+            RecordDict(
+                {
+                    "arrays": ArrayRecord(network.state_dict()),
+                    "metrics": MetricRecord({"train_loss": 0.0, "num-examples": _NUM_EXAMPLES}),
+                }
+            )
+        )
+        for _ in range(num_clients)
+    ]
+    started = time.perf_counter()
+    strategy.aggregate_train(1, held)  # type: ignore[arg-type]
+    return time.perf_counter() - started
+
+
+class FakeReply:
+    """What both sides read of a Flower message; a real one cannot be made outside a run."""
+
+    def __init__(self, content: RecordDict) -> None:
+        self.content = content
+
+    def has_content(self) -> bool:
+        """It has."""
+        return True
+
+    def has_error(self) -> bool:
+        """It has none."""
+        return False
+
+
+def build(model: Path) -> Any:
+    """The classifier in that folder."""
+    from transformers import AutoModelForSequenceClassification, logging
+
+    logging.set_verbosity_error()
+    return AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
+
+
+def global_tensors(model: Path) -> tuple[Layout, torch.Tensor]:
+    """The shared tensors of the model in that folder: layout and (P,) fp32."""
+    return flatten_model(build(model), torch.device("cpu"))
+
+
+def replies(layout: Layout, flat: torch.Tensor, num_clients: int) -> Iterator[Message]:
+    """Wardround's replies, each with bytes of its own, as pulled from a grid."""
+    for _ in range(num_clients):
+        data = OurArray(flat).data
+        record = ArrayRecord()
+        record["shared"] = Array("float32", tuple(flat.shape), SType.NUMPY, data)
+        metrics = {"num_examples": _NUM_EXAMPLES, "num_steps": 1, "loss": 0.5, "seconds": 1.0}
+        yield FakeReply(  # type: ignore[misc]
+            RecordDict(
+                {
+                    "tensors": record,
+                    "update": ConfigRecord({"round": 1, "layout": layout.digest}),
+                    "metrics": MetricRecord(metrics),  # type: ignore[arg-type]
+                }
+            )
+        )
+        del data, record

@@ -1,0 +1,99 @@
+"""Wardround, through the door a person takes; only what `has_steps=False` leaves out is taken out here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contenders.job import BATCH, LEARNING_RATE, Clock, Job, read_job
+
+NO_STEPS = "WARDROUND_BENCHMARK_NO_STEPS"
+"""In the environment: no training. Processes that this one spawns import this file and see it too."""
+
+
+def leave_out_training() -> None:
+    """Make every client return the tensors it was given."""
+    from client import local_round
+    from common.learning import TrainResult
+
+    def train_nothing(*_: Any) -> TrainResult:
+        return TrainResult(loss=0.0, num_steps=0)
+
+    local_round.__dict__["train_epochs"] = train_nothing
+
+
+if os.environ.get(NO_STEPS):
+    leave_out_training()
+
+
+def overrides(job: Job) -> list[str]:
+    """The words a person would give to `wardround simulate`."""
+    return [
+        *("model=hf", f"model.name={job.model}", "model.label=benchmark", "data=files"),
+        *(f"data.path={job.texts}", f"data.test_path={job.test_texts}", "train.local_epochs=1"),
+        *(f"train.batch_size={BATCH}", f"train.max_length={job.max_length}"),
+        *(f"train.learning_rate={LEARNING_RATE}", f"num_clients={job.num_clients}"),
+        *(f"num_rounds={job.num_rounds}", f"device={job.device}", f"threads={job.threads}"),
+        *(f"run_dir={job.folder}/run", *job.overrides),
+    ]
+
+
+class Follower(threading.Thread):
+    """Notes when files of the run folder were written: the live file as round 1 begins, then checkpoints."""
+
+    def __init__(self, run: Path, clock: Clock) -> None:
+        super().__init__(daemon=True)
+        self._run, self._clock = run, clock
+        self._seen: set[int] = {0}
+        self._has_begun = False
+        self._is_over = threading.Event()
+
+    def run(self) -> None:
+        """Look until told to stop, and once more then."""
+        while not self._is_over.wait(0.02):
+            self._look()
+        self._look()
+
+    def stop(self) -> None:
+        """Return once everything is noted."""
+        self._is_over.set()
+        self.join()
+
+    def _look(self) -> None:
+        live = self._run / "live.json"
+        if not self._has_begun and live.exists():
+            self._has_begun = True
+            self._clock.begin(live.stat().st_mtime)
+        for folder in sorted((self._run / "checkpoint").glob("round-*")):
+            number = int(folder.name.removeprefix("round-"))
+            if number not in self._seen:
+                self._seen.add(number)
+                self._clock.end(number, (folder / "record.json").stat().st_mtime)
+
+
+def main() -> None:
+    """The command line."""
+    job = read_job()
+    if not job.has_steps and not os.environ.get(NO_STEPS):
+        os.environ[NO_STEPS] = "1"
+        leave_out_training()
+    clock = Clock(job)
+    follower = Follower(Path(job.folder) / "run", clock)
+    follower.start()
+    from server.cli import main as wardround
+
+    sys.argv = ["wardround", "simulate", *overrides(job)]
+    try:
+        wardround()
+    except SystemExit as end:
+        if end.code not in (0, None):
+            raise
+    follower.stop()
+    clock.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""A federation of real processes to measure: SuperLink, relay and sites, for Wardround and stock Flower."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.inputs import LABELS, write_texts
+from benchmarks.memory import PeakMemory, with_descendants
+from benchmarks.report import say
+from server.deployment import superlink
+from server.deployment.server_folder import names_by_node
+from server.deployment.submit import settings_to_submit, start
+from tests.e2e.federation import Federation
+from tests.e2e.proxy import Relay
+
+STOCK_APP = Path(__file__).parent / "stock"
+_ONLINE_SECONDS = 180.0
+_ASK_SECONDS = 30.0
+_TEXT_TOKENS = 8
+
+
+class RunLost(RuntimeError):
+    """A run that is measured did not come to its end."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """When a round was over, and what had crossed the relay by then."""
+
+    seconds: float
+    up: int
+    down: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run."""
+
+    marks: tuple[Mark, ...]
+    start_seconds: float
+    """From sending the app out to the end of round 1."""
+    server_bytes: int
+    """Highest PSS of SuperLink, superexec and server app together."""
+    site_bytes: int
+    """Highest PSS of one site's processes together, over the sites."""
+
+    @property
+    def round_seconds(self) -> float:
+        """Mean of the rounds after the first."""
+        return (self.marks[-1].seconds - self.marks[0].seconds) / (len(self.marks) - 1)
+
+    @property
+    def up_bytes(self) -> float:
+        """From the sites to the server, each round, mean of the rounds after the first."""
+        return (self.marks[-1].up - self.marks[0].up) / (len(self.marks) - 1)
+
+    @property
+    def down_bytes(self) -> float:
+        """From the server to the sites."""
+        return (self.marks[-1].down - self.marks[0].down) / (len(self.marks) - 1)
+
+
+class Bed:
+    """A server, a relay before its fleet port, and sites that join as hospitals do; use it as a context."""
+
+    def __init__(self, root: Path, model: Path, num_sites: int) -> None:
+        self.root, self.model, self.num_sites = root, model, num_sites
+        self.federation = Federation(root)
+        self._num_runs = 0
+        self._open = ExitStack()
+
+    def __enter__(self) -> Bed:
+        federation = self.federation
+        self._open.callback(federation.close)
+        port = federation.folder.addresses.fleet_port
+        self.relay = self._open.enter_context(Relay(("127.0.0.1", port)))
+        say(f"starting a server and {self.num_sites} sites")
+        federation.up()
+        for number in range(self.num_sites):
+            self._join(f"site-{number}")
+        federation.wait_online(*federation.sites, seconds=_ONLINE_SECONDS)
+        assert federation.server is not None
+        server = federation.server.popen.pid
+        groups: dict[str, Callable[[], set[int]]] = {"server": lambda: with_descendants([server])}
+        for name, site in federation.sites.items():
+            assert site.node is not None
+            groups[name] = _finder(site.node.popen.pid)
+        self.memory = self._open.enter_context(PeakMemory(groups, seconds=0.5))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def _join(self, name: str) -> None:
+        """A site with two texts to train on and one held out, which dials the relay."""
+        texts = write_texts(self.root / f"{name}.csv", np.full(3, _TEXT_TOKENS))
+        site = self.federation.add_site(name, texts, model=self.model)
+        content = site.site_file.read_text(encoding="utf-8")
+        content = content.replace(self.federation.fleet_address, f"localhost:{self.relay.port}")
+        site.site_file.write_text(content, encoding="utf-8")
+        site.node = self.federation.start(
+            f"join-{name}", "python3", "-m", "client.cli", "join", "--site", str(site.site_file)
+        )
+
+    def wardround(self, num_rounds: int, *overrides: str) -> Measured:
+        """One submitted run: every site trains one step on two texts and counts on another."""
+        self._num_runs += 1
+        run_dir = self.root / f"run-{self._num_runs}"
+        settings = settings_to_submit(
+            [
+                *("model=hf", f"model.name={self.model}", "model.label=benchmark", "data=files"),
+                *("data.path=unused.csv", f"data.label_names=[{','.join(LABELS)}]", "data.test_fraction=0.4"),
+                *("train.local_epochs=1", f"train.max_length={_TEXT_TOKENS}", "train.padding=longest"),
+                *("evaluation.where=sites", f"num_clients={self.num_sites}", f"num_rounds={num_rounds}"),
+                *("device=cpu", f"run_dir={run_dir}", *overrides),
+            ]
+        )
+        folder = self.federation.folder
+        names = names_by_node(folder.sites(), sorted(self.federation.sites))
+
+        def rounds_done() -> int:
+            found = sorted(path.name for path in (run_dir / "checkpoint").glob("round-*"))
+            return int(found[-1].removeprefix("round-")) if found else 0
+
+        return self._measure(lambda: start(folder, settings, names), rounds_done, num_rounds)
+
+    def stock(self, num_rounds: int) -> Measured:
+        """One run of the stock app."""
+        self._num_runs += 1
+        file = self.root / f"rounds-{self._num_runs}.txt"
+        config = {
+            "model": str(self.model),
+            "num-rounds": str(num_rounds),
+            "num-nodes": str(self.num_sites),
+            "rounds-file": str(file),
+        }
+        folder = self.federation.folder
+
+        def rounds_done() -> int:
+            return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+
+        return self._measure(lambda: superlink.start_run(folder, STOCK_APP, config), rounds_done, num_rounds)
+
+    def _measure(self, send: Callable[[], str], rounds_done: Callable[[], int], num_rounds: int) -> Measured:
+        """Start a run, take a mark at the end of every round, and wait until nothing of it runs any more."""
+        self.memory.reset()
+        started = asked = time.monotonic()
+        run_id = send()
+        marks: list[Mark] = []
+        while len(marks) < num_rounds:
+            time.sleep(0.1)
+            if rounds_done() > len(marks):
+                marks.append(Mark(time.monotonic(), self.relay.sent, self.relay.received))
+                say(f"  round {len(marks)} after {marks[-1].seconds - started:.1f} s")
+            # Asking takes a second of a processor: rarely, and of both apps alike.
+            if time.monotonic() - asked > _ASK_SECONDS:
+                asked = time.monotonic()
+                self._check(run_id)
+        while not (state := superlink.run_state(self.federation.folder, run_id)).has_ended:
+            time.sleep(1)
+        if state.status != "finished:completed":
+            raise RunLost(f"the run ended as {state.status} {state.details}\n{self._log()}")
+        peaks = self.memory.peaks
+        sites = max(peaks[name] for name in self.federation.sites)
+        return Measured(tuple(marks), marks[0].seconds - started, peaks["server"], sites)
+
+    def _check(self, run_id: str) -> None:
+        state = superlink.run_state(self.federation.folder, run_id)
+        if state.has_ended and state.status != "finished:completed":
+            raise RunLost(f"the run ended as {state.status} {state.details}\n{self._log()}")
+
+    def _log(self) -> str:
+        assert self.federation.server is not None
+        return "\n".join(self.federation.server.text().splitlines()[-40:])
+
+
+def _finder(pid: int) -> Callable[[], set[int]]:
+    return lambda: with_descendants([pid])

@@ -1,0 +1,113 @@
+"""Rounds across real sites: seconds, bytes on the wire and memory, Wardround beside stock Flower.
+
+    python -m benchmarks.deployment --model base --sites 2 --rounds 4 --repeats 2
+
+One SuperLink and the same SuperNodes, with TLS and node keys, serve both apps in turns (A B A B …).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.deployed import Bed, Measured
+from benchmarks.inputs import SIZES, write_model
+from benchmarks.report import Report, Samples, Table, numbers, parser, say
+
+STOCK = "stock Flower"
+Run = Callable[[Bed, int], Measured]
+
+# A row each; the first is the one that ratios are told for.
+VARIANTS: dict[str, Run] = {
+    "Wardround": lambda bed, num_rounds: bed.wardround(num_rounds),
+    STOCK: lambda bed, num_rounds: bed.stock(num_rounds),
+}
+
+NOTES = [
+    "seconds a round: rounds 2 to n, from the end of round 1 to the end of round n; median over repeats.",
+    "Wardround has no setting for no training, so its sites take one step on two texts of 8 tokens and count "
+    "on another, inside the training message; stock takes no step and its evaluation computes nothing. The "
+    "difference is to Wardround's disadvantage.",
+    "stock adds a small number to each tensor in place of training: Flower does not send again what the "
+    "receiver holds already, and trained tensors would be new.",
+    "bytes a round: what passed a relay before the SuperLink's fleet port, TLS included, all sites together.",
+    "server memory: peak PSS of SuperLink, superexec and server app together, in the first run of each app "
+    "on a fresh SuperLink, Wardround first; site memory: the same of one site's processes, the largest site.",
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    options = read_options(arguments)
+    with tempfile.TemporaryDirectory(prefix="wardround-bench-") as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        measure(options, folder.absolute()).write(options)
+    return 0
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, made small by `--quick`."""
+    options_of = parser(__doc__ or "")
+    options_of.add_argument("--model", choices=SIZES, default="base")
+    options_of.add_argument("--sites", type=numbers, default=(2,), metavar="N[,N…]")
+    options_of.add_argument("--rounds", type=int, default=4, help="rounds of each run, at least 2")
+    options_of.add_argument("--only", choices=VARIANTS, action="append", help="measure these rows alone")
+    options_of.add_argument("--keep", type=Path, metavar="FOLDER", help="leave logs and run folders there")
+    options = options_of.parse_args(arguments)
+    if options.quick:
+        options.model, options.rounds, options.repeats = "micro", 2, 1
+    return options
+
+
+def measure(options: argparse.Namespace, folder: Path) -> Report:
+    """All runs, for every number of sites."""
+    samples = Samples()
+    model = write_model(folder / "model", options.model)
+    chosen = {name: run for name, run in VARIANTS.items() if not options.only or name in options.only}
+    for num_sites in options.sites:
+        with Bed(folder / f"sites-{num_sites}", model, num_sites) as bed:
+            for repeat in range(options.repeats):
+                for name, run in chosen.items():
+                    say(f"{name}, {num_sites} sites, run {repeat + 1} of {options.repeats}")
+                    _keep(samples, f"{name}, {num_sites} sites", run(bed, options.rounds))
+    return Report("deployment", _table(samples, chosen, options), samples, NOTES)
+
+
+def _keep(samples: Samples, row: str, measured: Measured) -> None:
+    samples.add(
+        row,
+        round_seconds=measured.round_seconds,
+        start_seconds=measured.start_seconds,
+        up_bytes=measured.up_bytes,
+        down_bytes=measured.down_bytes,
+        server_bytes=measured.server_bytes,
+        site_bytes=measured.site_bytes,
+    )
+    say(f"  {measured.round_seconds:.1f} s a round, server {measured.server_bytes / 2**30:.2f} GiB")
+
+
+def _table(samples: Samples, chosen: dict[str, Run], options: argparse.Namespace) -> Table:
+    columns = ["model", "sites", "app", "s/round", "of stock", "to round 1 (s)", "up (MiB)", "down (MiB)"]
+    table = Table([*columns, "server (GiB)", "site (GiB)"])
+    for num_sites in options.sites:
+        for name in chosen:
+            row, base = f"{name}, {num_sites} sites", f"{STOCK}, {num_sites} sites"
+            memory = [samples.first(row, key) for key in ("server_bytes", "site_bytes")]
+            wire = [samples.median(row, key) for key in ("up_bytes", "down_bytes")]
+            table.rows.append(
+                [
+                    *(options.model, num_sites, name, samples.median(row, "round_seconds")),
+                    *(samples.ratio(row, base, "round_seconds"), samples.median(row, "start_seconds")),
+                    *(None if value is None else value / 2**20 for value in wire),
+                    *(None if value is None else value / 2**30 for value in memory),
+                ]
+            )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

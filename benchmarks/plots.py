@@ -1,0 +1,67 @@
+"""Curves of a benchmark: one panel a quantity, one line a contender."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One contender."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    """(K, value); values of 0 were not measured and are left out."""
+
+
+def draw(path: Path, panels: Mapping[str, Sequence[Curve]], x_label: str) -> None:
+    """Write the picture; the file name's ending says in which format."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False)
+    for axis, (quantity, curves) in zip(axes[0], panels.items(), strict=True):
+        for curve in curves:
+            points = [point for point in curve.points if point[1] > 0]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", linewidth=1.6, label=curve.name)
+        ticks = sorted({x for curve in curves for x, _ in curve.points})
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(quantity)
+        axis.grid(visible=True, which="major", alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_bars(path: Path, groups: Mapping[str, Mapping[str, float]], y_label: str) -> None:
+    """One panel a group, one bar a contender; values of 0 were not measured and are left out."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(groups), figsize=(3.4 * len(groups), 3.6), squeeze=False)
+    colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    for axis, (group, bars) in zip(axes[0], groups.items(), strict=True):
+        for number, (name, value) in enumerate(bars.items()):
+            if value > 0:
+                axis.bar(number, value, color=colours[number % len(colours)], label=name)
+        axis.set_title(group, fontsize=9)
+        axis.set_xticks([])
+        axis.set_ylabel(y_label)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=min(3, len(labels)) or 1, fontsize=7)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

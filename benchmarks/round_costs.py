@@ -1,0 +1,89 @@
+"""What Wardround does in a round beside training and summing, one thing at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.aggregate import build, global_tensors
+from common.runs import Checkpoint, RunFolder
+from common.sharing import model_sha256
+from server.averaging import BLOCK, RoundMean, WeightedMean
+from server.records import Taken, add_clients, new_record
+
+_BATCH, _TOKENS = 32, 128
+
+
+def measure_costs(model: Path, run_dir: Path, num_clients: int, num_repeats: int) -> dict[str, float]:
+    """Seconds of each thing in a round of `num_clients`; `step` is one training step of a client."""
+    layout, flat = global_tensors(model)
+    trained = flat + 1e-4
+    run_dir.mkdir()
+    folder = RunFolder(run_dir)
+    test = {"loss": 0.5, "accuracy": 0.5, "macro_f1": 0.5, "num_examples": 100}
+    outcome: RoundMean | None = None
+
+    def with_diagnostics() -> None:
+        nonlocal outcome
+        mean = WeightedMean(flat)
+        for _ in range(num_clients):
+            mean.add(trained, 100)
+        outcome = mean.finish()
+
+    alone = _seconds(lambda: _sum_alone(flat, trained, num_clients), num_repeats)
+    both = _seconds(with_diagnostics, num_repeats)
+    assert outcome is not None
+    agreements = outcome.agreements
+    record = new_record(1, layout, flat, test, {"train": 1.0})
+    taken = [Taken(client, 100, 0.5, 1.0) for client in range(num_clients)]
+    add_clients(record, layout, taken, agreements, num_clients)
+    checkpoint = Checkpoint(record, layout.views(flat))
+    return {
+        "norms and cosines": max(0.0, both - alone),
+        "SHA-256 of the model": _seconds(lambda: model_sha256(layout, flat), num_repeats),
+        "checkpoint, on the disk": _seconds(lambda: folder.save_checkpoint(checkpoint), num_repeats),
+        "history line, on the disk": _seconds(lambda: folder.append_history(record), num_repeats),
+        "step": _step_seconds(model, num_repeats),
+    }
+
+
+def _sum_alone(flat: torch.Tensor, trained: torch.Tensor, num_clients: int) -> torch.Tensor:
+    """The weighted mean without any diagnostics, in the same blocks."""
+    total = torch.zeros(len(flat), dtype=torch.float64)
+    mean = torch.empty_like(flat)
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(flat), BLOCK)]
+    for _ in range(num_clients):
+        for block in blocks:
+            total[block].add_(trained[block], alpha=100)
+    for block in blocks:
+        mean[block] = total[block].div_(100 * num_clients)
+    return mean
+
+
+def _step_seconds(model: Path, num_repeats: int) -> float:
+    network = build(model).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-5)
+    input_ids = torch.randint(5, 1000, (_BATCH, _TOKENS))
+    labels = torch.zeros(_BATCH, dtype=torch.int64)
+
+    def step() -> None:
+        network(input_ids=input_ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return _seconds(step, num_repeats)
+
+
+def _seconds(work: Callable[[], object], num_repeats: int) -> float:
+    """Median of `num_repeats` after one that does not count."""
+    work()
+    measured = []
+    for _ in range(num_repeats):
+        started = time.perf_counter()
+        work()
+        measured.append(time.perf_counter() - started)
+    return median(measured)

@@ -1,0 +1,140 @@
+"""Who trains in the training benchmark: each takes a job and says how many texts a second it did."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.inputs import LABELS
+from common.learning import Place, train_epochs
+from common.models import build_classifier
+from common.sharing import flatten_model
+from common.tokens import TokenisedTexts
+from server.compose import compose
+
+BATCH, LONGEST = 32, 128
+_LEARNING_RATE = 1e-4
+_FIRST_WORD, _LAST_WORD = 5, 1000
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on what, and how."""
+
+    model: Path
+    precision: str
+    device: str
+    threads: int
+    lengths: np.ndarray  # (N,) int64, tokens of each text
+    overrides: tuple[str, ...] = ()
+    """Of Wardround's settings."""
+
+    def texts(self) -> list[np.ndarray]:
+        """Token ids, drawn the same every time; N arrays (T_i,) int64."""
+        random = np.random.default_rng(0)
+        return [random.integers(_FIRST_WORD, _LAST_WORD, length) for length in self.lengths]
+
+    def labels(self) -> np.ndarray:
+        """Labels in turns, (N,) int64."""
+        return np.arange(len(self.lengths)) % len(LABELS)
+
+
+class NotInstalled(RuntimeError):
+    """A contender is not here; the text says which package is missing."""
+
+
+def wardround(job: Job) -> float:
+    """Texts a second of `common.learning.train_epochs`."""
+    torch.set_num_threads(job.threads)
+    settings = compose(
+        [
+            *("model=hf", f"model.name={job.model}", "data=files", "data.path=unused.csv"),
+            *("train.local_epochs=1", f"train.batch_size={BATCH}", f"train.max_length={LONGEST}"),
+            *(f"train.learning_rate={_LEARNING_RATE}", *job.overrides),
+        ]
+    ).settings
+    classifier = build_classifier(settings.model, LABELS, seed=0)
+    device = torch.device(job.device)
+    flatten_model(classifier.model, device)
+    texts = TokenisedTexts(
+        ids=np.concatenate(job.texts()).astype(np.int32),
+        starts=np.concatenate([[0], np.cumsum(job.lengths)]),
+        labels=job.labels(),
+        pad_id=0,
+    )
+
+    def train(num_texts: int, number: int) -> float:
+        place = Place(seed=0, round=number, client=0, device=device, precision=job.precision)
+        return train_epochs(classifier.model, texts, np.arange(num_texts), settings.train, place).loss
+
+    train(min(BATCH, len(texts)), 1)
+    started = time.perf_counter()
+    train(len(texts), 2)  # reads its loss from the device, so all work is done
+    return len(texts) / (time.perf_counter() - started)
+
+
+def hugging_face(job: Job) -> float:
+    """Texts a second of `transformers.Trainer`.
+
+    Raises:
+        NotInstalled: `accelerate`, which it needs, is missing.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise NotInstalled(
+            "not installed: accelerate, which the Hugging Face Trainer needs; its rows are empty."
+        )
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        PrinterCallback,
+        Trainer,
+        TrainingArguments,
+        logging,
+    )
+
+    logging.set_verbosity_error()
+    torch.set_num_threads(job.threads)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(job.model, num_labels=len(LABELS))
+    collator = DataCollatorWithPadding(AutoTokenizer.from_pretrained(job.model))
+    rows = [
+        {"input_ids": ids.tolist(), "attention_mask": [1] * len(ids), "labels": int(label)}
+        for ids, label in zip(job.texts(), job.labels(), strict=True)
+    ]
+    with tempfile.TemporaryDirectory(prefix="wardround-bench-") as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=BATCH,
+            num_train_epochs=1,
+            learning_rate=_LEARNING_RATE,
+            optim="sgd",
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            bf16=job.precision == "bf16",
+            use_cpu=job.device == "cpu",
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=job.device != "cpu",
+        )
+
+        def train(num_texts: int) -> None:
+            chosen: Any = rows[:num_texts]
+            trainer = Trainer(model=model, args=arguments, train_dataset=chosen, data_collator=collator)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+            if job.device != "cpu":
+                torch.cuda.synchronize()
+
+        train(min(BATCH, len(rows)))
+        started = time.perf_counter()
+        train(len(rows))
+        return len(rows) / (time.perf_counter() - started)

@@ -1,0 +1,130 @@
+"""Texts a second of local training: Wardround beside the Hugging Face Trainer, same model and precision.
+
+    python -m benchmarks.training --models tiny,base --precision fp32,bf16
+
+Texts have a median of 50 tokens and are cut at 128; batches of 32, plain SGD. All rows train on the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.flops import peak_flops
+from benchmarks.inputs import SIZES, ragged_lengths, write_model
+from benchmarks.isolated import isolated
+from benchmarks.plots import draw_bars
+from benchmarks.report import Report, Samples, Table, parser, say
+from benchmarks.trainers import LONGEST, Job, NotInstalled, hugging_face, wardround
+
+TRAINER = "Hugging Face Trainer"
+MEDIAN_TOKENS = 50
+Train = Callable[[Job], float]
+
+# A row each: what trains, and with which of Wardround's settings.
+VARIANTS: dict[str, tuple[Train, tuple[str, ...]]] = {
+    "Wardround, protocol=paper (padded to 128)": (wardround, ()),
+    "Wardround, train.padding=longest": (wardround, ("train.padding=longest",)),
+    TRAINER: (hugging_face, ()),
+}
+# Texts trained on in a measurement: some seconds on two cores.
+NUM_TEXTS = {"micro": 96, "tiny": 2048, "minilm": 256, "base": 96}
+
+NOTES = [
+    "texts a second: one epoch after a warm-up of one batch in the same process; every run a fresh process.",
+    "the Trainer pads each batch to its longest text, as its default collator does; no clipping, logging or "
+    "saving on either side.",
+    "TFLOP/s count the tokens of the texts and not their padding (6 per weight of the encoder and token, 12 "
+    "per layer, width and squared length); the peak is a large matrix product in the same precision.",
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    options = read_options(arguments)
+    with tempfile.TemporaryDirectory(prefix="wardround-bench-") as folder:
+        report = measure(options, Path(folder))
+    report.write(options)
+    if options.plot is not None:
+        draw_bars(options.plot, _bars(report.samples, options), "texts a second")
+    return 0
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, made small by `--quick`."""
+    options_of = parser(__doc__ or "")
+    options_of.add_argument("--models", type=_names, default=("tiny", "base"), metavar="NAME[,NAME…]")
+    options_of.add_argument("--precision", type=_names, default=("fp32", "bf16"), metavar="fp32[,bf16]")
+    options_of.add_argument("--device", default="cpu", help="cpu, cuda …")
+    options_of.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options_of.add_argument("--texts", type=int, help="how many to train on; by model if left out")
+    options = options_of.parse_args(arguments)
+    if options.quick:
+        options.models, options.precision, options.repeats = ("micro",), ("fp32",), 1
+    return options
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def measure(options: argparse.Namespace, folder: Path) -> Report:
+    """All rows in turns."""
+    samples, notes = Samples(), list(NOTES)
+    for model in options.models:
+        written = write_model(folder / model, model)
+        lengths = ragged_lengths(options.texts or NUM_TEXTS[model], MEDIAN_TOKENS, LONGEST)
+        for precision in options.precision:
+            for repeat in range(options.repeats):
+                for name, (train, overrides) in VARIANTS.items():
+                    say(f"{model}, {precision}, {name}, run {repeat + 1} of {options.repeats}")
+                    job = Job(written, precision, options.device, options.threads, lengths, overrides)
+                    try:
+                        speed, peak = isolated(train, job)
+                    except NotInstalled as missing:
+                        notes.append(str(missing)) if str(missing) not in notes else None
+                        continue
+                    samples.add(f"{name}, {model}, {precision}", speed=speed, bytes=peak)
+                    say(f"  {speed:.1f} texts a second")
+    return Report("training", _table(samples, options), samples, notes)
+
+
+def _table(samples: Samples, options: argparse.Namespace) -> Table:
+    columns = ["model", "precision", "what trains", "texts/s", "of the Trainer", "TFLOP/s", "of the peak"]
+    table = Table([*columns, "peak memory (GiB)"])
+    for precision in options.precision:
+        peak = peak_flops(precision, options.device, options.threads, is_quick=options.quick)
+        for model in options.models:
+            lengths = ragged_lengths(options.texts or NUM_TEXTS[model], MEDIAN_TOKENS, LONGEST)
+            work = SIZES[model].training_flops(lengths) / len(lengths)
+            for name in VARIANTS:
+                row, base = f"{name}, {model}, {precision}", f"{TRAINER}, {model}, {precision}"
+                speed, held = samples.median(row, "speed"), samples.median(row, "bytes")
+                done = None if speed is None else speed * work
+                table.rows.append(
+                    [
+                        *(model, precision, name, speed, samples.ratio(row, base, "speed")),
+                        *(None if done is None else done / 1e12, None if done is None else done / peak),
+                        None if held is None else held / 2**30,
+                    ]
+                )
+    return table
+
+
+def _bars(samples: Samples, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    return {
+        f"{model}, {precision}": {
+            name: samples.median(f"{name}, {model}, {precision}", "speed") or 0.0 for name in VARIANTS
+        }
+        for model in options.models
+        for precision in options.precision
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

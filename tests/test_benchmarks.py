@@ -1,0 +1,155 @@
+"""The benchmarks' own arithmetic, and that each of them runs to its table on sizes of seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import aggregation, deployment, simulation, training
+from benchmarks.inputs import SIZES, ragged_lengths
+from benchmarks.memory import PeakMemory, pss_bytes, with_descendants
+from benchmarks.plots import Curve, draw
+from benchmarks.report import Report, Samples, Table, parser
+from benchmarks.simulated import outcome
+
+
+def test_a_ratio_is_taken_repeat_by_repeat() -> None:
+    samples = Samples()
+    # The second repeat met a machine half as fast: 2 / 4 and 4 / 8 are both one half.
+    for ours, theirs in ((2.0, 4.0), (4.0, 8.0)):
+        samples.add("ours", seconds=ours)
+        samples.add("theirs", seconds=theirs)
+    assert samples.ratio("ours", "theirs", "seconds") == 0.5
+    assert samples.median("ours", "seconds") == 3.0
+    assert samples.first("theirs", "seconds") == 4.0
+
+
+def test_what_was_not_measured_is_none_and_drawn_as_a_dash() -> None:
+    samples = Samples()
+    assert samples.median("ours", "seconds") is None
+    assert samples.ratio("ours", "theirs", "seconds") is None
+    assert Table(["who", "seconds"], [["ours", None]]).text().splitlines()[2] == "| ours | –       |"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.1234, "0.123"), (12.345, "12.35"), (123.4, "123.4"), (4321.0, "4321")]
+)
+def test_numbers_are_shown_with_three_to_four_digits(value: float, shown: str) -> None:
+    assert shown in Table(["seconds"], [[value]]).text()
+
+
+def test_json_holds_the_table_every_sample_and_the_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = Samples()
+    samples.add("ours", seconds=2.0)
+    file = tmp_path / "out.json"
+    options = parser("about").parse_args(["--json", str(file)])
+    more = {"More": Table(["x"], [[1]])}
+    Report("training", Table(["who", "s"], [["ours", 2.0]]), samples, ["a note"], more).write(options)
+    content = json.loads(file.read_text())
+    assert content["table"] == [{"who": "ours", "s": 2.0}]
+    assert content["more"] == {"More": [{"x": 1}]}
+    assert content["samples"] == {"ours": {"seconds": [2.0]}}
+    assert content["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert os.uname().nodename not in file.read_text()
+    assert "- a note" in capsys.readouterr().out
+
+
+def test_pss_of_this_process_and_of_none() -> None:
+    assert pss_bytes(os.getpid()) > 10 * 2**20
+    assert pss_bytes(2**22 + 1) == 0
+    assert os.getpid() in with_descendants([os.getppid()])
+
+
+def test_peak_memory_sees_what_was_held() -> None:
+    with PeakMemory({"here": lambda: [os.getpid()]}, seconds=0.01) as memory:
+        before = pss_bytes(os.getpid())
+        held = np.ones(64 * 2**20 // 8)
+        while memory.peaks["here"] < before + held.nbytes // 2:
+            pass
+    assert memory.peaks["here"] >= before + held.nbytes // 2
+
+
+def test_base_is_as_large_as_bert_base() -> None:
+    size = SIZES["base"]
+    embeddings = (size.vocabulary + 512 + 2) * size.width + 2 * size.width
+    layer = 4 * (size.width**2 + size.width) + 8 * size.width**2 + 5 * size.width + 4 * size.width
+    assert embeddings + size.layers * layer + size.width**2 + size.width == 109_482_240  # bert-base-uncased
+
+
+def test_lengths_have_the_median_asked_for() -> None:
+    lengths = ragged_lengths(2000, 50, 128)
+    assert 47 <= np.median(lengths) <= 53
+    assert (lengths.min(), lengths.max()) >= (5, 128)
+
+
+def test_flops_of_one_token() -> None:
+    # 1 layer x 16: 72 * 16 * 16 for the weights and 12 * 16 for a text attending to its one token.
+    assert SIZES["micro"].training_flops(np.array([1])) == 72 * 256 + 12 * 16
+
+
+def test_times_of_a_simulation() -> None:
+    # Called at 10, round 1 from 13 to 17, rounds 2 and 3 end at 19 and 21: 2 s each.
+    measured = outcome({"began": 13.0, "ends": [[1, 17.0], [2, 19.0], [3, 21.0]]}, 10.0, 5)  # type: ignore[dict-item]
+    assert (measured.start_seconds, measured.first_seconds, measured.round_seconds) == (3.0, 4.0, 2.0)
+
+
+def test_curves_are_drawn(tmp_path: Path) -> None:
+    file = tmp_path / "curves.png"
+    draw(file, {"seconds": [Curve("ours", [(1, 2.0), (2, 0.0), (8, 3.0)])]}, "clients K")
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def rows(file: Path) -> list[dict[str, object]]:
+    """The table in a JSON file."""
+    found: list[dict[str, object]] = json.loads(file.read_text())["table"]
+    return found
+
+
+@pytest.mark.slow
+def test_aggregation_runs(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    assert aggregation.main(["--quick", "--json", str(file), "--plot", str(tmp_path / "plot.png")]) == 0
+    assert [row["K"] for row in rows(file)] == [2, 2, 3, 3]
+    assert all(float(str(row["seconds"])) > 0 for row in rows(file))
+    costs = json.loads(file.read_text())["more"]["What a round costs beside training"]
+    assert "SHA-256 of the model" in [row["what"] for row in costs]
+
+
+@pytest.mark.slow
+def test_training_runs(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    assert training.main(["--quick", "--json", str(file), "--plot", str(tmp_path / "plot.png")]) == 0
+    ours = [row for row in rows(file) if str(row["what trains"]).startswith("Wardround")]
+    assert ours
+    assert all(float(str(row["texts/s"])) > 0 for row in ours)
+
+
+@pytest.mark.slow
+def test_simulation_runs(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    words = ["--only", "plain loop", "--only", "inprocess", "--json", str(file)]
+    assert simulation.main(["--quick", *words, "--plot", str(tmp_path / "plot.png")]) == 0
+    assert len(rows(file)) >= 4
+    assert all(float(str(row["s/round"])) > 0 for row in rows(file))
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_deployment_runs(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    assert deployment.main(["--quick", "--json", str(file)]) == 0
+    ours, stock = rows(file)
+    assert (ours["app"], stock["app"]) == ("Wardround", deployment.STOCK)
+    for row in (ours, stock):
+        assert float(str(row["s/round"])) > 0
+        assert float(str(row["down (MiB)"])) > 0
+        assert float(str(row["server (GiB)"])) > 0.1
+    # Stock sends the model for training and again for evaluation.
+    assert float(str(ours["down (MiB)"])) < float(str(stock["down (MiB)"]))

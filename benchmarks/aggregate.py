@@ -11,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import SType
 
-from common.messages import Array as OurArray
+from common.arrays import to_record
 from common.messages import unpack_update
 from common.sharing import Layout, flatten_model
 from server.averaging import WeightedMean
@@ -91,9 +91,9 @@ def global_tensors(model: Path) -> tuple[Layout, torch.Tensor]:
 def replies(layout: Layout, flat: torch.Tensor, num_clients: int) -> Iterator[Message]:
     """Wardround's replies, each with bytes of its own, as pulled from a grid."""
     for _ in range(num_clients):
-        data = OurArray(flat).data
         record = ArrayRecord()
-        record["shared"] = Array("float32", tuple(flat.shape), SType.NUMPY, data)
+        for key, piece in to_record(flat).items():
+            record[key] = Array(piece.dtype, piece.shape, SType.NUMPY, piece.data)
         metrics = {"num_examples": _NUM_EXAMPLES, "num_steps": 1, "loss": 0.5, "seconds": 1.0}
         yield FakeReply(  # type: ignore[misc]
             RecordDict(
@@ -104,4 +104,4 @@ def replies(layout: Layout, flat: torch.Tensor, num_clients: int) -> Iterator[Me
                 }
             )
         )
-        del data, record
+        del record

@@ -1,9 +1,9 @@
 """What crosses the wire, and under which names. Beside arrays.py, the only shared file that knows Flower.
 
-server -> client   tensors/shared    the global tensors as one flat fp32 array
+server -> client   tensors           the global tensors, one flat fp32 array in pieces (shared.00000 …)
                    task              round, layout (digest of names and shapes), settings (JSON), client (its
                                      number in this run)
-client -> server   tensors/shared    the trained tensors, same layout
+client -> server   tensors           the trained tensors, same layout
                    update            round, layout
                    metrics           num_examples, num_steps, loss, seconds
                    counts            loss_sum, confusion: the received model on the site's held-out texts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
@@ -27,7 +27,7 @@ class Request:
 
 
 def ask(
-    grid: Grid, requests: Sequence[Request], kind: str, round: int, timeout: float
+    grid: Grid, requests: Iterable[Request], kind: str, round: int, timeout: float
 ) -> Iterator[Message | None]:
     """Send all requests, then yield one reply for each, in their order; None where none came in time.
 
@@ -45,11 +45,12 @@ def ask(
         Message(request.content, request.node_id, kind, ttl=timeout, group_id=str(round))
         for request in requests
     ]
+    num_messages = len(messages)
     message_ids = list(grid.push_messages(messages))
-    del messages
-    if len(message_ids) != len(requests):
+    del messages  # and with them, what was serialised to send them
+    if len(message_ids) != num_messages:
         raise RunFailed(
-            f"round {round}: {len(requests) - len(message_ids)} of {len(requests)} messages could not be "
+            f"round {round}: {num_messages - len(message_ids)} of {num_messages} messages could not be "
             "sent; a node left between joining and sending. Run the same command again."
         )
     for message_id in message_ids:

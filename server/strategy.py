@@ -132,10 +132,10 @@ class FederatedAveraging:
         """Send the tensors to all members and yield who answered what; the silent are reported."""
         timeout = self.settings.strategy.round_timeout_seconds
         task = Task(number, self.layout.digest, self.settings.for_sites(), tensors)
-        contents = pack_tasks(task, [member.client for member in members])
-        requests = [
-            Request(member.node_id, content) for member, content in zip(members, contents, strict=True)
-        ]
+        requests = (
+            Request(member.node_id, content)
+            for member, content in zip(members, pack_tasks(task, [m.client for m in members]), strict=True)
+        )
         for observer in self.observers:
             observer.before_round(number, [member.name for member in members])
         for member, reply in zip(members, ask(grid, requests, kind, number, timeout), strict=True):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array as FlowerArray
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from client.app import app as client_app
-from common.arrays import Array
+from common.arrays import PIECE, from_record, to_record
 from common.learning import Counts
 from common.messages import (
     Card,
@@ -53,19 +53,29 @@ def over_the_wire(array: FlowerArray) -> FlowerArray:
     return FlowerArray.inflate(array.deflate(), array.children)
 
 
-def test_array_is_flowers_own_on_the_other_side() -> None:
-    tensor = torch.randn(3_000_000)  # more than two chunks of Flower's 5 MB
-    array = Array(tensor)
-    assert array.tensor is tensor
-    assert len(array.children) == 3
-    received = over_the_wire(array)
-    assert type(received) is FlowerArray
-    assert np.array_equal(received.numpy(), tensor.numpy())
+def test_pieces_are_flowers_own_arrays_of_one_chunk_on_the_other_side() -> None:
+    tensor = torch.randn(2 * PIECE + 3)
+    sent = to_record(tensor)
+    assert [len(array.children) for array in sent.values()] == [1, 1, 1]
+    received = ArrayRecord()
+    for key, array in sent.items():
+        received[key] = over_the_wire(array)
+        assert type(received[key]) is FlowerArray
+    assert torch.equal(from_record(received), tensor)
+    assert len(received) == 0  # let go one by one
 
 
-def test_array_survives_being_sent_to_another_process_of_ray() -> None:
-    array = pickle.loads(pickle.dumps(Array(torch.arange(5.0))))  # noqa: S301 - what Ray does, on one machine
-    assert array.tensor.tolist() == [0, 1, 2, 3, 4]
+def test_inside_a_process_the_tensor_itself_is_handed_over() -> None:
+    tensor = torch.randn(PIECE + 1)
+    assert from_record(to_record(tensor)).data_ptr() == tensor.data_ptr()
+
+
+def test_pieces_survive_being_sent_to_another_process_of_ray() -> None:
+    tensor = torch.randn(PIECE + 1)
+    written = pickle.dumps(list(to_record(tensor).values()))
+    assert len(written) < 1.5 * 4 * len(tensor)  # the whole is written once
+    arrays = pickle.loads(written)  # noqa: S301 - what Ray does, on one machine
+    assert torch.equal(arrays[0].whole, tensor)
 
 
 @pytest.mark.parametrize("test", [None, COUNTS])
@@ -73,7 +83,8 @@ def test_update_round_trip(request_message: Message, test: Counts | None) -> Non
     sent = update(torch.randn(7), test)
     message = pack_update(sent, request_message)
     arrays = message.content.array_records["tensors"]
-    arrays["shared"] = over_the_wire(arrays["shared"])
+    for key, array in arrays.items():
+        arrays[key] = over_the_wire(array)
     received = unpack_update(message)
     assert torch.equal(received.tensors, sent.tensors)
     assert (received.round, received.layout, received.num_examples) == (4, "digest", 17)

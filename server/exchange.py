@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.exits import Failed
 
 _POLL_SECONDS = 0.2
+_CLOCK_SECONDS = 1.0  # by which Flower's end of a message and ours may differ
 
 
 class RunFailed(Failed):
@@ -62,7 +64,13 @@ def _wait_for(grid: Grid, message_id: str, deadline: float) -> Message | None:
     while True:
         found = list(grid.pull_messages([message_id]))
         if found:
-            return found[0]
+            return None if _has_expired(found[0], deadline) else found[0]
         if time.monotonic() >= deadline:
             return None
         time.sleep(_POLL_SECONDS)
+
+
+def _has_expired(reply: Message, deadline: float) -> bool:
+    """Whether it is Flower's own word that no answer came in time."""
+    is_gone = reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+    return is_gone and time.monotonic() >= deadline - _CLOCK_SECONDS

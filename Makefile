@@ -13,7 +13,7 @@ demo: .venv/installed
 
 # Within ten minutes. Left out are the long faults over real processes and the containers.
 test: .venv/installed
-	$(BIN)/pytest -m "not docker and not (e2e and slow)"
+	$(BIN)/pytest -m "not docker and not (e2e and slow)" -n 2 --dist loadfile
 	@echo "left out: 'make test-sites' (sites that die, hang or cheat), 'make test-docker' (needs an engine)"
 
 test-sites: .venv/installed

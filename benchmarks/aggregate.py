@@ -30,7 +30,7 @@ def fold_in(model: Path, num_clients: int) -> float:
     for client, reply in enumerate(replies(layout, flat, num_clients)):
         started = time.perf_counter()
         update = unpack_update(reply)
-        check_update(update, 1, layout, Member(client, f"site-{client}", client, _NUM_EXAMPLES))
+        check_update(update, 1, layout, 2, Member(client, f"site-{client}", client, _NUM_EXAMPLES))
         mean.add(update.tensors, update.num_examples)
         seconds += time.perf_counter() - started
     started = time.perf_counter()

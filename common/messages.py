@@ -140,7 +140,7 @@ def unpack_update(message: Message) -> Update:
             seconds=float(str(metrics["seconds"])),
             test=_counts(content) if "counts" in content.metric_records else None,
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise Refused(f"its answer is no update ({type(error).__name__}: {error})") from None
 
 
@@ -165,7 +165,7 @@ def unpack_card(message: Message) -> Card:
     try:
         card = _content(message).config_records["card"]
         return Card(client=int(str(card["client"])), num_examples=int(str(card["num_examples"])))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise Refused(f"its answer is no card ({type(error).__name__}: {error})") from None
 
 
@@ -178,7 +178,7 @@ def unpack_counts(message: Message) -> Counts:
     """Inverse of `pack_counts`. Raises Refused as `unpack_update` does."""
     try:
         return _counts(_content(message))
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise Refused(f"its answer holds no counts ({type(error).__name__}: {error})") from None
 
 

@@ -25,6 +25,7 @@ class Classifier:
     tokenizer: PreTrainedTokenizerBase
     new_head: tuple[str, ...]
     """Parameters the checkpoint did not hold: `classifier.*`, and DistilBERT's `pre_classifier.*`."""
+    num_labels: int
 
 
 def build_classifier(
@@ -59,7 +60,7 @@ def build_classifier(
     new_head = tuple(sorted(set(info["missing_keys"]) | mismatched))
     _refuse_new_encoder(settings, model, new_head)
     draw_head(model, new_head, seed)
-    return Classifier(model=model, tokenizer=tokenizer, new_head=new_head)
+    return Classifier(model, tokenizer, new_head, len(label_names))
 
 
 def draw_head(model: nn.Module, names: tuple[str, ...], seed: int, *, client: int = 0) -> None:

@@ -114,7 +114,9 @@ def _run(
     evaluation = None
     if corpus is not None and settings.evaluation.where == "server":
         evaluation = Evaluation(settings, workplace, corpus.test)
-    strategy = FederatedAveraging(settings, workplace.layout, evaluation, observers)
+    strategy = FederatedAveraging(
+        settings, workplace.layout, workplace.classifier.num_labels, evaluation, observers
+    )
     roster.gather()
     # No name here for where the run starts: its tensors can go when the first round replaces them.
     tensors, reason = strategy.run(grid, roster, _standing(folder, strategy, workplace))

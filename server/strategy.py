@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 # A refused client is told so; it may be gone, or not listen.
 _NOTICE_SECONDS = 30.0
+# In one cell; sums over cells and sites stay inside 64 bits.
+_MOST_COUNTED = 2**40
 
 
 class FederatedAveraging:
@@ -47,12 +50,13 @@ class FederatedAveraging:
         self,
         settings: Settings,
         layout: Layout,
+        num_labels: int,
         evaluation: Evaluation | None,
         observers: Sequence[Observer],
     ) -> None:
         """Args: evaluation: the central test set; None where the sites evaluate."""
         self.settings = settings
-        self.layout = layout
+        self.layout, self.num_labels = layout, num_labels
         self.evaluation = evaluation
         self.observers = observers
         self._left_out: list[LeftOut] = []
@@ -105,7 +109,7 @@ class FederatedAveraging:
             folding = time.perf_counter()
             try:
                 update = unpack_update(reply)
-                check_update(update, number, self.layout, member)
+                check_update(update, number, self.layout, self.num_labels, member)
             except Refused as refusal:
                 self._refuse(grid, number, member, refusal)
                 continue
@@ -150,7 +154,9 @@ class FederatedAveraging:
         counts = {}
         for member, reply in self._exchange(grid, members, number, standing.tensors, EVALUATE):
             try:
-                counts[member.name] = unpack_counts(reply)
+                found = unpack_counts(reply)
+                check_counts(found, self.num_labels)
+                counts[member.name] = found
             except Refused as refusal:
                 self._refuse(grid, number, member, refusal)
         return counts
@@ -212,12 +218,20 @@ class FederatedAveraging:
             observer.after_update(number, last.name, num_done, len(members))
 
 
-def check_update(update: Update, number: int, layout: Layout, member: Member) -> None:
+def check_counts(counts: Counts, num_labels: int) -> None:
+    """Refuse held-out counts that cannot be added to the other sites'. Raises Refused."""
+    if counts.confusion.shape != (num_labels, num_labels):
+        raise Refused(f"its counts are of {len(counts.confusion)} labels, not of the run's {num_labels}")
+    if counts.confusion.max() > _MOST_COUNTED or counts.num_examples == 0:
+        raise Refused(f"its counts are of {counts.num_examples} held-out examples")
+
+
+def check_update(update: Update, number: int, layout: Layout, num_labels: int, member: Member) -> None:
     """Refuse what must not go into the mean.
 
     Raises:
-        Refused: the update is from another round, of another model, not finite, or claims an example
-            count other than the one the client introduced itself with.
+        Refused: the update is from another round, of another model, not finite, holds counts of other
+            labels, or claims an example count other than the one the client introduced itself with.
     """
     if update.round != number:
         raise Refused(f"its update belongs to round {update.round}")
@@ -229,5 +243,9 @@ def check_update(update: Update, number: int, layout: Layout, member: Member) ->
         raise Refused(
             f"its update claims {update.num_examples} examples, but it joined with {member.num_examples}"
         )
+    if not (isfinite(update.loss) and isfinite(update.seconds)):
+        raise Refused(f"its update has a loss of {update.loss} and took {update.seconds} s")
+    if update.test is not None:
+        check_counts(update.test, num_labels)
     if not bool(torch.isfinite(update.tensors.sum())) and not bool(torch.isfinite(update.tensors).all()):
         raise Refused("its update holds values that are not finite")

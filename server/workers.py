@@ -151,7 +151,8 @@ class WorkerPool:
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(self._nursery.pid, 9)
-            self._nursery.wait()
+            with suppress(subprocess.TimeoutExpired):  # killed already; only the kernel can keep it now
+                self._nursery.wait(_END_SECONDS)
 
     def _is_under_way(self, job: str) -> bool:
         return any(job == worker.job for worker in self._workers) or any(
@@ -197,6 +198,7 @@ class WorkerPool:
 
     def _start(self, number: int) -> None:
         ours, theirs = socket.socketpair()
+        ours.settimeout(_END_SECONDS)  # for what is left of a frame once it has begun
         with theirs:
             self._tell_nursery(str(number).encode(), theirs.fileno())
         self._workers.append(_Worker(number, ours))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -48,6 +49,13 @@ def update(tensors: torch.Tensor, test: Counts | None = None) -> Update:
     return Update(4, "digest", tensors, num_examples=17, num_steps=9, loss=0.5, seconds=1.5, test=test)
 
 
+def npy(array: np.ndarray) -> bytes:
+    """An array in NumPy's file format."""
+    file = BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 def over_the_wire(array: FlowerArray) -> FlowerArray:
     """What Flower makes of an array on its way to another process."""
     return FlowerArray.inflate(array.deflate(), array.children)
@@ -63,6 +71,38 @@ def test_pieces_are_flowers_own_arrays_of_one_chunk_on_the_other_side() -> None:
         assert type(received[key]) is FlowerArray
     assert torch.equal(from_record(received), tensor)
     assert len(received) == 0  # let go one by one
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PK\x03\x04 a zip, which np.load opens",
+        b"\x93NUMPY\x01\x00v\x00"
+        + b"{'descr': '<f4', 'fortran_order': False, 'shape': (10**15,), }".ljust(118),
+        npy(np.zeros((2, 2), dtype=np.float32)),
+        npy(np.zeros(5, dtype=np.float32))[:-3],
+        npy(np.array([print], dtype=object)),
+    ],
+    ids=["empty", "zip", "sum for a shape", "two dimensions", "cut short", "objects"],
+)
+def test_bytes_that_are_no_piece_are_refused(request_message: Message, data: bytes) -> None:
+    message = pack_update(update(torch.randn(7)), request_message)
+    message.content.array_records["tensors"]["shared.00000"] = FlowerArray(
+        "float32", (5,), "numpy.ndarray", data
+    )
+    with pytest.raises(Refused, match="its answer is no update"):
+        unpack_update(message)
+
+
+def test_a_claimed_size_makes_no_room(request_message: Message) -> None:
+    claims = npy(np.zeros(1, dtype=np.float32)).replace(b"(1,), }" + b" " * 10, b"(99999999999,), }")
+    message = pack_update(update(torch.randn(7)), request_message)
+    message.content.array_records["tensors"]["shared.00000"] = FlowerArray(
+        "float32", (1,), "numpy.ndarray", claims
+    )
+    with pytest.raises(Refused, match=r"holds 1 numbers, and claims the shape \(99999999999,\)"):
+        unpack_update(message)
 
 
 def test_inside_a_process_the_tensor_itself_is_handed_over() -> None:

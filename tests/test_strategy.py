@@ -7,12 +7,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.app import app as honest_app
+from common.learning import Counts
 from common.messages import (
     NOTICE,
     Update,
@@ -70,6 +72,20 @@ BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
     "other type": (lambda update: replace(update, tensors=update.tensors.double()), "float64"),
     "no examples": (lambda update: replace(update, num_examples=0), "claims 0 examples"),
     "negative": (lambda update: replace(update, num_examples=-16), "claims -16 examples"),
+    "loss that is no number": (lambda update: replace(update, loss=float("nan")), "a loss of nan"),
+    "endless": (lambda update: replace(update, seconds=float("inf")), "took inf s"),
+    "other labels": (
+        lambda update: replace(update, test=Counts(1.0, np.ones((2, 2), dtype=np.int64), ())),
+        "counts are of 2 labels, not of the run's 3",
+    ),
+    "nothing held out": (
+        lambda update: replace(update, test=Counts(0.0, np.zeros((3, 3), dtype=np.int64), ())),
+        "counts are of 0 held-out examples",
+    ),
+    "absurd counts": (
+        lambda update: replace(update, test=Counts(1.0, np.full((3, 3), 2**62), ())),
+        "held-out examples",
+    ),
     "absurd": (lambda update: replace(update, num_examples=10**9), "claims 1000000000 examples"),
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import SType
@@ -15,8 +16,8 @@ from common.arrays import to_record
 from common.messages import unpack_update
 from common.sharing import Layout, flatten_model
 from server.averaging import WeightedMean
+from server.checks import check_update, open_tensors
 from server.roster import Member
-from server.strategy import check_update
 
 _NUM_EXAMPLES = 100
 
@@ -25,13 +26,13 @@ def fold_in(model: Path, num_clients: int) -> float:
     """Seconds Wardround needs; replies come one after the other, as its round loop pulls them."""
     layout, flat = global_tensors(model)
     started = time.perf_counter()
-    mean = WeightedMean(flat)
+    mean, scratch = WeightedMean(flat), np.empty(0, dtype=np.float32)
     seconds = time.perf_counter() - started
     for client, reply in enumerate(replies(layout, flat, num_clients)):
         started = time.perf_counter()
         update = unpack_update(reply)
         check_update(update, 1, layout, 2, Member(client, f"site-{client}", client, _NUM_EXAMPLES))
-        mean.add(update.tensors, update.num_examples)
+        mean.add(open_tensors(update, flat, scratch), update.num_examples)
         seconds += time.perf_counter() - started
     started = time.perf_counter()
     mean.finish()
@@ -92,14 +93,15 @@ def replies(layout: Layout, flat: torch.Tensor, num_clients: int) -> Iterator[Me
     """Wardround's replies, each with bytes of its own, as pulled from a grid."""
     for _ in range(num_clients):
         record = ArrayRecord()
-        for key, piece in to_record(flat).items():
+        for key, piece in to_record({"shared": flat.numpy()}).items():
             record[key] = Array(piece.dtype, piece.shape, SType.NUMPY, piece.data)
+        config = {"round": 1, "layout": layout.digest, "form": "whole", "holds": ""}
         metrics = {"num_examples": _NUM_EXAMPLES, "num_steps": 1, "loss": 0.5, "seconds": 1.0}
         yield FakeReply(  # type: ignore[misc]
             RecordDict(
                 {
                     "tensors": record,
-                    "update": ConfigRecord({"round": 1, "layout": layout.digest}),
+                    "update": ConfigRecord(config),  # type: ignore[arg-type]
                     "metrics": MetricRecord(metrics),  # type: ignore[arg-type]
                 }
             )

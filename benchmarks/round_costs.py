@@ -39,8 +39,8 @@ def measure_costs(model: Path, run_dir: Path, num_clients: int, num_repeats: int
     assert outcome is not None
     agreements = outcome.agreements
     record = new_record(1, layout, flat, test, {"train": 1.0})
-    taken = [Taken(client, 100, 0.5, 1.0) for client in range(num_clients)]
-    add_clients(record, layout, taken, agreements, [])
+    taken = [Taken(client, 100, 0.5, 1.0, layout.num_bytes()) for client in range(num_clients)]
+    add_clients(record, taken, agreements, [], len(taken) * layout.num_bytes())
     checkpoint = Checkpoint(record, layout.views(flat))
     return {
         "norms and cosines": max(0.0, both - alone),

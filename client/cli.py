@@ -155,12 +155,20 @@ def join(
     retry_seconds: Annotated[
         float, typer.Option("--retry-seconds", min=0.1, help="First wait before a restart; doubles.")
     ] = 5.0,
+    resident: Annotated[
+        bool,
+        typer.Option(
+            "--resident/--no-resident",
+            help="Keep model and texts in memory between messages, or load them for each.",
+        ),
+    ] = True,
 ) -> None:
     """Check and join."""
     from client.join import join as run
     from client.site_file import load_site_file
 
-    raise typer.Exit(run(site, load_site_file(site), _show, skip_check or [], retry_seconds))
+    code = run(site, load_site_file(site), _show, skip_check or [], retry_seconds, resident=resident)
+    raise typer.Exit(code)
 
 
 def _show(findings: Sequence[Finding]) -> None:

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from client.findings import Finding, Options
 from client.link import Link
 from client.preflight import run_checks
 from client.preflight_network import check_certificate, check_registered, check_tls
+from client.resident import Keeper
 from client.site_file import SiteFile
 from client.supervisor import Ended, Supervisor, Verdict
 
@@ -46,8 +48,13 @@ def join(
     show: Callable[[Sequence[Finding]], None],
     skip: Collection[str] = (),
     retry_seconds: float = 5.0,
+    *,
+    resident: bool = True,
 ) -> int:
     """Run until a signal, which gives 0, or until it makes no sense to go on, which gives 1.
+
+    Args:
+        resident: keep libraries, model and texts in a process of their own between messages.
 
     Raises:
         ValueError: `skip` names no check, or a path cannot be handed to Flower.
@@ -59,15 +66,19 @@ def join(
     if lasting:
         say(f"not ready: {', '.join(finding.check for finding in lasting)}. Nothing was started.")
         return 1
-    supervisor = Supervisor(
-        lambda: node_command(site, configuration),
-        node_environment(site),
-        Judge(site),
-        say,
-        retry_seconds=retry_seconds,
-    )
-    say(f"joining {site.server_address} as {site.name}")
-    verdict = supervisor.run()
+    with ExitStack() as stack:
+        environment = node_environment(site)
+        if resident:
+            environment |= stack.enter_context(Keeper(say)).environment
+        supervisor = Supervisor(
+            lambda: node_command(site, configuration),
+            environment,
+            Judge(site),
+            say,
+            retry_seconds=retry_seconds,
+        )
+        say(f"joining {site.server_address} as {site.name}")
+        verdict = supervisor.run()
     if verdict is None:
         say("left; no process of this site is running")
         return 0
@@ -122,6 +133,7 @@ def node_environment(site: SiteFile) -> dict[str, str]:
     environment |= {
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
         # Flower starts further programs of its own by name.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from flwr.app import Context
 
+from client.residuals import ResidualFiles, ResidualMemory, Residuals
 from common.partitions import partition
 from common.settings import Settings
-from common.workplace import Corpus, open_corpus
+from common.workplace import Corpus, forget_corpora, open_corpus
 
 if TYPE_CHECKING:
     from client.site_file import SiteFile
@@ -26,11 +27,30 @@ class Examples:
     test: np.ndarray  # (m_k,) int64, indices into corpus.test, held out by this client
 
 
+@dataclass
+class Kept:
+    """What a site's process keeps from one message to the next."""
+
+    version: str = ""
+    """Of `tensors`; empty before the first."""
+    tensors: np.ndarray | None = None
+    """(P,) fp32, the global tensors as received last."""
+    residuals: ResidualMemory = field(default_factory=ResidualMemory)
+    data_stamp: tuple[int, ...] = ()
+    """Of the site's data file when it was read."""
+
+
 @dataclass(frozen=True)
 class SimulatedSite:
     """Client `client` of a simulation: its texts are a part of the run's."""
 
     client: int
+    kept: None = None
+    """The server's tensors are within reach."""
+
+    def residuals(self, settings: Settings) -> Residuals:
+        """In the run folder."""
+        return ResidualFiles(Path(settings.run_dir) / "residuals", self.client)
 
     def localise(self, settings: Settings) -> Settings:
         """The settings as they are: a simulation shares one machine."""
@@ -55,7 +75,13 @@ class RealSite:
     """A site with a file of its own. The server can name neither paths nor columns nor the device."""
 
     file: SiteFile
+    kept: Kept | None = None
+    """None where this process ends with the message."""
     client: int = -1
+
+    def residuals(self, settings: Settings) -> Residuals | None:
+        """In memory; a process that ends with the message has nowhere to keep them."""
+        return None if self.kept is None else self.kept.residuals
 
     def localise(self, settings: Settings) -> Settings:
         """The server's learning settings with this site's own facts put in."""
@@ -77,18 +103,29 @@ class RealSite:
 
     def examples(self, settings: Settings) -> Examples:
         """All texts of the site's file; a part is held out by seed. Raises ValueError for bad data."""
+        self._notice_changes()
         corpus = open_corpus(settings, self.file.name)
         return Examples(corpus, np.arange(len(corpus.train)), np.arange(len(corpus.test)))
+
+    def _notice_changes(self) -> None:
+        """Let texts go that were read from a file which has changed since. Raises OSError if it is gone."""
+        if self.kept is None:
+            return
+        found = self.file.data_path.stat()
+        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if stamp != self.kept.data_stamp:
+            forget_corpora()
+            self.kept.data_stamp = stamp
 
 
 Site = SimulatedSite | RealSite
 
 
-def site_from(context: Context) -> Site:
+def site_from(node_config: Mapping[str, object], kept: Kept | None = None) -> Site:
     """Who this client is: a real site where the node was started with `site-file`, else a simulated one."""
-    site_file = context.node_config.get("site-file")
+    site_file = node_config.get("site-file")
     if site_file is not None:
         from client.site_file import load_site_file
 
-        return RealSite(load_site_file(Path(str(site_file))))
-    return SimulatedSite(int(str(context.node_config["partition-id"])))
+        return RealSite(load_site_file(Path(str(site_file))), kept)
+    return SimulatedSite(int(str(node_config["partition-id"])))

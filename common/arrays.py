@@ -1,43 +1,56 @@
-"""A flat tensor as Flower arrays: by reference inside one process, serialised where it meets a wire.
+"""Flat arrays as Flower arrays: by reference inside one process, serialised where they meet a wire.
 
-It travels in pieces of one chunk of Flower's each. One large array would be put together from its chunks,
+They travel in pieces of one chunk of Flower's each. A large array would be put together from its chunks,
 copied, and read by NumPy as a whole, four times the model's size at once; pieces are let go one by one.
+Nothing here needs PyTorch: a process that only passes arrays on starts without it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE, SType
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 _NUMPY_HEADER = 128  # bytes, for any one-dimensional array
-PIECE = (FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE - _NUMPY_HEADER) // 4
-"""Elements of a piece, fp32."""
+PIECE_BYTES = (FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE - _NUMPY_HEADER) // 8 * 8
+"""Bytes of a whole piece: a whole number of elements of any type that travels."""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Tensors on their way, in one of the forms of `common/transforms`."""
+
+    form: str
+    """Row of the table of forms."""
+    arrays: dict[str, np.ndarray]
+    """Flat arrays, by names the form gives them."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
 
 
 class Array(FlowerArray):
-    """A piece of a flat tensor that is serialised only when it meets a wire.
+    """A piece of a flat array that is serialised only when it meets a wire.
 
     Flower's own class serialises at birth; inside one process that would copy every model twice a client.
     The name must stay `Array`: Flower writes it into the header of the serialised object.
     """
 
-    whole: Tensor
+    whole: np.ndarray
     start: int
 
-    def __init__(self, whole: Tensor, start: int = 0) -> None:
-        """Args: whole: (P,) on the CPU. start: first element of the piece."""
+    def __init__(self, whole: np.ndarray, start: int = 0) -> None:
+        """Args: whole: one dimension, contiguous. start: first element of the piece."""
         self.__dict__.update(
-            dtype=str(whole.dtype).removeprefix("torch."),
-            shape=(min(PIECE, len(whole) - start),),
+            dtype=str(whole.dtype),
+            shape=(min(_piece(whole), len(whole) - start),),
             stype=SType.NUMPY,
             whole=whole,
             start=start,
@@ -46,7 +59,7 @@ class Array(FlowerArray):
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """The piece in NumPy's file format, copied once."""
-        piece, header = self.whole[self.start : self.start + PIECE].contiguous().numpy(), BytesIO()
+        piece, header = self.whole[self.start : self.start + self.shape[0]], BytesIO()
         np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(piece))
         return b"".join((header.getvalue(), piece.data.cast("B")))
 
@@ -54,30 +67,48 @@ class Array(FlowerArray):
         return Array, (self.whole, self.start)
 
 
-def to_record(tensor: Tensor) -> ArrayRecord:
-    """A record of (P,) `tensor`, which shares its memory where that is on the CPU."""
-    record, whole = ArrayRecord(), tensor.detach().cpu()
-    for start in range(0, max(1, len(whole)), PIECE):
-        record[_key(start // PIECE)] = Array(whole, start)
+def _piece(array: np.ndarray) -> int:
+    """Elements of a whole piece."""
+    return PIECE_BYTES // array.dtype.itemsize
+
+
+def to_record(arrays: dict[str, np.ndarray]) -> ArrayRecord:
+    """A record of flat arrays, which shares their memory."""
+    record = ArrayRecord()
+    for name, whole in arrays.items():
+        for start in range(0, max(1, len(whole)), _piece(whole)):
+            record[f"{name}.{start // _piece(whole):05d}"] = Array(whole, start)
     return record
 
 
-def from_record(record: ArrayRecord) -> Tensor:
+def from_record(record: ArrayRecord) -> dict[str, np.ndarray]:
     """Inverse of `to_record`; what came over a wire is taken out of the record.
 
     Raises:
         KeyError, ValueError or TypeError: it holds something else.
     """
-    first = record[_key(0)]
+    names = dict.fromkeys(key.rpartition(".")[0] for key in record)
+    return {name: _joined(record, name) for name in names}
+
+
+def _joined(record: ArrayRecord, name: str) -> np.ndarray:
+    keys = [key for key in record if key.rpartition(".")[0] == name]
+    if keys != [f"{name}.{number:05d}" for number in range(len(keys))]:
+        raise ValueError("the pieces of an array are not numbered from 0")
+    first = record[keys[0]]
     if isinstance(first, Array):
         return first.whole
-    return torch.from_numpy(
-        np.concatenate([_read(record.pop(_key(number))) for number in range(len(record))])
-    )
-
-
-def _key(number: int) -> str:
-    return f"shared.{number:05d}"
+    pieces = [_read(record[key]) for key in keys]
+    if len({piece.dtype for piece in pieces}) > 1:
+        raise ValueError("the pieces of an array are of different types")
+    whole = np.empty(sum(map(len, pieces)), dtype=pieces[0].dtype)
+    start = 0
+    for key in keys:  # each is let go once it is copied
+        del record[key]
+        piece = pieces.pop(0)
+        whole[start : start + len(piece)] = piece
+        start += len(piece)
+    return whole
 
 
 def _read(array: FlowerArray) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from common.batches import count_steps, training_steps
+from common.counts import Counts
 from common.runtime import numpy_stream, precision_context, torch_stream
 from common.settings import TrainSettings
 from common.tokens import Batch, TokenisedTexts
@@ -136,44 +137,6 @@ def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> fl
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
     return settings.learning_rate * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Sums over evaluated examples; the sums of several evaluations add up exactly."""
-
-    loss_sum: float
-    confusion: np.ndarray  # (C, C) int64, rows are true classes, columns predicted ones
-    batch_accuracies: tuple[float, ...]
-
-    @property
-    def num_examples(self) -> int:
-        """Examples evaluated."""
-        return int(self.confusion.sum())
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy per example."""
-        return self.loss_sum / self.num_examples
-
-    @property
-    def accuracy(self) -> float:
-        """Share of examples whose predicted class is the true one."""
-        return int(np.trace(self.confusion)) / self.num_examples
-
-    @property
-    def macro_f1(self) -> float:
-        """Unweighted mean of the classes' F1; a class neither present nor predicted counts as 0."""
-        true_positives = np.diag(self.confusion)
-        denominator = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
-        return float(np.mean(2 * true_positives / np.maximum(denominator, 1)))
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.loss_sum + other.loss_sum,
-            self.confusion + other.confusion,
-            self.batch_accuracies + other.batch_accuracies,
-        )
 
 
 @torch.no_grad()

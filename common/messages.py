@@ -1,17 +1,21 @@
 """What crosses the wire, and under which names. Beside arrays.py, the only shared file that knows Flower.
 
-server -> client   tensors           the global tensors, one flat fp32 array in pieces (shared.00000 …)
+server -> client   tensors           the global tensors, as flat arrays in pieces (<array>.00000 …)
                    task              round, layout (digest of names and shapes), settings (JSON), client (its
-                                     number in this run)
-client -> server   tensors           the trained tensors, same layout
-                   update            round, layout
+                                     number in this run), form (of the tensors), version (SHA-256 of the
+                                     global tensors), base (the version they are written against; "" for none)
+client -> server   tensors           the trained tensors, written against the global ones
+                   update            round, layout, form, holds (the version this client keeps; "" for none)
                    metrics           num_examples, num_steps, loss, seconds
                    counts            loss_sum, confusion: the received model on the site's held-out texts
                                      (only where evaluation.where is `sites`)
                    refusal           reason: why a client could not do what was asked (instead of the above)
+                   lacks             base: a version this client does not hold (instead of the above)
 hello              card              client (its number in a simulation, else -1), num_examples
 evaluate           counts            as above, and nothing else
 notice             notice            text: why the server refused an update; answered with nothing
+
+Contents are packed and unpacked here; whoever answers a message puts the content into a reply.
 """
 
 from __future__ import annotations
@@ -19,17 +23,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, isqrt
-from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
-from common.arrays import from_record, to_record
-from common.learning import Counts
+from common.arrays import Payload, from_record, to_record
+from common.counts import Counts
 from common.settings import Settings
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 HELLO, TRAIN, EVALUATE, NOTICE = "query", "train", "evaluate", "query.notice"
 
@@ -41,7 +43,12 @@ class Task:
     round: int
     layout: str
     settings: Settings
-    tensors: Tensor  # (P,) fp32, read only: every client of the round is given the same one
+    payload: Payload
+    """The global tensors, read only: every client of the round is given the same arrays."""
+    version: str = ""
+    """SHA-256 of the global tensors."""
+    base: str = ""
+    """The version that `payload` is written against; empty where it is whole."""
     client: int = -1
     """Number of the client this is for."""
 
@@ -52,13 +59,16 @@ class Update:
 
     round: int
     layout: str
-    tensors: Tensor  # (P,) fp32, the trained tensors; valid until the next reply is pulled
+    payload: Payload
+    """The trained tensors, written against the global ones; valid until the next reply is pulled."""
     num_examples: int
     num_steps: int
     loss: float
     seconds: float
     test: Counts | None
     """The received model on the client's held-out texts, where sites evaluate."""
+    holds: str = ""
+    """The version that the next task may be written against; empty where nothing is kept."""
 
 
 @dataclass(frozen=True)
@@ -78,34 +88,53 @@ class Declined(Refused):
     """There is no answer: the client could not give one, and knows why, or its node is gone."""
 
 
+class LacksBase(Exception):
+    """A client does not hold the version that a task is written against. The text is that version."""
+
+
 def pack_tasks(task: Task, clients: Sequence[int]) -> list[RecordDict]:
     """One content for each client number; all of them share one record of tensors."""
-    arrays = to_record(task.tensors)
-    config = {"round": task.round, "layout": task.layout, "settings": task.settings.to_json()}
+    arrays = to_record(task.payload.arrays)
+    config = {
+        "round": task.round,
+        "layout": task.layout,
+        "settings": task.settings.to_json(),
+        "form": task.payload.form,
+        "version": task.version,
+        "base": task.base,
+    }
     return [
         RecordDict({"tensors": arrays, "task": ConfigRecord(config | {"client": client})})  # type: ignore[arg-type]
         for client in clients
     ]
 
 
-def unpack_task(message: Message) -> Task:
-    """Inverse of `pack_task`."""
-    config = message.content.config_records["task"]
+def unpack_task(content: RecordDict) -> Task:
+    """Inverse of `pack_tasks`."""
+    config = content.config_records["task"]
     return Task(
         round=int(str(config["round"])),
         layout=str(config["layout"]),
         settings=Settings.from_json(str(config["settings"])),
+        payload=_payload(content, config),
+        version=str(config["version"]),
+        base=str(config["base"]),
         client=int(str(config["client"])),
-        tensors=from_record(message.content.array_records["tensors"]),
     )
 
 
-def pack_update(update: Update, reply_to: Message) -> Message:
+def pack_update(update: Update) -> RecordDict:
     """A client's answer to a task."""
+    config = {
+        "round": update.round,
+        "layout": update.layout,
+        "form": update.payload.form,
+        "holds": update.holds,
+    }
     content = RecordDict(
         {
-            "tensors": to_record(update.tensors),
-            "update": ConfigRecord({"round": update.round, "layout": update.layout}),
+            "tensors": to_record(update.payload.arrays),
+            "update": ConfigRecord(config),  # type: ignore[arg-type]
             "metrics": MetricRecord(
                 {
                     "num_examples": update.num_examples,
@@ -118,7 +147,11 @@ def pack_update(update: Update, reply_to: Message) -> Message:
     )
     if update.test is not None:
         content["counts"] = _counts_record(update.test)
-    return Message(content, reply_to=reply_to)
+    return content
+
+
+def _payload(content: RecordDict, config: ConfigRecord) -> Payload:
+    return Payload(str(config["form"]), from_record(content.array_records["tensors"]))
 
 
 def unpack_update(message: Message) -> Update:
@@ -133,12 +166,13 @@ def unpack_update(message: Message) -> Update:
         return Update(
             round=int(str(config["round"])),
             layout=str(config["layout"]),
-            tensors=from_record(content.array_records["tensors"]),
+            payload=_payload(content, config),
             num_examples=int(str(metrics["num_examples"])),
             num_steps=int(str(metrics["num_steps"])),
             loss=float(str(metrics["loss"])),
             seconds=float(str(metrics["seconds"])),
             test=_counts(content) if "counts" in content.metric_records else None,
+            holds=str(config["holds"]),
         )
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise Refused(f"its answer is no update ({type(error).__name__}: {error})") from None
@@ -149,15 +183,14 @@ def pack_hello(settings: Settings) -> RecordDict:
     return RecordDict({"task": ConfigRecord({"settings": settings.to_json()})})
 
 
-def unpack_hello(message: Message) -> Settings:
+def unpack_hello(content: RecordDict) -> Settings:
     """Inverse of `pack_hello`."""
-    return Settings.from_json(str(message.content.config_records["task"]["settings"]))
+    return Settings.from_json(str(content.config_records["task"]["settings"]))
 
 
-def pack_card(card: Card, reply_to: Message) -> Message:
+def pack_card(card: Card) -> RecordDict:
     """A client's answer to hello."""
-    record = ConfigRecord({"client": card.client, "num_examples": card.num_examples})
-    return Message(RecordDict({"card": record}), reply_to=reply_to)
+    return RecordDict({"card": ConfigRecord({"client": card.client, "num_examples": card.num_examples})})
 
 
 def unpack_card(message: Message) -> Card:
@@ -169,9 +202,9 @@ def unpack_card(message: Message) -> Card:
         raise Refused(f"its answer is no card ({type(error).__name__}: {error})") from None
 
 
-def pack_counts(counts: Counts, reply_to: Message) -> Message:
+def pack_counts(counts: Counts) -> RecordDict:
     """A client's answer to evaluate."""
-    return Message(RecordDict({"counts": _counts_record(counts)}), reply_to=reply_to)
+    return RecordDict({"counts": _counts_record(counts)})
 
 
 def unpack_counts(message: Message) -> Counts:
@@ -196,21 +229,43 @@ def _counts(content: RecordDict) -> Counts:
     return Counts(loss_sum, confusion.reshape(side, side), ())
 
 
-def take_tensors(content: RecordDict) -> tuple[RecordDict, Tensor | None]:
-    """A content without its tensors, and the tensors if it has any: for memory that is shared anyway."""
+def take_arrays(content: RecordDict) -> tuple[RecordDict, dict[str, np.ndarray]]:
+    """A content without its arrays, and the arrays if it has any: for memory that is shared anyway."""
     arrays = content.array_records
     rest = RecordDict({name: record for name, record in content.items() if name not in arrays})
-    return rest, from_record(arrays["tensors"]) if arrays else None
+    return rest, from_record(arrays["tensors"]) if arrays else {}
 
 
-def put_tensors(content: RecordDict, tensors: Tensor) -> None:
-    """Inverse of `take_tensors`, in place."""
-    content["tensors"] = to_record(tensors)
+def put_arrays(content: RecordDict, arrays: dict[str, np.ndarray]) -> None:
+    """Inverse of `take_arrays`, in place."""
+    if arrays:
+        content["tensors"] = to_record(arrays)
 
 
-def pack_refusal(reason: str, reply_to: Message) -> Message:
+def write_content(content: RecordDict) -> bytes:
+    """A content without arrays, for another process of this machine."""
+    written: bytes = recorddict_to_proto(content).SerializeToString()
+    return written
+
+
+def read_content(written: bytes) -> RecordDict:
+    """Inverse of `write_content`."""
+    return recorddict_from_proto(ProtoRecordDict.FromString(written))
+
+
+def pack_refusal(reason: str) -> RecordDict:
     """A client's answer when it cannot do what was asked. The reason must name no path, text or label."""
-    return Message(RecordDict({"refusal": ConfigRecord({"reason": reason})}), reply_to=reply_to)
+    return RecordDict({"refusal": ConfigRecord({"reason": reason})})
+
+
+def pack_lack(base: str) -> RecordDict:
+    """A client's answer to a task that is written against a version which it does not hold."""
+    return RecordDict({"lacks": ConfigRecord({"base": base})})
+
+
+def is_lack(message: Message) -> bool:
+    """Whether the client asks for the tensors as a whole."""
+    return not message.has_error() and "lacks" in message.content.config_records
 
 
 def pack_notice(text: str) -> RecordDict:
@@ -218,14 +273,9 @@ def pack_notice(text: str) -> RecordDict:
     return RecordDict({"notice": ConfigRecord({"text": text})})
 
 
-def unpack_notice(message: Message) -> str:
+def unpack_notice(content: RecordDict) -> str:
     """Inverse of `pack_notice`."""
-    return str(message.content.config_records["notice"]["text"])
-
-
-def pack_receipt(reply_to: Message) -> Message:
-    """A client's answer to a notice."""
-    return Message(RecordDict(), reply_to=reply_to)
+    return str(content.config_records["notice"]["text"])
 
 
 def _content(message: Message) -> RecordDict:

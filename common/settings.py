@@ -232,6 +232,18 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
+class TransformSettings:
+    """What is done to a client's update on its way to the server."""
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    name: Literal["exact", "bf16", "fp16", "int8"]
+    """Row of the table in `common/transforms`; all but `exact` lose something."""
+    error_feedback: bool
+    """Add what rounding lost to the client's next update (of no account for `exact`)."""
+
+
+@dataclass(frozen=True)
 class StrategySettings:
     """How the server averages and how long it waits."""
 
@@ -334,6 +346,7 @@ class Settings:
     protocol: ProtocolSettings
     partition: PartitionSettings
     train: TrainSettings
+    transforms: TransformSettings
     strategy: StrategySettings
     evaluation: EvaluationSettings
     engine: EngineSettings

@@ -82,6 +82,11 @@ def keep_corpus(settings: Settings, corpus: Corpus, site: str | None = None) -> 
         del _corpora[next(iter(_corpora))]
 
 
+def forget_corpora() -> None:
+    """Read all texts anew when they are needed next."""
+    _corpora.clear()
+
+
 _kept: tuple[tuple[object, ...], Workplace] | None = None
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.batches import by_length, evaluation_batches
-from common.learning import Counts, evaluate
+from common.counts import Counts
+from common.learning import evaluate
 from common.settings import Settings
 from common.tokens import TokenisedTexts
 from common.workplace import Workplace

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from uuid import uuid4
 
+import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.clientapp import ClientApp
@@ -19,11 +20,11 @@ from flwr.serverapp import Grid
 from flwr.supercore.constant import NOOP_FEDERATION_ID
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from torch import Tensor
 
-from common.messages import put_tensors, take_tensors
+from common.messages import put_arrays, take_arrays
 from server.workers import WorkerPool
 
+Arrays = dict[str, np.ndarray]
 _SERVER = 1
 _CLIENT_FAILED = 0  # Flower's error code for an unknown failure
 
@@ -52,10 +53,10 @@ class LocalClients:
         except Exception as error:
             return _failure(message, f"{type(error).__name__}: {error}")
 
-    def answer_job(self, job: bytes, tensors: Tensor) -> tuple[bytes, Tensor | None]:
-        """The same in a worker process, where the tensors lie in shared memory."""
+    def answer_job(self, job: bytes, arrays: Arrays) -> tuple[bytes, Arrays]:
+        """The same in a worker process, where the arrays lie in shared memory."""
         message = message_from_proto(ProtoMessage.FromString(job))
-        put_tensors(message.content, tensors)
+        put_arrays(message.content, arrays)
         return _written(self.answer(message))
 
 
@@ -99,17 +100,15 @@ class LocalGrid(Grid):
         """Keep the messages until their replies are asked for; what carries tensors goes to the workers."""
         jobs: dict[str, bytes] = {}
         pushed: dict[str, Message] = {}
-        tensors = None
+        arrays: Arrays = {}
         for message in messages:
             message_id = str(uuid4())
             message.metadata.__dict__["_message_id"] = message_id
             pushed[message_id] = message
             if self._pool is not None:
-                jobs[message_id], found = _written(message)
-                assert tensors is None or found is tensors, "the messages of a round share their tensors"
-                tensors = found
-        if self._pool is not None and tensors is not None:
-            self._pool.begin(tensors, jobs)
+                jobs[message_id], arrays = _written(message)  # the messages of a round share their arrays
+        if self._pool is not None and arrays:
+            self._pool.begin(arrays, jobs)
         elif self._pool is not None:
             self._pool.open()  # the workers get ready while this process goes on
         self._waiting |= pushed
@@ -138,8 +137,7 @@ class LocalGrid(Grid):
         if reply.written is None:
             return _failure(message, "its worker process ended before it was done")
         answer = message_from_proto(ProtoMessage.FromString(reply.written))
-        if reply.tensors is not None:
-            put_tensors(answer.content, reply.tensors)
+        put_arrays(answer.content, reply.arrays)
         return answer
 
 
@@ -147,9 +145,9 @@ def _failure(message: Message, reason: str) -> Message:
     return Message(Error(code=_CLIENT_FAILED, reason=reason), reply_to=message)
 
 
-def _written(message: Message) -> tuple[bytes, Tensor | None]:
-    """A message without its tensors as bytes, and the tensors if it has any."""
+def _written(message: Message) -> tuple[bytes, Arrays]:
+    """A message without its arrays as bytes, and the arrays if it has any."""
     if message.has_error():
-        return message_to_proto(message).SerializeToString(), None
-    rest, tensors = take_tensors(message.content)
-    return message_to_proto(make_message(message.metadata, content=rest)).SerializeToString(), tensors
+        return message_to_proto(message).SerializeToString(), {}
+    rest, arrays = take_arrays(message.content)
+    return message_to_proto(make_message(message.metadata, content=rest)).SerializeToString(), arrays

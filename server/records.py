@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.learning import Counts
+from common.arrays import Payload
+from common.counts import Counts
+from common.messages import Update
 from common.sharing import Layout, model_sha256
 from server.averaging import Agreement
 from server.exchange import RunFailed
+from server.roster import Member
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +32,15 @@ class Standing:
     """Its `test` is None until the model has been measured, which sites do a round later."""
     is_shown: bool = False
     """Whether the observers have seen the record."""
+    step: Payload | None = None
+    """The tensors, written against those of `step_base`; None where nobody holds them."""
+    step_base: str = ""
+    """A version: SHA-256 of the tensors before the last round."""
+
+    @property
+    def version(self) -> str:
+        """SHA-256 of the tensors."""
+        return str(self.record["model_sha256"])
 
     @property
     def round(self) -> int:
@@ -44,6 +56,13 @@ class Taken:
     num_examples: int
     loss: float
     seconds: float
+    num_bytes: int
+    """Of the tensors, as they travelled."""
+
+    @classmethod
+    def of(cls, member: Member, update: Update) -> Taken:
+        """What is kept of an update once it was folded in."""
+        return cls(member.client, update.num_examples, update.loss, update.seconds, update.payload.num_bytes)
 
 
 @dataclass(frozen=True)
@@ -76,14 +95,17 @@ def new_record(
 
 def add_clients(
     record: dict[str, Any],
-    layout: Layout,
     taken: Sequence[Taken],
     agreements: Sequence[Agreement],
     left_out: Sequence[LeftOut],
+    bytes_down: int,
 ) -> None:
     """Put the clients of the round into its line; the training loss is the mean over all their examples.
 
     The line has an entry `left_out` only where somebody was.
+
+    Args:
+        bytes_down: bytes of all tensors that were sent out, as they travelled.
     """
     num_examples = sum(update.num_examples for update in taken)
     loss = sum(update.loss * update.num_examples for update in taken) / num_examples
@@ -91,8 +113,7 @@ def add_clients(
     record["clients"] = [
         asdict(update) | asdict(agreement) for update, agreement in zip(taken, agreements, strict=True)
     ]
-    num_sent = len(taken) + len(left_out)
-    record["bytes"] = {"down": layout.num_bytes() * num_sent, "up": layout.num_bytes() * len(taken)}
+    record["bytes"] = {"down": bytes_down, "up": sum(update.num_bytes for update in taken)}
     if left_out:
         record["left_out"] = [asdict(client) for client in left_out]
 

@@ -1,4 +1,4 @@
-"""Memory that the processes of one simulation share: nameless, and gone with the last of them."""
+"""A simulation's tensors and texts in memory that its processes share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from common.shared_memory import aligned, create
 from common.tokens import TokenisedTexts
 from common.workplace import Corpus
 
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
 
 _PAGE = mmap.PAGESIZE
 _PARTS, _ARRAYS = ("train", "test"), ("ids", "starts", "labels")
-
-
-def create(num_bytes: int) -> int:
-    """A file descriptor of fresh memory. It is no file: nothing stays behind, not even after kill -9."""
-    fd = os.memfd_create("wardround")
-    os.ftruncate(fd, num_bytes)
-    return fd
 
 
 def tensor_bytes(size: int) -> int:
@@ -55,12 +49,12 @@ def corpus_to_memory(corpus: Corpus) -> int:
     }
     written = json.dumps(header).encode()
     chunks = [np.frombuffer(len(written).to_bytes(8, "little") + written, np.uint8), *arrays]
-    fd = create(sum(_aligned(chunk.nbytes) for chunk in chunks))
+    fd = create(sum(aligned(chunk.nbytes) for chunk in chunks))
     with mmap.mmap(fd, 0) as memory:
         start = 0
         for chunk in chunks:
             memory[start : start + chunk.nbytes] = np.ascontiguousarray(chunk).data.cast("B")
-            start += _aligned(chunk.nbytes)
+            start += aligned(chunk.nbytes)
     return fd
 
 
@@ -69,11 +63,11 @@ def corpus_from_memory(fd: int) -> Corpus:
     memory = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
     length = int.from_bytes(memory[:8], "little")
     header: dict[str, Any] = json.loads(memory[8 : 8 + length])
-    arrays, start = [], _aligned(8 + length)
+    arrays, start = [], aligned(8 + length)
     for kind, count in header["arrays"]:
         array = np.frombuffer(memory, np.dtype(kind), count, start)
         arrays.append(array)
-        start += _aligned(array.nbytes)
+        start += aligned(array.nbytes)
     parts = [arrays[first : first + len(_ARRAYS)] for first in range(0, len(arrays), len(_ARRAYS))]
     train, test = (TokenisedTexts(ids, starts, labels, header["pad_id"]) for ids, starts, labels in parts)
     return Corpus(
@@ -84,7 +78,3 @@ def corpus_from_memory(fd: int) -> Corpus:
         test_sizes=tuple(header["test_sizes"]),
         findings=(),
     )
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // 64) * 64

@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from common.learning import Counts
+from common.counts import Counts
 from common.messages import (
     EVALUATE,
     NOTICE,
     TRAIN,
     Declined,
     Refused,
-    Task,
-    Update,
+    is_lack,
     pack_notice,
-    pack_tasks,
     unpack_counts,
     unpack_update,
 )
 from common.settings import Settings
 from common.sharing import Layout
+from common.transforms import WHOLE
 from server.averaging import WeightedMean
+from server.checks import check_counts, check_update, open_tensors
 from server.evaluation import Evaluation
 from server.exchange import Request, RunFailed, ask
 from server.observers import Observer
 from server.records import LeftOut, Standing, Taken, add_clients, add_site_counts, check_finite, new_record
 from server.roster import Member, Roster
+from server.tasks import Tasks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # A refused client is told so; it may be gone, or not listen.
 _NOTICE_SECONDS = 30.0
-# In one cell; sums over cells and sites stay inside 64 bits.
-_MOST_COUNTED = 2**40
 
 
 class FederatedAveraging:
@@ -59,6 +57,7 @@ class FederatedAveraging:
         self.layout, self.num_labels = layout, num_labels
         self.evaluation = evaluation
         self.observers = observers
+        self._tasks = Tasks(settings, layout)
         self._left_out: list[LeftOut] = []
         """Of the round under way."""
 
@@ -98,24 +97,29 @@ class FederatedAveraging:
     def _round(self, grid: Grid, roster: Roster, standing: Standing) -> tuple[Standing, dict[str, Counts]]:
         """One round; returns where the run stands then, and the sites' counts for where it stood before."""
         started = time.perf_counter()
-        self._left_out = []
+        self._left_out, self._tasks.num_bytes = [], 0
         number = standing.round + 1
         members = roster.members()
         mean = WeightedMean(standing.tensors)
         taken: list[Taken] = []
         counts: dict[str, Counts] = {}
         aggregate_seconds = 0.0
-        for member, reply in self._exchange(grid, members, number, standing.tensors, TRAIN):
+        scratch = np.empty(0, dtype=np.float32)
+        for member, reply in self._exchange(grid, members, number, standing, TRAIN):
             folding = time.perf_counter()
             try:
                 update = unpack_update(reply)
                 check_update(update, number, self.layout, self.num_labels, member)
+                if update.payload.form != WHOLE and not len(scratch):  # made once, when it is needed
+                    scratch = np.empty(self.layout.size, dtype=np.float32)
+                trained = open_tensors(update, standing.tensors, scratch)
             except Refused as refusal:
                 self._refuse(grid, number, member, refusal)
                 continue
             weighs = self.settings.strategy.weighting == "examples"
-            mean.add(update.tensors, update.num_examples if weighs else 1)
-            taken.append(Taken(member.client, update.num_examples, update.loss, update.seconds))
+            mean.add(trained, update.num_examples if weighs else 1)
+            taken.append(Taken.of(member, update))
+            self._tasks.note(member, update.holds)
             if update.test is not None:
                 counts[member.name] = update.test
             aggregate_seconds += time.perf_counter() - folding
@@ -127,22 +131,25 @@ class FederatedAveraging:
         train_seconds = time.perf_counter() - started - aggregate_seconds
         seconds = {"train": train_seconds, "aggregate": aggregate_seconds}
         record = self._record(number, outcome.tensors, seconds)
-        add_clients(record, self.layout, taken, outcome.agreements, self._left_out)
-        return Standing(outcome.tensors, record), counts
+        add_clients(record, taken, outcome.agreements, self._left_out, self._tasks.num_bytes)
+        after = Standing(outcome.tensors, record)
+        self._tasks.add_step(after, standing)
+        return after, counts
 
     def _exchange(
-        self, grid: Grid, members: Sequence[Member], number: int, tensors: Tensor, kind: str
+        self, grid: Grid, members: Sequence[Member], number: int, standing: Standing, kind: str
     ) -> Iterator[tuple[Member, Message]]:
         """Send the tensors to all members and yield who answered what; the silent are reported."""
         timeout = self.settings.strategy.round_timeout_seconds
-        task = Task(number, self.layout.digest, self.settings.for_sites(), tensors)
-        requests = (
-            Request(member.node_id, content)
-            for member, content in zip(members, pack_tasks(task, [m.client for m in members]), strict=True)
-        )
+        deadline = time.monotonic() + timeout
         for observer in self.observers:
             observer.before_round(number, [member.name for member in members])
+        requests = self._tasks.requests(members, number, standing)
         for member, reply in zip(members, ask(grid, requests, kind, number, timeout), strict=True):
+            if reply is not None and is_lack(reply):
+                self._tasks.note(member, "")
+                request = self._tasks.requests([member], number, standing)
+                (reply,) = ask(grid, request, kind, number, max(0.0, deadline - time.monotonic()))
             if reply is None:
                 self._missing(number, member, f"no answer within {timeout:g} s")
             else:
@@ -152,7 +159,7 @@ class FederatedAveraging:
         """The sites' counts for the last model, which no training message carries any more."""
         number = standing.round
         counts = {}
-        for member, reply in self._exchange(grid, members, number, standing.tensors, EVALUATE):
+        for member, reply in self._exchange(grid, members, number, standing, EVALUATE):
             try:
                 found = unpack_counts(reply)
                 check_counts(found, self.num_labels)
@@ -216,36 +223,3 @@ class FederatedAveraging:
     def _tell_progress(self, number: int, members: Sequence[Member], last: Member, num_done: int) -> None:
         for observer in self.observers:
             observer.after_update(number, last.name, num_done, len(members))
-
-
-def check_counts(counts: Counts, num_labels: int) -> None:
-    """Refuse held-out counts that cannot be added to the other sites'. Raises Refused."""
-    if counts.confusion.shape != (num_labels, num_labels):
-        raise Refused(f"its counts are of {len(counts.confusion)} labels, not of the run's {num_labels}")
-    if counts.confusion.max() > _MOST_COUNTED or counts.num_examples == 0:
-        raise Refused(f"its counts are of {counts.num_examples} held-out examples")
-
-
-def check_update(update: Update, number: int, layout: Layout, num_labels: int, member: Member) -> None:
-    """Refuse what must not go into the mean.
-
-    Raises:
-        Refused: the update is from another round, of another model, not finite, holds counts of other
-            labels, or claims an example count other than the one the client introduced itself with.
-    """
-    if update.round != number:
-        raise Refused(f"its update belongs to round {update.round}")
-    if update.layout != layout.digest or tuple(update.tensors.shape) != (layout.size,):
-        raise Refused("its update has other tensor names or shapes than the global model")
-    if update.tensors.dtype != torch.float32:
-        raise Refused(f"its update holds {update.tensors.dtype}, not float32")
-    if update.num_examples != member.num_examples:
-        raise Refused(
-            f"its update claims {update.num_examples} examples, but it joined with {member.num_examples}"
-        )
-    if not (isfinite(update.loss) and isfinite(update.seconds)):
-        raise Refused(f"its update has a loss of {update.loss} and took {update.seconds} s")
-    if update.test is not None:
-        check_counts(update.test, num_labels)
-    if not bool(torch.isfinite(update.tensors.sum())) and not bool(torch.isfinite(update.tensors).all()):
-        raise Refused("its update holds values that are not finite")

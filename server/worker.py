@@ -9,8 +9,8 @@ All of them end when the simulation does, however it ends: the kernel closes its
 
 from __future__ import annotations
 
+import json
 import os
-import select
 import signal
 import socket
 from collections.abc import Callable
@@ -19,17 +19,22 @@ from dataclasses import replace
 from threading import Thread
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from common.frames import Gone, end_with, receive_frame, send_frame
 from common.settings import Settings
+from common.shared_memory import read_arrays, write_arrays
 from common.workplace import house_model, keep_corpus, open_workplace
-from server.frames import Gone, receive_frame, send_frame
 from server.shared_memory import corpus_from_memory, tensors_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SLOT_BYTES = 4  # a job opens with the number of the slot it may train in
-# Answers one job: its bytes and the global tensors, to reply bytes and the trained tensors if there are any.
-Answer = Callable[[bytes, "Tensor"], tuple[bytes, "Tensor | None"]]
+_TABLE_BYTES = 4  # a reply opens with the length of what says which arrays lie in the slot
+Arrays = dict[str, np.ndarray]
+# Answers one job: its bytes and the global tensors, to reply bytes and arrays if there are any.
+Answer = Callable[[bytes, Arrays], tuple[bytes, Arrays]]
 
 
 def run_nursery(descriptor: int, make_answer: Callable[[int], Answer]) -> None:
@@ -106,7 +111,7 @@ def _run_worker(
     answer: Answer,
 ) -> None:
     """Answer jobs until the simulation closes the socket; never returns."""
-    Thread(target=_end_with, args=(connection,), daemon=True).start()
+    Thread(target=end_with, args=(connection,), daemon=True).start()
     try:
         workplace = open_workplace(settings, label_names)
         global_tensors, *slots = tensors
@@ -115,10 +120,9 @@ def _run_worker(
             slot = slots[int.from_bytes(job[:SLOT_BYTES], "little")]
             if workplace.device.type == "cpu":
                 house_model(slot)  # what is trained lies where the simulation reads it
-            reply, trained = answer(job[SLOT_BYTES:], global_tensors)
-            if trained is not None and trained.data_ptr() != slot.data_ptr():
-                slot.copy_(trained)
-            send_frame(connection, bytes([trained is not None]) + reply)
+            reply, arrays = answer(job[SLOT_BYTES:], {"shared": global_tensors.numpy()})
+            table = json.dumps(write_arrays(slot.numpy().view(np.uint8), arrays)).encode()
+            send_frame(connection, len(table).to_bytes(_TABLE_BYTES, "little") + table + reply)
     except Gone:
         os._exit(0)
     except BaseException:
@@ -128,9 +132,7 @@ def _run_worker(
         os._exit(1)
 
 
-def _end_with(connection: socket.socket) -> None:
-    """End this process the moment the other end closes, also in the middle of training."""
-    watch = select.poll()
-    watch.register(connection, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
-    watch.poll()
-    os._exit(0)
+def open_reply(written: bytes, slot: Tensor) -> tuple[bytes, Arrays]:
+    """What a worker sent, and the arrays it left in its slot."""
+    end = _TABLE_BYTES + int.from_bytes(written[:_TABLE_BYTES], "little")
+    return written[end:], read_arrays(slot.numpy().view(np.uint8), json.loads(written[_TABLE_BYTES:end]))

@@ -19,12 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from common.frames import Gone, receive_frame, send_frame
 from common.settings import Settings
+from common.shared_memory import create
 from common.workplace import open_corpus, open_workplace
 from server.exchange import RunFailed
-from server.frames import Gone, receive_frame, send_frame
-from server.shared_memory import corpus_to_memory, create, tensor_bytes, tensors_in
-from server.worker import SLOT_BYTES
+from server.shared_memory import corpus_to_memory, tensor_bytes, tensors_in
+from server.worker import SLOT_BYTES, open_reply
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,8 +45,8 @@ class Reply:
 
     written: bytes | None
     """The worker's answer; None where its process ended before it gave one."""
-    tensors: Tensor | None
-    """(P,) fp32 in shared memory; holds until the pool is asked for the next reply."""
+    arrays: dict[str, np.ndarray]
+    """In shared memory; they hold until the pool is asked for the next reply."""
 
 
 @dataclass
@@ -103,11 +106,11 @@ class WorkerPool:
         for number in range(self._num_workers):
             self._start(number)
 
-    def begin(self, tensors: Tensor, jobs: Mapping[str, bytes]) -> None:
+    def begin(self, arrays: dict[str, np.ndarray], jobs: Mapping[str, bytes]) -> None:
         """A new round: what is left of the last one is dropped, and jobs start in their order.
 
         Args:
-            tensors: (P,) fp32 on the CPU, what every job starts from.
+            arrays: `shared`, (P,) fp32: what every job starts from.
         """
         self.open()
         assert self._global is not None
@@ -116,7 +119,7 @@ class WorkerPool:
         self._waiting.clear()
         self._free = list(range(len(self._slots)))
         self._done, self._lent = {}, -1
-        self._global.copy_(tensors)
+        self._global.numpy()[:] = arrays["shared"]
         self._waiting.extend(jobs.items())
         self._hand_out()
 
@@ -136,9 +139,9 @@ class WorkerPool:
         self._hand_out()
         if written is None:
             self._free.append(slot)
-            return Reply(None, None)
+            return Reply(None, {})
         self._lent = slot
-        return Reply(written[1:], self._slots[slot] if written[0] else None)
+        return Reply(*open_reply(written, self._slots[slot]))
 
     def close(self) -> None:
         """End all processes and wait until they are gone."""

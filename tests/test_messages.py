@@ -7,13 +7,12 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from client.app import app as client_app
-from common.arrays import PIECE, from_record, to_record
-from common.learning import Counts
+from common.arrays import PIECE_BYTES, Payload, from_record, to_record
+from common.counts import Counts
 from common.messages import (
     Card,
     Refused,
@@ -34,6 +33,7 @@ from common.messages import (
 from server.local_grid import LocalGrid
 from tests.conftest import Make
 
+PIECE = PIECE_BYTES // 4
 COUNTS = Counts(loss_sum=2.5, confusion=np.array([[3, 1], [0, 4]]), batch_accuracies=())
 
 
@@ -44,9 +44,20 @@ def request_message() -> Message:
     return Message(RecordDict(), 2, "train")
 
 
-def update(tensors: torch.Tensor, test: Counts | None = None) -> Update:
+def numbers(count: int) -> np.ndarray:
+    """(count,) fp32."""
+    return np.random.default_rng(0).standard_normal(count, dtype=np.float32)
+
+
+def update(tensors: np.ndarray, test: Counts | None = None) -> Update:
     """An update with these tensors."""
-    return Update(4, "digest", tensors, num_examples=17, num_steps=9, loss=0.5, seconds=1.5, test=test)
+    payload = Payload("whole", {"shared": tensors})
+    return Update(4, "digest", payload, 17, num_steps=9, loss=0.5, seconds=1.5, test=test, holds="v3")
+
+
+def updating(message: Message) -> Message:
+    """A reply to it with an update."""
+    return Message(pack_update(update(numbers(7))), reply_to=message)
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -62,14 +73,17 @@ def over_the_wire(array: FlowerArray) -> FlowerArray:
 
 
 def test_pieces_are_flowers_own_arrays_of_one_chunk_on_the_other_side() -> None:
-    tensor = torch.randn(2 * PIECE + 3)
-    sent = to_record(tensor)
-    assert [len(array.children) for array in sent.values()] == [1, 1, 1]
+    arrays = {"shared": numbers(2 * PIECE + 3), "bytes": np.arange(9, dtype=np.uint8)}
+    sent = to_record(arrays)
+    assert list(sent) == ["shared.00000", "shared.00001", "shared.00002", "bytes.00000"]
+    assert [len(array.children) for array in sent.values()] == [1, 1, 1, 1]
     received = ArrayRecord()
     for key, array in sent.items():
         received[key] = over_the_wire(array)
         assert type(received[key]) is FlowerArray
-    assert torch.equal(from_record(received), tensor)
+    found = from_record(received)
+    assert found.keys() == arrays.keys()
+    assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
     assert len(received) == 0  # let go one by one
 
 
@@ -87,7 +101,7 @@ def test_pieces_are_flowers_own_arrays_of_one_chunk_on_the_other_side() -> None:
     ids=["empty", "zip", "sum for a shape", "two dimensions", "cut short", "objects"],
 )
 def test_bytes_that_are_no_piece_are_refused(request_message: Message, data: bytes) -> None:
-    message = pack_update(update(torch.randn(7)), request_message)
+    message = updating(request_message)
     message.content.array_records["tensors"]["shared.00000"] = FlowerArray(
         "float32", (5,), "numpy.ndarray", data
     )
@@ -97,7 +111,7 @@ def test_bytes_that_are_no_piece_are_refused(request_message: Message, data: byt
 
 def test_a_claimed_size_makes_no_room(request_message: Message) -> None:
     claims = npy(np.zeros(1, dtype=np.float32)).replace(b"(1,), }" + b" " * 10, b"(99999999999,), }")
-    message = pack_update(update(torch.randn(7)), request_message)
+    message = updating(request_message)
     message.content.array_records["tensors"]["shared.00000"] = FlowerArray(
         "float32", (1,), "numpy.ndarray", claims
     )
@@ -106,27 +120,29 @@ def test_a_claimed_size_makes_no_room(request_message: Message) -> None:
 
 
 def test_inside_a_process_the_tensor_itself_is_handed_over() -> None:
-    tensor = torch.randn(PIECE + 1)
-    assert from_record(to_record(tensor)).data_ptr() == tensor.data_ptr()
+    array = numbers(PIECE + 1)
+    assert from_record(to_record({"shared": array}))["shared"] is array
 
 
 def test_pieces_survive_being_sent_to_another_process_of_ray() -> None:
-    tensor = torch.randn(PIECE + 1)
-    written = pickle.dumps(list(to_record(tensor).values()))
-    assert len(written) < 1.5 * 4 * len(tensor)  # the whole is written once
+    array = numbers(PIECE + 1)
+    written = pickle.dumps(list(to_record({"shared": array}).values()))
+    assert len(written) < 1.5 * array.nbytes  # the whole is written once
     arrays = pickle.loads(written)  # noqa: S301 - what Ray does, on one machine
-    assert torch.equal(arrays[0].whole, tensor)
+    assert np.array_equal(arrays[0].whole, array)
 
 
 @pytest.mark.parametrize("test", [None, COUNTS])
 def test_update_round_trip(request_message: Message, test: Counts | None) -> None:
-    sent = update(torch.randn(7), test)
-    message = pack_update(sent, request_message)
+    sent = update(numbers(7), test)
+    message = Message(pack_update(sent), reply_to=request_message)
     arrays = message.content.array_records["tensors"]
     for key, array in arrays.items():
         arrays[key] = over_the_wire(array)
     received = unpack_update(message)
-    assert torch.equal(received.tensors, sent.tensors)
+    assert received.payload.form == "whole"
+    assert np.array_equal(received.payload.arrays["shared"], sent.payload.arrays["shared"])
+    assert received.holds == "v3"
     assert (received.round, received.layout, received.num_examples) == (4, "digest", 17)
     assert (received.num_steps, received.loss, received.seconds) == (9, 0.5, 1.5)
     if test is None:
@@ -139,24 +155,24 @@ def test_update_round_trip(request_message: Message, test: Counts | None) -> Non
 
 def test_task_round_trip_shares_the_tensors(make_settings: Make) -> None:
     settings = make_settings()
-    tensors = torch.randn(5)
-    contents = pack_tasks(Task(3, "digest", settings, tensors), [0, 5])
-    first, second = (unpack_task(Message(content, 2, "train")) for content in contents)
+    tensors = numbers(5)
+    task = Task(3, "digest", settings, Payload("whole", {"shared": tensors}), "v3", "v2")
+    first, second = (unpack_task(content) for content in pack_tasks(task, [0, 5]))
     assert (first.client, second.client) == (0, 5)
     assert first.settings == settings
-    assert (first.round, first.layout) == (3, "digest")
-    assert first.tensors.data_ptr() == second.tensors.data_ptr() == tensors.data_ptr()
+    assert (first.round, first.layout, first.version, first.base) == (3, "digest", "v3", "v2")
+    assert first.payload.arrays["shared"] is second.payload.arrays["shared"] is tensors
 
 
 def test_hello_card_and_counts_round_trip(request_message: Message, make_settings: Make) -> None:
     settings = make_settings()
-    assert unpack_hello(Message(pack_hello(settings), 2, "query")) == settings
-    assert unpack_card(pack_card(Card(3, 40), request_message)) == Card(3, 40)
-    assert unpack_counts(pack_counts(COUNTS, request_message)).accuracy == 7 / 8
+    assert unpack_hello(pack_hello(settings)) == settings
+    assert unpack_card(Message(pack_card(Card(3, 40)), reply_to=request_message)) == Card(3, 40)
+    assert unpack_counts(Message(pack_counts(COUNTS), reply_to=request_message)).accuracy == 7 / 8
 
 
 def test_refusals_and_errors_are_told_apart_from_answers(request_message: Message) -> None:
-    refusal = pack_refusal("no disk", request_message)
+    refusal = Message(pack_refusal("no disk"), reply_to=request_message)
     for unpack in (unpack_update, unpack_card, unpack_counts):
         with pytest.raises(Refused, match="no disk"):
             unpack(refusal)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from common.batches import count_steps, training_steps
-from common.learning import Counts, learning_rate_at
+from common.counts import Counts
+from common.learning import learning_rate_at
 from common.models import build_classifier, draw_head
 from common.runs import RunFolder
 from common.settings import ModelSettings

@@ -9,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.app import app as honest_app
-from common.learning import Counts
+from common.arrays import Payload
+from common.counts import Counts
 from common.messages import (
     NOTICE,
     Update,
     pack_notice,
-    pack_receipt,
     pack_update,
     unpack_notice,
     unpack_update,
@@ -47,16 +46,26 @@ def tampering(change: Callable[[Update], Update], client: int = 1) -> ClientApp:
         reply = honest_app(message, context)
         if context.node_config["partition-id"] != client:
             return reply
-        return pack_update(change(unpack_update(reply)), message)
+        return Message(pack_update(change(unpack_update(reply))), reply_to=message)
 
     return app
 
 
 def with_value(update: Update, value: float) -> Update:
     """One element replaced, in a copy."""
-    tensors = update.tensors.clone()
+    tensors = shared(update).copy()
     tensors[5] = value
-    return replace(update, tensors=tensors)
+    return with_tensors(update, tensors)
+
+
+def shared(update: Update) -> np.ndarray:
+    """The trained tensors."""
+    return update.payload.arrays["shared"]
+
+
+def with_tensors(update: Update, tensors: np.ndarray) -> Update:
+    """Others in their place."""
+    return replace(update, payload=Payload("whole", {"shared": tensors}))
 
 
 BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
@@ -65,11 +74,19 @@ BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
     "old round": (lambda update: replace(update, round=update.round - 1), "belongs to round"),
     "other model": (lambda update: replace(update, layout="0" * 64), "names or shapes"),
     "too long": (
-        lambda update: replace(update, tensors=torch.cat([update.tensors, update.tensors])),
+        lambda update: with_tensors(update, np.concatenate([shared(update), shared(update)])),
         "names or shapes",
     ),
-    "too short": (lambda update: replace(update, tensors=update.tensors[:-1]), "names or shapes"),
-    "other type": (lambda update: replace(update, tensors=update.tensors.double()), "float64"),
+    "too short": (lambda update: with_tensors(update, shared(update)[:-1]), "names or shapes"),
+    "other type": (lambda update: with_tensors(update, shared(update).astype(np.float64)), "float64"),
+    "other form": (
+        lambda update: replace(update, payload=Payload("zip", {"shared": shared(update)})),
+        "a form named 'zip'",
+    ),
+    "false form": (
+        lambda update: replace(update, payload=Payload("exact", {"shared": shared(update)})),
+        "not of the form exact: no 'widths'",
+    ),
     "no examples": (lambda update: replace(update, num_examples=0), "claims 0 examples"),
     "negative": (lambda update: replace(update, num_examples=-16), "claims -16 examples"),
     "loss that is no number": (lambda update: replace(update, loss=float("nan")), "a loss of nan"),
@@ -126,8 +143,8 @@ def test_a_refused_client_is_told_why(make_settings: Make, words: list[str]) -> 
     @app.query("notice")
     def notice(message: Message, context: Context) -> Message:
         assert context.node_config["partition-id"] == 1
-        told.append(unpack_notice(message))
-        return pack_receipt(message)
+        told.append(unpack_notice(message.content))
+        return Message(RecordDict(), reply_to=message)
 
     with suppress(RunFailed):
         conduct(LocalGrid(app, 3), make_settings("num_rounds=1", *words))

@@ -16,12 +16,13 @@ import torch
 from client.app import app as client_app
 from common.runs import RunFolder
 from common.settings import Settings
+from common.shared_memory import create
 from common.workplace import open_corpus
 from server import simulate as door
 from server.app import conduct
 from server.exchange import RunFailed
 from server.local_grid import LocalGrid
-from server.shared_memory import corpus_from_memory, corpus_to_memory, create, tensor_bytes, tensors_in
+from server.shared_memory import corpus_from_memory, corpus_to_memory, tensor_bytes, tensors_in
 from server.simulate import count_workers, simulate
 from server.workers import WorkerPool
 from tests.conftest import Make

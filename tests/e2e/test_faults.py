@@ -37,33 +37,41 @@ CONTINUE = "strategy.on_missing=continue"
 # Replaces client/app.py at a site that is up to no good: its update of each round is bad in another way.
 BAD_CLIENT = """
 import dataclasses
-import torch
+import numpy as np
+from flwr.app import Message
 from client import honest
-from client.site import RealSite, site_from
-from common.messages import pack_update, unpack_task, unpack_update
+from client.site import site_from
+from common.messages import pack_update, unpack_update
+from common.transforms import whole
 
 app = honest.app
 train = app._registered_funcs.pop("train", None) or app._registered_funcs.pop("train.default")
 BAD = [
-    {"tensors": lambda old: torch.full_like(old, float("nan"))},
+    {"payload": lambda old: whole(np.full(size(old), np.nan, np.float32))},
     {"layout": lambda old: "0" * 64},
-    {"tensors": lambda old: torch.cat([old, old])},
-    {"tensors": lambda old: old[:-1].clone()},
+    {"payload": lambda old: whole(np.zeros(2 * size(old), np.float32))},
+    {"payload": lambda old: dataclasses.replace(old, form="exact", arrays=cut(old.arrays))},
     {"num_examples": lambda old: -old},
     {"num_examples": lambda old: 0},
     {"num_examples": lambda old: 10**12},
     {"round": lambda old: old - 1},
 ]
 
+def size(payload):
+    return sum(map(len, payload.arrays.values()))
+
+def cut(arrays):
+    return {name: array[:-1] for name, array in arrays.items()}
+
 @app.train()
 def bad_train(message, context):
     reply = train(message, context)
-    if site_from(context).file.name != "beta":
+    if site_from(context.node_config).file.name != "beta":
         return reply
     update = unpack_update(reply)
     change = BAD[(update.round - 1) % len(BAD)]
     changed = {key: make(getattr(update, key)) for key, make in change.items()}
-    return pack_update(dataclasses.replace(update, **changed), message)
+    return Message(pack_update(dataclasses.replace(update, **changed)), reply_to=message)
 """
 REASONS = [
     "not finite",

@@ -1,0 +1,137 @@
+"""Lossy forms: the delta (trained - base) in fewer bits, with what was lost kept for the next round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+_BLOCK = 1 << 16
+GROUP = 1 << 12
+"""Neighbouring elements that share a scale."""
+_MOST_INT8 = 127
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """One row of the table."""
+
+    dtype: np.dtype
+    """Of `values`, (P,)."""
+    round: Callable[[np.ndarray], np.ndarray]
+    """From fp32 to `values`, to the nearest; with scales, from what the scales left."""
+    restore: Callable[[np.ndarray], np.ndarray]
+    """Back to fp32."""
+    scale: Callable[[np.ndarray], np.ndarray] | None = None
+    """From the largest size in each group to what the group is divided by, fp32; None for no scales."""
+
+
+def _to_bf16(delta: np.ndarray) -> np.ndarray:
+    """The upper half of fp32, to the nearest even."""
+    bits = delta.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return rounded.astype(np.uint16)
+
+
+def _from_bf16(values: np.ndarray) -> np.ndarray:
+    return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _power_of_two(largest: np.ndarray) -> np.ndarray:
+    """Dividing by it loses nothing, so that small deltas keep all 11 bits."""
+    scales: np.ndarray = np.ldexp(np.float32(1), np.clip(np.frexp(largest)[1], -120, 120))
+    return scales
+
+
+def _share_of_int8(largest: np.ndarray) -> np.ndarray:
+    scales: np.ndarray = np.maximum(largest / np.float32(_MOST_INT8), np.finfo(np.float32).tiny)
+    return scales
+
+
+ROUNDINGS: dict[str, Rounding] = {
+    # bfloat16 has no NumPy type; its bits travel as uint16.
+    "bf16": Rounding(np.dtype(np.uint16), _to_bf16, _from_bf16),
+    "fp16": Rounding(
+        np.dtype(np.float16),
+        lambda delta: delta.astype(np.float16),
+        lambda values: values.astype(np.float32),
+        _power_of_two,
+    ),
+    "int8": Rounding(
+        np.dtype(np.int8),
+        lambda delta: np.rint(delta).astype(np.int8),
+        lambda values: values.astype(np.float32),
+        _share_of_int8,
+    ),
+}
+
+
+def encode(
+    row: Rounding, tensors: np.ndarray, base: np.ndarray, residual: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Round the delta of two (P,) fp32 arrays.
+
+    Args:
+        residual: (P,) fp32; added to the delta, and left with what rounding lost. None forgets the loss.
+
+    Returns:
+        values: (P,) in the row's type.
+        scales: (ceil(P / GROUP),) fp32, if the row has any.
+
+    Raises:
+        ArithmeticError: a delta is not finite, which fewer bits could hide.
+    """
+    size = len(tensors)
+    values = np.empty(size, dtype=row.dtype)
+    scales = np.empty(-(-size // GROUP), dtype=np.float32)
+    for block in _blocks(size):
+        delta = tensors[block] - base[block]
+        if residual is not None:
+            delta += residual[block]
+        if not np.isfinite(delta).all():
+            raise ArithmeticError("the trained tensors hold values that are not finite")
+        scale: np.ndarray | np.float32 = np.float32(1)
+        if row.scale is not None:
+            largest = np.maximum.reduceat(np.abs(delta), range(0, len(delta), GROUP))
+            scales[_groups(block)] = row.scale(largest)
+            scale = _spread(scales[_groups(block)], len(delta))
+        values[block] = row.round(delta if row.scale is None else delta / scale)
+        if residual is not None:
+            residual[block] = delta - row.restore(values[block]) * scale
+    return {"values": values} if row.scale is None else {"values": values, "scales": scales}
+
+
+def decode(row: Rounding, arrays: dict[str, np.ndarray], base: np.ndarray, out: np.ndarray) -> None:
+    """base + delta into `out`, (P,) fp32.
+
+    Raises:
+        KeyError or ValueError: the arrays do not fit `base`.
+    """
+    size = len(base)
+    values = arrays["values"]
+    if values.dtype != row.dtype or values.shape != (size,):
+        raise ValueError("its values do not have the size and type of the global model")
+    if row.scale is not None:
+        scales = arrays["scales"]
+        if scales.dtype != np.float32 or scales.shape != (-(-size // GROUP),):
+            raise ValueError("its scales do not have the size of the global model")
+    for block in _blocks(size):
+        delta = row.restore(values[block])
+        if row.scale is not None:
+            delta *= _spread(scales[_groups(block)], len(delta))
+        np.add(base[block], delta, out=out[block])
+
+
+def _blocks(size: int) -> list[slice]:
+    return [slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK)]
+
+
+def _groups(block: slice) -> slice:
+    """Where the scales of a block lie."""
+    return slice(block.start // GROUP, -(-block.stop // GROUP))
+
+
+def _spread(scales: np.ndarray, size: int) -> np.ndarray:
+    """A scale for each of `size` elements."""
+    return np.repeat(scales, GROUP)[:size]

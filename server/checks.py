@@ -1,0 +1,65 @@
+"""What an answer must be like before it may go into a mean or a sum; whatever is not is refused by name."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from common.counts import Counts
+from common.messages import Refused, Update
+from common.sharing import Layout
+from common.transforms import decode
+from server.roster import Member
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# In one cell; sums over cells and sites stay inside 64 bits.
+_MOST_COUNTED = 2**40
+
+
+def check_counts(counts: Counts, num_labels: int) -> None:
+    """Refuse held-out counts that cannot be added to the other sites'. Raises Refused."""
+    if counts.confusion.shape != (num_labels, num_labels):
+        raise Refused(f"its counts are of {len(counts.confusion)} labels, not of the run's {num_labels}")
+    if counts.confusion.max() > _MOST_COUNTED or counts.num_examples == 0:
+        raise Refused(f"its counts are of {counts.num_examples} held-out examples")
+
+
+def check_update(update: Update, number: int, layout: Layout, num_labels: int, member: Member) -> None:
+    """Refuse what must not go into the mean.
+
+    Raises:
+        Refused: the update is from another round, of another model, holds counts of other labels or a loss
+            that is no number, or claims another example count than the client introduced itself with.
+    """
+    if update.round != number:
+        raise Refused(f"its update belongs to round {update.round}")
+    if update.layout != layout.digest:
+        raise Refused("its update has other tensor names or shapes than the global model")
+    if update.num_examples != member.num_examples:
+        raise Refused(
+            f"its update claims {update.num_examples} examples, but it joined with {member.num_examples}"
+        )
+    if not (isfinite(update.loss) and isfinite(update.seconds)):
+        raise Refused(f"its update has a loss of {update.loss} and took {update.seconds} s")
+    if update.test is not None:
+        check_counts(update.test, num_labels)
+
+
+def open_tensors(update: Update, global_tensors: Tensor, scratch: np.ndarray) -> Tensor:
+    """The trained tensors of an update, (P,) fp32, in the message's memory or in `scratch`.
+
+    Raises:
+        Refused: they are of another size or form, or not finite.
+    """
+    try:
+        tensors = torch.from_numpy(decode(update.payload, global_tensors.numpy(), scratch))
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    if not bool(torch.isfinite(tensors.sum())) and not bool(torch.isfinite(tensors).all()):
+        raise Refused("its update holds values that are not finite")
+    return tensors

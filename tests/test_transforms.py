@@ -1,0 +1,194 @@
+"""Tensors in fewer bytes: exact ones come back bit for bit, rounded ones within their stated error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.residuals import ResidualFiles, ResidualMemory
+from common.arrays import Payload
+from common.transforms import EXACT, FORMS, WHOLE, decode, encode, exact
+from common.transforms.rounding import GROUP
+from server.simulate import simulate
+from tests.conftest import Make
+from tests.test_resume import measured
+
+SIZE = 3 * GROUP + 16
+LOSSY = sorted(set(FORMS) - {EXACT})
+
+
+def numbers(seed: int, scale: float = 1.0, size: int = SIZE) -> np.ndarray:
+    """(size,) fp32."""
+    drawn = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
+    drawn *= np.float32(scale)
+    return drawn
+
+
+def after_a_round(base: np.ndarray, step: float) -> np.ndarray:
+    """Trained tensors: every number moved by about `step`."""
+    trained: np.ndarray = base + numbers(1, step, len(base))
+    return trained
+
+
+@pytest.mark.parametrize("step", [0.0, 1e-8, 1e-6, 1e-4, 1e-2])
+def test_exact_comes_back_bit_for_bit(step: float) -> None:
+    base = numbers(0, 0.04, 200_000)  # several blocks, the last one short
+    trained = after_a_round(base, step)
+    arrays = exact.encode(trained, base)
+    out = np.full_like(base, np.nan)
+    exact.decode(arrays, base, out)
+    assert out.tobytes() == trained.tobytes()
+
+
+def test_exact_keeps_what_arithmetic_would_not() -> None:
+    """Zeros of both signs, numbers that are none, the largest and the smallest, jumps across zero."""
+    odd = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 3.4e38, 1e-45, -1e-45], dtype=np.float32)
+    base, trained = np.resize(odd, SIZE), np.resize(odd[::-1], SIZE)
+    out = np.empty_like(base)
+    exact.decode(exact.encode(trained, base), base, out)
+    assert out.tobytes() == trained.tobytes()
+
+
+def test_steps_are_counted_in_bytes_a_reader_can_count() -> None:
+    # 1.0 and the number after it are one step apart; 8 steps fit one byte; 1.0 to 2.0 are 2**23 steps.
+    base = np.ones(16, dtype=np.float32)
+    trained = base.copy()
+    trained[0] = np.nextafter(np.float32(1), np.float32(2))
+    trained[1] = 2.0
+    arrays = exact.encode(trained, base)
+    assert arrays["widths"].tolist() == [1]
+    assert arrays["steps"].view(np.int8).tolist() == [1, -128, *[0] * 14]
+    assert arrays["others"].tolist() == [2**23]
+
+
+def test_exact_halves_what_a_small_learning_rate_moves() -> None:
+    base = numbers(0, 0.04, 100_000)
+    assert encode(EXACT, after_a_round(base, 1e-6), base).num_bytes < 0.52 * base.nbytes
+    # Where every bit changes, the tensors themselves are smaller.
+    assert encode(EXACT, numbers(5, 0.04, 100_000), base).form == WHOLE
+
+
+@pytest.mark.parametrize(("name", "bits", "share"), [("bf16", 8, 0.5), ("fp16", 11, 0.5), ("int8", 8, 0.25)])
+def test_rounded_deltas_are_off_by_half_a_unit(name: str, bits: int, share: float) -> None:
+    """bf16 and fp16: half a unit in the last place of each; int8: half a 127th of the group's largest."""
+    base = np.zeros(SIZE, dtype=np.float32)  # so that adding the delta rounds nothing more
+    trained = numbers(1, 1e-6)
+    payload = encode(name, trained, base)
+    error = np.abs(decode(payload, base) - trained)
+    if name == "int8":
+        groups = [trained[start : start + GROUP] for start in range(0, SIZE, GROUP)]
+        allowed = np.concatenate([np.full(len(part), np.abs(part).max() / 127 / 2) for part in groups])
+    else:
+        allowed = np.abs(trained) * 2.0**-bits
+        if name == "fp16":  # below 2**-14 of the group's scale it counts in steps of 2**-24
+            allowed = np.maximum(allowed, 2.0**-24 * np.abs(trained).max())
+    assert (error <= allowed * (1 + 1e-5)).all()
+    assert error.max() > 0
+    assert payload.num_bytes <= share * base.nbytes + 4 * 4
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_what_is_lost_is_sent_later(name: str) -> None:
+    """The same small delta ten times: the sum of what arrives is the sum of the deltas, to one rounding."""
+    base, delta = np.zeros(SIZE, dtype=np.float32), numbers(1, 1e-3)
+    residual = np.zeros(SIZE, dtype=np.float32)
+    with_feedback = sum(decode(encode(name, delta, base, residual), base) for _ in range(10))
+    without = 10 * decode(encode(name, delta, base), base)
+    lost = np.linalg.norm(with_feedback - 10 * delta)
+    assert lost == pytest.approx(np.linalg.norm(residual), rel=1e-2)
+    assert lost < 0.3 * np.linalg.norm(without - 10 * delta)
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_nothing_moved_is_nothing_lost(name: str) -> None:
+    base = numbers(0)
+    assert np.array_equal(decode(encode(name, base, base), base), base)
+
+
+@pytest.mark.parametrize("name", LOSSY)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_fewer_bits_hide_no_divergence(name: str, value: float) -> None:
+    base = numbers(0)
+    trained = base.copy()
+    trained[7] = value
+    with pytest.raises(ArithmeticError, match="not finite"):
+        encode(name, trained, base)
+
+
+def damaged(payload: Payload) -> list[Payload]:
+    """The same with an array missing, cut short, or of another type."""
+    found = [Payload("whole", payload.arrays), Payload("zip", payload.arrays)]
+    for name, array in payload.arrays.items():
+        others = {key: value for key, value in payload.arrays.items() if key != name}
+        found.append(Payload(payload.form, others))
+        found.append(Payload(payload.form, others | {name: array.astype(np.float64)}))
+        if len(array):
+            found.append(Payload(payload.form, others | {name: array[:-1]}))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(FORMS))
+def test_what_does_not_fit_is_no_payload(name: str) -> None:
+    base = numbers(0, 0.04)
+    payload = encode(name, after_a_round(base, 1e-6), base)
+    assert payload.form == name
+    cases = damaged(payload)
+    assert len(cases) > 3
+    for case in cases:
+        with pytest.raises(ValueError):  # noqa: PT011 - several texts
+            decode(case, base, np.empty_like(base))
+
+
+def test_widths_from_a_stranger_are_checked() -> None:
+    base = numbers(0, 0.04)
+    arrays = exact.encode(after_a_round(base, 1e-6), base)
+    for width in (0, 3, 200):
+        wrong = arrays | {"widths": np.full_like(arrays["widths"], width)}
+        with pytest.raises(ValueError):  # noqa: PT011
+            exact.decode(wrong, base, np.empty_like(base))
+
+
+def test_residuals_of_a_simulation_survive_a_round_that_is_done_again(tmp_path: Path) -> None:
+    files = ResidualFiles(tmp_path / "residuals", client=3)
+    assert files.take("run", 1, 4).tolist() == [0, 0, 0, 0]
+    for number in (1, 2, 3):
+        files.put("run", number, np.full(4, number, dtype=np.float32))
+    assert len(list((tmp_path / "residuals").iterdir())) == 2
+    assert files.take("run", 4, 4).tolist() == [3, 3, 3, 3]
+    assert files.take("run", 3, 4).tolist() == [2, 2, 2, 2]
+    assert ResidualFiles(tmp_path / "residuals", client=2).take("run", 4, 4).tolist() == [0, 0, 0, 0]
+
+
+def test_residuals_of_a_site_belong_to_one_run_and_one_round() -> None:
+    memory = ResidualMemory()
+    for run, number in (("a", 2), ("a", 4), ("b", 3)):
+        memory.put("a", 2, np.ones(4, dtype=np.float32))
+        assert memory.take(run, number, 4).tolist() == [0, 0, 0, 0]
+    memory.put("a", 2, np.ones(4, dtype=np.float32))
+    assert memory.take("a", 3, 4).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_a_simulation_sends_what_sites_would(make_settings: Make, tmp_path: Path, name: str) -> None:
+    """Stopped and gone on with, in one process or in two workers: the same numbers, in fewer bytes."""
+    common = [f"transforms={name}", "train.learning_rate=0.01"]
+    exact_run = make_settings("train.learning_rate=0.01", f"run_dir={tmp_path / 'exact'}")
+    whole = make_settings(*common, f"run_dir={tmp_path / 'whole'}")
+    simulate(exact_run)
+    simulate(whole)
+    for rounds in (1, 3):
+        parts = make_settings(*common, f"run_dir={tmp_path / 'parts'}", f"num_rounds={rounds}")
+        simulate(parts)
+    workers = make_settings(*common, f"run_dir={tmp_path / 'workers'}", "engine.workers=2", "threads=1")
+    one_thread = make_settings(*common, f"run_dir={tmp_path / 'one'}", "threads=1")
+    simulate(workers)
+    simulate(one_thread)
+    assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
+    assert measured(tmp_path / "workers") == measured(tmp_path / "one")
+    lines, exact_lines = measured(tmp_path / "whole"), measured(tmp_path / "exact")
+    assert lines[1]["model_sha256"] != exact_lines[1]["model_sha256"]
+    share = lines[1]["bytes"]["up"] / exact_lines[1]["bytes"]["up"]
+    assert share == pytest.approx(0.25 if name == "int8" else 0.5, abs=0.01)
+    assert lines[1]["bytes"]["down"] == exact_lines[1]["bytes"]["down"]

@@ -105,8 +105,8 @@ def _run(
 ) -> None:
     """Run what is left to run, and leave the model."""
     observers: tuple[Observer, ...] = (
-        History(folder),
         Checkpoints(folder, workplace.layout),
+        History(folder),
         Live(folder),
         Progress(settings),
         Target(folder, settings.evaluation.target_accuracy),

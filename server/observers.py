@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +56,32 @@ class History(Observer):
 
 
 class Checkpoints(Observer):
-    """The global tensors of every round with its record; the newest two are kept."""
+    """The global tensors of every round with its record; the newest two are kept.
+
+    They are written while the next round is sent out. To be placed before `History`: a line of it stands only
+    once its round's checkpoint does.
+    """
 
     def __init__(self, folder: RunFolder, layout: Layout) -> None:
         self.folder, self.layout = folder, layout
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
 
     def after_average(self, record: dict[str, Any], tensors: Tensor) -> None:
-        self.folder.save_checkpoint(Checkpoint(record, self.layout.views(tensors)))
+        self._finish()
+        # A record that waits for the sites' counts is changed while it is being written.
+        checkpoint = Checkpoint(deepcopy(record), self.layout.views(tensors))
+        self._writing = self._writer.submit(self.folder.save_checkpoint, checkpoint)
+
+    def after_round(self, record: dict[str, Any]) -> str | None:
+        self._finish()
+        return None
+
+    def _finish(self) -> None:
+        """Wait for the disk. Raises OSError where it could not be written."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
 
 class Live(Observer):

@@ -77,6 +77,7 @@ def environment(folder: ServerFolder) -> dict[str, str]:
         "FLWR_HOME": str(folder.flower_home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds until a process starts for what has come
         # At INFO the SuperLink prints a line for each of the server app's questions, five a second.
         "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
         # Flower starts its other programs by name.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from benchmarks.aggregate import fold_in, stock_average
 from benchmarks.inputs import SIZES, write_model
 from benchmarks.isolated import isolated
 from benchmarks.plots import Curve, draw
-from benchmarks.report import Report, Samples, Table, numbers, parser, say
+from benchmarks.report import Report, Samples, Table, carry_out, numbers, parser, say
 from benchmarks.round_costs import measure_costs
 
 STOCK = "stock FedAvg"
@@ -35,13 +34,7 @@ NOTES = [
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    options = read_options(arguments)
-    with tempfile.TemporaryDirectory(prefix="wardround-bench-") as folder:
-        report = measure(options, Path(folder))
-    report.write(options)
-    if options.plot is not None:
-        _plot(report.samples, options)
-    return 0
+    return carry_out(read_options(arguments), measure, _plot)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -104,10 +97,12 @@ def _costs(options: argparse.Namespace, model: Path, folder: Path, samples: Samp
     return table
 
 
-def _plot(samples: Samples, options: argparse.Namespace) -> None:
+def _plot(report: Report, options: argparse.Namespace) -> None:
     curves = {
         quantity: [
-            Curve(name, [(k, (samples.median(f"{name}, {k}", key) or 0) / unit) for k in options.clients])
+            Curve(
+                name, [(k, (report.samples.median(f"{name}, {k}", key) or 0) / unit) for k in options.clients]
+            )
             for name in VARIANTS
         ]
         for quantity, key, unit in (("seconds", "seconds", 1), ("peak memory (GiB)", "bytes", 2**30))

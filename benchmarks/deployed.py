@@ -100,13 +100,8 @@ class Bed:
     def _join(self, name: str) -> None:
         """A site with two texts to train on and one held out, which dials the relay."""
         texts = write_texts(self.root / f"{name}.csv", np.full(3, _TEXT_TOKENS))
-        site = self.federation.add_site(name, texts, model=self.model)
-        content = site.site_file.read_text(encoding="utf-8")
-        content = content.replace(self.federation.fleet_address, f"localhost:{self.relay.port}")
-        site.site_file.write_text(content, encoding="utf-8")
-        site.node = self.federation.start(
-            f"join-{name}", "python3", "-m", "client.cli", "join", "--site", str(site.site_file)
-        )
+        address = f"localhost:{self.relay.port}"
+        self.federation.join(self.federation.add_site(name, texts, model=self.model, address=address))
 
     def wardround(self, num_rounds: int, *overrides: str) -> Measured:
         """One submitted run: every site trains one step on two texts and counts on another."""
@@ -115,7 +110,7 @@ class Bed:
         settings = settings_to_submit(
             [
                 *("model=hf", f"model.name={self.model}", "model.label=benchmark", "data=files"),
-                *("data.path=unused.csv", f"data.label_names=[{','.join(LABELS)}]", "data.test_fraction=0.4"),
+                *(f"data.label_names=[{','.join(LABELS)}]", "data.test_fraction=0.4"),
                 *("train.local_epochs=1", f"train.max_length={_TEXT_TOKENS}", "train.padding=longest"),
                 *("evaluation.where=sites", f"num_clients={self.num_sites}", f"num_rounds={num_rounds}"),
                 *("device=cpu", f"run_dir={run_dir}", *overrides),

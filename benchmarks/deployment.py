@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.deployed import Bed, Measured
 from benchmarks.inputs import SIZES, write_model
-from benchmarks.report import Report, Samples, Table, numbers, parser, say
+from benchmarks.plots import draw_bars
+from benchmarks.report import Report, Samples, Table, carry_out, numbers, parser, say
 
 STOCK = "stock Flower"
 Run = Callable[[Bed, int], Measured]
@@ -41,12 +41,7 @@ NOTES = [
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    options = read_options(arguments)
-    with tempfile.TemporaryDirectory(prefix="wardround-bench-") as temporary:
-        folder = options.keep or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        measure(options, folder.absolute()).write(options)
-    return 0
+    return carry_out(read_options(arguments), measure, _plot)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -56,7 +51,6 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options_of.add_argument("--sites", type=numbers, default=(2,), metavar="N[,N…]")
     options_of.add_argument("--rounds", type=int, default=4, help="rounds of each run, at least 2")
     options_of.add_argument("--only", choices=VARIANTS, action="append", help="measure these rows alone")
-    options_of.add_argument("--keep", type=Path, metavar="FOLDER", help="leave logs and run folders there")
     options = options_of.parse_args(arguments)
     if options.quick:
         options.model, options.rounds, options.repeats = "micro", 2, 1
@@ -107,6 +101,28 @@ def _table(samples: Samples, chosen: dict[str, Run], options: argparse.Namespace
                 ]
             )
     return table
+
+
+# Panels of the picture, and the columns of the table that are added up in each.
+_PANELS = {
+    "seconds a round": ("s/round",),
+    "server memory (GiB)": ("server (GiB)",),
+    "wire, up and down (MiB a round)": ("up (MiB)", "down (MiB)"),
+}
+
+
+def _plot(report: Report, options: argparse.Namespace) -> None:
+    rows = report.table.records()
+    panels = {
+        f"{num_sites} sites: {title}": {
+            str(row["app"]): sum(float(row[column] or 0) for column in columns)
+            for row in rows
+            if row["sites"] == num_sites
+        }
+        for num_sites in options.sites
+        for title, columns in _PANELS.items()
+    }
+    draw_bars(options.plot, panels)
 
 
 if __name__ == "__main__":

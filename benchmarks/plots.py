@@ -43,22 +43,21 @@ def draw(path: Path, panels: Mapping[str, Sequence[Curve]], x_label: str) -> Non
     plt.close(figure)
 
 
-def draw_bars(path: Path, groups: Mapping[str, Mapping[str, float]], y_label: str) -> None:
-    """One panel a group, one bar a contender; values of 0 were not measured and are left out."""
+def draw_bars(path: Path, panels: Mapping[str, Mapping[str, float]]) -> None:
+    """One panel a quantity, one bar a contender; values of 0 were not measured and are left out."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(groups), figsize=(3.4 * len(groups), 3.6), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.6), squeeze=False)
     colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-    for axis, (group, bars) in zip(axes[0], groups.items(), strict=True):
+    for axis, (quantity, bars) in zip(axes[0], panels.items(), strict=True):
         for number, (name, value) in enumerate(bars.items()):
             if value > 0:
                 axis.bar(number, value, color=colours[number % len(colours)], label=name)
-        axis.set_title(group, fontsize=9)
+        axis.set_title(quantity, fontsize=9)
         axis.set_xticks([])
-        axis.set_ylabel(y_label)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=min(3, len(labels)) or 1, fontsize=7)
     figure.tight_layout(rect=(0, 0.08, 1, 1))

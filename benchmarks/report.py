@@ -8,7 +8,8 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -113,11 +114,32 @@ class Report:
             options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def carry_out(
+    options: argparse.Namespace,
+    measure: Callable[[argparse.Namespace, Path], Report],
+    plot: Callable[[Report, argparse.Namespace], None],
+) -> int:
+    """What every benchmark does: measure in a folder that goes away, report, and draw where asked to.
+
+    Args:
+        plot: draws to `options.plot`.
+    """
+    with tempfile.TemporaryDirectory(prefix="wardround-bench-") as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        report = measure(options, folder.absolute())
+    report.write(options)
+    if options.plot is not None:
+        plot(report, options)
+    return 0
+
+
 def parser(about: str) -> argparse.ArgumentParser:
     """Options all benchmarks share."""
     made = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     made.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there too")
     made.add_argument("--plot", type=Path, metavar="FILE", help="draw the table there (PNG or SVG)")
+    made.add_argument("--keep", type=Path, metavar="FOLDER", help="leave logs and run folders there")
     made.add_argument("--quick", action="store_true", help="sizes of seconds, to see that it runs")
     made.add_argument("--repeats", type=int, default=2, help="how often each row is measured, in turns")
     return made
@@ -126,6 +148,11 @@ def parser(about: str) -> argparse.ArgumentParser:
 def numbers(text: str) -> tuple[int, ...]:
     """Type of an option that takes `1,2,8`."""
     return tuple(int(part) for part in text.split(","))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Type of an option that takes `tiny,base`."""
+    return tuple(text.split(","))
 
 
 def say(text: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.contenders.job import Job
 from benchmarks.inputs import write_model
 from benchmarks.plots import Curve, draw
-from benchmarks.report import Report, Samples, Table, numbers, parser, say
+from benchmarks.report import Report, Samples, Table, carry_out, names, numbers, parser, say
 from benchmarks.simulated import Contender, Missing, Outcome, Texts, run
 
 CONTENDERS = (
@@ -26,6 +26,7 @@ CONTENDERS = (
     Contender("plain loop, 2 processes x 1 thread", "plain", processes=2),
     Contender("Wardround inprocess, 1 thread", "wardround"),
     Contender("Wardround inprocess, 2 threads", "wardround", threads=2),
+    Contender("Wardround inprocess, 2 workers x 1 thread", "wardround", overrides=("engine.workers=2",)),
     Contender(
         "Wardround ray", "wardround", overrides=("engine=ray",), needs="ray", package="flwr[simulation]"
     ),
@@ -49,20 +50,13 @@ NOTES = [
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    options = read_options(arguments)
-    with tempfile.TemporaryDirectory(prefix="wardround-bench-") as folder:
-        report = measure(options, Path(folder))
-    report.write(options)
-    if options.plot is not None:
-        _plot(report.samples, options)
-    return 0
+    return carry_out(read_options(arguments), measure, _plot)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, made small by `--quick`."""
-    names = [contender.name for contender in CONTENDERS]
     options_of = parser(__doc__ or "")
-    options_of.add_argument("--models", type=_names, default=("tiny", "base"), metavar="NAME[,NAME…]")
+    options_of.add_argument("--models", type=names, default=("tiny", "base"), metavar="NAME[,NAME…]")
     options_of.add_argument("--clients", type=numbers, default=(1, 2, 8, 32), metavar="K[,K…]")
     options_of.add_argument("--rounds", type=int, default=4, help="rounds of each run, at least 2")
     options_of.add_argument("--device", default="cpu", help="cpu, cuda …")
@@ -72,13 +66,9 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = options_of.parse_args(arguments)
     if options.quick:
         options.models, options.clients, options.rounds, options.repeats = ("micro",), (2,), 2, 1
-    wanted = options.only or names
+    wanted = options.only or [one.name for one in CONTENDERS]
     options.contenders = [one for one in CONTENDERS if any(words in one.name for words in wanted)]
     return options
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Report:
@@ -169,13 +159,13 @@ def _ratio(value: float | None, base: float | None) -> float | None:
     return None if value is None or not base else value / base
 
 
-def _plot(samples: Samples, options: argparse.Namespace) -> None:
+def _plot(report: Report, options: argparse.Namespace) -> None:
     panels = {
         f"{model}: {quantity}": [
             Curve(
                 one.name,
                 [
-                    (k, (samples.median(f"{one.name}, {model}, {k}", key) or 0) / unit)
+                    (k, (report.samples.median(f"{one.name}, {model}, {k}", key) or 0) / unit)
                     for k in options.clients
                 ],
             )

@@ -14,9 +14,8 @@ import torch
 
 from benchmarks.inputs import LABELS
 from common.learning import Place, train_epochs
-from common.models import build_classifier
-from common.sharing import flatten_model
 from common.tokens import TokenisedTexts
+from common.workplace import open_workplace
 from server.compose import compose
 
 BATCH, LONGEST = 32, 128
@@ -52,17 +51,15 @@ class NotInstalled(RuntimeError):
 
 def wardround(job: Job) -> float:
     """Texts a second of `common.learning.train_epochs`."""
-    torch.set_num_threads(job.threads)
     settings = compose(
         [
             *("model=hf", f"model.name={job.model}", "data=files", "data.path=unused.csv"),
+            *(f"device={job.device}", f"precision={job.precision}", f"threads={job.threads}"),
             *("train.local_epochs=1", f"train.batch_size={BATCH}", f"train.max_length={LONGEST}"),
             *(f"train.learning_rate={_LEARNING_RATE}", *job.overrides),
         ]
     ).settings
-    classifier = build_classifier(settings.model, LABELS, seed=0)
-    device = torch.device(job.device)
-    flatten_model(classifier.model, device)
+    workplace = open_workplace(settings, LABELS)
     texts = TokenisedTexts(
         ids=np.concatenate(job.texts()).astype(np.int32),
         starts=np.concatenate([[0], np.cumsum(job.lengths)]),
@@ -71,8 +68,10 @@ def wardround(job: Job) -> float:
     )
 
     def train(num_texts: int, number: int) -> float:
-        place = Place(seed=0, round=number, client=0, device=device, precision=job.precision)
-        return train_epochs(classifier.model, texts, np.arange(num_texts), settings.train, place).loss
+        place = Place(seed=0, round=number, client=0, device=workplace.device, precision=job.precision)
+        return train_epochs(
+            workplace.classifier.model, texts, np.arange(num_texts), settings.train, place
+        ).loss
 
     train(min(BATCH, len(texts)), 1)
     started = time.perf_counter()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from benchmarks.flops import peak_flops
 from benchmarks.inputs import SIZES, ragged_lengths, write_model
 from benchmarks.isolated import isolated
 from benchmarks.plots import draw_bars
-from benchmarks.report import Report, Samples, Table, parser, say
+from benchmarks.report import Report, Samples, Table, carry_out, names, parser, say
 from benchmarks.trainers import LONGEST, Job, NotInstalled, hugging_face, wardround
 
 TRAINER = "Hugging Face Trainer"
@@ -30,6 +29,11 @@ Train = Callable[[Job], float]
 VARIANTS: dict[str, tuple[Train, tuple[str, ...]]] = {
     "Wardround, protocol=paper (padded to 128)": (wardround, ()),
     "Wardround, train.padding=longest": (wardround, ("train.padding=longest",)),
+    "Wardround, train.micro_batches=by_length": (wardround, ("train.micro_batches=by_length",)),
+    "Wardround, train.group_by_length=true": (
+        wardround,
+        ("train.group_by_length=true", "train.padding=longest"),
+    ),
     TRAINER: (hugging_face, ()),
 }
 # Texts trained on in a measurement: some seconds on two cores.
@@ -39,6 +43,8 @@ NOTES = [
     "texts a second: one epoch after a warm-up of one batch in the same process; every run a fresh process.",
     "the Trainer pads each batch to its longest text, as its default collator does; no clipping, logging or "
     "saving on either side.",
+    "micro_batches=by_length keeps the paper's batches and pads less; group_by_length puts like lengths into "
+    "one batch, which is another choice of batches.",
     "TFLOP/s count the tokens of the texts and not their padding (6 per weight of the encoder and token, 12 "
     "per layer, width and squared length); the peak is a large matrix product in the same precision.",
 ]
@@ -46,20 +52,14 @@ NOTES = [
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    options = read_options(arguments)
-    with tempfile.TemporaryDirectory(prefix="wardround-bench-") as folder:
-        report = measure(options, Path(folder))
-    report.write(options)
-    if options.plot is not None:
-        draw_bars(options.plot, _bars(report.samples, options), "texts a second")
-    return 0
+    return carry_out(read_options(arguments), measure, _plot)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, made small by `--quick`."""
     options_of = parser(__doc__ or "")
-    options_of.add_argument("--models", type=_names, default=("tiny", "base"), metavar="NAME[,NAME…]")
-    options_of.add_argument("--precision", type=_names, default=("fp32", "bf16"), metavar="fp32[,bf16]")
+    options_of.add_argument("--models", type=names, default=("tiny", "base"), metavar="NAME[,NAME…]")
+    options_of.add_argument("--precision", type=names, default=("fp32", "bf16"), metavar="fp32[,bf16]")
     options_of.add_argument("--device", default="cpu", help="cpu, cuda …")
     options_of.add_argument("--threads", type=int, default=torch.get_num_threads())
     options_of.add_argument("--texts", type=int, help="how many to train on; by model if left out")
@@ -67,10 +67,6 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.quick:
         options.models, options.precision, options.repeats = ("micro",), ("fp32",), 1
     return options
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Report:
@@ -116,14 +112,15 @@ def _table(samples: Samples, options: argparse.Namespace) -> Table:
     return table
 
 
-def _bars(samples: Samples, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    return {
-        f"{model}, {precision}": {
-            name: samples.median(f"{name}, {model}, {precision}", "speed") or 0.0 for name in VARIANTS
+def _plot(report: Report, options: argparse.Namespace) -> None:
+    panels = {
+        f"{model}, {precision}: texts a second": {
+            name: report.samples.median(f"{name}, {model}, {precision}", "speed") or 0.0 for name in VARIANTS
         }
         for model in options.models
         for precision in options.precision
     }
+    draw_bars(options.plot, panels)
 
 
 if __name__ == "__main__":

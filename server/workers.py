@@ -32,6 +32,8 @@ from server.worker import SLOT_BYTES, open_reply
 if TYPE_CHECKING:
     from torch import Tensor
 
+NURSERY = "server.simulate"
+"""The module that is run to fork the workers."""
 _ROOT = Path(__file__).resolve().parent.parent
 _END_SECONDS = 10.0
 # A slot more than there are workers lets one of them work on while its update waits for an earlier one;
@@ -68,7 +70,7 @@ class WorkerPool:
         self._control = ours
         with theirs:
             self._nursery = subprocess.Popen(
-                [sys.executable, "-P", "-m", "server.simulate", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", NURSERY, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 # Ctrl-C in a terminal goes to the simulation alone, which ends its workers.
                 process_group=0,

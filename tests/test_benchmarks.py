@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 from benchmarks import aggregation, deployment, simulation, training
 from benchmarks.inputs import SIZES, ragged_lengths
 from benchmarks.memory import PeakMemory, pss_bytes, with_descendants
-from benchmarks.plots import Curve, draw
+from benchmarks.plots import Curve, draw, draw_bars
 from benchmarks.report import Report, Samples, Table, parser
-from benchmarks.simulated import outcome
+from benchmarks.simulated import Contender, outcome, run
 
 
 def test_a_ratio_is_taken_repeat_by_repeat() -> None:
@@ -105,6 +106,12 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
+def test_bars_are_drawn(tmp_path: Path) -> None:
+    file = tmp_path / "bars.png"
+    draw_bars(file, {"seconds": {"ours": 2.0, "theirs": 0.0}, "memory (GiB)": {"ours": 1.0, "theirs": 3.0}})
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
 def rows(file: Path) -> list[dict[str, object]]:
     """The table in a JSON file."""
     found: list[dict[str, object]] = json.loads(file.read_text())["table"]
@@ -139,12 +146,27 @@ def test_simulation_runs(tmp_path: Path) -> None:
     assert all(float(str(row["s/round"])) > 0 for row in rows(file))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_without_steps_nobody_trains_in_workers_either(tmp_path: Path, workers: int) -> None:
+    options = simulation.read_options(["--quick"])
+    contender = Contender("ours", "wardround", overrides=(f"engine.workers={workers}",))
+    job = simulation.Bench(tmp_path / "micro", "micro", options).job(contender, 2)
+    run(contender, replace(job, has_steps=False))
+    lines = (Path(job.folder) / "run" / "history.jsonl").read_text().splitlines()
+    history = [json.loads(line) for line in lines]
+    assert [line["train"]["loss"] for line in history] == [None, 0.0, 0.0]
+    assert len({line["model_sha256"] for line in history}) == 1
+
+
 @pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_deployment_runs(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
-    assert deployment.main(["--quick", "--json", str(file)]) == 0
+    plot = tmp_path / "plot.png"
+    assert deployment.main(["--quick", "--json", str(file), "--plot", str(plot)]) == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
     ours, stock = rows(file)
     assert (ours["app"], stock["app"]) == ("Wardround", deployment.STOCK)
     for row in (ours, stock):

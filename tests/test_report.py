@@ -6,46 +6,15 @@ import hashlib
 import json
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from server.report import write_report
-from server.reporting.result_files import read_run, read_sweep
-from server.reporting.result_table import table_rows
-from tests.report_folders import CONF, demo_sweep, history_line, settings_with, write_run, write_table
+from tests.pages import Page
+from tests.report_folders import CONF, demo_sweep, settings_with, write_run, write_table
 
 FIGURES = ("figure1_accuracy", "figure2_rounds_to_target", "figure3_curves")
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class Page(HTMLParser):
-    """Checks nesting; collects text, tags, headings and everything that could point outside."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open_tags: list[str] = []
-        self.tags: list[str] = []
-        self.targets: list[str] = []
-        self.alts: list[str] = []
-        self.text = ""
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert self.open_tags == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.targets += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "data")]
-        self.alts += [dict(attrs).get("alt") or ""] if tag == "img" else []
-        if tag not in VOID:
-            self.open_tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open_tags.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -150,63 +119,6 @@ def test_sweep_without_any_run_folder_or_any_cell(tmp_path: Path) -> None:
     assert "nothing has been run" in Page(write_report(tmp_path / "empty")).text
 
 
-def test_several_seeds_show_mean_and_range(tmp_path: Path) -> None:
-    rows = []
-    for seed, accuracy in ((0, 0.6), (1, 0.7), (2, 0.8)):
-        settings = settings_with("num_clients=4", f"seed={seed}")
-        write_run(
-            tmp_path / "seeds/cells" / settings.cell,
-            settings,
-            [0.2, 0.3, 0.4, 0.5, accuracy, 0.8][: 5 + seed],
-        )
-        reached = "" if seed == 0 else 4 + seed
-        rows.append(("minilm", "bbc_news", 4, seed, "finished", accuracy, 0.8, reached))
-    write_table(tmp_path / "seeds", rows)
-    (row,) = table_rows(read_sweep(tmp_path / "seeds"))
-    assert row.accuracy is not None
-    assert row.accuracy.text(".3f") == "0.700 (0.600–0.800)"
-    assert row.share is not None
-    assert row.share.text(".2f") == "0.88 (0.75–1.00)"  # 0.7 / 0.8 = 0.875
-    # Seed 0 stands at round 4 of 6: still open, not missed.
-    assert row.rounds_text == "5.5 (5–6); 1 not yet, 2 reached"
-    write_report(tmp_path / "seeds")
-
-
-def test_not_reached_is_final_only_past_the_second_threshold(tmp_path: Path) -> None:
-    for name, curve in (("done", [0.2] * 7), ("open", [0.2] * 5)):
-        settings = settings_with("num_clients=4")
-        write_run(tmp_path / name / "cells" / settings.cell, settings, curve)
-        write_table(tmp_path / name, [("minilm", "bbc_news", 4, 0, "finished", 0.2, 0.9, "")])
-    assert read_sweep(tmp_path / "done").cells[0].outcome == "not reached"
-    assert read_sweep(tmp_path / "open").cells[0].outcome == "not yet"
-    assert "not reached" in Page(write_report(tmp_path / "done")).text
-
-
-def test_target_fraction_comes_from_the_sweep(tmp_path: Path) -> None:
-    sweep = demo_sweep(tmp_path / "demo")
-    assert read_sweep(sweep).target_fraction == 0.9
-    (sweep / "sweep.json").write_text(json.dumps({"target_fraction": 0.8, "cells": []}))
-    assert "Rounds to reach 80% of the K = 1 accuracy" in Page(write_report(sweep)).text
-
-
-def test_cut_last_line_is_ignored_and_a_broken_line_is_named(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", settings_with(), [0.2, 0.5, 0.6])
-    history = folder / "history.jsonl"
-    whole = history.read_text()
-    history.write_text(whole + history_line(3, 0.9)[:40])
-    assert (read_run(folder).last_round, read_run(folder).problems) == (2, ())
-    history.write_text("{broken\n" + whole)
-    assert read_run(folder).last_round == 2
-    assert read_run(folder).problems == ("history.jsonl line 1 cannot be read and was left out",)
-
-
-def test_damaged_settings_cost_only_their_cell(tmp_path: Path) -> None:
-    sweep = demo_sweep(tmp_path / "demo")
-    (sweep / "cells/minilm-bbc_news-k4-s0/settings.json").write_text('{"model": 1')
-    page = Page(write_report(sweep))
-    assert "MiniLM on BBC News with K = 4: settings.json cannot be read" in page.text
-
-
 def test_single_run(tmp_path: Path) -> None:
     settings = settings_with("num_clients=4")
     folder = write_run(tmp_path / "one", settings, [0.2, 0.5, 0.4], "failed", "round 3: client 2 timed out.")
@@ -253,18 +165,6 @@ def test_folder_that_is_neither(tmp_path: Path, make: bool) -> None:
     with pytest.raises(ValueError, match=r"sweep\.csv.*settings\.json.*wardround report"):
         write_report(folder)
     assert not (folder / "report").exists()
-
-
-def test_damaged_table_names_file_line_and_next_step(tmp_path: Path) -> None:
-    write_table(tmp_path, [("minilm", "bbc_news", "four", 0, "finished", "", "", "")])
-    with pytest.raises(ValueError, match=r"sweep\.csv, line 2: .*'four'.*command again"):
-        write_report(tmp_path)
-    write_table(tmp_path, [("minilm", "bbc_news", 4, 0, "done", "", "", "")])
-    with pytest.raises(ValueError, match="status is 'done', not one of pending"):
-        write_report(tmp_path)
-    (tmp_path / "sweep.csv").write_text("model,data\n")
-    with pytest.raises(ValueError, match="column num_clients, seed"):
-        write_report(tmp_path)
 
 
 def test_importing_the_door_is_light() -> None:

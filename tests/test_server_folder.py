@@ -22,7 +22,7 @@ from server.deployment.registration import (
 )
 from server.deployment.server_folder import Addresses, ServerFolder, toml_string
 from server.deployment.superlink import NodeState
-from tests.e2e.federation import write_keys
+from tests.e2e.processes import write_keys
 
 
 @pytest.fixture

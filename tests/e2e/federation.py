@@ -15,19 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
 
 from common.runs import RunFolder
 from server.deployment import superlink
 from server.deployment.server_folder import Addresses, ServerFolder
 from server.deployment.superlink import NodeState
-from tests.e2e.processes import Process, free_port, wait_for
+from tests.e2e.processes import Process, command_line, free_port, wait_for, write_keys
 
 BIN = Path(sys.executable).parent
 UP_SECONDS = 60.0
@@ -238,19 +231,3 @@ class Federation:
         self.end()
         self.signal(signal.SIGKILL)
         wait_for(lambda: not self.processes(), END_SECONDS, "the last processes to go")
-
-
-def command_line(pid: int) -> str:
-    """How that process was started; empty once it is gone."""
-    try:
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
-
-
-def write_keys(private: Path, public: Path) -> None:
-    """A P-384 pair in OpenSSH form."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    private.touch(mode=0o600)
-    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    public.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")

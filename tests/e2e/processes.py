@@ -1,4 +1,4 @@
-"""Programs on loopback: free ports, waits with an end, output in files."""
+"""Programs on loopback: free ports, keys, waits with an end, output in files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 T = TypeVar("T")
 
@@ -57,3 +65,19 @@ class Process:
     def wait(self, seconds: float) -> int:
         """Its exit code; fails the test after `seconds`."""
         return self.popen.wait(timeout=seconds)
+
+
+def command_line(pid: int) -> str:
+    """How that process was started; empty once it is gone."""
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def write_keys(private: Path, public: Path) -> None:
+    """A P-384 pair in OpenSSH form."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private.touch(mode=0o600)
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")

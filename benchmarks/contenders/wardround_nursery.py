@@ -1,0 +1,14 @@
+"""The process that starts a simulation's workers, for workers that do not train."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.contenders.wardround import leave_out_training
+from client.app import app as client_app
+from server.local_grid import LocalClients
+from server.worker import run_nursery
+
+if __name__ == "__main__":
+    leave_out_training()
+    run_nursery(int(sys.argv[1]), lambda num_clients: LocalClients(client_app, num_clients).answer_job)

@@ -64,3 +64,27 @@ def draw_bars(path: Path, panels: Mapping[str, Mapping[str, float]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def draw_rounds(path: Path, curves: Mapping[str, Sequence[Sequence[float]]], quantity: str) -> None:
+    """One line a row: for each round, from 0, the mean over the repeats, inside a band from least to most."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.4, 4.0))
+    for name, values in curves.items():
+        rounds = range(len(values))
+        means = [sum(found) / len(found) for found in values]
+        (line,) = axis.plot(rounds, means, linewidth=1.6, label=name)
+        lowest, highest = [min(found) for found in values], [max(found) for found in values]
+        axis.fill_between(rounds, lowest, highest, color=line.get_color(), alpha=0.12, linewidth=0)
+    axis.set_xlabel("communication round")
+    axis.set_ylabel(quantity)
+    axis.grid(visible=True, alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

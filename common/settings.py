@@ -34,6 +34,8 @@ class ModelSettings:
     """Hub id, local folder, or `package:folder` for source `package`."""
     revision: str | None
     """Commit, tag or branch on the hub; None is the default branch."""
+    head: Literal["own", "distilbert"]
+    """Row of the table in `common/heads.py`: the architecture's own, or DistilBERT's on a BERT encoder."""
 
     @property
     def short_name(self) -> str:
@@ -73,6 +75,8 @@ class DataSettings:
     """Use this many training texts, drawn evenly by seed; None uses all."""
     test_examples: int | None
     """Use this many test texts, drawn evenly by seed; None uses all."""
+    max_words: int | None
+    """Keep this many words of each text, cut at white space; None keeps all."""
     drop_empty: bool
     """Leave out examples whose text is empty or missing; otherwise they are an error."""
     label_map: tuple[tuple[str, str], ...]
@@ -93,7 +97,7 @@ class DataSettings:
             0 < self.test_fraction < 1,
             f"data.test_fraction is {self.test_fraction}; it must lie between 0 and 1.",
         )
-        for key in ("train_examples", "test_examples"):
+        for key in ("train_examples", "test_examples", "max_words"):
             value = getattr(self, key)
             _require(
                 value is None or value > 0,
@@ -185,6 +189,10 @@ class TrainSettings:
     """Put texts of like length into the same batch; another choice of batches than the paper's."""
     head_init: Literal["shared", "per_site"]
     """One new head for all, or one drawn by each client in round 1 (the authors' code)."""
+    head_learning_rate: float | None
+    """Step size of the new head alone; None is `learning_rate`."""
+    head_warmup_rounds: int
+    """First rounds in which only the new head is trained, and the encoder stands still."""
 
     def __post_init__(self) -> None:
         _require(
@@ -215,6 +223,14 @@ class TrainSettings:
             f"train.max_grad_norm is {self.max_grad_norm}; it must be positive, or null.",
         )
         _require(
+            self.head_learning_rate is None or self.head_learning_rate > 0,
+            f"train.head_learning_rate is {self.head_learning_rate}; it must be positive, or null.",
+        )
+        _require(
+            self.head_warmup_rounds >= 0,
+            f"train.head_warmup_rounds is {self.head_warmup_rounds}; it must be 0 or more.",
+        )
+        _require(
             self.attention_mask or self.padding == "max_length",
             "train.attention_mask=false with train.padding=longest would make a text's logits depend "
             "on its neighbours. Set train.padding=max_length.",
@@ -239,6 +255,10 @@ class StrategySettings:
 
     weighting: Literal["examples", "uniform"]
     """Weight of an update in the mean: its example count, or one (the authors' code)."""
+    server_learning_rate: float
+    """How far the server goes from the old global model towards the mean; 1 is FedAvg."""
+    server_momentum: float
+    """Share of the last step that is added to the next (FedAvgM, Hsu et al. 2019); 0 is FedAvg."""
     min_sites: int
     """Fewest updates a round may be closed with when `on_missing` is `continue`."""
     wait_seconds: float
@@ -252,6 +272,14 @@ class StrategySettings:
         for key in ("wait_seconds", "round_timeout_seconds"):
             value = getattr(self, key)
             _require(value > 0, f"strategy.{key} is {value}; a wait needs a positive bound in seconds.")
+        _require(
+            self.server_learning_rate > 0,
+            f"strategy.server_learning_rate is {self.server_learning_rate}; it must be positive.",
+        )
+        _require(
+            0 <= self.server_momentum < 1,
+            f"strategy.server_momentum is {self.server_momentum}; it must lie in [0, 1).",
+        )
         _require(
             self.min_sites >= 1,
             f"strategy.min_sites is {self.min_sites}; a round needs at least one update.",

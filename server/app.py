@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.batches import count_steps
 from common.partitions import Indices, partition
-from common.runs import RunFolder, write_json
+from common.runs import Checkpoint, RunFolder, write_json
 from common.settings import Settings
 from common.sharing import tensors_to_flat
 from common.workplace import Corpus, Workplace, open_corpus, open_workplace
@@ -23,7 +24,11 @@ from server.model_folder import save_model
 from server.observers import Checkpoints, History, Live, Observer, Progress, Target
 from server.records import Standing
 from server.roster import Roster
+from server.server_step import ServerStep
 from server.strategy import FederatedAveraging
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 app = ServerApp()
 
@@ -104,9 +109,11 @@ def _run(
     corpus: Corpus | None,
 ) -> None:
     """Run what is left to run, and leave the model."""
+    checkpoint = folder.load_checkpoint()
+    server_step = ServerStep(settings, _momentum(checkpoint, workplace))
     observers: tuple[Observer, ...] = (
         History(folder),
-        Checkpoints(folder, workplace.layout),
+        Checkpoints(folder, workplace.layout, server_step),
         Live(folder),
         Progress(settings),
         Target(folder, settings.evaluation.target_accuracy),
@@ -115,19 +122,26 @@ def _run(
     if corpus is not None and settings.evaluation.where == "server":
         evaluation = Evaluation(settings, workplace, corpus.test)
     strategy = FederatedAveraging(
-        settings, workplace.layout, workplace.classifier.num_labels, evaluation, observers
+        settings, workplace.layout, workplace.classifier.num_labels, evaluation, observers, server_step
     )
     roster.gather()
     # No name here for where the run starts: its tensors can go when the first round replaces them.
-    tensors, reason = strategy.run(grid, roster, _standing(folder, strategy, workplace))
+    tensors, reason = strategy.run(grid, roster, _standing(folder, checkpoint, strategy, workplace))
     workplace.load(tensors)
     save_model(folder, settings, workplace.classifier)
     folder.write_status("finished", reason)
 
 
-def _standing(folder: RunFolder, strategy: FederatedAveraging, workplace: Workplace) -> Standing:
+def _momentum(checkpoint: Checkpoint | None, workplace: Workplace) -> Tensor | None:
+    if checkpoint is None or checkpoint.momentum is None:
+        return None
+    return tensors_to_flat(workplace.layout, checkpoint.momentum)
+
+
+def _standing(
+    folder: RunFolder, checkpoint: Checkpoint | None, strategy: FederatedAveraging, workplace: Workplace
+) -> Standing:
     """The newest checkpoint, or round 0."""
-    checkpoint = folder.load_checkpoint()
     if checkpoint is None:
         return strategy.open(workplace.flat.detach().cpu().clone())
     is_shown = len(folder.history()) > checkpoint.record["round"]

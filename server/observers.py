@@ -11,6 +11,7 @@ from common.runs import Checkpoint, RunFolder, write_json
 from common.settings import Settings
 from common.sharing import Layout
 from server.display import display
+from server.server_step import ServerStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,13 +55,15 @@ class History(Observer):
 
 
 class Checkpoints(Observer):
-    """The global tensors of every round with its record; the newest two are kept."""
+    """The global tensors, the server's momentum and the record of every round; the newest two are kept."""
 
-    def __init__(self, folder: RunFolder, layout: Layout) -> None:
-        self.folder, self.layout = folder, layout
+    def __init__(self, folder: RunFolder, layout: Layout, server_step: ServerStep) -> None:
+        self.folder, self.layout, self.server_step = folder, layout, server_step
 
     def after_average(self, record: dict[str, Any], tensors: Tensor) -> None:
-        self.folder.save_checkpoint(Checkpoint(record, self.layout.views(tensors)))
+        momentum = self.server_step.momentum
+        views = None if momentum is None else self.layout.views(momentum)
+        self.folder.save_checkpoint(Checkpoint(record, self.layout.views(tensors), views))
 
 
 class Live(Observer):

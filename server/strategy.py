@@ -33,6 +33,7 @@ from server.exchange import Request, RunFailed, ask
 from server.observers import Observer
 from server.records import LeftOut, Standing, Taken, add_clients, add_site_counts, check_finite, new_record
 from server.roster import Member, Roster
+from server.server_step import ServerStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,12 +54,14 @@ class FederatedAveraging:
         num_labels: int,
         evaluation: Evaluation | None,
         observers: Sequence[Observer],
+        server_step: ServerStep | None = None,
     ) -> None:
         """Args: evaluation: the central test set; None where the sites evaluate."""
         self.settings = settings
         self.layout, self.num_labels = layout, num_labels
         self.evaluation = evaluation
         self.observers = observers
+        self.server_step = server_step or ServerStep(settings)
         self._left_out: list[LeftOut] = []
         """Of the round under way."""
 
@@ -123,12 +126,13 @@ class FederatedAveraging:
         self._check_quorum(number, len(taken))
         folding = time.perf_counter()
         outcome = mean.finish()
+        tensors = self.server_step.apply(number, standing.tensors, outcome.tensors)
         aggregate_seconds += time.perf_counter() - folding
         train_seconds = time.perf_counter() - started - aggregate_seconds
         seconds = {"train": train_seconds, "aggregate": aggregate_seconds}
-        record = self._record(number, outcome.tensors, seconds)
+        record = self._record(number, tensors, seconds)
         add_clients(record, self.layout, taken, outcome.agreements, self._left_out)
-        return Standing(outcome.tensors, record), counts
+        return Standing(tensors, record), counts
 
     def _exchange(
         self, grid: Grid, members: Sequence[Member], number: int, tensors: Tensor, kind: str

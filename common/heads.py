@@ -71,9 +71,9 @@ def _distilbert(settings: ModelSettings, model: Any, new_head: tuple[str, ...]) 
             pad_token_id=config.pad_token_id,
             id2label=config.id2label,
             label2id=config.label2id,
-            attn_implementation=config._attn_implementation,
         )
     )
+    worn.set_attn_implementation(config._attn_implementation)
     encoder = {
         _renamed(name): tensor
         for name, tensor in model.state_dict().items()

@@ -108,7 +108,8 @@ def _parameter_groups(
     In the first `head_warmup_rounds` that is the new head alone; the encoder then needs no gradients.
     """
     is_warmup = round <= settings.head_warmup_rounds
-    head, body = [], []
+    head: list[nn.Parameter] = []
+    body: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (head if name in new_head else body).append(parameter)
         parameter.requires_grad_(name in new_head or not is_warmup)

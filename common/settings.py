@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 _FORBID_UNKNOWN = ConfigDict(extra="forbid")
 
 # What a resumed run may change: how far it goes and the machine it runs on, never its numbers.
-NOT_IDENTITY = frozenset({"num_rounds", "run_dir", "engine", "evaluation.target_accuracy"})
+NOT_IDENTITY = frozenset({"num_rounds", "run_dir", "arm", "engine", "evaluation.target_accuracy"})
 
 
 def _require(condition: bool, message: str) -> None:
@@ -371,6 +371,8 @@ class Settings:
     """Communication rounds; 0 evaluates the initial model only."""
     seed: int
     """Root of every random stream of the run."""
+    arm: str
+    """Name of the arm of a sweep that the run belongs to, part of folder names; empty for none."""
     run_dir: str
     """Folder the run writes."""
     device: str
@@ -389,6 +391,10 @@ class Settings:
         )
         _require(self.num_rounds >= 0, f"num_rounds is {self.num_rounds}; it must be 0 or more.")
         _require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must lie between 0 and 2**63 - 1.")
+        _require(
+            not self.arm or self.arm == _folder_safe(self.arm),
+            f"arm is '{self.arm}'; a folder is named after it: use letters, digits, '.' and '_'.",
+        )
         _require(
             self.threads == "auto" or self.threads >= 1,
             f"threads is {self.threads}; give a positive number, or auto.",
@@ -409,8 +415,9 @@ class Settings:
 
     @property
     def cell(self) -> str:
-        """Name of this run in a sweep: `<model>-<data>-k<K>-s<seed>`, safe as a folder name."""
-        return f"{self.model.short_name}-{self.data.short_name}-k{self.num_clients}-s{self.seed}"
+        """Name of this run in a sweep: `<model>-<data>[-<arm>]-k<K>-s<seed>`, safe as a folder name."""
+        names = [self.model.short_name, self.data.short_name, *([self.arm] if self.arm else [])]
+        return "-".join([*names, f"k{self.num_clients}", f"s{self.seed}"])
 
     def declared_labels(self) -> tuple[str, ...]:
         """`data.label_names`, where no text is at hand to find them in. Raises ValueError if it is unset."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -72,7 +73,7 @@ def conduct(grid: Grid, settings: Settings, sites: Mapping[int, str] | None = No
     with folder.open(settings), _recorded(folder):
         for finding in corpus.findings if corpus else ():
             display().say(f"{settings.cell}: {finding}")
-        write_json(folder.path / "labels.json", {"label_names": label_names})
+        write_json(folder.path / "labels.json", _describe_labels(label_names, corpus))
         write_json(folder.path / "partition.json", parts)
         _run(roster, grid, folder, settings, workplace, corpus)
 
@@ -82,6 +83,14 @@ def _read(settings: Settings) -> Corpus | None:
     if settings.engine.is_simulated or settings.evaluation.where == "server":
         return open_corpus(settings)
     return None
+
+
+def _describe_labels(label_names: Sequence[str], corpus: Corpus | None) -> dict[str, Any]:
+    """The labels in the order of their numbers, and how many test texts carry each, where they are here."""
+    counts = None
+    if corpus is not None:
+        counts = np.bincount(corpus.test.labels, minlength=len(label_names)).tolist()
+    return {"label_names": label_names, "test_counts": counts}
 
 
 def _deal(settings: Settings, corpus: Corpus | None) -> dict[str, list[int]]:

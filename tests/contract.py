@@ -118,6 +118,7 @@ SETTINGS = closed(
     num_clients=NATURAL,
     num_rounds=COUNT,
     seed=COUNT,
+    arm=STRING,
     run_dir=STRING,
     device=STRING,
     precision=one_of("fp32", "bf16"),
@@ -157,7 +158,10 @@ PARTITION = {
     "additionalProperties": False,
 }
 STATUS = closed(state=one_of("running", "finished", "failed", "stopped"), reason=STRING)
-LABELS = closed(label_names={"type": "array", "items": STRING, "minItems": 2, "uniqueItems": True})
+LABELS = closed(
+    label_names={"type": "array", "items": STRING, "minItems": 2, "uniqueItems": True},
+    test_counts=optional({"type": "array", "items": COUNT, "minItems": 2}),
+)
 CLAIMS = {
     "type": "array",
     "minItems": 5,

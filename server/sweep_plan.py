@@ -102,23 +102,17 @@ def _arms(words: _Words, written: DictConfig) -> dict[str, _Words]:
 
 
 def _cells(words: _Words, arms: dict[str, _Words], defaults: Any) -> list[list[str]]:
-    """Overrides of each cell, by K, then as axes and arms were written: a baseline before what it judges."""
-    cells: list[tuple[tuple[int, ...], list[str]]] = []
-    for position, (name, arm) in enumerate(arms.items()):
+    """Overrides of each cell, by K, then as arms and axes were written: a baseline before what it judges."""
+    cells: list[tuple[int, list[str]]] = []
+    for name, arm in arms.items():
         axes = {axis: [str(value) for value in defaults[axis]] for axis in AXES} | arm.axes | words.axes
         for axis in AXES:
             if not axes[axis]:
                 raise ValueError(f"sweep.{axis} is empty; a sweep needs at least one value of each axis.")
+        own = [*arm.shared.values(), f"arm={name}"] if name else []
         for values in product(*(axes[axis] for axis in AXES)):
-            model, data, num_clients, seed = values
-            order = (
-                int(num_clients) if num_clients.isdigit() else 0,
-                axes["model"].index(model),
-                axes["data"].index(data),
-                position,
-                axes["seed"].index(seed),
-            )
-            own = [*arm.shared.values(), f"arm={name}"] if name else []
-            named = [f"{axis}={value}" for axis, value in zip(AXES, values, strict=True)]
-            cells.append((order, [*words.shared.values(), *own, *named]))
+            named = dict(zip(AXES, values, strict=True))
+            text = named["num_clients"]
+            overrides = [*words.shared.values(), *own, *(f"{axis}={value}" for axis, value in named.items())]
+            cells.append((int(text) if text.isdigit() else 0, overrides))
     return [overrides for _, overrides in sorted(cells, key=lambda cell: cell[0])]

@@ -91,7 +91,7 @@ def test_a_sweep_without_arms_has_no_word_of_them() -> None:
     ],
 )
 def test_arms_that_cannot_be_planned_are_refused(more: list[str], words: str) -> None:
-    with pytest.raises(ValueError, match="arm|unknown") as error:
+    with pytest.raises(ValueError, match=r"arm|unknown") as error:
         compose_sweep(["experiment=demo", MINE, *more])
     assert words in str(error.value)
 

@@ -40,8 +40,11 @@ COLLAPSE = [
 COLLAPSE_HUB = [
     (model, "imdb", clients, "0")
     for clients in ("1", "2", "4", "8", "16", "32")
-    for model, arms in (("bert", 6), ("albert", 4), ("distilbert", 8 if clients in ("4", "16") else 4))
-    for _ in range(arms)
+    for model in (
+        *("bert", "albert", "distilbert") * 4,
+        *("bert",) * 2,
+        *("distilbert",) * (4 if clients in ("4", "16") else 0),
+    )
 ]
 EXPERIMENTS = {
     "collapse": COLLAPSE,

@@ -31,8 +31,8 @@ _RULES = (
     "A run has left chance in the first round whose accuracy exceeds the largest label's share by more than "
     f"{STANDARD_ERRORS:g} binomial standard errors. Curves are compared by their mean accuracy over the "
     f"rounds both have; {MARGIN:g} is the least difference that counts. Two K are compared by steps where "
-    f"they have {FEWEST_SHARED} step counts in common; “mostly” means that the gap by steps is at most {CLOCK_SHARE:g} "
-    "of the gap by rounds. The thresholds are ours. study.json holds every number."
+    f"they have {FEWEST_SHARED} step counts in common; “mostly” means that the gap by steps is at most "
+    f"{CLOCK_SHARE:g} of the gap by rounds. The thresholds are ours. study.json holds every number."
 )
 
 

@@ -71,6 +71,24 @@ def test_the_heads_share_their_last_layer_and_their_dropout(tiny_model: Path) ->
     assert own.num_parameters() - other.num_parameters() == 2 * 16
 
 
+@needs_minilm
+def test_minilms_pooler_looks_drawn_and_not_trained() -> None:
+    """docs/collapse.md says so: the bias is zero, and the spectrum that of independent normal numbers."""
+    built = build_classifier(compose(["model=minilm"]).settings.model, ("a", "b"), seed=0)
+    state = built.model.state_dict()
+
+    def excess(name: str) -> float:
+        """Largest singular value over 2 s sqrt(n): that of n x n such numbers of deviation s."""
+        weight = state[name].double()
+        largest = torch.linalg.matrix_norm(weight, ord=2) / (2 * weight.std() * len(weight) ** 0.5)
+        return float(largest)
+
+    assert state["bert.pooler.dense.bias"].abs().max().item() == 0
+    assert state["bert.pooler.dense.weight"].std().item() == pytest.approx(0.009, abs=5e-4)
+    assert excess("bert.pooler.dense.weight") == pytest.approx(1, abs=0.02)
+    assert excess("bert.encoder.layer.0.attention.self.query.weight") > 1.5
+
+
 @pytest.mark.parametrize("kind", ["albert", "distilbert"])
 def test_only_bert_can_wear_it(tmp_path: Path, kind: str) -> None:
     where = ModelSettings("tiny", "hub", str(write_model(tmp_path / kind, kind)), None, "distilbert")

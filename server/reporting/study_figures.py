@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
 from server.reporting.figure_style import (
     GREY,
@@ -106,6 +106,7 @@ def draw_clock(study: Study) -> Drawing:
                 axes.plot(list(x)[skip:], curve.accuracies[skip:], **style)
             if is_by_steps:
                 axes.set_xscale("log", base=2)
+                axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
             else:
                 axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             draw_chance(axes, next(iter(curves.values())).chance, at=0.99)

@@ -64,10 +64,10 @@ def _judge_switch(switch: Switch, pairs: Sequence[Pair]) -> Answer:
         verdict = "no clear difference"
     numbers |= {"difference": difference, "later": later, "earlier": earlier, "pairs": len(several)}
     explanation = (
-        f"Of {len(several)} pairs of runs with K > 1 that differ in {switch.key} alone, {switch.other} "
-        f"leaves chance later in {later}, earlier in {earlier}, in the same round or never in "
-        f"{len(several) - later - earlier}. Mean accuracy over the rounds: {difference:+.3f} "
-        f"({_by_k(pairs)})."
+        f"Pairs of runs with K > 1 that differ in {switch.key} alone: {len(several)}. With {switch.names[1]} "
+        f"a run leaves chance later than with {switch.names[0]} in {later}, earlier in {earlier}, in the same "
+        f"round or never in {len(several) - later - earlier}. Its gain in mean accuracy over the rounds: "
+        f"{difference:+.3f} ({_by_k(pairs)})."
     )
     return Answer(switch.id, switch.question, verdict, numbers, explanation)
 
@@ -114,7 +114,9 @@ def _judge_clock(arms: Mapping[str, Mapping[int, Curve]]) -> Answer:
     }
     numbers: dict[str, object] = {"margin": MARGIN, "clock_share": CLOCK_SHARE, "gaps": found}
     if not found:
-        return Answer("c", CLOCK, "not tested", numbers, "No two K have step counts in common.")
+        return Answer(
+            "c", CLOCK, "not tested", numbers, f"No two K have {FEWEST_SHARED} step counts in common."
+        )
     by_rounds, by_steps = (fmean(values) for values in zip(*found.values(), strict=True))
     if by_rounds < MARGIN:
         verdict = "nothing to explain"

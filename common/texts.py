@@ -37,9 +37,8 @@ class LabelledTexts:
 
     def cut(self, max_words: int | None) -> LabelledTexts:
         """The same examples with at most `max_words` words each; None leaves them alone."""
-        if max_words is None:
-            return self
-        return LabelledTexts([" ".join(text.split()[:max_words]) for text in self.texts], self.labels)
+        cut = self.texts if max_words is None else [" ".join(t.split()[:max_words]) for t in self.texts]
+        return LabelledTexts(cut, self.labels)
 
 
 @dataclass(frozen=True)
@@ -95,14 +94,13 @@ def read_texts(settings: DataSettings, seed: int, site: str | None = None) -> Te
     test_kept = _draw(test.labels, np.zeros_like(test.labels), settings.test_examples, seed, "test_examples")
     test, test_sites = test.take(test_kept), test_sites[test_kept]
     sizes = _sizes(sites, tables)
-    remarks = _remarks(train, test, names)
     return TextData(
         train.cut(settings.max_words),
         test.cut(settings.max_words),
         names,
         tuple(zip(source.site_names, sizes, strict=True)) if source.site_names else (),
         _sizes(test_sites, tables) if source.site_names and source.test is None else (),
-        (*findings, *test_findings, *remarks),
+        (*findings, *test_findings, *_remarks(train, test, names)),
     )
 
 

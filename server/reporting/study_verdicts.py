@@ -63,11 +63,12 @@ def _judge_switch(switch: Switch, pairs: Sequence[Pair]) -> Answer:
     else:
         verdict = "no clear difference"
     numbers |= {"difference": difference, "later": later, "earlier": earlier, "pairs": len(several)}
+    base, other = switch.names
     explanation = (
-        f"Pairs of runs with K > 1 that differ in {switch.key} alone: {len(several)}. With {switch.names[1]} "
-        f"a run leaves chance later than with {switch.names[0]} in {later}, earlier in {earlier}, in the same "
-        f"round or never in {len(several) - later - earlier}. Its gain in mean accuracy over the rounds: "
-        f"{difference:+.3f} ({_by_k(pairs)})."
+        f"Pairs of runs with K > 1 that differ in {switch.key} alone: {len(several)}. With {other} a run "
+        f"leaves chance later than with {base} in {later}, earlier in {earlier}, in the same round or never "
+        f"in {len(several) - later - earlier}. Its gain in mean accuracy over the rounds: {difference:+.3f} "
+        f"({_by_k(pairs)})."
     )
     return Answer(switch.id, switch.question, verdict, numbers, explanation)
 

@@ -66,7 +66,7 @@ def read(file: Path) -> list[Point]:
 def fit(points: Sequence[Point]) -> np.ndarray:
     """Least squares: seconds a round, and seconds per client and MiB of its model."""
     features = np.array([point.features for point in points])
-    found, *_ = np.linalg.lstsq(features, np.array([point.seconds for point in points]), rcond=None)
+    found: np.ndarray = np.linalg.lstsq(features, np.array([point.seconds for point in points]))[0]
     return found
 
 

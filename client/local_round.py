@@ -47,7 +47,8 @@ def run_local_round(task: Task, site: Site) -> Update:
     if task.round == 1 and settings.train.head_init == "per_site":
         draw_head(model, workplace.classifier.new_head, settings.seed, client=task.client + 1)
     place = Place(settings.seed, task.round, task.client, workplace.device, settings.precision)
-    result = train_epochs(model, examples.corpus.train, examples.train, settings.train, place)
+    new_head = workplace.classifier.new_head
+    result = train_epochs(model, examples.corpus.train, examples.train, settings.train, place, new_head)
     return Update(
         round=task.round,
         layout=workplace.layout.digest,

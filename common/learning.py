@@ -53,9 +53,17 @@ class TrainResult:
 
 
 def train_epochs(
-    model: nn.Module, texts: TokenisedTexts, indices: np.ndarray, settings: TrainSettings, place: Place
+    model: nn.Module,
+    texts: TokenisedTexts,
+    indices: np.ndarray,
+    settings: TrainSettings,
+    place: Place,
+    new_head: Sequence[str] = (),
 ) -> TrainResult:
     """Train `model` in place for `settings.local_epochs` passes over `texts[indices]`.
+
+    Args:
+        new_head: names of the parameters that pre-training did not bring.
 
     Raises:
         ValueError: `drop_last` leaves no whole batch.
@@ -63,7 +71,9 @@ def train_epochs(
     """
     steps_per_epoch = count_steps(len(indices), settings)
     optimizer = OPTIMIZERS[settings.optimizer](
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        _parameter_groups(model, settings, place.round, frozenset(new_head)),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
     )
     first_step = (place.round - 1) * settings.local_epochs * steps_per_epoch
     total_steps = (settings.schedule_rounds or 0) * settings.local_epochs * steps_per_epoch
@@ -75,7 +85,7 @@ def train_epochs(
     with torch_stream(place.seed, "dropout", **streams, device=place.device):
         for batches in training_steps(texts, indices, settings, order, place.device):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(settings, first_step + num_steps, total_steps)
+                group["lr"] = learning_rate_at(group["peak"], settings, first_step + num_steps, total_steps)
             loss = _step(model, optimizer, batches, settings, place)
             # Weight by examples: the last batch may be short and must not count double.
             size = sum(map(len, batches))
@@ -89,6 +99,24 @@ def train_epochs(
             f"(now {settings.learning_rate})"
         )
     return TrainResult(loss=mean, num_steps=num_steps)
+
+
+def _parameter_groups(
+    model: nn.Module, settings: TrainSettings, round: int, new_head: frozenset[str]
+) -> list[dict[str, Any]]:
+    """What is trained in this round, each with the peak of its learning rate.
+
+    In the first `head_warmup_rounds` that is the new head alone; the encoder then needs no gradients.
+    """
+    is_warmup = round <= settings.head_warmup_rounds
+    head: list[nn.Parameter] = []
+    body: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (head if name in new_head else body).append(parameter)
+        parameter.requires_grad_(name in new_head or not is_warmup)
+    peak = settings.learning_rate if settings.head_learning_rate is None else settings.head_learning_rate
+    groups = [{"params": head, "peak": peak}]
+    return groups if is_warmup else [*groups, {"params": body, "peak": settings.learning_rate}]
 
 
 def _step(
@@ -124,19 +152,20 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
     return logits
 
 
-def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> float:
+def learning_rate_at(peak: float, settings: TrainSettings, step: int, total_steps: int) -> float:
     """Learning rate of one step: constant, or warmed up linearly and then decayed to zero.
 
     Args:
+        peak: the largest it gets.
         step: steps this client has taken in the whole run so far.
         total_steps: steps the schedule spans.
     """
     if settings.schedule == "constant":
-        return settings.learning_rate
+        return peak
     warmup = int(settings.warmup_fraction * total_steps)
     if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
-    return settings.learning_rate * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+        return peak * (step + 1) / warmup
+    return peak * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.heads import put_head
 from common.runtime import stream_seed
 from common.settings import ModelSettings
 
@@ -59,6 +60,7 @@ def build_classifier(
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     new_head = tuple(sorted(set(info["missing_keys"]) | mismatched))
     _refuse_new_encoder(settings, model, new_head)
+    model, new_head = put_head(settings, model, new_head)
     draw_head(model, new_head, seed)
     return Classifier(model, tokenizer, new_head, len(label_names))
 

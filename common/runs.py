@@ -87,6 +87,8 @@ class Checkpoint:
     record: dict[str, Any]
     """The round's history line; its `test` is None where the model was not yet measured."""
     tensors: dict[str, Tensor]
+    momentum: dict[str, Tensor] | None = None
+    """The server's, under the same names; None where it keeps none."""
 
 
 class RunFolder:
@@ -185,6 +187,8 @@ class RunFolder:
         def write(part: Path) -> None:
             part.mkdir()
             save_file(checkpoint.tensors, part / "shared.safetensors")
+            if checkpoint.momentum is not None:
+                save_file(checkpoint.momentum, part / "momentum.safetensors")
             (part / "record.json").write_text(json.dumps(checkpoint.record))
 
         write_atomically(self.path / "checkpoint" / f"round-{checkpoint.record['round']:06d}", write)
@@ -199,7 +203,12 @@ class RunFolder:
         if not folders:
             return None
         record = json.loads((folders[-1] / "record.json").read_text())
-        return Checkpoint(record=record, tensors=load_file(folders[-1] / "shared.safetensors"))
+        momentum = folders[-1] / "momentum.safetensors"
+        return Checkpoint(
+            record=record,
+            tensors=load_file(folders[-1] / "shared.safetensors"),
+            momentum=load_file(momentum) if momentum.exists() else None,
+        )
 
     def _last_round(self) -> int:
         """Number of the newest checkpoint's round, -1 where there is none."""

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 _FORBID_UNKNOWN = ConfigDict(extra="forbid")
 
 # What a resumed run may change: how far it goes and the machine it runs on, never its numbers.
-NOT_IDENTITY = frozenset({"num_rounds", "run_dir", "engine", "evaluation.target_accuracy"})
+NOT_IDENTITY = frozenset({"num_rounds", "run_dir", "arm", "engine", "evaluation.target_accuracy"})
 
 
 def _require(condition: bool, message: str) -> None:
@@ -34,6 +34,8 @@ class ModelSettings:
     """Hub id, local folder, or `package:folder` for source `package`."""
     revision: str | None
     """Commit, tag or branch on the hub; None is the default branch."""
+    head: Literal["own", "distilbert"]
+    """Row of the table in `common/heads.py`: the architecture's own, or DistilBERT's on a BERT encoder."""
 
     @property
     def short_name(self) -> str:
@@ -73,6 +75,8 @@ class DataSettings:
     """Use this many training texts, drawn evenly by seed; None uses all."""
     test_examples: int | None
     """Use this many test texts, drawn evenly by seed; None uses all."""
+    max_words: int | None
+    """Keep this many words of each text, cut at white space; None keeps all."""
     drop_empty: bool
     """Leave out examples whose text is empty or missing; otherwise they are an error."""
     label_map: tuple[tuple[str, str], ...]
@@ -93,7 +97,7 @@ class DataSettings:
             0 < self.test_fraction < 1,
             f"data.test_fraction is {self.test_fraction}; it must lie between 0 and 1.",
         )
-        for key in ("train_examples", "test_examples"):
+        for key in ("train_examples", "test_examples", "max_words"):
             value = getattr(self, key)
             _require(
                 value is None or value > 0,
@@ -185,6 +189,10 @@ class TrainSettings:
     """Put texts of like length into the same batch; another choice of batches than the paper's."""
     head_init: Literal["shared", "per_site"]
     """One new head for all, or one drawn by each client in round 1 (the authors' code)."""
+    head_learning_rate: float | None
+    """Step size of the new head alone; None is `learning_rate`."""
+    head_warmup_rounds: int
+    """First rounds in which only the new head is trained, and the encoder stands still."""
 
     def __post_init__(self) -> None:
         _require(
@@ -213,6 +221,14 @@ class TrainSettings:
         _require(
             self.max_grad_norm is None or self.max_grad_norm > 0,
             f"train.max_grad_norm is {self.max_grad_norm}; it must be positive, or null.",
+        )
+        _require(
+            self.head_learning_rate is None or self.head_learning_rate > 0,
+            f"train.head_learning_rate is {self.head_learning_rate}; it must be positive, or null.",
+        )
+        _require(
+            self.head_warmup_rounds >= 0,
+            f"train.head_warmup_rounds is {self.head_warmup_rounds}; it must be 0 or more.",
         )
         _require(
             self.attention_mask or self.padding == "max_length",
@@ -251,6 +267,10 @@ class StrategySettings:
 
     weighting: Literal["examples", "uniform"]
     """Weight of an update in the mean: its example count, or one (the authors' code)."""
+    server_learning_rate: float
+    """How far the server goes from the old global model towards the mean; 1 is FedAvg."""
+    server_momentum: float
+    """Share of the last step that is added to the next (FedAvgM, Hsu et al. 2019); 0 is FedAvg."""
     min_sites: int
     """Fewest updates a round may be closed with when `on_missing` is `continue`."""
     wait_seconds: float
@@ -264,6 +284,14 @@ class StrategySettings:
         for key in ("wait_seconds", "round_timeout_seconds"):
             value = getattr(self, key)
             _require(value > 0, f"strategy.{key} is {value}; a wait needs a positive bound in seconds.")
+        _require(
+            self.server_learning_rate > 0,
+            f"strategy.server_learning_rate is {self.server_learning_rate}; it must be positive.",
+        )
+        _require(
+            0 <= self.server_momentum < 1,
+            f"strategy.server_momentum is {self.server_momentum}; it must lie in [0, 1).",
+        )
         _require(
             self.min_sites >= 1,
             f"strategy.min_sites is {self.min_sites}; a round needs at least one update.",
@@ -356,6 +384,8 @@ class Settings:
     """Communication rounds; 0 evaluates the initial model only."""
     seed: int
     """Root of every random stream of the run."""
+    arm: str
+    """Name of the arm of a sweep that the run belongs to, part of folder names; empty for none."""
     run_dir: str
     """Folder the run writes."""
     device: str
@@ -374,6 +404,10 @@ class Settings:
         )
         _require(self.num_rounds >= 0, f"num_rounds is {self.num_rounds}; it must be 0 or more.")
         _require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must lie between 0 and 2**63 - 1.")
+        _require(
+            not self.arm or self.arm == _folder_safe(self.arm),
+            f"arm is '{self.arm}'; a folder is named after it: use letters, digits, '.' and '_'.",
+        )
         _require(
             self.threads == "auto" or self.threads >= 1,
             f"threads is {self.threads}; give a positive number, or auto.",
@@ -394,8 +428,9 @@ class Settings:
 
     @property
     def cell(self) -> str:
-        """Name of this run in a sweep: `<model>-<data>-k<K>-s<seed>`, safe as a folder name."""
-        return f"{self.model.short_name}-{self.data.short_name}-k{self.num_clients}-s{self.seed}"
+        """Name of this run in a sweep: `<model>-<data>[-<arm>]-k<K>-s<seed>`, safe as a folder name."""
+        names = [self.model.short_name, self.data.short_name, *([self.arm] if self.arm else [])]
+        return "-".join([*names, f"k{self.num_clients}", f"s{self.seed}"])
 
     def declared_labels(self) -> tuple[str, ...]:
         """`data.label_names`, where no text is at hand to find them in. Raises ValueError if it is unset."""

@@ -35,6 +35,11 @@ class LabelledTexts:
         """The examples at these positions, in this order."""
         return LabelledTexts([self.texts[row] for row in rows], self.labels[rows])
 
+    def cut(self, max_words: int | None) -> LabelledTexts:
+        """The same examples with at most `max_words` words each; None leaves them alone."""
+        cut = self.texts if max_words is None else [" ".join(t.split()[:max_words]) for t in self.texts]
+        return LabelledTexts(cut, self.labels)
+
 
 @dataclass(frozen=True)
 class TextData:
@@ -90,8 +95,8 @@ def read_texts(settings: DataSettings, seed: int, site: str | None = None) -> Te
     test, test_sites = test.take(test_kept), test_sites[test_kept]
     sizes = _sizes(sites, tables)
     return TextData(
-        train,
-        test,
+        train.cut(settings.max_words),
+        test.cut(settings.max_words),
         names,
         tuple(zip(source.site_names, sizes, strict=True)) if source.site_names else (),
         _sizes(test_sites, tables) if source.site_names and source.test is None else (),

@@ -107,7 +107,18 @@ def open_workplace(settings: Settings, label_names: tuple[str, ...], *, fresh: b
         classifier = build_classifier(settings.model, label_names, settings.seed, attention)
         layout, flat = flatten_model(classifier.model, device)
         _kept = (key, Workplace(classifier, layout, flat, device))
+    _require_new_head(settings, _kept[1].classifier)
     return _kept[1]
+
+
+def _require_new_head(settings: Settings, classifier: Classifier) -> None:
+    train = settings.train
+    if not classifier.new_head and (train.head_learning_rate is not None or train.head_warmup_rounds):
+        raise ValueError(
+            f"train.head_learning_rate is {train.head_learning_rate} and train.head_warmup_rounds is "
+            f"{train.head_warmup_rounds}, but '{settings.model.name}' brings its whole head, so that none of "
+            "it is new. Set them to null and 0, or name a model without a trained head."
+        )
 
 
 def house_model(flat: Tensor) -> None:

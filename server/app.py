@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.batches import count_steps
 from common.partitions import Indices, partition
-from common.runs import RunFolder, write_json
+from common.runs import Checkpoint, RunFolder, write_json
 from common.settings import Settings
 from common.sharing import tensors_to_flat
 from common.workplace import Corpus, Workplace, open_corpus, open_workplace
@@ -23,7 +25,11 @@ from server.model_folder import save_model
 from server.observers import Checkpoints, History, Live, Observer, Progress, Target
 from server.records import Standing
 from server.roster import Roster
+from server.server_step import ServerStep
 from server.strategy import FederatedAveraging
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 app = ServerApp()
 
@@ -67,7 +73,7 @@ def conduct(grid: Grid, settings: Settings, sites: Mapping[int, str] | None = No
     with folder.open(settings), _recorded(folder):
         for finding in corpus.findings if corpus else ():
             display().say(f"{settings.cell}: {finding}")
-        write_json(folder.path / "labels.json", {"label_names": label_names})
+        write_json(folder.path / "labels.json", _describe_labels(label_names, corpus))
         write_json(folder.path / "partition.json", parts)
         _run(roster, grid, folder, settings, workplace, corpus)
 
@@ -77,6 +83,14 @@ def _read(settings: Settings) -> Corpus | None:
     if settings.engine.is_simulated or settings.evaluation.where == "server":
         return open_corpus(settings)
     return None
+
+
+def _describe_labels(label_names: Sequence[str], corpus: Corpus | None) -> dict[str, Any]:
+    """The labels in the order of their numbers, and how many test texts carry each, where they are here."""
+    counts = None
+    if corpus is not None:
+        counts = np.bincount(corpus.test.labels, minlength=len(label_names)).tolist()
+    return {"label_names": label_names, "test_counts": counts}
 
 
 def _deal(settings: Settings, corpus: Corpus | None) -> dict[str, list[int]]:
@@ -104,8 +118,10 @@ def _run(
     corpus: Corpus | None,
 ) -> None:
     """Run what is left to run, and leave the model."""
+    checkpoint = folder.load_checkpoint()
+    server_step = ServerStep(settings, _momentum(checkpoint, workplace))
     observers: tuple[Observer, ...] = (
-        Checkpoints(folder, workplace.layout),
+        Checkpoints(folder, workplace.layout, server_step),
         History(folder),
         Live(folder),
         Progress(settings),
@@ -115,19 +131,26 @@ def _run(
     if corpus is not None and settings.evaluation.where == "server":
         evaluation = Evaluation(settings, workplace, corpus.test)
     strategy = FederatedAveraging(
-        settings, workplace.layout, workplace.classifier.num_labels, evaluation, observers
+        settings, workplace.layout, workplace.classifier.num_labels, evaluation, observers, server_step
     )
     roster.gather()
     # No name here for where the run starts: its tensors can go when the first round replaces them.
-    tensors, reason = strategy.run(grid, roster, _standing(folder, strategy, workplace))
+    tensors, reason = strategy.run(grid, roster, _standing(folder, checkpoint, strategy, workplace))
     workplace.load(tensors)
     save_model(folder, settings, workplace.classifier)
     folder.write_status("finished", reason)
 
 
-def _standing(folder: RunFolder, strategy: FederatedAveraging, workplace: Workplace) -> Standing:
+def _momentum(checkpoint: Checkpoint | None, workplace: Workplace) -> Tensor | None:
+    if checkpoint is None or checkpoint.momentum is None:
+        return None
+    return tensors_to_flat(workplace.layout, checkpoint.momentum)
+
+
+def _standing(
+    folder: RunFolder, checkpoint: Checkpoint | None, strategy: FederatedAveraging, workplace: Workplace
+) -> Standing:
     """The newest checkpoint, or round 0."""
-    checkpoint = folder.load_checkpoint()
     if checkpoint is None:
         return strategy.open(workplace.flat.detach().cpu().clone())
     is_shown = len(folder.history()) > checkpoint.record["round"]

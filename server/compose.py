@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from common.settings import Settings, known_keys
 CONF = Path(__file__).resolve().parent.parent / "conf"
 AXES = ("model", "data", "num_clients", "seed")
 _GROUPS = tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
-_SET_BY_SWEEP = ("num_rounds", "evaluation.target_accuracy")
-_BESIDE_SETTINGS = ("sweep", *(f"sweep.{axis}" for axis in AXES), "sweep.target_fraction")
+_BESIDE_SETTINGS = ("sweep", *(f"sweep.{axis}" for axis in AXES), "sweep.target_fraction", "sweep.arms")
 
 
 @dataclass(frozen=True)
@@ -46,99 +44,32 @@ def compose(overrides: Sequence[str]) -> Composed:
         ValueError: an unknown key, group or option (with the nearest names), a value out of range, or
             settings that contradict each other.
     """
-    parsed = _parse(overrides)
+    parsed = parse(overrides)
     for override in parsed:
         if override.is_sweep_override():
             raise ValueError(
                 f"'{override.input_line}' gives several values to one run. Use `wardround sweep` for that."
             )
+    config = compose_tree(overrides)
     with _hydra():
-        config = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
         return Composed(settings_of(config), config)
 
 
-@dataclass(frozen=True)
-class SweepPlan:
-    """A sweep as the command line and `conf/` describe it."""
-
-    run_dir: str
-    target_fraction: float
-    cells: list[list[str]]
-    """Overrides of each cell, without `run_dir`; K = 1 first."""
-    config: DictConfig
-    """Hydra's tree of what the cells share, for the launcher."""
-
-
-def compose_sweep(overrides: Sequence[str]) -> SweepPlan:
-    """Plan a sweep.
-
-    Axes come from the `sweep` node; `model=bert,albert num_clients=1,4` on the command line sets them.
-
-    Raises:
-        ValueError: as `compose` does, or an axis is empty, or values are given to a key that is no axis.
-    """
-    shared: list[str] = []
-    for_hydra: list[str] = []
-    axes: dict[str, list[str]] = {}
-    run_dir = ""
-    for override in _parse(overrides):
-        key = override.key_or_group
-        if key in AXES:
-            several = override.is_sweep_override()
-            values = list(override.sweep_string_iterator()) if several else [str(override.value())]
-            axes[key] = values
-        elif override.is_sweep_override():
-            raise ValueError(
-                f"'{override.input_line}' sweeps over '{key}'; the axes of a sweep are {', '.join(AXES)}."
-            )
-        elif key in _SET_BY_SWEEP:
-            raise ValueError(
-                f"'{override.input_line}' is for one run; a sweep takes its rounds from data.budget_rounds "
-                "and data.second_threshold_rounds, and its target from sweep.target_fraction."
-            )
-        elif key == "run_dir":
-            run_dir = str(override.value())
-        else:
-            (for_hydra if key.startswith("hydra") else shared).append(str(override.input_line))
+def compose_tree(overrides: Sequence[str]) -> DictConfig:
+    """Hydra's whole tree, nothing in it checked as settings. Raises ValueError as `compose` does."""
     with _hydra():
-        config = hydra.compose("config", overrides=[*for_hydra, *shared], return_hydra_config=True)
-    for axis in AXES:
-        axes.setdefault(axis, [str(value) for value in config.sweep[axis]])
-        if not axes[axis]:
-            raise ValueError(f"sweep.{axis} is empty; a sweep needs at least one value of each axis.")
-    axes["num_clients"].sort(key=lambda text: int(text) if text.isdigit() else 0)
-    experiment = config.hydra.runtime.choices.get("experiment")
-    return SweepPlan(
-        run_dir=run_dir or f"outputs/sweep-{experiment or 'custom'}",
-        target_fraction=float(config.sweep.target_fraction),
-        cells=[
-            [*shared, *(f"{axis}={value}" for axis, value in zip(AXES, values, strict=True))]
-            for values in sorted(product(*(axes[axis] for axis in AXES)), key=_baselines_first(axes))
-        ],
-        config=config,
-    )
+        return hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
-def launch(plan: SweepPlan, task: Callable[[DictConfig], None], jobs: Sequence[Sequence[str]]) -> None:
+def launch(config: DictConfig, task: Callable[[DictConfig], None], jobs: Sequence[Sequence[str]]) -> None:
     """Run `task` on the composed configuration of each job, through the launcher `hydra/launcher` names."""
     with _hydra():
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
         launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=task, config=plan.config
+            hydra_context=context, task_function=task, config=config
         )
         for result in launcher.launch([list(job) for job in jobs], initial_job_idx=0):
             result.return_value  # noqa: B018 - raises what the job raised
-
-
-def _baselines_first(axes: dict[str, list[str]]) -> Any:
-    """Order by K, then as the axes were written: every baseline is there before what it is compared to."""
-
-    def key(values: tuple[str, ...]) -> tuple[int, ...]:
-        numbers = dict(zip(AXES, values, strict=True))
-        rest = (axes[axis].index(numbers[axis]) for axis in ("model", "data", "seed"))
-        return (axes["num_clients"].index(numbers["num_clients"]), *rest)
-
-    return key
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -179,7 +110,7 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _parse(overrides: Iterable[str]) -> list[Override]:
+def parse(overrides: Iterable[str]) -> list[Override]:
     """Parse, and refuse keys and options that do not exist while their nearest names can be told."""
     parser = OverridesParser.create()
     parsed = []
@@ -197,11 +128,11 @@ def _parse(overrides: Iterable[str]) -> list[Override]:
 
 def _check_key(override: Override) -> None:
     key = override.key_or_group
-    if key.split("/")[0].split(".")[0] == "hydra":
+    if key.split("/")[0].split(".")[0] == "hydra" or key.startswith("sweep.arms."):
         return
     known = [*known_keys(), *_GROUPS, *_BESIDE_SETTINGS]
     if key not in known:
-        raise ValueError(f"unknown key '{key}'.{_nearest(key, known)}")
+        raise ValueError(f"unknown key '{key}'.{nearest_of(key, known)}")
     if key not in _GROUPS:
         return
     options = sorted(file.stem for file in (CONF / key).glob("*.yaml") if file.stem != "base")
@@ -209,11 +140,13 @@ def _check_key(override: Override) -> None:
     for option in chosen:
         if option is not None and str(option) not in options:
             raise ValueError(
-                f"unknown {key} '{option}'.{_nearest(str(option), options)} There are: {', '.join(options)}."
+                f"unknown {key} '{option}'.{nearest_of(str(option), options)} "
+                f"There are: {', '.join(options)}."
             )
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def nearest_of(word: str, known: Sequence[str]) -> str:
+    """` Did you mean …?` with the names in `known` that `word` comes near to; empty where none does."""
     by_last = {name.split(".")[-1]: name for name in known}
     matches = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     matches += [by_last[name] for name in difflib.get_close_matches(word, by_last, n=2, cutoff=0.75)]

@@ -93,7 +93,7 @@ class Display:
         for row in rows:
             accuracy, baseline = row.accuracy_at_budget, row.baseline_accuracy
             table.add_row(
-                row.model,
+                f"{row.model} {row.arm}".rstrip(),
                 row.data,
                 str(row.num_clients),
                 str(row.seed),

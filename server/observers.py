@@ -13,6 +13,7 @@ from common.runs import Checkpoint, RunFolder, write_json
 from common.settings import Settings
 from common.sharing import Layout
 from server.display import display
+from server.server_step import ServerStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,22 +57,27 @@ class History(Observer):
 
 
 class Checkpoints(Observer):
-    """The global tensors of every round with its record; the newest two are kept.
+    """The global tensors, the server's momentum and the record of every round; the newest two are kept.
 
     They are written while the next round is sent out. To be placed before `History`: a line of it stands only
     once its round's checkpoint does.
     """
 
-    def __init__(self, folder: RunFolder, layout: Layout) -> None:
-        self.folder, self.layout = folder, layout
+    def __init__(self, folder: RunFolder, layout: Layout, server_step: ServerStep) -> None:
+        self.folder, self.layout, self.server_step = folder, layout, server_step
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] | None = None
 
     def after_average(self, record: dict[str, Any], tensors: Tensor) -> None:
         self._finish()
+        momentum = self.server_step.momentum
+        views = None if momentum is None else self.layout.views(momentum)
         # A record that waits for the sites' counts is changed while it is being written.
-        checkpoint = Checkpoint(deepcopy(record), self.layout.views(tensors))
+        checkpoint = Checkpoint(deepcopy(record), self.layout.views(tensors), views)
         self._writing = self._writer.submit(self.folder.save_checkpoint, checkpoint)
+
+    def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
+        self._finish()  # before this round changes the momentum
 
     def after_round(self, record: dict[str, Any]) -> str | None:
         self._finish()

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.runs import write_atomically
 from server.reporting.claims import judge
-from server.reporting.document import to_html, to_markdown
+from server.reporting.document import Block, to_html, to_markdown
 from server.reporting.result_files import read_run, read_sweep
+from server.reporting.results import Sweep
+
+if TYPE_CHECKING:
+    from server.reporting.figure_style import Drawing
 
 RUN_FILES = ("settings.json", "history.jsonl", "status.json")
 
@@ -24,7 +30,8 @@ def write_report(folder: Path) -> Path:
     """
     folder = folder.resolve()
     if (folder / "sweep.csv").is_file():
-        files = _sweep_files(folder)
+        sweep = read_sweep(folder)
+        files = _study_files(sweep) if sweep.arms else _sweep_files(sweep)
     elif any((folder / name).is_file() for name in RUN_FILES):
         files = _run_files(folder)
     else:
@@ -41,19 +48,36 @@ def write_report(folder: Path) -> Path:
     return target / "index.html"
 
 
-def _sweep_files(folder: Path) -> dict[str, bytes]:
+def _sweep_files(sweep: Sweep) -> dict[str, bytes]:
     # Matplotlib takes half a second to import; the other commands that pass here need not wait for it.
     from server.reporting.curves import draw_curves
     from server.reporting.figures import draw_accuracy, draw_rounds
     from server.reporting.pages import sweep_blocks, sweep_title
 
-    sweep = read_sweep(folder)
     claims = judge(sweep)
     drawings = [draw_accuracy(sweep), draw_rounds(sweep), draw_curves(sweep)]
     title, blocks = sweep_title(sweep), sweep_blocks(sweep, claims, drawings)
+    return _pages(title, blocks, drawings) | {"claims.json": _json([asdict(claim) for claim in claims])}
+
+
+def _study_files(sweep: Sweep) -> dict[str, bytes]:
+    from server.reporting.pages import sweep_title
+    from server.reporting.study import SWITCHES, Study
+    from server.reporting.study_figures import draw_clock, draw_remedies, draw_switch
+    from server.reporting.study_page import study_blocks
+    from server.reporting.study_verdicts import judge_study
+
+    study = Study.of(sweep)
+    answers = judge_study(study)
+    switches = [draw_switch(switch, study.switched[switch.id]) for switch in SWITCHES]
+    drawings = [*switches, draw_clock(study), draw_remedies(study.remedies)]
+    blocks = study_blocks(sweep, answers, drawings)
+    return _pages(sweep_title(sweep), blocks, drawings) | {"study.json": _json([asdict(a) for a in answers])}
+
+
+def _pages(title: str, blocks: Sequence[Block], drawings: Sequence[Drawing]) -> dict[str, bytes]:
     files = {f"{drawing.name}.png": drawing.png for drawing in drawings}
     files |= {f"{drawing.name}.svg": drawing.svg for drawing in drawings}
-    files["claims.json"] = _json([asdict(claim) for claim in claims])
     files["summary.md"] = to_markdown(title, blocks).encode()
     files["index.html"] = to_html(title, blocks).encode()
     return files

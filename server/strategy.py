@@ -32,6 +32,7 @@ from server.exchange import Request, RunFailed, ask
 from server.observers import Observer
 from server.records import LeftOut, Standing, Taken, add_clients, add_site_counts, check_finite, new_record
 from server.roster import Member, Roster
+from server.server_step import ServerStep
 from server.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ class FederatedAveraging:
         num_labels: int,
         evaluation: Evaluation | None,
         observers: Sequence[Observer],
+        server_step: ServerStep | None = None,
     ) -> None:
         """Args: evaluation: the central test set; None where the sites evaluate."""
         self.settings = settings
         self.layout, self.num_labels = layout, num_labels
         self.evaluation = evaluation
         self.observers = observers
+        self.server_step = server_step or ServerStep(settings)
         self._tasks = Tasks(settings, layout)
         self._left_out: list[LeftOut] = []
         """Of the round under way."""
@@ -127,12 +130,13 @@ class FederatedAveraging:
         self._check_quorum(number, len(taken))
         folding = time.perf_counter()
         outcome = mean.finish()
+        tensors = self.server_step.apply(number, standing.tensors, outcome.tensors)
         aggregate_seconds += time.perf_counter() - folding
         train_seconds = time.perf_counter() - started - aggregate_seconds
         seconds = {"train": train_seconds, "aggregate": aggregate_seconds}
-        record = self._record(number, outcome.tensors, seconds)
+        record = self._record(number, tensors, seconds)
         add_clients(record, taken, outcome.agreements, self._left_out, self._tasks.num_bytes)
-        after = Standing(outcome.tensors, record)
+        after = Standing(tensors, record)
         self._tasks.add_step(after, standing)
         return after, counts
 

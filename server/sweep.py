@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 
 from common.runs import FolderInUse
 from common.settings import Settings
-from server.compose import SweepPlan, compose, compose_sweep, launch, settings_of
+from server.compose import compose, launch, settings_of
 from server.display import display
 from server.exchange import RunFailed
 from server.simulate import simulate
 from server.sweep_files import PlannedCell, Row, SweepFolder, rounds_to
+from server.sweep_plan import SweepPlan, compose_sweep
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +90,13 @@ def _to_target(folder: SweepFolder, cells: Sequence[Cell], fraction: float) -> l
     A learning rate that has decayed to zero by the budget learns nothing more: such cells stay as they are.
     """
     baselines = {
-        (row.model, row.data, row.seed): row.accuracy_at_budget
+        (row.model, row.data, row.arm, row.seed): row.accuracy_at_budget
         for row in folder.rows()
         if row.num_clients == 1
     }
     jobs = []
     for cell in cells:
-        baseline = baselines.get((cell.plan.model, cell.plan.data, cell.plan.seed))
+        baseline = baselines.get(cell.plan.baseline_key)
         accuracies = folder.accuracies(cell.plan)
         threshold = cell.settings.data.second_threshold_rounds
         if (
@@ -114,7 +115,7 @@ def _launch(plan: SweepPlan, folder: SweepFolder, jobs: Sequence[Sequence[str]])
     """Hand jobs to Hydra's launcher: one after the other here, or wherever a plug-in takes them."""
     if jobs:
         _show(folder)
-        launch(plan, partial(_run_cell, folder.path), jobs)
+        launch(plan.config, partial(_run_cell, folder.path), jobs)
 
 
 def _run_cell(root: Path, config: DictConfig) -> None:

@@ -26,6 +26,8 @@ class PlannedCell:
     seed: int
     budget_rounds: int
     """Rounds at which accuracies are compared."""
+    arm: str = ""
+    """Empty where the sweep has none."""
 
     @classmethod
     def of(cls, settings: Settings) -> PlannedCell:
@@ -37,7 +39,13 @@ class PlannedCell:
             num_clients=settings.num_clients,
             seed=settings.seed,
             budget_rounds=settings.data.budget_rounds,
+            arm=settings.arm,
         )
+
+    @property
+    def baseline_key(self) -> tuple[str, str, str, int]:
+        """What the cell shares with its K = 1."""
+        return self.model, self.data, self.arm, self.seed
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Row:
 
     model: str
     data: str
+    arm: str
+    """A column of the table only where the sweep has arms."""
     num_clients: int
     seed: int
     status: str
@@ -86,17 +96,18 @@ class SweepFolder:
         cells, fraction = self.read_plan()
         curves = {cell.name: self.accuracies(cell) for cell in cells}
         baselines = {
-            (cell.model, cell.data, cell.seed): curves[cell.name].get(cell.budget_rounds)
+            cell.baseline_key: curves[cell.name].get(cell.budget_rounds)
             for cell in cells
             if cell.num_clients == 1
         }
         rows = []
         for cell in cells:
-            baseline = baselines.get((cell.model, cell.data, cell.seed))
+            baseline = baselines.get(cell.baseline_key)
             rows.append(
                 Row(
                     model=cell.model,
                     data=cell.data,
+                    arm=cell.arm,
                     num_clients=cell.num_clients,
                     seed=cell.seed,
                     status=self.run_folder(cell.name).status()["state"],
@@ -114,7 +125,8 @@ class SweepFolder:
 
     def _write_rows(self, rows: list[Row]) -> list[Row]:
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(Row.__dataclass_fields__), lineterminator="\n")
+        columns = [name for name in Row.__dataclass_fields__ if name != "arm" or any(row.arm for row in rows)]
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
         write_atomically(self.path / "sweep.csv", lambda part: part.write_text(text.getvalue()))

@@ -36,7 +36,13 @@ def one_of(*values: str) -> Schema:
 
 
 SETTINGS = closed(
-    model=closed(label=STRING, source=one_of("hub", "package"), name=STRING, revision=optional(STRING)),
+    model=closed(
+        label=STRING,
+        source=one_of("hub", "package"),
+        name=STRING,
+        revision=optional(STRING),
+        head=one_of("own", "distilbert"),
+    ),
     data=closed(
         name=STRING,
         reader=one_of("hub", "bbc_package", "imdb_folders", "zhang_csv", "spooky_csv", "files"),
@@ -51,6 +57,7 @@ SETTINGS = closed(
         test_fraction=SHARE,
         train_examples=optional(NATURAL),
         test_examples=optional(NATURAL),
+        max_words=optional(NATURAL),
         drop_empty=FLAG,
         label_map={
             "type": "array",
@@ -83,10 +90,14 @@ SETTINGS = closed(
         micro_batches=one_of("none", "by_length"),
         group_by_length=FLAG,
         head_init=one_of("shared", "per_site"),
+        head_learning_rate=optional(POSITIVE),
+        head_warmup_rounds=COUNT,
     ),
     transforms=closed(name=one_of("exact", "bf16", "fp16", "int8"), error_feedback=FLAG),
     strategy=closed(
         weighting=one_of("examples", "uniform"),
+        server_learning_rate=POSITIVE,
+        server_momentum=SECONDS,
         min_sites=NATURAL,
         wait_seconds=POSITIVE,
         round_timeout_seconds=POSITIVE,
@@ -108,6 +119,7 @@ SETTINGS = closed(
     num_clients=NATURAL,
     num_rounds=COUNT,
     seed=COUNT,
+    arm=STRING,
     run_dir=STRING,
     device=STRING,
     precision=one_of("fp32", "bf16"),
@@ -148,7 +160,10 @@ PARTITION = {
     "additionalProperties": False,
 }
 STATUS = closed(state=one_of("running", "finished", "failed", "stopped"), reason=STRING)
-LABELS = closed(label_names={"type": "array", "items": STRING, "minItems": 2, "uniqueItems": True})
+LABELS = closed(
+    label_names={"type": "array", "items": STRING, "minItems": 2, "uniqueItems": True},
+    test_counts=optional({"type": "array", "items": COUNT, "minItems": 2}),
+)
 CLAIMS = {
     "type": "array",
     "minItems": 5,

@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "test_fraction": 0.5,
     "train_examples": None,
     "test_examples": None,
+    "max_words": None,
     "drop_empty": False,
     "budget_rounds": 0,
     "second_threshold_rounds": 0,

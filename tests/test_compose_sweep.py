@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.compose import compose, compose_sweep
+from server.compose import compose
+from server.sweep_plan import compose_sweep
 from tests.door import wardround
 from tests.test_compose import options
 
@@ -24,7 +25,30 @@ FIFTY_FOUR = [
         ("1", "2", "4", "8", "16", "32"), ("bert", "albert", "distilbert"), ("imdb", "yelp_full", "ag_news")
     )
 ]
+# conf/experiment/collapse.yaml: 8 arms x 4 K, then 4 remedies at two K.
+GRID = [
+    f"{head}_{init}_{mask}"
+    for head, init, mask in product(("own", "distil"), ("shared", "persite"), ("mask", "nomask"))
+]
+REMEDIES = ["remedy_head_rate", "remedy_head_warmup", "remedy_momentum", "remedy_server_rate"]
+COLLAPSE = [
+    ("minilm", "bbc_news", clients, "0")
+    for clients, arms in (("1", GRID), ("4", GRID), ("16", [*GRID, *REMEDIES]), ("32", [*GRID, *REMEDIES]))
+    for _ in arms
+]
+# Four arms for each model and two for BERT at every K, and four remedies for DistilBERT at two.
+COLLAPSE_HUB = [
+    (model, "imdb", clients, "0")
+    for clients in ("1", "2", "4", "8", "16", "32")
+    for model in (
+        *("bert", "albert", "distilbert") * 4,
+        *("bert",) * 2,
+        *("distilbert",) * (4 if clients in ("4", "16") else 0),
+    )
+]
 EXPERIMENTS = {
+    "collapse": COLLAPSE,
+    "collapse_hub": COLLAPSE_HUB,
     "paper": FIFTY_FOUR,
     "authors_code": FIFTY_FOUR,
     "compose": [("minilm", "bbc_news", clients, "0") for clients in ("1", "2", "4", "8", "16", "32")],

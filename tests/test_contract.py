@@ -108,7 +108,8 @@ def test_status_and_labels(run: Run) -> None:
     check(run.json("status.json"), contract.STATUS)
     assert run.json("status.json") == {"state": "finished", "reason": "all 3 rounds are done"}
     check(run.json("labels.json"), contract.LABELS)
-    assert run.json("labels.json") == {"label_names": sorted(TOPICS)}
+    # 30 test texts, each of the three topics in turn.
+    assert run.json("labels.json") == {"label_names": sorted(TOPICS), "test_counts": [10, 10, 10]}
 
 
 def test_checkpoint_keeps_the_newest_two(run: Run) -> None:

@@ -65,7 +65,7 @@ def test_drop_last_leaves_out_the_short_batch(make_settings: Make) -> None:
 
 def test_linear_schedule_warms_up_and_decays(make_settings: Make) -> None:
     settings = make_settings("protocol=modern", "train.learning_rate=1.0", "train.warmup_fraction=0.2").train
-    rates = [learning_rate_at(settings, step, 10) for step in (0, 1, 2, 6, 10, 12)]
+    rates = [learning_rate_at(1.0, settings, step, 10) for step in (0, 1, 2, 6, 10, 12)]
     # Two steps up (1/2, 1), then eight down to zero at step 10, and zero after it.
     assert rates == [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
 
@@ -82,7 +82,7 @@ def test_linear_schedule_warms_up_and_decays(make_settings: Make) -> None:
     ],
 )
 def test_new_head_is_what_pretraining_did_not_bring(tmp_path: Path, kind: str, head: tuple[str, ...]) -> None:
-    where = ModelSettings("tiny", "hub", str(write_model(tmp_path / kind, kind)), None)
+    where = ModelSettings("tiny", "hub", str(write_model(tmp_path / kind, kind)), None, "own")
     first = build_classifier(where, ("a", "b"), seed=1)
     again, other = (build_classifier(where, ("a", "b"), seed=seed) for seed in (1, 2))
     assert first.new_head == head

@@ -56,7 +56,7 @@ def test_server_imports_client_at_the_simulation_door_only() -> None:
 
 def test_hydra_stands_at_the_doors_only() -> None:
     assert importers("hydra") == {"server/compose.py"}
-    assert importers("omegaconf") == {"server/compose.py", "server/sweep.py"}
+    assert importers("omegaconf") == {"server/compose.py", "server/sweep.py", "server/sweep_plan.py"}
 
 
 def test_common_knows_flower_in_messages_and_their_arrays_only() -> None:

@@ -47,6 +47,16 @@ def test_empty_texts_are_dropped_and_reported_if_asked(tmp_path: Path) -> None:
     )
 
 
+def test_texts_are_cut_to_their_first_words(tmp_path: Path) -> None:
+    rows = [("one  two\tthree", "a"), ("four", "b"), ("five six", "a"), ("seven eight", "b")]
+    path, test = table(tmp_path / "a.csv", rows), table(tmp_path / "t" / "t.csv", [("x y z", "b")])
+    data = read(path=path, test_path=test, max_words=2)
+    assert pairs(data) == [("one two", "a"), ("four", "b"), ("five six", "a"), ("seven eight", "b")]
+    assert data.test.texts == ["x y"]
+    assert pairs(read(path=path, test_path=test))[0] == ("one  two\tthree", "a")
+    assert "data.max_words is 0; give a positive number" in message(path=path, max_words=0)
+
+
 def test_places_survive_the_dropping(tmp_path: Path) -> None:
     path = table(tmp_path / "a.csv", [*GAPS, ("v", "")])
     said = message(path=path, drop_empty=True)

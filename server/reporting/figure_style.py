@@ -118,10 +118,12 @@ def draw_nothing_yet(axes: Axes, text: str = "no result yet") -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=10)
 
 
-def add_legend(figure: Figure, handles: Sequence[Any], title: str | None = None) -> None:
-    """Legend under all panels, so that it never hides data."""
+def add_legend(
+    figure: Figure, handles: Sequence[Any], title: str | None = None, columns: int | None = None
+) -> None:
+    """Legend under all panels, so that it never hides data; `columns` suits long names."""
     if handles:
-        columns = max(1, min(len(handles), int(figure.get_figwidth() / 1.35)))
+        columns = columns or max(1, min(len(handles), int(figure.get_figwidth() / 1.35)))
         with rc_context(_RC):
             figure.legend(
                 handles=list(handles),

@@ -12,7 +12,15 @@ from server.reporting.results import Cell, Run, Sweep
 
 VERDICT_WORDS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "not_tested": "? not tested"}
 FINDING_WORDS = {"holds": "✓ holds", "fails": "✗ does not hold", "open": "? not tested"}
-EXPECTED_TO_DIFFER = ("model.", "data.", "num_clients", "num_rounds", "seed", "evaluation.target_accuracy")
+EXPECTED_TO_DIFFER = (
+    "arm",
+    "model.",
+    "data.",
+    "num_clients",
+    "num_rounds",
+    "seed",
+    "evaluation.target_accuracy",
+)
 
 
 def sweep_title(sweep: Sweep) -> str:
@@ -23,14 +31,14 @@ def sweep_title(sweep: Sweep) -> str:
 def sweep_blocks(sweep: Sweep, claims: Sequence[Claim], drawings: Sequence[Drawing]) -> list[Block]:
     """The whole page, most important first."""
     rows = table_rows(sweep)
-    blocks: list[Block] = [Paragraph(text, lead=True) for text in _headline(sweep, rows)]
+    blocks: list[Block] = [Paragraph(text, lead=True) for text in headline(sweep, rows)]
     if any(cell.run and cell.run.rounds for cell in sweep.cells):
         captions = _captions(sweep)
         blocks.append(Heading("Figures"))
         blocks += [picture(drawing, captions[drawing.name]) for drawing in drawings]
     if rows:
         blocks += [Heading("Results"), _result_table(sweep, rows)]
-    blocks += _incomplete(sweep)
+    blocks += incomplete_blocks(sweep)
     blocks += _claim_blocks(claims)
     blocks += settings_blocks(
         [cell.run for cell in sweep.cells if cell.run], "All cells share these settings"
@@ -44,7 +52,8 @@ def picture(drawing: Drawing, caption: str) -> Picture:
     return Picture(drawing.name, drawing.alt, text, drawing.svg, drawing.width)
 
 
-def _headline(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+def headline(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+    """What ran, and what was best and worst: one paragraph each."""
     if not rows:
         return ["sweep.csv lists no cell yet: nothing has been run."]
     counts: dict[str, int] = {}
@@ -118,7 +127,8 @@ def _captions(sweep: Sweep) -> dict[str, str]:
     }
 
 
-def _incomplete(sweep: Sweep) -> list[Block]:
+def incomplete_blocks(sweep: Sweep) -> list[Block]:
+    """Which cells are not done, and why; nothing where all are."""
     items = []
     waiting = [_cell_name(sweep, cell) for cell in sweep.cells if cell.status == "pending"]
     for cell in sweep.cells:
@@ -139,6 +149,7 @@ def _incomplete(sweep: Sweep) -> list[Block]:
 
 def _cell_name(sweep: Sweep, cell: Cell) -> str:
     name = Row(cell.model, cell.data, cell.num_clients, (cell,)).name
+    name += f", arm {cell.arm}" if cell.arm else ""
     return f"{name}, seed {cell.seed}" if len(sweep.seeds) > 1 else name
 
 

@@ -49,12 +49,14 @@ def read_run(folder: Path) -> Run:
     problems: list[str] = []
     settings = _read_settings(folder / "settings.json", problems)
     status = _read_object(folder / "status.json", problems)
-    names = _read_object(folder / "labels.json", problems).get("label_names")
+    labels = _read_object(folder / "labels.json", problems)
+    names = labels.get("label_names")
     if not isinstance(names, list):
         names = list((settings and settings.data.label_names) or ())
     return Run(
         settings=settings,
         num_labels=len(names) or None,
+        test_counts=tuple(labels.get("test_counts") or ()),
         state=status.get("state"),
         reason=status.get("reason") or None,
         rounds=_read_history(folder / "history.jsonl", problems),
@@ -63,7 +65,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _runs_by_cell(cells: Path) -> dict[object, Run]:
-    """Run folders under two keys: the folder's name, and (model, data, K, seed) of its settings."""
+    """Run folders under two keys: the folder's name, and (model, data, arm, K, seed) of its settings."""
     runs: dict[object, Run] = {}
     for folder in sorted(cells.iterdir()) if cells.is_dir() else ():
         if not folder.is_dir():
@@ -71,13 +73,14 @@ def _runs_by_cell(cells: Path) -> dict[object, Run]:
         run = runs[folder.name] = read_run(folder)
         if run.settings:
             chosen = run.settings
-            runs[chosen.model.label, chosen.data.name, chosen.num_clients, chosen.seed] = run
+            runs[chosen.model.label, chosen.data.name, chosen.arm, chosen.num_clients, chosen.seed] = run
     return runs
 
 
 def _read_cell(row: dict[str, str], runs: dict[object, Run], place: str) -> Cell:
     try:
         model, data, status = row["model"], row["data"], row["status"]
+        arm = row.get("arm") or ""
         num_clients, seed = int(row["num_clients"]), int(row["seed"])
         rounds = int(row["rounds_to_target"]) if row["rounds_to_target"] else None
         accuracy, baseline = _optional(row["accuracy_at_budget"]), _optional(row["baseline_accuracy"])
@@ -87,8 +90,9 @@ def _read_cell(row: dict[str, str], runs: dict[object, Run], place: str) -> Cell
         raise ValueError(
             f"{place}: {error}. Run the sweep's command again: it rewrites the file from its cells."
         ) from None
-    run = runs.get((model, data, num_clients, seed)) or runs.get(f"{model}-{data}-k{num_clients}-s{seed}")
-    return Cell(model, data, num_clients, seed, status, accuracy, baseline, rounds, run)  # type: ignore[arg-type]
+    name = "-".join([model, data, *([arm] if arm else []), f"k{num_clients}", f"s{seed}"])
+    run = runs.get((model, data, arm, num_clients, seed)) or runs.get(name)
+    return Cell(model, data, num_clients, seed, status, accuracy, baseline, rounds, run, arm)  # type: ignore[arg-type]
 
 
 def _read_settings(path: Path, problems: list[str]) -> Settings | None:
@@ -138,6 +142,7 @@ def _read_round(line: dict[str, Any]) -> Round:
         number=int(line["round"]),
         accuracy=_finite(test.get("accuracy")),
         macro_f1=_finite(test.get("macro_f1")),
+        num_test=test.get("num_examples"),
         test_loss=_finite(test.get("loss")),
         train_loss=_finite(train.get("loss")),
         clients=tuple(_read_client(client) for client in line.get("clients") or ()),
@@ -155,6 +160,7 @@ def _read_client(client: dict[str, Any]) -> ClientRound:
         update_norm=_finite(client.get("update_norm")),
         cosine_to_mean=_finite(client.get("cosine_to_mean")),
         seconds=_finite(client.get("seconds")),
+        total_steps=client.get("total_steps"),
     )
 
 

@@ -27,6 +27,8 @@ class ClientRound:
     update_norm: float | None
     cosine_to_mean: float | None
     seconds: float | None
+    total_steps: int | None = None
+    """Optimiser steps of this client in the run so far."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Round:
     """Seconds for `train`, `aggregate`, `evaluate` and `total`, as far as written."""
     bytes_down: int
     bytes_up: int
+    num_test: int | None = None
+    """Test examples behind the accuracy."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Run:
     """In the order of their numbers; round 0 is the initial model."""
     problems: tuple[str, ...]
     """What could not be read, in words."""
+    test_counts: tuple[int, ...] = ()
+    """Test examples of each label; empty where the run does not tell."""
 
     @property
     def last_round(self) -> int:
@@ -67,6 +73,11 @@ class Run:
     def chance(self) -> float | None:
         """Accuracy of guessing evenly: 1 / number of labels."""
         return 1 / self.num_labels if self.num_labels else None
+
+    @property
+    def largest_share(self) -> float | None:
+        """Accuracy of always naming the label most test texts have; `chance` where the run does not tell."""
+        return max(self.test_counts) / sum(self.test_counts) if any(self.test_counts) else self.chance
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,8 @@ class Cell:
     """Test accuracy of K = 1 with the same model, data and seed at the budget."""
     rounds_to_target: int | None
     run: Run | None
+    arm: str = ""
+    """Arm of the sweep; empty where it has none."""
 
     @property
     def outcome(self) -> Outcome:
@@ -122,6 +135,11 @@ class Sweep:
     def data_sets(self) -> tuple[str, ...]:
         """Data sets in the order they first appear."""
         return tuple(dict.fromkeys(cell.data for cell in self.cells))
+
+    @cached_property
+    def arms(self) -> tuple[str, ...]:
+        """Arms in the order they first appear; empty where the sweep has none."""
+        return tuple(dict.fromkeys(cell.arm for cell in self.cells if cell.arm))
 
     @cached_property
     def client_counts(self) -> tuple[int, ...]:

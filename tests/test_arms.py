@@ -1,0 +1,140 @@
+"""Named arms of a sweep: what they change, how they are chosen, where they are written."""
+
+from __future__ import annotations
+
+import csv
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.compose import compose
+from server.sweep import sweep
+from server.sweep_plan import compose_sweep
+from tests.door import for_sweep
+from tests.test_compose import flat
+
+MINE = "+sweep.arms.mine=['train.head_init=per_site']"
+OTHER = "+sweep.arms.other=['train.shuffle=false','num_clients=2,4']"
+
+# What each part of an arm's name in conf/experiment/collapse.yaml stands for.
+SWITCHES: dict[str, tuple[str, Any]] = {
+    "own": ("model.head", "own"),
+    "distil": ("model.head", "distilbert"),
+    "shared": ("train.head_init", "shared"),
+    "persite": ("train.head_init", "per_site"),
+    "mask": ("train.attention_mask", True),
+    "nomask": ("train.attention_mask", False),
+}
+REMEDIES = {
+    "remedy_head_rate": "train.head_learning_rate",
+    "remedy_head_warmup": "train.head_warmup_rounds",
+    "remedy_momentum": "strategy.server_momentum",
+    "remedy_server_rate": "strategy.server_learning_rate",
+}
+
+
+def settings_by_arm(num_clients: str) -> dict[str, dict[str, Any]]:
+    """The study's cells of this K, flat, without what names the arm and the folder."""
+    plan = compose_sweep(["experiment=collapse", f"num_clients={num_clients}"])
+    cells = [flat(compose(cell).settings) for cell in plan.cells]
+    return {cell.pop("arm"): {k: v for k, v in cell.items() if k != "run_dir"} for cell in cells}
+
+
+def test_the_studys_arms_differ_only_in_the_switches_they_name() -> None:
+    arms = settings_by_arm("16")
+    grid = {name: values for name, values in arms.items() if not name.startswith("remedy")}
+    assert len(grid) == 8
+    for (one, first), (two, second) in combinations(grid.items(), 2):
+        differing = {key for key in first if first[key] != second[key]}
+        parts = zip(one.split("_"), two.split("_"), strict=True)
+        assert differing == {SWITCHES[mine][0] for mine, theirs in parts if mine != theirs}
+    for name, values in grid.items():
+        assert {key: values[key] for key, _ in map(SWITCHES.get, name.split("_"))} == dict(  # type: ignore[misc]
+            SWITCHES[part] for part in name.split("_")
+        )
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_a_remedy_differs_from_the_worst_arm_in_itself_alone(name: str) -> None:
+    arms = settings_by_arm("16")
+    worst, remedy = arms["distil_persite_nomask"], arms[name]
+    assert {key for key in worst if worst[key] != remedy[key]} == {REMEDIES[name]}
+
+
+def test_an_arm_may_name_its_own_clients_and_the_command_line_has_the_last_word() -> None:
+    def cells(*more: str) -> list[tuple[str, int]]:
+        plan = compose_sweep(["sweep.num_clients=[1,8]", MINE, OTHER, *more])
+        found = [compose(cell).settings for cell in plan.cells]
+        return [(settings.arm, settings.num_clients) for settings in found]
+
+    assert cells() == [("mine", 1), ("other", 2), ("other", 4), ("mine", 8)]
+    assert cells("num_clients=4") == [("mine", 4), ("other", 4)]
+    assert cells("arm=other") == [("other", 2), ("other", 4)]
+
+
+def test_a_sweep_without_arms_has_no_word_of_them() -> None:
+    plan = compose_sweep(["experiment=demo"])
+    assert not any(word.startswith("arm") for cell in plan.cells for word in cell)
+    assert compose(plan.cells[0]).settings.cell == "minilm-bbc_news-k1-s0"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["arm=min"], "unknown arm 'min'. Did you mean mine? There are: mine."),
+        (["train.head_init=shared"], "would undo 'train.head_init=per_site', which arm 'mine' is about"),
+        (["+sweep.arms.two=['run_dir=x']"], "an arm sets settings and axes"),
+        (["+sweep.arms.three=['train.shufle=false']"], "unknown key 'train.shufle'"),
+    ],
+)
+def test_arms_that_cannot_be_planned_are_refused(more: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=r"arm|unknown") as error:
+        compose_sweep(["experiment=demo", MINE, *more])
+    assert words in str(error.value)
+
+
+def test_an_arm_without_arms_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown arm 'x'\. This sweep has none \(sweep\.arms\)"):
+        compose_sweep(["experiment=demo", "arm=x"])
+
+
+def test_an_arms_name_has_to_be_a_folders_name() -> None:
+    with pytest.raises(ValueError, match="arm is 'a b'"):
+        compose(["arm='a b'"])
+
+
+def test_arms_stand_in_folders_table_and_report(overrides: list[str], tmp_path: Path) -> None:
+    run = [text for text in for_sweep(overrides) if not text.startswith(("run_dir", "num_clients"))]
+    outcome = sweep(
+        [
+            *run,
+            *(f"run_dir={tmp_path / 'study'}", "num_clients=1,3", MINE, "+sweep.arms.plain=[]"),
+            *("data.budget_rounds=2", "data.second_threshold_rounds=2"),
+        ]
+    )
+    names = ["mine-k1", "plain-k1", "mine-k3", "plain-k3"]
+    cells = [f"tiny-files-{name}-s7" for name in names]
+    assert sorted(path.name for path in (tmp_path / "study" / "cells").iterdir()) == sorted(cells)
+    rows = list(csv.DictReader((tmp_path / "study" / "sweep.csv").read_text().splitlines()))
+    assert [(row["arm"], row["num_clients"], row["status"]) for row in rows] == [
+        (arm, k, "finished") for k in ("1", "3") for arm in ("mine", "plain")
+    ]
+    # Every arm has its own K = 1 to be measured against.
+    assert [row["baseline_accuracy"] for row in rows[2:]] == [row["accuracy_at_budget"] for row in rows[:2]]
+    answers = json.loads((outcome.report.parent / "study.json").read_text())
+    assert [answer["id"] for answer in answers] == ["a", "b", "mask", "c", "d"]
+    assert [answer["verdict"] for answer in answers if answer["id"] in ("a", "mask", "d")] == [
+        "not tested"
+    ] * 3
+    by_k = answers[1]["numbers"]["by_k"]
+    assert by_k["3"]["arms"] == [["plain", "mine"]]
+    assert {path.suffix for path in outcome.report.parent.iterdir()} == {
+        ".html",
+        ".md",
+        ".json",
+        ".png",
+        ".svg",
+    }

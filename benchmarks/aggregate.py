@@ -15,8 +15,8 @@ from common.arrays import to_record
 from common.messages import unpack_update
 from common.sharing import Layout, flatten_model
 from server.averaging import WeightedMean
+from server.checks import check_update
 from server.roster import Member
-from server.strategy import check_update
 
 _NUM_EXAMPLES = 100
 

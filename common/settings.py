@@ -12,7 +12,16 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 _FORBID_UNKNOWN = ConfigDict(extra="forbid")
 
 # What a resumed run may change: how far it goes and the machine it runs on, never its numbers.
-NOT_IDENTITY = frozenset({"num_rounds", "run_dir", "engine", "evaluation.target_accuracy"})
+NOT_IDENTITY = frozenset(
+    {
+        "num_rounds",
+        "run_dir",
+        "engine",
+        "evaluation.target_accuracy",
+        "train.on_collapse",
+        "train.collapse_rounds",
+    }
+)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -185,6 +194,11 @@ class TrainSettings:
     """Put texts of like length into the same batch; another choice of batches than the paper's."""
     head_init: Literal["shared", "per_site"]
     """One new head for all, or one drawn by each client in round 1 (the authors' code)."""
+    on_collapse: Literal["warn", "stop"]
+    """When the run has collapsed: say so and go on, or end it."""
+    collapse_rounds: int
+    """Rounds in a row after which predictions in one class, accuracy at chance or an exploded loss are a
+    collapse."""
 
     def __post_init__(self) -> None:
         _require(
@@ -196,6 +210,10 @@ class TrainSettings:
         _require(
             self.learning_rate > 0,
             f"train.learning_rate is {self.learning_rate}; it must be positive.",
+        )
+        _require(
+            self.collapse_rounds >= 1,
+            f"train.collapse_rounds is {self.collapse_rounds}; a collapse needs at least one round.",
         )
         _require(
             self.max_length >= 3,

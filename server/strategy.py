@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -19,7 +17,6 @@ from common.messages import (
     Declined,
     Refused,
     Task,
-    Update,
     pack_notice,
     pack_tasks,
     unpack_counts,
@@ -28,10 +25,23 @@ from common.messages import (
 from common.settings import Settings
 from common.sharing import Layout
 from server.averaging import WeightedMean
+from server.checks import check_counts, check_update
+from server.diagnostics import Head
 from server.evaluation import Evaluation
 from server.exchange import Request, RunFailed, ask
 from server.observers import Observer
-from server.records import LeftOut, Standing, Taken, add_clients, add_site_counts, check_finite, new_record
+from server.records import (
+    LeftOut,
+    Standing,
+    Taken,
+    add_clients,
+    add_site_counts,
+    add_test,
+    check_finite,
+    new_record,
+    steps_so_far,
+    take,
+)
 from server.roster import Member, Roster
 
 if TYPE_CHECKING:
@@ -39,8 +49,6 @@ if TYPE_CHECKING:
 
 # A refused client is told so; it may be gone, or not listen.
 _NOTICE_SECONDS = 30.0
-# In one cell; sums over cells and sites stay inside 64 bits.
-_MOST_COUNTED = 2**40
 
 
 class FederatedAveraging:
@@ -51,13 +59,14 @@ class FederatedAveraging:
         settings: Settings,
         layout: Layout,
         num_labels: int,
+        head: Head,
         evaluation: Evaluation | None,
         observers: Sequence[Observer],
     ) -> None:
         """Args: evaluation: the central test set; None where the sites evaluate."""
         self.settings = settings
         self.layout, self.num_labels = layout, num_labels
-        self.evaluation = evaluation
+        self.head, self.evaluation = head, evaluation
         self.observers = observers
         self._left_out: list[LeftOut] = []
         """Of the round under way."""
@@ -91,7 +100,7 @@ class FederatedAveraging:
 
     def open(self, tensors: Tensor) -> Standing:
         """Round 0: the initial tensors, (P,) fp32 on the CPU."""
-        standing = Standing(tensors, self._record(0, tensors, {}))
+        standing = Standing(tensors, self._record(0, tensors, {}), {})
         self._save(standing)
         return standing
 
@@ -115,7 +124,7 @@ class FederatedAveraging:
                 continue
             weighs = self.settings.strategy.weighting == "examples"
             mean.add(update.tensors, update.num_examples if weighs else 1)
-            taken.append(Taken(member.client, update.num_examples, update.loss, update.seconds))
+            taken.append(take(update, member.client, standing, self.head))
             if update.test is not None:
                 counts[member.name] = update.test
             aggregate_seconds += time.perf_counter() - folding
@@ -123,12 +132,14 @@ class FederatedAveraging:
         self._check_quorum(number, len(taken))
         folding = time.perf_counter()
         outcome = mean.finish()
+        head_norm = self.head.update_norm(outcome.tensors, standing.tensors)
         aggregate_seconds += time.perf_counter() - folding
         train_seconds = time.perf_counter() - started - aggregate_seconds
         seconds = {"train": train_seconds, "aggregate": aggregate_seconds}
         record = self._record(number, outcome.tensors, seconds)
-        add_clients(record, self.layout, taken, outcome.agreements, self._left_out)
-        return Standing(outcome.tensors, record), counts
+        add_clients(record, self.layout, taken, outcome, head_norm, self._left_out)
+        total_steps = {**standing.total_steps, **steps_so_far([record])}
+        return Standing(outcome.tensors, record, total_steps), counts
 
     def _exchange(
         self, grid: Grid, members: Sequence[Member], number: int, tensors: Tensor, kind: str
@@ -186,9 +197,12 @@ class FederatedAveraging:
 
     def _record(self, number: int, tensors: Tensor, seconds: dict[str, float]) -> dict[str, Any]:
         started = time.perf_counter()
-        test = None if self.evaluation is None else self.evaluation.measure(tensors)
+        measured = None if self.evaluation is None else self.evaluation.measure(tensors)
         seconds = seconds | {"evaluate": time.perf_counter() - started}
-        return new_record(number, self.layout, tensors, test, seconds)
+        record = new_record(number, self.layout, tensors, seconds)
+        if measured is not None:
+            add_test(record, *measured)
+        return record
 
     def _measured_by_sites(self, standing: Standing, counts: dict[str, Counts]) -> str | None:
         """Put the sites' counts into a record that waits for them."""
@@ -216,36 +230,3 @@ class FederatedAveraging:
     def _tell_progress(self, number: int, members: Sequence[Member], last: Member, num_done: int) -> None:
         for observer in self.observers:
             observer.after_update(number, last.name, num_done, len(members))
-
-
-def check_counts(counts: Counts, num_labels: int) -> None:
-    """Refuse held-out counts that cannot be added to the other sites'. Raises Refused."""
-    if counts.confusion.shape != (num_labels, num_labels):
-        raise Refused(f"its counts are of {len(counts.confusion)} labels, not of the run's {num_labels}")
-    if counts.confusion.max() > _MOST_COUNTED or counts.num_examples == 0:
-        raise Refused(f"its counts are of {counts.num_examples} held-out examples")
-
-
-def check_update(update: Update, number: int, layout: Layout, num_labels: int, member: Member) -> None:
-    """Refuse what must not go into the mean.
-
-    Raises:
-        Refused: the update is from another round, of another model, not finite, holds counts of other
-            labels, or claims an example count other than the one the client introduced itself with.
-    """
-    if update.round != number:
-        raise Refused(f"its update belongs to round {update.round}")
-    if update.layout != layout.digest or tuple(update.tensors.shape) != (layout.size,):
-        raise Refused("its update has other tensor names or shapes than the global model")
-    if update.tensors.dtype != torch.float32:
-        raise Refused(f"its update holds {update.tensors.dtype}, not float32")
-    if update.num_examples != member.num_examples:
-        raise Refused(
-            f"its update claims {update.num_examples} examples, but it joined with {member.num_examples}"
-        )
-    if not (isfinite(update.loss) and isfinite(update.seconds)):
-        raise Refused(f"its update has a loss of {update.loss} and took {update.seconds} s")
-    if update.test is not None:
-        check_counts(update.test, num_labels)
-    if not bool(torch.isfinite(update.tensors.sum())) and not bool(torch.isfinite(update.tensors).all()):
-        raise Refused("its update holds values that are not finite")

@@ -31,8 +31,8 @@ class Look:
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> Look | None:
         """Read a history line; None where it tells nothing of predictions."""
-        test, diagnostics = line["test"], line.get("diagnostics")
-        if test is None or diagnostics is None or diagnostics["predicted_shares"] is None:
+        test, diagnostics = line.get("test"), line.get("diagnostics")
+        if not test or not diagnostics or diagnostics["predicted_shares"] is None:
             return None
         return cls(
             round=int(line["round"]),
@@ -91,7 +91,7 @@ class Spell:
 
     def words(self, label_names: Sequence[str], is_up: bool) -> str:
         """For example `at chance since round 3: accuracy is not above …`."""
-        name = label_names[self.label] if self.label < len(label_names) else f"class {self.label}"
+        name = label_name(label_names, self.label)
         when = f"since round {self.first}" if is_up else stretch(self.first, self.last)
         return f"{self.kind} {when}: {_WORDS[self.kind].format(label=name)}"
 
@@ -125,6 +125,11 @@ class Collapse:
         reasons = [spell.words(label_names, self.is_up and spell.last == self.last) for spell in told]
         over = [] if self.is_up else [f"over since round {self.last + 1}"]
         return f"collapse flagged in round {self.round}: {'; '.join([*reasons, *over])}"
+
+
+def label_name(label_names: Sequence[str], label: int) -> str:
+    """Its name, or its number where names are not known."""
+    return label_names[label] if label < len(label_names) else f"class {label}"
 
 
 def stretch(first: int, last: int) -> str:

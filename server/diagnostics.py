@@ -57,8 +57,8 @@ def describe_updates(outcome: RoundMean, head_norm: float) -> dict[str, float]:
 def norm_ratio(outcome: RoundMean) -> float:
     """Norm of the mean update over the mean of the norms, both weighted as the mean is; in [0, 1].
 
-    1: the updates are the same up to their length's sign; 1/sqrt(K): K updates of equal norm and weight are
-    as independent noise; 0: they cancel, or nothing moved.
+    1: all updates point the same way; 1/sqrt(K): K updates of equal norm and weight are as independent noise;
+    0: they cancel, or nothing moved.
     """
     pairs = zip(outcome.agreements, outcome.weights, strict=True)
     mean_of_norms = sum(agreement.update_norm * weight for agreement, weight in pairs) / sum(outcome.weights)

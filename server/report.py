@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.runs import write_atomically
 from server.reporting.claims import judge
-from server.reporting.document import to_html, to_markdown
+from server.reporting.document import Block, to_html, to_markdown
 from server.reporting.result_files import read_run, read_sweep
+
+if TYPE_CHECKING:
+    from server.reporting.figure_style import Drawing
 
 RUN_FILES = ("settings.json", "history.jsonl", "status.json")
 
@@ -51,24 +56,28 @@ def _sweep_files(folder: Path) -> dict[str, bytes]:
     claims = judge(sweep)
     drawings = [draw_accuracy(sweep), draw_rounds(sweep), draw_curves(sweep)]
     title, blocks = sweep_title(sweep), sweep_blocks(sweep, claims, drawings)
-    files = {f"{drawing.name}.png": drawing.png for drawing in drawings}
-    files |= {f"{drawing.name}.svg": drawing.svg for drawing in drawings}
-    files["claims.json"] = _json([asdict(claim) for claim in claims])
-    files["summary.md"] = to_markdown(title, blocks).encode()
-    files["index.html"] = to_html(title, blocks).encode()
-    return files
+    claims_file = {"claims.json": _json([asdict(claim) for claim in claims])}
+    return _pictures(drawings) | claims_file | _pages(title, blocks)
 
 
 def _run_files(folder: Path) -> dict[str, bytes]:
     from server.reporting.curves import draw_run
+    from server.reporting.diagnostic_figures import draw_diagnostics
     from server.reporting.run_page import run_blocks, run_title
 
     run = read_run(folder)
-    drawing = draw_run(run)
-    title, blocks = run_title(folder.name), run_blocks(folder.name, run, drawing)
+    drawings = [draw_run(run), *draw_diagnostics(run)]
+    title, blocks = run_title(folder.name), run_blocks(folder.name, run, drawings)
+    return _pictures(drawings) | _pages(title, blocks)
+
+
+def _pictures(drawings: Sequence[Drawing]) -> dict[str, bytes]:
+    files = {f"{drawing.name}.png": drawing.png for drawing in drawings}
+    return files | {f"{drawing.name}.svg": drawing.svg for drawing in drawings}
+
+
+def _pages(title: str, blocks: Sequence[Block]) -> dict[str, bytes]:
     return {
-        "curve.png": drawing.png,
-        "curve.svg": drawing.svg,
         "summary.md": to_markdown(title, blocks).encode(),
         "index.html": to_html(title, blocks).encode(),
     }

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from common.runs import RunFolder
+from common.settings import Settings
 from server.collapse import Collapse, Look, Spell, find_collapses, looks_of, standing_collapse
 from server.simulate import simulate
+from server.sweep import sweep
 from tests.conftest import Make
 
 EVEN = (0.25, 0.25, 0.25, 0.25)
@@ -162,3 +164,29 @@ def test_stop_ends_the_run_and_warn_lets_it_go_on(
 def test_a_collapse_needs_a_round(make_settings: Make) -> None:
     with pytest.raises(ValueError, match=r"train\.collapse_rounds is 0; a collapse needs at least one round"):
         make_settings("train.collapse_rounds=0")
+
+
+def test_a_sweep_leaves_what_a_collapse_ended(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flagged in round 2: before a budget of 3 rounds, or after one of 1, on the way to the target."""
+
+    def refuse(settings: Settings) -> None:
+        raise AssertionError(f"{settings.cell} was started again")
+
+    axes = [text for text in overrides if text.split("=")[0] not in ("num_clients", "num_rounds", "run_dir")]
+    words = [*axes, *STILL, "num_clients=1,3", "data.second_threshold_rounds=4", "sweep.target_fraction=1.5"]
+    for budget, accuracies in ((3, [False, False]), (1, [True, True])):
+        folder = tmp_path / f"budget{budget}"
+        command = [*words, f"data.budget_rounds={budget}", f"run_dir={folder}"]
+        rows = sweep([*command, "train.on_collapse=stop"]).rows
+        assert [row.status for row in rows] == ["finished", "finished"]
+        assert [row.accuracy_at_budget is not None for row in rows] == accuracies
+        cells = sorted((folder / "cells").iterdir())
+        assert [len(RunFolder(cell).history()) for cell in cells] == [3, 3]
+        with monkeypatch.context() as patch:
+            patch.setattr("server.sweep.simulate", refuse)
+            assert sweep([*command, "train.on_collapse=stop"]).rows == rows
+        rows = sweep(command).rows  # with train.on_collapse=warn they go on
+        assert [row.accuracy_at_budget is not None for row in rows] == [True, True]
+        assert [len(RunFolder(cell).history()) for cell in cells] == [5, 5]

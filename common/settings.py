@@ -496,4 +496,6 @@ def _finding(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "value_error":
         return str(text)
+    if item["type"] == "missing":  # its `input` is the whole group
+        return f"{key} is missing; settings that another version wrote cannot be read."
     return f"{key} is {item['input']!r}: {text}."

@@ -190,3 +190,12 @@ def test_a_sweep_leaves_what_a_collapse_ended(
         rows = sweep(command).rows  # with train.on_collapse=warn they go on
         assert [row.accuracy_at_budget is not None for row in rows] == [True, True]
         assert [len(RunFolder(cell).history()) for cell in cells] == [5, 5]
+
+
+def test_settings_without_the_keys_name_them(make_settings: Make) -> None:
+    values = make_settings().to_dict()
+    del values["train"]["on_collapse"]
+    with pytest.raises(
+        ValueError, match=r"^train\.on_collapse is missing; settings that another version wrote"
+    ):
+        Settings.from_dict(values)

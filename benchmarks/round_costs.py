@@ -7,15 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 from benchmarks.aggregate import build, global_tensors
+from common.counts import Counts
+from common.messages import Update
 from common.runs import Checkpoint, RunFolder
 from common.sharing import model_sha256
+from common.transforms import whole
 from server.averaging import BLOCK, RoundMean, WeightedMean
-from server.records import Taken, add_clients, new_record
+from server.collapse import find_collapses, looks_of
+from server.diagnostics import Head
+from server.records import Standing, Taken, add_clients, add_test, new_record
 
 _BATCH, _TOKENS = 32, 128
+# The collapse is looked for in all rounds so far.
+_ROUNDS = 100
 
 
 def measure_costs(model: Path, run_dir: Path, num_clients: int, num_repeats: int) -> dict[str, float]:
@@ -24,10 +32,11 @@ def measure_costs(model: Path, run_dir: Path, num_clients: int, num_repeats: int
     trained = flat + 1e-4
     run_dir.mkdir()
     folder = RunFolder(run_dir)
-    test = {"loss": 0.5, "accuracy": 0.5, "macro_f1": 0.5, "num_examples": 100}
+    counts = Counts(50.0, np.array([[25, 25], [25, 25]]), (0.5,))
+    head = Head.of(layout, [name for name in layout.names if name.startswith("classifier")])
     outcome: RoundMean | None = None
 
-    def with_diagnostics() -> None:
+    def with_norms() -> None:
         nonlocal outcome
         mean = WeightedMean(flat)
         for _ in range(num_clients):
@@ -35,15 +44,24 @@ def measure_costs(model: Path, run_dir: Path, num_clients: int, num_repeats: int
         outcome = mean.finish()
 
     alone = _seconds(lambda: _sum_alone(flat, trained, num_clients), num_repeats)
-    both = _seconds(with_diagnostics, num_repeats)
+    both = _seconds(with_norms, num_repeats)
     assert outcome is not None
-    agreements = outcome.agreements
-    record = new_record(1, layout, flat, test, {"train": 1.0})
-    taken = [Taken(client, 100, 0.5, 1.0, layout.num_bytes()) for client in range(num_clients)]
-    add_clients(record, taken, agreements, [], len(taken) * layout.num_bytes())
+    mean = outcome
+    record = new_record(1, layout, flat, {"train": 1.0})
+    update = Update(1, layout.digest, whole(trained.numpy()), 100, 4, 0.5, 1.0, None)
+    before = Standing(flat, record, {})
+
+    def diagnose() -> None:
+        taken = [Taken.of(update, trained, client, before, head) for client in range(num_clients)]
+        add_clients(record, taken, mean, head.update_norm(mean.tensors, flat), [], layout.num_bytes())
+        add_test(record, counts, counts.accuracy)
+        find_collapses(looks_of([record] * _ROUNDS), 5)
+
+    seconds_to_diagnose = _seconds(diagnose, num_repeats)
     checkpoint = Checkpoint(record, layout.views(flat))
     return {
         "norms and cosines": max(0.0, both - alone),
+        "head, agreement, predictions, collapse": seconds_to_diagnose,
         "SHA-256 of the model": _seconds(lambda: model_sha256(layout, flat), num_repeats),
         "checkpoint, on the disk": _seconds(lambda: folder.save_checkpoint(checkpoint), num_repeats),
         "history line, on the disk": _seconds(lambda: folder.append_history(record), num_repeats),

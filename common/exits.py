@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DIVERGED = "training diverged"
+"""Stands in the text of every failure whose cause is a number that is none, so that it can be told apart."""
 
 
 class Failed(Exception):

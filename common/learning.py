@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from common.batches import count_steps, training_steps
 from common.counts import Counts
+from common.exits import DIVERGED
 from common.runtime import numpy_stream, precision_context, torch_stream
 from common.settings import TrainSettings
 from common.tokens import Batch, TokenisedTexts
@@ -95,7 +96,7 @@ def train_epochs(
     mean = loss_sum.item() / num_seen
     if not np.isfinite(mean):
         raise LossNotFinite(
-            f"the training loss is {mean} after {num_steps} steps; lower train.learning_rate "
+            f"the training loss is {mean} after {num_steps} steps: {DIVERGED}; lower train.learning_rate "
             f"(now {settings.learning_rate})"
         )
     return TrainResult(loss=mean, num_steps=num_steps)

@@ -144,6 +144,11 @@ class RunFolder:
         file = self.path / "settings.json"
         return Settings.from_json(file.read_text(encoding="utf-8")) if file.exists() else None
 
+    def label_names(self) -> tuple[str, ...]:
+        """The labels in the order of their numbers; empty where none are written yet."""
+        file = self.path / "labels.json"
+        return tuple(json.loads(file.read_text(encoding="utf-8"))["label_names"]) if file.exists() else ()
+
     def write_status(self, state: str, reason: str) -> None:
         """Say where the run stands."""
         assert state in STATES, state

@@ -12,7 +12,17 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 _FORBID_UNKNOWN = ConfigDict(extra="forbid")
 
 # What a resumed run may change: how far it goes and the machine it runs on, never its numbers.
-NOT_IDENTITY = frozenset({"num_rounds", "run_dir", "arm", "engine", "evaluation.target_accuracy"})
+NOT_IDENTITY = frozenset(
+    {
+        "num_rounds",
+        "run_dir",
+        "arm",
+        "engine",
+        "evaluation.target_accuracy",
+        "train.on_collapse",
+        "train.collapse_rounds",
+    }
+)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -193,6 +203,11 @@ class TrainSettings:
     """Step size of the new head alone; None is `learning_rate`."""
     head_warmup_rounds: int
     """First rounds in which only the new head is trained, and the encoder stands still."""
+    on_collapse: Literal["warn", "stop"]
+    """When the run has collapsed: say so and go on, or end it."""
+    collapse_rounds: int
+    """Rounds in a row after which predictions in one class, accuracy at chance or an exploded loss are a
+    collapse."""
 
     def __post_init__(self) -> None:
         _require(
@@ -204,6 +219,10 @@ class TrainSettings:
         _require(
             self.learning_rate > 0,
             f"train.learning_rate is {self.learning_rate}; it must be positive.",
+        )
+        _require(
+            self.collapse_rounds >= 1,
+            f"train.collapse_rounds is {self.collapse_rounds}; a collapse needs at least one round.",
         )
         _require(
             self.max_length >= 3,
@@ -526,4 +545,6 @@ def _finding(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "value_error":
         return str(text)
+    if item["type"] == "missing":  # its `input` is the whole group
+        return f"{key} is missing; settings that another version wrote cannot be read."
     return f"{key} is {item['input']!r}: {text}."

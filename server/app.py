@@ -18,12 +18,13 @@ from common.runs import Checkpoint, RunFolder, write_json
 from common.settings import Settings
 from common.sharing import tensors_to_flat
 from common.workplace import Corpus, Workplace, open_corpus, open_workplace
+from server.diagnostics import Head
 from server.display import display
 from server.evaluation import Evaluation
 from server.exchange import RunFailed
 from server.model_folder import save_model
-from server.observers import Checkpoints, History, Live, Observer, Progress, Target
-from server.records import Standing
+from server.observers import Checkpoints, CollapseAlarm, History, Live, Observer, Progress, Target
+from server.records import Standing, steps_so_far
 from server.roster import Roster
 from server.server_step import ServerStep
 from server.strategy import FederatedAveraging
@@ -125,13 +126,16 @@ def _run(
         History(folder),
         Live(folder),
         Progress(settings),
+        CollapseAlarm(folder, settings),
         Target(folder, settings.evaluation.target_accuracy),
     )
     evaluation = None
     if corpus is not None and settings.evaluation.where == "server":
         evaluation = Evaluation(settings, workplace, corpus.test)
+    head = Head.of(workplace.layout, workplace.classifier.new_head)
+    num_labels = workplace.classifier.num_labels
     strategy = FederatedAveraging(
-        settings, workplace.layout, workplace.classifier.num_labels, evaluation, observers, server_step
+        settings, workplace.layout, num_labels, head, evaluation, observers, server_step
     )
     roster.gather()
     # No name here for where the run starts: its tensors can go when the first round replaces them.
@@ -153,9 +157,11 @@ def _standing(
     """The newest checkpoint, or round 0."""
     if checkpoint is None:
         return strategy.open(workplace.flat.detach().cpu().clone())
-    is_shown = len(folder.history()) > checkpoint.record["round"]
+    lines = folder.history()
+    total_steps = steps_so_far([*lines, checkpoint.record])
+    is_shown = len(lines) > checkpoint.record["round"]
     tensors = tensors_to_flat(workplace.layout, checkpoint.tensors)
-    return Standing(tensors, checkpoint.record, is_shown)
+    return Standing(tensors, checkpoint.record, total_steps, is_shown=is_shown)
 
 
 @contextmanager

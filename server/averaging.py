@@ -34,6 +34,8 @@ class RoundMean:
     """L2 norm of the mean delta."""
     agreements: tuple[Agreement, ...]
     """One for each update, in the order they were folded in."""
+    weights: tuple[int, ...]
+    """Of each update in the mean, in the same order."""
 
 
 class WeightedMean:
@@ -89,7 +91,7 @@ class WeightedMean:
             Agreement(norm, _cosine(torch.dot(sketch, mean_sketch).item(), norm * mean_norm))
             for sketch, norm in zip(self._sketches, self._norms, strict=True)
         )
-        return RoundMean(tensors, mean_norm, agreements)
+        return RoundMean(tensors, mean_norm, agreements, tuple(self._weights))
 
     def _blocks(self) -> list[slice]:
         size = len(self._global)

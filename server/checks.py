@@ -17,7 +17,7 @@ from server.roster import Member
 if TYPE_CHECKING:
     from torch import Tensor
 
-# In one cell; sums over cells and sites stay inside 64 bits.
+# In one cell, and for the steps of a round; sums over cells, sites and rounds stay inside 64 bits.
 _MOST_COUNTED = 2**40
 
 
@@ -34,7 +34,8 @@ def check_update(update: Update, number: int, layout: Layout, num_labels: int, m
 
     Raises:
         Refused: the update is from another round, of another model, holds counts of other labels or a loss
-            that is no number, or claims another example count than the client introduced itself with.
+            that is no number, claims no optimiser step, or another example count than the client introduced
+            itself with.
     """
     if update.round != number:
         raise Refused(f"its update belongs to round {update.round}")
@@ -46,6 +47,8 @@ def check_update(update: Update, number: int, layout: Layout, num_labels: int, m
         )
     if not (isfinite(update.loss) and isfinite(update.seconds)):
         raise Refused(f"its update has a loss of {update.loss} and took {update.seconds} s")
+    if not 0 < update.num_steps < _MOST_COUNTED:
+        raise Refused(f"its update claims {update.num_steps} optimiser steps")
     if update.test is not None:
         check_counts(update.test, num_labels)
 

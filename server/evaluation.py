@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from common.learning import evaluate
 from common.settings import Settings
 from common.tokens import TokenisedTexts
 from common.workplace import Workplace
-from server.records import describe_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,11 +28,10 @@ class Evaluation:
         self.workplace = workplace
         self.test = test
 
-    def measure(self, tensors: Tensor) -> dict[str, Any]:
-        """`loss`, `accuracy`, `macro_f1` and `num_examples` of the model with these weights, (P,) fp32."""
+    def measure(self, tensors: Tensor) -> tuple[Counts, float]:
+        """Counts and accuracy of the model with these weights, (P,) fp32."""
         self.workplace.load(tensors)
-        counts, accuracy = MODES[self.settings.evaluation.mode](self)
-        return describe_counts(counts, accuracy)
+        return MODES[self.settings.evaluation.mode](self)
 
     def count(self, indices: np.ndarray) -> Counts:
         """Evaluate the chosen test examples in this order."""

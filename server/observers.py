@@ -1,4 +1,4 @@
-"""What watches a run: history, checkpoints, the target that ends it, and the terminal."""
+"""What watches a run: history, checkpoints, the target or collapse that ends it, and the terminal."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from common.runs import Checkpoint, RunFolder, write_json
 from common.settings import Settings
 from common.sharing import Layout
+from server.collapse import Collapse, find_collapses, looks_of
 from server.display import display
 from server.server_step import ServerStep
 
@@ -145,6 +146,37 @@ class Target(Observer):
         if self.target is None or record["round"] == 0 or accuracy < self.target:
             return None
         return f"accuracy {accuracy:.4f} reached the target {self.target:.4f} in round {record['round']}"
+
+
+class CollapseAlarm(Observer):
+    """Says when a run has collapsed, and when that is over; `train.on_collapse=stop` ends the run for it."""
+
+    def __init__(self, folder: RunFolder, settings: Settings) -> None:
+        self.train, self.title = settings.train, settings.cell
+        self.label_names = folder.label_names()
+        self._looks = looks_of(folder.history())
+        self._told = {collapse.words(self.label_names) for collapse in self._collapses()}
+
+    def resumed(self, last_round: int) -> str | None:
+        return self._reason_to_stop()
+
+    def after_round(self, record: dict[str, Any]) -> str | None:
+        self._looks += looks_of([record])
+        for collapse in self._collapses():
+            text = collapse.words(self.label_names)
+            if text not in self._told:
+                display().say(f"{self.title}: {text}")
+                self._told.add(text)
+        return self._reason_to_stop()
+
+    def _collapses(self) -> tuple[Collapse, ...]:
+        return find_collapses(self._looks, self.train.collapse_rounds)
+
+    def _reason_to_stop(self) -> str | None:
+        collapses = self._collapses()
+        if self.train.on_collapse == "warn" or not collapses or not collapses[-1].is_up:
+            return None
+        return f"train.on_collapse=stop: {collapses[-1].words(self.label_names)}"
 
 
 class Progress(Observer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from math import isfinite
@@ -13,11 +13,18 @@ import numpy as np
 
 from common.arrays import Payload
 from common.counts import Counts
+from common.exits import DIVERGED
 from common.messages import Update
 from common.sharing import Layout, model_sha256
-from server.averaging import Agreement
+from server.averaging import RoundMean
+from server.diagnostics import (
+    Head,
+    cosines_to_others,
+    describe_predictions,
+    describe_updates,
+    nothing_measured,
+)
 from server.exchange import RunFailed
-from server.roster import Member
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +37,8 @@ class Standing:
     tensors: Tensor  # (P,) fp32 on the CPU
     record: dict[str, Any]
     """Its `test` is None until the model has been measured, which sites do a round later."""
+    total_steps: Mapping[int, int]
+    """Optimiser steps of each client in the whole run so far; who took part in no round is not in it."""
     is_shown: bool = False
     """Whether the observers have seen the record."""
     step: Payload | None = None
@@ -58,11 +67,26 @@ class Taken:
     seconds: float
     num_bytes: int
     """Of the tensors, as they travelled."""
+    num_steps: int
+    """Optimiser steps in this round."""
+    total_steps: int
+    """Optimiser steps in the whole run so far."""
+    head_norm: float
+    """L2 norm of the update over the new head."""
 
     @classmethod
-    def of(cls, member: Member, update: Update) -> Taken:
-        """What is kept of an update once it was folded in."""
-        return cls(member.client, update.num_examples, update.loss, update.seconds, update.payload.num_bytes)
+    def of(cls, update: Update, trained: Tensor, client: int, standing: Standing, head: Head) -> Taken:
+        """What is kept of a client's update, `trained`, (P,) fp32, to the tensors of `standing`."""
+        return cls(
+            client=client,
+            num_examples=update.num_examples,
+            loss=update.loss,
+            seconds=update.seconds,
+            num_bytes=update.payload.num_bytes,
+            num_steps=update.num_steps,
+            total_steps=standing.total_steps.get(client, 0) + update.num_steps,
+            head_norm=head.update_norm(trained, standing.tensors),
+        )
 
 
 @dataclass(frozen=True)
@@ -77,16 +101,16 @@ def new_record(
     number: int,
     layout: Layout,
     tensors: Tensor,
-    test: dict[str, Any] | None,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The history line of a round in which no client took part yet."""
+    """The history line of a round in which no client took part yet, and whose model is not measured."""
     spent = {"train": 0.0, "aggregate": 0.0, "evaluate": 0.0} | dict(seconds)
     return {
         "round": number,
-        "test": test,
+        "test": None,
         "train": {"loss": None, "num_examples": 0},
         "clients": [],
+        "diagnostics": nothing_measured(),
         "seconds": spent | {"total": sum(spent.values())},
         "bytes": {"down": 0, "up": 0},
         "model_sha256": model_sha256(layout, tensors),
@@ -96,7 +120,8 @@ def new_record(
 def add_clients(
     record: dict[str, Any],
     taken: Sequence[Taken],
-    agreements: Sequence[Agreement],
+    outcome: RoundMean,
+    head_norm: float,
     left_out: Sequence[LeftOut],
     bytes_down: int,
 ) -> None:
@@ -105,14 +130,19 @@ def add_clients(
     The line has an entry `left_out` only where somebody was.
 
     Args:
+        taken, outcome: the updates in the order they were folded in, and their mean.
+        head_norm: L2 norm of the mean update over the new head.
         bytes_down: bytes of all tensors that were sent out, as they travelled.
     """
     num_examples = sum(update.num_examples for update in taken)
     loss = sum(update.loss * update.num_examples for update in taken) / num_examples
     record["train"] = {"loss": loss, "num_examples": num_examples}
+    told = zip(taken, outcome.agreements, cosines_to_others(outcome), strict=True)
     record["clients"] = [
-        asdict(update) | asdict(agreement) for update, agreement in zip(taken, agreements, strict=True)
+        asdict(update) | asdict(agreement) | {"cosine_to_others": cosine}
+        for update, agreement, cosine in told
     ]
+    record["diagnostics"] |= describe_updates(outcome, head_norm)
     record["bytes"] = {"down": bytes_down, "up": sum(update.num_bytes for update in taken)}
     if left_out:
         record["left_out"] = [asdict(client) for client in left_out]
@@ -132,7 +162,7 @@ def check_finite(value: Any, round: int, where: str = "") -> None:
             check_finite(entry, round, where)
     elif isinstance(value, float) and not isfinite(value):
         raise RunFailed(
-            f"round {round}: {where} is {value}: training diverged. Lower train.learning_rate; the last good "
+            f"round {round}: {where} is {value}: {DIVERGED}. Lower train.learning_rate; the last good "
             "checkpoint is kept."
         )
 
@@ -140,7 +170,7 @@ def check_finite(value: Any, round: int, where: str = "") -> None:
 def add_site_counts(record: dict[str, Any], counts: Mapping[str, Counts]) -> None:
     """Put what the sites counted on their held-out texts into the line: the exact sum, and each site."""
     total = reduce(add, counts.values())
-    record["test"] = describe_counts(total, total.accuracy)
+    add_test(record, total, total.accuracy)
     record["sites"] = [
         {
             "site": name,
@@ -153,11 +183,17 @@ def add_site_counts(record: dict[str, Any], counts: Mapping[str, Counts]) -> Non
     ]
 
 
-def describe_counts(counts: Counts, accuracy: float) -> dict[str, Any]:
-    """The `test` entry of a history line."""
-    return {
+def add_test(record: dict[str, Any], counts: Counts, accuracy: float) -> None:
+    """Put what the model makes of the test texts into the line: its `test`, and its predictions."""
+    record["test"] = {
         "loss": counts.loss,
         "accuracy": accuracy,
         "macro_f1": counts.macro_f1,
         "num_examples": counts.num_examples,
     }
+    record["diagnostics"] |= describe_predictions(counts)
+
+
+def steps_so_far(lines: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+    """Optimiser steps of each client after these history lines, oldest first."""
+    return {client["client"]: client["total_steps"] for line in lines for client in line["clients"]}

@@ -57,7 +57,8 @@ def _sweep_files(sweep: Sweep) -> dict[str, bytes]:
     claims = judge(sweep)
     drawings = [draw_accuracy(sweep), draw_rounds(sweep), draw_curves(sweep)]
     title, blocks = sweep_title(sweep), sweep_blocks(sweep, claims, drawings)
-    return _pages(title, blocks, drawings) | {"claims.json": _json([asdict(claim) for claim in claims])}
+    claims_file = {"claims.json": _json([asdict(claim) for claim in claims])}
+    return _pictures(drawings) | claims_file | _pages(title, blocks)
 
 
 def _study_files(sweep: Sweep) -> dict[str, bytes]:
@@ -71,28 +72,29 @@ def _study_files(sweep: Sweep) -> dict[str, bytes]:
     answers = judge_study(study)
     switches = [draw_switch(switch, study.switched[switch.id]) for switch in SWITCHES]
     drawings = [*switches, draw_clock(study), draw_remedies(study.remedies)]
-    blocks = study_blocks(sweep, answers, drawings)
-    return _pages(sweep_title(sweep), blocks, drawings) | {"study.json": _json([asdict(a) for a in answers])}
-
-
-def _pages(title: str, blocks: Sequence[Block], drawings: Sequence[Drawing]) -> dict[str, bytes]:
-    files = {f"{drawing.name}.png": drawing.png for drawing in drawings}
-    files |= {f"{drawing.name}.svg": drawing.svg for drawing in drawings}
-    files["summary.md"] = to_markdown(title, blocks).encode()
-    files["index.html"] = to_html(title, blocks).encode()
-    return files
+    title, blocks = sweep_title(sweep), study_blocks(sweep, answers, drawings)
+    answers_file = {"study.json": _json([asdict(answer) for answer in answers])}
+    return _pictures(drawings) | answers_file | _pages(title, blocks)
 
 
 def _run_files(folder: Path) -> dict[str, bytes]:
     from server.reporting.curves import draw_run
+    from server.reporting.diagnostic_figures import draw_diagnostics
     from server.reporting.run_page import run_blocks, run_title
 
     run = read_run(folder)
-    drawing = draw_run(run)
-    title, blocks = run_title(folder.name), run_blocks(folder.name, run, drawing)
+    drawings = [draw_run(run), *draw_diagnostics(run)]
+    title, blocks = run_title(folder.name), run_blocks(folder.name, run, drawings)
+    return _pictures(drawings) | _pages(title, blocks)
+
+
+def _pictures(drawings: Sequence[Drawing]) -> dict[str, bytes]:
+    files = {f"{drawing.name}.png": drawing.png for drawing in drawings}
+    return files | {f"{drawing.name}.svg": drawing.svg for drawing in drawings}
+
+
+def _pages(title: str, blocks: Sequence[Block]) -> dict[str, bytes]:
     return {
-        "curve.png": drawing.png,
-        "curve.svg": drawing.svg,
         "summary.md": to_markdown(title, blocks).encode(),
         "index.html": to_html(title, blocks).encode(),
     }

@@ -27,10 +27,21 @@ from common.sharing import Layout
 from common.transforms import WHOLE
 from server.averaging import WeightedMean
 from server.checks import check_counts, check_update, open_tensors
+from server.diagnostics import Head
 from server.evaluation import Evaluation
 from server.exchange import Request, RunFailed, ask
 from server.observers import Observer
-from server.records import LeftOut, Standing, Taken, add_clients, add_site_counts, check_finite, new_record
+from server.records import (
+    LeftOut,
+    Standing,
+    Taken,
+    add_clients,
+    add_site_counts,
+    add_test,
+    check_finite,
+    new_record,
+    steps_so_far,
+)
 from server.roster import Member, Roster
 from server.server_step import ServerStep
 from server.tasks import Tasks
@@ -50,6 +61,7 @@ class FederatedAveraging:
         settings: Settings,
         layout: Layout,
         num_labels: int,
+        head: Head,
         evaluation: Evaluation | None,
         observers: Sequence[Observer],
         server_step: ServerStep | None = None,
@@ -57,7 +69,7 @@ class FederatedAveraging:
         """Args: evaluation: the central test set; None where the sites evaluate."""
         self.settings = settings
         self.layout, self.num_labels = layout, num_labels
-        self.evaluation = evaluation
+        self.head, self.evaluation = head, evaluation
         self.observers = observers
         self.server_step = server_step or ServerStep(settings)
         self._tasks = Tasks(settings, layout)
@@ -93,7 +105,7 @@ class FederatedAveraging:
 
     def open(self, tensors: Tensor) -> Standing:
         """Round 0: the initial tensors, (P,) fp32 on the CPU."""
-        standing = Standing(tensors, self._record(0, tensors, {}))
+        standing = Standing(tensors, self._record(0, tensors, {}), {})
         self._save(standing)
         return standing
 
@@ -121,7 +133,7 @@ class FederatedAveraging:
                 continue
             weighs = self.settings.strategy.weighting == "examples"
             mean.add(trained, update.num_examples if weighs else 1)
-            taken.append(Taken.of(member, update))
+            taken.append(Taken.of(update, trained, member.client, standing, self.head))
             self._tasks.note(member, update.holds)
             if update.test is not None:
                 counts[member.name] = update.test
@@ -130,13 +142,15 @@ class FederatedAveraging:
         self._check_quorum(number, len(taken))
         folding = time.perf_counter()
         outcome = mean.finish()
+        # Of the clients' mean, whatever the server makes of it.
+        head_norm = self.head.update_norm(outcome.tensors, standing.tensors)
         tensors = self.server_step.apply(number, standing.tensors, outcome.tensors)
         aggregate_seconds += time.perf_counter() - folding
         train_seconds = time.perf_counter() - started - aggregate_seconds
         seconds = {"train": train_seconds, "aggregate": aggregate_seconds}
         record = self._record(number, tensors, seconds)
-        add_clients(record, taken, outcome.agreements, self._left_out, self._tasks.num_bytes)
-        after = Standing(tensors, record)
+        add_clients(record, taken, outcome, head_norm, self._left_out, self._tasks.num_bytes)
+        after = Standing(tensors, record, {**standing.total_steps, **steps_so_far([record])})
         self._tasks.add_step(after, standing)
         return after, counts
 
@@ -197,9 +211,12 @@ class FederatedAveraging:
 
     def _record(self, number: int, tensors: Tensor, seconds: dict[str, float]) -> dict[str, Any]:
         started = time.perf_counter()
-        test = None if self.evaluation is None else self.evaluation.measure(tensors)
+        measured = None if self.evaluation is None else self.evaluation.measure(tensors)
         seconds = seconds | {"evaluate": time.perf_counter() - started}
-        return new_record(number, self.layout, tensors, test, seconds)
+        record = new_record(number, self.layout, tensors, seconds)
+        if measured is not None:
+            add_test(record, *measured)
+        return record
 
     def _measured_by_sites(self, standing: Standing, counts: dict[str, Counts]) -> str | None:
         """Put the sites' counts into a record that waits for them."""

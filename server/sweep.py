@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from common.runs import FolderInUse
 from common.settings import Settings
+from server.collapse import standing_collapse
 from server.compose import compose, launch, settings_of
 from server.display import display
 from server.exchange import RunFailed
@@ -79,15 +80,22 @@ def _cell(folder: SweepFolder, overrides: Sequence[str]) -> Cell:
 
 
 def _at_budget(folder: SweepFolder, cell: Cell) -> bool:
-    """Whether the cell's first phase is done."""
+    """Whether the cell's first phase is done; a collapse that ended it is an end like any other."""
     finished = folder.run_folder(cell.settings.cell).status()["state"] == "finished"
-    return finished and cell.settings.data.budget_rounds in folder.accuracies(cell.plan)
+    has_accuracy = cell.settings.data.budget_rounds in folder.accuracies(cell.plan)
+    return finished and (has_accuracy or _is_ended_by_collapse(folder, cell))
+
+
+def _is_ended_by_collapse(folder: SweepFolder, cell: Cell) -> bool:
+    train, lines = cell.settings.train, folder.run_folder(cell.settings.cell).history()
+    return train.on_collapse == "stop" and standing_collapse(lines, train.collapse_rounds) is not None
 
 
 def _to_target(folder: SweepFolder, cells: Sequence[Cell], fraction: float) -> list[tuple[str, ...]]:
     """Overrides of the cells that are under their target and may go on to the second threshold.
 
-    A learning rate that has decayed to zero by the budget learns nothing more: such cells stay as they are.
+    A learning rate that has decayed to zero by the budget learns nothing more, and what collapsed under
+    `train.on_collapse=stop` is not to go on: such cells stay as they are.
     """
     baselines = {
         (row.model, row.data, row.arm, row.seed): row.accuracy_at_budget
@@ -102,6 +110,7 @@ def _to_target(folder: SweepFolder, cells: Sequence[Cell], fraction: float) -> l
         if (
             baseline is not None
             and _at_budget(folder, cell)
+            and not _is_ended_by_collapse(folder, cell)
             and cell.settings.train.schedule == "constant"
             and max(accuracies) < threshold
             and rounds_to(accuracies, baseline, fraction) is None

@@ -11,6 +11,8 @@ NUMBER, POSITIVE = {"type": "number"}, {"type": "number", "exclusiveMinimum": 0}
 COUNT, NATURAL = {"type": "integer", "minimum": 0}, {"type": "integer", "minimum": 1}
 SECONDS, LOSS = {"type": "number", "minimum": 0}, {"type": "number", "minimum": 0}
 SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+NORM = {"type": "number", "minimum": 0}
+COSINE = {"type": "number", "minimum": -1, "maximum": 1}
 NAMES = {"type": "array", "items": STRING, "minItems": 1}
 SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 
@@ -92,6 +94,8 @@ SETTINGS = closed(
         head_init=one_of("shared", "per_site"),
         head_learning_rate=optional(POSITIVE),
         head_warmup_rounds=COUNT,
+        on_collapse=one_of("warn", "stop"),
+        collapse_rounds=NATURAL,
     ),
     transforms=closed(name=one_of("exact", "bf16", "fp16", "int8"), error_feedback=FLAG),
     strategy=closed(
@@ -132,10 +136,27 @@ CLIENT = closed(
     num_examples=NATURAL,
     loss=LOSS,
     update_norm=POSITIVE,
-    cosine_to_mean={"type": "number", "minimum": -1, "maximum": 1},
+    cosine_to_mean=COSINE,
+    cosine_to_others=optional(COSINE),
     seconds=SECONDS,
     num_bytes=NATURAL,
+    num_steps=NATURAL,
+    total_steps=NATURAL,
+    head_norm=NORM,
 )
+
+
+def diagnostics(*, initial: bool) -> Schema:
+    """Round 0 has no updates to tell of; every round has predictions."""
+    return closed(
+        mean_update_norm=NULL if initial else NORM,
+        norm_ratio=NULL if initial else SHARE,
+        head_norm=NULL if initial else NORM,
+        body_norm=NULL if initial else NORM,
+        predicted_shares={"type": "array", "items": SHARE, "minItems": 2},
+        prediction_entropy=NORM,
+        largest_class_share=SHARE,
+    )
 
 
 def history_line(*, initial: bool) -> Schema:
@@ -148,6 +169,7 @@ def history_line(*, initial: bool) -> Schema:
         clients={"type": "array", "maxItems": 0}
         if initial
         else {"type": "array", "items": CLIENT, "minItems": 1},
+        diagnostics=diagnostics(initial=initial),
         seconds=closed(train=SECONDS, aggregate=SECONDS, evaluate=SECONDS, total=SECONDS),
         bytes=closed(down=traffic, up=traffic),
         model_sha256=SHA256,

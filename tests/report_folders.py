@@ -30,6 +30,22 @@ def settings_with(*overrides: str) -> Settings:
     return compose_settings("experiment=demo", *overrides)
 
 
+def told_line(number: int, accuracy: float, shares: Sequence[float], num_clients: int = 4) -> str:
+    """A line with diagnostics: 320 test texts of 5 classes alike; each client takes 5 steps a round."""
+    line = json.loads(history_line(number, accuracy, num_clients))
+    for client in line["clients"]:
+        steps = {"num_steps": 5, "total_steps": 5 * number}
+        client |= steps | {"head_norm": 0.15, "cosine_to_others": -0.125 if num_clients > 1 else None}
+    norms = {"mean_update_norm": 0.125, "norm_ratio": 0.5, "head_norm": 0.075, "body_norm": 0.1}
+    line["diagnostics"] = {
+        **(norms if number else dict.fromkeys(norms)),
+        "predicted_shares": list(shares),
+        "prediction_entropy": 0.0,
+        "largest_class_share": 0.2,
+    }
+    return json.dumps(line)
+
+
 def history_line(number: int, accuracy: float, num_clients: int = 1) -> str:
     client = {"num_examples": 160, "loss": 0.5, "update_norm": 0.25, "cosine_to_mean": 0.9, "seconds": 1.5}
     return json.dumps(

@@ -94,6 +94,9 @@ def test_history(run: Run) -> None:
         parts = line["seconds"]
         assert parts["total"] == pytest.approx(parts["train"] + parts["aggregate"] + parts["evaluate"])
         assert line["bytes"]["down"] == line["bytes"]["up"]
+        # 24 texts in batches of 8, 8 epochs a round.
+        steps = [(client["num_steps"], client["total_steps"]) for client in line["clients"]]
+        assert steps == [(24, 24 * line["round"])] * 2
     assert len({line["model_sha256"] for line in lines}) == 4
 
 

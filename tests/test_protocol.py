@@ -143,9 +143,9 @@ def test_parts_accuracy_is_a_mean_of_batch_means(make_settings: Make) -> None:
         return Counts(1.0, np.diag([len(indices), 0, 0]), batches[int(indices[0])])
 
     evaluation.count = count  # type: ignore[method-assign]
-    measured = evaluation.measure(evaluation.workplace.flat.clone())
-    assert measured["accuracy"] == pytest.approx((0.5 + 0.5) / 2)
-    assert measured["num_examples"] == 5
+    counts, accuracy = evaluation.measure(evaluation.workplace.flat.clone())
+    assert accuracy == pytest.approx((0.5 + 0.5) / 2)
+    assert counts.num_examples == 5
 
 
 def _five() -> TokenisedTexts:

@@ -135,7 +135,9 @@ def test_single_run(tmp_path: Path) -> None:
     assert "Reason: round 3: client 2 timed out." in page.text
     assert "Test accuracy 0.400 after round 2 (best 0.500 in round 1, chance 0.2)" in page.text
     summary = (index.parent / "summary.md").read_text()
-    assert "| 3 | 160 | 0.5000 | 0.25 | 0.900 | 1.5 |" in summary
+    assert "| 3 | 160 | 0.5000 | 0.25 | – | 0.900 | – | – | 1.5 |" in summary
+    # Written before there were diagnostics.
+    assert "the history holds no predictions" in page.text
     assert "| Seconds: total | 9.0 |" in summary  # 3 lines of 3 seconds
     assert "| Sent by the clients | 1.5 kB |" in summary  # 3 lines of 500 bytes
     first = digests(index.parent)

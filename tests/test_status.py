@@ -10,11 +10,13 @@ import pytest
 
 from common.runs import RunFolder, write_json
 from server.deployment import superlink
+from server.deployment.follow import Watch
 from server.deployment.server_folder import Addresses, RegisteredSite, ServerFolder
 from server.deployment.status import folder_and_run, is_held, live_of, standing_of, to_json, to_text
 from server.deployment.submit import settings_to_submit
 from server.deployment.superlink import NodeState
 from tests.fake_flwr import words_for, write_run
+from tests.report_folders import told_line
 
 
 def test_status_tells_who_is_missing_and_for_how_long(
@@ -60,6 +62,24 @@ def test_status_tells_who_is_missing_and_for_how_long(
     ]
     read = json.loads(to_json(standing))
     assert (read["state"], read["accuracy"], read["live"]["missing"]) == ("running", 0.75, {"ward-b": 90.0})
+
+
+def test_status_and_submit_tell_of_a_collapse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = settings_to_submit(words_for(tmp_path, "train.collapse_rounds=2"))
+    run = write_run(settings, "running", "")
+    write_json(run.path / "labels.json", {"label_names": ["a", "b", "c", "d", "e"]})
+    watch = Watch(run, settings)
+    for number in (0, 1, 2):
+        run.append_history(json.loads(told_line(number, 0.2, [0.0, 1.0, 0.0, 0.0, 0.0])))
+    for _ in range(2):
+        watch.look()
+    reason = "single class since round 1: at least 95% of the test predictions are 'b'"
+    flagged = f"collapse flagged in round 2: {reason}"
+    assert capsys.readouterr().err.count(f"{settings.cell}: {flagged}") == 1
+    standing = standing_of(run, None)
+    assert flagged in to_text(standing).splitlines()
+    found = {"round": 2, "is_up": True, "words": flagged}
+    assert json.loads(to_json(standing))["collapses"] == [found]
 
 
 def test_status_names_the_way_back(tmp_path: Path) -> None:

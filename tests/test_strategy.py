@@ -89,6 +89,8 @@ BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
     ),
     "no examples": (lambda update: replace(update, num_examples=0), "claims 0 examples"),
     "negative": (lambda update: replace(update, num_examples=-16), "claims -16 examples"),
+    "no step": (lambda update: replace(update, num_steps=0), "claims 0 optimiser steps"),
+    "endless steps": (lambda update: replace(update, num_steps=2**40), "optimiser steps"),
     "loss that is no number": (lambda update: replace(update, loss=float("nan")), "a loss of nan"),
     "endless": (lambda update: replace(update, seconds=float("inf")), "took inf s"),
     "other labels": (

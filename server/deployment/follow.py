@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.runs import RunFolder
 from common.settings import Settings
 from server.deployment import superlink
 from server.deployment.server_folder import ServerFolder
-from server.deployment.status import live_of
+from server.deployment.status import collapses_of, live_of
 from server.deployment.superlink import RunState, SuperLinkError
 from server.display import display
 from server.exchange import RunFailed
@@ -36,11 +37,12 @@ class Watch:
     """What was seen of a run folder so far; only what changes after `__init__` counts."""
 
     def __init__(self, run: RunFolder, settings: Settings) -> None:
-        self.run, self._cell = run, settings.cell
+        self.run, self._settings = run, settings
         self._stale = _written_at(run.path / "status.json")
-        self._shown = max((int(line["round"]) for line in run.history()), default=-1)
+        lines = run.history()
+        self._shown = max((int(line["round"]) for line in lines), default=-1)
         self._seen = self._marks()
-        self._told: set[str] = set(live.warnings if (live := live_of(run)) else ())
+        self._told = set(self._texts(lines))
         display().start_rounds(settings.cell, settings.num_rounds)
 
     def status(self) -> dict[str, str] | None:
@@ -51,19 +53,26 @@ class Watch:
 
     def look(self) -> bool:
         """Show new rounds and answers; returns whether there was any news."""
-        for line in self.run.history():
+        lines = self.run.history()
+        for line in lines:
             if line["round"] > self._shown:
                 self._shown = int(line["round"])
                 display().show_round(self._shown, f"accuracy {line['test']['accuracy']:.4f}")
+        for text in self._texts(lines):
+            if text not in self._told:
+                display().say(f"{self._settings.cell}: {text}")
+                self._told.add(text)
         live = live_of(self.run)
         if live is not None:
-            for text in live.warnings:
-                if text not in self._told:
-                    display().say(f"{self._cell}: {text}")
-            self._told.update(live.warnings)
             display().show_updates(live.round, len(live.answered), len(live.answered) + len(live.missing))
         before, self._seen = self._seen, self._marks()
         return before != self._seen
+
+    def _texts(self, lines: Sequence[Mapping[str, Any]]) -> list[str]:
+        """What a person should know of the run so far."""
+        live = live_of(self.run)
+        collapses = [collapse["words"] for collapse in collapses_of(self.run, self._settings, lines)]
+        return [*(live.warnings if live else ()), *collapses]
 
     def _marks(self) -> list[int]:
         return [_written_at(self.run.path / name) for name in ("status.json", "history.jsonl", "live.json")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from common.runs import RunFolder
+from common.settings import Settings
+from server.collapse import find_collapses, looks_of
 from server.deployment.server_folder import ServerFolder
 
 _SHOWN_WARNINGS = 5
@@ -44,6 +46,8 @@ class Standing:
     accuracy: float | None
     rounds: tuple[Mapping[str, Any], ...]
     """`round`, `accuracy`, `loss` and `seconds` of each."""
+    collapses: tuple[Mapping[str, Any], ...]
+    """`round`, `is_up` and `words` of each flag."""
     live: Live | None
     sites: Mapping[str, Mapping[str, Any]] | None
     """`status`, `online_seconds` and `offline_at` of each registered site; None if nobody could be asked."""
@@ -58,7 +62,8 @@ def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | Non
     Raises:
         ValueError: the run folder's files are not what they should be.
     """
-    settings, status, rounds = run.settings(), run.status(), [_brief(line) for line in run.history()]
+    settings, status, lines = run.settings(), run.status(), run.history()
+    rounds = [_brief(line) for line in lines]
     state = status["state"]
     if state == "running" and not is_held(run):
         state = "interrupted"
@@ -74,6 +79,7 @@ def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | Non
         num_rounds=settings.num_rounds if settings else None,
         accuracy=last["accuracy"],
         rounds=tuple(rounds),
+        collapses=collapses_of(run, settings, lines) if settings else (),
         live=live_of(run, now) if state == "running" else None,
         sites=sites,
         superlink=trouble,
@@ -92,6 +98,14 @@ def live_of(run: RunFolder, now: datetime | None = None) -> Live | None:
     missing = {str(name): max(0.0, waited) for name in read["waiting_for"]}
     warnings = tuple(map(str, read["warnings"]))
     return Live(int(read["round"]), tuple(map(str, read["answered"])), missing, warnings)
+
+
+def collapses_of(
+    run: RunFolder, settings: Settings, lines: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], ...]:
+    """Every flag of these history lines: the round it was raised in, whether it is up, a line for people."""
+    names, found = run.label_names(), find_collapses(looks_of(lines), settings.train.collapse_rounds)
+    return tuple({"round": flag.round, "is_up": flag.is_up, "words": flag.words(names)} for flag in found)
 
 
 def is_held(run: RunFolder) -> bool:
@@ -126,6 +140,7 @@ def to_text(standing: Standing) -> str:
         lines.append(
             f"  round {line['round']:>3}  accuracy {line['accuracy']:.4f}{loss}  {line['seconds']:.1f} s"
         )
+    lines += [collapse["words"] for collapse in standing.collapses]
     lines += _live_lines(standing.live) + _site_lines(standing)
     if standing.next_step:
         lines.append(f"to go on from the last whole round: {standing.next_step}")

@@ -120,19 +120,32 @@ def draw_run(run: Run) -> Drawing:
             )
     for axes in (left, right):
         if axes.lines:
-            axes.legend(
-                loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False, handlelength=3.2
-            )
+            legend_below(axes)
         else:
             draw_nothing_yet(axes, "no round yet")
-        axes.set_xlabel("communication round")
-        axes.set_xlim(-0.02 * max(run.last_round, 1), max(run.last_round, 1) * 1.02)
-        axes.xaxis.set_major_locator(_round_ticks())
+        round_axis(axes, run.last_round)
     left.set_ylim(0, 1.05)
     right.set_ylim(bottom=0)
+    for collapse in run.collapses:
+        left.axvspan(collapse.first - 0.5, collapse.last + 0.5, color=GREY, alpha=0.14, linewidth=0, zorder=0)
     draw_chance(left, run.chance, at=0.99)
     title = "Accuracy and loss by round"
     return render(figure, "curve", title, f"{title}; the last round's numbers are in the text.")
+
+
+def legend_below(axes: Axes, columns: int = 2) -> None:
+    """The panel's own legend, under it."""
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, frameon=False, handlelength=3.2
+    )
+
+
+def round_axis(axes: Axes, last_round: int) -> None:
+    """Rounds from 0 to the last, at whole numbers."""
+    last = max(last_round, 1)
+    axes.set_xlabel("communication round")
+    axes.set_xlim(-0.02 * last, last * 1.02)
+    axes.xaxis.set_major_locator(_round_ticks())
 
 
 def _round_ticks() -> MaxNLocator:

@@ -81,7 +81,8 @@ def gather(sweep: Sweep) -> Evidence:
             accuracies[key] = fmean(known)
         if all(cell.outcome in ("reached", "not reached") for cell in cells):
             reached[key] = sum(cell.outcome == "reached" for cell in cells) > len(cells) / 2
-        if all(cell.status == "finished" and _curve(cell) for cell in cells):
+        # A curve that a collapse cut off cannot show whether the plateau would have ended.
+        if all(cell.status == "finished" and cell.outcome != "collapsed" and _curve(cell) for cell in cells):
             curves[key] = tuple(_curve(cell) for cell in cells)
     chances = {data: sweep.chance(data) for data in sweep.data_sets}
     budgets = {data: sweep.budget(data) for data in sweep.data_sets}

@@ -91,18 +91,22 @@ def bar_style(index: int) -> dict[str, Any]:
 
 
 def draw_chance(axes: Axes, chance: float | None, at: float = 0.01) -> None:
-    """Dashed line at chance, named just below it, where no curve that sits at chance can hide the name.
+    """Dashed line at chance; `at` as for `draw_level`."""
+    if chance is not None:
+        draw_level(axes, chance, f"chance {chance:.3g}", at)
+
+
+def draw_level(axes: Axes, level: float, name: str, at: float = 0.01) -> None:
+    """Dashed line, named just below it, where no curve that sits on it can hide the name.
 
     Args:
         at: where the name stands, as a share of the panel's width.
     """
-    if chance is None:
-        return
-    axes.axhline(chance, color=GREY, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1)
+    axes.axhline(level, color=GREY, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1)
     side = "left" if at < 0.5 else "right"
     axes.annotate(
-        f"chance {chance:.3g}",
-        (at, chance),
+        name,
+        (at, level),
         xycoords=axes.get_yaxis_transform(),
         xytext=(0, -3),
         textcoords="offset points",

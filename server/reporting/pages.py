@@ -38,6 +38,7 @@ def sweep_blocks(sweep: Sweep, claims: Sequence[Claim], drawings: Sequence[Drawi
         blocks += [picture(drawing, captions[drawing.name]) for drawing in drawings]
     if rows:
         blocks += [Heading("Results"), _result_table(sweep, rows)]
+    blocks += _collapses(sweep)
     blocks += incomplete_blocks(sweep)
     blocks += _claim_blocks(claims)
     blocks += settings_blocks(
@@ -120,11 +121,21 @@ def _captions(sweep: Sweep) -> dict[str, str]:
     return {
         "figure1_accuracy": f"Higher is better; the dashed line is a classifier that guesses evenly.{seeds}",
         "figure2_rounds_to_target": "Lower is better. A cross marks a cell without a bar and says why: the "
-        "target was not reached by the second threshold (dotted), is not reached yet, the run failed, or the "
-        "K = 1 baseline is missing.",
+        "target was not reached by the second threshold (dotted), is not reached yet, the run failed or was "
+        "ended for a collapse, or the K = 1 baseline is missing.",
         "figure3_curves": "The dashed line is chance, the thin vertical line the budget; a cell below its "
         f"target goes on past it.{seeds}",
     }
+
+
+def _collapses(sweep: Sweep) -> list[Block]:
+    items = [
+        f"{_cell_name(sweep, cell)}: {collapse.words(cell.run.label_names)}."
+        for cell in sweep.cells
+        if cell.run
+        for collapse in cell.run.collapses
+    ]
+    return [Heading("Collapse"), Bullets(items)] if items else []
 
 
 def incomplete_blocks(sweep: Sweep) -> list[Block]:
@@ -136,7 +147,8 @@ def incomplete_blocks(sweep: Sweep) -> list[Block]:
         if cell.status not in ("pending", "finished"):
             items.append(f"{_cell_name(sweep, cell)}: {cell.status}, {_how_far(run)}{_reason(cell)}")
         elif cell.status == "finished" and cell.accuracy is None:
-            items.append(f"{_cell_name(sweep, cell)}: finished without an accuracy at the budget.")
+            ended = f"finished without an accuracy at the budget, {_how_far(run)}"
+            items.append(f"{_cell_name(sweep, cell)}: {ended}{_reason(cell)}")
         for problem in run.problems if run else ():
             items.append(f"{_cell_name(sweep, cell)}: {problem}.")
     if waiting:

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 from common.settings import Settings
-from server.reporting.results import DEFAULT_TARGET_FRACTION, Cell, ClientRound, Round, Run, Status, Sweep
+from server.collapse import Look
+from server.reporting.results import (
+    DEFAULT_TARGET_FRACTION,
+    Cell,
+    ClientRound,
+    Round,
+    Run,
+    Status,
+    Sweep,
+    Updates,
+)
 
 SWEEP_COLUMNS = (
     "model",
@@ -61,6 +71,7 @@ def read_run(folder: Path) -> Run:
         reason=status.get("reason") or None,
         rounds=_read_history(folder / "history.jsonl", problems),
         problems=tuple(problems),
+        label_names=tuple(map(str, names)),
     )
 
 
@@ -149,6 +160,19 @@ def _read_round(line: dict[str, Any]) -> Round:
         seconds={key: value for key, value in seconds.items() if value is not None},
         bytes_down=int(_finite(traffic.get("down")) or 0),
         bytes_up=int(_finite(traffic.get("up")) or 0),
+        updates=_read_updates(line.get("diagnostics") or {}),
+        look=Look.of(line),
+    )
+
+
+def _read_updates(told: dict[str, Any]) -> Updates | None:
+    if told.get("mean_update_norm") is None:
+        return None
+    return Updates(
+        mean_norm=float(told["mean_update_norm"]),
+        norm_ratio=float(told["norm_ratio"]),
+        head_norm=float(told["head_norm"]),
+        body_norm=float(told["body_norm"]),
     )
 
 
@@ -160,6 +184,8 @@ def _read_client(client: dict[str, Any]) -> ClientRound:
         update_norm=_finite(client.get("update_norm")),
         cosine_to_mean=_finite(client.get("cosine_to_mean")),
         seconds=_finite(client.get("seconds")),
+        head_norm=_finite(client.get("head_norm")),
+        cosine_to_others=_finite(client.get("cosine_to_others")),
         total_steps=client.get("total_steps"),
     )
 

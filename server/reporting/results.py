@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Literal, TypeVar
 
 from common.settings import Settings
+from server.collapse import Collapse, Look, find_collapses
 
 Status = Literal["pending", "running", "finished", "failed", "stopped"]
-Outcome = Literal["reached", "not reached", "not yet", "failed", "no baseline"]
+Outcome = Literal["reached", "not reached", "not yet", "failed", "collapsed", "no baseline"]
 
 DEFAULT_TARGET_FRACTION = 0.9
 
@@ -27,8 +28,20 @@ class ClientRound:
     update_norm: float | None
     cosine_to_mean: float | None
     seconds: float | None
+    head_norm: float | None = None
+    cosine_to_others: float | None = None
     total_steps: int | None = None
     """Optimiser steps of this client in the run so far."""
+
+
+@dataclass(frozen=True)
+class Updates:
+    """What the updates of one round tell together."""
+
+    mean_norm: float
+    norm_ratio: float
+    head_norm: float
+    body_norm: float
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,10 @@ class Round:
     bytes_up: int
     num_test: int | None = None
     """Test examples behind the accuracy."""
+    updates: Updates | None = None
+    """None in round 0, and in a history without diagnostics."""
+    look: Look | None = None
+    """What is predicted; None in a history without diagnostics."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,24 @@ class Run:
     """What could not be read, in words."""
     test_counts: tuple[int, ...] = ()
     """Test examples of each label; empty where the run does not tell."""
+    label_names: tuple[str, ...] = ()
+    """In the order of their numbers, where they are known."""
+
+    @property
+    def looks(self) -> list[Look]:
+        """What is predicted, round by round."""
+        return [entry.look for entry in self.rounds if entry.look is not None]
+
+    @cached_property
+    def collapses(self) -> tuple[Collapse, ...]:
+        """Every flag of the run; empty where the settings, and with them its rule, are not known."""
+        return find_collapses(self.looks, self.settings.train.collapse_rounds) if self.settings else ()
+
+    @property
+    def is_ended_by_collapse(self) -> bool:
+        """Whether `train.on_collapse=stop` ended the run."""
+        is_up = bool(self.collapses) and self.collapses[-1].is_up
+        return is_up and self.settings is not None and self.settings.train.on_collapse == "stop"
 
     @property
     def last_round(self) -> int:
@@ -100,13 +135,15 @@ class Cell:
 
     @property
     def outcome(self) -> Outcome:
-        """What became of the target; `not reached` is final, `not yet` may still change."""
+        """What became of the target; `not yet` may still change, `collapsed` was ended before it could."""
         if self.rounds_to_target is not None:
             return "reached"
         if self.status == "failed":
             return "failed"
         if self.status != "finished":
             return "not yet"
+        if self.run is not None and self.run.is_ended_by_collapse:
+            return "collapsed"
         if self.baseline is None:
             return "no baseline"
         if self.run is None or self.run.settings is None:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from server.diagnostics import entropy
 from server.reporting.document import Block, Heading, Paragraph, Table
 from server.reporting.figure_style import Drawing
 from server.reporting.pages import picture, rerun_blocks, settings_blocks
 from server.reporting.result_table import display_name
 from server.reporting.results import Round, Run
+from server.reporting.story import tell_story
 
 NONE = "–"
 PHASES = ("train", "aggregate", "evaluate", "total")
+CAPTIONS = {
+    "curve": "The dashed line is a classifier that guesses evenly. Rounds on grey: a flagged collapse.",
+    "updates": (
+        "Faint lines are single clients, strong ones the mean update, or the mean over clients. Agreement is "
+        "1 where all updates point the same way, and 1/√K where K of them are as independent noise. A cosine "
+        "to the mean holds the client's own share; one to the mean of the others does not, and is 0 for "
+        "noise. The head is what pre-training did not bring."
+    ),
+    "predictions": "A collapse into one class is one colour from top to bottom, and an entropy of 0.",
+}
+"""By the drawing's name."""
 
 
 def run_title(name: str) -> str:
@@ -17,15 +32,14 @@ def run_title(name: str) -> str:
     return f"Wardround run: {name}"
 
 
-def run_blocks(name: str, run: Run, drawing: Drawing) -> list[Block]:
+def run_blocks(name: str, run: Run, drawings: Sequence[Drawing]) -> list[Block]:
     """The whole page, most important first."""
-    blocks: list[Block] = [Paragraph(text, lead=True) for text in _headline(run)]
+    story = tell_story(run)
+    blocks: list[Block] = [Paragraph(text, lead=True) for text in (story, *_headline(run)) if text]
     blocks += [Paragraph(f"Note: {problem}.") for problem in run.problems]
     if run.rounds:
-        blocks += [
-            picture(drawing, "The dashed line is a classifier that guesses evenly."),
-            _rounds_table(run),
-        ]
+        blocks += [picture(drawing, CAPTIONS[drawing.name]) for drawing in drawings]
+        blocks.append(_rounds_table(run))
         blocks += _clients(run)
         blocks += _totals(run)
     blocks += settings_blocks([run], "Settings of this run")
@@ -62,7 +76,16 @@ def _headline(run: Run) -> list[str]:
 
 
 def _rounds_table(run: Run) -> Table:
-    header = ["Round", "Accuracy", "Macro F1", "Test loss", "Training loss", "Seconds"]
+    header = [
+        "Round",
+        "Accuracy",
+        "Macro F1",
+        "Test loss",
+        "Training loss",
+        "Agreement",
+        "Entropy",
+        "Seconds",
+    ]
     rows = [
         [
             str(entry.number),
@@ -70,6 +93,8 @@ def _rounds_table(run: Run) -> Table:
             _number(entry.macro_f1, ".4f"),
             _number(entry.test_loss, ".4f"),
             _number(entry.train_loss, ".4f"),
+            _number(entry.updates.norm_ratio if entry.updates else None, ".3f"),
+            _number(entropy(entry.look.shares) if entry.look else None, ".3f"),
             _number(entry.seconds.get("total"), ".1f"),
         ]
         for entry in run.rounds
@@ -81,14 +106,27 @@ def _clients(run: Run) -> list[Block]:
     last: Round | None = next((entry for entry in reversed(run.rounds) if entry.clients), None)
     if last is None:
         return []
-    header = ["Client", "Examples", "Training loss", "Update norm", "Cosine to mean", "Seconds"]
+    header = [
+        "Client",
+        "Examples",
+        "Training loss",
+        "Update norm",
+        "of the head",
+        "Cosine to mean",
+        "to the others",
+        "Steps so far",
+        "Seconds",
+    ]
     rows = [
         [
             client.client,
             _number(client.num_examples, "d"),
             _number(client.loss, ".4f"),
             _number(client.update_norm, ".4g"),
+            _number(client.head_norm, ".4g"),
             _number(client.cosine_to_mean, ".3f"),
+            _number(client.cosine_to_others, ".3f"),
+            _number(client.total_steps, "d"),
             _number(client.seconds, ".1f"),
         ]
         for client in last.clients

@@ -1,0 +1,201 @@
+"""The collapse detector, on histories made by hand and in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.runs import RunFolder
+from common.settings import Settings
+from server.collapse import Collapse, Look, Spell, find_collapses, looks_of, standing_collapse
+from server.simulate import simulate
+from server.sweep import sweep
+from tests.conftest import Make
+
+EVEN = (0.25, 0.25, 0.25, 0.25)
+FIRST = (0.97, 0.03, 0.0, 0.0)
+SECOND = (0.03, 0.97, 0.0, 0.0)
+LABELS = ("sport", "money", "health", "art")
+LEARNED = 0.8
+
+
+def look(
+    round: int,
+    accuracy: float = LEARNED,
+    shares: tuple[float, ...] = EVEN,
+    loss: float = 1.0,
+    largest: float = 0.25,
+) -> Look:
+    """A round on 100 examples of 4 classes: chance ends at 0.25 + 2 sqrt(0.25 * 0.75 / 100) = 0.3366."""
+    return Look(round, accuracy, loss, 100, shares, largest)
+
+
+def history(*accuracies: float) -> list[Look]:
+    """Rounds 0, 1 … of these accuracies, with predictions in all classes."""
+    return [look(round, accuracy) for round, accuracy in enumerate(accuracies)]
+
+
+def flags(looks: Sequence[Look], num_rounds: int = 3) -> list[tuple[int, str, int, int, bool]]:
+    """(raised, kind, first, last, still up) of each."""
+    found = find_collapses(looks, num_rounds)
+    return [(flag.round, flag.spells[0].kind, flag.first, flag.last, flag.is_up) for flag in found]
+
+
+def test_at_chance_for_long_enough() -> None:
+    assert flags(history(0.2, 0.25, 0.3, 0.25)) == [(3, "at chance", 1, 3, True)]
+    assert flags(history(0.2, 0.25, 0.3, 0.25, 0.2)) == [(3, "at chance", 1, 4, True)]
+    assert flags(history(0.2, 0.25, 0.3, 0.25), num_rounds=4) == []
+
+
+def test_the_initial_model_does_not_count() -> None:
+    assert flags(history(0.25, 0.25, 0.25)) == []
+    assert flags(history(0.25)) == []
+    assert flags([]) == []
+
+
+def test_two_standard_errors_above_the_largest_class_is_not_chance() -> None:
+    assert look(1).chance_limit == pytest.approx(0.3366, abs=5e-5)
+    assert flags(history(0, 0.336, 0.336, 0.336)) == [(3, "at chance", 1, 3, True)]
+    assert flags(history(0, 0.336, 0.337, 0.336)) == []
+    # Where one class is 60 % of the test set, 0.65 is no achievement: 0.6 + 2 sqrt(0.24 / 100) = 0.698.
+    assert flags([look(r, 0.65, largest=0.6) for r in (1, 2, 3)]) == [(3, "at chance", 1, 3, True)]
+
+
+def test_a_plateau_that_ends_is_over_and_another_one_is_flagged_anew() -> None:
+    looks = history(0.2, 0.2, 0.2, 0.2, 0.2, 0.5, 0.2, 0.2, 0.2)
+    assert flags(looks) == [(3, "at chance", 1, 4, False), (8, "at chance", 6, 8, True)]
+    (over, up) = find_collapses(looks, 3)
+    assert over.words(LABELS).startswith(
+        "collapse flagged in round 3: at chance in rounds 1 to 4: accuracy is"
+    )
+    assert over.words(LABELS).endswith("; over since round 5")
+    assert up.words(LABELS).startswith("collapse flagged in round 8: at chance since round 6: accuracy is")
+
+
+def test_single_class_names_the_label() -> None:
+    looks = [look(r, accuracy=0.25, shares=SECOND) for r in (1, 2, 3)]
+    # At chance as well, from the same round on: one flag, for the more telling reason.
+    (flag,) = find_collapses(looks, 3)
+    assert flag == Collapse(3, (Spell("single class", 1, 1, 3), Spell("at chance", 0, 1, 3)), is_up=True)
+    assert flag.words(LABELS) == (
+        "collapse flagged in round 3: single class since round 1: at least 95% of the test predictions are "
+        "'money'"
+    )
+    assert "'class 1'" not in flag.words(LABELS)
+    assert "'class 1'" in flag.words(())
+
+
+def test_single_class_needs_95_percent_in_the_same_class() -> None:
+    def single(*shares: tuple[float, ...], largest: float = 0.25) -> list[tuple[int, str, int, int, bool]]:
+        return flags([look(r, 1.0, s, largest=largest) for r, s in enumerate(shares, start=1)])
+
+    below = (0.94, 0.06, 0.0, 0.0)
+    assert single(FIRST, FIRST, FIRST) == [(3, "single class", 1, 3, True)]
+    assert single(FIRST, below, FIRST) == []
+    assert single(FIRST, SECOND, FIRST) == []
+    # A test set that is nearly one class is rightly predicted so.
+    assert single(FIRST, FIRST, FIRST, largest=0.96) == []
+
+
+def test_a_flag_is_raised_once_while_the_class_changes() -> None:
+    looks = [look(r, 0.25, FIRST if r <= 4 else SECOND) for r in range(1, 9)]
+    (flag,) = find_collapses(looks, 3)
+    assert (flag.round, flag.first, flag.last, flag.is_up) == (3, 1, 8, True)
+    words = flag.words(LABELS)
+    assert "single class in rounds 1 to 4" in words
+    assert "at chance since round 1" in words
+
+
+def test_a_loss_that_blows_up_is_diverged() -> None:
+    # Ten times ln 4 = 13.86.
+    assert flags([look(r, loss=14.0) for r in (1, 2, 3)]) == [(3, "diverged", 1, 3, True)]
+    assert flags([look(r, loss=10 * log(4) - 0.01) for r in (1, 2, 3)]) == []
+
+
+def test_lines_without_predictions_are_passed_over() -> None:
+    test = {"accuracy": 0.25, "loss": 1.4, "num_examples": 100}
+    told = {"predicted_shares": list(EVEN), "largest_class_share": 0.25}
+    old = {"round": 1, "test": {"accuracy": 0.25}}
+    waiting = {"round": 2, "test": None, "diagnostics": dict.fromkeys(told)}
+    lines: list[dict[str, Any]] = [
+        old,
+        waiting,
+        *({"round": r, "test": test, "diagnostics": told} for r in (3, 4)),
+    ]
+    assert [entry.round for entry in looks_of(lines)] == [3, 4]
+    assert standing_collapse(lines, 3) is None
+    found = standing_collapse(lines, 2)
+    assert found is not None
+    assert found.round == 4
+
+
+STILL = ("train.learning_rate=1e-9", "train.collapse_rounds=2")  # nothing moves: at chance for ever
+
+
+def test_a_run_says_so_once(make_settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    simulate(make_settings(*STILL))
+    assert capsys.readouterr().err.count("collapse flagged in round 2: ") == 1
+    simulate(make_settings(*STILL, "num_rounds=4"))
+    assert "collapse flagged" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("where", "last"), [("server", 2), ("sites", 3)])
+def test_stop_ends_the_run_and_warn_lets_it_go_on(
+    make_settings: Make, tmp_path: Path, where: str, last: int
+) -> None:
+    """Sites measure round 2 inside round 3, which is whole by then."""
+    words, run = (*STILL, f"evaluation.where={where}", "num_rounds=5"), RunFolder(tmp_path / "run")
+    for _ in range(2):  # the second time it has nothing to do
+        simulate(make_settings(*words, "train.on_collapse=stop"))
+        assert [line["round"] for line in run.history()] == list(range(last + 1))
+        assert run.status()["state"] == "finished"
+        reason = "train.on_collapse=stop: collapse flagged in round 2: "
+        assert run.status()["reason"].startswith(reason)
+    assert (run.path / "model" / "config.json").exists()
+    simulate(make_settings(*words, "train.on_collapse=warn"))
+    assert [line["round"] for line in run.history()] == [0, 1, 2, 3, 4, 5]
+    assert run.status()["reason"] == "all 5 rounds are done"
+
+
+def test_a_collapse_needs_a_round(make_settings: Make) -> None:
+    with pytest.raises(ValueError, match=r"train\.collapse_rounds is 0; a collapse needs at least one round"):
+        make_settings("train.collapse_rounds=0")
+
+
+def test_a_sweep_leaves_what_a_collapse_ended(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flagged in round 2: before a budget of 3 rounds, or after one of 1, on the way to the target."""
+
+    def refuse(settings: Settings) -> None:
+        raise AssertionError(f"{settings.cell} was started again")
+
+    axes = [text for text in overrides if text.split("=")[0] not in ("num_clients", "num_rounds", "run_dir")]
+    words = [*axes, *STILL, "num_clients=1,3", "data.second_threshold_rounds=4", "sweep.target_fraction=1.5"]
+    for budget, accuracies in ((3, [False, False]), (1, [True, True])):
+        folder = tmp_path / f"budget{budget}"
+        command = [*words, f"data.budget_rounds={budget}", f"run_dir={folder}"]
+        rows = sweep([*command, "train.on_collapse=stop"]).rows
+        assert [row.status for row in rows] == ["finished", "finished"]
+        assert [row.accuracy_at_budget is not None for row in rows] == accuracies
+        cells = sorted((folder / "cells").iterdir())
+        assert [len(RunFolder(cell).history()) for cell in cells] == [3, 3]
+        with monkeypatch.context() as patch:
+            patch.setattr("server.sweep.simulate", refuse)
+            assert sweep([*command, "train.on_collapse=stop"]).rows == rows
+        rows = sweep(command).rows  # with train.on_collapse=warn they go on
+        assert [row.accuracy_at_budget is not None for row in rows] == [True, True]
+        assert [len(RunFolder(cell).history()) for cell in cells] == [5, 5]
+
+
+def test_settings_without_the_keys_name_them(make_settings: Make) -> None:
+    values = make_settings().to_dict()
+    del values["train"]["on_collapse"]
+    with pytest.raises(
+        ValueError, match=r"^train\.on_collapse is missing; settings that another version wrote"
+    ):
+        Settings.from_dict(values)

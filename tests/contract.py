@@ -52,6 +52,7 @@ SETTINGS = closed(
         train_examples=optional(NATURAL),
         test_examples=optional(NATURAL),
         drop_empty=FLAG,
+        token_cache=optional(STRING),
         label_map={
             "type": "array",
             "items": {"type": "array", "items": STRING, "minItems": 2, "maxItems": 2},

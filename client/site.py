@@ -95,6 +95,7 @@ class RealSite:
             label_column=file.label_column,
             label_map=file.labels,
             drop_empty=file.drop_empty,
+            token_cache=None if file.token_cache is None else str(file.token_cache),
         )
         model = settings.model
         if file.model is not None:

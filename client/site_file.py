@@ -19,7 +19,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "": ("name", "server", "key", "data", "model", "device"),
     "server": ("address", "ca"),
     "key": ("private", "public"),
-    "data": ("path", "text_columns", "label_column", "labels", "drop_empty"),
+    "data": ("path", "text_columns", "label_column", "labels", "drop_empty", "token_cache"),
 }
 
 
@@ -51,6 +51,8 @@ class SiteFile:
     """Pairs (own label name, the consortium's name); a label that is not here keeps its name."""
     drop_empty: bool = False
     """Leave out examples without a text; otherwise one of them stops the training."""
+    token_cache: Path | None = None
+    """Folder to keep the texts in as token ids, which can be read back as texts; None keeps none."""
     model: Path | None = None
     """Folder with the pre-trained model, where no hub is in reach; None takes what the run names."""
     device: str = "auto"
@@ -123,6 +125,7 @@ def _build(top: Mapping[str, Any], folder: Path) -> SiteFile:
         label_column=_text(data, "label_column", "data"),
         labels=_labels(data.get("labels")),
         drop_empty=_truth(data.get("drop_empty", False)),
+        token_cache=None if data.get("token_cache") is None else located(_text(data, "token_cache", "data")),
         model=None if top.get("model") is None else located(_text(top, "model", "")),
         device=_text(top, "device", "") if "device" in top else "auto",
     )
@@ -205,6 +208,7 @@ data:
   label_column: {label}
   labels: {labels}  # own label name: the consortium's name; {{}} where they are the same
   drop_empty: {drop_empty}  # true leaves out examples without a text
+  token_cache: {token_cache}  # folder to keep texts in as numbers between rounds; they can be read back
 model: {model}  # folder with the pre-trained model, where no hub is in reach
 device: {device}  # auto, cpu, cuda, cuda:1 …
 """
@@ -229,6 +233,7 @@ def write_site_file(site: SiteFile, path: Path) -> None:
         label=_quoted(site.label_column),
         labels=json.dumps(dict(site.labels), ensure_ascii=False),
         drop_empty=json.dumps(site.drop_empty),
+        token_cache="null" if site.token_cache is None else placed(site.token_cache),
         model="null" if site.model is None else placed(site.model),
         device=_quoted(site.device),
     )

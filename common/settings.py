@@ -19,6 +19,7 @@ NOT_IDENTITY = frozenset(
         "arm",
         "engine",
         "evaluation.target_accuracy",
+        "data.token_cache",
         "train.on_collapse",
         "train.collapse_rounds",
     }
@@ -91,6 +92,8 @@ class DataSettings:
     """Leave out examples whose text is empty or missing; otherwise they are an error."""
     label_map: tuple[tuple[str, str], ...]
     """Pairs (name in the file, name in `label_names`), where a file names labels its own way."""
+    token_cache: str | None
+    """Folder of token ids to keep from run to run: `auto` is the user's own cache, None keeps none."""
     budget_rounds: int
     """Rounds at which accuracies are compared (Figure 1 of the paper)."""
     second_threshold_rounds: int
@@ -113,6 +116,11 @@ class DataSettings:
                 value is None or value > 0,
                 f"data.{key} is {value}; give a positive number, or null for all.",
             )
+        _require(
+            self.token_cache in (None, "auto") or "/" in str(self.token_cache),
+            f"data.token_cache is '{self.token_cache}'; give auto, null, or a folder, written with a / "
+            "(./tokens).",
+        )
         _require(self.budget_rounds >= 0, f"data.budget_rounds is {self.budget_rounds}, below 0.")
         _require(
             self.second_threshold_rounds >= self.budget_rounds,
@@ -491,7 +499,7 @@ class Settings:
             return self
         name = self.model.name if self.model.source == "package" else _hub_id(self.model.name)
         model = replace(self.model, name=name, label=self.model.short_name)
-        data = replace(self.data, path=None, test_path=None, reader="hub", hub_name=None)
+        data = replace(self.data, path=None, test_path=None, reader="hub", hub_name=None, token_cache=None)
         return replace(self, run_dir="", data=data, model=model)
 
     def differences(self, other: Settings) -> list[str]:

@@ -1,13 +1,16 @@
-"""Texts as token ids: cut once, kept ragged, padded batch by batch."""
+"""Texts as token ids: tokenised once, kept ragged, padded batch by batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+from common.token_cache import Ragged, remembered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,9 +64,16 @@ class TokenisedTexts:
 
 
 def tokenise(
-    texts: Sequence[str], labels: np.ndarray, tokenizer: PreTrainedTokenizerBase, max_length: int
+    texts: Sequence[str],
+    labels: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    cache: Path | None = None,
 ) -> TokenisedTexts:
     """Tokenise every text once, markers included, cut to `max_length` tokens.
+
+    Args:
+        cache: folder of token ids from earlier runs; what is not there yet is added. None keeps none.
 
     Raises:
         ValueError: the tokenizer has no padding token, or the model takes no text that long.
@@ -78,17 +88,24 @@ def tokenise(
             f"train.max_length is {max_length} but the model takes at most {tokenizer.model_max_length} "
             f"tokens. Set train.max_length={tokenizer.model_max_length} or less."
         )
+
+    def cut() -> Ragged:
+        return _cut(texts, tokenizer, max_length)
+
+    ids, starts = cut() if cache is None else remembered(cache, texts, tokenizer, max_length, cut)
+    return TokenisedTexts(ids, starts, np.asarray(labels, dtype=np.int64), int(tokenizer.pad_token_id))
+
+
+def _cut(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Ragged:
     ids: list[np.ndarray] = []
     lengths: list[int] = []
     for chunk in _chunks(texts):
         for tokens in tokenizer(chunk, truncation=True, max_length=max_length)["input_ids"]:
             ids.append(np.asarray(tokens, dtype=np.int32))
             lengths.append(len(tokens))
-    return TokenisedTexts(
-        ids=np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32),
-        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        labels=np.asarray(labels, dtype=np.int64),
-        pad_id=int(tokenizer.pad_token_id),
+    return (
+        np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
 
 

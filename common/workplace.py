@@ -12,6 +12,7 @@ from common.runtime import prepare, resolve_attention
 from common.settings import DataSettings, ModelSettings, Settings
 from common.sharing import Layout, flatten_model, move_model
 from common.texts import read_texts
+from common.token_cache import cache_folder
 from common.tokens import TokenisedTexts, tokenise
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ def _key(settings: Settings, site: str | None) -> _Key:
 
 def _read(settings: Settings, site: str | None) -> Corpus:
     texts = read_texts(settings.data, settings.seed, site)
-    tokenizer = load_tokenizer(settings.model)
+    tokenizer, cache = load_tokenizer(settings.model), cache_folder(settings.data.token_cache)
     train, test = (
-        tokenise(part.texts, part.labels, tokenizer, settings.train.max_length)
+        tokenise(part.texts, part.labels, tokenizer, settings.train.max_length, cache)
         for part in (texts.train, texts.test)
     )
     return Corpus(train, test, texts.label_names, texts.site_sizes, texts.test_sizes, texts.findings)

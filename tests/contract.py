@@ -61,6 +61,7 @@ SETTINGS = closed(
         test_examples=optional(NATURAL),
         max_words=optional(NATURAL),
         drop_empty=FLAG,
+        token_cache=optional(STRING),
         label_map={
             "type": "array",
             "items": {"type": "array", "items": STRING, "minItems": 2, "maxItems": 2},

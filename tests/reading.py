@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "label_names": None,
     "label_map": (),
     "test_fraction": 0.5,
+    "token_cache": None,
     "train_examples": None,
     "test_examples": None,
     "max_words": None,

@@ -18,6 +18,7 @@ data:
   label_column: ward
   labels: {"1": health, kardio: heart}
   drop_empty: true
+  token_cache: tokens
 model: ../models/bert
 device: cuda:1
 """
@@ -43,6 +44,7 @@ def test_every_field_is_read_and_paths_are_the_folders(tmp_path: Path) -> None:
         label_column="ward",
         labels=(("1", "health"), ("kardio", "heart")),
         drop_empty=True,
+        token_cache=tmp_path / "tokens",
         model=tmp_path / "../models/bert",
         device="cuda:1",
     )
@@ -53,6 +55,7 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
     short = WHOLE.split("  labels")[0]
     site = load_site_file(written(tmp_path, short))
     assert (site.labels, site.drop_empty, site.model, site.device) == ((), False, None, "auto")
+    assert site.token_cache is None
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:

@@ -1,0 +1,240 @@
+"""Token ids on the disk: found again only by what they were made of, whole or not at all, and bounded."""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.site import RealSite
+from common import token_cache, tokens, workplace
+from common.runs import RunFolder
+from common.settings import Settings
+from common.token_cache import cache_folder
+from common.tokens import TokenisedTexts, tokenise
+from common.workplace import open_corpus
+from server.shared_memory import corpus_from_memory, corpus_to_memory
+from server.simulate import simulate
+from tests.conftest import Make, write_model
+from tests.site_lab import make_site
+
+TEXTS = ["the goal", "a bank said profit", "fever"]
+# Texts, their lengths with [CLS] and [SEP]: 4, 6, 3; so 13 ids. N and starts take 8 * 5, the seal 32.
+NUM_BYTES = 8 * 5 + 4 * 13 + 32
+
+
+def load(model: Path) -> Any:
+    """A tokenizer that has been asked nothing yet."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+def cut(tokenizer: Any, cache: Path | None, texts: list[str] = TEXTS, max_length: int = 8) -> TokenisedTexts:
+    """The texts as token ids."""
+    return tokenise(texts, np.arange(len(texts)), tokenizer, max_length, cache)
+
+
+def same(one: TokenisedTexts, other: TokenisedTexts) -> bool:
+    """Whether every array is the same, in kind too."""
+    return one.pad_id == other.pad_id and all(
+        np.array_equal(getattr(one, name), getattr(other, name))
+        and getattr(one, name).dtype == getattr(other, name).dtype
+        for name in ("ids", "starts", "labels")
+    )
+
+
+def files(cache: Path) -> list[Path]:
+    """All there is in a cache."""
+    return sorted(cache.iterdir())
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A folder that is not there yet."""
+    return tmp_path / "new" / "tokens"
+
+
+@pytest.fixture
+def no_cutting(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """From here on the tokenizer must not be asked."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr(tokens, "_cut", refuse)
+    return monkeypatch
+
+
+def test_what_was_cut_once_is_read(tiny_model: Path, cache: Path, request: pytest.FixtureRequest) -> None:
+    tokenizer = load(tiny_model)
+    plain, first = cut(tokenizer, None), cut(tokenizer, cache)
+    assert plain.starts.tolist() == [0, 4, 10, 13]
+    request.getfixturevalue("no_cutting")
+    # A tokenizer that has cut to a length before, and one that has not, are the same.
+    for again in (cut(tokenizer, cache), cut(load(tiny_model), cache)):
+        assert same(again, first)
+        assert same(again, plain)
+        assert not again.ids.flags.writeable
+    (file,) = files(cache)
+    assert file.stat().st_size == NUM_BYTES
+
+
+def test_no_texts_are_texts_too(tiny_model: Path, cache: Path) -> None:
+    for _ in range(2):
+        assert cut(load(tiny_model), cache, []).starts.tolist() == [0]
+
+
+def test_whatever_changes_the_ids_finds_nothing(tiny_model: Path, cache: Path, tmp_path: Path) -> None:
+    cut(load(tiny_model), cache)
+    others = (
+        (TEXTS, 7),
+        (TEXTS[::-1], 8),
+        (["the goala", " bank said profit", "fever"], 8),
+        ([*TEXTS[:2], "fever today"], 8),
+    )
+    for number, (texts, max_length) in enumerate(others, start=2):
+        cut(load(tiny_model), cache, texts, max_length)
+        assert len(files(cache)) == number
+    model = write_model(tmp_path / "model", "bert")
+    words = (model / "tokenizer.json").read_text()
+    (model / "tokenizer.json").write_text(words.replace('"goal"', '"gaol"'))
+    known, unknown = cut(load(tiny_model), cache), cut(load(model), cache)
+    assert len(files(cache)) == len(others) + 2
+    assert (known.ids[2], unknown.ids[2]) == (load(tiny_model).vocab["goal"], load(model).unk_token_id)
+
+
+@pytest.mark.parametrize("library", ["transformers", "tokenizers"])
+def test_another_version_of_a_library_finds_nothing(
+    tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    cut(load(tiny_model), cache)
+    monkeypatch.setattr(token_cache, "version", lambda name: "0" if name == library else version(name))
+    cut(load(tiny_model), cache)
+    assert len(files(cache)) == 2
+
+
+@pytest.mark.parametrize("length", [0, 1, 31, 40, NUM_BYTES - 1])
+def test_a_file_cut_short_is_made_anew(tiny_model: Path, cache: Path, length: int) -> None:
+    plain = cut(load(tiny_model), cache)
+    whole = files(cache)[0].read_bytes()
+    files(cache)[0].write_bytes(whole[:length])
+    assert same(cut(load(tiny_model), cache), plain)
+    assert files(cache)[0].read_bytes() == whole
+
+
+@pytest.mark.parametrize("position", [0, 8, 60, NUM_BYTES - 1])
+def test_a_damaged_file_is_made_anew(tiny_model: Path, cache: Path, position: int) -> None:
+    plain = cut(load(tiny_model), cache)
+    whole = files(cache)[0].read_bytes()
+    damaged = bytearray(whole)
+    damaged[position] ^= 1
+    files(cache)[0].write_bytes(damaged)
+    assert same(cut(load(tiny_model), cache), plain)
+    assert files(cache)[0].read_bytes() == whole
+
+
+def test_only_the_owner_reads_it(tiny_model: Path, cache: Path) -> None:
+    before = os.umask(0)
+    try:
+        cut(load(tiny_model), cache)
+    finally:
+        os.umask(before)
+    assert cache.stat().st_mode & 0o777 == 0o700
+    assert files(cache)[0].stat().st_mode & 0o777 == 0o600
+
+
+def test_what_was_unused_for_longest_goes(
+    tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load(tiny_model)
+    for number, length in enumerate((6, 7, 8)):
+        cut(tokenizer, cache, max_length=length)
+        newest = max(files(cache), key=lambda file: file.stat().st_mtime_ns)
+        os.utime(newest, (number, number))
+    cut(tokenizer, cache, max_length=6)  # used again: no longer the oldest
+    left_over = cache / ".killed.part"
+    left_over.touch()
+    os.utime(left_over, (0, 0))
+    monkeypatch.setattr(token_cache, "MOST_BYTES", 3 * NUM_BYTES)
+    cut(tokenizer, cache, max_length=9)
+    kept = files(cache)
+    assert len(kept) == 3
+    monkeypatch.setattr(token_cache, "MOST_BYTES", 1)
+    for length in (6, 8, 9):  # read, so nothing is written and nothing removed
+        cut(tokenizer, cache, max_length=length)
+    assert files(cache) == kept
+    cut(tokenizer, cache, max_length=10)  # larger than the bound: it stays alone
+    assert len(files(cache)) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_harmless(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    with caplog.at_level(logging.WARNING):
+        made = cut(load(tiny_model), tmp_path / "file" / "tokens")
+    assert same(made, cut(load(tiny_model), None))
+    assert "cannot be written (Not a directory)" in caplog.text
+
+
+def test_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    assert cache_folder("auto") == Path("/var/cache/wardround/tokens")
+    for unset in ("", "relative/path"):  # to be ignored, says the XDG Base Directory Specification
+        monkeypatch.setenv("XDG_CACHE_HOME", unset)
+        assert cache_folder("auto") == Path("/home/ada/.cache/wardround/tokens")
+    assert cache_folder("~/tokens") == Path("/home/ada/tokens")
+    assert cache_folder(None) is None
+
+
+def test_a_word_is_no_folder(make_settings: Make) -> None:
+    with pytest.raises(ValueError, match=r"data\.token_cache is 'off'; give auto, null, or a folder"):
+        make_settings("data.token_cache=off")
+
+
+def hashes(settings: Settings) -> list[str]:
+    """The model after every round of a run that reads its texts anew."""
+    workplace._corpora.clear()
+    simulate(settings)
+    return [line["model_sha256"] for line in RunFolder(Path(settings.run_dir)).history()]
+
+
+def test_a_run_is_the_same_bit_for_bit(
+    make_settings: Make, cache: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    def run(name: str, setting: str) -> list[str]:
+        return hashes(make_settings(f"run_dir={tmp_path / name}", f"data.token_cache={setting}"))
+
+    without, cold = run("without", "null"), run("cold", str(cache))
+    request.getfixturevalue("no_cutting")
+    assert len(files(cache)) == 2  # training and test
+    assert without == cold == run("warm", str(cache))
+    assert len(without) == 4
+
+
+def test_workers_share_what_was_mapped(make_settings: Make, cache: Path) -> None:
+    settings = make_settings(f"data.token_cache={cache}")
+    for _ in range(2):
+        workplace._corpora.clear()
+        corpus = open_corpus(settings)
+    shared = corpus_to_memory(corpus)
+    assert same(corpus_from_memory(shared).train, corpus.train)
+    os.close(shared)
+
+
+def test_a_site_keeps_no_tokens_unless_its_own_file_says_so(make_settings: Make, tmp_path: Path) -> None:
+    sent = make_settings(
+        f"data.token_cache={tmp_path / 'theirs'}", "engine=deployment", "data.label_names=[a,b]"
+    )
+    assert sent.for_sites().data.token_cache is None
+    site = make_site(tmp_path, 9092, tmp_path / "texts.csv")
+    assert RealSite(site).localise(sent).data.token_cache is None
+    willing = make_site(tmp_path, 9092, tmp_path / "texts.csv", token_cache=tmp_path / "ours")
+    assert RealSite(willing).localise(sent).data.token_cache == str(tmp_path / "ours")

@@ -28,6 +28,7 @@ from server.records import Standing, steps_so_far
 from server.roster import Roster
 from server.server_step import ServerStep
 from server.strategy import FederatedAveraging
+from server.writer import Writer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,9 +122,10 @@ def _run(
     """Run what is left to run, and leave the model."""
     checkpoint = folder.load_checkpoint()
     server_step = ServerStep(settings, _momentum(checkpoint, workplace))
+    writer = Writer()
     observers: tuple[Observer, ...] = (
-        Checkpoints(folder, workplace.layout, server_step),
-        History(folder),
+        Checkpoints(folder, workplace.layout, server_step, writer),
+        History(folder, writer),
         Live(folder),
         Progress(settings),
         CollapseAlarm(folder, settings),
@@ -139,7 +141,8 @@ def _run(
     )
     roster.gather()
     # No name here for where the run starts: its tensors can go when the first round replaces them.
-    tensors, reason = strategy.run(grid, roster, _standing(folder, checkpoint, strategy, workplace))
+    with writer:
+        tensors, reason = strategy.run(grid, roster, _standing(folder, checkpoint, strategy, workplace))
     workplace.load(tensors)
     save_model(folder, settings, workplace.classifier)
     folder.write_status("finished", reason)

@@ -47,29 +47,40 @@ class WeightedMean:
     where P <= BLOCK, else within about 1/sqrt(BLOCK) = 0.002 (count sketch, Charikar et al. 2002).
     """
 
-    def __init__(self, global_tensors: Tensor) -> None:
-        """Args: global_tensors: (P,) fp32 on the CPU, what the clients started from."""
+    def __init__(self, global_tensors: Tensor, buffer: Tensor | None = None) -> None:
+        """Args:
+        global_tensors: (P,) fp32 on the CPU, what the clients started from.
+        buffer: (P,) fp64 to sum in, of an earlier mean: fresh memory costs more than the sums do.
+        """
         self._global = global_tensors
-        self._sum = torch.zeros(len(global_tensors), dtype=torch.float64)
+        self.buffer = buffer
+        self._delta = torch.empty(min(BLOCK, len(global_tensors)))
         self._total = 0
         self._weights: list[int] = []
         self._norms: list[float] = []
         self._sketches: list[Tensor] = []
         generator = torch.Generator().manual_seed(0)
-        self._signs = torch.randint(0, 2, (BLOCK,), generator=generator).mul_(2).sub_(1).float()
+        signs = torch.randint(0, 2, (BLOCK,), generator=generator).mul_(2).sub_(1).float()
+        self._signs = torch.cat([signs, signs])  # every rotation of them is a part of this
 
     def add(self, trained: Tensor, weight: int) -> None:
         """Fold one update in. `trained` is (P,) fp32 and not kept; `weight` is positive."""
         assert weight > 0, weight
         norm_squared = 0.0
         sketch = torch.zeros(BLOCK)
+        if self.buffer is None:
+            self.buffer = torch.empty(len(self._global), dtype=torch.float64)
         for number, block in enumerate(self._blocks()):
-            self._sum[block].add_(trained[block], alpha=weight)
-            delta = trained[block] - self._global[block]
+            total, new = self.buffer[block], trained[block]
+            if self._total == 0:
+                total.copy_(new).mul_(weight)
+            else:
+                total.add_(new, alpha=weight)
+            delta = torch.sub(new, self._global[block], out=self._delta[: len(new)])
             norm_squared += torch.dot(delta, delta).item()
             # A different rotation of the signs for each block makes them independent between blocks.
-            signs = self._signs.roll(number)[: len(delta)]
-            sketch[: len(delta)].addcmul_(delta, signs)
+            start = BLOCK - number % BLOCK
+            sketch[: len(delta)].addcmul_(delta, self._signs[start : start + len(delta)])
         self._total += weight
         self._weights.append(weight)
         self._norms.append(sqrt(norm_squared))
@@ -77,12 +88,12 @@ class WeightedMean:
 
     def finish(self) -> RoundMean:
         """The mean of everything folded in. At least one update must have been."""
-        assert self._total > 0, "nothing was folded in"
+        assert self.buffer is not None, "nothing was folded in"
         tensors = torch.empty_like(self._global)
         norm_squared = 0.0
         for block in self._blocks():
-            tensors[block] = self._sum[block].div_(self._total)
-            delta = tensors[block] - self._global[block]
+            tensors[block] = self.buffer[block].div_(self._total)
+            delta = torch.sub(tensors[block], self._global[block], out=self._delta[: len(tensors[block])])
             norm_squared += torch.dot(delta, delta).item()
         mean_norm = sqrt(norm_squared)
         weighted = zip(self._sketches, self._weights, strict=True)

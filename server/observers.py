@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from common.sharing import Layout
 from server.collapse import Collapse, find_collapses, looks_of
 from server.display import display
 from server.server_step import ServerStep
+from server.writer import Writer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,49 +46,31 @@ class Observer:
         """Something a person should know."""
 
 
-class History(Observer):
-    """One line a round in `history.jsonl`."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-
-    def after_round(self, record: dict[str, Any]) -> str | None:
-        self.folder.append_history(record)
-        return None
-
-
 class Checkpoints(Observer):
-    """The global tensors, the server's momentum and the record of every round; the newest two are kept.
+    """The global tensors, the server's momentum and the record of every round; the newest two are kept."""
 
-    They are written while the next round is sent out. To be placed before `History`: a line of it stands only
-    once its round's checkpoint does.
-    """
-
-    def __init__(self, folder: RunFolder, layout: Layout, server_step: ServerStep) -> None:
-        self.folder, self.layout, self.server_step = folder, layout, server_step
-        self._writer = ThreadPoolExecutor(max_workers=1)
-        self._writing: Future[None] | None = None
+    def __init__(self, folder: RunFolder, layout: Layout, server_step: ServerStep, writer: Writer) -> None:
+        """Args: writer: writes while the run goes on; give `History` the same, and place it after this."""
+        self.folder, self.layout, self.server_step, self.writer = folder, layout, server_step, writer
 
     def after_average(self, record: dict[str, Any], tensors: Tensor) -> None:
-        self._finish()
+        self.writer.wait()
         momentum = self.server_step.momentum
-        views = None if momentum is None else self.layout.views(momentum)
-        # A record that waits for the sites' counts is changed while it is being written.
+        # The next round changes the momentum, and the record of a model that the sites have yet to measure.
+        views = None if momentum is None else self.layout.views(momentum.clone())
         checkpoint = Checkpoint(deepcopy(record), self.layout.views(tensors), views)
-        self._writing = self._writer.submit(self.folder.save_checkpoint, checkpoint)
+        self.writer.write(self.folder.save_checkpoint, checkpoint)
 
-    def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
-        self._finish()  # before this round changes the momentum
+
+class History(Observer):
+    """One line a round in `history.jsonl`; it stands there only once the round's checkpoint does."""
+
+    def __init__(self, folder: RunFolder, writer: Writer) -> None:
+        self.folder, self.writer = folder, writer
 
     def after_round(self, record: dict[str, Any]) -> str | None:
-        self._finish()
+        self.writer.write(self.folder.append_history, record)
         return None
-
-    def _finish(self) -> None:
-        """Wait for the disk. Raises OSError where it could not be written."""
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
 
 
 class Live(Observer):

@@ -73,6 +73,8 @@ class FederatedAveraging:
         self.observers = observers
         self.server_step = server_step or ServerStep(settings)
         self._tasks = Tasks(settings, layout)
+        self._buffer: Tensor | None = None
+        """Of the mean, from round to round."""
         self._left_out: list[LeftOut] = []
         """Of the round under way."""
 
@@ -115,7 +117,7 @@ class FederatedAveraging:
         self._left_out, self._tasks.num_bytes = [], 0
         number = standing.round + 1
         members = roster.members()
-        mean = WeightedMean(standing.tensors)
+        mean = WeightedMean(standing.tensors, self._buffer)
         taken: list[Taken] = []
         counts: dict[str, Counts] = {}
         aggregate_seconds = 0.0
@@ -141,7 +143,7 @@ class FederatedAveraging:
             self._tell_progress(number, members, member, len(taken))
         self._check_quorum(number, len(taken))
         folding = time.perf_counter()
-        outcome = mean.finish()
+        outcome, self._buffer = mean.finish(), mean.buffer
         # Of the clients' mean, whatever the server makes of it.
         head_norm = self.head.update_norm(outcome.tensors, standing.tensors)
         tensors = self.server_step.apply(number, standing.tensors, outcome.tensors)

@@ -40,7 +40,12 @@ def test_the_last_write_is_not_lost() -> None:
         writer.write(full)
 
 
+def diverge(writer: Writer) -> None:
+    """A run that ends while a write of it fails."""
+    writer.write(full)
+    raise ValueError("diverged")
+
+
 def test_what_ended_the_run_is_not_hidden_by_a_write() -> None:
     with pytest.raises(ValueError, match="diverged"), Writer() as writer:
-        writer.write(full)
-        raise ValueError("diverged")
+        diverge(writer)

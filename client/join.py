@@ -69,7 +69,7 @@ def join(
     with ExitStack() as stack:
         environment = node_environment(site)
         if resident:
-            environment |= stack.enter_context(Keeper(say)).environment
+            environment |= _start_resident(stack)
         supervisor = Supervisor(
             lambda: node_command(site, configuration),
             environment,
@@ -84,6 +84,18 @@ def join(
         return 0
     say(f"ended: {verdict.reason}")
     return 1
+
+
+def _start_resident(stack: ExitStack) -> dict[str, str]:
+    """What Flower's processes must be told to find a resident process; nothing where there can be none."""
+    try:
+        return stack.enter_context(Keeper(say)).environment
+    except OSError as error:
+        say(
+            f"no resident process can be kept here ({error}), so every message loads the model anew. Set "
+            "TMPDIR to a folder with a short path that this user may write, or use --no-resident."
+        )
+        return {}
 
 
 def node_config(path: Path) -> str:

@@ -103,6 +103,8 @@ class Keeper:
         Raises:
             OSError: no socket can be made here.
         """
+        if not hasattr(os, "memfd_create"):
+            raise OSError("this system has no memory that processes can share without a name")
         self._say, self._idle_seconds = say, idle_seconds
         self._folder = Path(tempfile.mkdtemp(prefix="wardround-"))  # for this user alone
         self._listener = socket.socket(socket.AF_UNIX)

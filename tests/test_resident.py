@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from flwr.app import RecordDict
 
+from client.join import _start_resident
 from client.resident import ADDRESS, Keeper, Resident
 from common.messages import HELLO, pack_hello
 from common.runs import RunFolder
@@ -239,6 +241,23 @@ def test_nothing_is_left_and_the_socket_is_the_users_own(
         os.kill(pid, 0)
     refusal = Resident(path).answer(HELLO, pack_hello(make_run("run")), site_file, SECONDS)
     assert "refusal" in refusal.config_records
+
+
+@pytest.mark.parametrize("reason", ["no memory of that kind", "a path that is too long"])
+def test_join_does_without_where_none_can_be_kept(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if reason == "a path that is too long":  # a socket's address has 107 characters at most
+        folder = tmp_path / ("long" * 30)
+        folder.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(folder))
+    else:
+        monkeypatch.delattr("os.memfd_create")
+    with ExitStack() as stack:
+        assert _start_resident(stack) == {}
+    said = capsys.readouterr().out
+    assert "no resident process can be kept here" in said
+    assert "--no-resident" in said
 
 
 def test_only_the_resident_needs_pytorch() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+# What a shell runs in the background ignores Ctrl-C, and so would every program that is tested.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # No test may look for a hub, and none may wait for one.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -58,7 +58,9 @@ BAD = [
 ]
 
 def size(payload):
-    return sum(map(len, payload.arrays.values()))
+    if payload.form == "whole":
+        return len(payload.arrays["shared"])
+    return len(payload.arrays["steps"]) // int(payload.arrays["widths"][0])  # a tiny model is one block
 
 def cut(arrays):
     return {name: array[:-1] for name, array in arrays.items()}
@@ -76,7 +78,7 @@ def bad_train(message, context):
 REASONS = [
     "not finite",
     "names or shapes",
-    "names or shapes",
+    "of the global model",
     "names or shapes",
     "claims -",
     "claims 0 examples",

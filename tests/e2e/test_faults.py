@@ -78,8 +78,8 @@ def bad_train(message, context):
 REASONS = [
     "not finite",
     "names or shapes",
-    "of the global model",
     "names or shapes",
+    "of the global model",
     "claims -",
     "claims 0 examples",
     "claims 1000000000000 examples",

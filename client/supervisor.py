@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import selectors
@@ -18,6 +19,9 @@ from typing import Any, Literal
 
 _LONGEST_WAIT = 60.0
 _GRACE_SECONDS = 15.0  # Flower gives itself 5 to say good-bye to the server
+# What a SuperNode writes when it ends, and when its heartbeat has died; after both it may stay, dead to the
+# server, for ever.
+_LAST_WORDS = ("SuperNode terminated gracefully", "Exception in thread")
 _CLEAN_UP_SECONDS = 5.0  # for what the child started, before and after SIGKILL
 _TICK = 0.2
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -57,6 +61,8 @@ class Supervisor:
         *,
         retry_seconds: float = 5.0,
         connected_mark: str = "SuperNode ID:",
+        last_words: Sequence[str] = _LAST_WORDS,
+        grace_seconds: float = _GRACE_SECONDS,
     ) -> None:
         """Args:
         command: gives the command line of each start anew.
@@ -64,9 +70,12 @@ class Supervisor:
         say: tells a person one line.
         retry_seconds: first wait before a restart; doubles up to a minute, and starts over once connected.
         connected_mark: what the child writes when it has reached the server.
+        last_words: what the child writes when nothing is to be expected of it any more.
+        grace_seconds: how long it may live on after its last words, or after a signal.
         """
         self._command, self._environment, self._judge, self._say = command, environment, judge, say
         self._first_wait, self._mark = retry_seconds, connected_mark
+        self._last_words, self._grace = tuple(last_words), grace_seconds
         self._signal: int | None = None
 
     def run(self) -> Verdict | None:
@@ -112,24 +121,28 @@ class Supervisor:
         """Whole lines until the child ends; its own children may hold the pipe open for longer."""
         assert child.stdout is not None
         os.set_blocking(child.stdout.fileno(), False)
-        pending, asked = b"", False
+        pending, asked, deadline = b"", False, math.inf
         with selectors.DefaultSelector() as selector, child.stdout:
             selector.register(child.stdout, selectors.EVENT_READ)
             while True:
                 if self._signal is not None and not asked:
-                    asked = True
-                    deadline = time.monotonic() + _GRACE_SECONDS
+                    asked, deadline = True, time.monotonic() + self._grace
                     child.send_signal(signal.SIGTERM)
-                over = child.poll() is not None or (asked and time.monotonic() > deadline)
+                is_late = time.monotonic() > deadline
+                over = child.poll() is not None or is_late
                 received = child.stdout.read() if selector.select(0 if over else _TICK) else None
                 *whole, pending = (pending + (received or b"")).split(b"\n")
                 for line in whole:
-                    yield self._passed_on(line)
+                    yield (text := self._passed_on(line))
+                    if deadline == math.inf and any(words in text for words in self._last_words):
+                        deadline = time.monotonic() + self._grace
                 if received == b"" and not over:  # closed its output, and lives
                     time.sleep(_TICK)
-                if over and not received:
+                if over and (is_late or not received):
                     if pending:
                         yield self._passed_on(pending)
+                    if child.poll() is None:
+                        self._say(f"the node did not end within {self._grace:g} s and is killed")
                     return
 
     def _passed_on(self, line: bytes) -> str:

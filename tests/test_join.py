@@ -99,8 +99,7 @@ def test_waits_double_and_start_over_once_connected(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_child_that_will_not_go_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_GRACE_SECONDS", "_CLEAN_UP_SECONDS"):
-        monkeypatch.setattr(supervision, name, 0.3)
+    monkeypatch.setattr(supervision, "_CLEAN_UP_SECONDS", 0.3)
     # It is deaf to SIGTERM, and asks its parent to stop: by then the parent listens.
     code = (
         "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -108,10 +107,49 @@ def test_a_child_that_will_not_go_is_killed(monkeypatch: pytest.MonkeyPatch) -> 
     )
     said: list[str] = []
     keeper = Supervisor(
-        lambda: [sys.executable, "-c", code], {}, lambda _: Verdict("end", "?"), said.append, retry_seconds=1
+        lambda: [sys.executable, "-c", code],
+        {},
+        lambda _: Verdict("end", "?"),
+        said.append,
+        retry_seconds=1,
+        grace_seconds=0.3,
     )
     started = time.monotonic()
     assert keeper.run() is None
     assert time.monotonic() - started < 20
     pid = next(int(line.split()[-1]) for line in said if "deaf" in line)
     assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize(
+    "words", ["INFO : SuperNode terminated gracefully.", "Exception in thread Thread-3 (_run):"]
+)
+def test_a_child_that_stays_after_its_last_words_is_started_again(words: str) -> None:
+    code = f"import time; print('SuperNode ID: 1'); print({words!r}, flush=True); time.sleep(600)"
+    said: list[str] = []
+    verdicts = iter([Verdict("restart", "it hung"), Verdict("end", "enough")])
+    keeper = Supervisor(
+        lambda: [sys.executable, "-c", code],
+        {},
+        lambda _: next(verdicts),
+        said.append,
+        retry_seconds=0.1,
+        grace_seconds=0.3,
+    )
+    started = time.monotonic()
+    assert keeper.run() == Verdict("end", "enough")
+    assert time.monotonic() - started < 20
+    assert said.count("the node did not end within 0.3 s and is killed") == 2
+
+
+def test_other_words_do_not_end_a_child() -> None:
+    code = "import time; print('Connection attempt failed', flush=True); time.sleep(1.5); raise SystemExit(7)"
+    ends: list[Ended] = []
+
+    def judge(ended: Ended) -> Verdict:
+        ends.append(ended)
+        return Verdict("end", "enough")
+
+    command = [sys.executable, "-c", code]
+    Supervisor(lambda: command, {}, judge, lambda _: None, grace_seconds=0.3).run()
+    assert [end.returncode for end in ends] == [7]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,36 @@ import pytest
 from tests.e2e.federation import Federation
 
 _LEFT_OUT = pytest.StashKey[int]()
+_FAILED = pytest.StashKey[bool]()
+_LAST_LINES = 40
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Federation]:
-    """A server folder on free ports; nothing runs yet, and nothing runs afterwards."""
+def federation(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Federation]:
+    """A server folder on free ports; nothing runs yet, and nothing runs afterwards.
+
+    Of a test that failed, the last lines of every program are printed.
+    """
     made = Federation(tmp_path / "federation")
     try:
         yield made
     finally:
         made.close()
+        if request.node.stash.get(_FAILED, False):
+            for log in sorted(made.root.glob("*.log")):
+                lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+                sys.stdout.write("\n".join([f"--- {log.name}", *lines[-_LAST_LINES:], ""]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember, for its fixtures, that a test failed."""
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
 
 
 def _engine_answers() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import torch
 
 from client.site import Examples, Site
 from common.arrays import Payload
@@ -15,7 +14,7 @@ from common.learning import Place, evaluate, train_epochs
 from common.messages import Card, LacksBase, Task, Update
 from common.models import draw_head
 from common.settings import Settings
-from common.sharing import Layout, model_sha256
+from common.sharing import Layout, model_sha256, tensor_of
 from common.transforms import EXACT, decode, encode, whole
 from common.workplace import Workplace, open_workplace
 
@@ -79,7 +78,7 @@ def _load(task: Task, settings: Settings, examples: Examples, site: Site) -> tup
             "the same model files and library versions."
         )
     received = _received(task, workplace.layout, site)
-    workplace.load(torch.from_numpy(received))
+    workplace.load(tensor_of(received))
     return workplace, received
 
 
@@ -91,7 +90,7 @@ def _received(task: Task, layout: Layout, site: Site) -> np.ndarray:
             raise LacksBase(task.base)
         base = site.kept.tensors
     received = decode(task.payload, base)
-    if task.base and model_sha256(layout, torch.from_numpy(received)) != task.version:
+    if task.base and model_sha256(layout, tensor_of(received)) != task.version:
         raise LacksBase(task.base)
     if site.kept is not None:
         site.kept.version, site.kept.tensors = task.version, received

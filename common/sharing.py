@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
 # Every tensor starts on a 64-byte boundary, as PyTorch's own allocations do.
@@ -100,6 +102,13 @@ def tensors_to_flat(layout: Layout, tensors: dict[str, Tensor]) -> Tensor:
     for name, view in layout.views(flat).items():
         view.copy_(tensors[name])
     return flat
+
+
+def tensor_of(array: np.ndarray) -> Tensor:
+    """A tensor on an array's memory, to be read and never written: what was received may be read-only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def model_sha256(layout: Layout, flat: Tensor) -> str:

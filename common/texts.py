@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from common.settings import DataSettings
 
 
+def cut_words(text: str, max_words: int | None) -> str:
+    """The first `max_words` words of a text, cut at white space; None leaves it alone."""
+    return text if max_words is None else " ".join(text.split()[:max_words])
+
+
 @dataclass(frozen=True)
 class LabelledTexts:
     """N examples, in the order of their source."""
@@ -37,7 +42,7 @@ class LabelledTexts:
 
     def cut(self, max_words: int | None) -> LabelledTexts:
         """The same examples with at most `max_words` words each; None leaves them alone."""
-        cut = self.texts if max_words is None else [" ".join(t.split()[:max_words]) for t in self.texts]
+        cut = [cut_words(text, max_words) for text in self.texts]
         return LabelledTexts(cut, self.labels)
 
 

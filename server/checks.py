@@ -10,7 +10,7 @@ import torch
 
 from common.counts import Counts
 from common.messages import Refused, Update
-from common.sharing import Layout
+from common.sharing import Layout, tensor_of
 from common.transforms import decode
 from server.roster import Member
 
@@ -60,7 +60,7 @@ def open_tensors(update: Update, global_tensors: Tensor, scratch: np.ndarray) ->
         Refused: they are of another size or form, or not finite.
     """
     try:
-        tensors = torch.from_numpy(decode(update.payload, global_tensors.numpy(), scratch))
+        tensors = tensor_of(decode(update.payload, global_tensors.numpy(), scratch))
     except ValueError as error:
         raise Refused(str(error)) from None
     if not bool(torch.isfinite(tensors.sum())) and not bool(torch.isfinite(tensors).all()):

@@ -14,6 +14,7 @@ from common.read_files import csv_rows, require_file
 from common.runs import RunFolder
 from common.runtime import resolve_device
 from common.tables import first_line, nearest
+from common.texts import cut_words
 
 _BATCH = 32
 
@@ -22,6 +23,9 @@ def predict(
     folder: Path, texts: Sequence[str], file: Path | None, column: str, device: str, out: TextIO
 ) -> None:
     """Write CSV to `out`: `text`, `label`, then one probability column per label.
+
+    Texts are cut to the words and tokens the model was trained on, where the run folder tells; else to what
+    it can take.
 
     Raises:
         ValueError: no trained classifier in the folder, no texts, or a file that is broken, not UTF-8 or
@@ -37,10 +41,13 @@ def predict(
     labels = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["text", "label", *labels])
-    max_length = _max_length(folder, tokenizer.model_max_length)
+    settings = RunFolder(folder).settings() or RunFolder(folder.parent).settings()
+    max_length = settings.train.max_length if settings else min(tokenizer.model_max_length, 512)
+    max_words = settings.data.max_words if settings else None
     for start in range(0, len(wanted), _BATCH):
         batch = wanted[start : start + _BATCH]
-        inputs = tokenizer(batch, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+        read = [cut_words(text, max_words) for text in batch]
+        inputs = tokenizer(read, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
         with torch.no_grad():
             probabilities = model(**inputs.to(target)).logits.softmax(dim=1).cpu()  # (B, C)
         for text, row in zip(batch, probabilities, strict=True):
@@ -79,12 +86,6 @@ def _load(location: Path) -> tuple[Any, Any]:
             "labels would be drawn by lot. Train it first: wardround simulate model=hf model.name=<folder>"
         )
     return tokenizer, model
-
-
-def _max_length(folder: Path, limit: int) -> int:
-    """The length the model was trained at, where the run folder tells; else all it can take."""
-    settings = RunFolder(folder).settings() or RunFolder(folder.parent).settings()
-    return settings.train.max_length if settings else min(limit, 512)
 
 
 def _read_column(file: Path, column: str) -> Iterator[str]:

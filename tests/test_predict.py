@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -63,6 +64,20 @@ def test_file_with_a_named_column(run: Path, tmp_path: Path) -> None:
     assert [row["text"] for row in found] == ["goal\nteam", "bank loan"]
     first = rows(wardround("predict", str(run), "--text", "new", "--file", str(file), "--column", "body"))
     assert [row["text"] for row in first] == ["new", "goal\nteam", "bank loan"]
+
+
+def test_texts_are_cut_to_the_words_the_model_was_trained_on(run: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(run, short)
+    settings = json.loads((short / "settings.json").read_text())
+    settings["data"]["max_words"] = 2
+    (short / "settings.json").write_text(json.dumps(settings))
+    (whole, cut) = rows(
+        wardround("predict", str(short), "--text", "goal  match nurse", "--text", "goal match")
+    )
+    assert whole == cut | {"text": "goal  match nurse"}
+    (uncut,) = rows(wardround("predict", str(run), "--text", "goal  match nurse"))
+    assert uncut != whole
 
 
 def test_model_folder_does_as_well_as_run_folder(run: Path, tmp_path: Path) -> None:

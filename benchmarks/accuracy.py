@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
+from safetensors.numpy import load_file
+
 from benchmarks.plots import draw_rounds
 from benchmarks.report import Report, Samples, Table, carry_out, numbers, parser, say
 from common.runs import RunFolder
+from common.transforms import EXACT, encode
 from server.compose import compose
 from server.simulate import simulate
 
-EXACT = "exact"
 # A row each; the first is what the others are compared with.
 VARIANTS: dict[str, tuple[str, ...]] = {
     EXACT: ("transforms=exact",),
@@ -39,6 +42,8 @@ NOTES = [
     "against exact: the difference seed by seed in points, its mean, lowest and highest.",
     "up: bytes of all clients' updates a round, as the history counts them. A simulation hands exact updates "
     "over whole; between sites they are smaller.",
+    "exact step: bytes a weight that the last round's global model takes as an exact difference from the one "
+    "before, as it travels to sites; fp32 is 4.",
 ]
 
 
@@ -84,14 +89,24 @@ def _keep(samples: Samples, name: str, folder: RunFolder) -> None:
     lines = folder.history()
     accuracies = [line["test"]["accuracy"] for line in lines]
     samples.add(name, last=accuracies[-1], mean=mean(accuracies[1:]), up_bytes=lines[-1]["bytes"]["up"])
+    samples.add(name, step_bytes=_exact_step(folder.path / "checkpoint"))
     for number, accuracy in enumerate(accuracies):
         samples.add(name, **{f"round {number}": accuracy})
     say(f"  accuracy {accuracies[-1]:.4f} after round {lines[-1]['round']}")
 
 
+def _exact_step(checkpoints: Path) -> float:
+    """Bytes a weight of the difference between the last two checkpoints."""
+    files = sorted(checkpoints.glob("round-*/shared.safetensors"))[-2:]
+    before, after = (
+        np.concatenate([tensor.ravel() for _, tensor in sorted(load_file(file).items())]) for file in files
+    )
+    return encode(EXACT, after, before).num_bytes / len(after)
+
+
 def _table(samples: Samples, options: argparse.Namespace) -> Table:
     columns = ["form", "accuracy", "against exact", "lowest", "highest", "mean over rounds", "against exact "]
-    table = Table([*columns, "up (MiB)"])
+    table = Table([*columns, "up (MiB)", "exact step (B a weight)"])
     for name, found in samples.values.items():
         last, over_rounds = ([100 * value for value in found[key]] for key in ("last", "mean"))
         differences = _differences(samples, name, "last")
@@ -99,7 +114,7 @@ def _table(samples: Samples, options: argparse.Namespace) -> Table:
             [
                 *(name, mean(last), mean(differences), min(differences), max(differences)),
                 *(mean(over_rounds), mean(_differences(samples, name, "mean"))),
-                mean(found["up_bytes"]) / 2**20,
+                *(mean(found["up_bytes"]) / 2**20, mean(found["step_bytes"])),
             ]
         )
     return table

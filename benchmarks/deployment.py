@@ -24,6 +24,7 @@ Run = Callable[[Bed, int], Measured]
 VARIANTS: dict[str, Run] = {
     "Wardround": lambda bed, num_rounds: bed.wardround(num_rounds),
     STOCK: lambda bed, num_rounds: bed.stock(num_rounds),
+    "Wardround, transforms=bf16": lambda bed, num_rounds: bed.wardround(num_rounds, "transforms=bf16"),
 }
 
 NOTES = [
@@ -33,9 +34,11 @@ NOTES = [
     "difference is to Wardround's disadvantage.",
     "stock adds a small number to each tensor in place of training: Flower does not send again what the "
     "receiver holds already, and trained tensors would be new.",
+    "one small step moves weights so little that the exact difference takes one byte a weight, bf16 always "
+    "two. Further training needs more than one for the exact difference too.",
     "bytes a round: what passed a relay before the SuperLink's fleet port, TLS included, all sites together.",
-    "server memory: peak PSS of SuperLink, superexec and server app together, in the first run of each app "
-    "on a fresh SuperLink, Wardround first; site memory: the same of one site's processes, the largest site.",
+    "server memory: peak PSS of SuperLink, superexec and server app together, in the first run of each row "
+    "on one SuperLink, in their order; site memory: the same of one site's processes, the largest site.",
 ]
 
 

@@ -13,7 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.resident import Resident
-from common.messages import EVALUATE, HELLO, TRAIN, unpack_notice
+from common.messages import EVALUATE, HELLO, TRAIN, pack_refusal, seconds_left_of, unpack_notice
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -47,8 +47,12 @@ def notice(message: Message, context: Context) -> Message:
 def _answer(kind: str, message: Message, context: Context) -> Message:
     site_file = context.node_config.get("site-file")
     resident = None if site_file is None else Resident.of_this_site()
-    if resident is not None:
-        content = resident.answer(kind, message.content, Path(str(site_file)), message.metadata.ttl)
+    seconds_left = seconds_left_of(message)
+    if site_file is not None and seconds_left <= 0:
+        log.warning("a message came after its round was over, and is left undone")
+        content = pack_refusal("the message came after the round was over")
+    elif resident is not None:
+        content = resident.answer(kind, message.content, Path(str(site_file)), seconds_left)
     else:
         from client.answers import answer
         from client.site import site_from

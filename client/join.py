@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -178,6 +179,8 @@ class Judge:
             return Verdict(
                 "restart", f"the server cannot be reached ({link.reached.strerror or link.reached})"
             )
+        if _is_broken_off(link.handshake.error):
+            return Verdict("restart", "the server, or what stands before it, broke the TLS greeting off")
         for check in (check_certificate, check_tls):
             finding = check(link)
             if finding.state == "problem":
@@ -212,6 +215,13 @@ class Judge:
         now = time.monotonic()
         self._refused_since = self._refused_since or now
         return now - self._refused_since
+
+
+def _is_broken_off(error: OSError | None) -> bool:
+    """Whether a handshake ended without a word about certificates, as while a server starts or ends."""
+    if error is None or error.filename is not None:
+        return False
+    return isinstance(error, ssl.SSLEOFError) or not isinstance(error, ssl.SSLError)
 
 
 def flower_exit_code(lines: Collection[str]) -> int | None:

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from typing import Any
 from flwr.app import RecordDict
 
 from common.frames import receive_frame, send_frame
-from common.messages import pack_refusal, put_arrays, read_content, take_arrays, write_content
+from common.messages import KEPT_SECONDS, pack_refusal, put_arrays, read_content, take_arrays, write_content
 from common.shared_memory import bytes_of, memory_for, read_arrays
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,7 @@ _WORDS_BYTES = 4
 _GREETING_SECONDS = 10.0  # between connecting and saying whose code it is
 _END_SECONDS = 10.0
 _TICK = 1.0
-IDLE_SECONDS = 1800.0
-"""An idle process gives the site's memory back after this long."""
+_MARGIN_SECONDS = 60.0  # for an answer, past the time in which somebody waits for it
 
 
 def send_content(connection: socket.socket, words: dict[str, Any], content: RecordDict) -> None:
@@ -86,7 +86,7 @@ class Resident:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(seconds)
                 connection.connect(str(self.path))
-                send_frame(connection, str(_ROOT).encode())
+                send_frame(connection, f"{seconds:.0f} {_ROOT}".encode())
                 send_content(connection, {"kind": kind, "site_file": str(site_file)}, content)
                 return receive_content(connection)[1]
         except OSError as error:
@@ -97,7 +97,7 @@ class Resident:
 class Keeper:
     """Starts the resident process when it is needed, and ends it; a context manager, at work in a thread."""
 
-    def __init__(self, say: Callable[[str], None], idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(self, say: Callable[[str], None], idle_seconds: float = KEPT_SECONDS) -> None:
         """Args: say: tells a person one line.
 
         Raises:
@@ -115,7 +115,8 @@ class Keeper:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._code = ""
-        self._num_busy = 0
+        self._deadlines: deque[float] = deque()
+        """Of the messages under way, which are answered one after the other."""
         self._last_used = time.monotonic()
 
     @property
@@ -145,7 +146,10 @@ class Keeper:
                     self._accept()
                 self._note_answers()
                 is_idle = time.monotonic() - self._last_used > self._idle_seconds
-                if self._process is not None and is_idle and self._num_busy == 0:
+                if self._deadlines and time.monotonic() > self._deadlines[0]:
+                    self._say("the resident process hangs and is ended; the next message starts another")
+                    self._end()
+                elif self._process is not None and is_idle and not self._deadlines:
                     self._say("the resident process was idle and is ended; the next message starts another")
                     self._end()
 
@@ -153,21 +157,21 @@ class Keeper:
         try:
             with self._listener.accept()[0] as connection:
                 connection.settimeout(_GREETING_SECONDS)
-                code = receive_frame(connection)[0].decode()
+                seconds, _, code = receive_frame(connection)[0].decode().partition(" ")
                 connection.settimeout(None)  # both processes share the flag that a timeout sets
-                self._hand_on(code, connection)
-        except (OSError, UnicodeDecodeError) as error:
+                self._hand_on(code, float(seconds), connection)
+        except (OSError, ValueError) as error:
             self._say(f"a message could not be handed to the resident process: {error}")
 
-    def _hand_on(self, code: str, connection: socket.socket) -> None:
+    def _hand_on(self, code: str, seconds: float, connection: socket.socket) -> None:
         """Give the connection of one message to the process that runs the same code as its sender."""
         if self._process is None or self._process.poll() is not None or code != self._code:
             self._end()
             self._start(code)
         assert self._control is not None
         send_frame(self._control, b"a message", [connection.fileno()])
-        self._num_busy += 1
         self._last_used = time.monotonic()
+        self._deadlines.append(self._last_used + seconds + _MARGIN_SECONDS)
 
     def _note_answers(self) -> None:
         """Count what was answered since the last look, and see whether the process is still there."""
@@ -180,7 +184,8 @@ class Keeper:
                 self._say("the resident process has ended; the next message starts another")
                 self._end()
                 return
-            self._num_busy -= answered
+            for _ in range(min(answered, len(self._deadlines))):
+                self._deadlines.popleft()
             self._last_used = time.monotonic()
 
     def _start(self, code: str) -> None:
@@ -195,7 +200,7 @@ class Keeper:
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": path},
             )
-        self._code, self._num_busy = code, 0
+        self._code = code
 
     def _end(self) -> None:
         """The process ends when its socket closes."""
@@ -210,3 +215,4 @@ class Keeper:
             with suppress(subprocess.TimeoutExpired):  # only the kernel can keep it now
                 self._process.wait(_END_SECONDS)
         self._process = self._control = None
+        self._deadlines.clear()

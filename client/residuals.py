@@ -25,7 +25,8 @@ class Residuals(Protocol):
 class ResidualFiles:
     """In files of a simulation's run folder: any worker may train any client, and a resumed run goes on.
 
-    The newest two are kept: a run that ended in the middle of a round does that round again.
+    The newest three are kept: a run that was killed goes on after its last whole checkpoint, and that may be
+    of the round before the one whose updates were just averaged.
     """
 
     folder: Path
@@ -44,7 +45,7 @@ class ResidualFiles:
                 np.save(file, residual, allow_pickle=False)
 
         write_atomically(self._path(round), write)
-        self._path(round - 2).unlink(missing_ok=True)
+        self._path(round - 3).unlink(missing_ok=True)
 
     def _path(self, round: int) -> Path:
         return self.folder / f"client-{self.client:05d}-round-{round:06d}.npy"

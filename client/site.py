@@ -100,6 +100,11 @@ class RealSite:
         model = settings.model
         if file.model is not None:
             model = replace(model, source="hub", name=str(file.model), revision=None)
+        elif model.source == "hub" and Path(model.name).expanduser().exists():
+            raise ValueError(
+                f"model.name is '{model.name}', which is a path at this site; the server may not name one. "
+                "Set model: in the site's own file."
+            )
         return replace(settings, data=data, model=model, device=file.device)
 
     def examples(self, settings: Settings) -> Examples:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -81,17 +82,25 @@ def to_record(arrays: dict[str, np.ndarray]) -> ArrayRecord:
     return record
 
 
-def from_record(record: ArrayRecord) -> dict[str, np.ndarray]:
+def from_record(record: ArrayRecord, most_bytes: float = inf) -> dict[str, np.ndarray]:
     """Inverse of `to_record`; what came over a wire is taken out of the record.
 
+    Args:
+        most_bytes: of all arrays together. Pieces with the same content travel once, so that a small
+            message can hold a large array.
+
     Raises:
-        KeyError, ValueError or TypeError: it holds something else.
+        Exception: of any kind; it holds something else. ValueError: more than `most_bytes`.
     """
     names = dict.fromkeys(key.rpartition(".")[0] for key in record)
-    return {name: _joined(record, name) for name in names}
+    arrays: dict[str, np.ndarray] = {}
+    for name in names:
+        arrays[name] = _joined(record, name, most_bytes)
+        most_bytes -= arrays[name].nbytes
+    return arrays
 
 
-def _joined(record: ArrayRecord, name: str) -> np.ndarray:
+def _joined(record: ArrayRecord, name: str, most_bytes: float) -> np.ndarray:
     keys = [key for key in record if key.rpartition(".")[0] == name]
     if keys != [f"{name}.{number:05d}" for number in range(len(keys))]:
         raise ValueError("the pieces of an array are not numbered from 0")
@@ -101,6 +110,8 @@ def _joined(record: ArrayRecord, name: str) -> np.ndarray:
     pieces = [_read(record[key]) for key in keys]
     if len({piece.dtype for piece in pieces}) > 1:
         raise ValueError("the pieces of an array are of different types")
+    if sum(piece.nbytes for piece in pieces) > most_bytes:
+        raise ValueError("its arrays are larger than the model")
     whole = np.empty(sum(map(len, pieces)), dtype=pieces[0].dtype)
     start = 0
     for key in keys:  # each is let go once it is copied

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MOST_COUNTED = 2**40
+"""In a cell of a table, of a client's examples or steps: sums over all of them stay inside 64 bits. A loss
+beyond it is none."""
+
 
 @dataclass(frozen=True)
 class Counts:

@@ -20,9 +20,10 @@ Contents are packed and unpacked here; whoever answers a message puts the conten
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, isqrt
+from math import inf, isfinite, isqrt
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -34,6 +35,11 @@ from common.counts import Counts
 from common.settings import Settings
 
 HELLO, TRAIN, EVALUATE, NOTICE = "query", "train", "evaluate", "query.notice"
+LATE_SECONDS = 600.0
+"""How long past the end of a round its answers can still be fetched; nobody begins to work on it then."""
+KEPT_SECONDS = 1800.0
+"""How long a client that is left alone keeps the tensors of the last round."""
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,12 @@ class Card:
 
 
 class Refused(Exception):
-    """An answer is not what was asked for. The text says why."""
+    """An answer is not what was asked for. The text says why; a client may have written it."""
+
+    def __init__(self, text: str) -> None:
+        """Args: text: made printable and short, for it goes to terminals, logs and files."""
+        shown = "".join(character if character.isprintable() else " " for character in text[:_LONGEST_REASON])
+        super().__init__(shown)
 
 
 class Declined(Refused):
@@ -150,23 +161,26 @@ def pack_update(update: Update) -> RecordDict:
     return content
 
 
-def _payload(content: RecordDict, config: ConfigRecord) -> Payload:
-    return Payload(str(config["form"]), from_record(content.array_records["tensors"]))
+def _payload(content: RecordDict, config: ConfigRecord, most_bytes: float = inf) -> Payload:
+    return Payload(str(config["form"]), from_record(content.array_records["tensors"], most_bytes))
 
 
-def unpack_update(message: Message) -> Update:
+def unpack_update(message: Message, most_bytes: float = inf) -> Update:
     """Inverse of `pack_update`.
+
+    Args:
+        most_bytes: of its arrays; more are refused before room is made for them.
 
     Raises:
         Refused: the client could not do it, or the answer does not have the form of an update.
     """
-    content = _content(message)
     try:
+        content = _content(message)
         config, metrics = content.config_records["update"], content.metric_records["metrics"]
         return Update(
             round=int(str(config["round"])),
             layout=str(config["layout"]),
-            payload=_payload(content, config),
+            payload=_payload(content, config, most_bytes),
             num_examples=int(str(metrics["num_examples"])),
             num_steps=int(str(metrics["num_steps"])),
             loss=float(str(metrics["loss"])),
@@ -174,7 +188,9 @@ def unpack_update(message: Message) -> Update:
             test=_counts(content) if "counts" in content.metric_records else None,
             holds=str(config["holds"]),
         )
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
+    except Refused:
+        raise
+    except Exception as error:  # whatever a client may have written there
         raise Refused(f"its answer is no update ({type(error).__name__}: {error})") from None
 
 
@@ -198,7 +214,9 @@ def unpack_card(message: Message) -> Card:
     try:
         card = _content(message).config_records["card"]
         return Card(client=int(str(card["client"])), num_examples=int(str(card["num_examples"])))
-    except (KeyError, ValueError, TypeError) as error:
+    except Refused:
+        raise
+    except Exception as error:  # as above
         raise Refused(f"its answer is no card ({type(error).__name__}: {error})") from None
 
 
@@ -211,7 +229,9 @@ def unpack_counts(message: Message) -> Counts:
     """Inverse of `pack_counts`. Raises Refused as `unpack_update` does."""
     try:
         return _counts(_content(message))
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
+    except Refused:
+        raise
+    except Exception as error:  # as above
         raise Refused(f"its answer holds no counts ({type(error).__name__}: {error})") from None
 
 
@@ -276,6 +296,12 @@ def pack_notice(text: str) -> RecordDict:
 def unpack_notice(content: RecordDict) -> str:
     """Inverse of `pack_notice`."""
     return str(content.config_records["notice"]["text"])
+
+
+def seconds_left_of(message: Message) -> float:
+    """Until the round of a message is over, by this machine's clock; then nobody waits for an answer."""
+    metadata = message.metadata
+    return float(metadata.created_at + metadata.ttl - LATE_SECONDS - time.time())
 
 
 def _content(message: Message) -> RecordDict:

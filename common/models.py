@@ -107,6 +107,11 @@ def locate(settings: ModelSettings) -> str:
     if settings.source == "hub":
         return settings.name
     package, _, folder = settings.name.partition(":")
+    if Path(folder).is_absolute() or ".." in Path(folder).parts:
+        raise ValueError(
+            f"model.name is '{settings.name}', whose folder lies outside of the package. Name one that is in "
+            "it, as in package:folder."
+        )
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(

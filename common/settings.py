@@ -444,14 +444,14 @@ class Settings:
             f"strategy.min_sites is {self.strategy.min_sites} but num_clients is {self.num_clients}; a "
             "round can never have more updates than clients.",
         )
+        if not self.engine.is_simulated:
+            self.declared_labels()  # each site would number the labels that it finds in its own way
         if self.engine.is_simulated or self.evaluation.where == "server":
             local = ("imdb_folders", "zhang_csv", "spooky_csv", "files")
             _require(
                 self.data.reader not in local or self.data.path is not None,
                 f"data.path is missing; reader '{self.data.reader}' reads a local copy. Set data.path=...",
             )
-        else:
-            self.declared_labels()
 
     @property
     def cell(self) -> str:
@@ -463,8 +463,8 @@ class Settings:
         """`data.label_names`, where no text is at hand to find them in. Raises ValueError if it is unset."""
         if self.data.label_names is None:
             raise ValueError(
-                "data.label_names is missing; no texts are read here, so the labels all sites share must be "
-                "named, in the same order for ever. Set data.label_names=[...]."
+                "data.label_names is missing; every site reads texts of its own, so the labels all of them "
+                "share must be named, in the same order for ever. Set data.label_names=[...]."
             )
         return self.data.label_names
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from common.counts import Counts
+from common.counts import MOST_COUNTED, Counts
+from common.exits import DIVERGED
 from common.messages import Refused, Update
 from common.sharing import Layout, tensor_of
 from common.transforms import decode
@@ -17,16 +18,22 @@ from server.roster import Member
 if TYPE_CHECKING:
     from torch import Tensor
 
-# In one cell, and for the steps of a round; sums over cells, sites and rounds stay inside 64 bits.
-_MOST_COUNTED = 2**40
+# Sum of squares of all weights: beyond it, norms and means would overflow.
+_MOST_SQUARED = 1e30
 
 
 def check_counts(counts: Counts, num_labels: int) -> None:
     """Refuse held-out counts that cannot be added to the other sites'. Raises Refused."""
     if counts.confusion.shape != (num_labels, num_labels):
         raise Refused(f"its counts are of {len(counts.confusion)} labels, not of the run's {num_labels}")
-    if counts.confusion.max() > _MOST_COUNTED or counts.num_examples == 0:
+    if counts.confusion.max() > MOST_COUNTED or counts.num_examples == 0:
         raise Refused(f"its counts are of {counts.num_examples} held-out examples")
+    if not _is_sane(counts.loss_sum):
+        raise Refused(f"its counts have a summed loss of {counts.loss_sum}")
+
+
+def _is_sane(value: float) -> bool:
+    return isfinite(value) and abs(value) <= MOST_COUNTED
 
 
 def check_update(update: Update, number: int, layout: Layout, num_labels: int, member: Member) -> None:
@@ -45,9 +52,9 @@ def check_update(update: Update, number: int, layout: Layout, num_labels: int, m
         raise Refused(
             f"its update claims {update.num_examples} examples, but it joined with {member.num_examples}"
         )
-    if not (isfinite(update.loss) and isfinite(update.seconds)):
+    if not (_is_sane(update.loss) and _is_sane(update.seconds)):
         raise Refused(f"its update has a loss of {update.loss} and took {update.seconds} s")
-    if not 0 < update.num_steps < _MOST_COUNTED:
+    if not 0 < update.num_steps < MOST_COUNTED:
         raise Refused(f"its update claims {update.num_steps} optimiser steps")
     if update.test is not None:
         check_counts(update.test, num_labels)
@@ -57,12 +64,14 @@ def open_tensors(update: Update, global_tensors: Tensor, scratch: np.ndarray) ->
     """The trained tensors of an update, (P,) fp32, in the message's memory or in `scratch`.
 
     Raises:
-        Refused: they are of another size or form, or not finite.
+        Refused: they are of another size or form, not finite, or so large that norms would not be.
     """
     try:
         tensors = tensor_of(decode(update.payload, global_tensors.numpy(), scratch))
     except ValueError as error:
         raise Refused(str(error)) from None
-    if not bool(torch.isfinite(tensors.sum())) and not bool(torch.isfinite(tensors).all()):
-        raise Refused("its update holds values that are not finite")
+    if not float(torch.dot(tensors, tensors)) <= _MOST_SQUARED:  # not a number is not less either
+        if not bool(torch.isfinite(tensors).all()):
+            raise Refused("its update holds values that are not finite")
+        raise Refused(f"its update holds values larger than weights are: {DIVERGED}; lower the learning rate")
     return tensors

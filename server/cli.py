@@ -34,6 +34,7 @@ _GROUPS = """\b
 Groups: model= bert albert distilbert minilm hf      data= imdb yelp_full ag_news bbc_news
         spooky_author files                          protocol= paper authors_code modern
         partition= iid dirichlet label_sorted by_site  engine= inprocess ray  experiment=
+        transforms= exact bf16 fp16 int8
 Scalars: num_clients num_rounds seed run_dir device precision threads
          train.local_epochs train.batch_size train.learning_rate train.max_length ...
 """
@@ -99,7 +100,7 @@ def sweep(overrides: Overrides = None) -> None:
     epilog=f"""\b
 Examples:
   wardround submit model=bert data=files data.label_names=[low,high] num_clients=3 run_dir=outputs/trial
-  wardround submit experiment=demo num_clients=2 --site st-mary --site ward-7
+  wardround submit data=files data.label_names=[low,high] num_clients=2 --site st-mary --site ward-7
   wardround submit --resume outputs/trial
 
 {_GROUPS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.exits import Failed
+from common.messages import LATE_SECONDS
+
+log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _CLOCK_SECONDS = 1.0  # by which Flower's end of a message and ours may differ
@@ -34,7 +38,8 @@ def ask(
     """Send all requests, then yield one reply for each, in their order; None where none came in time.
 
     A reply is pulled only when its turn has come: those that are early wait where they are, so no more
-    than one is held here, and sums over them do not depend on who was fastest.
+    than one is held here, and sums over them do not depend on who was fastest. Messages live on for
+    LATE_SECONDS past the timeout: the answers behind one that never came can still be pulled then.
 
     Args:
         timeout: seconds from sending until the last reply is given up.
@@ -44,7 +49,7 @@ def ask(
     """
     deadline = time.monotonic() + timeout
     messages = [
-        Message(request.content, request.node_id, kind, ttl=timeout, group_id=str(round))
+        Message(request.content, request.node_id, kind, ttl=timeout + LATE_SECONDS, group_id=str(round))
         for request in requests
     ]
     num_messages = len(messages)
@@ -60,9 +65,18 @@ def ask(
 
 
 def _wait_for(grid: Grid, message_id: str, deadline: float) -> Message | None:
-    """The reply to one message; asks at least once, also past the deadline."""
+    """The reply to one message; asks at least once, also past the deadline. None too for what is no reply."""
     while True:
-        found = list(grid.pull_messages([message_id]))
+        try:
+            found = list(grid.pull_messages([message_id]))
+        except (
+            IndexError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:  # no message at all
+            log.warning("a reply cannot be read (%s)", type(error).__name__)
+            return None
         if found:
             return None if _has_expired(found[0], deadline) else found[0]
         if time.monotonic() >= deadline:

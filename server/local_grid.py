@@ -21,7 +21,7 @@ from flwr.supercore.constant import NOOP_FEDERATION_ID
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.messages import put_arrays, take_arrays
+from common.messages import put_arrays, seconds_left_of, take_arrays
 from server.workers import WorkerPool
 
 Arrays = dict[str, np.ndarray]
@@ -108,6 +108,8 @@ class LocalGrid(Grid):
             if self._pool is not None:
                 jobs[message_id], arrays = _written(message)  # the messages of a round share their arrays
         if self._pool is not None and arrays:
+            # Nobody works any more on what was sent before.
+            self._waiting = {id: old for id, old in self._waiting.items() if not old.content.array_records}
             self._pool.begin(arrays, jobs)
         elif self._pool is not None:
             self._pool.open()  # the workers get ready while this process goes on
@@ -129,7 +131,7 @@ class LocalGrid(Grid):
         message = self._waiting[message_id]
         if self._pool is None or not message.content.array_records:
             return self._clients.answer(self._waiting.pop(message_id))
-        seconds_left = message.metadata.created_at + message.metadata.ttl - time.time()
+        seconds_left = seconds_left_of(message)
         reply = self._pool.reply(message_id, time.monotonic() + seconds_left)
         if reply is None:
             return None

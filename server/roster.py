@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
+from common.counts import MOST_COUNTED
 from common.messages import HELLO, Card, Refused, pack_hello, unpack_card
 from common.settings import Settings
 from server.exchange import Request, RunFailed, ask
@@ -111,7 +112,7 @@ class Roster:
     def _add(self, node_id: int, card: Card) -> None:
         name = self._names.get(node_id, f"client {card.client}")
         client = self._numbers.get(name, card.client)
-        if card.num_examples < 1:
+        if not 1 <= card.num_examples <= MOST_COUNTED:
             raise Refused(f"it says it has {card.num_examples} examples")
         if not 0 <= client < self._settings.num_clients:
             raise Refused(f"it says it is client {client} of {self._settings.num_clients}")

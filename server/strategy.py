@@ -122,10 +122,11 @@ class FederatedAveraging:
         counts: dict[str, Counts] = {}
         aggregate_seconds = 0.0
         scratch = np.empty(0, dtype=np.float32)
+        sent = time.monotonic()
         for member, reply in self._exchange(grid, members, number, standing, TRAIN):
             folding = time.perf_counter()
             try:
-                update = unpack_update(reply)
+                update = unpack_update(reply, 2 * self.layout.num_bytes())
                 check_update(update, number, self.layout, self.num_labels, member)
                 if update.payload.form != WHOLE and not len(scratch):  # made once, when it is needed
                     scratch = np.empty(self.layout.size, dtype=np.float32)
@@ -136,7 +137,7 @@ class FederatedAveraging:
             weighs = self.settings.strategy.weighting == "examples"
             mean.add(trained, update.num_examples if weighs else 1)
             taken.append(Taken.of(update, trained, member.client, standing, self.head))
-            self._tasks.note(member, update.holds)
+            self._tasks.note(member, update.holds, min(time.monotonic(), sent + max(0.0, update.seconds)))
             if update.test is not None:
                 counts[member.name] = update.test
             aggregate_seconds += time.perf_counter() - folding

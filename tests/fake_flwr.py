@@ -63,7 +63,8 @@ class Flwr:
 
 def words_for(tmp_path: Path, *more: str) -> list[str]:
     name = 'model.name="it\'s/odd = {x}"'  # JSON, TOML and shells would each cut it elsewhere
-    return ["model=hf", name, "num_clients=2", f"run_dir={tmp_path / 'run'}", *more]
+    labels = "data.label_names=[a,b]"
+    return ["model=hf", name, labels, "num_clients=2", f"run_dir={tmp_path / 'run'}", *more]
 
 
 def record(number: int, accuracy: float) -> dict[str, object]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -49,6 +52,22 @@ def test_a_server_that_is_away_is_waited_for(tmp_path: Path, tiny_texts: Path) -
     make_certificates(tmp_path)
     verdict = Judge(make_site(tmp_path, free_port(), tiny_texts))(REFUSED)
     assert (verdict.action, "cannot be reached" in verdict.reason) == ("restart", True)
+
+
+def test_a_greeting_that_is_broken_off_is_tried_again(tmp_path: Path, tiny_texts: Path) -> None:
+    """As by a server that ends, or by a proxy whose server is away."""
+    make_certificates(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as door:
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    door.accept()[0].close()
+
+        Thread(target=hang_up, daemon=True).start()
+        verdict = Judge(make_site(tmp_path, door.getsockname()[1], tiny_texts))(WORKED)
+        door.shutdown(socket.SHUT_RDWR)
+    assert (verdict.action, "broke the TLS greeting off" in verdict.reason) == ("restart", True)
 
 
 def test_wrong_authority_and_expired_certificate_end(tmp_path: Path, tiny_texts: Path) -> None:

@@ -15,6 +15,7 @@ from common.arrays import PIECE_BYTES, Payload, from_record, to_record
 from common.counts import Counts
 from common.messages import (
     Card,
+    Declined,
     Refused,
     Task,
     Update,
@@ -94,11 +95,18 @@ def test_pieces_are_flowers_own_arrays_of_one_chunk_on_the_other_side() -> None:
         b"PK\x03\x04 a zip, which np.load opens",
         b"\x93NUMPY\x01\x00v\x00"
         + b"{'descr': '<f4', 'fortran_order': False, 'shape': (10**15,), }".ljust(118),
+        *(
+            npy(np.zeros(5, dtype=np.float32)).replace(b"{'descr': '<f4', ", written.ljust(17))
+            for written in (b"{'descr': '<f4'", b"{'descr': (), ", b"{'descr':'(1,,)f4',")
+        ),
         npy(np.zeros((2, 2), dtype=np.float32)),
         npy(np.zeros(5, dtype=np.float32))[:-3],
         npy(np.array([print], dtype=object)),
     ],
-    ids=["empty", "zip", "sum for a shape", "two dimensions", "cut short", "objects"],
+    ids=[
+        *("empty", "zip", "sum for a shape", "not closed", "no type", "bad type", "two dimensions"),
+        *("cut short", "objects"),
+    ],
 )
 def test_bytes_that_are_no_piece_are_refused(request_message: Message, data: bytes) -> None:
     message = updating(request_message)
@@ -117,6 +125,28 @@ def test_a_claimed_size_makes_no_room(request_message: Message) -> None:
     )
     with pytest.raises(Refused, match=r"holds 1 numbers, and claims the shape \(99999999999,\)"):
         unpack_update(message)
+
+
+def test_pieces_that_share_their_content_make_no_room(request_message: Message) -> None:
+    """A thousand names for one piece travel as one piece."""
+    message = updating(request_message)
+    record = message.content.array_records["tensors"]
+    piece = over_the_wire(record["shared.00000"])
+    for number in range(1000):
+        record[f"shared.{number:05d}"] = piece
+    with pytest.raises(Refused, match="larger than the model"):
+        unpack_update(message, most_bytes=100 * len(piece.data))
+
+
+def test_a_clients_words_are_made_printable_and_short(request_message: Message) -> None:
+    words = "\x1b[31mno\n2026-01-01 forged" + "x" * 10_000
+    with pytest.raises(Declined, match=r"^ \[31mno 2026-01-01 forgedx+$") as refused:
+        unpack_update(Message(pack_refusal(words), reply_to=request_message))
+    assert len(str(refused.value)) == 300
+    for content in (RecordDict({"refusal": ConfigRecord()}), RecordDict()):
+        for unpack in (unpack_update, unpack_card, unpack_counts):
+            with pytest.raises(Refused):
+                unpack(Message(content, reply_to=request_message))
 
 
 def test_inside_a_process_the_tensor_itself_is_handed_over() -> None:

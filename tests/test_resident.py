@@ -190,6 +190,27 @@ def test_waiting_for_an_answer_ends(
     assert pid_of(keeper) == pid
 
 
+def test_a_process_that_hangs_is_replaced(
+    site_file: Path,
+    keeper: Keeper,
+    make_run: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("client.resident._MARGIN_SECONDS", 0.5)
+    monkeypatch.setattr("client.resident._END_SECONDS", 0.5)
+    resident, settings = Resident.of_this_site(), make_run("run")
+    assert resident is not None
+    pid = stopped(keeper, resident, settings, site_file)
+    refusal = resident.answer(HELLO, pack_hello(settings), site_file, 0.5)
+    assert "refusal" in refusal.config_records
+    monkeypatch.undo()
+    time.sleep(5)
+    card = resident.answer(HELLO, pack_hello(settings), site_file, SECONDS)
+    assert card.config_records["card"]["num_examples"] == 24
+    assert pid_of(keeper) != pid
+    assert not Path(f"/proc/{pid}").exists()
+
+
 def test_a_changed_file_is_read_anew_and_a_missing_one_is_missed(
     make_run: Callable[..., Settings], site_file: Path, keeper: Keeper, tmp_path: Path
 ) -> None:

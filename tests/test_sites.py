@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from client.app import app as client_app
-from client.site_file import SiteFile, write_site_file
+from client.site import RealSite
+from client.site_file import SiteFile, load_site_file, write_site_file
+from common.models import locate
 from common.runs import RunFolder
 from common.texts import read_texts
 from server.app import conduct
@@ -148,6 +151,29 @@ def test_real_sites_equal_the_simulation(make_settings: Make, tiny_model: Path, 
         ]
     assert [site["site"] for site in theirs[-1]["sites"]] == ["alpha", "beta", "gamma"]
     assert [client["num_examples"] for client in theirs[-1]["clients"]] == [10, 24, 17]
+
+
+def test_the_server_can_name_no_path_of_a_site(
+    make_settings: Make, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = write_texts(tmp_path / "texts.csv", 6, seed=0)
+    labels = "data.label_names=[health,money,sport]"
+    asked = make_settings("engine=deployment", "evaluation.where=sites", labels)
+    own = RealSite(load_site_file(write_site(tmp_path, "own", texts, model=tiny_model)))
+    none = RealSite(load_site_file(write_site(tmp_path, "none", texts)))
+    monkeypatch.chdir(tiny_model.parent)
+    for name in (str(tiny_model), tiny_model.name):
+        named = replace(asked, model=replace(asked.model, source="hub", name=name))
+        assert own.localise(named).model.name == str(tiny_model)
+        with pytest.raises(ValueError, match="a path at this site"):
+            none.localise(named)
+
+
+@pytest.mark.parametrize("folder", ["/srv/models/old", "../old", "good/../../old"])
+def test_a_package_holds_its_models_inside(make_settings: Make, folder: str) -> None:
+    model = replace(make_settings().model, source="package", name=f"numpy:{folder}")
+    with pytest.raises(ValueError, match="outside of the package"):
+        locate(model)
 
 
 def test_labels_the_consortium_does_not_know_keep_a_site_out(make_settings: Make, tmp_path: Path) -> None:

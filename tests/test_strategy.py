@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -16,18 +18,29 @@ from client.app import app as honest_app
 from common.arrays import Payload
 from common.counts import Counts
 from common.messages import (
+    HELLO,
+    KEPT_SECONDS,
+    LATE_SECONDS,
     NOTICE,
+    Declined,
     Update,
+    pack_hello,
     pack_notice,
     pack_update,
+    unpack_card,
     unpack_notice,
+    unpack_task,
     unpack_update,
 )
 from common.runs import RunFolder
+from common.sharing import Layout
 from server.app import conduct
 from server.deployment.status import live_of
 from server.exchange import Request, RunFailed, ask
 from server.local_grid import LocalGrid
+from server.records import Standing, new_record
+from server.roster import Member
+from server.tasks import Tasks
 from tests.conftest import Make
 
 CONTINUE = "strategy.on_missing=continue"
@@ -71,6 +84,7 @@ def with_tensors(update: Update, tensors: np.ndarray) -> Update:
 BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
     "nan": (lambda update: with_value(update, float("nan")), "not finite"),
     "infinite": (lambda update: with_value(update, float("inf")), "not finite"),
+    "huge": (lambda update: with_value(update, 1e20), "larger than weights are: training diverged"),
     "old round": (lambda update: replace(update, round=update.round - 1), "belongs to round"),
     "other model": (lambda update: replace(update, layout="0" * 64), "names or shapes"),
     "too long": (
@@ -92,6 +106,11 @@ BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
     "no step": (lambda update: replace(update, num_steps=0), "claims 0 optimiser steps"),
     "endless steps": (lambda update: replace(update, num_steps=2**40), "optimiser steps"),
     "loss that is no number": (lambda update: replace(update, loss=float("nan")), "a loss of nan"),
+    "absurd loss": (lambda update: replace(update, loss=1e308), r"a loss of 1e\+308"),
+    "absurd test loss": (
+        lambda update: replace(update, test=Counts(-1e308, np.ones((3, 3), dtype=np.int64), ())),
+        r"a summed loss of -1e\+308",
+    ),
     "endless": (lambda update: replace(update, seconds=float("inf")), "took inf s"),
     "other labels": (
         lambda update: replace(update, test=Counts(1.0, np.ones((2, 2), dtype=np.int64), ())),
@@ -151,6 +170,54 @@ def test_a_refused_client_is_told_why(make_settings: Make, words: list[str]) -> 
     with suppress(RunFailed):
         conduct(LocalGrid(app, 3), make_settings("num_rounds=1", *words))
     assert told == ["round 1: its update claims -1 examples, but it joined with 16"]
+
+
+def test_answers_can_be_fetched_after_a_round_but_no_work_begins(
+    make_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, pushed = LocalGrid(honest_app, 1), list[Message]()
+    (node_id,) = grid.get_node_ids()
+    hello, push = pack_hello(make_settings()), grid.push_messages
+
+    def note(messages: Iterable[Message]) -> Iterable[str]:
+        pushed.extend(messages)
+        return push(pushed)
+
+    monkeypatch.setattr(grid, "push_messages", note)
+    (reply,) = ask(grid, [Request(node_id, hello)], HELLO, 0, 5)
+    assert reply is not None
+    assert pushed[0].metadata.ttl == 5 + LATE_SECONDS
+    context = grid._clients.contexts[node_id]
+    context.node_config = {"site-file": "nowhere.yaml"}
+    late = Message(hello, node_id, HELLO, ttl=LATE_SECONDS - 1)
+    with pytest.raises(Declined, match="came after the round was over"):
+        unpack_card(honest_app(late, context))
+
+
+def test_a_reply_that_flower_cannot_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(ids: Iterable[str]) -> Iterable[Message]:
+        raise IndexError("list index out of range")
+
+    grid = LocalGrid(honest_app, 1)
+    (node_id,) = grid.get_node_ids()
+    monkeypatch.setattr(grid, "pull_messages", broken)
+    assert list(ask(grid, [Request(node_id, pack_notice("?"))], NOTICE, 1, 5)) == [None]
+
+
+@pytest.mark.parametrize(("alone", "is_whole"), [(0.0, False), (KEPT_SECONDS, True)])
+def test_who_was_left_alone_too_long_is_sent_the_whole(
+    make_settings: Make, alone: float, is_whole: bool
+) -> None:
+    layout = Layout.of({"weight": (4096,)})
+    before, after = (
+        Standing(tensors, new_record(number, layout, tensors, {}), {})
+        for number, tensors in enumerate((torch.zeros(4096), torch.full((4096,), 1e-44)))
+    )
+    member, tasks = Member(0, "alpha", 2, 10), Tasks(make_settings(), layout)
+    tasks.note(member, before.version, time.monotonic() - alone)
+    tasks.add_step(after, before)
+    (request,) = tasks.requests([member], 2, after)
+    assert unpack_task(request.content).base == ("" if is_whole else before.version)
 
 
 def test_a_notice_reaches_the_clients_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -225,12 +292,12 @@ def test_clients_that_never_come_end_the_run(make_settings: Make) -> None:
 
 
 def test_a_model_that_diverged_is_not_kept(make_settings: Make) -> None:
-    """One step each: every training loss is finite, but the averaged model's test loss is not."""
+    """One step: the training loss is finite, but the weights after it are absurd."""
     settings = make_settings(
         "num_clients=1", "train.batch_size=48", "train.local_epochs=1", "train.learning_rate=1e30"
     )
     folder = RunFolder(Path(settings.run_dir))
-    with pytest.raises(RunFailed, match=r"round 1: .* is (nan|inf): training diverged"):
+    with pytest.raises(RunFailed, match=r"round 1: client 0: .*: training diverged"):
         conduct(LocalGrid(honest_app, 1), settings)
     assert folder.status()["state"] == "failed"
     assert [line["round"] for line in folder.history()] == [0]

@@ -51,7 +51,14 @@ def test_a_deployment_is_composed_with_absolute_paths(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
     settings = submit.settings_to_submit(
-        ["model=hf", "model.name=tiny", "data=files", "data.path=a.csv", "run_dir=out"]
+        [
+            "model=hf",
+            "model.name=tiny",
+            "data=files",
+            "data.path=a.csv",
+            "data.label_names=[a,b]",
+            "run_dir=out",
+        ]
     )
     assert settings.engine.name == "deployment"
     assert settings.run_dir == str(tmp_path / "out")
@@ -59,6 +66,14 @@ def test_a_deployment_is_composed_with_absolute_paths(
     assert settings.model.name == str(tmp_path / "tiny")
     with pytest.raises(ValueError, match="wardround simulate"):
         submit.settings_to_submit(["engine=ray"])
+
+
+def test_labels_of_a_deployment_are_named(tmp_path: Path) -> None:
+    """Two sites would number the labels of their own files in two ways, and the server average the two."""
+    for where in ("server", "sites"):
+        words = [f"data.path={tmp_path / 'a.csv'}", f"evaluation.where={where}"]
+        with pytest.raises(ValueError, match=r"data\.label_names is missing"):
+            submit.settings_to_submit(["model=minilm", "data=files", *words])
 
 
 def test_settings_and_sites_reach_flower_as_they_are(

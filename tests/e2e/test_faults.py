@@ -137,15 +137,16 @@ def test_killed_and_hanging_sites(
     federation.join(federation.sites["beta"])  # refused while the server counts it as online
     back = wait_for_clients(process, run_dir, [0, 1, 2], after=without)
 
-    # Its node goes on and says that the site is well, but its work does not.
+    # Its node goes on and says that the site is well, but its work does not. It is the first of those whose
+    # answers are fetched: those of the others wait past the end of the round.
     for program in ("flower-superexec", "flwr-clientapp"):
-        assert federation.signal(signal.SIGSTOP, "gamma", program) > 0 or program == "flwr-clientapp"
-    slow = wait_for_clients(process, run_dir, [0, 1], after=back)
-    federation.signal(signal.SIGCONT, "gamma")
+        assert federation.signal(signal.SIGSTOP, "alpha", program) > 0 or program == "flwr-clientapp"
+    slow = wait_for_clients(process, run_dir, [1, 2], after=back)
+    federation.signal(signal.SIGCONT, "alpha")
     wait_for_clients(process, run_dir, [0, 1, 2], after=slow)
     federation.signal(signal.SIGTERM, program="submit")
     assert process.wait(60) == 130, process.text()
-    assert "gamma: no answer within 60 s; the round goes on without it" in process.text()
+    assert "alpha: no answer within 60 s; the round goes on without it" in process.text()
 
     failing = federation.submit(*words, "num_rounds=60", f"run_dir={tmp_path / 'fails'}")
     wait_for_round(failing, tmp_path / "fails", 1)

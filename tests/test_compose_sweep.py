@@ -25,7 +25,7 @@ FIFTY_FOUR = [
         ("1", "2", "4", "8", "16", "32"), ("bert", "albert", "distilbert"), ("imdb", "yelp_full", "ag_news")
     )
 ]
-# conf/experiment/collapse.yaml: 8 arms x 4 K, then 4 remedies at two K.
+# conf/experiment/collapse.yaml: 8 arms x 4 K, then 4 remedies at K = 32.
 GRID = [
     f"{head}_{init}_{mask}"
     for head, init, mask in product(("own", "distil"), ("shared", "persite"), ("mask", "nomask"))
@@ -33,7 +33,7 @@ GRID = [
 REMEDIES = ["remedy_head_rate", "remedy_head_warmup", "remedy_momentum", "remedy_server_rate"]
 COLLAPSE = [
     ("minilm", "bbc_news", clients, "0")
-    for clients, arms in (("1", GRID), ("4", GRID), ("16", [*GRID, *REMEDIES]), ("32", [*GRID, *REMEDIES]))
+    for clients, arms in (("1", GRID), ("4", GRID), ("16", GRID), ("32", [*GRID, *REMEDIES]))
     for _ in arms
 ]
 # Four arms for each model and two for BERT at every K, and four remedies for DistilBERT at two.

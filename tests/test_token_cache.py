@@ -233,7 +233,8 @@ def test_a_site_keeps_no_tokens_unless_its_own_file_says_so(make_settings: Make,
     sent = make_settings(
         f"data.token_cache={tmp_path / 'theirs'}", "engine=deployment", "data.label_names=[a,b]"
     )
-    assert sent.for_sites().data.token_cache is None
+    sent = sent.for_sites()
+    assert sent.data.token_cache is None
     site = make_site(tmp_path, 9092, tmp_path / "texts.csv")
     assert RealSite(site).localise(sent).data.token_cache is None
     willing = make_site(tmp_path, 9092, tmp_path / "texts.csv", token_cache=tmp_path / "ours")

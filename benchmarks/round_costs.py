@@ -47,7 +47,7 @@ def measure_costs(model: Path, run_dir: Path, num_clients: int, num_repeats: int
     both = _seconds(with_norms, num_repeats)
     assert outcome is not None
     mean = outcome
-    record = new_record(1, layout, flat, {"train": 1.0})
+    record = new_record(1, model_sha256(layout, flat), {"train": 1.0})
     update = Update(1, layout.digest, whole(trained.numpy()), 100, 4, 0.5, 1.0, None)
     before = Standing(flat, record, {})
 

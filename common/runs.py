@@ -186,7 +186,7 @@ class RunFolder:
         write_atomically(self.path / "history.jsonl", lambda part: part.write_text("".join(kept)))
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write the tensors of a whole round, then drop all but the newest two."""
+        """Write the tensors of a whole round; the newest before it stays, older ones go first."""
         from safetensors.torch import save_file
 
         def write(part: Path) -> None:
@@ -196,9 +196,11 @@ class RunFolder:
                 save_file(checkpoint.momentum, part / "momentum.safetensors")
             (part / "record.json").write_text(json.dumps(checkpoint.record))
 
-        write_atomically(self.path / "checkpoint" / f"round-{checkpoint.record['round']:06d}", write)
-        for old in self._checkpoints()[:-_KEPT_CHECKPOINTS]:
+        path = self.path / "checkpoint" / f"round-{checkpoint.record['round']:06d}"
+        others = [folder for folder in self._checkpoints() if folder != path]
+        for old in others[: 1 - _KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
+        write_atomically(path, write)
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None where there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Elements worked on at a time: temporaries stay in the processor's cache.
+# Numbers in the sketch of an update, and elements worked on at a time: temporaries stay in the cache.
 BLOCK = 1 << 18
 
 
@@ -38,6 +39,36 @@ class RoundMean:
     """Of each update in the mean, in the same order."""
 
 
+class SumMemory:
+    """Three pieces of memory, written over in turns, since fresh memory costs more than the sums do.
+
+    Two hold the sums of a round, and the mean that comes of them in the first; the third holds the mean
+    before. So a mean holds until the second round after it begins to fold updates in.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[Tensor] = []
+
+    def reserve(self, size: int) -> None:
+        """Have pieces of `size` fp32 numbers; memory that is not written to yet takes no room."""
+        if not self._pieces:
+            self._pieces = [torch.empty(size) for _ in range(3)]
+
+    @property
+    def first(self) -> Tensor:
+        """(size,) fp32, in which the mean will lie."""
+        return self._pieces[0]
+
+    @property
+    def second(self) -> Tensor:
+        """(size,) fp32."""
+        return self._pieces[1]
+
+    def rotate(self) -> None:
+        """Keep what lies in the first piece for a round."""
+        self._pieces.append(self._pieces.pop(0))
+
+
 class WeightedMean:
     """FedAvg (McMahan et al. 2017, arXiv:1602.05629, algorithm 1): sum of n_k w_k over sum of n_k.
 
@@ -45,15 +76,19 @@ class WeightedMean:
     folding in site order makes the result independent of arrival. Memory does not grow with the number
     of updates, but for a sketch of BLOCK fp32 numbers each, from which the cosines are computed: exact
     where P <= BLOCK, else within about 1/sqrt(BLOCK) = 0.002 (count sketch, Charikar et al. 2002).
+
+    The sums of the tensors' two halves lie in two pieces of memory, each as large as the fp32 tensors; the
+    mean is written over those in the first.
     """
 
-    def __init__(self, global_tensors: Tensor, buffer: Tensor | None = None) -> None:
+    def __init__(self, global_tensors: Tensor, memory: SumMemory | None = None) -> None:
         """Args:
         global_tensors: (P,) fp32 on the CPU, what the clients started from.
-        buffer: (P,) fp64 to sum in, of an earlier mean: fresh memory costs more than the sums do.
+        memory: of the means before, to go on with.
         """
         self._global = global_tensors
-        self.buffer = buffer
+        self._half = min(len(global_tensors), -(-len(global_tensors) // (2 * BLOCK)) * BLOCK)
+        self._memory = SumMemory() if memory is None else memory
         self._delta = torch.empty(min(BLOCK, len(global_tensors)))
         self._total = 0
         self._weights: list[int] = []
@@ -68,10 +103,8 @@ class WeightedMean:
         assert weight > 0, weight
         norm_squared = 0.0
         sketch = torch.zeros(BLOCK)
-        if self.buffer is None:
-            self.buffer = torch.empty(len(self._global), dtype=torch.float64)
-        for number, block in enumerate(self._blocks()):
-            total, new = self.buffer[block], trained[block]
+        for block, total in self._sums():
+            new = trained[block]
             if self._total == 0:
                 total.copy_(new).mul_(weight)
             else:
@@ -79,22 +112,24 @@ class WeightedMean:
             delta = torch.sub(new, self._global[block], out=self._delta[: len(new)])
             norm_squared += torch.dot(delta, delta).item()
             # A different rotation of the signs for each block makes them independent between blocks.
-            start = BLOCK - number % BLOCK
-            sketch[: len(delta)].addcmul_(delta, self._signs[start : start + len(delta)])
+            turned = BLOCK - block.start // BLOCK % BLOCK
+            sketch[: len(delta)].addcmul_(delta, self._signs[turned : turned + len(delta)])
         self._total += weight
         self._weights.append(weight)
         self._norms.append(sqrt(norm_squared))
         self._sketches.append(sketch)
 
     def finish(self) -> RoundMean:
-        """The mean of everything folded in. At least one update must have been."""
-        assert self.buffer is not None, "nothing was folded in"
-        tensors = torch.empty_like(self._global)
+        """The mean of everything folded in, after which nothing more can be. One update must have been."""
+        assert self._total > 0, "nothing was folded in"
+        tensors = self._memory.first[: len(self._global)]
         norm_squared = 0.0
-        for block in self._blocks():
-            tensors[block] = self.buffer[block].div_(self._total)
-            delta = torch.sub(tensors[block], self._global[block], out=self._delta[: len(tensors[block])])
+        for block, total in self._sums():
+            # The sums under `mean` are those of this block and of earlier ones, which nobody needs any more.
+            mean = tensors[block].copy_(total / self._total)
+            delta = torch.sub(mean, self._global[block], out=self._delta[: len(mean)])
             norm_squared += torch.dot(delta, delta).item()
+        self._memory.rotate()
         mean_norm = sqrt(norm_squared)
         weighted = zip(self._sketches, self._weights, strict=True)
         mean_sketch = sum((sketch * weight for sketch, weight in weighted), torch.zeros(BLOCK)) / self._total
@@ -104,9 +139,14 @@ class WeightedMean:
         )
         return RoundMean(tensors, mean_norm, agreements, tuple(self._weights))
 
-    def _blocks(self) -> list[slice]:
-        size = len(self._global)
-        return [slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+    def _sums(self) -> Iterator[tuple[slice, Tensor]]:
+        """Every block of the tensors, in order, and its fp64 sums."""
+        size, half = len(self._global), self._half
+        self._memory.reserve(2 * half)
+        for sums, first, end in ((self._memory.first, 0, half), (self._memory.second, half, size)):
+            for start in range(first, end, BLOCK):
+                block = slice(start, min(start + BLOCK, end))
+                yield block, sums.view(torch.float64)[block.start - first : block.stop - first]
 
 
 def _cosine(product: float, norms: float) -> float:

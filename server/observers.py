@@ -36,7 +36,7 @@ class Observer:
         """One more client's update of this round is in the mean."""
 
     def after_average(self, record: dict[str, Any], tensors: Tensor) -> None:
-        """New global tensors, (P,) fp32. The record's `test` may still be None."""
+        """New global tensors, (P,) fp32, which hold until the next call. The record's `test` may be None."""
 
     def after_round(self, record: dict[str, Any]) -> str | None:
         """A round is whole and measured. A returned text ends the run, for that reason."""

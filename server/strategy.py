@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,9 +24,9 @@ from common.messages import (
     unpack_update,
 )
 from common.settings import Settings
-from common.sharing import Layout
+from common.sharing import Layout, model_sha256
 from common.transforms import WHOLE
-from server.averaging import WeightedMean
+from server.averaging import SumMemory, WeightedMean
 from server.checks import check_counts, check_update, open_tensors
 from server.diagnostics import Head
 from server.evaluation import Evaluation
@@ -73,8 +74,6 @@ class FederatedAveraging:
         self.observers = observers
         self.server_step = server_step or ServerStep(settings)
         self._tasks = Tasks(settings, layout)
-        self._buffer: Tensor | None = None
-        """Of the mean, from round to round."""
         self._left_out: list[LeftOut] = []
         """Of the round under way."""
 
@@ -93,8 +92,9 @@ class FederatedAveraging:
             reason = next(filter(None, reasons), None)
         else:
             reason = self._show(standing)
+        memory = SumMemory()
         while reason is None and standing.round < self.settings.num_rounds:
-            after, counts = self._round(grid, roster, standing)
+            after, counts = self._round(grid, roster, standing, memory)
             reason = self._measured_by_sites(standing, counts)
             standing = after
             self._save(standing)
@@ -111,13 +111,15 @@ class FederatedAveraging:
         self._save(standing)
         return standing
 
-    def _round(self, grid: Grid, roster: Roster, standing: Standing) -> tuple[Standing, dict[str, Counts]]:
+    def _round(
+        self, grid: Grid, roster: Roster, standing: Standing, memory: SumMemory
+    ) -> tuple[Standing, dict[str, Counts]]:
         """One round; returns where the run stands then, and the sites' counts for where it stood before."""
         started = time.perf_counter()
         self._left_out, self._tasks.num_bytes = [], 0
         number = standing.round + 1
         members = roster.members()
-        mean = WeightedMean(standing.tensors, self._buffer)
+        mean = WeightedMean(standing.tensors, memory)
         taken: list[Taken] = []
         counts: dict[str, Counts] = {}
         aggregate_seconds = 0.0
@@ -144,7 +146,7 @@ class FederatedAveraging:
             self._tell_progress(number, members, member, len(taken))
         self._check_quorum(number, len(taken))
         folding = time.perf_counter()
-        outcome, self._buffer = mean.finish(), mean.buffer
+        outcome = mean.finish()
         # Of the clients' mean, whatever the server makes of it.
         head_norm = self.head.update_norm(outcome.tensors, standing.tensors)
         tensors = self.server_step.apply(number, standing.tensors, outcome.tensors)
@@ -214,9 +216,11 @@ class FederatedAveraging:
 
     def _record(self, number: int, tensors: Tensor, seconds: dict[str, float]) -> dict[str, Any]:
         started = time.perf_counter()
-        measured = None if self.evaluation is None else self.evaluation.measure(tensors)
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            version = beside.submit(model_sha256, self.layout, tensors)
+            measured = None if self.evaluation is None else self.evaluation.measure(tensors)
         seconds = seconds | {"evaluate": time.perf_counter() - started}
-        record = new_record(number, self.layout, tensors, seconds)
+        record = new_record(number, version.result(), seconds)
         if measured is not None:
             add_test(record, *measured)
         return record

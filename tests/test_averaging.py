@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.averaging import BLOCK, WeightedMean
+from server.averaging import BLOCK, SumMemory, WeightedMean
 
 
 def average(start: list[float], *updates: tuple[list[float], int]) -> tuple[list[float], WeightedMean]:
@@ -42,6 +42,28 @@ def test_averaging_weights_equals_adding_the_mean_delta() -> None:
         mean.add(trained, num_examples)
     delta = sum((n * (w.double() - start.double()) for w, n in updates), torch.zeros(1)) / 60
     torch.testing.assert_close(mean.finish().tensors, (start.double() + delta).float(), rtol=2e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 2, 1001, BLOCK, BLOCK + 1, 2 * BLOCK, 5 * BLOCK + 3])
+def test_memory_that_was_used_before_changes_nothing(size: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    memory, current = SumMemory(), torch.randn(size, generator=generator)
+    for _ in range(5):
+        before = current.clone()
+        updates = [(current + torch.randn(size, generator=generator), n) for n in (3, 50)]
+        mean, fresh = WeightedMean(current, memory), WeightedMean(before)
+        for trained, num_examples in updates:
+            mean.add(trained, num_examples)
+            fresh.add(trained, num_examples)
+        outcome, expected = mean.finish(), fresh.finish()
+        assert torch.equal(outcome.tensors, expected.tensors)
+        assert outcome.agreements == expected.agreements
+        assert outcome.update_norm == expected.update_norm
+        assert torch.equal(current, before)  # what the clients started from holds for this round
+        (first, n), (second, m) = updates
+        whole = ((first.double() * n + second.double() * m) / (n + m)).float()
+        torch.testing.assert_close(outcome.tensors, whole, rtol=1e-7, atol=0)
+        current = outcome.tensors
 
 
 def test_norms_and_cosines() -> None:

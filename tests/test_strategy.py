@@ -33,7 +33,7 @@ from common.messages import (
     unpack_update,
 )
 from common.runs import RunFolder
-from common.sharing import Layout
+from common.sharing import Layout, model_sha256
 from server.app import conduct
 from server.deployment.status import live_of
 from server.exchange import Request, RunFailed, ask
@@ -210,7 +210,7 @@ def test_who_was_left_alone_too_long_is_sent_the_whole(
 ) -> None:
     layout = Layout.of({"weight": (4096,)})
     before, after = (
-        Standing(tensors, new_record(number, layout, tensors, {}), {})
+        Standing(tensors, new_record(number, model_sha256(layout, tensors), {}), {})
         for number, tensors in enumerate((torch.zeros(4096), torch.full((4096,), 1e-44)))
     )
     member, tasks = Member(0, "alpha", 2, 10), Tasks(make_settings(), layout)

@@ -1,8 +1,8 @@
 """A cost model of a round, fitted to what other benchmarks measured, and what the paper's sweep would take.
 
-    python -m benchmarks.scaling --simulation simulation.json --deployment deployment.json
+    python -m benchmarks.scaling --simulation simulation.json --deployment base.json minilm.json
 
-The files are those of `--json`. The point with the most bytes (clients x model) is held out and predicted.
+The files are those of `--json`. Of each kind, the point with the most clients is held out and predicted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from benchmarks.inputs import SIZES
 from benchmarks.report import Report, Samples, Table, command, parser
 
 OURS = {"simulation": "Wardround inprocess, 1 thread", "deployment": "Wardround"}
+# What a part of the cost is the same for, whatever the size of the model.
+FIXED = {"simulation": "a round", "deployment": "a site"}
 # fp32 numbers that travel, of the sizes in benchmarks/inputs.py as classifiers of two labels.
 NUM_WEIGHTS = {"micro": 29_442, "tiny": 4_386_178, "minilm": 22_713_986, "base": 109_483_778}
 _PAPER_MODELS = {"bert": (12, 768), "albert": (12, 768), "distilbert": (6, 768)}
@@ -41,10 +43,12 @@ class Point:
     """Of the model in fp32."""
     seconds: float
 
-    @property
-    def features(self) -> tuple[float, float]:
-        """What a round costs grows with: one, and the bytes of all clients' models."""
-        return 1.0, self.num_clients * self.mebibytes
+    def features(self, kind: str) -> tuple[float, float]:
+        """What a round's cost grows with: one, or the number of clients, and the bytes of all their models.
+
+        Sites start a process for each message, and those of the benchmark share a machine.
+        """
+        return 1.0 if FIXED[kind] == "a round" else self.num_clients, self.num_clients * self.mebibytes
 
 
 def read(file: Path) -> list[Point]:
@@ -63,22 +67,22 @@ def read(file: Path) -> list[Point]:
     return points
 
 
-def fit(points: Sequence[Point]) -> np.ndarray:
-    """Least squares: seconds a round, and seconds per client and MiB of its model."""
-    features = np.array([point.features for point in points])
+def fit(kind: str, points: Sequence[Point]) -> np.ndarray:
+    """Least squares: seconds that are fixed, and seconds per client and MiB of its model."""
+    features = np.array([point.features(kind) for point in points])
     found: np.ndarray = np.linalg.lstsq(features, np.array([point.seconds for point in points]))[0]
     return found
 
 
 def model_table(kind: str, points: Sequence[Point], samples: Samples) -> Table:
     """The fit, and every point beside what it gives."""
-    held_out = max(points, key=lambda point: point.num_clients * point.mebibytes)
+    held_out = max(points, key=lambda point: (point.num_clients, point.mebibytes))
     used = [point for point in points if point is not held_out]
-    coefficients = fit(used)
-    samples.add(kind, constant_seconds=coefficients[0], seconds_per_client_and_mib=coefficients[1])
+    coefficients = fit(kind, used)
+    samples.add(kind, fixed_seconds=coefficients[0], seconds_per_client_and_mib=coefficients[1])
     table = Table(["point", "", "measured (s)", "by the model (s)", "model / measured"])
     for point in points:
-        predicted = float(np.dot(point.features, coefficients))
+        predicted = float(np.dot(point.features(kind), coefficients))
         use = "held out" if point is held_out else "fitted"
         table.rows.append([point.name, use, point.seconds, predicted, predicted / point.seconds])
     return table
@@ -114,13 +118,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options(arguments)
     samples, more = Samples(), {}
     for kind in OURS:
-        file = getattr(options, kind)
-        if file is not None:
-            more[f"{kind.capitalize()}, {file.name}"] = model_table(kind, read(file), samples)
-    fits = Table(["", "constant (s)", "per client and GiB (s)"])
+        files = getattr(options, kind)
+        if files:
+            points = [point for file in files for point in read(file)]
+            more[f"{kind.capitalize()}, {', '.join(file.name for file in files)}"] = model_table(
+                kind, points, samples
+            )
+    fits = Table(["", "fixed (s)", "for", "per client and GiB (s)"])
     for kind in more and samples.values:
-        found = [samples.first(kind, key) for key in ("constant_seconds", "seconds_per_client_and_mib")]
-        fits.rows.append([kind, found[0], None if found[1] is None else found[1] * 1024])
+        found = [samples.first(kind, key) for key in ("fixed_seconds", "seconds_per_client_and_mib")]
+        fits.rows.append([kind, found[0], FIXED[kind], None if found[1] is None else found[1] * 1024])
     title = (
         f"The paper's 54 cells at {options.teraflops:g} TFLOP/s and {options.dollars:g} $ an hour (assumed)"
     )
@@ -133,7 +140,9 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     options_of = parser(__doc__ or "")
     for kind in OURS:
-        options_of.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"JSON of benchmarks.{kind}")
+        options_of.add_argument(
+            f"--{kind}", type=Path, nargs="+", default=(), metavar="FILE", help=f"JSON of benchmarks.{kind}"
+        )
     options_of.add_argument("--teraflops", type=float, default=250.0, help="sustained by one GPU")
     options_of.add_argument("--dollars", type=float, default=3.5, help="an hour of one GPU")
     return options_of.parse_args(arguments)

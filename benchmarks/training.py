@@ -34,10 +34,14 @@ VARIANTS: dict[str, tuple[Train, tuple[str, ...]]] = {
         wardround,
         ("train.group_by_length=true", "train.padding=longest"),
     ),
+    "Wardround, train.group_by_length=true, train.micro_batches=by_length": (
+        wardround,
+        ("train.group_by_length=true", "train.micro_batches=by_length"),
+    ),
     TRAINER: (hugging_face, ()),
 }
 # Texts trained on in a measurement: some seconds on two cores.
-NUM_TEXTS = {"micro": 96, "tiny": 2048, "minilm": 256, "base": 96}
+NUM_TEXTS = {"micro": 96, "tiny": 2048, "minilm": 512, "base": 96}
 
 NOTES = [
     "texts a second: one epoch after a warm-up of one batch in the same process; every run a fresh process.",

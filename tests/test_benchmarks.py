@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, aggregation, deployment, simulation, training
+from benchmarks import accuracy, aggregation, deployment, scaling, simulation, training
 from benchmarks.inputs import SIZES, ragged_lengths
 from benchmarks.memory import PeakMemory, pss_bytes, with_descendants
 from benchmarks.plots import Curve, draw, draw_bars
@@ -189,3 +190,28 @@ def test_deployment_runs(tmp_path: Path) -> None:
         assert float(str(row["server (GiB)"])) > 0.1
     # Stock sends the model for training and again for evaluation.
     assert float(str(ours["down (MiB)"])) < float(str(stock["down (MiB)"]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fixed"), [("simulation", lambda k: 0.5), ("deployment", lambda k: 0.5 * k)]
+)
+def test_a_cost_model_finds_what_rounds_were_made_of_and_predicts_the_largest(
+    tmp_path: Path, kind: str, fixed: Callable[[int], float]
+) -> None:
+    who, clients = ("who", "K") if kind == "simulation" else ("app", "sites")
+    rows: list[dict[str, object]] = []
+    for model, k in (("base", 1), ("base", 2), ("minilm", 2), ("minilm", 8)):
+        seconds = fixed(k) + 2.0 * k * scaling.NUM_WEIGHTS[model] * 4 / 2**30
+        rows.append({"model": model, who: scaling.OURS[kind], clients: k, "s/round": seconds})
+    rows.append({"model": "base", who: "another", clients: 2, "s/round": 100.0})
+    files = [tmp_path / "first.json", tmp_path / "second.json"]
+    for file, part in zip(files, (rows[:2], rows[2:]), strict=True):
+        file.write_text(json.dumps({"benchmark": kind, "table": part}), encoding="utf-8")
+    out = tmp_path / "out.json"
+    assert scaling.main([f"--{kind}", *map(str, files), "--json", str(out)]) == 0
+    content = json.loads(out.read_text())
+    assert content["table"][0]["fixed (s)"] == pytest.approx(0.5)
+    assert content["table"][0]["per client and GiB (s)"] == pytest.approx(2.0)
+    points = next(iter(content["more"].values()))
+    assert [point["point"] for point in points if point[""] == "held out"] == ["minilm, K = 8"]
+    assert [point["model / measured"] for point in points] == pytest.approx([1.0] * 4)

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ def draw(path: Path, panels: Mapping[str, Sequence[Curve]], x_label: str) -> Non
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator
 
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False)
     for axis, (quantity, curves) in zip(axes[0], panels.items(), strict=True):
@@ -33,14 +39,13 @@ def draw(path: Path, panels: Mapping[str, Sequence[Curve]], x_label: str) -> Non
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set_xlabel(x_label)
         axis.set_ylabel(quantity)
         axis.grid(visible=True, which="major", alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    _finish(figure, axes[0][0], path)
 
 
 def draw_bars(path: Path, panels: Mapping[str, Mapping[str, float]]) -> None:
@@ -58,11 +63,18 @@ def draw_bars(path: Path, panels: Mapping[str, Mapping[str, float]]) -> None:
                 axis.bar(number, value, color=colours[number % len(colours)], label=name)
         axis.set_title(quantity, fontsize=9)
         axis.set_xticks([])
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=min(3, len(labels)) or 1, fontsize=7)
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    _finish(figure, axes[0][0], path)
+
+
+def _finish(figure: Figure, axis: Axes, path: Path) -> None:
+    """Put the names of one panel below all of them, as wide and high as they are, and write the picture."""
+    from matplotlib import pyplot as plt
+
+    figure.tight_layout()
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -84,6 +84,7 @@ def draw_rounds(path: Path, curves: Mapping[str, Sequence[Sequence[float]]], qua
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axis = plt.subplots(figsize=(6.4, 4.0))
     for name, values in curves.items():
@@ -92,6 +93,7 @@ def draw_rounds(path: Path, curves: Mapping[str, Sequence[Sequence[float]]], qua
         (line,) = axis.plot(rounds, means, linewidth=1.6, label=name)
         lowest, highest = [min(found) for found in values], [max(found) for found in values]
         axis.fill_between(rounds, lowest, highest, color=line.get_color(), alpha=0.12, linewidth=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("communication round")
     axis.set_ylabel(quantity)
     axis.grid(visible=True, alpha=0.3)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,12 @@ from benchmarks.inputs import SIZES
 from benchmarks.report import Report, Samples, Table, command, parser
 
 OURS = {"simulation": "Wardround inprocess, 1 thread", "deployment": "Wardround"}
-# What a part of the cost is the same for, whatever the size of the model.
-FIXED = {"simulation": "a round", "deployment": "a site"}
+# What a part of the cost is the same for, whatever the size of the model, and how often a round of K clients
+# has it. Sites start a process for each message, and those of the benchmark share a machine.
+FIXED: dict[str, tuple[str, Callable[[int], int]]] = {
+    "simulation": ("a round", lambda clients: 1),
+    "deployment": ("a site", lambda clients: clients),
+}
 # fp32 numbers that travel, of the sizes in benchmarks/inputs.py as classifiers of two labels.
 NUM_WEIGHTS = {"micro": 29_442, "tiny": 4_386_178, "minilm": 22_713_986, "base": 109_483_778}
 _PAPER_MODELS = {"bert": (12, 768), "albert": (12, 768), "distilbert": (6, 768)}
@@ -44,11 +48,8 @@ class Point:
     seconds: float
 
     def features(self, kind: str) -> tuple[float, float]:
-        """What a round's cost grows with: one, or the number of clients, and the bytes of all their models.
-
-        Sites start a process for each message, and those of the benchmark share a machine.
-        """
-        return 1.0 if FIXED[kind] == "a round" else self.num_clients, self.num_clients * self.mebibytes
+        """What a round's cost grows with: what is fixed, and the MiB of all clients' models."""
+        return FIXED[kind][1](self.num_clients), self.num_clients * self.mebibytes
 
 
 def read(file: Path) -> list[Point]:
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fits = Table(["", "fixed (s)", "for", "per client and GiB (s)"])
     for kind in more and samples.values:
         found = [samples.first(kind, key) for key in ("fixed_seconds", "seconds_per_client_and_mib")]
-        fits.rows.append([kind, found[0], FIXED[kind], None if found[1] is None else found[1] * 1024])
+        fits.rows.append([kind, found[0], FIXED[kind][0], None if found[1] is None else found[1] * 1024])
     title = (
         f"The paper's 54 cells at {options.teraflops:g} TFLOP/s and {options.dollars:g} $ an hour (assumed)"
     )

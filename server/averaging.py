@@ -51,7 +51,7 @@ class SumMemory:
 
     def reserve(self, size: int) -> None:
         """Have pieces of `size` fp32 numbers; memory that is not written to yet takes no room."""
-        if not self._pieces:
+        if not self._pieces or len(self.first) != size:
             self._pieces = [torch.empty(size) for _ in range(3)]
 
     @property

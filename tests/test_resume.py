@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from common.runs import RunFolder
-from common.sharing import Layout
+from common.runs import Checkpoint, RunFolder
+from common.sharing import Layout, model_sha256, tensors_to_flat
 from server.observers import Checkpoints, History, Observer, Target
 from server.simulate import simulate
 from server.sweep import sweep
@@ -174,6 +174,25 @@ def test_only_the_newest_two_checkpoints_stay(make_settings: Make, tmp_path: Pat
     simulate(make_settings())
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoint").iterdir())
     assert names == ["round-000002", "round-000003"]
+
+
+def test_a_checkpoint_that_is_written_late_holds_its_own_round(
+    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The sums of later rounds lie where older global tensors did; a write must be over by then.
+    save, right = RunFolder.save_checkpoint, []
+
+    def slowly(self: RunFolder, checkpoint: Checkpoint) -> None:
+        time.sleep(0.5)  # many rounds of this model
+        shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+        layout = Layout.of(shapes)
+        found = model_sha256(layout, tensors_to_flat(layout, checkpoint.tensors))
+        right.append(found == checkpoint.record["model_sha256"])
+        save(self, checkpoint)
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", slowly)
+    simulate(make_settings("num_rounds=5"))
+    assert right == [True] * 6
 
 
 def test_a_cut_history_line_is_forgotten(make_settings: Make, tmp_path: Path) -> None:

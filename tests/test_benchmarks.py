@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, aggregation, deployment, scaling, simulation, training
+from benchmarks import accuracy, aggregation, deployment, phases, scaling, simulation, training
 from benchmarks.inputs import SIZES, ragged_lengths
 from benchmarks.memory import PeakMemory, pss_bytes, with_descendants
 from benchmarks.plots import Curve, draw, draw_bars
@@ -215,3 +217,14 @@ def test_a_cost_model_finds_what_rounds_were_made_of_and_predicts_the_largest(
     points = next(iter(content["more"].values()))
     assert [point["point"] for point in points if point[""] == "held out"] == ["minilm, K = 8"]
     assert [point["model / measured"] for point in points] == pytest.approx([1.0] * 4)
+
+
+def test_phases_add_up_to_the_round(tmp_path: Path) -> None:
+    file = tmp_path / "phases.json"
+    # In a process of its own: timers stay where they are put.
+    words = [sys.executable, "-m", "benchmarks.phases", "--quick", "--json", str(file)]
+    subprocess.run(words, check=True, timeout=300, capture_output=True)
+    found = rows(file)
+    assert [row["phase"] for row in found] == [*phases.PHASES, phases.REST, "all"]
+    assert all(float(str(row["seconds a round"])) > 0 for row in found)
+    assert sum(float(str(row["share (%)"])) for row in found[:-1]) == pytest.approx(100)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SType
 
 from common.arrays import to_record
@@ -31,7 +31,8 @@ def fold_in(model: Path, num_clients: int) -> float:
     for client, reply in enumerate(replies(layout, flat, num_clients)):
         started = time.perf_counter()
         update = unpack_update(reply)
-        check_update(update, 1, layout, 2, Member(client, f"site-{client}", client, _NUM_EXAMPLES))
+        member = Member(client, f"site-{client}", client, _NUM_EXAMPLES)
+        check_update(update, 1, layout, 2, member, is_counted=False)
         mean.add(open_tensors(update, flat, scratch), update.num_examples)
         seconds += time.perf_counter() - started
     started = time.perf_counter()
@@ -89,21 +90,19 @@ def global_tensors(model: Path) -> tuple[Layout, torch.Tensor]:
     return flatten_model(build(model), torch.device("cpu"))
 
 
-def replies(layout: Layout, flat: torch.Tensor, num_clients: int) -> Iterator[Message]:
-    """Wardround's replies, each with bytes of its own, as pulled from a grid."""
+def replies(layout: Layout, flat: torch.Tensor, num_clients: int) -> Iterator[RecordDict]:
+    """What Wardround's replies hold, each with bytes of its own, as pulled from a grid."""
     for _ in range(num_clients):
         record = ArrayRecord()
         for key, piece in to_record({"shared": flat.numpy()}).items():
             record[key] = Array(piece.dtype, piece.shape, SType.NUMPY, piece.data)
         config = {"round": 1, "layout": layout.digest, "form": "whole", "holds": ""}
         metrics = {"num_examples": _NUM_EXAMPLES, "num_steps": 1, "loss": 0.5, "seconds": 1.0}
-        yield FakeReply(  # type: ignore[misc]
-            RecordDict(
-                {
-                    "tensors": record,
-                    "update": ConfigRecord(config),  # type: ignore[arg-type]
-                    "metrics": MetricRecord(metrics),  # type: ignore[arg-type]
-                }
-            )
+        yield RecordDict(
+            {
+                "tensors": record,
+                "update": ConfigRecord(config),  # type: ignore[arg-type]
+                "metrics": MetricRecord(metrics),  # type: ignore[arg-type]
+            }
         )
         del record

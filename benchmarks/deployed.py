@@ -14,9 +14,8 @@ from benchmarks.inputs import LABELS, write_texts
 from benchmarks.memory import PeakMemory, with_descendants
 from benchmarks.report import say
 from server.deployment import superlink
-from server.deployment.server_folder import names_by_node
 from server.deployment.submit import settings_to_submit, start
-from tests.e2e.federation import Federation
+from tests.e2e.federation import Federation, TestSite
 from tests.e2e.proxy import Relay
 
 STOCK_APP = Path(__file__).parent / "stock"
@@ -67,12 +66,15 @@ class Measured:
 
 
 class Bed:
-    """A server, a relay before its fleet port, and sites that join as hospitals do; use it as a context."""
+    """A server, a relay before its fleet port, and sites, for one run; use it as a context.
 
-    def __init__(self, root: Path, model: Path, num_sites: int) -> None:
-        self.root, self.model, self.num_sites = root, model, num_sites
+    Wardround's sites join as hospitals do. Stock Flower has its own SuperLink and SuperNodes, with the same
+    certificates, keys and texts.
+    """
+
+    def __init__(self, root: Path, model: Path, num_sites: int, *, is_stock: bool) -> None:
+        self.root, self.model, self.num_sites, self.is_stock = root, model, num_sites, is_stock
         self.federation = Federation(root)
-        self._num_runs = 0
         self._open = ExitStack()
 
     def __enter__(self) -> Bed:
@@ -81,32 +83,36 @@ class Bed:
         port = federation.folder.addresses.fleet_port
         self.relay = self._open.enter_context(Relay(("127.0.0.1", port)))
         say(f"starting a server and {self.num_sites} sites")
-        federation.up()
-        for number in range(self.num_sites):
-            self._join(f"site-{number}")
-        federation.wait_online(*federation.sites, seconds=_ONLINE_SECONDS)
+        names = [f"site-{number}" for number in range(self.num_sites)]
+        sites = [self._site(name) for name in names]
+        if self.is_stock:
+            federation.up_stock(sites)
+        else:
+            federation.up()
+            for site in sites:
+                federation.join(site)
+            federation.wait_online(*names, seconds=_ONLINE_SECONDS)
         assert federation.server is not None
         server = federation.server.popen.pid
         groups: dict[str, Callable[[], set[int]]] = {"server": lambda: with_descendants([server])}
-        for name, site in federation.sites.items():
+        for site in sites:
             assert site.node is not None
-            groups[name] = _finder(site.node.popen.pid)
+            groups[site.name] = _finder(site.node.popen.pid)
         self.memory = self._open.enter_context(PeakMemory(groups, seconds=0.5))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def _join(self, name: str) -> None:
+    def _site(self, name: str) -> TestSite:
         """A site with two texts to train on and one held out, which dials the relay."""
         texts = write_texts(self.root / f"{name}.csv", np.full(3, _TEXT_TOKENS))
         address = f"localhost:{self.relay.port}"
-        self.federation.join(self.federation.add_site(name, texts, model=self.model, address=address))
+        return self.federation.add_site(name, texts, model=self.model, address=address)
 
     def wardround(self, num_rounds: int, *overrides: str) -> Measured:
         """One submitted run: every site trains one step on two texts and counts on another."""
-        self._num_runs += 1
-        run_dir = self.root / f"run-{self._num_runs}"
+        run_dir = self.root / "run"
         settings = settings_to_submit(
             [
                 *("model=hf", f"model.name={self.model}", "model.label=benchmark", "data=files"),
@@ -117,18 +123,16 @@ class Bed:
             ]
         )
         folder = self.federation.folder
-        names = names_by_node(folder.sites(), sorted(self.federation.sites))
 
         def rounds_done() -> int:
             found = sorted(path.name for path in (run_dir / "checkpoint").glob("round-*"))
             return int(found[-1].removeprefix("round-")) if found else 0
 
-        return self._measure(lambda: start(folder, settings, names), rounds_done, num_rounds)
+        return self._measure(lambda: start(folder, settings, folder.sites()), rounds_done, num_rounds)
 
     def stock(self, num_rounds: int) -> Measured:
         """One run of the stock app."""
-        self._num_runs += 1
-        file = self.root / f"rounds-{self._num_runs}.txt"
+        file = self.root / "rounds.txt"
         config = {
             "model": str(self.model),
             "num-rounds": str(num_rounds),
@@ -144,7 +148,6 @@ class Bed:
 
     def _measure(self, send: Callable[[], str], rounds_done: Callable[[], int], num_rounds: int) -> Measured:
         """Start a run, take a mark at the end of every round, and wait until nothing of it runs any more."""
-        self.memory.reset()
         started = asked = time.monotonic()
         run_id = send()
         marks: list[Mark] = []

@@ -2,7 +2,7 @@
 
     python -m benchmarks.deployment --model base --sites 2 --rounds 4 --repeats 2
 
-One SuperLink and the same SuperNodes, with TLS and node keys, serve both apps in turns (A B A B …).
+The two run in turns (A B A B …), each run with a server and sites of its own, with TLS and node keys.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ NOTES = [
     "one small step moves weights so little that the exact difference takes one byte a weight, bf16 always "
     "two. Further training needs more than one for the exact difference too.",
     "bytes a round: what passed a relay before the SuperLink's fleet port, TLS included, all sites together.",
-    "server memory: peak PSS of SuperLink, superexec and server app together, in the first run of each row "
-    "on one SuperLink, in their order; site memory: the same of one site's processes, the largest site.",
+    "server memory: peak PSS of SuperLink, superexec and server app together; site memory: the same of one "
+    "site's processes, the largest site; both of the first run of each row.",
 ]
 
 
@@ -66,10 +66,11 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
     model = write_model(folder / "model", options.model)
     chosen = {name: run for name, run in VARIANTS.items() if not options.only or name in options.only}
     for num_sites in options.sites:
-        with Bed(folder / f"sites-{num_sites}", model, num_sites) as bed:
-            for repeat in range(options.repeats):
-                for name, run in chosen.items():
-                    say(f"{name}, {num_sites} sites, run {repeat + 1} of {options.repeats}")
+        for repeat in range(options.repeats):
+            for number, (name, run) in enumerate(chosen.items()):
+                say(f"{name}, {num_sites} sites, run {repeat + 1} of {options.repeats}")
+                root = folder / f"sites-{num_sites}" / f"run-{repeat}-{number}"
+                with Bed(root, model, num_sites, is_stock=name == STOCK) as bed:
                     _keep(samples, f"{name}, {num_sites} sites", run(bed, options.rounds))
     return Report("deployment", _table(samples, chosen, options), samples, NOTES)
 

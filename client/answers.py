@@ -51,3 +51,8 @@ def answer(kind: str, content: RecordDict, find_site: Callable[[], Site]) -> Rec
     except Exception as error:
         log.exception("this client could not answer a message of type %s", kind)
         return pack_refusal(f"{type(error).__name__}; see the client's own log")
+
+
+def warm_up() -> None:
+    """Import what takes seconds, before anybody waits for it."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401

@@ -1,18 +1,16 @@
 """Flower handlers of a client: pass the work on, and wrap up the answer.
 
-Flower starts a process for every message. At a site that has a resident process this one needs no PyTorch:
-it hands the message over and waits.
+For simulations, and for Flower users who run this app on SuperNodes of their own. `wardround-site join` does
+not use it: a site that takes part that way runs its own installed code only.
 """
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.resident import Resident
 from common.messages import EVALUATE, HELLO, TRAIN, pack_refusal, seconds_left_of, unpack_notice
 
 log = logging.getLogger(__name__)
@@ -45,17 +43,11 @@ def notice(message: Message, context: Context) -> Message:
 
 
 def _answer(kind: str, message: Message, context: Context) -> Message:
-    site_file = context.node_config.get("site-file")
-    resident = None if site_file is None else Resident.of_this_site()
-    seconds_left = seconds_left_of(message)
-    if site_file is not None and seconds_left <= 0:
+    is_real = "site-file" in context.node_config
+    if is_real and seconds_left_of(message) <= 0:
         log.warning("a message came after its round was over, and is left undone")
-        content = pack_refusal("the message came after the round was over")
-    elif resident is not None:
-        content = resident.answer(kind, message.content, Path(str(site_file)), seconds_left)
-    else:
-        from client.answers import answer
-        from client.site import site_from
+        return Message(pack_refusal("the message came after the round was over"), reply_to=message)
+    from client.answers import answer
+    from client.site import site_from
 
-        content = answer(kind, message.content, lambda: site_from(context.node_config))
-    return Message(content, reply_to=message)
+    return Message(answer(kind, message.content, lambda: site_from(context.node_config)), reply_to=message)

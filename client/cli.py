@@ -22,6 +22,7 @@ from common.exits import DONE, FAILED, guarded  # noqa: E402
 
 if TYPE_CHECKING:
     from client.findings import Finding, Options
+    from client.site_file import SiteFile
 
 READY, NOT_READY = DONE, FAILED
 
@@ -30,23 +31,23 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Take part in a federation with data that stays here: init, check, join.",
+    help="Take part in a federation with data that stays here: init, check, join, trust.",
 )
 SiteOption = Annotated[Path, typer.Option("--site", metavar="FILE", help="The site file.")]
 
 
 @app.command(
-    help="Make this site's key pair and its files: site.yaml, a systemd unit, a compose file.",
+    help="Make this site's keys and files: site.yaml, registration.json, a systemd unit, a compose file.",
     epilog="""\b
 Example:
-  wardround-site init st_marys --server fl.example.org:9092 --ca ca.crt \\
-      --data letters.csv --text letter --label department
-The private key is made here and never leaves. Nothing is overwritten, nothing is sent.""",
+  wardround-site init --invitation invitation.json --data letters.csv --text letter --label department
+Compare the invitation's fingerprint with the coordinator's, by telephone. The private keys are made here and
+never leave. Nothing is overwritten, nothing is sent.""",
 )
 def init(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As agreed on with the coordinator.")],
-    server: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The server's fleet port.")],
-    ca: Annotated[Path, typer.Option("--ca", metavar="FILE", help="ca.crt, as got from the coordinator.")],
+    invitation: Annotated[
+        Path, typer.Option("--invitation", metavar="FILE", help="As got from the coordinator.")
+    ],
     data: Annotated[Path, typer.Option("--data", metavar="FILE", help="CSV, JSONL or Parquet.")],
     text: Annotated[list[str], typer.Option("--text", metavar="COLUMN", help="May be given several times.")],
     label: Annotated[str, typer.Option("--label", metavar="COLUMN", help="Column that holds the label.")],
@@ -58,15 +59,16 @@ def init(
     image: Annotated[str, typer.Option("--image", help="Image for compose.yaml.")] = "wardround-client",
 ) -> None:
     """Write the kit and say what to do with it."""
-    from client.keys import fingerprint
-    from client.kit_files import write_kit
+    from client.kit_files import INVITATION, REGISTRATION, STATE, write_kit
     from client.site_file import SiteFile
+    from common.invitation import Invitation, read_paper
 
     folder = folder.absolute()
+    invited, fingerprint = read_paper(Invitation, invitation)
     site = SiteFile(
-        name=name,
-        server_address=server,
-        ca=ca.absolute(),
+        name=invited.site,
+        server_address=invited.address,
+        ca=folder / "ca.crt",
         private_key=folder / "site.key",
         public_key=folder / "site.pub",
         data_path=data.absolute(),
@@ -74,17 +76,44 @@ def init(
         label_column=label,
         model=None if model is None else model.absolute(),
         device=device,
+        coordinator_key=folder / "coordinator.pub",
+        signing_key=folder / "signing.key",
+        state=folder / STATE,
+        invitation=folder / INVITATION,
     )
-    write_kit(site, folder, image)
-    absent = [str(path) for path in (site.ca, site.data_path, site.model) if path and not path.exists()]
+    registered = write_kit(site, invited, invitation, folder, image)
+    absent = [str(path) for path in (site.data_path, site.model) if path and not path.exists()]
     typer.echo(
-        f"Wrote site.yaml, site.key, site.pub, wardround-site.service and compose.yaml to {folder}\n"
-        f"SEND to the coordinator:  {site.public_key}\n"
-        f"  whose fingerprint is    {fingerprint(site.public_key)}\n"
-        f"NEVER send to anybody:    {site.private_key}, and no text of {site.data_path}\n"
+        f"Invited as {site.name} to {site.server_address}\n"
+        f"  the invitation's fingerprint is  {fingerprint}\n"
+        "  COMPARE it with the coordinator's by telephone; where they differ, stop here.\n"
+        f"Wrote site.yaml, keys, {REGISTRATION}, wardround-site.service and compose.yaml to {folder}\n"
+        f"SEND to the coordinator:  {folder / REGISTRATION}\n"
+        f"  whose fingerprint is             {registered}\n"
+        f"NEVER send to anybody:    {site.private_key}, {site.signing_key}, and no text of {site.data_path}\n"
         + "".join(f"Not there yet:            {path}\n" for path in absent)
         + f"Next: wardround-site check --site {folder / 'site.yaml'}"
     )
+
+
+@app.command(
+    help="Trust the coordinator's next signing key, which is signed with the one trusted so far.",
+    epilog="""\b
+Example:
+  wardround-site trust rotation.json --fingerprint SHA256:...
+Give the fingerprint as the coordinator reads it out by telephone. Restart `join` afterwards.""",
+)
+def trust(
+    rotation: Annotated[Path, typer.Argument(metavar="FILE", help="As got from the coordinator.")],
+    fingerprint: Annotated[str, typer.Option("--fingerprint", help="As told by the coordinator.")],
+    site: SiteOption = Path("site.yaml"),
+) -> None:
+    """Replace the key that is trusted."""
+    from client.kit_files import trust_next_key
+    from client.site_file import load_site_file
+
+    trust_next_key(load_site_file(site), rotation, fingerprint)
+    typer.echo("The new key is trusted. Restart wardround-site join.")
 
 
 @app.command(
@@ -107,7 +136,7 @@ def check(
         str | None, typer.Option("--labels", metavar="A,B,C", help="The consortium's labels.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="ID", help="Hub id of the model the run will name.")
+        str | None, typer.Option("--model", metavar="ID", help="Hub id, or folder, of the model of the run.")
     ] = None,
     max_length: Annotated[int, typer.Option("--max-length", min=3, help="Tokens per text.")] = 128,
     skip_check: Annotated[
@@ -120,7 +149,8 @@ def check(
     from client.site_file import load_site_file
 
     loaded = load_site_file(site)
-    findings = run_checks(loaded, _options(expect or [], labels, model, max_length), skip_check or [])
+    options = _options(loaded, expect or [], labels, model, max_length)
+    findings = run_checks(loaded, options, skip_check or [])
     if as_json:
         typer.echo(json.dumps(findings_as_json(loaded, findings), indent=2, ensure_ascii=False))
     else:
@@ -128,19 +158,29 @@ def check(
     raise typer.Exit(READY if is_ready(findings) else NOT_READY)
 
 
-def _options(expect: Sequence[str], labels: str | None, model: str | None, max_length: int) -> Options:
+def _options(
+    site: SiteFile, expect: Sequence[str], labels: str | None, model: str | None, max_length: int
+) -> Options:
+    """What the invitation says, and what was given by hand in its place."""
     from client.findings import Options
+    from common.invitation import Invitation, read_paper
 
     pairs = [item.partition("=") for item in expect]
     for (package, _, version), item in zip(pairs, expect, strict=True):
         if not package or not version:
             raise ValueError(f"--expect is '{item}'; it must be PACKAGE=VERSION, for example flwr=1.39.0.")
+    versions = {package: version for package, _, version in pairs}
     names = tuple(name.strip() for name in (labels or "").split(",") if name.strip())
-    return Options({package: version for package, _, version in pairs}, names, model, max_length)
+    if site.invitation is not None and site.invitation.exists():
+        invited, _ = read_paper(Invitation, site.invitation)
+        # Other Python and PyTorch work together; another Wardround or Flower may not.
+        told = {name: invited.versions[name] for name in ("wardround", "flwr") if name in invited.versions}
+        versions, names = told | versions, names or invited.labels
+    return Options(versions, names, model, max_length)
 
 
 @app.command(
-    help="Check, then take part until told to stop: keeps Flower's SuperNode running.",
+    help="Check, then take part until told to stop: one connection to the server, one process that trains.",
     epilog="""\b
 Examples:
   wardround-site join
@@ -153,21 +193,14 @@ def join(
         list[str] | None, typer.Option("--skip-check", metavar="NAME", help="May be repeated.")
     ] = None,
     retry_seconds: Annotated[
-        float, typer.Option("--retry-seconds", min=0.1, help="First wait before a restart; doubles.")
+        float, typer.Option("--retry-seconds", min=0.1, help="First wait before another try; doubles.")
     ] = 5.0,
-    resident: Annotated[
-        bool,
-        typer.Option(
-            "--resident/--no-resident",
-            help="Keep model and texts in memory between messages, or load them for each.",
-        ),
-    ] = True,
 ) -> None:
     """Check and join."""
     from client.join import join as run
     from client.site_file import load_site_file
 
-    code = run(site, load_site_file(site), _show, skip_check or [], retry_seconds, resident=resident)
+    code = run(site, load_site_file(site), _show, skip_check or [], retry_seconds)
     raise typer.Exit(code)
 
 

@@ -38,7 +38,7 @@ class Options:
     labels: tuple[str, ...] = ()
     """The consortium's label names; () where they were not told."""
     model: str | None = None
-    """Hub id of the pre-trained model, where site.yaml names no local copy."""
+    """Hub id or folder of the pre-trained model, where site.yaml names no local copy."""
     max_length: int = 128
     """Tokens after which texts are cut."""
     batch_size: int = 32

@@ -13,18 +13,30 @@ from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-    from client.greeting import Answer
     from client.site_file import SiteFile
 
 # In the order in which gRPC looks at them; it knows small letters only.
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 _EXCEPTION_VARIABLES = ("no_grpc_proxy", "no_proxy")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server says to a question signed with the site's key."""
+
+    kind: Literal["registered", "unregistered", "wrong_time", "version", "unreachable", "other"]
+    detail: str = ""
+
+    @property
+    def accepts_the_time(self) -> bool:
+        """Whether the server looked at a time stamp of this machine and found it right."""
+        return self.kind in ("registered", "unregistered")
 
 
 @dataclass(frozen=True)
@@ -103,10 +115,22 @@ class Link:
 
     @cached_property
     def answer(self) -> Answer:
-        """What the server says to this site's key."""
-        from client.greeting import greet
+        """What the server says to this site's key. Raises ValueError where a site's file cannot be read."""
+        from client.node.connection import Connection, Refused, Unreachable
 
-        return greet(self.site, self.timeout_seconds)
+        try:
+            with Connection(self.site) as connection:
+                connection.ask_if_registered(self.timeout_seconds)
+        except Unreachable as error:
+            return Answer("unreachable", str(error))
+        except Refused as refused:
+            kinds: dict[str, Literal["unregistered", "wrong_time", "version"]] = {
+                "unknown_key": "unregistered",
+                "wrong_time": "wrong_time",
+                "version": "version",
+            }
+            return Answer(kinds.get(refused.why, "other"), refused.detail)
+        return Answer("registered")
 
     def _shown(self) -> Certificate | None:
         """The certificate of a server that is not trusted, to tell a person about it."""

@@ -40,6 +40,9 @@ def check_columns(texts: SiteTexts) -> Finding:
         return _skipped("columns")
     if texts.missing:
         name = texts.missing[0]
+        if texts.other_form:
+            said = f"{texts.path.name} has no column '{name}'; {texts.other_form}"
+            return from_error("columns", ValueError(said))
         said = f"{texts.path.name} has no column '{name}'; it has: {', '.join(texts.header)}"
         step = f"Correct data.text_columns or data.label_column.{nearest(name, texts.header)}"
         return Finding("columns", "problem", said, step)

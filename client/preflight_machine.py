@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -11,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from client.findings import Finding, from_error
-from client.keys import public_line, read_private_key
-from client.site_file import SiteFile
+from client.site_file import SiteFile, signing_keys
+from common.credentials import NEW_KEYS, public_line, read_private_key
 
 PACKAGES = ("wardround", "flwr", "torch", "transformers")
 FLOWER = "1.39"
@@ -25,7 +26,8 @@ MEMORY_PER_MODEL = 4
 # Python, PyTorch and the activations of a batch of 32 texts of 128 tokens.
 _MEMORY_BESIDE = 2 * _GIB
 _DISK_BESIDE = _GIB
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json")
 
 
 def check_versions(expect: Mapping[str, str]) -> Finding:
@@ -58,17 +60,19 @@ def _matches(found: str | None, wanted: str) -> bool:
 
 
 def check_key(site: SiteFile) -> Finding:
-    """The private key is the site's own, of the right kind, and the public file is its other half."""
+    """The private keys are the site's own and of the right kinds, and the public file is the other half."""
     private, public = site.private_key, site.public_key
     try:
-        key = read_private_key(private)
+        key = read_private_key(private, "node", "key.private", NEW_KEYS)
+        signing_keys(site)
     except ValueError as error:
         return from_error("key", error)
-    facts = private.stat()
-    if stat.S_IMODE(facts.st_mode) & 0o077:
-        text = f"key.private: {private} can be read by others (mode {stat.S_IMODE(facts.st_mode):04o})"
-        step = f"chmod 600 {private}; if others have logins here, make a new pair and have it registered."
-        return Finding("key", "problem", text, step)
+    for setting, secret in (("key.private", private), ("key.signing", site.signing_key or private)):
+        mode = stat.S_IMODE(secret.stat().st_mode)
+        if mode & 0o077:
+            text = f"{setting}: {secret} can be read by others (mode {mode:04o})"
+            step = f"chmod 600 {secret}; if others have logins here, make new keys and have them registered."
+            return Finding("key", "problem", text, step)
     try:
         given = public.read_text(encoding="ascii").split()[:2]
     except (OSError, UnicodeDecodeError):
@@ -83,19 +87,26 @@ def check_key(site: SiteFile) -> Finding:
             f"ssh-keygen -yf {private} > {public}; have it registered if another one was sent.",
         )
     return Finding(
-        "key", "ok", f"{private.name} is P-384, readable by its owner only, and matches {public.name}"
+        "key",
+        "ok",
+        f"{private.name} is P-384, readable by its owner only, and matches {public.name}; the key "
+        "that signs answers and the coordinator's are there",
     )
 
 
 def model_bytes(site: SiteFile) -> int:
     """Size of the weights of the local copy; of a BERT-base where there is none."""
-    if site.model is None:
-        return _USUAL_MODEL_BYTES
-    for pattern in _WEIGHTS:
-        found = sum(file.stat().st_size for file in site.model.glob(pattern))
-        if found:
-            return found
-    return _USUAL_MODEL_BYTES
+    weights = [] if site.model is None else _weights(site.model)
+    return sum(file.stat().st_size for file in weights) or _USUAL_MODEL_BYTES
+
+
+def _weights(folder: Path) -> list[Path]:
+    """Files of the weights that are loaded: the first kind there is."""
+    try:
+        kinds = [[*folder.glob(pattern)] for pattern in _WEIGHTS]
+    except PermissionError:  # the finding `model` says so
+        return []
+    return next(filter(None, kinds), [])
 
 
 def check_disk(site: SiteFile) -> Finding:
@@ -178,45 +189,88 @@ def check_device(site: SiteFile) -> Finding:
     return Finding("device", "ok", f"{device}, {os.cpu_count()} CPUs")
 
 
-def check_model(site: SiteFile, hub_name: str | None, timeout_seconds: float) -> Finding:
-    """The pre-trained model and its tokenizer are here, or how much has to be fetched. Fetches nothing."""
+def check_model(site: SiteFile, named: str | None, timeout_seconds: float) -> Finding:
+    """The pre-trained model and its tokenizer are here, or how much has to be fetched. Fetches nothing.
+
+    Args: named: a hub id, or a folder that site.yaml should name.
+    """
+    try:
+        return _look_for_model(site, named, timeout_seconds)
+    except PermissionError as error:
+        text = f"{error.filename} cannot be read by this user"
+        return Finding("model", "problem", text, "Give it read access to the folder and all above it.")
+
+
+def _look_for_model(site: SiteFile, named: str | None, timeout_seconds: float) -> Finding:
     if site.model is not None:
-        return _local_model(site.model, model_bytes(site))
-    if hub_name is None:
+        return _local_model(site.model, "model:")
+    if named is None:
         return Finding(
             "model",
             "warning",
             "not checked: the run names the model",
             "Ask the coordinator for its name and check again with --model NAME.",
         )
+    folder = Path(named).expanduser()
+    if folder.exists() or named.startswith(("/", ".", "~")) or named.count("/") > 1:
+        found = _local_model(folder.absolute(), "--model")
+        if found.state != "ok":
+            return found
+        step = f"Set model: {folder.absolute()} in site.yaml; else the site looks for what the run names."
+        return Finding("model", "warning", f"{found.message}, but site.yaml does not name it", step)
+    return _hub_model(named, timeout_seconds)
+
+
+def _hub_model(name: str, timeout_seconds: float) -> Finding:
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    here = [
-        isinstance(try_to_load_from_cache(hub_name, name), str)
-        for name in ("config.json", "model.safetensors")
-    ]
-    if all(here):
-        return Finding("model", "ok", f"{hub_name} is in this machine's cache")
     step = "Copy the model's folder here and set model: <that folder>, or let this machine out to the hub."
     try:
-        facts = HfApi().model_info(hub_name, files_metadata=True, timeout=timeout_seconds)
+        files = ("config.json", "model.safetensors")
+        if all(isinstance(try_to_load_from_cache(name, file), str) for file in files):
+            return Finding("model", "ok", f"{name} is in this machine's cache")
+        facts = HfApi().model_info(name, files_metadata=True, timeout=timeout_seconds)
     except Exception as error:  # the hub's client raises kinds of four libraries
-        text = f"{hub_name} is not in the cache and the hub does not give it ({type(error).__name__})"
-        return Finding("model", "problem", text, step)
-    weights = [file.size or 0 for file in facts.siblings or () if file.rfilename.endswith(".safetensors")]
-    text = f"{hub_name} will be fetched from the hub in the first round: {sum(weights) / 1e6:.0f} MB"
-    return Finding("model", "ok", text)
+        text = f"{name} is no folder here, not in the cache, and the hub does not give it"
+        return Finding("model", "problem", f"--model: {text} ({type(error).__name__})", step)
+    sizes = {file.rfilename: file.size or 0 for file in facts.siblings or ()}
+    for suffix, state in ((".safetensors", "ok"), (".bin", "warning")):
+        weights = [size for file, size in sizes.items() if file.endswith(suffix)]
+        if weights:
+            text = f"{name} will be fetched from the hub in the first round: {sum(weights) / 1e6:.0f} MB"
+            return Finding("model", "ok", text) if state == "ok" else _without_safetensors(text)
+    text = f"--model: {name} is on the hub, but holds no weights for PyTorch"
+    return Finding("model", "problem", text, "Ask the coordinator for the name of the model.")
 
 
-def _local_model(folder: Path, size: int) -> Finding:
+def _local_model(folder: Path, setting: str) -> Finding:
+    """A folder that should hold a model, and how it was named."""
+
+    def problem(what: str, step: str) -> Finding:
+        return Finding("model", "problem", f"{setting} {folder} {what}", step)
+
+    if not folder.is_dir():
+        what = "is a file; a folder is needed" if folder.exists() else "is not there"
+        where = "--model" if setting == "--model" else "model: in site.yaml"
+        return problem(what, f"Copy the folder of the pre-trained model there, or correct {where}.")
+    weights = _weights(folder)
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
-        missing.append("model.safetensors")
-    if not any(
-        (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json")
-    ):
-        missing.append("tokenizer.json")
+    missing += [] if weights else ["model.safetensors"]
+    missing += [] if any((folder / name).is_file() for name in _TOKENIZERS) else ["tokenizer.json"]
     if missing:
-        text = f"model: {folder} lacks {', '.join(missing)}"
-        return Finding("model", "problem", text, "Copy the whole folder of the pre-trained model here.")
-    return Finding("model", "ok", f"{folder} holds a model of {size / 1e6:.0f} MB and its tokenizer")
+        return problem(f"lacks {', '.join(missing)}", "Copy the whole folder of the pre-trained model there.")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        return problem(f"has a config.json that cannot be read ({type(error).__name__})", "Copy it anew.")
+    if not isinstance(config, dict) or "model_type" not in config:
+        step = "Copy the folder of a pre-trained text model there, as save_pretrained writes it."
+        return problem("has a config.json without model_type, so that it is no model's", step)
+    size = sum(file.stat().st_size for file in weights) / 1e6
+    text = f"{folder} holds a model of {size:.0f} MB and its tokenizer"
+    return Finding("model", "ok", text) if weights[0].suffix == ".safetensors" else _without_safetensors(text)
+
+
+def _without_safetensors(text: str) -> Finding:
+    step = "Ask for the model with model.safetensors: such a file of weights can run no code."
+    return Finding("model", "problem", f"{text}; its weights are pickled, which is not read here", step)

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from client.findings import Finding, from_error
-from client.greeting import AHEAD_SECONDS, BEHIND_SECONDS
 from client.link import Link, read_authority
 
 if TYPE_CHECKING:
@@ -17,6 +16,8 @@ _SOON_DAYS = 30
 # What OpenSSL calls the reasons for which a certificate is not taken.
 _NOT_YET, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
 _EARLIER = "See the finding above first."
+# How far this machine's clock may be off before Flower's server refuses what it signs.
+_AHEAD_SECONDS, _BEHIND_SECONDS = 5, 305
 
 
 def check_proxy(link: Link) -> Finding:
@@ -161,12 +162,12 @@ def check_clock(link: Link) -> Finding:
         return Finding(
             "clock",
             "problem",
-            f"the server refuses this machine's time, {now}: more than {AHEAD_SECONDS} s ahead of its clock "
-            f"or {BEHIND_SECONDS} s behind",
+            f"the server refuses this machine's time, {now}: more than {_AHEAD_SECONDS} s ahead of its clock "
+            f"or {_BEHIND_SECONDS} s behind",
             "Switch on time synchronisation (timedatectl set-ntp true); if it is on, ask the coordinator.",
         )
     if link.answer.accepts_the_time:
-        rule = f"at most {AHEAD_SECONDS} s ahead and {BEHIND_SECONDS} s behind"
+        rule = f"at most {_AHEAD_SECONDS} s ahead and {_BEHIND_SECONDS} s behind"
         return Finding("clock", "ok", f"{now}; the server took a time stamp signed now ({rule})")
     return Finding("clock", "warning", f"{now}; compared with certificates' dates only", _EARLIER)
 
@@ -179,12 +180,12 @@ def check_registered(link: Link) -> Finding:
     if answer.kind == "registered":
         return Finding("registered", "ok", "the server knows this site's key")
     if answer.kind == "unregistered":
-        command = f"wardround server register {link.site.name} {link.site.public_key.name}"
+        command = f"wardround server register {link.site.name} registration.json"
         return Finding(
             "registered",
             "problem",
             "the server does not know this site's key",
-            f"Send {link.site.public_key} to the coordinator, who runs: {command}",
+            f"Send registration.json to the coordinator, who runs: {command}",
         )
     if answer.kind == "wrong_time":
         return _skipped("registered", "the clocks differ too much")

@@ -93,6 +93,8 @@ class RealSite:
             test_path=None,
             text_columns=file.text_columns,
             label_column=file.label_column,
+            delimiter=file.delimiter,
+            encoding=file.encoding,
             label_map=file.labels,
             drop_empty=file.drop_empty,
             token_cache=None if file.token_cache is None else str(file.token_cache),
@@ -127,11 +129,11 @@ class RealSite:
 Site = SimulatedSite | RealSite
 
 
-def site_from(node_config: Mapping[str, object], kept: Kept | None = None) -> Site:
+def site_from(node_config: Mapping[str, object]) -> Site:
     """Who this client is: a real site where the node was started with `site-file`, else a simulated one."""
     site_file = node_config.get("site-file")
     if site_file is not None:
         from client.site_file import load_site_file
 
-        return RealSite(load_site_file(Path(str(site_file))), kept)
+        return RealSite(load_site_file(Path(str(site_file))))
     return SimulatedSite(int(str(node_config["partition-id"])))

@@ -7,19 +7,33 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from common.credentials import NEW_KEYS, check_public_line, read_private_key
+from common.file_form import FileForm
 from common.runs import write_atomically
-from common.tables import nearest
+from common.tables import Columns, nearest
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _NAME = re.compile(r"[a-z0-9_-]+")
 _KEYS: dict[str, tuple[str, ...]] = {
-    "": ("name", "server", "key", "data", "model", "device"),
-    "server": ("address", "ca"),
-    "key": ("private", "public"),
-    "data": ("path", "text_columns", "label_column", "labels", "drop_empty", "token_cache"),
+    "": ("name", "server", "key", "data", "model", "device", "state", "invitation"),
+    "server": ("address", "ca", "signing_key"),
+    "key": ("private", "public", "signing"),
+    "data": (
+        "path",
+        "delimiter",
+        "encoding",
+        "text_columns",
+        "label_column",
+        "labels",
+        "drop_empty",
+        "token_cache",
+    ),
 }
 
 
@@ -28,7 +42,8 @@ class SiteFile:
     """What one site says about itself. Paths are absolute.
 
     Raises:
-        ValueError: a name, an address or a column list that cannot be; names key, value, rule and next step.
+        ValueError: a name, an address, a column list, a delimiter or an encoding that cannot be; names key,
+            value, rule and next step.
     """
 
     name: str
@@ -47,6 +62,10 @@ class SiteFile:
     """Columns joined with one space to make the text."""
     label_column: str
     """Column that holds the label."""
+    delimiter: str | None = None
+    """Stands between the columns of a CSV: one character or `tab`; None is a comma."""
+    encoding: str | None = None
+    """Encoding of a CSV or JSONL file, a Python codec; None is UTF-8."""
     labels: tuple[tuple[str, str], ...] = ()
     """Pairs (own label name, the consortium's name); a label that is not here keeps its name."""
     drop_empty: bool = False
@@ -57,6 +76,14 @@ class SiteFile:
     """Folder with the pre-trained model, where no hub is in reach; None takes what the run names."""
     device: str = "auto"
     """Where to train: `auto`, `cpu`, `cuda`, `cuda:1` …"""
+    coordinator_key: Path | None = None
+    """The coordinator's public signing key: what is not signed under it does not count. `join` needs it."""
+    signing_key: Path | None = None
+    """The private key that signs this site's answers, OpenSSH form. `join` needs it."""
+    state: Path = Path("state")
+    """Folder where `join` notes what it must not forget."""
+    invitation: Path | None = None
+    """What the coordinator sent; `check` compares versions and labels with it."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -69,6 +96,17 @@ class SiteFile:
             raise ValueError(
                 "data.text_columns is empty; name at least one column, for example text_columns: [text]."
             )
+        self.form  # noqa: B018 - checked at birth
+
+    @property
+    def columns(self) -> Columns:
+        """The columns that are read."""
+        return Columns(self.text_columns, self.label_column)
+
+    @property
+    def form(self) -> FileForm:
+        """How the file of texts is written."""
+        return FileForm(self.delimiter, self.encoding, is_in_site_file=True)
 
     @property
     def host_and_port(self) -> tuple[str, int]:
@@ -114,6 +152,9 @@ def _build(top: Mapping[str, Any], folder: Path) -> SiteFile:
     def located(text: str) -> Path:
         return folder / Path(text).expanduser()
 
+    def given(section: Mapping[str, Any], key: str, name: str) -> Path | None:
+        return None if section.get(key) is None else located(_text(section, key, name))
+
     return SiteFile(
         name=_text(top, "name", ""),
         server_address=_text(server, "address", "server"),
@@ -123,11 +164,17 @@ def _build(top: Mapping[str, Any], folder: Path) -> SiteFile:
         data_path=located(_text(data, "path", "data")),
         text_columns=_columns(data.get("text_columns")),
         label_column=_text(data, "label_column", "data"),
+        delimiter=_string(data, "delimiter", "data"),
+        encoding=_string(data, "encoding", "data"),
         labels=_labels(data.get("labels")),
         drop_empty=_truth(data.get("drop_empty", False)),
         token_cache=None if data.get("token_cache") is None else located(_text(data, "token_cache", "data")),
         model=None if top.get("model") is None else located(_text(top, "model", "")),
         device=_text(top, "device", "") if "device" in top else "auto",
+        coordinator_key=given(server, "signing_key", "server"),
+        signing_key=given(key, "signing", "key"),
+        state=located(_text(top, "state", "") if "state" in top else "state"),
+        invitation=given(top, "invitation", ""),
     )
 
 
@@ -152,6 +199,14 @@ def _text(section: Mapping[str, Any], key: str, name: str) -> str:
         raise ValueError(f"{full} is missing. Set it.")
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{full} is {value!r}; a text is needed. Put it in quotes.")
+    return value
+
+
+def _string(section: Mapping[str, Any], key: str, name: str) -> str | None:
+    """A text that may be white space, or is not set."""
+    value = section.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name}.{key} is {value!r}; a text is needed. Put it in quotes.")
     return value
 
 
@@ -192,6 +247,29 @@ def _truth(value: Any) -> bool:
     return value
 
 
+def signing_keys(site: SiteFile) -> tuple[Ed25519PrivateKey, str]:
+    """The site's private signing key, and the coordinator's public one in OpenSSH form.
+
+    Raises:
+        ValueError: one of them is not there, or is no such key.
+    """
+    for setting, path in (("key.signing", site.signing_key), ("server.signing_key", site.coordinator_key)):
+        if path is None:
+            raise ValueError(f"{setting} is missing in site.yaml. {NEW_KEYS}")
+    assert site.signing_key is not None
+    assert site.coordinator_key is not None
+    own = read_private_key(site.signing_key, "signing", "key.signing", NEW_KEYS)
+    try:
+        coordinator = check_public_line(site.coordinator_key.read_text(encoding="ascii"), "signing")
+    except OSError as error:
+        raise ValueError(
+            f"server.signing_key: {site.coordinator_key} cannot be read: {error.strerror}. {NEW_KEYS}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"server.signing_key: {site.coordinator_key}: {error}. {NEW_KEYS}") from None
+    return own, coordinator  # type: ignore[return-value]
+
+
 _FORM = """\
 # What this site says about itself. It stays here: the coordinator gets the public key, nothing of this file.
 # Relative paths are taken from this file's folder.
@@ -199,11 +277,15 @@ name: {name}  # as the coordinator registers it
 server:
   address: {address}  # the one address this site dials
   ca: {ca}  # got from the coordinator; no other server is trusted
+  signing_key: {coordinator_key}  # the coordinator's; what is not signed under it does not count
 key:
   private: {private}  # never leaves this machine
   public: {public}  # goes to the coordinator
+  signing: {signing_key}  # signs this site's answers; never leaves this machine
 data:
   path: {data}  # CSV with a header, JSONL or Parquet
+  delimiter: {delimiter}  # between the columns of a CSV: one character in quotes, or tab; null is a comma
+  encoding: {encoding}  # for example windows-1252; null is UTF-8
   text_columns: {columns}  # joined with one space to make the text
   label_column: {label}
   labels: {labels}  # own label name: the consortium's name; {{}} where they are the same
@@ -211,6 +293,8 @@ data:
   token_cache: {token_cache}  # folder to keep texts in as numbers between rounds; they can be read back
 model: {model}  # folder with the pre-trained model, where no hub is in reach
 device: {device}  # auto, cpu, cuda, cuda:1 …
+state: {state}  # folder for what must survive a restart; this user writes there
+invitation: {invitation}  # what the coordinator sent; `check` compares versions and labels with it
 """
 
 
@@ -222,6 +306,9 @@ def write_site_file(site: SiteFile, path: Path) -> None:
         inside = target.is_relative_to(folder)
         return _quoted(str(target.relative_to(folder) if inside else target))
 
+    def optional(target: Path | None) -> str:
+        return "null" if target is None else placed(target)
+
     text = _FORM.format(
         name=_quoted(site.name),
         address=_quoted(site.server_address),
@@ -229,13 +316,19 @@ def write_site_file(site: SiteFile, path: Path) -> None:
         private=placed(site.private_key),
         public=placed(site.public_key),
         data=placed(site.data_path),
+        delimiter=json.dumps(site.delimiter, ensure_ascii=False),
+        encoding=json.dumps(site.encoding),
         columns=_listed(_quoted(name) for name in site.text_columns),
         label=_quoted(site.label_column),
         labels=json.dumps(dict(site.labels), ensure_ascii=False),
         drop_empty=json.dumps(site.drop_empty),
-        token_cache="null" if site.token_cache is None else placed(site.token_cache),
-        model="null" if site.model is None else placed(site.model),
+        token_cache=optional(site.token_cache),
+        model=optional(site.model),
         device=_quoted(site.device),
+        coordinator_key=optional(site.coordinator_key),
+        signing_key=optional(site.signing_key),
+        state=placed(site.state),
+        invitation=optional(site.invitation),
     )
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 

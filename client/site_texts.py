@@ -6,12 +6,12 @@ import json
 import os
 from collections import Counter
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.findings import Options
-from common.read_files import FILE_READERS, csv_rows, read_file, require_file
-from common.tables import Columns, Table
+from common.file_form import looks_like
+from common.read_files import FILE_READERS, csv_rows, read_file, require_file, undecodable
+from common.tables import Table
 
 if TYPE_CHECKING:
     from client.site_file import SiteFile
@@ -35,7 +35,10 @@ class SiteTexts:
                 raise ValueError(f"{_KEY}: {self.path} is not one of {', '.join(FILE_READERS)}. Convert it.")
             if not os.access(self.path, os.R_OK):
                 raise ValueError(f"{_KEY}: {self.path} cannot be read by this user. Give it read access.")
-            return _columns_of(self.path)
+            self.site.form.require_use([self.path])
+            return _columns_of(self.site)
+        except UnicodeError:  # of JSONL: what reads a CSV tells it in words
+            return ValueError(undecodable(self.path, self.site.form))
         except ValueError as error:
             return error
 
@@ -43,7 +46,13 @@ class SiteTexts:
     def missing(self) -> list[str]:
         """Columns of the site file that the file does not have."""
         assert not isinstance(self.header, ValueError)
-        return [name for name in (*self.site.text_columns, self.site.label_column) if name not in self.header]
+        return [name for name in self.site.columns.names if name not in self.header]
+
+    @cached_property
+    def other_form(self) -> str | None:
+        """Where columns are missing: what the file looks like and what to set, if it is in another form."""
+        is_csv = self.path.suffix.lower() == ".csv"
+        return looks_like(self.path, self.site.form, self.site.columns.names) if is_csv else None
 
     @cached_property
     def table(self) -> Table | ValueError:
@@ -51,7 +60,7 @@ class SiteTexts:
         if isinstance(self.header, ValueError):
             return self.header
         try:
-            return read_file(self.path, Columns(self.site.text_columns, self.site.label_column), _KEY)
+            return read_file(self.path, self.site.columns, _KEY, self.site.form)
         except ValueError as error:
             return error
         except OSError as error:
@@ -71,11 +80,11 @@ class SiteTexts:
         return Counter(label for text, label in rows if label is not None and text and not text.isspace())
 
 
-def _columns_of(path: Path) -> list[str]:
+def _columns_of(site: SiteFile) -> list[str]:
     """Names of the columns: of a JSONL file, all keys of its first rows."""
-    kind = path.suffix.lower()
+    path, kind = site.data_path, site.data_path.suffix.lower()
     if kind == ".csv":
-        return next(csv_rows(path), (0, list[str]()))[1]
+        return next(csv_rows(path, site.form, site.columns.names), (0, list[str]()))[1]
     if kind == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -85,7 +94,7 @@ def _columns_of(path: Path) -> list[str]:
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is not a readable Parquet file ({error}). Write it anew.") from None
     names: dict[str, None] = {}
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    with path.open(encoding=site.form.codec) as file:
         for _, line in zip(range(1000), file, strict=False):
             try:
                 row = json.loads(line) if line.strip() else {}

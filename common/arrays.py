@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE, SType
 
+_CHUNK_BYTES = 5 * 2**20  # Flower cuts what is longer into several chunks
 _NUMPY_HEADER = 128  # bytes, for any one-dimensional array
-PIECE_BYTES = (FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE - _NUMPY_HEADER) // 8 * 8
+_NUMPY = "numpy.ndarray"  # what Flower calls arrays in NumPy's file format
+PIECE_BYTES = (_CHUNK_BYTES - _NUMPY_HEADER) // 8 * 8
 """Bytes of a whole piece: a whole number of elements of any type that travels."""
 
 
@@ -52,7 +53,7 @@ class Array(FlowerArray):
         self.__dict__.update(
             dtype=str(whole.dtype),
             shape=(min(_piece(whole), len(whole) - start),),
-            stype=SType.NUMPY,
+            stype=_NUMPY,
             whole=whole,
             start=start,
         )
@@ -60,9 +61,13 @@ class Array(FlowerArray):
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """The piece in NumPy's file format, copied once."""
+        return b"".join(self.parts())
+
+    def parts(self) -> tuple[bytes, memoryview]:
+        """The same as header and numbers, not copied."""
         piece, header = self.whole[self.start : self.start + self.shape[0]], BytesIO()
         np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(piece))
-        return b"".join((header.getvalue(), piece.data.cast("B")))
+        return header.getvalue(), piece.data.cast("B")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Array, (self.whole, self.start)
@@ -107,7 +112,7 @@ def _joined(record: ArrayRecord, name: str, most_bytes: float) -> np.ndarray:
     first = record[keys[0]]
     if isinstance(first, Array):
         return first.whole
-    pieces = [_read(record[key]) for key in keys]
+    pieces = [read_piece(record[key].data) for key in keys]
     if len({piece.dtype for piece in pieces}) > 1:
         raise ValueError("the pieces of an array are of different types")
     if sum(piece.nbytes for piece in pieces) > most_bytes:
@@ -122,13 +127,18 @@ def _joined(record: ArrayRecord, name: str, most_bytes: float) -> np.ndarray:
     return whole
 
 
-def _read(array: FlowerArray) -> np.ndarray:
-    """A piece, as a view of its bytes; `np.load` would make room for whatever size the header claims."""
-    data = BytesIO(array.data[:_NUMPY_HEADER])
-    if np.lib.format.read_magic(data) != (1, 0):
+def read_piece(written: bytes | memoryview) -> np.ndarray:
+    """A flat array in NumPy's file format, as a view of its bytes. Raises ValueError for anything else.
+
+    (`np.load` would make room for whatever size the header claims.)
+    """
+    head = BytesIO(bytes(written[:_NUMPY_HEADER]))
+    if np.lib.format.read_magic(head) != (1, 0):
         raise ValueError("a piece of the tensors is not in version 1.0 of NumPy's file format")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(data)
-    piece = np.frombuffer(array.data, dtype, offset=data.tell())
+    shape, _, dtype = np.lib.format.read_array_header_1_0(head)
+    if dtype.hasobject:
+        raise ValueError("a piece of the tensors holds objects")
+    piece = np.frombuffer(written, dtype, offset=head.tell())
     if shape != piece.shape:
         raise ValueError(f"a piece of the tensors holds {len(piece)} numbers, and claims the shape {shape}")
     return piece

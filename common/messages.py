@@ -11,7 +11,7 @@ client -> server   tensors           the trained tensors, written against the gl
                                      (only where evaluation.where is `sites`)
                    refusal           reason: why a client could not do what was asked (instead of the above)
                    lacks             base: a version this client does not hold (instead of the above)
-hello              card              client (its number in a simulation, else -1), num_examples
+hello              card              client (its number in a simulation, else -1), num_examples, num_held_out
 evaluate           counts            as above, and nothing else
 notice             notice            text: why the server refused an update; answered with nothing
 
@@ -20,15 +20,15 @@ Contents are packed and unpacked here; whoever answers a message puts the conten
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import inf, isfinite, isqrt
+from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from common.arrays import Payload, from_record, to_record
 from common.counts import Counts
@@ -84,6 +84,9 @@ class Card:
     client: int
     """Its number in a simulation; -1 for a real site, which the server knows by its key."""
     num_examples: int
+    """To train on."""
+    num_held_out: int
+    """To count on, where sites evaluate."""
 
 
 class Refused(Exception):
@@ -165,17 +168,16 @@ def _payload(content: RecordDict, config: ConfigRecord, most_bytes: float = inf)
     return Payload(str(config["form"]), from_record(content.array_records["tensors"], most_bytes))
 
 
-def unpack_update(message: Message, most_bytes: float = inf) -> Update:
+def unpack_update(content: RecordDict, most_bytes: float = inf) -> Update:
     """Inverse of `pack_update`.
 
     Args:
         most_bytes: of its arrays; more are refused before room is made for them.
 
     Raises:
-        Refused: the client could not do it, or the answer does not have the form of an update.
+        Refused: the answer does not have the form of an update.
     """
     try:
-        content = _content(message)
         config, metrics = content.config_records["update"], content.metric_records["metrics"]
         return Update(
             round=int(str(config["round"])),
@@ -188,8 +190,6 @@ def unpack_update(message: Message, most_bytes: float = inf) -> Update:
             test=_counts(content) if "counts" in content.metric_records else None,
             holds=str(config["holds"]),
         )
-    except Refused:
-        raise
     except Exception as error:  # whatever a client may have written there
         raise Refused(f"its answer is no update ({type(error).__name__}: {error})") from None
 
@@ -206,16 +206,14 @@ def unpack_hello(content: RecordDict) -> Settings:
 
 def pack_card(card: Card) -> RecordDict:
     """A client's answer to hello."""
-    return RecordDict({"card": ConfigRecord({"client": card.client, "num_examples": card.num_examples})})
+    return RecordDict({"card": ConfigRecord(asdict(card))})
 
 
-def unpack_card(message: Message) -> Card:
+def unpack_card(content: RecordDict) -> Card:
     """Inverse of `pack_card`. Raises Refused as `unpack_update` does."""
     try:
-        card = _content(message).config_records["card"]
-        return Card(client=int(str(card["client"])), num_examples=int(str(card["num_examples"])))
-    except Refused:
-        raise
+        card = content.config_records["card"]
+        return Card(int(str(card["client"])), int(str(card["num_examples"])), int(str(card["num_held_out"])))
     except Exception as error:  # as above
         raise Refused(f"its answer is no card ({type(error).__name__}: {error})") from None
 
@@ -225,12 +223,10 @@ def pack_counts(counts: Counts) -> RecordDict:
     return RecordDict({"counts": _counts_record(counts)})
 
 
-def unpack_counts(message: Message) -> Counts:
+def unpack_counts(content: RecordDict) -> Counts:
     """Inverse of `pack_counts`. Raises Refused as `unpack_update` does."""
     try:
-        return _counts(_content(message))
-    except Refused:
-        raise
+        return _counts(content)
     except Exception as error:  # as above
         raise Refused(f"its answer holds no counts ({type(error).__name__}: {error})") from None
 
@@ -262,15 +258,22 @@ def put_arrays(content: RecordDict, arrays: dict[str, np.ndarray]) -> None:
         content["tensors"] = to_record(arrays)
 
 
-def write_content(content: RecordDict) -> bytes:
-    """A content without arrays, for another process of this machine."""
-    written: bytes = recorddict_to_proto(content).SerializeToString()
-    return written
+def write_content(words: dict[str, Any], content: RecordDict) -> bytes:
+    """A content without arrays and bytes, and a few words, for another process of this machine."""
+    records = {
+        "config": {name: dict(record) for name, record in content.config_records.items()},
+        "metric": {name: dict(record) for name, record in content.metric_records.items()},
+    }
+    return json.dumps({"words": words, **records}).encode()
 
 
-def read_content(written: bytes) -> RecordDict:
+def read_content(written: bytes) -> tuple[dict[str, Any], RecordDict]:
     """Inverse of `write_content`."""
-    return recorddict_from_proto(ProtoRecordDict.FromString(written))
+    read = json.loads(written)
+    content = RecordDict({name: ConfigRecord(record) for name, record in read["config"].items()})
+    for name, record in read["metric"].items():
+        content[name] = MetricRecord(record)
+    return read["words"], content
 
 
 def pack_refusal(reason: str) -> RecordDict:
@@ -283,9 +286,9 @@ def pack_lack(base: str) -> RecordDict:
     return RecordDict({"lacks": ConfigRecord({"base": base})})
 
 
-def is_lack(message: Message) -> bool:
+def is_lack(content: RecordDict) -> bool:
     """Whether the client asks for the tensors as a whole."""
-    return not message.has_error() and "lacks" in message.content.config_records
+    return "lacks" in content.config_records
 
 
 def pack_notice(text: str) -> RecordDict:
@@ -304,11 +307,16 @@ def seconds_left_of(message: Message) -> float:
     return float(metadata.created_at + metadata.ttl - LATE_SECONDS - time.time())
 
 
-def _content(message: Message) -> RecordDict:
-    """Raises Declined where the message carries no answer."""
+def content_of(message: Message) -> RecordDict:
+    """What a message of Flower's carries. Raises Declined where that is no answer."""
     if message.has_error():
         raise Declined(f"Flower reports error {message.error.code}: {message.error.reason}")
-    refusal = message.content.config_records.get("refusal")
+    return check_not_declined(message.content)
+
+
+def check_not_declined(content: RecordDict) -> RecordDict:
+    """The content, unless it says that there is no answer. Raises Declined."""
+    refusal = content.config_records.get("refusal")
     if refusal is not None:
-        raise Declined(str(refusal["reason"]))
-    return message.content
+        raise Declined(str(refusal.get("reason", "without a reason")))
+    return content

@@ -55,6 +55,7 @@ def build_classifier(
             attn_implementation=attention,
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
+            use_safetensors=True,  # the other form is read by an unpickler
             output_loading_info=True,
         )
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
@@ -107,6 +108,11 @@ def locate(settings: ModelSettings) -> str:
     if settings.source == "hub":
         return settings.name
     package, _, folder = settings.name.partition(":")
+    if not package.isidentifier():  # looking for a.b would import a
+        raise ValueError(
+            f"model.name is '{settings.name}', but '{package}' is no name of a package. Name it as in "
+            "package:folder."
+        )
     if Path(folder).is_absolute() or ".." in Path(folder).parts:
         raise ValueError(
             f"model.name is '{settings.name}', whose folder lies outside of the package. Name one that is in "

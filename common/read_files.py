@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.file_form import COMMA, FileForm, decoding_fault, looks_like
 from common.tables import (
     Columns,
     Table,
@@ -26,14 +27,16 @@ LONGEST_FIELD = 2**31 - 1
 ZHANG_COLUMNS = {2: ("text",), 3: ("title", "description")}
 
 
-def read_file(path: Path, columns: Columns, key: str) -> Table:
+def read_file(path: Path, columns: Columns, key: str, form: FileForm) -> Table:
     """Read a CSV (with header), JSONL or Parquet file, told apart by its extension.
 
     Args:
         key: the setting that named the file, for messages.
+        form: how it is written; Parquet says that itself.
 
     Raises:
-        ValueError: the file is missing, empty, of another kind, broken, not UTF-8, or lacks a column.
+        ValueError: the file is missing, empty, of another kind, broken, not in its encoding, or lacks a
+            column.
     """
     require_file(path, key)
     reader = FILE_READERS.get(path.suffix.lower())
@@ -42,16 +45,23 @@ def read_file(path: Path, columns: Columns, key: str) -> Table:
             f"{path} ends in '{path.suffix}'; {key} reads {', '.join(FILE_READERS)}. "
             "Convert the file, or correct its extension."
         )
-    return reader(path, columns)
+    return reader(path, columns, form)
 
 
-def read_csv(path: Path, columns: Columns) -> Table:
-    """Read a comma-separated file whose first line names the columns. Raises as `read_file` does."""
-    rows = csv_rows(path)
+def read_csv(path: Path, columns: Columns, form: FileForm | None = None) -> Table:
+    """Read a CSV whose first line names the columns. Raises as `read_file` does.
+
+    Args: form: None where no setting says it: comma and UTF-8.
+    """
+    rows = csv_rows(path, form, columns.names)
     _, header = next(rows, (0, list[str]()))
     if header:
+        missing = [name for name in columns.names if name not in header]
+        other = looks_like(path, form, columns.names) if missing and form is not None else None
+        if other is not None:
+            raise ValueError(f"{path} has no column '{missing[0]}'; {other}")
         require_columns(columns, header, str(path))
-    for name in (*columns.text, columns.label):
+    for name in columns.names:
         if header.count(name) > 1:
             raise ValueError(f"{path}: {header.count(name)} columns are called '{name}'. Rename all but one.")
     at = {name: position for position, name in enumerate(header)}
@@ -63,38 +73,51 @@ def read_csv(path: Path, columns: Columns) -> Table:
     return filled_table(path, texts, labels, lines)
 
 
-def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(
+    path: Path, form: FileForm | None = None, wanted: Sequence[str] = ()
+) -> Iterator[tuple[int, list[str]]]:
     """Yield every row that is not blank, with the line it starts on.
+
+    Args:
+        form: None where no setting says it: comma and UTF-8.
+        wanted: columns that are looked for; if the file cannot be read, they tell in which form it could be.
 
     Raises:
         ValueError: a row has another number of fields than the first, quotes do not close, or the
-            file is not UTF-8.
+            file is not in its encoding.
     """
     csv.field_size_limit(LONGEST_FIELD)
-    width = 0
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+    width, said = 0, form or FileForm()
+    with path.open(encoding=said.codec, newline="") as file:
+        reader = csv.reader(file, delimiter=said.separator, strict=True)
         while True:
             line = reader.line_num + 1  # a quoted field can span lines: name the one it starts on
             try:
                 row = next(reader, None)
-            except UnicodeDecodeError:
-                raise ValueError(not_utf8(path)) from None
+            except UnicodeError:
+                raise ValueError(undecodable(path, form, wanted)) from None
             except csv.Error as error:
                 raise ValueError(
                     f"{path}, line {line}: the row that starts here is broken at line {reader.line_num} "
-                    f"({error}). Close every quote that is opened, and double a quote inside a field."
+                    f"({error}){_remedy(path, form, wanted)}"
                 ) from None
             if row is None:
                 return
             width = width or len(row)
             if row and len(row) != width:
+                sign = "a comma" if said.separator == COMMA else repr(said.separator)
                 raise ValueError(
                     f"{path}, line {line}: {len(row)} fields, but the first row has {width}. "
-                    "Put fields that hold a comma in double quotes."
+                    f"Put fields that hold {sign} in double quotes."
                 )
             if row:
                 yield line, row
+
+
+def _remedy(path: Path, form: FileForm | None, wanted: Sequence[str]) -> str:
+    """Behind what is wrong with quotes: they break, too, where columns are told apart by another sign."""
+    other = looks_like(path, form, wanted) if form is not None else None
+    return f"; {other}" if other else ". Close every quote that is opened, and double a quote inside a field."
 
 
 def read_zhang_csv(path: Path, text_columns: Sequence[str], label_names: Sequence[str] | None) -> Table:
@@ -149,15 +172,18 @@ def _zhang_label(field: str, names: Sequence[str] | None, place: str) -> str | N
     return names[int(number) - 1] if names is not None else str(int(number))
 
 
-def read_jsonl(path: Path, columns: Columns) -> Table:
+def read_jsonl(path: Path, columns: Columns, form: FileForm) -> Table:
     """Read a file of one JSON object a line. Raises as `read_file` does."""
     rows, lines, seen = list[dict[str, Any]](), list[int](), dict[str, None]()
-    with path.open("rb") as file:
-        for line, content in enumerate(file, start=1):
-            if content.strip():
-                rows.append(_json_object(path, line, content))
-                lines.append(line)
-                seen |= dict.fromkeys(rows[-1])
+    with path.open(encoding=form.codec, newline="\n") as file:
+        try:
+            for line, content in enumerate(file, start=1):
+                if content.strip():
+                    rows.append(_json_object(path, line, content))
+                    lines.append(line)
+                    seen |= dict.fromkeys(rows[-1])
+        except UnicodeError:
+            raise ValueError(undecodable(path, form)) from None
     if rows:
         require_columns(columns, list(seen), str(path))
     texts, labels = list[str | None](), list[str | None]()
@@ -168,11 +194,9 @@ def read_jsonl(path: Path, columns: Columns) -> Table:
     return filled_table(path, texts, labels, lines)
 
 
-def _json_object(path: Path, line: int, content: bytes) -> dict[str, Any]:
+def _json_object(path: Path, line: int, content: str) -> dict[str, Any]:
     try:
-        row = json.loads(content.decode("utf-8-sig" if line == 1 else "utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError(not_utf8(path)) from None
+        row = json.loads(content)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}, line {line}: not valid JSON ({error.msg} at column {error.colno}). "
@@ -183,7 +207,7 @@ def _json_object(path: Path, line: int, content: bytes) -> dict[str, Any]:
     return row
 
 
-def read_parquet(path: Path, columns: Columns) -> Table:
+def read_parquet(path: Path, columns: Columns, form: FileForm) -> Table:
     """Read a Parquet file; a row's place is its number from 1. Raises as `read_file` does."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -207,7 +231,7 @@ def read_parquet(path: Path, columns: Columns) -> Table:
     return column_table(str(path), [values[name] for name in columns.text], values[columns.label], columns)
 
 
-FILE_READERS: dict[str, Callable[[Path, Columns], Table]] = {
+FILE_READERS: dict[str, Callable[[Path, Columns, FileForm], Table]] = {
     ".csv": read_csv,
     ".jsonl": read_jsonl,
     ".parquet": read_parquet,
@@ -232,15 +256,20 @@ def require_file(path: Path, key: str) -> None:
         raise ValueError(f"{path} is empty (0 bytes). Check that the file was written whole.")
 
 
-def not_utf8(path: Path) -> str:
-    """Message for a file that is not UTF-8, with the first byte that shows it."""
-    content = path.read_bytes()
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        return (
-            f"{path} is not UTF-8: byte {content[error.start]:#04x} at offset {error.start}, line {line}. "
-            "Save it as UTF-8, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
-        )
-    return f"{path} changed while it was read. Start again."
+def undecodable(path: Path, form: FileForm | None, wanted: Sequence[str] = ()) -> str:
+    """Message for a file that is not in its encoding, with the first byte that shows it.
+
+    Args:
+        form: None where no setting says it: UTF-8.
+        wanted: as for `csv_rows`.
+    """
+    fault = decoding_fault(path.read_bytes(), form or FileForm())
+    if fault is None:
+        return f"{path} changed while it was read. Start again."
+    if form is None:
+        step = "Save it as UTF-8, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        return f"{path} is {fault}. {step}"
+    other = looks_like(path, form, wanted)
+    if other is not None:
+        return f"{path} is {fault}; {other}"
+    return f"{path} is {fault}. Ask whoever exported it for its encoding, and set data.encoding to that."

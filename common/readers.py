@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.read_files import FILE_READERS, not_utf8, read_csv, read_file, read_zhang_csv, require_file
+from common.read_files import FILE_READERS, read_csv, read_file, read_zhang_csv, require_file, undecodable
 from common.read_hub import class_names, hub_table, load_splits
 from common.tables import Columns, Table
 
@@ -113,7 +113,7 @@ def _text_files(root: Path, folders: Sequence[Path], fallback: str | None = None
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError:
                 if fallback is None:
-                    raise ValueError(not_utf8(file)) from None
+                    raise ValueError(undecodable(file, None)) from None
                 text = content.decode(fallback, errors="replace")
                 odd.append(f"{folder.name}/{file.name}")
             texts.append(text)
@@ -156,7 +156,8 @@ def read_local_files(settings: DataSettings) -> Source:
     """Read one file, or a folder with one file a site; `settings.test_path` is the test file.
 
     Raises:
-        ValueError: as `read_file` does, or the folder holds something else than one file a site.
+        ValueError: as `read_file` does; the folder holds something else than one file a site; or a setting
+            is about no file that is read.
     """
     path, columns = _local_path(settings), Columns(settings.text_columns, settings.label_column)
     test_path = Path(settings.test_path).expanduser() if settings.test_path is not None else None
@@ -165,12 +166,12 @@ def read_local_files(settings: DataSettings) -> Source:
             f"data.test_path and data.path are both {path}; a test on training texts says nothing. "
             "Set data.test_path to another file, or to null to hold out a part."
         )
-    test = read_file(test_path, columns, "data.test_path") if test_path is not None else None
-    if not path.is_dir():
-        return Source((read_file(path, columns, "data.path"),), test)
-    sites = _site_files(path, test_path)
+    sites = _site_files(path, test_path) if path.is_dir() else []
+    form, files = settings.form, sites or [path]
+    form.require_use([*files, *([] if test_path is None else [test_path])])
+    test = read_file(test_path, columns, "data.test_path", form) if test_path is not None else None
     return Source(
-        tuple(read_file(file, columns, "data.path") for file in sites),
+        tuple(read_file(file, columns, "data.path", form) for file in files),
         test,
         site_names=tuple(file.stem for file in sites),
     )

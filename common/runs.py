@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     for left_over in (temporary, old):
         if left_over.is_dir():
             shutil.rmtree(left_over)
+        else:
+            left_over.unlink(missing_ok=True)
     with _named(path):
         try:
             write(temporary)
@@ -143,6 +145,18 @@ class RunFolder:
         """The settings in the folder, or None where there are none yet."""
         file = self.path / "settings.json"
         return Settings.from_json(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    def refused(self) -> dict[str, dict[str, int]]:
+        """How many answers of each site did not count, by reason."""
+        file = self.path / "refused.json"
+        if not file.exists():
+            return {}
+        read: dict[str, dict[str, int]] = json.loads(file.read_text(encoding="utf-8"))
+        return read
+
+    def write_refused(self, refused: Mapping[str, Mapping[str, int]]) -> None:
+        """Write what `refused` reads."""
+        write_json(self.path / "refused.json", refused)
 
     def label_names(self) -> tuple[str, ...]:
         """The labels in the order of their numbers; empty where none are written yet."""

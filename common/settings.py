@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from common.file_form import FileForm
+
 _FORBID_UNKNOWN = ConfigDict(extra="forbid")
 
 # What a resumed run may change: how far it goes and the machine it runs on, never its numbers.
@@ -20,6 +22,7 @@ NOT_IDENTITY = frozenset(
         "engine",
         "evaluation.target_accuracy",
         "data.token_cache",
+        "strategy.ask_again_seconds",
         "train.on_collapse",
         "train.collapse_rounds",
     }
@@ -78,6 +81,10 @@ class DataSettings:
     """Columns joined with one space to make the text."""
     label_column: str
     """Column that holds the label."""
+    delimiter: str | None
+    """Stands between the columns of a CSV (reader `files`): one character or `tab`; None is a comma."""
+    encoding: str | None
+    """Encoding of CSV and JSONL files (reader `files`), a Python codec; None is UTF-8."""
     label_names: tuple[str, ...] | None
     """Labels in the order of their numbers; None takes the sorted labels found in training."""
     test_fraction: float
@@ -104,8 +111,21 @@ class DataSettings:
         """The name as a file name."""
         return _folder_safe(self.name)
 
+    @property
+    def form(self) -> FileForm:
+        """How the files of reader `files` are written."""
+        return FileForm(self.delimiter, self.encoding)
+
     def __post_init__(self) -> None:
         _require(len(self.text_columns) > 0, "data.text_columns is empty; name at least one column.")
+        self.form  # noqa: B018 - checked at birth
+        for key in ("delimiter", "encoding"):
+            value = getattr(self, key)
+            _require(
+                value is None or "files" in (self.reader, self.local_reader),
+                f"data.{key} is {value!r}, but it is about files of your own; reader '{self.reader}' knows "
+                f"how its source is written. Set data=files, or data.{key}=null.",
+            )
         _require(
             0 < self.test_fraction < 1,
             f"data.test_fraction is {self.test_fraction}; it must lie between 0 and 1.",
@@ -304,11 +324,22 @@ class StrategySettings:
     """Longest wait for the sites to connect at the start of the run."""
     round_timeout_seconds: float
     """Longest wait for the updates of one round."""
+    ask_again_seconds: float
+    """A site that has not answered for so long is asked again in the same round (deployments)."""
     on_missing: Literal["fail", "continue"]
     """When a client refuses or stays away: end the run, or go on while `min_sites` take part."""
+    max_share: float | None
+    """Largest share of one client in the mean, of the clients there are; None bounds nothing."""
+    max_update_norm: float | None
+    """Largest L2 norm of an update (trained minus global tensors); None bounds nothing."""
+    max_norm_ratio: float | None
+    """The same as a multiple of the median norm of what earlier rounds took; None bounds nothing."""
+    on_excess: Literal["refuse", "clip"]
+    """An update beyond its largest norm, or with more examples than its site is registered for: leave it out,
+    or shrink it, or its weight, to the bound."""
 
     def __post_init__(self) -> None:
-        for key in ("wait_seconds", "round_timeout_seconds"):
+        for key in ("wait_seconds", "round_timeout_seconds", "ask_again_seconds"):
             value = getattr(self, key)
             _require(value > 0, f"strategy.{key} is {value}; a wait needs a positive bound in seconds.")
         _require(
@@ -322,6 +353,17 @@ class StrategySettings:
         _require(
             self.min_sites >= 1,
             f"strategy.min_sites is {self.min_sites}; a round needs at least one update.",
+        )
+        for key in ("max_share", "max_update_norm", "max_norm_ratio"):
+            value = getattr(self, key)
+            _require(
+                value is None or value > 0,
+                f"strategy.{key} is {value}; give a positive number, or null for no bound.",
+            )
+        _require(
+            self.max_norm_ratio is None or self.max_update_norm is not None,
+            f"strategy.max_norm_ratio is {self.max_norm_ratio}, which needs earlier rounds, and round 1 has "
+            "none. Set strategy.max_update_norm too.",
         )
 
 
@@ -444,6 +486,12 @@ class Settings:
             f"strategy.min_sites is {self.strategy.min_sites} but num_clients is {self.num_clients}; a "
             "round can never have more updates than clients.",
         )
+        share = self.strategy.max_share
+        _require(
+            share is None or share * self.num_clients >= 1,
+            f"strategy.max_share is {share}, but with num_clients={self.num_clients} somebody has at least "
+            f"1/{self.num_clients} of the mean. Raise it, or set it to null.",
+        )
         if not self.engine.is_simulated:
             self.declared_labels()  # each site would number the labels that it finds in its own way
         if self.engine.is_simulated or self.evaluation.where == "server":
@@ -484,7 +532,7 @@ class Settings:
             ValueError: with one line per finding, each naming its key.
         """
         try:
-            return _ADAPTER.validate_python(values)
+            return _ADAPTER.validate_python(_with_later_keys(values))
         except ValidationError as error:
             raise ValueError("\n".join(_finding(item) for item in error.errors())) from None
 
@@ -499,7 +547,16 @@ class Settings:
             return self
         name = self.model.name if self.model.source == "package" else _hub_id(self.model.name)
         model = replace(self.model, name=name, label=self.model.short_name)
-        data = replace(self.data, path=None, test_path=None, reader="hub", hub_name=None, token_cache=None)
+        data = replace(
+            self.data,
+            path=None,
+            test_path=None,
+            reader="hub",
+            hub_name=None,
+            token_cache=None,
+            delimiter=None,
+            encoding=None,
+        )
         return replace(self, run_dir="", data=data, model=model)
 
     def differences(self, other: Settings) -> list[str]:
@@ -513,6 +570,22 @@ class Settings:
 
 
 _ADAPTER = TypeAdapter(Settings)
+# What runs did before these keys were there; run folders of earlier versions are read with them.
+_LATER_KEYS: dict[str, dict[str, Any]] = {
+    "data": {"delimiter": None, "encoding": None},
+    "strategy": {
+        "ask_again_seconds": 300.0,
+        "max_share": None,
+        "max_update_norm": None,
+        "max_norm_ratio": None,
+        "on_excess": "refuse",
+    },
+}
+
+
+def _with_later_keys(values: dict[str, Any]) -> dict[str, Any]:
+    groups = {group: _LATER_KEYS.get(group, {}) | values[group] for group in _LATER_KEYS if group in values}
+    return values | groups
 
 
 def known_keys() -> list[str]:

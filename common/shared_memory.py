@@ -37,6 +37,11 @@ def write_arrays(memory: np.ndarray, arrays: dict[str, np.ndarray]) -> Table:
         if array.nbytes and place.ctypes.data != array.ctypes.data:
             place[:] = array.view(np.uint8)
         start += aligned(array.nbytes)
+    return table_of(arrays)
+
+
+def table_of(arrays: dict[str, np.ndarray]) -> Table:
+    """What lies in a memory that holds these flat arrays."""
     return [(name, str(array.dtype), len(array)) for name, array in arrays.items()]
 
 

@@ -18,6 +18,11 @@ class Columns:
     label: str
     """Holds the label."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.text, self.label)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -106,7 +111,7 @@ def require_columns(columns: Columns, present: Sequence[str], where: str) -> Non
         if name not in present:
             raise ValueError(
                 f"{where} has no column '{name}'; it has: {', '.join(present)}.{nearest(name, present)} "
-                f"Set {key} to the column that holds it (columns are separated by commas)."
+                f"Set {key} to the column that holds it."
             )
 
 

@@ -64,7 +64,9 @@ class TextData:
     """What a person should be told, one sentence each."""
 
 
-def read_texts(settings: DataSettings, seed: int, site: str | None = None) -> TextData:
+def read_texts(
+    settings: DataSettings, seed: int, site: str | None = None, *, of_each_site: bool = False
+) -> TextData:
     """Read a data set, hold out a test set where it has none, and draw as many examples as asked.
 
     Same settings, files and seed give the same examples in the same order. The held-out texts do not
@@ -72,7 +74,9 @@ def read_texts(settings: DataSettings, seed: int, site: str | None = None) -> Te
 
     Args:
         site: name of the one site the file belongs to. Its held-out texts are then those that a folder of
-            all sites' files would hold out for it.
+            all sites' files would hold out and draw for it, with `of_each_site`.
+        of_each_site: draw `train_examples`, and `test_examples` where sites hold out their own, from every
+            site by itself; one that has fewer gives all. A site by itself always does.
 
     Raises:
         ValueError: anything is wrong with the data; names what, where, the rule and the next step.
@@ -94,9 +98,12 @@ def read_texts(settings: DataSettings, seed: int, site: str | None = None) -> Te
         held = _hold_out(train.labels, sites, source.site_names, settings.test_fraction, seed)
         train, test = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
         sites, test_sites = sites[~held], sites[held]
-    kept = _draw(train.labels, sites, settings.train_examples, seed, "train_examples")
+    names_of_sites = source.site_names if of_each_site or site is not None else ()
+    kept = _draw(train.labels, sites, settings.train_examples, seed, "train_examples", names_of_sites)
     train, sites = train.take(kept), sites[kept]
-    test_kept = _draw(test.labels, np.zeros_like(test.labels), settings.test_examples, seed, "test_examples")
+    test_owners = names_of_sites if source.test is None else ()
+    owned_by = test_sites if test_owners else np.zeros_like(test.labels)
+    test_kept = _draw(test.labels, owned_by, settings.test_examples, seed, "test_examples", test_owners)
     test, test_sites = test.take(test_kept), test_sites[test_kept]
     sizes = _sizes(sites, tables)
     return TextData(
@@ -207,23 +214,40 @@ def _hold_out(
     return held
 
 
-def _draw(labels: np.ndarray, sites: np.ndarray, total: int | None, seed: int, purpose: str) -> np.ndarray:
+def _draw(
+    labels: np.ndarray,
+    sites: np.ndarray,
+    total: int | None,
+    seed: int,
+    purpose: str,
+    site_names: Sequence[str] = (),
+) -> np.ndarray:
     """Rows of `total` examples in their old order: evenly by label, and by site within a label.
 
+    Args:
+        site_names: where given, `total` examples of each site, or all it has, whatever the others hold.
+
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer, and no sites are named.
     """
     from common.runtime import numpy_stream
 
     if total is None:
         return np.arange(len(labels))
+    drawn = []
+    for site, name in enumerate(site_names):
+        rows = np.flatnonzero(sites == site)
+        stream = numpy_stream(seed, f"{purpose}.{name}")
+        for label, size in enumerate(_shares(np.bincount(labels[rows]), min(total, len(rows)))):
+            drawn.append(stream.permutation(rows[labels[rows] == label])[:size])
+    if site_names:
+        return np.sort(np.concatenate(drawn))
     if total > len(labels):
         raise ValueError(
             f"data.{purpose} is {total}, but there are only {len(labels)} examples. "
             f"Lower it, or set data.{purpose}=null to use all."
         )
     stream = numpy_stream(seed, purpose)
-    drawn = []
     for label, size in enumerate(_shares(np.bincount(labels), total)):
         rows = np.flatnonzero(labels == label)
         for site, site_size in enumerate(_shares(np.bincount(sites[rows]), int(size))):

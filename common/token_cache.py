@@ -122,6 +122,8 @@ def _write(file: Path, ragged: Ragged) -> None:
     head = np.array([len(starts) - 1], dtype=np.int64)
     parts = [np.ascontiguousarray(part).view(np.uint8) for part in (head, starts, ids)]
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(PermissionError):  # somebody else's
+        file.parent.chmod(0o700)
     descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=file.parent)  # mode 0600
     try:
         digest = hashlib.sha256()

@@ -45,17 +45,19 @@ class Workplace:
         self.flat.copy_(tensors)
 
 
-_Key = tuple[DataSettings, ModelSettings, int, int, str | None]
+_Key = tuple[DataSettings, ModelSettings, int, int, str | None, bool]
 _MOST_CORPORA = 2
 _corpora: dict[_Key, Corpus] = {}  # newest last
 
 
 def _key(settings: Settings, site: str | None) -> _Key:
-    return settings.data, settings.model, settings.train.max_length, settings.seed, site
+    of_each_site = settings.partition.name == "by_site"
+    return settings.data, settings.model, settings.train.max_length, settings.seed, site, of_each_site
 
 
 def _read(settings: Settings, site: str | None) -> Corpus:
-    texts = read_texts(settings.data, settings.seed, site)
+    of_each_site = settings.partition.name == "by_site"
+    texts = read_texts(settings.data, settings.seed, site, of_each_site=of_each_site)
     tokenizer, cache = load_tokenizer(settings.model), cache_folder(settings.data.token_cache)
     train, test = (
         tokenise(part.texts, part.labels, tokenizer, settings.train.max_length, cache)

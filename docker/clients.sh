@@ -36,7 +36,7 @@ coordinator() {
     echo "    environment: {CLIENTS: \"$clients\"}"
     if [ "$clients" -gt "$written" ]; then
         echo "    volumes:"
-        added | sed 's|.*|      - site-&:/sites/client-&|'
+        added | sed 's|.*|      - site-&:/sites/client-&\n      - state-&:/sites/client-&/state|'
         echo "  server:"
         echo "    networks:"
         added | sed 's|.*|      - site-&|'
@@ -56,7 +56,7 @@ client() {
         echo "    pull_policy: never"
         echo "    depends_on: {server: {condition: service_healthy}}"
         echo "    networks: [site-$1]"
-        echo "    volumes: [\"site-$1:/site:ro\"]"
+        echo "    volumes: [\"site-$1:/site:ro\", \"state-$1:/site/state\"]"
     elif [ -n "$gpu" ]; then
         echo "  client-$1:"
     fi
@@ -85,7 +85,7 @@ everything() {
         echo "networks:"
         for number in $(added); do network "$number"; done
         echo "volumes:"
-        added | sed 's|.*|  site-&:|'
+        added | sed 's|.*|  site-&:\n  state-&:|'
     fi
 }
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from common.texts import LabelledTexts, read_texts
 from server.compose import compose
-from server.deployment.registration import fingerprint_of, read_public_key
-from server.deployment.server_folder import RegisteredSite, ServerFolder
+from server.deployment.registration import invite_site, register_site, unregister_site
+from server.deployment.server_folder import ServerFolder
 
 AUTHORITY, SERVER, SITES = Path("/authority"), Path("/server"), Path("/sites")
 OUTPUTS = Path("/wardround/outputs")
@@ -34,8 +34,6 @@ def main() -> None:
     _make_server_folder()
     names = [f"client-{number}" for number in range(1, num_clients + 1)]
     _make_texts(names)
-    for name in names:
-        _make_site(name)
     _let_in(names)
     for folder in (SERVER, *(SITES / name for name in names)):
         _hand_over(folder, owner)
@@ -78,7 +76,7 @@ def _make_server_folder() -> None:
         _run("wardround", "server", "init", "--name", "server", "--dir", str(AUTHORITY))
     if not (SERVER / "server.yaml").exists():
         # The last one makes it a folder.
-        for name in ("ca.crt", "server.crt", "server.key", "sites.json", "server.yaml"):
+        for name in ("ca.crt", "server.crt", "server.key", "signing.key", "sites.json", "server.yaml"):
             shutil.copy2(AUTHORITY / name, SERVER / name)
 
 
@@ -116,27 +114,26 @@ def _write_csv(path: Path, texts: LabelledTexts, label_names: tuple[str, ...]) -
     part.replace(path)
 
 
-def _make_site(name: str) -> None:
-    """A key pair and a site file, as an engineer at the site would make them."""
-    folder = SITES / name
-    if (folder / "site.yaml").exists():
-        return
-    for left_over in ("site.key", "site.pub", "wardround-site.service", "compose.yaml"):
-        (folder / left_over).unlink(missing_ok=True)
-    shutil.copyfile(AUTHORITY / "ca.crt", folder / "ca.crt")
-    where = ["--server", "server:9092", "--ca", str(folder / "ca.crt"), "--dir", str(folder)]
-    what = ["--data", str(folder / "texts.csv"), "--text", "text", "--label", "label"]
-    _run("wardround-site", "init", name, *where, *what)
-
-
 def _let_in(names: list[str]) -> None:
-    """Tell the server which keys may connect, from its next start on."""
-    keys = {name: read_public_key(SITES / name / "site.pub") for name in names}
-    with ServerFolder(SERVER).changing_sites() as sites:
-        for name in [name for name, site in sites.items() if keys.get(name) != site.public_key]:
-            del sites[name]
-        for name in keys.keys() - sites.keys():
-            sites[name] = RegisteredSite("", keys[name], fingerprint_of(keys[name]))
+    """Invite each client, let it answer as an engineer at a site would, and register it."""
+    folder = ServerFolder(SERVER)
+    registered = folder.sites()
+    for name in registered.keys() - set(names):
+        unregister_site(folder, name)
+    for name in names:
+        site = SITES / name
+        if name in registered:
+            if (site / "site.yaml").exists():
+                continue
+            unregister_site(folder, name)
+        for path in site.iterdir():  # of an init that was interrupted, or an earlier version
+            if path.name not in ("texts.csv", "state"):
+                path.unlink()
+        invitation, _ = invite_site(folder, name)
+        where = ["--invitation", str(invitation), "--dir", str(site)]
+        what = ["--data", str(site / "texts.csv"), "--text", "text", "--label", "label"]
+        _run("wardround-site", "init", *where, *what)
+        register_site(folder, name, site / "registration.json")
 
 
 def _hand_over(folder: Path, owner: tuple[int, int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from common.workplace import Corpus, Workplace, open_corpus, open_workplace
 from server.diagnostics import Head
 from server.display import display
 from server.evaluation import Evaluation
-from server.exchange import RunFailed
+from server.exchange import Clients, GridClients, RunFailed
 from server.model_folder import save_model
 from server.observers import Checkpoints, CollapseAlarm, History, Live, Observer, Progress, Target
 from server.records import Standing, steps_so_far
@@ -38,10 +37,22 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run what the run config asks for. Raises RunFailed, or ValueError for bad input."""
-    written = str(context.run_config.get("sites", "")) or "{}"
-    sites = {int(node_id): str(name) for node_id, name in json.loads(written).items()}
-    conduct(grid, _settings_of(grid, context), sites)
+    """Run what the run config asks for. Raises RunFailed, or ValueError for bad input.
+
+    What `wardround submit` sent names a ticket, which lies on this machine: sites are told nothing of it. A
+    Flower user's own run has its settings in the run config, and its nodes are taken at their word.
+    """
+    ticket_name = str(context.run_config.get("ticket", ""))
+    if ticket_name:
+        from server.deployment.ticket import open_ticket
+
+        settings, clients, sites = open_ticket(ticket_name, grid)
+        try:
+            conduct(clients, settings, sites)
+        finally:
+            clients.close()
+        return
+    conduct(GridClients(grid), _settings_of(grid, context))
 
 
 def _settings_of(grid: Grid, context: Context) -> Settings:
@@ -56,28 +67,32 @@ def _settings_of(grid: Grid, context: Context) -> Settings:
     return compose([f"num_clients={num_nodes}", *overrides] if num_nodes else overrides).settings
 
 
-def conduct(grid: Grid, settings: Settings, sites: Mapping[int, str] | None = None) -> None:
+def conduct(clients: Clients, settings: Settings, sites: Mapping[str, int | None] | None = None) -> None:
     """One run, from wherever its folder stands to its end.
 
     Args:
-        sites: names of the registered sites by node id; None or empty in a simulation.
+        sites: the most examples each registered site may claim (None for no bound) by name; None or empty in
+            a simulation.
 
     Raises:
         ValueError: bad input; nothing was written then. RunFailed: the run could not be finished.
     """
     folder = RunFolder(Path(settings.run_dir))
     folder.check_owner(settings)
-    roster = Roster(grid, settings, sites or {})
+    roster = Roster(clients, settings, sites or {})
     corpus = _read(settings)
     parts = _deal(settings, corpus)
+    roster.name_sites(_simulated_sites(settings, corpus))
     label_names = corpus.label_names if corpus else settings.declared_labels()
+    if not settings.engine.is_simulated:
+        roster.invite()  # sites read their texts while the model is built here
     workplace = open_workplace(settings, label_names, fresh=True)
     with folder.open(settings), _recorded(folder):
         for finding in corpus.findings if corpus else ():
             display().say(f"{settings.cell}: {finding}")
         write_json(folder.path / "labels.json", _describe_labels(label_names, corpus))
         write_json(folder.path / "partition.json", parts)
-        _run(roster, grid, folder, settings, workplace, corpus)
+        _run(roster, clients, folder, settings, workplace, corpus)
 
 
 def _read(settings: Settings) -> Corpus | None:
@@ -85,6 +100,13 @@ def _read(settings: Settings) -> Corpus | None:
     if settings.engine.is_simulated or settings.evaluation.where == "server":
         return open_corpus(settings)
     return None
+
+
+def _simulated_sites(settings: Settings, corpus: Corpus | None) -> list[str]:
+    """Names of the clients of a simulation in which each is a site, in the order of their numbers."""
+    if corpus is None or not settings.engine.is_simulated or settings.partition.name != "by_site":
+        return []
+    return [name for name, _ in corpus.site_sizes]
 
 
 def _describe_labels(label_names: Sequence[str], corpus: Corpus | None) -> dict[str, Any]:
@@ -113,7 +135,7 @@ def _deal(settings: Settings, corpus: Corpus | None) -> dict[str, list[int]]:
 
 def _run(
     roster: Roster,
-    grid: Grid,
+    clients: Clients,
     folder: RunFolder,
     settings: Settings,
     workplace: Workplace,
@@ -142,7 +164,7 @@ def _run(
     roster.gather()
     # No name here for where the run starts: its tensors can go when the first round replaces them.
     with writer:
-        tensors, reason = strategy.run(grid, roster, _standing(folder, checkpoint, strategy, workplace))
+        tensors, reason = strategy.run(clients, roster, _standing(folder, checkpoint, strategy, workplace))
     workplace.load(tensors)
     save_model(folder, settings, workplace.classifier)
     folder.write_status("finished", reason)
@@ -164,7 +186,8 @@ def _standing(
     total_steps = steps_so_far([*lines, checkpoint.record])
     is_shown = len(lines) > checkpoint.record["round"]
     tensors = tensors_to_flat(workplace.layout, checkpoint.tensors)
-    return Standing(tensors, checkpoint.record, total_steps, is_shown=is_shown)
+    norms = tuple(client["update_norm"] for line in lines for client in line["clients"])
+    return Standing(tensors, checkpoint.record, total_steps, is_shown=is_shown, norms=norms)
 
 
 @contextmanager

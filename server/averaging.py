@@ -35,7 +35,7 @@ class RoundMean:
     """L2 norm of the mean delta."""
     agreements: tuple[Agreement, ...]
     """One for each update, in the order they were folded in."""
-    weights: tuple[int, ...]
+    weights: tuple[float, ...]
     """Of each update in the mean, in the same order."""
 
 
@@ -90,15 +90,15 @@ class WeightedMean:
         self._half = min(len(global_tensors), -(-len(global_tensors) // (2 * BLOCK)) * BLOCK)
         self._memory = SumMemory() if memory is None else memory
         self._delta = torch.empty(min(BLOCK, len(global_tensors)))
-        self._total = 0
-        self._weights: list[int] = []
+        self._total: float = 0
+        self._weights: list[float] = []
         self._norms: list[float] = []
         self._sketches: list[Tensor] = []
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (BLOCK,), generator=generator).mul_(2).sub_(1).float()
         self._signs = torch.cat([signs, signs])  # every rotation of them is a part of this
 
-    def add(self, trained: Tensor, weight: int) -> None:
+    def add(self, trained: Tensor, weight: float) -> None:
         """Fold one update in. `trained` is (P,) fp32 and not kept; `weight` is positive."""
         assert weight > 0, weight
         norm_squared = 0.0

@@ -22,42 +22,64 @@ if TYPE_CHECKING:
 _MOST_SQUARED = 1e30
 
 
-def check_counts(counts: Counts, num_labels: int) -> None:
-    """Refuse held-out counts that cannot be added to the other sites'. Raises Refused."""
+class ExamplesChanged(Refused):
+    """A client has other examples than it introduced itself with: its file has grown, say."""
+
+
+def check_counts(counts: Counts, num_labels: int, member: Member) -> None:
+    """Refuse held-out counts that cannot be added to the other sites', or are not of as many examples as the
+    client introduced itself with.
+
+    Raises:
+        Refused.
+    """
     if counts.confusion.shape != (num_labels, num_labels):
         raise Refused(f"its counts are of {len(counts.confusion)} labels, not of the run's {num_labels}")
     if counts.confusion.max() > MOST_COUNTED or counts.num_examples == 0:
         raise Refused(f"its counts are of {counts.num_examples} held-out examples")
     if not _is_sane(counts.loss_sum):
         raise Refused(f"its counts have a summed loss of {counts.loss_sum}")
+    if counts.num_examples != member.num_held_out:
+        raise ExamplesChanged(
+            f"its counts are of {counts.num_examples} held-out examples, but it joined with "
+            f"{member.num_held_out}; it will be asked to introduce itself again"
+        )
 
 
 def _is_sane(value: float) -> bool:
     return isfinite(value) and abs(value) <= MOST_COUNTED
 
 
-def check_update(update: Update, number: int, layout: Layout, num_labels: int, member: Member) -> None:
+def check_update(
+    update: Update, number: int, layout: Layout, num_labels: int, member: Member, *, is_counted: bool
+) -> None:
     """Refuse what must not go into the mean.
+
+    Args:
+        is_counted: whether sites count what the model gets right on their held-out texts.
 
     Raises:
         Refused: the update is from another round, of another model, holds counts of other labels or a loss
-            that is no number, claims no optimiser step, or another example count than the client introduced
-            itself with.
+            that is no number, lacks counts where sites evaluate, or claims no optimiser step.
+        ExamplesChanged: it claims another example count than the client introduced itself with.
     """
     if update.round != number:
         raise Refused(f"its update belongs to round {update.round}")
     if update.layout != layout.digest:
         raise Refused("its update has other tensor names or shapes than the global model")
     if update.num_examples != member.num_examples:
-        raise Refused(
-            f"its update claims {update.num_examples} examples, but it joined with {member.num_examples}"
+        raise ExamplesChanged(
+            f"its update claims {update.num_examples} examples, but it joined with {member.num_examples}; it "
+            "will be asked to introduce itself again"
         )
     if not (_is_sane(update.loss) and _is_sane(update.seconds)):
         raise Refused(f"its update has a loss of {update.loss} and took {update.seconds} s")
     if not 0 < update.num_steps < MOST_COUNTED:
         raise Refused(f"its update claims {update.num_steps} optimiser steps")
+    if update.test is None and is_counted:
+        raise Refused("its update holds no counts of held-out examples")
     if update.test is not None:
-        check_counts(update.test, num_labels)
+        check_counts(update.test, num_labels, member)
 
 
 def open_tensors(update: Update, global_tensors: Tensor, scratch: np.ndarray) -> Tensor:

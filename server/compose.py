@@ -120,10 +120,17 @@ def parse(overrides: Iterable[str]) -> list[Override]:
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            raise ValueError(f"'{text}' cannot be read: {_first_line(error)}") from None
+            raise ValueError(f"'{text}' cannot be read: {_first_line(error)}{_quoting(text)}") from None
         _check_key(override)
         parsed.append(override)
     return parsed
+
+
+def _quoting(text: str) -> str:
+    """What helps where the value is a sign that Hydra's words are not made of."""
+    key, _, value = text.partition("=")
+    is_sign = len(value) == 1 and not value.isalnum()
+    return f". Quote the value for Hydra, and the word for the shell: '{key}=\"{value}\"'" if is_sign else ""
 
 
 def _check_key(override: Override) -> None:

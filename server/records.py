@@ -44,6 +44,8 @@ class Standing:
     """The tensors, written against those of `step_base`; None where nobody holds them."""
     step_base: str = ""
     """A version: SHA-256 of the tensors before the last round."""
+    norms: tuple[float, ...] = ()
+    """Of every update that earlier rounds took, where the run goes on."""
 
     @property
     def version(self) -> str:
@@ -72,9 +74,22 @@ class Taken:
     """Optimiser steps in the whole run so far."""
     head_norm: float
     """L2 norm of the update over the new head."""
+    norm_received: float | None
+    """L2 norm of the update as it came, where that was clipped."""
+    site: str | None = None
+    """Its name, where the client is a site."""
 
     @classmethod
-    def of(cls, update: Update, trained: Tensor, client: int, standing: Standing, head: Head) -> Taken:
+    def of(
+        cls,
+        update: Update,
+        trained: Tensor,
+        client: int,
+        standing: Standing,
+        head: Head,
+        norm_received: float | None = None,
+        site: str | None = None,
+    ) -> Taken:
         """What is kept of a client's update, `trained`, (P,) fp32, to the tensors of `standing`."""
         return cls(
             client=client,
@@ -85,6 +100,8 @@ class Taken:
             num_steps=update.num_steps,
             total_steps=standing.total_steps.get(client, 0) + update.num_steps,
             head_norm=head.update_norm(trained, standing.tensors),
+            norm_received=norm_received,
+            site=site,
         )
 
 
@@ -94,6 +111,8 @@ class LeftOut:
 
     client: int
     reason: str
+    site: str | None = None
+    """Its name, where the client is a site."""
 
 
 def new_record(
@@ -125,6 +144,8 @@ def add_clients(
     head_norm: float,
     left_out: Sequence[LeftOut],
     bytes_down: int,
+    *,
+    has_shares: bool = False,
 ) -> None:
     """Put the clients of the round into its line; the training loss is the mean over all their examples.
 
@@ -134,19 +155,27 @@ def add_clients(
         taken, outcome: the updates in the order they were folded in, and their mean.
         head_norm: L2 norm of the mean update over the new head.
         bytes_down: bytes of all tensors that were sent out, as they travelled.
+        has_shares: tell each client's share of the mean, as where shares are bounded.
     """
     num_examples = sum(update.num_examples for update in taken)
     loss = sum(update.loss * update.num_examples for update in taken) / num_examples
     record["train"] = {"loss": loss, "num_examples": num_examples}
     told = zip(taken, outcome.agreements, cosines_to_others(outcome), strict=True)
     record["clients"] = [
-        asdict(update) | asdict(agreement) | {"cosine_to_others": cosine}
-        for update, agreement, cosine in told
+        _told(update) | asdict(agreement) | {"cosine_to_others": cosine} for update, agreement, cosine in told
     ]
+    if has_shares:
+        for client, weight in zip(record["clients"], outcome.weights, strict=True):
+            client["share"] = weight / sum(outcome.weights)
     record["diagnostics"] |= describe_updates(outcome, head_norm)
     record["bytes"] = {"down": bytes_down, "up": sum(update.num_bytes for update in taken)}
     if left_out:
-        record["left_out"] = [asdict(client) for client in left_out]
+        record["left_out"] = [_told(client) for client in left_out]
+
+
+def _told(client: Taken | LeftOut) -> dict[str, Any]:
+    """A client as the history tells of it: a norm that was clipped, or a site's name, only where one is."""
+    return {key: value for key, value in asdict(client).items() if value is not None}
 
 
 def check_finite(value: Any, round: int, where: str = "") -> None:

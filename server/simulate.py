@@ -13,6 +13,7 @@ from client.app import app as client_app
 from common.runtime import resolve_device, resolve_threads
 from common.settings import Settings
 from server.app import conduct
+from server.exchange import GridClients
 from server.local_grid import LocalClients, LocalGrid
 from server.worker import run_nursery
 from server.workers import WorkerPool
@@ -32,10 +33,10 @@ def simulate(settings: Settings) -> None:
 def _in_process(settings: Settings) -> None:
     num_workers = count_workers(settings)
     if num_workers == 1:
-        conduct(LocalGrid(client_app, settings.num_clients), settings)
+        conduct(GridClients(LocalGrid(client_app, settings.num_clients)), settings)
         return
     with WorkerPool(num_workers, settings) as pool:
-        conduct(LocalGrid(client_app, settings.num_clients, pool), settings)
+        conduct(GridClients(LocalGrid(client_app, settings.num_clients, pool)), settings)
 
 
 def count_workers(settings: Settings) -> int:
@@ -73,7 +74,7 @@ def _on_ray(settings: Settings) -> None:
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        conduct(grid, settings)
+        conduct(GridClients(grid), settings)
 
     engine = settings.engine
     init_args: dict[str, Any] = {} if engine.address is None else {"address": engine.address}

@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flwr.app import Message
-from flwr.serverapp import Grid
+from flwr.app import RecordDict
 
 from common.counts import Counts
 from common.messages import (
@@ -27,10 +26,11 @@ from common.settings import Settings
 from common.sharing import Layout, model_sha256
 from common.transforms import WHOLE
 from server.averaging import SumMemory, WeightedMean
-from server.checks import check_counts, check_update, open_tensors
+from server.caps import NormBound, weights_of
+from server.checks import ExamplesChanged, check_counts, check_update, open_tensors
 from server.diagnostics import Head
 from server.evaluation import Evaluation
-from server.exchange import Request, RunFailed, ask
+from server.exchange import Clients, Request, RunFailed
 from server.observers import Observer
 from server.records import (
     LeftOut,
@@ -50,12 +50,9 @@ from server.tasks import Tasks
 if TYPE_CHECKING:
     from torch import Tensor
 
-# A refused client is told so; it may be gone, or not listen.
-_NOTICE_SECONDS = 30.0
-
 
 class FederatedAveraging:
-    """FedAvg over a Flower grid. It does not know where the clients run."""
+    """FedAvg over clients. It does not know where they run."""
 
     def __init__(
         self,
@@ -74,10 +71,12 @@ class FederatedAveraging:
         self.observers = observers
         self.server_step = server_step or ServerStep(settings)
         self._tasks = Tasks(settings, layout)
+        self._norm_bound = NormBound(settings.strategy)
+        self._are_sites_counting = settings.evaluation.where == "sites"
         self._left_out: list[LeftOut] = []
         """Of the round under way."""
 
-    def run(self, grid: Grid, roster: Roster, standing: Standing) -> tuple[Tensor, str]:
+    def run(self, clients: Clients, roster: Roster, standing: Standing) -> tuple[Tensor, str]:
         """Run the rounds that are left after `standing`.
 
         Returns:
@@ -93,14 +92,15 @@ class FederatedAveraging:
         else:
             reason = self._show(standing)
         memory = SumMemory()
+        self._norm_bound = NormBound(self.settings.strategy, standing.norms)
         while reason is None and standing.round < self.settings.num_rounds:
-            after, counts = self._round(grid, roster, standing, memory)
+            after, counts = self._round(clients, roster, standing, memory)
             reason = self._measured_by_sites(standing, counts)
             standing = after
             self._save(standing)
             reason = reason or self._show(standing)
         if not standing.is_shown:
-            counts = self._ask_for_counts(grid, roster.members(), standing)
+            counts = self._ask_for_counts(clients, roster.members(), standing)
             last_reason = self._measured_by_sites(standing, counts)
             reason = reason or last_reason
         return standing.tensors, reason or f"all {self.settings.num_rounds} rounds are done"
@@ -112,33 +112,46 @@ class FederatedAveraging:
         return standing
 
     def _round(
-        self, grid: Grid, roster: Roster, standing: Standing, memory: SumMemory
+        self, clients: Clients, roster: Roster, standing: Standing, memory: SumMemory
     ) -> tuple[Standing, dict[str, Counts]]:
         """One round; returns where the run stands then, and the sites' counts for where it stood before."""
         started = time.perf_counter()
         self._left_out, self._tasks.num_bytes = [], 0
         number = standing.round + 1
         members = roster.members()
+        weights = weights_of(members, self.settings.strategy)
         mean = WeightedMean(standing.tensors, memory)
         taken: list[Taken] = []
         counts: dict[str, Counts] = {}
         aggregate_seconds = 0.0
         scratch = np.empty(0, dtype=np.float32)
         sent = time.monotonic()
-        for member, reply in self._exchange(grid, members, number, standing, TRAIN):
+        for member, answer in self._exchange(clients, members, number, standing, TRAIN):
             folding = time.perf_counter()
             try:
-                update = unpack_update(reply, 2 * self.layout.num_bytes())
-                check_update(update, number, self.layout, self.num_labels, member)
+                update = unpack_update(answer, 2 * self.layout.num_bytes())
+                check_update(
+                    update, number, self.layout, self.num_labels, member, is_counted=self._are_sites_counting
+                )
                 if update.payload.form != WHOLE and not len(scratch):  # made once, when it is needed
                     scratch = np.empty(self.layout.size, dtype=np.float32)
                 trained = open_tensors(update, standing.tensors, scratch)
-            except Refused as refusal:
-                self._refuse(grid, number, member, refusal)
+                trained, norm_received = self._norm_bound.apply(trained, standing.tensors)
+            except ExamplesChanged as refusal:
+                roster.forget(member)
+                self._refuse(clients, number, member, refusal)
                 continue
-            weighs = self.settings.strategy.weighting == "examples"
-            mean.add(trained, update.num_examples if weighs else 1)
-            taken.append(Taken.of(update, trained, member.client, standing, self.head))
+            except Refused as refusal:
+                self._refuse(clients, number, member, refusal)
+                continue
+            mean.add(trained, weights[member.client])
+            taken.append(
+                Taken.of(update, trained, member.client, standing, self.head, norm_received, member.site)
+            )
+            if norm_received is not None:
+                self._warn(
+                    f"round {number}: {member.name}: its update was clipped (strategy.max_update_norm)"
+                )
             self._tasks.note(member, update.holds, min(time.monotonic(), sent + max(0.0, update.seconds)))
             if update.test is not None:
                 counts[member.name] = update.test
@@ -154,57 +167,66 @@ class FederatedAveraging:
         train_seconds = time.perf_counter() - started - aggregate_seconds
         seconds = {"train": train_seconds, "aggregate": aggregate_seconds}
         record = self._record(number, tensors, seconds)
-        add_clients(record, taken, outcome, head_norm, self._left_out, self._tasks.num_bytes)
+        has_shares = self.settings.strategy.max_share is not None
+        down = self._tasks.num_bytes
+        add_clients(record, taken, outcome, head_norm, self._left_out, down, has_shares=has_shares)
+        self._norm_bound.close_round(agreement.update_norm for agreement in outcome.agreements)
         after = Standing(tensors, record, {**standing.total_steps, **steps_so_far([record])})
         self._tasks.add_step(after, standing)
         return after, counts
 
     def _exchange(
-        self, grid: Grid, members: Sequence[Member], number: int, standing: Standing, kind: str
-    ) -> Iterator[tuple[Member, Message]]:
-        """Send the tensors to all members and yield who answered what; the silent are reported."""
+        self, clients: Clients, members: Sequence[Member], number: int, standing: Standing, kind: str
+    ) -> Iterator[tuple[Member, RecordDict]]:
+        """Send the tensors to all members and yield who answered what; the others are reported."""
         timeout = self.settings.strategy.round_timeout_seconds
         deadline = time.monotonic() + timeout
         for observer in self.observers:
             observer.before_round(number, [member.name for member in members])
         requests = self._tasks.requests(members, number, standing)
-        for member, reply in zip(members, ask(grid, requests, kind, number, timeout), strict=True):
-            if reply is not None and is_lack(reply):
+        for member, answer in zip(members, clients.ask(requests, kind, number, timeout), strict=True):
+            if isinstance(answer, RecordDict) and is_lack(answer):
                 self._tasks.note(member, "")
                 request = self._tasks.requests([member], number, standing)
-                (reply,) = ask(grid, request, kind, number, max(0.0, deadline - time.monotonic()))
-            if reply is None:
+                (answer,) = clients.ask(request, kind, number, max(0.0, deadline - time.monotonic()))
+            if answer is None:
                 self._missing(number, member, f"no answer within {timeout:g} s")
+            elif isinstance(answer, Refused):
+                self._refuse(clients, number, member, answer)
             else:
-                yield member, reply
+                yield member, answer
 
-    def _ask_for_counts(self, grid: Grid, members: Sequence[Member], standing: Standing) -> dict[str, Counts]:
+    def _ask_for_counts(
+        self, clients: Clients, members: Sequence[Member], standing: Standing
+    ) -> dict[str, Counts]:
         """The sites' counts for the last model, which no training message carries any more."""
         number = standing.round
         counts = {}
-        for member, reply in self._exchange(grid, members, number, standing, EVALUATE):
+        for member, answer in self._exchange(clients, members, number, standing, EVALUATE):
             try:
-                found = unpack_counts(reply)
-                check_counts(found, self.num_labels)
+                found = unpack_counts(answer)
+                check_counts(found, self.num_labels, member)
                 counts[member.name] = found
             except Refused as refusal:
-                self._refuse(grid, number, member, refusal)
+                self._refuse(clients, number, member, refusal)
         return counts
 
-    def _refuse(self, grid: Grid, number: int, member: Member, refusal: Refused) -> None:
+    def _refuse(self, clients: Clients, number: int, member: Member, refusal: Refused) -> None:
         """Count an answer as missing, and tell its client if that cannot know."""
         if not isinstance(refusal, Declined):
-            notice = Request(member.node_id, pack_notice(f"round {number}: {refusal}"))
-            list(ask(grid, [notice], NOTICE, number, _NOTICE_SECONDS))
+            clients.tell(Request(member.node_id, pack_notice(f"round {number}: {refusal}")), NOTICE, number)
         self._missing(number, member, str(refusal))
 
     def _missing(self, number: int, member: Member, why: str) -> None:
         text = f"round {number}: {member.name}: {why}"
         if self.settings.strategy.on_missing == "fail":
             raise RunFailed(text)
-        self._left_out.append(LeftOut(member.client, why))
+        self._left_out.append(LeftOut(member.client, why, member.site))
+        self._warn(f"{text}; the round goes on without it")
+
+    def _warn(self, text: str) -> None:
         for observer in self.observers:
-            observer.warn(f"{text}; the round goes on without it")
+            observer.warn(text)
 
     def _check_quorum(self, number: int, num_taken: int) -> None:
         if num_taken < self.settings.strategy.min_sites:

@@ -55,6 +55,8 @@ SETTINGS = closed(
         test_path=optional(STRING),
         text_columns=NAMES,
         label_column=STRING,
+        delimiter=optional(STRING),
+        encoding=optional(STRING),
         label_names=optional(NAMES),
         test_fraction=SHARE,
         train_examples=optional(NATURAL),
@@ -107,6 +109,11 @@ SETTINGS = closed(
         wait_seconds=POSITIVE,
         round_timeout_seconds=POSITIVE,
         on_missing=one_of("fail", "continue"),
+        ask_again_seconds=POSITIVE,
+        max_share=optional(POSITIVE),
+        max_update_norm=optional(POSITIVE),
+        max_norm_ratio=optional(POSITIVE),
+        on_excess=one_of("refuse", "clip"),
     ),
     evaluation=closed(
         where=one_of("server", "sites"),
@@ -145,6 +152,8 @@ CLIENT = closed(
     total_steps=NATURAL,
     head_norm=NORM,
 )
+# Where clients are sites: under partition=by_site, and in a deployment.
+CLIENT_OF_SITE = closed(**CLIENT["properties"], site=STRING)
 
 
 def diagnostics(*, initial: bool) -> Schema:
@@ -160,8 +169,8 @@ def diagnostics(*, initial: bool) -> Schema:
     )
 
 
-def history_line(*, initial: bool) -> Schema:
-    """Round 0 has trained nothing; every later round has."""
+def history_line(*, initial: bool, client: Schema = CLIENT) -> Schema:
+    """Round 0 has trained nothing; every later round has. Args: client: CLIENT, or CLIENT_OF_SITE."""
     traffic = {"const": 0} if initial else NATURAL
     return closed(
         round={"const": 0} if initial else NATURAL,
@@ -169,7 +178,7 @@ def history_line(*, initial: bool) -> Schema:
         train=closed(loss=NULL if initial else LOSS, num_examples={"const": 0} if initial else NATURAL),
         clients={"type": "array", "maxItems": 0}
         if initial
-        else {"type": "array", "items": CLIENT, "minItems": 1},
+        else {"type": "array", "items": client, "minItems": 1},
         diagnostics=diagnostics(initial=initial),
         seconds=closed(train=SECONDS, aggregate=SECONDS, evaluate=SECONDS, total=SECONDS),
         bytes=closed(down=traffic, up=traffic),

@@ -20,6 +20,8 @@ DEFAULTS: dict[str, Any] = {
     "test_path": None,
     "text_columns": ("text",),
     "label_column": "label",
+    "delimiter": None,
+    "encoding": None,
     "label_names": None,
     "label_map": (),
     "test_fraction": 0.5,

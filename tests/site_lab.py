@@ -1,24 +1,20 @@
-"""A small world for a site's tests: certificates, a TLS server on loopback, a fleet that answers."""
+"""A small world for a site's tests: certificates, keys, a TLS server on loopback."""
 
 from __future__ import annotations
 
-import json
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]
-
 from client.findings import Finding, Options
-from client.keys import make_key_pair
 from client.preflight import CHECKS, Subject
 from client.site_file import SiteFile
+from common.credentials import new_key, public_line, write_key_pair
 from server.deployment.certificates import Pair, issue_server_certificate, make_authority
 
 
@@ -42,8 +38,12 @@ def make_site(folder: Path, port: int, data: Path, **facts: Any) -> SiteFile:
     """A site with a key pair of its own, whose server is on this machine."""
     folder.mkdir(parents=True, exist_ok=True)
     private, public = folder / "site.key", folder / "site.pub"
+    signing, coordinator = folder / "signing.key", folder / "coordinator.pub"
     if not private.exists():
-        make_key_pair(private, public, "st_marys")
+        write_key_pair(new_key("node"), private, public, "st_marys")
+        write_key_pair(new_key("signing"), signing, folder / "signing.pub", "st_marys")
+    if not coordinator.exists():
+        coordinator.write_text(public_line(new_key("signing")) + " coordinator\n", encoding="ascii")
     values: dict[str, Any] = {
         "name": "st_marys",
         "server_address": f"localhost:{port}",
@@ -54,6 +54,9 @@ def make_site(folder: Path, port: int, data: Path, **facts: Any) -> SiteFile:
         "text_columns": ("text",),
         "label_column": "label",
         "device": "cpu",
+        "signing_key": signing,
+        "coordinator_key": coordinator,
+        "state": folder / "state",
     }
     return SiteFile(**(values | facts))
 
@@ -101,45 +104,6 @@ def raw_server(serve: Any) -> Iterator[int]:
         over.set()
         thread.join()
         listener.close()
-
-
-class Fleet:
-    """Answers `ActivateNode` as Flower's fleet does, as far as a greeting goes."""
-
-    def __init__(self) -> None:
-        self.code: int | None = 2003
-        """Flower's error code in the answer; 2003 says registered, 2004 not."""
-        self.refusal: str | None = None
-        """An authentication failure instead."""
-        self.metadata: list[dict[str, Any]] = []
-        self.requests: list[bytes] = []
-
-    def answer(self, request: bytes, context: Any) -> bytes:
-        """Abort as told."""
-        self.metadata.append(dict(context.invocation_metadata()))
-        self.requests.append(request)
-        if self.refusal is not None:
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, self.refusal)
-        details = json.dumps({"code": self.code, "public_message": "no", "public_details": None})
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, details)
-        raise AssertionError("abort raises")
-
-
-@contextmanager
-def fleet_server(pair: Pair, fleet: Fleet) -> Iterator[int]:
-    """A gRPC server over TLS with that fleet; gives its port."""
-    server = grpc.server(ThreadPoolExecutor(2))
-    handler = grpc.unary_unary_rpc_method_handler(fleet.answer)
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("flwr.proto.Fleet", {"ActivateNode": handler}),)
-    )
-    credentials = grpc.ssl_server_credentials([(pair.key.read_bytes(), pair.certificate.read_bytes())])
-    port = server.add_secure_port("127.0.0.1:0", credentials)
-    server.start()
-    try:
-        yield int(port)
-    finally:
-        server.stop(0).wait()
 
 
 def free_port() -> int:

@@ -43,6 +43,8 @@ def finished(only_run: Finished) -> Iterator[Finished]:
 HEADER = "text,label\n"
 ROWS = "".join(f"{text},{label}\n" for text, label in [("goal team", "sport"), ("bank loan", "money")] * 4)
 
+WINDOWS = "Set data.encoding=windows-1252"
+
 # One row for each mistake: the file, what is in it, and what the message must say.
 SPOILED: dict[str, tuple[str, bytes | None, list[str]]] = {
     "missing file": ("train.csv", None, ["train.csv does not exist", "Correct data.path"]),
@@ -72,7 +74,12 @@ SPOILED: dict[str, tuple[str, bytes | None, list[str]]] = {
     "not UTF-8": (
         "train.csv",
         f"{HEADER}{ROWS}caf\xe9,money\n".encode("latin-1"),
-        ["train.csv is not UTF-8: byte 0xe9", "line 10", "iconv -f WINDOWS-1252 -t UTF-8"],
+        ["train.csv is not UTF-8: byte 0xe9", "line 10; the file looks like Windows-1252", WINDOWS],
+    ),
+    "as Excel writes it": (
+        "train.csv",
+        'text;label\n"caf\xe9, open";money\n'.encode("cp1252"),
+        ["the file looks like Windows-1252 with ';' between columns", f"{WINDOWS} 'data.delimiter=\";\"'"],
     ),
     "empty text": (
         "train.csv",

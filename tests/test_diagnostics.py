@@ -24,6 +24,7 @@ from server.diagnostics import (
     entropy,
     norm_ratio,
 )
+from server.exchange import GridClients
 from server.local_grid import LocalGrid
 from server.simulate import simulate
 from tests.conftest import Make
@@ -140,7 +141,7 @@ def test_steps_of_a_client_that_was_away_go_on_after_a_resume(make_settings: Mak
 
     for num_rounds in (2, 4):
         settings = make_settings(f"num_rounds={num_rounds}", CONTINUE)
-        conduct(LocalGrid(tampering(away_in_round_2), 3), settings)
+        conduct(GridClients(LocalGrid(tampering(away_in_round_2), 3)), settings)
     steps = [
         {client["client"]: (client["num_steps"], client["total_steps"]) for client in line["clients"]}
         for line in RunFolder(tmp_path / "run").history()

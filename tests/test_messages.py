@@ -19,6 +19,8 @@ from common.messages import (
     Refused,
     Task,
     Update,
+    check_not_declined,
+    content_of,
     pack_card,
     pack_counts,
     pack_hello,
@@ -114,7 +116,7 @@ def test_bytes_that_are_no_piece_are_refused(request_message: Message, data: byt
         "float32", (5,), "numpy.ndarray", data
     )
     with pytest.raises(Refused, match="its answer is no update"):
-        unpack_update(message)
+        unpack_update(message.content)
 
 
 def test_a_claimed_size_makes_no_room(request_message: Message) -> None:
@@ -124,7 +126,7 @@ def test_a_claimed_size_makes_no_room(request_message: Message) -> None:
         "float32", (1,), "numpy.ndarray", claims
     )
     with pytest.raises(Refused, match=r"holds 1 numbers, and claims the shape \(99999999999,\)"):
-        unpack_update(message)
+        unpack_update(message.content)
 
 
 def test_pieces_that_share_their_content_make_no_room(request_message: Message) -> None:
@@ -135,18 +137,19 @@ def test_pieces_that_share_their_content_make_no_room(request_message: Message) 
     for number in range(1000):
         record[f"shared.{number:05d}"] = piece
     with pytest.raises(Refused, match="larger than the model"):
-        unpack_update(message, most_bytes=100 * len(piece.data))
+        unpack_update(message.content, most_bytes=100 * len(piece.data))
 
 
 def test_a_clients_words_are_made_printable_and_short(request_message: Message) -> None:
     words = "\x1b[31mno\n2026-01-01 forged" + "x" * 10_000
     with pytest.raises(Declined, match=r"^ \[31mno 2026-01-01 forgedx+$") as refused:
-        unpack_update(Message(pack_refusal(words), reply_to=request_message))
+        content_of(Message(pack_refusal(words), reply_to=request_message))
     assert len(str(refused.value)) == 300
-    for content in (RecordDict({"refusal": ConfigRecord()}), RecordDict()):
-        for unpack in (unpack_update, unpack_card, unpack_counts):
-            with pytest.raises(Refused):
-                unpack(Message(content, reply_to=request_message))
+    with pytest.raises(Declined):
+        check_not_declined(RecordDict({"refusal": ConfigRecord()}))
+    for unpack in (unpack_update, unpack_card, unpack_counts):
+        with pytest.raises(Refused):
+            unpack(RecordDict())
 
 
 def test_inside_a_process_the_tensor_itself_is_handed_over() -> None:
@@ -169,7 +172,7 @@ def test_update_round_trip(request_message: Message, test: Counts | None) -> Non
     arrays = message.content.array_records["tensors"]
     for key, array in arrays.items():
         arrays[key] = over_the_wire(array)
-    received = unpack_update(message)
+    received = unpack_update(message.content)
     assert received.payload.form == "whole"
     assert np.array_equal(received.payload.arrays["shared"], sent.payload.arrays["shared"])
     assert received.holds == "v3"
@@ -194,32 +197,30 @@ def test_task_round_trip_shares_the_tensors(make_settings: Make) -> None:
     assert first.payload.arrays["shared"] is second.payload.arrays["shared"] is tensors
 
 
-def test_hello_card_and_counts_round_trip(request_message: Message, make_settings: Make) -> None:
+def test_hello_card_and_counts_round_trip(make_settings: Make) -> None:
     settings = make_settings()
     assert unpack_hello(pack_hello(settings)) == settings
-    assert unpack_card(Message(pack_card(Card(3, 40)), reply_to=request_message)) == Card(3, 40)
-    assert unpack_counts(Message(pack_counts(COUNTS), reply_to=request_message)).accuracy == 7 / 8
+    assert unpack_card(pack_card(Card(3, 40, 8))) == Card(3, 40, 8)
+    assert unpack_counts(pack_counts(COUNTS)).accuracy == 7 / 8
 
 
 def test_refusals_and_errors_are_told_apart_from_answers(request_message: Message) -> None:
-    refusal = Message(pack_refusal("no disk"), reply_to=request_message)
-    for unpack in (unpack_update, unpack_card, unpack_counts):
-        with pytest.raises(Refused, match="no disk"):
-            unpack(refusal)
-    with pytest.raises(Refused, match="error 2: gone"):
-        unpack_update(Message(Error(code=2, reason="gone"), reply_to=request_message))
+    with pytest.raises(Declined, match="no disk"):
+        content_of(Message(pack_refusal("no disk"), reply_to=request_message))
+    with pytest.raises(Declined, match="error 2: gone"):
+        content_of(Message(Error(code=2, reason="gone"), reply_to=request_message))
 
 
-def test_what_is_no_update_is_refused(request_message: Message) -> None:
+def test_what_is_no_update_is_refused() -> None:
     for content in (
         RecordDict(),
         RecordDict({"update": ConfigRecord({"round": "one"})}),
         RecordDict({"card": ConfigRecord({"client": 1})}),
     ):
         with pytest.raises(Refused, match="no update"):
-            unpack_update(Message(content, reply_to=request_message))
+            unpack_update(content)
         with pytest.raises(Refused, match=r"no (card|counts)"):
-            unpack_card(Message(content, reply_to=request_message))
+            unpack_card(content)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +232,10 @@ def test_what_is_no_update_is_refused(request_message: Message) -> None:
         {"confusion": [1, 2, 3, 4]},
     ],
 )
-def test_counts_that_cannot_be_are_refused(request_message: Message, record: dict[str, object]) -> None:
+def test_counts_that_cannot_be_are_refused(record: dict[str, object]) -> None:
     content = RecordDict({"counts": MetricRecord(record)})  # type: ignore[arg-type]
     with pytest.raises(Refused, match="no counts"):
-        unpack_counts(Message(content, reply_to=request_message))
+        unpack_counts(content)
 
 
 def test_what_goes_to_sites_names_no_place_here(make_settings: Make) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +79,121 @@ def test_device_and_model(tmp_path: Path, tiny_texts: Path, tiny_model: Path) ->
     assert states(bad) == {"device": "problem", "model": "problem"}
     assert "lacks config.json, model.safetensors, tokenizer.json" in bad["model"].message
     assert look(make_site(tmp_path, 9092, tiny_texts), "model")["model"].state == "warning"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A folder at `path`, how it is spoilt, and what is said of it."""
+
+    path: str
+    spoil: Callable[[Path], object]
+    words: str
+
+
+def without(pattern: str) -> Callable[[Path], object]:
+    """Removes these files of a model's folder."""
+
+    def spoil(folder: Path) -> None:
+        for file in folder.glob(pattern):
+            file.unlink()
+
+    return spoil
+
+
+def a_file(folder: Path) -> None:
+    """Puts a file in the folder's place."""
+    shutil.rmtree(folder)
+    folder.write_text("x")
+
+
+MODELS = [
+    Model("gone", shutil.rmtree, "is not there"),
+    Model("gone/too/deep", shutil.rmtree, "is not there"),
+    Model("file", a_file, "is a file; a folder is"),
+    Model("letters", without("*"), "lacks config.json, model.safetensors, tokenizer.json"),
+    Model("half", without("model.safetensors"), "lacks model.safetensors"),
+    Model(
+        "adapter",
+        lambda folder: (folder / "model.safetensors").rename(folder / "adapter_model.safetensors"),
+        "lacks model.safetensors",
+    ),
+    Model("cut", lambda folder: (folder / "config.json").write_text('{"model_ty'), "cannot be read (JSON"),
+    Model("other", lambda folder: (folder / "config.json").write_text("{}"), "without model_type"),
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.path)
+@pytest.mark.parametrize("is_in_site_file", [True, False])
+def test_a_model_that_is_none_is_a_finding(
+    tmp_path: Path, tiny_texts: Path, tiny_model: Path, model: Model, is_in_site_file: bool
+) -> None:
+    folder = tmp_path / model.path
+    shutil.copytree(tiny_model, folder)
+    model.spoil(folder)
+    named = {"model": folder} if is_in_site_file else {}
+    site = make_site(tmp_path / "site", free_port(), tiny_texts, **named)
+    options = Options(model=None if is_in_site_file else str(folder), timeout_seconds=1.0)
+    findings = {finding.check: finding for finding in run_checks(site, options)}
+    assert list(findings) == list(CHECKS)
+    found = findings["model"]
+    setting = "model:" if is_in_site_file else "--model"
+    assert found.state == "problem"
+    assert found.message.startswith(f"{setting} {folder} ")
+    assert model.words in found.message
+    assert found.next_step
+    # What is said of the others needs no model.
+    assert findings["labels"].message == "sport 16, money 16, health 16"
+
+
+def test_a_name_that_is_no_hub_id_and_no_folder(tmp_path: Path, tiny_texts: Path) -> None:
+    site = make_site(tmp_path, 9092, tiny_texts)
+    for name in ("./gone", "../gone", "~/gone", "two words", "a/b/c", "models/gone"):
+        found = look(site, "model", "lengths", model=name)["model"]
+        assert (found.state, found.message.startswith("--model")) == ("problem", True), found
+        assert "Repo id" not in found.message
+
+
+def test_a_good_folder_that_site_yaml_does_not_name(
+    tmp_path: Path, tiny_texts: Path, tiny_model: Path
+) -> None:
+    found = look(make_site(tmp_path, 9092, tiny_texts), "model", model=str(tiny_model))["model"]
+    assert (found.state, found.next_step.startswith(f"Set model: {tiny_model} in")) == ("warning", True)
+
+
+def test_weights_that_are_pickled(tmp_path: Path, tiny_texts: Path, tiny_model: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    found = look(make_site(tmp_path, 9092, tiny_texts, model=folder), "model")["model"]
+    assert (found.state, "pickled, which is not read here" in found.message) == ("problem", True)
+    assert "model.safetensors" in found.next_step
+
+
+@pytest.mark.parametrize(
+    ("files", "state", "words"),
+    [
+        ({"model.safetensors": 5_000_000, "pytorch_model.bin": 9_000_000}, "ok", "first round: 5 MB"),
+        (
+            {"pytorch_model.bin": 9_000_000},
+            "problem",
+            "9 MB; its weights are pickled, which is not read here",
+        ),
+        ({"tf_model.h5": 9_000_000}, "problem", "holds no weights for PyTorch"),
+    ],
+)
+def test_weights_on_the_hub(
+    tmp_path: Path,
+    tiny_texts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, int],
+    state: str,
+    words: str,
+) -> None:
+    siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in files.items()]
+    facts = SimpleNamespace(siblings=siblings)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: facts)
+    found = look(make_site(tmp_path, 9092, tiny_texts), "model", model="some/model")["model"]
+    assert (found.state, words in found.message) == (state, True), found
 
 
 def test_data_checks_open_no_connection(

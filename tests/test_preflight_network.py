@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from client.link import Link, is_excepted
+from tests.fake_fleet import FakeFleet, fleet_server
 from tests.site_lab import (
-    Fleet,
-    fleet_server,
     free_port,
     look,
     make_certificates,
@@ -32,7 +31,7 @@ def no_proxy_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_all_is_well_on_the_way_to_a_server_that_knows_the_key(tmp_path: Path, tiny_texts: Path) -> None:
-    fleet = Fleet()
+    fleet = FakeFleet()
     with fleet_server(make_certificates(tmp_path), fleet) as port:
         site = make_site(tmp_path, port, tiny_texts)
         findings = look(site, *NETWORK)
@@ -41,37 +40,35 @@ def test_all_is_well_on_the_way_to_a_server_that_knows_the_key(tmp_path: Path, t
         "90 more days" in findings["certificate"].message or "89 more days" in findings["certificate"].message
     )
     assert "server took a time stamp" in findings["clock"].message
-    # All that was said to the server: the public key twice, the time, and a signature.
-    ((said,), (request,)) = fleet.metadata, fleet.requests
+    # All that was said to the server: the public key, the time, a signature of it, and Flower's version.
+    ((name, request, said),) = fleet.calls
     assert {key for key in said if key.startswith("flwr")} == {
         "flwr-public-key-bin",
         "flwr-timestamp",
         "flwr-signature-bin",
+        *(key for key in said if "version" in key or "component" in key or "package" in key),
     }
-    from flwr.proto.fleet_pb2 import ActivateNodeRequest
-
-    asked = ActivateNodeRequest.FromString(request)
-    assert (asked.public_key, asked.heartbeat_interval) == (said["flwr-public-key-bin"], -1.0)
+    assert (name, request.node.node_id) == ("PullMessages", 0)  # nothing is activated
 
 
 @pytest.mark.parametrize(
     ("code", "refusal", "expected", "words"),
     [
-        (2004, None, {"clock": "ok", "registered": "problem"}, "wardround server register st_marys site.pub"),
-        (None, "Invalid timestamp", {"clock": "problem", "registered": "warning"}, "time"),
-        (None, "Invalid signature", {"clock": "warning", "registered": "problem"}, "fleet port"),
-        (1001, None, {"clock": "warning", "registered": "problem"}, "version"),
+        (0, "unknown_key", {"clock": "ok", "registered": "problem"}, "wardround server register st_marys"),
+        (0, "wrong_time", {"clock": "problem", "registered": "warning"}, "time"),
+        (0, "bad_signature", {"clock": "warning", "registered": "problem"}, "fleet port"),
+        (1001, "", {"clock": "warning", "registered": "problem"}, "version"),
     ],
 )
 def test_what_the_server_says_to_the_key(
-    code: int | None,
-    refusal: str | None,
+    code: int,
+    refusal: str,
     expected: dict[str, str],
     words: str,
     tmp_path: Path,
     tiny_texts: Path,
 ) -> None:
-    fleet = Fleet()
+    fleet = FakeFleet()
     fleet.code, fleet.refusal = code, refusal
     with fleet_server(make_certificates(tmp_path), fleet) as port:
         findings = look(make_site(tmp_path, port, tiny_texts), "clock", "registered")
@@ -203,8 +200,8 @@ def test_exceptions_from_the_proxy(host: str, exceptions: str, expected: bool) -
 
 
 def test_a_link_is_walked_once(tmp_path: Path, tiny_texts: Path) -> None:
-    fleet = Fleet()
+    fleet = FakeFleet()
     with fleet_server(make_certificates(tmp_path), fleet) as port:
         link = Link(make_site(tmp_path, port, tiny_texts), 2.0)
         assert link.answer is link.answer
-    assert len(fleet.requests) == 1
+    assert len(fleet.calls) == 1

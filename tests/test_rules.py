@@ -59,13 +59,17 @@ def test_hydra_stands_at_the_doors_only() -> None:
     assert importers("omegaconf") == {"server/compose.py", "server/sweep.py", "server/sweep_plan.py"}
 
 
-def test_common_knows_flower_in_messages_and_their_arrays_only() -> None:
+def test_common_knows_flower_in_messages_and_their_form_only() -> None:
     found = {path for path in importers("flwr") if path.startswith("common/")}
-    assert found == {"common/arrays.py", "common/messages.py"}
+    assert found == {"common/arrays.py", "common/messages.py", "common/objects.py"}
 
 
-def test_flowers_private_names_stand_in_the_local_grid_only() -> None:
-    assert importers("flwr.supercore") | importers("flwr.server") == {"server/local_grid.py"}
+def test_flowers_private_names_stand_in_one_file_a_side() -> None:
+    """At the server in one for each process, SuperLink and server app; and in the grid of a simulation."""
+    private = ("supercore", "superlink", "server", "proto", "supernode", "common.serde", "common.inflatable")
+    found = set().union(*(importers(f"flwr.{name}") for name in private))
+    at_the_server = {"server/deployment/fleet.py", "server/runtime_link.py"}
+    assert found == {"client/node/connection.py", *at_the_server, "server/local_grid.py"}
 
 
 @pytest.mark.parametrize("name", ["pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import ssl
 import stat
 import subprocess
 import tomllib
@@ -11,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from server.deployment import registration, superlink
-from server.deployment.certificates import describe
+from common.credentials import fingerprint, new_key, public_line, read_private_key
+from common.invitation import Invitation, Registration, Rotation, read_paper, write_paper
+from server.deployment import superlink
+from server.deployment.certificates import describe, is_encrypted
 from server.deployment.registration import (
-    fingerprint_of,
-    read_public_key,
-    register_again,
+    invite_site,
     register_site,
+    rotate_key,
+    signing_key,
     unregister_site,
 )
 from server.deployment.server_folder import Addresses, ServerFolder, toml_string
-from server.deployment.superlink import NodeState
-from tests.e2e.processes import write_keys
 
 
 @pytest.fixture
@@ -31,34 +32,23 @@ def folder(tmp_path: Path) -> ServerFolder:
     return ServerFolder.create(tmp_path / "server", Addresses(("fl.example.org", "10.1.2.3")))
 
 
-class FakeLink:
-    """Stands in for the running SuperLink: knows nodes by number until it is started again."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.nodes: dict[str, str] = {}
-        self._next = 100
-        monkeypatch.setattr(superlink, "register", self.register)
-        monkeypatch.setattr(superlink, "unregister", lambda folder, node_id: self.nodes.pop(node_id))
-        states = {"registered": NodeState("registered", 0.0, "N/A")}
-        monkeypatch.setattr(
-            superlink, "node_states", lambda folder: dict.fromkeys(self.nodes, states["registered"])
-        )
-
-    def register(self, folder: ServerFolder, public_key: str) -> str:
-        self._next += 1
-        self.nodes[str(self._next)] = public_key
-        return str(self._next)
-
-
-def new_key(folder: Path, name: str) -> Path:
-    public = folder / f"{name}.pub"
-    write_keys(folder / name, public)
-    return public
+def answer(folder: ServerFolder, name: str, target: Path, **changed: str) -> Path:
+    """A site's registration, as `wardround-site init --invitation` writes it."""
+    _, told = read_paper(Invitation, folder.path / "invitations" / f"{name}.json")
+    node, signing = new_key("node"), new_key("signing")
+    facts = {
+        "site": name,
+        "node_key": public_line(node),
+        "signing_key": public_line(signing),
+        "invitation": told,
+    }
+    write_paper(Registration(**(facts | changed)), target, signing)  # type: ignore[arg-type]
+    return target
 
 
 def test_a_new_folder_holds_what_a_server_needs(folder: ServerFolder) -> None:
     assert sorted(path.name for path in folder.path.iterdir()) == [
-        *("ca.crt", "ca.key", "flwr", "server.crt", "server.key", "server.yaml", "sites.json")
+        *("ca.crt", "ca.key", "flwr", "server.crt", "server.key", "server.yaml", "signing.key", "sites.json")
     ]
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
     assert describe(folder.server.certificate).names == (
@@ -87,13 +77,13 @@ def test_flower_is_told_whom_to_trust(folder: ServerFolder) -> None:
 
 
 def test_tls_and_keys_are_off_by_name_only(folder: ServerFolder) -> None:
-    words = superlink.command(folder, insecure=False)
+    words = superlink.options(folder, insecure=False)
     assert "--enable-supernode-auth" in words
     assert "--insecure" not in words
     assert words[words.index("--ssl-keyfile") + 1] == str(folder.server.key)
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert "--disable-runtime-dependency-installation" in words
-    words = superlink.command(folder, insecure=True)
+    words = superlink.options(folder, insecure=True)
     assert "--insecure" in words
     assert not {"--enable-supernode-auth", "--ssl-keyfile"} & set(words)
 
@@ -135,58 +125,156 @@ def test_a_wrong_server_yaml_names_the_key(folder: ServerFolder, line: str, name
         ServerFolder(folder.path)
 
 
-def test_sites_are_registered_and_registered_again(
-    folder: ServerFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    link = FakeLink(monkeypatch)
-    key = new_key(tmp_path, "st-mary")
-    site = register_site(folder, "st-mary", key)
-    assert site.node_id == "101"
-    assert json.loads((folder.path / "sites.json").read_text())["st-mary"]["fingerprint"] == site.fingerprint
-    assert register_again(folder) == []
-    link.nodes.clear()  # the SuperLink was started again
-    assert register_again(folder) == ["st-mary"]
-    assert folder.sites()["st-mary"].node_id == "102"
-    assert link.nodes == {"102": read_public_key(key)}
+def test_a_site_is_invited_answers_and_is_let_in(folder: ServerFolder, tmp_path: Path) -> None:
+    file, told = invite_site(folder, "st-mary", labels=["low", "high"])
+    invitation, seen = read_paper(Invitation, file)
+    assert (seen, invitation.site, invitation.address) == (told, "st-mary", "fl.example.org:9092")
+    assert invitation.ca == folder.authority.certificate.read_text()
+    assert invitation.signing_key == public_line(signing_key(folder))
+    assert (invitation.labels, invitation.versions["flwr"]) == (("low", "high"), "1.39.0")
+    assert b"PRIVATE" not in file.read_bytes()
+    site, registered = register_site(
+        folder, "st-mary", answer(folder, "st-mary", tmp_path / "a"), max_examples=9
+    )
+    written = json.loads((folder.path / "sites.json").read_text())["st-mary"]
+    assert (written["fingerprint"], written["max_examples"]) == (registered, 9)
+    assert folder.sites() == {"st-mary": site}
     unregister_site(folder, "st-mary")
-    assert (folder.sites(), link.nodes) == ({}, {})
+    assert folder.sites() == {}
+    with pytest.raises(ValueError, match="was not invited, or its invitation is void"):
+        register_site(folder, "st-mary", tmp_path / "a")
 
 
-def test_wrong_names_and_keys_are_refused(
-    folder: ServerFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    link = FakeLink(monkeypatch)
-    key = new_key(tmp_path, "a")
-    register_site(folder, "a", key)
-    other = new_key(tmp_path, "b")
-    small = tmp_path / "small.pub"
-    small.write_text("ecdsa-sha2-nistp256 AAAA\n")
+def test_wrong_names_and_answers_are_refused(folder: ServerFolder, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        invite_site(folder, name)
+    good = answer(folder, "a", tmp_path / "a")
+    register_site(folder, "a", good)
+    node = folder.sites()["a"].public_key
+    changed = tmp_path / "changed"
+    changed.write_text(answer(folder, "b", changed).read_text().replace('"payload": "', '"payload": "e'))
+    other = answer(folder, "b", tmp_path / "other", invitation="SHA256:other")
+    twin = answer(folder, "b", tmp_path / "twin", node_key=node)
+    weak = answer(folder, "b", tmp_path / "weak", node_key="ssh-rsa AAAA")
+    named = answer(folder, "c", tmp_path / "c")
+    invite_site(folder, "c")
     for name, file, told in (
-        ("St Mary", other, "no site name"),
-        ("a", other, "registered already"),
-        ("b", key, "key of site 'a'"),
-        ("b", tmp_path / "b", "PRIVATE key"),
-        ("b", small, "P-384"),
-        ("b", tmp_path / "missing.pub", "cannot be read"),
+        ("a", good, "registered already"),
+        ("b", good, "registration of 'a', not of 'b'"),
+        ("b", changed, "no registration|changed after it was signed"),
+        ("b", other, "answers another invitation"),
+        ("b", twin, "a key of site 'a'"),
+        ("b", weak, "ECDSA key on P-384"),
+        ("b", tmp_path / "missing", "cannot be read"),
+        ("b", folder.path / "invitations" / "b.json", "no registration"),
     ):
         with pytest.raises(ValueError, match=told):
             register_site(folder, name, file)
+    with pytest.raises(ValueError, match="--max-examples is 0"):
+        register_site(folder, "b", other, max_examples=0)
     with pytest.raises(ValueError, match="no site 'b'"):
         unregister_site(folder, "b")
+    with pytest.raises(ValueError, match="registered already"):
+        invite_site(folder, "a")
+    for words, told in (
+        ({"name": "St Mary"}, "no site name"),
+        ({"name": "../a"}, "no site name"),
+        ({"name": "d", "address": "nowhere"}, "HOST:PORT"),
+        ({"name": "d", "labels": ["x", "x"]}, "--labels"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            invite_site(folder, **words)
     assert list(folder.sites()) == ["a"]
-    assert len(link.nodes) == 1
+    assert named.exists()
+
+
+def test_a_new_signing_key_is_signed_with_the_old_one(folder: ServerFolder, tmp_path: Path) -> None:
+    invite_site(folder, "a")
+    old = public_line(signing_key(folder))
+    rotated = rotate_key(folder)
+    assert rotated is not None
+    rotation, told = read_paper(Rotation, rotated[0], signed_with=[old])
+    assert told == rotated[1]
+    assert rotation.signing_key == public_line(signing_key(folder)) != old
+    assert stat.S_IMODE(folder.signing_key.stat().st_mode) == 0o600
+    with pytest.raises(ValueError, match="older than the signing key"):
+        register_site(folder, "a", answer(folder, "a", tmp_path / "a"))
+    stranger = public_line(new_key("signing"))
+    with pytest.raises(ValueError, match="not signed by the key that is trusted here"):
+        read_paper(Rotation, rotated[0], signed_with=[stranger])
+
+
+def test_a_rotation_that_was_killed_goes_on_with_the_same_key(
+    folder: ServerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = public_line(signing_key(folder))
+
+    def killed(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("server.deployment.registration.write_paper", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rotate_key(folder)
+    assert public_line(signing_key(folder)) == old
+    coming = read_private_key(folder.path / "signing.key.next", "signing", "", "")
+    rotated = rotate_key(folder)
+    assert rotated is not None
+    assert public_line(signing_key(folder)) == public_line(coming)
+    folder.signing_key.unlink()
+    assert rotate_key(folder) is None
+    assert folder.signing_key.exists()
+
+
+def test_a_renewal_that_was_killed_leaves_one_whole_pair(
+    folder: ServerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = describe(folder.server.certificate).fingerprint
+    moves: list[Path] = []
+    replace = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        moves.append(path)
+        if path.name == "server.crt.next":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.renew()
+    assert describe(folder.server.certificate).fingerprint == old  # with the new key: torn
+    again = ServerFolder(folder.path)
+    assert describe(again.server.certificate).fingerprint != old
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(again.server.certificate, again.server.key)  # they belong together
+    assert not again.server.next.certificate.exists()
+
+
+def test_the_authoritys_key_can_be_encrypted(tmp_path: Path) -> None:
+    folder = ServerFolder.create(tmp_path / "server", Addresses(("localhost",)), passphrase="a long one")
+    assert is_encrypted(folder.authority.key)
+    with pytest.raises(ValueError, match="does not open with this passphrase"):
+        folder.renew()
+    before = describe(folder.server.certificate).fingerprint
+    folder.renew(passphrase="a long one")
+    assert describe(folder.server.certificate).fingerprint != before
 
 
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="there is no ssh-keygen here")
 def test_fingerprints_are_those_of_ssh_keygen(tmp_path: Path) -> None:
-    key = new_key(tmp_path, "a")
-    told = subprocess.run(["ssh-keygen", "-lf", key], capture_output=True, text=True, check=True, timeout=30)
-    assert fingerprint_of(read_public_key(key)) == told.stdout.split()[1]
+    line = public_line(new_key("node"))
+    file = tmp_path / "a.pub"
+    file.write_text(line + "\n")
+    told = subprocess.run(["ssh-keygen", "-lf", file], capture_output=True, text=True, check=True, timeout=30)
+    assert fingerprint(line) == told.stdout.split()[1]
 
 
-def test_a_superlink_that_never_comes_is_given_up(folder: ServerFolder) -> None:
-    with pytest.raises(superlink.SuperLinkError, match="wardround server up"):
-        registration.wait_until_up(folder, 0.0)
+def test_sites_of_an_earlier_version_are_registered_anew(folder: ServerFolder) -> None:
+    old = {"a": {"node_id": "1", "public_key": "ecdsa-sha2-nistp384 QQ==", "fingerprint": "SHA256:a"}}
+    (folder.path / "sites.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="register the sites again"):
+        folder.sites()
 
 
 @pytest.mark.parametrize("text", ["plain", 'a "b" \\ \n\t\x00\x7f é 🩺', "'"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,14 +16,33 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from client.site_file import load_site_file, write_site_file
+from common.credentials import new_key, public_line
+from common.invitation import Invitation, Registration, read_paper, write_paper
+from tests.fake_fleet import FakeFleet, fleet_server
 from tests.site_door import QUICK, environment, site_command
-from tests.site_lab import Fleet, fleet_server, make_certificates, make_site
+from tests.site_lab import free_port, make_certificates, make_site
 
 
 def init(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """`init` with what it needs."""
-    words = "init st_marys --server localhost:9092 --ca ca.crt --data letters.csv --text text --label label"
+    if not (folder / "invitation.json").exists():
+        write_invitation(folder / "invitation.json")
+    words = "init --invitation invitation.json --data letters.csv --text text --label label"
     return site_command(*words.split(), *more, folder=folder)
+
+
+def write_invitation(path: Path, **changes: Any) -> str:
+    """An invitation of st_marys to a server on this machine; returns its fingerprint."""
+    key = new_key("signing")
+    facts: dict[str, Any] = {
+        "site": "st_marys",
+        "address": "localhost:9092",
+        "ca": "a certificate",
+        "signing_key": public_line(key),
+        "versions": {"flwr": "1.39.0"},
+        "labels": ("health", "sport"),
+    }
+    return write_paper(Invitation(**facts | changes), path, key)  # type: ignore[arg-type]
 
 
 def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
@@ -37,25 +58,31 @@ def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
 
 
 def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
+    invited = write_invitation(tmp_path / "invitation.json")
     done = init(tmp_path, "--dir", "site", "--device", "cpu", "--image", "example/site:1")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "site"
     private, public = folder / "site.key", folder / "site.pub"
-    assert f"SEND to the coordinator:  {public}" in done.stdout
-    assert f"NEVER send to anybody:    {private}" in done.stdout
-    assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    assert f"the invitation's fingerprint is  {invited}" in done.stdout
+    assert f"SEND to the coordinator:  {folder / 'registration.json'}" in done.stdout
+    assert f"NEVER send to anybody:    {private}, {folder / 'signing.key'}" in done.stdout
+    for secret in (private, folder / "signing.key"):
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert stat.S_IMODE((folder / "state").stat().st_mode) == 0o700
+    sent, fingerprint = read_paper(Registration, folder / "registration.json")
+    assert (sent.site, sent.invitation) == ("st_marys", invited)
+    assert f"whose fingerprint is             {fingerprint}" in done.stdout
+    assert sent.node_key == " ".join(public.read_text().split()[:2])
+    assert sent.signing_key == " ".join((folder / "signing.pub").read_text().split()[:2])
     key = load_ssh_private_key(private.read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     assert isinstance(key.curve, ec.SECP384R1)
     assert load_ssh_public_key(public.read_bytes()) == key.public_key()
     assert public.read_text().startswith("ecdsa-sha2-nistp384 ")
     assert public.read_text().endswith(" st_marys\n")
-    told = subprocess.run(
-        ["ssh-keygen", "-lf", str(public)], capture_output=True, text=True, check=True
-    ).stdout
-    assert told.split()[:2] == ["384", done.stdout.partition("fingerprint is")[2].split()[0]]
     site = load_site_file(folder / "site.yaml")
-    assert (site.data_path, site.ca) == (tmp_path / "letters.csv", tmp_path / "ca.crt")
+    assert (site.data_path, site.ca) == (tmp_path / "letters.csv", folder / "ca.crt")
+    assert site.ca.read_text() == "a certificate"
     assert (site.private_key, site.device) == (private, "cpu")
     container = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["site"]
     assert (container["image"], container["read_only"], container["restart"]) == (
@@ -67,9 +94,10 @@ def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
     assert {mount["source"] for mount in container["volumes"]} == {
         str(folder),
         str(site.data_path),
-        str(site.ca),
+        str(folder / "state"),
     }
-    assert all(mount["read_only"] for mount in container["volumes"])
+    writable = [mount["source"] for mount in container["volumes"] if not mount.get("read_only")]
+    assert writable == [str(folder / "state")]
     unit = (folder / "wardround-site.service").read_text()
     assert f'join --site "{folder}/site.yaml"' in unit
     assert "$" not in unit.replace("${", "")
@@ -95,23 +123,36 @@ def test_init_never_overwrites(tmp_path: Path) -> None:
         ("check --skip-check memmory", "Nearest: 'memory'"),
         ("check --expect flwr", "PACKAGE=VERSION"),
         ("check --no-such-option", "No such option"),
-        ("init UPPER --server a:1 --ca c --data d --text t --label l --dir new", "small letters"),
-        ("init a --server a --ca c --data d --text t --label l --dir new", "host:port"),
+        ("init --invitation gone.json --data d --text t --label l --dir new", "cannot be read"),
+        ("init --invitation site.yaml --data d --text t --label l --dir new", "no invitation"),
+        ("init --invitation upper.json --data d --text t --label l --dir new", "small letters"),
+        ("init --invitation port.json --data d --text t --label l --dir new", "host:port"),
+        (
+            "init --invitation forged.json --data d --text t --label l --dir new",
+            "changed after it was signed",
+        ),
     ],
 )
 def test_bad_input_is_exit_code_2(words: str, told: str, tmp_path: Path, tiny_texts: Path) -> None:
     write_site_file(make_site(tmp_path, 9092, tiny_texts), tmp_path / "site.yaml")
+    write_invitation(tmp_path / "upper.json", site="UPPER")
+    write_invitation(tmp_path / "port.json", address="localhost")
+    write_invitation(tmp_path / "forged.json")
+    envelope = json.loads((tmp_path / "forged.json").read_text())
+    payload = base64.b64decode(envelope["payload"]).replace(b"localhost:9092", b"attackers:9092")
+    envelope["payload"] = base64.b64encode(payload).decode()
+    (tmp_path / "forged.json").write_text(json.dumps(envelope))
     done = site_command(*words.split(), folder=tmp_path)
     assert (done.returncode, told in done.stderr) == (2, True), done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_check_prints_words_and_json(tmp_path: Path, tiny_texts: Path) -> None:
-    fleet = Fleet()
+    fleet = FakeFleet()
     with fleet_server(make_certificates(tmp_path), fleet) as port:
         write_site_file(make_site(tmp_path, port, tiny_texts), tmp_path / "site.yaml")
         plain = site_command("check", *QUICK, folder=tmp_path)
-        fleet.code = 2004
+        fleet.refusal = "unknown_key"
         done = site_command("check", "--json", "--labels", "sport,money", *QUICK, folder=tmp_path)
     assert plain.returncode == 0, plain.stdout + plain.stderr
     assert "ok      tls" in plain.stdout
@@ -124,3 +165,15 @@ def test_check_prints_words_and_json(tmp_path: Path, tiny_texts: Path) -> None:
         assert set(finding) == {"check", "state", "message", "next_step"}
         assert finding["state"] in ("ok", "warning", "problem")
         assert finding["next_step"] or finding["state"] != "problem"
+
+
+def test_a_model_that_is_not_there_is_a_line_of_the_table(tmp_path: Path, tiny_texts: Path) -> None:
+    write_site_file(make_site(tmp_path, free_port(), tiny_texts), tmp_path / "site.yaml")
+    gone = str(tmp_path / "no" / "such" / "model")
+    plain = site_command("check", "--model", gone, *QUICK, folder=tmp_path)
+    assert (plain.returncode, plain.stderr) == (1, "")
+    assert f"problem model       --model {gone} is not there\n" in plain.stdout
+    assert "ok      labels      sport 16, money 16, health 16" in plain.stdout
+    told = json.loads(site_command("check", "--json", "--model", gone, *QUICK, folder=tmp_path).stdout)
+    (found,) = [finding for finding in told["checks"] if finding["check"] == "model"]
+    assert (found["state"], found["next_step"].endswith("or correct --model.")) == ("problem", True)

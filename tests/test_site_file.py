@@ -10,10 +10,12 @@ from client.site_file import SiteFile, load_site_file, write_site_file
 
 WHOLE = """
 name: st_marys
-server: {address: "fl.example.org:9092", ca: ca.crt}
-key: {private: site.key, public: /keys/site.pub}
+server: {address: "fl.example.org:9092", ca: ca.crt, signing_key: coordinator.pub}
+key: {private: site.key, public: /keys/site.pub, signing: /keys/signing.key}
 data:
   path: letters.csv
+  delimiter: ";"
+  encoding: windows-1252
   text_columns: [subject, body]
   label_column: ward
   labels: {"1": health, kardio: heart}
@@ -21,6 +23,8 @@ data:
   token_cache: tokens
 model: ../models/bert
 device: cuda:1
+state: /var/lib/site
+invitation: invitation.json
 """
 
 
@@ -42,11 +46,17 @@ def test_every_field_is_read_and_paths_are_the_folders(tmp_path: Path) -> None:
         data_path=tmp_path / "letters.csv",
         text_columns=("subject", "body"),
         label_column="ward",
+        delimiter=";",
+        encoding="windows-1252",
         labels=(("1", "health"), ("kardio", "heart")),
         drop_empty=True,
         token_cache=tmp_path / "tokens",
         model=tmp_path / "../models/bert",
         device="cuda:1",
+        coordinator_key=tmp_path / "coordinator.pub",
+        signing_key=Path("/keys/signing.key"),
+        state=Path("/var/lib/site"),
+        invitation=tmp_path / "invitation.json",
     )
     assert site.host_and_port == ("fl.example.org", 9092)
 
@@ -56,6 +66,9 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
     site = load_site_file(written(tmp_path, short))
     assert (site.labels, site.drop_empty, site.model, site.device) == ((), False, None, "auto")
     assert site.token_cache is None
+    bare = WHOLE.replace('  delimiter: ";"\n  encoding: windows-1252\n', "")
+    plain = load_site_file(written(tmp_path, bare))
+    assert (plain.delimiter, plain.encoding, plain.form.codec) == (None, None, "utf-8-sig")
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -64,6 +77,25 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         write_site_file(site, target)
         assert load_site_file(target) == site
     assert 'ca: "ca.crt"' in (tmp_path / "site.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("told", "read", "separator"),
+    [
+        ('"\\t"', "\t", "\t"),
+        ("tab", "tab", "\t"),
+        (r"\t", r"\t", "\t"),
+        ("'|'", "|", "|"),
+        ("null", None, ","),
+    ],
+)
+def test_a_delimiter_is_written_as_it_was_read(
+    tmp_path: Path, told: str, read: str | None, separator: str
+) -> None:
+    site = load_site_file(written(tmp_path, WHOLE.replace('delimiter: ";"', f"delimiter: {told}")))
+    assert (site.delimiter, site.form.separator) == (read, separator)
+    write_site_file(site, tmp_path / "again.yaml")
+    assert load_site_file(tmp_path / "again.yaml") == site
 
 
 @pytest.mark.parametrize(
@@ -81,6 +113,13 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ("[subject, body]", "[]", ["data.text_columns is empty"]),
         ("[subject, body]", "{a: b}", ["data.text_columns", "list of column names"]),
         ("drop_empty: true", "drop_empty: maybe", ["data.drop_empty is 'maybe'", "true or false"]),
+        ('delimiter: ";"', "delimiter: ;;", ["data.delimiter is ';;'", "one character", "the word tab"]),
+        ('delimiter: ";"', "delimiter: '\"'", ["data.delimiter is '\"'", "no quote"]),
+        ('delimiter: ";"', "delimiter: 1", ["data.delimiter is 1", "quotes"]),
+        ('delimiter: ";"', "seperator: ;", ["data.seperator is no key", "delimiter"]),
+        ("encoding: windows-1252", "encoding: 1252", ["data.encoding is 1252", "quotes"]),
+        ("encoding: windows-1252", "encoding: rot13", ["data.encoding is 'rot13'", "no text encoding"]),
+        ("encoding: windows-1252", "encoding: windoof", ["data.encoding is 'windoof'", "windows-1252"]),
         ("kardio: heart", "yes: heart", ["data.labels holds True", "quotes"]),
         ("device: cuda:1", "device: 3", ["device is 3", "text"]),
         ("data:\n", "data: [\n", ["is not YAML"]),

@@ -1,161 +1,124 @@
-"""`wardround-site join` as a program: what it starts, when it starts again, when it ends, what it leaves."""
+"""`wardround-site join` as a program, with a server of the tests' own: what it answers, outlives, leaves."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from client.greeting import greet
-from client.site_file import SiteFile, write_site_file
-from tests.site_door import QUICK, command_line, environment, site_command
-from tests.site_lab import Fleet, fleet_server, free_port, make_certificates, make_site
-
-
-@dataclass
-class World:
-    """A site in `folder`, its server, and a place for a fake SuperNode."""
-
-    folder: Path
-    site: SiteFile
-    fleet: Fleet
-
-    def fake(self, body: str) -> Path:
-        """A program in the SuperNode's place; `run` is how often it was started, from 1."""
-        path = self.folder / "fake-supernode"
-        path.write_text(
-            f"#!{sys.executable}\nimport json, os, signal, subprocess, sys, time\n"
-            f"folder = {str(self.folder)!r}\n"
-            "with open(folder + '/starts', 'a') as log: log.write(f'{os.getpid()}\\n')\n"
-            "run = len(open(folder + '/starts').readlines())\n"
-            "def say(text): print(text, flush=True)\n" + body
-        )
-        path.chmod(0o755)
-        return path
-
-    def starts(self) -> list[int]:
-        """Process ids of all starts."""
-        log = self.folder / "starts"
-        return [int(line) for line in log.read_text().split()] if log.exists() else []
+from tests.e2e.processes import wait_for
+from tests.fake_fleet import FakeFleet
+from tests.join_world import SECONDS, World, joined_world
+from tests.site_door import QUICK, site_command
 
 
 @pytest.fixture
-def world(tmp_path: Path, tiny_texts: Path) -> Iterator[World]:
-    """With a server that knows the site's key."""
-    fleet = Fleet()
-    with fleet_server(make_certificates(tmp_path), fleet) as port:
-        site = make_site(tmp_path, port, tiny_texts)
-        write_site_file(site, tmp_path / "site.yaml")
-        yield World(tmp_path, site, fleet)
+def world(tmp_path: Path, tiny_texts: Path, tiny_model: Path) -> Iterator[World]:
+    """A site that has not joined yet."""
+    with joined_world(tmp_path, tiny_texts, tiny_model) as made:
+        yield made
 
 
 def test_join_starts_nothing_where_the_site_is_not_ready(world: World) -> None:
-    world.fleet.code = 2004
-    done = site_command("join", *QUICK, folder=world.folder, fake=world.fake(""))
+    world.fleet.refusal = "unknown_key"
+    done = site_command("join", *QUICK, folder=world.folder)
     assert done.returncode == 1
     assert "not ready: registered. Nothing was started." in done.stdout
-    assert world.starts() == []
+    assert not (world.folder / "state").exists()
 
 
-def test_join_restarts_after_a_crash_and_leaves_no_process(world: World) -> None:
-    fake = world.fake(
-        "json.dump([sys.argv[1:], dict(os.environ)], open(folder + '/seen', 'w'))\n"
-        "say(f'SuperNode ID: {run}')\n"
-        "if run == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "child = subprocess.Popen(['sleep', '600'])\n"
-        "open(folder + '/child', 'w').write(f'{child.pid} ')\n"
-        "say('at work')\ntime.sleep(600)\n"
-    )
-    words = command_line("join", *QUICK, "--retry-seconds", "0.1", fake=fake)
-    with subprocess.Popen(
-        words, cwd=world.folder, env=environment(), stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        told = []
-        for line in process.stdout:
-            told.append(line)
-            if "at work" in line:
-                process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    said = "".join(told)
-    assert "the node ended (killed by signal 9); starting again in 0 s" in said
-    assert "SIGTERM: telling the node to leave" in said
-    assert "left; no process of this site is running" in said
-    pids = [*world.starts(), int((world.folder / "child").read_text())]
-    assert len(pids) == 3
-    assert not [pid for pid in pids if is_alive(pid)]
-    words, seen = json.loads((world.folder / "seen").read_text())
-    assert "--insecure" not in words
-    assert "--allow-runtime-dependency-installation" not in words
-    given = dict(zip(words[::2], words[1::2], strict=True))
-    assert given.pop("--port").isdecimal()
-    assert given == {
-        "--superlink": world.site.server_address,
-        "--root-certificates": str(world.site.ca),
-        "--auth-supernode-private-key": str(world.site.private_key),
-        "--node-config": f'site-file="{world.folder}/site.yaml"',
-        "--isolation": "subprocess",
-        "--host": "127.0.0.1",
+def test_join_answers_and_leaves_no_process(world: World) -> None:
+    process = world.join()
+    assert world.num_examples() == 38
+    worker = world.worker()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(SECONDS) == 0
+    assert "SIGTERM: leaving" in world.said()
+    assert "left; no process of this site is running" in world.said()
+    assert not Path(f"/proc/{worker}").exists()
+    names = [name for name, _, _ in world.fleet.calls]
+    assert names[-1] == "DeactivateNode"
+    # It asks for nothing but messages and their objects: no bundle, no run config.
+    assert set(names) <= {
+        *("ActivateNode", "PullMessages", "PullObject", "PushMessages", "PushObject"),
+        *("ConfirmMessageReceived", "SendNodeHeartbeat", "DeactivateNode"),
     }
-    assert (seen["FLWR_TELEMETRY_ENABLED"], seen["no_proxy"]) == ("0", "127.0.0.1,localhost")
+
+
+def test_a_worker_that_dies_or_hangs_costs_one_message(world: World) -> None:
+    world.join()
+    assert world.num_examples() == 38
+    first = world.worker()
+    os.kill(first, signal.SIGSTOP)
+    sent = world.hello()
+    wait_for(lambda: _has_begun(world, 2), SECONDS, "the message to be begun")
+    os.kill(first, signal.SIGKILL)
+    assert "killed, as when memory runs out" in world.fleet.refusal_of(sent)
+    assert world.num_examples() == 38
+    os.kill(world.worker(), signal.SIGSTOP)
+    assert "no answer in time" in world.fleet.refusal_of(world.hello(seconds=2.0))
+    assert world.num_examples() == 38
+    assert not Path(f"/proc/{first}").exists()
+
+
+def test_a_site_that_is_killed_goes_on_with_the_message_in_hand(world: World) -> None:
+    process = world.join()
+    assert world.num_examples() == 38
+    os.kill(world.worker(), signal.SIGSTOP)
+    in_hand = world.hello()
+    wait_for(lambda: _has_begun(world, 2), SECONDS, "the message to be begun")
+    process.kill()
+    process.wait(SECONDS)
+    world.join()
+    # It may have answered already: it says so, and the server asks again.
+    assert world.fleet.refusal_of(in_hand) == "lost"
+    assert world.num_examples() == 38
+
+
+def _has_begun(world: World, attempt: int) -> bool:
+    return f'"attempt": {attempt}' in (world.folder / "state" / "journal.json").read_text()
+
+
+def test_a_second_join_is_refused(world: World) -> None:
+    world.join()
+    done = site_command("join", *QUICK, folder=world.folder)
+    assert (done.returncode, "a site joins once" in done.stderr) == (2, True), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("change", "told"),
     [
-        ("say('Exit Code: 302')", "Flower cannot read the private key"),
-        ("say('Exit Code: 606')", "another version of Flower"),
+        (lambda fleet: setattr(fleet, "refusal", "other_node"), "wants this site to connect anew"),
+        (lambda fleet: setattr(fleet, "refusal", "wrong_time"), "correct its clock"),
     ],
 )
-def test_join_ends_on_what_never_heals(lines: str, told: str, world: World) -> None:
-    fake = world.fake(f"{lines}\nsys.exit(1)\n")
-    done = site_command("join", *QUICK, "--retry-seconds", "0.1", folder=world.folder, fake=fake)
-    assert (done.returncode, told in done.stdout) == (1, True), done.stdout
-    assert len(world.starts()) == 1
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that has ended and waits to be buried does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
-
-
-@pytest.mark.slow
-@pytest.mark.e2e
-def test_a_real_server_tells_registered_from_unregistered_and_activates_nothing(
-    tmp_path: Path, tiny_texts: Path
+def test_join_connects_anew_after_what_heals(
+    change: Callable[[FakeFleet], None], told: str, world: World
 ) -> None:
-    """Pins what `client/greeting.py` builds on in Flower."""
-    from server.deployment import superlink
-    from server.deployment.registration import register_site
-    from server.deployment.server_folder import Addresses, ServerFolder
+    world.join()
+    change(world.fleet)
+    world.wait_to_read(told)
+    world.fleet.refusal = ""
+    wait_for(lambda: world.said().count("connected to the server") == 2, SECONDS, "another connection")
+    assert world.num_examples() == 38
 
-    addresses = Addresses(("localhost",), "127.0.0.1", free_port(), "127.0.0.1", free_port())
-    folder = ServerFolder.create(tmp_path / "server", addresses)
-    folder.write_flower_config(insecure=False)
-    site = make_site(tmp_path, addresses.fleet_port, tiny_texts, ca=folder.authority.certificate)
-    server = subprocess.Popen(
-        superlink.command(folder, insecure=False), env=superlink.environment(folder), start_new_session=True
-    )
-    try:
-        until = time.monotonic() + 60
-        while greet(site, 2.0).kind == "unreachable" and time.monotonic() < until:
-            time.sleep(0.5)
-        assert greet(site, 5.0).kind == "unregistered"
-        node_id = register_site(folder, site.name, site.public_key).node_id
-        assert greet(site, 5.0).kind == "registered"
-        assert superlink.node_states(folder)[node_id].status == "registered"  # never online
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+
+def test_a_disk_that_is_full_stops_answers_not_the_program(world: World) -> None:
+    """A state folder that cannot be written stands for it: what cannot be noted is not answered."""
+    process = world.join()
+    assert world.num_examples() == 38
+    state = world.folder / "state"
+    state.rename(world.folder / "away")
+    state.write_text("no folder")
+    sent = world.hello()
+    world.wait_to_read("nothing is answered until then")
+    assert sent.reply is None
+    state.unlink()
+    (world.folder / "away").rename(state)
+    time.sleep(0.5)
+    assert process.poll() is None
+    assert world.num_examples() == 38

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from common.models import locate
 from common.runs import RunFolder
 from common.texts import read_texts
 from server.app import conduct
-from server.exchange import RunFailed
+from server.exchange import GridClients, RunFailed
 from server.local_grid import LocalGrid
 from server.simulate import simulate
 from tests.conftest import Make, write_texts
@@ -101,6 +102,18 @@ class RealSites(LocalGrid):
         self.names = dict(zip(self._clients.contexts, sorted(site_files, reverse=True), strict=True))
         for node_id, name in self.names.items():
             self._clients.contexts[node_id].node_config = {"site-file": str(site_files[name])}
+        self.bounds: dict[str, int | None] = dict.fromkeys(site_files)
+
+
+class NamedClients(GridClients):
+    """Clients that are known by the names of their sites, as a deployment knows them by their keys."""
+
+    def __init__(self, grid: RealSites) -> None:
+        super().__init__(grid)
+        self._names = grid.names
+
+    def online(self) -> Mapping[int, str]:
+        return self._names
 
 
 def write_site(folder: Path, name: str, data: Path, **data_keys: Any) -> Path:
@@ -122,14 +135,21 @@ def write_site(folder: Path, name: str, data: Path, **data_keys: Any) -> Path:
     return file
 
 
-def test_real_sites_equal_the_simulation(make_settings: Make, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("drawn", "num_examples"),
+    [((), [10, 24, 17]), (("data.train_examples=12", "data.test_examples=3"), [10, 12, 12])],
+)
+def test_real_sites_equal_the_simulation(
+    drawn: tuple[str, ...], num_examples: list[int], make_settings: Make, tiny_model: Path, tmp_path: Path
+) -> None:
     """Three sites with unequal files: same model and same counts every round."""
     folder = tmp_path / "data"
     folder.mkdir()
     sizes = {"beta": 30, "alpha": 12, "gamma": 21}
     for number, (name, size) in enumerate(sizes.items()):
         write_texts(folder / f"{name}.csv", size, seed=number)
-    common = ["evaluation.where=sites", "data.label_names=[health,money,sport]", "data.test_path=null"]
+    labels = "data.label_names=[health,money,sport]"
+    common = ["evaluation.where=sites", labels, "data.test_path=null", *drawn]
     simulated = make_settings(
         *common, f"data.path={folder}", "partition=by_site", f"run_dir={tmp_path / 'simulated'}"
     )
@@ -140,7 +160,7 @@ def test_real_sites_equal_the_simulation(make_settings: Make, tiny_model: Path, 
     grid = RealSites(
         {name: write_site(tmp_path, name, folder / f"{name}.csv", model=tiny_model) for name in sizes}
     )
-    conduct(grid, deployed, grid.names)
+    conduct(NamedClients(grid), deployed, grid.bounds)
     ours, theirs = history(tmp_path / "simulated"), history(tmp_path / "deployed")
     assert len(ours) == 4
     for one, other in zip(ours, theirs, strict=True):
@@ -149,8 +169,11 @@ def test_real_sites_equal_the_simulation(make_settings: Make, tiny_model: Path, 
         assert [client["num_examples"] for client in one["clients"]] == [
             client["num_examples"] for client in other["clients"]
         ]
-    assert [site["site"] for site in theirs[-1]["sites"]] == ["alpha", "beta", "gamma"]
-    assert [client["num_examples"] for client in theirs[-1]["clients"]] == [10, 24, 17]
+        assert [site["site"] for site in one["sites"]] == ["alpha", "beta", "gamma"]
+        assert one["sites"] == other["sites"]
+        named = [[(client["client"], client["site"]) for client in line["clients"]] for line in (one, other)]
+        assert named == [[] if one["round"] == 0 else [(0, "alpha"), (1, "beta"), (2, "gamma")]] * 2
+    assert [client["num_examples"] for client in theirs[-1]["clients"]] == num_examples
 
 
 def test_the_server_can_name_no_path_of_a_site(
@@ -176,6 +199,13 @@ def test_a_package_holds_its_models_inside(make_settings: Make, folder: str) -> 
         locate(model)
 
 
+@pytest.mark.parametrize("package", ["numpy.testing", "", "a-b", "os.path"])
+def test_looking_for_a_package_imports_nothing(make_settings: Make, package: str) -> None:
+    model = replace(make_settings().model, source="package", name=f"{package}:model")
+    with pytest.raises(ValueError, match="no name of a package"):
+        locate(model)
+
+
 def test_labels_the_consortium_does_not_know_keep_a_site_out(make_settings: Make, tmp_path: Path) -> None:
     odd = tmp_path / "odd.csv"
     odd.write_text("text,label\n" + "the match,CONFIDENTIAL\na goal,sport\n" * 6)
@@ -190,7 +220,7 @@ def test_labels_the_consortium_does_not_know_keep_a_site_out(make_settings: Make
     )
     grid = RealSites({"odd": write_site(tmp_path, "odd", odd)})
     with pytest.raises(RunFailed, match="odd cannot take part: ValueError; see the client's own log") as end:
-        conduct(grid, settings, grid.names)
+        conduct(NamedClients(grid), settings, grid.bounds)
     assert "CONFIDENTIAL" not in str(end.value)
 
 
@@ -198,4 +228,4 @@ def test_as_many_sites_as_clients(make_settings: Make, tmp_path: Path) -> None:
     settings = make_settings("engine=deployment", "data.label_names=[a,b]", "num_clients=3")
     grid = RealSites({"odd": write_site(tmp_path, "odd", tmp_path / "x.csv")})
     with pytest.raises(ValueError, match=r"1 sites are registered \(odd\)\. Set num_clients=1"):
-        conduct(grid, settings, grid.names)
+        conduct(NamedClients(grid), settings, grid.bounds)

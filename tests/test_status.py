@@ -24,11 +24,12 @@ def test_status_tells_who_is_missing_and_for_how_long(
 ) -> None:
     folder = ServerFolder.create(tmp_path / "server", Addresses(("localhost",)))
     with folder.changing_sites() as sites:
-        sites["ward-a"] = RegisteredSite("11", "ecdsa-sha2-nistp384 QQ==", "SHA256:a")
-        sites["ward-b"] = RegisteredSite("12", "ecdsa-sha2-nistp384 Qg==", "SHA256:b")
-    states = {"11": NodeState("online", 5.0, "N/A"), "12": NodeState("registered", 0.0, "N/A")}
-    monkeypatch.setattr(superlink, "is_up", lambda folder: True)
-    monkeypatch.setattr(superlink, "node_states", lambda folder: states)
+        sites["ward-a"] = RegisteredSite("ecdsa-sha2-nistp384 QQ==", "ssh-ed25519 QQ==", "SHA256:a", 500)
+        sites["ward-b"] = RegisteredSite("ecdsa-sha2-nistp384 Qg==", "ssh-ed25519 Qg==", "SHA256:b")
+        sites["ward-c"] = RegisteredSite("ecdsa-sha2-nistp384 Qw==", "ssh-ed25519 Qw==", "SHA256:c")
+    states = {"ward-a": NodeState("online", 5.0, "", {}), "ward-b": NodeState("registered", 0.0, "", {})}
+    states["ward-c"] = NodeState("offline", 0.0, "2026-01-01 00:00:00", {"not its own": 2})
+    monkeypatch.setattr(superlink, "fleet_states", lambda folder: states)
     settings = settings_to_submit(words_for(tmp_path, "num_rounds=4"))
     run = write_run(settings, "running", "", 0.25, 0.75)
     since = datetime(2026, 1, 1, tzinfo=UTC)
@@ -40,6 +41,7 @@ def test_status_tells_who_is_missing_and_for_how_long(
     }
     live["warnings"] = ["round 1: ward-b: no answer within 60 s; the round goes on without it"]
     write_json(run.path / "live.json", live)
+    run.write_refused({"ward-c": {"forged": 3}})
     found = live_of(run, since + timedelta(seconds=90))
     assert found is not None
     assert (found.answered, found.missing) == (("ward-a",), {"ward-b": 90.0})
@@ -57,8 +59,10 @@ def test_status_tells_who_is_missing_and_for_how_long(
         "  missing:  ward-b (for 90 s)",
         "warning: round 1: ward-b: no answer within 60 s; the round goes on without it",
         "sites",
-        "  ward-a: online for 5 s",
+        "  ward-a: online for 5 s, at most 500 texts a round",
         "  ward-b: never seen",
+        "  ward-c: offline since 2026-01-01 00:00:00, calls refused: not its own 2",
+        "answers of ward-c that did not count: forged 3",
     ]
     read = json.loads(to_json(standing))
     assert (read["state"], read["accuracy"], read["live"]["missing"]) == ("running", 0.75, {"ward-b": 90.0})

@@ -13,6 +13,8 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from jsonschema import Draft202012Validator
 
 from client.app import app as honest_app
 from common.arrays import Payload
@@ -23,27 +25,45 @@ from common.messages import (
     LATE_SECONDS,
     NOTICE,
     Declined,
+    Refused,
     Update,
+    content_of,
     pack_hello,
     pack_notice,
     pack_update,
-    unpack_card,
     unpack_notice,
     unpack_task,
     unpack_update,
 )
 from common.runs import RunFolder
+from common.settings import Settings
 from common.sharing import Layout, model_sha256
 from server.app import conduct
 from server.deployment.status import live_of
-from server.exchange import Request, RunFailed, ask
+from server.exchange import Answer, GridClients, Request, RunFailed
 from server.local_grid import LocalGrid
 from server.records import Standing, new_record
+from server.reporting.document import Table
+from server.reporting.result_files import read_run
+from server.reporting.run_page import run_blocks
 from server.roster import Member
 from server.tasks import Tasks
-from tests.conftest import Make
+from tests import contract
+from tests.conftest import Make, write_texts
 
 CONTINUE = "strategy.on_missing=continue"
+
+
+def run_on(grid: Grid, settings: Settings) -> None:
+    """One run over the clients of a grid."""
+    conduct(GridClients(grid), settings)
+
+
+def ask(grid: Grid, content: RecordDict, kind: str) -> Answer:
+    """Ask the first node of a grid, and wait five seconds for its answer."""
+    node_id, *_ = grid.get_node_ids()
+    (answer,) = GridClients(grid).ask([Request(node_id, content)], kind, 0, 5)
+    return answer
 
 
 def tampering(change: Callable[[Update], Update], client: int = 1) -> ClientApp:
@@ -59,7 +79,7 @@ def tampering(change: Callable[[Update], Update], client: int = 1) -> ClientApp:
         reply = honest_app(message, context)
         if context.node_config["partition-id"] != client:
             return reply
-        return Message(pack_update(change(unpack_update(reply))), reply_to=message)
+        return Message(pack_update(change(unpack_update(reply.content))), reply_to=message)
 
     return app
 
@@ -133,7 +153,7 @@ def test_bad_update_ends_the_run_by_name(make_settings: Make, kind: str) -> None
     change, reason = BAD_UPDATES[kind]
     settings = make_settings("num_rounds=1")
     with pytest.raises(RunFailed, match=f"round 1: client 1: .*{reason}"):
-        conduct(LocalGrid(tampering(change), 3), settings)
+        run_on(LocalGrid(tampering(change), 3), settings)
     status = RunFolder(Path(settings.run_dir)).status()
     assert status["state"] == "failed"
     assert "client 1" in status["reason"]
@@ -141,7 +161,7 @@ def test_bad_update_ends_the_run_by_name(make_settings: Make, kind: str) -> None
 
 def test_bad_update_is_left_out_of_the_mean(make_settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
     settings = make_settings("num_rounds=2", CONTINUE)
-    conduct(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
+    run_on(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
     lines = RunFolder(Path(settings.run_dir)).history()
     assert [[entry["client"] for entry in line["clients"]] for line in lines] == [[], [0, 2], [0, 2]]
     assert lines[1]["train"]["num_examples"] == 32
@@ -156,6 +176,47 @@ def test_bad_update_is_left_out_of_the_mean(make_settings: Make, capsys: pytest.
     assert "round 1: client 1: its update holds values that are not finite" in capsys.readouterr().err
 
 
+def test_sites_of_a_simulation_are_called_by_their_files(
+    make_settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sites"
+    folder.mkdir()
+    for seed, name in enumerate(("ward_7", "lakeside", "st_marys")):
+        write_texts(folder / f"{name}.csv", 12, seed)
+    settings = make_settings(f"data.path={folder}", "partition=by_site", "num_rounds=1", CONTINUE)
+    run_on(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
+    run, reason = RunFolder(Path(settings.run_dir)), "its update holds values that are not finite"
+    initial, line = run.history()
+    # By name of the file: lakeside is client 0, st_marys client 1.
+    assert [(entry["client"], entry["site"]) for entry in line["clients"]] == [(0, "lakeside"), (2, "ward_7")]
+    assert line.pop("left_out") == [{"client": 1, "reason": reason, "site": "st_marys"}]
+    for told, is_initial in ((initial, True), (line, False)):
+        schema = contract.history_line(initial=is_initial, client=contract.CLIENT_OF_SITE)
+        Draft202012Validator(schema).validate(told)
+    live = live_of(run)
+    assert live is not None
+    assert (live.answered, list(live.missing)) == (("lakeside", "ward_7"), ["st_marys"])
+    assert live.warnings == (f"round 1: st_marys: {reason}; the round goes on without it",)
+    assert f"round 1: st_marys: {reason}" in capsys.readouterr().err
+    tables = [block for block in run_blocks("run", read_run(run.path), []) if isinstance(block, Table)]
+    (clients,) = [table for table in tables if table.header[0] == "Client"]
+    assert [row[0] for row in clients.rows] == ["lakeside", "ward_7"]
+
+
+def test_a_simulated_site_that_fails_ends_the_run_by_its_name(make_settings: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "sites"
+    folder.mkdir()
+    for seed, name in enumerate(("north", "south", "west")):
+        write_texts(folder / f"{name}.csv", 12, seed)
+    settings = make_settings(f"data.path={folder}", "partition=by_site", "num_rounds=1")
+    with pytest.raises(RunFailed, match="round 1: south: its update holds"):
+        run_on(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
+    # Under another partition the files are no clients.
+    mixed = make_settings(f"data.path={folder}", f"run_dir={tmp_path / 'mixed'}", "num_rounds=1")
+    with pytest.raises(RunFailed, match="round 1: client 1: its update holds"):
+        run_on(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), mixed)
+
+
 @pytest.mark.parametrize("words", [[], [CONTINUE]], ids=["fail", "continue"])
 def test_a_refused_client_is_told_why(make_settings: Make, words: list[str]) -> None:
     told: list[str] = []
@@ -168,8 +229,9 @@ def test_a_refused_client_is_told_why(make_settings: Make, words: list[str]) -> 
         return Message(RecordDict(), reply_to=message)
 
     with suppress(RunFailed):
-        conduct(LocalGrid(app, 3), make_settings("num_rounds=1", *words))
-    assert told == ["round 1: its update claims -1 examples, but it joined with 16"]
+        run_on(LocalGrid(app, 3), make_settings("num_rounds=1", *words))
+    (text,) = told
+    assert text.startswith("round 1: its update claims -1 examples, but it joined with 16")
 
 
 def test_answers_can_be_fetched_after_a_round_but_no_work_begins(
@@ -184,24 +246,24 @@ def test_answers_can_be_fetched_after_a_round_but_no_work_begins(
         return push(pushed)
 
     monkeypatch.setattr(grid, "push_messages", note)
-    (reply,) = ask(grid, [Request(node_id, hello)], HELLO, 0, 5)
-    assert reply is not None
+    assert isinstance(ask(grid, hello, HELLO), RecordDict)
     assert pushed[0].metadata.ttl == 5 + LATE_SECONDS
     context = grid._clients.contexts[node_id]
     context.node_config = {"site-file": "nowhere.yaml"}
     late = Message(hello, node_id, HELLO, ttl=LATE_SECONDS - 1)
     with pytest.raises(Declined, match="came after the round was over"):
-        unpack_card(honest_app(late, context))
+        content_of(honest_app(late, context))
 
 
-def test_a_reply_that_flower_cannot_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_that_flower_cannot_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(ids: Iterable[str]) -> Iterable[Message]:
         raise IndexError("list index out of range")
 
     grid = LocalGrid(honest_app, 1)
-    (node_id,) = grid.get_node_ids()
     monkeypatch.setattr(grid, "pull_messages", broken)
-    assert list(ask(grid, [Request(node_id, pack_notice("?"))], NOTICE, 1, 5)) == [None]
+    answer = ask(grid, pack_notice("?"), NOTICE)
+    assert isinstance(answer, Refused)
+    assert "cannot be read (IndexError)" in str(answer)
 
 
 @pytest.mark.parametrize(("alone", "is_whole"), [(0.0, False), (KEPT_SECONDS, True)])
@@ -222,17 +284,14 @@ def test_who_was_left_alone_too_long_is_sent_the_whole(
 
 def test_a_notice_reaches_the_clients_log(caplog: pytest.LogCaptureFixture) -> None:
     grid = LocalGrid(honest_app, 1)
-    (node_id,) = grid.get_node_ids()
-    (reply,) = ask(grid, [Request(node_id, pack_notice("round 1: no"))], NOTICE, 1, 5)
-    assert reply is not None
-    assert not reply.has_error()
+    assert isinstance(ask(grid, pack_notice("round 1: no"), NOTICE), RecordDict)
     assert "the server says: round 1: no" in caplog.text
 
 
 def test_too_few_updates_end_the_run(make_settings: Make) -> None:
     settings = make_settings(CONTINUE, "strategy.min_sites=3")
     with pytest.raises(RunFailed, match=r"round 1: 2 updates came, but strategy\.min_sites asks for 3"):
-        conduct(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
+        run_on(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
 
 
 def test_crashing_client_is_named_but_its_texts_are_not(make_settings: Make) -> None:
@@ -248,7 +307,7 @@ def test_crashing_client_is_named_but_its_texts_are_not(make_settings: Make) -> 
         return honest_app(message, context)
 
     with pytest.raises(RunFailed, match="round 1: client 0: ValueError; see the client's own log") as caught:
-        conduct(LocalGrid(app, 3), make_settings())
+        run_on(LocalGrid(app, 3), make_settings())
     assert "patient" not in str(caught.value)
 
 
@@ -275,12 +334,12 @@ class Deaf(LocalGrid):
 def test_silent_client_is_given_up_at_the_bound(make_settings: Make) -> None:
     settings = make_settings("num_rounds=1", "strategy.round_timeout_seconds=0.3")
     with pytest.raises(RunFailed, match=r"round 1: client 0: no answer within 0.3 s"):
-        conduct(Deaf(silent=2), settings)
+        run_on(Deaf(silent=2), settings)
 
 
 def test_the_others_are_heard_after_the_bound(make_settings: Make) -> None:
     settings = make_settings("num_rounds=1", "strategy.round_timeout_seconds=0.3", CONTINUE)
-    conduct(Deaf(silent=2), settings)
+    run_on(Deaf(silent=2), settings)
     (last,) = RunFolder(Path(settings.run_dir)).history()[1:]
     assert [entry["client"] for entry in last["clients"]] == [1, 2]
 
@@ -288,7 +347,7 @@ def test_the_others_are_heard_after_the_bound(make_settings: Make) -> None:
 def test_clients_that_never_come_end_the_run(make_settings: Make) -> None:
     settings = make_settings("strategy.wait_seconds=0.2")
     with pytest.raises(RunFailed, match=r"only 2 of 3 clients connected .* set num_clients=2"):
-        conduct(Deaf(silent=None, missing=1), settings)
+        run_on(Deaf(silent=None, missing=1), settings)
 
 
 def test_a_model_that_diverged_is_not_kept(make_settings: Make) -> None:
@@ -298,7 +357,7 @@ def test_a_model_that_diverged_is_not_kept(make_settings: Make) -> None:
     )
     folder = RunFolder(Path(settings.run_dir))
     with pytest.raises(RunFailed, match=r"round 1: client 0: .*: training diverged"):
-        conduct(LocalGrid(honest_app, 1), settings)
+        run_on(LocalGrid(honest_app, 1), settings)
     assert folder.status()["state"] == "failed"
     assert [line["round"] for line in folder.history()] == [0]
     kept = folder.load_checkpoint()

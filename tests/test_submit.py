@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import stat
 import threading
 import time
 import tomllib
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from common.credentials import new_key, public_line
 from common.runs import RunFolder
 from common.settings import Settings
 from server.deployment import follow, submit, superlink
@@ -40,8 +43,9 @@ def folder(tmp_path: Path) -> ServerFolder:
     """A server folder with two registered sites."""
     made = ServerFolder.create(tmp_path / "server", Addresses(("localhost",)))
     with made.changing_sites() as sites:
-        sites["ward-b"] = RegisteredSite("12", "ecdsa-sha2-nistp384 Qg==", "SHA256:b")
-        sites["ward-a"] = RegisteredSite("11", "ecdsa-sha2-nistp384 QQ==", "SHA256:a")
+        for name in ("ward-b", "ward-a"):
+            keys = (public_line(new_key("node")), public_line(new_key("signing")))
+            sites[name] = RegisteredSite(*keys, f"SHA256:{name}", 40)
     return made
 
 
@@ -76,20 +80,42 @@ def test_labels_of_a_deployment_are_named(tmp_path: Path) -> None:
             submit.settings_to_submit(["model=minilm", "data=files", *words])
 
 
-def test_settings_and_sites_reach_flower_as_they_are(
-    flwr: Flwr, folder: ServerFolder, tmp_path: Path
-) -> None:
+def test_what_the_sites_can_ask_for_names_nothing(flwr: Flwr, folder: ServerFolder, tmp_path: Path) -> None:
+    """GetRun gives the run config to every node: no settings, no paths, no names or keys of other sites."""
     settings = submit.settings_to_submit(words_for(tmp_path))
-    assert submit.start(folder, settings, {"11": "ward-a", "12": "ward-b"}) == "77"
+    sites = folder.sites()
+    assert submit.start(folder, settings, sites) == "77"
     given = tomllib.loads((flwr.folder / "run.toml").read_text())
-    assert set(given) == {"settings", "sites"}
-    assert Settings.from_json(given["settings"]) == settings
-    assert json.loads(given["sites"]) == {"11": "ward-a", "12": "ward-b"}
+    assert set(given) == {"ticket"}
+    assert re.fullmatch("[0-9a-f]{32}", given["ticket"])
     assert folder.last_run() == {"run_id": "77", "run_dir": str(tmp_path / "run")}
     # The bundle is built from these and nothing else.
     assert json.loads((flwr.folder / "app.json").read_text()) == [
         *("LICENSE", "client", "common", "conf", "pyproject.toml", "server")
     ]
+    file = folder.path / "tickets" / f"{given['ticket']}.json"
+    assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(file.parent.stat().st_mode)) == (0o600, 0o700)
+    left = json.loads(file.read_text())
+    assert Settings.from_dict(left["settings"]) == settings
+    assert {name: RegisteredSite(**site) for name, site in left["sites"].items()} == sites
+
+
+def test_without_keys_the_run_config_holds_the_settings(
+    flwr: Flwr, folder: ServerFolder, tmp_path: Path
+) -> None:
+    settings = submit.settings_to_submit(words_for(tmp_path))
+    submit.start(folder, settings, {})
+    given = tomllib.loads((flwr.folder / "run.toml").read_text())
+    assert set(given) == {"settings"}
+    assert Settings.from_json(given["settings"]) == settings
+
+
+def test_few_sites_are_warned_of(tmp_path: Path) -> None:
+    words = words_for(tmp_path, "num_clients=2", "strategy.on_missing=continue", "strategy.min_sites=1")
+    two = submit.privacy_warnings(submit.settings_to_submit(words))
+    assert [text.split(",")[0].split(":")[0] for text in two] == ["with two sites", "strategy.min_sites is 1"]
+    three = words_for(tmp_path, "num_clients=3")
+    assert submit.privacy_warnings(submit.settings_to_submit(three)) == []
 
 
 def test_staging_leaves_compiled_files_behind(tmp_path: Path) -> None:
@@ -197,11 +223,11 @@ def test_a_lost_superlink_ends_the_wait(
 
 
 def test_what_flower_refuses_is_told(flwr: Flwr, folder: ServerFolder) -> None:
-    said = "Using SuperLink: wardround (127.0.0.1:8000)\n\n[code: 23] Public key already in use."
-    flwr.answers["register"] = {"success": False, "error-message": said}
+    said = "Using SuperLink: wardround (127.0.0.1:8000)\n\n[code: 23] Run is over."
+    flwr.answers["stop"] = {"success": False, "error-message": said}
     flwr.write()
-    with pytest.raises(SuperLinkError, match=r"`flwr supernode register` failed: \[code: 23\] Public key"):
-        superlink.register(folder, "ecdsa-sha2-nistp384 QQ==")
+    with pytest.raises(SuperLinkError, match=r"`flwr stop 77` failed: \[code: 23\] Run is over"):
+        superlink.stop_run(folder, "77")
 
 
 def test_resume_takes_the_folder_where_it_stands_now(tmp_path: Path) -> None:

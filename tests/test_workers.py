@@ -20,7 +20,7 @@ from common.shared_memory import create
 from common.workplace import open_corpus
 from server import simulate as door
 from server.app import conduct
-from server.exchange import RunFailed
+from server.exchange import GridClients, RunFailed
 from server.local_grid import LocalGrid
 from server.shared_memory import corpus_from_memory, corpus_to_memory, tensor_bytes, tensors_in
 from server.simulate import count_workers, simulate
@@ -46,7 +46,7 @@ def children(pid: int) -> set[int]:
 def run_in_pool(settings: Settings, num_workers: int) -> WorkerPool:
     """A run in a pool of exactly so many; returns the pool, closed."""
     with WorkerPool(num_workers, settings) as pool:
-        conduct(LocalGrid(client_app, settings.num_clients, pool), settings)
+        conduct(GridClients(LocalGrid(client_app, settings.num_clients, pool)), settings)
     return pool
 
 

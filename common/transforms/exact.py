@@ -35,9 +35,8 @@ def encode(
     for number, start in enumerate(starts):
         steps = new[start : start + _BLOCK] - old[start : start + _BLOCK]  # wraps, and so does the way back
         sizes = np.abs(steps).view(np.uint32)  # the lowest int32, which has no opposite, is right as well
-        costs = [width * len(steps) + 4 * _count_others(sizes, width) for width in _WIDTHS]
-        width = _WIDTHS[int(np.argmin(costs))]
-        if costs[width - 1] > width * len(steps):
+        width, has_others = _narrowest(sizes)
+        if has_others:
             is_other = sizes >= _bound(width)
             others.append(steps[is_other])
             steps[is_other] = -_bound(width)
@@ -51,13 +50,22 @@ def encode(
     }
 
 
+def _narrowest(sizes: np.ndarray) -> tuple[int, bool]:
+    """The width that takes the fewest bytes, the first of several; and whether some do not fit it."""
+    best, least, some_left = 0, 0, False
+    for width in _WIDTHS:
+        num_others = 0 if width == 4 else int(np.count_nonzero(sizes >= _bound(width)))
+        cost = width * len(sizes) + 4 * num_others
+        if not best or cost < least:
+            best, least, some_left = width, cost, num_others > 0
+        if least <= (width + 1) * len(sizes):  # no wider one can take less
+            break
+    return best, some_left
+
+
 def _bound(width: int) -> int:
     """Steps of this size and more do not fit; its opposite is the escape."""
     return 1 << (8 * width - 1)
-
-
-def _count_others(sizes: np.ndarray, width: int) -> int:
-    return 0 if width == 4 else int(np.count_nonzero(sizes >= _bound(width)))
 
 
 def _lowest_bytes(steps: np.ndarray, width: int) -> np.ndarray:
@@ -83,9 +91,10 @@ def decode(arrays: dict[str, np.ndarray], base: np.ndarray, out: np.ndarray) -> 
     for width, start in zip(widths.tolist(), starts, strict=True):
         before = old[start : start + _BLOCK]
         low = written[end : end + width * len(before)]
-        steps, end = _widened(low, width), end + len(low)
-        is_other = steps == -_bound(width)
+        steps, end = _as_numbers(low, width), end + len(low)
+        is_other = steps == -_bound(width)  # of the narrow numbers, which takes less time
         count = int(np.count_nonzero(is_other)) if width < 4 else 0
+        steps = steps.astype(np.int32, copy=count > 0)
         if count:
             steps[is_other] = others[num_others : num_others + count]
             num_others += count
@@ -94,10 +103,10 @@ def decode(arrays: dict[str, np.ndarray], base: np.ndarray, out: np.ndarray) -> 
         raise ValueError("its steps do not have the sizes of the global model")
 
 
-def _widened(low: np.ndarray, width: int) -> np.ndarray:
-    """Inverse of `_lowest_bytes`, in memory of its own."""
+def _as_numbers(low: np.ndarray, width: int) -> np.ndarray:
+    """Inverse of `_lowest_bytes`, of the narrowest integers that hold them."""
     if width == 3:
         wide = np.zeros((len(low) // 3, 4), dtype=np.uint8)
         wide[:, 1:] = low.reshape(-1, 3)
         return wide.view("<i4")[:, 0] >> 8
-    return low.view(f"<i{width}").astype(np.int32)
+    return low.view(f"<i{width}")

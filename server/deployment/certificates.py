@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -14,13 +14,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
+    KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from common.credentials import write_secret
 from common.runs import write_atomically
 
 AUTHORITY_DAYS = 3650
@@ -36,6 +39,18 @@ class Pair:
 
     certificate: Path
     key: Path
+
+    @property
+    def next(self) -> Pair:
+        """Where the pair that will replace this one is made."""
+        return Pair(*(path.with_name(f"{path.name}.next") for path in (self.certificate, self.key)))
+
+    def finish_renewal(self) -> None:
+        """Put the next pair in place, if it was made whole: its certificate is written last."""
+        if self.next.certificate.exists():
+            for made, place in ((self.next.key, self.key), (self.next.certificate, self.certificate)):
+                with suppress(FileNotFoundError):  # done before a kill, or by another process now
+                    made.replace(place)
 
 
 @dataclass(frozen=True)
@@ -56,11 +71,14 @@ class Described:
         return (self.not_after - (now or datetime.now(UTC))).days
 
 
-def make_authority(target: Pair, *, days: int = AUTHORITY_DAYS, now: datetime | None = None) -> None:
+def make_authority(
+    target: Pair, *, days: int = AUTHORITY_DAYS, now: datetime | None = None, passphrase: str = ""
+) -> None:
     """Write a new certificate authority.
 
     Args:
         now: start of its validity; the present if None.
+        passphrase: encrypts the key; "" leaves it plain.
 
     Raises:
         ValueError: a file is there already, or `days` is below 1.
@@ -70,7 +88,7 @@ def make_authority(target: Pair, *, days: int = AUTHORITY_DAYS, now: datetime | 
     builder = _builder(_named("Wardround CA"), _named("Wardround CA"), key, days, now)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
-    _write(target, builder.sign(key, hashes.SHA384()), key)
+    _write(target, builder.sign(key, hashes.SHA384()), key, passphrase)
 
 
 def issue_server_certificate(
@@ -81,23 +99,24 @@ def issue_server_certificate(
     days: int = SERVER_DAYS,
     now: datetime | None = None,
     renew: bool = False,
+    passphrase: str = "",
 ) -> None:
     """Write a new key and a certificate for it, signed by `authority`.
 
     Args:
         names: DNS names and IP addresses under which the server is reached; at least one.
         now: start of its validity; the present if None.
-        renew: replace what stands at `target`.
+        renew: replace what stands at `target`; a kill leaves the old pair or the new one, never one of each.
+        passphrase: of the authority's key.
 
     Raises:
         ValueError: a file is there already and `renew` is False, a name is neither a DNS name nor an IP
-            address, or `days` is below 1.
+            address, `days` is below 1, or the authority's key cannot be read.
     """
     if not renew:
         _refuse_to_overwrite(target)
     signer = x509.load_pem_x509_certificate(authority.certificate.read_bytes())
-    signing_key = load_pem_private_key(authority.key.read_bytes(), password=None)
-    assert isinstance(signing_key, ec.EllipticCurvePrivateKey)
+    signing_key = _authority_key(authority.key, passphrase)
     key = ec.generate_private_key(ec.SECP384R1())
     alternatives = x509.SubjectAlternativeName([general_name(name) for name in dict.fromkeys(names)])
     builder = _builder(_named(names[0]), signer.subject, key, days, now)
@@ -108,7 +127,27 @@ def issue_server_certificate(
     builder = builder.add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), critical=False
     )
-    _write(target, builder.sign(signing_key, hashes.SHA384()), key)
+    target.next.certificate.unlink(missing_ok=True)  # from a renewal that was never finished
+    _write(target.next, builder.sign(signing_key, hashes.SHA384()), key)
+    target.finish_renewal()
+
+
+def is_encrypted(key: Path) -> bool:
+    """Whether a private key can be read with its passphrase only."""
+    return b"ENCRYPTED" in key.read_bytes()
+
+
+def _authority_key(path: Path, passphrase: str) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = load_pem_private_key(path.read_bytes(), passphrase.encode() or None)
+    except OSError as error:
+        raise ValueError(
+            f"'{path}' cannot be read ({error.strerror}). Bring ca.key back from where it is kept."
+        ) from None
+    except (TypeError, ValueError):
+        raise ValueError(f"'{path}' does not open with this passphrase.") from None
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
 
 
 def general_name(name: str) -> x509.GeneralName:
@@ -200,14 +239,13 @@ def _refuse_to_overwrite(target: Pair) -> None:
             )
 
 
-def _write(target: Pair, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    write_atomically(target.key, lambda part: _write_secret(part, private))
+def _write(
+    target: Pair, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, passphrase: str = ""
+) -> None:
+    kept: KeySerializationEncryption = NoEncryption()
+    if passphrase:
+        kept = BestAvailableEncryption(passphrase.encode())
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, kept)
+    write_atomically(target.key, lambda part: write_secret(part, private))
     public = certificate.public_bytes(Encoding.PEM)
     write_atomically(target.certificate, lambda part: part.write_bytes(public))
-
-
-def _write_secret(path: Path, content: bytes) -> None:
-    """A file that was never readable for others."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)

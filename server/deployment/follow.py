@@ -153,11 +153,10 @@ def waiting_for(folder: ServerFolder, run: RunFolder, sites: Sequence[str]) -> s
     if live is not None and live.missing and run.status()["state"] == "running":
         return f"round {live.round} waits for {', '.join(live.missing)}"
     try:
-        states = superlink.node_states(folder)
+        states = superlink.fleet_states(folder)
     except SuperLinkError as error:
         return str(error)
-    registered = folder.sites()
-    told = {name: states.get(registered[name].node_id) for name in sites if name in registered}
+    told = {name: states.get(name) for name in sites}
     absent = [
         f"{name} ({state.status if state else 'unknown'})"
         for name, state in told.items()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +12,7 @@ if TYPE_CHECKING:
     from server.deployment.server_folder import ServerFolder
 
 DEFAULT_FOLDER = Path("wardround-server")
-_UP_SECONDS = 120.0
+PASSPHRASE = "WARDROUND_CA_PASSPHRASE"
 _SOON_DAYS = 30
 
 app = typer.Typer(
@@ -37,13 +35,15 @@ _DAYS_HELP = "Days that the server certificate is valid."
 
 
 @app.command(
-    help="Make a server folder: certificate authority, server certificate, addresses.",
-    epilog="""\b
+    help="Make a server folder: certificate authority, server certificate, signing key, addresses.",
+    epilog=f"""\b
 Examples:
   wardround server init --name fl.example.org
   wardround server init --name fl.example.org --name 10.1.2.3 --days 730 --dir ./trial-server
+  wardround server init --name fl.example.org --encrypt-ca-key
 
-Give each site the file ca.crt. Keep ca.key and server.key here.""",
+Nobody needs ca.key until the certificate is renewed: encrypt it, or keep it elsewhere. The passphrase is
+asked for, or taken from the environment's {PASSPHRASE}.""",
 )
 def init(
     names: Annotated[
@@ -62,14 +62,23 @@ def init(
         str, typer.Option("--control-host", help="Where commands are listened for; never the sites' network.")
     ] = "127.0.0.1",
     control_port: Annotated[int, typer.Option("--control-port", help="Port for commands.")] = 8000,
+    encrypt: Annotated[
+        bool, typer.Option("--encrypt-ca-key", help="Keep ca.key encrypted with a passphrase.")
+    ] = False,
 ) -> None:
     """Make everything, then say what it is."""
     from server.deployment.server_folder import Addresses, ServerFolder
 
     addresses = Addresses(tuple(names), fleet_host, fleet_port, control_host, control_port)
-    folder = ServerFolder.create(path, addresses, days)
+    folder = ServerFolder.create(path, addresses, days, _passphrase(confirm=True) if encrypt else "")
     typer.echo(_described(folder))
-    typer.echo(f"give every site '{folder.authority.certificate}'. Next: wardround server up")
+    if not encrypt:
+        typer.echo(
+            f"WARNING: '{folder.authority.key}' is not encrypted: who reads it can pose as this server. Keep "
+            "it elsewhere until `wardround server renew`, or make the folder with --encrypt-ca-key.",
+            err=True,
+        )
+    typer.echo("Next: wardround server up, and for each site: wardround server invite NAME")
 
 
 @app.command(
@@ -85,10 +94,12 @@ def renew(
     days: Annotated[int, typer.Option("--days", help=_DAYS_HELP)] = 365, path: Dir = DEFAULT_FOLDER
 ) -> None:
     """Renew."""
+    from server.deployment.certificates import is_encrypted
     from server.deployment.server_folder import ServerFolder
 
     folder = ServerFolder(path)
-    folder.renew(days)
+    is_locked = folder.authority.key.exists() and is_encrypted(folder.authority.key)
+    folder.renew(days, _passphrase() if is_locked else "")
     typer.echo(_described(folder))
 
 
@@ -99,7 +110,8 @@ Examples:
   wardround server up
   wardround server up --health 127.0.0.1:9098
 
-Runs in the foreground; stop it with Ctrl-C or SIGTERM. Registered sites are let in again at each start.""",
+Runs in the foreground; stop it with Ctrl-C or SIGTERM. Sites that are registered or unregistered meanwhile
+count at once.""",
 )
 def up(
     path: Dir = DEFAULT_FOLDER,
@@ -126,34 +138,71 @@ def up(
         f"sites connect to port {folder.addresses.fleet_port}; commands to {folder.addresses.control}",
         err=True,
     )
-    folder.write_flower_config(insecure=insecure)
-    _in_background(folder)
     superlink.serve(folder, insecure=insecure, health_address=health)
 
 
 @app.command(
-    help="Let a site in, with the public key it sent.",
+    help="Write the file with which a site makes its own: address, certificate authority, signing key.",
     epilog="""\b
 Examples:
-  wardround server register st-mary ./st-mary.pub
+  wardround server invite st-mary --labels cardiology,surgery
+  wardround server invite st-mary --address 10.1.2.3:9092
 
-Compare the fingerprint with the site by telephone. The server must be up.""",
+Send the file; nothing in it is secret. Compare its fingerprint with the site by telephone.""",
+)
+def invite(
+    site: Annotated[str, typer.Argument(metavar="SITE")],
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT", help="Where this site dials, if elsewhere."),
+    ] = None,
+    labels: Annotated[
+        str, typer.Option("--labels", metavar="A,B,C", help="The consortium's label names, in their order.")
+    ] = "",
+    path: Dir = DEFAULT_FOLDER,
+) -> None:
+    """Invite."""
+    from server.deployment.registration import invite_site
+    from server.deployment.server_folder import ServerFolder
+
+    names = [name.strip() for name in labels.split(",")] if labels else []
+    file, fingerprint = invite_site(ServerFolder(path), site, address=address, labels=names)
+    typer.echo(f"SEND to {site}:  {file}\n  its fingerprint is  {fingerprint}")
+    typer.echo(
+        "  read it out by telephone; the site sees the same one at `wardround-site init --invitation`."
+    )
+    typer.echo(f"Next, with its answer: wardround server register {site} registration.json")
+
+
+@app.command(
+    help="Let a site in, with its answer to the invitation. Holds at once, also while the server runs.",
+    epilog="""\b
+Examples:
+  wardround server register st-mary ./registration.json
+  wardround server register st-mary ./registration.json --max-examples 5000
+
+Compare the fingerprint with the site by telephone.""",
 )
 def register(
     site: Annotated[str, typer.Argument(metavar="SITE")],
-    key: Annotated[Path, typer.Argument(metavar="KEY.pub")],
+    answer: Annotated[Path, typer.Argument(metavar="FILE", help="The site's registration.json.")],
+    max_examples: Annotated[
+        int | None,
+        typer.Option("--max-examples", help="The most texts it may claim to train on in a round."),
+    ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
     """Register."""
     from server.deployment.registration import register_site
     from server.deployment.server_folder import ServerFolder
 
-    registered = register_site(ServerFolder(path), site, key)
-    typer.echo(f"{site} may connect. Its key is {registered.fingerprint}; node {registered.node_id}")
+    _, fingerprint = register_site(ServerFolder(path), site, answer, max_examples=max_examples)
+    bound = "" if max_examples is None else f", with at most {max_examples} texts a round"
+    typer.echo(f"{site} may connect{bound}. The fingerprint of its registration is {fingerprint}")
 
 
 @app.command(
-    help="Let a site in no more.",
+    help="Let a site in no more, from now on: the server forgets its keys and drops its node.",
     epilog="""\b
 Examples:
   wardround server unregister st-mary""",
@@ -164,11 +213,36 @@ def unregister(site: Annotated[str, typer.Argument(metavar="SITE")], path: Dir =
     from server.deployment.server_folder import ServerFolder
 
     unregister_site(ServerFolder(path), site)
-    typer.echo(f"{site} can connect no more")
+    typer.echo(f"{site} can connect no more, and its invitation is void")
 
 
 @app.command(
-    help="List the sites that may connect, and whether they are online.",
+    "rotate-key",
+    help="Put a new signing key in the present one's place; every site has to be told.",
+    epilog="""\b
+Examples:
+  wardround server rotate-key
+
+Send rotation.json to every site; each trusts the new key with `wardround-site trust`. Do it between runs: a
+site that trusts the new key answers no run of the old one. Where the old key may be in other hands, that file
+proves nothing: delete signing.key, make a new one with this command, and invite every site anew.""",
+)
+def rotate_key(path: Dir = DEFAULT_FOLDER) -> None:
+    """Rotate."""
+    from server.deployment.registration import rotate_key as rotate
+    from server.deployment.server_folder import ServerFolder
+
+    rotated = rotate(ServerFolder(path))
+    if rotated is None:
+        typer.echo("The first signing key is made. Next, for each site: wardround server invite NAME")
+        return
+    file, fingerprint = rotated
+    typer.echo(f"SEND to every site:  {file}\n  its fingerprint is  {fingerprint}")
+    typer.echo("  read it out by telephone: wardround-site trust rotation.json --fingerprint SHA256:...")
+
+
+@app.command(
+    help="List the sites that may connect, whether they are online, and what of them was refused.",
     epilog="""\b
 Examples:
   wardround server sites
@@ -181,16 +255,21 @@ def sites(path: Dir = DEFAULT_FOLDER) -> None:
 
     folder = ServerFolder(path)
     registered = folder.sites()
-    states = superlink.node_states(folder) if registered and superlink.is_up(folder) else None
-    if states is None and registered:
-        typer.echo(superlink.not_running(folder), err=True)
+    states: dict[str, superlink.NodeState] = {}
+    try:
+        states = superlink.fleet_states(folder) if registered else {}
+    except superlink.SuperLinkError as error:
+        typer.echo(str(error), err=True)
     for name, site in registered.items():
-        state = (
-            "?" if states is None else states[site.node_id].status if site.node_id in states else "unknown"
+        state = states.get(name)
+        refused = sum(state.refused.values()) if state else 0
+        notes = [] if site.max_examples is None else [f"at most {site.max_examples} texts a round"]
+        notes += [f"{refused} calls refused"] if refused else []
+        typer.echo(
+            "  ".join((f"{name:<20}", f"{state.status if state else '?':<10}", site.fingerprint, *notes))
         )
-        typer.echo(f"{name:<20}  {state:<10}  {site.fingerprint}  node {site.node_id}")
     if not registered:
-        typer.echo("no site is registered yet. Next: wardround server register SITE KEY.pub")
+        typer.echo("no site is registered yet. Next: wardround server invite SITE")
 
 
 def _described(folder: ServerFolder) -> str:
@@ -217,33 +296,11 @@ def _check_certificate(folder: ServerFolder) -> None:
         typer.echo(f"WARNING: the server certificate ends in {days} days: wardround server renew", err=True)
 
 
-def _in_background(folder: ServerFolder) -> None:
-    """Register the sites once the SuperLink answers, from a process that is not its child."""
-    first = os.fork()
-    if first:
-        os.waitpid(first, 0)
-        return
-    serving = os.getppid()
-    if os.fork():
-        os._exit(0)
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        _register_again(folder, serving)
-    finally:
-        sys.stderr.flush()
-        os._exit(0)
-
-
-def _register_again(folder: ServerFolder, serving: int) -> None:
-    from server.deployment.registration import register_again, wait_until_up
-    from server.exchange import RunFailed
-
-    try:
-        wait_until_up(folder, _UP_SECONDS, serving)
-        names = register_again(folder)
-    except (RunFailed, ValueError, OSError) as error:
-        typer.echo(f"wardround: registered sites were not let in again: {error}", err=True)
-    else:
-        let_in = f"; let in again: {', '.join(names)}" if names else ""
-        typer.echo(f"wardround: the server is up{let_in}", err=True)
+def _passphrase(*, confirm: bool = False) -> str:
+    """Of the authority's key: from the environment, or asked for."""
+    given = os.environ.get(PASSPHRASE)
+    if given is None:
+        given = typer.prompt("Passphrase of ca.key", hide_input=True, confirmation_prompt=confirm)
+    if not given:
+        raise ValueError(f"{PASSPHRASE} is empty. Give a passphrase, or leave --encrypt-ca-key out.")
+    return given

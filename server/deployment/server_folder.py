@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
@@ -15,6 +15,7 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from common.credentials import new_key, write_private_key
 from common.runs import write_atomically, write_json
 from server.deployment.certificates import (
     SERVER_DAYS,
@@ -82,12 +83,14 @@ class RegisteredSite:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    node_id: str
-    """Flower's number for it; a new one each time the server starts."""
     public_key: str
-    """OpenSSH form; it is registered again each time the server starts."""
+    """Of its node, OpenSSH form."""
+    signing_key: str
+    """What its answers are signed with, OpenSSH form."""
     fingerprint: str
-    """SHA256:… as `ssh-keygen -lf` tells it, to compare by telephone."""
+    """SHA256:… of its registration, to compare by telephone."""
+    max_examples: int | None = None
+    """The most texts it may claim to have trained on in a round; None for no bound."""
 
 
 _ADDRESSES: TypeAdapter[Addresses] = TypeAdapter(Addresses)
@@ -102,25 +105,34 @@ class ServerFolder:
         self.path = path.absolute()
         self.authority = Pair(self.path / "ca.crt", self.path / "ca.key")
         self.server = Pair(self.path / "server.crt", self.path / "server.key")
+        self.signing_key = self.path / "signing.key"
         self.flower_home = self.path / "flwr"
+        self.fleet_file = self.path / "fleet.json"
         self.addresses = self._read_addresses()
+        self.server.finish_renewal()
 
     @classmethod
-    def create(cls, path: Path, addresses: Addresses, days: int = SERVER_DAYS) -> ServerFolder:
-        """Make a new folder with its authority and server certificate, valid for `days`.
+    def create(
+        cls, path: Path, addresses: Addresses, days: int = SERVER_DAYS, passphrase: str = ""
+    ) -> ServerFolder:
+        """Make a new folder with its authority, server certificate, valid for `days`, and signing key.
+
+        Args:
+            passphrase: encrypts the authority's key; "" leaves it plain.
 
         Raises:
             ValueError: something is there already, or a name or `days` is wrong.
         """
         check_days(days)
         authority = Pair(path / "ca.crt", path / "ca.key")
-        for name in ("server.yaml", "sites.json"):
+        for name in ("server.yaml", "sites.json", "signing.key"):
             if (path / name).exists():
                 raise ValueError(f"'{path / name}' is there already. Choose another --dir, or move it away.")
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        make_authority(authority)
+        make_authority(authority, passphrase=passphrase)
         server = Pair(path / "server.crt", path / "server.key")
-        issue_server_certificate(authority, server, addresses.certified, days=days)
+        issue_server_certificate(authority, server, addresses.certified, days=days, passphrase=passphrase)
+        write_private_key(new_key("signing"), path / "signing.key")
         write_json(path / "sites.json", {})
         text = yaml.safe_dump(asdict(addresses) | {"names": list(addresses.names)}, sort_keys=False)
         # Last: a folder without it is no folder yet.
@@ -129,10 +141,12 @@ class ServerFolder:
         folder.write_flower_config(insecure=False)
         return folder
 
-    def renew(self, days: int = SERVER_DAYS) -> None:
+    def renew(self, days: int = SERVER_DAYS, passphrase: str = "") -> None:
         """A new server key and certificate from the same authority: no site has to change anything."""
         names = self.addresses.certified
-        issue_server_certificate(self.authority, self.server, names, days=days, renew=True)
+        issue_server_certificate(
+            self.authority, self.server, names, days=days, renew=True, passphrase=passphrase
+        )
 
     def _read_addresses(self) -> Addresses:
         file = self.path / "server.yaml"
@@ -174,6 +188,11 @@ class ServerFolder:
         read: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))["superlink"][SUPERLINK]
         return read
 
+    @property
+    def fleet_address(self) -> str:
+        """`host:port` that sites are told to dial, unless an invitation says another."""
+        return _joined(self.addresses.names[0], self.addresses.fleet_port)
+
     def sites(self) -> dict[str, RegisteredSite]:
         """The registered sites by name, in order of name."""
         file = self.path / "sites.json"
@@ -182,7 +201,10 @@ class ServerFolder:
         except FileNotFoundError:
             return {}
         except ValidationError as error:
-            raise ValueError(f"'{file}' is wrong: {_findings(error)}") from None
+            raise ValueError(
+                f"'{file}' is wrong, or was written by an earlier version: {_findings(error)}. Move it away, "
+                "and register the sites again from the registration.json of each."
+            ) from None
         return dict(sorted(sites.items()))
 
     @contextmanager
@@ -220,11 +242,6 @@ class ServerFolder:
             return None
         read: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
         return read
-
-
-def names_by_node(sites: dict[str, RegisteredSite], chosen: Sequence[str]) -> dict[str, str]:
-    """Site names by node id, as the server app is told them."""
-    return {sites[name].node_id: name for name in chosen}
 
 
 def _joined(host: str, port: int) -> str:

@@ -50,9 +50,12 @@ class Standing:
     """`round`, `is_up` and `words` of each flag."""
     live: Live | None
     sites: Mapping[str, Mapping[str, Any]] | None
-    """`status`, `online_seconds` and `offline_at` of each registered site; None if nobody could be asked."""
+    """`status`, `online_seconds`, `offline_at`, `refused` (calls by reason) and `max_examples` of each
+    registered site; None if nobody could be asked."""
     superlink: str | None
     """Why the sites are not known."""
+    refused: Mapping[str, Mapping[str, int]]
+    """How many answers of each site did not count in this run, by reason."""
     next_step: str
 
 
@@ -83,6 +86,7 @@ def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | Non
         live=live_of(run, now) if state == "running" else None,
         sites=sites,
         superlink=trouble,
+        refused=run.refused(),
         next_step=f"wardround submit --resume {run.path}" if goes_on else "",
     )
 
@@ -142,6 +146,9 @@ def to_text(standing: Standing) -> str:
         )
     lines += [collapse["words"] for collapse in standing.collapses]
     lines += _live_lines(standing.live) + _site_lines(standing)
+    lines += [
+        f"answers of {name} that did not count: {_counted(why)}" for name, why in standing.refused.items()
+    ]
     if standing.next_step:
         lines.append(f"to go on from the last whole round: {standing.next_step}")
     return "\n".join(lines)
@@ -172,24 +179,34 @@ def _site_lines(standing: Standing) -> list[str]:
 
 def _site_line(item: tuple[str, Mapping[str, Any]]) -> str:
     name, site = item
-    told = {"registered": "never seen", "offline": f"offline since {site['offline_at']}"}
-    if site["status"] == "online":
-        return f"  {name}: online for {site['online_seconds']:.0f} s"
-    return f"  {name}: {told.get(site['status'], site['status'])}"
+    told = {
+        "registered": "never seen",
+        "online": f"online for {site['online_seconds']:.0f} s",
+        "offline": f"offline since {site['offline_at']}",
+    }
+    line = f"  {name}: {told.get(site['status'], site['status'])}"
+    if site["max_examples"] is not None:
+        line += f", at most {site['max_examples']} texts a round"
+    return line + (f", calls refused: {_counted(site['refused'])}" if site["refused"] else "")
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in reasons.items())
 
 
 def _ask_sites(folder: ServerFolder) -> tuple[dict[str, dict[str, Any]] | None, str | None]:
     """State of every registered site, or why it is not known."""
     from server.deployment import superlink
 
-    if not superlink.is_up(folder):
-        return None, superlink.not_running(folder)
     try:
-        states = superlink.node_states(folder)
+        states = superlink.fleet_states(folder)
     except superlink.SuperLinkError as error:
         return None, str(error)
-    unknown = superlink.NodeState("unknown", 0.0, "N/A")
-    return {name: asdict(states.get(site.node_id, unknown)) for name, site in folder.sites().items()}, None
+    unknown = superlink.NodeState("registered", 0.0, "", {})
+    return {
+        name: asdict(states.get(name, unknown)) | {"max_examples": site.max_examples}
+        for name, site in folder.sites().items()
+    }, None
 
 
 def _brief(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +15,10 @@ from common.settings import Settings
 from server.compose import compose
 from server.deployment import superlink
 from server.deployment.follow import Outcome, Watch, follow
-from server.deployment.registration import register_again
-from server.deployment.server_folder import RegisteredSite, ServerFolder, names_by_node
+from server.deployment.registration import signing_key
+from server.deployment.server_folder import RegisteredSite, ServerFolder
 from server.deployment.staging import stage_app
+from server.deployment.ticket import write_ticket
 from server.display import display
 from server.exchange import RunFailed
 
@@ -43,12 +43,12 @@ def submit(
     chosen = choose_sites(folder, sites, settings.num_clients)
     if not superlink.is_up(folder):
         raise superlink.SuperLinkError(superlink.not_running(folder))
-    for name in register_again(folder):
-        display().say(f"site {name}: registered again")
-    names = names_by_node(folder.sites(), chosen)
+    for warning in privacy_warnings(settings):
+        display().say(f"WARNING: {warning}")
+    registered = folder.sites()
     watch = Watch(run, settings)  # before the start: what is written from now on is this run's
     with deferred_interrupts() as interrupted:
-        run_id = start(folder, settings, names)
+        run_id = start(folder, settings, {name: registered[name] for name in chosen})
     try:
         if interrupted:
             raise KeyboardInterrupt
@@ -58,19 +58,40 @@ def submit(
         raise
 
 
-def start(folder: ServerFolder, settings: Settings, names: Mapping[str, str]) -> str:
-    """Send the code and the settings to the SuperLink; returns Flower's run id.
+def start(folder: ServerFolder, settings: Settings, sites: Mapping[str, RegisteredSite]) -> str:
+    """Leave a ticket for the server app and start it; returns Flower's run id.
 
     Args:
-        names: of the sites that take part, by node id.
+        sites: those that take part, by name; none on a server without node keys, whose nodes are told the
+            settings and taken at their word.
     """
     with tempfile.TemporaryDirectory(prefix="wardround-") as temporary:
         app = stage_app(Path(temporary) / "app")
-        config = {"settings": settings.to_json(), "sites": json.dumps(names, sort_keys=True)}
+        if sites:
+            config = {"ticket": write_ticket(folder, settings, sites, signing_key(folder))}
+        else:
+            config = {"settings": settings.to_json()}
         run_id = superlink.start_run(folder, app, config)
     folder.remember_run(run_id, settings.run_dir)
     display().say(f"{settings.cell}: run {run_id} started; run folder: {settings.run_dir}")
     return run_id
+
+
+def privacy_warnings(settings: Settings) -> list[str]:
+    """What the sites of this run could learn of each other, whatever the wire does."""
+    found = []
+    if settings.num_clients == 2:
+        found.append(
+            "with two sites, each can work out the other's update from the model that comes back. Take three "
+            "or more."
+        )
+    strategy = settings.strategy
+    if strategy.on_missing == "continue" and strategy.min_sites < 2:
+        found.append(
+            "strategy.min_sites is 1: a round with one answer hands that site's tensors to all the others. "
+            "Set strategy.min_sites=3 or more."
+        )
+    return found
 
 
 def settings_to_submit(overrides: Sequence[str]) -> Settings:
@@ -135,7 +156,7 @@ def choose_sites(folder: ServerFolder, wanted: Sequence[str], num_clients: int) 
     if unknown:
         raise ValueError(
             f"no site '{unknown[0]}' is registered; there are: {', '.join(registered) or 'none'}. Let it in "
-            f"with: wardround server register {unknown[0]} KEY.pub"
+            f"with: wardround server invite {unknown[0]}"
         )
     chosen = list(dict.fromkeys(wanted)) or list(registered)
     if not chosen and folder.is_insecure:
@@ -144,7 +165,7 @@ def choose_sites(folder: ServerFolder, wanted: Sequence[str], num_clients: int) 
     named = f"num_clients is {num_clients} but {len(chosen)} {what} ({', '.join(chosen) or 'none'})"
     if len(chosen) < num_clients:
         smaller = f", or set num_clients={len(chosen)}" if chosen else ""
-        raise ValueError(f"{named}. Let more in with: wardround server register SITE KEY.pub{smaller}.")
+        raise ValueError(f"{named}. Let more in with: wardround server invite SITE{smaller}.")
     if len(chosen) > num_clients:
         raise ValueError(f"{named}. Set num_clients={len(chosen)}, or name those that take part with --site.")
     return sorted(chosen)

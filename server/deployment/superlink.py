@@ -12,14 +12,17 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from server.deployment.certificates import describe
 from server.deployment.server_folder import SUPERLINK, ServerFolder, toml_string
 from server.exchange import RunFailed
 
 BIN = Path(sys.executable).parent
 """Where Flower's programs stand: those of this installation, not of another one on the PATH."""
+_ROOT = Path(__file__).resolve().parents[2]
 _ANSWER_SECONDS = 60.0
 _HEALTH_SECONDS = 3.0
 _NO_PROXY = ("NO_PROXY", "no_proxy")
@@ -31,14 +34,16 @@ class SuperLinkError(RunFailed):
 
 @dataclass(frozen=True)
 class NodeState:
-    """What the SuperLink knows of a registered node."""
+    """What the server knows of a registered site's node."""
 
     status: str
-    """`registered` (never seen), `online`, `offline` or `unregistered`."""
+    """`registered` (never seen), `online` or `offline`."""
     online_seconds: float
     """How long ago it came online last; 0 for a node never seen."""
     offline_at: str
-    """When it was last found gone, in UTC; `N/A` for a node that never was."""
+    """When it was last found gone, in UTC; empty for a node that never was."""
+    refused: dict[str, int]
+    """Calls of it that were refused, by reason."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,10 @@ class RunState:
         return self.status.startswith("finished")
 
 
-def command(folder: ServerFolder, *, insecure: bool, health_address: str | None = None) -> list[str]:
-    """The program and arguments that serve this folder, its state in memory."""
+def options(folder: ServerFolder, *, insecure: bool, health_address: str | None = None) -> list[str]:
+    """Options of Flower's SuperLink that serve this folder, its state in memory."""
     addresses, server = folder.addresses, folder.server
-    words = [str(BIN / "flower-superlink")]
+    words = []
     if insecure:
         words += ["--insecure"]
     else:
@@ -75,6 +80,7 @@ def environment(folder: ServerFolder) -> dict[str, str]:
     """This process's environment for Flower's programs: own home, own programs first, nobody told."""
     new = os.environ | {
         "FLWR_HOME": str(folder.flower_home),
+        "WARDROUND_SERVER_DIR": str(folder.path),  # for the server app, which finds its ticket there
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds until a process starts for what has come
@@ -92,8 +98,10 @@ def environment(folder: ServerFolder) -> dict[str, str]:
 def serve(folder: ServerFolder, *, insecure: bool, health_address: str | None = None) -> NoReturn:
     """Become the SuperLink: signals reach it, and it keeps this process's number."""
     folder.write_flower_config(insecure=insecure)
-    words = command(folder, insecure=insecure, health_address=health_address)
-    os.execvpe(words[0], words, environment(folder))
+    words = [sys.executable, "-P", "-m", "server.deployment.fleet", str(folder.path)]
+    words += options(folder, insecure=insecure, health_address=health_address)
+    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+    os.execvpe(words[0], words, environment(folder) | {"PYTHONPATH": path})
 
 
 def check_ports(folder: ServerFolder) -> None:
@@ -177,34 +185,56 @@ def flower(folder: ServerFolder, *words: str, timeout: float = _ANSWER_SECONDS) 
 
 def not_running(folder: ServerFolder) -> str:
     """What to tell and do when nobody answers."""
+    if not folder.is_insecure and describe(folder.server.certificate).days_left() < 0:
+        return (
+            f"the server's certificate '{folder.server.certificate}' has expired: nobody trusts it any "
+            "more. Make another with: wardround server renew, then start again: wardround server up"
+        )
     return (
         f"no SuperLink answers at {folder.addresses.control} with the certificate in '{folder.path}'. "
         "Start it with: wardround server up"
     )
 
 
-def register(folder: ServerFolder, public_key: str) -> str:
-    """Let the node with this key (OpenSSH form) in; returns its node id."""
-    with tempfile.TemporaryDirectory(prefix="wardround-") as temporary:
-        file = Path(temporary) / "site.pub"
-        file.write_text(public_key + "\n", encoding="utf-8")
-        return str(flower(folder, "supernode", "register", str(file), SUPERLINK)["node-id"])
+def fleet_states(folder: ServerFolder) -> dict[str, NodeState]:
+    """What the running server knows of each registered site, by name.
 
-
-def unregister(folder: ServerFolder, node_id: str) -> None:
-    """Let that node in no more."""
-    flower(folder, "supernode", "unregister", node_id, SUPERLINK)
-
-
-def node_states(folder: ServerFolder) -> dict[str, NodeState]:
-    """Every node the SuperLink knows, by node id."""
-    nodes = flower(folder, "supernode", "list", SUPERLINK)["nodes"]
+    Raises:
+        SuperLinkError: it does not run.
+    """
+    if not is_up(folder):
+        raise SuperLinkError(not_running(folder))
+    if folder.is_insecure or not folder.fleet_file.exists():
+        return {}
+    now = datetime.now(UTC)
     return {
-        str(node["node-id"]): NodeState(
-            str(node["status"]), float(node["online-elapsed"]), str(node["offline-at"])
+        name: NodeState(
+            status=told["status"],
+            online_seconds=_seconds_since(told["online_since"], now) if told["status"] == "online" else 0.0,
+            offline_at=_shown(told["offline_at"]) if told["status"] == "offline" else "",
+            refused=told["refused"],
         )
-        for node in nodes
+        for name, told in _fleet(folder)["sites"].items()
     }
+
+
+def refused_strangers(folder: ServerFolder) -> dict[str, int]:
+    """Calls with keys that nobody has registered, by reason, since the server started."""
+    told: dict[str, int] = _fleet(folder)["strangers"] if folder.fleet_file.exists() else {}
+    return told
+
+
+def _fleet(folder: ServerFolder) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(folder.fleet_file.read_text(encoding="utf-8"))
+    return read
+
+
+def _seconds_since(time_stamp: str, now: datetime) -> float:
+    return max(0.0, (now - datetime.fromisoformat(time_stamp)).total_seconds())
+
+
+def _shown(time_stamp: str) -> str:
+    return f"{datetime.fromisoformat(time_stamp):%Y-%m-%d %H:%M:%S}"
 
 
 def start_run(folder: ServerFolder, app: Path, run_config: Mapping[str, str]) -> str:

@@ -187,6 +187,7 @@ def _read_client(client: dict[str, Any]) -> ClientRound:
         head_norm=_finite(client.get("head_norm")),
         cosine_to_others=_finite(client.get("cosine_to_others")),
         total_steps=client.get("total_steps"),
+        site=client.get("site"),
     )
 
 

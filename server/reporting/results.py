@@ -32,6 +32,13 @@ class ClientRound:
     cosine_to_others: float | None = None
     total_steps: int | None = None
     """Optimiser steps of this client in the run so far."""
+    site: str | None = None
+    """Its name, where the client is a site."""
+
+    @property
+    def name(self) -> str:
+        """How a reader knows it."""
+        return self.site or self.client
 
 
 @dataclass(frozen=True)

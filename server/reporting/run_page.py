@@ -119,7 +119,7 @@ def _clients(run: Run) -> list[Block]:
     ]
     rows = [
         [
-            client.client,
+            client.name,
             _number(client.num_examples, "d"),
             _number(client.loss, ".4f"),
             _number(client.update_norm, ".4g"),

@@ -16,16 +16,20 @@ from typing import Any
 
 import yaml
 
+from client.kit_files import REGISTRATION, write_kit
+from client.site_file import SiteFile
+from common.invitation import Invitation, read_paper
 from common.runs import RunFolder
 from server.deployment import superlink
-from server.deployment.server_folder import Addresses, ServerFolder
+from server.deployment.registration import invite_site, register_site
+from server.deployment.server_folder import SUPERLINK, Addresses, ServerFolder
 from server.deployment.superlink import NodeState
-from tests.e2e.processes import Process, command_line, free_port, wait_for, write_keys
+from tests.e2e.processes import Process, command_line, free_port, wait_for
 
 BIN = Path(sys.executable).parent
 UP_SECONDS = 60.0
 ONLINE_SECONDS = 60.0
-END_SECONDS = 40.0  # a SuperNode is given 15 to leave, and what is left of its group 10
+END_SECONDS = 40.0
 _MARK, _SITE_MARK = "WARDROUND_TEST_FEDERATION", "WARDROUND_TEST_SITE"
 
 
@@ -100,72 +104,85 @@ class Federation:
         assert server.is_alive(), server.text()
         return server
 
-    def add_site(self, name: str, data: Path, *, register: bool = True, **facts: Any) -> TestSite:
-        """Make a site's keys and site.yaml.
+    def add_site(
+        self,
+        name: str,
+        data: Path,
+        *,
+        register: bool = True,
+        max_examples: int | None = None,
+        **facts: Any,
+    ) -> TestSite:
+        """Invite a site, make its files as `wardround-site init` does, and register it.
 
         Args:
             data: its labelled texts.
+            max_examples: what it is registered for.
             facts: `text_columns`, `label_column`, `labels`, `drop_empty`, `model`, `device`; `address`
                 where it dials something else than the server itself.
         """
         folder = self.root / f"site-{name}"
-        folder.mkdir()
-        site = TestSite(
-            name, folder, folder / "site.yaml", folder / f"{name}.key", folder / f"{name}.key.pub"
-        )
-        write_keys(site.private_key, site.public_key)
-        columns = {"text_columns": facts.pop("text_columns", ["text"])}
-        columns["label_column"] = facts.pop("label_column", "label")
-        columns |= {key: facts.pop(key) for key in ("labels", "drop_empty") if key in facts}
-        content = {
-            "name": name,
-            "server": {
-                "address": facts.pop("address", self.fleet_address),
-                "ca": str(self.folder.authority.certificate),
-            },
-            "key": {"private": str(site.private_key), "public": str(site.public_key)},
-            "data": {"path": str(data), **columns},
-            "device": "cpu",
-        }
-        facts = {key: str(value) for key, value in facts.items()}
-        site.site_file.write_text(yaml.safe_dump(content | facts), encoding="utf-8")
+        invited, _ = invite_site(self.folder, name, address=facts.pop("address", self.fleet_address))
+        invitation, _ = read_paper(Invitation, invited)
+        site = TestSite(name, folder, folder / "site.yaml", folder / "site.key", folder / "site.pub")
+        write_kit(_site_file(invitation, folder, data), invitation, invited, folder, "no-image")
+        content = yaml.safe_load(site.site_file.read_text(encoding="utf-8"))
+        keys = ("text_columns", "label_column", "labels", "drop_empty")
+        content["data"] |= {key: facts.pop(key) for key in keys if key in facts}
+        content |= {key: str(value) for key, value in facts.items()}
+        site.site_file.write_text(yaml.safe_dump(content), encoding="utf-8")
         if register:
-            folder_option = ("--dir", str(self.folder.path))
-            code, said = self.wardround("server", "register", name, str(site.public_key), *folder_option)
-            assert code == 0, said
+            register_site(self.folder, name, folder / REGISTRATION, max_examples=max_examples)
         self.sites[name] = site
         return site
 
-    def join(self, site: TestSite) -> Process:
+    def join(self, site: TestSite, environment: Mapping[str, str] | None = None) -> Process:
         """`wardround-site join`, which keeps itself alive."""
         words = ("wardround-site", "join", "--site", str(site.site_file))
-        site.node = self.start(f"join-{site.name}", *words, environment={_SITE_MARK: site.name})
+        given = {_SITE_MARK: site.name} | dict(environment or {})
+        site.node = self.start(f"join-{site.name}", *words, environment=given)
         return site.node
 
     def join_bare(self, site: TestSite, *, trust: Sequence[str] | None = None) -> Process:
-        """Start a plain `flower-supernode` for it.
+        """Start a plain `flower-supernode` for it, dialling where its site file says.
 
         Args:
             trust: options in place of `--root-certificates CA` and the private key.
         """
         ca, key = str(self.folder.authority.certificate), str(site.private_key)
         keys = ["--root-certificates", ca, "--auth-supernode-private-key", key]
+        address = yaml.safe_load(site.site_file.read_text(encoding="utf-8"))["server"]["address"]
         site.node = self.start(
             f"node-{site.name}",
             "flower-supernode",
             *(keys if trust is None else trust),
-            *("--superlink", self.fleet_address),
+            *("--superlink", address),
             *("--host", "127.0.0.1", "--port", str(free_port())),
             *("--node-config", f'site-file="{site.site_file}"'),
             environment={"FLWR_HOME": str(site.folder / "flwr"), _SITE_MARK: site.name},
         )
         return site.node
 
+    def up_stock(self, sites: Sequence[TestSite]) -> Process:
+        """Flower's own SuperLink and SuperNodes in place of Wardround's, with the same keys."""
+        options = superlink.options(self.folder, insecure=False)
+        environment = superlink.environment(self.folder)
+        self.server = self.start("superlink", "flower-superlink", *options, environment=environment)
+        wait_for(lambda: superlink.is_up(self.folder), UP_SECONDS, "the SuperLink")
+        for site in sites:
+            superlink.flower(self.folder, "supernode", "register", str(site.public_key), SUPERLINK)
+            self.join_bare(site)
+
+        def are_online() -> bool:
+            nodes = superlink.flower(self.folder, "supernode", "list", SUPERLINK)["nodes"]
+            return [node["status"] for node in nodes] == ["online"] * len(sites)
+
+        wait_for(are_online, ONLINE_SECONDS, "the SuperNodes to come online")
+        return self.server
+
     def node_states(self) -> dict[str, NodeState]:
-        """What the SuperLink says of each registered site, by name."""
-        states = superlink.node_states(self.folder)
-        sites = self.folder.sites()
-        return {name: states[site.node_id] for name, site in sites.items() if site.node_id in states}
+        """What the server says of each registered site, by name."""
+        return superlink.fleet_states(self.folder)
 
     def wait_online(self, *names: str, seconds: float = ONLINE_SECONDS) -> None:
         """Return once all these sites are online."""
@@ -231,3 +248,22 @@ class Federation:
         self.end()
         self.signal(signal.SIGKILL)
         wait_for(lambda: not self.processes(), END_SECONDS, "the last processes to go")
+
+
+def _site_file(invitation: Invitation, folder: Path, data: Path) -> SiteFile:
+    """As `wardround-site init` makes it."""
+    return SiteFile(
+        name=invitation.site,
+        server_address=invitation.address,
+        ca=folder / "ca.crt",
+        private_key=folder / "site.key",
+        public_key=folder / "site.pub",
+        data_path=data,
+        text_columns=("text",),
+        label_column="label",
+        device="cpu",
+        coordinator_key=folder / "coordinator.pub",
+        signing_key=folder / "signing.key",
+        state=folder / "state",
+        invitation=folder / "invitation.json",
+    )

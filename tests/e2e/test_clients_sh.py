@@ -39,14 +39,17 @@ def test_more_clients_each_have_their_own_network_and_volume(clients: int, tmp_p
         {"CLIENTS": str(clients)},
     ]
     assert services["server"]["networks"] == added
-    assert list(written["networks"]) == list(written["volumes"]) == added
+    assert list(written["networks"]) == added
+    states = [site.replace("site", "state") for site in added]
+    assert sorted(written["volumes"]) == sorted([*added, *states])
     assert all(network["internal"] for network in written["networks"].values())
     subnets = [network["ipam"]["config"][0]["subnet"] for network in written["networks"].values()]
     assert len(set(subnets)) == len(added)
     for site in added:
         client = services[site.replace("site", "client")]
         assert client["networks"] == [site]
-        assert client["volumes"] == [f"{site}:/site:ro"]
+        state = site.replace("site", "state")
+        assert client["volumes"] == [f"{site}:/site:ro", f"{state}:/site/state"]
         assert "build" not in client
         assert client["pull_policy"] == "never"
 

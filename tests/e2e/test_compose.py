@@ -47,7 +47,7 @@ places = json.loads(sys.argv[1])
 with ThreadPoolExecutor(32) as pool:
     reached = dict(zip(places, pool.map(reaches, places.values())))
 status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
-folders = ["/", "/site", "/opt/wardround", "/wardround", "/etc", "/usr", "/tmp"]
+folders = ["/", "/site", "/site/state", "/opt/wardround", "/wardround", "/etc", "/usr", "/tmp"]
 print(json.dumps({
     "reached": sorted(name for name in reached if reached[name]),
     "user": os.getuid(),
@@ -117,15 +117,15 @@ class TestFederation:
         assert found["user"] != 0
         assert found["capabilities"] == 0
         assert found["no_new_privileges"] == "1"
-        assert found["written"] == ["/tmp"]
-        assert {"site.key", "site.yaml", "texts.csv", "ca.crt"} <= set(found["site"])
+        assert found["written"] == ["/site/state", "/tmp"]
+        assert {"site.key", "signing.key", "site.yaml", "texts.csv", "ca.crt"} <= set(found["site"])
         assert found["others"] == []
         for service in ("server", "run", *CLIENTS):
             host = stack.inspect(service)["HostConfig"]
             assert host["ReadonlyRootfs"]
             assert host["CapDrop"] == ["ALL"]
             assert not host["PortBindings"]
-        for name in ("/server/ca.key", "/authority"):
+        for name in ("/server/ca.key", "/authority", "/sites"):
             stack.compose("exec", "-T", "server", "sh", "-c", f"! test -e {name}")
 
     def test_the_run_leaves_its_folder_on_the_host_and_exits_0(self, stack: Stack) -> None:

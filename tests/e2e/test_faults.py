@@ -1,4 +1,4 @@
-"""Sites that die, hang, lose their network or their file, or send what is no update."""
+"""Sites that die, hang, are slow, lose their network or their file, or whose file grows or is torn."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from server.compose import compose
-from server.deployment import superlink
-from server.deployment.server_folder import names_by_node
-from server.deployment.staging import stage_app
-from server.deployment.submit import with_absolute_paths
+from common.runs import RunFolder
 from tests.conftest import write_texts
 from tests.e2e.federation import Federation
-from tests.e2e.processes import wait_for
+from tests.e2e.hostile import LIES, hostile_site, lying
+from tests.e2e.processes import Process, wait_for
 from tests.e2e.proxy import Relay
 from tests.e2e.runs import (
     JOIN_SECONDS,
@@ -31,124 +29,84 @@ from tests.e2e.runs import (
     write_sites,
 )
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 CONTINUE = "strategy.on_missing=continue"
-# Replaces client/app.py at a site that is up to no good: its update of each round is bad in another way.
-BAD_CLIENT = """
-import dataclasses
-import numpy as np
-from flwr.app import Message
-from client import honest
-from client.site import site_from
-from common.messages import pack_update, unpack_update
-from common.transforms import whole
+LONG = "num_rounds=5000"
+WORKER = "client.node.worker"
 
-app = honest.app
-train = app._registered_funcs.pop("train", None) or app._registered_funcs.pop("train.default")
-BAD = [
-    {"payload": lambda old: whole(np.full(size(old), np.nan, np.float32))},
-    {"layout": lambda old: "0" * 64},
-    {"payload": lambda old: whole(np.zeros(2 * size(old), np.float32))},
-    {"payload": lambda old: dataclasses.replace(old, form="exact", arrays=cut(old.arrays))},
-    {"num_examples": lambda old: -old},
-    {"num_examples": lambda old: 0},
-    {"num_examples": lambda old: 10**12},
-    {"round": lambda old: old - 1},
-]
 
-def size(payload):
-    if payload.form == "whole":
-        return len(payload.arrays["shared"])
-    return len(payload.arrays["steps"]) // int(payload.arrays["widths"][0])  # a tiny model is one block
-
-def cut(arrays):
-    return {name: array[:-1] for name, array in arrays.items()}
-
-@app.train()
-def bad_train(message, context):
-    reply = train(message, context)
-    if site_from(context.node_config).file.name != "beta":
-        return reply
-    update = unpack_update(reply)
-    change = BAD[(update.round - 1) % len(BAD)]
-    changed = {key: make(getattr(update, key)) for key, make in change.items()}
-    return Message(pack_update(dataclasses.replace(update, **changed)), reply_to=message)
-"""
-REASONS = [
-    "not finite",
-    "names or shapes",
-    "names or shapes",
-    "of the global model",
-    "claims -",
-    "claims 0 examples",
-    "claims 1000000000000 examples",
-    "belongs to round 7",
-]
+def stop(federation: Federation, process: Process) -> None:
+    """End a run as Ctrl-C does."""
+    federation.signal(signal.SIGTERM, program="submit")
+    assert process.wait(60) == 130, process.text()
 
 
 def test_bad_updates_are_refused_and_the_site_is_told(
     federation: Federation, overrides: list[str], tiny_model: Path, tmp_path: Path
 ) -> None:
-    server = federation.up()
+    federation.up()
     for name, seed in (("alpha", 0), ("beta", 1)):
         texts = write_texts(tmp_path / f"{name}.csv", 30, seed=seed)
-        federation.join(federation.add_site(name, texts, model=tiny_model))
-    federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
-    app = stage_app(tmp_path / "app")
-    (app / "client" / "app.py").rename(app / "client" / "honest.py")
-    (app / "client" / "app.py").write_text(BAD_CLIENT, encoding="utf-8")
+        federation.add_site(name, texts, model=tiny_model)
+    federation.join(federation.sites["alpha"])
     run_dir = tmp_path / "run"
-    words = words_of(overrides, "num_rounds=8", "num_clients=2", CONTINUE, f"run_dir={run_dir}")
-    settings = with_absolute_paths(compose([*words, "engine=deployment"]).settings)
-    folder = federation.folder
-    config = {"settings": settings.to_json(), "sites": names_json(federation)}
-    run_id = superlink.start_run(folder, app, config)
-    wait_for(lambda: superlink.run_state(folder, run_id).has_ended, RUN_SECONDS, "the run to end")
-    assert superlink.run_state(folder, run_id).status == "finished:completed", server.text()
-    assert took_part(run_dir) == [[0]] * len(REASONS)
-    node = federation.sites["beta"].node
-    assert node is not None
-    for line, reason in zip(lines(run_dir)[1:], REASONS, strict=True):
-        ((client, said),) = [tuple(left_out.values()) for left_out in line["left_out"]]
-        assert (client, reason in said) == (1, True), said
-        assert f"the server says: round {line['round']}: {said}" in node.text()
+    words = words_of(overrides, f"num_rounds={2 * len(LIES)}", "num_clients=2", CONTINUE)
+    with hostile_site(federation.sites["beta"].site_file, lying) as beta:
+        federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
+        process = federation.submit(*words, f"run_dir={run_dir}")
+        assert process.wait(RUN_SECONDS) == 0, process.text()
+        said = [why for line in lines(run_dir)[1:] for why in left_out_of(line, 1)]
+        for reason, _ in LIES:
+            assert any(reason in why for why in said), (reason, said)
+        assert all(0 in clients for clients in took_part(run_dir))
+        assert not any(1 in clients for clients in took_part(run_dir))
+        told = "\n".join(beta.said)
+        assert any(why in told for why in said), told
 
 
-def names_json(federation: Federation) -> str:
-    """All registered sites, as the run config carries them."""
-    import json
-
-    return json.dumps(names_by_node(federation.folder.sites(), list(federation.sites)))
+def left_out_of(line: dict[str, Any], client: int) -> list[str]:
+    """Why that client was left out of a round."""
+    return [str(left["reason"]) for left in line.get("left_out", []) if left["client"] == client]
 
 
-def test_killed_and_hanging_sites(
+def test_killed_hanging_and_slow_sites(
     federation: Federation, overrides: list[str], tiny_model: Path, tmp_path: Path
 ) -> None:
     federation.up()
     start_sites(federation, write_sites(tmp_path / "texts"), tiny_model)
     words = words_of(overrides, "strategy.min_sites=2")
     run_dir = tmp_path / "goes-on"
-    bound = "strategy.round_timeout_seconds=60"
-    process = federation.submit(*words, "num_rounds=60", CONTINUE, bound, f"run_dir={run_dir}")
-    wait_for_round(process, run_dir, 1)
+    process = federation.submit(
+        *words, LONG, CONTINUE, "strategy.round_timeout_seconds=30", f"run_dir={run_dir}"
+    )
+    wait_for_round(process, run_dir, 2)
+
+    # A site that is slow, but within the bound, is waited for.
+    assert federation.signal(signal.SIGSTOP, "gamma", WORKER) == 1
+    before = len(took_part(run_dir))
+    time.sleep(8)
+    assert len(took_part(run_dir)) <= before + 1
+    federation.signal(signal.SIGCONT, "gamma", WORKER)
+    wait_for_round(process, run_dir, before + 3)
+    assert set(map(tuple, took_part(run_dir))) == {(0, 1, 2)}
+
+    # One that hangs is not. It is the first of those whose answers are fetched: the others' wait for it.
+    assert federation.signal(signal.SIGSTOP, "alpha", WORKER) == 1
+    slow = wait_for_clients(process, run_dir, [1, 2])
+    wait_for_clients(process, run_dir, [0, 1, 2], after=slow)  # with another worker
+    node = federation.sites["alpha"].node
+    assert node is not None
+    wait_for(lambda: "the worker process hangs and is ended" in node.text(), 30, "the site to say so")
+    assert "alpha: no answer within 30 s; the round goes on without it" in process.text()
+
     assert federation.signal(signal.SIGKILL, "beta") >= 2
     without = wait_for_clients(process, run_dir, [0, 2])
     federation.join(federation.sites["beta"])  # refused while the server counts it as online
-    back = wait_for_clients(process, run_dir, [0, 1, 2], after=without)
+    wait_for_clients(process, run_dir, [0, 1, 2], after=without)
+    stop(federation, process)
 
-    # Its node goes on and says that the site is well, but its work does not. It is the first of those whose
-    # answers are fetched: those of the others wait past the end of the round.
-    for program in ("flower-superexec", "flwr-clientapp"):
-        assert federation.signal(signal.SIGSTOP, "alpha", program) > 0 or program == "flwr-clientapp"
-    slow = wait_for_clients(process, run_dir, [1, 2], after=back)
-    federation.signal(signal.SIGCONT, "alpha")
-    wait_for_clients(process, run_dir, [0, 1, 2], after=slow)
-    federation.signal(signal.SIGTERM, program="submit")
-    assert process.wait(60) == 130, process.text()
-    assert "alpha: no answer within 60 s; the round goes on without it" in process.text()
-
-    failing = federation.submit(*words, "num_rounds=60", f"run_dir={tmp_path / 'fails'}")
+    failing = federation.submit(*words, LONG, f"run_dir={tmp_path / 'fails'}")
     wait_for_round(failing, tmp_path / "fails", 1)
     federation.signal(signal.SIGKILL, "beta")
     assert failing.wait(RUN_SECONDS) == 1, failing.text()
@@ -172,24 +130,24 @@ def test_a_cut_network(
         federation.join(federation.add_site(name, texts, model=tiny_model, address=address))
     federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
     run_dir = tmp_path / "run"
-    words = words_of(overrides, "num_rounds=60", "num_clients=2", CONTINUE, f"run_dir={run_dir}")
-    process = federation.submit(*words, "strategy.round_timeout_seconds=75")
+    words = words_of(overrides, LONG, "num_clients=2", CONTINUE, f"run_dir={run_dir}")
+    process = federation.submit(*words, "strategy.round_timeout_seconds=60")
     wait_for_round(process, run_dir, 2)
     relay.cut()
-    time.sleep(30)
+    before = len(took_part(run_dir))
+    time.sleep(25)
     relay.mend()
-    wait_for_round(process, run_dir, 4)
-    assert took_part(run_dir)[:2] == [[0, 1], [0, 1]]  # nothing was lost
+    wait_for_round(process, run_dir, before + 4)
+    assert set(map(tuple, took_part(run_dir))) == {(0, 1)}  # nothing was lost
 
     relay.cut()
     without = wait_for_clients(process, run_dir, [0])
     relay.mend()
     wait_for_clients(process, run_dir, [0, 1], after=without)
-    federation.signal(signal.SIGTERM, program="submit")
-    assert process.wait(60) == 130, process.text()
+    stop(federation, process)
 
 
-def test_other_label_names_and_a_vanished_file(
+def test_other_label_names_and_a_file_that_vanishes_grows_or_is_torn(
     federation: Federation, overrides: list[str], tiny_model: Path, tmp_path: Path
 ) -> None:
     texts = write_sites(tmp_path / "texts")
@@ -207,14 +165,40 @@ def test_other_label_names_and_a_vanished_file(
     assert "'health'" in node.text()
 
     run_dir = tmp_path / "goes-on"
-    process = federation.submit(*words_of(overrides), "num_rounds=60", CONTINUE, f"run_dir={run_dir}")
+    process = federation.submit(*words_of(overrides), LONG, CONTINUE, f"run_dir={run_dir}")
     wait_for_round(process, run_dir, 2)
     file, away = texts / "beta.csv", tmp_path / "away.csv"
+    whole = file.read_text(encoding="utf-8")
     file.rename(away)
     without = wait_for_clients(process, run_dir, [0, 2])
     away.rename(file)
-    wait_for_clients(process, run_dir, [0, 1, 2], after=without)
-    federation.signal(signal.SIGTERM, program="submit")
-    assert process.wait(60) == 130, process.text()
+    back = wait_for_clients(process, run_dir, [0, 1, 2], after=without)
+    before = num_examples(run_dir, back)
+
+    # Ten more letters have come: the site introduces itself anew, and they count.
+    header, *rows = whole.splitlines(keepends=True)
+    write_over(file, header + "".join(rows[:10]) + whole.removeprefix(header))
+    wait_for(lambda: num_examples(run_dir) == before + 8, RUN_SECONDS, "the new letters to count")
+
+    # A file that somebody is writing just now.
+    write_over(file, whole + '"half a letter')
+    torn = wait_for_clients(process, run_dir, [0, 2], after=len(took_part(run_dir)))
+    write_over(file, whole)
+    wait_for_clients(process, run_dir, [0, 1, 2], after=torn)
+    wait_for(lambda: num_examples(run_dir) == before, RUN_SECONDS, "the old letters to count")
+    stop(federation, process)
     assert "beta.csv" not in process.text()
     assert all("beta.csv" not in str(line) for line in lines(run_dir))
+    wait_for(lambda: RunFolder(run_dir).status()["state"] == "stopped", 60, "the run folder to say so")
+
+
+def write_over(file: Path, text: str) -> None:
+    """Replace a file in one go."""
+    part = file.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+def num_examples(run_dir: Path, number: int = -1) -> int:
+    """How many examples beta had in a round; 0 where it took no part."""
+    return next((int(c["num_examples"]) for c in lines(run_dir)[number]["clients"] if c["client"] == 1), 0)

@@ -1,0 +1,440 @@
+"""The connection of a site to its server: Flower's Fleet API over gRPC, TLS and the node key.
+
+On the site's side Flower's private names stand in this file alone. Flower's own client is not used: it ends
+the process it runs in when the server says no, waits without a bound, and checks nothing that it pulls.
+Here every call has a deadline, whatever goes wrong is one of two exceptions, and what was pulled is handed on
+as bytes that are still to be checked (`common/objects.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Literal
+
+import grpc  # type: ignore[import-untyped]
+from flwr.app import RecordDict
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+)
+from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    Metadata,
+    ObjectTree,
+    PullObjectRequest,
+    PushObjectRequest,
+)
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
+
+from common.arrays import PIECE_BYTES
+from common.credentials import NEW_KEYS, pem_of, public_line, read_private_key
+from common.messages import LATE_SECONDS
+from common.objects import Object, content_object, make_object, parse, wait_for_object
+from common.signing import NotAuthentic
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+    from client.site_file import SiteFile
+
+_MOST_MESSAGE_BYTES = PIECE_BYTES + 2**20
+_CALL_SECONDS, _PIECE_SECONDS = 30.0, 180.0
+_HEARTBEAT_SECONDS, _HEARTBEAT_CALL_SECONDS = 0.75 * HEARTBEAT_DEFAULT_INTERVAL, 10.0
+_SIGNED_FOR_SECONDS = 10.0  # one signed time stamp is used for so long
+_IN_FLIGHT = 4
+_LONGEST_PAUSE = 8.0
+# Flower's codes for what it refuses, as they stand in a status' details.
+_OTHER_VERSION, _NOT_ACTIVATED = 1001, 2004
+
+Why = Literal["unknown_key", "wrong_time", "other_node", "version", "still_online", "dropped", "other"]
+
+
+class Unreachable(Exception):
+    """No answer, or none in time: trying again may help."""
+
+
+class Refused(Exception):
+    """The server answered, and said no."""
+
+    def __init__(self, why: Why, detail: str = "") -> None:
+        super().__init__(detail or why)
+        self.why: Why = why
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A message as it was pulled: who it claims to be from, and which object holds its content."""
+
+    written: bytes
+    """Flower's PullMessagesResponse, to be kept on the disk."""
+
+    @cached_property
+    def _message(self) -> Any:
+        return PullMessagesResponse.FromString(self.written).messages_list[0]
+
+    @property
+    def kind(self) -> str:
+        """Its message type."""
+        return str(self._message.metadata.message_type)
+
+    @property
+    def message_id(self) -> str:
+        """The object it stands for."""
+        return str(self._message.metadata.message_id)
+
+    @property
+    def run_id(self) -> int:
+        """Flower's number of the run."""
+        return int(self._message.metadata.run_id)
+
+    @property
+    def node_id(self) -> int:
+        """Flower's number of the node it was sent to."""
+        return int(self._message.metadata.dst_node_id)
+
+    @property
+    def ends(self) -> float:
+        """Seconds since 1970: its answer can be fetched until then. 0 where the message does not say."""
+        ends = float(self._message.metadata.created_at + self._message.metadata.ttl)
+        return ends if isfinite(ends) else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """Until its round is over, by this machine's clock."""
+        return self.ends - LATE_SECONDS - time.time()
+
+    def reply(self) -> ProtoMessage:
+        """An answer to it, without content and id."""
+        asked, now = self._message.metadata, time.time()
+        metadata = Metadata(
+            run_id=asked.run_id,
+            src_node_id=asked.dst_node_id,
+            dst_node_id=asked.src_node_id,
+            reply_to_message_id=asked.message_id,
+            group_id=asked.group_id,
+            created_at=now,
+            ttl=max(1.0, self.ends - now),
+            message_type=asked.message_type,
+        )
+        return ProtoMessage(metadata=metadata)
+
+
+class Connection:
+    """One site's way to its server. Not for several threads, but for the heartbeat's own."""
+
+    def __init__(self, site: SiteFile) -> None:
+        """Raises ValueError where the site's key or authority cannot be read."""
+        from client.link import read_authority
+
+        read_authority(site.ca)
+        key = read_private_key(site.private_key, "node", "key.private", NEW_KEYS)
+        self._key: EllipticCurvePrivateKey = key  # type: ignore[assignment]
+        self._public = pem_of(public_line(key))
+        host, port = site.host_and_port
+        self._target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._authority = site.ca.read_bytes()
+        self._version = RuntimeVersionMetadata.from_local_component("SuperNode").append_to_grpc_metadata(None)
+        self._signed: tuple[float, list[tuple[str, Any]]] = (0.0, [])
+        self._signing = threading.Lock()
+        self._channel: Any = None
+        self._stub: Any = None
+        self.node = Node()
+
+    def _credentials(self) -> list[tuple[str, Any]]:
+        """The headers with which Flower knows a node: its key, the time, and a signature of the time."""
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        with self._signing:
+            if time.monotonic() - self._signed[0] > _SIGNED_FOR_SECONDS:
+                now = datetime.now(UTC).isoformat()
+                signature = self._key.sign(now.encode("ascii"), ec.ECDSA(hashes.SHA256()))
+                headers = [("flwr-public-key-bin", self._public), ("flwr-timestamp", now)]
+                self._signed = (
+                    time.monotonic(),
+                    [*self._version, *headers, ("flwr-signature-bin", signature)],
+                )
+            return self._signed[1]
+
+    def open(self) -> None:
+        """Dial, in place of any connection there was. Nothing is sent yet."""
+        self.close()
+        options = [
+            ("grpc.max_send_message_length", _MOST_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.initial_reconnect_backoff_ms", 500),
+            ("grpc.max_reconnect_backoff_ms", 5_000),
+            ("grpc.enable_retries", 0),
+        ]
+        credentials = grpc.ssl_channel_credentials(self._authority)
+        self._channel = grpc.secure_channel(self._target, credentials, options=options)
+        self._stub = FleetStub(self._channel)
+        self._signed = (0.0, [])
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = self._stub = None
+
+    def __enter__(self) -> Connection:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def call(self, name: str, request: Any, seconds: float = _CALL_SECONDS) -> Any:
+        """One call of the Fleet API. Raises Refused or Unreachable."""
+        try:
+            return getattr(self._stub, name)(request, timeout=seconds, metadata=self._credentials())
+        except grpc.RpcError as error:
+            raise _explained(error) from None
+
+    def ask_if_registered(self, seconds: float) -> None:
+        """Return where the server knows this site's key. Nothing is activated, nobody at work is disturbed.
+
+        A question in the name of no node: a server of Wardround's says whose fault it is that it says no.
+
+        Raises:
+            Refused or Unreachable: it does not, or another server answers.
+        """
+        try:
+            self.call("PullMessages", PullMessagesRequest(node=Node(node_id=0)), seconds)
+        except Refused as refused:
+            if refused.why != "other_node":
+                raise
+
+    def activate(self) -> None:
+        """Come online. Raises Refused or Unreachable."""
+        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        self.node = Node(node_id=self.call("ActivateNode", request).node_id)
+
+    def leave(self, seconds: float = 5.0) -> None:
+        """Go offline. Raises Refused or Unreachable."""
+        self.call("DeactivateNode", DeactivateNodeRequest(node_id=self.node.node_id), seconds)
+
+    def beat(self) -> None:
+        """Say that this site is there. Raises Refused or Unreachable."""
+        request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        if not self.call("SendNodeHeartbeat", request, _HEARTBEAT_CALL_SECONDS).success:
+            raise Refused("other_node")
+
+    def pull(self) -> Letter | None:
+        """The next message, or None. The server counts it as delivered from now on."""
+        response = self.call("PullMessages", PullMessagesRequest(node=self.node))
+        return Letter(response.SerializeToString()) if len(response.messages_list) else None
+
+    def content_of(self, letter: Letter, until: float) -> str:
+        """Object id of a message's content. Raises NotAuthentic, Refused or Unreachable."""
+        (written,) = self.fetch(letter, [letter.message_id], until)
+        _, children, _ = parse(written, "Message")
+        if len(children) != 1 or hashlib.sha256(written).hexdigest() != letter.message_id:
+            raise NotAuthentic("damaged")
+        return children[0]
+
+    def fetch(self, letter: Letter, ids: Sequence[str], until: float) -> Iterator[bytes]:
+        """The contents of these objects, in their order, a few ahead of what is asked for.
+
+        Args:
+            until: by `time.time()`; an object that is not there yet is waited for.
+
+        Raises:
+            Refused or Unreachable.
+        """
+
+        def request_for(object_id: str) -> Any:
+            return PullObjectRequest(node=self.node, run_id=letter.run_id, object_id=object_id)
+
+        for request, response in self._windowed("PullObject", map(request_for, ids), until):
+            content = response.object_content
+            if not response.object_available:
+                pull = partial(self._again, "PullObject", request, until)
+                content = wait_for_object(pull, lambda: time.time() >= until)
+            if content is None:
+                raise Refused("dropped", "an object of the message is not there")
+            yield content
+
+    def _windowed(self, name: str, requests: Iterable[Any], until: float) -> Iterator[tuple[Any, Any]]:
+        """Each request with its response, in their order; `_IN_FLIGHT` of them are under way."""
+        method, waiting = getattr(self._stub, name), deque[tuple[Any, Any]]()
+
+        def first() -> tuple[Any, Any]:
+            request, future = waiting.popleft()
+            try:
+                return request, future.result()
+            except grpc.RpcError as error:
+                failed = _explained(error)
+            if isinstance(failed, Refused):
+                raise failed
+            return request, self._again(name, request, until)
+
+        try:
+            for request in requests:
+                future = method.future(request, timeout=_seconds(until), metadata=self._credentials())
+                waiting.append((request, future))
+                if len(waiting) == _IN_FLIGHT:
+                    yield first()
+            while waiting:
+                yield first()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def _again(self, name: str, request: Any, until: float) -> Any:
+        """Call until it works. Raises Refused, or Unreachable once `until` has passed."""
+        pause = 0.5
+        while True:
+            try:
+                return self.call(name, request, _seconds(until))
+            except Unreachable:
+                if time.time() + pause > until:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def push(self, letter: Letter, content: RecordDict, seconds: float) -> None:
+        """Answer a message. Returns once the server has all of it.
+
+        Args:
+            seconds: the work took.
+
+        Raises:
+            Refused or Unreachable.
+        """
+        until = letter.ends
+        message = letter.reply()
+        # As Flower writes it: without content, which the one child stands for.
+        root = make_object(
+            "Message", message.SerializeToString(deterministic=True), [content_object(content)]
+        )
+        message.metadata.message_id = root.object_id
+        message.content.SetInParent()  # empty, but there: Flower asks
+        request = PushMessagesRequest(
+            node=self.node,
+            messages_list=[message],
+            message_object_trees=[_tree(root)],
+            clientapp_runtime_list=[seconds],
+        )
+        response = self._again("PushMessages", request, until)
+        wanted = set(response.objects_to_push)
+
+        def pushed(part: Object) -> Any:
+            return PushObjectRequest(
+                node=self.node,
+                run_id=letter.run_id,
+                session_id=response.session_id,
+                object_id=part.object_id,
+                object_content=part.write(),
+            )
+
+        parts = {part.object_id: part for part in root.walk() if part.object_id in wanted}
+        for _, stored in self._windowed("PushObject", map(pushed, parts.values()), until):
+            if not stored.stored:
+                raise Refused("dropped", "the server did not keep an object of the answer")
+
+    def confirm(self, letter: Letter) -> None:
+        """Let the server forget a message. Raises Refused or Unreachable."""
+        request = ConfirmMessageReceivedRequest(
+            node=self.node, run_id=letter.run_id, message_object_id=letter.message_id
+        )
+        self.call("ConfirmMessageReceived", request)
+
+
+class Heartbeat(threading.Thread):
+    """Tells the server, from a thread of its own, that this site is there, also while a model is pushed."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(daemon=True, name="heartbeat")
+        self._connection, self._over = connection, threading.Event()
+        self.refused: Refused | None = None
+        """What the server said to the last one, if it was no."""
+
+    def run(self) -> None:
+        """Until `stop`."""
+        while not self._over.wait(_HEARTBEAT_SECONDS):
+            try:
+                self._connection.beat()
+            except Unreachable:  # the next one may get through; the work under way finds out for itself
+                continue
+            except Refused as refused:
+                self.refused = refused
+                return
+            except Exception as error:  # a connection that is being closed
+                self.refused = Refused("other_node", type(error).__name__)
+                return
+
+    def stop(self) -> None:
+        """Beat no more."""
+        self._over.set()
+        self.join(_HEARTBEAT_CALL_SECONDS)
+
+
+def _seconds(until: float) -> float:
+    """Longest wait for one piece."""
+    return min(_PIECE_SECONDS, max(1.0, until - time.time()))
+
+
+def _tree(part: Object) -> ObjectTree:
+    return ObjectTree(object_id=part.object_id, children=map(_tree, part.children))
+
+
+_TOLD: dict[str, Why] = {
+    "unknown_key": "unknown_key",
+    "wrong_time": "wrong_time",
+    "Invalid timestamp": "wrong_time",
+    "other_node": "other_node",
+    "Invalid node ID": "other_node",
+}
+_LOST = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+)
+
+
+def _explained(error: Any) -> Refused | Unreachable:
+    """Flower's answer in one of two exceptions."""
+    status, details = error.code(), str(error.details() or "")
+    if status == grpc.StatusCode.UNAUTHENTICATED:
+        return Refused(_TOLD.get(details, "other"), details)
+    code, said = _flower_error(details)
+    if code == _OTHER_VERSION:
+        return Refused("version", said)
+    if code == _NOT_ACTIVATED:
+        return Refused("still_online")
+    if status in _LOST:
+        return Unreachable(f"{status.name}: {details}")
+    return Refused("dropped", f"{status.name}: {said or details}")
+
+
+def _flower_error(details: str) -> tuple[int, str]:
+    """Code and text of an error that Flower wrote as JSON; 0 for another."""
+    try:
+        content = json.loads(details)
+        return int(content["code"]), str(content.get("public_details") or content.get("public_message") or "")
+    except (ValueError, KeyError, TypeError):
+        return 0, ""

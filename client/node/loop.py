@@ -1,0 +1,184 @@
+"""What a site does while it takes part: pull a question, find it authentic, have it answered, sign, push."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from flwr.app import ConfigRecord, RecordDict
+
+from client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
+from client.node.journal import Journal
+from client.node.worker import Room, Stopped, Worker
+from client.site_file import SiteFile, signing_keys
+from common.credentials import fingerprint, public_line
+from common.messages import EVALUATE, HELLO, LATE_SECONDS, NOTICE, TRAIN, pack_refusal, unpack_notice
+from common.objects import ENVELOPE, read_content, read_signed, record_objects, sizes
+from common.signing import ANSWER, NotAuthentic, Question, Statement, check_question, sign
+
+_BUSY_PAUSE, _IDLE_PAUSE = 0.25, 2.0
+_BUSY_SECONDS = 600.0
+_DISK_PAUSE = 1.0
+_ENVELOPE_SECONDS = 60.0
+_LOST = "lost"
+_LATE = "the message came after the round was over"
+_KINDS = (HELLO, TRAIN, EVALUATE)
+_LONGEST_NOTICE = 300
+
+
+class Loop:
+    """One site at work over one connection."""
+
+    def __init__(
+        self,
+        site: SiteFile,
+        connection: Connection,
+        worker: Worker,
+        journal: Journal,
+        say: Callable[[str], None],
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        """Raises ValueError where the site's signing key or the coordinator's cannot be read."""
+        self._connection, self._worker, self._journal = connection, worker, journal
+        self._say, self._is_stopping = say, is_stopping
+        self._key, self._coordinator = signing_keys(site)
+        self._own = fingerprint(public_line(self._key))
+        self._last_task = time.monotonic()
+        self._heartbeat: Heartbeat | None = None
+
+    def serve(self, heartbeat: Heartbeat) -> None:
+        """Answer messages until a signal comes.
+
+        Raises:
+            Refused or Unreachable: the connection has to be made anew.
+            Stopped: a signal came while something could not be done.
+        """
+        self._heartbeat = heartbeat
+        if self._journal.in_hand:
+            self._go_on()
+        while not self._is_stopping():
+            if heartbeat.refused is not None:
+                raise heartbeat.refused
+            letter = self._connection.pull()
+            if letter is None:
+                self._worker.rest_if_idle()
+                busy = time.monotonic() - self._last_task < _BUSY_SECONDS
+                self._sleep(_BUSY_PAUSE if busy else _IDLE_PAUSE)
+                continue
+            self._last_task = time.monotonic()
+            self._note(partial(self._journal.take, letter.written))
+            self._handle(letter)
+
+    def _go_on(self) -> None:
+        """Take up the message that was in hand when this program ended, if it was sent to this node."""
+        letter = Letter(self._journal.in_hand)
+        if letter.node_id == self._connection.node.node_id and letter.ends > time.time():
+            self._say("going on with the message that was in hand")
+            self._handle(letter)
+        else:
+            self._note(self._journal.put_down)
+
+    def _note(self, write: Callable[[], None]) -> None:
+        """Write into the journal, and wait where that cannot be done: what is not noted is not answered."""
+        was_told = False
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                if not was_told:
+                    self._say(f"{error.filename}: {error.strerror}; nothing is answered until then")
+                was_told = True
+            self._sleep(_DISK_PAUSE)
+            if self._is_stopping():
+                raise Stopped
+            if self._heartbeat is not None and self._heartbeat.refused is not None:
+                raise self._heartbeat.refused
+
+    def _handle(self, letter: Letter) -> None:
+        """One message from its first byte to the end of its answer."""
+        started = time.monotonic()
+        try:
+            content = self._answer(letter)
+            if content is not None:
+                self._connection.push(letter, content, time.monotonic() - started)
+            self._connection.confirm(letter)
+        except Refused as refused:
+            if refused.why != "dropped":
+                raise
+            self._say(f"a message of type {_printable(letter.kind)} was given up: {refused}")
+        except (Unreachable, Stopped):
+            raise
+        except Exception as error:  # whatever it was in that message, it costs that message
+            self._note(partial(self._journal.count_refused, "damaged"))
+            self._say(f"a message cannot be answered ({type(error).__name__}) and is given up")
+        self._note(self._journal.put_down)
+
+    def _answer(self, letter: Letter) -> RecordDict | None:
+        """The signed answer to a message; None where it must not have one."""
+        room = Room()
+        question: Question | None = None
+        try:
+            soon = min(letter.ends, time.time() + _ENVELOPE_SECONDS)  # nobody has signed for this wait yet
+            read = partial(self._connection.fetch, letter, until=soon)
+            names, envelopes = read_signed(self._connection.content_of(letter, soon), read)
+            question = check_question(envelopes, self._coordinator, self._own, letter.kind)
+            if self._journal.was_begun(question):
+                return self._signed(pack_refusal(_LOST), question, letter)
+            until = min(letter.ends, question.statement.expires + LATE_SECONDS)
+            fetch = partial(self._connection.fetch, letter, until=until)
+            content = read_content(names, question.statement.records, fetch, room)
+            self._note(partial(self._journal.begin, question))
+            return self._signed(self._work(letter, content, room), question, letter)
+        except NotAuthentic as error:
+            self._note(partial(self._journal.count_refused, error.reason))
+            self._say(
+                f"a message of type {_printable(letter.kind)} does not count and is refused: {error.reason}"
+            )
+            refusal = pack_refusal(f"the question does not count: {error.reason}")
+            return self._signed(refusal, question, letter)
+        finally:
+            room.close()
+
+    def _work(self, letter: Letter, content: RecordDict, room: Room) -> RecordDict:
+        if letter.kind == NOTICE:
+            self._say(f"the server says: {_printable(unpack_notice(content))}")
+            return RecordDict()
+        if letter.kind not in _KINDS:
+            return pack_refusal("this site does not know messages of this type")
+        if letter.seconds_left <= 0:
+            self._say("a message came after its round was over, and is left undone")
+            return pack_refusal(_LATE)
+        try:
+            return self._worker.answer(letter.kind, content, room, letter.seconds_left)
+        except OSError as error:  # no memory, no process to be had
+            self._say(f"the worker process cannot be asked: {error}")
+            return pack_refusal(f"{type(error).__name__}; see the site's own log")
+
+    def _signed(self, content: RecordDict, question: Question | None, letter: Letter) -> RecordDict:
+        """A content with its envelope; it answers no question where none was found authentic."""
+        asked = question.statement if question else None
+        statement = Statement(
+            version=1,
+            run=asked.run if asked else "",
+            round=asked.round if asked else 0,
+            attempt=asked.attempt if asked else 0,
+            kind=letter.kind,
+            sender=self._own,
+            receiver=asked.sender if asked else "",
+            nonce="",
+            answers=question.digest if question else "",
+            records=sizes(record_objects(content, {})),
+            expires=letter.ends,
+        )
+        content[ENVELOPE] = ConfigRecord({"statement": sign(ANSWER, statement, self._key)})
+        return content
+
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._is_stopping() and time.monotonic() < until:
+            time.sleep(min(0.1, max(0.0, until - time.monotonic())))
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_NOTICE])

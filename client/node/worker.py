@@ -1,0 +1,222 @@
+"""The worker process of a site: libraries, model and texts stay in it, and the training happens there.
+
+    connection process  --socket, tensors in shared memory-->  worker process  (python -m client.node.worker)
+
+Whatever ends or hangs the worker costs one refused message; the connection to the server lives on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+from flwr.app import RecordDict
+
+from common.frames import Gone, end_with, receive_frame, send_frame
+from common.messages import KEPT_SECONDS, pack_refusal, put_arrays, read_content, take_arrays, write_content
+from common.shared_memory import Table, bytes_of, create, memory_for, read_arrays, table_of
+
+_ROOT = Path(__file__).resolve().parents[2]
+_END_SECONDS = 10.0
+_TICK = 0.2
+_MARGIN_SECONDS = 5.0
+_OUT_OF_MEMORY_SCORE = "600"  # proc_pid_oom_score_adj(5): the worker goes before the connection does
+# Fresh memory is dear: pages of 2 MiB are made 512 times as rarely. Threads that wait for each other sleep:
+# spinning costs others on the machine, and sites that share one cost each other, several times the work.
+TUNED = {"OMP_WAIT_POLICY": "passive", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
+class Stopped(Exception):
+    """A signal came while the worker was at work."""
+
+
+class Room:
+    """Shared memory that a message's tensors are read into, and handed over in."""
+
+    def __init__(self) -> None:
+        self.descriptor = -1
+
+    def __call__(self, num_bytes: int) -> np.ndarray:
+        """Memory for `num_bytes`, (n,) uint8; once."""
+        self.descriptor = create(max(1, num_bytes))
+        return bytes_of(self.descriptor)[:num_bytes]
+
+    def close(self) -> None:
+        """Let go of it here; a process that it was handed to keeps it."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+
+class Worker:
+    """The worker process, seen from the connection: started when needed, ended when idle or hanging."""
+
+    def __init__(
+        self,
+        site_file: Path,
+        say: Callable[[str], None],
+        is_stopping: Callable[[], bool] = lambda: False,
+        idle_seconds: float = KEPT_SECONDS,
+    ) -> None:
+        """Args: say: tells a person one line. is_stopping: whether to give up at once."""
+        self._site_file, self._say, self._is_stopping = site_file, say, is_stopping
+        self._idle_seconds = idle_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._last_used = time.monotonic()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def start(self) -> None:
+        """Start it if it is not there: it imports its libraries while nobody waits."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.end()
+        self._socket, theirs = socket.socketpair()
+        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "client.node.worker",
+                    str(theirs.fileno()),
+                    str(self._site_file),
+                ],
+                pass_fds=[theirs.fileno()],
+                process_group=0,  # Ctrl-C in a terminal is for the connection alone
+                stdin=subprocess.DEVNULL,
+                env=TUNED | os.environ | {"PYTHONPATH": path},
+            )
+        self._last_used = time.monotonic()
+
+    def answer(self, kind: str, content: RecordDict, room: Room, seconds: float) -> RecordDict:
+        """Have a message answered; a refusal where no answer comes within `seconds`, or the worker ends.
+
+        Args:
+            room: holds the content's arrays, if it has any.
+
+        Raises:
+            Stopped: a signal came meanwhile.
+        """
+        self.start()
+        assert self._socket is not None
+        rest, arrays = take_arrays(content)
+        try:
+            descriptors = [room.descriptor] if arrays else []
+            _send(self._socket, kind, rest, table_of(arrays), descriptors)
+            self._wait(seconds + _MARGIN_SECONDS)
+            _, answered = _receive(self._socket)
+            self._last_used = time.monotonic()
+            return answered
+        except TimeoutError:
+            self._say("the worker process hangs and is ended; the next message starts another")
+            self.end()
+            return pack_refusal("its worker process gave no answer in time; see the site's own log")
+        except Gone:
+            how = self._how_it_ended()
+            self._say(f"the worker process ended ({how}); the next message starts another")
+            self.end()
+            return pack_refusal(f"its worker process ended ({how}); see the site's own log")
+
+    def _wait(self, seconds: float) -> None:
+        """Until it has something to say. Raises TimeoutError or Stopped."""
+        assert self._socket is not None
+        until = time.monotonic() + seconds
+        while not select.select([self._socket], [], [], _TICK)[0]:
+            if self._is_stopping():
+                raise Stopped
+            if time.monotonic() > until:
+                raise TimeoutError
+
+    def _how_it_ended(self) -> str:
+        assert self._process is not None
+        try:
+            code = self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "it closed its socket"
+        if code == -signal.SIGKILL:
+            return "killed, as when memory runs out"
+        return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+    def rest_if_idle(self) -> None:
+        """End it if nothing was asked of it for long; what it holds is let go."""
+        if self._process is not None and time.monotonic() - self._last_used > self._idle_seconds:
+            self._say("the worker process was idle and is ended; the next message starts another")
+            self.end()
+
+    def end(self) -> None:
+        """It ends when its socket closes; by force where it must be."""
+        if self._process is None:
+            return
+        if self._socket is not None:
+            self._socket.close()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            with suppress(subprocess.TimeoutExpired):  # only the kernel can keep it now
+                self._process.wait(_END_SECONDS)
+        self._process = self._socket = None
+
+
+def _send(connection: socket.socket, kind: str, rest: RecordDict, table: Table, fds: list[int]) -> None:
+    """Send a content whose arrays lie in the memory behind the descriptor. Raises Gone."""
+    send_frame(connection, write_content({"kind": kind, "table": table}, rest), fds)
+
+
+def _receive(connection: socket.socket) -> tuple[str, RecordDict]:
+    """Inverse of `_send`; the arrays are views of the memory. Raises Gone."""
+    written, descriptors = receive_frame(connection)
+    words, content = read_content(written)
+    for descriptor in descriptors:
+        put_arrays(content, read_arrays(bytes_of(descriptor), words["table"]))
+        os.close(descriptor)
+    return words["kind"], content
+
+
+def main(descriptor: int, site_file: Path) -> None:
+    """Answer what comes through the socket, one message after the other, until it closes; never returns."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with suppress(OSError):  # where the system has no such thing
+        Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_SCORE, encoding="ascii")
+    connection = socket.socket(fileno=descriptor)
+    Thread(target=end_with, args=(connection,), daemon=True).start()
+    from client.answers import answer, warm_up
+    from client.site import Kept, RealSite
+    from client.site_file import load_site_file
+
+    warm_up()
+    kept = Kept()
+    with suppress(Gone):
+        while True:
+            kind, content = _receive(connection)
+            found = answer(kind, content, lambda: RealSite(load_site_file(site_file), kept))
+            rest, arrays = take_arrays(found)
+            memory, table = memory_for(arrays)
+            try:
+                _send(connection, kind, rest, table, [memory] if arrays else [])
+            finally:
+                os.close(memory)
+            del content, found, rest, arrays
+    os._exit(0)  # nothing is left to tidy up, and PyTorch takes its time to leave
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,312 @@
+"""Real sites behind a SuperLink that is a courier and no witness: what counts is what they signed.
+
+Questions are signed with the run's key, answers with the site's. An answer is taken only for a question that
+was asked, from the one who was asked. A question whose answer is lost is asked again, as a new attempt.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flwr.app import ConfigRecord
+
+from common.credentials import fingerprint, public_line
+from common.messages import LATE_SECONDS, Declined, Refused, check_not_declined
+from common.objects import (
+    ENVELOPE,
+    Object,
+    content_of_records,
+    read_content,
+    read_signed,
+    record_objects,
+    sizes,
+)
+from common.signing import (
+    TASK,
+    NotAuthentic,
+    Statement,
+    check_answer,
+    payload_digest,
+    sign,
+)
+from server.exchange import POLL_SECONDS, Answer, Request
+from server.runtime_link import ObjectGone, Parcel, Reply, Runtime
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+LOST = "lost"
+"""A site's refusal of a question whose answer it began to send and cannot send again."""
+_MOST_ATTEMPTS = 3
+_LOOK_SECONDS = 2.0
+# A site that was killed comes back in a moment: its node may go offline and on again.
+_OFFLINE_SECONDS = 15.0
+_CLOSING_SECONDS = 5.0
+_MOST_BYTES = 16 * 2**30
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site of the run, as it was registered when the run was submitted."""
+
+    name: str
+    node_key: bytes
+    """PEM, by which the SuperLink knows its node."""
+    signing_key: str
+    """OpenSSH form."""
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """What signs the questions of one run."""
+
+    private: Ed25519PrivateKey
+    envelope: str
+    """The coordinator's word for it."""
+
+
+@dataclass
+class _Question:
+    """One thing asked of one site in one round, however often."""
+
+    site: Site
+    request: Request
+    kind: str
+    round: int
+    deadline: float
+    """By `time.time()`."""
+    asked: dict[str, Statement] = field(default_factory=dict)
+    """Every attempt, by the SHA-256 of its statement."""
+    message_ids: list[str] = field(default_factory=list)
+    asked_at: float = 0.0
+    asked_since: str = ""
+    """When the site's node had come online that was asked last; empty where none was."""
+    is_lost: bool = True
+    """It did not reach the site, or its answer did not come through: it is to be asked again."""
+    offline_since: float | None = None
+    is_dropped: bool = False
+    """Nobody waits for the answer any more."""
+
+    def is_over(self) -> bool:
+        """Whether to wait no longer for anything that belongs to it."""
+        return self.is_dropped or time.time() >= self.deadline
+
+
+class SignedClients:
+    """`Clients` that take nobody's word but the sites' own."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        key: RunKey,
+        sites: Collection[Site],
+        registered: Callable[[], Collection[str]],
+        ask_again_seconds: float,
+        note: Callable[[str, str], None] = lambda name, reason: None,
+    ) -> None:
+        """Args:
+        registered: names of the sites that are registered now; one that is not any more counts no more.
+        note: is told of every answer that did not count: the site, and why.
+        """
+        self._runtime, self._key = runtime, key
+        self._by_name = {site.name: site for site in sites}
+        self._by_key = {site.node_key: site for site in sites}
+        self._registered, self._ask_again_seconds, self._note = registered, ask_again_seconds, note
+        self.most_bytes = _MOST_BYTES
+        """Of the tensors of one answer."""
+        self._sender = fingerprint(public_line(key.private))
+        self._run = payload_digest(key.envelope)
+        self._attempts: dict[str, int] = {}
+        self._arrived: dict[str, Reply] = {}
+        self._outstanding: set[str] = set()
+        self._notices: set[str] = set()
+        self._claiming = threading.Lock()
+        self._names: dict[int, str] = {}
+        self._online: dict[str, str] = {}
+        self._looked_at = 0.0
+
+    def online(self) -> Mapping[int, str]:
+        """As in `Clients`."""
+        registered, found, online = self._registered(), {}, {}
+        for node_id, node in self._runtime.nodes().items():
+            if node.key in self._by_key and self._by_key[node.key].name in registered:
+                found[node_id] = self._by_key[node.key].name
+                online[found[node_id]] = node.since
+        self._names |= found
+        self._online, self._looked_at = online, time.monotonic()
+        return found
+
+    def ask(self, requests: Iterable[Request], kind: str, round: int, timeout: float) -> Iterator[Answer]:
+        """As in `Clients`. While an answer is worked on, the next one is fetched."""
+        self.online()
+        deadline = time.time() + timeout
+        questions = [
+            _Question(self._by_name[self._names[request.node_id]], request, kind, round, deadline)
+            for request in requests
+        ]
+        self._send(questions)
+        return self._answers(questions)
+
+    def _answers(self, questions: list[_Question]) -> Iterator[Answer]:
+        with ThreadPoolExecutor(1) as beside:
+            try:
+                waits = [beside.submit(self._answer_to, question) for question in questions[:1]]
+                for question in questions[1:]:
+                    answer = waits.pop().result()
+                    waits.append(beside.submit(self._answer_to, question))
+                    yield answer
+                    del answer
+                for wait in waits:
+                    yield wait.result()
+            finally:
+                for question in questions:
+                    question.is_dropped = True
+
+    def tell(self, request: Request, kind: str, round: int) -> None:
+        """As in `Clients`."""
+        name = self._names[request.node_id]
+        notice = _Question(self._by_name[name], request, kind, round, time.time() + LATE_SECONDS)
+        self._send([notice])
+        self._notices.update(notice.message_ids)
+
+    def close(self) -> None:
+        """Give the last notices a moment to arrive: the SuperLink drops them when the run ends."""
+        until = time.monotonic() + _CLOSING_SECONDS
+        while self._notices & self._outstanding and time.monotonic() < until:
+            self._claim()
+            time.sleep(POLL_SECONDS)
+
+    def _send(self, questions: Iterable[_Question]) -> None:
+        """Ask those whose sites are online, each as a new attempt."""
+        known: dict[int, Object] = {}
+        sent = [question for question in questions if question.site.name in self._online]
+        parcels = [self._parcel(question, known) for question in sent]
+        message_ids = self._runtime.push(parcels) if parcels else []
+        for question, message_id in zip(sent, message_ids, strict=True):
+            question.asked_at = time.monotonic()
+            question.asked_since = self._online[question.site.name]
+            question.is_lost = not message_id  # "" where its node has just gone
+            if message_id:
+                question.message_ids.append(message_id)
+                with self._claiming:
+                    self._outstanding.add(message_id)
+
+    def _parcel(self, question: _Question, known: dict[int, Object]) -> Parcel:
+        site = question.site
+        with self._claiming:
+            attempt = self._attempts[site.name] = self._attempts.get(site.name, 0) + 1
+        records = record_objects(question.request.content, known)
+        statement = Statement(
+            version=1,
+            run=self._run,
+            round=question.round,
+            attempt=attempt,
+            kind=question.kind,
+            sender=self._sender,
+            receiver=fingerprint(site.signing_key),
+            nonce=secrets.token_hex(16),
+            answers="",
+            records=sizes(records),
+            expires=question.deadline,
+        )
+        envelope = sign(TASK, statement, self._key.private)
+        question.asked[payload_digest(envelope)] = statement
+        written = {ENVELOPE: ConfigRecord({"run": self._key.envelope, "statement": envelope})}
+        content = content_of_records(records | record_objects(written, known))  # type: ignore[arg-type]
+        ttl = question.deadline - time.time() + LATE_SECONDS
+        return Parcel(question.request.node_id, question.kind, content, ttl, str(question.round))
+
+    def _answer_to(self, question: _Question) -> Answer:
+        """Wait for an answer, fetch it and look at it; looks at least once, also past the deadline."""
+        try:
+            while True:
+                self._claim()
+                for message_id in question.message_ids:
+                    reply = self._arrived.pop(message_id, None)
+                    if reply is None:
+                        continue
+                    try:
+                        return self._read(question, reply)
+                    except ObjectGone:
+                        question.is_lost = True
+                if question.site.name not in self._registered():
+                    return Declined("it is not registered any more")
+                if question.is_over():
+                    return None
+                if self._is_gone(question):
+                    return Declined("its node is not connected any more")
+                if question.is_lost and len(question.asked) >= _MOST_ATTEMPTS:
+                    return Declined(f"its answer did not come through, {_MOST_ATTEMPTS} times")
+                if self._is_to_be_asked_again(question):
+                    self._send([question])
+                time.sleep(POLL_SECONDS)
+        finally:
+            with self._claiming:
+                self._outstanding.difference_update(question.message_ids)
+
+    def _is_to_be_asked_again(self, question: _Question) -> bool:
+        """Whether its answer is lost; or the site has come back since, and said nothing for long.
+
+        A site that stayed connected is at work: asked twice, it would do the work twice.
+        """
+        since = self._online.get(question.site.name)
+        if since is None or len(question.asked) >= _MOST_ATTEMPTS:
+            return False
+        came_back = since != question.asked_since
+        waited = time.monotonic() - question.asked_at > self._ask_again_seconds
+        return question.is_lost or (came_back and waited)
+
+    def _claim(self) -> None:
+        """Note every answer that was delivered, whoever gave it: then nothing can undo that it came."""
+        with self._claiming:
+            if not self._outstanding:
+                return
+            for reply in self._runtime.claim(self._outstanding):
+                self._outstanding.discard(reply.to)
+                self._arrived[reply.to] = reply
+
+    def _read(self, question: _Question, reply: Reply) -> Answer:
+        """An answer, if it is authentic. Raises ObjectGone."""
+        if reply.error:  # Flower's word: its node has gone, or the time is over
+            raise ObjectGone
+        site, is_over = question.site, question.is_over
+
+        def fetch(ids: Sequence[str]) -> Iterator[bytes]:
+            return self._runtime.fetch(ids, is_over)
+
+        try:
+            names, envelopes = read_signed(self._runtime.content_of(reply, is_over), fetch)
+            statement = check_answer(envelopes.get("statement", ""), site.signing_key, question.asked)
+            content = read_content(names, statement.records, fetch, _room, self.most_bytes)
+        except NotAuthentic as error:
+            self._note(site.name, error.reason)
+            return Refused(f"its answer does not count: {error.reason}")
+        self._runtime.confirm(reply)
+        try:
+            check_not_declined(content)
+        except Declined as declined:
+            if str(declined) == LOST:
+                raise ObjectGone from None
+            return declined
+        return content
+
+    def _is_gone(self, question: _Question) -> bool:
+        """Whether a site has not been connected for a while, and left no answer."""
+        if time.monotonic() - self._looked_at > _LOOK_SECONDS:
+            self.online()
+        if question.site.name in self._online:
+            question.offline_since = None
+            return False
+        question.offline_since = question.offline_since or time.monotonic()
+        return time.monotonic() - question.offline_since > _OFFLINE_SECONDS
+
+
+def _room(num_bytes: int) -> np.ndarray:
+    return np.empty(num_bytes, dtype=np.uint8)

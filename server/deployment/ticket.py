@@ -1,0 +1,141 @@
+"""What `wardround submit` leaves for the server app: settings, sites, and the key that signs the questions.
+
+It lies in the server folder, readable for its owner only, and is taken away as soon as it was read. Flower's
+run config, which every node may ask for, holds its name and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.serverapp import Grid
+
+from common.credentials import new_key, pem_of, private_text, public_line, write_secret
+from common.runs import RunFolder
+from common.settings import Settings
+from common.signing import RUN, RunStatement, sign
+from server.deployment.server_folder import RegisteredSite, ServerFolder
+from server.deployment.signed import RunKey, SignedClients, Site
+from server.exchange import RunFailed
+from server.runtime_link import Runtime
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+FOLDER = "WARDROUND_SERVER_DIR"
+"""Environment variable in which the SuperLink tells its server apps where the server folder is."""
+RUN_DAYS = 60
+"""How long one submission may go on; then it is resumed by another."""
+
+
+def write_ticket(
+    folder: ServerFolder,
+    settings: Settings,
+    sites: Mapping[str, RegisteredSite],
+    signing_key: Ed25519PrivateKey,
+    now: float | None = None,
+) -> str:
+    """Make a key for one run, signed with the coordinator's, and leave all the server app needs.
+
+    Returns:
+        The ticket's name: 32 random hexadecimal digits.
+    """
+    now = time.time() if now is None else now
+    key, name = new_key("signing"), secrets.token_hex(16)
+    statement = RunStatement(name, public_line(key), now, now + RUN_DAYS * 86_400)
+    content = {
+        "settings": settings.to_dict(),
+        "sites": {name: asdict(site) for name, site in sites.items()},
+        "key": private_text(key),
+        "run": sign(RUN, statement, signing_key),
+    }
+    path = _path(folder.path, name)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    write_secret(path, json.dumps(content).encode())
+    return name
+
+
+def open_ticket(name: str, grid: Grid) -> tuple[Settings, SignedClients, dict[str, int | None]]:
+    """Settings, the sites as clients, and the most examples that each of them may claim.
+
+    Raises:
+        RunFailed: there is no such ticket here, or it was used.
+    """
+    if len(name) != 32 or not set(name) <= set("0123456789abcdef"):
+        raise RunFailed("the run config names no ticket. Submit the run with: wardround submit")
+    folder = ServerFolder(Path(os.environ.get(FOLDER, "")))
+    content = _take(_path(folder.path, name))
+    settings = Settings.from_dict(content["settings"])
+    sites = {name: RegisteredSite(**site) for name, site in content["sites"].items()}
+    key: Any = load_ssh_private_key(content["key"].encode("ascii"), None)
+    clients = SignedClients(
+        Runtime(grid),  # type: ignore[arg-type]
+        RunKey(key, content["run"]),
+        [Site(name, pem_of(site.public_key), site.signing_key) for name, site in sites.items()],
+        registered=_Registered(folder, sites),
+        ask_again_seconds=settings.strategy.ask_again_seconds,
+        note=Refusals(Path(settings.run_dir)),
+    )
+    return settings, clients, {name: site.max_examples for name, site in sites.items()}
+
+
+def _take(path: Path) -> dict[str, Any]:
+    """Read a ticket and take it away: the run's key is in this process alone from now on."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
+        path.unlink()
+    except OSError:
+        raise RunFailed(
+            "the ticket of this run is not here any more: a ticket is good for one start. Go on with: "
+            "wardround submit --resume RUN_DIR"
+        ) from None
+    return content
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / "tickets" / f"{name}.json"
+
+
+class _Registered:
+    """Names of a run's sites that are still registered, under the keys they had when it was submitted."""
+
+    def __init__(self, folder: ServerFolder, sites: Mapping[str, RegisteredSite]) -> None:
+        self._folder, self._sites = folder, sites
+        self._stamp: tuple[int, int] = (0, 0)
+        self._names: frozenset[str] = frozenset()
+
+    def __call__(self) -> frozenset[str]:
+        found = (self._folder.path / "sites.json").stat()
+        stamp = (found.st_ino, found.st_mtime_ns)
+        if stamp != self._stamp:
+            now = self._folder.sites()
+            self._names = frozenset(
+                name
+                for name, site in self._sites.items()
+                if name in now
+                and now[name].public_key == site.public_key
+                and now[name].signing_key == site.signing_key
+            )
+            self._stamp = stamp
+        return self._names
+
+
+class Refusals:
+    """Counts answers that did not count, by site and reason, in a file of the run folder."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run = RunFolder(run_dir)
+        self._counts = self._run.refused()
+
+    def __call__(self, name: str, reason: str) -> None:
+        counts = self._counts.setdefault(name, {})
+        counts[reason] = counts.get(reason, 0) + 1
+        self._run.write_refused(self._counts)

@@ -1,0 +1,181 @@
+"""A server that is up to no good, and a real site: what it tries over TLS and gRPC, and fails at.
+
+The site is `wardround-site join` as a program; the server is the tests' own, with or without the right keys.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+
+from common.arrays import to_record
+from common.credentials import new_key
+from common.messages import HELLO, LATE_SECONDS, TRAIN, pack_hello, pack_notice
+from common.objects import Object, record_objects
+from tests.conftest import write_model, write_texts
+from tests.join_world import World, joined_world
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """One site that has joined, for all tests."""
+    folder = tmp_path_factory.mktemp("world")
+    model, texts = write_model(folder / "model", "bert"), write_texts(folder / "texts.csv", 48, seed=0)
+    with joined_world(folder, texts, model) as made:
+        made.join()
+        assert made.num_examples() == 38
+        yield made
+
+
+def refusals(world: World) -> dict[str, int]:
+    """What the site has counted, by reason."""
+    read: dict[str, int] = json.loads((world.folder / "state" / "journal.json").read_text())["refused"]
+    return read
+
+
+CASES: Mapping[str, tuple[str, Callable[[World], dict[str, Any]]]] = {
+    "signed with another run's key": ("forged", lambda world: {"key": new_key("signing")}),
+    "unsigned": ("unsigned", lambda world: {"envelope": lambda said: None}),
+    "an envelope that is no JSON": (
+        "damaged",
+        lambda world: {"envelope": lambda said: said | {"statement": "{"}},
+    ),
+    "a run that the coordinator did not sign": (
+        "forged",
+        lambda world: {"envelope": lambda said: said | {"run": said["statement"]}},
+    ),
+    "for another site": (
+        "misdirected",
+        lambda world: {"change": lambda s: replace(s, receiver="SHA256:other")},
+    ),
+    "under another kind": ("misdirected", lambda world: {"change": lambda s: replace(s, kind=TRAIN)}),
+    "of a run under another name": ("forged", lambda world: {"change": lambda s: replace(s, run="0" * 64)}),
+    "long over": ("expired", lambda world: {"change": lambda s: replace(s, expires=s.expires - 1000)}),
+    "an attempt that was answered": ("replayed", lambda world: {"change": lambda s: replace(s, attempt=1)}),
+    "a record that was not signed": (
+        "forged",
+        lambda world: {
+            "after": lambda records: {**records, "more": _record(RecordDict({"m": ConfigRecord()}))}
+        },
+    ),
+    "a record in another's place": (
+        "forged",
+        lambda world: {"after": lambda records: {"task": _record(pack_notice("you are told a lie"))}},
+    ),
+    "larger than it says": (
+        "damaged",
+        lambda world: {
+            "change": lambda s: replace(
+                s, records={k: (object_id, 9) for k, (object_id, _) in s.records.items()}
+            )
+        },
+    ),
+}
+
+
+def _record(content: RecordDict) -> Object:
+    (record,) = record_objects(content, {}).values()
+    return record
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_question_that_is_not_authentic_is_refused_and_counted(world: World, case: str) -> None:
+    reason, how = CASES[case]
+    before = refusals(world).get(reason, 0)
+    sent = world.hello(**how(world))
+    assert world.fleet.refusal_of(sent) == f"the question does not count: {reason}"
+    assert refusals(world)[reason] == before + 1
+    assert f"does not count and is refused: {reason}" in world.said()
+    assert world.num_examples() == 38  # and the next honest one is answered
+
+
+def test_the_same_message_twice_is_answered_once(world: World) -> None:
+    sent = world.hello()
+    world.fleet.answer(sent, world.key)
+    again = world.fleet.again(sent)
+    assert world.fleet.refusal_of(again) == "lost"
+    first = next(asked for asked in world.fleet.sent if asked.statement.attempt == 1)
+    earlier = world.fleet.again(first)
+    assert world.fleet.refusal_of(earlier) == "the question does not count: replayed"
+
+
+@pytest.mark.parametrize("change", [lambda piece: piece[:-1] + b"\x07", lambda piece: piece + bytes(2**20)])
+def test_tensors_that_are_not_what_was_signed_are_not_read(
+    world: World, change: Callable[[bytes], bytes]
+) -> None:
+    """The bytes of a piece are changed on the way, and its id is not."""
+    content = RecordDict({"tensors": to_record({"shared": np.ones(1000, dtype=np.float32)})})
+    content["task"] = pack_hello(world.settings)["task"]
+    chunk = next(_record(RecordDict({"tensors": content["tensors"]})).walk()).object_id
+    honest = world.fleet.ask(TRAIN, content, world.key)
+    assert "see the client's own log" in world.fleet.refusal_of(
+        honest
+    )  # it reached the worker, which says no
+
+    def on_the_way(objects: dict[str, bytes]) -> None:
+        objects[chunk] = change(objects[chunk])
+
+    sent = world.fleet.ask(TRAIN, content, world.key, mutate=on_the_way)
+    assert world.fleet.refusal_of(sent) == "the question does not count: damaged"
+    assert world.num_examples() == 38
+
+
+def test_a_message_that_trickles_in_is_given_up_when_its_time_is_over(world: World) -> None:
+    world.fleet.before_object = lambda _: time.sleep(3)
+    try:
+        sent = world.hello(seconds=6 - LATE_SECONDS)
+        world.wait_to_read("DEADLINE_EXCEEDED")
+    finally:
+        world.fleet.before_object = lambda _: None
+    assert world.num_examples() == 38  # over another connection
+    assert sent.reply is None
+
+
+def test_unknown_kinds_and_words_for_a_terminal(world: World) -> None:
+    sent = world.fleet.ask("train.something", pack_hello(world.settings), world.key)
+    assert world.fleet.refusal_of(sent) == "this site does not know messages of this type"
+    world.fleet.reply(world.fleet.ask("query.notice", pack_notice("\x1b[2Jyou\nare\x07owned"), world.key))
+    world.wait_to_read("the server says:  [2Jyou are owned")
+    assert world.num_examples() == 38
+
+
+def test_two_hundred_mutated_questions(world: World) -> None:
+    """Each costs one message; none ends the program, and none is answered as if it were honest."""
+    dice, before = random.Random(0), sum(refusals(world).values())
+    # With a seed each, so that no two messages share an object.
+    hellos = [pack_hello(replace(world.settings, seed=number)) for number in range(200)]
+    sent = [
+        world.fleet.ask(HELLO, hello, world.key, mutate=lambda objects: mutate(objects, dice))
+        for hello in hellos
+    ]
+    for question in sent:
+        assert world.fleet.refusal_of(question).startswith("the question does not count: ")
+    assert sum(refusals(world).values()) == before + 200
+    assert world.processes[-1].poll() is None
+    assert world.num_examples() == 38
+
+
+def mutate(objects: dict[str, bytes], dice: random.Random) -> None:
+    """Change one object's bytes, under the id it had."""
+    chosen = dice.choice(sorted(objects))
+    written = bytearray(objects[chosen])
+    while bytes(written) == objects[chosen]:
+        at = dice.randrange(len(written) + 1)
+        written[at : at + dice.choice((0, 1, 40))] = dice.randbytes(dice.choice((0, 1, 40)))
+    objects[chosen] = bytes(written)
+
+
+def test_nothing_was_written_but_its_own_state(world: World) -> None:
+    """After all of the above."""
+    names = sorted(path.name for path in (world.folder / "state").iterdir())
+    assert names == [".lock", "journal.json"]

@@ -1,0 +1,86 @@
+"""What Wardround uses of Flower beyond its public interface: these fail when Flower changes it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import pytest
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
+from flwr.proto import fleet_pb2, message_pb2
+from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink.cli import flower_superlink as _function
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.grid import HttpGrid
+
+from common.credentials import new_key, pem_of, public_line
+from server.deployment import fleet
+
+
+def test_the_three_parts_that_are_replaced_are_used_where_they_are_looked_up() -> None:
+    module: Any = inspect.getmodule(_function)
+    assert module is not None
+    source = inspect.getsource(module)
+    assert "NodeAuthServerInterceptor(self.state_factory)" in source
+    for name in ("NodeAuthServerInterceptor", "FleetServicer", "generic_create_grpc_server"):
+        assert callable(getattr(module, name))
+        assert source.count(f"{name}(") >= 1
+    given = inspect.signature(FleetServicer.__init__).parameters
+    assert {"state_factory", "objectstore_factory", "enable_supernode_auth"} <= set(given)
+
+
+def test_the_link_state_has_what_the_registrar_and_the_servicer_touch() -> None:
+    store = ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME)
+    state = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), store).state()
+    assert isinstance(state, InMemoryLinkState)
+    key = pem_of(public_line(new_key("node")))
+    node_id = state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0)
+    assert state.get_node_id_by_public_key(key) == node_id
+    (node,) = state.get_node_info(node_ids=[node_id])
+    assert (node.status, node.public_key, node.last_activated_at) == ("registered", key, "")
+    state.delete_node(NOOP_FLWR_AID, node_id)
+    assert state.get_node_id_by_public_key(key) is None
+    del state.node_public_key_to_node_id[key]
+    assert state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0) != node_id  # let in again
+    assert state.message_ins_id_to_message_res_id == {}
+    session = state.start_session(1)
+    assert state._object_push_sessions[session].root_object_ids == set()
+    state._cleanup_push_session(session, cleanup_messages=False)
+    assert session not in state._object_push_sessions
+    state.object_store.delete("0" * 64)  # of nothing, is nothing
+
+
+def test_every_method_of_the_fleet_api_is_guarded_or_harmless() -> None:
+    """A method that Flower adds has to be looked at."""
+    stub = FleetStub(grpc.insecure_channel("localhost:1"))
+    methods = {name for name in vars(stub) if name[0].isupper()}
+    own = {"PullMessages", "PullObject", "PushMessages", "PushObject", "ConfirmMessageReceived"}
+    assert own <= {name for name in vars(fleet.OwnMessages) if name[0].isupper()}
+    by_key = {"ActivateNode", "DeactivateNode", "SendNodeHeartbeat", "RegisterNode", "UnregisterNode"}
+    told_to_all = {"GetRun", "GetFab"}
+    assert methods == own | by_key | told_to_all
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        (fleet_pb2.PullMessagesResponse, {"messages_list", "message_object_trees"}),
+        (fleet_pb2.PushMessagesRequest, {"node", "messages_list", "message_object_trees"}),
+        (fleet_pb2.PushMessagesResponse, {"objects_to_push", "session_id"}),
+        (message_pb2.PushObjectRequest, {"node", "run_id", "object_id", "object_content", "session_id"}),
+        (message_pb2.PullObjectResponse, {"object_found", "object_available", "object_content"}),
+        (message_pb2.Metadata, {"src_node_id", "dst_node_id", "reply_to_message_id", "created_at", "ttl"}),
+    ],
+)
+def test_messages_have_the_fields_that_are_checked(message: Any, fields: set[str]) -> None:
+    assert fields <= {field.name for field in message.DESCRIPTOR.fields}
+
+
+def test_the_grid_of_a_server_app_lets_its_client_be_used() -> None:
+    assert "_runtime_client" in inspect.getsource(HttpGrid)

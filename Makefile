@@ -5,7 +5,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export RAY_USAGE_STATS_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test test-sites test-docker check format clean
+.PHONY: demo test test-sites test-docker lint check format clean
 .DEFAULT_GOAL := check
 
 demo: .venv/installed
@@ -22,10 +22,12 @@ test-sites: .venv/installed
 test-docker: .venv/installed
 	$(BIN)/pytest -m docker
 
-check: .venv/installed
+lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: lint
 	$(BIN)/pytest -m "not slow and not gpu and not e2e and not docker" -n 2 --dist loadfile
 
 format: .venv/installed

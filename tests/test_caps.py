@@ -1,0 +1,95 @@
+"""What one client can do to the model at most."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from client.app import app
+from common.messages import Card, Refused
+from common.runs import RunFolder
+from server.caps import NormBound, capped, weights_of
+from server.exchange import GridClients
+from server.local_grid import LocalGrid
+from server.roster import Member, Roster
+from server.simulate import simulate
+from tests.conftest import Make
+
+WEIGHTS = {0: 60.0, 1: 30.0, 2: 10.0}
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (0.6, {0: 60.0, 1: 30.0, 2: 10.0}),  # 60 of 100 is not more than 0.6
+        (0.5, {0: 40.0, 1: 30.0, 2: 10.0}),  # 40 of 80
+        (0.4, {0: 20.0, 1: 20.0, 2: 10.0}),  # c = 0.4 (2 c + 10), so 20 of 50
+        (1 / 3, {0: 10.0, 1: 10.0, 2: 10.0}),  # equal, where nothing else will do
+    ],
+)
+def test_the_largest_weights_are_lowered_to_one_value(share: float, expected: dict[int, float]) -> None:
+    found = capped(WEIGHTS, share)
+    assert found == pytest.approx(expected)
+    assert max(found.values()) / sum(found.values()) <= share + 1e-9
+
+
+def test_more_examples_than_a_site_is_registered_for_weigh_no_more(make_settings: Make) -> None:
+    members = [Member(0, "a", 10, 500, most_examples=100), Member(1, "b", 11, 300)]
+    strategy = make_settings("strategy.on_excess=clip").strategy
+    assert weights_of(members, strategy) == {0: 100, 1: 300}
+    assert weights_of(members, make_settings("strategy.weighting=uniform").strategy) == {0: 1, 1: 1}
+
+
+def test_an_update_beyond_its_norm_is_refused_or_shrunk(make_settings: Make) -> None:
+    received, trained = torch.zeros(2), torch.tensor([3.0, 4.0])  # a norm of 5
+    refusing = NormBound(make_settings("strategy.max_update_norm=4").strategy)
+    with pytest.raises(Refused, match="a norm of 5, and 4 is the most"):
+        refusing.apply(trained, received)
+    clipping = NormBound(make_settings("strategy.max_update_norm=2.5", "strategy.on_excess=clip").strategy)
+    shrunk, norm = clipping.apply(trained, received)
+    assert (shrunk.tolist(), norm) == ([1.5, 2.0], 5.0)
+    assert NormBound(make_settings("strategy.max_update_norm=5").strategy).apply(trained, received)[1] is None
+
+
+def test_the_bound_follows_the_median_of_earlier_rounds(make_settings: Make) -> None:
+    words = ("strategy.max_update_norm=100", "strategy.max_norm_ratio=2")
+    bound = NormBound(make_settings(*words).strategy)
+    assert bound.largest == 100  # round 1 has no earlier ones
+    bound.close_round([1.0, 3.0, 50.0])
+    assert bound.largest == 6.0
+    assert NormBound(make_settings(*words).strategy, earlier=[1.0, 3.0, 50.0]).largest == 6.0  # resumed
+
+
+def test_bounds_that_cannot_be_are_refused(make_settings: Make) -> None:
+    for word, told in (
+        ("strategy.max_share=0.2", r"somebody has at least 1/3"),
+        ("strategy.max_share=0", "positive number"),
+        ("strategy.max_norm_ratio=2", r"Set strategy\.max_update_norm too"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            make_settings(word)
+
+
+def test_a_site_that_claims_more_than_it_is_registered_for(make_settings: Make) -> None:
+    grid = LocalGrid(app, 1)
+    labels = "data.label_names=[health,money,sport]"
+    facts = ("engine=deployment", "evaluation.where=sites", "num_clients=1", labels)
+    refusing = Roster(GridClients(grid), make_settings(*facts), {"a": 100})
+    with pytest.raises(Refused, match="says it has 101 examples, but is registered with 100 at most"):
+        refusing._add(1, "a", Card(-1, 101, 5))
+    clipping = Roster(GridClients(grid), make_settings(*facts, "strategy.on_excess=clip"), {"a": 100})
+    clipping._add(1, "a", Card(-1, 101, 5))
+    assert clipping._members[1].weight == 100
+
+
+def test_history_tells_shares_and_clipped_norms(make_settings: Make) -> None:
+    settings = make_settings(
+        "strategy.max_share=0.34", "strategy.max_update_norm=1e-3", "strategy.on_excess=clip", "num_rounds=1"
+    )
+    simulate(settings)
+    line = RunFolder(Path(settings.run_dir)).history()[1]
+    assert [round(client["share"], 2) for client in line["clients"]] == [0.33, 0.33, 0.33]
+    assert all(client["norm_received"] > 1e-3 for client in line["clients"])
+    assert all(client["update_norm"] == pytest.approx(1e-3, rel=1e-3) for client in line["clients"])

@@ -1,0 +1,406 @@
+"""10,000 messages that are not what was signed, against both sides' readers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.node_pb2 import Node
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from client.node import journal as journal_module
+from client.node.connection import Connection, Heartbeat, Letter
+from client.node.connection import Refused as CallRefused
+from client.node.journal import Journal
+from client.node.loop import Loop
+from client.node.worker import Room, Worker
+from common.credentials import fingerprint, new_key, public_line
+from common.messages import (
+    TRAIN,
+    Declined,
+    Refused,
+    pack_refusal,
+    take_arrays,
+    unpack_card,
+    unpack_counts,
+    unpack_update,
+    write_content,
+)
+from common.objects import ENVELOPE
+from common.signing import ANSWER, TASK, Reason, open_envelope
+from server.deployment.signed import SignedClients
+from server.exchange import Answer, Request
+from tests.fake_runtime import Asked, FakeRuntime, FakeSite, make_run_key
+from tests.mutations import COURIERS, SIGNERS
+from tests.site_lab import make_site
+from tests.wires import (
+    SMALL,
+    Dice,
+    Draft,
+    Objects,
+    Wire,
+    draft_of,
+    is_small_content,
+    metadata_of,
+    pack,
+    public_of,
+)
+
+pytestmark = pytest.mark.slow
+
+NUM_MESSAGES = 5_000
+"""Against each side."""
+NODE = 7
+REASONS = set(get_args(Reason))
+Change = tuple[tuple[str, str], bytes]
+"""Rows of the tables of `tests/mutations.py`, and the bytes that their choices are read from."""
+ROWS = [
+    *(("", courier) for courier in COURIERS),
+    *((signer, "") for signer in SIGNERS),
+    *((signer, courier) for signer, courier in zip(SIGNERS, COURIERS, strict=False)),
+]
+CHANGES = st.tuples(st.sampled_from(ROWS), st.binary(min_size=20, max_size=20))
+# The same messages each time: a failure that comes and goes teaches nothing.
+FUZZ = settings(
+    max_examples=NUM_MESSAGES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def changed(draft: Draft, change: Change, others: Sequence[Wire]) -> Wire:
+    """What becomes of a message."""
+    (signer, courier), drawn = change
+    dice = Dice(drawn)
+    if signer:
+        SIGNERS[signer](draft, dice)
+    wire = draft.seal()
+    if courier:
+        COURIERS[courier](wire, dice, others)
+    return wire
+
+
+# --- the site ----------------------------------------------------------------------------------------------
+
+
+class Courier(Connection):
+    """A connection to no server; gives out one message after the other."""
+
+    def __init__(self) -> None:
+        self.node = Node(node_id=NODE)
+        self.queue: list[Wire] = []
+        self.objects: Objects = {}
+        self.pushed: list[RecordDict] = []
+        self.num_fetched = 0
+        """Bytes."""
+
+    def pull(self) -> Letter | None:
+        """As in `Connection`."""
+        wire = self.queue.pop(0)
+        self.objects = wire.objects
+        return Letter(PullMessagesResponse(messages_list=[wire.message]).SerializeToString())
+
+    def fetch(self, letter: Letter, ids: Sequence[str], until: float) -> Iterator[bytes]:
+        """As in `Connection`."""
+        for object_id in ids:
+            if object_id not in self.objects:
+                raise CallRefused("dropped", "an object of the message is not there")
+            self.num_fetched += len(self.objects[object_id])
+            yield self.objects[object_id]
+
+    def push(self, letter: Letter, content: RecordDict, seconds: float) -> None:
+        """As in `Connection`."""
+        letter.reply().SerializeToString()
+        self.pushed.append(content)
+
+    def confirm(self, letter: Letter) -> None:
+        """As in `Connection`."""
+
+
+class FakeWorker(Worker):
+    """Keeps what it is given, and does with it what `Worker` does in this process."""
+
+    def __init__(self) -> None:
+        self.given: list[RecordDict] = []
+
+    def answer(self, kind: str, content: RecordDict, room: Room, seconds: float) -> RecordDict:
+        """As in `Worker`."""
+        self.given.append(RecordDict(dict(content)))
+        rest, _ = take_arrays(content)
+        write_content({"kind": kind}, rest)
+        return RecordDict({"card": ConfigRecord({"client": -1})})
+
+    def rest_if_idle(self) -> None:
+        """As in `Worker`."""
+
+
+@dataclass
+class SiteWorld:
+    """A site's loop between a courier and a worker; its coordinator's and its runs' keys."""
+
+    site_key: Any
+    coordinator: Any
+    courier: Courier
+    worker: FakeWorker
+    journal: Journal
+    loop: Loop
+    rooms: list[int]
+    """Bytes of memory that was made for tensors."""
+    run_key: Any = field(default_factory=lambda: new_key("signing"))
+    num_sent: int = 0
+
+    def draft(self, run: str = "a run", **facts: Any) -> Draft:
+        """A question nobody has asked before, not signed yet."""
+        self.num_sent += 1
+        now = time.time()
+        public = public_of(self.run_key)
+        draft = draft_of(
+            SMALL,
+            metadata_of(TRAIN, 1, NODE),
+            payload_type=TASK,
+            key=self.run_key,
+            statement={
+                "version": 1,
+                "run": "",
+                "round": 1,
+                "attempt": self.num_sent,
+                "kind": TRAIN,
+                "sender": fingerprint(public),
+                "receiver": fingerprint(public_of(self.site_key)),
+                "nonce": "0" * 32,
+                "answers": "",
+                "expires": now + 60,
+            },
+            run={"name": run, "key": public, "not_before": 1.7e9, "not_after": 4e9},
+            coordinator=self.coordinator,
+        )
+        draft.statement |= facts
+        return draft
+
+    def send(self, wire: Wire) -> str:
+        """What comes of a message: why it was refused, `work`, or `dropped`."""
+        self.courier.queue.append(wire)
+        self.loop.serve(Heartbeat(self.courier))
+        assert self.journal.in_hand == b""
+        if not self.courier.pushed:
+            return "dropped"
+        answer = self.courier.pushed.pop()
+        said = str(answer.config_records[ENVELOPE]["statement"])
+        open_envelope(said, ANSWER, [public_of(self.site_key)])
+        refusal = answer.config_records.get("refusal")
+        return "work" if refusal is None else str(refusal["reason"])
+
+    def others(self) -> list[Wire]:
+        """Messages that were signed by somebody, and none of which may count now."""
+        answered = self.draft().seal()
+        assert self.send(answered) == "work"
+        stranger = self.draft()
+        stranger.coordinator = new_key("signing")
+        other_run = self.draft()
+        other_run.key = new_key("signing")
+        return [
+            answered,
+            stranger.seal(),
+            other_run.seal(),
+            self.draft(receiver=fingerprint(public_line(new_key("signing")))).seal(),
+            self.draft(expires=time.time() - 301).seal(),
+            self.draft(kind="evaluate").seal(),
+        ]
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SiteWorld]:
+    """At work."""
+    rooms: list[int] = []
+
+    class Measured(Room):
+        def __call__(self, num_bytes: int) -> np.ndarray:
+            rooms.append(num_bytes)
+            return super().__call__(num_bytes)
+
+    monkeypatch.setattr("client.node.loop.Room", Measured)
+    # The disk is another test's matter; that what is noted can be written is this one's.
+    monkeypatch.setattr(journal_module, "write_json", lambda path, said: json.dumps(said, allow_nan=False))
+    coordinator: Any = new_key("signing")
+    (tmp_path / "coordinator.pub").write_text(public_line(coordinator), encoding="ascii")
+    facts = make_site(tmp_path, 9092, tmp_path / "texts.csv")
+    courier, worker = Courier(), FakeWorker()
+    with Journal(facts.state) as journal:
+        loop = Loop(facts, courier, worker, journal, lambda text: None, lambda: not courier.queue)
+        yield SiteWorld(loop._key, coordinator, courier, worker, journal, loop, rooms)
+
+
+def test_the_message_that_is_changed_is_taken_by_the_site_as_it_is(site: SiteWorld) -> None:
+    assert site.send(site.draft().seal()) == "work"
+    (given,) = site.worker.given
+    assert is_small_content(given)
+    # 8 fp32, 3 int8 and 0 fp16, each array from a boundary of 64 bytes on
+    assert site.rooms == [128]
+    assert site.journal.refused == {}
+
+
+def test_no_change_to_a_message_gets_past_the_site(site: SiteWorld) -> None:
+    others = site.others()
+    seen = Counter[str]()
+    num_files = len(list(Path("/proc/self/fd").iterdir()))
+
+    @FUZZ
+    @given(CHANGES)
+    def fuzz(change: Change) -> None:
+        by_signer = change[0][0] != ""
+        draft = site.draft(f"run {site.num_sent % 64}") if by_signer else site.draft()
+        site.worker.given.clear()
+        site.rooms.clear()
+        outcome = site.send(changed(draft, change, others))
+        seen[outcome.removeprefix(DOES_NOT_COUNT)] += 1
+        assert outcome in SITE_OUTCOMES
+        for content in site.worker.given:
+            if not by_signer:
+                assert is_small_content(content)
+            else:
+                assert list(content) == list(draft.records)
+        assert sum(site.rooms) <= max(0, draft.signed_bytes) + 64 * 50
+        assert len(site.worker.given) <= 1
+
+    fuzz()
+    assert seen.total() >= NUM_MESSAGES
+    assert len(list(Path("/proc/self/fd").iterdir())) <= num_files + 2
+
+
+DOES_NOT_COUNT = "the question does not count: "
+SITE_OUTCOMES = {
+    "work",
+    "dropped",
+    "lost",
+    "the message came after the round was over",
+    "this site does not know messages of this type",
+    *(DOES_NOT_COUNT + reason for reason in REASONS),
+}
+
+
+# --- the server --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ServerWorld:
+    """The server's reader, a courier, and one site, which answers honestly at the second try."""
+
+    sites: list[FakeSite]
+    runtime: FakeRuntime
+    clients: SignedClients
+    noted: list[tuple[str, str]]
+    rooms: list[int]
+
+    def ask(self, change: Callable[[Draft, Asked], Wire]) -> Answer:
+        """What the server makes of an answer to one question."""
+        site = self.sites[0]
+        num_asked = len(self.runtime.asked)
+
+        def behave(asked: Asked) -> Wire:
+            self.runtime.objects.clear()
+            draft = site.draft(asked, SMALL)
+            return change(draft, asked) if len(self.runtime.asked) == num_asked + 1 else draft.seal()
+
+        self.runtime.behave = behave
+        (answer,) = self.clients.ask([Request(site.node_id, RecordDict())], TRAIN, 1, 60.0)
+        return answer
+
+    def others(self) -> list[Wire]:
+        """Messages that were signed by somebody, and none of which may count now."""
+        found: list[Wire] = []
+
+        def keep(draft: Draft, asked: Asked) -> Wire:
+            by_other = self.sites[1].draft(asked, SMALL)
+            unasked = self.sites[0].draft(asked, pack(pack_refusal("the question does not count: forged")))
+            unasked.statement |= {"run": "", "round": 0, "attempt": 0, "receiver": "", "answers": ""}
+            found.extend([draft.seal(), by_other.seal(), unasked.seal()])
+            return found[0]
+
+        assert isinstance(self.ask(keep), RecordDict)
+        return found
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> ServerWorld:
+    """Two sites, of which one is asked."""
+    rooms: list[int] = []
+    noted: list[tuple[str, str]] = []
+
+    def measured(num_bytes: int) -> np.ndarray:
+        rooms.append(num_bytes)
+        return np.empty(num_bytes, dtype=np.uint8)
+
+    monkeypatch.setattr("server.deployment.signed._room", measured)
+    monkeypatch.setattr("server.deployment.signed.POLL_SECONDS", 0.0)
+    sites = [FakeSite("a", 7), FakeSite("b", 8)]
+    runtime = FakeRuntime(sites, lambda asked: None)
+    clients = SignedClients(
+        runtime,
+        make_run_key(),
+        [site.registered for site in sites],
+        lambda: ["a", "b"],
+        ask_again_seconds=30.0,
+        note=lambda name, reason: noted.append((name, reason)),
+    )
+    return ServerWorld(sites, runtime, clients, noted, rooms)
+
+
+def test_the_answer_that_is_changed_is_taken_by_the_server_as_it_is(server: ServerWorld) -> None:
+    answer = server.ask(lambda draft, asked: draft.seal())
+    assert isinstance(answer, RecordDict)
+    assert is_small_content(answer)
+    assert server.rooms == [128]
+    assert (len(server.runtime.asked), server.noted) == (1, [])
+
+
+def test_no_change_to_an_answer_gets_past_the_server(server: ServerWorld) -> None:
+    others = server.others()
+    seen = Counter[str]()
+
+    @FUZZ
+    @given(CHANGES)
+    def fuzz(change: Change) -> None:
+        (signer, courier), _ = change
+        signed = 0
+
+        def behave(draft: Draft, asked: Asked) -> Wire:
+            nonlocal signed
+            now = [server.sites[1].draft(asked, SMALL).seal()] if courier else []
+            wire = changed(draft, change, [*others, *now])
+            signed = draft.signed_bytes
+            return wire
+
+        server.noted.clear()
+        server.rooms.clear()
+        answer = server.ask(behave)
+        if isinstance(answer, RecordDict):
+            seen["taken"] += 1
+            assert signer or is_small_content(answer)
+            assert server.noted == []
+            for unpack in (unpack_update, unpack_card, unpack_counts):
+                with pytest.raises(Refused):
+                    unpack(answer)
+        elif isinstance(answer, Declined):
+            seen["declined"] += 1
+            assert signer
+        else:
+            assert isinstance(answer, Refused)
+            ((name, reason),) = server.noted
+            assert (name, str(answer)) == ("a", f"its answer does not count: {reason}")
+            seen[reason] += 1
+        assert sum(server.rooms) <= max(0, signed) + 64 * 50
+
+    fuzz()
+    assert seen.total() >= NUM_MESSAGES

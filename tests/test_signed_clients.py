@@ -1,0 +1,179 @@
+"""Asking real sites: whose answer is taken, what is asked again, and what never holds a round up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from flwr.app import RecordDict
+
+from common.messages import HELLO, TRAIN, Declined, Refused, pack_refusal
+from server.deployment.signed import LOST, SignedClients
+from server.exchange import Answer, Request
+from server.runtime_link import Reply
+from tests.fake_runtime import Asked, FakeRuntime, FakeSite, make_run_key
+from tests.wires import SMALL, Wire, is_small_content, pack
+
+
+@dataclass
+class Sites:
+    """Two sites, the server's view of them, and what was noted."""
+
+    one: FakeSite
+    two: FakeSite
+    runtime: FakeRuntime
+    clients: SignedClients
+    registered: set[str]
+    noted: list[tuple[str, str]]
+
+    def honest(self, asked: Asked) -> Wire:
+        """The answer of whoever was asked."""
+        site = self.one if asked.parcel.node_id == self.one.node_id else self.two
+        return site.draft(asked, SMALL).seal()
+
+    def ask(self, behave: Callable[[Asked], Wire | Reply | None], seconds: float = 5.0) -> list[Answer]:
+        """Both, in one round."""
+        self.runtime.behave = behave
+        requests = [Request(site.node_id, RecordDict()) for site in (self.one, self.two)]
+        return list(self.clients.ask(requests, TRAIN, 1, seconds))
+
+
+@pytest.fixture
+def sites(monkeypatch: pytest.MonkeyPatch) -> Sites:
+    """Both online and registered."""
+    monkeypatch.setattr("server.deployment.signed._OFFLINE_SECONDS", 0.3)
+    monkeypatch.setattr("server.deployment.signed._LOOK_SECONDS", 0.0)
+    one, two = FakeSite("one", 7), FakeSite("two", 8)
+    noted: list[tuple[str, str]] = []
+    registered = {"one", "two"}
+    runtime = FakeRuntime([one, two], lambda asked: None)
+    clients = SignedClients(
+        runtime,
+        make_run_key(),
+        [one.registered, two.registered],
+        registered=lambda: frozenset(registered),
+        ask_again_seconds=0.5,
+        note=lambda name, reason: noted.append((name, reason)),
+    )
+    assert dict(clients.online()) == {7: "one", 8: "two"}
+    return Sites(one, two, runtime, clients, registered, noted)
+
+
+def test_answers_come_in_the_order_of_the_questions(sites: Sites) -> None:
+    found = sites.ask(sites.honest)
+    assert [isinstance(answer, RecordDict) and is_small_content(answer) for answer in found] == [True, True]
+    assert [asked.statement.attempt for asked in sites.runtime.asked] == [1, 1]
+    assert sorted(sites.runtime.confirmed) == ["message 0", "message 1"]
+
+
+def test_an_answer_in_anothers_name_does_not_count(sites: Sites) -> None:
+    first, second = sites.ask(lambda asked: sites.one.draft(asked, SMALL).seal())
+    assert isinstance(first, RecordDict)
+    assert isinstance(second, Refused)
+    assert sites.noted == [("two", "forged")]
+
+
+def test_an_answer_to_another_question_does_not_count(sites: Sites) -> None:
+    old: list[Wire] = []
+
+    def replay(asked: Asked) -> Wire:
+        old.append(sites.honest(asked))
+        return old[0]
+
+    first, second = sites.ask(replay)
+    assert isinstance(first, RecordDict)
+    assert isinstance(second, Refused)
+    assert sites.noted[0][0] == "two"
+
+
+def test_a_lost_answer_is_asked_for_again_as_a_new_attempt(sites: Sites) -> None:
+    lost = pack(pack_refusal(LOST))
+
+    def behave(asked: Asked) -> Wire:
+        if asked.parcel.node_id == sites.one.node_id and asked.statement.attempt < 3:
+            return sites.one.draft(asked, lost).seal()
+        return sites.honest(asked)
+
+    assert all(isinstance(answer, RecordDict) for answer in sites.ask(behave))
+    assert [asked.statement.attempt for asked in sites.runtime.asked if asked.parcel.node_id == 7] == [
+        1,
+        2,
+        3,
+    ]
+
+
+def test_three_lost_answers_are_given_up(sites: Sites) -> None:
+    def behave(asked: Asked) -> Wire | Reply:
+        is_one = asked.parcel.node_id == sites.one.node_id
+        return Reply(asked.message_id, "0" * 64, "") if is_one else sites.honest(asked)
+
+    first, second = sites.ask(behave)
+    assert isinstance(first, Declined)
+    assert "did not come through, 3 times" in str(first)
+    assert isinstance(second, RecordDict)
+
+
+def test_what_was_delivered_counts_although_its_site_has_gone(sites: Sites) -> None:
+    def behave(asked: Asked) -> Wire:
+        sites.runtime.online.discard(asked.parcel.node_id)
+        return sites.honest(asked)
+
+    assert all(isinstance(answer, RecordDict) for answer in sites.ask(behave))
+
+
+def test_a_site_that_leaves_before_it_is_asked_does_not_end_the_run(sites: Sites) -> None:
+    sites.runtime.online.discard(sites.one.node_id)
+    first, second = sites.ask(sites.honest)
+    assert isinstance(first, Declined)
+    assert "not connected" in str(first)
+    assert isinstance(second, RecordDict)
+
+
+def test_a_site_whose_node_was_gone_for_a_moment_is_asked_again(sites: Sites) -> None:
+    def behave(asked: Asked) -> Wire | Reply:
+        if asked.parcel.node_id == sites.one.node_id and asked.statement.attempt == 1:
+            return Reply(asked.message_id, "", "Error: Node Unavailable")
+        return sites.honest(asked)
+
+    assert all(isinstance(answer, RecordDict) for answer in sites.ask(behave))
+
+
+def test_one_that_stayed_connected_is_at_work_and_asked_once(sites: Sites) -> None:
+    def behave(asked: Asked) -> Wire | None:
+        return None if asked.parcel.node_id == sites.one.node_id else sites.honest(asked)
+
+    first, second = sites.ask(behave, seconds=1.5)
+    assert first is None
+    assert isinstance(second, RecordDict)
+    assert len(sites.runtime.asked) == 2
+
+
+def test_one_that_came_back_and_says_nothing_is_asked_again(sites: Sites) -> None:
+    def behave(asked: Asked) -> Wire | None:
+        if asked.parcel.node_id == sites.one.node_id and asked.statement.attempt == 1:
+            sites.runtime.since = "2026-01-02"
+            return None
+        return sites.honest(asked)
+
+    assert all(isinstance(answer, RecordDict) for answer in sites.ask(behave))
+
+
+def test_a_site_that_is_unregistered_counts_no_more(sites: Sites) -> None:
+    def behave(asked: Asked) -> Wire | None:
+        sites.registered.discard("one")
+        return None if asked.parcel.node_id == sites.one.node_id else sites.honest(asked)
+
+    first, second = sites.ask(behave)
+    assert isinstance(first, Declined)
+    assert "not registered any more" in str(first)
+    assert isinstance(second, RecordDict)
+
+
+def test_nothing_waits_past_the_end_of_a_round(sites: Sites) -> None:
+    started = time.monotonic()
+    assert sites.ask(lambda asked: None, seconds=0.5) == [None, None]
+    assert time.monotonic() - started < 5
+    late = list(sites.clients.ask([Request(7, RecordDict())], HELLO, 1, 0.0))
+    assert late == [None]

@@ -164,6 +164,10 @@ class Roster:
 
     def _add(self, node_id: int, site: str, card: Card) -> None:
         client = self._numbers.get(site, card.client)
+        if client < 0 and not self._numbers and not self._settings.engine.is_simulated:
+            # A node without a name, on a server whose keys are off: it gets the lowest number that is free.
+            taken = {member.client for member in self._members.values()}
+            client = min(set(range(self._settings.num_clients)) - taken, default=-1)
         most = self._most_examples.get(site)
         if not (1 <= card.num_examples <= MOST_COUNTED and 0 <= card.num_held_out <= MOST_COUNTED):
             raise Refused(f"it says it has {card.num_examples} examples, and {card.num_held_out} held out")

@@ -16,6 +16,7 @@ from server.deployment.registration import invite_site, unregister_site
 from tests.conftest import write_texts
 from tests.e2e.federation import END_SECONDS, UP_SECONDS, Federation
 from tests.e2e.processes import Process, wait_for
+from tests.e2e.runs import RUN_SECONDS, words_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -93,6 +94,22 @@ def test_a_key_is_good_for_one_site_at_a_time(
     wait_to_read(twin, "the server still counts this site as online")
     assert "connected to the server" not in twin.text()
     assert federation.node_states()["first"].status == "online"
+
+
+def test_flowers_own_nodes_still_work_where_keys_are_off_by_name(
+    federation: Federation, overrides: list[str], tiny_model: Path, tmp_path: Path
+) -> None:
+    """For users of Flower: this way they trust whoever runs the server, whose code runs at the nodes."""
+    server = federation.up("--insecure")
+    assert "any node may connect" in server.text()
+    for number, name in enumerate(("one", "two")):
+        texts = write_texts(tmp_path / f"{name}.csv", 24, seed=number)
+        site = federation.add_site(name, texts, register=False, model=tiny_model)
+        federation.join_bare(site, trust=["--insecure"])
+    words = words_of([word for word in overrides if not word.startswith("num_clients")], "num_clients=2")
+    run_dir = tmp_path / "run"
+    run = federation.run(*words, "num_rounds=1", run_dir=run_dir, seconds=RUN_SECONDS)
+    assert [[client["client"] for client in line["clients"]] for line in run.history()] == [[], [0, 1]]
 
 
 def test_an_expired_certificate_ends_join_in_clear_words(

@@ -39,7 +39,7 @@ LATE_SECONDS = 600.0
 """How long past the end of a round its answers can still be fetched; nobody begins to work on it then."""
 KEPT_SECONDS = 1800.0
 """How long a client that is left alone keeps the tensors of the last round."""
-_LONGEST_REASON = 300
+_LONGEST_WORDS = 300
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,17 @@ class Card:
     """To count on, where sites evaluate."""
 
 
+def printable(text: str) -> str:
+    """What somebody else wrote, for terminals, logs and files: no control characters, 300 letters at most."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_WORDS])
+
+
 class Refused(Exception):
     """An answer is not what was asked for. The text says why; a client may have written it."""
 
     def __init__(self, text: str) -> None:
         """Args: text: made printable and short, for it goes to terminals, logs and files."""
-        shown = "".join(character if character.isprintable() else " " for character in text[:_LONGEST_REASON])
-        super().__init__(shown)
+        super().__init__(printable(text))
 
 
 class Declined(Refused):

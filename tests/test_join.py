@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 
 from client.join import Judge
-from client.node.connection import Refused, Unreachable
+from client.node.connection import Connection, Refused, Unreachable
 from tests.fake_fleet import FakeFleet, fleet_server
 from tests.site_lab import free_port, make_certificates, make_site, tls_server
 
@@ -87,3 +87,18 @@ def test_wrong_authority_and_expired_certificate_end(tmp_path: Path, tiny_texts:
         expired = Judge(make_site(old, port, tiny_texts))(LOST)
     assert (stranger.action, "is signed by" in stranger.reason) == ("end", True)
     assert (expired.action, "expired on" in expired.reason) == ("end", True)
+
+
+def test_words_of_the_server_reach_the_terminal_without_control_characters(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
+    fleet = FakeFleet()
+    fleet.refusal = "\x1b[2Jyou are\nowned" + "!" * 1000
+    with fleet_server(make_certificates(tmp_path), fleet) as port:
+        site = make_site(tmp_path, port, tiny_texts)
+        with Connection(site) as connection, pytest.raises(Refused) as refused:
+            connection.activate()
+    verdict = Judge(site)(refused.value)
+    assert (verdict.action, verdict.reason.isprintable()) == ("retry", True)
+    assert "the server said no ( [2Jyou are owned!!!" in verdict.reason
+    assert len(verdict.reason) < 400

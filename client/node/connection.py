@@ -45,7 +45,7 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
 from common.arrays import PIECE_BYTES
 from common.credentials import NEW_KEYS, pem_of, public_line, read_private_key
-from common.messages import LATE_SECONDS
+from common.messages import LATE_SECONDS, printable
 from common.objects import Object, content_object, make_object, parse, wait_for_object
 from common.signing import NotAuthentic
 
@@ -419,22 +419,24 @@ _LOST = (
 def _explained(error: Any) -> Refused | Unreachable:
     """Flower's answer in one of two exceptions."""
     status, details = error.code(), str(error.details() or "")
+    shown = printable(details)
     if status == grpc.StatusCode.UNAUTHENTICATED:
-        return Refused(_TOLD.get(details, "other"), details)
+        return Refused(_TOLD.get(details, "other"), shown)
     code, said = _flower_error(details)
     if code == _OTHER_VERSION:
         return Refused("version", said)
     if code == _NOT_ACTIVATED:
         return Refused("still_online")
     if status in _LOST:
-        return Unreachable(f"{status.name}: {details}")
-    return Refused("dropped", f"{status.name}: {said or details}")
+        return Unreachable(f"{status.name}: {shown}")
+    return Refused("dropped", f"{status.name}: {said or shown}")
 
 
 def _flower_error(details: str) -> tuple[int, str]:
     """Code and text of an error that Flower wrote as JSON; 0 for another."""
     try:
         content = json.loads(details)
-        return int(content["code"]), str(content.get("public_details") or content.get("public_message") or "")
-    except (ValueError, KeyError, TypeError):
+        said = str(content.get("public_details") or content.get("public_message") or "")
+        return int(content["code"]), printable(said)
+    except (ValueError, KeyError, TypeError, RecursionError):
         return 0, ""

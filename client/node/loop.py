@@ -13,18 +13,27 @@ from client.node.journal import Journal
 from client.node.worker import Room, Stopped, Worker
 from client.site_file import SiteFile, signing_keys
 from common.credentials import fingerprint, public_line
-from common.messages import EVALUATE, HELLO, LATE_SECONDS, NOTICE, TRAIN, pack_refusal, unpack_notice
+from common.messages import (
+    EVALUATE,
+    HELLO,
+    LATE_SECONDS,
+    NOTICE,
+    TRAIN,
+    pack_refusal,
+    printable,
+    unpack_notice,
+)
 from common.objects import ENVELOPE, read_content, read_signed, record_objects, sizes
 from common.signing import ANSWER, NotAuthentic, Question, Statement, check_question, sign
 
-_BUSY_PAUSE, _IDLE_PAUSE = 0.25, 2.0
-_BUSY_SECONDS = 600.0
+# Between questions whether there is something: soon after a task, in the round of the last one, else.
+_SOON_PAUSE, _ROUND_PAUSE, _IDLE_PAUSE = 0.25, 0.5, 2.0
+_SOON_SECONDS = 600.0
 _DISK_PAUSE = 1.0
 _ENVELOPE_SECONDS = 60.0
 _LOST = "lost"
 _LATE = "the message came after the round was over"
 _KINDS = (HELLO, TRAIN, EVALUATE)
-_LONGEST_NOTICE = 300
 
 
 class Loop:
@@ -44,7 +53,7 @@ class Loop:
         self._say, self._is_stopping = say, is_stopping
         self._key, self._coordinator = signing_keys(site)
         self._own = fingerprint(public_line(self._key))
-        self._last_task = time.monotonic()
+        self._last_task, self._round_ends = time.monotonic(), 0.0
         self._heartbeat: Heartbeat | None = None
 
     def serve(self, heartbeat: Heartbeat) -> None:
@@ -63,12 +72,16 @@ class Loop:
             letter = self._connection.pull()
             if letter is None:
                 self._worker.rest_if_idle()
-                busy = time.monotonic() - self._last_task < _BUSY_SECONDS
-                self._sleep(_BUSY_PAUSE if busy else _IDLE_PAUSE)
+                self._sleep(self._pause())
                 continue
-            self._last_task = time.monotonic()
+            self._last_task, self._round_ends = time.monotonic(), letter.ends - LATE_SECONDS
             self._note(partial(self._journal.take, letter.written))
             self._handle(letter)
+
+    def _pause(self) -> float:
+        if time.monotonic() - self._last_task < _SOON_SECONDS:
+            return _SOON_PAUSE
+        return _ROUND_PAUSE if time.time() < self._round_ends else _IDLE_PAUSE
 
     def _go_on(self) -> None:
         """Take up the message that was in hand when this program ended, if it was sent to this node."""
@@ -106,7 +119,7 @@ class Loop:
         except Refused as refused:
             if refused.why != "dropped":
                 raise
-            self._say(f"a message of type {_printable(letter.kind)} was given up: {refused}")
+            self._say(f"a message of type {printable(letter.kind)} was given up: {refused}")
         except (Unreachable, Stopped):
             raise
         except Exception as error:  # whatever it was in that message, it costs that message
@@ -133,27 +146,30 @@ class Loop:
         except NotAuthentic as error:
             self._note(partial(self._journal.count_refused, error.reason))
             self._say(
-                f"a message of type {_printable(letter.kind)} does not count and is refused: {error.reason}"
+                f"a message of type {printable(letter.kind)} does not count and is refused: {error.reason}"
             )
             refusal = pack_refusal(f"the question does not count: {error.reason}")
             return self._signed(refusal, question, letter)
+        except (Refused, Unreachable, Stopped):
+            raise
+        except Exception as error:  # silence would cost the whole round
+            self._say(f"a message cannot be answered: {type(error).__name__}: {error}")
+            return self._signed(
+                pack_refusal(f"{type(error).__name__}; see the site's own log"), question, letter
+            )
         finally:
             room.close()
 
     def _work(self, letter: Letter, content: RecordDict, room: Room) -> RecordDict:
         if letter.kind == NOTICE:
-            self._say(f"the server says: {_printable(unpack_notice(content))}")
+            self._say(f"the server says: {printable(unpack_notice(content))}")
             return RecordDict()
         if letter.kind not in _KINDS:
             return pack_refusal("this site does not know messages of this type")
         if letter.seconds_left <= 0:
             self._say("a message came after its round was over, and is left undone")
             return pack_refusal(_LATE)
-        try:
-            return self._worker.answer(letter.kind, content, room, letter.seconds_left)
-        except OSError as error:  # no memory, no process to be had
-            self._say(f"the worker process cannot be asked: {error}")
-            return pack_refusal(f"{type(error).__name__}; see the site's own log")
+        return self._worker.answer(letter.kind, content, room, letter.seconds_left)
 
     def _signed(self, content: RecordDict, question: Question | None, letter: Letter) -> RecordDict:
         """A content with its envelope; it answers no question where none was found authentic."""
@@ -178,7 +194,3 @@ class Loop:
         until = time.monotonic() + seconds
         while not self._is_stopping() and time.monotonic() < until:
             time.sleep(min(0.1, max(0.0, until - time.monotonic())))
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_NOTICE])

@@ -22,7 +22,7 @@ from client.node.worker import Room, Worker
 from client.site import Kept, RealSite
 from client.site_file import load_site_file
 from common.arrays import Payload
-from common.messages import HELLO, NOTICE, TRAIN, Update, pack_update, unpack_notice, unpack_update
+from common.messages import NOTICE, TRAIN, Update, pack_update, unpack_notice, unpack_update
 from common.objects import Object, make_object
 from common.transforms import whole
 from tests.e2e.processes import wait_for
@@ -173,7 +173,6 @@ LIES: tuple[tuple[str, Callable[[Update], Update]], ...] = tuple(
 def lying(kind: str, honest: RecordDict) -> RecordDict:
     """Another lie each round."""
     if kind != TRAIN:
-        assert kind == HELLO
         return honest
     update = unpack_update(honest)
     _, lie = LIES[(update.round - 1) % len(LIES)]

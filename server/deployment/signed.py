@@ -155,19 +155,21 @@ class SignedClients:
         return self._answers(questions)
 
     def _answers(self, questions: list[_Question]) -> Iterator[Answer]:
-        with ThreadPoolExecutor(1) as beside:
-            try:
-                waits = [beside.submit(self._answer_to, question) for question in questions[:1]]
-                for question in questions[1:]:
-                    answer = waits.pop().result()
-                    waits.append(beside.submit(self._answer_to, question))
-                    yield answer
-                    del answer
-                for wait in waits:
-                    yield wait.result()
-            finally:
-                for question in questions:
-                    question.is_dropped = True
+        beside = ThreadPoolExecutor(1)
+        try:
+            waits = [beside.submit(self._answer_to, question) for question in questions[:1]]
+            for question in questions[1:]:
+                answer = waits.pop().result()
+                waits.append(beside.submit(self._answer_to, question))
+                yield answer
+                del answer
+            for wait in waits:
+                yield wait.result()
+        finally:
+            for question in questions:
+                question.is_dropped = True
+            # A run that is stopped has to say so before Flower ends its process: nobody is waited for here.
+            beside.shutdown(wait=False, cancel_futures=True)
 
     def tell(self, request: Request, kind: str, round: int) -> None:
         """As in `Clients`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,9 +19,12 @@ from server.deployment.follow import Outcome, Watch, follow
 from server.deployment.registration import signing_key
 from server.deployment.server_folder import RegisteredSite, ServerFolder
 from server.deployment.staging import stage_app
+from server.deployment.status import is_held
 from server.deployment.ticket import write_ticket
 from server.display import display
 from server.exchange import RunFailed
+
+_STOP_SECONDS, _LOOK_SECONDS = 20.0, 0.2
 
 
 def submit(
@@ -191,4 +195,11 @@ def _stop(folder: ServerFolder, run_id: str, run: RunFolder) -> None:
     except RunFailed as error:
         display().say(f"the run could not be stopped: {error}")
         return
+    until = time.monotonic() + _STOP_SECONDS
+    while is_held(run) and time.monotonic() < until:
+        time.sleep(_LOOK_SECONDS)
+    if run.status()["state"] == "running" and not is_held(
+        run
+    ):  # its process was ended before it could say so
+        run.write_status("stopped", "stopped by the coordinator; --resume goes on from the last whole round")
     display().say(f"stopped. To go on from the last whole round: wardround submit --resume {run.path}")

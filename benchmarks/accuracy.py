@@ -19,9 +19,9 @@ from safetensors.numpy import load_file
 from benchmarks.plots import draw_rounds
 from benchmarks.report import Report, Samples, Table, carry_out, numbers, parser, say
 from common.runs import RunFolder
-from common.transforms import EXACT, encode
+from common.wire.forms import EXACT, encode
 from server.compose import compose
-from server.simulate import simulate
+from server.engines.simulate import simulate
 
 # A row each; the first is what the others are compared with.
 VARIANTS: dict[str, tuple[str, ...]] = {

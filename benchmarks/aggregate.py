@@ -12,12 +12,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SType
 
-from common.arrays import to_record
-from common.messages import unpack_update
-from common.sharing import Layout, flatten_model
-from server.averaging import WeightedMean
-from server.checks import check_update, open_tensors
-from server.roster import Member
+from common.model.flat import Layout, flatten_model
+from common.wire.arrays import to_record
+from common.wire.messages import unpack_update
+from server.rounds.fedavg import WeightedMean
+from server.rounds.roster import Member
+from server.rounds.validate import check_update, open_tensors
 
 _NUM_EXAMPLES = 100
 

@@ -21,11 +21,11 @@ from benchmarks.inputs import SIZES, write_model
 from benchmarks.plots import draw_bars
 from benchmarks.report import Report, Samples, Table, carry_out, parser
 from benchmarks.simulated import Texts
-from common.workplace import Workplace
-from server import strategy
-from server.averaging import WeightedMean
+from common.model.resident import Workplace
 from server.compose import compose
-from server.simulate import simulate
+from server.engines.simulate import simulate
+from server.rounds import loop as strategy
+from server.rounds.fedavg import WeightedMean
 
 # Phase -> the call it is; none of them calls another.
 PHASES: dict[str, tuple[Any, str]] = {

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from benchmarks.inputs import LABELS
-from common.learning import Place, train_epochs
-from common.tokens import TokenisedTexts
-from common.workplace import open_workplace
+from common.data.tokens import TokenisedTexts
+from common.model.resident import open_workplace
+from common.model.train import Place, train_epochs
 from server.compose import compose
 
 BATCH, LONGEST = 32, 128

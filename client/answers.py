@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from flwr.app import RecordDict
 
-from client.local_round import count_held_out, introduce, run_local_round
+from client.round import count_held_out, introduce, run_local_round
 from client.site import Site
-from common.learning import LossNotFinite
-from common.messages import (
+from common.model.train import LossNotFinite
+from common.wire.messages import (
     EVALUATE,
     HELLO,
     TRAIN,
@@ -39,7 +39,7 @@ def answer(kind: str, content: RecordDict, find_site: Callable[[], Site]) -> Rec
     An exception's text may hold a path, a label or a piece of text; what crosses is its kind only.
 
     Args:
-        kind: a message type of `common/messages.py`.
+        kind: a message type of `common/wire/messages.py`.
     """
     try:
         return ANSWERS[kind](content, find_site())

@@ -11,7 +11,7 @@ import logging
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from common.messages import EVALUATE, HELLO, TRAIN, pack_refusal, seconds_left_of, unpack_notice
+from common.wire.messages import EVALUATE, HELLO, TRAIN, pack_refusal, seconds_left_of, unpack_notice
 
 log = logging.getLogger(__name__)
 app = ClientApp()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.residuals import ResidualFiles, ResidualMemory, Residuals
-from common.partitions import partition
+from common.data.partitions import partition
+from common.model.resident import Corpus, forget_corpora, open_corpus
 from common.settings import Settings
-from common.workplace import Corpus, forget_corpora, open_corpus
 
 if TYPE_CHECKING:
-    from client.site_file import SiteFile
+    from client.kit.site_file import SiteFile
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def site_from(node_config: Mapping[str, object]) -> Site:
     """Who this client is: a real site where the node was started with `site-file`, else a simulated one."""
     site_file = node_config.get("site-file")
     if site_file is not None:
-        from client.site_file import load_site_file
+        from client.kit.site_file import load_site_file
 
         return RealSite(load_site_file(Path(str(site_file))))
     return SimulatedSite(int(str(node_config["partition-id"])))

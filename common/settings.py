@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from common.file_form import FileForm
+from common.data.file_form import FileForm
 
 _FORBID_UNKNOWN = ConfigDict(extra="forbid")
 
@@ -49,7 +49,7 @@ class ModelSettings:
     revision: str | None
     """Commit, tag or branch on the hub; None is the default branch."""
     head: Literal["own", "distilbert"]
-    """Row of the table in `common/heads.py`: the architecture's own, or DistilBERT's on a BERT encoder."""
+    """Row of `common/model/heads.py`: the architecture's own, or DistilBERT's on a BERT encoder."""
 
     @property
     def short_name(self) -> str:
@@ -66,7 +66,7 @@ class DataSettings:
     name: str
     """Short name used in folder and figure names, for example `ag_news`."""
     reader: Literal["hub", "bbc_package", "imdb_folders", "zhang_csv", "spooky_csv", "files"]
-    """Row of the table of readers in `common/texts.py`."""
+    """Row of the table of readers in `common/data/texts.py`."""
     hub_name: str | None
     """Data set id on the hub, or a local folder in hub layout (reader `hub`)."""
     hub_revision: str | None
@@ -168,7 +168,7 @@ class PartitionSettings:
     __pydantic_config__ = _FORBID_UNKNOWN
 
     name: Literal["iid", "dirichlet", "label_sorted", "by_site"]
-    """Row of the table in `common/partitions.py`."""
+    """Row of the table in `common/data/partitions.py`."""
     alpha: float | None
     """Concentration of the Dirichlet distribution; small is skewed (`dirichlet` only)."""
     drop_remainder: bool
@@ -202,7 +202,7 @@ class TrainSettings:
     max_length: int
     """Tokens per text; longer texts are cut."""
     optimizer: Literal["sgd", "adamw"]
-    """Row of the table in `common/learning.py`."""
+    """Row of the table in `common/model/train.py`."""
     weight_decay: float
     """Decoupled for adamw, L2 for sgd."""
     schedule: Literal["constant", "linear"]
@@ -222,7 +222,7 @@ class TrainSettings:
     padding: Literal["max_length", "longest"]
     """Pad each batch to `max_length` tokens, or to its longest text."""
     micro_batches: Literal["none", "by_length"]
-    """Row of the table in `common/batches.py`: work through a batch at once, or in parts of like length."""
+    """Row of `common/data/batches.py`: work through a batch at once, or in parts of like length."""
     group_by_length: bool
     """Put texts of like length into the same batch; another choice of batches than the paper's."""
     head_init: Literal["shared", "per_site"]
@@ -401,7 +401,7 @@ class EngineSettings:
     __pydantic_config__ = _FORBID_UNKNOWN
 
     name: Literal["inprocess", "ray", "deployment"]
-    """A row of the table in `server/simulate.py`, or `deployment`: real sites over gRPC."""
+    """A row of the table in `server/engines/simulate.py`, or `deployment`: real sites over gRPC."""
     num_cpus: float
     """CPUs reserved for one client at a time (`ray`)."""
     num_gpus: float

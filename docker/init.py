@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.texts import LabelledTexts, read_texts
+from common.data.texts import LabelledTexts, read_texts
 from server.compose import compose
+from server.deployment.folder import ServerFolder
 from server.deployment.registration import invite_site, register_site, unregister_site
-from server.deployment.server_folder import ServerFolder
 
 AUTHORITY, SERVER, SITES = Path("/authority"), Path("/server"), Path("/sites")
 OUTPUTS = Path("/wardround/outputs")

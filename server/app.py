@@ -11,23 +11,23 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.batches import count_steps
-from common.partitions import Indices, partition
+from common.data.batches import count_steps
+from common.data.partitions import Indices, partition
+from common.model.flat import tensors_to_flat
+from common.model.resident import Corpus, Workplace, open_corpus, open_workplace
 from common.runs import Checkpoint, RunFolder, write_json
 from common.settings import Settings
-from common.sharing import tensors_to_flat
-from common.workplace import Corpus, Workplace, open_corpus, open_workplace
-from server.diagnostics import Head
+from server.diagnostics.updates import Head
 from server.display import display
-from server.evaluation import Evaluation
-from server.exchange import Clients, GridClients, RunFailed
 from server.model_folder import save_model
-from server.observers import Checkpoints, CollapseAlarm, History, Live, Observer, Progress, Target
-from server.records import Standing, steps_so_far
-from server.roster import Roster
-from server.server_step import ServerStep
-from server.strategy import FederatedAveraging
-from server.writer import Writer
+from server.rounds.callbacks import Checkpoints, CollapseAlarm, History, Live, Observer, Progress, Target
+from server.rounds.clients import Clients, GridClients, RunFailed
+from server.rounds.evaluation import Evaluation
+from server.rounds.loop import FederatedAveraging
+from server.rounds.record import Standing, steps_so_far
+from server.rounds.roster import Roster
+from server.rounds.server_step import ServerStep
+from server.rounds.writer import Writer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,9 +16,9 @@ for _name in ("FLWR_DISABLE_UPDATE_CHECK", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZE
 
 import typer  # noqa: E402
 
-from common.exits import FAILED, guarded  # noqa: E402
-from server.deployment.server_cli import DEFAULT_FOLDER, Dir  # noqa: E402
-from server.deployment.server_cli import app as server_app  # noqa: E402
+from common.errors import FAILED, guarded  # noqa: E402
+from server.deployment.cli import DEFAULT_FOLDER, Dir  # noqa: E402
+from server.deployment.cli import app as server_app  # noqa: E402
 from server.display import display  # noqa: E402
 
 app = typer.Typer(
@@ -58,7 +58,7 @@ def simulate(overrides: Overrides = None) -> None:
     from server.compose import compose
 
     settings = compose(overrides or []).settings  # before the slow imports: a slip is told at once
-    from server.simulate import simulate as run
+    from server.engines.simulate import simulate as run
 
     run(settings)
     display().close()
@@ -84,7 +84,7 @@ Stop it at any moment; the same command goes on. Exit code: 0 done, 1 a cell fai
 )
 def sweep(overrides: Overrides = None) -> None:
     """Run the cells, then report."""
-    from server.sweep import sweep as run
+    from server.sweeps.run import sweep as run
 
     outcome = run(overrides or [])
     display().print_rows(outcome.rows)
@@ -119,7 +119,7 @@ def submit(
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
     """Submit, follow, say how it ended."""
-    from server.deployment.server_folder import ServerFolder
+    from server.deployment.folder import ServerFolder
     from server.deployment.submit import submit as run
 
     outcome = run(overrides or [], ServerFolder(path), resume=resume, sites=site or ())
@@ -160,7 +160,7 @@ Examples:
 )
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
     """Redraw."""
-    from server.report import write_report
+    from server.report.report import write_report
 
     typer.echo(f"report: {write_report(folder)}")
 

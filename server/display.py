@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from server.sweep_files import Row
+    from server.sweeps.table import Row
 
 
 class Display:

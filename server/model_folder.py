@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.models import Classifier, quietly
+from common.model.build import Classifier, quietly
 from common.runs import RunFolder, write_atomically
 from common.settings import Settings
 

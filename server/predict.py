@@ -9,12 +9,12 @@ from typing import Any, TextIO
 
 import torch
 
-from common.models import quietly
-from common.read_files import csv_rows, require_file
+from common.data.read_files import csv_rows, require_file
+from common.data.tables import first_line, nearest
+from common.data.texts import cut_words
+from common.model.build import quietly
 from common.runs import RunFolder
 from common.runtime import resolve_device
-from common.tables import first_line, nearest
-from common.texts import cut_words
 
 _BATCH = 32
 

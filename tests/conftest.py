@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 # What a shell runs in the background ignores Ctrl-C, and so would every program that is tested.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -16,72 +13,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # No test may look for a hub, and none may wait for one.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np
 import pytest
-import torch
 
 from common.settings import Settings
 from server.compose import compose
-
-TOPICS = {
-    "sport": ["match", "goal", "team", "coach", "league"],
-    "money": ["bank", "shares", "profit", "market", "loan"],
-    "health": ["doctor", "ward", "nurse", "patient", "fever"],
-}
-FILLER = ["the", "a", "of", "said", "today", "was", "new", "and", "on", "very"]
-
-
-def write_texts(path: Path, num_examples: int, seed: int) -> Path:
-    """A CSV of short texts whose words tell their topic."""
-    random = np.random.default_rng(seed)
-    names = list(TOPICS)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        for number in range(num_examples):
-            label = names[number % len(names)]
-            words = [*random.choice(TOPICS[label], 3), *random.choice(FILLER, random.integers(2, 9))]
-            writer.writerow([" ".join(random.permutation(words)), label])
-    return path
-
-
-def write_model(folder: Path, kind: str, dropout: float = 0.1) -> Path:
-    """An encoder without a head, as pre-training leaves it, with its tokenizer."""
-    from transformers import (
-        AlbertConfig,
-        AlbertModel,
-        BertConfig,
-        BertModel,
-        BertTokenizer,
-        DistilBertConfig,
-        DistilBertModel,
-    )
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLER, *chain.from_iterable(TOPICS.values())]
-    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)}, model_max_length=32)
-    common: dict[str, Any] = {"vocab_size": len(words), "max_position_embeddings": 32}
-    bert: dict[str, Any] = {
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "hidden_dropout_prob": dropout,
-        "attention_probs_dropout_prob": dropout,
-    }
-    torch.manual_seed(0)
-    model: Any
-    if kind == "bert":
-        model = BertModel(BertConfig(**common, **bert))
-    elif kind == "albert":
-        model = AlbertModel(AlbertConfig(**common, **bert, embedding_size=8, classifier_dropout_prob=dropout))
-    else:
-        config = DistilBertConfig(
-            **common, dim=16, n_layers=2, n_heads=2, hidden_dim=32, dropout=dropout, attention_dropout=dropout
-        )
-        model = DistilBertModel(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+from tests.support.tiny import Make, write_model, write_texts
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,9 +50,6 @@ def tiny_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_test_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 more."""
     return write_texts(tmp_path_factory.mktemp("texts") / "test.csv", 30, seed=1)
-
-
-Make = Callable[..., Settings]
 
 
 @pytest.fixture

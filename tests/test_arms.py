@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from server.compose import compose
-from server.sweep import sweep
-from server.sweep_plan import compose_sweep
-from tests.door import for_sweep
-from tests.test_compose import flat
+from server.sweeps.plan import compose_sweep
+from server.sweeps.run import sweep
+from tests.support.door import for_sweep
+from tests.support.settings import flat
 
 MINE = "+sweep.arms.mine=['train.head_init=per_site']"
 OTHER = "+sweep.arms.other=['train.shuffle=false','num_clients=2,4']"

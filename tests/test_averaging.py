@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.averaging import BLOCK, SumMemory, WeightedMean
+from server.rounds.fedavg import BLOCK, SumMemory, WeightedMean
 
 
 def average(start: list[float], *updates: tuple[list[float], int]) -> tuple[list[float], WeightedMean]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.door import changed, contents, for_sweep, tiny, wardround
+from tests.support.door import changed, contents, for_sweep, tiny, wardround
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_texts
-from tests.door import changed, contents, tiny, wardround
+from tests.support.door import changed, contents, tiny, wardround
+from tests.support.tiny import write_texts
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from common.runs import RunFolder
-from tests.door import changed, contents, for_sweep, tiny, wardround
+from tests.support.door import changed, contents, for_sweep, tiny, wardround
 
 ROOT = Path(__file__).resolve().parent.parent
 

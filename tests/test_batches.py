@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from common.batches import MICRO_BATCHES, training_steps
-from common.learning import Place, TrainResult, train_epochs
+from common.data.batches import MICRO_BATCHES, training_steps
+from common.data.tokens import TokenisedTexts
+from common.model.resident import open_corpus, open_workplace
+from common.model.train import Place, TrainResult, train_epochs
 from common.runs import RunFolder
 from common.runtime import resolve_attention
 from common.settings import Settings
-from common.tokens import TokenisedTexts
-from common.workplace import open_corpus, open_workplace
-from server.simulate import simulate
-from tests.conftest import Make
+from server.engines.simulate import simulate
+from tests.support.tiny import Make
 
 CPU = torch.device("cpu")
 
@@ -73,7 +73,7 @@ def test_micro_batches_equal_the_whole_batch(
     make_settings: Make, still_model: Path, monkeypatch: pytest.MonkeyPatch, padding: str, clip: str
 ) -> None:
     """Without dropout, after two epochs: weights within 2e-6 of 0.5-sized ones, loss within 1e-6."""
-    monkeypatch.setattr("common.batches._PASS_TOKENS", {"cpu": 1})  # cut as much as can be
+    monkeypatch.setattr("common.data.batches._PASS_TOKENS", {"cpu": 1})  # cut as much as can be
     common = [f"model.name={still_model}", "train.batch_size=8", f"train.max_grad_norm={clip}"]
     whole, loss = trained(make_settings(*common, f"train.padding={padding}"))
     cut, cut_loss = trained(

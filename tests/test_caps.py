@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from client.app import app
-from common.messages import Card, Refused
 from common.runs import RunFolder
-from server.caps import NormBound, capped, weights_of
-from server.exchange import GridClients
-from server.local_grid import LocalGrid
-from server.roster import Member, Roster
-from server.simulate import simulate
-from tests.conftest import Make
+from common.wire.messages import Card, Refused
+from server.engines.local_grid import LocalGrid
+from server.engines.simulate import simulate
+from server.rounds.caps import NormBound, capped, weights_of
+from server.rounds.clients import GridClients
+from server.rounds.roster import Member, Roster
+from tests.support.tiny import Make
 
 WEIGHTS = {0: 60.0, 1: 30.0, 2: 10.0}
 

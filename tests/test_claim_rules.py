@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from server.reporting import claim_rules as rules
-from server.reporting.claim_rules import Part
-from server.reporting.evidence import describe_missing
+from studies import claim_rules as rules
+from studies.claim_rules import Part
+from studies.evidence import describe_missing
 
 
 def test_retained_is_measured_above_chance() -> None:

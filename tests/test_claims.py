@@ -9,11 +9,11 @@ from functools import cache
 import pytest
 
 from common.settings import Settings
-from server.reporting.claim_rules import Key
-from server.reporting.claims import Claim, judge
-from server.reporting.evidence import PAPER_CLIENTS, PAPER_DATA
-from server.reporting.results import Cell, Round, Run, Sweep
-from tests.report_folders import compose_settings
+from server.report.results import Cell, Round, Run, Sweep
+from studies.claim_rules import Key
+from studies.claims import Claim, judge
+from studies.evidence import PAPER_CLIENTS, PAPER_DATA
+from tests.support.report_folders import compose_settings
 
 NUM_LABELS = {"imdb": 2, "yelp_full": 5, "ag_news": 4}
 TOP = {"imdb": 0.9, "yelp_full": 0.6, "ag_news": 0.9}

@@ -11,10 +11,10 @@ import pytest
 
 from common.runs import RunFolder
 from common.settings import Settings
-from server.collapse import Collapse, Look, Spell, find_collapses, looks_of, standing_collapse
-from server.simulate import simulate
-from server.sweep import sweep
-from tests.conftest import Make
+from server.diagnostics.collapse import Collapse, Look, Spell, find_collapses, looks_of, standing_collapse
+from server.engines.simulate import simulate
+from server.sweeps.run import sweep
+from tests.support.tiny import Make
 
 EVEN = (0.25, 0.25, 0.25, 0.25)
 FIRST = (0.97, 0.03, 0.0, 0.0)
@@ -185,7 +185,7 @@ def test_a_sweep_leaves_what_a_collapse_ended(
         cells = sorted((folder / "cells").iterdir())
         assert [len(RunFolder(cell).history()) for cell in cells] == [3, 3]
         with monkeypatch.context() as patch:
-            patch.setattr("server.sweep.simulate", refuse)
+            patch.setattr("server.sweeps.run.simulate", refuse)
             assert sweep([*command, "train.on_collapse=stop"]).rows == rows
         rows = sweep(command).rows  # with train.on_collapse=warn they go on
         assert [row.accuracy_at_budget is not None for row in rows] == [True, True]

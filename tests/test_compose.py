@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from common.settings import Settings
-from server.compose import CONF, compose
-from tests.conftest import Make
+from server.compose import compose
+from tests.support.settings import flat, options
+from tests.support.tiny import Make
 
 PAPER_CELL = ["model=albert", "data=ag_news", "num_clients=8"]
 
@@ -60,24 +61,10 @@ AUTHORS = {
 }
 
 
-def flat(settings: Settings) -> dict[str, Any]:
-    """`group.key` -> value."""
-    values: dict[str, Any] = {}
-    for key, value in settings.to_dict().items():
-        values |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {}
-        values |= {} if isinstance(value, dict) else {key: value}
-    return values
-
-
 @lru_cache
 def papers_cell() -> dict[str, Any]:
     """The paper's cell, flat."""
     return flat(compose(PAPER_CELL).settings)
-
-
-def options(group: str) -> list[str]:
-    """Names of a group's files, as the command line takes them."""
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml") if file.stem != "base")
 
 
 def difference(*overrides: str) -> dict[str, Any]:

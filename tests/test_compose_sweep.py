@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from server.compose import compose
-from server.sweep_plan import compose_sweep
-from tests.door import wardround
-from tests.test_compose import options
+from server.sweeps.plan import compose_sweep
+from tests.support.door import wardround
+from tests.support.settings import options
 
 
 def axes(cells: list[list[str]]) -> list[tuple[str, str, str, str]]:

@@ -13,11 +13,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from safetensors.numpy import load_file
 
-from client import local_round
+from client import round as local_round
 from common.settings import Settings
-from tests import contract
-from tests.conftest import TOPICS
-from tests.door import changed, contents, tiny, wardround
+from tests.support import contract
+from tests.support.door import changed, contents, tiny, wardround
+from tests.support.tiny import TOPICS
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from tests import contract
-from tests.door import changed, contents, for_sweep, tiny, wardround
+from tests.support import contract
+from tests.support.door import changed, contents, for_sweep, tiny, wardround
 
 
 @dataclass(frozen=True)

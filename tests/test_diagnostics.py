@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from common.counts import Counts
-from common.messages import Update
+from common.model.counts import Counts
+from common.model.flat import Layout
 from common.runs import RunFolder
-from common.sharing import Layout
+from common.wire.messages import Update
 from server.app import conduct
-from server.averaging import RoundMean, WeightedMean
-from server.diagnostics import (
+from server.diagnostics.updates import (
     Head,
     cosines_to_others,
     describe_predictions,
@@ -24,11 +23,12 @@ from server.diagnostics import (
     entropy,
     norm_ratio,
 )
-from server.exchange import GridClients
-from server.local_grid import LocalGrid
-from server.simulate import simulate
-from tests.conftest import Make
-from tests.test_strategy import CONTINUE, tampering, with_value
+from server.engines.local_grid import LocalGrid
+from server.engines.simulate import simulate
+from server.rounds.clients import GridClients
+from server.rounds.fedavg import RoundMean, WeightedMean
+from tests.support.tampering import CONTINUE, tampering, with_value
+from tests.support.tiny import Make
 
 
 def mean_of(*deltas: tuple[list[float], int]) -> RoundMean:

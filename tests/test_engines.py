@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.runs import RunFolder
-from server.simulate import simulate
-from tests.conftest import Make
+from server.engines.simulate import simulate
+from tests.support.tiny import Make
 
 
 def hashes(run_dir: Path) -> list[str]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import typer
 
-from common.exits import BAD_INPUT, DONE, FAILED, INTERRUPTED, guarded
-from server.exchange import RunFailed
+from common.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, guarded
+from server.rounds.clients import RunFailed
 
 
 def raising(error: BaseException) -> Callable[[], object]:

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from client.preflight import DATA_CHECKS
+from client.kit.checks import DATA_CHECKS
+from client.kit.site_file import load_site_file, write_site_file
 from client.site import RealSite
-from client.site_file import load_site_file, write_site_file
-from common.file_form import FileForm, looks_like
+from common.data.file_form import FileForm, looks_like
+from common.data.texts import read_texts
 from common.settings import DataSettings, Settings
-from common.texts import read_texts
 from server.compose import compose
-from tests.conftest import Make
-from tests.reading import DEFAULTS, message, pairs, read, write
-from tests.site_lab import look, make_site
+from tests.support.reading import DEFAULTS, message, pairs, read, write
+from tests.support.site_lab import look, make_site
+from tests.support.tiny import Make
 
 UMLAUTS = [("Grüße, Übelkeit", "a"), ("Fieber; Müdigkeit €", "b")]
 

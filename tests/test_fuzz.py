@@ -25,7 +25,7 @@ from client.node.journal import Journal
 from client.node.loop import Loop
 from client.node.worker import Room, Worker
 from common.credentials import fingerprint, new_key, public_line
-from common.messages import (
+from common.wire.messages import (
     TRAIN,
     Declined,
     Refused,
@@ -36,14 +36,14 @@ from common.messages import (
     unpack_update,
     write_content,
 )
-from common.objects import ENVELOPE
-from common.signing import ANSWER, TASK, Reason, open_envelope
+from common.wire.objects import ENVELOPE
+from common.wire.signing import ANSWER, TASK, Reason, open_envelope
 from server.deployment.signed import SignedClients
-from server.exchange import Answer, Request
-from tests.fake_runtime import Asked, FakeRuntime, FakeSite, make_run_key
-from tests.mutations import COURIERS, SIGNERS
-from tests.site_lab import make_site
-from tests.wires import (
+from server.rounds.clients import Answer, Request
+from tests.support.fake_runtime import Asked, FakeRuntime, FakeSite, make_run_key
+from tests.support.mutations import COURIERS, SIGNERS
+from tests.support.site_lab import make_site
+from tests.support.wires import (
     SMALL,
     Dice,
     Draft,
@@ -63,7 +63,7 @@ NUM_MESSAGES = 5_000
 NODE = 7
 REASONS = set(get_args(Reason))
 Change = tuple[tuple[str, str], bytes]
-"""Rows of the tables of `tests/mutations.py`, and the bytes that their choices are read from."""
+"""Rows of the tables of `tests/support/mutations.py`, and the bytes that their choices are read from."""
 ROWS = [
     *(("", courier) for courier in COURIERS),
     *((signer, "") for signer in SIGNERS),

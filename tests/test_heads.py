@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from common.models import Classifier, build_classifier
+from common.model.build import Classifier, build_classifier
 from common.settings import ModelSettings, Settings
 from server.compose import compose
+from server.engines.simulate import simulate
 from server.predict import predict
-from server.simulate import simulate
-from tests.conftest import Make, write_model
+from tests.support.tiny import Make, write_model
 
 NEW = ("classifier.bias", "classifier.weight", "pre_classifier.bias", "pre_classifier.weight")
 needs_minilm = pytest.mark.skipif(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from client.node.journal import Journal
-from common.signing import NotAuthentic, Question, Statement
+from common.wire.signing import NotAuthentic, Question, Statement
 
 STATEMENT = Statement(1, "run", 1, 1, "train", "a", "b", "n", "", {}, 0.0)
 

@@ -11,9 +11,9 @@ from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from client.app import app as client_app
-from common.arrays import PIECE_BYTES, Payload, from_record, to_record
-from common.counts import Counts
-from common.messages import (
+from common.model.counts import Counts
+from common.wire.arrays import PIECE_BYTES, Payload, from_record, to_record
+from common.wire.messages import (
     Card,
     Declined,
     Refused,
@@ -33,8 +33,8 @@ from common.messages import (
     unpack_task,
     unpack_update,
 )
-from server.local_grid import LocalGrid
-from tests.conftest import Make
+from server.engines.local_grid import LocalGrid
+from tests.support.tiny import Make
 
 PIECE = PIECE_BYTES // 4
 COUNTS = Counts(loss_sum=2.5, confusion=np.array([[3, 1], [0, 4]]), batch_accuracies=())

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from common.model.resident import open_workplace
 from common.runs import RunFolder
-from common.workplace import open_workplace
-from server.simulate import simulate
-from tests.conftest import Make
-from tests.test_resume import hashes
+from server.engines.simulate import simulate
+from tests.support.runs import hashes
+from tests.support.tiny import Make
 
 LABELS = ("health", "money", "sport")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.partitions import partition
+from common.data.partitions import partition
 from common.settings import PartitionSettings
 
 IID = PartitionSettings("iid", None, False)

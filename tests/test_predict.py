@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TOPICS
-from tests.door import Said, changed, tiny, wardround
+from tests.support.door import Said, changed, tiny, wardround
+from tests.support.tiny import TOPICS
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from client import preflight_machine
-from client.findings import Options
-from client.preflight import CHECKS, DATA_CHECKS, as_json, is_ready, run_checks
-from tests.site_lab import free_port, look, make_site, states
+from client.kit import checks_machine as preflight_machine
+from client.kit.checks import CHECKS, DATA_CHECKS, as_json, is_ready, run_checks
+from client.kit.findings import Options
+from tests.support.site_lab import free_port, look, make_site, states
 
 
 def test_versions(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_key_of_another_curve(tmp_path: Path, tiny_texts: Path) -> None:
 def test_disk_and_memory(tmp_path: Path, tiny_texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = make_site(tmp_path, 9092, tiny_texts)
     usage = type("Usage", (), {"free": 2**20})
-    monkeypatch.setattr("client.preflight_machine.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("client.kit.checks_machine.shutil.disk_usage", lambda _: usage)
     assert look(site, "disk")["disk"].state == "problem"
     usage.free = 2**40  # type: ignore[attr-defined]
     assert look(site, "disk")["disk"].state == "ok"

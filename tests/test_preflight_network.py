@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from client.link import Link, is_excepted
-from tests.fake_fleet import FakeFleet, fleet_server
-from tests.site_lab import (
+from client.kit.link import Link, is_excepted
+from tests.support.fake_fleet import FakeFleet, fleet_server
+from tests.support.site_lab import (
     free_port,
     look,
     make_certificates,

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from common.batches import count_steps, training_steps
-from common.counts import Counts
-from common.learning import learning_rate_at
-from common.models import build_classifier, draw_head
+from common.data.batches import count_steps, training_steps
+from common.data.tokens import TokenisedTexts
+from common.model.build import build_classifier, draw_head
+from common.model.counts import Counts
+from common.model.flat import flatten_model
+from common.model.resident import open_workplace
+from common.model.train import learning_rate_at
 from common.runs import RunFolder
 from common.settings import ModelSettings
-from common.sharing import flatten_model
-from common.tokens import TokenisedTexts
-from common.workplace import open_workplace
-from server.averaging import WeightedMean
-from server.evaluation import Evaluation
-from server.simulate import simulate
-from tests.conftest import Make, write_model
+from server.engines.simulate import simulate
+from server.rounds.evaluation import Evaluation
+from server.rounds.fedavg import WeightedMean
+from tests.support.tiny import Make, write_model
 
 CPU = torch.device("cpu")
 # Three texts of 3, 5 and 4 tokens.

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.reading import message, pairs, read, write
+from tests.support.reading import message, pairs, read, write
 
 
 @pytest.fixture

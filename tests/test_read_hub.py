@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.reading import message, pairs, read, write
+from tests.support.reading import message, pairs, read, write
 
 AG_LABELS = ("World", "Sports", "Business", "Sci/Tech")
 

@@ -9,9 +9,9 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from common.readers import READERS
+from common.data.readers import READERS
 from common.settings import DataSettings
-from tests.reading import message, pairs, read, write
+from tests.support.reading import message, pairs, read, write
 
 AG_LABELS = ("World", "Sports", "Business", "Sci/Tech")
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from common.partitions import partition
+from common.data.partitions import partition
+from common.data.texts import read_texts
+from common.model.resident import open_workplace
 from common.runs import RunFolder
 from common.runtime import numpy_stream, stream_seed
 from common.settings import Settings
-from common.texts import read_texts
-from common.workplace import open_workplace
-from server.simulate import simulate
-from tests.conftest import Make
+from server.engines.simulate import simulate
+from tests.support.tiny import Make
 
 
 def reference_model(settings: Settings) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -10,15 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from server.report import write_report
-from tests.pages import Page
-from tests.report_folders import CONF, demo_sweep, settings_with, write_run, write_table
+from server.report.report import write_report
+from tests.support.pages import Page
+from tests.support.report_folders import CONF, demo_sweep, digests, settings_with, write_run, write_table
 
 FIGURES = ("figure1_accuracy", "figure2_rounds_to_target", "figure3_curves")
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def test_demo_sweep_leaves_every_file(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from server.report import write_report
-from server.reporting.result_files import read_run, read_sweep
-from server.reporting.result_table import table_rows
-from tests.pages import Page
-from tests.report_folders import demo_sweep, history_line, settings_with, write_run, write_table
+from server.report.report import write_report
+from server.report.result_files import read_run, read_sweep
+from server.report.result_table import table_rows
+from tests.support.pages import Page
+from tests.support.report_folders import demo_sweep, history_line, settings_with, write_run, write_table
 
 
 def test_several_seeds_show_mean_and_range(tmp_path: Path) -> None:

@@ -4,55 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from common.model.flat import Layout, model_sha256, tensors_to_flat
 from common.runs import Checkpoint, RunFolder
-from common.sharing import Layout, model_sha256, tensors_to_flat
-from server.observers import Checkpoints, History, Observer, Target
-from server.simulate import simulate
-from server.sweep import sweep
-from server.sweep_files import SweepFolder
-from tests.conftest import Make
+from server.engines.simulate import simulate
+from server.rounds.callbacks import Checkpoints, History, Observer, Target
+from server.sweeps.run import sweep
+from server.sweeps.table import SweepFolder
+from tests.support.runs import PowerCut, hashes, measured, start, wait_for_round, with_keys
+from tests.support.tiny import Make
 
-COMMAND = [sys.executable, "-m", "server.cli"]
 NUM_ROUNDS = 40
-
-
-def hashes(run_dir: Path) -> list[str]:
-    """`model_sha256` of each round."""
-    return [line["model_sha256"] for line in RunFolder(run_dir).history()]
-
-
-def start(verb: str, overrides: list[str]) -> subprocess.Popen[str]:
-    """The command line in a process of its own, output thrown away."""
-    return subprocess.Popen(
-        [*COMMAND, verb, *overrides],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-    )
-
-
-def wait_for_round(process: subprocess.Popen[str], run_dir: Path, number: int) -> None:
-    """Until the run has written the line of this round."""
-    deadline = time.monotonic() + 120
-    while len(RunFolder(run_dir).history()) <= number:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline, f"no round {number} within two minutes"
-        time.sleep(0.002)
-
-
-def with_keys(overrides: list[str], **keys: object) -> list[str]:
-    """Replace some overrides."""
-    kept = [text for text in overrides if text.split("=")[0] not in keys]
-    return [*kept, *(f"{key}={value}" for key, value in keys.items())]
 
 
 @pytest.mark.slow
@@ -110,10 +77,6 @@ def test_killed_sweep_skips_what_is_finished_and_goes_on(overrides: list[str], t
     assert len(hashes(folder.run_folder("tiny-files-k3-s7").path)) == NUM_ROUNDS + 1
 
 
-class PowerCut(Exception):
-    """Stands for a machine that dies at a chosen moment."""
-
-
 @pytest.mark.parametrize(
     ("observer", "moment", "where"),
     [
@@ -151,16 +114,6 @@ def test_resume_equals_uninterrupted_at_every_moment(
         monkeypatch.setattr(observer, moment, original)
         simulate(settings)
         assert measured(Path(settings.run_dir)) == measured(tmp_path / "whole")
-
-
-def measured(run_dir: Path) -> list[dict[str, Any]]:
-    """History lines without what depends on the clock."""
-    lines = RunFolder(run_dir).history()
-    for line in lines:
-        del line["seconds"]
-        for client in line["clients"]:
-            del client["seconds"]
-    return lines
 
 
 def test_more_rounds_go_on_where_the_run_ended(make_settings: Make, tmp_path: Path) -> None:

@@ -51,25 +51,27 @@ def test_client_imports_no_server() -> None:
 
 
 def test_server_imports_client_at_the_simulation_door_only() -> None:
-    assert {path for path in importers("client") if path.startswith("server/")} == {"server/simulate.py"}
+    assert {path for path in importers("client") if path.startswith("server/")} == {
+        "server/engines/simulate.py"
+    }
 
 
 def test_hydra_stands_at_the_doors_only() -> None:
     assert importers("hydra") == {"server/compose.py"}
-    assert importers("omegaconf") == {"server/compose.py", "server/sweep.py", "server/sweep_plan.py"}
+    assert importers("omegaconf") == {"server/compose.py", "server/sweeps/run.py", "server/sweeps/plan.py"}
 
 
 def test_common_knows_flower_in_messages_and_their_form_only() -> None:
     found = {path for path in importers("flwr") if path.startswith("common/")}
-    assert found == {"common/arrays.py", "common/messages.py", "common/objects.py"}
+    assert found == {"common/wire/arrays.py", "common/wire/messages.py", "common/wire/objects.py"}
 
 
 def test_flowers_private_names_stand_in_one_file_a_side() -> None:
     """At the server in one for each process, SuperLink and server app; and in the grid of a simulation."""
     private = ("supercore", "superlink", "server", "proto", "supernode", "common.serde", "common.inflatable")
     found = set().union(*(importers(f"flwr.{name}") for name in private))
-    at_the_server = {"server/deployment/fleet.py", "server/runtime_link.py"}
-    assert found == {"client/node/connection.py", *at_the_server, "server/local_grid.py"}
+    at_the_server = {"server/deployment/fleet.py", "server/deployment/runtime_link.py"}
+    assert found == {"client/node/connection.py", *at_the_server, "server/engines/local_grid.py"}
 
 
 @pytest.mark.parametrize("name", ["pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"])

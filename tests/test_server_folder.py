@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from common.credentials import fingerprint, new_key, public_line, read_private_key
-from common.invitation import Invitation, Registration, Rotation, read_paper, write_paper
+from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
 from server.deployment import superlink
 from server.deployment.certificates import describe, is_encrypted
+from server.deployment.folder import Addresses, ServerFolder, toml_string
 from server.deployment.registration import (
     invite_site,
     register_site,
@@ -23,7 +24,6 @@ from server.deployment.registration import (
     signing_key,
     unregister_site,
 )
-from server.deployment.server_folder import Addresses, ServerFolder, toml_string
 
 
 @pytest.fixture

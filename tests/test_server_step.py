@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from common.runs import RunFolder
-from server.observers import Checkpoints
-from server.server_step import ServerStep
-from server.simulate import simulate
-from tests.conftest import Make
-from tests.test_resume import PowerCut, hashes
+from server.engines.simulate import simulate
+from server.rounds.callbacks import Checkpoints
+from server.rounds.server_step import ServerStep
+from tests.support.runs import PowerCut, hashes
+from tests.support.tiny import Make
 
 MOMENTUM = ("strategy.server_momentum=0.5", "strategy.server_learning_rate=2")
 

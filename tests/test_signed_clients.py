@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import pytest
 from flwr.app import RecordDict
 
-from common.messages import HELLO, TRAIN, Declined, Refused, pack_refusal
+from common.wire.messages import HELLO, TRAIN, Declined, Refused, pack_refusal
+from server.deployment.runtime_link import Reply
 from server.deployment.signed import LOST, SignedClients
-from server.exchange import Answer, Request
-from server.runtime_link import Reply
-from tests.fake_runtime import Asked, FakeRuntime, FakeSite, make_run_key
-from tests.wires import SMALL, Wire, is_small_content, pack
+from server.rounds.clients import Answer, Request
+from tests.support.fake_runtime import Asked, FakeRuntime, FakeSite, make_run_key
+from tests.support.wires import SMALL, Wire, is_small_content, pack
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.credentials import fingerprint, new_key, public_line
-from common.signing import (
+from common.wire.signing import (
     ANSWER,
     CLOCK_SECONDS,
     RUN,

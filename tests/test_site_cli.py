@@ -15,12 +15,12 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
-from client.site_file import load_site_file, write_site_file
+from client.kit.site_file import load_site_file, write_site_file
 from common.credentials import new_key, public_line
-from common.invitation import Invitation, Registration, read_paper, write_paper
-from tests.fake_fleet import FakeFleet, fleet_server
-from tests.site_door import QUICK, environment, site_command
-from tests.site_lab import free_port, make_certificates, make_site
+from common.wire.invitation import Invitation, Registration, read_paper, write_paper
+from tests.support.fake_fleet import FakeFleet, fleet_server
+from tests.support.site_door import QUICK, environment, site_command
+from tests.support.site_lab import free_port, make_certificates, make_site
 
 
 def init(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -47,7 +47,7 @@ def write_invitation(path: Path, **changes: Any) -> str:
 
 def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys, client.cli as c\nsys.argv[1:] = ['--help']\ntry: c.main()\nexcept SystemExit: pass\n"
+        "import sys, client.kit.cli as c\nsys.argv[1:] = ['--help']\ntry: c.main()\nexcept SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'flwr', 'grpc'} & set(sys.modules)"
     )
     done = subprocess.run(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.processes import wait_for
-from tests.fake_fleet import FakeFleet
-from tests.join_world import SECONDS, World, joined_world
-from tests.site_door import QUICK, site_command
+from tests.support.fake_fleet import FakeFleet
+from tests.support.join_world import SECONDS, World, joined_world
+from tests.support.site_door import QUICK, site_command
 
 
 @pytest.fixture

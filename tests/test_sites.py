@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from client.app import app as client_app
+from client.kit.site_file import SiteFile, load_site_file, write_site_file
 from client.site import RealSite
-from client.site_file import SiteFile, load_site_file, write_site_file
-from common.models import locate
+from common.data.texts import read_texts
+from common.model.build import locate
 from common.runs import RunFolder
-from common.texts import read_texts
 from server.app import conduct
-from server.exchange import GridClients, RunFailed
-from server.local_grid import LocalGrid
-from server.simulate import simulate
-from tests.conftest import Make, write_texts
+from server.engines.local_grid import LocalGrid
+from server.engines.simulate import simulate
+from server.rounds.clients import GridClients, RunFailed
+from tests.support.tiny import Make, write_texts
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:

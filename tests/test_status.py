@@ -10,13 +10,13 @@ import pytest
 
 from common.runs import RunFolder, write_json
 from server.deployment import superlink
+from server.deployment.folder import Addresses, RegisteredSite, ServerFolder
 from server.deployment.follow import Watch
-from server.deployment.server_folder import Addresses, RegisteredSite, ServerFolder
 from server.deployment.status import folder_and_run, is_held, live_of, standing_of, to_json, to_text
 from server.deployment.submit import settings_to_submit
 from server.deployment.superlink import NodeState
-from tests.fake_flwr import words_for, write_run
-from tests.report_folders import told_line
+from tests.support.fake_flwr import words_for, write_run
+from tests.support.report_folders import told_line
 
 
 def test_status_tells_who_is_missing_and_for_how_long(

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from server.report import write_report
-from server.reporting.result_files import read_run, read_sweep
-from server.reporting.story import tell_story
-from tests.pages import Page
-from tests.report_folders import settings_with, told_line, write_run, write_table
-from tests.test_report import digests
+from server.report.report import write_report
+from server.report.result_files import read_run, read_sweep
+from server.report.story import tell_story
+from tests.support.pages import Page
+from tests.support.report_folders import digests, settings_with, told_line, write_run, write_table
 
 EVEN = (0.2, 0.2, 0.2, 0.2, 0.2)
 ONE = (0.0, 0.0, 1.0, 0.0, 0.0)

@@ -17,9 +17,12 @@ from flwr.serverapp import Grid
 from jsonschema import Draft202012Validator
 
 from client.app import app as honest_app
-from common.arrays import Payload
-from common.counts import Counts
-from common.messages import (
+from common.model.counts import Counts
+from common.model.flat import Layout, model_sha256
+from common.runs import RunFolder
+from common.settings import Settings
+from common.wire.arrays import Payload
+from common.wire.messages import (
     HELLO,
     KEPT_SECONDS,
     LATE_SECONDS,
@@ -30,28 +33,22 @@ from common.messages import (
     content_of,
     pack_hello,
     pack_notice,
-    pack_update,
     unpack_notice,
     unpack_task,
-    unpack_update,
 )
-from common.runs import RunFolder
-from common.settings import Settings
-from common.sharing import Layout, model_sha256
 from server.app import conduct
 from server.deployment.status import live_of
-from server.exchange import Answer, GridClients, Request, RunFailed
-from server.local_grid import LocalGrid
-from server.records import Standing, new_record
-from server.reporting.document import Table
-from server.reporting.result_files import read_run
-from server.reporting.run_page import run_blocks
-from server.roster import Member
-from server.tasks import Tasks
-from tests import contract
-from tests.conftest import Make, write_texts
-
-CONTINUE = "strategy.on_missing=continue"
+from server.engines.local_grid import LocalGrid
+from server.report.document import Table
+from server.report.result_files import read_run
+from server.report.run_page import run_blocks
+from server.rounds.clients import Answer, GridClients, Request, RunFailed
+from server.rounds.record import Standing, new_record
+from server.rounds.roster import Member
+from server.rounds.tasks import Tasks
+from tests.support import contract
+from tests.support.tampering import CONTINUE, shared, tampering, with_tensors, with_value
+from tests.support.tiny import Make, write_texts
 
 
 def run_on(grid: Grid, settings: Settings) -> None:
@@ -64,41 +61,6 @@ def ask(grid: Grid, content: RecordDict, kind: str) -> Answer:
     node_id, *_ = grid.get_node_ids()
     (answer,) = GridClients(grid).ask([Request(node_id, content)], kind, 0, 5)
     return answer
-
-
-def tampering(change: Callable[[Update], Update], client: int = 1) -> ClientApp:
-    """Clients of which one changes its update before it is sent."""
-    app = ClientApp()
-
-    @app.query()
-    def hello(message: Message, context: Context) -> Message:
-        return honest_app(message, context)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        reply = honest_app(message, context)
-        if context.node_config["partition-id"] != client:
-            return reply
-        return Message(pack_update(change(unpack_update(reply.content))), reply_to=message)
-
-    return app
-
-
-def with_value(update: Update, value: float) -> Update:
-    """One element replaced, in a copy."""
-    tensors = shared(update).copy()
-    tensors[5] = value
-    return with_tensors(update, tensors)
-
-
-def shared(update: Update) -> np.ndarray:
-    """The trained tensors."""
-    return update.payload.arrays["shared"]
-
-
-def with_tensors(update: Update, tensors: np.ndarray) -> Update:
-    """Others in their place."""
-    return replace(update, payload=Payload("whole", {"shared": tensors}))
 
 
 BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from common.settings import Settings
-from server.report import write_report
-from server.reporting.result_files import SWEEP_COLUMNS, read_run, read_sweep
-from server.reporting.study import Study
-from server.reporting.study_curves import Curve, above_chance, steps_so_far
-from server.reporting.study_verdicts import Answer, gaps, judge_study
-from tests.report_folders import compose_settings, write_run
+from server.report.report import write_report
+from server.report.result_files import SWEEP_COLUMNS, read_run, read_sweep
+from studies.study import Study
+from studies.study_curves import Curve, above_chance, steps_so_far
+from studies.study_verdicts import Answer, gaps, judge_study
+from tests.support.report_folders import compose_settings, write_run
 
 # 40 texts: K = 1 makes 4 steps a round in batches of 10, K = 4 makes 1.
 STUDY = ["experiment=collapse", "data.train_examples=40", "train.batch_size=10", "data.budget_rounds=4"]

@@ -19,11 +19,11 @@ from common.credentials import new_key, public_line
 from common.runs import RunFolder
 from common.settings import Settings
 from server.deployment import follow, submit, superlink
-from server.deployment.server_folder import Addresses, RegisteredSite, ServerFolder
+from server.deployment.folder import Addresses, RegisteredSite, ServerFolder
 from server.deployment.staging import stage_app
 from server.deployment.superlink import RunState, SuperLinkError
-from server.exchange import RunFailed
-from tests.fake_flwr import Flwr, words_for, write_run
+from server.rounds.clients import RunFailed
+from tests.support.fake_flwr import Flwr, words_for, write_run
 
 
 @pytest.fixture

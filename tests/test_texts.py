@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.texts import _shares
-from tests.reading import message, pairs, read, write
+from common.data.texts import _shares
+from tests.support.reading import message, pairs, read, write
 
 
 def table(path: Path, rows: list[tuple[str, str]]) -> str:
@@ -247,7 +247,7 @@ def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_importing_brings_no_heavy_library() -> None:
     code = (
-        "import sys, common.texts; "
+        "import sys, common.data.texts; "
         "heavy = {'torch', 'flwr', 'hydra', 'datasets', 'pyarrow', 'transformers', 'client', 'server'}; "
         "sys.exit(sorted(heavy & set(sys.modules)) or 0)"
     )

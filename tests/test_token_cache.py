@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 
 from client.site import RealSite
-from common import token_cache, tokens, workplace
+from common.data import token_cache, tokens
+from common.data.token_cache import cache_folder
+from common.data.tokens import TokenisedTexts, tokenise
+from common.model import resident as workplace
+from common.model.resident import open_corpus
 from common.runs import RunFolder
 from common.settings import Settings
-from common.token_cache import cache_folder
-from common.tokens import TokenisedTexts, tokenise
-from common.workplace import open_corpus
-from server.shared_memory import corpus_from_memory, corpus_to_memory
-from server.simulate import simulate
-from tests.conftest import Make, write_model
-from tests.site_lab import make_site
+from server.engines.shared_memory import corpus_from_memory, corpus_to_memory
+from server.engines.simulate import simulate
+from tests.support.site_lab import make_site
+from tests.support.tiny import Make, write_model
 
 TEXTS = ["the goal", "a bank said profit", "fever"]
 # Texts, their lengths with [CLS] and [SEP]: 4, 6, 3; so 13 ids. N and starts take 8 * 5, the seal 32.

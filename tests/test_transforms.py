@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from client.residuals import ResidualFiles, ResidualMemory
-from common.arrays import Payload
-from common.transforms import EXACT, FORMS, WHOLE, decode, encode, exact
-from common.transforms.rounding import GROUP
-from server.simulate import simulate
-from tests.conftest import Make
-from tests.test_resume import measured
+from common.wire import exact
+from common.wire.arrays import Payload
+from common.wire.forms import EXACT, FORMS, WHOLE, decode, encode
+from common.wire.rounding import GROUP
+from server.engines.simulate import simulate
+from tests.support.runs import measured
+from tests.support.tiny import Make
 
 SIZE = 3 * GROUP + 16
 LOSSY = sorted(set(FORMS) - {EXACT})

@@ -14,19 +14,19 @@ import pytest
 import torch
 
 from client.app import app as client_app
+from common.model.resident import open_corpus
 from common.runs import RunFolder
 from common.settings import Settings
-from common.shared_memory import create
-from common.workplace import open_corpus
-from server import simulate as door
+from common.wire.shared_memory import create
 from server.app import conduct
-from server.exchange import GridClients, RunFailed
-from server.local_grid import LocalGrid
-from server.shared_memory import corpus_from_memory, corpus_to_memory, tensor_bytes, tensors_in
-from server.simulate import count_workers, simulate
-from server.workers import WorkerPool
-from tests.conftest import Make
-from tests.test_resume import measured, start, wait_for_round, with_keys
+from server.engines import simulate as door
+from server.engines.local_grid import LocalGrid
+from server.engines.shared_memory import corpus_from_memory, corpus_to_memory, tensor_bytes, tensors_in
+from server.engines.simulate import count_workers, simulate
+from server.engines.workers import WorkerPool
+from server.rounds.clients import GridClients, RunFailed
+from tests.support.runs import measured, start, wait_for_round, with_keys
+from tests.support.tiny import Make
 
 
 def children(pid: int) -> set[int]:
@@ -67,7 +67,7 @@ def test_one_worker_equals_four_equals_none(make_settings: Make, tmp_path: Path,
 def test_memory_follows_the_workers_and_not_the_clients(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.workers._SPARE_BYTES", 0)  # as for a model of more than 64 MiB
+    monkeypatch.setattr("server.engines.workers._SPARE_BYTES", 0)  # as for a model of more than 64 MiB
     pool = run_in_pool(make_settings("num_clients=12", "num_rounds=1"), 2)
     assert len(pool._slots) == 3
 

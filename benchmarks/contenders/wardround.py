@@ -12,9 +12,9 @@ from benchmarks.contenders.job import BATCH, LEARNING_RATE, Clock, Job, read_job
 
 def leave_out_training() -> None:
     """Make every client return the tensors it was given, here and in the workers that this process starts."""
-    from client import local_round
-    from common.learning import TrainResult
-    from server import workers
+    from client import round as local_round
+    from common.model.train import TrainResult
+    from server.engines import workers
 
     def train_nothing(*_: Any) -> TrainResult:
         return TrainResult(loss=0.0, num_steps=1)  # the server refuses an update of none

@@ -6,8 +6,8 @@ import sys
 
 from benchmarks.contenders.wardround import leave_out_training
 from client.app import app as client_app
-from server.local_grid import LocalClients
-from server.worker import run_nursery
+from server.engines.local_grid import LocalClients
+from server.engines.worker import run_nursery
 
 if __name__ == "__main__":
     leave_out_training()

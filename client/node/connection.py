@@ -3,7 +3,7 @@
 On the site's side Flower's private names stand in this file alone. Flower's own client is not used: it ends
 the process it runs in when the server says no, waits without a bound, and checks nothing that it pulls.
 Here every call has a deadline, whatever goes wrong is one of two exceptions, and what was pulled is handed on
-as bytes that are still to be checked (`common/objects.py`).
+as bytes that are still to be checked (`common/wire/objects.py`).
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
-from common.arrays import PIECE_BYTES
 from common.credentials import NEW_KEYS, pem_of, public_line, read_private_key
-from common.messages import LATE_SECONDS, printable
-from common.objects import Object, content_object, make_object, parse, wait_for_object
-from common.signing import NotAuthentic
+from common.wire.arrays import PIECE_BYTES
+from common.wire.messages import LATE_SECONDS, printable
+from common.wire.objects import Object, content_object, make_object, parse, wait_for_object
+from common.wire.signing import NotAuthentic
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-    from client.site_file import SiteFile
+    from client.kit.site_file import SiteFile
 
 _MOST_MESSAGE_BYTES = PIECE_BYTES + 2**20
 _CALL_SECONDS, _PIECE_SECONDS = 30.0, 180.0
@@ -142,7 +142,7 @@ class Connection:
 
     def __init__(self, site: SiteFile) -> None:
         """Raises ValueError where the site's key or authority cannot be read."""
-        from client.link import read_authority
+        from client.kit.link import read_authority
 
         read_authority(site.ca)
         key = read_private_key(site.private_key, "node", "key.private", NEW_KEYS)

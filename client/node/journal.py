@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from common.runs import write_json
-from common.signing import CLOCK_SECONDS, NotAuthentic, Question
+from common.wire.signing import CLOCK_SECONDS, NotAuthentic, Question
 
 
 class Journal:

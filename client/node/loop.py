@@ -8,12 +8,12 @@ from functools import partial
 
 from flwr.app import ConfigRecord, RecordDict
 
+from client.kit.site_file import SiteFile, signing_keys
 from client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
 from client.node.journal import Journal
 from client.node.worker import Room, Stopped, Worker
-from client.site_file import SiteFile, signing_keys
 from common.credentials import fingerprint, public_line
-from common.messages import (
+from common.wire.messages import (
     EVALUATE,
     HELLO,
     LATE_SECONDS,
@@ -23,8 +23,8 @@ from common.messages import (
     printable,
     unpack_notice,
 )
-from common.objects import ENVELOPE, read_content, read_signed, record_objects, sizes
-from common.signing import ANSWER, NotAuthentic, Question, Statement, check_question, sign
+from common.wire.objects import ENVELOPE, read_content, read_signed, record_objects, sizes
+from common.wire.signing import ANSWER, NotAuthentic, Question, Statement, check_question, sign
 
 # Between questions whether there is something: soon after a task, in the round of the last one, else.
 _SOON_PAUSE, _ROUND_PAUSE, _IDLE_PAUSE = 0.25, 0.5, 2.0

@@ -23,9 +23,16 @@ from threading import Thread
 import numpy as np
 from flwr.app import RecordDict
 
-from common.frames import Gone, end_with, receive_frame, send_frame
-from common.messages import KEPT_SECONDS, pack_refusal, put_arrays, read_content, take_arrays, write_content
-from common.shared_memory import Table, bytes_of, create, memory_for, read_arrays, table_of
+from common.wire.frames import Gone, end_with, receive_frame, send_frame
+from common.wire.messages import (
+    KEPT_SECONDS,
+    pack_refusal,
+    put_arrays,
+    read_content,
+    take_arrays,
+    write_content,
+)
+from common.wire.shared_memory import Table, bytes_of, create, memory_for, read_arrays, table_of
 
 _ROOT = Path(__file__).resolve().parents[2]
 _END_SECONDS = 10.0
@@ -199,8 +206,8 @@ def main(descriptor: int, site_file: Path) -> None:
     connection = socket.socket(fileno=descriptor)
     Thread(target=end_with, args=(connection,), daemon=True).start()
     from client.answers import answer, warm_up
+    from client.kit.site_file import load_site_file
     from client.site import Kept, RealSite
-    from client.site_file import load_site_file
 
     warm_up()
     kept = Kept()

@@ -43,11 +43,11 @@ from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkStat
 from flwr.supercore.date import now
 from flwr.superlink.cli.flower_superlink import flower_superlink
 
-from common.arrays import PIECE_BYTES
 from common.credentials import pem_of
-from common.objects import is_id
 from common.runs import write_json
-from server.deployment.server_folder import RegisteredSite, ServerFolder
+from common.wire.arrays import PIECE_BYTES
+from common.wire.objects import is_id
+from server.deployment.folder import RegisteredSite, ServerFolder
 
 MOST_MESSAGE_BYTES = PIECE_BYTES + 2**20
 SLOTS = 64

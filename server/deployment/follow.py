@@ -11,11 +11,11 @@ from typing import Any
 from common.runs import RunFolder
 from common.settings import Settings
 from server.deployment import superlink
-from server.deployment.server_folder import ServerFolder
+from server.deployment.folder import ServerFolder
 from server.deployment.status import collapses_of, live_of
 from server.deployment.superlink import RunState, SuperLinkError
 from server.display import display
-from server.exchange import RunFailed
+from server.rounds.clients import RunFailed
 
 _LOOK_SECONDS = 0.5
 _ASK_SECONDS = 10.0

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.credentials import check_public_line, new_key, public_line, read_private_key, write_private_key
-from common.invitation import Invitation, Registration, Rotation, read_paper, write_paper
-from server.deployment.server_folder import RegisteredSite, ServerFolder
+from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
+from server.deployment.folder import RegisteredSite, ServerFolder
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

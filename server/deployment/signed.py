@@ -18,8 +18,8 @@ import numpy as np
 from flwr.app import ConfigRecord
 
 from common.credentials import fingerprint, public_line
-from common.messages import LATE_SECONDS, Declined, Refused, check_not_declined
-from common.objects import (
+from common.wire.messages import LATE_SECONDS, Declined, Refused, check_not_declined
+from common.wire.objects import (
     ENVELOPE,
     Object,
     content_of_records,
@@ -28,7 +28,7 @@ from common.objects import (
     record_objects,
     sizes,
 )
-from common.signing import (
+from common.wire.signing import (
     TASK,
     NotAuthentic,
     Statement,
@@ -36,8 +36,8 @@ from common.signing import (
     payload_digest,
     sign,
 )
-from server.exchange import POLL_SECONDS, Answer, Request
-from server.runtime_link import ObjectGone, Parcel, Reply, Runtime
+from server.deployment.runtime_link import ObjectGone, Parcel, Reply, Runtime
+from server.rounds.clients import POLL_SECONDS, Answer, Request
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 
 from common.runs import RunFolder
 from common.settings import Settings
-from server.collapse import find_collapses, looks_of
-from server.deployment.server_folder import ServerFolder
+from server.deployment.folder import ServerFolder
+from server.diagnostics.collapse import find_collapses, looks_of
 
 _SHOWN_WARNINGS = 5
 

@@ -15,14 +15,14 @@ from common.runs import RunFolder
 from common.settings import Settings
 from server.compose import compose
 from server.deployment import superlink
+from server.deployment.folder import RegisteredSite, ServerFolder
 from server.deployment.follow import Outcome, Watch, follow
 from server.deployment.registration import signing_key
-from server.deployment.server_folder import RegisteredSite, ServerFolder
 from server.deployment.staging import stage_app
 from server.deployment.status import is_held
 from server.deployment.ticket import write_ticket
 from server.display import display
-from server.exchange import RunFailed
+from server.rounds.clients import RunFailed
 
 _STOP_SECONDS, _LOOK_SECONDS = 20.0, 0.2
 

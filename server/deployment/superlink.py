@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from server.deployment.certificates import describe
-from server.deployment.server_folder import SUPERLINK, ServerFolder, toml_string
-from server.exchange import RunFailed
+from server.deployment.folder import SUPERLINK, ServerFolder, toml_string
+from server.rounds.clients import RunFailed
 
 BIN = Path(sys.executable).parent
 """Where Flower's programs stand: those of this installation, not of another one on the PATH."""

@@ -21,11 +21,11 @@ from flwr.serverapp import Grid
 from common.credentials import new_key, pem_of, private_text, public_line, write_secret
 from common.runs import RunFolder
 from common.settings import Settings
-from common.signing import RUN, RunStatement, sign
-from server.deployment.server_folder import RegisteredSite, ServerFolder
+from common.wire.signing import RUN, RunStatement, sign
+from server.deployment.folder import RegisteredSite, ServerFolder
+from server.deployment.runtime_link import Runtime
 from server.deployment.signed import RunKey, SignedClients, Site
-from server.exchange import RunFailed
-from server.runtime_link import Runtime
+from server.rounds.clients import RunFailed
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

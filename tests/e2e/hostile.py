@@ -15,16 +15,16 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 
 from client.answers import answer
+from client.kit.site_file import load_site_file
 from client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
 from client.node.journal import Journal
 from client.node.loop import Loop
 from client.node.worker import Room, Worker
 from client.site import Kept, RealSite
-from client.site_file import load_site_file
-from common.arrays import Payload
-from common.messages import NOTICE, TRAIN, Update, pack_update, unpack_notice, unpack_update
-from common.objects import Object, make_object
-from common.transforms import whole
+from common.wire.arrays import Payload
+from common.wire.forms import whole
+from common.wire.messages import NOTICE, TRAIN, Update, pack_update, unpack_notice, unpack_update
+from common.wire.objects import Object, make_object
 from tests.e2e.processes import wait_for
 
 Tamper = Callable[[str, RecordDict], RecordDict]

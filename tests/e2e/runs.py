@@ -7,9 +7,9 @@ from typing import Any
 
 from common.runs import RunFolder
 from server.deployment.status import live_of
-from tests.conftest import write_texts
 from tests.e2e.federation import Federation
 from tests.e2e.processes import Process, wait_for
+from tests.support.tiny import write_texts
 
 SIZES = {"beta": 30, "alpha": 12, "gamma": 21}
 LABELS = "data.label_names=[health,money,sport]"

@@ -36,23 +36,23 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 
+from client.kit.site_file import load_site_file
 from client.node.connection import Connection, Letter, Refused
-from client.site_file import load_site_file
 from common.credentials import new_key, pem_of, write_key_pair
-from common.messages import HELLO, TRAIN, pack_update, unpack_update
-from common.objects import Object, content_object, make_object
-from common.transforms import whole
+from common.wire.forms import whole
+from common.wire.messages import HELLO, TRAIN, pack_update, unpack_update
+from common.wire.objects import Object, content_object, make_object
 from server.deployment import superlink
 from server.deployment.fleet import MOST_MESSAGE_BYTES
 from server.deployment.registration import signing_key, unregister_site
 from server.deployment.staging import stage_app
 from server.deployment.submit import settings_to_submit
 from server.deployment.ticket import write_ticket
-from tests.conftest import write_model, write_texts
 from tests.e2e.federation import Federation
 from tests.e2e.hostile import HostileSite, honest, hostile_site, num_numbers, push_objects
 from tests.e2e.processes import Process, command_line, wait_for
 from tests.e2e.runs import JOIN_SECONDS, LABELS, RUN_SECONDS, lines
+from tests.support.tiny import write_model, write_texts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from common.runs import RunFolder
-from tests.conftest import write_texts
 from tests.e2e.federation import Federation
 from tests.e2e.hostile import LIES, hostile_site, lying
 from tests.e2e.processes import Process, wait_for
@@ -28,6 +27,7 @@ from tests.e2e.runs import (
     words_of,
     write_sites,
 )
+from tests.support.tiny import write_texts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from common.arrays import to_record
 from common.credentials import new_key
-from common.messages import HELLO, LATE_SECONDS, TRAIN, pack_hello, pack_notice
-from common.objects import Object, record_objects
-from tests.conftest import write_model, write_texts
-from tests.join_world import World, joined_world
+from common.wire.arrays import to_record
+from common.wire.messages import HELLO, LATE_SECONDS, TRAIN, pack_hello, pack_notice
+from common.wire.objects import Object, record_objects
+from tests.support.join_world import World, joined_world
+from tests.support.tiny import write_model, write_texts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 

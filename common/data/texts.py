@@ -1,0 +1,282 @@
+"""Labelled texts to learn from and to test on: read, checked, numbered, held out, drawn.
+
+Messages name files and labels: they are for the person at this machine and must not cross the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.data.labels import check_declared, check_known, check_present, label_numbers, labels_in_training
+from common.data.readers import READERS, Source
+from common.data.tables import Table
+
+if TYPE_CHECKING:
+    from common.settings import DataSettings
+
+
+def cut_words(text: str, max_words: int | None) -> str:
+    """The first `max_words` words of a text, cut at white space; None leaves it alone."""
+    return text if max_words is None else " ".join(text.split()[:max_words])
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """N examples, in the order of their source."""
+
+    texts: list[str]
+    """N texts, none of them empty."""
+    labels: np.ndarray
+    """(N,) int64, positions in `TextData.label_names`."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: np.ndarray) -> LabelledTexts:
+        """The examples at these positions, in this order."""
+        return LabelledTexts([self.texts[row] for row in rows], self.labels[rows])
+
+    def cut(self, max_words: int | None) -> LabelledTexts:
+        """The same examples with at most `max_words` words each; None leaves them alone."""
+        cut = [cut_words(text, max_words) for text in self.texts]
+        return LabelledTexts(cut, self.labels)
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A data set ready to be dealt to clients."""
+
+    train: LabelledTexts
+    test: LabelledTexts
+    label_names: tuple[str, ...]
+    """Labels in the order of their numbers."""
+    site_sizes: tuple[tuple[str, int], ...]
+    """Name and number of training examples of each site, in the order they stand in `train`; () unless
+    `data.path` is a folder with one file for each site."""
+    test_sizes: tuple[int, ...]
+    """Number of held-out examples of each site, in the order they stand in `test`; () where the test set
+    is nobody's own."""
+    findings: tuple[str, ...]
+    """What a person should be told, one sentence each."""
+
+
+def read_texts(
+    settings: DataSettings, seed: int, site: str | None = None, *, of_each_site: bool = False
+) -> TextData:
+    """Read a data set, hold out a test set where it has none, and draw as many examples as asked.
+
+    Same settings, files and seed give the same examples in the same order. The held-out texts do not
+    depend on `train_examples`, and a smaller draw is part of a larger one.
+
+    Args:
+        site: name of the one site the file belongs to. Its held-out texts are then those that a folder of
+            all sites' files would hold out and draw for it, with `of_each_site`.
+        of_each_site: draw `train_examples`, and `test_examples` where sites hold out their own, from every
+            site by itself; one that has fewer gives all. A site by itself always does.
+
+    Raises:
+        ValueError: anything is wrong with the data; names what, where, the rule and the next step.
+    """
+    check_declared(settings.label_names)
+    try:
+        source = _as_site(READERS[settings.reader](settings), site, dict(settings.label_map))
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename} cannot be read: {error.strerror}. Check its permissions."
+        ) from None
+    tables, findings = _drop_empty(source.train, "train", settings.drop_empty)
+    test_tables, test_findings = _drop_empty(_test_tables(source), "test", settings.drop_empty)
+    names = _label_names(settings, source, tables, test_tables)
+    train, test = _join(tables, names), _join(test_tables, names)
+    sites = np.repeat(np.arange(len(tables)), [len(table.texts) for table in tables])
+    test_sites = np.zeros(len(test), dtype=np.int64)
+    if source.test is None:
+        held = _hold_out(train.labels, sites, source.site_names, settings.test_fraction, seed)
+        train, test = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
+        sites, test_sites = sites[~held], sites[held]
+    names_of_sites = source.site_names if of_each_site or site is not None else ()
+    kept = _draw(train.labels, sites, settings.train_examples, seed, "train_examples", names_of_sites)
+    train, sites = train.take(kept), sites[kept]
+    test_owners = names_of_sites if source.test is None else ()
+    owned_by = test_sites if test_owners else np.zeros_like(test.labels)
+    test_kept = _draw(test.labels, owned_by, settings.test_examples, seed, "test_examples", test_owners)
+    test, test_sites = test.take(test_kept), test_sites[test_kept]
+    sizes = _sizes(sites, tables)
+    return TextData(
+        train.cut(settings.max_words),
+        test.cut(settings.max_words),
+        names,
+        tuple(zip(source.site_names, sizes, strict=True)) if source.site_names else (),
+        _sizes(test_sites, tables) if source.site_names and source.test is None else (),
+        (*findings, *test_findings, *_remarks(train, test, names)),
+    )
+
+
+def _as_site(source: Source, site: str | None, label_map: dict[str, str]) -> Source:
+    """The source under its site's name, its labels under the names all sites share."""
+
+    def rename(table: Table) -> Table:
+        labels = [label if label is None else label_map.get(label, label) for label in table.labels]
+        return replace(table, labels=labels)
+
+    if label_map:
+        test = None if source.test is None else rename(source.test)
+        source = replace(source, train=tuple(rename(table) for table in source.train), test=test)
+    return source if site is None else replace(source, site_names=(site,))
+
+
+def _sizes(sites: np.ndarray, tables: Sequence[Table]) -> tuple[int, ...]:
+    return tuple(np.bincount(sites, minlength=len(tables)).tolist())
+
+
+def _test_tables(source: Source) -> tuple[Table, ...]:
+    return () if source.test is None else (source.test,)
+
+
+def _drop_empty(tables: Sequence[Table], part: str, drop: bool) -> tuple[list[Table], list[str]]:
+    """Tables without the rows that have no text, and what to say about them."""
+    findings = [finding for table in tables for finding in table.findings]
+    filled = [
+        [row for row, text in enumerate(table.texts) if text and not text.isspace()] for table in tables
+    ]
+    total = sum(len(table.texts) for table in tables)
+    empty = total - sum(len(rows) for rows in filled)
+    if not empty:
+        return list(tables), findings
+    if not drop:
+        first = next(
+            table.place(row)
+            for table in tables
+            for row, text in enumerate(table.texts)
+            if not text or text.isspace()
+        )
+        raise ValueError(
+            f"{part}: {empty} of {total} examples have an empty or missing text, the first in {first}. "
+            "Complete them, or set data.drop_empty=true to leave them out."
+        )
+    for table, rows in zip(tables, filled, strict=True):
+        if not rows:
+            raise ValueError(f"{table.name}: no example has a text. Check data.text_columns and the file.")
+    findings.append(f"{part}: {empty} example{'s' if empty > 1 else ''} with empty text left out")
+    return [table.keep(rows) for table, rows in zip(tables, filled, strict=True)], findings
+
+
+def _label_names(
+    settings: DataSettings, source: Source, train: Sequence[Table], test: Sequence[Table]
+) -> tuple[str, ...]:
+    """Labels in the order of their numbers; every example carries one of them."""
+    for tables, part in ((train, "train"), (test, "test")):
+        check_present(tables, part, settings.label_column)
+    if settings.label_names is not None:
+        for tables, part in ((train, "train"), (test, "test")):
+            check_known(tables, part, settings.label_names, declared=True)
+        return settings.label_names
+    found = labels_in_training(train, source.site_names)
+    check_known(test, "test", found, declared=False)
+    return source.label_names or found
+
+
+def _join(tables: Sequence[Table], names: Sequence[str]) -> LabelledTexts:
+    texts = [text for table in tables for text in table.texts if text is not None]
+    return LabelledTexts(texts, label_numbers(tables, names))
+
+
+def _hold_out(
+    labels: np.ndarray, sites: np.ndarray, site_names: Sequence[str], fraction: float, seed: int
+) -> np.ndarray:
+    """(N,) bool, true for what goes to the test set: `fraction` of each site, evenly by label.
+
+    Of every label a site has, at least one example stays in its training.
+
+    Raises:
+        ValueError: too few examples to hold out a single one.
+    """
+    from common.runtime import numpy_stream
+
+    held = np.zeros(len(labels), dtype=bool)
+    for site in range(int(sites[-1]) + 1):
+        rows = np.flatnonzero(sites == site)
+        counts = np.bincount(labels[rows])
+        total = min(int(len(rows) * fraction + 0.5), len(rows) - 1)
+        # Named by the site: another site's file in the folder leaves this one's test texts alone.
+        stream = numpy_stream(seed, f"hold_out.{site_names[site]}" if site_names else "hold_out")
+        for label, size in enumerate(_shares(counts, total, keep=1)):
+            held[stream.permutation(rows[labels[rows] == label])[:size]] = True
+    if not held.any():
+        raise ValueError(
+            f"data.test_fraction is {fraction}, but {len(labels)} training examples are too few to hold out "
+            "any, with one of each label left to learn from. Add examples, or set data.test_path=<file>."
+        )
+    return held
+
+
+def _draw(
+    labels: np.ndarray,
+    sites: np.ndarray,
+    total: int | None,
+    seed: int,
+    purpose: str,
+    site_names: Sequence[str] = (),
+) -> np.ndarray:
+    """Rows of `total` examples in their old order: evenly by label, and by site within a label.
+
+    Args:
+        site_names: where given, `total` examples of each site, or all it has, whatever the others hold.
+
+    Raises:
+        ValueError: there are fewer, and no sites are named.
+    """
+    from common.runtime import numpy_stream
+
+    if total is None:
+        return np.arange(len(labels))
+    drawn = []
+    for site, name in enumerate(site_names):
+        rows = np.flatnonzero(sites == site)
+        stream = numpy_stream(seed, f"{purpose}.{name}")
+        for label, size in enumerate(_shares(np.bincount(labels[rows]), min(total, len(rows)))):
+            drawn.append(stream.permutation(rows[labels[rows] == label])[:size])
+    if site_names:
+        return np.sort(np.concatenate(drawn))
+    if total > len(labels):
+        raise ValueError(
+            f"data.{purpose} is {total}, but there are only {len(labels)} examples. "
+            f"Lower it, or set data.{purpose}=null to use all."
+        )
+    stream = numpy_stream(seed, purpose)
+    for label, size in enumerate(_shares(np.bincount(labels), total)):
+        rows = np.flatnonzero(labels == label)
+        for site, site_size in enumerate(_shares(np.bincount(sites[rows]), int(size))):
+            drawn.append(stream.permutation(rows[sites[rows] == site])[:site_size])
+    return np.sort(np.concatenate(drawn))
+
+
+def _shares(counts: np.ndarray, total: int, keep: int = 0) -> np.ndarray:
+    """Deal `total` in proportion to `counts` by largest remainder, leaving `keep` of each behind.
+
+    Whole numbers within one of `total * counts / sum(counts)`; ties go to the lower position.
+    """
+    shares, remainders = np.divmod(counts * total, max(int(counts.sum()), 1))
+    left = total - int(shares.sum())
+    by_remainder = np.argsort(-remainders, kind="stable")
+    growing = by_remainder[shares[by_remainder] + 1 + keep <= counts[by_remainder]][:left]
+    shares[growing] += 1
+    return shares
+
+
+def _remarks(train: LabelledTexts, test: LabelledTexts, names: Sequence[str]) -> list[str]:
+    """What is odd about the parts together, yet no error."""
+    remarks = []
+    seen = set(train.labels.tolist())
+    unseen = [name for number, name in enumerate(names) if number not in seen]
+    if unseen:
+        remarks.append(f"train: no example of {len(unseen)} of {len(names)} labels: {', '.join(unseen)}")
+    known = set(train.texts)
+    repeated = sum(text in known for text in test.texts)
+    if repeated:
+        remarks.append(f"test: {repeated} of {len(test.texts)} texts also stand in train, word for word")
+    return remarks

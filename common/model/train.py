@@ -1,0 +1,191 @@
+"""Train and evaluate a classifier. Plain PyTorch: no Flower, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from common.data.batches import count_steps, training_steps
+from common.data.tokens import Batch, TokenisedTexts
+from common.errors import DIVERGED
+from common.model.counts import Counts
+from common.runtime import numpy_stream, precision_context, torch_stream
+from common.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adamw": torch.optim.AdamW,
+}
+
+
+class LossNotFinite(ArithmeticError):
+    """The training loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which random streams and which arithmetic one client uses in one round."""
+
+    seed: int
+    round: int
+    client: int
+    device: torch.device
+    precision: str
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a client learned in one round."""
+
+    loss: float
+    """Mean over all examples seen in all epochs of the round."""
+    num_steps: int
+    """Optimiser steps taken."""
+
+
+def train_epochs(
+    model: nn.Module,
+    texts: TokenisedTexts,
+    indices: np.ndarray,
+    settings: TrainSettings,
+    place: Place,
+    new_head: Sequence[str] = (),
+) -> TrainResult:
+    """Train `model` in place for `settings.local_epochs` passes over `texts[indices]`.
+
+    Args:
+        new_head: names of the parameters that pre-training did not bring.
+
+    Raises:
+        ValueError: `drop_last` leaves no whole batch.
+        LossNotFinite: the loss of an epoch is NaN or infinite.
+    """
+    steps_per_epoch = count_steps(len(indices), settings)
+    optimizer = OPTIMIZERS[settings.optimizer](
+        _parameter_groups(model, settings, place.round, frozenset(new_head)),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+    first_step = (place.round - 1) * settings.local_epochs * steps_per_epoch
+    total_steps = (settings.schedule_rounds or 0) * settings.local_epochs * steps_per_epoch
+    loss_sum = torch.zeros((), dtype=torch.float64, device=place.device)
+    num_seen = num_steps = 0
+    model.train()
+    streams = {"round": place.round, "client": place.client}
+    order = numpy_stream(place.seed, "shuffle", **streams)
+    with torch_stream(place.seed, "dropout", **streams, device=place.device):
+        for batches in training_steps(texts, indices, settings, order, place.device):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(group["peak"], settings, first_step + num_steps, total_steps)
+            loss = _step(model, optimizer, batches, settings, place)
+            # Weight by examples: the last batch may be short and must not count double.
+            size = sum(map(len, batches))
+            loss_sum += loss * size
+            num_seen += size
+            num_steps += 1
+    mean = loss_sum.item() / num_seen
+    if not np.isfinite(mean):
+        raise LossNotFinite(
+            f"the training loss is {mean} after {num_steps} steps: {DIVERGED}; lower train.learning_rate "
+            f"(now {settings.learning_rate})"
+        )
+    return TrainResult(loss=mean, num_steps=num_steps)
+
+
+def _parameter_groups(
+    model: nn.Module, settings: TrainSettings, round: int, new_head: frozenset[str]
+) -> list[dict[str, Any]]:
+    """What is trained in this round, each with the peak of its learning rate.
+
+    In the first `head_warmup_rounds` that is the new head alone; the encoder then needs no gradients.
+    """
+    is_warmup = round <= settings.head_warmup_rounds
+    head: list[nn.Parameter] = []
+    body: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (head if name in new_head else body).append(parameter)
+        parameter.requires_grad_(name in new_head or not is_warmup)
+    peak = settings.learning_rate if settings.head_learning_rate is None else settings.head_learning_rate
+    groups = [{"params": head, "peak": peak}]
+    return groups if is_warmup else [*groups, {"params": body, "peak": settings.learning_rate}]
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    settings: TrainSettings,
+    place: Place,
+) -> Tensor:
+    """One optimiser step over micro-batches; returns their mean loss, detached, still on the device."""
+    size = sum(map(len, batches))
+    mean = torch.zeros((), device=place.device)
+    for batch in batches:
+        with precision_context(place.precision, place.device):
+            logits = forward(model, batch)  # (b, C)
+        # A micro-batch counts by its share of the step, so that the gradients add up to that of the mean.
+        loss = cross_entropy(logits.float(), batch.labels) * (len(batch) / size)
+        loss.backward()
+        mean += loss.detach()
+    if settings.max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return mean
+
+
+def forward(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits, (B, C)."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids}
+    if batch.attention_mask is not None:
+        inputs["attention_mask"] = batch.attention_mask
+    logits: Tensor = model(**inputs).logits
+    return logits
+
+
+def learning_rate_at(peak: float, settings: TrainSettings, step: int, total_steps: int) -> float:
+    """Learning rate of one step: constant, or warmed up linearly and then decayed to zero.
+
+    Args:
+        peak: the largest it gets.
+        step: steps this client has taken in the whole run so far.
+        total_steps: steps the schedule spans.
+    """
+    if settings.schedule == "constant":
+        return peak
+    warmup = int(settings.warmup_fraction * total_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch], precision: str) -> Counts:
+    """Run `model` over `batches` without training it."""
+    model.eval()
+    losses: list[Tensor] = []
+    accuracies: list[Tensor] = []
+    confusion: Tensor | int = 0
+    for batch in batches:
+        with precision_context(precision, batch.labels.device):
+            logits = forward(model, batch).float()  # (B, C)
+        predicted = logits.argmax(dim=1)
+        losses.append(cross_entropy(logits, batch.labels, reduction="sum"))
+        num_classes = logits.shape[1]
+        cells = torch.bincount(batch.labels * num_classes + predicted, minlength=num_classes**2)
+        confusion = confusion + cells.view(num_classes, num_classes)
+        accuracies.append((predicted == batch.labels).float().mean())
+    assert isinstance(confusion, torch.Tensor), "nothing to evaluate"
+    # Read once, at the end: reading a number makes an accelerator finish its work first.
+    loss_sum = reduce(add, torch.stack(losses).tolist(), 0.0)
+    return Counts(loss_sum, confusion.cpu().numpy(), tuple(torch.stack(accuracies).tolist()))

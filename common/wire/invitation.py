@@ -1,0 +1,125 @@
+"""How a coordinator and a site come to know each other's keys: an invitation, a registration, a rotation.
+
+    coordinator  -- invitation.json -->  site      where the server is, whom to trust, what was agreed on
+    site         -- registration.json -> coordinator   the site's two public keys
+    coordinator  -- rotation.json -->    sites     a new signing key, signed with the old one
+
+Nothing in them is secret. Each is signed with the keys it brings, and people compare its fingerprint on
+another way than the file took.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from common.credentials import check_public_line, sha256_text
+from common.runs import write_atomically
+from common.wire.signing import INVITATION, REGISTRATION, ROTATION, NotAuthentic, open_envelope, sign
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+_STRICT = ConfigDict(extra="forbid")
+_MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What a site is told before it joins."""
+
+    __pydantic_config__ = _STRICT
+
+    site: str
+    """The name it will be registered under."""
+    address: str
+    """`host:port` of the server's fleet port."""
+    ca: str
+    """Certificate of the authority that signs the server's certificate, PEM."""
+    signing_key: str
+    """The coordinator's public key, OpenSSH form."""
+    versions: dict[str, str]
+    """What is installed at the server, by package; `python` is one of them."""
+    labels: tuple[str, ...]
+    """The consortium's label names, in the order of their numbers; () where they are not agreed on yet."""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A site's answer to its invitation."""
+
+    __pydantic_config__ = _STRICT
+
+    site: str
+    node_key: str
+    """Public key of its node, OpenSSH form."""
+    signing_key: str
+    """Public key that its answers are signed with, OpenSSH form."""
+    invitation: str
+    """Fingerprint of the invitation."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The coordinator's next signing key."""
+
+    __pydantic_config__ = _STRICT
+
+    signing_key: str
+
+
+Paper = TypeVar("Paper", Invitation, Registration, Rotation)
+_TYPES: dict[type, str] = {Invitation: INVITATION, Registration: REGISTRATION, Rotation: ROTATION}
+
+
+def write_paper(paper: Paper, path: Path, *keys: Ed25519PrivateKey) -> str:
+    """Write it, signed with each key; returns its fingerprint. What was there is replaced whole."""
+    envelope = sign(_TYPES[type(paper)], paper, *keys)
+    write_atomically(path, lambda part: part.write_text(envelope + "\n", encoding="ascii"))
+    return _fingerprint(envelope)
+
+
+def read_paper(kind: type[Paper], path: Path, signed_with: Collection[str] = ()) -> tuple[Paper, str]:
+    """What a file says, and its fingerprint.
+
+    Args:
+        signed_with: public keys of which one must have signed it; by default the key that it brings.
+
+    Raises:
+        ValueError: it cannot be read, is no such file, or was changed since it was signed.
+    """
+    name = kind.__name__.lower()
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError
+        envelope = path.read_text(encoding="ascii")
+        content = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
+        paper: Paper = TypeAdapter(kind).validate_python(content)
+        check_public_line(paper.signing_key, "signing")
+    except OSError as error:
+        raise ValueError(
+            f"'{path}' cannot be read ({error.strerror}). Give the path of the {name}."
+        ) from None
+    except (ValidationError, ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(
+            f"'{path}' is no {name} of a Wardround federation. Ask for the file again."
+        ) from None
+    try:
+        open_envelope(envelope, _TYPES[kind], signed_with or [paper.signing_key])
+    except NotAuthentic:
+        by = " by the key that is trusted here" if signed_with else ""
+        raise ValueError(
+            f"'{path}' was changed after it was signed, or is not signed{by}. Ask for the file again, and "
+            "compare its fingerprint by telephone."
+        ) from None
+    return paper, _fingerprint(envelope)
+
+
+def _fingerprint(envelope: str) -> str:
+    return sha256_text(base64.b64decode(json.loads(envelope)["payload"]))

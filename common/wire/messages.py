@@ -1,0 +1,326 @@
+"""What crosses the wire, and under which names. Beside arrays.py, the only shared file that knows Flower.
+
+server -> client   tensors           the global tensors, as flat arrays in pieces (<array>.00000 …)
+                   task              round, layout (digest of names and shapes), settings (JSON), client (its
+                                     number in this run), form (of the tensors), version (SHA-256 of the
+                                     global tensors), base (the version they are written against; "" for none)
+client -> server   tensors           the trained tensors, written against the global ones
+                   update            round, layout, form, holds (the version this client keeps; "" for none)
+                   metrics           num_examples, num_steps, loss, seconds
+                   counts            loss_sum, confusion: the received model on the site's held-out texts
+                                     (only where evaluation.where is `sites`)
+                   refusal           reason: why a client could not do what was asked (instead of the above)
+                   lacks             base: a version this client does not hold (instead of the above)
+hello              card              client (its number in a simulation, else -1), num_examples, num_held_out
+evaluate           counts            as above, and nothing else
+notice             notice            text: why the server refused an update; answered with nothing
+
+Contents are packed and unpacked here; whoever answers a message puts the content into a reply.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import inf, isfinite, isqrt
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+from common.model.counts import Counts
+from common.settings import Settings
+from common.wire.arrays import Payload, from_record, to_record
+
+HELLO, TRAIN, EVALUATE, NOTICE = "query", "train", "evaluate", "query.notice"
+LATE_SECONDS = 600.0
+"""How long past the end of a round its answers can still be fetched; nobody begins to work on it then."""
+KEPT_SECONDS = 1800.0
+"""How long a client that is left alone keeps the tensors of the last round."""
+_LONGEST_WORDS = 300
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the server asks of a client in one round."""
+
+    round: int
+    layout: str
+    settings: Settings
+    payload: Payload
+    """The global tensors, read only: every client of the round is given the same arrays."""
+    version: str = ""
+    """SHA-256 of the global tensors."""
+    base: str = ""
+    """The version that `payload` is written against; empty where it is whole."""
+    client: int = -1
+    """Number of the client this is for."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client returns from one round."""
+
+    round: int
+    layout: str
+    payload: Payload
+    """The trained tensors, written against the global ones; valid until the next reply is pulled."""
+    num_examples: int
+    num_steps: int
+    loss: float
+    seconds: float
+    test: Counts | None
+    """The received model on the client's held-out texts, where sites evaluate."""
+    holds: str = ""
+    """The version that the next task may be written against; empty where nothing is kept."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """How a client introduces itself."""
+
+    client: int
+    """Its number in a simulation; -1 for a real site, which the server knows by its key."""
+    num_examples: int
+    """To train on."""
+    num_held_out: int
+    """To count on, where sites evaluate."""
+
+
+def printable(text: str) -> str:
+    """What somebody else wrote, for terminals, logs and files: no control characters, 300 letters at most."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_WORDS])
+
+
+class Refused(Exception):
+    """An answer is not what was asked for. The text says why; a client may have written it."""
+
+    def __init__(self, text: str) -> None:
+        """Args: text: made printable and short, for it goes to terminals, logs and files."""
+        super().__init__(printable(text))
+
+
+class Declined(Refused):
+    """There is no answer: the client could not give one, and knows why, or its node is gone."""
+
+
+class LacksBase(Exception):
+    """A client does not hold the version that a task is written against. The text is that version."""
+
+
+def pack_tasks(task: Task, clients: Sequence[int]) -> list[RecordDict]:
+    """One content for each client number; all of them share one record of tensors."""
+    arrays = to_record(task.payload.arrays)
+    config = {
+        "round": task.round,
+        "layout": task.layout,
+        "settings": task.settings.to_json(),
+        "form": task.payload.form,
+        "version": task.version,
+        "base": task.base,
+    }
+    return [
+        RecordDict({"tensors": arrays, "task": ConfigRecord(config | {"client": client})})  # type: ignore[arg-type]
+        for client in clients
+    ]
+
+
+def unpack_task(content: RecordDict) -> Task:
+    """Inverse of `pack_tasks`."""
+    config = content.config_records["task"]
+    return Task(
+        round=int(str(config["round"])),
+        layout=str(config["layout"]),
+        settings=Settings.from_json(str(config["settings"])),
+        payload=_payload(content, config),
+        version=str(config["version"]),
+        base=str(config["base"]),
+        client=int(str(config["client"])),
+    )
+
+
+def pack_update(update: Update) -> RecordDict:
+    """A client's answer to a task."""
+    config = {
+        "round": update.round,
+        "layout": update.layout,
+        "form": update.payload.form,
+        "holds": update.holds,
+    }
+    content = RecordDict(
+        {
+            "tensors": to_record(update.payload.arrays),
+            "update": ConfigRecord(config),  # type: ignore[arg-type]
+            "metrics": MetricRecord(
+                {
+                    "num_examples": update.num_examples,
+                    "num_steps": update.num_steps,
+                    "loss": update.loss,
+                    "seconds": update.seconds,
+                }
+            ),
+        }
+    )
+    if update.test is not None:
+        content["counts"] = _counts_record(update.test)
+    return content
+
+
+def _payload(content: RecordDict, config: ConfigRecord, most_bytes: float = inf) -> Payload:
+    return Payload(str(config["form"]), from_record(content.array_records["tensors"], most_bytes))
+
+
+def unpack_update(content: RecordDict, most_bytes: float = inf) -> Update:
+    """Inverse of `pack_update`.
+
+    Args:
+        most_bytes: of its arrays; more are refused before room is made for them.
+
+    Raises:
+        Refused: the answer does not have the form of an update.
+    """
+    try:
+        config, metrics = content.config_records["update"], content.metric_records["metrics"]
+        return Update(
+            round=int(str(config["round"])),
+            layout=str(config["layout"]),
+            payload=_payload(content, config, most_bytes),
+            num_examples=int(str(metrics["num_examples"])),
+            num_steps=int(str(metrics["num_steps"])),
+            loss=float(str(metrics["loss"])),
+            seconds=float(str(metrics["seconds"])),
+            test=_counts(content) if "counts" in content.metric_records else None,
+            holds=str(config["holds"]),
+        )
+    except Exception as error:  # whatever a client may have written there
+        raise Refused(f"its answer is no update ({type(error).__name__}: {error})") from None
+
+
+def pack_hello(settings: Settings) -> RecordDict:
+    """Asks a client who it is."""
+    return RecordDict({"task": ConfigRecord({"settings": settings.to_json()})})
+
+
+def unpack_hello(content: RecordDict) -> Settings:
+    """Inverse of `pack_hello`."""
+    return Settings.from_json(str(content.config_records["task"]["settings"]))
+
+
+def pack_card(card: Card) -> RecordDict:
+    """A client's answer to hello."""
+    return RecordDict({"card": ConfigRecord(asdict(card))})
+
+
+def unpack_card(content: RecordDict) -> Card:
+    """Inverse of `pack_card`. Raises Refused as `unpack_update` does."""
+    try:
+        card = content.config_records["card"]
+        return Card(int(str(card["client"])), int(str(card["num_examples"])), int(str(card["num_held_out"])))
+    except Exception as error:  # as above
+        raise Refused(f"its answer is no card ({type(error).__name__}: {error})") from None
+
+
+def pack_counts(counts: Counts) -> RecordDict:
+    """A client's answer to evaluate."""
+    return RecordDict({"counts": _counts_record(counts)})
+
+
+def unpack_counts(content: RecordDict) -> Counts:
+    """Inverse of `pack_counts`. Raises Refused as `unpack_update` does."""
+    try:
+        return _counts(content)
+    except Exception as error:  # as above
+        raise Refused(f"its answer holds no counts ({type(error).__name__}: {error})") from None
+
+
+def _counts_record(counts: Counts) -> MetricRecord:
+    return MetricRecord({"loss_sum": counts.loss_sum, "confusion": counts.confusion.flatten().tolist()})
+
+
+def _counts(content: RecordDict) -> Counts:
+    """Raises KeyError or ValueError where they are not a square of counts and a finite sum."""
+    record = content.metric_records["counts"]
+    confusion, loss_sum = np.array(record["confusion"], dtype=np.int64), float(str(record["loss_sum"]))
+    side = isqrt(len(confusion))
+    if side * side != len(confusion) or confusion.min(initial=0) < 0 or not isfinite(loss_sum):
+        raise ValueError("held-out counts are not a square of whole numbers")
+    return Counts(loss_sum, confusion.reshape(side, side), ())
+
+
+def take_arrays(content: RecordDict) -> tuple[RecordDict, dict[str, np.ndarray]]:
+    """A content without its arrays, and the arrays if it has any: for memory that is shared anyway."""
+    arrays = content.array_records
+    rest = RecordDict({name: record for name, record in content.items() if name not in arrays})
+    return rest, from_record(arrays["tensors"]) if arrays else {}
+
+
+def put_arrays(content: RecordDict, arrays: dict[str, np.ndarray]) -> None:
+    """Inverse of `take_arrays`, in place."""
+    if arrays:
+        content["tensors"] = to_record(arrays)
+
+
+def write_content(words: dict[str, Any], content: RecordDict) -> bytes:
+    """A content without arrays and bytes, and a few words, for another process of this machine."""
+    records = {
+        "config": {name: dict(record) for name, record in content.config_records.items()},
+        "metric": {name: dict(record) for name, record in content.metric_records.items()},
+    }
+    return json.dumps({"words": words, **records}).encode()
+
+
+def read_content(written: bytes) -> tuple[dict[str, Any], RecordDict]:
+    """Inverse of `write_content`."""
+    read = json.loads(written)
+    content = RecordDict({name: ConfigRecord(record) for name, record in read["config"].items()})
+    for name, record in read["metric"].items():
+        content[name] = MetricRecord(record)
+    return read["words"], content
+
+
+def pack_refusal(reason: str) -> RecordDict:
+    """A client's answer when it cannot do what was asked. The reason must name no path, text or label."""
+    return RecordDict({"refusal": ConfigRecord({"reason": reason})})
+
+
+def pack_lack(base: str) -> RecordDict:
+    """A client's answer to a task that is written against a version which it does not hold."""
+    return RecordDict({"lacks": ConfigRecord({"base": base})})
+
+
+def is_lack(content: RecordDict) -> bool:
+    """Whether the client asks for the tensors as a whole."""
+    return "lacks" in content.config_records
+
+
+def pack_notice(text: str) -> RecordDict:
+    """Tells a client something it cannot see from its side."""
+    return RecordDict({"notice": ConfigRecord({"text": text})})
+
+
+def unpack_notice(content: RecordDict) -> str:
+    """Inverse of `pack_notice`."""
+    return str(content.config_records["notice"]["text"])
+
+
+def seconds_left_of(message: Message) -> float:
+    """Until the round of a message is over, by this machine's clock; then nobody waits for an answer."""
+    metadata = message.metadata
+    return float(metadata.created_at + metadata.ttl - LATE_SECONDS - time.time())
+
+
+def content_of(message: Message) -> RecordDict:
+    """What a message of Flower's carries. Raises Declined where that is no answer."""
+    if message.has_error():
+        raise Declined(f"Flower reports error {message.error.code}: {message.error.reason}")
+    return check_not_declined(message.content)
+
+
+def check_not_declined(content: RecordDict) -> RecordDict:
+    """The content, unless it says that there is no answer. Raises Declined."""
+    refusal = content.config_records.get("refusal")
+    if refusal is not None:
+        raise Declined(str(refusal.get("reason", "without a reason")))
+    return content

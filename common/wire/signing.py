@@ -1,0 +1,239 @@
+"""Signed statements: who asks whom what in which round, with the SHA-256 of every record that goes along.
+
+    coordinator's key  signs  a run's key       (`RunStatement`, made by `wardround submit`)
+    the run's key      signs  every question    (`Statement` of type TASK)
+    a site's key       signs  every answer      (`Statement` of type ANSWER)
+
+Envelopes are DSSE 1.0 (github.com/secure-systems-lab/dsse, protocol.md) with Ed25519 (RFC 8032). Parties are
+named by the fingerprints of their keys: Flower's node and run numbers change when the server starts again.
+Flower's own routing is a courier here, not a witness.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from common.credentials import check_public_line, fingerprint, public_line
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+RUN, TASK, ANSWER, INVITATION, REGISTRATION, ROTATION = (
+    f"application/vnd.wardround.{name}+json"
+    for name in ("run", "task", "answer", "invitation", "registration", "rotation")
+)
+CLOCK_SECONDS = 300.0
+"""By how much two machines' clocks may differ."""
+Reason = Literal["unsigned", "forged", "misdirected", "replayed", "expired", "damaged", "unasked"]
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class NotAuthentic(Exception):
+    """A message does not count. `reason` is one of a closed set and may cross the wire."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason: Reason = reason
+
+
+@dataclass(frozen=True)
+class RunStatement:
+    """The coordinator's word for the key that signs one run's questions."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    """Drawn at random for each submission."""
+    key: str
+    """Public half of the run's key, OpenSSH form."""
+    not_before: float
+    """Seconds since 1970; the same below."""
+    not_after: float
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a question or an answer says about itself."""
+
+    __pydantic_config__ = _STRICT
+
+    version: Literal[1]
+    run: str
+    """SHA-256 of the run's statement."""
+    round: int
+    attempt: int
+    """Counts the questions to one site in one run, from 1: a question that is asked again has a new one."""
+    kind: str
+    """Message type, as in `common/wire/messages.py`."""
+    sender: str
+    """Fingerprint of the key that signs."""
+    receiver: str
+    """Fingerprint of the key that the receiver signs with."""
+    nonce: str
+    """Of a question: drawn at random. Empty in an answer."""
+    answers: str
+    """Of an answer: SHA-256 of the question's statement. Empty in a question."""
+    records: dict[str, tuple[str, int]]
+    """Every record that goes along: Flower's object id, which is a SHA-256 over all it holds, and bytes."""
+    expires: float
+    """Nobody waits for an answer after that."""
+
+
+Signed = TypeVar("Signed", RunStatement, Statement)
+
+
+def sign(payload_type: str, statement: object, *keys: Ed25519PrivateKey) -> str:
+    """An envelope around a statement (a dataclass), signed with each key."""
+    payload = json.dumps(asdict(statement), sort_keys=True).encode()  # type: ignore[call-overload]
+    signatures = [
+        {"keyid": fingerprint(public_line(key)), "sig": _text(key.sign(_signed_bytes(payload_type, payload)))}
+        for key in keys
+    ]
+    return json.dumps(
+        {"payloadType": payload_type, "payload": _text(payload), "signatures": signatures}, sort_keys=True
+    )
+
+
+def open_envelope(envelope: str, payload_type: str, keys: Collection[str]) -> bytes:
+    """The payload, if one of these public keys (OpenSSH form) has signed it.
+
+    Raises:
+        NotAuthentic: it is no envelope of this type, or signed by nobody of them.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+
+    try:
+        content = json.loads(envelope)
+        payload, claimed = base64.b64decode(content["payload"], validate=True), content["payloadType"]
+        signatures = {str(item["keyid"]): base64.b64decode(item["sig"]) for item in content["signatures"]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise NotAuthentic("damaged") from None
+    if claimed != payload_type:
+        raise NotAuthentic("forged")
+    for key in keys:
+        try:
+            signature = signatures[fingerprint(check_public_line(key, "signing"))]
+            load_ssh_public_key(key.encode()).verify(  # type: ignore[call-arg]
+                signature, _signed_bytes(payload_type, payload)
+            )
+        except (KeyError, ValueError, InvalidSignature):  # not signed with it, no key, or another's work
+            continue
+        return payload
+    raise NotAuthentic("forged")
+
+
+def read_statement(kind: type[Signed], payload: bytes) -> Signed:
+    """The statement a payload holds. Raises NotAuthentic where it holds something else."""
+    try:
+        found: Signed = _ADAPTERS[kind].validate_json(payload)
+        return found
+    except (ValidationError, ValueError, RecursionError):
+        raise NotAuthentic("damaged") from None
+
+
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {
+    RunStatement: TypeAdapter(RunStatement),
+    Statement: TypeAdapter(Statement),
+}
+
+
+def digest(payload: bytes) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(payload).hexdigest()
+
+
+def payload_digest(envelope: str) -> str:
+    """SHA-256 of what an envelope of one's own holds."""
+    return digest(base64.b64decode(json.loads(envelope)["payload"]))
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question that has been found authentic."""
+
+    statement: Statement
+    digest: str
+    """SHA-256 of the statement; its answer names it."""
+    run_key: str
+    """Public key that signed it, OpenSSH form."""
+    run_ends: float
+    """From then on no question of this run is valid."""
+
+
+def check_question(
+    envelopes: Mapping[str, str], coordinator: str, receiver: str, kind: str, now: float | None = None
+) -> Question:
+    """Whether a question comes from a run of the coordinator, is for us, and is still of use.
+
+    Args:
+        envelopes: `run` and `statement`, as they came.
+        coordinator: public key, OpenSSH form. receiver: our fingerprint.
+        kind: message type that it came under.
+
+    Raises:
+        NotAuthentic: `forged`, `damaged`, `misdirected` or `expired`.
+    """
+    now = time.time() if now is None else now
+    run_payload = open_envelope(envelopes.get("run", ""), RUN, [coordinator])
+    run = read_statement(RunStatement, run_payload)
+    payload = open_envelope(envelopes.get("statement", ""), TASK, [run.key])
+    statement = read_statement(Statement, payload)
+    if (statement.run, statement.sender) != (digest(run_payload), fingerprint(run.key)):
+        raise NotAuthentic("forged")
+    if (statement.receiver, statement.kind) != (receiver, kind):
+        raise NotAuthentic("misdirected")
+    if not run.not_before - CLOCK_SECONDS <= now <= run.not_after + CLOCK_SECONDS:
+        raise NotAuthentic("expired")
+    if now > statement.expires + CLOCK_SECONDS:
+        raise NotAuthentic("expired")
+    return Question(statement, digest(payload), run.key, run.not_after)
+
+
+def check_answer(
+    envelope: str, sender_key: str, asked: Mapping[str, Statement], now: float | None = None
+) -> Statement:
+    """Whether an answer comes from the one who was asked, and to a question that was asked.
+
+    Args:
+        sender_key: public key of that site, OpenSSH form.
+        asked: the questions to it that may still be answered, by the SHA-256 of their statements.
+
+    Raises:
+        NotAuthentic: `forged`, `damaged`, `unasked`, `misdirected` or `expired`.
+    """
+    now = time.time() if now is None else now
+    answer = read_statement(Statement, open_envelope(envelope, ANSWER, [sender_key]))
+    question = asked.get(answer.answers)
+    if question is None:
+        raise NotAuthentic("unasked")
+    if (answer.sender, answer.receiver) != (fingerprint(sender_key), question.sender):
+        raise NotAuthentic("misdirected")
+    if (answer.run, answer.round, answer.attempt, answer.kind) != (
+        question.run,
+        question.round,
+        question.attempt,
+        question.kind,
+    ):
+        raise NotAuthentic("forged")
+    if now > answer.expires + CLOCK_SECONDS:
+        raise NotAuthentic("expired")
+    return answer
+
+
+def _signed_bytes(payload_type: str, payload: bytes) -> bytes:
+    """DSSE's pre-authentication encoding."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

@@ -1,0 +1,107 @@
+"""What a round's updates and test predictions tell: how far clients agree, what they move and predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log, prod, sqrt
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from common.model.counts import Counts
+    from common.model.flat import Layout
+    from server.rounds.fedavg import RoundMean
+
+UPDATE_KEYS = ("mean_update_norm", "norm_ratio", "head_norm", "body_norm")
+PREDICTION_KEYS = ("predicted_shares", "prediction_entropy", "largest_class_share")
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where the parameters that pre-training did not bring lie in the flat buffer; all else is the body."""
+
+    slices: tuple[slice, ...]
+
+    @classmethod
+    def of(cls, layout: Layout, names: Sequence[str]) -> Head:
+        """Args: names: the head's parameters, as in `Classifier.new_head`."""
+        places = zip(layout.names, layout.shapes, layout.offsets, strict=True)
+        return cls(tuple(slice(start, start + prod(shape)) for name, shape, start in places if name in names))
+
+    def update_norm(self, trained: Tensor, start: Tensor) -> float:
+        """L2 norm of `trained - start`, both (P,) fp32, over the head alone; 0 where there is no new head."""
+        deltas = (trained[part] - start[part] for part in self.slices)
+        return sqrt(sum(delta.dot(delta).item() for delta in deltas))
+
+
+def nothing_measured() -> dict[str, Any]:
+    """The `diagnostics` of a history line before anything is known: every key, and null."""
+    return dict.fromkeys((*UPDATE_KEYS, *PREDICTION_KEYS))
+
+
+def describe_updates(outcome: RoundMean, head_norm: float) -> dict[str, float]:
+    """What a round's updates tell together.
+
+    Args:
+        outcome: the mean and its updates.
+        head_norm: L2 norm of the mean update over the head.
+    """
+    norm = outcome.update_norm
+    body_norm = sqrt(max(0.0, norm**2 - head_norm**2))
+    values = (norm, norm_ratio(outcome), head_norm, body_norm)
+    return dict(zip(UPDATE_KEYS, values, strict=True))
+
+
+def norm_ratio(outcome: RoundMean) -> float:
+    """Norm of the mean update over the mean of the norms, both weighted as the mean is; in [0, 1].
+
+    1: all updates point the same way; 1/sqrt(K): K updates of equal norm and weight are as independent noise;
+    0: they cancel, or nothing moved.
+    """
+    pairs = zip(outcome.agreements, outcome.weights, strict=True)
+    mean_of_norms = sum(agreement.update_norm * weight for agreement, weight in pairs) / sum(outcome.weights)
+    return min(1.0, outcome.update_norm / mean_of_norms) if mean_of_norms > 0 else 0.0
+
+
+def cosines_to_others(outcome: RoundMean) -> list[float | None]:
+    """Cosine of each update to the weighted mean of the others: 0 for independent noise, whatever K is.
+
+    The cosine to the mean of all holds an update's own share, and is 0 where two updates cancel; this one is
+    -1 there. With p the update's share of the weights, d the update and m the mean of all, the others point
+    along m - p d, whose products with d and with itself follow from the norms and the cosine to m.
+
+    Returns:
+        One for each update; 0 where it or the others do not move, None where there are no others.
+    """
+    if len(outcome.agreements) == 1:
+        return [None]
+    total = sum(outcome.weights)
+    cosines: list[float | None] = []
+    for agreement, weight in zip(outcome.agreements, outcome.weights, strict=True):
+        share, norm = weight / total, agreement.update_norm
+        with_mean = agreement.cosine_to_mean * norm * outcome.update_norm  # <d, m>
+        with_others = with_mean - share * norm**2  # <d, m - p d>
+        others_squared = outcome.update_norm**2 - 2 * share * with_mean + (share * norm) ** 2
+        scale = norm * sqrt(max(0.0, others_squared))
+        cosines.append(max(-1.0, min(1.0, with_others / scale)) if scale > 0 else 0.0)
+    return cosines
+
+
+def describe_predictions(counts: Counts) -> dict[str, Any]:
+    """Share of the test predictions in each class, their entropy, and the largest class's true share.
+
+    The entropy is that of the shares, in nats: 0 where all predictions are one class, ln C where the C
+    classes are predicted equally often.
+    """
+    predicted = counts.confusion.sum(axis=0) / counts.num_examples  # (C,)
+    shares = [float(share) for share in predicted]
+    largest = float(counts.confusion.sum(axis=1).max()) / counts.num_examples
+    values = (shares, entropy(shares), largest)
+    return dict(zip(PREDICTION_KEYS, values, strict=True))
+
+
+def entropy(shares: Sequence[float]) -> float:
+    """-sum p ln p, in nats."""
+    return sum(-share * log(share) for share in shares if share > 0)

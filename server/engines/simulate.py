@@ -1,0 +1,96 @@
+"""One simulated run: the door that picks an engine. Run as a module, it forks a simulation's workers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from client.app import app as client_app
+from common.runtime import resolve_device, resolve_threads
+from common.settings import Settings
+from server.app import conduct
+from server.engines.local_grid import LocalClients, LocalGrid
+from server.engines.worker import run_nursery
+from server.engines.workers import WorkerPool
+from server.rounds.clients import GridClients
+
+
+def simulate(settings: Settings) -> None:
+    """Run the whole federation here, or on a Ray cluster.
+
+    Raises:
+        ValueError: bad input. RunFailed: the run could not be finished.
+    """
+    if not settings.engine.is_simulated:
+        raise ValueError("engine=deployment runs across real sites; use `wardround submit` for that.")
+    ENGINES[settings.engine.name](settings)
+
+
+def _in_process(settings: Settings) -> None:
+    num_workers = count_workers(settings)
+    if num_workers == 1:
+        conduct(GridClients(LocalGrid(client_app, settings.num_clients)), settings)
+        return
+    with WorkerPool(num_workers, settings) as pool:
+        conduct(GridClients(LocalGrid(client_app, settings.num_clients, pool)), settings)
+
+
+def count_workers(settings: Settings) -> int:
+    """Processes to train in: as asked, and never more than there are clients.
+
+    `auto` is one for each GPU, or on the CPU as many as find `threads` CPUs each. The number of threads, on
+    which sums depend, is never derived from the number of workers.
+
+    Raises:
+        ValueError: several workers on the CPU would each use all of it.
+    """
+    asked, device = settings.engine.workers, resolve_device(settings.device)
+    if asked == "auto" and device.type == "cpu":
+        asked = resolve_threads("auto") // resolve_threads(settings.threads)
+    elif asked == "auto":
+        import torch
+
+        asked = torch.accelerator.device_count() if settings.device in ("auto", device.type) else 1
+    elif asked > 1 and device.type == "cpu" and settings.threads == "auto":
+        raise ValueError(
+            f"engine.workers is {asked} but threads is auto, so that each of them would use every CPU. Set "
+            "threads=1; sums depend on the number of threads, so it is part of what a run is."
+        )
+    return max(1, min(asked, settings.num_clients))
+
+
+def _on_ray(settings: Settings) -> None:
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise ValueError("engine=ray needs Ray; install it with: pip install 'wardround[ray]'") from None
+    from flwr.simulation import run_simulation
+
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        conduct(GridClients(grid), settings)
+
+    engine = settings.engine
+    init_args: dict[str, Any] = {} if engine.address is None else {"address": engine.address}
+    run_simulation(
+        server_app=server_app,
+        client_app=client_app,
+        num_supernodes=settings.num_clients,
+        backend_config={
+            "init_args": init_args,
+            "client_resources": {"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus},
+        },
+    )
+
+
+ENGINES: dict[str, Callable[[Settings], None]] = {"inprocess": _in_process, "ray": _on_ray}
+
+
+if __name__ == "__main__":
+    run_nursery(int(sys.argv[1]), lambda num_clients: LocalClients(client_app, num_clients).answer_job)

@@ -1,0 +1,138 @@
+"""The worker processes of a simulation, from inside: one that forks them, and what each of them does.
+
+    simulation  --socket-->  nursery  (imports everything and builds the model once; computes nothing)
+         |                      | fork
+         +------socket------> worker  (trains, on `threads` threads)
+
+All of them end when the simulation does, however it ends: the kernel closes its sockets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.model.resident import house_model, keep_corpus, open_workplace
+from common.settings import Settings
+from common.wire.frames import Gone, end_with, receive_frame, send_frame
+from common.wire.shared_memory import read_arrays, write_arrays
+from server.engines.shared_memory import corpus_from_memory, tensors_in
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SLOT_BYTES = 4  # a job opens with the number of the slot it may train in
+_TABLE_BYTES = 4  # a reply opens with the length of what says which arrays lie in the slot
+Arrays = dict[str, np.ndarray]
+# Answers one job: its bytes and the global tensors, to reply bytes and arrays if there are any.
+Answer = Callable[[bytes, Arrays], tuple[bytes, Arrays]]
+
+
+def run_nursery(descriptor: int, make_answer: Callable[[int], Answer]) -> None:
+    """Fork a worker for every socket that comes in, until the simulation ends; never returns.
+
+    The first frame holds the settings, and with it come the tensors' and the texts' memory. Every other one
+    holds a worker's number, with its socket; a worker of that number that is still there is ended first.
+
+    Args:
+        descriptor: socket to the simulation.
+        make_answer: from num_clients to what a worker does with a job.
+    """
+    from transformers import AutoModelForSequenceClassification  # noqa: F401 - slow, so before anybody waits
+
+    with socket.socket(fileno=descriptor) as control, suppress(Gone):
+        written, (tensors_fd, corpus_fd) = receive_frame(control)
+        settings = Settings.from_json(written.decode())
+        answer = make_answer(settings.num_clients)
+        corpus = corpus_from_memory(corpus_fd)
+        keep_corpus(settings, corpus)
+        tensors = _build_model(settings, corpus.label_names, tensors_fd)
+        pids: dict[int, int] = {}
+        while True:
+            request, (worker_fd,) = receive_frame(control)
+            number = int(request)
+            if number in pids:
+                _end(pids[number])
+                send_frame(control, b"its memory is free")
+            pids[number] = os.fork()
+            if pids[number] == 0:
+                control.close()
+                _choose_gpu(settings, number)
+                _run_worker(socket.socket(fileno=worker_fd), settings, corpus.label_names, tensors, answer)
+            os.close(worker_fd)
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+    os._exit(0)  # nothing is left to tidy up, and PyTorch takes its time to leave
+
+
+def _end(pid: int) -> None:
+    """Make sure a worker is gone, whatever it does."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def _build_model(settings: Settings, label_names: tuple[str, ...], tensors_fd: int) -> list[Tensor]:
+    """Build what every worker inherits; returns the shared tensors, the global ones first.
+
+    On one thread, since a process that has computed on several cannot be forked safely, and on the CPU, since
+    no process that uses a GPU can: workers on GPUs build their own.
+    """
+    workplace = open_workplace(replace(settings, threads=1, device="cpu"), label_names)
+    tensors = tensors_in(tensors_fd, workplace.layout.size)
+    house_model(tensors[1])  # no copy of it is kept here
+    return tensors
+
+
+def _choose_gpu(settings: Settings, number: int) -> None:
+    """Each worker sees one GPU of those the simulation may use, in turn. CUDA must not be in use yet."""
+    import torch
+
+    if settings.device in ("auto", "cuda") and torch.cuda.device_count() > 0:
+        allowed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = allowed.split(",") if allowed else [str(gpu) for gpu in range(torch.cuda.device_count())]
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
+
+
+def _run_worker(
+    connection: socket.socket,
+    settings: Settings,
+    label_names: tuple[str, ...],
+    tensors: list[Tensor],
+    answer: Answer,
+) -> None:
+    """Answer jobs until the simulation closes the socket; never returns."""
+    Thread(target=end_with, args=(connection,), daemon=True).start()
+    try:
+        workplace = open_workplace(settings, label_names)
+        global_tensors, *slots = tensors
+        while True:
+            job, _ = receive_frame(connection)
+            slot = slots[int.from_bytes(job[:SLOT_BYTES], "little")]
+            if workplace.device.type == "cpu":
+                house_model(slot)  # what is trained lies where the simulation reads it
+            reply, arrays = answer(job[SLOT_BYTES:], {"shared": global_tensors.numpy()})
+            table = json.dumps(write_arrays(slot.numpy().view(np.uint8), arrays)).encode()
+            send_frame(connection, len(table).to_bytes(_TABLE_BYTES, "little") + table + reply)
+    except Gone:
+        os._exit(0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+
+
+def open_reply(written: bytes, slot: Tensor) -> tuple[bytes, Arrays]:
+    """What a worker sent, and the arrays it left in its slot."""
+    end = _TABLE_BYTES + int.from_bytes(written[:_TABLE_BYTES], "little")
+    return written[end:], read_arrays(slot.numpy().view(np.uint8), json.loads(written[_TABLE_BYTES:end]))

@@ -1,0 +1,224 @@
+"""A pool of worker processes on this machine: jobs in order, tensors through shared memory.
+
+The global tensors are written once a round. A worker trains in a slot of shared memory, and the slot is used
+again only after its update was folded, so that memory does not grow with the number of clients.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.model.resident import open_corpus, open_workplace
+from common.settings import Settings
+from common.wire.frames import Gone, receive_frame, send_frame
+from common.wire.shared_memory import create
+from server.engines.shared_memory import corpus_to_memory, tensor_bytes, tensors_in
+from server.engines.worker import SLOT_BYTES, open_reply
+from server.rounds.clients import RunFailed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NURSERY = "server.engines.simulate"
+"""The module that is run to fork the workers."""
+_ROOT = Path(__file__).resolve().parents[2]
+_END_SECONDS = 10.0
+# A slot more than there are workers lets one of them work on while its update waits for an earlier one;
+# small models get more of them.
+_SPARE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of one job."""
+
+    written: bytes | None
+    """The worker's answer; None where its process ended before it gave one."""
+    arrays: dict[str, np.ndarray]
+    """In shared memory; they hold until the pool is asked for the next reply."""
+
+
+@dataclass
+class _Worker:
+    number: int
+    connection: socket.socket
+    job: str = ""
+    slot: int = -1
+
+
+class WorkerPool:
+    """`num_workers` processes, each with a resident model. A context manager: leaving it ends them."""
+
+    def __init__(self, num_workers: int, settings: Settings) -> None:
+        """Args: settings: the run's; workers are ready for it, and take part in no other."""
+        self.settings = settings
+        self._num_workers = num_workers
+        ours, theirs = socket.socketpair()
+        self._control = ours
+        with theirs:
+            self._nursery = subprocess.Popen(
+                [sys.executable, "-P", "-m", NURSERY, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                # Ctrl-C in a terminal goes to the simulation alone, which ends its workers.
+                process_group=0,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, sys.path)])},
+            )
+        self._global: Tensor | None = None
+        self._slots: list[Tensor] = []
+        self._free: list[int] = []
+        self._lent = -1
+        self._workers: list[_Worker] = []
+        self._waiting: deque[tuple[str, bytes]] = deque()
+        self._done: dict[str, tuple[bytes | None, int]] = {}
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Start the workers; they build their models while this process goes on."""
+        if self._global is not None:
+            return
+        corpus = open_corpus(self.settings)
+        size = open_workplace(self.settings, corpus.label_names).layout.size
+        spare = max(1, min(self._num_workers, _SPARE_BYTES // tensor_bytes(size)))
+        num_slots = self._num_workers + spare
+        memory, texts = create((1 + num_slots) * tensor_bytes(size)), corpus_to_memory(corpus)
+        self._global, *self._slots = tensors_in(memory, size)
+        self._free = list(range(num_slots))
+        self._tell_nursery(self.settings.to_json().encode(), memory, texts)
+        os.close(memory)
+        os.close(texts)
+        for number in range(self._num_workers):
+            self._start(number)
+
+    def begin(self, arrays: dict[str, np.ndarray], jobs: Mapping[str, bytes]) -> None:
+        """A new round: what is left of the last one is dropped, and jobs start in their order.
+
+        Args:
+            arrays: `shared`, (P,) fp32: what every job starts from.
+        """
+        self.open()
+        assert self._global is not None
+        for worker in [worker for worker in self._workers if worker.job]:
+            self._replace(worker)  # it missed the last round's end
+        self._waiting.clear()
+        self._free = list(range(len(self._slots)))
+        self._done, self._lent = {}, -1
+        self._global.numpy()[:] = arrays["shared"]
+        self._waiting.extend(jobs.items())
+        self._hand_out()
+
+    def reply(self, job: str, deadline: float) -> Reply | None:
+        """Wait for one job's reply; None at `deadline` (of `time.monotonic`), or where there is no such job.
+
+        The tensors of the reply before are given up by asking.
+        """
+        if self._lent >= 0:
+            self._free.append(self._lent)
+            self._lent = -1
+        while job not in self._done:
+            self._hand_out()
+            if not self._is_under_way(job) or not self._collect(deadline - time.monotonic()):
+                return None
+        written, slot = self._done.pop(job)
+        self._hand_out()
+        if written is None:
+            self._free.append(slot)
+            return Reply(None, {})
+        self._lent = slot
+        return Reply(*open_reply(written, self._slots[slot]))
+
+    def close(self) -> None:
+        """End all processes and wait until they are gone."""
+        for worker in self._workers:
+            worker.connection.close()
+        self._workers.clear()
+        self._control.close()
+        try:
+            self._nursery.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(self._nursery.pid, 9)
+            with suppress(subprocess.TimeoutExpired):  # killed already; only the kernel can keep it now
+                self._nursery.wait(_END_SECONDS)
+
+    def _is_under_way(self, job: str) -> bool:
+        return any(job == worker.job for worker in self._workers) or any(
+            job == name for name, _ in self._waiting
+        )
+
+    def _hand_out(self) -> None:
+        """Give waiting jobs to idle workers, as long as there is a slot to train in."""
+        for worker in self._workers:
+            if not worker.job and self._waiting and self._free:
+                worker.job, parcel = self._waiting.popleft()
+                worker.slot = self._free.pop()
+                with suppress(Gone):  # seen when its answer is collected
+                    send_frame(worker.connection, worker.slot.to_bytes(SLOT_BYTES, "little") + parcel)
+
+    def _collect(self, seconds: float) -> bool:
+        """Wait for at least one answer, or for a worker to end; False if neither came in time."""
+        watch = select.poll()
+        by_descriptor = {worker.connection.fileno(): worker for worker in self._workers if worker.job}
+        for descriptor in by_descriptor:
+            watch.register(descriptor, select.POLLIN)
+        ready = watch.poll(max(0.0, seconds) * 1000)
+        for descriptor, _ in ready:
+            worker = by_descriptor[descriptor]
+            try:
+                written: bytes | None = receive_frame(worker.connection)[0]
+            except Gone:
+                written = None
+            self._done[worker.job] = (written, worker.slot)
+            worker.job = ""
+            if written is None:
+                self._replace(worker)
+        return bool(ready)
+
+    def _replace(self, worker: _Worker) -> None:
+        """Start another in its place; the old one is gone then, and its slot free."""
+        worker.connection.close()
+        self._workers.remove(worker)
+        self._start(worker.number)
+        self._control.settimeout(_END_SECONDS)
+        with _nursery_needed():
+            receive_frame(self._control)
+
+    def _start(self, number: int) -> None:
+        ours, theirs = socket.socketpair()
+        ours.settimeout(_END_SECONDS)  # for what is left of a frame once it has begun
+        with theirs:
+            self._tell_nursery(str(number).encode(), theirs.fileno())
+        self._workers.append(_Worker(number, ours))
+
+    def _tell_nursery(self, payload: bytes, *descriptors: int) -> None:
+        with _nursery_needed():
+            send_frame(self._control, payload, descriptors)
+
+
+@contextmanager
+def _nursery_needed() -> Iterator[None]:
+    try:
+        yield
+    except Gone:
+        raise RunFailed(
+            "the process that starts workers has ended; what it wrote last stands above. Run the same "
+            "command again: it goes on from the last whole round. Without workers: engine.workers=1."
+        ) from None

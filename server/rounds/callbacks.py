@@ -1,0 +1,187 @@
+"""What watches a run: history, checkpoints, the target or collapse that ends it, and the terminal."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from copy import deepcopy
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from common.model.flat import Layout
+from common.runs import Checkpoint, RunFolder, write_json
+from common.settings import Settings
+from server.diagnostics.collapse import Collapse, find_collapses, looks_of
+from server.display import display
+from server.rounds.server_step import ServerStep
+from server.rounds.writer import Writer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KEPT_WARNINGS = 64
+
+
+class Observer:
+    """Does nothing; watchers override what they care about."""
+
+    def resumed(self, last_round: int) -> str | None:
+        """The run goes on after `last_round`. A returned text ends it, for that reason."""
+        return None
+
+    def before_round(self, round: int, names: Sequence[str]) -> None:
+        """The tensors go out to these clients."""
+
+    def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
+        """One more client's update of this round is in the mean."""
+
+    def after_average(self, record: dict[str, Any], tensors: Tensor) -> None:
+        """New global tensors, (P,) fp32, which hold until the next call. The record's `test` may be None."""
+
+    def after_round(self, record: dict[str, Any]) -> str | None:
+        """A round is whole and measured. A returned text ends the run, for that reason."""
+        return None
+
+    def warn(self, text: str) -> None:
+        """Something a person should know."""
+
+
+class Checkpoints(Observer):
+    """The global tensors, the server's momentum and the record of every round; the newest two are kept."""
+
+    def __init__(self, folder: RunFolder, layout: Layout, server_step: ServerStep, writer: Writer) -> None:
+        """Args: writer: writes while the run goes on; give `History` the same, and place it after this."""
+        self.folder, self.layout, self.server_step, self.writer = folder, layout, server_step, writer
+
+    def after_average(self, record: dict[str, Any], tensors: Tensor) -> None:
+        self.writer.wait()
+        momentum = self.server_step.momentum
+        # The next round changes the momentum, and the record of a model that the sites have yet to measure.
+        views = None if momentum is None else self.layout.views(momentum.clone())
+        checkpoint = Checkpoint(deepcopy(record), self.layout.views(tensors), views)
+        self.writer.write(self.folder.save_checkpoint, checkpoint)
+
+
+class History(Observer):
+    """One line a round in `history.jsonl`; it stands there only once the round's checkpoint does."""
+
+    def __init__(self, folder: RunFolder, writer: Writer) -> None:
+        self.folder, self.writer = folder, writer
+
+    def after_round(self, record: dict[str, Any]) -> str | None:
+        self.writer.write(self.folder.append_history, record)
+        return None
+
+
+class Live(Observer):
+    """Which clients have answered the round that is under way, for `wardround status` and `submit`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self._round = 0
+        self._waiting: list[str] = []
+        self._answered: list[str] = []
+        self._since = ""
+        self._warnings: deque[str] = deque(maxlen=_KEPT_WARNINGS)
+
+    def before_round(self, round: int, names: Sequence[str]) -> None:
+        self._waiting, self._answered = list(names), []
+        self._since = datetime.now(UTC).isoformat(timespec="seconds")
+        self._round = round
+        self._write()
+
+    def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
+        self._waiting.remove(name)
+        self._answered.append(name)
+        self._write()
+
+    def warn(self, text: str) -> None:
+        self._warnings.append(text)
+        self._write()
+
+    def _write(self) -> None:
+        content = {
+            "round": self._round,
+            "answered": self._answered,
+            "waiting_for": self._waiting,
+            "since": self._since,
+            "warnings": list(self._warnings),
+        }
+        write_json(self.folder.path / "live.json", content)
+
+
+class Target(Observer):
+    """Ends the run at the first round that reaches `evaluation.target_accuracy`."""
+
+    def __init__(self, folder: RunFolder, target: float | None) -> None:
+        self.folder, self.target = folder, target
+
+    def resumed(self, last_round: int) -> str | None:
+        reasons = (self._reached(record) for record in self.folder.history())
+        return next(filter(None, reasons), None)
+
+    def after_round(self, record: dict[str, Any]) -> str | None:
+        return self._reached(record)
+
+    def _reached(self, record: dict[str, Any]) -> str | None:
+        accuracy = record["test"]["accuracy"]
+        if self.target is None or record["round"] == 0 or accuracy < self.target:
+            return None
+        return f"accuracy {accuracy:.4f} reached the target {self.target:.4f} in round {record['round']}"
+
+
+class CollapseAlarm(Observer):
+    """Says when a run has collapsed, and when that is over; `train.on_collapse=stop` ends the run for it."""
+
+    def __init__(self, folder: RunFolder, settings: Settings) -> None:
+        self.train, self.title = settings.train, settings.cell
+        self.label_names = folder.label_names()
+        self._looks = looks_of(folder.history())
+        self._told = {collapse.words(self.label_names) for collapse in self._collapses()}
+
+    def resumed(self, last_round: int) -> str | None:
+        return self._reason_to_stop()
+
+    def after_round(self, record: dict[str, Any]) -> str | None:
+        self._looks += looks_of([record])
+        for collapse in self._collapses():
+            text = collapse.words(self.label_names)
+            if text not in self._told:
+                display().say(f"{self.title}: {text}")
+                self._told.add(text)
+        return self._reason_to_stop()
+
+    def _collapses(self) -> tuple[Collapse, ...]:
+        return find_collapses(self._looks, self.train.collapse_rounds)
+
+    def _reason_to_stop(self) -> str | None:
+        collapses = self._collapses()
+        if self.train.on_collapse == "warn" or not collapses or not collapses[-1].is_up:
+            return None
+        return f"train.on_collapse=stop: {collapses[-1].words(self.label_names)}"
+
+
+class Progress(Observer):
+    """One bar for the rounds, with accuracy and time left; plain lines where there is no terminal."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.num_rounds, self.title = settings.num_rounds, settings.cell
+        display().start_rounds(self.title, self.num_rounds)
+
+    def resumed(self, last_round: int) -> str | None:
+        display().say(f"{self.title}: goes on after round {last_round}")
+        display().show_round(last_round, "")
+        return None
+
+    def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
+        display().show_updates(round, num_done, num_clients)
+
+    def after_round(self, record: dict[str, Any]) -> str | None:
+        loss = record["train"]["loss"]
+        text = f"accuracy {record['test']['accuracy']:.4f}"
+        text += "" if loss is None else f"  train loss {loss:.4f}"
+        display().show_round(record["round"], text)
+        return None
+
+    def warn(self, text: str) -> None:
+        display().say(f"{self.title}: {text}")

@@ -1,0 +1,152 @@
+"""The sweep: every cell to its budget, then on to its target; stop and start as you like."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from common.runs import FolderInUse
+from common.settings import Settings
+from server.compose import compose, launch, settings_of
+from server.diagnostics.collapse import standing_collapse
+from server.display import display
+from server.engines.simulate import simulate
+from server.rounds.clients import RunFailed
+from server.sweeps.plan import SweepPlan, compose_sweep
+from server.sweeps.table import PlannedCell, Row, SweepFolder, rounds_to
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep leaves."""
+
+    rows: list[Row]
+    report: Path
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the sweep: its settings up to the budget, and the overrides they come from."""
+
+    settings: Settings
+    overrides: tuple[str, ...]
+
+    @property
+    def plan(self) -> PlannedCell:
+        """The cell as the sweep folder knows it."""
+        return PlannedCell.of(self.settings)
+
+
+def sweep(overrides: Sequence[str]) -> Outcome:
+    """Run or finish all cells and draw the report.
+
+    Raises:
+        ValueError: bad input, or a cell's folder holds a run with other settings; nothing was run then.
+    """
+    plan = compose_sweep(overrides)
+    folder = SweepFolder(Path(plan.run_dir))
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"run_dir is '{folder.path}', which is a file. Choose another run_dir=...")
+    cells = [_cell(folder, cell_overrides) for cell_overrides in plan.cells]
+    for cell in cells:
+        folder.run_folder(cell.settings.cell).check_owner(cell.settings)
+    folder.write_plan([cell.plan for cell in cells], plan.target_fraction)
+    try:
+        _launch(plan, folder, [cell.overrides for cell in cells if not _at_budget(folder, cell)])
+        _launch(plan, folder, _to_target(folder, cells, plan.target_fraction))
+    finally:
+        rows = folder.write_table()
+        display().close()
+    from server.report.report import write_report
+
+    return Outcome(rows, write_report(folder.path))
+
+
+def _cell(folder: SweepFolder, overrides: Sequence[str]) -> Cell:
+    settings = compose(overrides).settings
+    budget = settings.data.budget_rounds
+    run_dir = str(folder.run_folder(settings.cell).path)
+    return Cell(
+        replace(settings, run_dir=run_dir, num_rounds=budget),
+        (*overrides, f"run_dir='{run_dir}'", f"num_rounds={budget}"),
+    )
+
+
+def _at_budget(folder: SweepFolder, cell: Cell) -> bool:
+    """Whether the cell's first phase is done; a collapse that ended it is an end like any other."""
+    finished = folder.run_folder(cell.settings.cell).status()["state"] == "finished"
+    has_accuracy = cell.settings.data.budget_rounds in folder.accuracies(cell.plan)
+    return finished and (has_accuracy or _is_ended_by_collapse(folder, cell))
+
+
+def _is_ended_by_collapse(folder: SweepFolder, cell: Cell) -> bool:
+    train, lines = cell.settings.train, folder.run_folder(cell.settings.cell).history()
+    return train.on_collapse == "stop" and standing_collapse(lines, train.collapse_rounds) is not None
+
+
+def _to_target(folder: SweepFolder, cells: Sequence[Cell], fraction: float) -> list[tuple[str, ...]]:
+    """Overrides of the cells that are under their target and may go on to the second threshold.
+
+    A learning rate that has decayed to zero by the budget learns nothing more, and what collapsed under
+    `train.on_collapse=stop` is not to go on: such cells stay as they are.
+    """
+    baselines = {
+        (row.model, row.data, row.arm, row.seed): row.accuracy_at_budget
+        for row in folder.rows()
+        if row.num_clients == 1
+    }
+    jobs = []
+    for cell in cells:
+        baseline = baselines.get(cell.plan.baseline_key)
+        accuracies = folder.accuracies(cell.plan)
+        threshold = cell.settings.data.second_threshold_rounds
+        if (
+            baseline is not None
+            and _at_budget(folder, cell)
+            and not _is_ended_by_collapse(folder, cell)
+            and cell.settings.train.schedule == "constant"
+            and max(accuracies) < threshold
+            and rounds_to(accuracies, baseline, fraction) is None
+        ):
+            goal = (f"num_rounds={threshold}", f"evaluation.target_accuracy={fraction * baseline!r}")
+            jobs.append((*cell.overrides[:-1], *goal))
+    return jobs
+
+
+def _launch(plan: SweepPlan, folder: SweepFolder, jobs: Sequence[Sequence[str]]) -> None:
+    """Hand jobs to Hydra's launcher: one after the other here, or wherever a plug-in takes them."""
+    if jobs:
+        _show(folder)
+        launch(plan.config, partial(_run_cell, folder.path), jobs)
+
+
+def _run_cell(root: Path, config: DictConfig) -> None:
+    """One cell, in whichever process the launcher chose. A cell that fails leaves the others alone."""
+    settings = settings_of(config)
+    folder = SweepFolder(root)
+    run = folder.run_folder(settings.cell)
+    try:
+        simulate(settings)
+    except FolderInUse as error:  # its state is for that process to write
+        display().say(f"{settings.cell} left alone: {error}")
+    except (RunFailed, ValueError) as error:
+        display().say(f"{settings.cell} failed: {error}")
+        run.write_status("failed", str(error))
+    except Exception as error:
+        log.exception("%s failed", settings.cell)
+        run.write_status("failed", f"{type(error).__name__}: {error}")
+    folder.write_table()
+    _show(folder)
+
+
+def _show(folder: SweepFolder) -> None:
+    rows = folder.rows()
+    done = sum(row.status == "finished" for row in rows)
+    display().start_sweep("sweep", len(rows), done)

@@ -1,0 +1,77 @@
+"""The command line inside the test's own process: exit code, what it says, what it leaves behind."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from common.model import resident as workplace
+from server.cli import main
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def wardround(*arguments: str) -> Said:
+    """Run `wardround ARGUMENTS` as a new process would: with nothing read yet."""
+    out, err = io.StringIO(), io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    workplace._corpora.clear()
+    try:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(sys, "argv", ["wardround", *arguments])
+            with pytest.raises(SystemExit) as end:
+                main()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert isinstance(end.value.code, int)
+    return Said(end.value.code, out.getvalue(), err.getvalue())
+
+
+def tiny(model: Path, train: Path, test: Path, run_dir: Path) -> list[str]:
+    """Overrides of a run of less than a second: two clients, one round."""
+    return [
+        "model=hf",
+        f"model.name={model}",
+        "data=files",
+        f"data.path={train}",
+        f"data.test_path={test}",
+        f"run_dir={run_dir}",
+        "num_clients=2",
+        "num_rounds=1",
+        "device=cpu",
+        "threads=1",
+        "train.batch_size=8",
+        "train.local_epochs=1",
+        "train.max_length=16",
+        "train.learning_rate=0.5",
+    ]
+
+
+def changed(overrides: Sequence[str], *more: str) -> list[str]:
+    """`overrides` with those in `more` instead of the ones of the same key."""
+    keys = {text.split("=")[0] for text in more}
+    return [*(text for text in overrides if text.split("=")[0] not in keys), *more]
+
+
+def for_sweep(overrides: Sequence[str]) -> list[str]:
+    """`overrides` without the number of rounds, which a sweep takes from its data set."""
+    return [text for text in overrides if not text.startswith("num_rounds=")]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

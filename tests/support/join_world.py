@@ -1,0 +1,112 @@
+"""`wardround-site join` as a program, with a server of the tests' own."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from client.kit.site_file import SiteFile, write_site_file
+from common.credentials import public_line
+from common.settings import Settings
+from common.wire.messages import HELLO, pack_hello, unpack_card
+from server.compose import compose
+from tests.e2e.processes import command_line as command_line_of
+from tests.e2e.processes import wait_for
+from tests.support.fake_fleet import FakeFleet, fleet_server
+from tests.support.site_door import QUICK, command_line, environment
+from tests.support.site_lab import make_certificates, make_site
+
+SECONDS = 60.0
+
+
+@dataclass
+class World:
+    """A site in `folder`, its server, and `join` once it was started."""
+
+    folder: Path
+    site: SiteFile
+    fleet: FakeFleet
+    settings: Settings
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """The site's public signing key."""
+        return " ".join((self.folder / "signing.pub").read_text().split()[:2])
+
+    @property
+    def log(self) -> Path:
+        """What `join` says."""
+        return self.folder / "join.log"
+
+    def join(self, *words: str, **variables: str) -> subprocess.Popen[bytes]:
+        """Start it, and wait until it is connected."""
+        before = self.said().count("connected to the server")
+        with self.log.open("ab") as file:
+            process = subprocess.Popen(
+                command_line("join", *QUICK, "--retry-seconds", "0.2", *words),
+                cwd=self.folder,
+                env=environment() | variables,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        self.processes.append(process)
+        wait_for(lambda: self.said().count("connected to the server") > before, SECONDS, "the connection")
+        return process
+
+    def said(self) -> str:
+        """What it has said so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def wait_to_read(self, words: str) -> None:
+        """Return once it has said this."""
+        wait_for(lambda: words in self.said(), SECONDS, f"'{words}' in:\n{self.said()}")
+
+    def hello(self, **how: Any) -> Any:
+        """Ask it to introduce itself."""
+        return self.fleet.ask(HELLO, pack_hello(self.settings), self.key, **how)
+
+    def num_examples(self, **how: Any) -> int:
+        """How many examples it says it has."""
+        return unpack_card(self.fleet.answer(self.hello(**how), self.key)).num_examples
+
+    def worker(self) -> int:
+        """Process number of the worker."""
+        return wait_for(lambda: next(iter(_workers_of(self.processes[-1].pid)), 0), SECONDS, "a worker")
+
+
+def _workers_of(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if "client.node.worker" in command_line_of(int(child))]
+
+
+@contextmanager
+def joined_world(folder: Path, texts: Path, model: Path) -> Iterator[World]:
+    """With a server that knows the site's key; all its processes end with it."""
+    fleet = FakeFleet()
+    with fleet_server(make_certificates(folder), fleet) as port:
+        (folder / "coordinator.pub").write_text(public_line(fleet.coordinator))
+        site = make_site(folder, port, texts, model=model)
+        write_site_file(site, folder / "site.yaml")
+        words = ["engine=deployment", "evaluation.where=sites", "data.label_names=[health,money,sport]"]
+        size = [
+            "num_clients=1",
+            "data=files",
+            "device=cpu",
+            "threads=1",
+            "train.max_length=16",
+            "model=hf",
+            f"model.name={model}",
+        ]
+        settings = compose([*words, *size]).settings
+        made = World(folder, site, fleet, settings.for_sites())
+        try:
+            yield made
+        finally:
+            for process in made.processes:
+                process.kill()
+                process.wait(SECONDS)

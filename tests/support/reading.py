@@ -1,0 +1,62 @@
+"""Small files and plain settings for the tests that read texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.data.texts import TextData, read_texts
+from common.settings import DataSettings
+
+DEFAULTS: dict[str, Any] = {
+    "name": "test",
+    "reader": "files",
+    "hub_name": None,
+    "hub_revision": None,
+    "path": None,
+    "local_reader": None,
+    "test_path": None,
+    "text_columns": ("text",),
+    "label_column": "label",
+    "delimiter": None,
+    "encoding": None,
+    "label_names": None,
+    "label_map": (),
+    "test_fraction": 0.5,
+    "token_cache": None,
+    "train_examples": None,
+    "test_examples": None,
+    "max_words": None,
+    "drop_empty": False,
+    "budget_rounds": 0,
+    "second_threshold_rounds": 0,
+}
+
+
+def read(*, seed: int = 7, **changes: Any) -> TextData:
+    """Read with these settings changed from the defaults above."""
+    return read_texts(DataSettings(**(DEFAULTS | changes)), seed=seed)
+
+
+def message(**changes: Any) -> str:
+    """What `read` says when it refuses; nothing of the libraries below shows through."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        read(**changes)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return str(caught.value)
+
+
+def write(path: Path, content: str | bytes) -> str:
+    """Write a small file, its folders too; gives the path as settings want it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def pairs(data: TextData, part: str = "train") -> list[tuple[str, str]]:
+    """(text, label name) of every example of a part."""
+    texts = getattr(data, part)
+    return [(text, data.label_names[number]) for text, number in zip(texts.texts, texts.labels, strict=True)]

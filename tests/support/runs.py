@@ -1,0 +1,58 @@
+"""Runs as a person starts them, and what is compared of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from common.runs import RunFolder
+
+COMMAND = [sys.executable, "-m", "server.cli"]
+
+
+def hashes(run_dir: Path) -> list[str]:
+    """`model_sha256` of each round."""
+    return [line["model_sha256"] for line in RunFolder(run_dir).history()]
+
+
+def start(verb: str, overrides: list[str]) -> subprocess.Popen[str]:
+    """The command line in a process of its own, output thrown away."""
+    return subprocess.Popen(
+        [*COMMAND, verb, *overrides],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+
+
+def wait_for_round(process: subprocess.Popen[str], run_dir: Path, number: int) -> None:
+    """Until the run has written the line of this round."""
+    deadline = time.monotonic() + 120
+    while len(RunFolder(run_dir).history()) <= number:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline, f"no round {number} within two minutes"
+        time.sleep(0.002)
+
+
+def with_keys(overrides: list[str], **keys: object) -> list[str]:
+    """Replace some overrides."""
+    kept = [text for text in overrides if text.split("=")[0] not in keys]
+    return [*kept, *(f"{key}={value}" for key, value in keys.items())]
+
+
+class PowerCut(Exception):
+    """Stands for a machine that dies at a chosen moment."""
+
+
+def measured(run_dir: Path) -> list[dict[str, Any]]:
+    """History lines without what depends on the clock."""
+    lines = RunFolder(run_dir).history()
+    for line in lines:
+        del line["seconds"]
+        for client in line["clients"]:
+            del client["seconds"]
+    return lines

@@ -1,0 +1,127 @@
+"""A small world for a site's tests: certificates, keys, a TLS server on loopback."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from client.kit.checks import CHECKS, Subject
+from client.kit.findings import Finding, Options
+from client.kit.site_file import SiteFile
+from common.credentials import new_key, public_line, write_key_pair
+from server.deployment.certificates import Pair, issue_server_certificate, make_authority
+
+
+def make_certificates(
+    folder: Path,
+    names: tuple[str, ...] = ("localhost", "127.0.0.1"),
+    *,
+    started_days_ago: int = 0,
+    days: int = 90,
+) -> Pair:
+    """An authority `ca.crt` in `folder` and a server certificate from it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    authority, server = (Pair(folder / f"{name}.crt", folder / f"{name}.key") for name in ("ca", "server"))
+    make_authority(authority, now=datetime.now(UTC) - timedelta(days=400))
+    start = datetime.now(UTC) - timedelta(days=started_days_ago)
+    issue_server_certificate(authority, server, names, days=days, now=start)
+    return server
+
+
+def make_site(folder: Path, port: int, data: Path, **facts: Any) -> SiteFile:
+    """A site with a key pair of its own, whose server is on this machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    private, public = folder / "site.key", folder / "site.pub"
+    signing, coordinator = folder / "signing.key", folder / "coordinator.pub"
+    if not private.exists():
+        write_key_pair(new_key("node"), private, public, "st_marys")
+        write_key_pair(new_key("signing"), signing, folder / "signing.pub", "st_marys")
+    if not coordinator.exists():
+        coordinator.write_text(public_line(new_key("signing")) + " coordinator\n", encoding="ascii")
+    values: dict[str, Any] = {
+        "name": "st_marys",
+        "server_address": f"localhost:{port}",
+        "ca": folder / "ca.crt",
+        "private_key": private,
+        "public_key": public,
+        "data_path": data,
+        "text_columns": ("text",),
+        "label_column": "label",
+        "device": "cpu",
+        "signing_key": signing,
+        "coordinator_key": coordinator,
+        "state": folder / "state",
+    }
+    return SiteFile(**(values | facts))
+
+
+@contextmanager
+def tls_server(pair: Pair, protocols: tuple[str, ...] = ("h2",)) -> Iterator[int]:
+    """A server that does TLS and then hangs up; gives its port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
+
+    def shake(connection: socket.socket) -> None:
+        connection.settimeout(5)
+        context.wrap_socket(connection, server_side=True).close()
+
+    with raw_server(shake) as port:
+        yield port
+
+
+@contextmanager
+def raw_server(serve: Any) -> Iterator[int]:
+    """A server on loopback that hands every connection to `serve`; gives its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(0.1)
+    over = threading.Event()
+
+    def loop() -> None:
+        while not over.is_set():
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
+            with connection:
+                try:
+                    serve(connection)
+                except OSError:
+                    continue
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        over.set()
+        thread.join()
+        listener.close()
+
+
+def free_port() -> int:
+    """A port where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def look(site: SiteFile, *names: str, **options: Any) -> dict[str, Finding]:
+    """Findings of these checks, by name."""
+    subject = Subject(site, Options(**({"timeout_seconds": 2.0} | options)))
+    findings = {name: CHECKS[name](subject) for name in names}
+    # Whatever is wrong, a person is told what to do next.
+    assert all(finding.next_step for finding in findings.values() if finding.state == "problem"), findings
+    return findings
+
+
+def states(findings: dict[str, Finding]) -> dict[str, str]:
+    """Their states."""
+    return {name: finding.state for name, finding in findings.items()}

@@ -1,0 +1,55 @@
+"""Clients that send something else than they trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.app import app as honest_app
+from common.wire.arrays import Payload
+from common.wire.messages import (
+    Update,
+    pack_update,
+    unpack_update,
+)
+
+CONTINUE = "strategy.on_missing=continue"
+
+
+def tampering(change: Callable[[Update], Update], client: int = 1) -> ClientApp:
+    """Clients of which one changes its update before it is sent."""
+    app = ClientApp()
+
+    @app.query()
+    def hello(message: Message, context: Context) -> Message:
+        return honest_app(message, context)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = honest_app(message, context)
+        if context.node_config["partition-id"] != client:
+            return reply
+        return Message(pack_update(change(unpack_update(reply.content))), reply_to=message)
+
+    return app
+
+
+def with_value(update: Update, value: float) -> Update:
+    """One element replaced, in a copy."""
+    tensors = shared(update).copy()
+    tensors[5] = value
+    return with_tensors(update, tensors)
+
+
+def shared(update: Update) -> np.ndarray:
+    """The trained tensors."""
+    return update.payload.arrays["shared"]
+
+
+def with_tensors(update: Update, tensors: np.ndarray) -> Update:
+    """Others in their place."""
+    return replace(update, payload=Payload("whole", {"shared": tensors}))

@@ -1,0 +1,76 @@
+"""Tiny models and tiny texts: real architectures and real file formats, random weights."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.settings import Settings
+
+Make = Callable[..., Settings]
+
+TOPICS = {
+    "sport": ["match", "goal", "team", "coach", "league"],
+    "money": ["bank", "shares", "profit", "market", "loan"],
+    "health": ["doctor", "ward", "nurse", "patient", "fever"],
+}
+FILLER = ["the", "a", "of", "said", "today", "was", "new", "and", "on", "very"]
+
+
+def write_texts(path: Path, num_examples: int, seed: int) -> Path:
+    """A CSV of short texts whose words tell their topic."""
+    random = np.random.default_rng(seed)
+    names = list(TOPICS)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for number in range(num_examples):
+            label = names[number % len(names)]
+            words = [*random.choice(TOPICS[label], 3), *random.choice(FILLER, random.integers(2, 9))]
+            writer.writerow([" ".join(random.permutation(words)), label])
+    return path
+
+
+def write_model(folder: Path, kind: str, dropout: float = 0.1) -> Path:
+    """An encoder without a head, as pre-training leaves it, with its tokenizer."""
+    from transformers import (
+        AlbertConfig,
+        AlbertModel,
+        BertConfig,
+        BertModel,
+        BertTokenizer,
+        DistilBertConfig,
+        DistilBertModel,
+    )
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLER, *chain.from_iterable(TOPICS.values())]
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)}, model_max_length=32)
+    common: dict[str, Any] = {"vocab_size": len(words), "max_position_embeddings": 32}
+    bert: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
+    torch.manual_seed(0)
+    model: Any
+    if kind == "bert":
+        model = BertModel(BertConfig(**common, **bert))
+    elif kind == "albert":
+        model = AlbertModel(AlbertConfig(**common, **bert, embedding_size=8, classifier_dropout_prob=dropout))
+    else:
+        config = DistilBertConfig(
+            **common, dim=16, n_layers=2, n_heads=2, hidden_dim=32, dropout=dropout, attention_dropout=dropout
+        )
+        model = DistilBertModel(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -13,13 +13,13 @@ import torch
 from benchmarks.aggregate import build, global_tensors
 from common.model.counts import Counts
 from common.model.flat import model_sha256
-from common.runs import Checkpoint, RunFolder
 from common.wire.forms import whole
 from common.wire.messages import Update
 from server.diagnostics.collapse import find_collapses, looks_of
 from server.diagnostics.updates import Head
 from server.rounds.fedavg import BLOCK, RoundMean, WeightedMean
 from server.rounds.record import Standing, Taken, add_clients, add_test, new_record
+from server.run_folder import Checkpoint, RunFolder
 
 _BATCH, _TOKENS = 32, 128
 # The collapse is looked for in all rounds so far.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from common.runs import write_atomically
+from common.files import write_atomically
 
 
 class Residuals(Protocol):

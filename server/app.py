@@ -13,9 +13,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.data.batches import count_steps
 from common.data.partitions import Indices, partition
+from common.files import write_json
 from common.model.flat import tensors_to_flat
 from common.model.resident import Corpus, Workplace, open_corpus, open_workplace
-from common.runs import Checkpoint, RunFolder, write_json
 from common.settings import Settings
 from server.diagnostics.updates import Head
 from server.display import display
@@ -28,6 +28,7 @@ from server.rounds.record import Standing, steps_so_far
 from server.rounds.roster import Roster
 from server.rounds.server_step import ServerStep
 from server.rounds.writer import Writer
+from server.run_folder import Checkpoint, RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -54,8 +54,8 @@ The same command goes on where an interrupted run stopped. Exit code: 0 done, 1 
 )
 def simulate(overrides: Overrides = None) -> None:
     """Compose, run, say where the results are."""
-    from common.runs import RunFolder
     from server.compose import compose
+    from server.run_folder import RunFolder
 
     settings = compose(overrides or []).settings  # before the slow imports: a slip is told at once
     from server.engines.simulate import simulate as run

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.files import write_atomically
 from common.model.build import Classifier, quietly
-from common.runs import RunFolder, write_atomically
 from common.settings import Settings
+from server.run_folder import RunFolder
 
 
 def save_model(folder: RunFolder, settings: Settings, classifier: Classifier) -> None:

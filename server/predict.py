@@ -13,8 +13,8 @@ from common.data.read_files import csv_rows, require_file
 from common.data.tables import first_line, nearest
 from common.data.texts import cut_words
 from common.model.build import quietly
-from common.runs import RunFolder
 from common.runtime import resolve_device
+from server.run_folder import RunFolder
 
 _BATCH = 32
 

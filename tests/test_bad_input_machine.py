@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.runs import RunFolder
+from server.run_folder import RunFolder
 from tests.support.door import changed, contents, for_sweep, tiny, wardround
 
 ROOT = Path(__file__).resolve().parent.parent

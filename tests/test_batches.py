@@ -15,10 +15,10 @@ from common.data.batches import MICRO_BATCHES, training_steps
 from common.data.tokens import TokenisedTexts
 from common.model.resident import open_corpus, open_workplace
 from common.model.train import Place, TrainResult, train_epochs
-from common.runs import RunFolder
 from common.runtime import resolve_attention
 from common.settings import Settings
 from server.engines.simulate import simulate
+from server.run_folder import RunFolder
 from tests.support.tiny import Make
 
 CPU = torch.device("cpu")

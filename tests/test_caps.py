@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from client.app import app
-from common.runs import RunFolder
 from common.wire.messages import Card, Refused
 from server.engines.local_grid import LocalGrid
 from server.engines.simulate import simulate
 from server.rounds.caps import NormBound, capped, weights_of
 from server.rounds.clients import GridClients
 from server.rounds.roster import Member, Roster
+from server.run_folder import RunFolder
 from tests.support.tiny import Make
 
 WEIGHTS = {0: 60.0, 1: 30.0, 2: 10.0}

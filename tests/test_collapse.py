@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from common.runs import RunFolder
 from common.settings import Settings
 from server.diagnostics.collapse import Collapse, Look, Spell, find_collapses, looks_of, standing_collapse
 from server.engines.simulate import simulate
+from server.run_folder import RunFolder
 from server.sweeps.run import sweep
 from tests.support.tiny import Make
 

@@ -12,7 +12,6 @@ import torch
 
 from common.model.counts import Counts
 from common.model.flat import Layout
-from common.runs import RunFolder
 from common.wire.messages import Update
 from server.app import conduct
 from server.diagnostics.updates import (
@@ -27,6 +26,7 @@ from server.engines.local_grid import LocalGrid
 from server.engines.simulate import simulate
 from server.rounds.clients import GridClients
 from server.rounds.fedavg import RoundMean, WeightedMean
+from server.run_folder import RunFolder
 from tests.support.tampering import CONTINUE, tampering, with_value
 from tests.support.tiny import Make
 

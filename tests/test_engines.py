@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.runs import RunFolder
 from server.engines.simulate import simulate
+from server.run_folder import RunFolder
 from tests.support.tiny import Make
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from common.model.resident import open_workplace
-from common.runs import RunFolder
 from server.engines.simulate import simulate
+from server.run_folder import RunFolder
 from tests.support.runs import hashes
 from tests.support.tiny import Make
 

@@ -17,11 +17,11 @@ from common.model.counts import Counts
 from common.model.flat import flatten_model
 from common.model.resident import open_workplace
 from common.model.train import learning_rate_at
-from common.runs import RunFolder
 from common.settings import ModelSettings
 from server.engines.simulate import simulate
 from server.rounds.evaluation import Evaluation
 from server.rounds.fedavg import WeightedMean
+from server.run_folder import RunFolder
 from tests.support.tiny import Make, write_model
 
 CPU = torch.device("cpu")

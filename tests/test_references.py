@@ -16,10 +16,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from common.data.partitions import partition
 from common.data.texts import read_texts
 from common.model.resident import open_workplace
-from common.runs import RunFolder
 from common.runtime import numpy_stream, stream_seed
 from common.settings import Settings
 from server.engines.simulate import simulate
+from server.run_folder import RunFolder
 from tests.support.tiny import Make
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from common.model.flat import Layout, model_sha256, tensors_to_flat
-from common.runs import Checkpoint, RunFolder
 from server.engines.simulate import simulate
 from server.rounds.callbacks import Checkpoints, History, Observer, Target
+from server.run_folder import Checkpoint, RunFolder
 from server.sweeps.run import sweep
 from server.sweeps.table import SweepFolder
 from tests.support.runs import PowerCut, hashes, measured, start, wait_for_round, with_keys

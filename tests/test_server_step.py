@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from common.runs import RunFolder
 from server.engines.simulate import simulate
 from server.rounds.callbacks import Checkpoints
 from server.rounds.server_step import ServerStep
+from server.run_folder import RunFolder
 from tests.support.runs import PowerCut, hashes
 from tests.support.tiny import Make
 

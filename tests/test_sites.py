@@ -14,11 +14,11 @@ from client.kit.site_file import SiteFile, load_site_file, write_site_file
 from client.site import RealSite
 from common.data.texts import read_texts
 from common.model.build import locate
-from common.runs import RunFolder
 from server.app import conduct
 from server.engines.local_grid import LocalGrid
 from server.engines.simulate import simulate
 from server.rounds.clients import GridClients, RunFailed
+from server.run_folder import RunFolder
 from tests.support.tiny import Make, write_texts
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from common.runs import RunFolder, write_json
+from common.files import write_json
 from server.deployment import superlink
 from server.deployment.folder import Addresses, RegisteredSite, ServerFolder
 from server.deployment.follow import Watch
 from server.deployment.status import folder_and_run, is_held, live_of, standing_of, to_json, to_text
 from server.deployment.submit import settings_to_submit
 from server.deployment.superlink import NodeState
+from server.run_folder import RunFolder
 from tests.support.fake_flwr import words_for, write_run
 from tests.support.report_folders import told_line
 

@@ -19,7 +19,6 @@ from jsonschema import Draft202012Validator
 from client.app import app as honest_app
 from common.model.counts import Counts
 from common.model.flat import Layout, model_sha256
-from common.runs import RunFolder
 from common.settings import Settings
 from common.wire.arrays import Payload
 from common.wire.messages import (
@@ -46,6 +45,7 @@ from server.rounds.clients import Answer, GridClients, Request, RunFailed
 from server.rounds.record import Standing, new_record
 from server.rounds.roster import Member
 from server.rounds.tasks import Tasks
+from server.run_folder import RunFolder
 from tests.support import contract
 from tests.support.tampering import CONTINUE, shared, tampering, with_tensors, with_value
 from tests.support.tiny import Make, write_texts

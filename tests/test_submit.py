@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from common.credentials import new_key, public_line
-from common.runs import RunFolder
 from common.settings import Settings
 from server.deployment import follow, submit, superlink
 from server.deployment.folder import Addresses, RegisteredSite, ServerFolder
 from server.deployment.staging import stage_app
 from server.deployment.superlink import RunState, SuperLinkError
 from server.rounds.clients import RunFailed
+from server.run_folder import RunFolder
 from tests.support.fake_flwr import Flwr, words_for, write_run
 
 

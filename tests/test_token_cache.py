@@ -17,10 +17,10 @@ from common.data.token_cache import cache_folder
 from common.data.tokens import TokenisedTexts, tokenise
 from common.model import resident as workplace
 from common.model.resident import open_corpus
-from common.runs import RunFolder
 from common.settings import Settings
 from server.engines.shared_memory import corpus_from_memory, corpus_to_memory
 from server.engines.simulate import simulate
+from server.run_folder import RunFolder
 from tests.support.site_lab import make_site
 from tests.support.tiny import Make, write_model
 

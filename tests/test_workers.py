@@ -15,7 +15,6 @@ import torch
 
 from client.app import app as client_app
 from common.model.resident import open_corpus
-from common.runs import RunFolder
 from common.settings import Settings
 from common.wire.shared_memory import create
 from server.app import conduct
@@ -25,6 +24,7 @@ from server.engines.shared_memory import corpus_from_memory, corpus_to_memory, t
 from server.engines.simulate import count_workers, simulate
 from server.engines.workers import WorkerPool
 from server.rounds.clients import GridClients, RunFailed
+from server.run_folder import RunFolder
 from tests.support.runs import measured, start, wait_for_round, with_keys
 from tests.support.tiny import Make
 

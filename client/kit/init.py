@@ -11,7 +11,7 @@ from string import Template
 
 from client.kit.site_file import SiteFile, signing_keys, write_site_file
 from common.credentials import new_key, public_line, refuse_to_overwrite, write_key_pair
-from common.runs import write_atomically
+from common.files import write_atomically
 from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
 
 _TEMPLATES = Path(__file__).resolve().parent / "files"

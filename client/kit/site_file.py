@@ -14,7 +14,7 @@ import yaml
 from common.credentials import NEW_KEYS, check_public_line, read_private_key
 from common.data.file_form import FileForm
 from common.data.tables import Columns, nearest
-from common.runs import write_atomically
+from common.files import write_atomically
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

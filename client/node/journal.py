@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from common.runs import write_json
+from common.files import write_json
 from common.wire.signing import CLOCK_SECONDS, NotAuthentic, Question
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from common.credentials import check_public_line, sha256_text
-from common.runs import write_atomically
+from common.files import write_atomically
 from common.wire.signing import INVITATION, REGISTRATION, ROTATION, NotAuthentic, open_envelope, sign
 
 if TYPE_CHECKING:

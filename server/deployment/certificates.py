@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.credentials import write_secret
-from common.runs import write_atomically
+from common.files import write_atomically
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 365

@@ -44,7 +44,7 @@ from flwr.supercore.date import now
 from flwr.superlink.cli.flower_superlink import flower_superlink
 
 from common.credentials import pem_of
-from common.runs import write_json
+from common.files import write_json
 from common.wire.arrays import PIECE_BYTES
 from common.wire.objects import is_id
 from server.deployment.folder import RegisteredSite, ServerFolder

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from common.credentials import new_key, write_private_key
-from common.runs import write_atomically, write_json
+from common.files import write_atomically, write_json
 from server.deployment.certificates import (
     SERVER_DAYS,
     Pair,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.runs import RunFolder
 from common.settings import Settings
 from server.deployment import superlink
 from server.deployment.folder import ServerFolder
@@ -16,6 +15,7 @@ from server.deployment.status import collapses_of, live_of
 from server.deployment.superlink import RunState, SuperLinkError
 from server.display import display
 from server.rounds.clients import RunFailed
+from server.run_folder import RunFolder
 
 _LOOK_SECONDS = 0.5
 _ASK_SECONDS = 10.0

@@ -11,10 +11,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from common.runs import RunFolder
 from common.settings import Settings
 from server.deployment.folder import ServerFolder
 from server.diagnostics.collapse import find_collapses, looks_of
+from server.run_folder import RunFolder
 
 _SHOWN_WARNINGS = 5
 

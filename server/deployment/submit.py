@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.runs import RunFolder
 from common.settings import Settings
 from server.compose import compose
 from server.deployment import superlink
@@ -23,6 +22,7 @@ from server.deployment.status import is_held
 from server.deployment.ticket import write_ticket
 from server.display import display
 from server.rounds.clients import RunFailed
+from server.run_folder import RunFolder
 
 _STOP_SECONDS, _LOOK_SECONDS = 20.0, 0.2
 

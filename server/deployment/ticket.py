@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.serverapp import Grid
 
 from common.credentials import new_key, pem_of, private_text, public_line, write_secret
-from common.runs import RunFolder
 from common.settings import Settings
 from common.wire.signing import RUN, RunStatement, sign
 from server.deployment.folder import RegisteredSite, ServerFolder
 from server.deployment.runtime_link import Runtime
 from server.deployment.signed import RunKey, SignedClients, Site
 from server.rounds.clients import RunFailed
+from server.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

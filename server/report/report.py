@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.runs import write_atomically
+from common.files import write_atomically
 from server.report.document import Block, to_html, to_markdown
 from server.report.result_files import read_run, read_sweep
 from server.report.results import Sweep

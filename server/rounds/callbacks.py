@@ -8,13 +8,14 @@ from copy import deepcopy
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from common.files import write_json
 from common.model.flat import Layout
-from common.runs import Checkpoint, RunFolder, write_json
 from common.settings import Settings
 from server.diagnostics.collapse import Collapse, find_collapses, looks_of
 from server.display import display
 from server.rounds.server_step import ServerStep
 from server.rounds.writer import Writer
+from server.run_folder import Checkpoint, RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor

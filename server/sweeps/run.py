@@ -10,13 +10,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from common.runs import FolderInUse
 from common.settings import Settings
 from server.compose import compose, launch, settings_of
 from server.diagnostics.collapse import standing_collapse
 from server.display import display
 from server.engines.simulate import simulate
 from server.rounds.clients import RunFailed
+from server.run_folder import FolderInUse
 from server.sweeps.plan import SweepPlan, compose_sweep
 from server.sweeps.table import PlannedCell, Row, SweepFolder, rounds_to
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from common.runs import RunFolder, write_atomically, write_json
+from common.files import write_atomically, write_json
 from common.settings import Settings
+from server.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

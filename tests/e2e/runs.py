@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common.runs import RunFolder
 from server.deployment.status import live_of
+from server.run_folder import RunFolder
 from tests.e2e.federation import Federation
 from tests.e2e.processes import Process, wait_for
 from tests.support.tiny import write_texts

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from common.runs import RunFolder
+from server.run_folder import RunFolder
 from tests.e2e.federation import Federation
 from tests.e2e.hostile import LIES, hostile_site, lying
 from tests.e2e.processes import Process, wait_for

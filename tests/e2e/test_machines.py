@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from common.runs import RunFolder
 from server.deployment.certificates import issue_server_certificate
 from server.engines.simulate import simulate
+from server.run_folder import RunFolder
 from tests.e2e.federation import END_SECONDS, Federation
 from tests.e2e.processes import wait_for
 from tests.e2e.runs import (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.runs import RunFolder
 from server.engines.simulate import simulate
+from server.run_folder import RunFolder
 from tests.e2e.federation import END_SECONDS, Federation
 from tests.e2e.runs import (
     JOIN_SECONDS,

@@ -6,8 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from common.runs import RunFolder, write_json
+from common.files import write_json
 from common.settings import Settings
+from server.run_folder import RunFolder
 
 # Stands in for `flwr`: notes what it was given, answers what `answers.json` says for the command.
 FAKE_FLWR = f"""#!{sys.executable}

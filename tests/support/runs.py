@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.runs import RunFolder
+from server.run_folder import RunFolder
 
 COMMAND = [sys.executable, "-m", "server.cli"]
 

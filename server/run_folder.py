@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
+from common.files import named, write_atomically, write_json
 from common.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,60 +25,6 @@ _KEPT_CHECKPOINTS = 2
 
 class FolderInUse(ValueError):
     """Another process runs in this folder; what it writes there is its own."""
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary neighbour of `path`, bring it to the disk, then put it in place.
-
-    Raises:
-        OSError: it could not be written; names `path`, where whatever stood before still stands.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("part", "old"))
-    for left_over in (temporary, old):
-        if left_over.is_dir():
-            shutil.rmtree(left_over)
-        else:
-            left_over.unlink(missing_ok=True)
-    with _named(path):
-        try:
-            write(temporary)
-            for item in [*temporary.rglob("*"), temporary]:
-                _to_disk(item)
-            if path.is_dir():  # a folder is not replaced in one step, and half deleted it would look whole
-                path.replace(old)
-            temporary.replace(path)
-            _to_disk(path.parent)
-        except (OSError, SafetensorError):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-            raise
-    if old.is_dir():
-        shutil.rmtree(old)
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Let every failure to write be an OSError that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except SafetensorError as error:  # safetensors has its own error for a full disk
-        raise OSError(errno.EIO, str(error), str(path)) from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON, atomically."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -187,7 +132,7 @@ class RunFolder:
     def append_history(self, line: dict[str, Any]) -> None:
         """Add one round."""
         path = self.path / "history.jsonl"
-        with _named(path), path.open("a", encoding="utf-8") as file:
+        with named(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())

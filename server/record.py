@@ -1,0 +1,199 @@
+"""The typed record of a round: a line of `history.jsonl`, and what a checkpoint holds beside its tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from math import isfinite
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+
+Count = Annotated[int, Field(ge=0)]
+Natural = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+
+
+class Record(BaseModel):
+    """A part of a line. Keys without a default are always written, the others only where they are set.
+
+    None, written as null: not known, as in round 0 or in what an older version wrote.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_any_version(cls, line: Any, info: ValidationInfo) -> Any:
+        """For `RoundRecord.read`: what older versions did not write, and numbers that are none, are None."""
+        if not info.context or not isinstance(line, dict):
+            return line
+        required = {key: field.annotation for key, field in cls.model_fields.items() if field.is_required()}
+        groups = {
+            key for key, kind in required.items() if isinstance(kind, type) and issubclass(kind, Record)
+        }
+        absent: dict[str, Any] = {key: {} if key in groups else None for key in required}
+        return absent | {
+            key: None if isinstance(value, float) and not isfinite(value) else value
+            for key, value in line.items()
+            if value is not None or key not in groups
+        }
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_set(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {
+            key: value
+            for key, value in write(self).items()
+            if fields[key].is_required() or value not in (None, [])
+        }
+
+
+class TestRecord(Record):
+    """What the round's model makes of the test texts, or of all texts that the sites hold out."""
+
+    loss: NotNegative | None
+    accuracy: Share | None
+    macro_f1: Share | None
+    num_examples: Natural | None
+
+
+class TrainRecord(Record):
+    """Mean training loss over all examples of the clients in the mean; null and 0 in round 0."""
+
+    loss: NotNegative | None
+    num_examples: Count | None
+
+
+class ClientRecord(Record):
+    """A client whose update is in the mean."""
+
+    client: Count
+    num_examples: Natural | None
+    loss: NotNegative | None
+    seconds: NotNegative | None
+    num_bytes: Natural | None
+    """Of the tensors, as they travelled."""
+    num_steps: Natural | None
+    """Optimiser steps in this round."""
+    total_steps: Natural | None
+    """Optimiser steps in the whole run so far."""
+    head_norm: NotNegative | None
+    """L2 norm of the update over the head that pre-training did not bring."""
+    norm_received: NotNegative | None = None
+    """L2 norm of the update as it came, where that was clipped."""
+    site: str | None = None
+    """Its name, where the client is a site."""
+    update_norm: NotNegative | None
+    """L2 norm of trained - global over all shared tensors."""
+    cosine_to_mean: Cosine | None
+    cosine_to_others: Cosine | None
+    """To the weighted mean of the others; null where there are none."""
+    share: Share | None = None
+    """Of the mean, where shares are bounded (`strategy.max_share`)."""
+
+    @property
+    def name(self) -> str:
+        """How a reader knows it: a site's name, or the client's number."""
+        return self.site or str(self.client)
+
+
+class LeftOutRecord(Record):
+    """A client whose update of the round is not in the mean."""
+
+    client: Count
+    reason: str
+    site: str | None = None
+
+
+class SiteRecord(Record):
+    """What one site counted on its held-out texts (`evaluation.where=sites`)."""
+
+    site: str
+    num_examples: Natural
+    correct: Count
+    accuracy: Share
+    loss: NotNegative
+
+
+class Diagnostics(Record):
+    """What the updates tell together (null in round 0), and what the model predicts."""
+
+    mean_update_norm: NotNegative | None
+    norm_ratio: Share | None
+    head_norm: NotNegative | None
+    body_norm: NotNegative | None
+    predicted_shares: list[Share] | None
+    """Share of the test predictions in each class."""
+    prediction_entropy: NotNegative | None
+    """In nats."""
+    largest_class_share: Share | None
+    """Of the true labels: the accuracy of always naming the most frequent class."""
+
+
+class Seconds(Record):
+    """Wall-clock seconds."""
+
+    train: NotNegative | None
+    aggregate: NotNegative | None
+    evaluate: NotNegative | None
+    total: NotNegative | None
+
+
+class Traffic(Record):
+    """Bytes of all tensors, as they travelled."""
+
+    down: Count | None
+    up: Count | None
+
+
+class RoundRecord(Record):
+    """One whole round. Round 0 is the initial model, for which nobody has trained."""
+
+    round: Count
+    test: TestRecord | None
+    """None only in a checkpoint, until the sites have measured the model, which they do in the next round."""
+    train: TrainRecord
+    clients: Annotated[list[ClientRecord], BeforeValidator(lambda clients: clients or [])]
+    """In the order in which they were folded."""
+    diagnostics: Diagnostics
+    seconds: Seconds
+    bytes: Traffic
+    model_sha256: str | None
+    """Of the global tensors after the round."""
+    left_out: list[LeftOutRecord] = []
+    sites: list[SiteRecord] = []
+
+    @classmethod
+    def read(cls, line: str) -> RoundRecord:
+        """A line of `history.jsonl`, whichever version wrote it.
+
+        Raises:
+            ValueError: it is no such line (pydantic's ValidationError is one).
+        """
+        return cls.model_validate(json.loads(line), context={"of_any_version": True})
+
+    @property
+    def accuracy(self) -> float | None:
+        """On the test texts; None where they are not measured, or no number came out."""
+        return self.test.accuracy if self.test else None
+
+    def line(self) -> str:
+        """As it stands in `history.jsonl`, with its newline."""
+        return json.dumps(self.model_dump(), allow_nan=False) + "\n"
+
+
+def total_steps(records: Iterable[RoundRecord]) -> dict[int, int]:
+    """Optimiser steps of each client after these rounds, oldest first; who took part in none is not in it."""
+    return {client.client: client.total_steps or 0 for record in records for client in record.clients}

@@ -26,6 +26,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 check: lint
 	$(BIN)/pytest -m "not slow and not gpu and not e2e and not docker" -n 2 --dist loadfile

@@ -21,7 +21,7 @@ from benchmarks.inputs import SIZES, write_model
 from benchmarks.plots import draw_bars
 from benchmarks.report import Report, Samples, Table, carry_out, parser
 from benchmarks.simulated import Texts
-from common.model.resident import Workplace
+from common.model.state import ModelState
 from server.compose import compose
 from server.engines.simulate import simulate
 from server.rounds import loop as strategy
@@ -32,7 +32,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "fold the updates in: fp64 sum, norm, sketch": (WeightedMean, "add"),
     "the mean": (WeightedMean, "finish"),
     "check the updates": (strategy, "open_tensors"),
-    "load the model": (Workplace, "load"),
+    "load the model": (ModelState, "load"),
     "measure the model, its SHA-256 beside that": (strategy.FederatedAveraging, "_record"),
     "tell the observers": (strategy.FederatedAveraging, "_tell_progress"),
 }

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.inputs import LABELS
 from common.data.tokens import TokenisedTexts
-from common.model.resident import open_workplace
+from common.model.state import open_model
 from common.model.train import Place, train_epochs
 from server.compose import compose
 
@@ -59,7 +59,7 @@ def wardround(job: Job) -> float:
             *(f"train.learning_rate={_LEARNING_RATE}", *job.overrides),
         ]
     ).settings
-    workplace = open_workplace(settings, LABELS)
+    model_state = open_model(settings, LABELS)
     texts = TokenisedTexts(
         ids=np.concatenate(job.texts()).astype(np.int32),
         starts=np.concatenate([[0], np.cumsum(job.lengths)]),
@@ -68,9 +68,9 @@ def wardround(job: Job) -> float:
     )
 
     def train(num_texts: int, number: int) -> float:
-        place = Place(seed=0, round=number, client=0, device=workplace.device, precision=job.precision)
+        place = Place(seed=0, round=number, client=0, device=model_state.device, precision=job.precision)
         return train_epochs(
-            workplace.classifier.model, texts, np.arange(num_texts), settings.train, place
+            model_state.classifier.model, texts, np.arange(num_texts), settings.train, place
         ).loss
 
     train(min(BATCH, len(texts)), 1)

@@ -11,7 +11,7 @@ from common.data.batches import by_length, evaluation_batches
 from common.model.build import draw_head
 from common.model.counts import Counts
 from common.model.flat import Layout, tensor_of
-from common.model.resident import Workplace, open_workplace
+from common.model.state import ModelState, open_model
 from common.model.train import Place, evaluate, train_epochs
 from common.settings import Settings
 from common.wire.arrays import Payload
@@ -41,18 +41,18 @@ def run_local_round(task: Task, site: Site) -> Update:
     started = time.perf_counter()
     settings = site.localise(task.settings)
     examples = site.examples(settings)
-    workplace, received = _load(task, settings, examples, site)
-    test = _count(workplace, settings, examples) if settings.evaluation.where == "sites" else None
-    model = workplace.classifier.model
+    state, received = _load(task, settings, examples, site)
+    test = _count(state, settings, examples) if settings.evaluation.where == "sites" else None
+    model = state.classifier.model
     if task.round == 1 and settings.train.head_init == "per_site":
-        draw_head(model, workplace.classifier.new_head, settings.seed, client=task.client + 1)
-    place = Place(settings.seed, task.round, task.client, workplace.device, settings.precision)
-    new_head = workplace.classifier.new_head
+        draw_head(model, state.classifier.new_head, settings.seed, client=task.client + 1)
+    place = Place(settings.seed, task.round, task.client, state.device, settings.precision)
+    new_head = state.classifier.new_head
     result = train_epochs(model, examples.corpus.train, examples.train, settings.train, place, new_head)
     return Update(
         round=task.round,
-        layout=workplace.layout.digest,
-        payload=_payload(task, site, workplace.flat.detach().cpu().numpy(), received),
+        layout=state.layout.digest,
+        payload=_payload(task, site, state.flat.detach().cpu().numpy(), received),
         num_examples=len(examples.train),
         num_steps=result.num_steps,
         loss=result.loss,
@@ -66,21 +66,21 @@ def count_held_out(task: Task, site: Site) -> Counts:
     """Put the global model through the site's held-out texts. Raises as `run_local_round` does."""
     settings = site.localise(task.settings)
     examples = site.examples(settings)
-    workplace, _ = _load(task, settings, examples, site)
-    return _count(workplace, settings, examples)
+    state, _ = _load(task, settings, examples, site)
+    return _count(state, settings, examples)
 
 
-def _load(task: Task, settings: Settings, examples: Examples, site: Site) -> tuple[Workplace, np.ndarray]:
+def _load(task: Task, settings: Settings, examples: Examples, site: Site) -> tuple[ModelState, np.ndarray]:
     """The resident model with the global tensors, and those tensors, (P,) fp32."""
-    workplace = open_workplace(settings, examples.corpus.label_names)
-    if workplace.layout.digest != task.layout:
+    state = open_model(settings, examples.corpus.label_names)
+    if state.layout.digest != task.layout:
         raise ValueError(
             "the server's model has other tensor names or shapes than this client's; check that both have "
             "the same model files and library versions."
         )
-    received = _received(task, workplace.layout, site)
-    workplace.load(tensor_of(received))
-    return workplace, received
+    received = _received(task, state.layout, site)
+    state.load(tensor_of(received))
+    return state, received
 
 
 def _received(task: Task, layout: Layout, site: Site) -> np.ndarray:
@@ -112,10 +112,8 @@ def _payload(task: Task, site: Site, trained: np.ndarray, received: np.ndarray) 
     return payload
 
 
-def _count(workplace: Workplace, settings: Settings, examples: Examples) -> Counts:
+def _count(state: ModelState, settings: Settings, examples: Examples) -> Counts:
     texts = examples.corpus.test
     order = by_length(texts, examples.test)
-    batches = evaluation_batches(
-        texts, order, settings.train, settings.evaluation.batch_size, workplace.device
-    )
-    return evaluate(workplace.classifier.model, batches, settings.precision)
+    batches = evaluation_batches(texts, order, settings.train, settings.evaluation.batch_size, state.device)
+    return evaluate(state.classifier.model, batches, settings.precision)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.residuals import ResidualFiles, ResidualMemory, Residuals
+from common.data.corpus import Corpus, forget_corpora, open_corpus
 from common.data.partitions import partition
-from common.model.resident import Corpus, forget_corpora, open_corpus
 from common.settings import Settings
 
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.data.batches import count_steps
+from common.data.corpus import Corpus, open_corpus
 from common.data.partitions import Indices, partition
 from common.files import write_json
 from common.model.flat import tensors_to_flat
-from common.model.resident import Corpus, Workplace, open_corpus, open_workplace
+from common.model.state import ModelState, open_model
 from common.settings import Settings
 from server.diagnostics.updates import Head
 from server.display import display
@@ -87,13 +88,13 @@ def conduct(clients: Clients, settings: Settings, sites: Mapping[str, int | None
     label_names = corpus.label_names if corpus else settings.declared_labels()
     if not settings.engine.is_simulated:
         roster.invite()  # sites read their texts while the model is built here
-    workplace = open_workplace(settings, label_names, fresh=True)
+    model_state = open_model(settings, label_names, fresh=True)
     with folder.open(settings), _recorded(folder):
         for finding in corpus.findings if corpus else ():
             display().say(f"{settings.cell}: {finding}")
         write_json(folder.path / "labels.json", _describe_labels(label_names, corpus))
         write_json(folder.path / "partition.json", parts)
-        _run(roster, clients, folder, settings, workplace, corpus)
+        _run(roster, clients, folder, settings, model_state, corpus)
 
 
 def _read(settings: Settings) -> Corpus | None:
@@ -139,15 +140,15 @@ def _run(
     clients: Clients,
     folder: RunFolder,
     settings: Settings,
-    workplace: Workplace,
+    model_state: ModelState,
     corpus: Corpus | None,
 ) -> None:
     """Run what is left to run, and leave the model."""
     checkpoint = folder.load_checkpoint()
-    server_step = ServerStep(settings, _momentum(checkpoint, workplace))
+    server_step = ServerStep(settings, _momentum(checkpoint, model_state))
     writer = Writer()
     observers: tuple[Observer, ...] = (
-        Checkpoints(folder, workplace.layout, server_step, writer),
+        Checkpoints(folder, model_state.layout, server_step, writer),
         History(folder, writer),
         Live(folder),
         Progress(settings),
@@ -156,37 +157,37 @@ def _run(
     )
     evaluation = None
     if corpus is not None and settings.evaluation.where == "server":
-        evaluation = Evaluation(settings, workplace, corpus.test)
-    head = Head.of(workplace.layout, workplace.classifier.new_head)
-    num_labels = workplace.classifier.num_labels
+        evaluation = Evaluation(settings, model_state, corpus.test)
+    head = Head.of(model_state.layout, model_state.classifier.new_head)
+    num_labels = model_state.classifier.num_labels
     strategy = FederatedAveraging(
-        settings, workplace.layout, num_labels, head, evaluation, observers, server_step
+        settings, model_state.layout, num_labels, head, evaluation, observers, server_step
     )
     roster.gather()
     # No name here for where the run starts: its tensors can go when the first round replaces them.
     with writer:
-        tensors, reason = strategy.run(clients, roster, _standing(folder, checkpoint, strategy, workplace))
-    workplace.load(tensors)
-    save_model(folder, settings, workplace.classifier)
+        tensors, reason = strategy.run(clients, roster, _standing(folder, checkpoint, strategy, model_state))
+    model_state.load(tensors)
+    save_model(folder, settings, model_state.classifier)
     folder.write_status("finished", reason)
 
 
-def _momentum(checkpoint: Checkpoint | None, workplace: Workplace) -> Tensor | None:
+def _momentum(checkpoint: Checkpoint | None, model_state: ModelState) -> Tensor | None:
     if checkpoint is None or checkpoint.momentum is None:
         return None
-    return tensors_to_flat(workplace.layout, checkpoint.momentum)
+    return tensors_to_flat(model_state.layout, checkpoint.momentum)
 
 
 def _standing(
-    folder: RunFolder, checkpoint: Checkpoint | None, strategy: FederatedAveraging, workplace: Workplace
+    folder: RunFolder, checkpoint: Checkpoint | None, strategy: FederatedAveraging, model_state: ModelState
 ) -> Standing:
     """The newest checkpoint, or round 0."""
     if checkpoint is None:
-        return strategy.open(workplace.flat.detach().cpu().clone())
+        return strategy.open(model_state.flat.detach().cpu().clone())
     lines = folder.history()
     total_steps = steps_so_far([*lines, checkpoint.record])
     is_shown = len(lines) > checkpoint.record["round"]
-    tensors = tensors_to_flat(workplace.layout, checkpoint.tensors)
+    tensors = tensors_to_flat(model_state.layout, checkpoint.tensors)
     norms = tuple(client["update_norm"] for line in lines for client in line["clients"])
     return Standing(tensors, checkpoint.record, total_steps, is_shown=is_shown, norms=norms)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.files import write_atomically
-from common.model.build import Classifier, quietly
+from common.model.build import Classifier
+from common.pretrained import quietly
 from common.settings import Settings
 from server.run_folder import RunFolder
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from common.data.batches import MICRO_BATCHES, training_steps
+from common.data.corpus import open_corpus
 from common.data.tokens import TokenisedTexts
-from common.model.resident import open_corpus, open_workplace
+from common.model.state import open_model
 from common.model.train import Place, TrainResult, train_epochs
 from common.runtime import resolve_attention
 from common.settings import Settings
@@ -60,11 +61,11 @@ def test_micro_batches_keep_the_papers_batches(make_settings: Make) -> None:
 def trained(settings: Settings) -> tuple[torch.Tensor, TrainResult]:
     """The weights after one client's round over all texts."""
     corpus = open_corpus(settings)
-    workplace = open_workplace(settings, corpus.label_names, fresh=True)
+    model_state = open_model(settings, corpus.label_names, fresh=True)
     place = Place(settings.seed, 1, 0, CPU, settings.precision)
     indices = np.arange(len(corpus.train))
-    result = train_epochs(workplace.classifier.model, corpus.train, indices, settings.train, place)
-    return workplace.flat.clone(), result
+    result = train_epochs(model_state.classifier.model, corpus.train, indices, settings.train, place)
+    return model_state.flat.clone(), result
 
 
 @pytest.mark.parametrize("padding", ["max_length", "longest"])
@@ -79,7 +80,7 @@ def test_micro_batches_equal_the_whole_batch(
     cut, cut_loss = trained(
         make_settings(*common, f"train.padding={padding}", "train.micro_batches=by_length")
     )
-    start = open_workplace(make_settings(*common), ("health", "money", "sport"), fresh=True).flat
+    start = open_model(make_settings(*common), ("health", "money", "sport"), fresh=True).flat
     assert (whole - start).abs().max() > 1e-2
     assert not torch.equal(whole, cut)
     assert torch.allclose(whole, cut, rtol=0, atol=2e-6)
@@ -154,5 +155,5 @@ def test_attention_follows_device_and_precision(
 def test_the_model_is_built_with_the_attention_asked_for(make_settings: Make) -> None:
     for more, built in (([], "sdpa"), (["attention=eager"], "eager")):
         settings = make_settings(*more)
-        config: Any = open_workplace(settings, ("a", "b")).classifier.model.config
+        config: Any = open_model(settings, ("a", "b")).classifier.model.config
         assert config._attn_implementation == built

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from common.model.resident import open_workplace
+from common.model.state import open_model
 from server.engines.simulate import simulate
 from server.run_folder import RunFolder
 from tests.support.runs import hashes
@@ -21,7 +21,7 @@ LABELS = ("health", "money", "sport")
 def trained(make_settings: Make, run_dir: Path, *more: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The initial tensors and those after the run."""
     settings = make_settings(f"run_dir={run_dir}", "num_clients=2", "threads=1", *more)
-    initial = open_workplace(settings, LABELS, fresh=True).classifier.model.state_dict()
+    initial = open_model(settings, LABELS, fresh=True).classifier.model.state_dict()
     before = {name: tensor.clone() for name, tensor in initial.items()}
     simulate(settings)
     return before, load_file(run_dir / "model" / "model.safetensors")

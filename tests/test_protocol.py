@@ -15,7 +15,7 @@ from common.data.tokens import TokenisedTexts
 from common.model.build import build_classifier, draw_head
 from common.model.counts import Counts
 from common.model.flat import flatten_model
-from common.model.resident import open_workplace
+from common.model.state import open_model
 from common.model.train import learning_rate_at
 from common.settings import ModelSettings
 from server.engines.simulate import simulate
@@ -126,9 +126,9 @@ def test_attention_mask_off_attends_to_padding(make_settings: Make) -> None:
     losses = []
     for mask in ("true", "false"):
         settings = make_settings(f"train.attention_mask={mask}")
-        workplace = open_workplace(settings, ("a", "b", "c"), fresh=True)
+        model_state = open_model(settings, ("a", "b", "c"), fresh=True)
         texts = TokenisedTexts(TEXTS.ids % 20, TEXTS.starts, TEXTS.labels, 0)
-        losses.append(Evaluation(settings, workplace, texts).count(np.arange(3)).loss)
+        losses.append(Evaluation(settings, model_state, texts).count(np.arange(3)).loss)
     assert losses[0] != losses[1]
 
 
@@ -136,14 +136,14 @@ def test_parts_accuracy_is_a_mean_of_batch_means(make_settings: Make) -> None:
     # Five test texts, two parts (3 and 2), batches of 2: the part means weigh alike, and so do the
     # batch means inside a part, however short the batch.
     settings = make_settings("num_clients=2", "evaluation.mode=parts", "evaluation.batch_size=2")
-    evaluation = Evaluation(settings, open_workplace(settings, ("a", "b", "c"), fresh=True), _five())
+    evaluation = Evaluation(settings, open_model(settings, ("a", "b", "c"), fresh=True), _five())
     batches = {0: (1.0, 0.0), 3: (0.5,)}
 
     def count(indices: np.ndarray) -> Counts:
         return Counts(1.0, np.diag([len(indices), 0, 0]), batches[int(indices[0])])
 
     evaluation.count = count  # type: ignore[method-assign]
-    counts, accuracy = evaluation.measure(evaluation.workplace.flat.clone())
+    counts, accuracy = evaluation.measure(evaluation.model_state.flat.clone())
     assert accuracy == pytest.approx((0.5 + 0.5) / 2)
     assert counts.num_examples == 5
 

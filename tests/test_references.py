@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from common.data.partitions import partition
 from common.data.texts import read_texts
-from common.model.resident import open_workplace
+from common.model.state import open_model
 from common.runtime import numpy_stream, stream_seed
 from common.settings import Settings
 from server.engines.simulate import simulate
@@ -26,7 +26,7 @@ from tests.support.tiny import Make
 def reference_model(settings: Settings) -> Any:
     """The pre-trained encoder as transformers loads it, with the run's initial head copied in."""
     model = AutoModelForSequenceClassification.from_pretrained(settings.model.name, num_labels=3)
-    initial = open_workplace(settings, ("health", "money", "sport"), fresh=True).classifier.model
+    initial = open_model(settings, ("health", "money", "sport"), fresh=True).classifier.model
     head = {name: tensor for name, tensor in initial.state_dict().items() if name.startswith("classifier")}
     assert len(head) == 2
     model.load_state_dict(head, strict=False)

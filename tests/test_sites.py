@@ -13,7 +13,7 @@ from client.app import app as client_app
 from client.kit.site_file import SiteFile, load_site_file, write_site_file
 from client.site import RealSite
 from common.data.texts import read_texts
-from common.model.build import locate
+from common.pretrained import locate
 from server.app import conduct
 from server.engines.local_grid import LocalGrid
 from server.engines.simulate import simulate

@@ -13,10 +13,9 @@ import pytest
 
 from client.site import RealSite
 from common.data import token_cache, tokens
+from common.data.corpus import forget_corpora, open_corpus
 from common.data.token_cache import cache_folder
 from common.data.tokens import TokenisedTexts, tokenise
-from common.model import resident as workplace
-from common.model.resident import open_corpus
 from common.settings import Settings
 from server.engines.shared_memory import corpus_from_memory, corpus_to_memory
 from server.engines.simulate import simulate
@@ -202,7 +201,7 @@ def test_a_word_is_no_folder(make_settings: Make) -> None:
 
 def hashes(settings: Settings) -> list[str]:
     """The model after every round of a run that reads its texts anew."""
-    workplace._corpora.clear()
+    forget_corpora()
     simulate(settings)
     return [line["model_sha256"] for line in RunFolder(Path(settings.run_dir)).history()]
 
@@ -223,7 +222,7 @@ def test_a_run_is_the_same_bit_for_bit(
 def test_workers_share_what_was_mapped(make_settings: Make, cache: Path) -> None:
     settings = make_settings(f"data.token_cache={cache}")
     for _ in range(2):
-        workplace._corpora.clear()
+        forget_corpora()
         corpus = open_corpus(settings)
     shared = corpus_to_memory(corpus)
     assert same(corpus_from_memory(shared).train, corpus.train)

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from client.app import app as client_app
-from common.model.resident import open_corpus
+from common.data.corpus import open_corpus
 from common.settings import Settings
-from common.wire.shared_memory import create
+from common.wire.local import create
 from server.app import conduct
 from server.engines import simulate as door
 from server.engines.local_grid import LocalGrid
+from server.engines.pool import WorkerPool
 from server.engines.shared_memory import corpus_from_memory, corpus_to_memory, tensor_bytes, tensors_in
 from server.engines.simulate import count_workers, simulate
-from server.engines.workers import WorkerPool
 from server.rounds.clients import GridClients, RunFailed
 from server.run_folder import RunFolder
 from tests.support.runs import measured, start, wait_for_round, with_keys
@@ -67,7 +67,7 @@ def test_one_worker_equals_four_equals_none(make_settings: Make, tmp_path: Path,
 def test_memory_follows_the_workers_and_not_the_clients(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.engines.workers._SPARE_BYTES", 0)  # as for a model of more than 64 MiB
+    monkeypatch.setattr("server.engines.pool._SPARE_BYTES", 0)  # as for a model of more than 64 MiB
     pool = run_in_pool(make_settings("num_clients=12", "num_rounds=1"), 2)
     assert len(pool._slots) == 3
 
@@ -81,7 +81,7 @@ def broken_pool(
     def open_and_wait(self: WorkerPool) -> None:
         open_(self)
         deadline = time.monotonic() + 120
-        while len(children(self._nursery.pid)) < 2:
+        while len(children(self._fork_server.pid)) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -89,7 +89,7 @@ def broken_pool(
         begin(self, *arguments)
         rounds.append(1)
         if len(rounds) == first:
-            os.kill(min(children(self._nursery.pid)), sign)
+            os.kill(min(children(self._fork_server.pid)), sign)
 
     monkeypatch.setattr(WorkerPool, "open", open_and_wait)
     monkeypatch.setattr(WorkerPool, "begin", begin_and_break)
@@ -132,8 +132,8 @@ def test_no_process_outlives_its_simulation(
 ) -> None:
     process = start("simulate", with_keys(overrides, num_rounds=5000, **{"engine.workers": 2}))
     wait_for_round(process, tmp_path / "run", 2)
-    (nursery,) = children(process.pid)
-    family = {nursery} | children(nursery)
+    (fork_server,) = children(process.pid)
+    family = {fork_server} | children(fork_server)
     assert len(family) == 3
     os.kill(process.pid, kind)
     assert process.wait(30) == (130 if kind == signal.SIGINT else -kind)

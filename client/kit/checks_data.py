@@ -143,7 +143,7 @@ def _tokenizer(texts: SiteTexts) -> PreTrainedTokenizerBase | None:
         return None
     from transformers import AutoTokenizer
 
-    from common.model.build import quietly
+    from common.pretrained import quietly
 
     try:
         with quietly():

@@ -23,7 +23,18 @@ from threading import Thread
 import numpy as np
 from flwr.app import RecordDict
 
-from common.wire.frames import Gone, end_with, receive_frame, send_frame
+from common.wire.local import (
+    Gone,
+    Table,
+    bytes_of,
+    create,
+    end_with,
+    memory_for,
+    read_arrays,
+    receive_frame,
+    send_frame,
+    table_of,
+)
 from common.wire.messages import (
     KEPT_SECONDS,
     pack_refusal,
@@ -32,7 +43,6 @@ from common.wire.messages import (
     take_arrays,
     write_content,
 )
-from common.wire.shared_memory import Table, bytes_of, create, memory_for, read_arrays, table_of
 
 _ROOT = Path(__file__).resolve().parents[2]
 _END_SECONDS = 10.0

@@ -21,7 +21,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from common.wire.arrays import Array, read_piece, to_record
-from common.wire.shared_memory import aligned
+from common.wire.local import aligned
 from common.wire.signing import NotAuthentic
 
 ENVELOPE = "envelope"

@@ -22,7 +22,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.wire.messages import put_arrays, seconds_left_of, take_arrays
-from server.engines.workers import WorkerPool
+from server.engines.pool import WorkerPool
 
 Arrays = dict[str, np.ndarray]
 _SERVER = 1

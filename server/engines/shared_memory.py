@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from common.data.corpus import Corpus
 from common.data.tokens import TokenisedTexts
-from common.model.resident import Corpus
-from common.wire.shared_memory import aligned, create
+from common.wire.local import aligned, create
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from common.runtime import resolve_device, resolve_threads
 from common.settings import Settings
 from server.app import conduct
 from server.engines.local_grid import LocalClients, LocalGrid
-from server.engines.worker import run_nursery
-from server.engines.workers import WorkerPool
+from server.engines.pool import WorkerPool
+from server.engines.worker import run_fork_server
 from server.rounds.clients import GridClients
 
 
@@ -93,4 +93,4 @@ ENGINES: dict[str, Callable[[Settings], None]] = {"inprocess": _in_process, "ray
 
 
 if __name__ == "__main__":
-    run_nursery(int(sys.argv[1]), lambda num_clients: LocalClients(client_app, num_clients).answer_job)
+    run_fork_server(int(sys.argv[1]), lambda num_clients: LocalClients(client_app, num_clients).answer_job)

@@ -1,6 +1,6 @@
 """The worker processes of a simulation, from inside: one that forks them, and what each of them does.
 
-    simulation  --socket-->  nursery  (imports everything and builds the model once; computes nothing)
+    simulation  --socket-->  fork server  (imports everything and builds the model once; computes nothing)
          |                      | fork
          +------socket------> worker  (trains, on `threads` threads)
 
@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.model.resident import house_model, keep_corpus, open_workplace
+from common.data.corpus import keep_corpus
+from common.model.state import move_into, open_model
 from common.settings import Settings
-from common.wire.frames import Gone, end_with, receive_frame, send_frame
-from common.wire.shared_memory import read_arrays, write_arrays
+from common.wire.local import Gone, end_with, read_arrays, receive_frame, send_frame, write_arrays
 from server.engines.shared_memory import corpus_from_memory, tensors_in
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ Arrays = dict[str, np.ndarray]
 Answer = Callable[[bytes, Arrays], tuple[bytes, Arrays]]
 
 
-def run_nursery(descriptor: int, make_answer: Callable[[int], Answer]) -> None:
+def run_fork_server(descriptor: int, make_answer: Callable[[int], Answer]) -> None:
     """Fork a worker for every socket that comes in, until the simulation ends; never returns.
 
     The first frame holds the settings, and with it come the tensors' and the texts' memory. Every other one
@@ -87,9 +87,9 @@ def _build_model(settings: Settings, label_names: tuple[str, ...], tensors_fd: i
     On one thread, since a process that has computed on several cannot be forked safely, and on the CPU, since
     no process that uses a GPU can: workers on GPUs build their own.
     """
-    workplace = open_workplace(replace(settings, threads=1, device="cpu"), label_names)
-    tensors = tensors_in(tensors_fd, workplace.layout.size)
-    house_model(tensors[1])  # no copy of it is kept here
+    state = open_model(replace(settings, threads=1, device="cpu"), label_names)
+    tensors = tensors_in(tensors_fd, state.layout.size)
+    move_into(tensors[1])  # no copy of it is kept here
     return tensors
 
 
@@ -113,13 +113,13 @@ def _run_worker(
     """Answer jobs until the simulation closes the socket; never returns."""
     Thread(target=end_with, args=(connection,), daemon=True).start()
     try:
-        workplace = open_workplace(settings, label_names)
+        state = open_model(settings, label_names)
         global_tensors, *slots = tensors
         while True:
             job, _ = receive_frame(connection)
             slot = slots[int.from_bytes(job[:SLOT_BYTES], "little")]
-            if workplace.device.type == "cpu":
-                house_model(slot)  # what is trained lies where the simulation reads it
+            if state.device.type == "cpu":
+                move_into(slot)  # what is trained lies where the simulation reads it
             reply, arrays = answer(job[SLOT_BYTES:], {"shared": global_tensors.numpy()})
             table = json.dumps(write_arrays(slot.numpy().view(np.uint8), arrays)).encode()
             send_frame(connection, len(table).to_bytes(_TABLE_BYTES, "little") + table + reply)

@@ -12,7 +12,7 @@ import numpy as np
 from common.data.batches import by_length, evaluation_batches
 from common.data.tokens import TokenisedTexts
 from common.model.counts import Counts
-from common.model.resident import Workplace
+from common.model.state import ModelState
 from common.model.train import evaluate
 from common.settings import Settings
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 class Evaluation:
     """The test set, and the model it is put through."""
 
-    def __init__(self, settings: Settings, workplace: Workplace, test: TokenisedTexts) -> None:
+    def __init__(self, settings: Settings, model_state: ModelState, test: TokenisedTexts) -> None:
         self.settings = settings
-        self.workplace = workplace
+        self.model_state = model_state
         self.test = test
 
     def measure(self, tensors: Tensor) -> tuple[Counts, float]:
         """Counts and accuracy of the model with these weights, (P,) fp32."""
-        self.workplace.load(tensors)
+        self.model_state.load(tensors)
         return MODES[self.settings.evaluation.mode](self)
 
     def count(self, indices: np.ndarray) -> Counts:
         """Evaluate the chosen test examples in this order."""
-        settings, workplace = self.settings, self.workplace
+        settings, model_state = self.settings, self.model_state
         batches = evaluation_batches(
-            self.test, indices, settings.train, settings.evaluation.batch_size, workplace.device
+            self.test, indices, settings.train, settings.evaluation.batch_size, model_state.device
         )
-        return evaluate(workplace.classifier.model, batches, settings.precision)
+        return evaluate(model_state.classifier.model, batches, settings.precision)
 
 
 def _over_test_set(evaluation: Evaluation) -> tuple[Counts, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from common.model import resident as workplace
+from common.data.corpus import forget_corpora
 from server.cli import main
 
 
@@ -29,7 +29,7 @@ def wardround(*arguments: str) -> Said:
     """Run `wardround ARGUMENTS` as a new process would: with nothing read yet."""
     out, err = io.StringIO(), io.StringIO()
     handler = signal.getsignal(signal.SIGTERM)
-    workplace._corpora.clear()
+    forget_corpora()
     try:
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.setattr(sys, "argv", ["wardround", *arguments])

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.model.resident import open_corpus, open_workplace
+from common.data.corpus import open_corpus
+from common.model.state import open_model
 from common.settings import Settings
-from common.wire.frames import Gone, receive_frame, send_frame
-from common.wire.shared_memory import create
+from common.wire.local import Gone, create, receive_frame, send_frame
 from server.engines.shared_memory import corpus_to_memory, tensor_bytes, tensors_in
 from server.engines.worker import SLOT_BYTES, open_reply
 from server.rounds.clients import RunFailed
@@ -32,7 +32,7 @@ from server.rounds.clients import RunFailed
 if TYPE_CHECKING:
     from torch import Tensor
 
-NURSERY = "server.engines.simulate"
+FORK_SERVER = "server.engines.simulate"
 """The module that is run to fork the workers."""
 _ROOT = Path(__file__).resolve().parents[2]
 _END_SECONDS = 10.0
@@ -69,8 +69,8 @@ class WorkerPool:
         ours, theirs = socket.socketpair()
         self._control = ours
         with theirs:
-            self._nursery = subprocess.Popen(
-                [sys.executable, "-P", "-m", NURSERY, str(theirs.fileno())],
+            self._fork_server = subprocess.Popen(
+                [sys.executable, "-P", "-m", FORK_SERVER, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 # Ctrl-C in a terminal goes to the simulation alone, which ends its workers.
                 process_group=0,
@@ -96,13 +96,13 @@ class WorkerPool:
         if self._global is not None:
             return
         corpus = open_corpus(self.settings)
-        size = open_workplace(self.settings, corpus.label_names).layout.size
+        size = open_model(self.settings, corpus.label_names).layout.size
         spare = max(1, min(self._num_workers, _SPARE_BYTES // tensor_bytes(size)))
         num_slots = self._num_workers + spare
         memory, texts = create((1 + num_slots) * tensor_bytes(size)), corpus_to_memory(corpus)
         self._global, *self._slots = tensors_in(memory, size)
         self._free = list(range(num_slots))
-        self._tell_nursery(self.settings.to_json().encode(), memory, texts)
+        self._tell_fork_server(self.settings.to_json().encode(), memory, texts)
         os.close(memory)
         os.close(texts)
         for number in range(self._num_workers):
@@ -152,12 +152,12 @@ class WorkerPool:
         self._workers.clear()
         self._control.close()
         try:
-            self._nursery.wait(_END_SECONDS)
+            self._fork_server.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
-                os.killpg(self._nursery.pid, 9)
+                os.killpg(self._fork_server.pid, 9)
             with suppress(subprocess.TimeoutExpired):  # killed already; only the kernel can keep it now
-                self._nursery.wait(_END_SECONDS)
+                self._fork_server.wait(_END_SECONDS)
 
     def _is_under_way(self, job: str) -> bool:
         return any(job == worker.job for worker in self._workers) or any(
@@ -198,23 +198,23 @@ class WorkerPool:
         self._workers.remove(worker)
         self._start(worker.number)
         self._control.settimeout(_END_SECONDS)
-        with _nursery_needed():
+        with _fork_server_needed():
             receive_frame(self._control)
 
     def _start(self, number: int) -> None:
         ours, theirs = socket.socketpair()
         ours.settimeout(_END_SECONDS)  # for what is left of a frame once it has begun
         with theirs:
-            self._tell_nursery(str(number).encode(), theirs.fileno())
+            self._tell_fork_server(str(number).encode(), theirs.fileno())
         self._workers.append(_Worker(number, ours))
 
-    def _tell_nursery(self, payload: bytes, *descriptors: int) -> None:
-        with _nursery_needed():
+    def _tell_fork_server(self, payload: bytes, *descriptors: int) -> None:
+        with _fork_server_needed():
             send_frame(self._control, payload, descriptors)
 
 
 @contextmanager
-def _nursery_needed() -> Iterator[None]:
+def _fork_server_needed() -> Iterator[None]:
     try:
         yield
     except Gone:

@@ -1,0 +1,68 @@
+"""The tokenised texts that one process keeps between messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.data.texts import read_texts
+from common.data.token_cache import cache_folder
+from common.data.tokens import TokenisedTexts, tokenise
+from common.pretrained import load_tokenizer
+from common.settings import DataSettings, ModelSettings, Settings
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All texts of a run as token ids."""
+
+    train: TokenisedTexts
+    test: TokenisedTexts
+    label_names: tuple[str, ...]
+    site_sizes: tuple[tuple[str, int], ...]
+    test_sizes: tuple[int, ...]
+    findings: tuple[str, ...]
+
+
+_Key = tuple[DataSettings, ModelSettings, int, int, str | None, bool]
+_MOST_CORPORA = 2
+_corpora: dict[_Key, Corpus] = {}  # newest last
+
+
+def _key(settings: Settings, site: str | None) -> _Key:
+    of_each_site = settings.partition.name == "by_site"
+    return settings.data, settings.model, settings.train.max_length, settings.seed, site, of_each_site
+
+
+def _read(settings: Settings, site: str | None) -> Corpus:
+    of_each_site = settings.partition.name == "by_site"
+    texts = read_texts(settings.data, settings.seed, site, of_each_site=of_each_site)
+    tokenizer, cache = load_tokenizer(settings.model), cache_folder(settings.data.token_cache)
+    train, test = (
+        tokenise(part.texts, part.labels, tokenizer, settings.train.max_length, cache)
+        for part in (texts.train, texts.test)
+    )
+    return Corpus(train, test, texts.label_names, texts.site_sizes, texts.test_sizes, texts.findings)
+
+
+def open_corpus(settings: Settings, site: str | None = None) -> Corpus:
+    """Read and tokenise the run's texts, or those of one site, once per process.
+
+    Raises:
+        ValueError: for bad data.
+    """
+    found = _corpora.get(_key(settings, site))
+    keep_corpus(settings, found or _read(settings, site), site)
+    return _corpora[_key(settings, site)]
+
+
+def keep_corpus(settings: Settings, corpus: Corpus, site: str | None = None) -> None:
+    """What `open_corpus` shall give from now on, in this process; the longest unused one is let go."""
+    _corpora.pop(_key(settings, site), None)
+    _corpora[_key(settings, site)] = corpus
+    while len(_corpora) > _MOST_CORPORA:
+        del _corpora[next(iter(_corpora))]
+
+
+def forget_corpora() -> None:
+    """Read all texts anew when they are needed next."""
+    _corpora.clear()

@@ -1,0 +1,74 @@
+"""The model that one process keeps between messages, in one flat buffer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from common.model.build import Classifier, build_classifier
+from common.model.flat import Layout, flatten_model, move_model
+from common.runtime import prepare, resolve_attention
+from common.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """The resident model. Its `flat` buffer is scratch space: load it before every use."""
+
+    classifier: Classifier
+    layout: Layout
+    flat: Tensor  # (layout.size,) fp32 on `device`; the model's parameters are views of it
+    device: torch.device
+
+    def load(self, tensors: Tensor) -> None:
+        """Make `tensors`, (layout.size,) fp32 on any device, the model's weights."""
+        self.flat.copy_(tensors)
+
+
+_kept: tuple[tuple[object, ...], ModelState] | None = None
+
+
+def open_model(settings: Settings, label_names: tuple[str, ...], *, fresh: bool = False) -> ModelState:
+    """The resident model of this process; built if it is not there, or if `fresh` is asked for.
+
+    A fresh one holds the initial weights; a resident one holds whatever was trained last.
+
+    Raises:
+        ValueError: the model or the device does not exist.
+    """
+    global _kept
+    device = prepare(settings)
+    attention = resolve_attention(settings, device)
+    key = (settings.model, label_names, settings.seed, device, attention)
+    if fresh or _kept is None or _kept[0] != key:
+        _kept = None  # let go of the old model before the new one is built
+        classifier = build_classifier(settings.model, label_names, settings.seed, attention)
+        layout, flat = flatten_model(classifier.model, device)
+        _kept = (key, ModelState(classifier, layout, flat, device))
+    _require_new_head(settings, _kept[1].classifier)
+    return _kept[1]
+
+
+def _require_new_head(settings: Settings, classifier: Classifier) -> None:
+    train = settings.train
+    if not classifier.new_head and (train.head_learning_rate is not None or train.head_warmup_rounds):
+        raise ValueError(
+            f"train.head_learning_rate is {train.head_learning_rate} and train.head_warmup_rounds is "
+            f"{train.head_warmup_rounds}, but '{settings.model.name}' brings its whole head, so that none of "
+            "it is new. Set them to null and 0, or name a model without a trained head."
+        )
+
+
+def move_into(flat: Tensor) -> None:
+    """Move the resident model into `flat`, (layout.size,) fp32 on its device; its weights are lost."""
+    global _kept
+    assert _kept is not None, "no model is resident"
+    key, state = _kept
+    if state.flat is not flat:
+        move_model(state.classifier.model, state.layout, flat)
+        _kept = (key, replace(state, flat=flat))

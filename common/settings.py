@@ -520,6 +520,10 @@ class Settings:
         """Nested plain values, ready for JSON."""
         return asdict(self)
 
+    def flat(self) -> dict[str, object]:
+        """The same with dotted keys, as `train.batch_size`, and no dict among the values."""
+        return _flatten(self.to_dict())
+
     def to_json(self) -> str:
         """One line of JSON with sorted keys; `from_json` reads it back to an equal object."""
         return json.dumps(self.to_dict(), sort_keys=True)
@@ -561,7 +565,7 @@ class Settings:
 
     def differences(self, other: Settings) -> list[str]:
         """Keys whose values differ and would change a run's numbers, as `key: ours -> theirs`."""
-        mine, theirs = _flatten(self.to_dict()), _flatten(other.to_dict())
+        mine, theirs = self.flat(), other.flat()
         return [
             f"{key}: {mine[key]!r} -> {theirs[key]!r}"
             for key in mine

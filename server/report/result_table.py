@@ -126,14 +126,7 @@ def shared_settings(runs: Iterable[Run]) -> tuple[dict[str, object], list[str]]:
 
 def flat_settings(run: Run) -> dict[str, object]:
     """Settings as `group.key: value`; empty where they cannot be read."""
-    flat: dict[str, object] = {}
-    for group, value in run.settings.to_dict().items() if run.settings else ():
-        flat |= (
-            {f"{group}.{key}": part for key, part in value.items()}
-            if isinstance(value, dict)
-            else {group: value}
-        )
-    return flat
+    return run.settings.flat() if run.settings else {}
 
 
 def _counted(words: list[str]) -> str:

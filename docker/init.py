@@ -17,8 +17,7 @@ import numpy as np
 
 from common.data.texts import LabelledTexts, read_texts
 from server.compose import compose
-from server.deployment.folder import ServerFolder
-from server.deployment.registration import invite_site, register_site, unregister_site
+from server.deployment.folder import ServerFolder, invite_site, register_site, unregister_site
 
 AUTHORITY, SERVER, SITES = Path("/authority"), Path("/server"), Path("/sites")
 OUTPUTS = Path("/wardround/outputs")

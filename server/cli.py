@@ -2,58 +2,46 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
-# Before Flower, Ray and the hub libraries are imported: nobody is told about a run but its owner.
-for _name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
-    os.environ.setdefault(_name, "0")
-for _name in ("FLWR_DISABLE_UPDATE_CHECK", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
-    os.environ.setdefault(_name, "1")
+import typer
 
-import typer  # noqa: E402
+from common.command_line import command, new_app
+from common.errors import FAILED, guarded
+from server.deployment.cli import DEFAULT_FOLDER, Dir
+from server.deployment.cli import app as server_app
+from server.display import display
 
-from common.errors import FAILED, guarded  # noqa: E402
-from server.deployment.cli import DEFAULT_FOLDER, Dir  # noqa: E402
-from server.deployment.cli import app as server_app  # noqa: E402
-from server.display import display  # noqa: E402
-
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Federated fine-tuning of Transformer text classifiers: simulate, sweep, submit, report, predict.",
+app = new_app(
+    "Federated fine-tuning of Transformer text classifiers: simulate, sweep, submit, report, predict."
 )
 app.add_typer(server_app, name="server")
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides.")]
-_GROUPS = """\b
-Groups: model= bert albert distilbert minilm hf      data= imdb yelp_full ag_news bbc_news
+_GROUPS = """Groups: model= bert albert distilbert minilm hf      data= imdb yelp_full ag_news bbc_news
         spooky_author files                          protocol= paper authors_code modern
         partition= iid dirichlet label_sorted by_site  engine= inprocess ray  experiment=
         transforms= exact bf16 fp16 int8
 Scalars: num_clients num_rounds seed run_dir device precision threads
-         train.local_epochs train.batch_size train.learning_rate train.max_length ...
-"""
+         train.local_epochs train.batch_size train.learning_rate train.max_length ..."""
 
 
-@app.command(
-    help="Run one federation on this machine (or a Ray cluster).",
-    epilog=f"""\b
-Examples:
-  wardround simulate model=albert data=ag_news num_clients=8
-  wardround simulate model=minilm data=bbc_news num_clients=4 train.learning_rate=0.05 num_rounds=4
-  wardround simulate model=hf model.name=./my-model data=files data.path=train.csv data.label_column=topic
-  wardround simulate engine=ray engine.num_gpus=0.5 num_clients=32 run_dir=outputs/big
-
-{_GROUPS}
-The same command goes on where an interrupted run stopped. Exit code: 0 done, 1 run failed, 2 bad input.""",
-)
+@command(app, groups=_GROUPS)
 def simulate(overrides: Overrides = None) -> None:
-    """Compose, run, say where the results are."""
+    """Run one federation on this machine (or a Ray cluster).
+
+    Examples:
+      wardround simulate model=albert data=ag_news num_clients=8
+      wardround simulate model=minilm data=bbc_news num_clients=4 train.learning_rate=0.05 num_rounds=4
+      wardround simulate model=hf model.name=./my-model data=files data.path=train.csv data.label_column=topic
+      wardround simulate engine=ray engine.num_gpus=0.5 num_clients=32 run_dir=outputs/big
+
+    {groups}
+
+    The same command goes on where an interrupted run stopped. Exit code: 0 done, 1 run failed, 2 bad input.
+    """
     from server.compose import compose
     from server.run_folder import RunFolder
 
@@ -70,20 +58,20 @@ def simulate(overrides: Overrides = None) -> None:
     )
 
 
-@app.command(
-    help="Run every cell of models x data sets x clients x seeds, then draw the report.",
-    epilog=f"""\b
-Examples:
-  wardround sweep experiment=demo
-  wardround sweep experiment=paper run_dir=outputs/paper
-  wardround sweep model=bert,distilbert data=imdb num_clients=1,4,16 seed=0,1 run_dir=outputs/imdb
-  wardround sweep experiment=paper hydra/launcher=joblib hydra.launcher.n_jobs=4
-
-{_GROUPS}
-Stop it at any moment; the same command goes on. Exit code: 0 done, 1 a cell failed, 2 bad input.""",
-)
+@command(app, groups=_GROUPS)
 def sweep(overrides: Overrides = None) -> None:
-    """Run the cells, then report."""
+    """Run every cell of models x data sets x clients x seeds, then draw the report.
+
+    Examples:
+      wardround sweep experiment=demo
+      wardround sweep experiment=paper run_dir=outputs/paper
+      wardround sweep model=bert,distilbert data=imdb num_clients=1,4,16 seed=0,1 run_dir=outputs/imdb
+      wardround sweep experiment=paper hydra/launcher=joblib hydra.launcher.n_jobs=4
+
+    {groups}
+
+    Stop it at any moment; the same command goes on. Exit code: 0 done, 1 a cell failed, 2 bad input.
+    """
     from server.sweeps.run import sweep as run
 
     outcome = run(overrides or [])
@@ -95,18 +83,7 @@ def sweep(overrides: Overrides = None) -> None:
         raise typer.Exit(FAILED)
 
 
-@app.command(
-    help="Run one federation over the registered sites, and follow it to its end.",
-    epilog=f"""\b
-Examples:
-  wardround submit model=bert data=files data.label_names=[low,high] num_clients=3 run_dir=outputs/trial
-  wardround submit data=files data.label_names=[low,high] num_clients=2 --site st-mary --site ward-7
-  wardround submit --resume outputs/trial
-
-{_GROUPS}
-Ctrl-C stops the run; --resume goes on from its last whole round. Exit code: 0 finished, 1 failed, 2 bad
-input, 130 stopped.""",
-)
+@command(app, groups=_GROUPS)
 def submit(
     overrides: Overrides = None,
     resume: Annotated[
@@ -118,7 +95,18 @@ def submit(
     ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
-    """Submit, follow, say how it ended."""
+    """Run one federation over the registered sites, and follow it to its end.
+
+    Examples:
+      wardround submit model=bert data=files data.label_names=[low,high] num_clients=3 run_dir=outputs/trial
+      wardround submit data=files data.label_names=[low,high] num_clients=2 --site st-mary --site ward-7
+      wardround submit --resume outputs/trial
+
+    {groups}
+
+    Ctrl-C stops the run; --resume goes on from its last whole round. Exit code: 0 finished, 1 failed, 2 bad
+    input, 130 stopped.
+    """
     from server.deployment.folder import ServerFolder
     from server.deployment.submit import submit as run
 
@@ -129,49 +117,41 @@ def submit(
         raise typer.Exit(FAILED)
 
 
-@app.command(
-    help="Say where a run stands: round, accuracy, which sites have answered, which one is missing.",
-    epilog="""\b
-Examples:
-  wardround status
-  wardround status outputs/trial
-  wardround status outputs/trial --json
-
-Without RUN_DIR: the run submitted last from the server folder.""",
-)
+@command(app)
 def status(
     run_dir: Annotated[Path | None, typer.Argument(metavar="[RUN_DIR]")] = None,
     path: Dir = DEFAULT_FOLDER,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Tell."""
+    """Say where a run stands: round, accuracy, which sites have answered, which one is missing.
+
+    Examples:
+      wardround status
+      wardround status outputs/trial
+      wardround status outputs/trial --json
+
+    Without RUN_DIR: the run submitted last from the server folder.
+    """
     from server.deployment.status import folder_and_run, standing_of, to_json, to_text
 
     standing = standing_of(*folder_and_run(run_dir, path))
     typer.echo(to_json(standing) if as_json else to_text(standing))
 
 
-@app.command(
-    help="Draw the report of a sweep folder or a run folder again, from its files alone.",
-    epilog="""\b
-Examples:
-  wardround report outputs/sweep-demo
-  wardround report outputs/minilm-bbc_news-k4-s0""",
-)
+@command(app)
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
-    """Redraw."""
+    """Draw the report of a sweep folder or a run folder again, from its files alone.
+
+    Examples:
+      wardround report outputs/sweep-demo
+      wardround report outputs/minilm-bbc_news-k4-s0
+    """
     from server.report.report import write_report
 
     typer.echo(f"report: {write_report(folder)}")
 
 
-@app.command(
-    help="Label texts with a trained model.",
-    epilog="""\b
-Examples:
-  wardround predict outputs/minilm-bbc_news-k4-s0 --text "The match ended two all."
-  wardround predict ./my-model --file letters.csv --column body > labelled.csv""",
-)
+@command(app)
 def predict(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL_DIR")],
     text: Annotated[
@@ -183,7 +163,12 @@ def predict(
     ] = "text",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda ...")] = "auto",
 ) -> None:
-    """Print one line of CSV per text: text, label, then each label's probability."""
+    """Label texts with a trained model.
+
+    Examples:
+      wardround predict outputs/minilm-bbc_news-k4-s0 --text "The match ended two all."
+      wardround predict ./my-model --file letters.csv --column body > labelled.csv
+    """
     from server.predict import predict as run
 
     run(model, text or [], file, column, device, sys.stdout)

@@ -16,14 +16,17 @@ from common.credentials import fingerprint, new_key, public_line, read_private_k
 from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
 from server.deployment import superlink
 from server.deployment.certificates import describe, is_encrypted
-from server.deployment.folder import Addresses, ServerFolder, toml_string
-from server.deployment.registration import (
+from server.deployment.folder import (
+    Addresses,
+    ServerFolder,
     invite_site,
     register_site,
     rotate_key,
     signing_key,
+    toml_string,
     unregister_site,
 )
+from tests.support.door import wardround
 
 
 @pytest.fixture
@@ -133,11 +136,9 @@ def test_a_site_is_invited_answers_and_is_let_in(folder: ServerFolder, tmp_path:
     assert invitation.signing_key == public_line(signing_key(folder))
     assert (invitation.labels, invitation.versions["flwr"]) == (("low", "high"), "1.39.0")
     assert b"PRIVATE" not in file.read_bytes()
-    site, registered = register_site(
-        folder, "st-mary", answer(folder, "st-mary", tmp_path / "a"), max_examples=9
-    )
+    site = register_site(folder, "st-mary", answer(folder, "st-mary", tmp_path / "a"), max_examples=9)
     written = json.loads((folder.path / "sites.json").read_text())["st-mary"]
-    assert (written["fingerprint"], written["max_examples"]) == (registered, 9)
+    assert (written["fingerprint"], written["max_examples"]) == (site.fingerprint, 9)
     assert folder.sites() == {"st-mary": site}
     unregister_site(folder, "st-mary")
     assert folder.sites() == {}
@@ -170,8 +171,6 @@ def test_wrong_names_and_answers_are_refused(folder: ServerFolder, tmp_path: Pat
     ):
         with pytest.raises(ValueError, match=told):
             register_site(folder, name, file)
-    with pytest.raises(ValueError, match="--max-examples is 0"):
-        register_site(folder, "b", other, max_examples=0)
     with pytest.raises(ValueError, match="no site 'b'"):
         unregister_site(folder, "b")
     with pytest.raises(ValueError, match="registered already"):
@@ -186,6 +185,21 @@ def test_wrong_names_and_answers_are_refused(folder: ServerFolder, tmp_path: Pat
             invite_site(folder, **words)
     assert list(folder.sites()) == ["a"]
     assert named.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("init --name a.org --days 0", "--days"),
+        ("init --name a.org --fleet-port 70000", "--fleet-port"),
+        ("renew --days 0", "--days"),
+        ("register b FILE --max-examples 0", "--max-examples"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name(words: str, option: str, tmp_path: Path) -> None:
+    said = wardround("server", *words.split(), "--dir", str(tmp_path / "server"))
+    assert (said.code, option in said.err) == (2, True)
+    assert not (tmp_path / "server").exists()
 
 
 def test_a_new_signing_key_is_signed_with_the_old_one(folder: ServerFolder, tmp_path: Path) -> None:
@@ -213,7 +227,7 @@ def test_a_rotation_that_was_killed_goes_on_with_the_same_key(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("server.deployment.registration.write_paper", killed)
+        patched.setattr("server.deployment.folder.write_paper", killed)
         with pytest.raises(KeyboardInterrupt):
             rotate_key(folder)
     assert public_line(signing_key(folder)) == old

@@ -11,19 +11,11 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    KeySerializationEncryption,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from common.credentials import write_secret
+from common.credentials import refuse_to_overwrite, write_secret
 from common.files import write_atomically
 
 AUTHORITY_DAYS = 3650
@@ -31,6 +23,11 @@ SERVER_DAYS = 365
 # A site's clock may be behind: the certificates are valid a little before they were made.
 _HEAD_START = timedelta(hours=1)
 _DNS_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
+_AUTHORITY = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Wardround CA")])
+_USAGES = (
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+    *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
 
 
 @dataclass(frozen=True)
@@ -57,11 +54,9 @@ class Pair:
 class Described:
     """What a certificate says about itself."""
 
-    subject: str
     issuer: str
     names: tuple[str, ...]
     """DNS names and IP addresses it is good for, as they stand in it."""
-    not_before: datetime
     not_after: datetime
     fingerprint: str
     """SHA-256 of the certificate, colon-separated hex."""
@@ -81,14 +76,12 @@ def make_authority(
         passphrase: encrypts the key; "" leaves it plain.
 
     Raises:
-        ValueError: a file is there already, or `days` is below 1.
+        ValueError: a file is there already.
     """
-    _refuse_to_overwrite(target)
+    refuse_to_overwrite(target.certificate, target.key)
     key = ec.generate_private_key(ec.SECP384R1())
-    builder = _builder(_named("Wardround CA"), _named("Wardround CA"), key, days, now)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
-    _write(target, builder.sign(key, hashes.SHA384()), key, passphrase)
+    what_for = (x509.BasicConstraints(ca=True, path_length=0), _usage("key_cert_sign", "crl_sign"))
+    _write(target, _sign(_AUTHORITY, key, _AUTHORITY, key, days, now, what_for), key, passphrase)
 
 
 def issue_server_certificate(
@@ -111,35 +104,35 @@ def issue_server_certificate(
 
     Raises:
         ValueError: a file is there already and `renew` is False, a name is neither a DNS name nor an IP
-            address, `days` is below 1, or the authority's key cannot be read.
+            address, or the authority's key cannot be read.
     """
     if not renew:
-        _refuse_to_overwrite(target)
+        refuse_to_overwrite(target.certificate, target.key)
     signer = x509.load_pem_x509_certificate(authority.certificate.read_bytes())
     signing_key = _authority_key(authority.key, passphrase)
     key = ec.generate_private_key(ec.SECP384R1())
-    alternatives = x509.SubjectAlternativeName([general_name(name) for name in dict.fromkeys(names)])
-    builder = _builder(_named(names[0]), signer.subject, key, days, now)
-    builder = builder.add_extension(alternatives, critical=False)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-    builder = builder.add_extension(
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), critical=False
+    what_for = (
+        x509.SubjectAlternativeName([general_name(name) for name in dict.fromkeys(names)]),
+        x509.BasicConstraints(ca=False, path_length=None),
+        _usage("digital_signature"),
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()),
     )
+    # A common name holds 64 characters; the alternative names are what counts.
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     target.next.certificate.unlink(missing_ok=True)  # from a renewal that was never finished
-    _write(target.next, builder.sign(signing_key, hashes.SHA384()), key)
+    _write(target.next, _sign(subject, key, signer.subject, signing_key, days, now, what_for), key)
     target.finish_renewal()
 
 
 def is_encrypted(key: Path) -> bool:
-    """Whether a private key can be read with its passphrase only."""
-    return b"ENCRYPTED" in key.read_bytes()
+    """Whether a private key can be read with its passphrase only; False where there is none."""
+    return key.exists() and b"ENCRYPTED" in key.read_bytes()
 
 
 def _authority_key(path: Path, passphrase: str) -> ec.EllipticCurvePrivateKey:
     try:
-        key = load_pem_private_key(path.read_bytes(), passphrase.encode() or None)
+        key = serialization.load_pem_private_key(path.read_bytes(), passphrase.encode() or None)
     except OSError as error:
         raise ValueError(
             f"'{path}' cannot be read ({error.strerror}). Bring ca.key back from where it is kept."
@@ -156,10 +149,8 @@ def general_name(name: str) -> x509.GeneralName:
     Raises:
         ValueError: it is neither.
     """
-    try:
+    with suppress(ValueError):
         return x509.IPAddress(ip_address(name))
-    except ValueError:
-        pass
     labels = name.split(".")
     if len(name) > 253 or not all(_DNS_LABEL.fullmatch(label) for label in labels) or labels[-1].isdigit():
         raise ValueError(
@@ -175,77 +166,48 @@ def describe(certificate: Path) -> Described:
         read = x509.load_pem_x509_certificate(certificate.read_bytes())
     except ValueError:
         raise ValueError(f"'{certificate}' does not hold a certificate in PEM form.") from None
-    try:
-        alternatives = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names = tuple(str(name.value) for name in alternatives)
-    except x509.ExtensionNotFound:
-        names = ()
+    issuer = read.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    alternatives = [e.value for e in read.extensions if isinstance(e.value, x509.SubjectAlternativeName)]
     return Described(
-        subject=_common_name(read.subject),
-        issuer=_common_name(read.issuer),
-        names=names,
-        not_before=read.not_valid_before_utc,
+        issuer=str(issuer[0].value) if issuer else read.issuer.rfc4514_string(),
+        names=tuple(str(name.value) for names in alternatives for name in names),
         not_after=read.not_valid_after_utc,
         fingerprint=read.fingerprint(hashes.SHA256()).hex(":"),
     )
 
 
-def check_days(days: int) -> None:
-    """Raise ValueError if nothing can be valid for so many days."""
-    if days < 1:
-        raise ValueError(f"--days is {days}; a certificate must be valid for at least one day.")
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int, now: datetime | None
-) -> x509.CertificateBuilder:
-    check_days(days)
+def _sign(
+    subject: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Name,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    days: int,
+    now: datetime | None,
+    extensions: Sequence[x509.ExtensionType],
+) -> x509.Certificate:
+    """A certificate that holds `days`; what it must not be used for is critical in it."""
     start = now or datetime.now(UTC)
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
     builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
     builder = builder.not_valid_before(start - _HEAD_START).not_valid_after(start + timedelta(days=days))
-    return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    for extension in (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), *extensions):
+        is_critical = isinstance(extension, x509.BasicConstraints | x509.KeyUsage)
+        builder = builder.add_extension(extension, is_critical)
+    return builder.sign(issuer_key, hashes.SHA384())
 
 
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _named(name: str) -> x509.Name:
-    # A common name holds 64 characters; the alternative names are what counts.
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
-
-
-def _common_name(name: x509.Name) -> str:
-    attributes = name.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(attributes[0].value) if attributes else name.rfc4514_string()
-
-
-def _refuse_to_overwrite(target: Pair) -> None:
-    for path in (target.certificate, target.key):
-        if path.exists():
-            raise ValueError(
-                f"'{path}' is there already; sites may trust it. Choose another --dir, or move it away."
-            )
+def _usage(*allowed: str) -> x509.KeyUsage:
+    return x509.KeyUsage(**{name: name in allowed for name in _USAGES})
 
 
 def _write(
     target: Pair, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, passphrase: str = ""
 ) -> None:
-    kept: KeySerializationEncryption = NoEncryption()
+    kept: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if passphrase:
-        kept = BestAvailableEncryption(passphrase.encode())
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, kept)
+        kept = serialization.BestAvailableEncryption(passphrase.encode())
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, kept)
     write_atomically(target.key, lambda part: write_secret(part, private))
-    public = certificate.public_bytes(Encoding.PEM)
+    public = certificate.public_bytes(pem)
     write_atomically(target.certificate, lambda part: part.write_bytes(public))

@@ -1,35 +1,58 @@
-"""The coordinator's folder: certificates, addresses, registered sites, and Flower's own files."""
+"""The coordinator's folder: certificates, addresses, Flower's own files, and the sites that may take part.
+
+A site is invited, answers with its keys, and is let in under a name:
+
+    invite NAME -> invitations/NAME.json -> the site -> registration.json -> register NAME
+
+Who is registered stands in sites.json, which the running server reads whenever it changes.
+"""
 
 from __future__ import annotations
 
 import json
+import platform
+import re
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from ipaddress import ip_address
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
 import yaml
 from filelock import FileLock, Timeout
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from common.credentials import new_key, write_private_key
+from common.credentials import (
+    check_public_line,
+    new_key,
+    public_line,
+    read_private_key,
+    refuse_to_overwrite,
+    write_private_key,
+)
 from common.files import write_atomically, write_json
+from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
 from server.deployment.certificates import (
     SERVER_DAYS,
     Pair,
-    check_days,
     general_name,
     issue_server_certificate,
     make_authority,
 )
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 SUPERLINK = "wardround"
 """What the Flower command line calls this federation's SuperLink."""
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _LOCK_SECONDS = 30.0
+_SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
+_TOLD_PACKAGES = ("wardround", "flwr", "torch", "transformers")
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 @dataclass(frozen=True)
@@ -38,23 +61,18 @@ class Addresses:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    names: tuple[str, ...]
+    names: Annotated[tuple[str, ...], Field(min_length=1)]
     """DNS names and IP addresses under which the sites reach the server."""
     fleet_host: str = "0.0.0.0"
-    fleet_port: int = 9092
+    fleet_port: Port = 9092
     """The one port that sites need."""
     control_host: str = "127.0.0.1"
     """Who reaches it can send code to every site: it must not be on the sites' network."""
-    control_port: int = 8000
+    control_port: Port = 8000
 
     def __post_init__(self) -> None:
-        if not self.names:
-            raise ValueError("names is empty; say under which DNS name or IP address sites reach the server.")
         for name in self.names:
             general_name(name)
-        for key in ("fleet_port", "control_port"):
-            if not 1 <= getattr(self, key) <= 65535:
-                raise ValueError(f"{key} is {getattr(self, key)}; a port lies between 1 and 65535.")
 
     @property
     def fleet(self) -> str:
@@ -89,7 +107,7 @@ class RegisteredSite:
     """What its answers are signed with, OpenSSH form."""
     fingerprint: str
     """SHA256:… of its registration, to compare by telephone."""
-    max_examples: int | None = None
+    max_examples: Annotated[int, Field(ge=1)] | None = None
     """The most texts it may claim to have trained on in a round; None for no bound."""
 
 
@@ -121,13 +139,10 @@ class ServerFolder:
             passphrase: encrypts the authority's key; "" leaves it plain.
 
         Raises:
-            ValueError: something is there already, or a name or `days` is wrong.
+            ValueError: something is there already.
         """
-        check_days(days)
         authority = Pair(path / "ca.crt", path / "ca.key")
-        for name in ("server.yaml", "sites.json", "signing.key"):
-            if (path / name).exists():
-                raise ValueError(f"'{path / name}' is there already. Choose another --dir, or move it away.")
+        refuse_to_overwrite(*(path / name for name in ("server.yaml", "sites.json", "signing.key")))
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         make_authority(authority, passphrase=passphrase)
         server = Pair(path / "server.crt", path / "server.key")
@@ -165,28 +180,20 @@ class ServerFolder:
     @property
     def is_insecure(self) -> bool:
         """Whether the server was last started without TLS and node authentication."""
-        return bool(self._flower_config().get("insecure", False))
+        with suppress(FileNotFoundError):
+            read = tomllib.loads((self.flower_home / "config.toml").read_text(encoding="utf-8"))
+            return bool(read["superlink"][SUPERLINK].get("insecure", False))
+        return False
 
     def write_flower_config(self, *, insecure: bool) -> None:
         """Tell the Flower command line where this SuperLink is, and whom to trust."""
-        trust = (
-            "insecure = true"
-            if insecure
-            else f"root-certificates = {toml_string(self.authority.certificate)}"
-        )
+        trust = f"root-certificates = {toml_string(self.authority.certificate)}"
         text = (
             f"[superlink]\ndefault = {toml_string(SUPERLINK)}\n\n[superlink.{SUPERLINK}]\n"
-            f"address = {toml_string(self.addresses.control)}\n{trust}\n"
+            f"address = {toml_string(self.addresses.control)}\n{'insecure = true' if insecure else trust}\n"
         )
         file = self.flower_home / "config.toml"
         write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
-
-    def _flower_config(self) -> dict[str, Any]:
-        file = self.flower_home / "config.toml"
-        if not file.exists():
-            return {}
-        read: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))["superlink"][SUPERLINK]
-        return read
 
     @property
     def fleet_address(self) -> str:
@@ -237,18 +244,18 @@ class ServerFolder:
 
     def last_run(self) -> dict[str, str] | None:
         """`run_id` and `run_dir` of the run that was submitted last."""
-        file = self.path / "last_run.json"
-        if not file.exists():
-            return None
-        read: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
-        return read
+        with suppress(FileNotFoundError):
+            read: dict[str, str] = json.loads((self.path / "last_run.json").read_text(encoding="utf-8"))
+            return read
+        return None
+
+    def invitation(self, site: str) -> Path:
+        """Where the invitation of a site stands."""
+        return self.path / "invitations" / f"{site}.json"
 
 
 def _joined(host: str, port: int) -> str:
-    try:
-        return f"[{host}]:{port}" if ip_address(host).version == 6 else f"{host}:{port}"
-    except ValueError:
-        return f"{host}:{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def toml_string(text: object) -> str:
@@ -256,8 +263,147 @@ def toml_string(text: object) -> str:
     return json.dumps(str(text), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def invite_site(
+    folder: ServerFolder, name: str, *, address: str | None = None, labels: Sequence[str] = ()
+) -> tuple[Path, str]:
+    """Write what a site needs to know before it joins; a later invitation takes an earlier one's place.
+
+    Args:
+        address: `host:port` that the site dials; by default the server's first name and its fleet port.
+        labels: the consortium's label names, in the order of their numbers.
+
+    Returns:
+        The file and its fingerprint.
+
+    Raises:
+        ValueError: the name, address or labels are wrong, or the site is registered already.
+    """
+    if not _SITE_NAME.fullmatch(name):
+        raise ValueError(f"'{name}' is no site name; use small letters, digits, '-' and '_', as in st-mary.")
+    _refuse_to_replace(name, folder.sites())
+    address = address or folder.fleet_address
+    if not _ADDRESS.fullmatch(address):
+        raise ValueError(f"--address is '{address}'; it must be HOST:PORT, for example fl.example.org:9092.")
+    if len(set(labels)) != len(labels) or not all(labels):
+        raise ValueError(f"--labels is '{','.join(labels)}'; every label needs a name of its own.")
+    key = signing_key(folder)
+    invitation = Invitation(
+        site=name,
+        address=address,
+        ca=folder.authority.certificate.read_text(encoding="ascii"),
+        signing_key=public_line(key),
+        versions=_versions(),
+        labels=tuple(labels),
+    )
+    file = folder.invitation(name)
+    return file, write_paper(invitation, file, key)
+
+
+def register_site(
+    folder: ServerFolder, name: str, answer: Path, *, max_examples: int | None = None
+) -> RegisteredSite:
+    """Let a site in, with the keys in its answer to the invitation; a running server does so at once.
+
+    Args:
+        answer: the site's registration.json.
+        max_examples: the most texts it may claim to have trained on in a round.
+
+    Raises:
+        ValueError: it was not invited, the file is wrong or for another name, or a key is registered already.
+    """
+    registration, fingerprint = read_paper(Registration, answer)
+    if registration.site != name:
+        raise ValueError(f"'{answer}' is the registration of '{registration.site}', not of '{name}'.")
+    _check_invited(folder, registration, answer)
+    try:
+        node_key = check_public_line(registration.node_key, "node")
+        signing = check_public_line(registration.signing_key, "signing")
+    except ValueError as error:
+        raise ValueError(f"'{answer}': {error}. Ask the site for the file again.") from None
+    with folder.changing_sites() as sites:
+        _refuse_to_replace(name, sites)
+        for other, site in sites.items():
+            if {site.public_key, site.signing_key} & {node_key, signing}:
+                raise ValueError(
+                    f"'{answer}' holds a key of site '{other}'. Every site makes keys of its own, with: "
+                    "wardround-site init"
+                )
+        sites[name] = RegisteredSite(node_key, signing, fingerprint, max_examples)
+        return sites[name]
+
+
+def unregister_site(folder: ServerFolder, name: str) -> None:
+    """Let a site in no more, from now on; its invitation is void. Raises ValueError for an unknown name."""
+    with folder.changing_sites() as sites:
+        if name not in sites:
+            raise ValueError(f"no site '{name}' is registered. There are: {', '.join(sites) or 'none'}.")
+        del sites[name]
+    folder.invitation(name).unlink(missing_ok=True)
+
+
+def signing_key(folder: ServerFolder) -> Ed25519PrivateKey:
+    """What signs invitations and the keys of runs. Raises ValueError if there is none that can be read."""
+    step = "Make the first one, or the next, with: wardround server rotate-key"
+    return read_private_key(folder.signing_key, "signing", "the signing key", step)  # type: ignore[return-value]
+
+
+def rotate_key(folder: ServerFolder) -> tuple[Path, str] | None:
+    """Put a new signing key in the present one's place, and say so in a file signed with both.
+
+    A kill leaves the old key or the new one; the same command then goes on where it stopped.
+
+    Returns:
+        The file for the sites and its fingerprint; None if there was no key yet, so that nobody trusts one.
+    """
+    coming = folder.signing_key.with_name("signing.key.next")
+    if not folder.signing_key.exists():
+        write_private_key(new_key("signing"), folder.signing_key)
+        return None
+    present = signing_key(folder)
+    if not coming.exists():
+        write_private_key(new_key("signing"), coming)
+    new = read_private_key(coming, "signing", "the next signing key", f"Delete '{coming}', then try again.")
+    file = folder.path / "rotation.json"
+    fingerprint = write_paper(Rotation(public_line(new)), file, present, new)  # type: ignore[arg-type]
+    coming.replace(folder.signing_key)
+    return file, fingerprint
+
+
+def _refuse_to_replace(name: str, sites: Mapping[str, RegisteredSite]) -> None:
+    if name in sites:
+        raise ValueError(
+            f"a site '{name}' is registered already. To let it come with new keys: "
+            f"wardround server unregister {name}, then invite it again."
+        )
+
+
+def _check_invited(folder: ServerFolder, registration: Registration, answer: Path) -> None:
+    file = folder.invitation(registration.site)
+    again = f"Invite it with: wardround server invite {registration.site}"
+    if not file.exists():
+        raise ValueError(f"'{registration.site}' was not invited, or its invitation is void. {again}")
+    invitation, fingerprint = read_paper(Invitation, file)
+    if registration.invitation != fingerprint:
+        raise ValueError(
+            f"'{answer}' answers another invitation (fingerprint {registration.invitation}) than the last "
+            f"one of '{registration.site}' ({fingerprint}). Have it answer '{file}'; if it did, it was given "
+            "another file on the way."
+        )
+    if invitation.signing_key != public_line(signing_key(folder)):
+        raise ValueError(f"the invitation of '{registration.site}' is older than the signing key. {again}")
+
+
+def _versions() -> dict[str, str]:
+    """What is installed here, by package."""
+    found = {"python": platform.python_version()}
+    for package in _TOLD_PACKAGES:
+        with suppress(PackageNotFoundError):  # a wheel of the server alone may lack one
+            found[package] = version(package)
+    return found
+
+
 def _findings(error: ValidationError) -> str:
     return "; ".join(
-        f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}".lstrip(": ")
+        f"{'.'.join(map(str, item['loc']))} is {item['input']!r}; {item['msg'].removeprefix('Value error, ')}"
         for item in error.errors()
     )

@@ -14,9 +14,8 @@ from typing import Any
 from common.settings import Settings
 from server.compose import compose
 from server.deployment import superlink
-from server.deployment.folder import RegisteredSite, ServerFolder
+from server.deployment.folder import RegisteredSite, ServerFolder, signing_key
 from server.deployment.follow import Outcome, Watch, follow
-from server.deployment.registration import signing_key
 from server.deployment.staging import stage_app
 from server.deployment.status import is_held
 from server.deployment.ticket import write_ticket

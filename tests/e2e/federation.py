@@ -20,8 +20,7 @@ from client.kit.init import REGISTRATION, write_kit
 from client.kit.site_file import SiteFile
 from common.wire.invitation import Invitation, read_paper
 from server.deployment import superlink
-from server.deployment.folder import SUPERLINK, Addresses, ServerFolder
-from server.deployment.registration import invite_site, register_site
+from server.deployment.folder import SUPERLINK, Addresses, ServerFolder, invite_site, register_site
 from server.deployment.superlink import NodeState
 from server.run_folder import RunFolder
 from tests.e2e.processes import Process, command_line, free_port, wait_for

@@ -44,7 +44,7 @@ from common.wire.messages import HELLO, TRAIN, pack_update, unpack_update
 from common.wire.objects import Object, content_object, make_object
 from server.deployment import superlink
 from server.deployment.fleet import MOST_MESSAGE_BYTES
-from server.deployment.registration import signing_key, unregister_site
+from server.deployment.folder import signing_key, unregister_site
 from server.deployment.staging import stage_app
 from server.deployment.submit import settings_to_submit
 from server.deployment.ticket import write_ticket

@@ -12,7 +12,7 @@ import pytest
 
 from server.deployment import superlink
 from server.deployment.certificates import Pair, issue_server_certificate, make_authority
-from server.deployment.registration import invite_site, unregister_site
+from server.deployment.folder import invite_site, unregister_site
 from tests.e2e.federation import END_SECONDS, UP_SECONDS, Federation
 from tests.e2e.processes import Process, wait_for
 from tests.e2e.runs import RUN_SECONDS, words_of

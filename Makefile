@@ -5,7 +5,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export RAY_USAGE_STATS_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test test-sites test-docker lint check format clean
+.PHONY: demo test test-sites test-docker lint check size format clean
 .DEFAULT_GOAL := check
 
 demo: .venv/installed
@@ -30,6 +30,10 @@ lint: .venv/installed
 
 check: lint
 	$(BIN)/pytest -m "not slow and not gpu and not e2e and not docker" -n 2 --dist loadfile
+
+# How large the house is, beside its goals; fails where one is missed.
+size: .venv/installed
+	$(BIN)/python -m benchmarks.size
 
 format: .venv/installed
 	$(BIN)/ruff format .

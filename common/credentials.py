@@ -1,4 +1,4 @@
-"""Key pairs and fingerprints: made once, kept secret, never overwritten.
+"""Key pairs, certificates and fingerprints: made once, kept secret, never overwritten.
 
 A site has two pairs: ECDSA on P-384, with which Flower knows its node, and Ed25519, which signs its answers.
 The coordinator has one of Ed25519. All are kept in OpenSSH form, as `ssh-keygen` writes them.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -142,3 +144,67 @@ def fingerprint(public: str) -> str:
 def sha256_text(content: bytes) -> str:
     """`SHA256:…` in base64 without padding, the form in which people compare fingerprints."""
     return f"SHA256:{base64.b64encode(hashlib.sha256(content).digest()).decode().rstrip('=')}"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a certificate says about itself."""
+
+    subject: str
+    """The common name of who shows it."""
+    issuer: str
+    """The common name of who signed it."""
+    names: tuple[str, ...]
+    """DNS names and IP addresses it is good for, as they stand in it."""
+    not_before: datetime
+    not_after: datetime
+    fingerprint: str
+    """SHA-256 of the certificate, colon-separated hex."""
+
+    def days_left(self, now: datetime | None = None) -> int:
+        """Whole days until it ends; negative once it has."""
+        return (self.not_after - (now or datetime.now(UTC))).days
+
+
+def read_certificate(path: Path, setting: str, step: str) -> Certificate:
+    """A certificate in PEM form.
+
+    Args:
+        setting: what names the file, for messages; step: what to do where it is not one.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no certificate.
+    """
+    try:
+        return certificate_of(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{setting}: {path} cannot be read: {error.strerror}. {step}") from None
+    except ValueError:
+        raise ValueError(f"{setting}: {path} holds no certificate in PEM form. {step}") from None
+
+
+def certificate_of(encoded: bytes) -> Certificate:
+    """A certificate in PEM or DER form. Raises ValueError if it is none."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    is_der = encoded.startswith(b"\x30")  # DER: a sequence; PEM is text
+    read = x509.load_der_x509_certificate(encoded) if is_der else x509.load_pem_x509_certificate(encoded)
+
+    def common_name(name: x509.Name) -> str:
+        attributes = name.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        return str(attributes[0].value) if attributes else name.rfc4514_string()
+
+    try:
+        alternatives = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = tuple(str(name.value) for name in alternatives)
+    except x509.ExtensionNotFound:
+        names = ()
+    return Certificate(
+        common_name(read.subject),
+        common_name(read.issuer),
+        names,
+        read.not_valid_before_utc,
+        read.not_valid_after_utc,
+        read.fingerprint(SHA256()).hex(":"),
+    )

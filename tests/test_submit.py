@@ -19,7 +19,6 @@ from common.credentials import new_key, public_line
 from common.settings import Settings
 from server.deployment import follow, submit, superlink
 from server.deployment.folder import Addresses, RegisteredSite, ServerFolder
-from server.deployment.staging import stage_app
 from server.deployment.superlink import RunState, SuperLinkError
 from server.rounds.clients import RunFailed
 from server.run_folder import RunFolder
@@ -119,7 +118,7 @@ def test_few_sites_are_warned_of(tmp_path: Path) -> None:
 
 
 def test_staging_leaves_compiled_files_behind(tmp_path: Path) -> None:
-    app = stage_app(tmp_path / "app")
+    app = submit.stage_app(tmp_path / "app")
     assert (app / "server" / "app.py").exists()
     assert list(app.rglob("__pycache__")) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import tempfile
 import time
@@ -16,7 +17,6 @@ from server.compose import compose
 from server.deployment import superlink
 from server.deployment.folder import RegisteredSite, ServerFolder, signing_key
 from server.deployment.follow import Outcome, Watch, follow
-from server.deployment.staging import stage_app
 from server.deployment.status import is_held
 from server.deployment.ticket import write_ticket
 from server.display import display
@@ -24,6 +24,9 @@ from server.rounds.clients import RunFailed
 from server.run_folder import RunFolder
 
 _STOP_SECONDS, _LOOK_SECONDS = 20.0, 0.2
+_ROOT = Path(__file__).resolve().parents[2]
+_BUNDLE = "bundle"
+"""Where a wheel keeps, under server/, what a checkout has at its root (pyproject.toml puts it there)."""
 
 
 def submit(
@@ -80,21 +83,37 @@ def start(folder: ServerFolder, settings: Settings, sites: Mapping[str, Register
     return run_id
 
 
+def stage_app(target: Path) -> Path:
+    """Fill the new folder `target` with the app that Flower bundles: this very code; returns it.
+
+    Raises:
+        ValueError: this installation lacks a part.
+    """
+    unwanted = shutil.ignore_patterns("__pycache__", _BUNDLE)
+    bundled = _ROOT / "server" / _BUNDLE
+    files = bundled if bundled.exists() else _ROOT
+    try:
+        for package in ("server", "client", "common", "conf"):
+            shutil.copytree(_ROOT / package, target / package, ignore=unwanted)
+        for name in ("pyproject.toml", "LICENSE"):
+            shutil.copyfile(files / name, target / name)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"'{error.filename}' is missing from this installation. Install Wardround again."
+        ) from None
+    return target
+
+
 def privacy_warnings(settings: Settings) -> list[str]:
     """What the sites of this run could learn of each other, whatever the wire does."""
-    found = []
-    if settings.num_clients == 2:
-        found.append(
-            "with two sites, each can work out the other's update from the model that comes back. Take three "
-            "or more."
-        )
     strategy = settings.strategy
-    if strategy.on_missing == "continue" and strategy.min_sites < 2:
-        found.append(
-            "strategy.min_sites is 1: a round with one answer hands that site's tensors to all the others. "
-            "Set strategy.min_sites=3 or more."
-        )
-    return found
+    warnings = {
+        "with two sites, each can work out the other's update from the model that comes back. Take three or "
+        "more.": settings.num_clients == 2,
+        "strategy.min_sites is 1: a round with one answer hands that site's tensors to all the others. Set "
+        "strategy.min_sites=3 or more.": strategy.on_missing == "continue" and strategy.min_sites < 2,
+    }
+    return [text for text, holds in warnings.items() if holds]
 
 
 def settings_to_submit(overrides: Sequence[str]) -> Settings:
@@ -154,9 +173,8 @@ def choose_sites(folder: ServerFolder, wanted: Sequence[str], num_clients: int) 
     Raises:
         ValueError: a wanted site is not registered, or there are fewer or more than `num_clients`.
     """
-    registered: dict[str, RegisteredSite] = folder.sites()
-    unknown = [name for name in wanted if name not in registered]
-    if unknown:
+    registered = folder.sites()
+    if unknown := [name for name in wanted if name not in registered]:
         raise ValueError(
             f"no site '{unknown[0]}' is registered; there are: {', '.join(registered) or 'none'}. Let it in "
             f"with: wardround server invite {unknown[0]}"
@@ -197,8 +215,7 @@ def _stop(folder: ServerFolder, run_id: str, run: RunFolder) -> None:
     until = time.monotonic() + _STOP_SECONDS
     while is_held(run) and time.monotonic() < until:
         time.sleep(_LOOK_SECONDS)
-    if run.status()["state"] == "running" and not is_held(
-        run
-    ):  # its process was ended before it could say so
+    # Where its process was ended before it could say so.
+    if run.status()["state"] == "running" and not is_held(run):
         run.write_status("stopped", "stopped by the coordinator; --resume goes on from the last whole round")
     display().say(f"stopped. To go on from the last whole round: wardround submit --resume {run.path}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import socket
@@ -11,10 +10,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
+
+import httpx
 
 from server.deployment.certificates import describe
 from server.deployment.folder import SUPERLINK, ServerFolder, toml_string
@@ -63,13 +65,11 @@ class RunState:
 def options(folder: ServerFolder, *, insecure: bool, health_address: str | None = None) -> list[str]:
     """Options of Flower's SuperLink that serve this folder, its state in memory."""
     addresses, server = folder.addresses, folder.server
-    words = []
     if insecure:
-        words += ["--insecure"]
+        words = ["--insecure"]
     else:
-        words += ["--ssl-ca-certfile", str(folder.authority.certificate)]
+        words = ["--enable-supernode-auth", "--ssl-ca-certfile", str(folder.authority.certificate)]
         words += ["--ssl-certfile", str(server.certificate), "--ssl-keyfile", str(server.key)]
-        words += ["--enable-supernode-auth"]
     words += ["--fleet-api-type", "grpc-rere", "--fleet-api-address", addresses.fleet]
     words += ["--host", addresses.control_host, "--port", str(addresses.control_port)]
     words += ["--isolation", "subprocess", "--disable-runtime-dependency-installation"]
@@ -125,24 +125,13 @@ def check_ports(folder: ServerFolder) -> None:
 
 def is_up(folder: ServerFolder) -> bool:
     """Whether a SuperLink answers at the control address, with this folder's certificate."""
-    addresses = folder.addresses
-    connection: http.client.HTTPConnection
-    if folder.is_insecure:
-        connection = http.client.HTTPConnection(
-            addresses.control_name, addresses.control_port, timeout=_HEALTH_SECONDS
-        )
-    else:
-        context = ssl.create_default_context(cafile=folder.authority.certificate)
-        connection = http.client.HTTPSConnection(
-            addresses.control_name, addresses.control_port, timeout=_HEALTH_SECONDS, context=context
-        )
+    trusted = None if folder.is_insecure else ssl.create_default_context(cafile=folder.authority.certificate)
+    url = f"{'http' if trusted is None else 'https'}://{folder.addresses.control}/health"
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
+        answer = httpx.get(url, verify=trusted or False, timeout=_HEALTH_SECONDS, trust_env=False)
+    except (OSError, httpx.HTTPError):
         return False
-    finally:
-        connection.close()
+    return answer.status_code == httpx.codes.OK
 
 
 def flower(folder: ServerFolder, *words: str, timeout: float = _ANSWER_SECONDS) -> dict[str, Any]:
@@ -167,20 +156,22 @@ def flower(folder: ServerFolder, *words: str, timeout: float = _ANSWER_SECONDS) 
             start_new_session=True,
         )
     except subprocess.TimeoutExpired:
-        raise SuperLinkError(
-            f"{asked} got no answer within {timeout:g} s. Look at {_where(folder)}."
-        ) from None
+        where = f"what `wardround server up` prints for '{folder.path}'"
+        raise SuperLinkError(f"{asked} got no answer within {timeout:g} s. Look at {where}.") from None
     except FileNotFoundError:
-        raise SuperLinkError(
-            f"'{BIN / 'flwr'}' is missing. Install Wardround again: pip install wardround"
-        ) from None
-    answer = _json_in(done.stdout)
-    if answer is not None and answer.get("success"):
+        step = "Install Wardround again: pip install wardround"
+        raise SuperLinkError(f"'{BIN / 'flwr'}' is missing. {step}") from None
+    answer: dict[str, Any] = {}
+    with suppress(ValueError):  # there is a banner before it, or no answer at all
+        answer = json.loads(done.stdout[done.stdout.index("{") :])
+    if answer.get("success"):
         return answer
     if not is_up(folder):
         raise SuperLinkError(not_running(folder))
     said = str(answer.get("error-message", "")) if answer else done.stderr or done.stdout
-    raise SuperLinkError(f"{asked} failed: {_reason(said)}")
+    lines = [line.strip(" │╭╰─╮╯") for line in said.splitlines()]
+    reason = " ".join(line for line in lines if line and not line.startswith("Using SuperLink:"))
+    raise SuperLinkError(f"{asked} failed: {reason}")
 
 
 def not_running(folder: ServerFolder) -> str:
@@ -206,35 +197,16 @@ def fleet_states(folder: ServerFolder) -> dict[str, NodeState]:
         raise SuperLinkError(not_running(folder))
     if folder.is_insecure or not folder.fleet_file.exists():
         return {}
-    now = datetime.now(UTC)
-    return {
-        name: NodeState(
-            status=told["status"],
-            online_seconds=_seconds_since(told["online_since"], now) if told["status"] == "online" else 0.0,
-            offline_at=_shown(told["offline_at"]) if told["status"] == "offline" else "",
-            refused=told["refused"],
-        )
-        for name, told in _fleet(folder)["sites"].items()
-    }
-
-
-def refused_strangers(folder: ServerFolder) -> dict[str, int]:
-    """Calls with keys that nobody has registered, by reason, since the server started."""
-    told: dict[str, int] = _fleet(folder)["strangers"] if folder.fleet_file.exists() else {}
-    return told
-
-
-def _fleet(folder: ServerFolder) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads(folder.fleet_file.read_text(encoding="utf-8"))
-    return read
-
-
-def _seconds_since(time_stamp: str, now: datetime) -> float:
-    return max(0.0, (now - datetime.fromisoformat(time_stamp)).total_seconds())
-
-
-def _shown(time_stamp: str) -> str:
-    return f"{datetime.fromisoformat(time_stamp):%Y-%m-%d %H:%M:%S}"
+    now, states = datetime.now(UTC), {}
+    for name, told in json.loads(folder.fleet_file.read_text(encoding="utf-8"))["sites"].items():
+        states[name] = state = NodeState(told["status"], 0.0, "", told["refused"])
+        if state.status == "online":
+            since = datetime.fromisoformat(told["online_since"])
+            states[name] = replace(state, online_seconds=max(0.0, (now - since).total_seconds()))
+        elif state.status == "offline":
+            gone = datetime.fromisoformat(told["offline_at"])
+            states[name] = replace(state, offline_at=f"{gone:%Y-%m-%d %H:%M:%S}")
+    return states
 
 
 def start_run(folder: ServerFolder, app: Path, run_config: Mapping[str, str]) -> str:
@@ -259,21 +231,3 @@ def run_state(folder: ServerFolder, run_id: str) -> RunState:
 def stop_run(folder: ServerFolder, run_id: str) -> None:
     """End that run."""
     flower(folder, "stop", run_id, SUPERLINK)
-
-
-def _json_in(text: str) -> dict[str, Any] | None:
-    """The JSON object in what a program printed, or None."""
-    try:
-        read = json.loads(text[text.index("{") :])
-    except ValueError:
-        return None
-    return read if isinstance(read, dict) else None
-
-
-def _reason(said: str) -> str:
-    lines = [line.strip(" │╭╰─╮╯") for line in said.splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith("Using SuperLink:"))
-
-
-def _where(folder: ServerFolder) -> str:
-    return f"what `wardround server up` prints for '{folder.path}'"

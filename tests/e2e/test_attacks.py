@@ -45,8 +45,7 @@ from common.wire.objects import Object, content_object, make_object
 from server.deployment import superlink
 from server.deployment.fleet import MOST_MESSAGE_BYTES
 from server.deployment.folder import signing_key, unregister_site
-from server.deployment.staging import stage_app
-from server.deployment.submit import settings_to_submit
+from server.deployment.submit import settings_to_submit, stage_app
 from server.deployment.ticket import write_ticket
 from tests.e2e.federation import Federation
 from tests.e2e.hostile import HostileSite, honest, hostile_site, num_numbers, push_objects

@@ -31,7 +31,7 @@ class Record(BaseModel):
     None, written as null: not known, as in round 0 or in what an older version wrote.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod

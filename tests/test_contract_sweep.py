@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from jsonschema import Draft202012Validator
 
 from tests.support import contract
 from tests.support.door import changed, contents, for_sweep, tiny, wardround
@@ -70,7 +69,7 @@ def test_every_cell_is_a_run_folder(swept: Swept) -> None:
     for cell in CELLS:
         folder = swept.folder / "cells" / cell
         settings = json.loads((folder / "settings.json").read_text())
-        Draft202012Validator(contract.SETTINGS).validate(settings)
+        contract.check(settings, contract.SETTINGS)
         assert settings["run_dir"] == str(folder)
         assert json.loads((folder / "status.json").read_text())["state"] == "finished"
         assert (folder / "model" / "model.safetensors").is_file()
@@ -78,7 +77,7 @@ def test_every_cell_is_a_run_folder(swept: Swept) -> None:
 
 def test_claims(swept: Swept) -> None:
     claims = json.loads((swept.folder / "report" / "claims.json").read_text())
-    Draft202012Validator(contract.CLAIMS).validate(claims)
+    contract.check(claims, contract.CLAIMS)
     assert [claim["id"] for claim in claims] == [1, 2, 3, 4, 5]
     # None of the paper's models ran, so nothing about them can be supported or contradicted.
     assert {claim["verdict"] for claim in claims} == {"not_tested"}

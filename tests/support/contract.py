@@ -1,18 +1,28 @@
-"""JSON schemas of what a run leaves: every key is required, and no other is allowed."""
+"""JSON schemas of what a run leaves: every key is required, and no other is allowed.
+
+    python -m tests.support.contract
+
+writes that of a round, which `server/record.py` defines, to `docs/round_record.schema.json`.
+"""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+from jsonschema import Draft202012Validator
+
+from server.record import ClientRecord, RoundRecord
+
 Schema = dict[str, Any]
+PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "round_record.schema.json"
 
 STRING, FLAG, NULL = {"type": "string"}, {"type": "boolean"}, {"type": "null"}
 NUMBER, POSITIVE = {"type": "number"}, {"type": "number", "exclusiveMinimum": 0}
 COUNT, NATURAL = {"type": "integer", "minimum": 0}, {"type": "integer", "minimum": 1}
-SECONDS, LOSS = {"type": "number", "minimum": 0}, {"type": "number", "minimum": 0}
+SECONDS = {"type": "number", "minimum": 0}
 SHARE = {"type": "number", "minimum": 0, "maximum": 1}
-NORM = {"type": "number", "minimum": 0}
-COSINE = {"type": "number", "minimum": -1, "maximum": 1}
 NAMES = {"type": "array", "items": STRING, "minItems": 1}
 SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 
@@ -139,51 +149,56 @@ SETTINGS = closed(
     threads={"anyOf": [NATURAL, {"const": "auto"}]},
 )
 
-CLIENT = closed(
-    client=COUNT,
-    num_examples=NATURAL,
-    loss=LOSS,
-    update_norm=POSITIVE,
-    cosine_to_mean=COSINE,
-    cosine_to_others=optional(COSINE),
-    seconds=SECONDS,
-    num_bytes=NATURAL,
-    num_steps=NATURAL,
-    total_steps=NATURAL,
-    head_norm=NORM,
-)
-# Where clients are sites: under partition=by_site, and in a deployment.
-CLIENT_OF_SITE = closed(**CLIENT["properties"], site=STRING)
+# Keys that are null in round 0, which has trained nothing.
+NULL_AT_FIRST = {
+    "train.loss",
+    *(f"diagnostics.{key}" for key in ("mean_update_norm", "norm_ratio", "head_norm", "body_norm")),
+}
+_CLIENT = {key for key, field in ClientRecord.model_fields.items() if field.is_required()}
 
 
-def diagnostics(*, initial: bool) -> Schema:
-    """Round 0 has no updates to tell of; every round has predictions."""
-    return closed(
-        mean_update_norm=NULL if initial else NORM,
-        norm_ratio=NULL if initial else SHARE,
-        head_norm=NULL if initial else NORM,
-        body_norm=NULL if initial else NORM,
-        predicted_shares={"type": "array", "items": SHARE, "minItems": 2},
-        prediction_entropy=NORM,
-        largest_class_share=SHARE,
-    )
+def round_schema() -> str:
+    """The text of `docs/round_record.schema.json`."""
+    schema = {"$schema": Draft202012Validator.META_SCHEMA["$id"], **RoundRecord.model_json_schema()}
+    return json.dumps(schema, indent=2) + "\n"
 
 
-def history_line(*, initial: bool, client: Schema = CLIENT) -> Schema:
-    """Round 0 has trained nothing; every later round has. Args: client: CLIENT, or CLIENT_OF_SITE."""
-    traffic = {"const": 0} if initial else NATURAL
-    return closed(
-        round={"const": 0} if initial else NATURAL,
-        test=closed(loss=LOSS, accuracy=SHARE, macro_f1=SHARE, num_examples=NATURAL),
-        train=closed(loss=NULL if initial else LOSS, num_examples={"const": 0} if initial else NATURAL),
-        clients={"type": "array", "maxItems": 0}
-        if initial
-        else {"type": "array", "items": client, "minItems": 1},
-        diagnostics=diagnostics(initial=initial),
-        seconds=closed(train=SECONDS, aggregate=SECONDS, evaluate=SECONDS, total=SECONDS),
-        bytes=closed(down=traffic, up=traffic),
-        model_sha256=SHA256,
-    )
+def check(value: Any, schema: Schema) -> None:
+    """Raise unless `value` has the form."""
+    Draft202012Validator.check_schema(schema)
+    Draft202012Validator(schema).validate(value)
+
+
+def check_history_line(line: dict[str, Any], *, of_sites: bool = False) -> None:
+    """Raise unless a line of `history.jsonl` has the published form, and holds what its round must.
+
+    The form allows null for whatever an older version did not write; a line of this version is whole.
+
+    Args:
+        of_sites: clients are sites, and called by name: under partition=by_site, and in a deployment.
+    """
+    check(line, json.loads(PUBLISHED.read_text(encoding="utf-8")))
+    check(line["model_sha256"], SHA256)
+    assert len(line["diagnostics"]["predicted_shares"]) >= 2
+    clients, traffic, num_examples = line["clients"], line["bytes"], line["train"]["num_examples"]
+    if line["round"] == 0:
+        assert nulls(line) == NULL_AT_FIRST
+        assert (clients, traffic, num_examples) == ([], {"down": 0, "up": 0}, 0)
+        return
+    # Alone, a client has no others to be like.
+    assert nulls(line) == ({"clients.cosine_to_others"} if len(clients) == 1 else set())
+    assert min(len(clients), traffic["down"], traffic["up"], num_examples) >= 1
+    assert all(client["update_norm"] > 0 for client in clients)
+    assert all(client.keys() == _CLIENT | ({"site"} if of_sites else set()) for client in clients)
+
+
+def nulls(value: Any, path: str = "") -> set[str]:
+    """Dotted keys below `value` that are null; items of a list stand under the list's own key."""
+    if isinstance(value, dict):
+        return set().union(*(nulls(item, f"{path}.{key}".lstrip(".")) for key, item in value.items()))
+    if isinstance(value, list):
+        return set().union(*(nulls(item, path) for item in value))
+    return {path} if value is None else set()
 
 
 PARTITION = {
@@ -209,3 +224,7 @@ CLAIMS = {
     ),
 }
 SWEEP_HEADER = "model,data,num_clients,seed,status,accuracy_at_budget,baseline_accuracy,rounds_to_target"
+
+
+if __name__ == "__main__":
+    PUBLISHED.write_text(round_schema(), encoding="utf-8")

@@ -349,7 +349,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> ServerWorld:
     clients = SignedClients(
         runtime,
         make_run_key(),
-        [site.registered for site in sites],
+        {site.name: site.registered for site in sites},
         lambda: ["a", "b"],
         ask_again_seconds=30.0,
         note=lambda name, reason: noted.append((name, reason)),

@@ -52,7 +52,7 @@ def sites(monkeypatch: pytest.MonkeyPatch) -> Sites:
     clients = SignedClients(
         runtime,
         make_run_key(),
-        [one.registered, two.registered],
+        {"one": one.registered, "two": two.registered},
         registered=lambda: frozenset(registered),
         ask_again_seconds=0.5,
         note=lambda name, reason: noted.append((name, reason)),

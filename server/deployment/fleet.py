@@ -13,13 +13,12 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,9 +75,9 @@ class Registrar(threading.Thread):
     def __init__(self, folder: ServerFolder, state: InMemoryLinkState, say: Callable[[str], None]) -> None:
         super().__init__(daemon=True, name="registrar")
         self._folder, self._state, self._say = folder, state, say
-        self._stamp: tuple[int, int] | None = None
+        self._sites: dict[str, RegisteredSite] = {}
         self._callers: dict[bytes, Caller] = {}
-        self._refused: Counter[tuple[str, str]] = Counter()
+        self._refused: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._written: dict[str, Any] = {}
         self._trouble = ""
         self.look()
@@ -101,16 +100,18 @@ class Registrar(threading.Thread):
 
     def count(self, name: str, reason: str) -> None:
         """One more call that was refused; `name` is empty for a stranger."""
-        self._refused[name, reason] += 1
+        self._refused[name][reason] += 1
+
+    def name_of(self, node_id: int) -> str:
+        """The site of a node; empty for a node that is not let in any more."""
+        return next((caller.name for caller in list(self._callers.values()) if caller.node_id == node_id), "")
 
     def look(self) -> None:
         """Once. Raises OSError or ValueError."""
-        with suppress(FileNotFoundError):
-            found = (self._folder.path / "sites.json").stat()
-            stamp = (found.st_ino, found.st_mtime_ns)
-            if stamp != self._stamp:
-                self._register(self._folder.sites())
-                self._stamp = stamp
+        sites = self._folder.sites()
+        if sites != self._sites:
+            self._register(sites)
+            self._sites = sites
         told = self._told()
         if told != self._written:
             write_json(self._folder.fleet_file, told)
@@ -130,25 +131,20 @@ class Registrar(threading.Thread):
         del self._callers[key]
         self._state.delete_node(NOOP_FLWR_AID, caller.node_id)
         self._state.node_public_key_to_node_id.pop(key, None)  # so that it can be let in again
-        for name, reason in list(self._refused):
-            if name == caller.name:
-                del self._refused[name, reason]
+        self._refused.pop(caller.name, None)
 
     def _told(self) -> dict[str, Any]:
         nodes = {node.node_id: node for node in self._state.get_node_info()}
-        sites = {}
-        for caller in list(self._callers.values()):
-            node = nodes[caller.node_id]
-            sites[caller.name] = {
-                "status": node.status,
-                "online_since": node.last_activated_at,
-                "offline_at": node.last_deactivated_at,
-                "refused": self._refused_of(caller.name),
+        told = {
+            caller.name: {
+                "status": nodes[caller.node_id].status,
+                "online_since": nodes[caller.node_id].last_activated_at,
+                "offline_at": nodes[caller.node_id].last_deactivated_at,
+                "refused": dict(self._refused[caller.name]),
             }
-        return {"sites": sites, "strangers": self._refused_of("")}
-
-    def _refused_of(self, name: str) -> dict[str, int]:
-        return {reason: count for (who, reason), count in list(self._refused.items()) if who == name}
+            for caller in self._callers.values()
+        }
+        return {"sites": told, "strangers": dict(self._refused[""])}
 
 
 class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
@@ -265,17 +261,16 @@ class OwnMessages(FleetServicer):
         super().__init__(**given)
         self._registrar = registrar
         self._accounts: dict[tuple[int, int], _Account] = {}
-        self._names: dict[int, str] = {}
 
-    def _account(self, request: Any) -> _Account:
+    def _account(self, request: Any, run_id: int) -> _Account:
         """Of a node in a run; a stranger to the run has an empty one."""
-        return self._accounts.get((request.node.node_id, request.run_id), _Account())
+        return self._accounts.get((request.node.node_id, run_id), _Account())
 
-    def _refuse(self, context: Any, node_id: int, reason: str) -> None:
-        nodes = self.state_factory.state().get_node_info(node_ids=[node_id])
-        caller = self._registrar.caller(nodes[0].public_key) if nodes else None
-        self._registrar.count(caller.name if caller else "", reason)
-        context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
+    def _require(self, holds: bool, reason: str, request: Any, context: Any) -> None:
+        """Abort the call, and count it, unless the condition holds."""
+        if not holds:
+            self._registrar.count(self._registrar.name_of(request.node.node_id), reason)
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
 
     def PullMessages(self, request: Any, context: Any) -> Any:
         """As Flower's; what the node is given it may fetch. Questions that are settled are passed over."""
@@ -302,9 +297,8 @@ class OwnMessages(FleetServicer):
 
     def PullObject(self, request: Any, context: Any) -> Any:
         """As Flower's, of the node's own messages."""
-        account = self._account(request)
-        if request.object_id not in account.objects:
-            self._refuse(context, request.node.node_id, "not_its_own")
+        account = self._account(request, request.run_id)
+        self._require(request.object_id in account.objects, "not_its_own", request, context)
         response = super().PullObject(request, context)
         if response.object_available:
             account.pulled[request.object_id] = len(response.object_content)
@@ -312,30 +306,29 @@ class OwnMessages(FleetServicer):
 
     def PushMessages(self, request: Any, context: Any) -> Any:
         """As Flower's, of one answer, by the node, to a question that it was given."""
-        node_id = request.node.node_id
-        if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
-            self._refuse(context, node_id, "no_answer")
+        is_one = len(request.messages_list) == len(request.message_object_trees) == 1
+        self._require(is_one, "no_answer", request, context)
         metadata, tree = request.messages_list[0].metadata, request.message_object_trees[0]
-        account = self._accounts.get((node_id, metadata.run_id), _Account())
-        parties = (metadata.src_node_id, metadata.dst_node_id)
-        if parties != (node_id, _SERVER) or metadata.reply_to_message_id not in account.messages:
-            self._refuse(context, node_id, "not_its_own")
+        account = self._account(request, metadata.run_id)
+        is_own = (metadata.src_node_id, metadata.dst_node_id) == (request.node.node_id, _SERVER)
+        is_asked = metadata.reply_to_message_id in account.messages
+        self._require(is_own and is_asked, "not_its_own", request, context)
         ids = _ids_of(tree)
-        if metadata.message_id != tree.object_id or not all(map(is_id, ids)) or len(ids) > _MOST_OBJECTS:
-            self._refuse(context, node_id, "no_answer")
+        is_tree = metadata.message_id == tree.object_id and all(map(is_id, ids))
+        self._require(is_tree and len(ids) <= _MOST_OBJECTS, "no_answer", request, context)
         response = super().PushMessages(request, context)
         account.pushed[response.session_id] = 0
         return response
 
     def PushObject(self, request: Any, context: Any) -> Any:
         """As Flower's, of the node's own answers, as much as it may."""
-        account = self._account(request)
-        if request.session_id not in account.pushed:
-            self._refuse(context, request.node.node_id, "not_its_own")
+        account = self._account(request, request.run_id)
+        self._require(request.session_id in account.pushed, "not_its_own", request, context)
         account.pushed[request.session_id] += len(request.object_content)
-        if account.pushed[request.session_id] > account.most_bytes:
+        is_bounded = account.pushed[request.session_id] <= account.most_bytes
+        if not is_bounded:
             self._give_up(request.session_id)
-            self._refuse(context, request.node.node_id, "too_much")
+        self._require(is_bounded, "too_much", request, context)
         response = super().PushObject(request, context)
         if not response.stored:
             self._give_up(request.session_id)
@@ -353,8 +346,8 @@ class OwnMessages(FleetServicer):
 
     def ConfirmMessageReceived(self, request: Any, context: Any) -> Any:
         """As Flower's, of the node's own messages."""
-        if request.message_object_id not in self._account(request).messages:
-            self._refuse(context, request.node.node_id, "not_its_own")
+        is_own = request.message_object_id in self._account(request, request.run_id).messages
+        self._require(is_own, "not_its_own", request, context)
         return super().ConfirmMessageReceived(request, context)
 
 
@@ -405,25 +398,22 @@ def bounded_server(
 def replace_parts(folder: ServerFolder, say: Callable[[str], None]) -> None:
     """Put the three parts in the place of Flower's own, before its SuperLink is made."""
     superlink = sys.modules[flower_superlink.__module__]  # its package has a function of the same name
-    made: list[Registrar] = []
 
+    @cache
     def registrar(state_factory: Any) -> Registrar:
-        if not made:
-            made.append(Registrar(folder, state_factory.state(), say))
-            made[0].start()
-        return made[0]
-
-    def known_nodes(state_factory: Any) -> KnownNodes:
-        return KnownNodes(registrar(state_factory))
+        made = Registrar(folder, state_factory.state(), say)
+        made.start()
+        return made
 
     def own_messages(state_factory: Any, **given: Any) -> OwnMessages:
         return OwnMessages(registrar(state_factory), state_factory=state_factory, **given)
 
-    for name, part in (
-        ("NodeAuthServerInterceptor", known_nodes),
-        ("FleetServicer", own_messages),
-        ("generic_create_grpc_server", bounded_server),
-    ):
+    parts: dict[str, Callable[..., Any]] = {
+        "NodeAuthServerInterceptor": lambda state_factory: KnownNodes(registrar(state_factory)),
+        "FleetServicer": own_messages,
+        "generic_create_grpc_server": bounded_server,
+    }
+    for name, part in parts.items():
         assert hasattr(superlink, name), f"Flower's SuperLink has no {name} any more"
         setattr(superlink, name, part)
 

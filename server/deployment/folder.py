@@ -128,6 +128,7 @@ class ServerFolder:
         self.fleet_file = self.path / "fleet.json"
         self.addresses = self._read_addresses()
         self.server.finish_renewal()
+        self._sites: tuple[object, dict[str, RegisteredSite]] = None, {}
 
     @classmethod
     def create(
@@ -201,10 +202,13 @@ class ServerFolder:
         return _joined(self.addresses.names[0], self.addresses.fleet_port)
 
     def sites(self) -> dict[str, RegisteredSite]:
-        """The registered sites by name, in order of name."""
+        """The registered sites by name, in order of name; the file is read again whenever it changed."""
         file = self.path / "sites.json"
         try:
-            sites = _SITES.validate_json(file.read_bytes())
+            found = file.stat()
+            stamp = (found.st_ino, found.st_mtime_ns)
+            if stamp != self._sites[0]:
+                self._sites = stamp, dict(sorted(_SITES.validate_json(file.read_bytes()).items()))
         except FileNotFoundError:
             return {}
         except ValidationError as error:
@@ -212,7 +216,7 @@ class ServerFolder:
                 f"'{file}' is wrong, or was written by an earlier version: {_findings(error)}. Move it away, "
                 "and register the sites again from the registration.json of each."
             ) from None
-        return dict(sorted(sites.items()))
+        return dict(self._sites[1])
 
     @contextmanager
     def changing_sites(self) -> Iterator[dict[str, RegisteredSite]]:

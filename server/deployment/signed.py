@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import ConfigRecord
 
-from common.credentials import fingerprint, public_line
+from common.credentials import fingerprint, pem_of, public_line
 from common.wire.messages import LATE_SECONDS, Declined, Refused, check_not_declined
 from common.wire.objects import (
     ENVELOPE,
@@ -36,6 +36,7 @@ from common.wire.signing import (
     payload_digest,
     sign,
 )
+from server.deployment.folder import RegisteredSite
 from server.deployment.runtime_link import ObjectGone, Parcel, Reply, Runtime
 from server.rounds.clients import POLL_SECONDS, Answer, Request
 
@@ -53,17 +54,6 @@ _MOST_BYTES = 16 * 2**30
 
 
 @dataclass(frozen=True)
-class Site:
-    """A site of the run, as it was registered when the run was submitted."""
-
-    name: str
-    node_key: bytes
-    """PEM, by which the SuperLink knows its node."""
-    signing_key: str
-    """OpenSSH form."""
-
-
-@dataclass(frozen=True)
 class RunKey:
     """What signs the questions of one run."""
 
@@ -76,7 +66,10 @@ class RunKey:
 class _Question:
     """One thing asked of one site in one round, however often."""
 
-    site: Site
+    name: str
+    """Of the site."""
+    signing_key: str
+    """Of the site, OpenSSH form."""
     request: Request
     kind: str
     round: int
@@ -106,18 +99,19 @@ class SignedClients:
         self,
         runtime: Runtime,
         key: RunKey,
-        sites: Collection[Site],
+        sites: Mapping[str, RegisteredSite],
         registered: Callable[[], Collection[str]],
         ask_again_seconds: float,
         note: Callable[[str, str], None] = lambda name, reason: None,
     ) -> None:
         """Args:
+        sites: those of the run, as they were registered when it was submitted.
         registered: names of the sites that are registered now; one that is not any more counts no more.
         note: is told of every answer that did not count: the site, and why.
         """
         self._runtime, self._key = runtime, key
-        self._by_name = {site.name: site for site in sites}
-        self._by_key = {site.node_key: site for site in sites}
+        self._sites = sites
+        self._by_key = {pem_of(site.public_key): name for name, site in sites.items()}
         self._registered, self._ask_again_seconds, self._note = registered, ask_again_seconds, note
         self.most_bytes = _MOST_BYTES
         """Of the tensors of one answer."""
@@ -136,9 +130,10 @@ class SignedClients:
         """As in `Clients`."""
         registered, found, online = self._registered(), {}, {}
         for node_id, node in self._runtime.nodes().items():
-            if node.key in self._by_key and self._by_key[node.key].name in registered:
-                found[node_id] = self._by_key[node.key].name
-                online[found[node_id]] = node.since
+            name = self._by_key.get(node.key)
+            if name is not None and name in registered:
+                found[node_id] = name
+                online[name] = node.since
         self._names |= found
         self._online, self._looked_at = online, time.monotonic()
         return found
@@ -147,10 +142,7 @@ class SignedClients:
         """As in `Clients`. While an answer is worked on, the next one is fetched."""
         self.online()
         deadline = time.time() + timeout
-        questions = [
-            _Question(self._by_name[self._names[request.node_id]], request, kind, round, deadline)
-            for request in requests
-        ]
+        questions = [self._question(request, kind, round, deadline) for request in requests]
         self._send(questions)
         return self._answers(questions)
 
@@ -173,8 +165,7 @@ class SignedClients:
 
     def tell(self, request: Request, kind: str, round: int) -> None:
         """As in `Clients`."""
-        name = self._names[request.node_id]
-        notice = _Question(self._by_name[name], request, kind, round, time.time() + LATE_SECONDS)
+        notice = self._question(request, kind, round, time.time() + LATE_SECONDS)
         self._send([notice])
         self._notices.update(notice.message_ids)
 
@@ -185,15 +176,19 @@ class SignedClients:
             self._claim()
             time.sleep(POLL_SECONDS)
 
+    def _question(self, request: Request, kind: str, round: int, deadline: float) -> _Question:
+        name = self._names[request.node_id]
+        return _Question(name, self._sites[name].signing_key, request, kind, round, deadline)
+
     def _send(self, questions: Iterable[_Question]) -> None:
         """Ask those whose sites are online, each as a new attempt."""
         known: dict[int, Object] = {}
-        sent = [question for question in questions if question.site.name in self._online]
+        sent = [question for question in questions if question.name in self._online]
         parcels = [self._parcel(question, known) for question in sent]
         message_ids = self._runtime.push(parcels) if parcels else []
         for question, message_id in zip(sent, message_ids, strict=True):
             question.asked_at = time.monotonic()
-            question.asked_since = self._online[question.site.name]
+            question.asked_since = self._online[question.name]
             question.is_lost = not message_id  # "" where its node has just gone
             if message_id:
                 question.message_ids.append(message_id)
@@ -201,9 +196,8 @@ class SignedClients:
                     self._outstanding.add(message_id)
 
     def _parcel(self, question: _Question, known: dict[int, Object]) -> Parcel:
-        site = question.site
         with self._claiming:
-            attempt = self._attempts[site.name] = self._attempts.get(site.name, 0) + 1
+            attempt = self._attempts[question.name] = self._attempts.get(question.name, 0) + 1
         records = record_objects(question.request.content, known)
         statement = Statement(
             version=1,
@@ -212,7 +206,7 @@ class SignedClients:
             attempt=attempt,
             kind=question.kind,
             sender=self._sender,
-            receiver=fingerprint(site.signing_key),
+            receiver=fingerprint(question.signing_key),
             nonce=secrets.token_hex(16),
             answers="",
             records=sizes(records),
@@ -238,7 +232,7 @@ class SignedClients:
                         return self._read(question, reply)
                     except ObjectGone:
                         question.is_lost = True
-                if question.site.name not in self._registered():
+                if question.name not in self._registered():
                     return Declined("it is not registered any more")
                 if question.is_over():
                     return None
@@ -258,7 +252,7 @@ class SignedClients:
 
         A site that stayed connected is at work: asked twice, it would do the work twice.
         """
-        since = self._online.get(question.site.name)
+        since = self._online.get(question.name)
         if since is None or len(question.asked) >= _MOST_ATTEMPTS:
             return False
         came_back = since != question.asked_since
@@ -278,17 +272,17 @@ class SignedClients:
         """An answer, if it is authentic. Raises ObjectGone."""
         if reply.error:  # Flower's word: its node has gone, or the time is over
             raise ObjectGone
-        site, is_over = question.site, question.is_over
+        is_over = question.is_over
 
         def fetch(ids: Sequence[str]) -> Iterator[bytes]:
             return self._runtime.fetch(ids, is_over)
 
         try:
             names, envelopes = read_signed(self._runtime.content_of(reply, is_over), fetch)
-            statement = check_answer(envelopes.get("statement", ""), site.signing_key, question.asked)
+            statement = check_answer(envelopes.get("statement", ""), question.signing_key, question.asked)
             content = read_content(names, statement.records, fetch, _room, self.most_bytes)
         except NotAuthentic as error:
-            self._note(site.name, error.reason)
+            self._note(question.name, error.reason)
             return Refused(f"its answer does not count: {error.reason}")
         self._runtime.confirm(reply)
         try:
@@ -303,7 +297,7 @@ class SignedClients:
         """Whether a site has not been connected for a while, and left no answer."""
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
             self.online()
-        if question.site.name in self._online:
+        if question.name in self._online:
             question.offline_since = None
             return False
         question.offline_since = question.offline_since or time.monotonic()

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.serverapp import Grid
 
-from common.credentials import new_key, pem_of, private_text, public_line, write_secret
+from common.credentials import new_key, private_text, public_line, write_secret
 from common.settings import Settings
 from common.wire.signing import RUN, RunStatement, sign
 from server.deployment.folder import RegisteredSite, ServerFolder
 from server.deployment.runtime_link import Runtime
-from server.deployment.signed import RunKey, SignedClients, Site
+from server.deployment.signed import RunKey, SignedClients
 from server.rounds.clients import RunFailed
 from server.run_folder import RunFolder
 
@@ -79,8 +79,8 @@ def open_ticket(name: str, grid: Grid) -> tuple[Settings, SignedClients, dict[st
     clients = SignedClients(
         Runtime(grid),  # type: ignore[arg-type]
         RunKey(key, content["run"]),
-        [Site(name, pem_of(site.public_key), site.signing_key) for name, site in sites.items()],
-        registered=_Registered(folder, sites),
+        sites,
+        registered=lambda: _unchanged(sites, folder.sites()),
         ask_again_seconds=settings.strategy.ask_again_seconds,
         note=Refusals(Path(settings.run_dir)),
     )
@@ -104,28 +104,10 @@ def _path(folder: Path, name: str) -> Path:
     return folder / "tickets" / f"{name}.json"
 
 
-class _Registered:
+def _unchanged(sites: Mapping[str, RegisteredSite], now: Mapping[str, RegisteredSite]) -> set[str]:
     """Names of a run's sites that are still registered, under the keys they had when it was submitted."""
-
-    def __init__(self, folder: ServerFolder, sites: Mapping[str, RegisteredSite]) -> None:
-        self._folder, self._sites = folder, sites
-        self._stamp: tuple[int, int] = (0, 0)
-        self._names: frozenset[str] = frozenset()
-
-    def __call__(self) -> frozenset[str]:
-        found = (self._folder.path / "sites.json").stat()
-        stamp = (found.st_ino, found.st_mtime_ns)
-        if stamp != self._stamp:
-            now = self._folder.sites()
-            self._names = frozenset(
-                name
-                for name, site in self._sites.items()
-                if name in now
-                and now[name].public_key == site.public_key
-                and now[name].signing_key == site.signing_key
-            )
-            self._stamp = stamp
-        return self._names
+    keys = {name: (site.public_key, site.signing_key) for name, site in now.items()}
+    return {name for name, site in sites.items() if keys.get(name) == (site.public_key, site.signing_key)}
 
 
 class Refusals:

@@ -20,8 +20,9 @@ from common.wire.signing import (
     read_statement,
     sign,
 )
+from server.deployment.folder import RegisteredSite
 from server.deployment.runtime_link import ObjectGone, OnlineNode, Parcel, Reply, Runtime
-from server.deployment.signed import RunKey, Site
+from server.deployment.signed import RunKey
 from tests.support.wires import Draft, Objects, Packed, Wire, draft_of, metadata_of, objects_of
 
 
@@ -42,7 +43,7 @@ class FakeSite:
         self.name, self.node_id = name, node_id
         self.node_key: Any = new_key("node")
         self.key: Any = new_key("signing")
-        self.registered = Site(name, pem_of(public_line(self.node_key)), public_line(self.key))
+        self.registered = RegisteredSite(public_line(self.node_key), public_line(self.key), "")
         """As the server knows it."""
 
     def draft(self, asked: Asked, packed: Packed) -> Draft:
@@ -92,7 +93,7 @@ class FakeRuntime(Runtime):
     def nodes(self) -> dict[int, OnlineNode]:
         """As in `Runtime`."""
         return {
-            site.node_id: OnlineNode(site.registered.node_key, self.since)
+            site.node_id: OnlineNode(pem_of(site.registered.public_key), self.since)
             for site in self.sites
             if site.node_id in self.online
         }

@@ -15,7 +15,6 @@ import pytest
 from common.credentials import fingerprint, new_key, public_line, read_private_key
 from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
 from server.deployment import superlink
-from server.deployment.certificates import describe, is_encrypted
 from server.deployment.folder import (
     Addresses,
     ServerFolder,
@@ -54,9 +53,7 @@ def test_a_new_folder_holds_what_a_server_needs(folder: ServerFolder) -> None:
         *("ca.crt", "ca.key", "flwr", "server.crt", "server.key", "server.yaml", "signing.key", "sites.json")
     ]
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
-    assert describe(folder.server.certificate).names == (
-        *("fl.example.org", "10.1.2.3", "localhost", "127.0.0.1"),
-    )
+    assert folder.server.read().names == (*("fl.example.org", "10.1.2.3", "localhost", "127.0.0.1"),)
     assert folder.sites() == {}
     assert folder.addresses.fleet == "0.0.0.0:9092"
     # Whoever reaches the control port can send code to every site.
@@ -243,7 +240,7 @@ def test_a_rotation_that_was_killed_goes_on_with_the_same_key(
 def test_a_renewal_that_was_killed_leaves_one_whole_pair(
     folder: ServerFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = describe(folder.server.certificate).fingerprint
+    old = folder.server.read().fingerprint
     moves: list[Path] = []
     replace = Path.replace
 
@@ -257,9 +254,9 @@ def test_a_renewal_that_was_killed_leaves_one_whole_pair(
         patched.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             folder.renew()
-    assert describe(folder.server.certificate).fingerprint == old  # with the new key: torn
+    assert folder.server.read().fingerprint == old  # with the new key: torn
     again = ServerFolder(folder.path)
-    assert describe(again.server.certificate).fingerprint != old
+    assert again.server.read().fingerprint != old
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(again.server.certificate, again.server.key)  # they belong together
     assert not again.server.next.certificate.exists()
@@ -267,12 +264,12 @@ def test_a_renewal_that_was_killed_leaves_one_whole_pair(
 
 def test_the_authoritys_key_can_be_encrypted(tmp_path: Path) -> None:
     folder = ServerFolder.create(tmp_path / "server", Addresses(("localhost",)), passphrase="a long one")
-    assert is_encrypted(folder.authority.key)
+    assert folder.authority.is_encrypted
     with pytest.raises(ValueError, match="does not open with this passphrase"):
         folder.renew()
-    before = describe(folder.server.certificate).fingerprint
+    before = folder.server.read().fingerprint
     folder.renew(passphrase="a long one")
-    assert describe(folder.server.certificate).fingerprint != before
+    assert folder.server.read().fingerprint != before
 
 
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="there is no ssh-keygen here")

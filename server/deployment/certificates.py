@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from common.credentials import refuse_to_overwrite, write_secret
+from common.credentials import Certificate, read_certificate, refuse_to_overwrite, write_secret
 from common.files import write_atomically
 
 AUTHORITY_DAYS = 3650
@@ -37,6 +37,15 @@ class Pair:
     certificate: Path
     key: Path
 
+    def read(self) -> Certificate:
+        """What the certificate says. Raises ValueError if the file holds none."""
+        return read_certificate(self.certificate, "the server folder", "Bring it back, or renew it.")
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the private key can be read with its passphrase only; False where there is none."""
+        return self.key.exists() and b"ENCRYPTED" in self.key.read_bytes()
+
     @property
     def next(self) -> Pair:
         """Where the pair that will replace this one is made."""
@@ -48,22 +57,6 @@ class Pair:
             for made, place in ((self.next.key, self.key), (self.next.certificate, self.certificate)):
                 with suppress(FileNotFoundError):  # done before a kill, or by another process now
                     made.replace(place)
-
-
-@dataclass(frozen=True)
-class Described:
-    """What a certificate says about itself."""
-
-    issuer: str
-    names: tuple[str, ...]
-    """DNS names and IP addresses it is good for, as they stand in it."""
-    not_after: datetime
-    fingerprint: str
-    """SHA-256 of the certificate, colon-separated hex."""
-
-    def days_left(self, now: datetime | None = None) -> int:
-        """Whole days until it ends; negative once it has."""
-        return (self.not_after - (now or datetime.now(UTC))).days
 
 
 def make_authority(
@@ -125,11 +118,6 @@ def issue_server_certificate(
     target.finish_renewal()
 
 
-def is_encrypted(key: Path) -> bool:
-    """Whether a private key can be read with its passphrase only; False where there is none."""
-    return key.exists() and b"ENCRYPTED" in key.read_bytes()
-
-
 def _authority_key(path: Path, passphrase: str) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), passphrase.encode() or None)
@@ -158,22 +146,6 @@ def general_name(name: str) -> x509.GeneralName:
             "the server, without port or scheme, for example --name server.example.org."
         )
     return x509.DNSName(name)
-
-
-def describe(certificate: Path) -> Described:
-    """Read a certificate in PEM form. Raises ValueError if the file does not hold one."""
-    try:
-        read = x509.load_pem_x509_certificate(certificate.read_bytes())
-    except ValueError:
-        raise ValueError(f"'{certificate}' does not hold a certificate in PEM form.") from None
-    issuer = read.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
-    alternatives = [e.value for e in read.extensions if isinstance(e.value, x509.SubjectAlternativeName)]
-    return Described(
-        issuer=str(issuer[0].value) if issuer else read.issuer.rfc4514_string(),
-        names=tuple(str(name.value) for names in alternatives for name in names),
-        not_after=read.not_valid_after_utc,
-        fingerprint=read.fingerprint(hashes.SHA256()).hex(":"),
-    )
 
 
 def _sign(

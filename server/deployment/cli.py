@@ -85,10 +85,8 @@ def renew(days: Days = 365, path: Dir = DEFAULT_FOLDER) -> None:
 
     Restart the server afterwards.
     """
-    from server.deployment.certificates import is_encrypted
-
     folder = _open(path)
-    folder.renew(days, _passphrase() if is_encrypted(folder.authority.key) else "")
+    folder.renew(days, _passphrase() if folder.authority.is_encrypted else "")
     typer.echo(_described(folder))
 
 
@@ -250,20 +248,16 @@ def _open(path: Path) -> ServerFolder:
 
 
 def _described(folder: ServerFolder) -> str:
-    from server.deployment.certificates import describe
-
-    said = describe(folder.server.certificate)
+    said = folder.server.read()
     return (
         f"server certificate for {', '.join(said.names)}\n"
         f"  valid until {said.not_after:%Y-%m-%d %H:%M} UTC, by {said.issuer}\n"
-        f"  authority   SHA-256 {describe(folder.authority.certificate).fingerprint}"
+        f"  authority   SHA-256 {folder.authority.read().fingerprint}"
     )
 
 
 def _check_certificate(folder: ServerFolder) -> None:
-    from server.deployment.certificates import describe
-
-    days = describe(folder.server.certificate).days_left()
+    days = folder.server.read().days_left()
     if days < 0:
         raise ValueError(
             f"'{folder.server.certificate}' has expired, so no site would connect. Renew it with: "

@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 
 import httpx
 
-from server.deployment.certificates import describe
 from server.deployment.folder import SUPERLINK, ServerFolder, toml_string
 from server.rounds.clients import RunFailed
 
@@ -176,7 +175,7 @@ def flower(folder: ServerFolder, *words: str, timeout: float = _ANSWER_SECONDS) 
 
 def not_running(folder: ServerFolder) -> str:
     """What to tell and do when nobody answers."""
-    if not folder.is_insecure and describe(folder.server.certificate).days_left() < 0:
+    if not folder.is_insecure and folder.server.read().days_left() < 0:
         return (
             f"the server's certificate '{folder.server.certificate}' has expired: nobody trusts it any "
             "more. Make another with: wardround server renew, then start again: wardround server up"

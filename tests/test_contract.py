@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from client import round as local_round
 from common.settings import Settings
 from tests.support import contract
-from tests.support.door import changed, contents, tiny, wardround
+from tests.support.door import Said, changed, contents, run_dir_of, wardround
 from tests.support.tiny import TOPICS
 
 
@@ -36,16 +36,10 @@ class Run:
         return [json.loads(line) for line in (self.folder / "history.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def run(
-    tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Run:
-    folder = tmp_path_factory.mktemp("contract") / "run"
-    # AdamW learns the three topics in three rounds: the labels of its model differ.
-    learning = ["num_rounds=3", "train.optimizer=adamw", "train.learning_rate=0.005", "train.local_epochs=8"]
-    overrides = changed(tiny(tiny_model, tiny_texts, tiny_test_texts, folder), *learning)
-    said = wardround("simulate", *overrides)
-    assert said.code == 0, said.err
+@pytest.fixture
+def run(learned_run: tuple[list[str], Said]) -> Run:
+    overrides, said = learned_run
+    folder = run_dir_of(overrides)
     assert f"run folder: {folder}" in said.out
     return Run(folder, overrides)
 

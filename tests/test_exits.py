@@ -30,10 +30,7 @@ def raising(error: BaseException) -> Callable[[], object]:
         (
             OSError(28, "No space left on device", "run/x"),
             FAILED,
-            [
-                "error: run/x: No space left on device. Make room or give access, then run the same command "
-                "again."
-            ],
+            ["error: run/x: No space left on device", "run the same command again"],
         ),
         (KeyboardInterrupt(), INTERRUPTED, ["stopped, and goes on"]),
         (typer.Exit(7), 7, []),
@@ -43,7 +40,8 @@ def raising(error: BaseException) -> Callable[[], object]:
 def test_ends(error: BaseException, code: int, said: list[str]) -> None:
     told: list[str] = []
     assert guarded(raising(error), told.append, "stopped, and goes on") == code
-    assert told == said
+    assert len(told) == bool(said)
+    assert all(words in told[0] for words in said)
 
 
 def test_a_defect_of_ours_is_traced() -> None:

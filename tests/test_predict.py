@@ -9,21 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.door import Said, changed, tiny, wardround
+from tests.support.door import Said, run_dir_of, wardround
 from tests.support.tiny import TOPICS
 
 
-@pytest.fixture(scope="module")
-def run(
-    tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+@pytest.fixture
+def run(learned_run: tuple[list[str], Said]) -> Path:
     """A finished run's folder."""
-    folder = tmp_path_factory.mktemp("predict") / "run"
-    # AdamW learns the three topics: the labels differ from text to text.
-    learning = ["num_rounds=3", "train.optimizer=adamw", "train.learning_rate=0.005", "train.local_epochs=8"]
-    said = wardround("simulate", *changed(tiny(tiny_model, tiny_texts, tiny_test_texts, folder), *learning))
-    assert said.code == 0, said.err
-    return folder
+    return run_dir_of(learned_run[0])
 
 
 def rows(said: Said) -> list[dict[str, str]]:

@@ -44,6 +44,12 @@ class TestSite:
     public_key: Path
     node: Process | None = None
 
+    @property
+    def program(self) -> Process:
+        """Its node, which was started."""
+        assert self.node is not None
+        return self.node
+
 
 @dataclass
 class Federation:

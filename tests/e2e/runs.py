@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
 from server.deployment.status import live_of
+from server.engines.simulate import simulate
 from server.run_folder import RunFolder
 from tests.e2e.federation import Federation
 from tests.e2e.processes import Process, wait_for
-from tests.support.tiny import write_texts
+from tests.support.tiny import Make, write_texts
 
 SIZES = {"beta": 30, "alpha": 12, "gamma": 21}
+CONTINUE = "strategy.on_missing=continue"
+LONG = "num_rounds=5000"
 LABELS = "data.label_names=[health,money,sport]"
 JOIN_SECONDS = 180.0
 RUN_SECONDS = 420.0
@@ -37,6 +41,30 @@ def start_sites(federation: Federation, texts: Path, model: Path) -> None:
     for name in SIZES:
         federation.join(federation.add_site(name, texts / f"{name}.csv", model=model))
     federation.wait_online(*SIZES, seconds=JOIN_SECONDS)
+
+
+def add_two(federation: Federation, folder: Path, model: Path, **facts: Any) -> None:
+    """Register alpha and beta, with 30 texts each. Args: facts: of beta alone, see `Federation.add_site`."""
+    for seed, name in enumerate(("alpha", "beta")):
+        texts = write_texts(folder / f"{name}.csv", 30, seed=seed)
+        federation.add_site(name, texts, model=model, **(facts if name == "beta" else {}))
+
+
+def simulated(make_settings: Make, texts: Path, run_dir: Path, num_rounds: int) -> Path:
+    """Run the same in one process."""
+    simulate(
+        make_settings(
+            *("evaluation.where=sites", LABELS, f"data.path={texts}", "data.test_path=null"),
+            *("partition=by_site", f"num_rounds={num_rounds}", f"run_dir={run_dir}"),
+        )
+    )
+    return run_dir
+
+
+def stop(federation: Federation, process: Process) -> None:
+    """End a run as Ctrl-C does."""
+    federation.signal(signal.SIGTERM, program="submit")
+    assert process.wait(60) == 130, process.text()
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:

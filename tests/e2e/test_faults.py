@@ -13,42 +13,35 @@ import pytest
 from server.run_folder import RunFolder
 from tests.e2e.federation import Federation
 from tests.e2e.hostile import LIES, hostile_site, lying
-from tests.e2e.processes import Process, wait_for
+from tests.e2e.processes import wait_for
 from tests.e2e.proxy import Relay
 from tests.e2e.runs import (
+    CONTINUE,
     JOIN_SECONDS,
     LABELS,
+    LONG,
     RUN_SECONDS,
+    add_two,
     lines,
     start_sites,
+    stop,
     took_part,
     wait_for_clients,
     wait_for_round,
     words_of,
     write_sites,
 )
-from tests.support.tiny import write_texts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 
-CONTINUE = "strategy.on_missing=continue"
-LONG = "num_rounds=5000"
 WORKER = "client.node.worker"
-
-
-def stop(federation: Federation, process: Process) -> None:
-    """End a run as Ctrl-C does."""
-    federation.signal(signal.SIGTERM, program="submit")
-    assert process.wait(60) == 130, process.text()
 
 
 def test_bad_updates_are_refused_and_the_site_is_told(
     federation: Federation, overrides: list[str], tiny_model: Path, tmp_path: Path
 ) -> None:
     federation.up()
-    for name, seed in (("alpha", 0), ("beta", 1)):
-        texts = write_texts(tmp_path / f"{name}.csv", 30, seed=seed)
-        federation.add_site(name, texts, model=tiny_model)
+    add_two(federation, tmp_path, tiny_model)
     federation.join(federation.sites["alpha"])
     run_dir = tmp_path / "run"
     words = words_of(overrides, f"num_rounds={2 * len(LIES)}", "num_clients=2", CONTINUE)
@@ -95,8 +88,7 @@ def test_killed_hanging_and_slow_sites(
     assert federation.signal(signal.SIGSTOP, "alpha", WORKER) == 1
     slow = wait_for_clients(process, run_dir, [1, 2])
     wait_for_clients(process, run_dir, [0, 1, 2], after=slow)  # with another worker
-    node = federation.sites["alpha"].node
-    assert node is not None
+    node = federation.sites["alpha"].program
     wait_for(lambda: "the worker process hangs and is ended" in node.text(), 30, "the site to say so")
     assert "alpha: no answer within 30 s; the round goes on without it" in process.text()
 
@@ -124,10 +116,9 @@ def test_a_cut_network(
     federation: Federation, relay: Relay, overrides: list[str], tiny_model: Path, tmp_path: Path
 ) -> None:
     federation.up()
-    for name, seed in (("alpha", 0), ("beta", 1)):
-        texts = write_texts(tmp_path / f"{name}.csv", 30, seed=seed)
-        address = f"localhost:{relay.port}" if name == "beta" else federation.fleet_address
-        federation.join(federation.add_site(name, texts, model=tiny_model, address=address))
+    add_two(federation, tmp_path, tiny_model, address=f"localhost:{relay.port}")
+    for site in federation.sites.values():
+        federation.join(site)
     federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
     run_dir = tmp_path / "run"
     words = words_of(overrides, LONG, "num_clients=2", CONTINUE, f"run_dir={run_dir}")
@@ -160,8 +151,7 @@ def test_other_label_names_and_a_file_that_vanishes_grows_or_is_torn(
     for name in federation.sites:
         assert f"{name} cannot take part: ValueError; see the client's own log" in failing.text()
     assert "health" not in failing.text()  # what the site's file says stays there
-    node = federation.sites["alpha"].node
-    assert node is not None
+    node = federation.sites["alpha"].program
     assert "'health'" in node.text()
 
     run_dir = tmp_path / "goes-on"

@@ -16,26 +16,28 @@ from typing import Any
 import pytest
 
 from server.deployment.certificates import issue_server_certificate
-from server.engines.simulate import simulate
 from server.run_folder import RunFolder
 from tests.e2e.federation import END_SECONDS, Federation
 from tests.e2e.processes import wait_for
 from tests.e2e.runs import (
+    CONTINUE,
     JOIN_SECONDS,
-    LABELS,
+    LONG,
     RUN_SECONDS,
     lines,
+    simulated,
     start_sites,
+    stop,
     wait_for_clients,
     wait_for_round,
     words_of,
     write_sites,
 )
+from tests.support.runs import hashes
 from tests.support.tiny import Make
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 
-CONTINUE = "strategy.on_missing=continue"
 NUM_ROUNDS = 30
 
 
@@ -61,27 +63,11 @@ def fill(folder: Path) -> Path:
             return filler
 
 
-def simulated(make_settings: Make, texts: Path, run_dir: Path) -> list[str]:
-    """The model's hash after every round of the same run in one process."""
-    simulate(
-        make_settings(
-            *("evaluation.where=sites", LABELS, f"data.path={texts}", "data.test_path=null"),
-            *("partition=by_site", f"num_rounds={NUM_ROUNDS}", f"run_dir={run_dir}"),
-        )
-    )
-    return hashes(run_dir)
-
-
-def hashes(run_dir: Path) -> list[str]:
-    """The model's hash after every round."""
-    return [line["model_sha256"] for line in lines(run_dir)]
-
-
 def test_full_disks_at_the_server_and_at_a_site(
     federation: Federation, overrides: list[str], make_settings: Make, tiny_model: Path, tmp_path: Path
 ) -> None:
     texts = write_sites(tmp_path / "texts")
-    expected = simulated(make_settings, texts, tmp_path / "simulated")
+    expected = hashes(simulated(make_settings, texts, tmp_path / "simulated", NUM_ROUNDS))
     federation.up()
     with small_disk(tmp_path / "disk", 4096) as disk, small_disk(tmp_path / "state", 256) as state:
         for name in ("alpha", "beta", "gamma"):
@@ -102,8 +88,7 @@ def test_full_disks_at_the_server_and_at_a_site(
         process = federation.submit("--resume", str(run_dir))
         wait_for_round(process, run_dir, len(lines(run_dir)) + 2)
         filler = fill(state)
-        node = federation.sites["beta"].node
-        assert node is not None
+        node = federation.sites["beta"].program
         wait_for(lambda: "nothing is answered until then" in node.text(), 60, "the site to say so")
         filler.unlink()
         assert process.wait(RUN_SECONDS) == 0, process.text()
@@ -117,7 +102,7 @@ def test_a_worker_out_of_memory(
     federation.up()
     start_sites(federation, write_sites(tmp_path / "texts"), tiny_model)
     run_dir = tmp_path / "run"
-    process = federation.submit(*words_of(overrides), CONTINUE, "num_rounds=5000", f"run_dir={run_dir}")
+    process = federation.submit(*words_of(overrides), CONTINUE, LONG, f"run_dir={run_dir}")
     wait_for_round(process, run_dir, 2)
     (worker,) = federation.processes("beta", "client.node.worker")
     resource.prlimit(worker, resource.RLIMIT_AS, (2**20, 2**20))
@@ -127,11 +112,9 @@ def test_a_worker_out_of_memory(
     for pid in federation.processes("beta", "client.node.worker"):
         os.kill(pid, signal.SIGKILL)  # as the kernel does
     wait_for_clients(process, run_dir, [0, 1, 2], after=without)
-    node = federation.sites["beta"].node
-    assert node is not None
+    node = federation.sites["beta"].program
     assert node.text().count("connected to the server") == 1
-    federation.signal(signal.SIGTERM, program="submit")
-    assert process.wait(60) == 130, process.text()
+    stop(federation, process)
 
 
 def test_clocks_that_are_wrong(
@@ -144,8 +127,7 @@ def test_clocks_that_are_wrong(
         site = federation.add_site(name, texts / f"{name}.csv", model=tiny_model)
         clock = {"PYTHONPATH": str(Path(__file__).parent / "clock"), "WARDROUND_TEST_CLOCK": str(seconds)}
         federation.join(site, environment=clock if seconds else {})
-    gamma = federation.sites["gamma"].node
-    assert gamma is not None
+    gamma = federation.sites["gamma"].program
     assert gamma.wait(JOIN_SECONDS) == 1
     assert "not ready: clock" in gamma.text(), gamma.text()
     assert "timedatectl set-ntp true" in gamma.text()
@@ -160,7 +142,7 @@ def test_a_certificate_that_expires_in_mid_run(
     federation: Federation, overrides: list[str], make_settings: Make, tiny_model: Path, tmp_path: Path
 ) -> None:
     texts = write_sites(tmp_path / "texts")
-    expected = simulated(make_settings, texts, tmp_path / "simulated")
+    expected = hashes(simulated(make_settings, texts, tmp_path / "simulated", NUM_ROUNDS))
     folder = federation.folder
     ends = timedelta(seconds=75)
     issue_server_certificate(
@@ -173,7 +155,7 @@ def test_a_certificate_that_expires_in_mid_run(
     assert "WARNING: the server certificate ends in 0 days" in server.text()
     start_sites(federation, texts, tiny_model)
     run_dir = tmp_path / "run"
-    words = words_of(overrides, "num_rounds=5000", f"run_dir={run_dir}")
+    words = words_of(overrides, LONG, f"run_dir={run_dir}")
     process = federation.submit(*words)
     assert process.wait(RUN_SECONDS) == 1, process.text()
     assert "expired" in process.text(), process.text()
@@ -186,15 +168,13 @@ def test_a_certificate_that_expires_in_mid_run(
     server.wait(END_SECONDS)
     federation.up()
     for site in federation.sites.values():
-        assert site.node is not None
-        if not site.node.is_alive():  # it was told to get a new certificate, and ended
+        if not site.program.is_alive():  # it was told to get a new certificate, and ended
             federation.join(site)
     federation.wait_online("alpha", "beta", "gamma", seconds=JOIN_SECONDS)
     before = len(lines(run_dir))
     process = federation.submit("--resume", str(run_dir))
     wait_for_round(process, run_dir, before + 3)
-    federation.signal(signal.SIGTERM, program="submit")
-    assert process.wait(60) == 130, process.text()
+    stop(federation, process)
     count = min(len(expected), len(lines(run_dir)))
     assert hashes(run_dir)[:count] == expected[:count]
     assert RunFolder(run_dir).history()[-1]["round"] > before

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from server.engines.simulate import simulate
 from server.run_folder import RunFolder
 from tests.e2e.federation import END_SECONDS, Federation
 from tests.e2e.runs import (
     JOIN_SECONDS,
-    LABELS,
     RUN_SECONDS,
     SIZES,
     lines,
+    simulated,
     start_sites,
+    stop,
     wait_for_round,
     words_of,
     write_sites,
@@ -33,17 +33,6 @@ NUM_ROUNDS = 40
 def texts(tmp_path: Path) -> Path:
     """One file a site."""
     return write_sites(tmp_path / "texts")
-
-
-def simulated(make_settings: Make, texts: Path, run_dir: Path, num_rounds: int) -> Path:
-    """Run the same in one process."""
-    simulate(
-        make_settings(
-            *("evaluation.where=sites", LABELS, f"data.path={texts}", "data.test_path=null"),
-            *("partition=by_site", f"num_rounds={num_rounds}", f"run_dir={run_dir}"),
-        )
-    )
-    return run_dir
 
 
 def assert_same_rounds(ours: Path, theirs: Path) -> None:
@@ -92,8 +81,7 @@ def test_dead_servers_lose_no_whole_round(
 
     third = federation.submit("--resume", str(run_dir))
     wait_for_round(third, run_dir, len(lines(run_dir)) + 2)
-    federation.signal(signal.SIGTERM, program="submit")
-    assert third.wait(60) == 130, third.text()
+    stop(federation, third)
     assert federation.end() == []
     assert [path for path in run_dir.rglob("*") if ".part" in path.name or path.suffix == ".tmp"] == []
     assert RunFolder(run_dir).status()["state"] == "stopped"

@@ -42,7 +42,7 @@ def wardround(*arguments: str) -> Said:
 
 
 def tiny(model: Path, train: Path, test: Path, run_dir: Path) -> list[str]:
-    """Overrides of a run of less than a second: two clients, one round."""
+    """Overrides of a run of less than a second: two clients, one round of the tiny model."""
     return [
         "model=hf",
         f"model.name={model}",
@@ -65,6 +65,12 @@ def changed(overrides: Sequence[str], *more: str) -> list[str]:
     """`overrides` with those in `more` instead of the ones of the same key."""
     keys = {text.split("=")[0] for text in more}
     return [*(text for text in overrides if text.split("=")[0] not in keys), *more]
+
+
+def run_dir_of(overrides: Sequence[str]) -> Path:
+    """Where a run of these writes."""
+    (found,) = (text.removeprefix("run_dir=") for text in overrides if text.startswith("run_dir="))
+    return Path(found)
 
 
 def for_sweep(overrides: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from server.run_folder import RunFolder
+from tests.support.door import changed
 
 COMMAND = [sys.executable, "-m", "server.cli"]
 
@@ -40,8 +41,7 @@ def wait_for_round(process: subprocess.Popen[str], run_dir: Path, number: int) -
 
 def with_keys(overrides: list[str], **keys: object) -> list[str]:
     """Replace some overrides."""
-    kept = [text for text in overrides if text.split("=")[0] not in keys]
-    return [*kept, *(f"{key}={value}" for key, value in keys.items())]
+    return changed(overrides, *(f"{key}={value}" for key, value in keys.items()))
 
 
 class PowerCut(Exception):

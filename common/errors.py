@@ -1,10 +1,15 @@
-"""How a command line ends: what went wrong in words, and an exit code a shell can use."""
+"""What went wrong, in words a person can act on, and an exit code a shell can use."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 DIVERGED = "training diverged"
@@ -42,6 +47,44 @@ def guarded(run: Callable[[], Any], say: Callable[[str], None], stopped: str) ->
     if code == INTERRUPTED:  # typer makes Ctrl-C an exit of its own
         say(stopped)
     return code if isinstance(code, int) else DONE
+
+
+def explain(error: ValidationError, known: Iterable[str] = (), steps: Mapping[str, str] | None = None) -> str:
+    """What pydantic found, a line each: the dotted key, its value, the rule and the next step.
+
+    Args:
+        known: the keys there are, to name the one that is nearest to an unknown one.
+        steps: next steps by dotted key, or by pydantic's type of error, for example `missing`.
+    """
+    lines: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        # Which of several types a value was held against stands behind its key.
+        parts = [str(part) for part in item["loc"] if not re.match(r"constrained-|literal\[", str(part))]
+        key, kind = ".".join(parts) or "the whole", item["type"]
+        match kind:
+            case "value_error":  # a whole sentence, about several keys
+                line = item["msg"].removeprefix("Value error, ")
+            case "missing":
+                line = f"{key} is missing."
+            case "extra_forbidden" | "unexpected_keyword_argument":
+                line = f"{key} is {item['input']!r}, but there is no such key.{nearest(key, known)}"
+            case _:
+                line = f"{key} is {item['input']!r}; {re.sub(r'^.* should ', 'it must ', item['msg'])}."
+        step = steps.get(key, steps.get(kind)) if steps else None
+        lines.setdefault(key, f"{line} {step}" if step else line)
+    return "\n".join(lines.values())
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """` Nearest: 'x', 'y'.`: up to three names that are like `word`, whole or behind their last dot."""
+    by_part = {part.lower(): name for name in names for part in (name.rsplit(".", 1)[-1], name)}
+    close = dict.fromkeys(by_part[part] for part in get_close_matches(word.lower(), by_part))
+    return f" Nearest: {', '.join(map(repr, close))}." if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _explained(error: Exception) -> str:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from operator import attrgetter
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from common.data.file_form import FileForm
-
-_FORBID_UNKNOWN = ConfigDict(extra="forbid")
+from common.errors import explain
 
 # What a resumed run may change: how far it goes and the machine it runs on, never its numbers.
 NOT_IDENTITY = frozenset(
@@ -38,8 +46,6 @@ def _require(condition: bool, message: str) -> None:
 class ModelSettings:
     """Which classifier is fine-tuned."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
-
     label: str
     """Short name used in folder and figure names, for example `bert`."""
     source: Literal["hub", "package"]
@@ -61,8 +67,6 @@ class ModelSettings:
 class DataSettings:
     """Which labelled texts are learned, and how they are read."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
-
     name: str
     """Short name used in folder and figure names, for example `ag_news`."""
     reader: Literal["hub", "bbc_package", "imdb_folders", "zhang_csv", "spooky_csv", "files"]
@@ -77,7 +81,7 @@ class DataSettings:
     """The reader that takes over from `hub` when `path` is set."""
     test_path: str | None
     """Test file for reader `files`; None holds out `test_fraction` of the training texts."""
-    text_columns: tuple[str, ...]
+    text_columns: Annotated[tuple[str, ...], Field(min_length=1)]
     """Columns joined with one space to make the text."""
     label_column: str
     """Column that holds the label."""
@@ -87,21 +91,21 @@ class DataSettings:
     """Encoding of CSV and JSONL files (reader `files`), a Python codec; None is UTF-8."""
     label_names: tuple[str, ...] | None
     """Labels in the order of their numbers; None takes the sorted labels found in training."""
-    test_fraction: float
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the texts held out where the source has no test set, in (0, 1)."""
-    train_examples: int | None
+    train_examples: PositiveInt | None
     """Use this many training texts, drawn evenly by seed; None uses all."""
-    test_examples: int | None
+    test_examples: PositiveInt | None
     """Use this many test texts, drawn evenly by seed; None uses all."""
-    max_words: int | None
+    max_words: PositiveInt | None
     """Keep this many words of each text, cut at white space; None keeps all."""
     drop_empty: bool
     """Leave out examples whose text is empty or missing; otherwise they are an error."""
     label_map: tuple[tuple[str, str], ...]
     """Pairs (name in the file, name in `label_names`), where a file names labels its own way."""
-    token_cache: str | None
+    token_cache: Annotated[str, Field(pattern="^auto$|/")] | None
     """Folder of token ids to keep from run to run: `auto` is the user's own cache, None keeps none."""
-    budget_rounds: int
+    budget_rounds: NonNegativeInt
     """Rounds at which accuracies are compared (Figure 1 of the paper)."""
     second_threshold_rounds: int
     """Rounds after which a run that has not reached its target is a failure (Figure 2)."""
@@ -117,7 +121,6 @@ class DataSettings:
         return FileForm(self.delimiter, self.encoding)
 
     def __post_init__(self) -> None:
-        _require(len(self.text_columns) > 0, "data.text_columns is empty; name at least one column.")
         self.form  # noqa: B018 - checked at birth
         for key in ("delimiter", "encoding"):
             value = getattr(self, key)
@@ -126,22 +129,6 @@ class DataSettings:
                 f"data.{key} is {value!r}, but it is about files of your own; reader '{self.reader}' knows "
                 f"how its source is written. Set data=files, or data.{key}=null.",
             )
-        _require(
-            0 < self.test_fraction < 1,
-            f"data.test_fraction is {self.test_fraction}; it must lie between 0 and 1.",
-        )
-        for key in ("train_examples", "test_examples", "max_words"):
-            value = getattr(self, key)
-            _require(
-                value is None or value > 0,
-                f"data.{key} is {value}; give a positive number, or null for all.",
-            )
-        _require(
-            self.token_cache in (None, "auto") or "/" in str(self.token_cache),
-            f"data.token_cache is '{self.token_cache}'; give auto, null, or a folder, written with a / "
-            "(./tokens).",
-        )
-        _require(self.budget_rounds >= 0, f"data.budget_rounds is {self.budget_rounds}, below 0.")
         _require(
             self.second_threshold_rounds >= self.budget_rounds,
             f"data.second_threshold_rounds is {self.second_threshold_rounds}, below "
@@ -153,8 +140,6 @@ class DataSettings:
 class ProtocolSettings:
     """The named set of switches this run started from."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
-
     name: str
     """`paper`, `authors_code` or `modern`; switches may have been turned alone since."""
     ag_news_columns: tuple[str, ...]
@@ -165,21 +150,18 @@ class ProtocolSettings:
 class PartitionSettings:
     """How the training examples are dealt to simulated clients."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
-
     name: Literal["iid", "dirichlet", "label_sorted", "by_site"]
     """Row of the table in `common/data/partitions.py`."""
-    alpha: float | None
+    alpha: PositiveFloat | None
     """Concentration of the Dirichlet distribution; small is skewed (`dirichlet` only)."""
     drop_remainder: bool
     """Make all parts equal by leaving out N mod K examples (the authors' code)."""
 
     def __post_init__(self) -> None:
-        if self.name == "dirichlet":
-            _require(
-                self.alpha is not None and self.alpha > 0,
-                f"partition.alpha is {self.alpha}; a dirichlet partition needs a positive number.",
-            )
+        _require(
+            self.name != "dirichlet" or self.alpha is not None,
+            "partition.alpha is None; a dirichlet partition needs a positive number.",
+        )
         _require(
             not self.drop_remainder or self.name in ("iid", "label_sorted"),
             f"partition.drop_remainder=true asks for equal parts, which partition '{self.name}' does not "
@@ -191,27 +173,25 @@ class PartitionSettings:
 class TrainSettings:
     """What one client does in one round."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
-
-    local_epochs: int
+    local_epochs: PositiveInt
     """Passes over the client's own examples, E in the paper."""
-    batch_size: int
+    batch_size: PositiveInt
     """Examples per optimiser step, B in the paper."""
-    learning_rate: float
+    learning_rate: PositiveFloat
     """Step size; the peak where a schedule is set."""
-    max_length: int
+    max_length: Annotated[int, Field(ge=3)]
     """Tokens per text; longer texts are cut."""
     optimizer: Literal["sgd", "adamw"]
     """Row of the table in `common/model/train.py`."""
-    weight_decay: float
+    weight_decay: Annotated[float, Field(ge=0)]
     """Decoupled for adamw, L2 for sgd."""
     schedule: Literal["constant", "linear"]
     """`linear`: warm up, then decay to zero over `schedule_rounds` of the run."""
-    warmup_fraction: float
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
     """Share of the schedule spent warming up (`linear` only)."""
     schedule_rounds: int | None
     """Rounds a `linear` schedule spans; a run that goes on past it stays at its end."""
-    max_grad_norm: float | None
+    max_grad_norm: PositiveFloat | None
     """Clip the gradient's L2 norm to this; None does not clip."""
     shuffle: bool
     """New order of examples each epoch; False repeats one order for ever (the authors' code)."""
@@ -227,55 +207,20 @@ class TrainSettings:
     """Put texts of like length into the same batch; another choice of batches than the paper's."""
     head_init: Literal["shared", "per_site"]
     """One new head for all, or one drawn by each client in round 1 (the authors' code)."""
-    head_learning_rate: float | None
+    head_learning_rate: PositiveFloat | None
     """Step size of the new head alone; None is `learning_rate`."""
-    head_warmup_rounds: int
+    head_warmup_rounds: NonNegativeInt
     """First rounds in which only the new head is trained, and the encoder stands still."""
     on_collapse: Literal["warn", "stop"]
     """When the run has collapsed: say so and go on, or end it."""
-    collapse_rounds: int
+    collapse_rounds: PositiveInt
     """Rounds in a row after which predictions in one class, accuracy at chance or an exploded loss are a
     collapse."""
 
     def __post_init__(self) -> None:
         _require(
-            self.local_epochs >= 1,
-            f"train.local_epochs is {self.local_epochs}; a client must train at least one epoch. "
-            "To evaluate only, set num_rounds=0.",
-        )
-        _require(self.batch_size >= 1, f"train.batch_size is {self.batch_size}; it must be at least 1.")
-        _require(
-            self.learning_rate > 0,
-            f"train.learning_rate is {self.learning_rate}; it must be positive.",
-        )
-        _require(
-            self.collapse_rounds >= 1,
-            f"train.collapse_rounds is {self.collapse_rounds}; a collapse needs at least one round.",
-        )
-        _require(
-            self.max_length >= 3,
-            f"train.max_length is {self.max_length}; a text needs at least 3 tokens with its markers.",
-        )
-        _require(self.weight_decay >= 0, f"train.weight_decay is {self.weight_decay}, below 0.")
-        _require(
-            0 <= self.warmup_fraction < 1,
-            f"train.warmup_fraction is {self.warmup_fraction}; it must lie in [0, 1).",
-        )
-        _require(
             self.schedule == "constant" or self.schedule_rounds is not None,
             f"train.schedule_rounds is missing; schedule '{self.schedule}' has to know its length.",
-        )
-        _require(
-            self.max_grad_norm is None or self.max_grad_norm > 0,
-            f"train.max_grad_norm is {self.max_grad_norm}; it must be positive, or null.",
-        )
-        _require(
-            self.head_learning_rate is None or self.head_learning_rate > 0,
-            f"train.head_learning_rate is {self.head_learning_rate}; it must be positive, or null.",
-        )
-        _require(
-            self.head_warmup_rounds >= 0,
-            f"train.head_warmup_rounds is {self.head_warmup_rounds}; it must be 0 or more.",
         )
         _require(
             self.attention_mask or self.padding == "max_length",
@@ -298,8 +243,6 @@ class TrainSettings:
 class TransformSettings:
     """What is done to a client's update on its way to the server."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
-
     name: Literal["exact", "bf16", "fp16", "int8"]
     """Row of the table in `common/transforms`; all but `exact` lose something."""
     error_feedback: bool
@@ -310,56 +253,33 @@ class TransformSettings:
 class StrategySettings:
     """How the server averages and how long it waits."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
-
     weighting: Literal["examples", "uniform"]
     """Weight of an update in the mean: its example count, or one (the authors' code)."""
-    server_learning_rate: float
+    server_learning_rate: PositiveFloat
     """How far the server goes from the old global model towards the mean; 1 is FedAvg."""
-    server_momentum: float
+    server_momentum: Annotated[float, Field(ge=0, lt=1)]
     """Share of the last step that is added to the next (FedAvgM, Hsu et al. 2019); 0 is FedAvg."""
-    min_sites: int
+    min_sites: PositiveInt
     """Fewest updates a round may be closed with when `on_missing` is `continue`."""
-    wait_seconds: float
+    wait_seconds: PositiveFloat
     """Longest wait for the sites to connect at the start of the run."""
-    round_timeout_seconds: float
+    round_timeout_seconds: PositiveFloat
     """Longest wait for the updates of one round."""
-    ask_again_seconds: float
+    ask_again_seconds: PositiveFloat
     """A site that has not answered for so long is asked again in the same round (deployments)."""
     on_missing: Literal["fail", "continue"]
     """When a client refuses or stays away: end the run, or go on while `min_sites` take part."""
-    max_share: float | None
+    max_share: PositiveFloat | None
     """Largest share of one client in the mean, of the clients there are; None bounds nothing."""
-    max_update_norm: float | None
+    max_update_norm: PositiveFloat | None
     """Largest L2 norm of an update (trained minus global tensors); None bounds nothing."""
-    max_norm_ratio: float | None
+    max_norm_ratio: PositiveFloat | None
     """The same as a multiple of the median norm of what earlier rounds took; None bounds nothing."""
     on_excess: Literal["refuse", "clip"]
     """An update beyond its largest norm, or with more examples than its site is registered for: leave it out,
     or shrink it, or its weight, to the bound."""
 
     def __post_init__(self) -> None:
-        for key in ("wait_seconds", "round_timeout_seconds", "ask_again_seconds"):
-            value = getattr(self, key)
-            _require(value > 0, f"strategy.{key} is {value}; a wait needs a positive bound in seconds.")
-        _require(
-            self.server_learning_rate > 0,
-            f"strategy.server_learning_rate is {self.server_learning_rate}; it must be positive.",
-        )
-        _require(
-            0 <= self.server_momentum < 1,
-            f"strategy.server_momentum is {self.server_momentum}; it must lie in [0, 1).",
-        )
-        _require(
-            self.min_sites >= 1,
-            f"strategy.min_sites is {self.min_sites}; a round needs at least one update.",
-        )
-        for key in ("max_share", "max_update_norm", "max_norm_ratio"):
-            value = getattr(self, key)
-            _require(
-                value is None or value > 0,
-                f"strategy.{key} is {value}; give a positive number, or null for no bound.",
-            )
         _require(
             self.max_norm_ratio is None or self.max_update_norm is not None,
             f"strategy.max_norm_ratio is {self.max_norm_ratio}, which needs earlier rounds, and round 1 has "
@@ -371,22 +291,16 @@ class StrategySettings:
 class EvaluationSettings:
     """How the global model is measured after each round."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
-
     where: Literal["server", "sites"]
     """`server`: on a central test set; `sites`: each site counts on a part it holds out, counts are added."""
     mode: Literal["test", "parts"]
     """`test`: over all test examples; `parts`: mean over K parts of mean batch accuracy (authors)."""
-    batch_size: int
+    batch_size: PositiveInt
     """Examples per forward pass; in `parts` mode it also weighs the last batch."""
     target_accuracy: float | None
     """Stop the run at the first round that reaches this accuracy; None never stops early."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.batch_size >= 1,
-            f"evaluation.batch_size is {self.batch_size}; it must be at least 1.",
-        )
         _require(
             self.where == "server" or self.mode == "test",
             "evaluation.mode=parts cuts a central test set, which evaluation.where=sites does not have. "
@@ -398,27 +312,21 @@ class EvaluationSettings:
 class EngineSettings:
     """Where the clients of a simulation run."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
-
     name: Literal["inprocess", "ray", "deployment"]
     """A row of the table in `server/engines/simulate.py`, or `deployment`: real sites over gRPC."""
-    num_cpus: float
+    num_cpus: Annotated[float, Field(ge=0)]
     """CPUs reserved for one client at a time (`ray`)."""
-    num_gpus: float
+    num_gpus: Annotated[float, Field(ge=0)]
     """GPUs reserved for one client at a time; fractions share a GPU (`ray`)."""
     address: str | None
     """Address of a running Ray cluster, or `auto`; None starts one on this machine (`ray`)."""
-    workers: int | Literal["auto"]
+    workers: PositiveInt | Literal["auto"]
     """Processes that train side by side (`inprocess`); 1 trains in the simulation's own process."""
 
     def __post_init__(self) -> None:
         _require(
-            self.num_cpus > 0 or self.num_gpus > 0,
+            self.num_cpus + self.num_gpus > 0,
             "engine.num_cpus and engine.num_gpus are both 0; a client needs some of either.",
-        )
-        _require(
-            self.workers == "auto" or self.workers >= 1,
-            f"engine.workers is {self.workers}; give a positive number, or auto.",
         )
 
     @property
@@ -436,7 +344,7 @@ class Settings:
             the key, the value, the rule and the next step.
     """
 
-    __pydantic_config__ = _FORBID_UNKNOWN
+    __pydantic_config__ = ConfigDict(extra="forbid")  # the groups take it over
 
     model: ModelSettings
     data: DataSettings
@@ -447,13 +355,13 @@ class Settings:
     strategy: StrategySettings
     evaluation: EvaluationSettings
     engine: EngineSettings
-    num_clients: int
+    num_clients: PositiveInt
     """K: clients that take part in every round."""
-    num_rounds: int
+    num_rounds: NonNegativeInt
     """Communication rounds; 0 evaluates the initial model only."""
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     """Root of every random stream of the run."""
-    arm: str
+    arm: Annotated[str, Field(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._]*[A-Za-z0-9])?)?$")]
     """Name of the arm of a sweep that the run belongs to, part of folder names; empty for none."""
     run_dir: str
     """Folder the run writes."""
@@ -464,23 +372,10 @@ class Settings:
     attention: Literal["auto", "sdpa", "eager"]
     """How attention is computed; `auto` is the fastest known for device and precision, and for fp32 always
     the model's own."""
-    threads: int | Literal["auto"]
+    threads: PositiveInt | Literal["auto"]
     """CPU threads for the arithmetic; part of a run's identity, since sums depend on it."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.num_clients >= 1, f"num_clients is {self.num_clients}; a run needs at least one client."
-        )
-        _require(self.num_rounds >= 0, f"num_rounds is {self.num_rounds}; it must be 0 or more.")
-        _require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must lie between 0 and 2**63 - 1.")
-        _require(
-            not self.arm or self.arm == _folder_safe(self.arm),
-            f"arm is '{self.arm}'; a folder is named after it: use letters, digits, '.' and '_'.",
-        )
-        _require(
-            self.threads == "auto" or self.threads >= 1,
-            f"threads is {self.threads}; give a positive number, or auto.",
-        )
         _require(
             self.strategy.min_sites <= self.num_clients,
             f"strategy.min_sites is {self.strategy.min_sites} but num_clients is {self.num_clients}; a "
@@ -520,10 +415,6 @@ class Settings:
         """Nested plain values, ready for JSON."""
         return asdict(self)
 
-    def flat(self) -> dict[str, object]:
-        """The same with dotted keys, as `train.batch_size`, and no dict among the values."""
-        return _flatten(self.to_dict())
-
     def to_json(self) -> str:
         """One line of JSON with sorted keys; `from_json` reads it back to an equal object."""
         return json.dumps(self.to_dict(), sort_keys=True)
@@ -538,7 +429,7 @@ class Settings:
         try:
             return _ADAPTER.validate_python(_with_later_keys(values))
         except ValidationError as error:
-            raise ValueError("\n".join(_finding(item) for item in error.errors())) from None
+            raise ValueError(explain(error, known_keys(), _STEPS)) from None
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
@@ -551,29 +442,31 @@ class Settings:
             return self
         name = self.model.name if self.model.source == "package" else _hub_id(self.model.name)
         model = replace(self.model, name=name, label=self.model.short_name)
-        data = replace(
-            self.data,
-            path=None,
-            test_path=None,
-            reader="hub",
-            hub_name=None,
-            token_cache=None,
-            delimiter=None,
-            encoding=None,
-        )
+        places = ("path", "test_path", "hub_name", "token_cache", "delimiter", "encoding")
+        nowhere: dict[str, Any] = dict.fromkeys(places)
+        data = replace(self.data, reader="hub", **nowhere)
         return replace(self, run_dir="", data=data, model=model)
+
+    def flat(self) -> dict[str, object]:
+        """Every setting by its dotted key: `train.batch_size`, `seed` …"""
+        return {key: attrgetter(key)(self) for key in known_keys() if not _TREE.get(key)}
+
+    def identity(self) -> dict[str, object]:
+        """The part of `flat` that makes a run's numbers."""
+        flat = self.flat()
+        return {key: flat[key] for key in flat if not NOT_IDENTITY & {key, key.split(".")[0]}}
 
     def differences(self, other: Settings) -> list[str]:
         """Keys whose values differ and would change a run's numbers, as `key: ours -> theirs`."""
-        mine, theirs = self.flat(), other.flat()
-        return [
-            f"{key}: {mine[key]!r} -> {theirs[key]!r}"
-            for key in mine
-            if mine[key] != theirs[key] and not _is_outside_identity(key)
-        ]
+        mine, theirs = self.identity(), other.identity()
+        return [f"{key}: {mine[key]!r} -> {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
 
 
 _ADAPTER = TypeAdapter(Settings)
+_TREE = {
+    name: tuple(get_type_hints(kind)) if is_dataclass(kind) else ()
+    for name, kind in get_type_hints(Settings).items()
+}
 # What runs did before these keys were there; run folders of earlier versions are read with them.
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "data": {"delimiter": None, "encoding": None},
@@ -585,25 +478,34 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
         "on_excess": "refuse",
     },
 }
-
-
-def _with_later_keys(values: dict[str, Any]) -> dict[str, Any]:
-    groups = {group: _LATER_KEYS.get(group, {}) | values[group] for group in _LATER_KEYS if group in values}
-    return values | groups
+# What to do about a value that is out of its range.
+_STEPS = {
+    "missing": "Settings that another version wrote cannot be read.",
+    "arm": "A folder is named after it: use letters, digits, '.' and '_'.",
+    "data.text_columns": "Name at least one column.",
+    "engine.workers": "Give a positive number, or auto.",
+    "threads": "Give a positive number, or auto.",
+    "data.train_examples": "Set it to null for all.",
+    "data.test_examples": "Set it to null for all.",
+    "data.max_words": "Set it to null for all.",
+    "data.token_cache": "Give auto, null, or a folder, written with a / (./tokens).",
+    "train.local_epochs": "To evaluate only, set num_rounds=0.",
+    "train.max_length": "A text has 3 tokens at least, with its markers.",
+}
 
 
 def known_keys() -> list[str]:
-    """Dotted names of every setting, for telling a user the nearest one."""
-    keys: list[str] = []
-    for group in fields(Settings):
-        kind = globals().get(str(group.type))
-        members = [f"{group.name}.{item.name}" for item in fields(kind)] if kind else []
-        keys += [group.name, *members]
-    return keys
+    """Dotted names of every setting and group, for telling a user the nearest one."""
+    return [
+        key
+        for group, members in _TREE.items()
+        for key in (group, *(f"{group}.{member}" for member in members))
+    ]
 
 
-def _is_outside_identity(key: str) -> bool:
-    return key in NOT_IDENTITY or key.split(".")[0] in NOT_IDENTITY
+def _with_later_keys(values: dict[str, Any]) -> dict[str, Any]:
+    groups = {group: later | values[group] for group, later in _LATER_KEYS.items() if group in values}
+    return values | groups
 
 
 def _folder_safe(text: str) -> str:
@@ -613,23 +515,3 @@ def _folder_safe(text: str) -> str:
 def _hub_id(name: str) -> str:
     """A hub id as it is; of a folder on this machine only its last part."""
     return name if name.count("/") <= 1 and not name.startswith((".", "/", "~")) else _folder_safe(name)
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _finding(item: Any) -> str:
-    text = item["msg"].removeprefix("Value error, ")
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "value_error":
-        return str(text)
-    if item["type"] == "missing":  # its `input` is the whole group
-        return f"{key} is missing; settings that another version wrote cannot be read."
-    return f"{key} is {item['input']!r}: {text}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.errors import first_line, nearest
 from common.settings import Settings, known_keys
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -90,7 +90,7 @@ def settings_of(config: DictConfig) -> Settings:
 
 def _explained(error: Exception) -> str:
     """What is wrong with a composed tree; a value nobody gave is the usual case."""
-    text = _first_line(error)
+    text = first_line(error)
     _, _, missing = text.partition("Missing mandatory value: ")
     return f"{missing} is missing and has no default. Set {missing}=..." if missing else text
 
@@ -102,12 +102,7 @@ def _hydra() -> Iterator[None]:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_first_line(error)) from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+        raise ValueError(first_line(error)) from None
 
 
 def parse(overrides: Iterable[str]) -> list[Override]:
@@ -120,7 +115,7 @@ def parse(overrides: Iterable[str]) -> list[Override]:
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            raise ValueError(f"'{text}' cannot be read: {_first_line(error)}{_quoting(text)}") from None
+            raise ValueError(f"'{text}' cannot be read: {first_line(error)}{_quoting(text)}") from None
         _check_key(override)
         parsed.append(override)
     return parsed
@@ -139,7 +134,7 @@ def _check_key(override: Override) -> None:
         return
     known = [*known_keys(), *_GROUPS, *_BESIDE_SETTINGS]
     if key not in known:
-        raise ValueError(f"unknown key '{key}'.{nearest_of(key, known)}")
+        raise ValueError(f"unknown key '{key}'.{nearest(key, known)}")
     if key not in _GROUPS:
         return
     options = sorted(file.stem for file in (CONF / key).glob("*.yaml") if file.stem != "base")
@@ -147,14 +142,5 @@ def _check_key(override: Override) -> None:
     for option in chosen:
         if option is not None and str(option) not in options:
             raise ValueError(
-                f"unknown {key} '{option}'.{nearest_of(str(option), options)} "
-                f"There are: {', '.join(options)}."
+                f"unknown {key} '{option}'.{nearest(str(option), options)} There are: {', '.join(options)}."
             )
-
-
-def nearest_of(word: str, known: Sequence[str]) -> str:
-    """` Did you mean …?` with the names in `known` that `word` comes near to; empty where none does."""
-    by_last = {name.split(".")[-1]: name for name in known}
-    matches = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    matches += [by_last[name] for name in difflib.get_close_matches(word, by_last, n=2, cutoff=0.75)]
-    return f" Did you mean {' or '.join(dict.fromkeys(matches))}?" if matches else ""

@@ -10,8 +10,8 @@ from typing import Any, TextIO
 import torch
 
 from common.data.read_files import csv_rows, require_file
-from common.data.tables import first_line, nearest
 from common.data.texts import cut_words
+from common.errors import first_line, nearest
 from common.pretrained import quietly
 from common.runtime import resolve_device
 from server.run_folder import RunFolder

@@ -10,8 +10,6 @@ from statistics import fmean
 import numpy as np
 
 from common.data.batches import count_steps
-from common.settings import NOT_IDENTITY
-from server.report.result_table import flat_settings
 from server.report.results import Cell, Run, Sweep
 
 STANDARD_ERRORS = 2.0
@@ -101,7 +99,7 @@ def curve_of(sweep: Sweep, cell: Cell) -> Curve | None:
     return Curve(
         name=_name(sweep, cell),
         num_clients=cell.num_clients,
-        flat=_identity(run),
+        flat=run.settings.identity() if run.settings else {},
         accuracies=accuracies,
         steps=steps_so_far(run),
         chance=chance,
@@ -161,9 +159,3 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
     accuracies = tuple(fmean(column) for column in columns)
     steps = first.steps[: num_rounds + 1]
     return Curve(first.name, first.num_clients, first.flat, accuracies, steps, first.chance, first.threshold)
-
-
-def _identity(run: Run) -> dict[str, object]:
-    """What makes the run's numbers."""
-    flat = flat_settings(run)
-    return {key: value for key, value in flat.items() if not NOT_IDENTITY & {key, key.split(".")[0]}}

@@ -14,7 +14,6 @@ from server.compose import compose
 from server.sweeps.plan import compose_sweep
 from server.sweeps.run import sweep
 from tests.support.door import for_sweep
-from tests.support.settings import flat
 
 MINE = "+sweep.arms.mine=['train.head_init=per_site']"
 OTHER = "+sweep.arms.other=['train.shuffle=false','num_clients=2,4']"
@@ -39,8 +38,8 @@ REMEDIES = {
 def settings_by_arm(num_clients: str) -> dict[str, dict[str, Any]]:
     """The study's cells of this K, flat, without what names the arm and the folder."""
     plan = compose_sweep(["experiment=collapse", f"num_clients={num_clients}"])
-    cells = [flat(compose(cell).settings) for cell in plan.cells]
-    return {cell.pop("arm"): {k: v for k, v in cell.items() if k != "run_dir"} for cell in cells}
+    cells = [compose(cell).settings.flat() for cell in plan.cells]
+    return {str(cell.pop("arm")): {k: v for k, v in cell.items() if k != "run_dir"} for cell in cells}
 
 
 def test_the_studys_arms_differ_only_in_the_switches_they_name() -> None:
@@ -84,7 +83,7 @@ def test_a_sweep_without_arms_has_no_word_of_them() -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["arm=min"], "unknown arm 'min'. Did you mean mine? There are: mine."),
+        (["arm=min"], "unknown arm 'min'. Nearest: 'mine'. There are: mine."),
         (["train.head_init=shared"], "would undo 'train.head_init=per_site', which arm 'mine' is about"),
         (["+sweep.arms.two=['run_dir=x']"], "an arm sets settings and axes"),
         (["+sweep.arms.three=['train.shufle=false']"], "unknown key 'train.shufle'"),

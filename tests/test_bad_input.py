@@ -40,33 +40,33 @@ def refused(command: str, overrides: list[str]) -> str:
 
 # One row for each mistake: what is typed, and what the message must say (what it is, and the next step).
 WRONG = {
-    "key": ("train.learning_rte=1", ["unknown key 'train.learning_rte'", "Did you mean train.learning_rate"]),
+    "key": ("train.learning_rte=1", ["unknown key 'train.learning_rte'", "Nearest: 'train.learning_rate'"]),
     "bare key": ("num_client=3", ["unknown key 'num_client'", "num_clients"]),
     "group": ("modle=bert", ["unknown key 'modle'", "model"]),
     "added key": ("+train.momentum=0.9", ["unknown key 'train.momentum'"]),
     "no value": ("num_clients", ["'num_clients' is no override", "num_clients=8"]),
     "model": (
         "model=distillbert",
-        ["unknown model 'distillbert'", "Did you mean distilbert", "albert, bert"],
+        ["unknown model 'distillbert'", "Nearest: 'distilbert'", "albert, bert"],
     ),
-    "data": ("data=agnews", ["unknown data 'agnews'", "Did you mean ag_news", "yelp_full"]),
-    "protocol": ("protocol=papr", ["unknown protocol 'papr'", "Did you mean paper", "modern"]),
+    "data": ("data=agnews", ["unknown data 'agnews'", "Nearest: 'ag_news'", "yelp_full"]),
+    "protocol": ("protocol=papr", ["unknown protocol 'papr'", "Nearest: 'paper'", "modern"]),
     "partition": (
         "partition=dirichle",
-        ["unknown partition 'dirichle'", "Did you mean dirichlet", "by_site"],
+        ["unknown partition 'dirichle'", "Nearest: 'dirichlet'", "by_site"],
     ),
-    "engine": ("engine=in_process", ["unknown engine 'in_process'", "Did you mean inprocess", "ray"]),
-    "experiment": ("experiment=dmo", ["unknown experiment 'dmo'", "Did you mean demo", "paper"]),
+    "engine": ("engine=in_process", ["unknown engine 'in_process'", "Nearest: 'inprocess'", "ray"]),
+    "experiment": ("experiment=dmo", ["unknown experiment 'dmo'", "Nearest: 'demo'", "paper"]),
     "several values": ("num_clients=1,2", ["gives several values to one run", "wardround sweep"]),
     "word for a number": ("num_clients=many", ["num_clients is 'many'", "integer"]),
-    "no clients": ("num_clients=0", ["num_clients is 0", "at least one client"]),
+    "no clients": ("num_clients=0", ["num_clients is 0", "greater than 0"]),
     "more clients than examples": (
         "num_clients=49",
         ["num_clients is 49", "only 48 training examples", "lower num_clients"],
     ),
-    "rounds below zero": ("num_rounds=-1", ["num_rounds is -1", "0 or more"]),
+    "rounds below zero": ("num_rounds=-1", ["num_rounds is -1", "greater than or equal to 0"]),
     "no epochs": ("train.local_epochs=0", ["train.local_epochs is 0", "set num_rounds=0"]),
-    "step size": ("train.learning_rate=-1", ["train.learning_rate is -1", "positive"]),
+    "step size": ("train.learning_rate=-1", ["train.learning_rate is -1", "greater than 0"]),
     "longer than the model takes": (
         "train.max_length=33",
         ["train.max_length is 33", "at most 32 tokens", "Set train.max_length=32"],

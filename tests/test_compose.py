@@ -9,7 +9,7 @@ import pytest
 
 from common.settings import Settings
 from server.compose import compose
-from tests.support.settings import flat, options
+from tests.support.settings import options
 from tests.support.tiny import Make
 
 PAPER_CELL = ["model=albert", "data=ag_news", "num_clients=8"]
@@ -64,12 +64,12 @@ AUTHORS = {
 @lru_cache
 def papers_cell() -> dict[str, Any]:
     """The paper's cell, flat."""
-    return flat(compose(PAPER_CELL).settings)
+    return compose(PAPER_CELL).settings.flat()
 
 
 def difference(*overrides: str) -> dict[str, Any]:
     """Keys that these overrides change in the paper's cell, with their new values."""
-    before, after = papers_cell(), flat(compose([*PAPER_CELL, *overrides]).settings)
+    before, after = papers_cell(), compose([*PAPER_CELL, *overrides]).settings.flat()
     return {key: after[key] for key in after if after[key] != before[key]}
 
 

@@ -14,7 +14,7 @@ from client.kit.findings import Finding, Options
 from client.kit.link import Link
 from client.kit.site_file import SiteFile
 from client.kit.texts import SiteTexts
-from common.data.tables import nearest
+from common.errors import nearest
 
 
 @dataclass(frozen=True)

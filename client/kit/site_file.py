@@ -13,7 +13,8 @@ import yaml
 
 from common.credentials import NEW_KEYS, check_public_line, read_private_key
 from common.data.file_form import FileForm
-from common.data.tables import Columns, nearest
+from common.data.tables import Columns
+from common.errors import nearest
 from common.files import write_atomically
 
 if TYPE_CHECKING:

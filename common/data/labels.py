@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.data.tables import Table, nearest
+from common.data.tables import Table
+from common.errors import nearest
 
 
 def check_declared(names: Sequence[str] | None) -> None:

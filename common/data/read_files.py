@@ -15,11 +15,10 @@ from common.data.tables import (
     as_label,
     as_text,
     column_table,
-    first_line,
     join_texts,
-    nearest,
     require_columns,
 )
+from common.errors import first_line, nearest
 
 # A clinical letter can be longer than the csv module's default of 128 KiB.
 LONGEST_FIELD = 2**31 - 1

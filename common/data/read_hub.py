@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from common.data.tables import Columns, Table, column_table, first_line, require_columns
+from common.data.tables import Columns, Table, column_table, require_columns
+from common.errors import first_line
 
 if TYPE_CHECKING:
     from common.settings import DataSettings

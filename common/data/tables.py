@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from common.errors import nearest
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,3 @@ def require_columns(columns: Columns, present: Sequence[str], where: str) -> Non
                 f"{where} has no column '{name}'; it has: {', '.join(present)}.{nearest(name, present)} "
                 f"Set {key} to the column that holds it."
             )
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """` Nearest: 'x'.`, or nothing where no name comes near."""
-    close = difflib.get_close_matches(name.lower(), [other.lower() for other in names], n=1, cutoff=0.5)
-    return "".join(f" Nearest: '{other}'." for other in names if other.lower() in close)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

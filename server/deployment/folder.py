@@ -32,6 +32,7 @@ from common.credentials import (
     refuse_to_overwrite,
     write_private_key,
 )
+from common.errors import explain
 from common.files import write_atomically, write_json
 from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
 from server.deployment.certificates import (
@@ -176,7 +177,7 @@ class ServerFolder:
         except yaml.YAMLError as error:
             raise ValueError(f"'{file}' is not YAML: {error}") from None
         except ValidationError as error:
-            raise ValueError(f"'{file}' is wrong: {_findings(error)}") from None
+            raise ValueError(f"'{file}' is wrong: {explain(error)}") from None
 
     @property
     def is_insecure(self) -> bool:
@@ -213,7 +214,7 @@ class ServerFolder:
             return {}
         except ValidationError as error:
             raise ValueError(
-                f"'{file}' is wrong, or was written by an earlier version: {_findings(error)}. Move it away, "
+                f"'{file}' is wrong, or was written by an earlier version: {explain(error)} Move it away, "
                 "and register the sites again from the registration.json of each."
             ) from None
         return dict(self._sites[1])
@@ -404,10 +405,3 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):  # a wheel of the server alone may lack one
             found[package] = version(package)
     return found
-
-
-def _findings(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc']))} is {item['input']!r}; {item['msg'].removeprefix('Value error, ')}"
-        for item in error.errors()
-    )

@@ -118,15 +118,10 @@ def joined(items: Iterable[object]) -> str:
 
 def shared_settings(runs: Iterable[Run]) -> tuple[dict[str, object], list[str]]:
     """Settings that all runs share as `key: value`, and the keys in which they differ."""
-    flat = [flat_settings(run) for run in runs if run.settings]
+    flat = [run.settings.flat() for run in runs if run.settings]
     keys = sorted({key for values in flat for key in values})
     shared = {key: flat[0][key] for key in keys if all(values.get(key) == flat[0][key] for values in flat)}
     return shared, [key for key in keys if key not in shared]
-
-
-def flat_settings(run: Run) -> dict[str, object]:
-    """Settings as `group.key: value`; empty where they cannot be read."""
-    return run.settings.flat() if run.settings else {}
 
 
 def _counted(words: list[str]) -> str:

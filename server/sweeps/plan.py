@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from server.compose import AXES, compose_tree, nearest_of, parse
+from common.errors import nearest
+from server.compose import AXES, compose_tree, parse
 
 _SET_BY_SWEEP = ("num_rounds", "evaluation.target_accuracy")
 
@@ -89,7 +90,7 @@ def _arms(words: _Words, written: DictConfig) -> dict[str, _Words]:
     for name in chosen:
         if name not in arms:
             known = f" There are: {', '.join(arms)}." if arms else " This sweep has none (sweep.arms)."
-            raise ValueError(f"unknown arm '{name}'.{nearest_of(name, list(arms))}{known}")
+            raise ValueError(f"unknown arm '{name}'.{nearest(name, arms)}{known}")
         arm = arms[name]
         if arm.for_hydra or arm.run_dir or "arm" in arm.axes:
             raise ValueError(f"sweep.arms.{name} sets hydra, run_dir or arm; an arm sets settings and axes.")

@@ -16,7 +16,6 @@ from server.deployment.folder import ServerFolder
 from server.diagnostics.collapse import find_collapses, looks_of
 from server.run_folder import RunFolder
 
-_SHOWN_WARNINGS = 5
 
 
 @dataclass(frozen=True)
@@ -133,65 +132,15 @@ def to_json(standing: Standing) -> str:
 
 def to_text(standing: Standing) -> str:
     """The same for people."""
-    of = "" if standing.num_rounds is None else f" of {standing.num_rounds}"
-    lines = [f"{standing.cell or standing.run_dir}: {standing.state}"]
-    if standing.reason:
-        lines[0] += f" ({standing.reason})"
-    if standing.round is not None:
-        lines.append(f"round {standing.round}{of}, accuracy {standing.accuracy:.4f}")
-    for line in standing.rounds:
-        loss = "" if line["loss"] is None else f"  train loss {line['loss']:.4f}"
-        lines.append(
-            f"  round {line['round']:>3}  accuracy {line['accuracy']:.4f}{loss}  {line['seconds']:.1f} s"
-        )
-    lines += [collapse["words"] for collapse in standing.collapses]
-    lines += _live_lines(standing.live) + _site_lines(standing)
-    lines += [
-        f"answers of {name} that did not count: {_counted(why)}" for name, why in standing.refused.items()
-    ]
-    if standing.next_step:
-        lines.append(f"to go on from the last whole round: {standing.next_step}")
-    return "\n".join(lines)
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-
-def _live_lines(live: Live | None) -> list[str]:
-    if live is None:
-        return []
-    missing = [f"{name} (for {seconds:.0f} s)" for name, seconds in live.missing.items()]
-    return [
-        f"round {live.round} under way",
-        f"  answered: {', '.join(live.answered) or 'nobody yet'}",
-        f"  missing:  {', '.join(missing) or 'nobody'}",
-        *(f"warning: {text}" for text in live.warnings[-_SHOWN_WARNINGS:]),
-    ]
-
-
-def _site_lines(standing: Standing) -> list[str]:
-    if standing.superlink:
-        return [f"sites: unknown, {standing.superlink}"]
-    if standing.sites is None:
-        return []
-    return [
-        "sites" if standing.sites else "sites: none is registered",
-        *map(_site_line, standing.sites.items()),
-    ]
-
-
-def _site_line(item: tuple[str, Mapping[str, Any]]) -> str:
-    name, site = item
-    told = {
-        "registered": "never seen",
-        "online": f"online for {site['online_seconds']:.0f} s",
-        "offline": f"offline since {site['offline_at']}",
-    }
-    line = f"  {name}: {told.get(site['status'], site['status'])}"
-    if site["max_examples"] is not None:
-        line += f", at most {site['max_examples']} texts a round"
-    return line + (f", calls refused: {_counted(site['refused'])}" if site["refused"] else "")
-
-
-def _counted(reasons: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template("status.txt.j2").render(asdict(standing)).rstrip("\n")
 
 
 def _ask_sites(folder: ServerFolder) -> tuple[dict[str, dict[str, Any]] | None, str | None]:

@@ -27,15 +27,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from flwr.common.constant import (
-    NOOP_ACCOUNT_NAME,
-    NOOP_FLWR_AID,
-    PUBLIC_KEY_HEADER,
-    SIGNATURE_HEADER,
-    SYSTEM_TIME_TOLERANCE,
-    TIMESTAMP_HEADER,
-    TIMESTAMP_TOLERANCE,
-)
+from flwr.common import constant as flower
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, RegisterNodeFleetRequest
 from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
@@ -124,12 +116,12 @@ class Registrar(threading.Thread):
                 self._forget(key, caller)
         for key, name in wanted.items():
             if key not in self._callers:
-                node_id = self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0)
+                node_id = self._state.create_node(flower.NOOP_FLWR_AID, flower.NOOP_ACCOUNT_NAME, key, 0)
                 self._callers[key] = Caller(name, node_id)
 
     def _forget(self, key: bytes, caller: Caller) -> None:
         del self._callers[key]
-        self._state.delete_node(NOOP_FLWR_AID, caller.node_id)
+        self._state.delete_node(flower.NOOP_FLWR_AID, caller.node_id)
         self._state.node_public_key_to_node_id.pop(key, None)  # so that it can be let in again
         self._refused.pop(caller.name, None)
 
@@ -158,12 +150,11 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
         """Flower's node authentication: the key is registered, and has signed a time that is not long ago."""
         if not str(details.method).startswith(_METHODS):
             return continuation(details)
-        headers = dict(details.invocation_metadata)
-        key, signature = headers.get(PUBLIC_KEY_HEADER), headers.get(SIGNATURE_HEADER)
-        time_stamp = headers.get(TIMESTAMP_HEADER)
-        if not (isinstance(key, bytes) and isinstance(signature, bytes) and isinstance(time_stamp, str)):
-            return self._refuse("", "unknown_key")
-        caller = self._registrar.caller(key)
+        headers: Any = dict(details.invocation_metadata)
+        names = (flower.PUBLIC_KEY_HEADER, flower.SIGNATURE_HEADER, flower.TIMESTAMP_HEADER)
+        key, signature, time_stamp = map(headers.get, names)
+        are_given = isinstance(key, bytes) and isinstance(signature, bytes) and isinstance(time_stamp, str)
+        caller = self._registrar.caller(key) if are_given else None
         if caller is None or not self._has_signed(key, time_stamp, signature):
             return self._refuse("", "unknown_key")
         if not _is_present(time_stamp):
@@ -183,12 +174,11 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
         """Let the caller speak for itself only."""
         if isinstance(request, ActivateNodeRequest | RegisterNodeFleetRequest):
             is_own = request.public_key == key
-        elif hasattr(request, "node"):
-            is_own = request.node.node_id == caller.node_id
         else:
-            is_own = request.node_id == caller.node_id
+            is_own = getattr(request, "node", request).node_id == caller.node_id
         if not is_own:
-            if not _asks_if_registered(request):
+            # A site that looks before it joins asks in the name of no node: that is no offence.
+            if not (isinstance(request, PullMessagesRequest) and not request.node.node_id):
                 self._registrar.count(caller.name, "other_node")
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "other_node")
         return answer(request, context)
@@ -218,17 +208,12 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
         return grpc.stream_unary_rpc_method_handler(abort)
 
 
-def _asks_if_registered(request: Any) -> bool:
-    """Whether it is the question in the name of no node, with which a site looks before it joins."""
-    return isinstance(request, PullMessagesRequest) and not request.node.node_id
-
-
 def _is_present(time_stamp: str) -> bool:
     try:
         ago = now() - datetime.fromisoformat(time_stamp)
     except (ValueError, TypeError, OverflowError):
         return False
-    most, least = TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE, -SYSTEM_TIME_TOLERANCE
+    most, least = flower.TIMESTAMP_TOLERANCE + flower.SYSTEM_TIME_TOLERANCE, -flower.SYSTEM_TIME_TOLERANCE
     return timedelta(seconds=least) < ago < timedelta(seconds=most)
 
 
@@ -353,12 +338,10 @@ class OwnMessages(FleetServicer):
 
 def _ids_of(tree: Any) -> list[str]:
     """Every object of a tree, itself first."""
-    found, left = [], [tree]
-    while left:
-        node = left.pop()
-        found.append(node.object_id)
-        left.extend(node.children)
-    return found
+    found = [tree]
+    for node in found:  # which grows meanwhile
+        found.extend(node.children)
+    return [node.object_id for node in found]
 
 
 def bounded_server(

@@ -226,22 +226,17 @@ class ServerFolder:
         Raises:
             ValueError: another process has been changing them for half a minute.
         """
-        lock = FileLock(self.path / ".sites.lock")
         try:
-            lock.acquire(timeout=_LOCK_SECONDS)
+            with FileLock(self.path / ".sites.lock", timeout=_LOCK_SECONDS):
+                sites = self.sites()
+                yield sites
+                if sites != self.sites():
+                    write_json(self.path / "sites.json", {name: asdict(site) for name, site in sites.items()})
         except Timeout:
             raise ValueError(
                 f"another command has been changing '{self.path / 'sites.json'}' for {_LOCK_SECONDS:.0f} s. "
                 "Wait for it to end, then try again."
             ) from None
-        try:
-            before = self.sites()
-            sites = dict(before)
-            yield sites
-        finally:
-            if sites != before:
-                write_json(self.path / "sites.json", {name: asdict(site) for name, site in sites.items()})
-            lock.release()
 
     def remember_run(self, run_id: str, run_dir: str) -> None:
         """Note which run was submitted last, for `wardround status`."""

@@ -12,13 +12,7 @@ from typing import Any, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.common.serde import message_to_proto
-from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
-    ObjectTree,
-    PullObjectRequest,
-    PushObjectRequest,
-)
-from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto import message_pb2 as proto
 from flwr.proto.runtime_pb2 import GetNodesRequest, PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.supercore.constant import NodeStatus
 from flwr.superlink.grid import HttpGrid
@@ -72,8 +66,7 @@ class Runtime:
 
     def __init__(self, grid: HttpGrid) -> None:
         self._api = grid._runtime_client
-        self._node = grid.node
-        self._run_id = grid.run.run_id
+        self._own: dict[str, Any] = {"node": grid.node, "run_id": grid.run.run_id}
         self._pool = ThreadPoolExecutor(_IN_FLIGHT)
 
     def nodes(self) -> dict[int, OnlineNode]:
@@ -87,26 +80,20 @@ class Runtime:
     def push(self, parcels: Sequence[Parcel]) -> list[str]:
         """Send; returns the messages' ids, "" for one that could not be sent. What they share goes once."""
         written = [_written(parcel) for parcel in parcels]
-        request = PushAppMessagesRequest(
+        messages = PushAppMessagesRequest(
             messages_list=[message for message, _ in written],
             message_object_trees=[_tree(root) for _, root in written],
         )
-        response = self._api.PushMessages(request)
+        response = self._api.PushMessages(messages)
         wanted = set(response.objects_to_push)
         parts = {
             part.object_id: part for _, root in written for part in root.walk() if part.object_id in wanted
         }
 
         def store(part: Object) -> None:
-            self._api.PushObject(
-                PushObjectRequest(
-                    node=self._node,
-                    run_id=self._run_id,
-                    object_id=part.object_id,
-                    object_content=part.write(),
-                    session_id=response.session_id,
-                )
-            )
+            request = proto.PushObjectRequest(**self._own, session_id=response.session_id)
+            request.object_id, request.object_content = part.object_id, part.write()
+            self._api.PushObject(request)
 
         for _ in self._ahead(store, parts.values()):
             pass
@@ -145,7 +132,7 @@ class Runtime:
         """
 
         def pull(object_id: str) -> bytes:
-            request = PullObjectRequest(node=self._node, run_id=self._run_id, object_id=object_id)
+            request = proto.PullObjectRequest(**self._own, object_id=object_id)
             content = wait_for_object(partial(self._api.PullObject, request), is_over)
             if content is None:
                 raise ObjectGone
@@ -155,11 +142,8 @@ class Runtime:
 
     def confirm(self, reply: Reply) -> None:
         """Let the SuperLink forget a reply."""
-        self._api.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(
-                node=self._node, run_id=self._run_id, message_object_id=reply.message_id
-            )
-        )
+        request = proto.ConfirmMessageReceivedRequest(**self._own, message_object_id=reply.message_id)
+        self._api.ConfirmMessageReceived(request)
 
     def _ahead(self, work: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
         """What `work` gives for each item, in their order."""
@@ -176,17 +160,17 @@ class Runtime:
                 future.cancel()
 
 
-def _written(parcel: Parcel) -> tuple[ProtoMessage, Object]:
+def _written(parcel: Parcel) -> tuple[proto.Message, Object]:
     """A message as Flower writes it: without content, which the one child of its root stands for."""
     message = message_to_proto(
         Message(RecordDict(), parcel.node_id, parcel.kind, ttl=parcel.ttl, group_id=parcel.group)
     )
     message.metadata.message_id = ""
-    body = ProtoMessage(metadata=message.metadata).SerializeToString(deterministic=True)
+    body = proto.Message(metadata=message.metadata).SerializeToString(deterministic=True)
     root = make_object("Message", body, [parcel.content])
     message.metadata.message_id = root.object_id
     return message, root
 
 
-def _tree(part: Object) -> ObjectTree:
-    return ObjectTree(object_id=part.object_id, children=map(_tree, part.children))
+def _tree(part: Object) -> proto.ObjectTree:
+    return proto.ObjectTree(object_id=part.object_id, children=map(_tree, part.children))

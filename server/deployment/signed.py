@@ -28,14 +28,7 @@ from common.wire.objects import (
     record_objects,
     sizes,
 )
-from common.wire.signing import (
-    TASK,
-    NotAuthentic,
-    Statement,
-    check_answer,
-    payload_digest,
-    sign,
-)
+from common.wire.signing import TASK, NotAuthentic, Statement, check_answer, payload_digest, sign
 from server.deployment.folder import RegisteredSite
 from server.deployment.runtime_link import ObjectGone, Parcel, Reply, Runtime
 from server.rounds.clients import POLL_SECONDS, Answer, Request

@@ -17,7 +17,6 @@ from server.diagnostics.collapse import find_collapses, looks_of
 from server.run_folder import RunFolder
 
 
-
 @dataclass(frozen=True)
 class Live:
     """The round that is under way."""

@@ -59,7 +59,7 @@ def test_folder_holds_these_entries(run: Run) -> None:
 
 
 def test_settings(run: Run) -> None:
-    contract.check(run.json("settings.json"), contract.SETTINGS)
+    contract.check(run.json("settings.json"), "settings")
     settings = Settings.from_dict(run.json("settings.json"))
     assert (settings.num_clients, settings.num_rounds, settings.train.batch_size) == (2, 3, 8)
     assert settings.run_dir == str(run.folder)
@@ -163,9 +163,18 @@ def test_more_rounds_go_on_from_the_last(run: Run, tmp_path: Path) -> None:
     assert hashes == [line["model_sha256"] for line in whole.history()]
 
 
-def test_the_published_schema_is_the_record_s() -> None:
-    """`python -m tests.support.contract` writes it anew."""
-    assert contract.PUBLISHED.read_text(encoding="utf-8") == contract.round_schema()
+@pytest.mark.parametrize("name", contract.PUBLISHED)
+def test_published_schemas_are_what_the_code_says(name: str) -> None:
+    """`python -m tests.support.contract` writes them anew."""
+    assert contract.published(name).read_text(encoding="utf-8") == contract.schema_text(name)
+
+
+@pytest.mark.parametrize("key", ["seed", "num_clients"])
+def test_settings_with_more_or_less_are_refused(run: Run, key: str) -> None:
+    settings = run.json("settings.json")
+    for wrong in (settings | {f"{key}_": 1}, {k: v for k, v in settings.items() if k != key}):
+        with pytest.raises(ValidationError, match=key):
+            contract.check(wrong, "settings")
 
 
 @pytest.mark.parametrize(

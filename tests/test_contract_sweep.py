@@ -69,7 +69,7 @@ def test_every_cell_is_a_run_folder(swept: Swept) -> None:
     for cell in CELLS:
         folder = swept.folder / "cells" / cell
         settings = json.loads((folder / "settings.json").read_text())
-        contract.check(settings, contract.SETTINGS)
+        contract.check(settings, "settings")
         assert settings["run_dir"] == str(folder)
         assert json.loads((folder / "status.json").read_text())["state"] == "finished"
         assert (folder / "model" / "model.safetensors").is_file()

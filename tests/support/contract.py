@@ -2,7 +2,7 @@
 
     python -m tests.support.contract
 
-writes that of a round, which `server/record.py` defines, to `docs/round_record.schema.json`.
+writes those that the code itself defines to `docs/*.schema.json`: where they change, so does what tools read.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator
+from pydantic import TypeAdapter
 
+from common.settings import Settings
 from server.record import ClientRecord, RoundRecord
 
 Schema = dict[str, Any]
-PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "round_record.schema.json"
+PUBLISHED: dict[str, TypeAdapter[Any]] = {
+    "round_record": TypeAdapter(RoundRecord),
+    "settings": TypeAdapter(Settings),
+}
+"""A line of `history.jsonl`; `settings.json`."""
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
-STRING, FLAG, NULL = {"type": "string"}, {"type": "boolean"}, {"type": "null"}
-NUMBER, POSITIVE = {"type": "number"}, {"type": "number", "exclusiveMinimum": 0}
+STRING, NULL = {"type": "string"}, {"type": "null"}
 COUNT, NATURAL = {"type": "integer", "minimum": 0}, {"type": "integer", "minimum": 1}
-SECONDS = {"type": "number", "minimum": 0}
-SHARE = {"type": "number", "minimum": 0, "maximum": 1}
-NAMES = {"type": "array", "items": STRING, "minItems": 1}
 SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 
 
@@ -47,108 +50,6 @@ def one_of(*values: str) -> Schema:
     return {"enum": list(values)}
 
 
-SETTINGS = closed(
-    model=closed(
-        label=STRING,
-        source=one_of("hub", "package"),
-        name=STRING,
-        revision=optional(STRING),
-        head=one_of("own", "distilbert"),
-    ),
-    data=closed(
-        name=STRING,
-        reader=one_of("hub", "bbc_package", "imdb_folders", "zhang_csv", "spooky_csv", "files"),
-        hub_name=optional(STRING),
-        hub_revision=optional(STRING),
-        path=optional(STRING),
-        local_reader=optional(one_of("imdb_folders", "zhang_csv", "spooky_csv", "files")),
-        test_path=optional(STRING),
-        text_columns=NAMES,
-        label_column=STRING,
-        delimiter=optional(STRING),
-        encoding=optional(STRING),
-        label_names=optional(NAMES),
-        test_fraction=SHARE,
-        train_examples=optional(NATURAL),
-        test_examples=optional(NATURAL),
-        max_words=optional(NATURAL),
-        drop_empty=FLAG,
-        token_cache=optional(STRING),
-        label_map={
-            "type": "array",
-            "items": {"type": "array", "items": STRING, "minItems": 2, "maxItems": 2},
-        },
-        budget_rounds=COUNT,
-        second_threshold_rounds=COUNT,
-    ),
-    protocol=closed(name=one_of("paper", "authors_code", "modern"), ag_news_columns=NAMES),
-    partition=closed(
-        name=one_of("iid", "dirichlet", "label_sorted", "by_site"),
-        alpha=optional(POSITIVE),
-        drop_remainder=FLAG,
-    ),
-    train=closed(
-        local_epochs=NATURAL,
-        batch_size=NATURAL,
-        learning_rate=POSITIVE,
-        max_length=NATURAL,
-        optimizer=one_of("sgd", "adamw"),
-        weight_decay=SECONDS,
-        schedule=one_of("constant", "linear"),
-        warmup_fraction=SHARE,
-        schedule_rounds=optional(NATURAL),
-        max_grad_norm=optional(POSITIVE),
-        shuffle=FLAG,
-        drop_last=FLAG,
-        attention_mask=FLAG,
-        padding=one_of("max_length", "longest"),
-        micro_batches=one_of("none", "by_length"),
-        group_by_length=FLAG,
-        head_init=one_of("shared", "per_site"),
-        head_learning_rate=optional(POSITIVE),
-        head_warmup_rounds=COUNT,
-        on_collapse=one_of("warn", "stop"),
-        collapse_rounds=NATURAL,
-    ),
-    transforms=closed(name=one_of("exact", "bf16", "fp16", "int8"), error_feedback=FLAG),
-    strategy=closed(
-        weighting=one_of("examples", "uniform"),
-        server_learning_rate=POSITIVE,
-        server_momentum=SECONDS,
-        min_sites=NATURAL,
-        wait_seconds=POSITIVE,
-        round_timeout_seconds=POSITIVE,
-        on_missing=one_of("fail", "continue"),
-        ask_again_seconds=POSITIVE,
-        max_share=optional(POSITIVE),
-        max_update_norm=optional(POSITIVE),
-        max_norm_ratio=optional(POSITIVE),
-        on_excess=one_of("refuse", "clip"),
-    ),
-    evaluation=closed(
-        where=one_of("server", "sites"),
-        mode=one_of("test", "parts"),
-        batch_size=NATURAL,
-        target_accuracy=optional(NUMBER),
-    ),
-    engine=closed(
-        name=one_of("inprocess", "ray", "deployment"),
-        num_cpus=SECONDS,
-        num_gpus=SECONDS,
-        address=optional(STRING),
-        workers={"anyOf": [NATURAL, {"const": "auto"}]},
-    ),
-    num_clients=NATURAL,
-    num_rounds=COUNT,
-    seed=COUNT,
-    arm=STRING,
-    run_dir=STRING,
-    device=STRING,
-    precision=one_of("fp32", "bf16"),
-    attention=one_of("auto", "sdpa", "eager"),
-    threads={"anyOf": [NATURAL, {"const": "auto"}]},
-)
-
 # Keys that are null in round 0, which has trained nothing.
 NULL_AT_FIRST = {
     "train.loss",
@@ -157,16 +58,22 @@ NULL_AT_FIRST = {
 _CLIENT = {key for key, field in ClientRecord.model_fields.items() if field.is_required()}
 
 
-def round_schema() -> str:
-    """The text of `docs/round_record.schema.json`."""
-    schema = {"$schema": Draft202012Validator.META_SCHEMA["$id"], **RoundRecord.model_json_schema()}
+def published(name: str) -> Path:
+    """The file of a row of PUBLISHED."""
+    return DOCS / f"{name}.schema.json"
+
+
+def schema_text(name: str) -> str:
+    """What it should hold."""
+    schema = {"$schema": Draft202012Validator.META_SCHEMA["$id"], **PUBLISHED[name].json_schema()}
     return json.dumps(schema, indent=2) + "\n"
 
 
-def check(value: Any, schema: Schema) -> None:
-    """Raise unless `value` has the form."""
-    Draft202012Validator.check_schema(schema)
-    Draft202012Validator(schema).validate(value)
+def check(value: Any, schema: Schema | str) -> None:
+    """Raise unless `value` has the form. Args: schema: or the name of a published one."""
+    form = json.loads(published(schema).read_text("utf-8")) if isinstance(schema, str) else schema
+    Draft202012Validator.check_schema(form)
+    Draft202012Validator(form).validate(value)
 
 
 def check_history_line(line: dict[str, Any], *, of_sites: bool = False) -> None:
@@ -177,7 +84,7 @@ def check_history_line(line: dict[str, Any], *, of_sites: bool = False) -> None:
     Args:
         of_sites: clients are sites, and called by name: under partition=by_site, and in a deployment.
     """
-    check(line, json.loads(PUBLISHED.read_text(encoding="utf-8")))
+    check(line, "round_record")
     check(line["model_sha256"], SHA256)
     assert len(line["diagnostics"]["predicted_shares"]) >= 2
     clients, traffic, num_examples = line["clients"], line["bytes"], line["train"]["num_examples"]
@@ -227,4 +134,5 @@ SWEEP_HEADER = "model,data,num_clients,seed,status,accuracy_at_budget,baseline_a
 
 
 if __name__ == "__main__":
-    PUBLISHED.write_text(round_schema(), encoding="utf-8")
+    for _name in PUBLISHED:
+        published(_name).write_text(schema_text(_name), encoding="utf-8")

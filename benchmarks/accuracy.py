@@ -86,13 +86,13 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
 
 def _keep(samples: Samples, name: str, folder: RunFolder) -> None:
     """One value of everything for each run, in the order of the seeds."""
-    lines = folder.history()
-    accuracies = [line["test"]["accuracy"] for line in lines]
-    samples.add(name, last=accuracies[-1], mean=mean(accuracies[1:]), up_bytes=lines[-1]["bytes"]["up"])
+    records = folder.history()
+    accuracies = [record.accuracy or 0.0 for record in records]
+    samples.add(name, last=accuracies[-1], mean=mean(accuracies[1:]), up_bytes=records[-1].bytes.up or 0)
     samples.add(name, step_bytes=_exact_step(folder.path / "checkpoint"))
     for number, accuracy in enumerate(accuracies):
         samples.add(name, **{f"round {number}": accuracy})
-    say(f"  accuracy {accuracies[-1]:.4f} after round {lines[-1]['round']}")
+    say(f"  accuracy {accuracies[-1]:.4f} after round {records[-1].round}")
 
 
 def _exact_step(checkpoints: Path) -> float:

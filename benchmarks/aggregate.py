@@ -15,9 +15,8 @@ from flwr.common.constant import SType
 from common.model.flat import Layout, flatten_model
 from common.wire.arrays import to_record
 from common.wire.messages import unpack_update
-from server.rounds.fedavg import WeightedMean
-from server.rounds.roster import Member
-from server.rounds.validate import check_update, open_tensors
+from server.rounds.clients import Member
+from server.rounds.fedavg import WeightedMean, check_update, open_tensors
 
 _NUM_EXAMPLES = 100
 
@@ -32,7 +31,7 @@ def fold_in(model: Path, num_clients: int) -> float:
         started = time.perf_counter()
         update = unpack_update(reply)
         member = Member(client, f"site-{client}", client, _NUM_EXAMPLES)
-        check_update(update, 1, layout, 2, member, is_counted=False)
+        check_update(update, 1, layout, 2, member, sites_measure=False)
         mean.add(open_tensors(update, flat, scratch), update.num_examples)
         seconds += time.perf_counter() - started
     started = time.perf_counter()

@@ -24,17 +24,16 @@ from benchmarks.simulated import Texts
 from common.model.state import ModelState
 from server.compose import compose
 from server.engines.simulate import simulate
-from server.rounds import loop as strategy
+from server.rounds import loop
 from server.rounds.fedavg import WeightedMean
 
 # Phase -> the call it is; none of them calls another.
 PHASES: dict[str, tuple[Any, str]] = {
     "fold the updates in: fp64 sum, norm, sketch": (WeightedMean, "add"),
     "the mean": (WeightedMean, "finish"),
-    "check the updates": (strategy, "open_tensors"),
+    "check the updates": (loop, "open_tensors"),
     "load the model": (ModelState, "load"),
-    "measure the model, its SHA-256 beside that": (strategy.FederatedAveraging, "_record"),
-    "tell the observers": (strategy.FederatedAveraging, "_tell_progress"),
+    "measure the model, its SHA-256 beside that": (loop.FederatedAveraging, "_new_state"),
 }
 REST = "messages, the head's norms, the rest"
 _TEXTS, _LENGTH = 64, 16
@@ -108,18 +107,23 @@ def _time(owner: Any, name: str, phase: str, spent: dict[str, float]) -> None:
 
 def _close_rounds(spent: dict[str, float], rounds: list[dict[str, float]]) -> None:
     """After every round, note what each phase took in it, and what is left of its time."""
-    play = strategy.FederatedAveraging._round
+    train, average, started = loop.FederatedAveraging._train, loop.FederatedAveraging._average, 0.0
 
-    def timed(*args: Any) -> Any:
+    def timed_train(*args: Any) -> Any:
+        nonlocal started
         for phase in PHASES:
             spent[phase] = 0.0
         started = time.perf_counter()
-        outcome = play(*args)
+        return train(*args)
+
+    def timed_average(*args: Any) -> Any:
+        outcome = average(*args)
         found = {phase: spent[phase] for phase in PHASES}
         rounds.append(found | {REST: time.perf_counter() - started - sum(found.values())})
         return outcome
 
-    setattr(strategy.FederatedAveraging, "_round", timed)  # noqa: B010 - for mypy
+    setattr(loop.FederatedAveraging, "_train", timed_train)  # noqa: B010 - for mypy
+    setattr(loop.FederatedAveraging, "_average", timed_average)  # noqa: B010 - as above
 
 
 def _plot(report: Report, options: argparse.Namespace) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +15,10 @@ import torch
 from benchmarks.aggregate import build, global_tensors
 from common.model.counts import Counts
 from common.model.flat import model_sha256
-from common.wire.forms import whole
-from common.wire.messages import Update
 from server.diagnostics.collapse import find_collapses, looks_of
-from server.diagnostics.updates import Head
+from server.diagnostics.updates import Head, cosines_to_others, describe_predictions, describe_updates
+from server.record import ClientRecord, RoundRecord
 from server.rounds.fedavg import BLOCK, RoundMean, WeightedMean
-from server.rounds.record import Standing, Taken, add_clients, add_test, new_record
 from server.run_folder import Checkpoint, RunFolder
 
 _BATCH, _TOKENS = 32, 128
@@ -47,14 +47,22 @@ def measure_costs(model: Path, run_dir: Path, num_clients: int, num_repeats: int
     both = _seconds(with_norms, num_repeats)
     assert outcome is not None
     mean = outcome
-    record = new_record(1, model_sha256(layout, flat), {"train": 1.0})
-    update = Update(1, layout.digest, whole(trained.numpy()), 100, 4, 0.5, 1.0, None)
-    before = Standing(flat, record, {})
+    record = RoundRecord.read(json.dumps({"round": 1, "model_sha256": model_sha256(layout, flat)}))
 
     def diagnose() -> None:
-        taken = [Taken.of(update, trained, client, before, head) for client in range(num_clients)]
-        add_clients(record, taken, mean, head.update_norm(mean.tensors, flat), [], layout.num_bytes())
-        add_test(record, counts, counts.accuracy)
+        told: dict[str, Any] = {"num_examples": 100, "loss": 0.5, "seconds": 1.0, "num_bytes": 1}
+        told |= dict.fromkeys(("num_steps", "total_steps", "update_norm", "cosine_to_mean"))
+        record.clients = [
+            ClientRecord(
+                client=client,
+                head_norm=head.update_norm(trained, flat),
+                cosine_to_others=cosine,
+                **told,
+            )
+            for client, cosine in enumerate(cosines_to_others(mean))
+        ]
+        updates = describe_updates(mean, head.update_norm(mean.tensors, flat))
+        record.diagnostics = updates.model_copy(update=describe_predictions(counts))
         find_collapses(looks_of([record] * _ROUNDS), 5)
 
     seconds_to_diagnose = _seconds(diagnose, num_repeats)

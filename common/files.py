@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -66,3 +68,30 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Writer:
+    """Writes beside the work, in their order, by one thread; a context manager that waits for the last."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writes: list[Future[Any]] = []
+
+    def write(self, write: Callable[..., Any], *arguments: Any) -> None:
+        """Have `write(*arguments)` called after all that was asked for before."""
+        self._writes.append(self._thread.submit(write, *arguments))
+
+    def wait(self) -> None:
+        """Return once everything is written. Raises what a write raised: OSError."""
+        while self._writes:
+            self._writes.pop(0).result()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True)
+        if error is None:
+            self.wait()

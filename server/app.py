@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Context
@@ -13,23 +13,29 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.data.batches import count_steps
 from common.data.corpus import Corpus, open_corpus
-from common.data.partitions import Indices, partition
-from common.files import write_json
+from common.data.partitions import partition
+from common.files import Writer, write_json
 from common.model.flat import tensors_to_flat
 from common.model.state import ModelState, open_model
 from common.settings import Settings
+from server.cohort import Cohort
 from server.diagnostics.updates import Head
 from server.display import display
 from server.model_folder import save_model
-from server.rounds.callbacks import Checkpoints, CollapseAlarm, History, Live, Observer, Progress, Target
+from server.rounds.callbacks import (
+    Callback,
+    Checkpoints,
+    CollapseAlarm,
+    History,
+    Live,
+    Progress,
+    Target,
+)
 from server.rounds.clients import Clients, GridClients, RunFailed
 from server.rounds.evaluation import Evaluation
-from server.rounds.loop import FederatedAveraging
-from server.rounds.record import Standing, steps_so_far
-from server.rounds.roster import Roster
-from server.rounds.server_step import ServerStep
-from server.rounds.writer import Writer
-from server.run_folder import Checkpoint, RunFolder
+from server.rounds.fedavg import ServerStep
+from server.rounds.loop import FederatedAveraging, RoundState
+from server.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,53 +87,37 @@ def conduct(clients: Clients, settings: Settings, sites: Mapping[str, int | None
     """
     folder = RunFolder(Path(settings.run_dir))
     folder.check_owner(settings)
-    roster = Roster(clients, settings, sites or {})
-    corpus = _read(settings)
-    parts = _deal(settings, corpus)
-    roster.name_sites(_simulated_sites(settings, corpus))
+    cohort, is_simulated = Cohort(clients, settings, sites), settings.engine.is_simulated
+    # The texts this machine needs: all of a simulation, a central test set, or none.
+    corpus = open_corpus(settings) if is_simulated or settings.evaluation.where == "server" else None
+    named = corpus.site_sizes if corpus and is_simulated and settings.partition.name == "by_site" else ()
+    cohort.simulated_sites = [name for name, _ in named]
+    parts = _deal(settings, corpus) if corpus and is_simulated else {}
     label_names = corpus.label_names if corpus else settings.declared_labels()
-    if not settings.engine.is_simulated:
-        roster.invite()  # sites read their texts while the model is built here
+    if not is_simulated:
+        cohort.invite()  # sites read their texts while the model is built here
     model_state = open_model(settings, label_names, fresh=True)
+    test = corpus.test if corpus and settings.evaluation.where == "server" else None
     with folder.open(settings), _recorded(folder):
         for finding in corpus.findings if corpus else ():
             display().say(f"{settings.cell}: {finding}")
-        write_json(folder.path / "labels.json", _describe_labels(label_names, corpus))
+        counts = np.bincount(corpus.test.labels, minlength=len(label_names)).tolist() if corpus else None
+        write_json(folder.path / "labels.json", {"label_names": label_names, "test_counts": counts})
         write_json(folder.path / "partition.json", parts)
-        _run(roster, clients, folder, settings, model_state, corpus)
+        evaluation = Evaluation(settings, model_state, test)
+        tensors, reason = _train(clients, cohort, folder, settings, model_state, evaluation)
+        model_state.load(tensors)
+        save_model(folder, settings, model_state.classifier)
+        folder.write_status("finished", reason)
 
 
-def _read(settings: Settings) -> Corpus | None:
-    """The texts this machine needs: all of a simulation, a central test set, or none."""
-    if settings.engine.is_simulated or settings.evaluation.where == "server":
-        return open_corpus(settings)
-    return None
-
-
-def _simulated_sites(settings: Settings, corpus: Corpus | None) -> list[str]:
-    """Names of the clients of a simulation in which each is a site, in the order of their numbers."""
-    if corpus is None or not settings.engine.is_simulated or settings.partition.name != "by_site":
-        return []
-    return [name for name, _ in corpus.site_sizes]
-
-
-def _describe_labels(label_names: Sequence[str], corpus: Corpus | None) -> dict[str, Any]:
-    """The labels in the order of their numbers, and how many test texts carry each, where they are here."""
-    counts = None
-    if corpus is not None:
-        counts = np.bincount(corpus.test.labels, minlength=len(label_names)).tolist()
-    return {"label_names": label_names, "test_counts": counts}
-
-
-def _deal(settings: Settings, corpus: Corpus | None) -> dict[str, list[int]]:
-    """Who holds which training example; nobody but the sites themselves knows that in a deployment.
+def _deal(settings: Settings, corpus: Corpus) -> dict[str, list[int]]:
+    """Who holds which training example.
 
     Raises:
         ValueError: the texts cannot be dealt, or trained on, as asked.
     """
-    if corpus is None or not settings.engine.is_simulated:
-        return {}
-    parts: list[Indices] = partition(
+    parts = partition(
         settings.partition, corpus.train.labels, settings.num_clients, settings.seed, corpus.site_sizes
     )
     for part in parts:
@@ -135,61 +125,37 @@ def _deal(settings: Settings, corpus: Corpus | None) -> dict[str, list[int]]:
     return {str(client): part.tolist() for client, part in enumerate(parts)}
 
 
-def _run(
-    roster: Roster,
+def _train(
     clients: Clients,
+    cohort: Cohort,
     folder: RunFolder,
     settings: Settings,
     model_state: ModelState,
-    corpus: Corpus | None,
-) -> None:
-    """Run what is left to run, and leave the model."""
-    checkpoint = folder.load_checkpoint()
-    server_step = ServerStep(settings, _momentum(checkpoint, model_state))
-    writer = Writer()
-    observers: tuple[Observer, ...] = (
-        Checkpoints(folder, model_state.layout, server_step, writer),
-        History(folder, writer),
-        Live(folder),
-        Progress(settings),
-        CollapseAlarm(folder, settings),
-        Target(folder, settings.evaluation.target_accuracy),
-    )
-    evaluation = None
-    if corpus is not None and settings.evaluation.where == "server":
-        evaluation = Evaluation(settings, model_state, corpus.test)
-    head = Head.of(model_state.layout, model_state.classifier.new_head)
-    num_labels = model_state.classifier.num_labels
-    strategy = FederatedAveraging(
-        settings, model_state.layout, num_labels, head, evaluation, observers, server_step
-    )
-    roster.gather()
-    # No name here for where the run starts: its tensors can go when the first round replaces them.
-    with writer:
-        tensors, reason = strategy.run(clients, roster, _standing(folder, checkpoint, strategy, model_state))
-    model_state.load(tensors)
-    save_model(folder, settings, model_state.classifier)
-    folder.write_status("finished", reason)
-
-
-def _momentum(checkpoint: Checkpoint | None, model_state: ModelState) -> Tensor | None:
-    if checkpoint is None or checkpoint.momentum is None:
-        return None
-    return tensors_to_flat(model_state.layout, checkpoint.momentum)
-
-
-def _standing(
-    folder: RunFolder, checkpoint: Checkpoint | None, strategy: FederatedAveraging, model_state: ModelState
-) -> Standing:
-    """The newest checkpoint, or round 0."""
-    if checkpoint is None:
-        return strategy.open(model_state.flat.detach().cpu().clone())
-    lines = folder.history()
-    total_steps = steps_so_far([*lines, checkpoint.record])
-    is_shown = len(lines) > checkpoint.record["round"]
-    tensors = tensors_to_flat(model_state.layout, checkpoint.tensors)
-    norms = tuple(client["update_norm"] for line in lines for client in line["clients"])
-    return Standing(tensors, checkpoint.record, total_steps, is_shown=is_shown, norms=norms)
+    evaluation: Evaluation,
+) -> tuple[Tensor, str]:
+    """Run what is left to run; returns the last global tensors, and why the run ended."""
+    layout, checkpoint = model_state.layout, folder.load_checkpoint()
+    momentum = checkpoint.momentum if checkpoint else None
+    server_step = ServerStep(settings, tensors_to_flat(layout, momentum) if momentum else None)
+    head = Head.of(layout, model_state.classifier.new_head)
+    with Writer() as writer:
+        callbacks: tuple[Callback, ...] = (
+            Checkpoints(folder, layout, server_step, writer),
+            History(folder, writer),
+            Live(folder),
+            Progress(settings),
+            CollapseAlarm(folder, settings),
+            Target(folder, settings.evaluation.target_accuracy),
+        )
+        averaging = FederatedAveraging(settings, clients, cohort, head, evaluation, callbacks, server_step)
+        cohort.gather()
+        # No name here for where the run starts: its tensors can go when the first round replaces them.
+        if checkpoint is None:
+            return averaging.run(averaging.start(layout, model_state.flat.detach().cpu().clone()))
+        averaging.resume(folder.history(), checkpoint.record)
+        return averaging.run(
+            RoundState(layout, tensors_to_flat(layout, checkpoint.tensors), checkpoint.record)
+        )
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def simulate(overrides: Overrides = None) -> None:
     folder = RunFolder(Path(settings.run_dir))
     last = folder.history()[-1]
     typer.echo(
-        f"{settings.cell}: accuracy {last['test']['accuracy']:.4f} after round {last['round']} "
+        f"{settings.cell}: accuracy {last.accuracy:.4f} after round {last.round} "
         f"({folder.status()['reason']})\nrun folder: {folder.path}"
     )
 

@@ -26,6 +26,7 @@ def save_model(folder: RunFolder, settings: Settings, classifier: Classifier) ->
 
 def _card(folder: RunFolder, settings: Settings, classifier: Classifier) -> str:
     last = folder.history()[-1]
+    assert last.test is not None, "a run ends with a model that was measured"
     labels = ", ".join(f"`{name}`" for name in (classifier.model.config.id2label or {}).values())
     train = settings.train
     return f"""---
@@ -41,14 +42,14 @@ tags: [federated-learning, wardround]
 | | |
 |---|---|
 | labels | {labels} |
-| test accuracy | {last["test"]["accuracy"]:.4f} on {last["test"]["num_examples"]} examples |
-| test macro F1 | {last["test"]["macro_f1"]:.4f} |
-| rounds | {last["round"]} |
+| test accuracy | {last.test.accuracy:.4f} on {last.test.num_examples} examples |
+| test macro F1 | {last.test.macro_f1:.4f} |
+| rounds | {last.round} |
 | protocol | {settings.protocol.name}, partition {settings.partition.name}, seed {settings.seed} |
 | local training | {train.local_epochs} epoch(s) a round, batch {train.batch_size}, {train.optimizer}, \
 learning rate {train.learning_rate:g} |
 | text length | cut to {train.max_length} tokens |
-| SHA-256 of the shared tensors | `{last["model_sha256"]}` |
+| SHA-256 of the shared tensors | `{last.model_sha256}` |
 
 Use: `transformers.pipeline("text-classification", <this folder>)`; pass `truncation=True,
 max_length={train.max_length}` for long texts. The licence of the base model and the terms of the data apply.

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from common.files import named, write_atomically, write_json
 from common.settings import Settings
+from server.record import RoundRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +32,8 @@ class FolderInUse(ValueError):
 class Checkpoint:
     """The global model after a whole round."""
 
-    record: dict[str, Any]
-    """The round's history line; its `test` is None where the model was not yet measured."""
+    record: RoundRecord
+    """The round's record; its `test` is None where the model was not yet measured."""
     tensors: dict[str, Tensor]
     momentum: dict[str, Tensor] | None = None
     """The server's, under the same names; None where it keeps none."""
@@ -121,28 +122,26 @@ class RunFolder:
         status: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
         return status
 
-    def history(self) -> list[dict[str, Any]]:
-        """The lines of whole rounds, oldest first."""
+    def history(self) -> list[RoundRecord]:
+        """The records of whole rounds, oldest first."""
         file = self.path / "history.jsonl"
-        if not file.exists():
-            return []
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+        return [RoundRecord.read(line) for line in lines if line.endswith("\n")]
 
-    def append_history(self, line: dict[str, Any]) -> None:
+    def append_history(self, record: RoundRecord) -> None:
         """Add one round."""
         path = self.path / "history.jsonl"
         with named(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.write(record.line())
             file.flush()
             os.fsync(file.fileno())
 
     def cut_history(self, last_round: int) -> None:
         """Forget every round after `last_round`, and any line cut short by a kill or a full disk."""
-        if not (self.path / "history.jsonl").exists():
-            return
-        kept = [json.dumps(line) + "\n" for line in self.history() if line["round"] <= last_round]
-        write_atomically(self.path / "history.jsonl", lambda part: part.write_text("".join(kept)))
+        path = self.path / "history.jsonl"
+        if path.exists():
+            kept = "".join(record.line() for record in self.history() if record.round <= last_round)
+            write_atomically(path, lambda part: part.write_text(kept))
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write the tensors of a whole round; the newest before it stays, older ones go first."""
@@ -153,9 +152,9 @@ class RunFolder:
             save_file(checkpoint.tensors, part / "shared.safetensors")
             if checkpoint.momentum is not None:
                 save_file(checkpoint.momentum, part / "momentum.safetensors")
-            (part / "record.json").write_text(json.dumps(checkpoint.record))
+            (part / "record.json").write_text(checkpoint.record.line())
 
-        path = self.path / "checkpoint" / f"round-{checkpoint.record['round']:06d}"
+        path = self.path / "checkpoint" / f"round-{checkpoint.record.round:06d}"
         others = [folder for folder in self._checkpoints() if folder != path]
         for old in others[: 1 - _KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
@@ -168,7 +167,7 @@ class RunFolder:
         folders = self._checkpoints()
         if not folders:
             return None
-        record = json.loads((folders[-1] / "record.json").read_text())
+        record = RoundRecord.read((folders[-1] / "record.json").read_text())
         momentum = folders[-1] / "momentum.safetensors"
         return Checkpoint(
             record=record,

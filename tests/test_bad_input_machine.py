@@ -19,6 +19,7 @@ import torch
 
 from server.run_folder import RunFolder
 from tests.support.door import changed, contents, for_sweep, tiny, wardround
+from tests.support.runs import history
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,7 +33,7 @@ def overrides(tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_pat
 
 def hashes(folder: Path) -> list[str]:
     """`model_sha256` of each round."""
-    return [line["model_sha256"] for line in RunFolder(folder).history()]
+    return [line["model_sha256"] for line in history(folder)]
 
 
 def last_checkpoint(folder: Path) -> int:
@@ -103,7 +104,7 @@ def test_history_line_that_did_not_fit_is_written_anew(
     assert wardround("simulate", *overrides).code == 0
     folder, history = RunFolder(run), run / "history.jsonl"
     with files_end_at(history.stat().st_size + 50), pytest.raises(OSError, match="File too large") as caught:
-        folder.append_history(folder.history()[-1] | {"round": 3})
+        folder.append_history(folder.history()[-1].model_copy(update={"round": 3}))
     assert caught.value.filename == str(history)
     assert not history.read_text().endswith("\n")
     assert wardround("simulate", *changed(overrides, "num_rounds=5")).code == 0

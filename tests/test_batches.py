@@ -19,7 +19,7 @@ from common.model.train import Place, TrainResult, train_epochs
 from common.runtime import resolve_attention
 from common.settings import Settings
 from server.engines.simulate import simulate
-from server.run_folder import RunFolder
+from tests.support.runs import history
 from tests.support.tiny import Make
 
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def test_a_run_with_micro_batches_repeats_itself(make_settings: Make, tmp_path: 
     hashes = []
     for name in ("first", "second"):
         simulate(make_settings("train.micro_batches=by_length", f"run_dir={tmp_path / name}"))
-        hashes.append([line["model_sha256"] for line in RunFolder(tmp_path / name).history()])
+        hashes.append([line["model_sha256"] for line in history(tmp_path / name)])
     assert hashes[0] == hashes[1]
 
 

@@ -9,12 +9,12 @@ import torch
 
 from client.app import app
 from common.wire.messages import Card, Refused
+from server.cohort import Cohort
 from server.engines.local_grid import LocalGrid
 from server.engines.simulate import simulate
-from server.rounds.caps import NormBound, capped, weights_of
-from server.rounds.clients import GridClients
-from server.rounds.roster import Member, Roster
-from server.run_folder import RunFolder
+from server.rounds.clients import GridClients, Member
+from server.rounds.fedavg import NormBound, capped, weights_of
+from tests.support.runs import history
 from tests.support.tiny import Make
 
 WEIGHTS = {0: 60.0, 1: 30.0, 2: 10.0}
@@ -76,10 +76,10 @@ def test_a_site_that_claims_more_than_it_is_registered_for(make_settings: Make) 
     grid = LocalGrid(app, 1)
     labels = "data.label_names=[health,money,sport]"
     facts = ("engine=deployment", "evaluation.where=sites", "num_clients=1", labels)
-    refusing = Roster(GridClients(grid), make_settings(*facts), {"a": 100})
+    refusing = Cohort(GridClients(grid), make_settings(*facts), {"a": 100})
     with pytest.raises(Refused, match="says it has 101 examples, but is registered with 100 at most"):
         refusing._add(1, "a", Card(-1, 101, 5))
-    clipping = Roster(GridClients(grid), make_settings(*facts, "strategy.on_excess=clip"), {"a": 100})
+    clipping = Cohort(GridClients(grid), make_settings(*facts, "strategy.on_excess=clip"), {"a": 100})
     clipping._add(1, "a", Card(-1, 101, 5))
     assert clipping._members[1].weight == 100
 
@@ -89,7 +89,7 @@ def test_history_tells_shares_and_clipped_norms(make_settings: Make) -> None:
         "strategy.max_share=0.34", "strategy.max_update_norm=1e-3", "strategy.on_excess=clip", "num_rounds=1"
     )
     simulate(settings)
-    line = RunFolder(Path(settings.run_dir)).history()[1]
+    line = history(Path(settings.run_dir))[1]
     assert [round(client["share"], 2) for client in line["clients"]] == [0.33, 0.33, 0.33]
     assert all(client["norm_received"] > 1e-3 for client in line["clients"])
     assert all(client["update_norm"] == pytest.approx(1e-3, rel=1e-3) for client in line["clients"])

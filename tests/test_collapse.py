@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from math import log
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from common.settings import Settings
 from server.diagnostics.collapse import Collapse, Look, Spell, find_collapses, looks_of, standing_collapse
 from server.engines.simulate import simulate
+from server.record import RoundRecord
 from server.run_folder import RunFolder
 from server.sweeps.run import sweep
+from tests.support.runs import history
 from tests.support.tiny import Make
 
 EVEN = (0.25, 0.25, 0.25, 0.25)
@@ -34,7 +36,7 @@ def look(
     return Look(round, accuracy, loss, 100, shares, largest)
 
 
-def history(*accuracies: float) -> list[Look]:
+def rounds(*accuracies: float) -> list[Look]:
     """Rounds 0, 1 … of these accuracies, with predictions in all classes."""
     return [look(round, accuracy) for round, accuracy in enumerate(accuracies)]
 
@@ -46,27 +48,27 @@ def flags(looks: Sequence[Look], num_rounds: int = 3) -> list[tuple[int, str, in
 
 
 def test_at_chance_for_long_enough() -> None:
-    assert flags(history(0.2, 0.25, 0.3, 0.25)) == [(3, "at chance", 1, 3, True)]
-    assert flags(history(0.2, 0.25, 0.3, 0.25, 0.2)) == [(3, "at chance", 1, 4, True)]
-    assert flags(history(0.2, 0.25, 0.3, 0.25), num_rounds=4) == []
+    assert flags(rounds(0.2, 0.25, 0.3, 0.25)) == [(3, "at chance", 1, 3, True)]
+    assert flags(rounds(0.2, 0.25, 0.3, 0.25, 0.2)) == [(3, "at chance", 1, 4, True)]
+    assert flags(rounds(0.2, 0.25, 0.3, 0.25), num_rounds=4) == []
 
 
 def test_the_initial_model_does_not_count() -> None:
-    assert flags(history(0.25, 0.25, 0.25)) == []
-    assert flags(history(0.25)) == []
+    assert flags(rounds(0.25, 0.25, 0.25)) == []
+    assert flags(rounds(0.25)) == []
     assert flags([]) == []
 
 
 def test_two_standard_errors_above_the_largest_class_is_not_chance() -> None:
     assert look(1).chance_limit == pytest.approx(0.3366, abs=5e-5)
-    assert flags(history(0, 0.336, 0.336, 0.336)) == [(3, "at chance", 1, 3, True)]
-    assert flags(history(0, 0.336, 0.337, 0.336)) == []
+    assert flags(rounds(0, 0.336, 0.336, 0.336)) == [(3, "at chance", 1, 3, True)]
+    assert flags(rounds(0, 0.336, 0.337, 0.336)) == []
     # Where one class is 60 % of the test set, 0.65 is no achievement: 0.6 + 2 sqrt(0.24 / 100) = 0.698.
     assert flags([look(r, 0.65, largest=0.6) for r in (1, 2, 3)]) == [(3, "at chance", 1, 3, True)]
 
 
 def test_a_plateau_that_ends_is_over_and_another_one_is_flagged_anew() -> None:
-    looks = history(0.2, 0.2, 0.2, 0.2, 0.2, 0.5, 0.2, 0.2, 0.2)
+    looks = rounds(0.2, 0.2, 0.2, 0.2, 0.2, 0.5, 0.2, 0.2, 0.2)
     assert flags(looks) == [(3, "at chance", 1, 4, False), (8, "at chance", 6, 8, True)]
     (over, up) = find_collapses(looks, 3)
     assert over.words(LABELS).startswith(
@@ -121,11 +123,8 @@ def test_lines_without_predictions_are_passed_over() -> None:
     told = {"predicted_shares": list(EVEN), "largest_class_share": 0.25}
     old = {"round": 1, "test": {"accuracy": 0.25}}
     waiting = {"round": 2, "test": None, "diagnostics": dict.fromkeys(told)}
-    lines: list[dict[str, Any]] = [
-        old,
-        waiting,
-        *({"round": r, "test": test, "diagnostics": told} for r in (3, 4)),
-    ]
+    new = [{"round": number, "test": test, "diagnostics": told} for number in (3, 4)]
+    lines = [RoundRecord.read(json.dumps(line)) for line in (old, waiting, *new)]
     assert [entry.round for entry in looks_of(lines)] == [3, 4]
     assert standing_collapse(lines, 3) is None
     found = standing_collapse(lines, 2)
@@ -151,13 +150,13 @@ def test_stop_ends_the_run_and_warn_lets_it_go_on(
     words, run = (*STILL, f"evaluation.where={where}", "num_rounds=5"), RunFolder(tmp_path / "run")
     for _ in range(2):  # the second time it has nothing to do
         simulate(make_settings(*words, "train.on_collapse=stop"))
-        assert [line["round"] for line in run.history()] == list(range(last + 1))
+        assert [line["round"] for line in history(run.path)] == list(range(last + 1))
         assert run.status()["state"] == "finished"
         reason = "train.on_collapse=stop: collapse flagged in round 2: "
         assert run.status()["reason"].startswith(reason)
     assert (run.path / "model" / "config.json").exists()
     simulate(make_settings(*words, "train.on_collapse=warn"))
-    assert [line["round"] for line in run.history()] == [0, 1, 2, 3, 4, 5]
+    assert [line["round"] for line in history(run.path)] == [0, 1, 2, 3, 4, 5]
     assert run.status()["reason"] == "all 5 rounds are done"
 
 
@@ -183,13 +182,13 @@ def test_a_sweep_leaves_what_a_collapse_ended(
         assert [row.status for row in rows] == ["finished", "finished"]
         assert [row.accuracy_at_budget is not None for row in rows] == accuracies
         cells = sorted((folder / "cells").iterdir())
-        assert [len(RunFolder(cell).history()) for cell in cells] == [3, 3]
+        assert [len(history(cell)) for cell in cells] == [3, 3]
         with monkeypatch.context() as patch:
             patch.setattr("server.sweeps.run.simulate", refuse)
             assert sweep([*command, "train.on_collapse=stop"]).rows == rows
         rows = sweep(command).rows  # with train.on_collapse=warn they go on
         assert [row.accuracy_at_budget is not None for row in rows] == [True, True]
-        assert [len(RunFolder(cell).history()) for cell in cells] == [5, 5]
+        assert [len(history(cell)) for cell in cells] == [5, 5]
 
 
 def test_settings_without_the_keys_name_them(make_settings: Make) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from server.engines.simulate import simulate
-from server.run_folder import RunFolder
+from tests.support.runs import history
 from tests.support.tiny import Make
 
 
 def hashes(run_dir: Path) -> list[str]:
     """`model_sha256` of each round."""
-    return [line["model_sha256"] for line in RunFolder(run_dir).history()]
+    return [line["model_sha256"] for line in history(run_dir)]
 
 
 @pytest.mark.slow

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from common.model.state import open_model
 from server.engines.simulate import simulate
-from server.run_folder import RunFolder
-from tests.support.runs import hashes
+from tests.support.runs import hashes, history
 from tests.support.tiny import Make
 
 LABELS = ("health", "money", "sport")
@@ -86,7 +85,7 @@ def test_a_model_whose_head_is_trained_has_no_new_one(
     again = make_settings(f"model.name={tmp_path / 'run' / 'model'}", f"run_dir={tmp_path / 'again'}", switch)
     with pytest.raises(ValueError, match="brings its whole head"):
         simulate(again)
-    assert not RunFolder(tmp_path / "again").history()
+    assert not history(tmp_path / "again")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from common.settings import ModelSettings
 from server.engines.simulate import simulate
 from server.rounds.evaluation import Evaluation
 from server.rounds.fedavg import WeightedMean
-from server.run_folder import RunFolder
+from tests.support.runs import history
 from tests.support.tiny import Make, write_model
 
 CPU = torch.device("cpu")
@@ -111,10 +111,9 @@ def test_per_site_heads_change_round_one_only(make_settings: Make, tmp_path: Pat
             make_settings(f"train.head_init={name}", f"run_dir={tmp_path / name}", "train.learning_rate=1e-9")
         )
     shared, per_site = (
-        [line["model_sha256"] for line in RunFolder(tmp_path / name).history()]
-        for name in ("shared", "per_site")
+        [line["model_sha256"] for line in history(tmp_path / name)] for name in ("shared", "per_site")
     )
-    norms = RunFolder(tmp_path / "per_site").history()
+    norms = history(tmp_path / "per_site")
     assert shared[0] == per_site[0]
     assert shared[1] != per_site[1]
     # Training moves nothing at this learning rate; only round 1 replaces the head.
@@ -128,7 +127,7 @@ def test_attention_mask_off_attends_to_padding(make_settings: Make) -> None:
         settings = make_settings(f"train.attention_mask={mask}")
         model_state = open_model(settings, ("a", "b", "c"), fresh=True)
         texts = TokenisedTexts(TEXTS.ids % 20, TEXTS.starts, TEXTS.labels, 0)
-        losses.append(Evaluation(settings, model_state, texts).count(np.arange(3)).loss)
+        losses.append(Evaluation(settings, model_state, texts).count(texts, np.arange(3)).loss)
     assert losses[0] != losses[1]
 
 
@@ -139,11 +138,13 @@ def test_parts_accuracy_is_a_mean_of_batch_means(make_settings: Make) -> None:
     evaluation = Evaluation(settings, open_model(settings, ("a", "b", "c"), fresh=True), _five())
     batches = {0: (1.0, 0.0), 3: (0.5,)}
 
-    def count(indices: np.ndarray) -> Counts:
+    def count(test: TokenisedTexts, indices: np.ndarray) -> Counts:
         return Counts(1.0, np.diag([len(indices), 0, 0]), batches[int(indices[0])])
 
     evaluation.count = count  # type: ignore[method-assign]
-    counts, accuracy = evaluation.measure(evaluation.model_state.flat.clone())
+    measured = evaluation.measure(evaluation.model_state.flat.clone())
+    assert measured is not None
+    counts, accuracy = measured
     assert accuracy == pytest.approx((0.5 + 0.5) / 2)
     assert counts.num_examples == 5
 
@@ -166,10 +167,10 @@ def test_accuracy_loss_and_macro_f1_by_hand() -> None:
 def test_authors_protocol_runs_whole(make_settings: Make) -> None:
     settings = make_settings("protocol=authors_code", "train.batch_size=4", "num_rounds=2")
     simulate(settings)
-    assert len(RunFolder(Path(settings.run_dir)).history()) == 3
+    assert len(history(Path(settings.run_dir))) == 3
 
 
 def test_modern_protocol_learns(make_settings: Make) -> None:
     settings = make_settings("protocol=modern", "train.learning_rate=0.03", "num_rounds=6")
     simulate(settings)
-    assert RunFolder(Path(settings.run_dir)).history()[-1]["test"]["accuracy"] > 0.6
+    assert history(Path(settings.run_dir))[-1]["test"]["accuracy"] > 0.6

@@ -19,7 +19,7 @@ from common.model.state import open_model
 from common.runtime import numpy_stream, stream_seed
 from common.settings import Settings
 from server.engines.simulate import simulate
-from server.run_folder import RunFolder
+from tests.support.runs import history
 from tests.support.tiny import Make
 
 
@@ -123,7 +123,7 @@ def test_golden_run(make_settings: Make) -> None:
     """The numbers of one tiny run, so that a change of any of them is seen and explained."""
     settings = make_settings("num_rounds=4", "train.optimizer=adamw", "train.learning_rate=0.02")
     simulate(settings)
-    lines = RunFolder(Path(settings.run_dir)).history()
+    lines = history(Path(settings.run_dir))
     assert [line["test"]["accuracy"] for line in lines] == pytest.approx(GOLDEN_ACCURACY)
     assert [line["test"]["loss"] for line in lines] == pytest.approx(GOLDEN_LOSS, abs=1e-3)
     assert [line["train"]["loss"] for line in lines[1:]] == pytest.approx(GOLDEN_TRAIN_LOSS, abs=1e-3)

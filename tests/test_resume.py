@@ -12,11 +12,12 @@ import pytest
 
 from common.model.flat import Layout, model_sha256, tensors_to_flat
 from server.engines.simulate import simulate
-from server.rounds.callbacks import Checkpoints, History, Observer, Target
+from server.record import RoundRecord
+from server.rounds.callbacks import Callback, Checkpoints, History, Target
 from server.run_folder import Checkpoint, RunFolder
 from server.sweeps.run import sweep
 from server.sweeps.table import SweepFolder
-from tests.support.runs import PowerCut, hashes, measured, start, wait_for_round, with_keys
+from tests.support.runs import PowerCut, hashes, history, measured, start, wait_for_round, with_keys
 from tests.support.tiny import Make
 
 NUM_ROUNDS = 40
@@ -34,7 +35,7 @@ def test_killed_in_a_round_goes_on_to_the_same_model(overrides: list[str], tmp_p
         process.kill()  # kill -9, somewhere inside the round that follows
         assert process.wait(10) == -signal.SIGKILL
         assert RunFolder(killed).status()["state"] == "running"
-        assert number < len(RunFolder(killed).history()) < NUM_ROUNDS
+        assert number < len(history(killed)) < NUM_ROUNDS
     assert start("simulate", command).wait(120) == 0
     assert RunFolder(killed).status()["state"] == "finished"
     assert hashes(killed) == hashes(whole)
@@ -78,7 +79,7 @@ def test_killed_sweep_skips_what_is_finished_and_goes_on(overrides: list[str], t
 
 
 @pytest.mark.parametrize(
-    ("observer", "moment", "where"),
+    ("callback", "moment", "where"),
     [
         (Checkpoints, "after_average", "server"),
         pytest.param(Checkpoints, "after_average", "sites", marks=pytest.mark.slow),
@@ -92,26 +93,26 @@ def test_resume_equals_uninterrupted_at_every_moment(
     make_settings: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    observer: type[Observer],
+    callback: type[Callback],
     moment: str,
     where: str,
 ) -> None:
     """Before a checkpoint, between checkpoint and history line, after both; in each round in turn."""
     whole = make_settings(f"run_dir={tmp_path / 'whole'}", f"evaluation.where={where}")
     simulate(whole)
-    original = getattr(observer, moment)
+    original = getattr(callback, moment)
 
-    def cut(self: Observer, record: dict[str, Any], *rest: Any) -> Any:
-        if record["round"] == at:
+    def cut(self: Callback, record: RoundRecord, *rest: Any) -> Any:
+        if record.round == at:
             raise PowerCut
         return original(self, record, *rest)
 
     for at in (0, 1, 2, 3):
         settings = make_settings(f"run_dir={tmp_path / f'cut{at}'}", f"evaluation.where={where}")
-        monkeypatch.setattr(observer, moment, cut)
+        monkeypatch.setattr(callback, moment, cut)
         with pytest.raises(PowerCut):
             simulate(settings)
-        monkeypatch.setattr(observer, moment, original)
+        monkeypatch.setattr(callback, moment, original)
         simulate(settings)
         assert measured(Path(settings.run_dir)) == measured(tmp_path / "whole")
 
@@ -140,7 +141,7 @@ def test_a_checkpoint_that_is_written_late_holds_its_own_round(
         shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
         layout = Layout.of(shapes)
         found = model_sha256(layout, tensors_to_flat(layout, checkpoint.tensors))
-        right.append(found == checkpoint.record["model_sha256"])
+        right.append(found == checkpoint.record.model_sha256)
         save(self, checkpoint)
 
     monkeypatch.setattr(RunFolder, "save_checkpoint", slowly)

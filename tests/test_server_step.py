@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from server.engines.simulate import simulate
+from server.record import RoundRecord
 from server.rounds.callbacks import Checkpoints
-from server.rounds.server_step import ServerStep
+from server.rounds.fedavg import ServerStep
 from server.run_folder import RunFolder
 from tests.support.runs import PowerCut, hashes
 from tests.support.tiny import Make
@@ -74,8 +75,8 @@ def test_a_resumed_run_keeps_its_momentum(
     assert len(set(hashes(tmp_path / "whole"))) == 5
     original = Checkpoints.after_average
 
-    def cut(self: Checkpoints, record: dict[str, Any], *rest: Any) -> None:
-        if record["round"] == at:
+    def cut(self: Checkpoints, record: RoundRecord, *rest: Any) -> None:
+        if record.round == at:
             raise PowerCut
         original(self, record, *rest)
 

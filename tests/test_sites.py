@@ -18,13 +18,8 @@ from server.app import conduct
 from server.engines.local_grid import LocalGrid
 from server.engines.simulate import simulate
 from server.rounds.clients import GridClients, RunFailed
-from server.run_folder import RunFolder
+from tests.support.runs import history
 from tests.support.tiny import Make, write_texts
-
-
-def history(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run."""
-    return RunFolder(run_dir).history()
 
 
 def test_counts_of_sites_add_up_to_the_central_test(make_settings: Make, tmp_path: Path) -> None:

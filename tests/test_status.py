@@ -15,6 +15,7 @@ from server.deployment.follow import Watch
 from server.deployment.status import folder_and_run, is_held, live_of, standing_of, to_json, to_text
 from server.deployment.submit import settings_to_submit
 from server.deployment.superlink import NodeState
+from server.record import RoundRecord
 from server.run_folder import RunFolder
 from tests.support.fake_flwr import words_for, write_run
 from tests.support.report_folders import told_line
@@ -75,7 +76,7 @@ def test_status_and_submit_tell_of_a_collapse(tmp_path: Path, capsys: pytest.Cap
     write_json(run.path / "labels.json", {"label_names": ["a", "b", "c", "d", "e"]})
     watch = Watch(run, settings)
     for number in (0, 1, 2):
-        run.append_history(json.loads(told_line(number, 0.2, [0.0, 1.0, 0.0, 0.0, 0.0])))
+        run.append_history(RoundRecord.read(told_line(number, 0.2, [0.0, 1.0, 0.0, 0.0, 0.0])))
     for _ in range(2):
         watch.look()
     reason = "single class since round 1: at least 95% of the test predictions are 'b'"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from common.wire.messages import (
     KEPT_SECONDS,
     LATE_SECONDS,
     NOTICE,
+    TRAIN,
     Declined,
     Refused,
     Update,
@@ -40,12 +41,11 @@ from server.engines.local_grid import LocalGrid
 from server.report.document import Table
 from server.report.result_files import read_run
 from server.report.run_page import run_blocks
-from server.rounds.clients import Answer, GridClients, Request, RunFailed
-from server.rounds.record import Standing, new_record
-from server.rounds.roster import Member
-from server.rounds.tasks import Tasks
+from server.rounds.clients import Answer, Broadcast, GridClients, Member, Request, RunFailed
+from server.rounds.loop import RoundState
 from server.run_folder import RunFolder
 from tests.support import contract
+from tests.support.runs import bare_record, history
 from tests.support.tampering import CONTINUE, shared, tampering, with_tensors, with_value
 from tests.support.tiny import Make, write_texts
 
@@ -123,7 +123,7 @@ def test_bad_update_ends_the_run_by_name(make_settings: Make, kind: str) -> None
 def test_bad_update_is_left_out_of_the_mean(make_settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
     settings = make_settings("num_rounds=2", CONTINUE)
     run_on(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
-    lines = RunFolder(Path(settings.run_dir)).history()
+    lines = history(Path(settings.run_dir))
     assert [[entry["client"] for entry in line["clients"]] for line in lines] == [[], [0, 2], [0, 2]]
     assert lines[1]["train"]["num_examples"] == 32
     reason = "its update holds values that are not finite"
@@ -147,7 +147,7 @@ def test_sites_of_a_simulation_are_called_by_their_files(
     settings = make_settings(f"data.path={folder}", "partition=by_site", "num_rounds=1", CONTINUE)
     run_on(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
     run, reason = RunFolder(Path(settings.run_dir)), "its update holds values that are not finite"
-    initial, line = run.history()
+    initial, line = history(run.path)
     # By name of the file: lakeside is client 0, st_marys client 1.
     assert [(entry["client"], entry["site"]) for entry in line["clients"]] == [(0, "lakeside"), (2, "ward_7")]
     assert line.pop("left_out") == [{"client": 1, "reason": reason, "site": "st_marys"}]
@@ -231,14 +231,15 @@ def test_who_was_left_alone_too_long_is_sent_the_whole(
     make_settings: Make, alone: float, is_whole: bool
 ) -> None:
     layout = Layout.of({"weight": (4096,)})
-    before, after = (
-        Standing(tensors, new_record(number, model_sha256(layout, tensors), {}), {})
-        for number, tensors in enumerate((torch.zeros(4096), torch.full((4096,), 1e-44)))
-    )
-    member, tasks = Member(0, "alpha", 2, 10), Tasks(make_settings(), layout)
-    tasks.note(member, before.version, time.monotonic() - alone)
-    tasks.add_step(after, before)
-    (request,) = tasks.requests([member], 2, after)
+    tensors = torch.zeros(4096), torch.full((4096,), 1e-44)
+    records = (bare_record(number, model_sha256(layout, each)) for number, each in enumerate(tensors))
+    before, after = (RoundState(layout, *both) for both in zip(tensors, records, strict=True))
+    clients = Recording(LocalGrid(honest_app, 1))
+    member, broadcast = Member(0, "alpha", 2, 10), Broadcast(clients, make_settings())
+    broadcast.note(member, before.version, time.monotonic() - alone)
+    after.step, after.step_base = broadcast.step_from(before, after), before.version
+    list(broadcast.ask([member], after, TRAIN, 2))
+    (request,) = clients.requests
     assert unpack_task(request.content).base == ("" if is_whole else before.version)
 
 
@@ -271,6 +272,14 @@ def test_crashing_client_is_named_but_its_texts_are_not(make_settings: Make) -> 
     assert "patient" not in str(caught.value)
 
 
+class Recording(GridClients):
+    """Keeps what was asked."""
+
+    def ask(self, requests: Iterable[Request], kind: str, round: int, timeout: float) -> Iterator[Answer]:
+        self.requests = list(requests)
+        return iter([RecordDict()] * len(self.requests))
+
+
 class Deaf(LocalGrid):
     """A grid on which one client never answers, or some never come."""
 
@@ -300,7 +309,7 @@ def test_silent_client_is_given_up_at_the_bound(make_settings: Make) -> None:
 def test_the_others_are_heard_after_the_bound(make_settings: Make) -> None:
     settings = make_settings("num_rounds=1", "strategy.round_timeout_seconds=0.3", CONTINUE)
     run_on(Deaf(silent=2), settings)
-    (last,) = RunFolder(Path(settings.run_dir)).history()[1:]
+    (last,) = history(Path(settings.run_dir))[1:]
     assert [entry["client"] for entry in last["clients"]] == [1, 2]
 
 
@@ -319,7 +328,7 @@ def test_a_model_that_diverged_is_not_kept(make_settings: Make) -> None:
     with pytest.raises(RunFailed, match=r"round 1: client 0: .*: training diverged"):
         run_on(LocalGrid(honest_app, 1), settings)
     assert folder.status()["state"] == "failed"
-    assert [line["round"] for line in folder.history()] == [0]
+    assert [line["round"] for line in history(folder.path)] == [0]
     kept = folder.load_checkpoint()
     assert kept is not None
-    assert kept.record["round"] == 0
+    assert kept.record.round == 0

@@ -19,7 +19,7 @@ from common.data.tokens import TokenisedTexts, tokenise
 from common.settings import Settings
 from server.engines.shared_memory import corpus_from_memory, corpus_to_memory
 from server.engines.simulate import simulate
-from server.run_folder import RunFolder
+from tests.support.runs import history
 from tests.support.site_lab import make_site
 from tests.support.tiny import Make, write_model
 
@@ -203,7 +203,7 @@ def hashes(settings: Settings) -> list[str]:
     """The model after every round of a run that reads its texts anew."""
     forget_corpora()
     simulate(settings)
-    return [line["model_sha256"] for line in RunFolder(Path(settings.run_dir)).history()]
+    return [line["model_sha256"] for line in history(Path(settings.run_dir))]
 
 
 def test_a_run_is_the_same_bit_for_bit(

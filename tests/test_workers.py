@@ -24,8 +24,7 @@ from server.engines.pool import WorkerPool
 from server.engines.shared_memory import corpus_from_memory, corpus_to_memory, tensor_bytes, tensors_in
 from server.engines.simulate import count_workers, simulate
 from server.rounds.clients import GridClients, RunFailed
-from server.run_folder import RunFolder
-from tests.support.runs import measured, start, wait_for_round, with_keys
+from tests.support.runs import history, measured, start, wait_for_round, with_keys
 from tests.support.tiny import Make
 
 
@@ -110,7 +109,7 @@ def test_a_killed_worker_is_missing_from_one_round_only(
 ) -> None:
     settings = make_settings("strategy.on_missing=continue", "num_rounds=2")
     broken_pool(monkeypatch, settings, signal.SIGKILL)
-    lines = RunFolder(Path(settings.run_dir)).history()
+    lines = history(Path(settings.run_dir))
     assert [len(line["clients"]) for line in lines] == [0, 2, 3]
 
 
@@ -121,7 +120,7 @@ def test_a_worker_that_stops_is_given_up_and_replaced(
         "strategy.on_missing=continue", "num_rounds=3", "strategy.round_timeout_seconds=6"
     )
     broken_pool(monkeypatch, settings, signal.SIGSTOP, first=2)
-    lines = RunFolder(Path(settings.run_dir)).history()
+    lines = history(Path(settings.run_dir))
     assert [len(line["clients"]) for line in lines] == [0, 3, 2, 3]
 
 

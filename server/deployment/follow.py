@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from common.settings import Settings
 from server.deployment import superlink
@@ -14,6 +13,7 @@ from server.deployment.folder import ServerFolder
 from server.deployment.status import collapses_of, live_of
 from server.deployment.superlink import RunState, SuperLinkError
 from server.display import display
+from server.record import RoundRecord
 from server.rounds.clients import RunFailed
 from server.run_folder import RunFolder
 
@@ -39,10 +39,10 @@ class Watch:
     def __init__(self, run: RunFolder, settings: Settings) -> None:
         self.run, self._settings = run, settings
         self._stale = _written_at(run.path / "status.json")
-        lines = run.history()
-        self._shown = max((int(line["round"]) for line in lines), default=-1)
+        records = run.history()
+        self._shown = max((record.round for record in records), default=-1)
         self._seen = self._marks()
-        self._told = set(self._texts(lines))
+        self._told = set(self._texts(records))
         display().start_rounds(settings.cell, settings.num_rounds)
 
     def status(self) -> dict[str, str] | None:
@@ -53,12 +53,12 @@ class Watch:
 
     def look(self) -> bool:
         """Show new rounds and answers; returns whether there was any news."""
-        lines = self.run.history()
-        for line in lines:
-            if line["round"] > self._shown:
-                self._shown = int(line["round"])
-                display().show_round(self._shown, f"accuracy {line['test']['accuracy']:.4f}")
-        for text in self._texts(lines):
+        records = self.run.history()
+        for record in records:
+            if record.round > self._shown:
+                self._shown = record.round
+                display().show_round(self._shown, f"accuracy {record.accuracy:.4f}")
+        for text in self._texts(records):
             if text not in self._told:
                 display().say(f"{self._settings.cell}: {text}")
                 self._told.add(text)
@@ -68,10 +68,10 @@ class Watch:
         before, self._seen = self._seen, self._marks()
         return before != self._seen
 
-    def _texts(self, lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    def _texts(self, records: Sequence[RoundRecord]) -> list[str]:
         """What a person should know of the run so far."""
         live = live_of(self.run)
-        collapses = [collapse["words"] for collapse in collapses_of(self.run, self._settings, lines)]
+        collapses = [collapse["words"] for collapse in collapses_of(self.run, self._settings, records)]
         return [*(live.warnings if live else ()), *collapses]
 
     def _marks(self) -> list[int]:

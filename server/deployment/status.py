@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from common.settings import Settings
 from server.deployment.folder import ServerFolder
 from server.diagnostics.collapse import find_collapses, looks_of
+from server.record import RoundRecord
 from server.run_folder import RunFolder
 
 
@@ -63,8 +64,8 @@ def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | Non
     Raises:
         ValueError: the run folder's files are not what they should be.
     """
-    settings, status, lines = run.settings(), run.status(), run.history()
-    rounds = [_brief(line) for line in lines]
+    settings, status, records = run.settings(), run.status(), run.history()
+    rounds = [_brief(record) for record in records]
     state = status["state"]
     if state == "running" and not is_held(run):
         state = "interrupted"
@@ -80,7 +81,7 @@ def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | Non
         num_rounds=settings.num_rounds if settings else None,
         accuracy=last["accuracy"],
         rounds=tuple(rounds),
-        collapses=collapses_of(run, settings, lines) if settings else (),
+        collapses=collapses_of(run, settings, records) if settings else (),
         live=live_of(run, now) if state == "running" else None,
         sites=sites,
         superlink=trouble,
@@ -103,10 +104,10 @@ def live_of(run: RunFolder, now: datetime | None = None) -> Live | None:
 
 
 def collapses_of(
-    run: RunFolder, settings: Settings, lines: Sequence[Mapping[str, Any]]
+    run: RunFolder, settings: Settings, records: Sequence[RoundRecord]
 ) -> tuple[dict[str, Any], ...]:
-    """Every flag of these history lines: the round it was raised in, whether it is up, a line for people."""
-    names, found = run.label_names(), find_collapses(looks_of(lines), settings.train.collapse_rounds)
+    """Every flag of these rounds: the round it was raised in, whether it is up, a line for people."""
+    names, found = run.label_names(), find_collapses(looks_of(records), settings.train.collapse_rounds)
     return tuple({"round": flag.round, "is_up": flag.is_up, "words": flag.words(names)} for flag in found)
 
 
@@ -157,12 +158,12 @@ def _ask_sites(folder: ServerFolder) -> tuple[dict[str, dict[str, Any]] | None, 
     }, None
 
 
-def _brief(line: Mapping[str, Any]) -> dict[str, Any]:
+def _brief(record: RoundRecord) -> dict[str, Any]:
     return {
-        "round": int(line["round"]),
-        "accuracy": float(line["test"]["accuracy"]),
-        "loss": line["train"]["loss"],
-        "seconds": float(line["seconds"]["total"]),
+        "round": record.round,
+        "accuracy": record.accuracy,
+        "loss": record.train.loss,
+        "seconds": record.seconds.total,
     }
 
 

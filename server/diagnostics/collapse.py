@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import log, sqrt
-from typing import Any
+
+from server.record import RoundRecord
 
 SINGLE_CLASS_SHARE = 0.95
 """Predictions sit in one class where it has at least this share of them, and the true labels do not."""
@@ -29,18 +30,20 @@ class Look:
     """Of the true labels: the accuracy of always guessing that class."""
 
     @classmethod
-    def of(cls, line: Mapping[str, Any]) -> Look | None:
-        """Read a history line; None where it tells nothing of predictions."""
-        test, diagnostics = line.get("test"), line.get("diagnostics")
-        if not test or not diagnostics or diagnostics["predicted_shares"] is None:
+    def of(cls, record: RoundRecord) -> Look | None:
+        """What a record tells; None where it tells nothing of predictions."""
+        test, told = record.test, record.diagnostics
+        if test is None or test.accuracy is None or test.loss is None or test.num_examples is None:
+            return None
+        if told.predicted_shares is None or told.largest_class_share is None:
             return None
         return cls(
-            round=int(line["round"]),
-            accuracy=float(test["accuracy"]),
-            loss=float(test["loss"]),
-            num_examples=int(test["num_examples"]),
-            shares=tuple(float(share) for share in diagnostics["predicted_shares"]),
-            largest_class_share=float(diagnostics["largest_class_share"]),
+            round=record.round,
+            accuracy=test.accuracy,
+            loss=test.loss,
+            num_examples=test.num_examples,
+            shares=tuple(told.predicted_shares),
+            largest_class_share=told.largest_class_share,
         )
 
     @property
@@ -137,9 +140,9 @@ def stretch(first: int, last: int) -> str:
     return f"in round {first}" if first == last else f"in rounds {first} to {last}"
 
 
-def looks_of(lines: Iterable[Mapping[str, Any]]) -> list[Look]:
-    """Looks at those history lines that have something to look at."""
-    return [look for line in lines if (look := Look.of(line)) is not None]
+def looks_of(records: Iterable[RoundRecord]) -> list[Look]:
+    """Looks at those records that have something to look at."""
+    return [look for record in records if (look := Look.of(record)) is not None]
 
 
 def find_collapses(looks: Iterable[Look], num_rounds: int) -> tuple[Collapse, ...]:
@@ -187,7 +190,7 @@ def find_spells(looks: Sequence[Look], kind: str) -> list[Spell]:
     return spells
 
 
-def standing_collapse(lines: Iterable[Mapping[str, Any]], num_rounds: int) -> Collapse | None:
-    """The flag that is up after the last of these history lines; None where the run is sound."""
-    found = find_collapses(looks_of(lines), num_rounds)
+def standing_collapse(records: Iterable[RoundRecord], num_rounds: int) -> Collapse | None:
+    """The flag that is up after the last of these rounds; None where the run is sound."""
+    found = find_collapses(looks_of(records), num_rounds)
     return found[-1] if found and found[-1].is_up else None

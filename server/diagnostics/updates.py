@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from math import log, prod, sqrt
 from typing import TYPE_CHECKING, Any
 
+from server.record import Diagnostics
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from common.model.counts import Counts
     from common.model.flat import Layout
     from server.rounds.fedavg import RoundMean
-
-UPDATE_KEYS = ("mean_update_norm", "norm_ratio", "head_norm", "body_norm")
-PREDICTION_KEYS = ("predicted_shares", "prediction_entropy", "largest_class_share")
 
 
 @dataclass(frozen=True)
@@ -36,22 +35,20 @@ class Head:
         return sqrt(sum(delta.dot(delta).item() for delta in deltas))
 
 
-def nothing_measured() -> dict[str, Any]:
-    """The `diagnostics` of a history line before anything is known: every key, and null."""
-    return dict.fromkeys((*UPDATE_KEYS, *PREDICTION_KEYS))
-
-
-def describe_updates(outcome: RoundMean, head_norm: float) -> dict[str, float]:
-    """What a round's updates tell together.
+def describe_updates(outcome: RoundMean | None, head_norm: float) -> Diagnostics:
+    """What a round's updates tell together; what the model predicts is not known yet.
 
     Args:
-        outcome: the mean and its updates.
+        outcome: the mean and its updates; None in round 0.
         head_norm: L2 norm of the mean update over the head.
     """
-    norm = outcome.update_norm
-    body_norm = sqrt(max(0.0, norm**2 - head_norm**2))
-    values = (norm, norm_ratio(outcome), head_norm, body_norm)
-    return dict(zip(UPDATE_KEYS, values, strict=True))
+    told: dict[str, float] = {}
+    if outcome is not None:
+        norm = outcome.update_norm
+        body_norm = sqrt(max(0.0, norm**2 - head_norm**2))
+        told = {"mean_update_norm": norm, "norm_ratio": norm_ratio(outcome)}
+        told |= {"head_norm": head_norm, "body_norm": body_norm}
+    return Diagnostics.model_validate(dict.fromkeys(Diagnostics.model_fields) | told)
 
 
 def norm_ratio(outcome: RoundMean) -> float:
@@ -97,9 +94,11 @@ def describe_predictions(counts: Counts) -> dict[str, Any]:
     """
     predicted = counts.confusion.sum(axis=0) / counts.num_examples  # (C,)
     shares = [float(share) for share in predicted]
-    largest = float(counts.confusion.sum(axis=1).max()) / counts.num_examples
-    values = (shares, entropy(shares), largest)
-    return dict(zip(PREDICTION_KEYS, values, strict=True))
+    return {
+        "predicted_shares": shares,
+        "prediction_entropy": entropy(shares),
+        "largest_class_share": float(counts.confusion.sum(axis=1).max()) / counts.num_examples,
+    }
 
 
 def entropy(shares: Sequence[float]) -> float:

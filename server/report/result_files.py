@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from common.settings import Settings
 from server.diagnostics.collapse import Look
+from server.record import RoundRecord
 from server.report.results import (
     DEFAULT_TARGET_FRACTION,
     Cell,
@@ -161,7 +162,7 @@ def _read_round(line: dict[str, Any]) -> Round:
         bytes_down=int(_finite(traffic.get("down")) or 0),
         bytes_up=int(_finite(traffic.get("up")) or 0),
         updates=_read_updates(line.get("diagnostics") or {}),
-        look=Look.of(line),
+        look=Look.of(RoundRecord.model_validate(line, context={"of_any_version": True})),
     )
 
 

@@ -1,20 +1,19 @@
-"""What watches a run: history, checkpoints, the target or collapse that ends it, and the terminal."""
+"""Callbacks of the round loop: checkpoints, history, terminal, and what ends a run early."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from copy import deepcopy
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from common.files import write_json
+from common.files import Writer, write_json
 from common.model.flat import Layout
 from common.settings import Settings
 from server.diagnostics.collapse import Collapse, find_collapses, looks_of
 from server.display import display
-from server.rounds.server_step import ServerStep
-from server.rounds.writer import Writer
+from server.record import RoundRecord
+from server.rounds.fedavg import ServerStep
 from server.run_folder import Checkpoint, RunFolder
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 _KEPT_WARNINGS = 64
 
 
-class Observer:
+class Callback:
     """Does nothing; watchers override what they care about."""
 
     def resumed(self, last_round: int) -> str | None:
@@ -36,10 +35,10 @@ class Observer:
     def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
         """One more client's update of this round is in the mean."""
 
-    def after_average(self, record: dict[str, Any], tensors: Tensor) -> None:
+    def after_average(self, record: RoundRecord, tensors: Tensor) -> None:
         """New global tensors, (P,) fp32, which hold until the next call. The record's `test` may be None."""
 
-    def after_round(self, record: dict[str, Any]) -> str | None:
+    def after_round(self, record: RoundRecord) -> str | None:
         """A round is whole and measured. A returned text ends the run, for that reason."""
         return None
 
@@ -47,34 +46,34 @@ class Observer:
         """Something a person should know."""
 
 
-class Checkpoints(Observer):
+class Checkpoints(Callback):
     """The global tensors, the server's momentum and the record of every round; the newest two are kept."""
 
     def __init__(self, folder: RunFolder, layout: Layout, server_step: ServerStep, writer: Writer) -> None:
         """Args: writer: writes while the run goes on; give `History` the same, and place it after this."""
         self.folder, self.layout, self.server_step, self.writer = folder, layout, server_step, writer
 
-    def after_average(self, record: dict[str, Any], tensors: Tensor) -> None:
+    def after_average(self, record: RoundRecord, tensors: Tensor) -> None:
         self.writer.wait()
         momentum = self.server_step.momentum
         # The next round changes the momentum, and the record of a model that the sites have yet to measure.
         views = None if momentum is None else self.layout.views(momentum.clone())
-        checkpoint = Checkpoint(deepcopy(record), self.layout.views(tensors), views)
+        checkpoint = Checkpoint(record.model_copy(deep=True), self.layout.views(tensors), views)
         self.writer.write(self.folder.save_checkpoint, checkpoint)
 
 
-class History(Observer):
+class History(Callback):
     """One line a round in `history.jsonl`; it stands there only once the round's checkpoint does."""
 
     def __init__(self, folder: RunFolder, writer: Writer) -> None:
         self.folder, self.writer = folder, writer
 
-    def after_round(self, record: dict[str, Any]) -> str | None:
+    def after_round(self, record: RoundRecord) -> str | None:
         self.writer.write(self.folder.append_history, record)
         return None
 
 
-class Live(Observer):
+class Live(Callback):
     """Which clients have answered the round that is under way, for `wardround status` and `submit`."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -111,7 +110,7 @@ class Live(Observer):
         write_json(self.folder.path / "live.json", content)
 
 
-class Target(Observer):
+class Target(Callback):
     """Ends the run at the first round that reaches `evaluation.target_accuracy`."""
 
     def __init__(self, folder: RunFolder, target: float | None) -> None:
@@ -121,17 +120,17 @@ class Target(Observer):
         reasons = (self._reached(record) for record in self.folder.history())
         return next(filter(None, reasons), None)
 
-    def after_round(self, record: dict[str, Any]) -> str | None:
+    def after_round(self, record: RoundRecord) -> str | None:
         return self._reached(record)
 
-    def _reached(self, record: dict[str, Any]) -> str | None:
-        accuracy = record["test"]["accuracy"]
-        if self.target is None or record["round"] == 0 or accuracy < self.target:
+    def _reached(self, record: RoundRecord) -> str | None:
+        accuracy = record.accuracy
+        if self.target is None or record.round == 0 or accuracy is None or accuracy < self.target:
             return None
-        return f"accuracy {accuracy:.4f} reached the target {self.target:.4f} in round {record['round']}"
+        return f"accuracy {accuracy:.4f} reached the target {self.target:.4f} in round {record.round}"
 
 
-class CollapseAlarm(Observer):
+class CollapseAlarm(Callback):
     """Says when a run has collapsed, and when that is over; `train.on_collapse=stop` ends the run for it."""
 
     def __init__(self, folder: RunFolder, settings: Settings) -> None:
@@ -143,7 +142,7 @@ class CollapseAlarm(Observer):
     def resumed(self, last_round: int) -> str | None:
         return self._reason_to_stop()
 
-    def after_round(self, record: dict[str, Any]) -> str | None:
+    def after_round(self, record: RoundRecord) -> str | None:
         self._looks += looks_of([record])
         for collapse in self._collapses():
             text = collapse.words(self.label_names)
@@ -162,7 +161,7 @@ class CollapseAlarm(Observer):
         return f"train.on_collapse=stop: {collapses[-1].words(self.label_names)}"
 
 
-class Progress(Observer):
+class Progress(Callback):
     """One bar for the rounds, with accuracy and time left; plain lines where there is no terminal."""
 
     def __init__(self, settings: Settings) -> None:
@@ -177,11 +176,10 @@ class Progress(Observer):
     def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
         display().show_updates(round, num_done, num_clients)
 
-    def after_round(self, record: dict[str, Any]) -> str | None:
-        loss = record["train"]["loss"]
-        text = f"accuracy {record['test']['accuracy']:.4f}"
-        text += "" if loss is None else f"  train loss {loss:.4f}"
-        display().show_round(record["round"], text)
+    def after_round(self, record: RoundRecord) -> str | None:
+        loss = record.train.loss
+        text = f"accuracy {record.accuracy:.4f}" + ("" if loss is None else f"  train loss {loss:.4f}")
+        display().show_round(record.round, text)
         return None
 
     def warn(self, text: str) -> None:

@@ -1,11 +1,11 @@
-"""Ask every client something and take the answers in client order, never waiting without a bound."""
+"""The clients of a run: how they are asked, what each is sent, and its answer, in client order."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -13,10 +13,29 @@ from flwr.serverapp import Grid
 from httpx import HTTPError
 
 from common.errors import Failed
-from common.wire.messages import LATE_SECONDS, Refused, content_of
+from common.settings import Settings
+from common.wire.forms import EXACT, WHOLE, encode, whole
+from common.wire.messages import (
+    KEPT_SECONDS,
+    LATE_SECONDS,
+    NOTICE,
+    Declined,
+    Refused,
+    Task,
+    content_of,
+    is_lack,
+    pack_notice,
+    pack_tasks,
+)
+
+if TYPE_CHECKING:
+    from common.wire.arrays import Payload
+    from server.rounds.loop import RoundState
 
 POLL_SECONDS = 0.2
 _CLOCK_SECONDS = 1.0  # by which Flower's end of a message and ours may differ
+_NEWCOMER_SECONDS = 10.0  # a round waits so long for one who may have nothing to say
+_MARGIN_SECONDS = 300.0  # what a task may wait at the server before its client has it
 
 
 class RunFailed(Failed):
@@ -36,7 +55,7 @@ Answer = RecordDict | Refused | None
 
 
 class Clients(Protocol):
-    """The clients of a run, wherever they are."""
+    """The way to the clients of a run, wherever they are."""
 
     def online(self) -> Mapping[int, str]:
         """Node ids of those that can be asked now, each with its site's name ("" where it has none)."""
@@ -84,15 +103,7 @@ class GridClients:
                 f"round {round}: {num_messages - len(message_ids)} of {num_messages} messages could not be "
                 "sent; a node left between joining and sending. Run the same command again."
             )
-        return self._answers(message_ids, deadline)
-
-    def _answers(self, message_ids: Iterable[str], deadline: float) -> Iterator[Answer]:
-        for message_id in message_ids:
-            try:
-                reply = self._wait_for(message_id, deadline)
-                yield None if reply is None else content_of(reply)
-            except Refused as refusal:
-                yield refusal
+        return (self._answer_to(message_id, deadline) for message_id in message_ids)
 
     def tell(self, request: Request, kind: str, round: int) -> None:
         """As in `Clients`."""
@@ -100,23 +111,117 @@ class GridClients:
         # Asked for once, since a grid in this process works only when it is asked.
         list(self._grid.pull_messages(self._grid.push_messages([message])))
 
-    def _wait_for(self, message_id: str, deadline: float) -> Message | None:
-        """The reply to one message; asks at least once, also past the deadline."""
+    def _answer_to(self, message_id: str, deadline: float) -> Answer:
+        """Wait for one reply; asks at least once, also past the deadline."""
         while True:
             try:
                 found = list(self._grid.pull_messages([message_id]))
             except (OSError, HTTPError, RunFailed):  # not the client's doing
                 raise
             except Exception as error:  # whatever a client may have sent in place of a message
-                raise Refused(f"its answer cannot be read ({type(error).__name__})") from None
+                return Refused(f"its answer cannot be read ({type(error).__name__})")
+            is_over = time.monotonic() >= deadline - (_CLOCK_SECONDS if found else 0)
             if found:
-                return None if _has_expired(found[0], deadline) else found[0]
-            if time.monotonic() >= deadline:
+                reply = found[0]
+                # Flower's own word that no answer came in time.
+                if is_over and reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE:
+                    return None
+                try:
+                    return content_of(reply)
+                except Refused as refusal:
+                    return refusal
+            if is_over:
                 return None
             time.sleep(POLL_SECONDS)
 
 
-def _has_expired(reply: Message, deadline: float) -> bool:
-    """Whether it is Flower's own word that no answer came in time."""
-    is_gone = reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
-    return is_gone and time.monotonic() >= deadline - _CLOCK_SECONDS
+@dataclass(frozen=True)
+class Member:
+    """One client of the run."""
+
+    client: int
+    """Its number, from 0; sites are numbered in the order of their names."""
+    name: str
+    """How messages call it: `client 3`, or the name of its site."""
+    node_id: int
+    num_examples: int
+    num_held_out: int = 0
+    """Examples it says it holds out."""
+    most_examples: int | None = None
+    """What it is registered for; None for no bound."""
+    site: str | None = None
+    """What its site was registered with, or its file is called; None where clients are no sites."""
+
+    @property
+    def weight(self) -> int:
+        """Examples that its update is weighted by."""
+        return self.num_examples if self.most_examples is None else min(self.num_examples, self.most_examples)
+
+
+class Broadcast:
+    """Sends the global tensors out, whole or as the step from those that a client still holds."""
+
+    def __init__(self, clients: Clients, settings: Settings) -> None:
+        self._clients, self._settings = clients, settings
+        self._holds: dict[int, tuple[str, float]] = {}
+        """The version of the model that a node said it keeps, and until when, by node id."""
+        self.bytes_sent = 0
+        """Of all tensors since this was set to 0, as they travelled."""
+
+    def ask(
+        self, members: Sequence[Member], state: RoundState, kind: str, number: int
+    ) -> Iterator[tuple[Member, RecordDict | Refused]]:
+        """Send the global tensors of `state` to all members, and yield what each answers, in their order.
+
+        One that does not hold the tensors which its task was written against is sent the whole at once.
+        """
+        timeout = self._settings.strategy.round_timeout_seconds
+        deadline = time.monotonic() + timeout
+        answers = self._clients.ask(self._requests(members, state, number), kind, number, timeout)
+        for member, answer in zip(members, answers, strict=True):
+            if isinstance(answer, RecordDict) and is_lack(answer):
+                self.note(member, "")
+                request = self._requests([member], state, number)
+                (answer,) = self._clients.ask(request, kind, number, max(0.0, deadline - time.monotonic()))
+            yield member, Declined(f"no answer within {timeout:g} s") if answer is None else answer
+
+    def tell_refused(self, member: Member, number: int, refusal: Refused) -> None:
+        """Tell a client why its answer does not count, if it cannot know."""
+        if not isinstance(refusal, Declined):
+            request = Request(member.node_id, pack_notice(f"round {number}: {refusal}"))
+            self._clients.tell(request, NOTICE, number)
+
+    def note(self, member: Member, version: str, answered: float = 0.0) -> None:
+        """A client said which version of the model it keeps; empty for none.
+
+        Args:
+            answered: when, by `time.monotonic()`. Its answer may have waited long for the others', and by
+                then the client may keep nothing any more: asking it once more costs the round its time.
+        """
+        self._holds[member.node_id] = (version, answered + KEPT_SECONDS - _MARGIN_SECONDS)
+
+    def step_from(self, before: RoundState, state: RoundState) -> Payload | None:
+        """The tensors of `state` written against those before, if any client still holds these."""
+        if before.version not in {version for version, _ in self._holds.values()}:
+            return None
+        step = encode(EXACT, state.tensors.numpy(), before.tensors.numpy())
+        return None if step.form == WHOLE else step
+
+    def _requests(self, members: Sequence[Member], state: RoundState, number: int) -> list[Request]:
+        """A task for each member, in their order; all with the same tensors share one record of them."""
+        tensors = whole(state.tensors.numpy())
+        task = Task(number, state.layout.digest, self._settings.for_sites(), tensors, state.version)
+        tasks = [task]
+        if state.step is not None:
+            tasks.append(replace(task, payload=state.step, base=state.step_base))
+        groups: dict[str, list[Member]] = {task.base: [] for task in tasks}
+        for member in members:
+            held, until = self._holds.get(member.node_id, ("", 0.0))
+            groups[held if held in groups and time.monotonic() < until else ""].append(member)
+        contents: dict[int, RecordDict] = {}
+        for task in tasks:
+            group = groups[task.base]
+            self.bytes_sent += task.payload.num_bytes * len(group)
+            packed = pack_tasks(task, [member.client for member in group])
+            contents |= dict(zip((member.node_id for member in group), packed, strict=True))
+        return [Request(member.node_id, contents[member.node_id]) for member in members]

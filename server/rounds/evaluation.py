@@ -1,9 +1,10 @@
-"""Measure the global model on the central test set."""
+"""Measuring each round's model: here, on a central test set, or by the sites on texts that they hold out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
+from math import isfinite
 from operator import add
 from typing import TYPE_CHECKING
 
@@ -11,53 +12,111 @@ import numpy as np
 
 from common.data.batches import by_length, evaluation_batches
 from common.data.tokens import TokenisedTexts
+from common.errors import DIVERGED
 from common.model.counts import Counts
 from common.model.state import ModelState
 from common.model.train import evaluate
 from common.settings import Settings
+from server.diagnostics.updates import describe_predictions
+from server.record import RoundRecord, SiteRecord, TestRecord
+from server.rounds.clients import RunFailed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Evaluation:
-    """The test set, and the model it is put through."""
+    """Fills the `test` of each round's record.
 
-    def __init__(self, settings: Settings, model_state: ModelState, test: TokenisedTexts) -> None:
-        self.settings = settings
-        self.model_state = model_state
-        self.test = test
+    Sites measure the model that they are sent to train on, so their counts come with the updates of the next
+    round; until then the record waits.
+    """
 
-    def measure(self, tensors: Tensor) -> tuple[Counts, float]:
-        """Counts and accuracy of the model with these weights, (P,) fp32."""
+    def __init__(self, settings: Settings, model_state: ModelState, test: TokenisedTexts | None) -> None:
+        """Args: test: the central test set; None where the sites measure."""
+        self.settings, self.model_state, self.test = settings, model_state, test
+        self.num_labels = model_state.classifier.num_labels
+        self.waiting: RoundRecord | None = None
+        """For the counts of the sites."""
+
+    def measure(self, tensors: Tensor) -> tuple[Counts, float] | None:
+        """Counts and accuracy of the model with these weights, (P,) fp32; None where the sites measure."""
+        if self.test is None:
+            return None
         self.model_state.load(tensors)
-        return MODES[self.settings.evaluation.mode](self)
+        return MODES[self.settings.evaluation.mode](self, self.test)
 
-    def count(self, indices: np.ndarray) -> Counts:
+    def enter(self, record: RoundRecord, measured: tuple[Counts, float] | None) -> None:
+        """Put what `measure` gave into the record, or have it wait. Raises RunFailed as `hear` does."""
+        if measured is None:
+            self.waiting = record
+        else:
+            _add_test(record, *measured)
+
+    def hear(self, counts: Mapping[str, Counts]) -> RoundRecord | None:
+        """The record that waited, with the exact sum of what the sites counted, and what each did.
+
+        Args:
+            counts: of each site, by its name.
+
+        Raises:
+            RunFailed: there are none, or the loss is no number.
+        """
+        record, self.waiting = self.waiting, None
+        if record is None:
+            return None
+        if not counts:
+            raise RunFailed(f"round {record.round}: no site sent counts of its held-out texts")
+        total = reduce(add, counts.values())
+        _add_test(record, total, total.accuracy)
+        record.sites = [
+            SiteRecord(
+                site=name,
+                num_examples=site.num_examples,
+                correct=int(np.trace(site.confusion)),
+                accuracy=site.accuracy,
+                loss=site.loss,
+            )
+            for name, site in sorted(counts.items())
+        ]
+        return record
+
+    def count(self, test: TokenisedTexts, indices: np.ndarray) -> Counts:
         """Evaluate the chosen test examples in this order."""
         settings, model_state = self.settings, self.model_state
         batches = evaluation_batches(
-            self.test, indices, settings.train, settings.evaluation.batch_size, model_state.device
+            test, indices, settings.train, settings.evaluation.batch_size, model_state.device
         )
         return evaluate(model_state.classifier.model, batches, settings.precision)
 
 
-def _over_test_set(evaluation: Evaluation) -> tuple[Counts, float]:
+def _add_test(record: RoundRecord, counts: Counts, accuracy: float) -> None:
+    if not isfinite(counts.loss):
+        raise RunFailed(
+            f"round {record.round}: test loss is {counts.loss}: {DIVERGED}. Lower train.learning_rate; the "
+            "last good checkpoint is kept."
+        )
+    record.test = TestRecord(
+        loss=counts.loss, accuracy=accuracy, macro_f1=counts.macro_f1, num_examples=counts.num_examples
+    )
+    record.diagnostics = record.diagnostics.model_copy(update=describe_predictions(counts))
+
+
+def _over_test_set(evaluation: Evaluation, test: TokenisedTexts) -> tuple[Counts, float]:
     """Share of all test examples that are right."""
-    counts = evaluation.count(by_length(evaluation.test, np.arange(len(evaluation.test))))
+    counts = evaluation.count(test, by_length(test, np.arange(len(test))))
     return counts, counts.accuracy
 
 
-def _over_parts(evaluation: Evaluation) -> tuple[Counts, float]:
+def _over_parts(evaluation: Evaluation, test: TokenisedTexts) -> tuple[Counts, float]:
     """The authors' code: cut the test set into K parts, and average batch accuracies in each."""
-    order = np.arange(len(evaluation.test))
-    parts = np.array_split(order, min(evaluation.settings.num_clients, len(order)))
-    counts = [evaluation.count(part) for part in parts]
+    parts = np.array_split(np.arange(len(test)), min(evaluation.settings.num_clients, len(test)))
+    counts = [evaluation.count(test, part) for part in parts]
     accuracy = float(np.mean([np.mean(part.batch_accuracies) for part in counts]))
     return reduce(add, counts), accuracy
 
 
-MODES: dict[str, Callable[[Evaluation], tuple[Counts, float]]] = {
+MODES: dict[str, Callable[[Evaluation, TokenisedTexts], tuple[Counts, float]]] = {
     "test": _over_test_set,
     "parts": _over_parts,
 }

@@ -1,19 +1,30 @@
-"""The weighted mean of a round's updates, folded in one at a time, and how far the updates agree."""
+"""Federated averaging: what may go into a round's mean, the mean, and the server's step to the new model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
+from statistics import median
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+
+from common.errors import DIVERGED
+from common.model.counts import MOST_COUNTED, Counts
+from common.model.flat import Layout, tensor_of
+from common.settings import Settings, StrategySettings
+from common.wire.forms import decode
+from common.wire.messages import Refused, Update
+from server.rounds.clients import Member
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Numbers in the sketch of an update, and elements worked on at a time: temporaries stay in the cache.
 BLOCK = 1 << 18
+"""Elements worked on at a time, so that temporaries stay in the cache; also those of an update's sketch."""
+_MOST_SQUARED = 1e30  # sum of squares of all weights: beyond it, norms and means would overflow
 
 
 @dataclass(frozen=True)
@@ -40,33 +51,27 @@ class RoundMean:
 
 
 class SumMemory:
-    """Three pieces of memory, written over in turns, since fresh memory costs more than the sums do.
+    """Three pieces of memory for the whole run: pages fresh from the system cost more than the sums do.
 
-    Two hold the sums of a round, and the mean that comes of them in the first; the third holds the mean
-    before. So a mean holds until the second round after it begins to fold updates in.
+    piece 0   fp64 sums of the tensors' first half; the mean, (P,) fp32, is written over them in the end
+    piece 1   fp64 sums of the second half
+    piece 2   the mean of the round before: the global tensors that this round's clients started from
+
+    After a round the pieces move on by one place. So a mean holds until the second round after it begins.
     """
 
     def __init__(self) -> None:
-        self._pieces: list[Tensor] = []
+        self.pieces: list[Tensor] = []
+        """Each (at least P,) fp32."""
 
     def reserve(self, size: int) -> None:
         """Have pieces of `size` fp32 numbers; memory that is not written to yet takes no room."""
-        if not self._pieces or len(self.first) != size:
-            self._pieces = [torch.empty(size) for _ in range(3)]
-
-    @property
-    def first(self) -> Tensor:
-        """(size,) fp32, in which the mean will lie."""
-        return self._pieces[0]
-
-    @property
-    def second(self) -> Tensor:
-        """(size,) fp32."""
-        return self._pieces[1]
+        if not self.pieces or len(self.pieces[0]) != size:
+            self.pieces = [torch.empty(size) for _ in range(3)]
 
     def rotate(self) -> None:
         """Keep what lies in the first piece for a round."""
-        self._pieces.append(self._pieces.pop(0))
+        self.pieces.append(self.pieces.pop(0))
 
 
 class WeightedMean:
@@ -76,9 +81,6 @@ class WeightedMean:
     folding in site order makes the result independent of arrival. Memory does not grow with the number
     of updates, but for a sketch of BLOCK fp32 numbers each, from which the cosines are computed: exact
     where P <= BLOCK, else within about 1/sqrt(BLOCK) = 0.002 (count sketch, Charikar et al. 2002).
-
-    The sums of the tensors' two halves lie in two pieces of memory, each as large as the fp32 tensors; the
-    mean is written over those in the first.
     """
 
     def __init__(self, global_tensors: Tensor, memory: SumMemory | None = None) -> None:
@@ -122,7 +124,7 @@ class WeightedMean:
     def finish(self) -> RoundMean:
         """The mean of everything folded in, after which nothing more can be. One update must have been."""
         assert self._total > 0, "nothing was folded in"
-        tensors = self._memory.first[: len(self._global)]
+        tensors = self._memory.pieces[0][: len(self._global)]
         norm_squared = 0.0
         for block, total in self._sums():
             # The sums under `mean` are those of this block and of earlier ones, which nobody needs any more.
@@ -143,7 +145,7 @@ class WeightedMean:
         """Every block of the tensors, in order, and its fp64 sums."""
         size, half = len(self._global), self._half
         self._memory.reserve(2 * half)
-        for sums, first, end in ((self._memory.first, 0, half), (self._memory.second, half, size)):
+        for sums, first, end in zip(self._memory.pieces, (0, half), (half, size), strict=False):
             for start in range(first, end, BLOCK):
                 block = slice(start, min(start + BLOCK, end))
                 yield block, sums.view(torch.float64)[block.start - first : block.stop - first]
@@ -151,3 +153,189 @@ class WeightedMean:
 
 def _cosine(product: float, norms: float) -> float:
     return max(-1.0, min(1.0, product / norms)) if norms > 0 else 0.0
+
+
+class ServerStep:
+    """FedAvgM (Hsu, Qi, Brown 2019, arXiv:1909.06335, section 3): v <- b v + (mean - w); w <- w + a v.
+
+    With momentum b = 0 and learning rate a = 1, the defaults, the new global tensors are the mean itself,
+    bit for bit. Memory: one more (P,) fp32 where b > 0, none otherwise.
+    """
+
+    def __init__(self, settings: Settings, momentum: Tensor | None = None) -> None:
+        """Args: momentum: v as a checkpoint holds it, (P,) fp32; None is zero."""
+        self._rate = settings.strategy.server_learning_rate
+        self._decay = settings.strategy.server_momentum
+        # A head that every site drew anew is a replacement, no direction to go on in.
+        self._first_round = 2 if settings.train.head_init == "per_site" else 1
+        self.momentum = momentum
+
+    def apply(self, number: int, tensors: Tensor, mean: Tensor) -> Tensor:
+        """The global tensors after round `number`.
+
+        Args:
+            tensors: (P,) fp32, what the clients started from; left as it is.
+            mean: (P,) fp32, the mean of what they trained; may be written into.
+        """
+        if number < self._first_round or (self._decay == 0 and self._rate == 1):
+            return mean
+        if self._decay == 0:
+            return mean.sub_(tensors).mul_(self._rate).add_(tensors)
+        if self.momentum is None:
+            self.momentum = torch.zeros_like(tensors)
+        self.momentum.mul_(self._decay).add_(mean).sub_(tensors)
+        return torch.add(tensors, self.momentum, alpha=self._rate, out=mean)
+
+
+class ExamplesChanged(Refused):
+    """A client has other examples than it introduced itself with: its file has grown, say."""
+
+
+def check_counts(counts: Counts, num_labels: int, member: Member) -> None:
+    """Refuse held-out counts that cannot be added to the other sites', or are not of as many examples as the
+    client introduced itself with.
+
+    Raises:
+        Refused.
+    """
+    if counts.confusion.shape != (num_labels, num_labels):
+        raise Refused(f"its counts are of {len(counts.confusion)} labels, not of the run's {num_labels}")
+    if counts.confusion.max() > MOST_COUNTED or counts.num_examples == 0:
+        raise Refused(f"its counts are of {counts.num_examples} held-out examples")
+    if not _is_sane(counts.loss_sum):
+        raise Refused(f"its counts have a summed loss of {counts.loss_sum}")
+    if counts.num_examples != member.num_held_out:
+        raise ExamplesChanged(
+            f"its counts are of {counts.num_examples} held-out examples, but it joined with "
+            f"{member.num_held_out}; it will be asked to introduce itself again"
+        )
+
+
+def _is_sane(value: float) -> bool:
+    return isfinite(value) and 0 <= value <= MOST_COUNTED
+
+
+def check_update(
+    update: Update, number: int, layout: Layout, num_labels: int, member: Member, sites_measure: bool
+) -> None:
+    """Refuse what must not go into the mean.
+
+    Args:
+        sites_measure: whether sites count what the model gets right on their held-out texts.
+
+    Raises:
+        Refused: the update is from another round, of another model, holds counts of other labels or a loss
+            that is none, lacks counts where sites evaluate, or claims no optimiser step.
+        ExamplesChanged: it claims another example count than the client introduced itself with.
+    """
+    if update.round != number:
+        raise Refused(f"its update belongs to round {update.round}")
+    if update.layout != layout.digest:
+        raise Refused("its update has other tensor names or shapes than the global model")
+    if update.num_examples != member.num_examples:
+        raise ExamplesChanged(
+            f"its update claims {update.num_examples} examples, but it joined with {member.num_examples}; it "
+            "will be asked to introduce itself again"
+        )
+    if not (_is_sane(update.loss) and _is_sane(update.seconds)):
+        raise Refused(f"its update has a loss of {update.loss} and took {update.seconds} s")
+    if not 0 < update.num_steps < MOST_COUNTED:
+        raise Refused(f"its update claims {update.num_steps} optimiser steps")
+    if update.test is None and sites_measure:
+        raise Refused("its update holds no counts of held-out examples")
+    if update.test is not None:
+        check_counts(update.test, num_labels, member)
+
+
+def open_tensors(update: Update, global_tensors: Tensor, scratch: np.ndarray) -> Tensor:
+    """The trained tensors of an update, (P,) fp32, in the message's memory or in `scratch`.
+
+    Raises:
+        Refused: they are of another size or form, not finite, or so large that norms would not be.
+    """
+    try:
+        tensors = tensor_of(decode(update.payload, global_tensors.numpy(), scratch))
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    if not float(torch.dot(tensors, tensors)) <= _MOST_SQUARED:  # not a number is not less either
+        if not bool(torch.isfinite(tensors).all()):
+            raise Refused("its update holds values that are not finite")
+        raise Refused(f"its update holds values larger than weights are: {DIVERGED}; lower the learning rate")
+    return tensors
+
+
+def weights_of(members: Sequence[Member], settings: StrategySettings) -> dict[int, float]:
+    """Weight of each member's update in the mean, by client number.
+
+    Bounded by `max_share` of all members; where some do not answer, the shares of the others grow alike.
+    """
+    if settings.weighting == "examples":
+        weights: dict[int, float] = {member.client: member.weight for member in members}
+    else:
+        weights = {member.client: 1 for member in members}
+    return weights if settings.max_share is None else capped(weights, settings.max_share)
+
+
+def capped(weights: Mapping[int, float], max_share: float) -> dict[int, float]:
+    """The largest weights lowered to one value, so that none is more than `max_share` of their sum.
+
+    With m lowered to c and a sum R of the others, c = max_share (m c + R); equal weights where nothing else
+    will do.
+    """
+    largest_first = sorted(weights.values(), reverse=True)
+    rest = float(sum(largest_first))
+    for number, weight in enumerate(largest_first):
+        share_left = 1 - max_share * number
+        bound = max_share * rest / share_left if share_left > 1e-12 else 0.0
+        if weight <= bound:
+            return {client: min(own, bound) if number else own for client, own in weights.items()}
+        rest -= weight
+    return {client: min(largest_first) for client in weights}
+
+
+class NormBound:
+    """Largest L2 norm of an update; relative to the median of what earlier rounds took, if so set."""
+
+    def __init__(self, settings: StrategySettings, earlier: Iterable[float] = ()) -> None:
+        """Args: earlier: norms of all updates that the run's rounds took so far."""
+        self._settings = settings
+        self._norms = list(earlier)
+
+    @property
+    def largest(self) -> float | None:
+        """The bound in this round; None for none."""
+        bound, ratio = self._settings.max_update_norm, self._settings.max_norm_ratio
+        if ratio is None or not self._norms:
+            return bound
+        relative = ratio * median(self._norms)
+        return relative if bound is None else min(bound, relative)
+
+    def close_round(self, norms: Iterable[float]) -> None:
+        """Take the norms of a round's updates into account from the next round on."""
+        self._norms += norms
+
+    def apply(self, trained: Tensor, global_tensors: Tensor) -> tuple[Tensor, float | None]:
+        """The update within its bound, both (P,) fp32, and its norm as received if that was beyond it.
+
+        Raises:
+            Refused: it is beyond, and `strategy.on_excess` is `refuse`.
+        """
+        largest = self.largest
+        if largest is None:
+            return trained, None
+        norm = update_norm(trained, global_tensors)
+        if norm <= largest:
+            return trained, None
+        if self._settings.on_excess == "refuse":
+            raise Refused(f"its update has a norm of {norm:.4g}, and {largest:.4g} is the most here")
+        shrunk = torch.sub(trained, global_tensors).mul_(largest / norm).add_(global_tensors)
+        return shrunk, norm
+
+
+def update_norm(trained: Tensor, global_tensors: Tensor) -> float:
+    """L2 norm of (trained - global), block by block."""
+    squared = 0.0
+    for start in range(0, len(trained), BLOCK):
+        delta = trained[start : start + BLOCK] - global_tensors[start : start + BLOCK]
+        squared += torch.dot(delta, delta).item()
+    return sqrt(squared)

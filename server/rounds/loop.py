@@ -1,11 +1,12 @@
-"""The round loop: send the global tensors out, let every client train, average, look, repeat."""
+"""The round loop: send the global tensors out, let every client train, average, measure, repeat."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import RecordDict
@@ -14,41 +15,68 @@ from common.model.counts import Counts
 from common.model.flat import Layout, model_sha256
 from common.settings import Settings
 from common.wire.forms import WHOLE
-from common.wire.messages import (
-    EVALUATE,
-    NOTICE,
-    TRAIN,
-    Declined,
-    Refused,
-    is_lack,
-    pack_notice,
-    unpack_counts,
-    unpack_update,
-)
-from server.diagnostics.updates import Head
-from server.rounds.callbacks import Observer
-from server.rounds.caps import NormBound, weights_of
-from server.rounds.clients import Clients, Request, RunFailed
+from common.wire.messages import EVALUATE, TRAIN, Refused, unpack_counts, unpack_update
+from server.cohort import Cohort
+from server.diagnostics.updates import Head, cosines_to_others, describe_updates
+from server.record import ClientRecord, Diagnostics, LeftOutRecord, RoundRecord, Seconds, Traffic, TrainRecord
+from server.rounds.callbacks import Callback
+from server.rounds.clients import Broadcast, Clients, Member, RunFailed
 from server.rounds.evaluation import Evaluation
-from server.rounds.fedavg import SumMemory, WeightedMean
-from server.rounds.record import (
-    LeftOut,
-    Standing,
-    Taken,
-    add_clients,
-    add_site_counts,
-    add_test,
-    check_finite,
-    new_record,
-    steps_so_far,
+from server.rounds.fedavg import (
+    ExamplesChanged,
+    NormBound,
+    ServerStep,
+    SumMemory,
+    WeightedMean,
+    check_counts,
+    check_update,
+    open_tensors,
+    weights_of,
 )
-from server.rounds.roster import Member, Roster
-from server.rounds.server_step import ServerStep
-from server.rounds.tasks import Tasks
-from server.rounds.validate import ExamplesChanged, check_counts, check_update, open_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from common.wire.arrays import Payload
+
+
+@dataclass
+class RoundState:
+    """Where a run stands: the global tensors after a whole round, and that round's record."""
+
+    layout: Layout
+    tensors: Tensor  # (P,) fp32 on the CPU
+    record: RoundRecord
+    """Its `test` is None until the model has been measured, which sites do a round later."""
+    step: Payload | None = None
+    """The tensors, written against those of `step_base`; None where nobody holds them."""
+    step_base: str = ""
+    """A version: SHA-256 of the tensors before the last round."""
+
+    @property
+    def version(self) -> str:
+        """SHA-256 of the tensors."""
+        return str(self.record.model_sha256)
+
+    @property
+    def round(self) -> int:
+        """The last whole round; 0 is the initial model."""
+        return self.record.round
+
+
+@dataclass
+class Answers:
+    """What came of one round's training."""
+
+    mean: WeightedMean | None = None
+    """None in round 0, for which nobody trains."""
+    clients: list[ClientRecord] = field(default_factory=list)
+    """Whose updates are in the mean, in the order they were folded in."""
+    left_out: list[LeftOutRecord] = field(default_factory=list)
+    counts: dict[str, Counts] = field(default_factory=dict)
+    """Of the sites' held-out texts, for the model they were sent, by name."""
+    fold_seconds: float = 0.0
+    train_seconds: float = 0.0
 
 
 class FederatedAveraging:
@@ -57,27 +85,46 @@ class FederatedAveraging:
     def __init__(
         self,
         settings: Settings,
-        layout: Layout,
-        num_labels: int,
+        clients: Clients,
+        cohort: Cohort,
         head: Head,
-        evaluation: Evaluation | None,
-        observers: Sequence[Observer],
-        server_step: ServerStep | None = None,
+        evaluation: Evaluation,
+        callbacks: Sequence[Callback],
+        server_step: ServerStep,
     ) -> None:
-        """Args: evaluation: the central test set; None where the sites evaluate."""
-        self.settings = settings
-        self.layout, self.num_labels = layout, num_labels
-        self.head, self.evaluation = head, evaluation
-        self.observers = observers
-        self.server_step = server_step or ServerStep(settings)
-        self._tasks = Tasks(settings, layout)
+        self.settings, self.strategy = settings, settings.strategy
+        self.cohort, self.head, self.evaluation = cohort, head, evaluation
+        self.callbacks, self.server_step = callbacks, server_step
+        self.broadcast = Broadcast(clients, settings)
+        self._memory = SumMemory()
         self._norm_bound = NormBound(settings.strategy)
-        self._are_sites_counting = settings.evaluation.where == "sites"
-        self._left_out: list[LeftOut] = []
-        """Of the round under way."""
+        self._ended: str | None = None
+        """Why no round is to be run any more, in words."""
+        self._total_steps: dict[int, int] = {}
+        """Optimiser steps of each client in the whole run so far."""
 
-    def run(self, clients: Clients, roster: Roster, standing: Standing) -> tuple[Tensor, str]:
-        """Run the rounds that are left after `standing`.
+    def start(self, layout: Layout, tensors: Tensor) -> RoundState:
+        """Round 0: the initial tensors, (P,) fp32 on the CPU."""
+        state = self._new_state(0, layout, tensors, Answers(), describe_updates(None, 0.0))
+        self._save(state)
+        self._ended = self._show(state.record)
+        return state
+
+    def resume(self, history: Sequence[RoundRecord], last: RoundRecord) -> None:
+        """Go on after `last`, the checkpoint's record, which need not stand in the history yet."""
+        is_told = any(record.round == last.round for record in history)
+        for record in history if is_told else [*history, last]:
+            self._norm_bound.close_round(client.update_norm or 0.0 for client in record.clients)
+            self._total_steps |= {client.client: client.total_steps or 0 for client in record.clients}
+        if is_told:
+            reasons = [callback.resumed(last.round) for callback in self.callbacks]
+            self._ended = next(filter(None, reasons), None)
+        else:
+            self.evaluation.waiting = last if last.test is None else None
+            self._ended = self._show(last)
+
+    def run(self, state: RoundState) -> tuple[Tensor, str]:
+        """Run the rounds that are left after `state`, from `start` or after `resume`.
 
         Returns:
             The last global tensors, and why the run ended, in words.
@@ -86,190 +133,180 @@ class FederatedAveraging:
             RunFailed: a client failed or stayed away and `strategy.on_missing` is `fail`, or too few
                 updates came to close a round.
         """
-        if standing.is_shown:
-            reasons = [observer.resumed(standing.round) for observer in self.observers]
-            reason = next(filter(None, reasons), None)
-        else:
-            reason = self._show(standing)
-        memory = SumMemory()
-        self._norm_bound = NormBound(self.settings.strategy, standing.norms)
-        while reason is None and standing.round < self.settings.num_rounds:
-            after, counts = self._round(clients, roster, standing, memory)
-            reason = self._measured_by_sites(standing, counts)
-            standing = after
-            self._save(standing)
-            reason = reason or self._show(standing)
-        if not standing.is_shown:
-            counts = self._ask_for_counts(clients, roster.members(), standing)
-            last_reason = self._measured_by_sites(standing, counts)
-            reason = reason or last_reason
-        return standing.tensors, reason or f"all {self.settings.num_rounds} rounds are done"
+        reason = self._ended
+        while reason is None and state.round < self.settings.num_rounds:
+            answers = self._train(state)
+            reason = self._show(self.evaluation.hear(answers.counts))
+            state = self._average(state, answers)
+            self._save(state)
+            reason = self._show(state.record) or reason
+        if self.evaluation.waiting is not None:  # no round will bring the sites' counts of the last model
+            reason = self._show(self.evaluation.hear(self._ask_for_counts(state))) or reason
+        return state.tensors, reason or f"all {self.settings.num_rounds} rounds are done"
 
-    def open(self, tensors: Tensor) -> Standing:
-        """Round 0: the initial tensors, (P,) fp32 on the CPU."""
-        standing = Standing(tensors, self._record(0, tensors, {}), {})
-        self._save(standing)
-        return standing
-
-    def _round(
-        self, clients: Clients, roster: Roster, standing: Standing, memory: SumMemory
-    ) -> tuple[Standing, dict[str, Counts]]:
-        """One round; returns where the run stands then, and the sites' counts for where it stood before."""
+    def _train(self, state: RoundState) -> Answers:
+        """Have every client train, and fold in what comes back, in client order."""
         started = time.perf_counter()
-        self._left_out, self._tasks.num_bytes = [], 0
-        number = standing.round + 1
-        members = roster.members()
-        weights = weights_of(members, self.settings.strategy)
-        mean = WeightedMean(standing.tensors, memory)
-        taken: list[Taken] = []
-        counts: dict[str, Counts] = {}
-        aggregate_seconds = 0.0
+        sent, number, layout = time.monotonic(), state.round + 1, state.layout
+        members = self.cohort.members()
+        weights = weights_of(members, self.strategy)
+        mean = WeightedMean(state.tensors, self._memory)
+        answers = Answers(mean)
+        self.broadcast.bytes_sent = 0
+        num_labels, sites_measure = self.evaluation.num_labels, self.evaluation.test is None
         scratch = np.empty(0, dtype=np.float32)
-        sent = time.monotonic()
-        for member, answer in self._exchange(clients, members, number, standing, TRAIN):
+        self._before_round(number, members)
+        for member, answer in self.broadcast.ask(members, state, TRAIN, number):
             folding = time.perf_counter()
             try:
-                update = unpack_update(answer, 2 * self.layout.num_bytes())
-                check_update(
-                    update, number, self.layout, self.num_labels, member, is_counted=self._are_sites_counting
-                )
+                update = unpack_update(_content(answer), 2 * layout.num_bytes())
+                check_update(update, number, layout, num_labels, member, sites_measure)
                 if update.payload.form != WHOLE and not len(scratch):  # made once, when it is needed
-                    scratch = np.empty(self.layout.size, dtype=np.float32)
-                trained = open_tensors(update, standing.tensors, scratch)
-                trained, norm_received = self._norm_bound.apply(trained, standing.tensors)
-            except ExamplesChanged as refusal:
-                roster.forget(member)
-                self._refuse(clients, number, member, refusal)
-                continue
+                    scratch = np.empty(layout.size, dtype=np.float32)
+                trained = open_tensors(update, state.tensors, scratch)
+                trained, norm_received = self._norm_bound.apply(trained, state.tensors)
             except Refused as refusal:
-                self._refuse(clients, number, member, refusal)
+                answers.left_out.append(self._leave_out(number, member, refusal))
                 continue
             mean.add(trained, weights[member.client])
-            taken.append(
-                Taken.of(update, trained, member.client, standing, self.head, norm_received, member.site)
+            answers.clients.append(
+                ClientRecord(
+                    client=member.client,
+                    num_examples=update.num_examples,
+                    loss=update.loss,
+                    seconds=update.seconds,
+                    num_bytes=update.payload.num_bytes,
+                    num_steps=update.num_steps,
+                    total_steps=self._total_steps.get(member.client, 0) + update.num_steps,
+                    head_norm=self.head.update_norm(trained, state.tensors),
+                    norm_received=norm_received,
+                    site=member.site,
+                    update_norm=None,  # these are known when the round closes
+                    cosine_to_mean=None,
+                    cosine_to_others=None,
+                )
             )
             if norm_received is not None:
                 self._warn(
                     f"round {number}: {member.name}: its update was clipped (strategy.max_update_norm)"
                 )
-            self._tasks.note(member, update.holds, min(time.monotonic(), sent + max(0.0, update.seconds)))
+            self.broadcast.note(member, update.holds, min(time.monotonic(), sent + update.seconds))
             if update.test is not None:
-                counts[member.name] = update.test
-            aggregate_seconds += time.perf_counter() - folding
-            self._tell_progress(number, members, member, len(taken))
-        self._check_quorum(number, len(taken))
-        folding = time.perf_counter()
-        outcome = mean.finish()
-        # Of the clients' mean, whatever the server makes of it.
-        head_norm = self.head.update_norm(outcome.tensors, standing.tensors)
-        tensors = self.server_step.apply(number, standing.tensors, outcome.tensors)
-        aggregate_seconds += time.perf_counter() - folding
-        train_seconds = time.perf_counter() - started - aggregate_seconds
-        seconds = {"train": train_seconds, "aggregate": aggregate_seconds}
-        record = self._record(number, tensors, seconds)
-        has_shares = self.settings.strategy.max_share is not None
-        down = self._tasks.num_bytes
-        add_clients(record, taken, outcome, head_norm, self._left_out, down, has_shares=has_shares)
-        self._norm_bound.close_round(agreement.update_norm for agreement in outcome.agreements)
-        after = Standing(tensors, record, {**standing.total_steps, **steps_so_far([record])})
-        self._tasks.add_step(after, standing)
-        return after, counts
-
-    def _exchange(
-        self, clients: Clients, members: Sequence[Member], number: int, standing: Standing, kind: str
-    ) -> Iterator[tuple[Member, RecordDict]]:
-        """Send the tensors to all members and yield who answered what; the others are reported."""
-        timeout = self.settings.strategy.round_timeout_seconds
-        deadline = time.monotonic() + timeout
-        for observer in self.observers:
-            observer.before_round(number, [member.name for member in members])
-        requests = self._tasks.requests(members, number, standing)
-        for member, answer in zip(members, clients.ask(requests, kind, number, timeout), strict=True):
-            if isinstance(answer, RecordDict) and is_lack(answer):
-                self._tasks.note(member, "")
-                request = self._tasks.requests([member], number, standing)
-                (answer,) = clients.ask(request, kind, number, max(0.0, deadline - time.monotonic()))
-            if answer is None:
-                self._missing(number, member, f"no answer within {timeout:g} s")
-            elif isinstance(answer, Refused):
-                self._refuse(clients, number, member, answer)
-            else:
-                yield member, answer
-
-    def _ask_for_counts(
-        self, clients: Clients, members: Sequence[Member], standing: Standing
-    ) -> dict[str, Counts]:
-        """The sites' counts for the last model, which no training message carries any more."""
-        number = standing.round
-        counts = {}
-        for member, answer in self._exchange(clients, members, number, standing, EVALUATE):
-            try:
-                found = unpack_counts(answer)
-                check_counts(found, self.num_labels, member)
-                counts[member.name] = found
-            except Refused as refusal:
-                self._refuse(clients, number, member, refusal)
-        return counts
-
-    def _refuse(self, clients: Clients, number: int, member: Member, refusal: Refused) -> None:
-        """Count an answer as missing, and tell its client if that cannot know."""
-        if not isinstance(refusal, Declined):
-            clients.tell(Request(member.node_id, pack_notice(f"round {number}: {refusal}")), NOTICE, number)
-        self._missing(number, member, str(refusal))
-
-    def _missing(self, number: int, member: Member, why: str) -> None:
-        text = f"round {number}: {member.name}: {why}"
-        if self.settings.strategy.on_missing == "fail":
-            raise RunFailed(text)
-        self._left_out.append(LeftOut(member.client, why, member.site))
-        self._warn(f"{text}; the round goes on without it")
-
-    def _warn(self, text: str) -> None:
-        for observer in self.observers:
-            observer.warn(text)
-
-    def _check_quorum(self, number: int, num_taken: int) -> None:
-        if num_taken < self.settings.strategy.min_sites:
+                answers.counts[member.name] = update.test
+            answers.fold_seconds += time.perf_counter() - folding
+            for callback in self.callbacks:
+                callback.after_update(number, member.name, len(answers.clients), len(members))
+        answers.train_seconds = time.perf_counter() - started - answers.fold_seconds
+        if len(answers.clients) < self.strategy.min_sites:
             raise RunFailed(
-                f"round {number}: {num_taken} updates came, but strategy.min_sites asks for "
-                f"{self.settings.strategy.min_sites}. Start the missing clients and run the same command "
-                "again: it goes on from the last whole round."
+                f"round {number}: {len(answers.clients)} updates came, but strategy.min_sites asks for "
+                f"{self.strategy.min_sites}. Start the missing clients and run the same command again: it "
+                "goes on from the last whole round."
             )
+        return answers
 
-    def _record(self, number: int, tensors: Tensor, seconds: dict[str, float]) -> dict[str, Any]:
+    def _average(self, state: RoundState, answers: Answers) -> RoundState:
+        """Close the round: the mean, the server's step to the new global tensors, and the record."""
+        folding = time.perf_counter()
+        number, clients = state.round + 1, answers.clients
+        assert answers.mean is not None
+        outcome = answers.mean.finish()
+        # Of the clients' mean, whatever the server makes of it.
+        head_norm = self.head.update_norm(outcome.tensors, state.tensors)
+        tensors = self.server_step.apply(number, state.tensors, outcome.tensors)
+        answers.fold_seconds += time.perf_counter() - folding
+        agreements = zip(outcome.agreements, cosines_to_others(outcome), outcome.weights, strict=True)
+        for client, (agreement, to_others, weight) in zip(clients, agreements, strict=True):
+            client.update_norm, client.cosine_to_mean = agreement.update_norm, agreement.cosine_to_mean
+            client.cosine_to_others = to_others
+            client.share = weight / sum(outcome.weights) if self.strategy.max_share is not None else None
+        self._norm_bound.close_round(agreement.update_norm for agreement in outcome.agreements)
+        self._total_steps |= {client.client: client.total_steps or 0 for client in clients}
+        diagnostics = describe_updates(outcome, head_norm)
+        after = self._new_state(number, state.layout, tensors, answers, diagnostics)
+        after.step = self.broadcast.step_from(state, after)
+        after.step_base = state.version if after.step else ""
+        return after
+
+    def _new_state(
+        self, number: int, layout: Layout, tensors: Tensor, answers: Answers, diagnostics: Diagnostics
+    ) -> RoundState:
+        """Measure the model, and write the round down."""
         started = time.perf_counter()
         with ThreadPoolExecutor(max_workers=1) as beside:
-            version = beside.submit(model_sha256, self.layout, tensors)
-            measured = None if self.evaluation is None else self.evaluation.measure(tensors)
-        seconds = seconds | {"evaluate": time.perf_counter() - started}
-        record = new_record(number, version.result(), seconds)
-        if measured is not None:
-            add_test(record, *measured)
-        return record
+            version = beside.submit(model_sha256, layout, tensors)
+            measured = self.evaluation.measure(tensors)
+        spent = {
+            "train": answers.train_seconds,
+            "aggregate": answers.fold_seconds,
+            "evaluate": time.perf_counter() - started,
+        }
+        clients = answers.clients
+        num_examples = sum(client.num_examples or 0 for client in clients)
+        summed_loss = sum((client.loss or 0.0) * (client.num_examples or 0) for client in clients)
+        mean_loss = summed_loss / num_examples if num_examples else None
+        record = RoundRecord(
+            round=number,
+            test=None,
+            train=TrainRecord(loss=mean_loss, num_examples=num_examples),
+            clients=clients,
+            diagnostics=diagnostics,
+            seconds=Seconds(**spent, total=sum(spent.values())),
+            bytes=Traffic(
+                down=self.broadcast.bytes_sent, up=sum(client.num_bytes or 0 for client in clients)
+            ),
+            model_sha256=version.result(),
+            left_out=answers.left_out,
+        )
+        self.evaluation.enter(record, measured)
+        return RoundState(layout, tensors, record)
 
-    def _measured_by_sites(self, standing: Standing, counts: dict[str, Counts]) -> str | None:
-        """Put the sites' counts into a record that waits for them."""
-        if standing.is_shown:
+    def _ask_for_counts(self, state: RoundState) -> dict[str, Counts]:
+        """The sites' counts for the last model, which no training message carries any more."""
+        members, counts = self.cohort.members(), {}
+        self._before_round(state.round, members)
+        for member, answer in self.broadcast.ask(members, state, EVALUATE, state.round):
+            try:
+                found = unpack_counts(_content(answer))
+                check_counts(found, self.evaluation.num_labels, member)
+                counts[member.name] = found
+            except Refused as refusal:
+                self._leave_out(state.round, member, refusal)
+        return counts
+
+    def _leave_out(self, number: int, member: Member, refusal: Refused) -> LeftOutRecord:
+        """Count an answer as missing. Raises RunFailed where none may be."""
+        if isinstance(refusal, ExamplesChanged):
+            self.cohort.forget(member)
+        self.broadcast.tell_refused(member, number, refusal)
+        text = f"round {number}: {member.name}: {refusal}"
+        if self.strategy.on_missing == "fail":
+            raise RunFailed(text)
+        self._warn(f"{text}; the round goes on without it")
+        return LeftOutRecord(client=member.client, reason=str(refusal), site=member.site)
+
+    def _before_round(self, number: int, members: Sequence[Member]) -> None:
+        for callback in self.callbacks:
+            callback.before_round(number, [member.name for member in members])
+
+    def _save(self, state: RoundState) -> None:
+        for callback in self.callbacks:
+            callback.after_average(state.record, state.tensors)
+
+    def _show(self, record: RoundRecord | None) -> str | None:
+        """Tell the callbacks of a measured round; the first reason to stop one of them gives, or None."""
+        if record is None or record.test is None:
             return None
-        if not counts:
-            raise RunFailed(f"round {standing.round}: no site sent counts of its held-out texts")
-        add_site_counts(standing.record, counts)
-        check_finite(standing.record, standing.round)
-        return self._show(standing)
-
-    def _save(self, standing: Standing) -> None:
-        check_finite(standing.record, standing.round)
-        for observer in self.observers:
-            observer.after_average(standing.record, standing.tensors)
-
-    def _show(self, standing: Standing) -> str | None:
-        """Tell the observers of a measured round; the first reason to stop one of them gives, or None."""
-        if standing.record["test"] is None:
-            return None
-        standing.is_shown = True
-        reasons = [observer.after_round(standing.record) for observer in self.observers]
+        reasons = [callback.after_round(record) for callback in self.callbacks]
         return next(filter(None, reasons), None)
 
-    def _tell_progress(self, number: int, members: Sequence[Member], last: Member, num_done: int) -> None:
-        for observer in self.observers:
-            observer.after_update(number, last.name, num_done, len(members))
+    def _warn(self, text: str) -> None:
+        for callback in self.callbacks:
+            callback.warn(text)
+
+
+def _content(answer: RecordDict | Refused) -> RecordDict:
+    """Raises Refused where there is none."""
+    if isinstance(answer, Refused):
+        raise answer
+    return answer

@@ -87,8 +87,8 @@ def _at_budget(folder: SweepFolder, cell: Cell) -> bool:
 
 
 def _is_ended_by_collapse(folder: SweepFolder, cell: Cell) -> bool:
-    train, lines = cell.settings.train, folder.run_folder(cell.settings.cell).history()
-    return train.on_collapse == "stop" and standing_collapse(lines, train.collapse_rounds) is not None
+    train, records = cell.settings.train, folder.run_folder(cell.settings.cell).history()
+    return train.on_collapse == "stop" and standing_collapse(records, train.collapse_rounds) is not None
 
 
 def _to_target(folder: SweepFolder, cells: Sequence[Cell], fraction: float) -> list[tuple[str, ...]]:

@@ -90,7 +90,8 @@ class SweepFolder:
 
     def accuracies(self, cell: PlannedCell) -> dict[int, float]:
         """Test accuracy after each whole round."""
-        return {line["round"]: line["test"]["accuracy"] for line in self.run_folder(cell.name).history()}
+        records = self.run_folder(cell.name).history()
+        return {record.round: record.accuracy for record in records if record.accuracy is not None}
 
     def rows(self) -> list[Row]:
         """How every cell stands, in the order of the plan."""

@@ -11,6 +11,7 @@ from server.engines.simulate import simulate
 from server.run_folder import RunFolder
 from tests.e2e.federation import Federation
 from tests.e2e.processes import Process, wait_for
+from tests.support.runs import history
 from tests.support.tiny import Make, write_texts
 
 SIZES = {"beta": 30, "alpha": 12, "gamma": 21}
@@ -69,7 +70,7 @@ def stop(federation: Federation, process: Process) -> None:
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
     """The history of a run so far."""
-    return RunFolder(run_dir).history()
+    return history(run_dir)
 
 
 def took_part(run_dir: Path) -> list[list[int]]:

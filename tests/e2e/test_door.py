@@ -17,6 +17,7 @@ from server.deployment.folder import invite_site, unregister_site
 from tests.e2e.federation import END_SECONDS, UP_SECONDS, Federation
 from tests.e2e.processes import Process, wait_for
 from tests.e2e.runs import RUN_SECONDS, words_of
+from tests.support.runs import history
 from tests.support.tiny import write_texts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -115,7 +116,7 @@ def test_flowers_own_nodes_still_work_where_keys_are_off_by_name(
     words = words_of([word for word in overrides if not word.startswith("num_clients")], "num_clients=2")
     run_dir = tmp_path / "run"
     run = federation.run(*words, "num_rounds=1", run_dir=run_dir, seconds=RUN_SECONDS)
-    assert [[client["client"] for client in line["clients"]] for line in run.history()] == [[], [0, 1]]
+    assert [[client["client"] for client in line["clients"]] for line in history(run.path)] == [[], [0, 1]]
 
 
 def test_an_expired_certificate_ends_join_in_clear_words(

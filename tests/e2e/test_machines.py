@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from server.deployment.certificates import issue_server_certificate
-from server.run_folder import RunFolder
 from tests.e2e.federation import END_SECONDS, Federation
 from tests.e2e.processes import wait_for
 from tests.e2e.runs import (
@@ -33,7 +32,7 @@ from tests.e2e.runs import (
     words_of,
     write_sites,
 )
-from tests.support.runs import hashes
+from tests.support.runs import hashes, history
 from tests.support.tiny import Make
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -135,7 +134,7 @@ def test_clocks_that_are_wrong(
     two = ("--site", "alpha", "--site", "beta", "num_clients=2", "num_rounds=2")
     words = words_of([word for word in overrides if not word.startswith("num_clients")], *two)
     run = federation.run(*words, run_dir=tmp_path / "run", seconds=RUN_SECONDS)
-    assert [len(line["clients"]) for line in run.history()] == [0, 2, 2]
+    assert [len(line["clients"]) for line in history(run.path)] == [0, 2, 2]
 
 
 def test_a_certificate_that_expires_in_mid_run(
@@ -177,7 +176,7 @@ def test_a_certificate_that_expires_in_mid_run(
     stop(federation, process)
     count = min(len(expected), len(lines(run_dir)))
     assert hashes(run_dir)[:count] == expected[:count]
-    assert RunFolder(run_dir).history()[-1]["round"] > before
+    assert history(run_dir)[-1]["round"] > before
 
 
 def test_the_clocks_of_the_tests_are_wrong() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.files import write_json
 from common.settings import Settings
+from server.record import RoundRecord
 from server.run_folder import RunFolder
 
 # Stands in for `flwr`: notes what it was given, answers what `answers.json` says for the command.
@@ -68,14 +69,14 @@ def words_for(tmp_path: Path, *more: str) -> list[str]:
     return ["model=hf", name, labels, "num_clients=2", f"run_dir={tmp_path / 'run'}", *more]
 
 
-def record(number: int, accuracy: float) -> dict[str, object]:
-    seconds = {"train": 1.0, "aggregate": 0.0, "evaluate": 0.0, "total": 1.0}
-    return {
+def record(number: int, accuracy: float) -> RoundRecord:
+    line = {
         "round": number,
         "test": {"accuracy": accuracy},
         "train": {"loss": 0.5},
-        "seconds": seconds,
+        "seconds": {"train": 1.0, "aggregate": 0.0, "evaluate": 0.0, "total": 1.0},
     }
+    return RoundRecord.read(json.dumps(line))
 
 
 def write_run(settings: Settings, state: str, reason: str, *accuracies: float) -> RunFolder:

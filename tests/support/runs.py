@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from server.record import RoundRecord
 from server.run_folder import RunFolder
 from tests.support.door import changed
 
@@ -16,7 +18,7 @@ COMMAND = [sys.executable, "-m", "server.cli"]
 
 def hashes(run_dir: Path) -> list[str]:
     """`model_sha256` of each round."""
-    return [line["model_sha256"] for line in RunFolder(run_dir).history()]
+    return [line["model_sha256"] for line in history(run_dir)]
 
 
 def start(verb: str, overrides: list[str]) -> subprocess.Popen[str]:
@@ -33,7 +35,7 @@ def start(verb: str, overrides: list[str]) -> subprocess.Popen[str]:
 def wait_for_round(process: subprocess.Popen[str], run_dir: Path, number: int) -> None:
     """Until the run has written the line of this round."""
     deadline = time.monotonic() + 120
-    while len(RunFolder(run_dir).history()) <= number:
+    while len(history(run_dir)) <= number:
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline, f"no round {number} within two minutes"
         time.sleep(0.002)
@@ -50,9 +52,20 @@ class PowerCut(Exception):
 
 def measured(run_dir: Path) -> list[dict[str, Any]]:
     """History lines without what depends on the clock."""
-    lines = RunFolder(run_dir).history()
+    lines = history(run_dir)
     for line in lines:
         del line["seconds"]
         for client in line["clients"]:
             del client["seconds"]
     return lines
+
+
+def history(run_dir: Path | str) -> list[dict[str, Any]]:
+    """The records of a run's whole rounds, as plain keys and values."""
+    return [record.model_dump() for record in RunFolder(Path(run_dir)).history()]
+
+
+def bare_record(number: int, version: str = "", accuracy: float | None = None) -> RoundRecord:
+    """A record that tells no more than this."""
+    test = None if accuracy is None else {"accuracy": accuracy}
+    return RoundRecord.read(json.dumps({"round": number, "model_sha256": version, "test": test}))

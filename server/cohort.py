@@ -1,4 +1,4 @@
-"""Who takes part: waits for the clients, greets them, and knows them by number and name."""
+"""Who takes part in a run: waits for the clients, greets them, and knows them by number and name."""
 
 from __future__ import annotations
 
@@ -9,36 +9,13 @@ from dataclasses import dataclass
 from common.model.counts import MOST_COUNTED
 from common.settings import Settings
 from common.wire.messages import HELLO, Card, Refused, pack_hello, unpack_card
-from server.rounds.clients import POLL_SECONDS, Answer, Clients, Request, RunFailed
+from server.rounds.clients import POLL_SECONDS, Answer, Clients, Member, Request, RunFailed
 
 _NEWCOMER_SECONDS = 10.0  # a round waits so long for one who may have nothing to say
 
 
 @dataclass(frozen=True)
-class Member:
-    """One client of the run."""
-
-    client: int
-    """Its number, from 0; sites are numbered in the order of their names."""
-    name: str
-    """How messages call it: `client 3`, or the name of its site."""
-    node_id: int
-    num_examples: int
-    num_held_out: int = 0
-    """Examples it says it holds out."""
-    most_examples: int | None = None
-    """What it is registered for; None for no bound."""
-    site: str | None = None
-    """What its site was registered with, or its file is called; None where clients are no sites."""
-
-    @property
-    def weight(self) -> int:
-        """Examples that its update is weighted by."""
-        return self.num_examples if self.most_examples is None else min(self.num_examples, self.most_examples)
-
-
-@dataclass(frozen=True)
-class _Greeting:
+class _Hello:
     """Who was asked to introduce themselves, and what they answer."""
 
     newcomers: dict[int, str]
@@ -46,39 +23,41 @@ class _Greeting:
     timeout: float
 
 
-class Roster:
-    """The clients of a run. Sites that come late, or come back, are let in at the next round."""
+class Cohort:
+    """The clients that take part. Sites that come late, or come back, are let in at the next round."""
 
-    def __init__(self, clients: Clients, settings: Settings, sites: Mapping[str, int | None]) -> None:
-        """Args: sites: the most examples each may claim (None for no bound) by name; empty in a simulation.
+    def __init__(
+        self,
+        clients: Clients,
+        settings: Settings,
+        sites: Mapping[str, int | None] | None = None,
+    ) -> None:
+        """Args: sites: the most examples each may claim (None for no bound) by name; none in a simulation.
 
         Raises:
             ValueError: not as many sites as clients.
         """
+        self._most_examples = dict(sites or {})
         if sites and len(sites) != settings.num_clients:
             raise ValueError(
                 f"num_clients is {settings.num_clients} but {len(sites)} sites are registered "
                 f"({', '.join(sorted(sites))}). Set num_clients={len(sites)}."
             )
         self._clients, self._settings = clients, settings
-        self._most_examples = dict(sites)
-        self._numbers = {name: number for number, name in enumerate(sorted(sites))}
+        self.simulated_sites: Sequence[str] = ()
+        """Names of a simulation's clients, in the order of their numbers, where they are sites."""
+        self._numbers = {name: number for number, name in enumerate(sorted(self._most_examples))}
         self._members: dict[int, Member] = {}  # by node id
-        self._invited: _Greeting | None = None
+        self._invited: _Hello | None = None
         self._num_calls = 0
         self._silences: dict[int, tuple[int, int]] = {}
         """Of nodes that did not introduce themselves: rounds to wait, and until which round."""
-        self._simulated_sites: tuple[str, ...] = ()
-
-    def name_sites(self, names: Sequence[str]) -> None:
-        """Call the clients of a simulation by these names, in the order of their numbers."""
-        self._simulated_sites = tuple(names)
 
     def invite(self) -> None:
         """Greet all clients, if all are connected already, and wait for none of them: `gather` does."""
         online = self._online()
         if len(online) == self._settings.num_clients:
-            self._invited = self._send_hello(online, self._settings.strategy.wait_seconds)
+            self._invited = self._say_hello(online, self._settings.strategy.wait_seconds)
 
     def gather(self) -> None:
         """Wait until all clients are connected and greeted.
@@ -87,20 +66,19 @@ class Roster:
             RunFailed: at `strategy.wait_seconds` clients are missing, or one refused, and
                 `strategy.on_missing` is `fail`; or fewer than `strategy.min_sites` are there.
         """
-        strategy = self._settings.strategy
+        strategy, num_clients = self._settings.strategy, self._settings.num_clients
         deadline = time.monotonic() + strategy.wait_seconds
-        while len(self._online()) < self._settings.num_clients and time.monotonic() < deadline:
+        while len(online := self._online()) < num_clients and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-        missing = self._settings.num_clients - len(self._online())
-        needed = self._settings.num_clients if strategy.on_missing == "fail" else strategy.min_sites
-        if len(self._online()) < needed:
+        needed = num_clients if strategy.on_missing == "fail" else strategy.min_sites
+        if len(online) < needed:
+            absent = ", ".join(sorted(set(self._numbers) - set(online.values())))
             raise RunFailed(
-                f"only {len(self._online())} of {self._settings.num_clients} clients connected within "
-                f"strategy.wait_seconds={strategy.wait_seconds:g}{self._absent()}. Start the missing "
-                f"{missing}, or set num_clients={max(1, len(self._online()))}."
+                f"only {len(online)} of {num_clients} clients connected within strategy.wait_seconds="
+                f"{strategy.wait_seconds:g}{absent and f' (missing: {absent})'}. Start the missing "
+                f"{num_clients - len(online)}, or set num_clients={max(1, len(online))}."
             )
-        invited = self._invited or self._send_hello(self._online(), strategy.wait_seconds)
-        refusals = self._welcome(invited)
+        refusals = self._welcome(self._invited or self._say_hello(online, strategy.wait_seconds))
         if refusals and strategy.on_missing == "fail":
             raise RunFailed("; ".join(refusals))
         if len(self._members) < needed:
@@ -120,7 +98,7 @@ class Roster:
                 if node not in self._members and self._silences.get(node, (0, 0))[1] <= self._num_calls
             }
             timeout = min(_NEWCOMER_SECONDS, self._settings.strategy.round_timeout_seconds)
-            self._welcome(self._send_hello(newcomers, timeout))
+            self._welcome(self._say_hello(newcomers, timeout))
             for node in newcomers.keys() - self._members.keys():
                 pause = 2 * self._silences.get(node, (1, 0))[0]
                 self._silences[node] = (pause, self._num_calls + pause)
@@ -137,23 +115,19 @@ class Roster:
             return {node_id: name for node_id, name in online.items() if name in self._numbers}
         return dict(sorted(online.items())[: self._settings.num_clients])
 
-    def _absent(self) -> str:
-        absent = sorted(set(self._numbers) - set(self._online().values()))
-        return f" (missing: {', '.join(absent)})" if absent else ""
-
-    def _send_hello(self, newcomers: Mapping[int, str], timeout: float) -> _Greeting:
+    def _say_hello(self, newcomers: Mapping[int, str], timeout: float) -> _Hello:
         hello = pack_hello(self._settings.for_sites())
         requests = [Request(node_id, hello) for node_id in newcomers]
-        return _Greeting(dict(newcomers), self._clients.ask(requests, HELLO, 0, timeout), timeout)
+        return _Hello(dict(newcomers), self._clients.ask(requests, HELLO, 0, timeout), timeout)
 
-    def _welcome(self, greeting: _Greeting) -> list[str]:
+    def _welcome(self, hello: _Hello) -> list[str]:
         """Let those in who introduce themselves; returns why some cannot take part."""
         refusals = []
-        for (node_id, site), answer in zip(greeting.newcomers.items(), greeting.answers, strict=True):
+        for (node_id, site), answer in zip(hello.newcomers.items(), hello.answers, strict=True):
             name = site or f"node {node_id}"
             try:
                 if answer is None:
-                    refusals.append(f"{name} did not introduce itself within {greeting.timeout:g} s")
+                    refusals.append(f"{name} did not introduce itself within {hello.timeout:g} s")
                 elif isinstance(answer, Refused):
                     raise answer
                 else:
@@ -163,34 +137,28 @@ class Roster:
         return refusals
 
     def _add(self, node_id: int, site: str, card: Card) -> None:
-        client = self._numbers.get(site, card.client)
+        client, num_clients = self._numbers.get(site, card.client), self._settings.num_clients
         if client < 0 and not self._numbers and not self._settings.engine.is_simulated:
             # A node without a name, on a server whose keys are off: it gets the lowest number that is free.
             taken = {member.client for member in self._members.values()}
-            client = min(set(range(self._settings.num_clients)) - taken, default=-1)
+            client = min(set(range(num_clients)) - taken, default=-1)
         most = self._most_examples.get(site)
         if not (1 <= card.num_examples <= MOST_COUNTED and 0 <= card.num_held_out <= MOST_COUNTED):
             raise Refused(f"it says it has {card.num_examples} examples, and {card.num_held_out} held out")
-        is_refused = self._settings.strategy.on_excess == "refuse"
-        if most is not None and card.num_examples > most and is_refused:
+        if most is not None and card.num_examples > most and self._settings.strategy.on_excess == "refuse":
             raise Refused(
                 f"it says it has {card.num_examples} examples, but is registered with {most} at most"
             )
-        if not 0 <= client < self._settings.num_clients:
-            raise Refused(f"it says it is client {client} of {self._settings.num_clients}")
-        called = site or (self._simulated_sites[client] if self._simulated_sites else None)
+        if not 0 <= client < num_clients:
+            raise Refused(f"it says it is client {client} of {num_clients}")
+        called = site or (self.simulated_sites[client] if self.simulated_sites else None)
         # A site's node has a new number where it was registered again; clients of a simulation have theirs.
         self._members = {
             node: member for node, member in self._members.items() if not site or member.name != site
         }
         if any(member.client == client for member in self._members.values()):
             raise Refused(f"another node is client {client} already")
+        name = called or f"client {client}"
         self._members[node_id] = Member(
-            client,
-            called or f"client {client}",
-            node_id,
-            card.num_examples,
-            card.num_held_out,
-            most,
-            called,
+            client, name, node_id, card.num_examples, card.num_held_out, most, called
         )

@@ -131,12 +131,7 @@ class Run:
     @cached_property
     def looks(self) -> tuple[Look, ...]:
         """What is predicted, round by round; empty in a history without diagnostics."""
-        measured = [
-            record
-            for record in self.rounds
-            if record.test and None not in (record.test.loss, record.accuracy)
-        ]
-        looks = [Look.of(record.model_dump(exclude={"clients"})) for record in measured]
+        looks = (Look.of(record) for record in self.rounds)
         return tuple(look for look in looks if look is not None)
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import torch
 
-from common.data.read_files import csv_rows, require_file
+from common.data.read import csv_rows, require_file
 from common.data.texts import cut_words
 from common.errors import first_line, nearest
 from common.pretrained import quietly

@@ -80,6 +80,7 @@ WRONG = {
         "model.name=/no/such/model",
         ["model.name is '/no/such/model'", "could not be loaded", "set model.name=<that folder>"],
     ),
+    "no words": ("data.max_words=0", ["data.max_words is 0", "greater than 0", "null for all"]),
     "missing file": ("data.path=/no/such/texts.csv", ["data.path: /no/such/texts.csv does not exist"]),
     "missing test file": ("data.test_path=/no/test.csv", ["data.test_path: /no/test.csv does not exist"]),
     "file of another kind": (

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from common.data.readers import READERS
+from common.data.sources import READERS
 from common.settings import DataSettings
 from tests.support.reading import message, pairs, read, write
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from client.kit.findings import Finding, from_error
 from client.kit.texts import SiteTexts
-from common.data.tables import Table
+from common.data.read import Table
 from common.errors import nearest
 
 if TYPE_CHECKING:

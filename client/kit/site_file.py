@@ -13,7 +13,7 @@ import yaml
 
 from common.credentials import NEW_KEYS, check_public_line, read_private_key
 from common.data.file_form import FileForm
-from common.data.tables import Columns
+from common.data.read import Columns
 from common.errors import nearest
 from common.files import write_atomically
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from client.kit.findings import Options
 from common.data.file_form import looks_like
-from common.data.read_files import FILE_READERS, csv_rows, read_file, require_file, undecodable
-from common.data.tables import Table
+from common.data.read import FILE_READERS, Table, csv_rows, read_file, require_file, undecodable
 
 if TYPE_CHECKING:
     from client.kit.site_file import SiteFile

@@ -5,15 +5,16 @@ Messages name files and labels: they are for the person at this machine and must
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.data.labels import check_declared, check_known, check_present, label_numbers, labels_in_training
-from common.data.readers import READERS, Source
-from common.data.tables import Table
+from common.data.read import Table
+from common.data.sources import READERS, Source
+from common.errors import nearest
 
 if TYPE_CHECKING:
     from common.settings import DataSettings
@@ -81,7 +82,8 @@ def read_texts(
     Raises:
         ValueError: anything is wrong with the data; names what, where, the rule and the next step.
     """
-    check_declared(settings.label_names)
+    if settings.label_names is not None:
+        _check_declared(settings.label_names)
     try:
         source = _as_site(READERS[settings.reader](settings), site, dict(settings.label_map))
     except OSError as error:
@@ -169,20 +171,102 @@ def _label_names(
     settings: DataSettings, source: Source, train: Sequence[Table], test: Sequence[Table]
 ) -> tuple[str, ...]:
     """Labels in the order of their numbers; every example carries one of them."""
-    for tables, part in ((train, "train"), (test, "test")):
-        check_present(tables, part, settings.label_column)
-    if settings.label_names is not None:
-        for tables, part in ((train, "train"), (test, "test")):
-            check_known(tables, part, settings.label_names, declared=True)
-        return settings.label_names
-    found = labels_in_training(train, source.site_names)
-    check_known(test, "test", found, declared=False)
-    return source.label_names or found
+    parts = {"train": train, "test": test}
+    for part, tables in parts.items():
+        _check_present(tables, part, settings.label_column)
+    is_declared = settings.label_names is not None
+    names = settings.label_names or _labels_in_training(train, source.site_names)
+    for part, tables in parts.items():
+        _check_known(tables, part, names, declared=is_declared)
+    return names if is_declared else source.label_names or names
 
 
 def _join(tables: Sequence[Table], names: Sequence[str]) -> LabelledTexts:
+    number = {name: position for position, name in enumerate(names)}
     texts = [text for table in tables for text in table.texts if text is not None]
-    return LabelledTexts(texts, label_numbers(tables, names))
+    labels = [number[label] for table in tables for label in table.labels if label is not None]
+    return LabelledTexts(texts, np.array(labels, dtype=np.int64))
+
+
+def _rows(tables: Sequence[Table], is_wrong: Callable[[str | None], bool]) -> list[tuple[str | None, str]]:
+    """Label and place of every row whose label is wrong."""
+    return [
+        (label, table.place(row))
+        for table in tables
+        for row, label in enumerate(table.labels)
+        if is_wrong(label)
+    ]
+
+
+def _check_declared(names: Sequence[str]) -> None:
+    """Raise ValueError if `data.label_names` repeats a name or holds fewer than two."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"data.label_names holds '{twice[0]}' more than once. Name each label once.")
+    if len(names) < 2:
+        raise ValueError(
+            f"data.label_names holds {len(names)} label(s); a classifier needs at least 2. Name all labels."
+        )
+
+
+def _check_present(tables: Sequence[Table], part: str, column: str) -> None:
+    """Raise ValueError, with how many and the first place, if an example has no label."""
+    bare = _rows(tables, lambda label: label is None)
+    if bare:
+        total = sum(len(table.labels) for table in tables)
+        raise ValueError(
+            f"{part}: {len(bare)} of {total} examples have no label in '{column}', the first in "
+            f"{bare[0][1]}. Label them or take them out; if the label stands elsewhere, set "
+            "data.label_column."
+        )
+
+
+def _labels_in_training(tables: Sequence[Table], site_names: Sequence[str]) -> tuple[str, ...]:
+    """The labels of all tables, sorted; as numbers if all of them are whole numbers.
+
+    Raises:
+        ValueError: there are fewer than two, or a site lacks one that another has.
+    """
+    found = [{label for label in table.labels if label is not None} for table in tables]
+    names = tuple(sorted(set[str]().union(*found)))
+    if all(label.isdecimal() for label in names):
+        names = tuple(sorted(names, key=int))
+    if len(names) < 2:
+        raise ValueError(
+            f"train: '{names[0]}' is the only label in {tables[0].name}; a classifier needs at least 2. "
+            "Check data.label_column, or set data.label_names=[...] if other sites hold the others."
+        )
+    for site, labels in zip(site_names, found if site_names else [], strict=True):
+        missing = [name for name in names if name not in labels]
+        if missing:
+            raise ValueError(
+                f"Label sets differ between sites: site '{site}' has no example of {', '.join(missing)}; "
+                f"all sites together have {', '.join(names)}. Correct the labels, or, if this is how it "
+                f"should be, set data.label_names=[{','.join(names)}]"
+            )
+    return names
+
+
+def _check_known(tables: Sequence[Table], part: str, known: Sequence[str], *, declared: bool) -> None:
+    """Raise ValueError, with the first place, if an example carries a label that is not `known`.
+
+    Args:
+        declared: `known` is `data.label_names`; otherwise it is what training holds.
+    """
+    allowed = set(known)
+    strange = _rows(tables, lambda label: label not in allowed)
+    if not strange:
+        return
+    label, place = strange[0]
+    if declared:
+        rule, step = "data.label_names does not hold", "Correct the label, or add it to data.label_names."
+    else:
+        rule = "training never saw"
+        step = "Correct it, give training examples of it, or name all labels in data.label_names."
+    raise ValueError(
+        f"{part}: {len(strange)} example(s) carry a label that {rule}, the first '{label}' in {place}. "
+        f"Known are: {', '.join(known)}.{nearest(str(label), known)} {step}"
+    )
 
 
 def _hold_out(
@@ -200,12 +284,10 @@ def _hold_out(
     held = np.zeros(len(labels), dtype=bool)
     for site in range(int(sites[-1]) + 1):
         rows = np.flatnonzero(sites == site)
-        counts = np.bincount(labels[rows])
         total = min(int(len(rows) * fraction + 0.5), len(rows) - 1)
         # Named by the site: another site's file in the folder leaves this one's test texts alone.
         stream = numpy_stream(seed, f"hold_out.{site_names[site]}" if site_names else "hold_out")
-        for label, size in enumerate(_shares(counts, total, keep=1)):
-            held[stream.permutation(rows[labels[rows] == label])[:size]] = True
+        held[_pick(rows, labels, total, stream, keep=1)] = True
     if not held.any():
         raise ValueError(
             f"data.test_fraction is {fraction}, but {len(labels)} training examples are too few to hold out "
@@ -234,13 +316,12 @@ def _draw(
 
     if total is None:
         return np.arange(len(labels))
-    drawn = []
-    for site, name in enumerate(site_names):
-        rows = np.flatnonzero(sites == site)
-        stream = numpy_stream(seed, f"{purpose}.{name}")
-        for label, size in enumerate(_shares(np.bincount(labels[rows]), min(total, len(rows)))):
-            drawn.append(stream.permutation(rows[labels[rows] == label])[:size])
     if site_names:
+        of_sites = [np.flatnonzero(sites == site) for site in range(len(site_names))]
+        drawn = [
+            _pick(rows, labels, min(total, len(rows)), numpy_stream(seed, f"{purpose}.{name}"))
+            for name, rows in zip(site_names, of_sites, strict=True)
+        ]
         return np.sort(np.concatenate(drawn))
     if total > len(labels):
         raise ValueError(
@@ -248,11 +329,20 @@ def _draw(
             f"Lower it, or set data.{purpose}=null to use all."
         )
     stream = numpy_stream(seed, purpose)
-    for label, size in enumerate(_shares(np.bincount(labels), total)):
-        rows = np.flatnonzero(labels == label)
-        for site, site_size in enumerate(_shares(np.bincount(sites[rows]), int(size))):
-            drawn.append(stream.permutation(rows[sites[rows] == site])[:site_size])
+    drawn = [
+        _pick(np.flatnonzero(labels == label), sites, int(size), stream)
+        for label, size in enumerate(_shares(np.bincount(labels), total))
+    ]
     return np.sort(np.concatenate(drawn))
+
+
+def _pick(
+    rows: np.ndarray, kinds: np.ndarray, total: int, stream: np.random.Generator, keep: int = 0
+) -> np.ndarray:
+    """`total` of these rows, drawn evenly by their kind, `keep` of each kind left behind."""
+    shares = _shares(np.bincount(kinds[rows]), total, keep)
+    drawn = [stream.permutation(rows[kinds[rows] == kind])[:size] for kind, size in enumerate(shares)]
+    return np.concatenate([rows[:0], *drawn])
 
 
 def _shares(counts: np.ndarray, total: int, keep: int = 0) -> np.ndarray:

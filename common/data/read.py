@@ -1,29 +1,123 @@
-"""One local file (CSV, JSONL or Parquet) as a table."""
+"""Local files of labelled texts (CSV, JSONL, Parquet) as tables, in which every row knows its place."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.data.file_form import COMMA, FileForm, decoding_fault, looks_like
-from common.data.tables import (
-    Columns,
-    Table,
-    as_label,
-    as_text,
-    column_table,
-    join_texts,
-    require_columns,
-)
 from common.errors import first_line, nearest
 
 # A clinical letter can be longer than the csv module's default of 128 KiB.
 LONGEST_FIELD = 2**31 - 1
-# Columns of the CSV files of Zhang et al. (2015), which have no header: class, then these.
-ZHANG_COLUMNS = {2: ("text",), 3: ("title", "description")}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that are read."""
+
+    text: tuple[str, ...]
+    """Joined with one space to make the text."""
+    label: str
+    """Holds the label."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.text, self.label)
+
+
+Row = tuple[int, str | None, str | None]
+"""The line an example starts on, its text and its label."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts and labels as they were found, before anything about them is judged."""
+
+    name: str
+    """What messages call it: a path, or a split of a data set."""
+    texts: list[str | None]
+    """None where the text is missing."""
+    labels: list[str | None]
+    """None where the label is missing; as long as `texts`."""
+    place: Callable[[int], str]
+    """Where row i is found, for a person: `a.csv, line 7`."""
+    findings: tuple[str, ...] = ()
+    """What a person should be told about how it was read."""
+
+    def keep(self, rows: Sequence[int]) -> Table:
+        """The table of these rows alone; each still knows its place."""
+        texts, labels = [self.texts[row] for row in rows], [self.labels[row] for row in rows]
+        return replace(self, texts=texts, labels=labels, place=lambda index: self.place(rows[index]))
+
+
+def column_table(name: str, texts: list[list[Any]], labels: list[Any], columns: Columns) -> Table:
+    """Make a table of whole columns, `texts` holding one list for each of `columns.text`.
+
+    Raises:
+        ValueError: there is no row, or a text or label has a type it cannot have.
+    """
+
+    def place(index: int) -> str:
+        return f"{name}, row {index + 1}"
+
+    joined = [
+        join_texts([as_text(value, column, place(row)) for value, column in zip(cells, columns.text)])  # noqa: B905
+        for row, cells in enumerate(zip(*texts, strict=True))
+    ]
+    if not joined:
+        raise ValueError(f"{name} holds no example.")
+    return Table(name, joined, [as_label(v, columns.label, place(i)) for i, v in enumerate(labels)], place)
+
+
+def join_texts(parts: Sequence[str | None]) -> str | None:
+    """The parts that say something, joined with one space; None if none does."""
+    return " ".join(part for part in parts if part and not part.isspace()) or None
+
+
+def as_text(value: Any, column: str, place: str) -> str | None:
+    """The value of a text column. Raises ValueError if it is neither a text nor missing."""
+    if value is None or isinstance(value, str):
+        return value
+    raise ValueError(
+        f"{place}: column '{column}' holds {type(value).__name__} where a text belongs. "
+        "Put the text in quotes, or name another column in data.text_columns."
+    )
+
+
+def as_label(value: Any, column: str, place: str) -> str | None:
+    """The value of a label column as a name; None if it is missing.
+
+    Raises:
+        ValueError: it is neither a text, a truth value nor a whole number.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value.is_integer():  # pandas makes whole numbers with gaps floats
+        value = int(value)
+    if isinstance(value, str | int):
+        return str(value).strip() or None
+    raise ValueError(
+        f"{place}: column '{column}' holds {type(value).__name__}; a label is a name or a whole "
+        "number. Name another column in data.label_column."
+    )
+
+
+def require_columns(columns: Columns, present: Sequence[str], where: str) -> None:
+    """Raise ValueError, naming the columns there are, unless all of `columns` are among them."""
+    wanted = [("data.text_columns", name) for name in columns.text] + [("data.label_column", columns.label)]
+    for key, name in wanted:
+        if name not in present:
+            raise ValueError(
+                f"{where} has no column '{name}'; it has: {', '.join(present)}.{nearest(name, present)} "
+                f"Set {key} to the column that holds it."
+            )
 
 
 def read_file(path: Path, columns: Columns, key: str, form: FileForm) -> Table:
@@ -64,12 +158,15 @@ def read_csv(path: Path, columns: Columns, form: FileForm | None = None) -> Tabl
         if header.count(name) > 1:
             raise ValueError(f"{path}: {header.count(name)} columns are called '{name}'. Rename all but one.")
     at = {name: position for position, name in enumerate(header)}
-    texts, labels, lines = list[str | None](), list[str | None](), list[int]()
-    for line, row in rows:
-        texts.append(join_texts([row[at[name]] for name in columns.text]))
-        labels.append(row[at[columns.label]].strip() or None)
-        lines.append(line)
-    return filled_table(path, texts, labels, lines)
+
+    def cells(line: int, row: list[str]) -> Row:
+        return (
+            line,
+            join_texts([row[at[name]] for name in columns.text]),
+            row[at[columns.label]].strip() or None,
+        )
+
+    return filled_table(path, (cells(line, row) for line, row in rows))
 
 
 def csv_rows(
@@ -119,78 +216,26 @@ def _remedy(path: Path, form: FileForm | None, wanted: Sequence[str]) -> str:
     return f"; {other}" if other else ". Close every quote that is opened, and double a quote inside a field."
 
 
-def read_zhang_csv(path: Path, text_columns: Sequence[str], label_names: Sequence[str] | None) -> Table:
-    """Read a CSV of Zhang et al. (2015): no header, class number from 1, then the texts.
-
-    A quote is doubled and a line break is written as backslash and n, as the source's readme says;
-    no other escape exists there, so any other backslash stays.
-
-    Raises:
-        ValueError: the file is broken or not UTF-8, or a class number has no name.
-    """
-    texts, labels, lines = list[str | None](), list[str | None](), list[int]()
-    positions: list[int] = []
-    for line, row in csv_rows(path):
-        positions = positions or _zhang_positions(path, len(row), text_columns)
-        texts.append(join_texts([row[position].replace("\\n", "\n") for position in positions]))
-        labels.append(_zhang_label(row[0], label_names, f"{path}, line {line}"))
-        lines.append(line)
-    return filled_table(path, texts, labels, lines)
-
-
-def _zhang_positions(path: Path, width: int, wanted: Sequence[str]) -> list[int]:
-    present = ZHANG_COLUMNS.get(width)
-    if present is None:
-        raise ValueError(
-            f"{path} has {width} columns; 2 (class, text) or 3 (class, title, description) are read. "
-            "For other files set data=files."
-        )
-    for name in wanted:
-        if name not in present:
-            raise ValueError(
-                f"data.text_columns names '{name}', but the {width} columns of {path} are: class, "
-                f"{', '.join(present)}.{nearest(name, present)} Set data.text_columns=[{','.join(present)}]."
-            )
-    return [1 + present.index(name) for name in wanted]
-
-
-def _zhang_label(field: str, names: Sequence[str] | None, place: str) -> str | None:
-    number = field.strip()
-    if not number:
-        return None
-    if not number.isdecimal() or int(number) < 1:
-        raise ValueError(
-            f"{place}: the class is '{number[:20]}'; these files have no header and start each line with a "
-            "class number from 1. For files with a header set data=files."
-        )
-    if names is not None and int(number) > len(names):
-        raise ValueError(
-            f"{place}: class {number}, but data.label_names has {len(names)} names "
-            f"({', '.join(names)}). Name every class, in the order of the numbers."
-        )
-    return names[int(number) - 1] if names is not None else str(int(number))
-
-
 def read_jsonl(path: Path, columns: Columns, form: FileForm) -> Table:
     """Read a file of one JSON object a line. Raises as `read_file` does."""
-    rows, lines, seen = list[dict[str, Any]](), list[int](), dict[str, None]()
     with path.open(encoding=form.codec, newline="\n") as file:
         try:
-            for line, content in enumerate(file, start=1):
-                if content.strip():
-                    rows.append(_json_object(path, line, content))
-                    lines.append(line)
-                    seen |= dict.fromkeys(rows[-1])
+            rows = [
+                (line, _json_object(path, line, content))
+                for line, content in enumerate(file, start=1)
+                if content.strip()
+            ]
         except UnicodeError:
             raise ValueError(undecodable(path, form)) from None
     if rows:
-        require_columns(columns, list(seen), str(path))
-    texts, labels = list[str | None](), list[str | None]()
-    for line, row in zip(lines, rows, strict=True):
+        require_columns(columns, list(dict.fromkeys(key for _, row in rows for key in row)), str(path))
+
+    def cells(line: int, row: dict[str, Any]) -> Row:
         place = f"{path}, line {line}"
-        texts.append(join_texts([as_text(row.get(name), name, place) for name in columns.text]))
-        labels.append(as_label(row.get(columns.label), columns.label, place))
-    return filled_table(path, texts, labels, lines)
+        text = join_texts([as_text(row.get(name), name, place) for name in columns.text])
+        return line, text, as_label(row.get(columns.label), columns.label, place)
+
+    return filled_table(path, (cells(line, row) for line, row in rows))
 
 
 def _json_object(path: Path, line: int, content: str) -> dict[str, Any]:
@@ -211,22 +256,16 @@ def read_parquet(path: Path, columns: Columns, form: FileForm) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def broken(error: Exception) -> ValueError:
-        return ValueError(
-            f"{path} is not a readable Parquet file ({first_line(error)}). Write or copy it anew."
-        )
-
+    wanted = list(dict.fromkeys(columns.names))
     try:
-        names = pq.read_schema(path).names
-    except (pa.ArrowException, OSError) as error:
-        raise broken(error) from None
-    require_columns(columns, names, str(path))
-    wanted = list(dict.fromkeys([*columns.text, columns.label]))
-    try:
-        content = pq.ParquetFile(path).read(columns=wanted)
+        with pq.ParquetFile(path) as file:
+            require_columns(columns, file.schema_arrow.names, str(path))
+            content = file.read(columns=wanted)
         values = {name: content.column(name).to_pylist() for name in wanted}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise broken(error) from None
+        raise ValueError(
+            f"{path} is not a readable Parquet file ({first_line(error)}). Write or copy it anew."
+        ) from None
     return column_table(str(path), [values[name] for name in columns.text], values[columns.label], columns)
 
 
@@ -237,11 +276,13 @@ FILE_READERS: dict[str, Callable[[Path, Columns, FileForm], Table]] = {
 }
 
 
-def filled_table(path: Path, texts: list[str | None], labels: list[str | None], lines: list[int]) -> Table:
+def filled_table(path: Path, rows: Iterable[Row]) -> Table:
     """Table of a file read line by line. Raises ValueError if it holds no example."""
-    if not texts:
+    found = list(rows)
+    if not found:
         raise ValueError(f"{path} is empty: it holds no example. Check that the file was written whole.")
-    return Table(str(path), texts, labels, lambda index: f"{path}, line {lines[index]}")
+    texts, labels = [text for _, text, _ in found], [label for _, _, label in found]
+    return Table(str(path), texts, labels, lambda index: f"{path}, line {found[index][0]}")
 
 
 def require_file(path: Path, key: str) -> None:

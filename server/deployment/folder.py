@@ -197,11 +197,6 @@ class ServerFolder:
         file = self.flower_home / "config.toml"
         write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
 
-    @property
-    def fleet_address(self) -> str:
-        """`host:port` that sites are told to dial, unless an invitation says another."""
-        return _joined(self.addresses.names[0], self.addresses.fleet_port)
-
     def sites(self) -> dict[str, RegisteredSite]:
         """The registered sites by name, in order of name; the file is read again whenever it changed."""
         file = self.path / "sites.json"
@@ -281,7 +276,7 @@ def invite_site(
     if not _SITE_NAME.fullmatch(name):
         raise ValueError(f"'{name}' is no site name; use small letters, digits, '-' and '_', as in st-mary.")
     _refuse_to_replace(name, folder.sites())
-    address = address or folder.fleet_address
+    address = address or _joined(folder.addresses.names[0], folder.addresses.fleet_port)
     if not _ADDRESS.fullmatch(address):
         raise ValueError(f"--address is '{address}'; it must be HOST:PORT, for example fl.example.org:9092.")
     if len(set(labels)) != len(labels) or not all(labels):

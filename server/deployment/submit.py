@@ -129,7 +129,16 @@ def settings_to_submit(overrides: Sequence[str]) -> Settings:
             "wardround simulate"
         )
     settings = compose([*overrides, *(() if engines else ("engine=deployment",))]).settings
-    return with_absolute_paths(settings)
+    model, files = settings.model, {"path": settings.data.path, "test_path": settings.data.test_path}
+    absolute: Any = {key: _absolute(file) for key, file in files.items() if file is not None}
+    if model.source == "hub" and Path(model.name).is_dir():
+        model = replace(model, name=str(Path(model.name).absolute()))
+    data, run_dir = replace(settings.data, **absolute), _absolute(settings.run_dir)
+    return replace(settings, data=data, model=model, run_dir=run_dir)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def settings_to_resume(run_dir: Path, overrides: Sequence[str]) -> Settings:
@@ -151,20 +160,6 @@ def settings_to_resume(run_dir: Path, overrides: Sequence[str]) -> Settings:
             f"'{run_dir}' holds a simulation. Go on with: wardround simulate, as it was started."
         )
     return replace(settings, run_dir=str(run_dir.absolute()))
-
-
-def with_absolute_paths(settings: Settings) -> Settings:
-    """The same settings for a process with another working directory."""
-    paths: dict[str, Any] = {
-        key: str(Path(value).expanduser().absolute())
-        for key in ("path", "test_path")
-        if (value := getattr(settings.data, key)) is not None
-    }
-    model = settings.model
-    if model.source == "hub" and Path(model.name).is_dir():
-        model = replace(model, name=str(Path(model.name).absolute()))
-    run_dir = str(Path(settings.run_dir).expanduser().absolute())
-    return replace(settings, data=replace(settings.data, **paths), model=model, run_dir=run_dir)
 
 
 def choose_sites(folder: ServerFolder, wanted: Sequence[str], num_clients: int) -> list[str]:

@@ -26,7 +26,6 @@ BIN = Path(sys.executable).parent
 _ROOT = Path(__file__).resolve().parents[2]
 _ANSWER_SECONDS = 60.0
 _HEALTH_SECONDS = 3.0
-_NO_PROXY = ("NO_PROXY", "no_proxy")
 
 
 class SuperLinkError(RunFailed):
@@ -88,7 +87,7 @@ def environment(folder: ServerFolder) -> dict[str, str]:
         # Flower starts its other programs by name.
         "PATH": os.pathsep.join((str(BIN), os.environ.get("PATH", os.defpath))),
     }
-    for name in _NO_PROXY:  # the control port is on this machine
+    for name in ("NO_PROXY", "no_proxy"):  # the control port is on this machine
         hosts = (new.get(name, ""), "localhost", "127.0.0.1", folder.addresses.control_name)
         new[name] = ",".join(dict.fromkeys(filter(None, hosts)))
     return new
@@ -106,12 +105,11 @@ def serve(folder: ServerFolder, *, insecure: bool, health_address: str | None = 
 def check_ports(folder: ServerFolder) -> None:
     """Raise ValueError where another program listens already."""
     addresses = folder.addresses
-    for key, host, port in (
-        ("fleet", addresses.fleet_host, addresses.fleet_port),
-        ("control", addresses.control_host, addresses.control_port),
-    ):
+    sites = (addresses.fleet_host, addresses.fleet_port)
+    commands = (addresses.control_host, addresses.control_port)
+    for key, (host, port) in (("fleet", sites), ("control", commands)):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as door:
+        with socket.socket(family) as door:
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 door.bind((host, port))
@@ -124,21 +122,21 @@ def check_ports(folder: ServerFolder) -> None:
 
 def is_up(folder: ServerFolder) -> bool:
     """Whether a SuperLink answers at the control address, with this folder's certificate."""
-    trusted = None if folder.is_insecure else ssl.create_default_context(cafile=folder.authority.certificate)
-    url = f"{'http' if trusted is None else 'https'}://{folder.addresses.control}/health"
+    # Only without TLS there is nothing to verify.
+    trusted = not folder.is_insecure and ssl.create_default_context(cafile=folder.authority.certificate)
+    url = f"{'https' if trusted else 'http'}://{folder.addresses.control}/health"
     try:
-        answer = httpx.get(url, verify=trusted or False, timeout=_HEALTH_SECONDS, trust_env=False)
+        answer = httpx.get(url, verify=trusted, timeout=_HEALTH_SECONDS, trust_env=False)
     except (OSError, httpx.HTTPError):
         return False
     return answer.status_code == httpx.codes.OK
 
 
-def flower(folder: ServerFolder, *words: str, timeout: float = _ANSWER_SECONDS) -> dict[str, Any]:
+def flower(folder: ServerFolder, *words: str) -> dict[str, Any]:
     """Run `flwr WORDS --format json` and return its answer.
 
     Raises:
-        SuperLinkError: it did not answer within `timeout` seconds, the SuperLink does not run, or it
-            said no.
+        SuperLinkError: it did not answer within a minute, the SuperLink does not run, or it said no.
     """
     asked = f"`flwr {' '.join(words[:2])}`"
     try:
@@ -151,12 +149,12 @@ def flower(folder: ServerFolder, *words: str, timeout: float = _ANSWER_SECONDS) 
             capture_output=True,
             text=True,
             check=False,
-            timeout=timeout,
+            timeout=_ANSWER_SECONDS,
             start_new_session=True,
         )
     except subprocess.TimeoutExpired:
-        where = f"what `wardround server up` prints for '{folder.path}'"
-        raise SuperLinkError(f"{asked} got no answer within {timeout:g} s. Look at {where}.") from None
+        step = f"Look at what `wardround server up` prints for '{folder.path}'."
+        raise SuperLinkError(f"{asked} got no answer within {_ANSWER_SECONDS:g} s. {step}") from None
     except FileNotFoundError:
         step = "Install Wardround again: pip install wardround"
         raise SuperLinkError(f"'{BIN / 'flwr'}' is missing. {step}") from None

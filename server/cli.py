@@ -132,10 +132,10 @@ def status(
 
     Without RUN_DIR: the run submitted last from the server folder.
     """
-    from server.deployment.status import folder_and_run, standing_of, to_json, to_text
+    from server.deployment.status import folder_and_run, standing_of
 
     standing = standing_of(*folder_and_run(run_dir, path))
-    typer.echo(to_json(standing) if as_json else to_text(standing))
+    typer.echo(standing.to_json() if as_json else standing.to_text())
 
 
 @command(app)

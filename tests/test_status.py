@@ -11,8 +11,7 @@ import pytest
 from common.files import write_json
 from server.deployment import superlink
 from server.deployment.folder import Addresses, RegisteredSite, ServerFolder
-from server.deployment.follow import Watch
-from server.deployment.status import folder_and_run, is_held, live_of, standing_of, to_json, to_text
+from server.deployment.status import Watch, folder_and_run, is_held, live_of, standing_of
 from server.deployment.submit import settings_to_submit
 from server.deployment.superlink import NodeState
 from server.record import RoundRecord
@@ -51,7 +50,7 @@ def test_status_tells_who_is_missing_and_for_how_long(
     assert standing_of(run, None).state == "interrupted"
     monkeypatch.setattr("server.deployment.status.is_held", lambda run: True)
     standing = standing_of(run, folder, since + timedelta(seconds=90))
-    assert to_text(standing).splitlines() == [
+    assert standing.to_text().splitlines() == [
         f"{settings.cell}: running",
         "round 1 of 4, accuracy 0.7500",
         "  round   0  accuracy 0.2500  train loss 0.5000  1.0 s",
@@ -66,7 +65,7 @@ def test_status_tells_who_is_missing_and_for_how_long(
         "  ward-c: offline since 2026-01-01 00:00:00, calls refused: not its own 2",
         "answers of ward-c that did not count: forged 3",
     ]
-    read = json.loads(to_json(standing))
+    read = json.loads(standing.to_json())
     assert (read["state"], read["accuracy"], read["live"]["missing"]) == ("running", 0.75, {"ward-b": 90.0})
 
 
@@ -83,9 +82,9 @@ def test_status_and_submit_tell_of_a_collapse(tmp_path: Path, capsys: pytest.Cap
     flagged = f"collapse flagged in round 2: {reason}"
     assert capsys.readouterr().err.count(f"{settings.cell}: {flagged}") == 1
     standing = standing_of(run, None)
-    assert flagged in to_text(standing).splitlines()
+    assert flagged in standing.to_text().splitlines()
     found = {"round": 2, "is_up": True, "words": flagged}
-    assert json.loads(to_json(standing))["collapses"] == [found]
+    assert json.loads(standing.to_json())["collapses"] == [found]
 
 
 def test_status_names_the_way_back(tmp_path: Path) -> None:
@@ -93,7 +92,7 @@ def test_status_names_the_way_back(tmp_path: Path) -> None:
     run = write_run(settings, "failed", "round 2: ward-b: no answer within 60 s", 0.25)
     standing = standing_of(run, None)
     assert standing.next_step == f"wardround submit --resume {run.path}"
-    assert "ward-b: no answer" in to_text(standing)
+    assert "ward-b: no answer" in standing.to_text()
 
 
 def test_without_a_run_folder_it_is_the_last_submitted(tmp_path: Path) -> None:

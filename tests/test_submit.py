@@ -17,7 +17,8 @@ import pytest
 
 from common.credentials import new_key, public_line
 from common.settings import Settings
-from server.deployment import follow, submit, superlink
+from server.deployment import status as standing
+from server.deployment import submit, superlink
 from server.deployment.folder import Addresses, RegisteredSite, ServerFolder
 from server.deployment.superlink import RunState, SuperLinkError
 from server.rounds.clients import RunFailed
@@ -31,9 +32,9 @@ def flwr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flwr:
     made = Flwr(tmp_path / "bin")
     monkeypatch.setattr(superlink, "BIN", made.folder)
     monkeypatch.setattr(superlink, "is_up", lambda folder: True)
-    monkeypatch.setattr(follow, "_LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(follow, "_ASK_SECONDS", 0.1)
-    monkeypatch.setattr(follow, "_ASK_AT_END_SECONDS", 0.02)
+    monkeypatch.setattr(standing, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(standing, "_ASK_SECONDS", 0.1)
+    monkeypatch.setattr(standing, "_ASK_AT_END_SECONDS", 0.02)
     return made
 
 
@@ -174,7 +175,7 @@ def test_a_run_is_followed_to_its_end(
 def test_an_error_before_the_run_folder_is_told(flwr: Flwr, folder: ServerFolder, tmp_path: Path) -> None:
     flwr.ends("finished:failed", "ServerApp failed with exception: data.path is missing")
     outcome = submit.submit(words_for(tmp_path), folder)
-    assert outcome == follow.Outcome(False, "ServerApp failed with exception: data.path is missing")
+    assert outcome == standing.Outcome(False, "ServerApp failed with exception: data.path is missing")
 
 
 def test_the_end_of_an_earlier_attempt_does_not_count(
@@ -184,7 +185,7 @@ def test_the_end_of_an_earlier_attempt_does_not_count(
     run = write_run(settings, "finished", "all rounds are done", 0.5)
     flwr.ends("finished:failed", "No heartbeat received from the task")
     outcome = submit.submit([], folder, resume=run.path)
-    assert outcome == follow.Outcome(False, "No heartbeat received from the task")
+    assert outcome == standing.Outcome(False, "No heartbeat received from the task")
 
 
 def test_a_server_app_that_was_killed_is_written_down(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_a_server_app_that_was_killed_is_written_down(tmp_path: Path) -> None:
     run = write_run(settings, "running", "", 0.5)
     for state, ending in (("finished:failed", "failed"), ("finished:stopped", "stopped")):
         run.write_status("running", "")
-        outcome = follow.conclude(RunState(state, ""), run.status(), run)
+        outcome = standing.conclude(RunState(state, ""), run.status(), run)
         assert not outcome.is_finished
         assert run.status()["state"] == ending
 
@@ -214,11 +215,11 @@ def test_a_lost_superlink_ends_the_wait(
 ) -> None:
     flwr.answers["list"] = {"success": False, "error-message": "gone"}
     flwr.write()
-    monkeypatch.setattr(follow, "_LOST_SECONDS", 0.2)
+    monkeypatch.setattr(standing, "_LOST_SECONDS", 0.2)
     settings = submit.settings_to_submit(words_for(tmp_path))
     run = RunFolder(Path(settings.run_dir))
     with pytest.raises(RunFailed, match=r"wardround server up, then wardround submit --resume"):
-        follow.follow(folder, "77", follow.Watch(run, settings), ["ward-a"])
+        standing.follow(folder, "77", standing.Watch(run, settings), ["ward-a"])
 
 
 def test_what_flower_refuses_is_told(flwr: Flwr, folder: ServerFolder) -> None:

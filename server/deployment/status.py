@@ -1,9 +1,11 @@
-"""Where a run stands, told from its files, and which registered sites are online."""
+"""Where a run stands, told from its files and by the SuperLink: once, or until it ends."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,10 +14,21 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from common.settings import Settings
+from server.deployment import superlink
 from server.deployment.folder import ServerFolder
+from server.deployment.superlink import NodeState, RunState, SuperLinkError
 from server.diagnostics.collapse import find_collapses, looks_of
+from server.display import display
 from server.record import RoundRecord
+from server.rounds.clients import RunFailed
 from server.run_folder import RunFolder
+
+_LOOK_SECONDS = 0.5
+_ASK_SECONDS = 10.0
+# Asking takes a second of a processor: more often only once the run folder says that it is over.
+_ASK_AT_END_SECONDS = 1.0
+_STALL_SECONDS = 60.0
+_LOST_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,40 @@ class Standing:
     """How many answers of each site did not count in this run, by reason."""
     next_step: str
 
+    def to_json(self) -> str:
+        """Indented JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def to_text(self) -> str:
+        """The same for people."""
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+        loader = FileSystemLoader(Path(__file__).parent)
+        templates = Environment(
+            loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        return templates.get_template("status.txt.j2").render(asdict(self)).rstrip("\n")
+
+
+def folder_and_run(run_dir: Path | None, folder_path: Path) -> tuple[RunFolder, ServerFolder | None]:
+    """What `wardround status [RUN_DIR]` is about: without a run folder, the run submitted last.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    folder = ServerFolder(folder_path) if (folder_path / "server.yaml").exists() else None
+    if run_dir is None:
+        last = folder.last_run() if folder else None
+        if last is None:
+            where = f"'{folder_path}' has no run yet" if folder else f"'{folder_path}' is no server folder"
+            raise ValueError(
+                f"{where}. Name a run folder: wardround status RUN_DIR, or a server folder with --dir."
+            )
+        return RunFolder(Path(last["run_dir"])), folder
+    if not run_dir.is_dir():
+        raise ValueError(f"'{run_dir}' is no folder. Give the run folder that `wardround submit` named.")
+    return RunFolder(run_dir), folder
+
 
 def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | None = None) -> Standing:
     """Read the files of `run` and ask the SuperLink of `folder`, if there is one.
@@ -65,22 +112,23 @@ def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | Non
         ValueError: the run folder's files are not what they should be.
     """
     settings, status, records = run.settings(), run.status(), run.history()
-    rounds = [_brief(record) for record in records]
     state = status["state"]
     if state == "running" and not is_held(run):
         state = "interrupted"
     sites, trouble = _ask_sites(folder) if folder else (None, None)
-    last = rounds[-1] if rounds else {"round": None, "accuracy": None}
     goes_on = state in ("failed", "stopped", "interrupted") and settings and not settings.engine.is_simulated
     return Standing(
         run_dir=str(run.path),
         cell=settings.cell if settings else None,
         state=state,
         reason=status["reason"],
-        round=last["round"],
+        round=records[-1].round if records else None,
         num_rounds=settings.num_rounds if settings else None,
-        accuracy=last["accuracy"],
-        rounds=tuple(rounds),
+        accuracy=records[-1].accuracy if records else None,
+        rounds=tuple(
+            {"round": r.round, "accuracy": r.accuracy, "loss": r.train.loss, "seconds": r.seconds.total}
+            for r in records
+        ),
         collapses=collapses_of(run, settings, records) if settings else (),
         live=live_of(run, now) if state == "running" else None,
         sites=sites,
@@ -90,17 +138,28 @@ def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | Non
     )
 
 
+def _ask_sites(folder: ServerFolder) -> tuple[dict[str, dict[str, Any]] | None, str | None]:
+    """State of every registered site, or why it is not known."""
+    try:
+        states = superlink.fleet_states(folder)
+    except SuperLinkError as error:
+        return None, str(error)
+    unknown = NodeState("registered", 0.0, "", {})
+    return {
+        name: asdict(states.get(name, unknown)) | {"max_examples": site.max_examples}
+        for name, site in folder.sites().items()
+    }, None
+
+
 def live_of(run: RunFolder, now: datetime | None = None) -> Live | None:
     """The round under way as the server app last wrote it; None where there is none."""
-    file = run.path / "live.json"
     try:
-        read = json.loads(file.read_text(encoding="utf-8"))
+        read = json.loads((run.path / "live.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     waited = ((now or datetime.now(UTC)) - datetime.fromisoformat(read["since"])).total_seconds()
-    missing = {str(name): max(0.0, waited) for name in read["waiting_for"]}
-    warnings = tuple(map(str, read["warnings"]))
-    return Live(int(read["round"]), tuple(map(str, read["answered"])), missing, warnings)
+    missing = dict.fromkeys(read["waiting_for"], max(0.0, waited))
+    return Live(read["round"], tuple(read["answered"]), missing, tuple(read["warnings"]))
 
 
 def collapses_of(
@@ -116,72 +175,140 @@ def is_held(run: RunFolder) -> bool:
     file = run.path / ".lock"
     if not file.exists():
         return False
-    lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
+        with FileLock(file, timeout=0):
+            return False
     except (Timeout, OSError):
         return True
-    lock.release()
-    return False
 
 
-def to_json(standing: Standing) -> str:
-    """The same as indented JSON."""
-    return json.dumps(asdict(standing), indent=2, ensure_ascii=False)
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    is_finished: bool
+    reason: str
 
 
-def to_text(standing: Standing) -> str:
-    """The same for people."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+class Watch:
+    """What was seen of a run folder so far; only what changes after `__init__` counts."""
 
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("status.txt.j2").render(asdict(standing)).rstrip("\n")
+    def __init__(self, run: RunFolder, settings: Settings) -> None:
+        self.run, self._settings = run, settings
+        self._seen = self._marks()
+        self._stale = self._seen["status.json"]
+        records = run.history()
+        self._shown = max((record.round for record in records), default=-1)
+        self._told = set(self._texts(records))
+        display().start_rounds(settings.cell, settings.num_rounds)
+
+    def status(self) -> dict[str, str] | None:
+        """`state` and `reason` as this run wrote them; None before it did."""
+        return None if self._marks()["status.json"] == self._stale else self.run.status()
+
+    def look(self) -> bool:
+        """Show new rounds and answers; returns whether there was any news."""
+        records = self.run.history()
+        for record in records:
+            if record.round > self._shown:
+                self._shown = record.round
+                display().show_round(self._shown, f"accuracy {record.accuracy:.4f}")
+        for text in self._texts(records):
+            if text not in self._told:
+                display().say(f"{self._settings.cell}: {text}")
+                self._told.add(text)
+        live = live_of(self.run)
+        if live is not None:
+            display().show_updates(live.round, len(live.answered), len(live.answered) + len(live.missing))
+        before, self._seen = self._seen, self._marks()
+        return before != self._seen
+
+    def _texts(self, records: Sequence[RoundRecord]) -> list[str]:
+        """What a person should know of the run so far."""
+        live = live_of(self.run)
+        collapses = [collapse["words"] for collapse in collapses_of(self.run, self._settings, records)]
+        return [*(live.warnings if live else ()), *collapses]
+
+    def _marks(self) -> dict[str, int]:
+        """When each file was written last; 0 where it is not there."""
+        marks = dict.fromkeys(("status.json", "history.jsonl", "live.json"), 0)
+        for name in marks:
+            with suppress(FileNotFoundError):
+                marks[name] = (self.run.path / name).stat().st_mtime_ns
+        return marks
 
 
-def _ask_sites(folder: ServerFolder) -> tuple[dict[str, dict[str, Any]] | None, str | None]:
-    """State of every registered site, or why it is not known."""
-    from server.deployment import superlink
+def follow(folder: ServerFolder, run_id: str, watch: Watch, sites: Sequence[str]) -> Outcome:
+    """Show the rounds of a run until it ends; only its own bounds end it.
 
-    try:
-        states = superlink.fleet_states(folder)
-    except superlink.SuperLinkError as error:
-        return None, str(error)
-    unknown = superlink.NodeState("registered", 0.0, "", {})
-    return {
-        name: asdict(states.get(name, unknown)) | {"max_examples": site.max_examples}
-        for name, site in folder.sites().items()
-    }, None
-
-
-def _brief(record: RoundRecord) -> dict[str, Any]:
-    return {
-        "round": record.round,
-        "accuracy": record.accuracy,
-        "loss": record.train.loss,
-        "seconds": record.seconds.total,
-    }
-
-
-def folder_and_run(run_dir: Path | None, folder_path: Path) -> tuple[RunFolder, ServerFolder | None]:
-    """What `wardround status [RUN_DIR]` is about: without a run folder, the run submitted last.
+    What it waits for is said when nothing has happened for a while, ever more rarely.
 
     Raises:
-        ValueError: there is neither.
+        RunFailed: the SuperLink has not answered for a minute.
     """
-    folder = ServerFolder(folder_path) if (folder_path / "server.yaml").exists() else None
-    if run_dir is not None:
-        if not run_dir.is_dir():
-            raise ValueError(f"'{run_dir}' is no folder. Give the run folder that `wardround submit` named.")
-        return RunFolder(run_dir), folder
-    last = folder.last_run() if folder else None
-    if last is None:
-        where = f"'{folder_path}' has no run yet" if folder else f"'{folder_path}' is no server folder"
-        raise ValueError(
-            f"{where}. Name a run folder: wardround status RUN_DIR, or a server folder with --dir."
-        )
-    return RunFolder(Path(last["run_dir"])), folder
+    run = watch.run
+    asked = answered = news = time.monotonic()
+    patience = _STALL_SECONDS
+    while True:
+        time.sleep(_LOOK_SECONDS)
+        if watch.look():
+            news, patience = time.monotonic(), _STALL_SECONDS
+        elif (quiet := time.monotonic() - news) > patience:
+            display().say(f"no news for {quiet:.0f} s: {waiting_for(folder, run, sites)}")
+            patience = 2 * quiet
+        status = watch.status()
+        is_over = status is not None and status["state"] != "running"
+        if time.monotonic() - asked < (_ASK_AT_END_SECONDS if is_over else _ASK_SECONDS):
+            continue
+        try:
+            state = superlink.run_state(folder, run_id)
+            answered = time.monotonic()
+            if state.has_ended:
+                watch.look()
+                return conclude(state, watch.status(), run)
+        except SuperLinkError as error:
+            if time.monotonic() - answered > _LOST_SECONDS:
+                raise RunFailed(
+                    f"the SuperLink is lost ({error}). Whole rounds are safe in '{run.path}'; go on with: "
+                    f"wardround server up, then wardround submit --resume {run.path}"
+                ) from None
+        asked = time.monotonic()
+
+
+def conclude(state: RunState, status: dict[str, str] | None, run: RunFolder) -> Outcome:
+    """Judge by both witnesses, and correct a run folder whose process could not write its end.
+
+    Args:
+        status: what this run wrote into its folder; None if it wrote nothing.
+    """
+    if status is None:
+        if state.status == "finished:completed":
+            return Outcome(False, f"it ended, but wrote no run folder at '{run.path}' on this machine")
+        return Outcome(False, state.details or f"it ended as {state.status} before its first round")
+    if status["state"] == "running":
+        if state.status == "finished:stopped":
+            status = {"state": "stopped", "reason": "stopped by the coordinator"}
+        else:
+            reason = state.details or f"the server app ended without a word ({state.status})"
+            status = {"state": "failed", "reason": reason}
+        run.write_status(**status)
+    if status["state"] == "finished" and state.status == "finished:completed":
+        return Outcome(True, status["reason"])
+    reason = (status["reason"] or state.details or state.status).rstrip(".")
+    return Outcome(
+        False, f"{reason}. To go on from the last whole round: wardround submit --resume {run.path}"
+    )
+
+
+def waiting_for(folder: ServerFolder, run: RunFolder, sites: Sequence[str]) -> str:
+    """What keeps a run, in words."""
+    live = live_of(run)
+    if live is not None and live.missing and run.status()["state"] == "running":
+        return f"round {live.round} waits for {', '.join(live.missing)}"
+    try:
+        states = superlink.fleet_states(folder)
+    except SuperLinkError as error:
+        return str(error)
+    told = {name: states[name].status if name in states else "unknown" for name in sites}
+    absent = [f"{name} ({status})" for name, status in told.items() if status != "online"]
+    return f"not online: {', '.join(absent)}" if absent else "all sites are online; the server is at work"

@@ -16,8 +16,7 @@ from common.settings import Settings
 from server.compose import compose
 from server.deployment import superlink
 from server.deployment.folder import RegisteredSite, ServerFolder, signing_key
-from server.deployment.follow import Outcome, Watch, follow
-from server.deployment.status import is_held
+from server.deployment.status import Outcome, Watch, follow, is_held
 from server.deployment.ticket import write_ticket
 from server.display import display
 from server.rounds.clients import RunFailed

@@ -26,10 +26,10 @@ def test_a_node_that_is_still_online_is_tried_again(
     now = time.monotonic()
     monkeypatch.setattr("client.node.join.time.monotonic", lambda: now + 200)
     later = judge(STILL_ONLINE)
-    assert (first.action, first.soon) == ("retry", True)
+    assert (first.is_final, first.is_soon) == (False, True)
     assert "still counts this site as online" in first.reason
     assert "another machine" not in first.reason
-    assert (later.action, "another machine" in later.reason) == ("retry", True)
+    assert (later.is_final, "another machine" in later.reason) == (False, True)
 
 
 def test_an_unknown_key_ends_unless_the_server_knew_it(tmp_path: Path, tiny_texts: Path) -> None:
@@ -39,27 +39,27 @@ def test_an_unknown_key_ends_unless_the_server_knew_it(tmp_path: Path, tiny_text
         site = make_site(tmp_path, port, tiny_texts)
         stranger, known = Judge(site), Judge(site)
         verdict = stranger(UNKNOWN)
-        assert (verdict.action, "wardround server register" in verdict.reason) == ("end", True)
+        assert (verdict.is_final, "wardround server register" in verdict.reason) == (True, True)
         # A site may be let in again under the same key: that heals.
         known.accepted()
-        assert known(UNKNOWN).action == "retry"
+        assert not known(UNKNOWN).is_final
 
 
 def test_a_restarted_server_is_joined_anew(tmp_path: Path, tiny_texts: Path) -> None:
     verdict = Judge(make_site(tmp_path, free_port(), tiny_texts))(Refused("other_node"))
-    assert (verdict.action, verdict.soon) == ("retry", True)
+    assert (verdict.is_final, verdict.is_soon) == (False, True)
 
 
-@pytest.mark.parametrize(("why", "action"), [("wrong_time", "retry"), ("version", "end"), ("other", "retry")])
-def test_what_heals_and_what_does_not(why: str, action: str, tmp_path: Path, tiny_texts: Path) -> None:
+@pytest.mark.parametrize(("why", "is_final"), [("wrong_time", False), ("version", True), ("other", False)])
+def test_what_heals_and_what_does_not(why: str, is_final: bool, tmp_path: Path, tiny_texts: Path) -> None:
     judge = Judge(make_site(tmp_path, free_port(), tiny_texts))
-    assert judge(Refused(why)).action == action  # type: ignore[arg-type]
+    assert judge(Refused(why)).is_final == is_final  # type: ignore[arg-type]
 
 
 def test_a_server_that_is_away_is_waited_for(tmp_path: Path, tiny_texts: Path) -> None:
     make_certificates(tmp_path)
     verdict = Judge(make_site(tmp_path, free_port(), tiny_texts))(LOST)
-    assert (verdict.action, "cannot be reached" in verdict.reason) == ("retry", True)
+    assert (verdict.is_final, "cannot be reached" in verdict.reason) == (False, True)
 
 
 def test_a_greeting_that_is_broken_off_is_tried_again(tmp_path: Path, tiny_texts: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_greeting_that_is_broken_off_is_tried_again(tmp_path: Path, tiny_texts
         Thread(target=hang_up, daemon=True).start()
         verdict = Judge(make_site(tmp_path, door.getsockname()[1], tiny_texts))(LOST)
         door.shutdown(socket.SHUT_RDWR)
-    assert (verdict.action, "broke the TLS greeting off" in verdict.reason) == ("retry", True)
+    assert (verdict.is_final, "broke the TLS greeting off" in verdict.reason) == (False, True)
 
 
 def test_wrong_authority_and_expired_certificate_end(tmp_path: Path, tiny_texts: Path) -> None:
@@ -85,8 +85,8 @@ def test_wrong_authority_and_expired_certificate_end(tmp_path: Path, tiny_texts:
     old = tmp_path / "old"
     with tls_server(make_certificates(old, started_days_ago=20, days=10)) as port:
         expired = Judge(make_site(old, port, tiny_texts))(LOST)
-    assert (stranger.action, "is signed by" in stranger.reason) == ("end", True)
-    assert (expired.action, "expired on" in expired.reason) == ("end", True)
+    assert (stranger.is_final, "is signed by" in stranger.reason) == (True, True)
+    assert (expired.is_final, "expired on" in expired.reason) == (True, True)
 
 
 def test_words_of_the_server_reach_the_terminal_without_control_characters(
@@ -99,6 +99,6 @@ def test_words_of_the_server_reach_the_terminal_without_control_characters(
         with Connection(site) as connection, pytest.raises(Refused) as refused:
             connection.activate()
     verdict = Judge(site)(refused.value)
-    assert (verdict.action, verdict.reason.isprintable()) == ("retry", True)
+    assert (verdict.is_final, verdict.reason.isprintable()) == (False, True)
     assert "the server said no ( [2Jyou are owned!!!" in verdict.reason
     assert len(verdict.reason) < 400

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from client.kit import checks_machine as preflight_machine
-from client.kit.checks import CHECKS, DATA_CHECKS, as_json, is_ready, run_checks
-from client.kit.findings import Options
+from client.kit import checks
+from client.kit.checks import CHECKS, DATA_CHECKS, Options, as_json, is_ready, run_checks
 from tests.support.site_lab import free_port, look, make_site, states
 
 
-def test_versions(tmp_path: Path) -> None:
-    assert preflight_machine.check_versions({}).state == "ok"
-    assert preflight_machine.check_versions({"flwr": version("flwr"), "python": "3"}).state == "ok"
-    found = preflight_machine.check_versions({"flwr": "1.38.0", "no-such-package": "1"})
+def test_versions(tmp_path: Path, tiny_texts: Path) -> None:
+    site = make_site(tmp_path, 9092, tiny_texts)
+    for expect in ({}, {"flwr": version("flwr"), "python": "3"}):
+        assert look(site, "versions", expect=expect)["versions"].state == "ok"
+    found = look(site, "versions", expect={"flwr": "1.38.0", "no-such-package": "1"})["versions"]
     assert found.state == "problem"
     assert "not 1.38.0" in found.message
     assert "no-such-package is missing, not 1" in found.message
@@ -58,15 +58,15 @@ def test_key_of_another_curve(tmp_path: Path, tiny_texts: Path) -> None:
 def test_disk_and_memory(tmp_path: Path, tiny_texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = make_site(tmp_path, 9092, tiny_texts)
     usage = type("Usage", (), {"free": 2**20})
-    monkeypatch.setattr("client.kit.checks_machine.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("client.kit.checks.shutil.disk_usage", lambda _: usage)
     assert look(site, "disk")["disk"].state == "problem"
     usage.free = 2**40  # type: ignore[attr-defined]
     assert look(site, "disk")["disk"].state == "ok"
-    monkeypatch.setattr(preflight_machine, "available_memory", lambda: 2**30)
+    monkeypatch.setattr(checks, "available_memory", lambda: 2**30)
     scarce = look(site, "memory")["memory"]
     # 4 x 440 MB + 2 GiB = 3.6 GiB
     assert (scarce.state, "1.0 GiB free, about 3.6 needed" in scarce.message) == ("warning", True)
-    monkeypatch.setattr(preflight_machine, "available_memory", lambda: 2**35)
+    monkeypatch.setattr(checks, "available_memory", lambda: 2**35)
     assert look(site, "memory")["memory"].state == "ok"
 
 

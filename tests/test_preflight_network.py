@@ -203,5 +203,5 @@ def test_a_link_is_walked_once(tmp_path: Path, tiny_texts: Path) -> None:
     fleet = FakeFleet()
     with fleet_server(make_certificates(tmp_path), fleet) as port:
         link = Link(make_site(tmp_path, port, tiny_texts), 2.0)
-        assert link.answer is link.answer
+        assert link.refusal is link.refusal is None
     assert len(fleet.calls) == 1

@@ -8,6 +8,7 @@ import pwd
 import sys
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from client.kit.site_file import SiteFile, signing_keys, write_site_file
 from common.credentials import new_key, public_line, refuse_to_overwrite, write_key_pair
@@ -15,51 +16,63 @@ from common.files import write_atomically
 from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
 
 _TEMPLATES = Path(__file__).resolve().parent / "files"
-UNIT, COMPOSE, SITE = "wardround-site.service", "compose.yaml", "site.yaml"
-REGISTRATION, INVITATION, STATE = "registration.json", "invitation.json", "state"
+UNIT, COMPOSE, REGISTRATION = "wardround-site.service", "compose.yaml", "registration.json"
 
 
-def write_kit(site: SiteFile, invitation: Invitation, invited: Path, folder: Path, image: str) -> str:
-    """Make the keys and write the files, readable in `folder`; returns the registration's fingerprint.
+def write_kit(invited: Path, folder: Path, image: str, **facts: Any) -> tuple[SiteFile, str, str]:
+    """Make the keys and write the files, readable in `folder`.
 
     Args:
         invited: the invitation's file, which is copied.
+        facts: of the `SiteFile`, beside what the invitation says and where the files stand.
+
+    Returns:
+        The site, the fingerprint of the invitation, and that of the registration.
 
     Raises:
-        ValueError: one of the files is there already; then none is written. Or a path cannot stand in them.
+        ValueError: one of the files is there already, then none is written; a path cannot stand in them; or
+            the invitation or a fact is none.
     """
-    folder = folder.absolute()
-    assert site.signing_key is not None
-    assert site.coordinator_key is not None
-    assert site.invitation is not None
-    made = [site.private_key, site.public_key, site.signing_key, site.ca, site.coordinator_key]
-    targets = [*made, *(folder / name for name in (SITE, UNIT, COMPOSE, REGISTRATION))]
-    targets += [] if invited.absolute() == site.invitation else [site.invitation]
+    folder, invited = folder.absolute(), invited.absolute()
+    invitation, fingerprint = read_paper(Invitation, invited)
+    names = ("ca.crt", "coordinator.pub", "site.key", "site.pub", "signing.key", "state", "invitation.json")
+    ca, coordinator, private, public, secret, state, copy = (folder / name for name in names)
+    site = SiteFile(
+        name=invitation.site,
+        server_address=invitation.address,
+        ca=ca,
+        coordinator_key=coordinator,
+        private_key=private,
+        public_key=public,
+        signing_key=secret,
+        state=state,
+        invitation=copy,
+        **facts,
+    )
     for path in (folder, site.data_path, site.model or folder):
         if any(letter in str(path) for letter in "\"'\\\n$%"):
             raise ValueError(f"{path}: quotes, backslashes, $ and % cannot stand in a path here. Move it.")
-    refuse_to_overwrite(*targets)
+    texts = {
+        copy: invited.read_text(encoding="ascii"),
+        ca: invitation.ca,
+        coordinator: f"{invitation.signing_key} coordinator\n",
+        folder / UNIT: _unit(site, folder),
+        folder / COMPOSE: _compose(site, folder, image),
+    }
+    if invited == copy:
+        del texts[copy]
+    others = (folder / name for name in ("site.yaml", REGISTRATION))
+    refuse_to_overwrite(private, public, secret, *texts, *others)
     folder.mkdir(parents=True, exist_ok=True)
-    unit, compose = _unit(site, folder), _compose(site, folder, image)
-    site.state.mkdir(mode=0o700, exist_ok=True)
+    state.mkdir(mode=0o700, exist_ok=True)
     node, signing = new_key("node"), new_key("signing")
-    write_key_pair(node, site.private_key, site.public_key, comment=site.name)
-    public = site.signing_key.with_suffix(".pub")
-    write_key_pair(signing, site.signing_key, public, comment=f"{site.name}-signing")
-    if invited.absolute() != site.invitation:
-        _write(site.invitation, invited.read_text(encoding="ascii"))
-    _write(site.ca, invitation.ca)
-    _write(site.coordinator_key, f"{invitation.signing_key} coordinator\n")
-    write_site_file(site, folder / SITE)
-    _write(folder / UNIT, unit)
-    _write(folder / COMPOSE, compose)
-    answer = Registration(site.name, public_line(node), public_line(signing), fingerprint_of(invited))
-    return write_paper(answer, folder / REGISTRATION, signing)  # type: ignore[arg-type]
-
-
-def fingerprint_of(invited: Path) -> str:
-    """Of an invitation's file. Raises ValueError where it is none."""
-    return read_paper(Invitation, invited)[1]
+    write_key_pair(node, private, public, comment=site.name)
+    write_key_pair(signing, secret, secret.with_suffix(".pub"), comment=f"{site.name}-signing")
+    for path, text in texts.items():
+        _write(path, text)
+    write_site_file(site, folder / "site.yaml")
+    answer = Registration(site.name, public_line(node), public_line(signing), fingerprint)
+    return site, fingerprint, write_paper(answer, folder / REGISTRATION, signing)  # type: ignore[arg-type]
 
 
 def _write(path: Path, text: str) -> None:
@@ -78,20 +91,17 @@ def _unit(site: SiteFile, folder: Path) -> str:
 
 def _compose(site: SiteFile, folder: Path, image: str) -> str:
     outside = [path for path in (site.data_path, site.model) if path is not None]
-    mounted = [folder, *(path for path in outside if not path.is_relative_to(folder))]
-    volumes = [
-        f"      - {{type: bind, source: {_quoted(path)}, target: {_quoted(path)}, read_only: true}}"
-        for path in dict.fromkeys(mounted)
-    ]
-    state = _quoted(site.state)
-    volumes.append(f"      - {{type: bind, source: {state}, target: {state}}}")
+    read = [folder, *(path for path in outside if not path.is_relative_to(folder))]
+    mounts = {_quoted(path): ", read_only: true" for path in read} | {_quoted(site.state): ""}
     return _template(COMPOSE).substitute(
         name=site.name,
         image=json.dumps(image),
-        site_file=_quoted(folder / SITE),
+        site_file=_quoted(folder / "site.yaml"),
         uid=os.getuid(),
         gid=os.getgid(),
-        volumes="\n".join(volumes),
+        volumes="\n".join(
+            f"      - {{type: bind, source: {path}, target: {path}{how}}}" for path, how in mounts.items()
+        ),
     )
 
 

@@ -9,59 +9,36 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address, ip_network
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from cryptography.x509 import Certificate
-
-    from client.kit.site_file import SiteFile
+from client.kit.site_file import SiteFile
+from client.node.connection import Connection, Refused, Unreachable
+from common.credentials import Certificate, certificate_of
 
 # In the order in which gRPC looks at them; it knows small letters only.
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 _EXCEPTION_VARIABLES = ("no_grpc_proxy", "no_proxy")
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the server says to a question signed with the site's key."""
-
-    kind: Literal["registered", "unregistered", "wrong_time", "version", "unreachable", "other"]
-    detail: str = ""
-
-    @property
-    def accepts_the_time(self) -> bool:
-        """Whether the server looked at a time stamp of this machine and found it right."""
-        return self.kind in ("registered", "unregistered")
-
-
-@dataclass(frozen=True)
-class Proxy:
-    """A proxy that gRPC would send the connection through."""
+class Proxy(NamedTuple):
+    """A proxy that gRPC would send the connection through, and the variable that names it."""
 
     variable: str
-    url: str
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port."""
-        parts = urlsplit(self.url if "//" in self.url else f"//{self.url}")
-        return parts.hostname or "", parts.port or 80
+    host: str
+    port: int
 
 
-@dataclass(frozen=True)
-class Handshake:
+class Handshake(NamedTuple):
     """How TLS ended."""
 
-    error: ssl.SSLError | OSError | None
+    error: OSError | None
     """None where the server proved its name with a certificate of the site's authority."""
-    protocol: str | None = None
+    protocol: str | None
     """What both sides agreed to speak; gRPC needs `h2`."""
-    certificate: Certificate | None = None
+    certificate: Certificate | None
     """What the server showed, whether it is trusted or not."""
 
 
@@ -75,12 +52,11 @@ class Link:
     @cached_property
     def proxy(self) -> Proxy | None:
         """The proxy that the environment puts between this site and the server."""
-        found = ((name, os.environ.get(name)) for name in _PROXY_VARIABLES)
-        variable, url = next(((name, url) for name, url in found if url), (None, None))
-        if variable is None or url is None:
+        variable, url = _first_set(_PROXY_VARIABLES)
+        if not url or is_excepted(self.host, _first_set(_EXCEPTION_VARIABLES)[1]):
             return None
-        exceptions = next((value for name in _EXCEPTION_VARIABLES if (value := os.environ.get(name))), "")
-        return None if is_excepted(self.host, exceptions) else Proxy(variable, url)
+        parts = urlsplit(url if "//" in url else f"//{url}")
+        return Proxy(variable, parts.hostname or "", parts.port or 80)
 
     @cached_property
     def addresses(self) -> list[str] | OSError:
@@ -92,7 +68,7 @@ class Link:
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     @cached_property
-    def reached(self) -> OSError | None:
+    def unreached(self) -> OSError | None:
         """Why no connection can be made, or None."""
         try:
             self._connect().close()
@@ -102,57 +78,54 @@ class Link:
 
     @cached_property
     def handshake(self) -> Handshake:
-        """Try TLS as gRPC does it: this site's authority only, the server's name, HTTP/2."""
+        """TLS as gRPC does it: this site's authority only, the server's name, HTTP/2."""
         try:
             context = ssl.create_default_context(cafile=str(self.site.ca))
             context.hostname_checks_common_name = False  # as in gRPC: alternative names only
-            context.set_alpn_protocols(["h2"])
-            with context.wrap_socket(self._connect(), server_hostname=self.host) as wrapped:
-                shown = wrapped.getpeercert(binary_form=True)
-                return Handshake(None, wrapped.selected_alpn_protocol(), _certificate(shown))
-        except (ssl.SSLError, OSError) as error:
-            return Handshake(error, None, self._shown())
+            return Handshake(None, *self._greet(context))
+        except OSError as error:
+            refused = error
+        # The certificate of a server that is not trusted, to tell a person about it.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        try:
+            return Handshake(refused, *self._greet(context))
+        except OSError:
+            return Handshake(refused, None, None)
 
     @cached_property
-    def answer(self) -> Answer:
-        """What the server says to this site's key. Raises ValueError where a site's file cannot be read."""
-        from client.node.connection import Connection, Refused, Unreachable
-
+    def refusal(self) -> Refused | Unreachable | None:
+        """Why the server does not take this site's key, or None. Raises ValueError as `Connection` does."""
         try:
             with Connection(self.site) as connection:
                 connection.ask_if_registered(self.timeout_seconds)
-        except Unreachable as error:
-            return Answer("unreachable", str(error))
-        except Refused as refused:
-            kinds: dict[str, Literal["unregistered", "wrong_time", "version"]] = {
-                "unknown_key": "unregistered",
-                "wrong_time": "wrong_time",
-                "version": "version",
-            }
-            return Answer(kinds.get(refused.why, "other"), refused.detail)
-        return Answer("registered")
+        except (Refused, Unreachable) as error:
+            return error
+        return None
 
-    def _shown(self) -> Certificate | None:
-        """The certificate of a server that is not trusted, to tell a person about it."""
-        try:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            with context.wrap_socket(self._connect(), server_hostname=self.host) as wrapped:
-                return _certificate(wrapped.getpeercert(binary_form=True))
-        except (ssl.SSLError, OSError):
-            return None
+    def _greet(self, context: ssl.SSLContext) -> tuple[str | None, Certificate | None]:
+        """Protocol and certificate of the server. Raises OSError, of which SSLError is one."""
+        context.set_alpn_protocols(["h2"])
+        with context.wrap_socket(self._connect(), server_hostname=self.host) as wrapped:
+            shown = wrapped.getpeercert(binary_form=True)
+            return wrapped.selected_alpn_protocol(), certificate_of(shown) if shown else None
 
     def _connect(self) -> socket.socket:
         """A connection to the server, through the proxy where there is one. Raises OSError."""
-        if self.proxy is None:
-            return socket.create_connection((self.host, self.port), timeout=self.timeout_seconds)
-        connection = socket.create_connection(self.proxy.address, timeout=self.timeout_seconds)
+        address = (self.host, self.port) if self.proxy is None else (self.proxy.host, self.proxy.port)
+        connection = socket.create_connection(address, timeout=self.timeout_seconds)
         try:
-            _ask_proxy(connection, self.host, self.port)
+            if self.proxy is not None:
+                _ask_proxy(connection, self.host, self.port)
         except OSError:
             connection.close()
             raise
         return connection
+
+
+def _first_set(variables: tuple[str, ...]) -> tuple[str, str]:
+    """Name and value of the first environment variable that is set; empty where none is."""
+    return next(((name, value) for name in variables if (value := os.environ.get(name))), ("", ""))
 
 
 def is_excepted(host: str, exceptions: str) -> bool:
@@ -173,31 +146,9 @@ def _ask_proxy(connection: socket.socket, host: str, port: int) -> None:
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     connection.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
     reply = b""
-    while b"\r\n\r\n" not in reply and len(reply) < 65536:
-        # One byte at a time would be safest; a server of TLS says nothing before its client does.
-        received = connection.recv(4096)
-        if not received:
-            break
+    # One byte at a time would be safest; a server of TLS says nothing before its client does.
+    while b"\r\n\r\n" not in reply and len(reply) < 65536 and (received := connection.recv(4096)):
         reply += received
     status = reply.split(b"\r\n", 1)[0].decode("latin-1")
     if status.split(" ")[1:2] != ["200"]:
         raise OSError(f"the proxy did not open a tunnel: {status or 'no answer'}")
-
-
-def _certificate(encoded: bytes | None) -> Certificate | None:
-    from cryptography.x509 import load_der_x509_certificate
-
-    return None if encoded is None else load_der_x509_certificate(encoded)
-
-
-def read_authority(path: Path) -> Certificate:
-    """The authority's certificate. Raises ValueError if the file does not hold one."""
-    from cryptography.x509 import load_pem_x509_certificate
-
-    step = "Get the file ca.crt from the coordinator and set server.ca to it."
-    try:
-        return load_pem_x509_certificate(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"server.ca: {path} cannot be read: {error.strerror}. {step}") from None
-    except ValueError:
-        raise ValueError(f"server.ca: {path} holds no certificate in PEM form. {step}") from None

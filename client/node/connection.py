@@ -43,6 +43,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
+from client.kit.site_file import SiteFile, read_authority
 from common.credentials import NEW_KEYS, pem_of, public_line, read_private_key
 from common.wire.arrays import PIECE_BYTES
 from common.wire.messages import LATE_SECONDS, printable
@@ -51,8 +52,6 @@ from common.wire.signing import NotAuthentic
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-
-    from client.kit.site_file import SiteFile
 
 _MOST_MESSAGE_BYTES = PIECE_BYTES + 2**20
 _CALL_SECONDS, _PIECE_SECONDS = 30.0, 180.0
@@ -142,9 +141,7 @@ class Connection:
 
     def __init__(self, site: SiteFile) -> None:
         """Raises ValueError where the site's key or authority cannot be read."""
-        from client.kit.link import read_authority
-
-        read_authority(site.ca)
+        read_authority(site)
         key = read_private_key(site.private_key, "node", "key.private", NEW_KEYS)
         self._key: EllipticCurvePrivateKey = key  # type: ignore[assignment]
         self._public = pem_of(public_line(key))

@@ -8,16 +8,12 @@ import ssl
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from client.kit.checks import run_checks
-from client.kit.checks_network import check_certificate, check_registered, check_tls
-from client.kit.findings import Finding, Options
-from client.kit.link import Link
+from client.kit.checks import Finding, Options, Subject, finding_of, run_checks
 from client.kit.site_file import SiteFile
 from client.node.connection import Connection, Heartbeat, Refused, Unreachable
 from client.node.journal import Journal
@@ -27,6 +23,7 @@ from client.node.worker import Stopped, Worker
 # A network that is down at boot comes up; a server that is down comes back. These do not end `join`.
 HEALING = frozenset({"address", "tcp"})
 _STILL_ONLINE = "the server still counts this site as online, which ends a minute after an unclean stop"
+_TWICE = "; by now it must be another machine or process that uses this site's key"
 _TWICE_SECONDS = 180.0
 # A site may be let in again under the same key.
 _FORGOTTEN_SECONDS = 900.0
@@ -39,13 +36,13 @@ def say(text: str) -> None:
     print(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z} {text}", flush=True)  # noqa: T201 - the terminal
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What is to be done after a connection has ended."""
 
-    action: Literal["retry", "end"]
     reason: str
-    soon: bool = False
+    is_final: bool = False
+    """Whether another try makes no sense."""
+    is_soon: bool = False
     """Whether the wait before the next try stays short."""
 
 
@@ -79,7 +76,7 @@ def join(
     ):
         worker.start()
         say(f"joining {site.server_address} as {site.name}")
-        reason = _Session(site, worker, journal, stopping.is_set, retry_seconds).run()
+        reason = _take_part(site, worker, journal, stopping.is_set, retry_seconds)
     if reason is None:
         say("left; no process of this site is running")
         return 0
@@ -87,113 +84,95 @@ def join(
     return 1
 
 
-class _Session:
-    """One connection after the other, until a verdict or a signal ends it."""
-
-    def __init__(
-        self,
-        site: SiteFile,
-        worker: Worker,
-        journal: Journal,
-        is_stopping: Callable[[], bool],
-        retry_seconds: float,
-    ) -> None:
-        self._connection = Connection(site)
-        self._loop = Loop(site, self._connection, worker, journal, say, is_stopping)
-        self._judge, self._is_stopping, self._first_wait = Judge(site), is_stopping, retry_seconds
-
-    def run(self) -> str | None:
-        """Why it ended, or None where a signal asked for it."""
-        wait = self._first_wait
-        while not self._is_stopping():
-            try:
-                self._connect_and_serve()
-                return None
-            except Stopped:
-                return None
-            except (Refused, Unreachable) as error:
-                was_connected = self._judge.is_accepted_anew()
-                verdict = self._judge(error)
-            if verdict.action == "end":
-                return verdict.reason
-            wait = self._first_wait if was_connected or verdict.soon else wait
-            say(f"{verdict.reason}; trying again in {wait:.0f} s")
-            self._sleep(wait)
-            wait = min(wait * 2, max(_LONGEST_WAIT, self._first_wait))
-        return None
-
-    def _connect_and_serve(self) -> None:
-        with self._connection as connection:
-            connection.activate()
-            self._judge.accepted()
-            say(f"connected to the server as node {connection.node.node_id}")
-            heartbeat = Heartbeat(connection)
-            heartbeat.start()
-            try:
-                self._loop.serve(heartbeat)
-            finally:
-                heartbeat.stop()
-                with suppress(Refused, Unreachable):
-                    connection.leave()
-
-    def _sleep(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not self._is_stopping() and time.monotonic() < until:
+def _take_part(
+    site: SiteFile, worker: Worker, journal: Journal, is_stopping: Callable[[], bool], first_wait: float
+) -> str | None:
+    """Make one connection after the other. Returns why that ended, or None where a signal asked for it."""
+    connection = Connection(site)
+    loop = Loop(site, connection, worker, journal, say, is_stopping)
+    judge, wait = Judge(site), first_wait
+    while not is_stopping():
+        try:
+            with connection:
+                connection.activate()
+                judge.accepted()
+                wait = first_wait
+                say(f"connected to the server as node {connection.node.node_id}")
+                _serve(loop, connection)
+            return None
+        except Stopped:
+            return None
+        except (Refused, Unreachable) as error:
+            verdict = judge(error)
+        if verdict.is_final:
+            return verdict.reason
+        wait = first_wait if verdict.is_soon else wait
+        say(f"{verdict.reason}; trying again in {wait:.0f} s")
+        until = time.monotonic() + wait
+        while not is_stopping() and time.monotonic() < until:
             time.sleep(min(_TICK, max(0.0, until - time.monotonic())))
+        wait = min(wait * 2, max(_LONGEST_WAIT, first_wait))
+    return None
+
+
+def _serve(loop: Loop, connection: Connection) -> None:
+    heartbeat = Heartbeat(connection)
+    heartbeat.start()
+    try:
+        loop.serve(heartbeat)
+    finally:
+        heartbeat.stop()
+        with suppress(Refused, Unreachable):
+            connection.leave()
 
 
 class Judge:
     """Says whether another try makes sense, from what the server said and from a look at the way to it."""
 
     def __init__(self, site: SiteFile, timeout_seconds: float = 5.0) -> None:
-        self._site, self._timeout = site, timeout_seconds
-        self._was_accepted = self._is_new = False
+        self._site, self._options = site, Options(timeout_seconds=timeout_seconds)
+        self._was_accepted = False
         self._refused_since: float | None = None
 
     def accepted(self) -> None:
         """The server took this site's key."""
-        self._was_accepted, self._is_new, self._refused_since = True, True, None
-
-    def is_accepted_anew(self) -> bool:
-        """Whether it did since this was asked last."""
-        is_new, self._is_new = self._is_new, False
-        return is_new
+        self._was_accepted, self._refused_since = True, None
 
     def __call__(self, error: Refused | Unreachable) -> Verdict:
         """What to do about it."""
         return self._lost(error) if isinstance(error, Unreachable) else self._refused(error)
 
     def _lost(self, error: Unreachable) -> Verdict:
-        link = Link(self._site, self._timeout)
-        if link.reached is not None:
-            return Verdict("retry", f"the server cannot be reached ({link.reached.strerror or link.reached})")
-        if _is_broken_off(link.handshake.error):
-            return Verdict("retry", "the server, or what stands before it, broke the TLS greeting off")
-        for check in (check_certificate, check_tls):
-            finding = check(link)
+        on = Subject(self._site, self._options)
+        if on.link.unreached is not None:
+            why = on.link.unreached.strerror or on.link.unreached
+            return Verdict(f"the server cannot be reached ({why})")
+        if _is_broken_off(on.link.handshake.error):
+            return Verdict("the server, or what stands before it, broke the TLS greeting off")
+        for finding in (finding_of(check, on) for check in ("certificate", "tls")):
             if finding.state == "problem":
-                return Verdict("end", f"{finding.message}. {finding.next_step}")
-        return Verdict("retry", f"the connection was lost ({error})")
+                return Verdict(f"{finding.message}. {finding.next_step}", is_final=True)
+        return Verdict(f"the connection was lost ({error})")
 
     def _refused(self, refused: Refused) -> Verdict:
-        if refused.why == "version":
-            step = "Install the version of Flower that the coordinator names."
-            return Verdict("end", f"{refused.detail} {step}")
-        if refused.why == "wrong_time":
-            return Verdict("retry", "the server refuses this machine's time; correct its clock (NTP)")
-        if refused.why == "unknown_key":
-            if self._was_accepted and self._refused_for() < _FORGOTTEN_SECONDS:
-                return Verdict("retry", "the server does not know this site's key any more", soon=True)
-            finding = check_registered(Link(self._site, self._timeout))
-            return Verdict("end", f"{finding.message}. {finding.next_step}")
-        if refused.why == "still_online":
-            twice = self._refused_for() > _TWICE_SECONDS
-            more = "; by now it must be another machine or process that uses this site's key" if twice else ""
-            return Verdict("retry", _STILL_ONLINE + more, soon=True)
+        match refused.why:
+            case "version":
+                step = "Install the version of Flower that the coordinator names."
+                return Verdict(f"{refused.detail} {step}", is_final=True)
+            case "wrong_time":
+                return Verdict("the server refuses this machine's time; correct its clock (NTP)")
+            case "unknown_key":
+                if self._was_accepted and self._refused_for() < _FORGOTTEN_SECONDS:
+                    return Verdict("the server does not know this site's key any more", is_soon=True)
+                finding = finding_of("registered", Subject(self._site, self._options))
+                return Verdict(f"{finding.message}. {finding.next_step}", is_final=True)
+            case "still_online":
+                is_twice = self._refused_for() > _TWICE_SECONDS
+                return Verdict(_STILL_ONLINE + (_TWICE if is_twice else ""), is_soon=True)
         self._refused_since = None
         if refused.why == "other_node":
-            return Verdict("retry", "the server was restarted and wants this site to connect anew", soon=True)
-        return Verdict("retry", f"the server said no ({refused})")
+            return Verdict("the server was restarted and wants this site to connect anew", is_soon=True)
+        return Verdict(f"the server said no ({refused})")
 
     def _refused_for(self) -> float:
         """Seconds since the server first said no."""

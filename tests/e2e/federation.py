@@ -17,8 +17,6 @@ from typing import Any
 import yaml
 
 from client.kit.init import REGISTRATION, write_kit
-from client.kit.site_file import SiteFile
-from common.wire.invitation import Invitation, read_paper
 from server.deployment import superlink
 from server.deployment.folder import SUPERLINK, Addresses, ServerFolder, invite_site, register_site
 from server.deployment.superlink import NodeState
@@ -128,9 +126,9 @@ class Federation:
         """
         folder = self.root / f"site-{name}"
         invited, _ = invite_site(self.folder, name, address=facts.pop("address", self.fleet_address))
-        invitation, _ = read_paper(Invitation, invited)
         site = TestSite(name, folder, folder / "site.yaml", folder / "site.key", folder / "site.pub")
-        write_kit(_site_file(invitation, folder, data), invitation, invited, folder, "no-image")
+        given = {"data_path": data, "text_columns": ("text",), "label_column": "label", "device": "cpu"}
+        write_kit(invited, folder, "no-image", **given)
         content = yaml.safe_load(site.site_file.read_text(encoding="utf-8"))
         keys = ("text_columns", "label_column", "labels", "drop_empty")
         content["data"] |= {key: facts.pop(key) for key in keys if key in facts}
@@ -253,22 +251,3 @@ class Federation:
         self.end()
         self.signal(signal.SIGKILL)
         wait_for(lambda: not self.processes(), END_SECONDS, "the last processes to go")
-
-
-def _site_file(invitation: Invitation, folder: Path, data: Path) -> SiteFile:
-    """As `wardround-site init` makes it."""
-    return SiteFile(
-        name=invitation.site,
-        server_address=invitation.address,
-        ca=folder / "ca.crt",
-        private_key=folder / "site.key",
-        public_key=folder / "site.pub",
-        data_path=data,
-        text_columns=("text",),
-        label_column="label",
-        device="cpu",
-        coordinator_key=folder / "coordinator.pub",
-        signing_key=folder / "signing.key",
-        state=folder / "state",
-        invitation=folder / "invitation.json",
-    )

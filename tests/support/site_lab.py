@@ -11,8 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from client.kit.checks import CHECKS, Subject
-from client.kit.findings import Finding, Options
+from client.kit.checks import Finding, Options, Subject, finding_of
 from client.kit.site_file import SiteFile
 from common.credentials import new_key, public_line, write_key_pair
 from server.deployment.certificates import Pair, issue_server_certificate, make_authority
@@ -116,7 +115,7 @@ def free_port() -> int:
 def look(site: SiteFile, *names: str, **options: Any) -> dict[str, Finding]:
     """Findings of these checks, by name."""
     subject = Subject(site, Options(**({"timeout_seconds": 2.0} | options)))
-    findings = {name: CHECKS[name](subject) for name in names}
+    findings = {name: finding_of(name, subject) for name in names}
     # Whatever is wrong, a person is told what to do next.
     assert all(finding.next_step for finding in findings.values() if finding.state == "problem"), findings
     return findings

@@ -103,6 +103,15 @@ def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
     assert "$" not in unit.replace("${", "")
 
 
+def test_init_says_how_the_file_of_texts_is_written(tmp_path: Path) -> None:
+    assert init(tmp_path, "--delimiter", ";", "--encoding", "windows-1252").returncode == 0
+    site = load_site_file(tmp_path / "site.yaml")
+    assert (site.delimiter, site.encoding) == (";", "windows-1252")
+    wrong = init(tmp_path, "--dir", "other", "--delimiter", ";;")
+    assert (wrong.returncode, "data.delimiter is ';;'" in wrong.stderr) == (2, True), wrong.stderr
+    assert not (tmp_path / "other").exists()
+
+
 def test_init_never_overwrites(tmp_path: Path) -> None:
     assert init(tmp_path).returncode == 0
     key = (tmp_path / "site.key").read_bytes()

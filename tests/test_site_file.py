@@ -102,7 +102,11 @@ def test_a_delimiter_is_written_as_it_was_read(
     ("old", "new", "words"),
     [
         ("device:", "devise:", ["devise", "Nearest: 'device'"]),
-        ("label_column: ward", "label_colum: ward", ["data.label_colum is 'ward'", "Nearest: 'data.label_column'"]),
+        (
+            "label_column: ward",
+            "label_colum: ward",
+            ["data.label_colum is 'ward'", "Nearest: 'data.label_column'"],
+        ),
         ("ca: ca.crt", "insecure: true", ["server.insecure", "server.address, server.ca"]),
         ("name: st_marys", "name: St. Mary", ["name is 'St. Mary'", "small letters"]),
         ("name: st_marys", "", ["name is missing"]),

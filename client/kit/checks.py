@@ -196,7 +196,8 @@ def _columns_of(site: SiteFile) -> list[str]:
 def _versions(on: Subject) -> Finding:
     """Installed versions; compared with those that were told."""
     expect = on.options.expect
-    found = {name: _installed(name) for name in dict.fromkeys([*_EXPECTED, *expect, "python"])}
+    found = {name: _installed(name) for name in (*_EXPECTED, *expect) if name != "python"}
+    found["python"] = platform.python_version()
     said = ", ".join(f"{name} {number or 'missing'}" for name, number in found.items())
     wrong = [
         f"{name} is {found[name] or 'missing'}, not {number}"
@@ -211,7 +212,7 @@ def _versions(on: Subject) -> Finding:
 
 def _installed(name: str) -> str | None:
     try:
-        return platform.python_version() if name == "python" else version(name)
+        return version(name)
     except PackageNotFoundError:
         return None
 

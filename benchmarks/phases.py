@@ -11,9 +11,11 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.contenders.job import Job
 from benchmarks.contenders.wardround import leave_out_training, overrides
@@ -21,8 +23,10 @@ from benchmarks.inputs import SIZES, write_model
 from benchmarks.plots import draw_bars
 from benchmarks.report import Report, Samples, Table, carry_out, parser
 from benchmarks.simulated import Texts
+from client import round as local_round
 from common.model.state import ModelState
 from server.compose import compose
+from server.engines import pool
 from server.engines.simulate import simulate
 from server.rounds import loop
 from server.rounds.fedavg import WeightedMean
@@ -68,13 +72,18 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
         folder=str(folder),
         threads=options.threads,
     )
-    leave_out_training()
     spent = dict.fromkeys(PHASES, 0.0)
-    for phase, (owner, name) in PHASES.items():
-        _time(owner, name, phase, spent)
     rounds: list[dict[str, float]] = []
-    _close_rounds(spent, rounds)
-    simulate(compose(overrides(job)).settings)
+    with ExitStack() as open_patches:
+        patched = open_patches.enter_context
+        patched(patch.dict(local_round.__dict__))
+        patched(patch.dict(pool.__dict__))
+        leave_out_training()
+        for phase, (owner, name) in PHASES.items():
+            patched(patch.object(owner, name, _timed(getattr(owner, name), phase, spent)))
+        for name, call in _marking_rounds(spent, rounds).items():
+            patched(patch.object(loop.FederatedAveraging, name, call))
+        simulate(compose(overrides(job)).settings)
     samples = Samples()
     for found in rounds[2:] or rounds[-1:]:
         for phase, seconds in found.items():
@@ -87,9 +96,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
     return Report("phases", table, samples, ["medians over the rounds from the third on."])
 
 
-def _time(owner: Any, name: str, phase: str, spent: dict[str, float]) -> None:
+def _timed(call: Callable[..., Any], phase: str, spent: dict[str, float]) -> Callable[..., Any]:
     """Count the seconds of every call; of calls inside other calls, only the outer."""
-    call: Callable[..., Any] = getattr(owner, name)
     spent.setdefault("", 0.0)  # whether one of them runs
 
     def timed(*args: Any, **words: Any) -> Any:
@@ -102,10 +110,10 @@ def _time(owner: Any, name: str, phase: str, spent: dict[str, float]) -> None:
             if outer == 0.0:
                 spent[phase] += time.perf_counter() - started
 
-    setattr(owner, name, timed)
+    return timed
 
 
-def _close_rounds(spent: dict[str, float], rounds: list[dict[str, float]]) -> None:
+def _marking_rounds(spent: dict[str, float], rounds: list[dict[str, float]]) -> dict[str, Callable[..., Any]]:
     """After every round, note what each phase took in it, and what is left of its time."""
     train, average, started = loop.FederatedAveraging._train, loop.FederatedAveraging._average, 0.0
 
@@ -122,8 +130,7 @@ def _close_rounds(spent: dict[str, float], rounds: list[dict[str, float]]) -> No
         rounds.append(found | {REST: time.perf_counter() - started - sum(found.values())})
         return outcome
 
-    setattr(loop.FederatedAveraging, "_train", timed_train)  # noqa: B010 - for mypy
-    setattr(loop.FederatedAveraging, "_average", timed_average)  # noqa: B010 - as above
+    return {"_train": timed_train, "_average": timed_average}
 
 
 def _plot(report: Report, options: argparse.Namespace) -> None:

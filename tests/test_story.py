@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from server.report.load import load_run, load_sweep
+from server.report.render import tell_story
 from server.report.report import write_report
-from server.report.result_files import read_run, read_sweep
-from server.report.story import tell_story
 from tests.support.pages import Page
 from tests.support.report_folders import digests, settings_with, told_line, write_run, write_table
 
@@ -38,7 +38,7 @@ def told_run(
 
 
 def story(folder: Path) -> str:
-    return tell_story(read_run(folder))
+    return tell_story(load_run(folder))
 
 
 def test_learning(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_sweep_lists_flags_and_marks_what_a_collapse_ended(tmp_path: Path) -> No
             ("minilm", "bbc_news", 8, 0, "finished", 0.2, 0.9, ""),
         ],
     )
-    assert [cell.outcome for cell in read_sweep(sweep).cells] == ["reached", "collapsed", "not reached"]
+    assert list(load_sweep(sweep).cells["outcome"]) == ["reached", "collapsed", "not reached"]
     page = Page(write_report(sweep))
     flagged = "collapse flagged in round 3: at chance since round 1"
     assert f"MiniLM on BBC News with K = 4: {flagged}" in page.text

@@ -38,9 +38,7 @@ from common.wire.messages import (
 from server.app import conduct
 from server.deployment.status import live_of
 from server.engines.local_grid import LocalGrid
-from server.report.document import Table
-from server.report.result_files import read_run
-from server.report.run_page import run_blocks
+from server.report.load import load_run
 from server.rounds.clients import Answer, Broadcast, GridClients, Member, Request, RunFailed
 from server.rounds.loop import RoundState
 from server.run_folder import RunFolder
@@ -158,9 +156,7 @@ def test_sites_of_a_simulation_are_called_by_their_files(
     assert (live.answered, list(live.missing)) == (("lakeside", "ward_7"), ["st_marys"])
     assert live.warnings == (f"round 1: st_marys: {reason}; the round goes on without it",)
     assert f"round 1: st_marys: {reason}" in capsys.readouterr().err
-    tables = [block for block in run_blocks("run", read_run(run.path), []) if isinstance(block, Table)]
-    (clients,) = [table for table in tables if table.header[0] == "Client"]
-    assert [row[0] for row in clients.rows] == ["lakeside", "ward_7"]
+    assert list(load_run(run.path).clients["name"]) == ["lakeside", "ward_7"]
 
 
 def test_a_simulated_site_that_fails_ends_the_run_by_its_name(make_settings: Make, tmp_path: Path) -> None:

@@ -1,164 +1,425 @@
-"""The paper's Figures 1 and 2: accuracy and rounds to the target, against K."""
+"""Figures of sweeps and runs, in colours that a colour-blind reader can tell apart, never colour alone."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log, sqrt
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from server.report.figure_style import (
-    COLORS,
-    GREY,
-    Drawing,
-    add_legend,
-    bar_style,
-    draw_chance,
-    draw_nothing_yet,
-    line_style,
-    panel_row,
-    render,
-)
-from server.report.result_table import Row, display_name, joined
-from server.report.results import Sweep
+from server.diagnostics.collapse import label_name
+from server.report.load import Group, Run, Sweep, display_name, joined
+
+# Okabe and Ito 2008, without yellow (too faint on white).
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)))
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
+GREY = "#595959"
+_MOST_CLASSES = 6
+_IN_TABLE = "the numbers are in the result table"
+
+styled = style.context(Path(__file__).parent / "templates/figures.mplstyle")
+"""Decorator of every function that draws."""
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """One figure, ready to be written; the same input gives the same bytes."""
+
+    name: str
+    title: str
+    alt: str
+    png: bytes
+    svg: bytes
+    width: int
+    """Natural width in CSS pixels."""
+
+
+def sweep_figures(sweep: Sweep) -> list[Drawing]:
+    """Figures 1 to 3 of the paper."""
+    return [draw_accuracy(sweep), draw_rounds(sweep), draw_curves(sweep)]
+
+
+def run_figures(run: Run) -> list[Drawing]:
+    """The curve, then the updates and the predictions as far as the history tells of them."""
+    drawings = [draw_run(run)]
+    if run.table["mean_update_norm"].notna().any():
+        drawings.append(draw_updates(run))
+        drawings += [draw_predictions(run)] if run.looks else []
+    return drawings
+
+
+def panel_row(
+    titles: Sequence[str], width: float = 4.2, height: float = 3.5, columns: int = 3
+) -> tuple[Figure, list[Axes]]:
+    """A panel of `width` × `height` inches for each title, `columns` side by side; a single one is wider."""
+    columns = min(max(len(titles), 1), columns)
+    rows = -(-max(len(titles), 1) // columns)
+    size = ((6.2 if columns == 1 else width) * columns, height * rows + 0.45)  # with room for a legend below
+    figure = Figure(figsize=size, layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[len(titles) :]:
+        axes.set_visible(False)
+    for axes, title in zip(panels, titles, strict=False):
+        axes.set_title(title)
+    return figure, panels[: len(titles)]
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Colour, marker and dashes of the index-th series."""
+    looks = {"color": COLORS, "marker": MARKERS, "linestyle": DASHES}
+    return {key: values[index % len(values)] for key, values in looks.items()}
+
+
+def bar_style(index: int) -> dict[str, Any]:
+    """Colour and hatch of the index-th series."""
+    looks = {"facecolor": COLORS, "hatch": HATCHES, "edgecolor": ("white",)}
+    return {key: values[index % len(values)] for key, values in looks.items()}
+
+
+def draw_chance(axes: Axes, chance: float | None, at: float = 0.01) -> None:
+    """Dashed line at chance; `at` as for `draw_level`."""
+    if chance is not None:
+        draw_level(axes, chance, f"chance {chance:.3g}", at)
+
+
+def draw_level(axes: Axes, level: float, name: str, at: float = 0.01, above: bool = False) -> None:
+    """Dashed line, named just below it, where no curve that sits on it can hide the name.
+
+    Args:
+        at: where the name stands, as a share of the panel's width.
+        above: dotted instead, and named above it: a limit.
+    """
+    dashes = (0, (1, 2) if above else (4, 3))
+    axes.axhline(level, color=GREY, linestyle=dashes, linewidth=1.1, zorder=1)
+    place: dict[str, Any] = {"ha": "left" if at < 0.5 else "right", "va": "bottom" if above else "top"}
+    note(axes, name, (at, level), (0, 3 if above else -3), xycoords=axes.get_yaxis_transform(), **place)
+
+
+def note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **more: Any) -> None:
+    """Small words at a place in the panel, moved by `offset` points."""
+    words: dict[str, Any] = {"fontsize": 8.5, "color": GREY}
+    axes.annotate(text, at, offset, textcoords="offset points", **words | more)
+
+
+def draw_nothing_yet(axes: Axes, text: str = "no result yet") -> None:
+    """Say in the panel that it is empty, and why."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
+
+
+def client_axis(axes: Axes, counts: Sequence[int]) -> None:
+    """K on a logarithmic axis."""
+    axes.set_xlabel("number of clients K")
+    if counts:
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(counts[0] / 1.35, counts[-1] * 1.35)
+        axes.set_xticks(counts, [str(k) for k in counts])
+        axes.minorticks_off()
+
+
+def round_axis(axes: Axes, last_round: int) -> None:
+    """Rounds from 0 to the last, at whole numbers."""
+    last = max(last_round, 1)
+    axes.set_xlabel("communication round")
+    axes.set_xlim(-0.02 * last, last * 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
+
+
+def line_legend(figure: Figure, names: Sequence[object], title: str | None = None) -> None:
+    """The legend of lines in the style of their order."""
+    add_legend(
+        figure, [Line2D([], [], label=str(name), **line_style(i)) for i, name in enumerate(names)], title
+    )
+
+
+def add_legend(
+    figure: Figure, handles: Sequence[Any], title: str | None = None, columns: int | None = None
+) -> None:
+    """Legend under all panels, so that it never hides data; `columns` suits long names."""
+    columns = columns or max(1, min(len(handles), int(figure.get_figwidth() / 1.35)))
+    if handles:
+        figure.legend(handles=list(handles), title=title, loc="outside lower center", ncols=columns)
+
+
+def finish(figure: Figure, name: str, title: str, alt: str) -> Drawing:
+    """PNG and SVG, without dates or program versions."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    alt = f"{title}{alt}"
+    return Drawing(name, title, alt, png.getvalue(), svg.getvalue(), round(figure.get_figwidth() * 96))
+
+
+@styled
 def draw_accuracy(sweep: Sweep) -> Drawing:
     """Figure 1: test accuracy at the budget against K, one panel a data set, one line a model."""
-    titles = []
-    for data in sweep.data_sets:
-        budget = sweep.budget(data)
-        titles.append(display_name(data) + (f" (round {budget})" if budget is not None else ""))
-    figure, panels = panel_row(titles)
+    budgets = {data: sweep.budget(data) for data in sweep.data_sets}
+    rounds = {data: "" if budget is None else f" (round {budget})" for data, budget in budgets.items()}
+    figure, panels = panel_row([display_name(data) + rounds[data] for data in sweep.data_sets])
     for axes, data in zip(panels, sweep.data_sets, strict=True):
-        _accuracy_panel(axes, sweep, data)
-    if panels:
-        panels[0].set_ylabel("test accuracy at the budget")
-    add_legend(figure, _model_lines(sweep.models))
+        for index, model in enumerate(sweep.models):
+            points = [(g.num_clients, g.accuracy) for g in sweep.groups(model, data) if g.accuracy]
+            # A few percent aside, so that models with equal results stay visible.
+            aside = 2 ** (0.07 * (index - (len(sweep.models) - 1) / 2))
+            x, y = [k * aside for k, _ in points], [accuracy.mean for _, accuracy in points]
+            if any(accuracy.count > 1 for _, accuracy in points):
+                whiskers = np.array(
+                    [(accuracy.mean - accuracy.low, accuracy.high - accuracy.mean) for _, accuracy in points]
+                ).T
+                axes.errorbar(x, y, whiskers, fmt="none", ecolor=line_style(index)["color"], linewidth=1.2)
+            axes.plot(x, y, **line_style(index))
+            for at, (_, accuracy) in zip(x, points if len(sweep.models) == 1 else (), strict=False):
+                words = {"ha": "center", "fontsize": 10, "color": "black"}
+                note(axes, f"{accuracy.mean:.3f}", (at, accuracy.high), (0, 8), **words)
+        if not any(group.accuracy for group in sweep.groups(data=data)):
+            draw_nothing_yet(axes)
+        draw_chance(axes, sweep.chance(data))
+        axes.set_ylim(0, 1.05)
+        client_axis(axes, sweep.client_counts)
+    for axes in panels[:1]:
+        axes.set_ylabel("test accuracy at the budget")
+    line_legend(figure, [display_name(model) for model in sweep.models])
     title = "Figure 1. Accuracy at the budget against the number of clients"
-    alt = (
-        f"{title}: {joined(map(display_name, sweep.models))}, one panel a data set "
-        f"({joined(map(display_name, sweep.data_sets))}); the numbers are in the result table."
-    )
-    return render(figure, "figure1_accuracy", title, alt)
+    models, data_sets = (joined(map(display_name, names)) for names in (sweep.models, sweep.data_sets))
+    alt = f": {models}, one panel a data set ({data_sets}); {_IN_TABLE}."
+    return finish(figure, "figure1_accuracy", title, alt)
 
 
-def _model_lines(models: Sequence[str]) -> list[Line2D]:
-    return [Line2D([], [], label=display_name(m), **line_style(i)) for i, m in enumerate(models)]
-
-
-def _accuracy_panel(axes: Axes, sweep: Sweep, data: str) -> None:
-    counts = sweep.client_counts
-    drawn = 0
-    for index, model in enumerate(sweep.models):
-        rows = [Row(model, data, k, sweep.group(model, data, k)) for k in counts]
-        points = [(row.num_clients, row.accuracy) for row in rows if row.accuracy]
-        # A few percent aside, so that models with equal results stay visible.
-        aside = 2 ** (0.07 * (index - (len(sweep.models) - 1) / 2))
-        x = [num_clients * aside for num_clients, _ in points]
-        y = [value.mean for _, value in points]
-        spread = [[v.mean - v.low for _, v in points], [v.high - v.mean for _, v in points]]
-        if any(value.count > 1 for _, value in points):
-            axes.errorbar(
-                x, y, yerr=spread, fmt="none", ecolor=COLORS[index % len(COLORS)], capsize=3, linewidth=1.2
-            )
-        axes.plot(x, y, **line_style(index))
-        if len(sweep.models) == 1:
-            for at, (_, value) in zip(x, points, strict=True):
-                label = f"{value.mean:.3f}"
-                axes.annotate(label, (at, value.high), (0, 8), textcoords="offset points", ha="center")
-        drawn += len(points)
-    if not drawn:
-        draw_nothing_yet(axes)
-    draw_chance(axes, sweep.chance(data))
-    axes.set_ylim(0, 1.05)
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(counts[0] / 1.35, counts[-1] * 1.35)
-    axes.set_xticks(counts, [str(k) for k in counts])
-    axes.minorticks_off()
-    axes.set_xlabel("number of clients K")
-
-
+@styled
 def draw_rounds(sweep: Sweep) -> Drawing:
     """Figure 2: bars of rounds to the target; a cell that did not reach it is named and has no bar."""
     # One model needs no legend: the title names it.
     only = f"{display_name(sweep.models[0])} on " if len(sweep.models) == 1 else ""
     figure, panels = panel_row([only + display_name(data) for data in sweep.data_sets])
+    counts, slot = sweep.client_counts, min(0.84 / max(len(sweep.models), 1), 0.5)
     for axes, data in zip(panels, sweep.data_sets, strict=True):
-        _rounds_panel(axes, sweep, data)
-    if panels:
-        panels[0].set_ylabel("communication rounds")
+        groups = [group for model in sweep.models for group in sweep.groups(model, data)]
+        limit = sweep.second_threshold(data)
+        highest = max((group.rounds.high for group in groups if group.rounds), default=0)
+        axes.set_ylim(0, max(highest, limit or 0, 1) * 1.22)
+        axes.set_xlim(-0.6, len(counts) - 0.4)
+        axes.set_xticks(range(len(counts)), [str(k) for k in counts])
+        axes.grid(visible=False, axis="x")
+        axes.set_xlabel("number of clients K")
+        if limit is not None:
+            draw_level(axes, limit, f"second threshold: {limit} rounds", above=True)
+        for group in groups:
+            index = sweep.models.index(group.model)
+            x = counts.index(group.num_clients) + (index - (len(sweep.models) - 1) / 2) * slot
+            _draw_bar(axes, group, x, slot, index, is_crowded=len(counts) * len(sweep.models) > 8)
+    for axes in panels[:1]:
+        axes.set_ylabel("communication rounds")
     if len(sweep.models) > 1:
         add_legend(figure, [Patch(label=display_name(m), **bar_style(i)) for i, m in enumerate(sweep.models)])
     title = f"Figure 2. Rounds to reach {sweep.target_fraction:.0%} of the K = 1 accuracy"
-    alt = (
-        f"{title}: bars by number of clients, one panel a data set "
-        f"({joined(map(display_name, sweep.data_sets))}); the numbers are in the result table."
-    )
-    return render(figure, "figure2_rounds_to_target", title, alt)
+    data_sets = joined(map(display_name, sweep.data_sets))
+    alt = f": bars by number of clients, one panel a data set ({data_sets}); {_IN_TABLE}."
+    return finish(figure, "figure2_rounds_to_target", title, alt)
 
 
-def _rounds_panel(axes: Axes, sweep: Sweep, data: str) -> None:
-    rows = [
-        Row(model, data, num_clients, sweep.group(model, data, num_clients))
-        for model in sweep.models
-        for num_clients in sweep.client_counts
-    ]
-    highest = max((row.rounds.high for row in rows if row.rounds), default=0)
-    limit = sweep.second_threshold(data)
-    top = max(highest, limit or 0, 1)
-    axes.set_ylim(0, top * 1.22)
-    axes.set_xlim(-0.6, len(sweep.client_counts) - 0.4)
-    axes.set_xticks(range(len(sweep.client_counts)), [str(k) for k in sweep.client_counts])
-    axes.grid(visible=False, axis="x")
-    axes.set_xlabel("number of clients K")
-    if limit is not None:
-        axes.axhline(limit, color=GREY, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
-        axes.annotate(
-            f"second threshold: {limit} rounds",
-            (0.01, limit),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(0, 3),
-            textcoords="offset points",
-            fontsize=8.5,
-            color=GREY,
-        )
-    slot = min(0.84 / len(sweep.models), 0.5)
-    for row in rows:
-        index = sweep.models.index(row.model)
-        x = sweep.client_counts.index(row.num_clients) + (index - (len(sweep.models) - 1) / 2) * slot
-        if row.cells:
-            _draw_bar(axes, row, x, slot, index, crowded=len(rows) > 8)
-
-
-def _draw_bar(axes: Axes, row: Row, x: float, slot: float, index: int, crowded: bool) -> None:
-    words: dict[str, Any] = {
-        "fontsize": 7.5 if crowded else 9.5,
-        "ha": "center",
-        "va": "bottom",
-        "textcoords": "offset points",
-    }
-    if row.rounds is None:
-        foot = 0.02 * axes.get_ylim()[1]
-        axes.plot(
-            [x],
-            [foot],
-            marker="x",
-            color=COLORS[index % len(COLORS)],
-            markersize=6,
-            markeredgewidth=2,
-            zorder=4,
-        )
-        axes.annotate(row.outcomes, (x, foot), (0, 7), rotation=90 if crowded else 0, color=GREY, **words)
+def _draw_bar(axes: Axes, group: Group, x: float, slot: float, index: int, is_crowded: bool) -> None:
+    words: dict[str, Any] = {"fontsize": 7.5 if is_crowded else 9.5, "ha": "center", "va": "bottom"}
+    rounds = group.rounds
+    if rounds is None:
+        foot, color = 0.02 * axes.get_ylim()[1], line_style(index)["color"]
+        axes.plot(x, foot, "x", color=color, markeredgecolor=color, markeredgewidth=2, zorder=4)
+        note(axes, group.words("outcome"), (x, foot), (0, 7), rotation=90 if is_crowded else 0, **words)
         return
-    mean, low, high = row.rounds.mean, row.rounds.low, row.rounds.high
-    axes.bar([x], [mean], width=slot * 0.92, linewidth=0.5, **bar_style(index))
-    if row.rounds.count > 1:
-        axes.errorbar([x], [mean], yerr=[[mean - low], [high - mean]], fmt="none", ecolor="black", capsize=2)
-    part = row.rounds.count < len(row.cells)
-    label = (f"{mean:.0f}" if crowded else f"{mean:.3g}") + (
-        f" ({row.rounds.count} of {len(row.cells)} seeds)" if part else ""
+    axes.bar([x], [rounds.mean], width=slot * 0.92, linewidth=0.5, **bar_style(index))
+    if rounds.count > 1:
+        axes.errorbar(
+            x,
+            rounds.mean,
+            [[rounds.mean - rounds.low], [rounds.high - rounds.mean]],
+            fmt="none",
+            ecolor="black",
+            capsize=2,
+        )
+    is_part = rounds.count < len(group.cells)
+    label = format(rounds.mean, ".0f" if is_crowded else ".3g")
+    label += f" ({rounds.count} of {len(group.cells)} seeds)" * is_part
+    words |= {"rotation": 90 if is_part and is_crowded else 0, "color": "black"}
+    note(axes, label, (x, rounds.high), (0, 2), **words)
+
+
+@styled
+def draw_curves(sweep: Sweep) -> Drawing:
+    """Figure 3: test accuracy against round, rows = data sets, columns = models, one line a K."""
+    places = [(data, model) for data in sweep.data_sets for model in sweep.models]
+    titles = [f"{display_name(model)} on {display_name(data)}" for data, model in places]
+    columns = max(len(sweep.models), 1)
+    figure, panels = panel_row(titles, 3.9, 3.6 if len(sweep.data_sets) < 2 else 2.7, columns)
+    rounds = sweep.rounds
+    for number, (axes, (data, model)) in enumerate(zip(panels, places, strict=True)):
+        of_data = rounds[rounds["data"] == data]
+        of_model = of_data[of_data["model"] == model]
+        for index, num_clients in enumerate(sweep.client_counts):
+            of_k = of_model[of_model["num_clients"] == num_clients]
+            _draw_seeds(axes, of_k.pivot_table(index="round", columns="seed", values="accuracy"), index)
+        if not axes.lines:
+            draw_nothing_yet(axes)
+        draw_chance(axes, sweep.chance(data), at=0.96)  # clear of a budget that is the last round
+        axes.set_ylim(0, 1.05)
+        last, budget = max(of_data["round"].max(), 1) if len(of_data) else 1, sweep.budget(data)
+        round_axis(axes, last)
+        if number < len(panels) - columns:
+            axes.set_xlabel("")
+        if number % columns == 0:
+            axes.set_ylabel("test accuracy")
+        if budget is not None and 0 < budget <= last:
+            axes.axvline(budget, color=GREY, linewidth=0.9, zorder=1)
+            note(axes, "budget", (budget, 0), (-3, 3), ha="right", va="bottom", fontsize=8)
+    line_legend(figure, sweep.client_counts, "number of clients K")
+    title = "Figure 3. Test accuracy against communication round"
+    models, data_sets = (joined(map(display_name, names)) for names in (sweep.models, sweep.data_sets))
+    clients = joined(sweep.client_counts)
+    alt = f": one line a K ({clients}), one row a data set ({data_sets}), one column a model ({models})."
+    return finish(figure, "figure3_curves", title, alt)
+
+
+def _draw_seeds(axes: Axes, curves: pd.DataFrame, index: int) -> None:
+    """Mean of the seeds with a band from lowest to highest, as far as all of them go; then each alone.
+
+    Args:
+        curves: accuracy, one row a round, one column a seed.
+    """
+    common, look = curves.dropna(), line_style(index)
+    if not len(common):
+        return
+    every = max(1, len(common) // 8)
+    start = min(index * every // 6 if every > 5 else 0, len(common) - 1)
+    means = common.mean(axis=1)
+    axes.plot(means, **look | {"marker": ""})
+    # Markers above all lines: where curves lie on one another, each still shows.
+    axes.plot(means, markevery=(start, every), zorder=3, **look | {"linestyle": ""})
+    if curves.shape[1] > 1:
+        band = {"color": look["color"], "alpha": 0.18, "linewidth": 0}
+        axes.fill_between(common.index, common.min(axis=1), common.max(axis=1), **band)
+        axes.plot(curves.loc[common.index[-1] :], **look | {"marker": "", "linewidth": 0.8})
+
+
+@styled
+def draw_run(run: Run) -> Drawing:
+    """Accuracy and loss of one run by round, side by side."""
+    figure, (left, right) = panel_row(["Test accuracy and macro F1", "Loss"], width=5.0)
+    rounds = run.table.set_index("round")
+    for axes, names in ((left, ("test accuracy", "macro F1")), (right, ("test loss", "training loss"))):
+        for index, name in enumerate(names):
+            _plot(axes, rounds[_COLUMNS[name]], name, index)
+        if not axes.lines:
+            draw_nothing_yet(axes, "no round yet")
+        _by_round(axes, run)
+    left.set_ylim(0, 1.05)
+    right.set_ylim(bottom=0)
+    for collapse in run.collapses:
+        left.axvspan(collapse.first - 0.5, collapse.last + 0.5, color=GREY, alpha=0.14, linewidth=0, zorder=0)
+    draw_chance(left, run.chance, at=0.99)
+    title = "Accuracy and loss by round"
+    return finish(figure, "curve", title, "; the last round's numbers are in the text.")
+
+
+_COLUMNS = {
+    "test accuracy": "accuracy",
+    "macro F1": "macro_f1",
+    "test loss": "test_loss",
+    "training loss": "train_loss",
+}
+
+
+@styled
+def draw_updates(run: Run) -> Drawing:
+    """What the updates of a run tell, round by round."""
+    titles = (
+        "Norm of the updates",
+        "Agreement: norm of mean / mean of norms",
+        "Cosine between updates",
+        "Mean update: head against body",
+        "Optimiser steps so far",
     )
-    axes.annotate(label, (x, high), (0, 2), rotation=90 if part and crowded else 0, **words)
+    figure, panels = panel_row(titles, height=3.3)
+    norms, ratio, cosines, parts, steps = panels
+    rounds = run.table.dropna(subset="mean_update_norm").set_index("round")
+    clients = run.clients[run.clients["round"].isin(rounds.index)]
+    for axes, column in ((norms, "update_norm"), (cosines, "cosine_to_mean"), (steps, "total_steps")):
+        # A faint line a client, which the caption explains.
+        for _, curve in clients.groupby("client"):
+            values = curve.set_index("round")[column].dropna()
+            axes.plot(values, color=GREY, linewidth=0.8, alpha=0.4, marker="." if len(values) < 3 else "")
+    means = clients.drop(columns="name").groupby("round").mean(numeric_only=True)
+    for axes, table, column, name, index in (
+        (norms, rounds, "mean_update_norm", "mean update", 0),
+        (ratio, rounds, "norm_ratio", "ratio", 0),
+        (cosines, means, "cosine_to_mean", "to the mean", 0),
+        (cosines, means, "cosine_to_others", "to the others", 1),
+        (parts, rounds, "head_norm", "new head", 1),
+        (parts, rounds, "body_norm", "body", 0),
+        (steps, means, "total_steps", "mean over clients", 0),
+    ):
+        _plot(axes, table[column], name, index)
+    for axes in panels:
+        axes.set_ylim(bottom=0)
+        _by_round(axes, run)
+    ratio.set_ylim(0, 1.05)
+    cosines.set_ylim(-1.05, 1.05)
+    num_clients = len(clients[clients["round"] == rounds.index[-1]])
+    if num_clients > 1:
+        draw_level(ratio, 1 / sqrt(num_clients), f"independent noise, 1/√{num_clients}", at=0.99)
+    title = "What the clients' updates tell"
+    return finish(figure, "updates", title, f": {', '.join(titles)}, by round.")
+
+
+@styled
+def draw_predictions(run: Run) -> Drawing:
+    """Shares of the most predicted classes in the order of their numbers, others as one; the entropy."""
+    figure, (left, right) = panel_row(
+        ["Share of the test predictions by class", "Entropy of the predictions"], 5.0
+    )
+    shares = pd.DataFrame([look.shares for look in run.looks], index=[look.round for look in run.looks])
+    num_classes = shares.shape[1]
+    most = shares.sum().sort_values(ascending=False, kind="stable").index
+    shown = sorted(most if num_classes <= _MOST_CLASSES + 1 else most[:_MOST_CLASSES])
+    areas = shares[shown].set_axis([label_name(run.label_names, label) for label in shown], axis=1)
+    looks = [bar_style(index) for index in range(len(shown))]
+    if len(shown) < num_classes:
+        areas[f"{num_classes - len(shown)} others"] = 1 - areas.sum(axis=1)
+        looks.append({"facecolor": GREY})
+    for area, look in zip(left.stackplot(areas.index, areas.T, labels=areas.columns), looks, strict=True):
+        area.set(**{"edgecolor": "white", "linewidth": 0.5} | look)
+    left.set_ylim(0, 1)
+    _plot(right, run.table.set_index("round")["prediction_entropy"], "entropy (nats)", 0)
+    most_even = log(num_classes)
+    draw_level(right, most_even, f"all classes alike, ln {num_classes} = {most_even:.3g}", at=0.99)
+    right.set_ylim(0, 1.12 * most_even)
+    for axes in (left, right):
+        _by_round(axes, run, columns=3)
+    title = "What the model predicts"
+    names = ", ".join(run.label_names)
+    return finish(
+        figure, "predictions", title, f": share of the predictions by class ({names}), and entropy."
+    )
+
+
+def _plot(axes: Axes, values: pd.Series, name: str, index: int) -> None:
+    """A named line of values by round, where there are any."""
+    known = values.dropna()
+    if len(known):
+        axes.plot(known, label=name, markevery=max(1, len(known) // 12), zorder=3, **line_style(index))
+
+
+def _by_round(axes: Axes, run: Run, columns: int = 2) -> None:
+    """The axis of rounds, and the panel's own legend under it."""
+    round_axis(axes, run.last_round)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)

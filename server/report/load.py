@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -162,7 +163,72 @@ class Run:
             for record in self.rounds
             for client in record.clients
         ]
-        return pd.DataFrame(rows, columns=["round", "name", *ClientRecord.model_fields])
+        table = pd.DataFrame(rows, columns=["round", "name", *ClientRecord.model_fields])
+        return table.astype(dict.fromkeys(table.columns.difference(["round", "name", "site"]), float))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over seeds, with the lowest and the highest."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: pd.Series) -> Spread | None:
+        """Over the values that are there; None where none is."""
+        known = values.dropna()
+        return cls(known.mean(), known.min(), known.max(), len(known)) if len(known) else None
+
+    def text(self, pattern: str) -> str:
+        """The mean, followed by `(low–high)` where there is more than one seed."""
+        mean, low, high = (format(value, pattern) for value in (self.mean, self.low, self.high))
+        return mean if self.count == 1 else f"{mean} ({low}–{high})"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One model × data × K over all its seeds: rows of `Sweep.cells`."""
+
+    model: str
+    data: str
+    num_clients: int
+    cells: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """For a sentence: `BERT on AG News with K = 8`."""
+        return f"{display_name(self.model)} on {display_name(self.data)} with K = {self.num_clients}"
+
+    @property
+    def accuracy(self) -> Spread | None:
+        """Test accuracy at the budget, over the seeds that got there."""
+        return Spread.of(self.cells["accuracy"])
+
+    @property
+    def share(self) -> Spread | None:
+        """Accuracy at the budget over the K = 1 accuracy of the same seed."""
+        return Spread.of(self.cells["accuracy"] / self.cells["baseline"].replace(0, None))
+
+    @property
+    def rounds(self) -> Spread | None:
+        """Rounds to the target, over the seeds that reached it."""
+        return Spread.of(self.cells["rounds_to_target"])
+
+    @property
+    def rounds_text(self) -> str:
+        """Rounds to the target in words, with what became of the seeds that are not there."""
+        if self.rounds is None:
+            return self.words("outcome")
+        is_part = self.rounds.count < len(self.cells)
+        return self.rounds.text(".4g") + (f"; {self.words('outcome')}" if is_part else "")
+
+    def words(self, column: str) -> str:
+        """What the cells have in the column `status` or `outcome`, with counts where the seeds differ."""
+        counts = self.cells[column].value_counts(sort=False)
+        return ", ".join(f"{count} {word}" if len(counts) > 1 else word for word, count in counts.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +282,16 @@ class Sweep:
         ]
         columns = [*KEYS, *_COLUMNS.values()]
         return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+    def groups(self, model: str | None = None, data: str | None = None) -> list[Group]:
+        """Those of a model and a data set, or of all, in the order of models and data sets, K ascending."""
+        grouped = dict(list(self.cells.groupby(["model", "data", "num_clients"])))
+        keys = product(
+            self.models if model is None else [model],
+            self.data_sets if data is None else [data],
+            self.client_counts,
+        )
+        return [Group(*key, grouped[key]) for key in keys if key in grouped]
 
     def chance(self, data: str) -> float | None:
         """Accuracy of guessing evenly; None until a run of this data set has named its labels."""

@@ -13,7 +13,8 @@ import hydra
 from omegaconf import OmegaConf
 
 from common.settings import Settings
-from server.report.result_files import SWEEP_COLUMNS
+from server.diagnostics.updates import entropy
+from server.report.load import SWEEP_COLUMNS
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -41,7 +42,7 @@ def told_line(number: int, accuracy: float, shares: Sequence[float], num_clients
     line["diagnostics"] = {
         **(norms if number else dict.fromkeys(norms)),
         "predicted_shares": list(shares),
-        "prediction_entropy": 0.0,
+        "prediction_entropy": entropy(shares),
         "largest_class_share": 0.2,
     }
     return json.dumps(line)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from server.report.load import load_run, load_sweep
 from server.report.report import write_report
-from server.report.result_files import read_run, read_sweep
-from server.report.result_table import table_rows
 from tests.support.pages import Page
 from tests.support.report_folders import demo_sweep, history_line, settings_with, write_run, write_table
 
@@ -26,7 +25,7 @@ def test_several_seeds_show_mean_and_range(tmp_path: Path) -> None:
         reached = "" if seed == 0 else 4 + seed
         rows.append(("minilm", "bbc_news", 4, seed, "finished", accuracy, 0.8, reached))
     write_table(tmp_path / "seeds", rows)
-    (row,) = table_rows(read_sweep(tmp_path / "seeds"))
+    (row,) = load_sweep(tmp_path / "seeds").groups()
     assert row.accuracy is not None
     assert row.accuracy.text(".3f") == "0.700 (0.600–0.800)"
     assert row.share is not None
@@ -41,14 +40,14 @@ def test_not_reached_is_final_only_past_the_second_threshold(tmp_path: Path) -> 
         settings = settings_with("num_clients=4")
         write_run(tmp_path / name / "cells" / settings.cell, settings, curve)
         write_table(tmp_path / name, [("minilm", "bbc_news", 4, 0, "finished", 0.2, 0.9, "")])
-    assert read_sweep(tmp_path / "done").cells[0].outcome == "not reached"
-    assert read_sweep(tmp_path / "open").cells[0].outcome == "not yet"
+    assert load_sweep(tmp_path / "done").cells["outcome"][0] == "not reached"
+    assert load_sweep(tmp_path / "open").cells["outcome"][0] == "not yet"
     assert "not reached" in Page(write_report(tmp_path / "done")).text
 
 
 def test_target_fraction_comes_from_the_sweep(tmp_path: Path) -> None:
     sweep = demo_sweep(tmp_path / "demo")
-    assert read_sweep(sweep).target_fraction == 0.9
+    assert load_sweep(sweep).target_fraction == 0.9
     (sweep / "sweep.json").write_text(json.dumps({"target_fraction": 0.8, "cells": []}))
     assert "Rounds to reach 80% of the K = 1 accuracy" in Page(write_report(sweep)).text
 
@@ -58,10 +57,10 @@ def test_cut_last_line_is_ignored_and_a_broken_line_is_named(tmp_path: Path) -> 
     history = folder / "history.jsonl"
     whole = history.read_text()
     history.write_text(whole + history_line(3, 0.9)[:40])
-    assert (read_run(folder).last_round, read_run(folder).problems) == (2, ())
+    assert (load_run(folder).last_round, load_run(folder).problems) == (2, ())
     history.write_text("{broken\n" + whole)
-    assert read_run(folder).last_round == 2
-    assert read_run(folder).problems == ("history.jsonl line 1 cannot be read and was left out",)
+    assert load_run(folder).last_round == 2
+    assert load_run(folder).problems == ("history.jsonl line 1 cannot be read and was left out",)
 
 
 def test_damaged_settings_cost_only_their_cell(tmp_path: Path) -> None:
@@ -76,7 +75,7 @@ def test_damaged_table_names_file_line_and_next_step(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"sweep\.csv, line 2: .*'four'.*command again"):
         write_report(tmp_path)
     write_table(tmp_path, [("minilm", "bbc_news", 4, 0, "done", "", "", "")])
-    with pytest.raises(ValueError, match="status is 'done', not one of pending"):
+    with pytest.raises(ValueError, match="status is 'done'"):
         write_report(tmp_path)
     (tmp_path / "sweep.csv").write_text("model,data\n")
     with pytest.raises(ValueError, match="column num_clients, seed"):

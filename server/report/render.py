@@ -1,0 +1,251 @@
+"""Reports from Jinja2 templates: self-contained HTML, the same as Markdown, and figures."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from common.errors import DIVERGED
+from common.files import write_atomically
+from server.diagnostics.collapse import Collapse, Spell, find_spells, label_name, stretch
+from server.report.load import Run, Sweep, display_name, joined, load_run, load_sweep
+
+if TYPE_CHECKING:
+    from server.report.figures import Drawing
+
+RUN_FILES = ("settings.json", "history.jsonl", "status.json")
+TEMPLATES = Path(__file__).parent / "templates"
+PAGES = {"html": "index.html", "md": "summary.md"}
+"""File of each kind of page, by the template of its parts."""
+EXPECTED_TO_DIFFER = (
+    *("run_dir", "arm", "model.", "data.", "num_clients", "num_rounds", "seed"),
+    "evaluation.target_accuracy",
+)
+"""Beginnings of the settings in which the cells of a sweep are meant to differ."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study makes of a sweep: its own template of the page, and a file of its verdicts."""
+
+    template: Path
+    """Extends `sweep.j2`."""
+    file: str
+    entries: Sequence[Any]
+    """Dataclasses: what the file holds, and `entries` in the template."""
+    drawings: Sequence[Drawing] | None = None
+    """Figures in the place of the sweep's own."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """More names for the template."""
+
+
+def write_report(folder: Path, study: Callable[[Sweep], Findings] | None = None) -> Path:
+    """Write `<folder>/report/` anew and return the path of its `index.html`.
+
+    The same input files give the same bytes. Every file is replaced in one step.
+
+    Args:
+        study: what is to be made of a sweep; its page has results alone without one.
+
+    Raises:
+        ValueError: `folder` is neither a sweep nor a run, or its `sweep.csv` is damaged.
+    """
+    folder = folder.resolve()
+    if (folder / "sweep.csv").is_file():
+        files = sweep_files(load_sweep(folder), study)
+    elif any((folder / name).is_file() for name in RUN_FILES):
+        files = run_files(folder.name, load_run(folder))
+    else:
+        what = "holds neither" if folder.is_dir() else "is not a folder with"
+        raise ValueError(
+            f"{folder} {what} a sweep (sweep.csv) or a run ({', '.join(RUN_FILES)}). Give the folder that "
+            "`wardround sweep` or `wardround simulate` printed when it started, for example: "
+            "wardround report outputs/demo"
+        )
+    target = folder / "report"
+    target.mkdir(exist_ok=True)
+    for name, content in files.items():
+        write_atomically(target / name, partial(Path.write_bytes, data=content))
+    return target / "index.html"
+
+
+def sweep_files(sweep: Sweep, study: Callable[[Sweep], Findings] | None = None) -> dict[str, bytes]:
+    """The report of a sweep, by file name."""
+    # Matplotlib takes half a second to import; who only loads need not wait for it.
+    from server.report.figures import sweep_figures
+
+    found = study(sweep) if study else Findings(TEMPLATES / "sweep.j2", "", ())
+    drawings = sweep_figures(sweep) if found.drawings is None else found.drawings
+    states = sweep.cells["status"].value_counts(sort=False)
+    budgets = {display_name(data): sweep.budget(data) for data in sweep.data_sets}
+    pages = render_pages(
+        found.template,
+        f"Wardround sweep: {sweep.name}",
+        sweep.runs,
+        name=sweep.name,
+        sweep=sweep,
+        drawings=drawings,
+        states=joined(f"{count} {status}" for status, count in states.items()),
+        budgets=joined(f"{budget} rounds on {data}" for data, budget in budgets.items() if budget),
+        result_table=_result_table(sweep),
+        entries=found.entries,
+        **found.facts,
+    )
+    verdicts = json.dumps([asdict(entry) for entry in found.entries], indent=2, ensure_ascii=False) + "\n"
+    return pages | _pictures(drawings) | ({found.file: verdicts.encode()} if found.file else {})
+
+
+def run_files(name: str, run: Run) -> dict[str, bytes]:
+    """The report of one run, by file name."""
+    from server.report.figures import run_figures
+
+    drawings = run_figures(run)
+    title, story = f"Wardround run: {name}", tell_story(run)
+    facts = {"name": name, "run": run, "drawings": drawings, "story": story, "totals": _totals(run)}
+    return render_pages(TEMPLATES / "run.j2", title, [run], **facts) | _pictures(drawings)
+
+
+def render_pages(template: Path, title: str, runs: Iterable[Run], **facts: Any) -> dict[str, bytes]:
+    """A template as HTML and as Markdown, with the settings that the runs share, and the keys that differ."""
+    flat = [run.settings.flat() for run in runs if run.settings]
+    keys = sorted({key for settings in flat for key in settings})
+    shared = [key for key in keys if all(settings.get(key) == flat[0][key] for settings in flat)]
+    facts |= {
+        "shared": pd.DataFrame(
+            [(key, _value(flat[0][key])) for key in shared if key != "run_dir"], columns=["Setting", "Value"]
+        ),
+        "odd": [key for key in keys if key not in shared and not key.startswith(EXPECTED_TO_DIFFER)],
+    }
+    pages = {}
+    for kind, file in PAGES.items():
+        environment = _environment(kind, template.parent)
+        say: Any = environment.get_template(f"{kind}.j2").module
+        page = say.page(title, environment.get_template(template.name).render(facts, say=say))
+        pages[file] = (re.sub(r"\n{3,}", "\n\n", page).strip() + "\n").encode()
+    return pages
+
+
+def tell_story(run: Run) -> str:
+    """What happened in the run, as one paragraph; empty before the first round."""
+    plateaus = find_spells([look for look in run.looks if look.round > 0], "at chance")
+    template = _environment("text", TEMPLATES).get_template("story.j2")
+    return " ".join(template.render(run=run, plateaus=plateaus, diverged=DIVERGED, when=_when).split())
+
+
+def _when(spell: Spell, collapse: Collapse) -> str:
+    is_up = collapse.is_up and spell.last == collapse.last
+    return f"since round {spell.first}" if is_up else stretch(spell.first, spell.last)
+
+
+def _result_table(sweep: Sweep) -> pd.DataFrame:
+    rows = [
+        {
+            "Model": display_name(group.model),
+            "Data": display_name(group.data),
+            "K": str(group.num_clients),
+            "Accuracy": group.accuracy.text(".3f") if group.accuracy else "–",
+            "Share of baseline": group.share.text(".1%") if group.share else "–",
+            "Rounds to target": group.rounds_text,
+            "Status": group.words("status"),
+        }
+        for group in sweep.groups()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _totals(run: Run) -> pd.DataFrame:
+    phases = {"train": "seconds_train", "aggregate": "seconds_aggregate", "evaluate": "seconds_evaluate"}
+    sums = run.table[[*phases.values(), "seconds", "bytes_down", "bytes_up"]].sum(min_count=1)
+    rows = [(f"Seconds: {phase}", sums[column]) for phase, column in (phases | {"total": "seconds"}).items()]
+    told = [(what, f"{seconds:.1f}") for what, seconds in rows if not math.isnan(seconds)]
+    sent = {"Sent to the clients": "bytes_down", "Sent by the clients": "bytes_up"}
+    told += [(what, _bytes(0 if math.isnan(sums[column]) else sums[column])) for what, column in sent.items()]
+    return pd.DataFrame(told, columns=["What", "Total"])
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"
+
+
+def _pictures(drawings: Sequence[Drawing]) -> dict[str, bytes]:
+    files = {f"{drawing.name}.png": drawing.png for drawing in drawings}
+    return files | {f"{drawing.name}.svg": drawing.svg for drawing in drawings}
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _environment(kind: str, templates: Path) -> Environment:
+    """Where templates become text of a kind: a row of `_WORDS`."""
+    environment = Environment(
+        loader=FileSystemLoader([templates, TEMPLATES]),
+        autoescape=kind == "html",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {
+        "words": _WORDS[kind],
+        "name": display_name,
+        "joined": joined,
+        "num": _number,
+        "span": _span,
+        "texts": _texts,
+        "log": math.log,
+        "label": label_name,
+        "sentence": lambda text: " ".join(text.split()).rstrip(".") + ".",
+        "base64": lambda content: base64.b64encode(content).decode("ascii"),
+    }
+    environment.tests |= {"missing": pd.isna, "number": lambda text: re.match(r"-?\d", text)}
+    return environment
+
+
+def _html(text: str) -> Markup:
+    """On one line; K and its number are never torn apart."""
+    return Markup(" ".join(escape(text).split()).replace("K = ", "K&nbsp;=&nbsp;"))
+
+
+def _plain(text: str) -> str:
+    """On one line, with the signs escaped that Markdown would take as its own."""
+    return re.sub(r"([\\`*_|<\[\]])", r"\\\1", " ".join(text.split()))
+
+
+_WORDS: dict[str, Callable[[str], str]] = {"html": _html, "md": _plain, "text": str}
+
+
+def _number(value: float | None, pattern: str) -> str:
+    return "–" if pd.isna(value) else format(value, pattern)
+
+
+def _span(values: Iterable[float], pattern: str) -> str:
+    """`0.2 to 0.5`, or the one number that all are when written."""
+    known = sorted(values)
+    low, high = format(known[0], pattern), format(known[-1], pattern)
+    return low if low == high else f"{low} to {high}"
+
+
+def _texts(table: pd.DataFrame, columns: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """A table as readers see it, from (column, number format) by header."""
+    shown = {
+        head: table[column].map(lambda v, p=pattern: _number(v, p))
+        for head, (column, pattern) in columns.items()
+    }
+    return pd.DataFrame(shown)

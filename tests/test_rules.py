@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.size import modules_in_circles
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("common", "client", "server", "studies")
 FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -44,6 +46,11 @@ def imports(tree: ast.AST) -> set[str]:
 def test_the_walk_sees_every_kind_of_import() -> None:
     tree = ast.parse("import a.b\nfrom c import d\ndef f():\n    if f:\n        import e as g\n")
     assert imports(tree) == {"a.b", "c", "e"}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Of packages `lint-imports` looks for circles, with two exceptions; of modules there is none."""
+    assert modules_in_circles() == []
 
 
 def test_private_names_of_flower_stand_in_these_files_only() -> None:

@@ -16,7 +16,6 @@ from common.model.flat import Layout, model_sha256
 from common.settings import Settings
 from common.wire.forms import WHOLE
 from common.wire.messages import EVALUATE, TRAIN, Refused, unpack_counts, unpack_update
-from server.cohort import Cohort
 from server.diagnostics.updates import Head, cosines_to_others, describe_updates
 from server.record import ClientRecord, Diagnostics, LeftOutRecord, RoundRecord, Seconds, Traffic, TrainRecord
 from server.rounds.callbacks import Callback
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from common.wire.arrays import Payload
+    from server.cohort import Cohort
 
 
 @dataclass

@@ -482,15 +482,19 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
 _STEPS = {
     "missing": "Settings that another version wrote cannot be read.",
     "arm": "A folder is named after it: use letters, digits, '.' and '_'.",
-    "data.text_columns": "Name at least one column.",
-    "engine.workers": "Give a positive number, or auto.",
     "threads": "Give a positive number, or auto.",
-    "data.train_examples": "Set it to null for all.",
-    "data.test_examples": "Set it to null for all.",
-    "data.max_words": "Set it to null for all.",
+    "engine.workers": "Give a positive number, or auto.",
+    "data.text_columns": "Name at least one column.",
     "data.token_cache": "Give auto, null, or a folder, written with a / (./tokens).",
     "train.local_epochs": "To evaluate only, set num_rounds=0.",
     "train.max_length": "A text has 3 tokens at least, with its markers.",
+    **dict.fromkeys(
+        ("data.train_examples", "data.test_examples", "data.max_words"), "Set it to null for all."
+    ),
+    **{
+        f"strategy.max_{what}": "Set it to null for no bound."
+        for what in ("share", "update_norm", "norm_ratio")
+    },
 }
 
 

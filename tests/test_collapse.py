@@ -161,7 +161,7 @@ def test_stop_ends_the_run_and_warn_lets_it_go_on(
 
 
 def test_a_collapse_needs_a_round(make_settings: Make) -> None:
-    with pytest.raises(ValueError, match=r"train\.collapse_rounds is 0; a collapse needs at least one round"):
+    with pytest.raises(ValueError, match=r"train\.collapse_rounds is 0; it must be greater than 0"):
         make_settings("train.collapse_rounds=0")
 
 

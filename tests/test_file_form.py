@@ -110,7 +110,7 @@ def test_a_setting_that_would_do_nothing_is_refused(tmp_path: Path) -> None:
     )
     parquet = write(tmp_path / "a.parquet", b"PAR1")
     assert "PARQUET has no delimiter" in message(path=parquet, delimiter=";")
-    assert "Parquet needs none. Set data.encoding=null." in message(path=parquet, encoding="cp1252")
+    assert "PARQUET has no encoding. Set data.encoding=null." in message(path=parquet, encoding="cp1252")
     with pytest.raises(ValueError, match=r"reader 'hub' knows how.*Set data=files, or data\.encoding=null"):
         settings(reader="hub", encoding="cp1252")
 

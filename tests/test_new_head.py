@@ -91,8 +91,11 @@ def test_a_model_whose_head_is_trained_has_no_new_one(
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.head_learning_rate=0", r"train\.head_learning_rate is 0\.0; it must be positive, or null"),
-        ("train.head_warmup_rounds=-1", r"train\.head_warmup_rounds is -1; it must be 0 or more"),
+        ("train.head_learning_rate=0", r"train\.head_learning_rate is 0; it must be greater than 0"),
+        (
+            "train.head_warmup_rounds=-1",
+            r"train\.head_warmup_rounds is -1; it must be greater",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused(make_settings: Make, override: str, words: str) -> None:

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from client.site import RealSite
-from common.data import token_cache, tokens
+from common.data import tokens
 from common.data.corpus import forget_corpora, open_corpus
-from common.data.token_cache import cache_folder
-from common.data.tokens import TokenisedTexts, tokenise
+from common.data.tokens import TokenisedTexts, cache_folder, tokenise
 from common.settings import Settings
 from server.engines.shared_memory import corpus_from_memory, corpus_to_memory
 from server.engines.simulate import simulate
@@ -114,7 +113,7 @@ def test_another_version_of_a_library_finds_nothing(
     tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, library: str
 ) -> None:
     cut(load(tiny_model), cache)
-    monkeypatch.setattr(token_cache, "version", lambda name: "0" if name == library else version(name))
+    monkeypatch.setattr(tokens, "version", lambda name: "0" if name == library else version(name))
     cut(load(tiny_model), cache)
     assert len(files(cache)) == 2
 
@@ -161,11 +160,11 @@ def test_what_was_unused_for_longest_goes(
     left_over = cache / ".killed.part"
     left_over.touch()
     os.utime(left_over, (0, 0))
-    monkeypatch.setattr(token_cache, "MOST_BYTES", 3 * NUM_BYTES)
+    monkeypatch.setattr(tokens, "MOST_BYTES", 3 * NUM_BYTES)
     cut(tokenizer, cache, max_length=9)
     kept = files(cache)
     assert len(kept) == 3
-    monkeypatch.setattr(token_cache, "MOST_BYTES", 1)
+    monkeypatch.setattr(tokens, "MOST_BYTES", 1)
     for length in (6, 8, 9):  # read, so nothing is written and nothing removed
         cut(tokenizer, cache, max_length=length)
     assert files(cache) == kept

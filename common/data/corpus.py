@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.data.texts import read_texts
-from common.data.token_cache import cache_folder
-from common.data.tokens import TokenisedTexts, tokenise
+from common.data.tokens import TokenisedTexts, cache_folder, tokenise
 from common.pretrained import load_tokenizer
 from common.settings import DataSettings, ModelSettings, Settings
 

@@ -72,19 +72,21 @@ class FileForm:
     def require_use(self, paths: Iterable[Path]) -> None:
         """Raise ValueError if a setting would do nothing, since none of these files has what it is about."""
         kinds = {path.suffix.lower() for path in paths}
-        if self.delimiter is not None and kinds <= {".jsonl", ".parquet"}:
-            raise ValueError(
-                f"data.delimiter is {self.delimiter!r}, but it is about CSV files, and {_listed(kinds)} has "
-                f"no delimiter. {self._leave_out('delimiter')}"
-            )
-        if self.encoding is not None and kinds <= {".parquet"}:
-            raise ValueError(
-                f"data.encoding is {self.encoding!r}, but it is about CSV and JSONL files; Parquet needs "
-                f"none. {self._leave_out('encoding')}"
-            )
-
-    def _leave_out(self, key: str) -> str:
-        return f"Remove data.{key} from site.yaml." if self.is_in_site_file else f"Set data.{key}=null."
+        names = " and ".join(kind.removeprefix(".").upper() for kind in sorted(kinds))
+        for key, about, without in (
+            ("delimiter", "CSV", {".jsonl", ".parquet"}),
+            ("encoding", "CSV and JSONL", {".parquet"}),
+        ):
+            value = getattr(self, key)
+            if value is not None and kinds <= without:
+                raise ValueError(
+                    f"data.{key} is {value!r}, but it is about {about} files, and {names} has no {key}. "
+                    + (
+                        f"Remove data.{key} from site.yaml."
+                        if self.is_in_site_file
+                        else f"Set data.{key}=null."
+                    )
+                )
 
     def step_to(self, other: FileForm) -> str:
         """What to set so that this form becomes the other."""
@@ -106,10 +108,6 @@ def _is_text_encoding(name: str) -> bool:
         return "a;b".encode(name).decode(name, errors="replace") == "a;b"
     except (LookupError, ValueError):  # rot13 and base64 are codecs, but of no text
         return False
-
-
-def _listed(kinds: Iterable[str]) -> str:
-    return " and ".join(sorted(kind.removeprefix(".").upper() for kind in kinds))
 
 
 def looks_like(path: Path, form: FileForm, wanted: Sequence[str] = ()) -> str | None:

@@ -1,4 +1,4 @@
-"""Flower handlers of a client: pass the work on, and wrap up the answer.
+"""Flower's app of a client: it passes the work on, and wraps up the answer.
 
 For simulations, and for Flower users who run this app on SuperNodes of their own. `wardround-site join` does
 not use it: a site that takes part that way runs its own installed code only.
@@ -11,28 +11,26 @@ import logging
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from common.wire.messages import EVALUATE, HELLO, TRAIN, pack_refusal, seconds_left_of, unpack_notice
+from common.wire.messages import pack_refusal, seconds_left_of, unpack_notice
 
 log = logging.getLogger(__name__)
 app = ClientApp()
 
 
 @app.query()
-def hello(message: Message, context: Context) -> Message:
-    """Introduce this client."""
-    return _answer(HELLO, message, context)
-
-
 @app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train one round."""
-    return _answer(TRAIN, message, context)
-
-
 @app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """Count what the global model gets right on the held-out texts."""
-    return _answer(EVALUATE, message, context)
+def answer_message(message: Message, context: Context) -> Message:
+    """Introduce this client, train one round, or count what the global model gets right."""
+    is_real = "site-file" in context.node_config
+    if is_real and seconds_left_of(message) <= 0:
+        log.warning("a message came after its round was over, and is left undone")
+        return Message(pack_refusal("the message came after the round was over"), reply_to=message)
+    from client.round import answer
+    from client.site import site_from
+
+    kind = message.metadata.message_type
+    return Message(answer(kind, message.content, lambda: site_from(context.node_config)), reply_to=message)
 
 
 @app.query("notice")
@@ -40,14 +38,3 @@ def notice(message: Message, context: Context) -> Message:
     """Put what the server has to say into this machine's log."""
     log.warning("the server says: %s", unpack_notice(message.content))
     return Message(RecordDict(), reply_to=message)
-
-
-def _answer(kind: str, message: Message, context: Context) -> Message:
-    is_real = "site-file" in context.node_config
-    if is_real and seconds_left_of(message) <= 0:
-        log.warning("a message came after its round was over, and is left undone")
-        return Message(pack_refusal("the message came after the round was over"), reply_to=message)
-    from client.answers import answer
-    from client.site import site_from
-
-    return Message(answer(kind, message.content, lambda: site_from(context.node_config)), reply_to=message)

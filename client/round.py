@@ -1,10 +1,14 @@
-"""One client's part of a round: load the global tensors, train, hand the trained ones over."""
+"""One client's part of a round: content in, content out, and no more than is meant to leave."""
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from flwr.app import RecordDict
 
 from client.site import Examples, Site
 from common.data.batches import by_length, evaluation_batches
@@ -12,11 +16,55 @@ from common.model.build import draw_head
 from common.model.counts import Counts
 from common.model.flat import Layout, tensor_of
 from common.model.state import ModelState, open_model
-from common.model.train import Place, evaluate, train_epochs
+from common.model.train import LossNotFinite, Place, evaluate, train_epochs
 from common.settings import Settings
 from common.wire.arrays import Payload
 from common.wire.forms import EXACT, decode, encode, whole
-from common.wire.messages import Card, LacksBase, Task, Update
+from common.wire.messages import (
+    EVALUATE,
+    HELLO,
+    TRAIN,
+    Card,
+    LacksBase,
+    Task,
+    Update,
+    pack_card,
+    pack_counts,
+    pack_lack,
+    pack_refusal,
+    pack_update,
+    unpack_hello,
+    unpack_task,
+)
+
+log = logging.getLogger(__name__)
+
+
+def answer(kind: str, content: RecordDict, find_site: Callable[[], Site]) -> RecordDict:
+    """Do the work, or refuse. The details of a failure stay in this machine's log.
+
+    An exception's text may hold a path, a label or a piece of text; what crosses is its kind only.
+
+    Args:
+        kind: a message type of `common/wire/messages.py`.
+    """
+    try:
+        unpack, work, pack = WORK[kind]
+        site = find_site()
+        return pack(work(unpack(content), site))
+    except LacksBase as lack:
+        log.info("the tensors that a task is written against are not held here; asking for all of them")
+        return pack_lack(str(lack))
+    except LossNotFinite as error:
+        return pack_refusal(str(error))
+    except Exception as error:
+        log.exception("this client could not answer a message of type %s", kind)
+        return pack_refusal(f"{type(error).__name__}; see the client's own log")
+
+
+def warm_up() -> None:
+    """Import what takes seconds, before anybody waits for it."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
 
 
 def introduce(settings: Settings, site: Site) -> Card:
@@ -68,6 +116,14 @@ def count_held_out(task: Task, site: Site) -> Counts:
     examples = site.examples(settings)
     state, _ = _load(task, settings, examples, site)
     return _count(state, settings, examples)
+
+
+WORK: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., RecordDict]]] = {
+    HELLO: (unpack_hello, introduce, pack_card),
+    TRAIN: (unpack_task, run_local_round, pack_update),
+    EVALUATE: (unpack_task, count_held_out, pack_counts),
+}
+"""By message type: what unpacks the content, the work on that and the site, and what packs its result."""
 
 
 def _load(task: Task, settings: Settings, examples: Examples, site: Site) -> tuple[ModelState, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 from client.residuals import ResidualFiles, ResidualMemory, Residuals
 from common.data.corpus import Corpus, forget_corpora, open_corpus
 from common.data.partitions import partition
-from common.settings import Settings
+from common.settings import PartitionSettings, Settings
 
 if TYPE_CHECKING:
     from client.kit.site_file import SiteFile
@@ -57,17 +58,22 @@ class SimulatedSite:
         return settings
 
     def examples(self, settings: Settings) -> Examples:
-        """Deal the run's texts and take this client's part. Raises ValueError for bad data."""
-        corpus = open_corpus(settings)
-        parts = partition(
-            settings.partition, corpus.train.labels, settings.num_clients, settings.seed, corpus.site_sizes
-        )
-        everyone = np.arange(len(corpus.test))
-        if settings.partition.name == "by_site" and corpus.test_sizes:
-            held_out = np.split(everyone, np.cumsum(corpus.test_sizes)[:-1])
-        else:
-            held_out = np.array_split(everyone, settings.num_clients)
-        return Examples(corpus, parts[self.client], held_out[self.client])
+        """This client's part of the run's texts. Raises ValueError for bad data."""
+        return _deal(open_corpus(settings), settings.partition, settings.num_clients, settings.seed)[
+            self.client
+        ]
+
+
+@lru_cache(maxsize=1)
+def _deal(corpus: Corpus, how: PartitionSettings, num_clients: int, seed: int) -> list[Examples]:
+    """Every client's examples: dealt once, for dealing takes as long as a small round."""
+    parts = partition(how, corpus.train.labels, num_clients, seed, corpus.site_sizes)
+    everyone = np.arange(len(corpus.test))
+    if how.name == "by_site" and corpus.test_sizes:
+        held_out = np.split(everyone, np.cumsum(corpus.test_sizes)[:-1])
+    else:
+        held_out = np.array_split(everyone, num_clients)
+    return [Examples(corpus, train, test) for train, test in zip(parts, held_out, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -215,8 +215,8 @@ def main(descriptor: int, site_file: Path) -> None:
         Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_SCORE, encoding="ascii")
     connection = socket.socket(fileno=descriptor)
     Thread(target=end_with, args=(connection,), daemon=True).start()
-    from client.answers import answer, warm_up
     from client.kit.site_file import load_site_file
+    from client.round import answer, warm_up
     from client.site import Kept, RealSite
 
     warm_up()

@@ -10,9 +10,9 @@ from common.pretrained import load_tokenizer
 from common.settings import DataSettings, ModelSettings, Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
-    """All texts of a run as token ids."""
+    """All texts of a run as token ids. Equal to itself alone: what is dealt from it is kept by it."""
 
     train: TokenisedTexts
     test: TokenisedTexts

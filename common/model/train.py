@@ -87,7 +87,11 @@ def train_epochs(
         for batches in training_steps(texts, indices, settings, order, place.device):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(group["peak"], settings, first_step + num_steps, total_steps)
-            loss = _step(model, optimizer, batches, settings, place)
+            loss = _add_gradients(model, batches, place)
+            if settings.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
             # Weight by examples: the last batch may be short and must not count double.
             size = sum(map(len, batches))
             loss_sum += loss * size
@@ -120,14 +124,8 @@ def _parameter_groups(
     return groups if is_warmup else [*groups, {"params": body, "peak": settings.learning_rate}]
 
 
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Sequence[Batch],
-    settings: TrainSettings,
-    place: Place,
-) -> Tensor:
-    """One optimiser step over micro-batches; returns their mean loss, detached, still on the device."""
+def _add_gradients(model: nn.Module, batches: Sequence[Batch], place: Place) -> Tensor:
+    """Gradients of the mean loss over one step's micro-batches; returns it, detached, still on the device."""
     size = sum(map(len, batches))
     mean = torch.zeros((), device=place.device)
     for batch in batches:
@@ -137,10 +135,6 @@ def _step(
         loss = cross_entropy(logits.float(), batch.labels) * (len(batch) / size)
         loss.backward()
         mean += loss.detach()
-    if settings.max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
     return mean
 
 

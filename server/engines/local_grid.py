@@ -118,8 +118,17 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are asked for: each client is run, or waited for until its message expires."""
-        replies = (self._reply(message_id) for message_id in message_ids if message_id in self._waiting)
-        return [reply for reply in replies if reply is not None]
+        replies: list[Message] = []
+        for message_id in message_ids:
+            message = self._waiting.get(message_id)
+            if message is None:
+                continue
+            if self._pool is None or not message.content.array_records:
+                del self._waiting[message_id]
+                replies.append(self._clients.answer(message))
+            elif (found := self._worker_reply(self._pool, message_id, message)) is not None:
+                replies.append(found)
+        return replies
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -127,12 +136,9 @@ class LocalGrid(Grid):
         """Part of Flower's interface."""
         return self.pull_messages(self.push_messages(messages))
 
-    def _reply(self, message_id: str) -> Message | None:
-        message = self._waiting[message_id]
-        if self._pool is None or not message.content.array_records:
-            return self._clients.answer(self._waiting.pop(message_id))
-        seconds_left = seconds_left_of(message)
-        reply = self._pool.reply(message_id, time.monotonic() + seconds_left)
+    def _worker_reply(self, pool: WorkerPool, message_id: str, message: Message) -> Message | None:
+        """What a worker answered; None where the message expires first."""
+        reply = pool.reply(message_id, time.monotonic() + seconds_left_of(message))
         if reply is None:
             return None
         del self._waiting[message_id]

@@ -16,8 +16,8 @@ from common.data import tokens
 from common.data.corpus import forget_corpora, open_corpus
 from common.data.tokens import TokenisedTexts, cache_folder, tokenise
 from common.settings import Settings
-from server.engines.shared_memory import corpus_from_memory, corpus_to_memory
 from server.engines.simulate import simulate
+from server.engines.worker import corpus_from_memory, corpus_to_memory
 from tests.support.runs import history
 from tests.support.site_lab import make_site
 from tests.support.tiny import Make, write_model
@@ -223,8 +223,8 @@ def test_workers_share_what_was_mapped(make_settings: Make, cache: Path) -> None
     for _ in range(2):
         forget_corpora()
         corpus = open_corpus(settings)
-    shared = corpus_to_memory(corpus)
-    assert same(corpus_from_memory(shared).train, corpus.train)
+    shared, facts = corpus_to_memory(corpus)
+    assert same(corpus_from_memory(shared, facts).train, corpus.train)
     os.close(shared)
 
 

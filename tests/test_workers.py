@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -21,8 +22,8 @@ from server.app import conduct
 from server.engines import simulate as door
 from server.engines.local_grid import LocalGrid
 from server.engines.pool import WorkerPool
-from server.engines.shared_memory import corpus_from_memory, corpus_to_memory, tensor_bytes, tensors_in
 from server.engines.simulate import count_workers, simulate
+from server.engines.worker import corpus_from_memory, corpus_to_memory, tensors_in
 from server.rounds.clients import GridClients, RunFailed
 from tests.support.runs import history, measured, start, wait_for_round, with_keys
 from tests.support.tiny import Make
@@ -80,7 +81,7 @@ def broken_pool(
     def open_and_wait(self: WorkerPool) -> None:
         open_(self)
         deadline = time.monotonic() + 120
-        while len(children(self._fork_server.pid)) < 2:
+        while len(children(self._process.pid)) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -88,7 +89,7 @@ def broken_pool(
         begin(self, *arguments)
         rounds.append(1)
         if len(rounds) == first:
-            os.kill(min(children(self._fork_server.pid)), sign)
+            os.kill(min(children(self._process.pid)), sign)
 
     monkeypatch.setattr(WorkerPool, "open", open_and_wait)
     monkeypatch.setattr(WorkerPool, "begin", begin_and_break)
@@ -176,8 +177,8 @@ def test_workers_that_would_fight_over_the_cpus_are_refused(make_settings: Make)
 
 def test_texts_come_back_from_memory_as_they_were(make_settings: Make) -> None:
     corpus = open_corpus(make_settings())
-    fd = corpus_to_memory(corpus)
-    again = corpus_from_memory(fd)
+    fd, facts = corpus_to_memory(corpus)
+    again = corpus_from_memory(fd, json.loads(json.dumps(facts)))
     os.close(fd)
     for part in ("train", "test"):
         for name in ("ids", "starts", "labels"):
@@ -189,11 +190,11 @@ def test_texts_come_back_from_memory_as_they_were(make_settings: Make) -> None:
 
 
 def test_tensors_in_memory_are_seen_by_all_who_look() -> None:
-    fd = create(3 * tensor_bytes(1000))
-    ours, theirs = tensors_in(fd, 1000), tensors_in(fd, 1000)
+    fd = create(3 * 4 * 1008)
+    ours, theirs = tensors_in(fd, 1008), tensors_in(fd, 1008)  # a layout's size is a multiple of 16
     os.close(fd)
     assert len(ours) == 3
     ours[1].fill_(2.5)
-    assert torch.equal(theirs[1], torch.full((1000,), 2.5))
+    assert torch.equal(theirs[1], torch.full((1008,), 2.5))
     assert theirs[0].sum() == theirs[2].sum() == 0
     assert all(tensor.data_ptr() % 64 == 0 for tensor in ours)

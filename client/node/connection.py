@@ -8,7 +8,6 @@ as bytes that are still to be checked (`common/wire/objects.py`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import time
@@ -47,8 +46,7 @@ from client.kit.site_file import SiteFile, read_authority
 from common.credentials import NEW_KEYS, pem_of, public_line, read_private_key
 from common.wire.arrays import PIECE_BYTES
 from common.wire.messages import LATE_SECONDS, printable
-from common.wire.objects import Object, content_object, make_object, parse, wait_for_object
-from common.wire.signing import NotAuthentic
+from common.wire.objects import Object, content_id, content_object, make_object, wait_for_object
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -244,11 +242,7 @@ class Connection:
 
     def content_of(self, letter: Letter, until: float) -> str:
         """Object id of a message's content. Raises NotAuthentic, Refused or Unreachable."""
-        (written,) = self.fetch(letter, [letter.message_id], until)
-        _, children, _ = parse(written, "Message")
-        if len(children) != 1 or hashlib.sha256(written).hexdigest() != letter.message_id:
-            raise NotAuthentic("damaged")
-        return children[0]
+        return content_id(letter.message_id, partial(self.fetch, letter, until=until))
 
     def fetch(self, letter: Letter, ids: Sequence[str], until: float) -> Iterator[bytes]:
         """The contents of these objects, in their order, a few ahead of what is asked for.
@@ -330,7 +324,7 @@ class Connection:
         request = PushMessagesRequest(
             node=self.node,
             messages_list=[message],
-            message_object_trees=[_tree(root)],
+            message_object_trees=[root.tree(ObjectTree)],
             clientapp_runtime_list=[seconds],
         )
         response = self._again("PushMessages", request, until)
@@ -390,10 +384,6 @@ class Heartbeat(threading.Thread):
 def _seconds(until: float) -> float:
     """Longest wait for one piece."""
     return min(_PIECE_SECONDS, max(1.0, until - time.time()))
-
-
-def _tree(part: Object) -> ObjectTree:
-    return ObjectTree(object_id=part.object_id, children=map(_tree, part.children))
 
 
 _TOLD: dict[str, Why] = {

@@ -24,15 +24,18 @@ import numpy as np
 from flwr.app import RecordDict
 
 from common.wire.local import (
+    END_SECONDS,
     Gone,
     Table,
     bytes_of,
     create,
+    end_process,
     end_with,
     memory_for,
     read_arrays,
     receive_frame,
     send_frame,
+    start_process,
     table_of,
 )
 from common.wire.messages import (
@@ -44,8 +47,6 @@ from common.wire.messages import (
     write_content,
 )
 
-_ROOT = Path(__file__).resolve().parents[2]
-_END_SECONDS = 10.0
 _TICK = 0.2
 _MARGIN_SECONDS = 5.0
 _OUT_OF_MEMORY_SCORE = "600"  # proc_pid_oom_score_adj(5): the worker goes before the connection does
@@ -104,23 +105,10 @@ class Worker:
         if self._process is not None and self._process.poll() is None:
             return
         self.end()
-        self._socket, theirs = socket.socketpair()
-        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "client.node.worker",
-                    str(theirs.fileno()),
-                    str(self._site_file),
-                ],
-                pass_fds=[theirs.fileno()],
-                process_group=0,  # Ctrl-C in a terminal is for the connection alone
-                stdin=subprocess.DEVNULL,
-                env=TUNED | os.environ | {"PYTHONPATH": path},
-            )
+        path = os.environ.get("PYTHONPATH", "")
+        self._process, self._socket = start_process(
+            "client.node.worker", str(self._site_file), path=[path], env=TUNED | os.environ
+        )
         self._last_used = time.monotonic()
 
     def answer(self, kind: str, content: RecordDict, room: Room, seconds: float) -> RecordDict:
@@ -165,7 +153,7 @@ class Worker:
     def _how_it_ended(self) -> str:
         assert self._process is not None
         try:
-            code = self._process.wait(_END_SECONDS)
+            code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             return "it closed its socket"
         if code == -signal.SIGKILL:
@@ -179,17 +167,9 @@ class Worker:
             self.end()
 
     def end(self) -> None:
-        """It ends when its socket closes; by force where it must be."""
-        if self._process is None:
-            return
-        if self._socket is not None:
-            self._socket.close()
-        try:
-            self._process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            with suppress(subprocess.TimeoutExpired):  # only the kernel can keep it now
-                self._process.wait(_END_SECONDS)
+        """Let it end, by force where it must be."""
+        if self._process is not None and self._socket is not None:
+            end_process(self._process, self._socket)
         self._process = self._socket = None
 
 

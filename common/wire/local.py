@@ -1,4 +1,4 @@
-"""Sockets and shared memory between processes of one machine.
+"""Processes of one machine: started with a socket, and sharing memory.
 
 Frames are length-prefixed bytes with file descriptors beside them. Shared memory is nameless, and gone with
 the last process that holds it.
@@ -9,11 +9,19 @@ from __future__ import annotations
 import mmap
 import os
 import select
+import signal
 import socket
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
+END_SECONDS = 10.0
+"""What a process has to end by itself."""
+_ROOT = Path(__file__).resolve().parents[2]
 _HEADER = 8
 _MOST_DESCRIPTORS = 4
 
@@ -64,6 +72,38 @@ def end_with(connection: socket.socket) -> None:
     os._exit(0)
 
 
+def start_process(
+    module: str, *arguments: str, path: Iterable[str], env: Mapping[str, str] = os.environ
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Run a module of ours with a socket's descriptor and `arguments`; returns it and the other end.
+
+    Args:
+        path: where it looks for packages besides ours.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module, str(theirs.fileno()), *arguments],
+            pass_fds=[theirs.fileno()],
+            process_group=0,  # Ctrl-C in a terminal is for the process that starts it alone
+            stdin=subprocess.DEVNULL,
+            env={**env, "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, path)])},
+        )
+    return process, ours
+
+
+def end_process(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+    """It ends, with all that it forked, when its socket closes; by force where it must be."""
+    connection.close()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):  # killed already; only the kernel can keep it now
+            process.wait(END_SECONDS)
+
+
 Table = list[tuple[str, str, int]]
 """Name, type and length of flat arrays that lie one after the other, each on a 64-byte boundary."""
 
@@ -77,7 +117,7 @@ def create(num_bytes: int) -> int:
 
 def memory_for(arrays: dict[str, np.ndarray]) -> tuple[int, Table]:
     """Flat arrays in fresh memory: its descriptor, and what lies in it."""
-    fd = create(max(1, sum(aligned(array.nbytes) for array in arrays.values())))
+    fd = create(max(1, table_bytes(table_of(arrays))))
     return fd, write_arrays(bytes_of(fd), arrays)
 
 
@@ -93,7 +133,7 @@ def write_arrays(memory: np.ndarray, arrays: dict[str, np.ndarray]) -> Table:
         place = memory[start : start + array.nbytes]
         if array.nbytes and place.ctypes.data != array.ctypes.data:
             place[:] = array.view(np.uint8)
-        start += aligned(array.nbytes)
+        start += _aligned(array.nbytes)
     return table_of(arrays)
 
 
@@ -108,10 +148,15 @@ def read_arrays(memory: np.ndarray, table: Table) -> dict[str, np.ndarray]:
     for name, kind, length in table:
         end = start + length * np.dtype(kind).itemsize
         arrays[name] = memory[start:end].view(kind)
-        start = aligned(end)
+        start = _aligned(end)
     return arrays
 
 
-def aligned(num_bytes: int) -> int:
+def table_bytes(table: Table) -> int:
+    """Of the memory that what a table lists takes."""
+    return sum(_aligned(length * np.dtype(kind).itemsize) for _, kind, length in table)
+
+
+def _aligned(num_bytes: int) -> int:
     """So many bytes, up to the next boundary."""
     return -(-num_bytes // 64) * 64

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from math import inf, isfinite, isqrt
 from typing import Any
 
@@ -40,6 +41,7 @@ LATE_SECONDS = 600.0
 KEPT_SECONDS = 1800.0
 """How long a client that is left alone keeps the tensors of the last round."""
 _LONGEST_WORDS = 300
+_Fields = dict[str, Callable[[str], Any]]
 
 
 @dataclass(frozen=True)
@@ -110,19 +112,36 @@ class LacksBase(Exception):
     """A client does not hold the version that a task is written against. The text is that version."""
 
 
+# What the records hold beside the tensors, and what is made of it.
+_TASK: _Fields = {"round": int, "layout": str, "version": str, "base": str}
+_UPDATE: _Fields = {"round": int, "layout": str, "holds": str}
+_METRICS: _Fields = {"num_examples": int, "num_steps": int, "loss": float, "seconds": float}
+_CARD: _Fields = {"client": int, "num_examples": int, "num_held_out": int}
+
+
+def _written(source: object, fields: _Fields) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in fields}
+
+
+def _read(record: Mapping[str, Any], fields: _Fields) -> dict[str, Any]:
+    return {name: kind(str(record[name])) for name, kind in fields.items()}
+
+
+@contextmanager
+def _refused_unless(what: str) -> Iterator[None]:
+    """Turn whatever a client's content makes of reading it into Refused."""
+    try:
+        yield
+    except Exception as error:
+        raise Refused(f"its answer {what} ({type(error).__name__}: {error})") from None
+
+
 def pack_tasks(task: Task, clients: Sequence[int]) -> list[RecordDict]:
     """One content for each client number; all of them share one record of tensors."""
     arrays = to_record(task.payload.arrays)
-    config = {
-        "round": task.round,
-        "layout": task.layout,
-        "settings": task.settings.to_json(),
-        "form": task.payload.form,
-        "version": task.version,
-        "base": task.base,
-    }
+    config = _written(task, _TASK) | {"form": task.payload.form, "settings": task.settings.to_json()}
     return [
-        RecordDict({"tensors": arrays, "task": ConfigRecord(config | {"client": client})})  # type: ignore[arg-type]
+        RecordDict({"tensors": arrays, "task": ConfigRecord(config | {"client": client})})
         for client in clients
     ]
 
@@ -130,39 +149,16 @@ def pack_tasks(task: Task, clients: Sequence[int]) -> list[RecordDict]:
 def unpack_task(content: RecordDict) -> Task:
     """Inverse of `pack_tasks`."""
     config = content.config_records["task"]
-    return Task(
-        round=int(str(config["round"])),
-        layout=str(config["layout"]),
-        settings=Settings.from_json(str(config["settings"])),
-        payload=_payload(content, config),
-        version=str(config["version"]),
-        base=str(config["base"]),
-        client=int(str(config["client"])),
-    )
+    settings = Settings.from_json(str(config["settings"]))
+    fields = _read(config, _TASK | {"client": int})
+    return Task(settings=settings, payload=_payload(content, config), **fields)
 
 
 def pack_update(update: Update) -> RecordDict:
     """A client's answer to a task."""
-    config = {
-        "round": update.round,
-        "layout": update.layout,
-        "form": update.payload.form,
-        "holds": update.holds,
-    }
-    content = RecordDict(
-        {
-            "tensors": to_record(update.payload.arrays),
-            "update": ConfigRecord(config),  # type: ignore[arg-type]
-            "metrics": MetricRecord(
-                {
-                    "num_examples": update.num_examples,
-                    "num_steps": update.num_steps,
-                    "loss": update.loss,
-                    "seconds": update.seconds,
-                }
-            ),
-        }
-    )
+    config = _written(update, _UPDATE) | {"form": update.payload.form}
+    content = RecordDict({"tensors": to_record(update.payload.arrays), "update": ConfigRecord(config)})
+    content["metrics"] = MetricRecord(_written(update, _METRICS))
     if update.test is not None:
         content["counts"] = _counts_record(update.test)
     return content
@@ -181,21 +177,14 @@ def unpack_update(content: RecordDict, most_bytes: float = inf) -> Update:
     Raises:
         Refused: the answer does not have the form of an update.
     """
-    try:
+    with _refused_unless("is no update"):
         config, metrics = content.config_records["update"], content.metric_records["metrics"]
         return Update(
-            round=int(str(config["round"])),
-            layout=str(config["layout"]),
+            **_read(config, _UPDATE),
+            **_read(metrics, _METRICS),
             payload=_payload(content, config, most_bytes),
-            num_examples=int(str(metrics["num_examples"])),
-            num_steps=int(str(metrics["num_steps"])),
-            loss=float(str(metrics["loss"])),
-            seconds=float(str(metrics["seconds"])),
             test=_counts(content) if "counts" in content.metric_records else None,
-            holds=str(config["holds"]),
         )
-    except Exception as error:  # whatever a client may have written there
-        raise Refused(f"its answer is no update ({type(error).__name__}: {error})") from None
 
 
 def pack_hello(settings: Settings) -> RecordDict:
@@ -210,16 +199,13 @@ def unpack_hello(content: RecordDict) -> Settings:
 
 def pack_card(card: Card) -> RecordDict:
     """A client's answer to hello."""
-    return RecordDict({"card": ConfigRecord(asdict(card))})
+    return RecordDict({"card": ConfigRecord(_written(card, _CARD))})
 
 
 def unpack_card(content: RecordDict) -> Card:
     """Inverse of `pack_card`. Raises Refused as `unpack_update` does."""
-    try:
-        card = content.config_records["card"]
-        return Card(int(str(card["client"])), int(str(card["num_examples"])), int(str(card["num_held_out"])))
-    except Exception as error:  # as above
-        raise Refused(f"its answer is no card ({type(error).__name__}: {error})") from None
+    with _refused_unless("is no card"):
+        return Card(**_read(content.config_records["card"], _CARD))
 
 
 def pack_counts(counts: Counts) -> RecordDict:
@@ -229,10 +215,8 @@ def pack_counts(counts: Counts) -> RecordDict:
 
 def unpack_counts(content: RecordDict) -> Counts:
     """Inverse of `pack_counts`. Raises Refused as `unpack_update` does."""
-    try:
+    with _refused_unless("holds no counts"):
         return _counts(content)
-    except Exception as error:  # as above
-        raise Refused(f"its answer holds no counts ({type(error).__name__}: {error})") from None
 
 
 def _counts_record(counts: Counts) -> MetricRecord:

@@ -14,14 +14,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from math import inf
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from common.wire.arrays import Array, read_piece, to_record
-from common.wire.local import aligned
+from common.wire.local import Table, read_arrays, table_bytes
 from common.wire.signing import NotAuthentic
 
 ENVELOPE = "envelope"
@@ -34,6 +34,7 @@ _ID_DIGITS = frozenset("0123456789abcdef")
 _DTYPES = frozenset({"uint8", "int8", "uint16", "int32", "float16", "float32"})
 """Of what travels (`common/transforms`)."""
 
+T = TypeVar("T")
 Fetch = Callable[[Sequence[str]], Iterator[bytes]]
 """Gives the contents of objects, in the order of their ids."""
 
@@ -53,6 +54,10 @@ class Object:
         for child in self.children:
             yield from child.walk()
         yield self
+
+    def tree(self, make: Callable[..., T]) -> T:
+        """Its id and those below it; `make` is Flower's ObjectTree, a private name that others may know."""
+        return make(object_id=self.object_id, children=[child.tree(make) for child in self.children])
 
 
 def make_object(kind: str, body: bytes, children: Sequence[Object] = ()) -> Object:
@@ -100,17 +105,18 @@ def _record_object(record: Any) -> Object:
 
 def _array_object(array: Any) -> Object:
     assert isinstance(array, Array), "only arrays by reference are written here"
-    parts = (_head("ArrayChunk", [], sum(map(len, array.parts()))), *array.parts())
-    digest = hashlib.sha256()
+    parts, digest = _chunk(array), hashlib.sha256()
     for part in parts:
         digest.update(part)
-    chunk = Object(digest.hexdigest(), sum(map(len, parts)), (), partial(_write_chunk, array))
+    chunk = Object(digest.hexdigest(), sum(map(len, parts)), (), lambda: b"".join(_chunk(array)))
     described = {"dtype": array.dtype, "shape": array.shape, "stype": array.stype, "arraychunk_ids": [0]}
     return make_object("Array", json.dumps(described).encode(), [chunk])
 
 
-def _write_chunk(array: Array) -> bytes:
-    return b"".join((_head("ArrayChunk", [], sum(map(len, array.parts()))), *array.parts()))
+def _chunk(array: Array) -> tuple[bytes, bytes, memoryview]:
+    """The object that holds the numbers, in parts: they are not copied."""
+    header, numbers = array.parts()
+    return _head("ArrayChunk", [], len(header) + len(numbers)), header, numbers
 
 
 def _head(kind: str, children: list[str], num_bytes: int) -> bytes:
@@ -134,9 +140,14 @@ def parse(content: bytes, kind: str = "") -> tuple[str, list[str], memoryview]:
         is_whole = divider >= 0 and int(length) == len(body)
     except ValueError:
         raise NotAuthentic("damaged") from None
-    if not is_whole or not all(map(is_id, children)) or (kind and found != kind):
-        raise NotAuthentic("damaged")
+    _require(is_whole and all(map(is_id, children)) and found in (kind or found,))
     return found, children, body
+
+
+def _require(is_right: bool) -> None:
+    """Raises NotAuthentic where it is not."""
+    if not is_right:
+        raise NotAuthentic("damaged")
 
 
 def is_id(text: object) -> bool:
@@ -144,18 +155,19 @@ def is_id(text: object) -> bool:
     return isinstance(text, str) and len(text) == 64 and _ID_DIGITS.issuperset(text)
 
 
-def read_names(content_id: str, fetch: Fetch) -> dict[str, str]:
-    """Object ids of a content's records, by name. Raises NotAuthentic."""
-    (written,) = _checked([content_id], fetch, _MOST_SMALL_BYTES)
-    return _references(written, "RecordDict")
+def content_id(message_id: str, fetch: Fetch) -> str:
+    """Object id of a message's content. Raises NotAuthentic."""
+    (written,) = _checked([message_id], fetch, inf)
+    _, children, _ = parse(written, "Message")
+    _require(len(children) == 1)
+    return children[0]
 
 
 def read_small(object_id: str, fetch: Fetch, num_bytes: int = _MOST_SMALL_BYTES) -> Any:
     """A ConfigRecord or MetricRecord of `num_bytes` at most. Raises NotAuthentic."""
     (written,) = _checked([object_id], fetch, min(num_bytes, _MOST_SMALL_BYTES))
     kind, _, _ = parse(written)
-    if kind not in _SMALL:
-        raise NotAuthentic("damaged")
+    _require(kind in _SMALL)
     try:
         return _SMALL[kind].inflate(written)
     except Exception:  # whatever Flower makes of bytes that somebody chose
@@ -167,7 +179,7 @@ def read_content(
     signed: Mapping[str, tuple[str, int]],
     fetch: Fetch,
     make_room: Callable[[int], np.ndarray],
-    most_bytes: float = float("inf"),
+    most_bytes: float = inf,
 ) -> RecordDict:
     """The records that were signed; arrays become one ArrayRecord by reference.
 
@@ -197,7 +209,7 @@ def _read_arrays(
     make_room: Callable[[int], np.ndarray],
     most_bytes: float,
 ) -> dict[str, np.ndarray]:
-    """Flat arrays, one after the other in the room that was made, as `shared_memory.py` lays them."""
+    """Flat arrays, one after the other in the room that was made, as `local.py` lays them."""
     (written,) = _checked([object_id], fetch, min(num_bytes, _MOST_PIECES * 128))
     left = num_bytes - len(written)
     keys = _references(written, "ArrayRecord")
@@ -205,21 +217,20 @@ def _read_arrays(
     for key, described in zip(keys, _checked(list(keys.values()), fetch, left), strict=True):
         left -= len(described)
         name, _, number = key.rpartition(".")
-        if number != f"{len(pieces.setdefault(name, [])):05d}":
-            raise NotAuthentic("damaged")
+        _require(number == f"{len(pieces.setdefault(name, [])):05d}")
         pieces[name].append(_Piece.read(described))
-    spans = {name: _span(parts) for name, parts in pieces.items()}
-    if sum(length * dtype.itemsize for dtype, length in spans.values()) > min(most_bytes, num_bytes):
-        raise NotAuthentic("damaged")
+    _require(all(len({piece.dtype for piece in parts}) == 1 for parts in pieces.values()))
+    table: Table = [
+        (name, str(parts[0].dtype), sum(piece.length for piece in parts)) for name, parts in pieces.items()
+    ]
+    in_order = [piece for parts in pieces.values() for piece in parts]
+    _require(sum(piece.num_bytes for piece in in_order) <= min(most_bytes, num_bytes))
     try:
-        room = make_room(sum(aligned(length * dtype.itemsize) for dtype, length in spans.values()))
+        arrays = read_arrays(make_room(table_bytes(table)), table)
     except (MemoryError, OSError):  # more was signed than this machine has
         raise NotAuthentic("damaged") from None
-    contents = _checked([piece.chunk for parts in pieces.values() for piece in parts], fetch, left)
-    arrays, start = {}, 0
-    for name, (dtype, length) in spans.items():
-        arrays[name] = room[start : start + length * dtype.itemsize].view(dtype)
-        start += aligned(length * dtype.itemsize)
+    contents = _checked([piece.chunk for piece in in_order], fetch, left)
+    for name in arrays:
         at = 0
         for piece in pieces[name]:
             arrays[name][at : at + piece.length] = piece.numbers(next(contents))
@@ -235,15 +246,19 @@ class _Piece:
     length: int
     chunk: str
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its numbers."""
+        return self.length * self.dtype.itemsize
+
     @classmethod
     def read(cls, written: bytes) -> _Piece:
         _, children, body = parse(written, "Array")
         try:
             said = json.loads(bytes(body))
             (length,) = said["shape"]
-            is_ours = said["dtype"] in _DTYPES and said["arraychunk_ids"] == [0] and len(children) == 1
-            if not is_ours or not isinstance(length, int) or not 0 <= length < 2**40:
-                raise NotAuthentic("damaged")
+            _require(said["dtype"] in _DTYPES and said["arraychunk_ids"] == [0] and len(children) == 1)
+            _require(isinstance(length, int) and 0 <= length < 2**40)
             return cls(np.dtype(said["dtype"]), length, children[0])
         except (ValueError, KeyError, TypeError, RecursionError):
             raise NotAuthentic("damaged") from None
@@ -255,15 +270,8 @@ class _Piece:
             found = read_piece(body)
         except Exception:  # whatever NumPy makes of a header that somebody chose
             raise NotAuthentic("damaged") from None
-        if (found.dtype, found.shape) != (self.dtype, (self.length,)):
-            raise NotAuthentic("damaged")
+        _require((found.dtype, found.shape) == (self.dtype, (self.length,)))
         return found
-
-
-def _span(parts: Sequence[_Piece]) -> tuple[np.dtype, int]:
-    if len({piece.dtype for piece in parts}) != 1:
-        raise NotAuthentic("damaged")
-    return parts[0].dtype, sum(piece.length for piece in parts)
 
 
 def _references(written: bytes, kind: str) -> dict[str, str]:
@@ -272,10 +280,8 @@ def _references(written: bytes, kind: str) -> dict[str, str]:
         refs = json.loads(bytes(body))
     except (ValueError, RecursionError):
         raise NotAuthentic("damaged") from None
-    if not isinstance(refs, dict) or not all(map(is_id, refs.values())) or len(refs) > _MOST_PIECES:
-        raise NotAuthentic("damaged")
-    if set(refs.values()) != set(children):
-        raise NotAuthentic("damaged")
+    _require(isinstance(refs, dict) and all(map(is_id, refs.values())) and len(refs) <= _MOST_PIECES)
+    _require(set(refs.values()) == set(children))
     return {str(name): object_id for name, object_id in refs.items()}
 
 
@@ -284,8 +290,7 @@ def _checked(ids: Sequence[str], fetch: Fetch, most_bytes: float) -> Iterator[by
     left = most_bytes
     for object_id, content in zip(ids, fetch(ids), strict=True):
         left -= len(content)
-        if left < 0 or hashlib.sha256(content).hexdigest() != object_id:
-            raise NotAuthentic("damaged")
+        _require(left >= 0 and hashlib.sha256(content).hexdigest() == object_id)
         yield content
 
 
@@ -294,13 +299,17 @@ def sizes(records: Mapping[str, Object]) -> dict[str, tuple[str, int]]:
     return {name: (record.object_id, record.num_bytes) for name, record in records.items()}
 
 
-def read_signed(content_id: str, fetch: Fetch) -> tuple[dict[str, str], dict[str, str]]:
+def read_signed(content: str, fetch: Fetch) -> tuple[dict[str, str], dict[str, str]]:
     """Object ids of a content's records by name, without that of its envelope; and what the envelope holds.
+
+    Args:
+        content: its object id.
 
     Raises:
         NotAuthentic: there is no envelope, or no content.
     """
-    names = read_names(content_id, fetch)
+    (written,) = _checked([content], fetch, _MOST_SMALL_BYTES)
+    names = _references(written, "RecordDict")
     if ENVELOPE not in names:
         raise NotAuthentic("unsigned")
     envelope = read_small(names.pop(ENVELOPE), fetch)

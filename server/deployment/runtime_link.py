@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +16,7 @@ from flwr.proto.runtime_pb2 import GetNodesRequest, PullAppMessagesRequest, Push
 from flwr.supercore.constant import NodeStatus
 from flwr.superlink.grid import HttpGrid
 
-from common.wire.objects import Object, make_object, parse, wait_for_object
-from common.wire.signing import NotAuthentic
+from common.wire.objects import Object, content_id, make_object, wait_for_object
 
 T = TypeVar("T")
 _IN_FLIGHT = 3
@@ -82,7 +80,7 @@ class Runtime:
         written = [_written(parcel) for parcel in parcels]
         messages = PushAppMessagesRequest(
             messages_list=[message for message, _ in written],
-            message_object_trees=[_tree(root) for _, root in written],
+            message_object_trees=[root.tree(proto.ObjectTree) for _, root in written],
         )
         response = self._api.PushMessages(messages)
         wanted = set(response.objects_to_push)
@@ -113,13 +111,7 @@ class Runtime:
 
     def content_of(self, reply: Reply, is_over: Callable[[], bool]) -> str:
         """Object id of a reply's content. Raises NotAuthentic or ObjectGone."""
-        (written,) = self.fetch([reply.message_id], is_over)
-        if hashlib.sha256(written).hexdigest() != reply.message_id:
-            raise NotAuthentic("damaged")
-        _, children, _ = parse(written, "Message")
-        if len(children) != 1:
-            raise NotAuthentic("damaged")
-        return children[0]
+        return content_id(reply.message_id, partial(self.fetch, is_over=is_over))
 
     def fetch(self, ids: Sequence[str], is_over: Callable[[], bool]) -> Iterator[bytes]:
         """The contents of these objects, a few ahead of what is asked for.
@@ -170,7 +162,3 @@ def _written(parcel: Parcel) -> tuple[proto.Message, Object]:
     root = make_object("Message", body, [parcel.content])
     message.metadata.message_id = root.object_id
     return message, root
-
-
-def _tree(part: Object) -> proto.ObjectTree:
-    return proto.ObjectTree(object_id=part.object_id, children=map(_tree, part.children))

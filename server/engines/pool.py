@@ -6,17 +6,16 @@ again only after its update was folded, so that memory does not grow with the nu
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import socket
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,9 +23,8 @@ import numpy as np
 from common.data.corpus import open_corpus
 from common.model.state import open_model
 from common.settings import Settings
-from common.wire.local import Gone, create, receive_frame, send_frame
-from server.engines.shared_memory import corpus_to_memory, tensor_bytes, tensors_in
-from server.engines.worker import SLOT_BYTES, open_reply
+from common.wire.local import END_SECONDS, Gone, create, end_process, receive_frame, send_frame, start_process
+from server.engines.worker import SLOT_BYTES, corpus_to_memory, open_reply, tensors_in
 from server.rounds.clients import RunFailed
 
 if TYPE_CHECKING:
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
 
 FORK_SERVER = "server.engines.simulate"
 """The module that is run to fork the workers."""
-_ROOT = Path(__file__).resolve().parents[2]
-_END_SECONDS = 10.0
 # A slot more than there are workers lets one of them work on while its update waits for an earlier one;
 # small models get more of them.
 _SPARE_BYTES = 64 << 20
@@ -66,17 +62,7 @@ class WorkerPool:
         """Args: settings: the run's; workers are ready for it, and take part in no other."""
         self.settings = settings
         self._num_workers = num_workers
-        ours, theirs = socket.socketpair()
-        self._control = ours
-        with theirs:
-            self._fork_server = subprocess.Popen(
-                [sys.executable, "-P", "-m", FORK_SERVER, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                # Ctrl-C in a terminal goes to the simulation alone, which ends its workers.
-                process_group=0,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, sys.path)])},
-            )
+        self._process, self._control = start_process(FORK_SERVER, path=sys.path)
         self._global: Tensor | None = None
         self._slots: list[Tensor] = []
         self._free: list[int] = []
@@ -97,12 +83,14 @@ class WorkerPool:
             return
         corpus = open_corpus(self.settings)
         size = open_model(self.settings, corpus.label_names).layout.size
-        spare = max(1, min(self._num_workers, _SPARE_BYTES // tensor_bytes(size)))
+        spare = max(1, min(self._num_workers, _SPARE_BYTES // (4 * size)))
         num_slots = self._num_workers + spare
-        memory, texts = create((1 + num_slots) * tensor_bytes(size)), corpus_to_memory(corpus)
+        memory = create((1 + num_slots) * 4 * size)
+        texts, facts = corpus_to_memory(corpus)
         self._global, *self._slots = tensors_in(memory, size)
         self._free = list(range(num_slots))
-        self._tell_fork_server(self.settings.to_json().encode(), memory, texts)
+        opening = json.dumps({"settings": self.settings.to_json(), "corpus": facts}).encode()
+        self._tell_fork_server(opening, memory, texts)
         os.close(memory)
         os.close(texts)
         for number in range(self._num_workers):
@@ -150,14 +138,7 @@ class WorkerPool:
         for worker in self._workers:
             worker.connection.close()
         self._workers.clear()
-        self._control.close()
-        try:
-            self._fork_server.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(self._fork_server.pid, 9)
-            with suppress(subprocess.TimeoutExpired):  # killed already; only the kernel can keep it now
-                self._fork_server.wait(_END_SECONDS)
+        end_process(self._process, self._control)
 
     def _is_under_way(self, job: str) -> bool:
         return any(job == worker.job for worker in self._workers) or any(
@@ -197,13 +178,13 @@ class WorkerPool:
         worker.connection.close()
         self._workers.remove(worker)
         self._start(worker.number)
-        self._control.settimeout(_END_SECONDS)
+        self._control.settimeout(END_SECONDS)
         with _fork_server_needed():
             receive_frame(self._control)
 
     def _start(self, number: int) -> None:
         ours, theirs = socket.socketpair()
-        ours.settimeout(_END_SECONDS)  # for what is left of a frame once it has begun
+        ours.settimeout(END_SECONDS)  # for what is left of a frame once it has begun
         with theirs:
             self._tell_fork_server(str(number).encode(), theirs.fileno())
         self._workers.append(_Worker(number, ours))

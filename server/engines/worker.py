@@ -10,6 +10,7 @@ All of them end when the simulation does, however it ends: the kernel closes its
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import socket
@@ -17,21 +18,31 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data.corpus import keep_corpus
+from common.data.corpus import Corpus, keep_corpus
+from common.data.tokens import TokenisedTexts
 from common.model.state import move_into, open_model
 from common.settings import Settings
-from common.wire.local import Gone, end_with, read_arrays, receive_frame, send_frame, write_arrays
-from server.engines.shared_memory import corpus_from_memory, tensors_in
+from common.wire.local import (
+    Gone,
+    bytes_of,
+    end_with,
+    memory_for,
+    read_arrays,
+    receive_frame,
+    send_frame,
+    write_arrays,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SLOT_BYTES = 4  # a job opens with the number of the slot it may train in
 _TABLE_BYTES = 4  # a reply opens with the length of what says which arrays lie in the slot
+_PARTS, _ARRAYS = ("train", "test"), ("ids", "starts", "labels")
 Arrays = dict[str, np.ndarray]
 # Answers one job: its bytes and the global tensors, to reply bytes and arrays if there are any.
 Answer = Callable[[bytes, Arrays], tuple[bytes, Arrays]]
@@ -40,8 +51,9 @@ Answer = Callable[[bytes, Arrays], tuple[bytes, Arrays]]
 def run_fork_server(descriptor: int, make_answer: Callable[[int], Answer]) -> None:
     """Fork a worker for every socket that comes in, until the simulation ends; never returns.
 
-    The first frame holds the settings, and with it come the tensors' and the texts' memory. Every other one
-    holds a worker's number, with its socket; a worker of that number that is still there is ended first.
+    The first frame holds the settings and what is to be known of the texts, and with it come the tensors'
+    and the texts' memory. Every other one holds a worker's number, with its socket; a worker of that number
+    that is still there is ended first.
 
     Args:
         descriptor: socket to the simulation.
@@ -51,9 +63,10 @@ def run_fork_server(descriptor: int, make_answer: Callable[[int], Answer]) -> No
 
     with socket.socket(fileno=descriptor) as control, suppress(Gone):
         written, (tensors_fd, corpus_fd) = receive_frame(control)
-        settings = Settings.from_json(written.decode())
+        opening = json.loads(written)
+        settings = Settings.from_json(opening["settings"])
         answer = make_answer(settings.num_clients)
-        corpus = corpus_from_memory(corpus_fd)
+        corpus = corpus_from_memory(corpus_fd, opening["corpus"])
         keep_corpus(settings, corpus)
         tensors = _build_model(settings, corpus.label_names, tensors_fd)
         pids: dict[int, int] = {}
@@ -136,3 +149,36 @@ def open_reply(written: bytes, slot: Tensor) -> tuple[bytes, Arrays]:
     """What a worker sent, and the arrays it left in its slot."""
     end = _TABLE_BYTES + int.from_bytes(written[:_TABLE_BYTES], "little")
     return written[end:], read_arrays(slot.numpy().view(np.uint8), json.loads(written[_TABLE_BYTES:end]))
+
+
+def tensors_in(fd: int, size: int) -> list[Tensor]:
+    """The memory behind `fd` as tensors of `size` fp32 numbers each, one after the other."""
+    import torch
+
+    numbers = torch.frombuffer(mmap.mmap(fd, 0), dtype=torch.float32)
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+
+def corpus_to_memory(corpus: Corpus) -> tuple[int, dict[str, Any]]:
+    """Write the tokenised texts into fresh memory: its descriptor, and what else is to be known of them."""
+    arrays = {
+        f"{part}.{name}": np.ascontiguousarray(getattr(getattr(corpus, part), name))
+        for part in _PARTS
+        for name in _ARRAYS
+    }
+    fd, table = memory_for(arrays)
+    facts = {name: getattr(corpus, name) for name in ("label_names", "site_sizes", "test_sizes")}
+    return fd, {"table": table, "pad_id": corpus.train.pad_id} | facts
+
+
+def corpus_from_memory(fd: int, facts: dict[str, Any]) -> Corpus:
+    """Inverse of `corpus_to_memory`; the arrays are views, read only, and there are no findings."""
+    memory = bytes_of(fd)
+    memory.flags.writeable = False
+    arrays = read_arrays(memory, facts["table"])
+    train, test = (
+        TokenisedTexts(**{name: arrays[f"{part}.{name}"] for name in _ARRAYS}, pad_id=facts["pad_id"])
+        for part in _PARTS
+    )
+    sites = tuple((str(name), int(size)) for name, size in facts["site_sizes"])
+    return Corpus(train, test, tuple(facts["label_names"]), sites, tuple(facts["test_sizes"]), findings=())

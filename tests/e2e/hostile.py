@@ -117,7 +117,7 @@ def push_objects(connection: Connection, letter: Letter, inner: Object, pause: f
     root = make_object("Message", message.SerializeToString(deterministic=True), [inner])
     message.metadata.message_id = root.object_id
     message.content.SetInParent()
-    tree = ObjectTree(object_id=root.object_id, children=[_tree(inner)])
+    tree = ObjectTree(object_id=root.object_id, children=[inner.tree(ObjectTree)])
     request = PushMessagesRequest(
         node=connection.node, messages_list=[message], message_object_trees=[tree], clientapp_runtime_list=[1]
     )
@@ -135,10 +135,6 @@ def push_objects(connection: Connection, letter: Letter, inner: Object, pause: f
                 object_content=part.write(),
             ),
         )
-
-
-def _tree(part: Object) -> ObjectTree:
-    return ObjectTree(object_id=part.object_id, children=map(_tree, part.children))
 
 
 def num_numbers(payload: Payload) -> int:

@@ -21,24 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import grpc  # type: ignore[import-untyped]
 from flwr.app import RecordDict
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
-from flwr.proto.fleet_pb2 import (
-    ActivateNodeRequest,
-    DeactivateNodeRequest,
-    PullMessagesRequest,
-    PullMessagesResponse,
-    PushMessagesRequest,
-)
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL as _BEAT
+from flwr.proto import fleet_pb2 as fleet
+from flwr.proto import message_pb2 as wire
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
-    Metadata,
-    ObjectTree,
-    PullObjectRequest,
-    PushObjectRequest,
-)
-from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
@@ -52,8 +39,17 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 _MOST_MESSAGE_BYTES = PIECE_BYTES + 2**20
+_CHANNEL = {
+    "grpc.max_send_message_length": _MOST_MESSAGE_BYTES,
+    "grpc.max_receive_message_length": _MOST_MESSAGE_BYTES,
+    "grpc.keepalive_time_ms": 30_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    "grpc.initial_reconnect_backoff_ms": 500,
+    "grpc.max_reconnect_backoff_ms": 5_000,
+    "grpc.enable_retries": 0,
+}
 _CALL_SECONDS, _PIECE_SECONDS = 30.0, 180.0
-_HEARTBEAT_SECONDS, _HEARTBEAT_CALL_SECONDS = 0.75 * HEARTBEAT_DEFAULT_INTERVAL, 10.0
+_HEARTBEAT_SECONDS, _HEARTBEAT_CALL_SECONDS = 0.75 * _BEAT, 10.0
 _SIGNED_FOR_SECONDS = 10.0  # one signed time stamp is used for so long
 _IN_FLIGHT = 4
 _LONGEST_PAUSE = 8.0
@@ -85,7 +81,7 @@ class Letter:
 
     @cached_property
     def _message(self) -> Any:
-        return PullMessagesResponse.FromString(self.written).messages_list[0]
+        return fleet.PullMessagesResponse.FromString(self.written).messages_list[0]
 
     @property
     def kind(self) -> str:
@@ -118,10 +114,10 @@ class Letter:
         """Until its round is over, by this machine's clock."""
         return self.ends - LATE_SECONDS - time.time()
 
-    def reply(self) -> ProtoMessage:
+    def reply(self) -> wire.Message:
         """An answer to it, without content and id."""
         asked, now = self._message.metadata, time.time()
-        metadata = Metadata(
+        metadata = wire.Metadata(
             run_id=asked.run_id,
             src_node_id=asked.dst_node_id,
             dst_node_id=asked.src_node_id,
@@ -131,7 +127,7 @@ class Letter:
             ttl=max(1.0, self.ends - now),
             message_type=asked.message_type,
         )
-        return ProtoMessage(metadata=metadata)
+        return wire.Message(metadata=metadata)
 
 
 class Connection:
@@ -161,28 +157,19 @@ class Connection:
         with self._signing:
             if time.monotonic() - self._signed[0] > _SIGNED_FOR_SECONDS:
                 now = datetime.now(UTC).isoformat()
-                signature = self._key.sign(now.encode("ascii"), ec.ECDSA(hashes.SHA256()))
-                headers = [("flwr-public-key-bin", self._public), ("flwr-timestamp", now)]
-                self._signed = (
-                    time.monotonic(),
-                    [*self._version, *headers, ("flwr-signature-bin", signature)],
-                )
+                headers = {
+                    "flwr-public-key-bin": self._public,
+                    "flwr-timestamp": now,
+                    "flwr-signature-bin": self._key.sign(now.encode("ascii"), ec.ECDSA(hashes.SHA256())),
+                }
+                self._signed = time.monotonic(), [*self._version, *headers.items()]
             return self._signed[1]
 
     def open(self) -> None:
         """Dial, in place of any connection there was. Nothing is sent yet."""
         self.close()
-        options = [
-            ("grpc.max_send_message_length", _MOST_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.initial_reconnect_backoff_ms", 500),
-            ("grpc.max_reconnect_backoff_ms", 5_000),
-            ("grpc.enable_retries", 0),
-        ]
         credentials = grpc.ssl_channel_credentials(self._authority)
-        self._channel = grpc.secure_channel(self._target, credentials, options=options)
+        self._channel = grpc.secure_channel(self._target, credentials, options=list(_CHANNEL.items()))
         self._stub = FleetStub(self._channel)
         self._signed = (0.0, [])
 
@@ -215,29 +202,29 @@ class Connection:
             Refused or Unreachable: it does not, or another server answers.
         """
         try:
-            self.call("PullMessages", PullMessagesRequest(node=Node(node_id=0)), seconds)
+            self.call("PullMessages", fleet.PullMessagesRequest(node=Node(node_id=0)), seconds)
         except Refused as refused:
             if refused.why != "other_node":
                 raise
 
     def activate(self) -> None:
         """Come online. Raises Refused or Unreachable."""
-        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        request = fleet.ActivateNodeRequest(public_key=self._public, heartbeat_interval=_BEAT)
         self.node = Node(node_id=self.call("ActivateNode", request).node_id)
 
     def leave(self, seconds: float = 5.0) -> None:
         """Go offline. Raises Refused or Unreachable."""
-        self.call("DeactivateNode", DeactivateNodeRequest(node_id=self.node.node_id), seconds)
+        self.call("DeactivateNode", fleet.DeactivateNodeRequest(node_id=self.node.node_id), seconds)
 
     def beat(self) -> None:
         """Say that this site is there. Raises Refused or Unreachable."""
-        request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=_BEAT)
         if not self.call("SendNodeHeartbeat", request, _HEARTBEAT_CALL_SECONDS).success:
             raise Refused("other_node")
 
     def pull(self) -> Letter | None:
         """The next message, or None. The server counts it as delivered from now on."""
-        response = self.call("PullMessages", PullMessagesRequest(node=self.node))
+        response = self.call("PullMessages", fleet.PullMessagesRequest(node=self.node))
         return Letter(response.SerializeToString()) if len(response.messages_list) else None
 
     def content_of(self, letter: Letter, until: float) -> str:
@@ -255,7 +242,7 @@ class Connection:
         """
 
         def request_for(object_id: str) -> Any:
-            return PullObjectRequest(node=self.node, run_id=letter.run_id, object_id=object_id)
+            return wire.PullObjectRequest(node=self.node, run_id=letter.run_id, object_id=object_id)
 
         for request, response in self._windowed("PullObject", map(request_for, ids), until):
             content = response.object_content
@@ -321,17 +308,17 @@ class Connection:
         )
         message.metadata.message_id = root.object_id
         message.content.SetInParent()  # empty, but there: Flower asks
-        request = PushMessagesRequest(
+        request = fleet.PushMessagesRequest(
             node=self.node,
             messages_list=[message],
-            message_object_trees=[root.tree(ObjectTree)],
+            message_object_trees=[root.tree(wire.ObjectTree)],
             clientapp_runtime_list=[seconds],
         )
         response = self._again("PushMessages", request, until)
         wanted = set(response.objects_to_push)
 
         def pushed(part: Object) -> Any:
-            return PushObjectRequest(
+            return wire.PushObjectRequest(
                 node=self.node,
                 run_id=letter.run_id,
                 session_id=response.session_id,
@@ -346,7 +333,7 @@ class Connection:
 
     def confirm(self, letter: Letter) -> None:
         """Let the server forget a message. Raises Refused or Unreachable."""
-        request = ConfirmMessageReceivedRequest(
+        request = wire.ConfirmMessageReceivedRequest(
             node=self.node, run_id=letter.run_id, message_object_id=letter.message_id
         )
         self.call("ConfirmMessageReceived", request)
@@ -393,21 +380,14 @@ _TOLD: dict[str, Why] = {
     "other_node": "other_node",
     "Invalid node ID": "other_node",
 }
-_LOST = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
-)
+_LOST = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED", "UNKNOWN", "INTERNAL"}
 
 
 def _explained(error: Any) -> Refused | Unreachable:
     """Flower's answer in one of two exceptions."""
-    status, details = error.code(), str(error.details() or "")
+    status, details = error.code().name, str(error.details() or "")
     shown = printable(details)
-    if status == grpc.StatusCode.UNAUTHENTICATED:
+    if status == "UNAUTHENTICATED":
         return Refused(_TOLD.get(details, "other"), shown)
     code, said = _flower_error(details)
     if code == _OTHER_VERSION:
@@ -415,8 +395,8 @@ def _explained(error: Any) -> Refused | Unreachable:
     if code == _NOT_ACTIVATED:
         return Refused("still_online")
     if status in _LOST:
-        return Unreachable(f"{status.name}: {shown}")
-    return Refused("dropped", f"{status.name}: {said or shown}")
+        return Unreachable(f"{status}: {shown}")
+    return Refused("dropped", f"{status}: {said or shown}")
 
 
 def _flower_error(details: str) -> tuple[int, str]:

@@ -23,21 +23,8 @@ from threading import Thread
 import numpy as np
 from flwr.app import RecordDict
 
-from common.wire.local import (
-    END_SECONDS,
-    Gone,
-    Table,
-    bytes_of,
-    create,
-    end_process,
-    end_with,
-    memory_for,
-    read_arrays,
-    receive_frame,
-    send_frame,
-    start_process,
-    table_of,
-)
+from common.wire import local
+from common.wire.local import Gone, Table
 from common.wire.messages import (
     KEPT_SECONDS,
     pack_refusal,
@@ -67,8 +54,8 @@ class Room:
 
     def __call__(self, num_bytes: int) -> np.ndarray:
         """Memory for `num_bytes`, (n,) uint8; once."""
-        self.descriptor = create(max(1, num_bytes))
-        return bytes_of(self.descriptor)[:num_bytes]
+        self.descriptor = local.create(max(1, num_bytes))
+        return local.bytes_of(self.descriptor)[:num_bytes]
 
     def close(self) -> None:
         """Let go of it here; a process that it was handed to keeps it."""
@@ -106,7 +93,7 @@ class Worker:
             return
         self.end()
         path = os.environ.get("PYTHONPATH", "")
-        self._process, self._socket = start_process(
+        self._process, self._socket = local.start_process(
             "client.node.worker", str(self._site_file), path=[path], env=TUNED | os.environ
         )
         self._last_used = time.monotonic()
@@ -125,7 +112,7 @@ class Worker:
         rest, arrays = take_arrays(content)
         try:
             descriptors = [room.descriptor] if arrays else []
-            _send(self._socket, kind, rest, table_of(arrays), descriptors)
+            _send(self._socket, kind, rest, local.table_of(arrays), descriptors)
             self._wait(seconds + _MARGIN_SECONDS)
             _, answered = _receive(self._socket)
             self._last_used = time.monotonic()
@@ -153,7 +140,7 @@ class Worker:
     def _how_it_ended(self) -> str:
         assert self._process is not None
         try:
-            code = self._process.wait(END_SECONDS)
+            code = self._process.wait(local.END_SECONDS)
         except subprocess.TimeoutExpired:
             return "it closed its socket"
         if code == -signal.SIGKILL:
@@ -169,21 +156,21 @@ class Worker:
     def end(self) -> None:
         """Let it end, by force where it must be."""
         if self._process is not None and self._socket is not None:
-            end_process(self._process, self._socket)
+            local.end_process(self._process, self._socket)
         self._process = self._socket = None
 
 
 def _send(connection: socket.socket, kind: str, rest: RecordDict, table: Table, fds: list[int]) -> None:
     """Send a content whose arrays lie in the memory behind the descriptor. Raises Gone."""
-    send_frame(connection, write_content({"kind": kind, "table": table}, rest), fds)
+    local.send_frame(connection, write_content({"kind": kind, "table": table}, rest), fds)
 
 
 def _receive(connection: socket.socket) -> tuple[str, RecordDict]:
     """Inverse of `_send`; the arrays are views of the memory. Raises Gone."""
-    written, descriptors = receive_frame(connection)
+    written, descriptors = local.receive_frame(connection)
     words, content = read_content(written)
     for descriptor in descriptors:
-        put_arrays(content, read_arrays(bytes_of(descriptor), words["table"]))
+        put_arrays(content, local.read_arrays(local.bytes_of(descriptor), words["table"]))
         os.close(descriptor)
     return words["kind"], content
 
@@ -194,7 +181,7 @@ def main(descriptor: int, site_file: Path) -> None:
     with suppress(OSError):  # where the system has no such thing
         Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_SCORE, encoding="ascii")
     connection = socket.socket(fileno=descriptor)
-    Thread(target=end_with, args=(connection,), daemon=True).start()
+    Thread(target=local.end_with, args=(connection,), daemon=True).start()
     from client.kit.site_file import load_site_file
     from client.round import answer, warm_up
     from client.site import Kept, RealSite
@@ -206,7 +193,7 @@ def main(descriptor: int, site_file: Path) -> None:
             kind, content = _receive(connection)
             found = answer(kind, content, lambda: RealSite(load_site_file(site_file), kept))
             rest, arrays = take_arrays(found)
-            memory, table = memory_for(arrays)
+            memory, table = local.memory_for(arrays)
             try:
                 _send(connection, kind, rest, table, [memory] if arrays else [])
             finally:

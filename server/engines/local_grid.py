@@ -34,17 +34,13 @@ class LocalClients:
 
     def __init__(self, client_app: ClientApp, num_clients: int) -> None:
         self._app = client_app
-        self.contexts = {
-            _SERVER + 1 + client: Context(
-                run_id=1,
-                node_id=_SERVER + 1 + client,
-                node_config={"partition-id": client, "num-partitions": num_clients},
-                state=RecordDict(),
-                run_config={},
-            )
-            for client in range(num_clients)
-        }
+        self.contexts: dict[int, Context] = {}
         """By node id, in the order of the clients' numbers."""
+        for client in range(num_clients):
+            node_id = _SERVER + 1 + client
+            self.contexts[node_id] = Context(
+                1, node_id, {"partition-id": client, "num-partitions": num_clients}, RecordDict(), {}
+            )
 
     def answer(self, message: Message) -> Message:
         """Run the client the message is for."""

@@ -94,9 +94,9 @@ class RealSites(LocalGrid):
     def __init__(self, site_files: dict[str, Path]) -> None:
         super().__init__(client_app, len(site_files))
         # Names and node ids in different orders, as real registrations have them.
-        self.names = dict(zip(self._clients.contexts, sorted(site_files, reverse=True), strict=True))
+        self.names = dict(zip(self.contexts, sorted(site_files, reverse=True), strict=True))
         for node_id, name in self.names.items():
-            self._clients.contexts[node_id].node_config = {"site-file": str(site_files[name])}
+            self.contexts[node_id].node_config = {"site-file": str(site_files[name])}
         self.bounds: dict[str, int | None] = dict.fromkeys(site_files)
 
 

@@ -204,7 +204,7 @@ def test_answers_can_be_fetched_after_a_round_but_no_work_begins(
     monkeypatch.setattr(grid, "push_messages", note)
     assert isinstance(ask(grid, hello, HELLO), RecordDict)
     assert pushed[0].metadata.ttl == 5 + LATE_SECONDS
-    context = grid._clients.contexts[node_id]
+    context = grid.contexts[node_id]
     context.node_config = {"site-file": "nowhere.yaml"}
     late = Message(hello, node_id, HELLO, ttl=LATE_SECONDS - 1)
     with pytest.raises(Declined, match="came after the round was over"):

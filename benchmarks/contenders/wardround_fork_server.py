@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 
 from benchmarks.contenders.wardround import leave_out_training
-from client.app import app as client_app
-from server.engines.local_grid import LocalClients
+from server.engines.simulate import answer_for
 from server.engines.worker import run_fork_server
 
 if __name__ == "__main__":
     leave_out_training()
-    run_fork_server(int(sys.argv[1]), lambda num_clients: LocalClients(client_app, num_clients).answer_job)
+    run_fork_server(int(sys.argv[1]), answer_for)

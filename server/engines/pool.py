@@ -19,12 +19,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from flwr.app import RecordDict
 
 from common.data.corpus import open_corpus
 from common.model.state import open_model
 from common.settings import Settings
-from common.wire.local import END_SECONDS, Gone, create, end_process, receive_frame, send_frame, start_process
-from server.engines.worker import SLOT_BYTES, corpus_to_memory, open_reply, tensors_in
+from common.wire.local import (
+    END_SECONDS,
+    Gone,
+    create,
+    end_process,
+    read_arrays,
+    receive_frame,
+    send_frame,
+    start_process,
+)
+from common.wire.messages import put_arrays, read_content, take_arrays, write_content
+from server.engines.worker import corpus_to_memory, tensors_in
 from server.rounds.clients import RunFailed
 
 if TYPE_CHECKING:
@@ -37,14 +48,18 @@ FORK_SERVER = "server.engines.simulate"
 _SPARE_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What became of one job."""
+class WorkerEnded(Exception):
+    """A worker's process ended before it gave an answer."""
 
-    written: bytes | None
-    """The worker's answer; None where its process ended before it gave one."""
-    arrays: dict[str, np.ndarray]
-    """In shared memory; they hold until the pool is asked for the next reply."""
+
+@dataclass(frozen=True)
+class Job:
+    """What a client is asked."""
+
+    kind: str
+    client: int
+    content: RecordDict
+    """Its tensors are `shared`, (P,) fp32: the same in all jobs of a round."""
 
 
 @dataclass
@@ -68,7 +83,7 @@ class WorkerPool:
         self._free: list[int] = []
         self._lent = -1
         self._workers: list[_Worker] = []
-        self._waiting: deque[tuple[str, bytes]] = deque()
+        self._waiting: deque[tuple[str, Job]] = deque()
         self._done: dict[str, tuple[bytes | None, int]] = {}
 
     def __enter__(self) -> WorkerPool:
@@ -96,12 +111,8 @@ class WorkerPool:
         for number in range(self._num_workers):
             self._start(number)
 
-    def begin(self, arrays: dict[str, np.ndarray], jobs: Mapping[str, bytes]) -> None:
-        """A new round: what is left of the last one is dropped, and jobs start in their order.
-
-        Args:
-            arrays: `shared`, (P,) fp32: what every job starts from.
-        """
+    def begin(self, jobs: Mapping[str, Job]) -> None:
+        """A new round: what is left of the last one is dropped, and jobs start in their order."""
         self.open()
         assert self._global is not None
         for worker in [worker for worker in self._workers if worker.job]:
@@ -109,14 +120,18 @@ class WorkerPool:
         self._waiting.clear()
         self._free = list(range(len(self._slots)))
         self._done, self._lent = {}, -1
+        _, arrays = take_arrays(next(iter(jobs.values())).content)
         self._global.numpy()[:] = arrays["shared"]
         self._waiting.extend(jobs.items())
         self._hand_out()
 
-    def reply(self, job: str, deadline: float) -> Reply | None:
-        """Wait for one job's reply; None at `deadline` (of `time.monotonic`), or where there is no such job.
+    def reply(self, job: str, deadline: float) -> RecordDict | None:
+        """Wait for one job's answer; None at `deadline` (of `time.monotonic`), or where there is no such job.
 
-        The tensors of the reply before are given up by asking.
+        Its tensors lie in shared memory, and hold until the next answer is asked for.
+
+        Raises:
+            WorkerEnded: there is none.
         """
         if self._lent >= 0:
             self._free.append(self._lent)
@@ -129,9 +144,11 @@ class WorkerPool:
         self._hand_out()
         if written is None:
             self._free.append(slot)
-            return Reply(None, {})
+            raise WorkerEnded
         self._lent = slot
-        return Reply(*open_reply(written, self._slots[slot]))
+        words, content = read_content(written)
+        put_arrays(content, read_arrays(self._slots[slot].numpy().view(np.uint8), words["table"]))
+        return content
 
     def close(self) -> None:
         """End all processes and wait until they are gone."""
@@ -149,10 +166,11 @@ class WorkerPool:
         """Give waiting jobs to idle workers, as long as there is a slot to train in."""
         for worker in self._workers:
             if not worker.job and self._waiting and self._free:
-                worker.job, parcel = self._waiting.popleft()
+                worker.job, job = self._waiting.popleft()
                 worker.slot = self._free.pop()
+                words = {"kind": job.kind, "client": job.client, "slot": worker.slot}
                 with suppress(Gone):  # seen when its answer is collected
-                    send_frame(worker.connection, worker.slot.to_bytes(SLOT_BYTES, "little") + parcel)
+                    send_frame(worker.connection, write_content(words, job.content))
 
     def _collect(self, seconds: float) -> bool:
         """Wait for at least one answer, or for a worker to end; False if neither came in time."""

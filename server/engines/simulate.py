@@ -6,14 +6,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from flwr.app import Context
+from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from client.app import app as client_app
 from common.runtime import resolve_device, resolve_threads
 from common.settings import Settings
 from server.app import conduct
-from server.engines.local_grid import LocalClients, LocalGrid
+from server.engines.local_grid import LocalGrid
 from server.engines.pool import WorkerPool
 from server.engines.worker import run_fork_server
 from server.rounds.clients import GridClients
@@ -92,5 +92,13 @@ def _on_ray(settings: Settings) -> None:
 ENGINES: dict[str, Callable[[Settings], None]] = {"inprocess": _in_process, "ray": _on_ray}
 
 
+def answer_for(kind: str, client: int, content: RecordDict) -> RecordDict:
+    """What a worker does with a job."""
+    from client.round import answer
+    from client.site import SimulatedSite
+
+    return answer(kind, content, lambda: SimulatedSite(client))
+
+
 if __name__ == "__main__":
-    run_fork_server(int(sys.argv[1]), lambda num_clients: LocalClients(client_app, num_clients).answer_job)
+    run_fork_server(int(sys.argv[1]), answer_for)

@@ -21,6 +21,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from flwr.app import RecordDict
 
 from common.data.corpus import Corpus, keep_corpus
 from common.data.tokens import TokenisedTexts
@@ -36,19 +37,17 @@ from common.wire.local import (
     send_frame,
     write_arrays,
 )
+from common.wire.messages import put_arrays, read_content, take_arrays, write_content
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SLOT_BYTES = 4  # a job opens with the number of the slot it may train in
-_TABLE_BYTES = 4  # a reply opens with the length of what says which arrays lie in the slot
 _PARTS, _ARRAYS = ("train", "test"), ("ids", "starts", "labels")
-Arrays = dict[str, np.ndarray]
-# Answers one job: its bytes and the global tensors, to reply bytes and arrays if there are any.
-Answer = Callable[[bytes, Arrays], tuple[bytes, Arrays]]
+Answer = Callable[[str, int, RecordDict], RecordDict]
+"""From a message's type, the number of the client it is for, and its content, to the answer's content."""
 
 
-def run_fork_server(descriptor: int, make_answer: Callable[[int], Answer]) -> None:
+def run_fork_server(descriptor: int, answer: Answer) -> None:
     """Fork a worker for every socket that comes in, until the simulation ends; never returns.
 
     The first frame holds the settings and what is to be known of the texts, and with it come the tensors'
@@ -57,7 +56,7 @@ def run_fork_server(descriptor: int, make_answer: Callable[[int], Answer]) -> No
 
     Args:
         descriptor: socket to the simulation.
-        make_answer: from num_clients to what a worker does with a job.
+        answer: what a worker does with a job.
     """
     from transformers import AutoModelForSequenceClassification  # noqa: F401 - slow, so before anybody waits
 
@@ -65,7 +64,6 @@ def run_fork_server(descriptor: int, make_answer: Callable[[int], Answer]) -> No
         written, (tensors_fd, corpus_fd) = receive_frame(control)
         opening = json.loads(written)
         settings = Settings.from_json(opening["settings"])
-        answer = make_answer(settings.num_clients)
         corpus = corpus_from_memory(corpus_fd, opening["corpus"])
         keep_corpus(settings, corpus)
         tensors = _build_model(settings, corpus.label_names, tensors_fd)
@@ -130,12 +128,15 @@ def _run_worker(
         global_tensors, *slots = tensors
         while True:
             job, _ = receive_frame(connection)
-            slot = slots[int.from_bytes(job[:SLOT_BYTES], "little")]
+            words, content = read_content(job)
+            put_arrays(content, {"shared": global_tensors.numpy()})
+            slot = slots[words["slot"]]
             if state.device.type == "cpu":
                 move_into(slot)  # what is trained lies where the simulation reads it
-            reply, arrays = answer(job[SLOT_BYTES:], {"shared": global_tensors.numpy()})
-            table = json.dumps(write_arrays(slot.numpy().view(np.uint8), arrays)).encode()
-            send_frame(connection, len(table).to_bytes(_TABLE_BYTES, "little") + table + reply)
+            answered = answer(words["kind"], words["client"], content)
+            _, arrays = take_arrays(answered)
+            table = write_arrays(slot.numpy().view(np.uint8), arrays)
+            send_frame(connection, write_content({"table": table}, answered))
     except Gone:
         os._exit(0)
     except BaseException:
@@ -143,12 +144,6 @@ def _run_worker(
 
         traceback.print_exc()
         os._exit(1)
-
-
-def open_reply(written: bytes, slot: Tensor) -> tuple[bytes, Arrays]:
-    """What a worker sent, and the arrays it left in its slot."""
-    end = _TABLE_BYTES + int.from_bytes(written[:_TABLE_BYTES], "little")
-    return written[end:], read_arrays(slot.numpy().view(np.uint8), json.loads(written[_TABLE_BYTES:end]))
 
 
 def tensors_in(fd: int, size: int) -> list[Tensor]:

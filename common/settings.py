@@ -55,7 +55,7 @@ class ModelSettings:
     revision: str | None
     """Commit, tag or branch on the hub; None is the default branch."""
     head: Literal["own", "distilbert"]
-    """Row of `common/model/heads.py`: the architecture's own, or DistilBERT's on a BERT encoder."""
+    """Row of HEADS in `common/model/build.py`: the architecture's own, or DistilBERT's on a BERT encoder."""
 
     @property
     def short_name(self) -> str:

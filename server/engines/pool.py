@@ -24,16 +24,8 @@ from flwr.app import RecordDict
 from common.data.corpus import open_corpus
 from common.model.state import open_model
 from common.settings import Settings
-from common.wire.local import (
-    END_SECONDS,
-    Gone,
-    create,
-    end_process,
-    read_arrays,
-    receive_frame,
-    send_frame,
-    start_process,
-)
+from common.wire import local
+from common.wire.local import Gone
 from common.wire.messages import put_arrays, read_content, take_arrays, write_content
 from server.engines.worker import corpus_to_memory, tensors_in
 from server.rounds.clients import RunFailed
@@ -77,7 +69,7 @@ class WorkerPool:
         """Args: settings: the run's; workers are ready for it, and take part in no other."""
         self.settings = settings
         self._num_workers = num_workers
-        self._process, self._control = start_process(FORK_SERVER, path=sys.path)
+        self._process, self._control = local.start_process(FORK_SERVER, path=sys.path)
         self._global: Tensor | None = None
         self._slots: list[Tensor] = []
         self._free: list[int] = []
@@ -100,7 +92,7 @@ class WorkerPool:
         size = open_model(self.settings, corpus.label_names).layout.size
         spare = max(1, min(self._num_workers, _SPARE_BYTES // (4 * size)))
         num_slots = self._num_workers + spare
-        memory = create((1 + num_slots) * 4 * size)
+        memory = local.create((1 + num_slots) * 4 * size)
         texts, facts = corpus_to_memory(corpus)
         self._global, *self._slots = tensors_in(memory, size)
         self._free = list(range(num_slots))
@@ -147,7 +139,7 @@ class WorkerPool:
             raise WorkerEnded
         self._lent = slot
         words, content = read_content(written)
-        put_arrays(content, read_arrays(self._slots[slot].numpy().view(np.uint8), words["table"]))
+        put_arrays(content, local.read_arrays(self._slots[slot].numpy().view(np.uint8), words["table"]))
         return content
 
     def close(self) -> None:
@@ -155,7 +147,7 @@ class WorkerPool:
         for worker in self._workers:
             worker.connection.close()
         self._workers.clear()
-        end_process(self._process, self._control)
+        local.end_process(self._process, self._control)
 
     def _is_under_way(self, job: str) -> bool:
         return any(job == worker.job for worker in self._workers) or any(
@@ -170,7 +162,7 @@ class WorkerPool:
                 worker.slot = self._free.pop()
                 words = {"kind": job.kind, "client": job.client, "slot": worker.slot}
                 with suppress(Gone):  # seen when its answer is collected
-                    send_frame(worker.connection, write_content(words, job.content))
+                    local.send_frame(worker.connection, write_content(words, job.content))
 
     def _collect(self, seconds: float) -> bool:
         """Wait for at least one answer, or for a worker to end; False if neither came in time."""
@@ -182,7 +174,7 @@ class WorkerPool:
         for descriptor, _ in ready:
             worker = by_descriptor[descriptor]
             try:
-                written: bytes | None = receive_frame(worker.connection)[0]
+                written: bytes | None = local.receive_frame(worker.connection)[0]
             except Gone:
                 written = None
             self._done[worker.job] = (written, worker.slot)
@@ -196,20 +188,20 @@ class WorkerPool:
         worker.connection.close()
         self._workers.remove(worker)
         self._start(worker.number)
-        self._control.settimeout(END_SECONDS)
+        self._control.settimeout(local.END_SECONDS)
         with _fork_server_needed():
-            receive_frame(self._control)
+            local.receive_frame(self._control)
 
     def _start(self, number: int) -> None:
         ours, theirs = socket.socketpair()
-        ours.settimeout(END_SECONDS)  # for what is left of a frame once it has begun
+        ours.settimeout(local.END_SECONDS)  # for what is left of a frame once it has begun
         with theirs:
             self._tell_fork_server(str(number).encode(), theirs.fileno())
         self._workers.append(_Worker(number, ours))
 
     def _tell_fork_server(self, payload: bytes, *descriptors: int) -> None:
         with _fork_server_needed():
-            send_frame(self._control, payload, descriptors)
+            local.send_frame(self._control, payload, descriptors)
 
 
 @contextmanager

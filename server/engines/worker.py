@@ -27,16 +27,8 @@ from common.data.corpus import Corpus, keep_corpus
 from common.data.tokens import TokenisedTexts
 from common.model.state import move_into, open_model
 from common.settings import Settings
-from common.wire.local import (
-    Gone,
-    bytes_of,
-    end_with,
-    memory_for,
-    read_arrays,
-    receive_frame,
-    send_frame,
-    write_arrays,
-)
+from common.wire import local
+from common.wire.local import Gone
 from common.wire.messages import put_arrays, read_content, take_arrays, write_content
 
 if TYPE_CHECKING:
@@ -61,7 +53,7 @@ def run_fork_server(descriptor: int, answer: Answer) -> None:
     from transformers import AutoModelForSequenceClassification  # noqa: F401 - slow, so before anybody waits
 
     with socket.socket(fileno=descriptor) as control, suppress(Gone):
-        written, (tensors_fd, corpus_fd) = receive_frame(control)
+        written, (tensors_fd, corpus_fd) = local.receive_frame(control)
         opening = json.loads(written)
         settings = Settings.from_json(opening["settings"])
         corpus = corpus_from_memory(corpus_fd, opening["corpus"])
@@ -69,11 +61,11 @@ def run_fork_server(descriptor: int, answer: Answer) -> None:
         tensors = _build_model(settings, corpus.label_names, tensors_fd)
         pids: dict[int, int] = {}
         while True:
-            request, (worker_fd,) = receive_frame(control)
+            request, (worker_fd,) = local.receive_frame(control)
             number = int(request)
             if number in pids:
                 _end(pids[number])
-                send_frame(control, b"its memory is free")
+                local.send_frame(control, b"its memory is free")
             pids[number] = os.fork()
             if pids[number] == 0:
                 control.close()
@@ -122,12 +114,12 @@ def _run_worker(
     answer: Answer,
 ) -> None:
     """Answer jobs until the simulation closes the socket; never returns."""
-    Thread(target=end_with, args=(connection,), daemon=True).start()
+    Thread(target=local.end_with, args=(connection,), daemon=True).start()
     try:
         state = open_model(settings, label_names)
         global_tensors, *slots = tensors
         while True:
-            job, _ = receive_frame(connection)
+            job, _ = local.receive_frame(connection)
             words, content = read_content(job)
             put_arrays(content, {"shared": global_tensors.numpy()})
             slot = slots[words["slot"]]
@@ -135,8 +127,8 @@ def _run_worker(
                 move_into(slot)  # what is trained lies where the simulation reads it
             answered = answer(words["kind"], words["client"], content)
             _, arrays = take_arrays(answered)
-            table = write_arrays(slot.numpy().view(np.uint8), arrays)
-            send_frame(connection, write_content({"table": table}, answered))
+            table = local.write_arrays(slot.numpy().view(np.uint8), arrays)
+            local.send_frame(connection, write_content({"table": table}, answered))
     except Gone:
         os._exit(0)
     except BaseException:
@@ -161,16 +153,16 @@ def corpus_to_memory(corpus: Corpus) -> tuple[int, dict[str, Any]]:
         for part in _PARTS
         for name in _ARRAYS
     }
-    fd, table = memory_for(arrays)
+    fd, table = local.memory_for(arrays)
     facts = {name: getattr(corpus, name) for name in ("label_names", "site_sizes", "test_sizes")}
     return fd, {"table": table, "pad_id": corpus.train.pad_id} | facts
 
 
 def corpus_from_memory(fd: int, facts: dict[str, Any]) -> Corpus:
     """Inverse of `corpus_to_memory`; the arrays are views, read only, and there are no findings."""
-    memory = bytes_of(fd)
+    memory = local.bytes_of(fd)
     memory.flags.writeable = False
-    arrays = read_arrays(memory, facts["table"])
+    arrays = local.read_arrays(memory, facts["table"])
     train, test = (
         TokenisedTexts(**{name: arrays[f"{part}.{name}"] for name in _ARRAYS}, pad_id=facts["pad_id"])
         for part in _PARTS

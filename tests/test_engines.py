@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from client import site
+from common.data.corpus import forget_corpora
+from common.data.partitions import partition
+from common.model.train import OPTIMIZERS
 from server.engines.simulate import simulate
 from tests.support.runs import history
 from tests.support.tiny import Make
@@ -25,3 +33,36 @@ def test_ray_equals_inprocess(make_settings: Make, tmp_path: Path, num_clients: 
     ours, rays = hashes(tmp_path / "inprocess"), hashes(tmp_path / "ray")
     assert len(set(ours)) == 3
     assert ours == rays
+
+
+def test_nine_frames_lie_between_the_round_and_the_optimiser(
+    make_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacks: list[traceback.StackSummary] = []
+
+    class Noted(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            stacks.append(traceback.extract_stack())
+            return super().step(closure)
+
+    monkeypatch.setitem(OPTIMIZERS, "sgd", Noted)
+    simulate(make_settings("num_rounds=1", "train.optimizer=sgd"))
+    frames = [frame for frame in stacks[0] if not frame.filename.startswith(str(Path(torch.__file__).parent))]
+    in_loop = [at for at, frame in enumerate(frames) if frame.filename.endswith("server/rounds/loop.py")]
+    assert frames[in_loop[-1]].name == "_train"
+    between = [frame.name for frame in frames[in_loop[-1] + 1 : -1]]
+    assert between[-2:] == ["run_local_round", "train_epochs"]
+    assert len(between) <= 9, between
+
+
+def test_texts_are_dealt_once(make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    dealt = []
+
+    def counted(*arguments: Any) -> list[np.ndarray]:
+        dealt.append(arguments)
+        return partition(*arguments)
+
+    monkeypatch.setattr(site, "partition", counted)
+    forget_corpora()
+    simulate(make_settings("num_clients=3", "num_rounds=2"))
+    assert len(dealt) == 1

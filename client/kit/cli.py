@@ -121,7 +121,7 @@ def check(
 
     Examples:
       wardround-site check
-      wardround-site check --expect flwr=1.39.0 --labels cardiology,surgery --model bert-base-cased
+      wardround-site check --expect flwr=1.39.0 --labels heart,skin --model google-bert/bert-base-cased
       wardround-site check --json > findings.json
 
     It sends nothing of the data anywhere; its output names paths, labels and counts and is for this site.

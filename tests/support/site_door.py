@@ -10,18 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # Torch takes seconds to import, and few tests are about the device.
 QUICK = ("--skip-check", "device")
-# Runs the command line with another program in Flower's place.
-WITH_FAKE = (
-    "import sys, client.join as j, client.cli as c\n"
-    "fake = sys.argv.pop(1); j.find_supernode = lambda: fake; c.main()"
-)
 
 
-def command_line(*words: str, fake: Path | None = None) -> list[str]:
+def command_line(*words: str) -> list[str]:
     """`wardround-site WORDS`, on this checkout."""
-    if fake is None:
-        return [sys.executable, "-m", "client.kit.cli", *words]
-    return [sys.executable, "-c", WITH_FAKE, str(fake), *words]
+    return [sys.executable, "-m", "client.kit.cli", *words]
 
 
 def environment() -> dict[str, str]:
@@ -30,10 +23,10 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT)}
 
 
-def site_command(*words: str, folder: Path, fake: Path | None = None) -> subprocess.CompletedProcess[str]:
+def site_command(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     return subprocess.run(
-        command_line(*words, fake=fake),
+        command_line(*words),
         cwd=folder,
         env=environment(),
         capture_output=True,

@@ -161,7 +161,7 @@ def test_stop_ends_the_run_and_warn_lets_it_go_on(
 
 
 def test_a_collapse_needs_a_round(make_settings: Make) -> None:
-    with pytest.raises(ValueError, match=r"train\.collapse_rounds is 0; it must be greater than 0"):
+    with pytest.raises(ValueError, match=r"^train\.collapse_rounds is 0;"):
         make_settings("train.collapse_rounds=0")
 
 
@@ -194,7 +194,5 @@ def test_a_sweep_leaves_what_a_collapse_ended(
 def test_settings_without_the_keys_name_them(make_settings: Make) -> None:
     values = make_settings().to_dict()
     del values["train"]["on_collapse"]
-    with pytest.raises(
-        ValueError, match=r"^train\.on_collapse is missing; settings that another version wrote"
-    ):
+    with pytest.raises(ValueError, match=r"^train\.on_collapse is missing\."):
         Settings.from_dict(values)

@@ -200,12 +200,12 @@ class Broadcast:
         """
         self._holds[member.node_id] = (version, answered + KEPT_SECONDS - _MARGIN_SECONDS)
 
-    def step_from(self, before: RoundState, state: RoundState) -> Payload | None:
-        """The tensors of `state` written against those before, if any client still holds these."""
+    def step_from(self, before: RoundState, state: RoundState) -> tuple[str, Payload] | None:
+        """The version before, and the tensors of `state` written against it, if any client still holds it."""
         if before.version not in {version for version, _ in self._holds.values()}:
             return None
         step = encode(EXACT, state.tensors.numpy(), before.tensors.numpy())
-        return None if step.form == WHOLE else step
+        return None if step.form == WHOLE else (before.version, step)
 
     def _requests(self, members: Sequence[Member], state: RoundState, number: int) -> list[Request]:
         """A task for each member, in their order; all with the same tensors share one record of them."""
@@ -213,7 +213,8 @@ class Broadcast:
         task = Task(number, state.layout.digest, self._settings.for_sites(), tensors, state.version)
         tasks = [task]
         if state.step is not None:
-            tasks.append(replace(task, payload=state.step, base=state.step_base))
+            base, step = state.step
+            tasks.append(replace(task, payload=step, base=base))
         groups: dict[str, list[Member]] = {task.base: [] for task in tasks}
         for member in members:
             held, until = self._holds.get(member.node_id, ("", 0.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -48,10 +48,8 @@ class RoundState:
     tensors: Tensor  # (P,) fp32 on the CPU
     record: RoundRecord
     """Its `test` is None until the model has been measured, which sites do a round later."""
-    step: Payload | None = None
-    """The tensors, written against those of `step_base`; None where nobody holds them."""
-    step_base: str = ""
-    """A version: SHA-256 of the tensors before the last round."""
+    step: tuple[str, Payload] | None = None
+    """The version before the last round, and the tensors written against it; None where nobody holds it."""
 
     @property
     def version(self) -> str:
@@ -106,7 +104,7 @@ class FederatedAveraging:
     def start(self, layout: Layout, tensors: Tensor) -> RoundState:
         """Round 0: the initial tensors, (P,) fp32 on the CPU."""
         state = self._new_state(0, layout, tensors, Answers(), describe_updates(None, 0.0))
-        self._save(state)
+        self._tell(Callback.after_average, state.record, state.tensors)
         self._ended = self._show(state.record)
         return state
 
@@ -138,7 +136,7 @@ class FederatedAveraging:
             answers = self._train(state)
             reason = self._show(self.evaluation.hear(answers.counts))
             state = self._average(state, answers)
-            self._save(state)
+            self._tell(Callback.after_average, state.record, state.tensors)
             reason = self._show(state.record) or reason
         if self.evaluation.waiting is not None:  # no round will bring the sites' counts of the last model
             reason = self._show(self.evaluation.hear(self._ask_for_counts(state))) or reason
@@ -155,7 +153,7 @@ class FederatedAveraging:
         self.broadcast.bytes_sent = 0
         num_labels, sites_measure = self.evaluation.num_labels, self.evaluation.test is None
         scratch = np.empty(0, dtype=np.float32)
-        self._before_round(number, members)
+        self._tell(Callback.before_round, number, [member.name for member in members])
         for member, answer in self.broadcast.ask(members, state, TRAIN, number):
             folding = time.perf_counter()
             try:
@@ -187,15 +185,15 @@ class FederatedAveraging:
                 )
             )
             if norm_received is not None:
-                self._warn(
-                    f"round {number}: {member.name}: its update was clipped (strategy.max_update_norm)"
+                self._tell(
+                    Callback.warn,
+                    f"round {number}: {member.name}: its update was clipped (strategy.max_update_norm)",
                 )
             self.broadcast.note(member, update.holds, min(time.monotonic(), sent + update.seconds))
             if update.test is not None:
                 answers.counts[member.name] = update.test
             answers.fold_seconds += time.perf_counter() - folding
-            for callback in self.callbacks:
-                callback.after_update(number, member.name, len(answers.clients), len(members))
+            self._tell(Callback.after_update, number, member.name, len(answers.clients), len(members))
         answers.train_seconds = time.perf_counter() - started - answers.fold_seconds
         if len(answers.clients) < self.strategy.min_sites:
             raise RunFailed(
@@ -225,7 +223,6 @@ class FederatedAveraging:
         diagnostics = describe_updates(outcome, head_norm)
         after = self._new_state(number, state.layout, tensors, answers, diagnostics)
         after.step = self.broadcast.step_from(state, after)
-        after.step_base = state.version if after.step else ""
         return after
 
     def _new_state(
@@ -236,11 +233,7 @@ class FederatedAveraging:
         with ThreadPoolExecutor(max_workers=1) as beside:
             version = beside.submit(model_sha256, layout, tensors)
             measured = self.evaluation.measure(tensors)
-        spent = {
-            "train": answers.train_seconds,
-            "aggregate": answers.fold_seconds,
-            "evaluate": time.perf_counter() - started,
-        }
+        spent = (answers.train_seconds, answers.fold_seconds, time.perf_counter() - started)
         clients = answers.clients
         num_examples = sum(client.num_examples or 0 for client in clients)
         summed_loss = sum((client.loss or 0.0) * (client.num_examples or 0) for client in clients)
@@ -251,7 +244,7 @@ class FederatedAveraging:
             train=TrainRecord(loss=mean_loss, num_examples=num_examples),
             clients=clients,
             diagnostics=diagnostics,
-            seconds=Seconds(**spent, total=sum(spent.values())),
+            seconds=Seconds(train=spent[0], aggregate=spent[1], evaluate=spent[2], total=sum(spent)),
             bytes=Traffic(
                 down=self.broadcast.bytes_sent, up=sum(client.num_bytes or 0 for client in clients)
             ),
@@ -264,7 +257,7 @@ class FederatedAveraging:
     def _ask_for_counts(self, state: RoundState) -> dict[str, Counts]:
         """The sites' counts for the last model, which no training message carries any more."""
         members, counts = self.cohort.members(), {}
-        self._before_round(state.round, members)
+        self._tell(Callback.before_round, state.round, [member.name for member in members])
         for member, answer in self.broadcast.ask(members, state, EVALUATE, state.round):
             try:
                 found = unpack_counts(_content(answer))
@@ -282,16 +275,13 @@ class FederatedAveraging:
         text = f"round {number}: {member.name}: {refusal}"
         if self.strategy.on_missing == "fail":
             raise RunFailed(text)
-        self._warn(f"{text}; the round goes on without it")
+        self._tell(Callback.warn, f"{text}; the round goes on without it")
         return LeftOutRecord(client=member.client, reason=str(refusal), site=member.site)
 
-    def _before_round(self, number: int, members: Sequence[Member]) -> None:
+    def _tell(self, event: Callable[..., object], *facts: object) -> None:
+        """Call a method of `Callback` on all of them."""
         for callback in self.callbacks:
-            callback.before_round(number, [member.name for member in members])
-
-    def _save(self, state: RoundState) -> None:
-        for callback in self.callbacks:
-            callback.after_average(state.record, state.tensors)
+            getattr(callback, event.__name__)(*facts)
 
     def _show(self, record: RoundRecord | None) -> str | None:
         """Tell the callbacks of a measured round; the first reason to stop one of them gives, or None."""
@@ -299,10 +289,6 @@ class FederatedAveraging:
             return None
         reasons = [callback.after_round(record) for callback in self.callbacks]
         return next(filter(None, reasons), None)
-
-    def _warn(self, text: str) -> None:
-        for callback in self.callbacks:
-            callback.warn(text)
 
 
 def _content(answer: RecordDict | Refused) -> RecordDict:

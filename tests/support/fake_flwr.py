@@ -25,7 +25,7 @@ if words[0] == "run":
     (here / "app.json").write_text(json.dumps(sorted(p.name for p in app.iterdir())))
 answers = json.loads((here / "answers.json").read_text())
 print("a banner")
-print(json.dumps(answers[words[1] if words[0] == "supernode" else words[0]], indent=2))
+print(json.dumps(answers[words[0]], indent=2))
 """
 
 
@@ -38,12 +38,8 @@ class Flwr:
         program = folder / "flwr"
         program.write_text(FAKE_FLWR)
         program.chmod(0o755)
-        nodes = [
-            {"node-id": node_id, "status": status, "online-elapsed": seconds, "offline-at": "N/A"}
-            for node_id, status, seconds in (("11", "online", 5.0), ("12", "registered", 0.0))
-        ]
         self.answers: dict[str, object] = {
-            "list": {"success": True, "nodes": nodes},
+            "list": {"success": True},
             "run": {"success": True, "run-id": "77"},
             "stop": {"success": True, "run-id": "77"},
         }
@@ -53,10 +49,8 @@ class Flwr:
         (self.folder / "answers.json").write_text(json.dumps(self.answers))
 
     def ends(self, status: str, details: str = "N/A") -> None:
-        """`flwr list --run-id` and `flwr supernode list` share a key; one answer serves both."""
-        answer = self.answers["list"]
-        assert isinstance(answer, dict)
-        answer["runs"] = [{"status": status, "status-details": details}]
+        """What `flwr list --run-id` says of the run from now on."""
+        self.answers["list"] = {"success": True, "runs": [{"status": status, "status-details": details}]}
         self.write()
 
     def asked(self) -> list[list[str]]:

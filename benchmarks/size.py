@@ -37,7 +37,6 @@ CAME_AFTER_THE_REVIEW = {
     "client/node/connection.py": "a site's own calls to the SuperLink, instead of Flower's SuperNode",
     "client/node/journal.py": "what a site has answered, so that nothing is answered twice",
     "client/node/loop.py": "the loop of a site's program",
-    "server/rounds/caps.py": "bounds on one site's share and norm",
     "server/deployment/fleet.py": "a SuperLink that takes registered sites only",
     "server/deployment/signed.py": "letters to and from sites, signed and checked",
     "server/deployment/ticket.py": "the whole run on the server's machine, of which sites are told no more",

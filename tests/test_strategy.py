@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from client.app import app as honest_app
@@ -44,7 +43,7 @@ from server.rounds.loop import RoundState
 from server.run_folder import RunFolder
 from tests.support import contract
 from tests.support.runs import bare_record, history
-from tests.support.tampering import CONTINUE, shared, tampering, with_tensors, with_value
+from tests.support.tampering import CONTINUE, shared, tampering, training_as, with_tensors, with_value
 from tests.support.tiny import Make, write_texts
 
 
@@ -252,19 +251,12 @@ def test_too_few_updates_end_the_run(make_settings: Make) -> None:
 
 
 def test_crashing_client_is_named_but_its_texts_are_not(make_settings: Make) -> None:
-    app = ClientApp()
-
-    @app.query()
-    def hello(message: Message, context: Context) -> Message:
-        return honest_app(message, context)
-
-    @app.train()
     def train(message: Message, context: Context) -> Message:
         message.content.config_records["task"]["settings"] = '{"secret": "patient 17"}'
         return honest_app(message, context)
 
     with pytest.raises(RunFailed, match="round 1: client 0: ValueError; see the client's own log") as caught:
-        run_on(LocalGrid(app, 3), make_settings())
+        run_on(LocalGrid(training_as(train), 3), make_settings())
     assert "patient" not in str(caught.value)
 
 

@@ -20,22 +20,28 @@ from common.wire.messages import (
 CONTINUE = "strategy.on_missing=continue"
 
 
-def tampering(change: Callable[[Update], Update], client: int = 1) -> ClientApp:
-    """Clients of which one changes its update before it is sent."""
+def training_as(train: Callable[[Message, Context], Message]) -> ClientApp:
+    """Clients that are honest but in how they train."""
     app = ClientApp()
 
     @app.query()
     def hello(message: Message, context: Context) -> Message:
         return honest_app(message, context)
 
-    @app.train()
+    app.train()(train)
+    return app
+
+
+def tampering(change: Callable[[Update], Update], client: int = 1) -> ClientApp:
+    """Clients of which one changes its update before it is sent."""
+
     def train(message: Message, context: Context) -> Message:
         reply = honest_app(message, context)
         if context.node_config["partition-id"] != client:
             return reply
         return Message(pack_update(change(unpack_update(reply.content))), reply_to=message)
 
-    return app
+    return training_as(train)
 
 
 def with_value(update: Update, value: float) -> Update:

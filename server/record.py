@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from math import isfinite
 from typing import Annotated, Any
 
@@ -39,15 +40,11 @@ class Record(BaseModel):
         """For `RoundRecord.read`: what older versions did not write, and numbers that are none, are None."""
         if not info.context or not isinstance(line, dict):
             return line
-        required = {key: field.annotation for key, field in cls.model_fields.items() if field.is_required()}
-        groups = {
-            key for key, kind in required.items() if isinstance(kind, type) and issubclass(kind, Record)
-        }
-        absent: dict[str, Any] = {key: {} if key in groups else None for key in required}
+        absent = _absent(cls)
         return absent | {
             key: None if isinstance(value, float) and not isfinite(value) else value
             for key, value in line.items()
-            if value is not None or key not in groups
+            if value is not None or absent.get(key) is None
         }
 
     @model_serializer(mode="wrap")
@@ -58,6 +55,16 @@ class Record(BaseModel):
             for key, value in write(self).items()
             if fields[key].is_required() or value not in (None, [])
         }
+
+
+@cache
+def _absent(kind: type[Record]) -> dict[str, Any]:
+    """What stands for the keys that a line lacks: an empty part where a part is required, else None."""
+    required = {key: field.annotation for key, field in kind.model_fields.items() if field.is_required()}
+    return {
+        key: {} if isinstance(part, type) and issubclass(part, Record) else None
+        for key, part in required.items()
+    }
 
 
 class TestRecord(Record):

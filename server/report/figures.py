@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from server.diagnostics.collapse import label_name
-from server.report.load import Group, Run, Sweep, display_name, joined
+from server.report.load import Group, Run, Spread, Sweep, display_name, joined
 
 # Okabe and Ito 2008, without yellow (too faint on white).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -62,9 +62,13 @@ def run_figures(run: Run) -> list[Drawing]:
 
 
 def panel_row(
-    titles: Sequence[str], width: float = 4.2, height: float = 3.5, columns: int = 3
+    titles: Sequence[str], width: float = 4.2, height: float = 3.5, columns: int = 3, label: str = ""
 ) -> tuple[Figure, list[Axes]]:
-    """A panel of `width` × `height` inches for each title, `columns` side by side; a single one is wider."""
+    """A panel of `width` × `height` inches for each title, `columns` side by side; a single one is wider.
+
+    Args:
+        label: of the vertical axis, which panels side by side share.
+    """
     columns = min(max(len(titles), 1), columns)
     rows = -(-max(len(titles), 1) // columns)
     size = ((6.2 if columns == 1 else width) * columns, height * rows + 0.45)  # with room for a legend below
@@ -72,8 +76,8 @@ def panel_row(
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(titles) :]:
         axes.set_visible(False)
-    for axes, title in zip(panels, titles, strict=False):
-        axes.set_title(title)
+    for number, (axes, title) in enumerate(zip(panels, titles, strict=False)):
+        axes.set(title=title, ylabel="" if number % columns else label)
     return figure, panels[: len(titles)]
 
 
@@ -85,8 +89,7 @@ def line_style(index: int) -> dict[str, Any]:
 
 def bar_style(index: int) -> dict[str, Any]:
     """Colour and hatch of the index-th series."""
-    looks = {"facecolor": COLORS, "hatch": HATCHES, "edgecolor": ("white",)}
-    return {key: values[index % len(values)] for key, values in looks.items()}
+    return {"facecolor": COLORS[index % 7], "hatch": HATCHES[index % 7], "edgecolor": "white"}
 
 
 def draw_chance(axes: Axes, chance: float | None, at: float = 0.01) -> None:
@@ -132,8 +135,7 @@ def client_axis(axes: Axes, counts: Sequence[int]) -> None:
 def round_axis(axes: Axes, last_round: int) -> None:
     """Rounds from 0 to the last, at whole numbers."""
     last = max(last_round, 1)
-    axes.set_xlabel("communication round")
-    axes.set_xlim(-0.02 * last, last * 1.02)
+    axes.set(xlabel="communication round", xlim=(-0.02 * last, last * 1.02))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
 
 
@@ -167,29 +169,27 @@ def draw_accuracy(sweep: Sweep) -> Drawing:
     """Figure 1: test accuracy at the budget against K, one panel a data set, one line a model."""
     budgets = {data: sweep.budget(data) for data in sweep.data_sets}
     rounds = {data: "" if budget is None else f" (round {budget})" for data, budget in budgets.items()}
-    figure, panels = panel_row([display_name(data) + rounds[data] for data in sweep.data_sets])
+    titles = [display_name(data) + rounds[data] for data in sweep.data_sets]
+    figure, panels = panel_row(titles, label="test accuracy at the budget")
     for axes, data in zip(panels, sweep.data_sets, strict=True):
+        known = [group for group in sweep.groups() if group.data == data and group.accuracy]
         for index, model in enumerate(sweep.models):
-            points = [(g.num_clients, g.accuracy) for g in sweep.groups(model, data) if g.accuracy]
+            of_model = [group for group in known if group.model == model]
+            points = [(group.num_clients, spread) for group in of_model if (spread := group.accuracy)]
             # A few percent aside, so that models with equal results stay visible.
             aside = 2 ** (0.07 * (index - (len(sweep.models) - 1) / 2))
             x, y = [k * aside for k, _ in points], [accuracy.mean for _, accuracy in points]
             if any(accuracy.count > 1 for _, accuracy in points):
-                whiskers = np.array(
-                    [(accuracy.mean - accuracy.low, accuracy.high - accuracy.mean) for _, accuracy in points]
-                ).T
-                axes.errorbar(x, y, whiskers, fmt="none", ecolor=line_style(index)["color"], linewidth=1.2)
+                _draw_whiskers(axes, x, [accuracy for _, accuracy in points], line_style(index)["color"])
             axes.plot(x, y, **line_style(index))
             for at, (_, accuracy) in zip(x, points if len(sweep.models) == 1 else (), strict=False):
                 words = {"ha": "center", "fontsize": 10, "color": "black"}
                 note(axes, f"{accuracy.mean:.3f}", (at, accuracy.high), (0, 8), **words)
-        if not any(group.accuracy for group in sweep.groups(data=data)):
+        if not known:
             draw_nothing_yet(axes)
         draw_chance(axes, sweep.chance(data))
         axes.set_ylim(0, 1.05)
         client_axis(axes, sweep.client_counts)
-    for axes in panels[:1]:
-        axes.set_ylabel("test accuracy at the budget")
     line_legend(figure, [display_name(model) for model in sweep.models])
     title = "Figure 1. Accuracy at the budget against the number of clients"
     models, data_sets = (joined(map(display_name, names)) for names in (sweep.models, sweep.data_sets))
@@ -202,31 +202,34 @@ def draw_rounds(sweep: Sweep) -> Drawing:
     """Figure 2: bars of rounds to the target; a cell that did not reach it is named and has no bar."""
     # One model needs no legend: the title names it.
     only = f"{display_name(sweep.models[0])} on " if len(sweep.models) == 1 else ""
-    figure, panels = panel_row([only + display_name(data) for data in sweep.data_sets])
+    titles = [only + display_name(data) for data in sweep.data_sets]
+    figure, panels = panel_row(titles, label="communication rounds")
     counts, slot = sweep.client_counts, min(0.84 / max(len(sweep.models), 1), 0.5)
     for axes, data in zip(panels, sweep.data_sets, strict=True):
-        groups = [group for model in sweep.models for group in sweep.groups(model, data)]
+        groups = [group for group in sweep.groups() if group.data == data]
         limit = sweep.second_threshold(data)
         highest = max((group.rounds.high for group in groups if group.rounds), default=0)
-        axes.set_ylim(0, max(highest, limit or 0, 1) * 1.22)
-        axes.set_xlim(-0.6, len(counts) - 0.4)
         axes.set_xticks(range(len(counts)), [str(k) for k in counts])
+        axes.set(xlabel="number of clients K", xlim=(-0.6, len(counts) - 0.4))
+        axes.set_ylim(0, max(highest, limit or 0, 1) * 1.22)
         axes.grid(visible=False, axis="x")
-        axes.set_xlabel("number of clients K")
         if limit is not None:
             draw_level(axes, limit, f"second threshold: {limit} rounds", above=True)
         for group in groups:
             index = sweep.models.index(group.model)
             x = counts.index(group.num_clients) + (index - (len(sweep.models) - 1) / 2) * slot
             _draw_bar(axes, group, x, slot, index, is_crowded=len(counts) * len(sweep.models) > 8)
-    for axes in panels[:1]:
-        axes.set_ylabel("communication rounds")
     if len(sweep.models) > 1:
         add_legend(figure, [Patch(label=display_name(m), **bar_style(i)) for i, m in enumerate(sweep.models)])
     title = f"Figure 2. Rounds to reach {sweep.target_fraction:.0%} of the K = 1 accuracy"
     data_sets = joined(map(display_name, sweep.data_sets))
     alt = f": bars by number of clients, one panel a data set ({data_sets}); {_IN_TABLE}."
     return finish(figure, "figure2_rounds_to_target", title, alt)
+
+
+def _draw_whiskers(axes: Axes, x: Sequence[float], spreads: Sequence[Spread], color: str) -> None:
+    lengths = np.array([(spread.mean - spread.low, spread.high - spread.mean) for spread in spreads]).T
+    axes.errorbar(x, [spread.mean for spread in spreads], lengths, fmt="none", ecolor=color, linewidth=1.2)
 
 
 def _draw_bar(axes: Axes, group: Group, x: float, slot: float, index: int, is_crowded: bool) -> None:
@@ -239,14 +242,7 @@ def _draw_bar(axes: Axes, group: Group, x: float, slot: float, index: int, is_cr
         return
     axes.bar([x], [rounds.mean], width=slot * 0.92, linewidth=0.5, **bar_style(index))
     if rounds.count > 1:
-        axes.errorbar(
-            x,
-            rounds.mean,
-            [[rounds.mean - rounds.low], [rounds.high - rounds.mean]],
-            fmt="none",
-            ecolor="black",
-            capsize=2,
-        )
+        _draw_whiskers(axes, [x], [rounds], "black")
     is_part = rounds.count < len(group.cells)
     label = format(rounds.mean, ".0f" if is_crowded else ".3g")
     label += f" ({rounds.count} of {len(group.cells)} seeds)" * is_part
@@ -260,7 +256,8 @@ def draw_curves(sweep: Sweep) -> Drawing:
     places = [(data, model) for data in sweep.data_sets for model in sweep.models]
     titles = [f"{display_name(model)} on {display_name(data)}" for data, model in places]
     columns = max(len(sweep.models), 1)
-    figure, panels = panel_row(titles, 3.9, 3.6 if len(sweep.data_sets) < 2 else 2.7, columns)
+    height = 3.6 if len(sweep.data_sets) < 2 else 2.7
+    figure, panels = panel_row(titles, 3.9, height, columns, "test accuracy")
     rounds = sweep.rounds
     for number, (axes, (data, model)) in enumerate(zip(panels, places, strict=True)):
         of_data = rounds[rounds["data"] == data]
@@ -276,8 +273,6 @@ def draw_curves(sweep: Sweep) -> Drawing:
         round_axis(axes, last)
         if number < len(panels) - columns:
             axes.set_xlabel("")
-        if number % columns == 0:
-            axes.set_ylabel("test accuracy")
         if budget is not None and 0 < budget <= last:
             axes.axvline(budget, color=GREY, linewidth=0.9, zorder=1)
             note(axes, "budget", (budget, 0), (-3, 3), ha="right", va="bottom", fontsize=8)
@@ -315,9 +310,14 @@ def draw_run(run: Run) -> Drawing:
     """Accuracy and loss of one run by round, side by side."""
     figure, (left, right) = panel_row(["Test accuracy and macro F1", "Loss"], width=5.0)
     rounds = run.table.set_index("round")
-    for axes, names in ((left, ("test accuracy", "macro F1")), (right, ("test loss", "training loss"))):
-        for index, name in enumerate(names):
-            _plot(axes, rounds[_COLUMNS[name]], name, index)
+    for axes, name, column, index in (
+        (left, "test accuracy", "accuracy", 0),
+        (left, "macro F1", "macro_f1", 1),
+        (right, "test loss", "test_loss", 0),
+        (right, "training loss", "train_loss", 1),
+    ):
+        _plot(axes, rounds[column], name, index)
+    for axes in (left, right):
         if not axes.lines:
             draw_nothing_yet(axes, "no round yet")
         _by_round(axes, run)
@@ -328,14 +328,6 @@ def draw_run(run: Run) -> Drawing:
     draw_chance(left, run.chance, at=0.99)
     title = "Accuracy and loss by round"
     return finish(figure, "curve", title, "; the last round's numbers are in the text.")
-
-
-_COLUMNS = {
-    "test accuracy": "accuracy",
-    "macro F1": "macro_f1",
-    "test loss": "test_loss",
-    "training loss": "train_loss",
-}
 
 
 @styled
@@ -383,9 +375,8 @@ def draw_updates(run: Run) -> Drawing:
 @styled
 def draw_predictions(run: Run) -> Drawing:
     """Shares of the most predicted classes in the order of their numbers, others as one; the entropy."""
-    figure, (left, right) = panel_row(
-        ["Share of the test predictions by class", "Entropy of the predictions"], 5.0
-    )
+    titles = ("Share of the test predictions by class", "Entropy of the predictions")
+    figure, (left, right) = panel_row(titles, width=5.0)
     shares = pd.DataFrame([look.shares for look in run.looks], index=[look.round for look in run.looks])
     num_classes = shares.shape[1]
     most = shares.sum().sort_values(ascending=False, kind="stable").index

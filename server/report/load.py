@@ -49,6 +49,12 @@ class _Line(BaseModel):
     baseline_accuracy: Annotated[float | None, BeforeValidator(lambda text: text or None)]
     rounds_to_target: Annotated[int | None, BeforeValidator(lambda text: text or None)]
 
+    @property
+    def folder(self) -> str:
+        """Name of the run folder, as `Settings.cell` gives it."""
+        arm = [self.arm] if self.arm else []
+        return "-".join([self.model, self.data, *arm, f"k{self.num_clients}", f"s{self.seed}"])
+
 
 SWEEP_COLUMNS = [key for key, field in _Line.model_fields.items() if field.is_required()]
 
@@ -283,14 +289,10 @@ class Sweep:
         columns = [*KEYS, *_COLUMNS.values()]
         return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
-    def groups(self, model: str | None = None, data: str | None = None) -> list[Group]:
-        """Those of a model and a data set, or of all, in the order of models and data sets, K ascending."""
+    def groups(self) -> list[Group]:
+        """All that there are, in the order of models and data sets, K ascending."""
         grouped = dict(list(self.cells.groupby(["model", "data", "num_clients"])))
-        keys = product(
-            self.models if model is None else [model],
-            self.data_sets if data is None else [data],
-            self.client_counts,
-        )
+        keys = product(self.models, self.data_sets, self.client_counts)
         return [Group(*key, grouped[key]) for key in keys if key in grouped]
 
     def chance(self, data: str) -> float | None:
@@ -322,7 +324,7 @@ def load_sweep(folder: Path) -> Sweep:
     cells = pd.DataFrame([line.model_dump() for line in lines], columns=list(_Line.model_fields))
     cells = cells.rename(columns={"accuracy_at_budget": "accuracy", "baseline_accuracy": "baseline"})
     cells = cells.astype(dict.fromkeys(["accuracy", "baseline", "rounds_to_target"], float))
-    folders = [folder / "cells" / _folder_name(line) for line in lines]
+    folders = [folder / "cells" / line.folder for line in lines]
     cells["run"] = pd.Series([load_run(path) if path.is_dir() else None for path in folders], dtype=object)
     cells["outcome"] = [_outcome(line, run) for line, run in zip(lines, cells["run"], strict=True)]
     return Sweep(folder.name, cells, _read(folder / "sweep.json", _Plan, []).target_fraction)
@@ -373,11 +375,6 @@ def _read_lines(path: Path) -> list[_Line]:
         ) from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}. {again}") from None
-
-
-def _folder_name(line: _Line) -> str:
-    arm = [line.arm] if line.arm else []
-    return "-".join([line.model, line.data, *arm, f"k{line.num_clients}", f"s{line.seed}"])
 
 
 def _outcome(line: _Line, run: Run | None) -> Outcome:

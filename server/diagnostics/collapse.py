@@ -16,6 +16,12 @@ DIVERGED_LOSS = 10.0
 """A loss is that of a diverged model above this multiple of ln C, the loss of an even guess."""
 
 
+def chance_limit(largest_class_share: float, num_examples: int) -> float:
+    """Highest accuracy that is still chance: the share plus CHANCE_ERRORS x sqrt(p (1 - p) / n)."""
+    spread = sqrt(largest_class_share * (1 - largest_class_share) / num_examples)
+    return largest_class_share + CHANCE_ERRORS * spread
+
+
 @dataclass(frozen=True)
 class Look:
     """What is judged of one measured round."""
@@ -49,8 +55,7 @@ class Look:
     @property
     def chance_limit(self) -> float:
         """Highest accuracy that still counts as chance."""
-        share = self.largest_class_share
-        return share + CHANCE_ERRORS * sqrt(share * (1 - share) / self.num_examples)
+        return chance_limit(self.largest_class_share, self.num_examples)
 
 
 def _diverged(look: Look) -> int | None:

@@ -1,0 +1,270 @@
+"""The verdicts on the paper's claims: each claim in each verdict, and the rules behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from common.settings import Settings
+from server.report.load import Run, Sweep
+from studies import paper_claims as claims
+from studies.paper_claims import PAPER_CLIENTS, PAPER_DATA, Claim, Key, describe_missing, judge
+from tests.support.report_folders import compose_settings
+
+NUM_LABELS = {"imdb": 2, "yelp_full": 5, "ag_news": 4}
+TOP = {"imdb": 0.9, "yelp_full": 0.6, "ag_news": 0.9}
+# Share of the accuracy above chance that is left at K = 1, 2, 4, 8, 16, 32, as the paper tells it.
+COLLAPSE = {
+    "imdb": (1, 1, 0, 0, 0, 0),
+    "yelp_full": (1, 1, 1, 0.6, 0, 0),
+    "ag_news": (1, 1, 1, 0.8, 0.5, 0.2),
+}
+
+
+@cache
+def settings_for(data: str) -> Settings:
+    return compose_settings("model=bert", f"data={data}")
+
+
+def as_the_paper_says() -> dict[Key, float]:
+    """BERT and ALBERT lose 3 % per doubling on IMDB and 1 % elsewhere; DistilBERT collapses."""
+    shares: dict[Key, float] = {}
+    for data in PAPER_DATA:
+        for step, num_clients in enumerate(PAPER_CLIENTS):
+            for model in ("bert", "albert"):
+                shares[model, data, num_clients] = 1 - step * (0.03 if data == "imdb" else 0.01)
+            shares["distilbert", data, num_clients] = COLLAPSE[data][step]
+    return {key: 1 / NUM_LABELS[key[1]] + share * above_chance(key[1]) for key, share in shares.items()}
+
+
+def above_chance(data: str) -> float:
+    return TOP[data] - 1 / NUM_LABELS[data]
+
+
+def a_cell(key: Key, accuracy: float, baseline: float, settings: Settings) -> dict[str, Any]:
+    """A finished cell: to its budget if it reached its target, to the second threshold if not."""
+    model, data, num_clients = key
+    reached = accuracy >= 0.9 * baseline
+    last = settings.data.budget_rounds if reached else settings.data.second_threshold_rounds
+    # DistilBERT waits at chance for 40 rounds before it moves, the others for 2.
+    wait = 40 if model == "distilbert" and num_clients > 4 else 2
+    curve = [1 / NUM_LABELS[data] if number <= wait else accuracy for number in range(last + 1)]
+    rounds: Any = tuple(SimpleNamespace(accuracy=value) for value in curve)
+    run = Run(settings, "finished", None, rounds, label_names=tuple("abcde"[: NUM_LABELS[data]]))
+    told = {"status": "finished", "accuracy": accuracy, "outcome": "reached" if reached else "not reached"}
+    return {"model": model, "data": data, "num_clients": num_clients, "seed": 0, "run": run, **told}
+
+
+def a_sweep(
+    changes: Mapping[Key, float] | None = None, without: Iterable[Key] = (), train: Any = None
+) -> Sweep:
+    """All 54 cells as the paper tells it, with some accuracies changed and some cells left out."""
+    accuracies = as_the_paper_says() | dict(changes or {})
+    cells = []
+    for key in accuracies.keys() - set(without):
+        settings = settings_for(key[1])
+        settings = replace(settings, train=replace(settings.train, **(train or {})))
+        cells.append(a_cell(key, accuracies[key], accuracies[key[0], key[1], 1], settings))
+    return Sweep("paper", pd.DataFrame(cells))
+
+
+def claim(number: int, sweep: Sweep) -> Claim:
+    found = judge(sweep)[number - 1]
+    assert found.id == number
+    return found
+
+
+def verdicts(sweep: Sweep) -> list[str]:
+    return [found.verdict for found in judge(sweep)]
+
+
+def test_the_paper_supports_itself() -> None:
+    found = judge(a_sweep())
+    assert [item.verdict for item in found] == ["supported"] * 5
+    thresholds = {"sharp_drop": 0.25, "rise_tolerance": 0.02, "learned_margin": 0.05}
+    assert found[0].numbers["thresholds"] == thresholds
+    parts = found[0].numbers["parts"]
+    assert len(parts) == 6
+    # BERT on IMDB keeps 1 - 5 * 0.03 = 0.85 at K = 32
+    assert parts[0]["retained_by_k"]["32"] == pytest.approx(0.85)
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "culprit"),
+    [
+        (1, {("bert", "ag_news", 32): 0.6}, "BERT on AG News"),
+        (2, {("distilbert", "yelp_full", 32): 0.5}, "near chance with K = 32, DistilBERT on Yelp-Full"),
+        (2, {("distilbert", "imdb", 4): 0.88}, "struggles with K = 4, DistilBERT on IMDB"),
+        (3, {("distilbert", "imdb", 4): 0.88}, "target missed with K = 4, DistilBERT on IMDB"),
+        (3, {("albert", "imdb", k): 0.6 for k in (2, 4, 8, 16)}, "ALBERT mostly reaches the target"),
+        (4, {("distilbert", "imdb", k): 0.7 for k in (8, 16, 32)}, "stays at chance, DistilBERT on IMDB"),
+        (5, {("albert", "ag_news", k): 0.7 for k in (2, 4, 8, 16, 32)}, "ALBERT"),
+    ],
+)
+def test_one_part_that_fails_contradicts(number: int, changes: dict[Key, float], culprit: str) -> None:
+    found = claim(number, a_sweep(changes))
+    assert found.verdict == "contradicted"
+    assert found.explanation.startswith(f"Does not hold: {culprit} (")
+
+
+@pytest.mark.parametrize(
+    ("number", "missing", "named"),
+    [
+        (1, ("albert", "imdb", 32), "ALBERT on IMDB with K = 32"),
+        (2, ("distilbert", "imdb", 4), "DistilBERT on IMDB with K = 4"),
+        (3, ("bert", "ag_news", 8), "BERT on AG News with K = 8"),
+        (5, ("distilbert", "yelp_full", 2), "DistilBERT on Yelp-Full with K = 2"),
+    ],
+)
+def test_one_missing_cell_leaves_a_claim_untested(number: int, missing: Key, named: str) -> None:
+    found = claim(number, a_sweep(without=[missing]))
+    assert found.verdict == "not_tested"
+    assert named in found.explanation
+
+
+def test_a_plateau_seen_once_is_enough_but_its_absence_needs_all_curves() -> None:
+    gone = [("distilbert", "ag_news", k) for k in (8, 16)]
+    assert claim(4, a_sweep(without=gone)).verdict == "supported"
+    assert claim(4, a_sweep(without=[*gone, ("distilbert", "ag_news", 32)])).verdict == "not_tested"
+    moved = {("distilbert", "imdb", k): 0.7 for k in (8, 16, 32)}
+    assert claim(4, a_sweep(moved, without=[("distilbert", "imdb", 8)])).verdict == "not_tested"
+
+
+def test_a_sharp_drop_contradicts_before_all_cells_are_there() -> None:
+    changes = {("bert", "imdb", 2): 0.6}  # keeps 0.25 of what K = 1 learned
+    assert claim(1, a_sweep(changes, without=[("bert", "imdb", 32)])).verdict == "contradicted"
+
+
+def test_the_demo_tests_nothing_and_says_what_is_missing() -> None:
+    cell = a_cell(("bert", "imdb", 1), 0.9, 0.9, settings_for("imdb"))
+    for found in judge(Sweep("demo", pd.DataFrame([cell | {"model": "minilm", "data": "bbc_news"}]))):
+        assert found.verdict == "not_tested"
+        assert found.explanation.startswith("Finished runs that are missing: ")
+        assert "none of them is here" in found.explanation
+
+
+def test_an_empty_sweep_tests_nothing() -> None:
+    assert set(verdicts(Sweep("empty", a_sweep().cells.head(0)))) == {"not_tested"}
+
+
+def test_other_settings_than_the_papers_give_numbers_but_no_verdict() -> None:
+    found = judge(a_sweep(train={"learning_rate": 0.05}))
+    assert {item.verdict for item in found} == {"not_tested"}
+    assert "train.learning_rate 0.05 (paper: 2e-05)" in found[0].explanation
+    assert "6 of 6 parts hold" in found[0].explanation
+
+
+def test_switches_of_the_authors_code_count_as_the_paper() -> None:
+    switches = {"shuffle": False, "drop_last": True, "attention_mask": False, "head_init": "per_site"}
+    assert set(verdicts(a_sweep(train=switches))) == {"supported"}
+
+
+def test_a_baseline_that_learned_nothing_cannot_decline() -> None:
+    found = judge(a_sweep({("bert", "imdb", k): 0.52 for k in PAPER_CLIENTS}))
+    for number in (1, 3, 5):
+        assert found[number - 1].verdict == "not_tested"
+        words = "BERT on IMDB with K = 1 did not learn (0.520 against chance 0.500)"
+        assert words in found[number - 1].explanation
+
+
+def test_a_seed_that_is_not_done_leaves_its_cell_out() -> None:
+    cells = a_sweep().cells
+    half = cells[(cells["model"] == "bert") & (cells["data"] == "imdb") & (cells["num_clients"] == 1)]
+    half = half.assign(seed=1, status="running", outcome="not yet", accuracy=None)
+    found = judge(Sweep("seeds", pd.concat([cells, half.astype({"accuracy": float})], ignore_index=True)))
+    assert [item.verdict for item in found[:2]] == ["not_tested", "supported"]
+    assert found[0].numbers["num_seeds"] == 2
+
+
+def test_retained_is_measured_above_chance() -> None:
+    # K = 1 learned 0.9 - 0.5 = 0.4 above chance, 0.1 of it is left
+    table = claims.gather(a_sweep({("bert", "imdb", 2): 0.6}))
+    assert table["share"]["bert", "imdb", 2] == pytest.approx(0.25)
+
+
+def test_largest_drop_is_per_doubling() -> None:
+    # 4 -> 16 are two doublings that lose 0.6 together: 0.3 each
+    assert claims.largest_drop({1: 1.0, 4: 0.9, 16: 0.3}) == (16, pytest.approx(0.3))
+    assert claims.largest_drop({1: 1.0, 2: 0.5, 4: 0.4}, ends_from=4) == (4, pytest.approx(0.1))
+    assert claims.largest_drop({1: 1.0}) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "is_whole", "finding"),
+    [
+        ({1: 1.0, 2: 0.8, 4: 0.6}, True, "holds"),
+        ({1: 1.0, 2: 0.8, 4: 0.6}, False, "open"),
+        ({1: 1.0, 2: 0.7}, False, "fails"),
+        ({1: 1.0, 2: 1.1}, True, "fails"),
+    ],
+)
+def test_gradual_decline(shares: dict[int, float], is_whole: bool, finding: str) -> None:
+    assert claims.declines_gradually(shares, is_whole)[0] == finding
+
+
+@pytest.mark.parametrize(
+    ("reached", "missed", "finding"),
+    [
+        (12, 3, "holds"),  # 12 / 15 = 0.80
+        (11, 4, "fails"),  # 11 / 15 = 0.73
+        (12, 2, "open"),
+        (0, 4, "fails"),  # the 11 left cannot make it 12
+    ],
+)
+def test_mostly_needs_three_of_four(reached: int, missed: int, finding: str) -> None:
+    index = pd.MultiIndex.from_product([["bert"], PAPER_DATA, PAPER_CLIENTS[1:]], names=list(claims.AXES))
+    outcomes = [1.0] * reached + [0.0] * missed + [None] * (15 - reached - missed)
+    cells = pd.DataFrame({"reached": outcomes, "learned": True}, index)
+    assert claims.mostly_reached(cells)[0] == finding
+
+
+def test_rounds_at_chance() -> None:
+    assert claims.rounds_at_chance([0.25, 0.26, 0.29, 0.4, 0.25], chance=0.25) == 2
+    assert claims.rounds_at_chance([0.25, 0.26, 0.2], chance=0.25) == 2
+    assert claims.rounds_at_chance([0.9, 0.9], chance=0.25) == 0
+    assert claims.rounds_at_chance([], chance=0.25) == 0
+
+
+def test_plateaus_against_the_budget() -> None:
+    waits = [0.5] * 3 + [0.8]  # rounds 1 and 2 at chance, budget 10: 0.2 * 10 = 2 is long
+    assert claims.waits_then_moves(waits, 0.5, budget=10)
+    assert not claims.waits_then_moves(waits, 0.5, budget=11)
+    assert not claims.waits_then_moves([0.5] * 4, 0.5, budget=3)  # never moves
+    assert claims.never_moves([0.5] * 4, 0.5, budget=3)
+    assert not claims.never_moves([0.5] * 4, 0.5, budget=4)  # budget not reached
+
+
+@pytest.mark.parametrize(("yelp", "finding"), [(0.38, "holds"), (0.395, "fails")])
+def test_steepness_is_mean_loss_past_one_client(yelp: float, finding: str) -> None:
+    index = pd.MultiIndex.from_product([["bert"], PAPER_DATA, (1, 2, 4)], names=list(claims.AXES))
+    shares = [1.0, 0.8, 0.4, 1.0, 1 - yelp, 1 - yelp, 1.0, 0.7, 0.7]
+    found = claims.steepest_on_imdb(pd.DataFrame({"share": shares}, index))
+    assert found[0] == finding
+    assert found[1]["mean_loss"] == {"imdb": 0.4, "yelp_full": yelp, "ag_news": 0.3}  # (0.2 + 0.6) / 2 = 0.4
+
+
+@pytest.mark.parametrize(
+    ("findings", "verdict"),
+    [
+        (["holds", "holds"], "supported"),
+        (["holds", "open"], "not_tested"),
+        (["open", "fails"], "contradicted"),
+        (["holds", "fails"], "contradicted"),
+        ([], "not_tested"),
+    ],
+)
+def test_combining_parts(findings: list[claims.Finding], verdict: str) -> None:
+    assert claims.combine(findings) == verdict
+
+
+def test_missing_cells_in_words() -> None:
+    needed = [("bert", "imdb", 1), ("bert", "imdb", 2), ("albert", "imdb", 2)]
+    assert describe_missing(needed, needed) == ""
+    assert describe_missing(needed, needed[:2]) == "ALBERT on IMDB with K = 2"
+    assert describe_missing(needed[1:], []) == "BERT and ALBERT on IMDB with K = 2 (none of them is here)"

@@ -73,8 +73,9 @@ def sweep(overrides: Overrides = None) -> None:
     Stop it at any moment; the same command goes on. Exit code: 0 done, 1 a cell failed, 2 bad input.
     """
     from server.sweeps.run import sweep as run
+    from studies import findings
 
-    outcome = run(overrides or [])
+    outcome = run(overrides or [], findings)
     display().print_rows(outcome.rows)
     typer.echo(f"report: {outcome.report}")
     num_failed = sum(row.status == "failed" for row in outcome.rows)
@@ -146,9 +147,10 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
       wardround report outputs/sweep-demo
       wardround report outputs/minilm-bbc_news-k4-s0
     """
-    from server.report.report import write_report
+    from server.report.render import write_report
+    from studies import findings
 
-    typer.echo(f"report: {write_report(folder)}")
+    typer.echo(f"report: {write_report(folder, findings)}")
 
 
 @command(app)

@@ -17,7 +17,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
 from common.data.batches import count_steps
-from common.settings import NOT_IDENTITY
 from server.diagnostics.collapse import CHANCE_ERRORS, chance_limit
 from server.report import figures
 from server.report.figures import Drawing, draw_chance, draw_nothing_yet, line_style, panel_row, styled
@@ -91,13 +90,13 @@ def learning_curves(sweep: Sweep) -> pd.DataFrame:
         chance, test = run.largest_share, run.rounds[-1].test
         if chance is None or not test or not test.num_examples:
             continue
-        limit, flat = chance_limit(chance, test.num_examples), run.settings.flat()
+        limit, flat = chance_limit(chance, test.num_examples), run.settings.identity()
         names = [cell.model] * (len(sweep.models) > 1) + [cell.data] * (len(sweep.data_sets) > 1)
         given = [f"{key}={flat[key]}" for key, none in NEUTRAL.items() if flat[key] != none]
         rows[cell.Index] = {
             "arm": " ".join([*names, cell.arm]),
             "num_clients": cell.num_clients,
-            "settings": {k: v for k, v in flat.items() if not NOT_IDENTITY & {k, k.split(".")[0]}},
+            "settings": flat,
             "remedy": ", ".join(given),
             "accuracies": accuracies,
             "steps": steps_so_far(run),

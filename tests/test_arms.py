@@ -13,6 +13,7 @@ import pytest
 from server.compose import compose
 from server.sweeps.plan import compose_sweep
 from server.sweeps.run import sweep
+from studies import findings
 from tests.support.door import for_sweep
 
 MINE = "+sweep.arms.mine=['train.head_init=per_site']"
@@ -112,7 +113,8 @@ def test_arms_stand_in_folders_table_and_report(overrides: list[str], tmp_path: 
             *run,
             *(f"run_dir={tmp_path / 'study'}", "num_clients=1,3", MINE, "+sweep.arms.plain=[]"),
             *("data.budget_rounds=2", "data.second_threshold_rounds=2"),
-        ]
+        ],
+        findings,
     )
     names = ["mine-k1", "plain-k1", "mine-k3", "plain-k3"]
     cells = [f"tiny-files-{name}-s7" for name in names]

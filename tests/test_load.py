@@ -8,9 +8,15 @@ from pathlib import Path
 import pytest
 
 from server.report.load import load_run, load_sweep
-from server.report.report import write_report
 from tests.support.pages import Page
-from tests.support.report_folders import demo_sweep, history_line, settings_with, write_run, write_table
+from tests.support.report_folders import (
+    demo_sweep,
+    history_line,
+    settings_with,
+    write_report,
+    write_run,
+    write_table,
+)
 
 
 def test_several_seeds_show_mean_and_range(tmp_path: Path) -> None:

@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from server.report.report import write_report
 from tests.support.pages import Page
-from tests.support.report_folders import CONF, demo_sweep, digests, settings_with, write_run, write_table
+from tests.support.report_folders import (
+    CONF,
+    demo_sweep,
+    digests,
+    settings_with,
+    write_report,
+    write_run,
+    write_table,
+)
 
 FIGURES = ("figure1_accuracy", "figure2_rounds_to_target", "figure3_curves")
 

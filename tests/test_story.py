@@ -9,9 +9,15 @@ import pytest
 
 from server.report.load import load_run, load_sweep
 from server.report.render import tell_story
-from server.report.report import write_report
 from tests.support.pages import Page
-from tests.support.report_folders import digests, settings_with, told_line, write_run, write_table
+from tests.support.report_folders import (
+    digests,
+    settings_with,
+    told_line,
+    write_report,
+    write_run,
+    write_table,
+)
 
 EVEN = (0.2, 0.2, 0.2, 0.2, 0.2)
 ONE = (0.0, 0.0, 1.0, 0.0, 0.0)

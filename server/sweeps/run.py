@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -19,6 +20,10 @@ from server.rounds.clients import RunFailed
 from server.run_folder import FolderInUse
 from server.sweeps.plan import SweepPlan, compose_sweep
 from server.sweeps.table import PlannedCell, Row, SweepFolder, rounds_to
+
+if TYPE_CHECKING:
+    from server.report.load import Sweep
+    from server.report.render import Findings
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +49,8 @@ class Cell:
         return PlannedCell.of(self.settings)
 
 
-def sweep(overrides: Sequence[str]) -> Outcome:
-    """Run or finish all cells and draw the report.
+def sweep(overrides: Sequence[str], study: Callable[[Sweep], Findings] | None = None) -> Outcome:
+    """Run or finish all cells and draw the report, with what the study finds in it.
 
     Raises:
         ValueError: bad input, or a cell's folder holds a run with other settings; nothing was run then.
@@ -64,9 +69,9 @@ def sweep(overrides: Sequence[str]) -> Outcome:
     finally:
         rows = folder.write_table()
         display().close()
-    from server.report.report import write_report
+    from server.report.render import write_report
 
-    return Outcome(rows, write_report(folder.path))
+    return Outcome(rows, write_report(folder.path, study))
 
 
 def _cell(folder: SweepFolder, overrides: Sequence[str]) -> Cell:

@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 from common.settings import Settings
 from server.diagnostics.updates import entropy
 from server.report.load import SWEEP_COLUMNS
+from server.report.render import write_report as write_any_report
+from studies import findings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -98,3 +100,8 @@ def demo_sweep(folder: Path) -> Path:
 
 def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def write_report(folder: Path) -> Path:
+    """As `wardround report` writes it."""
+    return write_any_report(folder, findings)

@@ -33,7 +33,7 @@ CAME_AFTER_THE_REVIEW = {
     "common/wire/objects.py": "what is signed: the objects of a message, and their hashes",
     "common/wire/signing.py": "signed envelopes",
     "common/wire/invitation.py": "the keys that a site and a server trust",
-    "common/data/file_form.py": "the form of a site's files, checked before they are read",
+    "common/file_form.py": "the form of a site's files, checked before they are read",
     "client/node/connection.py": "a site's own calls to the SuperLink, instead of Flower's SuperNode",
     "client/node/journal.py": "what a site has answered, so that nothing is answered twice",
     "client/node/loop.py": "the loop of a site's program",

@@ -16,7 +16,7 @@ from common.data.partitions import partition
 from common.settings import PartitionSettings, Settings
 
 if TYPE_CHECKING:
-    from client.kit.site_file import SiteFile
+    from client.site_file import SiteFile
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def site_from(node_config: Mapping[str, object]) -> Site:
     """Who this client is: a real site where the node was started with `site-file`, else a simulated one."""
     site_file = node_config.get("site-file")
     if site_file is not None:
-        from client.kit.site_file import load_site_file
+        from client.site_file import load_site_file
 
         return RealSite(load_site_file(Path(str(site_file))))
     return SimulatedSite(int(str(node_config["partition-id"])))

@@ -18,8 +18,8 @@ from pydantic import (
     ValidationError,
 )
 
-from common.data.file_form import FileForm
 from common.errors import explain
+from common.file_form import FileForm
 
 # What a resumed run may change: how far it goes and the machine it runs on, never its numbers.
 NOT_IDENTITY = frozenset(

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from client.kit.checks import DATA_CHECKS
-from client.kit.site_file import load_site_file, write_site_file
 from client.site import RealSite
-from common.data.file_form import FileForm, looks_like
+from client.site_file import load_site_file, write_site_file
 from common.data.texts import read_texts
+from common.file_form import FileForm, looks_like
 from common.settings import DataSettings, Settings
 from server.compose import compose
 from tests.support.reading import DEFAULTS, message, pairs, read, write

@@ -15,7 +15,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
-from client.kit.site_file import load_site_file, write_site_file
+from client.site_file import load_site_file, write_site_file
 from common.credentials import new_key, public_line
 from common.wire.invitation import Invitation, Registration, read_paper, write_paper
 from tests.support.fake_fleet import FakeFleet, fleet_server

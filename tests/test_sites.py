@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from client.app import app as client_app
-from client.kit.site_file import SiteFile, load_site_file, write_site_file
 from client.site import RealSite
+from client.site_file import SiteFile, load_site_file, write_site_file
 from common.data.texts import read_texts
 from common.pretrained import locate
 from server.app import conduct

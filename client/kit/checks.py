@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from client.kit.link import Link
-from client.kit.site_file import SiteFile, read_authority, signing_keys
 from client.node.connection import Refused, Unreachable
+from client.site_file import SiteFile, read_authority, signing_keys
 from common.credentials import NEW_KEYS, public_line, read_private_key
-from common.data.file_form import looks_like
 from common.data.read import FILE_READERS, Table, csv_rows, read_file, require_file, undecodable
 from common.errors import nearest
+from common.file_form import looks_like
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,7 +17,7 @@ from common.errors import DONE, FAILED, guarded
 
 if TYPE_CHECKING:
     from client.kit.checks import Finding, Options
-    from client.kit.site_file import SiteFile
+    from client.site_file import SiteFile
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say, the findings say in words
 app = new_app("Take part in a federation with data that stays here: init, check, join, trust.")
@@ -99,7 +99,7 @@ def trust(
     Give the fingerprint as the coordinator reads it out by telephone. Restart `join` afterwards.
     """
     from client.kit.init import trust_next_key
-    from client.kit.site_file import load_site_file
+    from client.site_file import load_site_file
 
     trust_next_key(load_site_file(site), rotation, fingerprint)
     typer.echo("The new key is trusted. Restart wardround-site join.")
@@ -129,7 +129,7 @@ def check(
     """
     from client.kit.checks import as_json as findings_as_json
     from client.kit.checks import is_ready, run_checks
-    from client.kit.site_file import load_site_file
+    from client.site_file import load_site_file
 
     loaded = load_site_file(site)
     options = _options(loaded, expect or [], labels, model, max_length)
@@ -178,8 +178,8 @@ def join(
 
     Exit code: 0 stopped as asked, 1 not ready or refused for good, 2 bad input.
     """
-    from client.kit.site_file import load_site_file
-    from client.node.join import join as run
+    from client.kit.join import join as run
+    from client.site_file import load_site_file
 
     raise typer.Exit(run(site, load_site_file(site), _show, skip_check or [], retry_seconds))
 

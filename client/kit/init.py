@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from client.kit.site_file import SiteFile, signing_keys, write_site_file
+from client.site_file import SiteFile, signing_keys, write_site_file
 from common.credentials import new_key, public_line, refuse_to_overwrite, write_key_pair
 from common.files import write_atomically
 from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper

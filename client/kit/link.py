@@ -14,8 +14,8 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from client.kit.site_file import SiteFile
 from client.node.connection import Connection, Refused, Unreachable
+from client.site_file import SiteFile
 from common.credentials import Certificate, certificate_of
 
 # In the order in which gRPC looks at them; it knows small letters only.

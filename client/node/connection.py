@@ -29,7 +29,7 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
-from client.kit.site_file import SiteFile, read_authority
+from client.site_file import SiteFile, read_authority
 from common.credentials import NEW_KEYS, pem_of, public_line, read_private_key
 from common.wire.arrays import PIECE_BYTES
 from common.wire.messages import LATE_SECONDS, printable

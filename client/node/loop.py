@@ -8,10 +8,10 @@ from functools import partial
 
 from flwr.app import ConfigRecord, RecordDict
 
-from client.kit.site_file import SiteFile, signing_keys
 from client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
 from client.node.journal import Journal
 from client.node.worker import Room, Stopped, Worker
+from client.site_file import SiteFile, signing_keys
 from common.credentials import fingerprint, public_line
 from common.wire.messages import (
     EVALUATE,

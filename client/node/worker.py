@@ -182,9 +182,9 @@ def main(descriptor: int, site_file: Path) -> None:
         Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_SCORE, encoding="ascii")
     connection = socket.socket(fileno=descriptor)
     Thread(target=local.end_with, args=(connection,), daemon=True).start()
-    from client.kit.site_file import load_site_file
     from client.round import answer, warm_up
     from client.site import Kept, RealSite
+    from client.site_file import load_site_file
 
     warm_up()
     kept = Kept()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.data.file_form import COMMA, FileForm, decoding_fault, looks_like
 from common.errors import first_line, nearest
+from common.file_form import COMMA, FileForm, decoding_fault, looks_like
 
 # A clinical letter can be longer than the csv module's default of 128 KiB.
 LONGEST_FIELD = 2**31 - 1

@@ -14,13 +14,13 @@ from flwr.app import RecordDict
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 
-from client.kit.site_file import load_site_file
 from client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
 from client.node.journal import Journal
 from client.node.loop import Loop
 from client.node.worker import Room, Worker
 from client.round import answer
 from client.site import Kept, RealSite
+from client.site_file import load_site_file
 from common.wire.arrays import Payload
 from common.wire.forms import whole
 from common.wire.messages import NOTICE, TRAIN, Update, pack_update, unpack_notice, unpack_update

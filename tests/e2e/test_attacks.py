@@ -36,8 +36,8 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 
-from client.kit.site_file import load_site_file
 from client.node.connection import Connection, Letter, Refused
+from client.site_file import load_site_file
 from common.credentials import new_key, pem_of, write_key_pair
 from common.wire.forms import whole
 from common.wire.messages import HELLO, TRAIN, pack_update, unpack_update

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.kit.site_file import SiteFile, write_site_file
+from client.site_file import SiteFile, write_site_file
 from common.credentials import public_line
 from common.settings import Settings
 from common.wire.messages import HELLO, pack_hello, unpack_card

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from client.kit.checks import Finding, Options, Subject, finding_of
-from client.kit.site_file import SiteFile
+from client.site_file import SiteFile
 from common.credentials import new_key, public_line, write_key_pair
 from server.deployment.certificates import Pair, issue_server_certificate, make_authority
 

@@ -22,9 +22,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from common.credentials import NEW_KEYS, Certificate, check_public_line, read_certificate, read_private_key
-from common.data.file_form import FileForm
 from common.data.read import Columns
 from common.errors import explain
+from common.file_form import FileForm
 from common.files import write_atomically
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from threading import Event
 from typing import Any, NamedTuple
 
 from client.kit.checks import Finding, Options, Subject, finding_of, run_checks
-from client.kit.site_file import SiteFile
 from client.node.connection import Connection, Heartbeat, Refused, Unreachable
 from client.node.journal import Journal
 from client.node.loop import Loop
 from client.node.worker import Stopped, Worker
+from client.site_file import SiteFile
 
 # A network that is down at boot comes up; a server that is down comes back. These do not end `join`.
 HEALING = frozenset({"address", "tcp"})

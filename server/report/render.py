@@ -183,8 +183,9 @@ def _bytes(count: float) -> str:
 
 
 def _pictures(drawings: Sequence[Drawing]) -> dict[str, bytes]:
-    files = {f"{drawing.name}.png": drawing.png for drawing in drawings}
-    return files | {f"{drawing.name}.svg": drawing.svg for drawing in drawings}
+    return {
+        f"{drawing.name}.{kind}": getattr(drawing, kind) for drawing in drawings for kind in ("png", "svg")
+    }
 
 
 def _value(value: object) -> str:
@@ -194,7 +195,7 @@ def _value(value: object) -> str:
 
 
 def _environment(kind: str, templates: Path) -> Environment:
-    """Where templates become text of a kind: a row of `_WORDS`."""
+    """Where templates become text of a kind, a key of `_WORDS`."""
     environment = Environment(
         loader=FileSystemLoader([templates, TEMPLATES]),
         autoescape=kind == "html",

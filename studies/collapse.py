@@ -105,19 +105,11 @@ def learning_curves(sweep: Sweep) -> pd.DataFrame:
             "left": next((r for r, value in enumerate(accuracies) if r > 0 and value > limit), inf),
             "mean": fmean(accuracies[1:]),
         }
-    columns = [
-        "arm",
-        "num_clients",
-        "settings",
-        "remedy",
-        "accuracies",
-        "steps",
-        "chance",
-        "last",
-        "left",
-        "mean",
+    told = [
+        *("arm", "num_clients", "settings", "remedy", "accuracies"),
+        *("steps", "chance", "last", "left", "mean"),
     ]
-    return pd.DataFrame(list(rows.values()), list(rows), columns)
+    return pd.DataFrame(list(rows.values()), list(rows), told)
 
 
 def steps_so_far(run: Run) -> list[int]:

@@ -37,14 +37,15 @@ class Record(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _of_any_version(cls, line: Any, info: ValidationInfo) -> Any:
-        """For `RoundRecord.read`: what older versions did not write, and numbers that are none, are None."""
+        """For `RoundRecord.read`: None for what an older version did not write and for numbers that are none;
+        what a later version wrote besides is passed over."""
         if not info.context or not isinstance(line, dict):
             return line
         absent = _absent(cls)
         return absent | {
             key: None if isinstance(value, float) and not isfinite(value) else value
             for key, value in line.items()
-            if value is not None or absent.get(key) is None
+            if key in cls.model_fields and (value is not None or absent.get(key) is None)
         }
 
     @model_serializer(mode="wrap")

@@ -1,0 +1,55 @@
+"""The typed record of a round: what is written, and which lines of other versions are read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from server.record import RoundRecord
+
+HISTORIES = sorted((Path(__file__).resolve().parents[1] / "docs/collapse/histories").glob("*.gz"))
+
+
+def read(**line: object) -> RoundRecord:
+    return RoundRecord.read(json.dumps(line))
+
+
+def test_published_histories_come_back_to_the_letter() -> None:
+    assert HISTORIES
+    for file in HISTORIES[::12]:
+        lines = gzip.decompress(file.read_bytes()).decode().splitlines(keepends=True)
+        assert [RoundRecord.read(line).line() for line in lines] == lines
+
+
+def test_a_line_of_the_first_version_lacks_keys() -> None:
+    record = read(round=3, test={"accuracy": 0.5}, clients=[{"client": 1, "num_examples": 16}])
+    assert (record.accuracy, record.clients[0].num_steps, record.diagnostics.norm_ratio) == (0.5, None, None)
+    assert (record.train.loss, record.seconds.total, record.bytes.up, record.model_sha256) == (None,) * 4
+
+
+def test_numbers_that_are_none_are_null() -> None:
+    record = RoundRecord.read('{"round": 1, "test": {"accuracy": NaN, "loss": Infinity}}')
+    assert record.test is not None
+    assert (record.accuracy, record.test.loss) == (None, None)
+
+
+def test_what_a_later_version_writes_besides_is_passed_over() -> None:
+    assert "epsilon" not in read(round=1, epsilon=0.5, train={"loss": 1.0, "mu": 2}).line()
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", '{"round": -1}', '{"round": 1, "test": {"accuracy": 7}}', "7"])
+def test_what_is_no_line_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="RoundRecord"):
+        RoundRecord.read(line)
+
+
+def test_keys_that_are_not_set_are_left_out_and_unknown_ones_refused() -> None:
+    written = json.loads(read(round=0).line())
+    assert {"left_out", "sites"}.isdisjoint(written)
+    assert written["clients"] == []
+    with pytest.raises(ValidationError, match="epsilon"):
+        RoundRecord.model_validate(written | {"epsilon": 1})

@@ -177,7 +177,8 @@ class SiteFile:
 
 _FILE: TypeAdapter[SiteFile] = TypeAdapter(SiteFile)
 _KEYS = tuple(_FILE.json_schema()["properties"])
-_FORM = Template((Path(__file__).parent / "files" / "site.yaml").read_text(encoding="utf-8"))
+_FORM = Path(__file__).parent / "kit" / "files" / "site.yaml"
+"""A template; it is no part of the bundle, so that it is read only where a kit is written."""
 
 
 def load_site_file(path: Path) -> SiteFile:
@@ -232,7 +233,8 @@ def write_site_file(site: SiteFile, path: Path) -> None:
         return json.dumps(value, ensure_ascii=False)  # JSON is YAML
 
     values = vars(site) | {"labels": dict(site.labels)}
-    text = _FORM.substitute({name: written(value) for name, value in values.items()})
+    form = Template(_FORM.read_text(encoding="utf-8"))
+    text = form.substitute({name: written(value) for name, value in values.items()})
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 

@@ -42,6 +42,7 @@ CAME_AFTER_THE_REVIEW = {
     "server/deployment/ticket.py": "the whole run on the server's machine, of which sites are told no more",
     "server/deployment/runtime_link.py": "messages taken from the SuperLink one by one",
 }
+A_ROUND_AT_THE_SERVER = ("server/rounds/", "server/record.py")
 _LAYOUT = ("COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER")
 
 
@@ -130,7 +131,7 @@ def main() -> int:
     paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     every = [Source.read(path.relative_to(ROOT).as_posix(), path.read_text("utf-8")) for path in paths]
     sources = [source for source in every if source.lines]
-    rounds = [source for source in sources if source.name.startswith("server/rounds/")]
+    rounds = [source for source in sources if source.name.startswith(A_ROUND_AT_THE_SERVER)]
     later = [source for source in sources if source.name in CAME_AFTER_THE_REVIEW]
     frames, circles = frames_to_a_step(), modules_in_circles()
     rows: list[tuple[str, float, int | None, int | None]] = [

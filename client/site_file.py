@@ -36,7 +36,9 @@ _STEPS = {
     "missing": "Set it.",
     "string_type": "Put it in quotes.",
     "bool_type": "Write true or false.",
-    "data.text_columns": "Write for example text_columns: [subject, body].",
+    **dict.fromkeys(
+        ("data.text_columns", "data.text_columns missing"), "Write for example text_columns: [subject, body]."
+    ),
 }
 
 

@@ -54,13 +54,16 @@ def explain(error: ValidationError, known: Iterable[str] = (), steps: Mapping[st
 
     Args:
         known: the keys there are, to name the one that is nearest to an unknown one.
-        steps: next steps by dotted key, or by pydantic's type of error, for example `missing`.
+        steps: next steps by dotted key, by pydantic's type of error, for example `missing`, or by both, with
+            a space between them; the most particular counts, and a type of error before a key.
     """
     lines: dict[str, str] = {}
+    steps = steps or {}
     for item in error.errors(include_url=False):
         # Which of several types a value was held against stands behind its key.
         parts = [str(part) for part in item["loc"] if not re.match(r"constrained-|literal\[", str(part))]
         key, kind = ".".join(parts) or "the whole", item["type"]
+        step = next((steps[name] for name in (f"{key} {kind}", kind, key) if name in steps), "")
         match kind:
             case "value_error":  # a whole sentence, about several keys
                 line = item["msg"].removeprefix("Value error, ")
@@ -68,9 +71,10 @@ def explain(error: ValidationError, known: Iterable[str] = (), steps: Mapping[st
                 line = f"{key} is missing."
             case "extra_forbidden" | "unexpected_keyword_argument":
                 line = f"{key} is {item['input']!r}, but there is no such key.{nearest(key, known)}"
+            case "string_pattern_mismatch" if step:  # which says it in words
+                line = f"{key} is {item['input']!r}."
             case _:
                 line = f"{key} is {item['input']!r}; {re.sub(r'^.* should ', 'it must ', item['msg'])}."
-        step = steps.get(key, steps.get(kind)) if steps else None
         lines.setdefault(key, f"{line} {step}" if step else line)
     return "\n".join(lines.values())
 

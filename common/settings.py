@@ -478,19 +478,30 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
         "on_excess": "refuse",
     },
 }
-# What to do about a value that is out of its range.
+# What to do about a value that cannot be.
 _STEPS = {
     "missing": "Settings that another version wrote cannot be read.",
+    "seed": "Give a whole number from 0 to 2**63 - 1.",
     "arm": "A folder is named after it: use letters, digits, '.' and '_'.",
     "threads": "Give a positive number, or auto.",
-    "engine.workers": "Give a positive number, or auto.",
-    "data.text_columns": "Name at least one column.",
+    "data.text_columns": "Name at least one column: [text].",
+    "data.test_fraction": "Give a share between 0 and 1.",
     "data.token_cache": "Give auto, null, or a folder, written with a / (./tokens).",
-    "train.local_epochs": "To evaluate only, set num_rounds=0.",
+    "partition.alpha": "A dirichlet partition needs a positive number; for any other set it to null.",
+    "train.local_epochs": "A client must train at least one epoch. To evaluate only, set num_rounds=0.",
     "train.max_length": "A text has 3 tokens at least, with its markers.",
+    "train.warmup_fraction": "Give a number in [0, 1).",
+    "train.max_grad_norm": "Set it to null for no clipping.",
+    "train.head_learning_rate": "Set it to null for that of the whole model.",
+    "strategy.server_momentum": "Give a number in [0, 1).",
+    "engine.workers": "Give a positive number, or auto.",
     **dict.fromkeys(
         ("data.train_examples", "data.test_examples", "data.max_words"), "Set it to null for all."
     ),
+    **{
+        f"strategy.{what}_seconds": "A wait needs a positive bound in seconds."
+        for what in ("wait", "round_timeout", "ask_again")
+    },
     **{
         f"strategy.max_{what}": "Set it to null for no bound."
         for what in ("share", "update_norm", "norm_ratio")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from functools import cache
 from math import isfinite
 from typing import Annotated, Any
@@ -200,8 +199,3 @@ class RoundRecord(Record):
     def line(self) -> str:
         """As it stands in `history.jsonl`, with its newline."""
         return json.dumps(self.model_dump(), allow_nan=False) + "\n"
-
-
-def total_steps(records: Iterable[RoundRecord]) -> dict[int, int]:
-    """Optimiser steps of each client after these rounds, oldest first; who took part in none is not in it."""
-    return {client.client: client.total_steps or 0 for record in records for client in record.clients}

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 _CLOCK_SECONDS = 1.0  # by which Flower's end of a message and ours may differ
-_NEWCOMER_SECONDS = 10.0  # a round waits so long for one who may have nothing to say
 _MARGIN_SECONDS = 300.0  # what a task may wait at the server before its client has it
 
 

@@ -191,7 +191,9 @@ def load_site_file(path: Path) -> SiteFile:
     """
     path = path.expanduser().absolute()
     if not path.is_file():
-        raise ValueError(f"{path} does not exist. Make one with: wardround-site init NAME …, or set --site.")
+        raise ValueError(
+            f"{path} does not exist. Make one with: wardround-site init --invitation FILE …, or set --site."
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -211,6 +213,9 @@ def load_site_file(path: Path) -> SiteFile:
 def _dotted(content: Any) -> dict[str, Any]:
     """The values by dotted key. Raises ValueError where the file, or a section of it, is no mapping."""
     top = _mapping(content)
+    for key in top:
+        if "." in str(key):  # else it would pass for what stands in a section, and lose against it in silence
+            raise ValueError(f"{key} is no key of a site file. Write it as a key of its section.")
     values = {str(key): value for key, value in top.items() if key not in _SECTIONS}
     for section in _SECTIONS:
         held = _mapping(top.get(section) or {}, section)
@@ -221,8 +226,9 @@ def _dotted(content: Any) -> dict[str, Any]:
 def _mapping(content: Any, section: str = "") -> dict[Any, Any]:
     if isinstance(content, dict):
         return content
-    keys = ", ".join(key for key in _KEYS if key.startswith(section))
-    raise ValueError(f"{section or 'the file'} must hold: {keys}. Write them as key: value.")
+    keys = (key.removeprefix(f"{section}.").partition(".")[0] for key in _KEYS if key.startswith(section))
+    known = ", ".join(dict.fromkeys(keys))
+    raise ValueError(f"{section or 'the file'} must hold: {known}. Write them as key: value.")
 
 
 def write_site_file(site: SiteFile, path: Path) -> None:

@@ -12,7 +12,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import typer
+import typer.core
 
+# Typer escapes the brackets of `[default: …]` for rich wherever that is installed, asked for or not.
+typer.core.HAS_RICH = False
 for _name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
     os.environ.setdefault(_name, "0")
 for _name in ("FLWR_DISABLE_UPDATE_CHECK", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):

@@ -15,7 +15,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -177,7 +177,9 @@ class ServerFolder:
         except yaml.YAMLError as error:
             raise ValueError(f"'{file}' is not YAML: {error}") from None
         except ValidationError as error:
-            raise ValueError(f"'{file}' is wrong: {explain(error)}") from None
+            steps = {"names": "Say under which DNS name or IP address sites reach the server."}
+            known = [key.name for key in fields(Addresses)]
+            raise ValueError(f"'{file}' is wrong: {explain(error, known, steps)}") from None
 
     @property
     def is_insecure(self) -> bool:

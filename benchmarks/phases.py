@@ -38,6 +38,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "check the updates": (loop, "open_tensors"),
     "load the model": (ModelState, "load"),
     "measure the model, its SHA-256 beside that": (loop.FederatedAveraging, "_new_state"),
+    "tell the callbacks": (loop.FederatedAveraging, "_tell"),
 }
 REST = "messages, the head's norms, the rest"
 _TEXTS, _LENGTH = 64, 16

@@ -50,7 +50,7 @@ class NotInstalled(RuntimeError):
 
 
 def wardround(job: Job) -> float:
-    """Texts a second of `common.learning.train_epochs`."""
+    """Texts a second of `common.model.train.train_epochs`."""
     settings = compose(
         [
             *("model=hf", f"model.name={job.model}", "data=files", "data.path=unused.csv"),

@@ -244,7 +244,7 @@ class TransformSettings:
     """What is done to a client's update on its way to the server."""
 
     name: Literal["exact", "bf16", "fp16", "int8"]
-    """Row of the table in `common/transforms`; all but `exact` lose something."""
+    """Row of the table in `common/wire/forms.py`; all but `exact` lose something."""
     error_feedback: bool
     """Add what rounding lost to the client's next update (of no account for `exact`)."""
 

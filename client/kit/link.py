@@ -51,12 +51,15 @@ class Link:
 
     @cached_property
     def proxy(self) -> Proxy | None:
-        """The proxy that the environment puts between this site and the server."""
+        """The proxy that the environment puts between this site and the server. Raises ValueError."""
         variable, url = _first_set(_PROXY_VARIABLES)
         if not url or is_excepted(self.host, _first_set(_EXCEPTION_VARIABLES)[1]):
             return None
-        parts = urlsplit(url if "//" in url else f"//{url}")
-        return Proxy(variable, parts.hostname or "", parts.port or 80)
+        try:
+            parts = urlsplit(url if "//" in url else f"//{url}")
+            return Proxy(variable, parts.hostname or "", parts.port or 80)
+        except ValueError:  # the value may hold a password, and is not shown
+            raise ValueError(f"{variable} is no address of a proxy. Correct it, or unset it.") from None
 
     @cached_property
     def addresses(self) -> list[str] | OSError:

@@ -25,7 +25,7 @@ PIECE_BYTES = (_CHUNK_BYTES - _NUMPY_HEADER) // 8 * 8
 
 @dataclass(frozen=True)
 class Payload:
-    """Tensors on their way, in one of the forms of `common/transforms`."""
+    """Tensors on their way, in one of the forms of `common/wire/forms.py`."""
 
     form: str
     """Row of the table of forms."""

@@ -32,7 +32,7 @@ _MOST_PIECES = 1 << 16
 _LONGEST_PAUSE = 1.0
 _ID_DIGITS = frozenset("0123456789abcdef")
 _DTYPES = frozenset({"uint8", "int8", "uint16", "int32", "float16", "float32"})
-"""Of what travels (`common/transforms`)."""
+"""Of what travels (`common/wire/forms.py`)."""
 
 T = TypeVar("T")
 Fetch = Callable[[Sequence[str]], Iterator[bytes]]

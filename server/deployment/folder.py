@@ -200,7 +200,10 @@ class ServerFolder:
         write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
 
     def sites(self) -> dict[str, RegisteredSite]:
-        """The registered sites by name, in order of name; the file is read again whenever it changed."""
+        """The registered sites by name, in order of name; the file is read again whenever it changed.
+
+        Where it is taken away while it is served, those that it held last stay.
+        """
         file = self.path / "sites.json"
         try:
             found = file.stat()
@@ -208,7 +211,7 @@ class ServerFolder:
             if stamp != self._sites[0]:
                 self._sites = stamp, dict(sorted(_SITES.validate_json(file.read_bytes()).items()))
         except FileNotFoundError:
-            return {}
+            pass
         except ValidationError as error:
             raise ValueError(
                 f"'{file}' is wrong, or was written by an earlier version: {explain(error)} Move it away, "

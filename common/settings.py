@@ -37,6 +37,10 @@ NOT_IDENTITY = frozenset(
 )
 
 
+Bound = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""Of a wait, in seconds."""
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
@@ -261,11 +265,11 @@ class StrategySettings:
     """Share of the last step that is added to the next (FedAvgM, Hsu et al. 2019); 0 is FedAvg."""
     min_sites: PositiveInt
     """Fewest updates a round may be closed with when `on_missing` is `continue`."""
-    wait_seconds: PositiveFloat
+    wait_seconds: Bound
     """Longest wait for the sites to connect at the start of the run."""
-    round_timeout_seconds: PositiveFloat
+    round_timeout_seconds: Bound
     """Longest wait for the updates of one round."""
-    ask_again_seconds: PositiveFloat
+    ask_again_seconds: Bound
     """A site that has not answered for so long is asked again in the same round (deployments)."""
     on_missing: Literal["fail", "continue"]
     """When a client refuses or stays away: end the run, or go on while `min_sites` take part."""

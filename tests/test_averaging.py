@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from server.rounds.clients import RunFailed
+from server.rounds.evaluation import check_finite
 from server.rounds.fedavg import BLOCK, SumMemory, WeightedMean
 
 
@@ -101,3 +103,10 @@ def test_sketched_cosine_is_close_on_many_blocks() -> None:
 
 def _cosine(left: Tensor, right: Tensor) -> float:
     return torch.nn.functional.cosine_similarity(left, right, dim=0).item()
+
+
+def test_a_norm_that_is_no_number_ends_the_run() -> None:
+    mean = WeightedMean(torch.tensor([-1e25]))
+    mean.add(torch.tensor([1.0]), 1)
+    with pytest.raises(RunFailed, match="round 3: norm is inf: training diverged"):
+        check_finite(3, "norm", mean.finish().update_norm)

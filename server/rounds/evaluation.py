@@ -90,12 +90,15 @@ class Evaluation:
         return evaluate(model_state.classifier.model, batches, settings.precision)
 
 
+def check_finite(round: int, what: str, value: float) -> None:
+    """Raise RunFailed where a number of the round's record is none."""
+    if not isfinite(value):
+        rule = "Lower train.learning_rate; the last good checkpoint is kept."
+        raise RunFailed(f"round {round}: {what} is {value}: {DIVERGED}. {rule}")
+
+
 def _add_test(record: RoundRecord, counts: Counts, accuracy: float) -> None:
-    if not isfinite(counts.loss):
-        raise RunFailed(
-            f"round {record.round}: test loss is {counts.loss}: {DIVERGED}. Lower train.learning_rate; the "
-            "last good checkpoint is kept."
-        )
+    check_finite(record.round, "test loss", counts.loss)
     record.test = TestRecord(
         loss=counts.loss, accuracy=accuracy, macro_f1=counts.macro_f1, num_examples=counts.num_examples
     )

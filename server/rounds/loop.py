@@ -20,7 +20,7 @@ from server.diagnostics.updates import Head, cosines_to_others, describe_updates
 from server.record import ClientRecord, Diagnostics, LeftOutRecord, RoundRecord, Seconds, Traffic, TrainRecord
 from server.rounds.callbacks import Callback
 from server.rounds.clients import Broadcast, Clients, Member, RunFailed
-from server.rounds.evaluation import Evaluation
+from server.rounds.evaluation import Evaluation, check_finite
 from server.rounds.fedavg import (
     ExamplesChanged,
     NormBound,
@@ -148,8 +148,7 @@ class FederatedAveraging:
         sent, number, layout = time.monotonic(), state.round + 1, state.layout
         members = self.cohort.members()
         weights = weights_of(members, self.strategy)
-        mean = WeightedMean(state.tensors, self._memory)
-        answers = Answers(mean)
+        answers = Answers(mean := WeightedMean(state.tensors, self._memory))
         self.broadcast.bytes_sent = 0
         num_labels, sites_measure = self.evaluation.num_labels, self.evaluation.test is None
         scratch = np.empty(0, dtype=np.float32)
@@ -209,6 +208,7 @@ class FederatedAveraging:
         number, clients = state.round + 1, answers.clients
         assert answers.mean is not None
         outcome = answers.mean.finish()
+        check_finite(number, "the mean update's norm", outcome.update_norm)
         # Of the clients' mean, whatever the server makes of it.
         head_norm = self.head.update_norm(outcome.tensors, state.tensors)
         tensors = self.server_step.apply(number, state.tensors, outcome.tensors)

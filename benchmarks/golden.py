@@ -38,10 +38,14 @@ CASES: dict[str, tuple[str, ...]] = {
     "server momentum": ("strategy.server_momentum=0.9", "strategy.server_learning_rate=0.5"),
     "uniform weights": ("strategy.weighting=uniform", "num_clients=5"),
     "bounded shares": ("strategy.max_share=0.4", "partition=by_site", "data.path={texts}/sites"),
-    "clipped updates": ("strategy.max_norm_ratio=0.9", "strategy.on_excess=clip"),
+    "clipped updates": (
+        "strategy.max_update_norm=0.5",
+        "strategy.max_norm_ratio=0.9",
+        "strategy.on_excess=clip",
+    ),
     "heads of their own": ("train.head_init=per_site", "strategy.server_momentum=0.5"),
     "micro-batches": ("train.micro_batches=by_length",),
-    "texts of like length": ("train.group_by_length=true", "train.optimizer=adamw"),
+    "texts of like length": ("train.group_by_length=true", "train.padding=longest", "train.optimizer=adamw"),
 }
 
 

@@ -208,6 +208,7 @@ class FederatedAveraging:
         number, clients = state.round + 1, answers.clients
         assert answers.mean is not None
         outcome = answers.mean.finish()
+        answers.mean = None  # and with it what the clients started from: a model's worth of memory
         check_finite(number, "the mean update's norm", outcome.update_norm)
         # Of the clients' mean, whatever the server makes of it.
         head_norm = self.head.update_norm(outcome.tensors, state.tensors)

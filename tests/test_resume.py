@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import time
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from common.model.flat import Layout, model_sha256, tensors_to_flat
 from server.engines.simulate import simulate
 from server.record import RoundRecord
-from server.rounds.callbacks import Callback, Checkpoints, History, Target
+from server.rounds.callbacks import Callback, Checkpoints, History, Live, Target
+from server.rounds.loop import FederatedAveraging, RoundState
 from server.run_folder import Checkpoint, RunFolder
 from server.sweeps.run import sweep
 from server.sweeps.table import SweepFolder
@@ -183,3 +187,24 @@ def test_layout_is_what_checkpoints_restore() -> None:
     assert layout.names == ("a", "b")
     assert layout.offsets == (0, 16)
     assert layout.size == 32
+
+
+def test_where_a_run_starts_is_let_go_after_the_first_round(
+    make_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's worth of memory, which a larger model's server would notice."""
+    starts: list[weakref.ref[Tensor]] = []
+    start, tell, held = FederatedAveraging.start, Live.before_round, dict[int, bool]()
+
+    def noted(self: FederatedAveraging, layout: Layout, tensors: Tensor) -> RoundState:
+        starts.append(weakref.ref(tensors))
+        return start(self, layout, tensors)
+
+    def look(self: Live, round: int, names: Sequence[str]) -> None:
+        held[round] = starts[0]() is not None
+        tell(self, round, names)
+
+    monkeypatch.setattr(FederatedAveraging, "start", noted)
+    monkeypatch.setattr(Live, "before_round", look)
+    simulate(make_settings("num_rounds=3"))
+    assert held == {1: True, 2: False, 3: False}

@@ -5,7 +5,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export RAY_USAGE_STATS_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test test-sites test-docker lint check size format clean
+.PHONY: demo test test-sites test-docker test-gpu lint check size format clean
 .DEFAULT_GOAL := check
 
 demo: .venv/installed
@@ -13,14 +13,17 @@ demo: .venv/installed
 
 # Within ten minutes. Left out are the long faults over real processes and the containers.
 test: .venv/installed
-	$(BIN)/pytest -m "not docker and not (e2e and slow)" -n 2 --dist loadfile
-	@echo "left out: 'make test-sites' (sites that die, hang or cheat), 'make test-docker' (needs an engine)"
+	$(BIN)/pytest -m "not docker and not gpu and not (e2e and slow)" -n 2 --dist loadfile
+	@echo "left out: 'make test-sites' (sites that die, hang or cheat), 'make test-docker' (needs an engine), 'make test-gpu'"
 
 test-sites: .venv/installed
 	$(BIN)/pytest -m "e2e and slow"
 
 test-docker: .venv/installed
 	$(BIN)/pytest -m docker
+
+test-gpu: .venv/installed
+	$(BIN)/pytest -m gpu
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -49,8 +49,23 @@ class NotInstalled(RuntimeError):
     """A contender is not here; the text says which package is missing."""
 
 
-def wardround(job: Job) -> float:
-    """Texts a second of `common.model.train.train_epochs`."""
+@dataclass(frozen=True)
+class Speed:
+    """What a job came to."""
+
+    texts_a_second: float
+    gpu_bytes: int
+    """The most that PyTorch held there; 0 on a CPU."""
+
+    @classmethod
+    def since(cls, started: float, num_texts: int) -> Speed:
+        """Args: started: of `time.perf_counter`."""
+        speed = num_texts / (time.perf_counter() - started)
+        return cls(speed, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+def wardround(job: Job) -> Speed:
+    """Training with `common.model.train.train_epochs`."""
     settings = compose(
         [
             *("model=hf", f"model.name={job.model}", "data=files", "data.path=unused.csv"),
@@ -76,11 +91,11 @@ def wardround(job: Job) -> float:
     train(min(BATCH, len(texts)), 1)
     started = time.perf_counter()
     train(len(texts), 2)  # reads its loss from the device, so all work is done
-    return len(texts) / (time.perf_counter() - started)
+    return Speed.since(started, len(texts))
 
 
-def hugging_face(job: Job) -> float:
-    """Texts a second of `transformers.Trainer`.
+def hugging_face(job: Job) -> Speed:
+    """Training with `transformers.Trainer`.
 
     Raises:
         NotInstalled: `accelerate`, which it needs, is missing.
@@ -136,4 +151,4 @@ def hugging_face(job: Job) -> float:
         train(min(BATCH, len(rows)))
         started = time.perf_counter()
         train(len(rows))
-        return len(rows) / (time.perf_counter() - started)
+        return Speed.since(started, len(rows))

@@ -19,11 +19,11 @@ from benchmarks.inputs import SIZES, ragged_lengths, write_model
 from benchmarks.isolated import isolated
 from benchmarks.plots import draw_bars
 from benchmarks.report import Report, Samples, Table, carry_out, names, parser, say
-from benchmarks.trainers import LONGEST, Job, NotInstalled, hugging_face, wardround
+from benchmarks.trainers import LONGEST, Job, NotInstalled, Speed, hugging_face, wardround
 
 TRAINER = "Hugging Face Trainer"
 MEDIAN_TOKENS = 50
-Train = Callable[[Job], float]
+Train = Callable[[Job], Speed]
 
 # A row each: what trains, and with which of Wardround's settings.
 VARIANTS: dict[str, tuple[Train, tuple[str, ...]]] = {
@@ -56,7 +56,7 @@ NOTES = [
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    return carry_out(read_options(arguments), measure, _plot)
+    return carry_out(read_options(arguments), measure, plot)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -89,14 +89,15 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
                     except NotInstalled as missing:
                         notes.append(str(missing)) if str(missing) not in notes else None
                         continue
-                    samples.add(f"{name}, {model}, {precision}", speed=speed, bytes=peak)
-                    say(f"  {speed:.1f} texts a second")
+                    row = f"{name}, {model}, {precision}"
+                    samples.add(row, speed=speed.texts_a_second, bytes=peak, gpu_bytes=speed.gpu_bytes)
+                    say(f"  {speed.texts_a_second:.1f} texts a second")
     return Report("training", _table(samples, options), samples, notes)
 
 
 def _table(samples: Samples, options: argparse.Namespace) -> Table:
     columns = ["model", "precision", "what trains", "texts/s", "of the Trainer", "TFLOP/s", "of the peak"]
-    table = Table([*columns, "peak memory (GiB)"])
+    table = Table([*columns, "peak memory (GiB)", "on the GPU (GiB)"])
     for precision in options.precision:
         peak = peak_flops(precision, options.device, options.threads, is_quick=options.quick)
         for model in options.models:
@@ -104,19 +105,21 @@ def _table(samples: Samples, options: argparse.Namespace) -> Table:
             work = SIZES[model].training_flops(lengths) / len(lengths)
             for name in VARIANTS:
                 row, base = f"{name}, {model}, {precision}", f"{TRAINER}, {model}, {precision}"
-                speed, held = samples.median(row, "speed"), samples.median(row, "bytes")
+                speed = samples.median(row, "speed")
+                held, on_gpu = (samples.median(row, key) for key in ("bytes", "gpu_bytes"))
                 done = None if speed is None else speed * work
                 table.rows.append(
                     [
                         *(model, precision, name, speed, samples.ratio(row, base, "speed")),
                         *(None if done is None else done / 1e12, None if done is None else done / peak),
-                        None if held is None else held / 2**30,
+                        *(None if not size else size / 2**30 for size in (held, on_gpu)),
                     ]
                 )
     return table
 
 
-def _plot(report: Report, options: argparse.Namespace) -> None:
+def plot(report: Report, options: argparse.Namespace) -> None:
+    """Texts a second, a panel for each model and precision."""
     panels = {
         f"{model}, {precision}: texts a second": {
             name: report.samples.median(f"{name}, {model}, {precision}", "speed") or 0.0 for name in VARIANTS

@@ -1,0 +1,92 @@
+"""On a CUDA device (`make test-gpu`): the same rounds as on the CPU, in every engine of one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.runtime import resolve_device
+from server.engines.simulate import count_workers, simulate
+from server.run_folder import RunFolder
+from tests.support.runs import history
+from tests.support.tiny import Make
+
+pytestmark = pytest.mark.gpu
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture
+def run_on(make_settings: Make, still_model: Path, tmp_path: Path) -> Run:
+    """Run the tiny model without dropout, whose draws differ between a CPU and a GPU."""
+
+    def run(name: str, *overrides: str) -> Path:
+        given = (f"model.name={still_model}", f"run_dir={tmp_path / name}", *overrides)
+        simulate(make_settings(*given))
+        return tmp_path / name
+
+    return run
+
+
+def tensors(run_dir: Path) -> torch.Tensor:
+    """All shared tensors of the newest checkpoint, one after the other."""
+    checkpoint = RunFolder(run_dir).load_checkpoint()
+    assert checkpoint is not None
+    return torch.cat([checkpoint.tensors[name].flatten() for name in sorted(checkpoint.tensors)])
+
+
+def assert_near(ours: Path, theirs: Path, relative: float) -> None:
+    """Of the last global models, and of every round's loss."""
+    assert tensors(ours).numpy() == pytest.approx(tensors(theirs).numpy(), rel=relative, abs=relative)
+    losses = [[line["test"]["loss"] for line in history(run_dir)] for run_dir in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=relative)
+
+
+def test_auto_is_the_gpu(make_settings: Make) -> None:
+    assert resolve_device("auto") == torch.device("cuda", 0)
+    assert count_workers(make_settings("device=auto", "engine.workers=auto")) == min(
+        3, torch.cuda.device_count()
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("train.optimizer=adamw", "train.max_grad_norm=1"),
+        ("train.micro_batches=by_length",),
+        ("train.group_by_length=true", "train.padding=longest"),
+        ("train.attention_mask=false",),
+        ("train.head_init=per_site", "strategy.server_momentum=0.5"),
+        ("transforms=int8",),
+        ("evaluation.where=sites",),
+        ("engine.workers=3",),
+    ],
+    ids=" ".join,
+)
+def test_the_gpu_computes_what_the_cpu_does(run_on: Run, words: tuple[str, ...]) -> None:
+    of_cpu = run_on("cpu", "device=cpu", *[word for word in words if "workers" not in word])
+    of_gpu = run_on("gpu", "device=cuda", *words)
+    assert_near(of_gpu, of_cpu, 1e-4)
+
+
+def test_bf16_is_near_fp32(run_on: Run) -> None:
+    assert_near(run_on("bf16", "device=cuda", "precision=bf16"), run_on("fp32", "device=cuda"), 1e-2)
+
+
+def test_a_run_goes_on_where_it_was_stopped(run_on: Run) -> None:
+    whole = run_on("whole", "device=cuda", "num_rounds=3")
+    run_on("resumed", "device=cuda", "num_rounds=1")
+    assert_near(run_on("resumed", "device=cuda", "num_rounds=3"), whole, 1e-5)
+
+
+def test_dropout_draws_from_its_own_stream(make_settings: Make, tmp_path: Path) -> None:
+    draws: list[torch.Tensor] = []
+    for name in ("one", "two"):
+        torch.cuda.manual_seed(len(draws))  # what was drawn before changes nothing
+        simulate(make_settings("device=cuda", f"run_dir={tmp_path / name}"))
+        draws.append(tensors(tmp_path / name))
+    assert (draws[0] - draws[1]).norm() <= 1e-5 * draws[0].norm()

@@ -67,7 +67,9 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options_of.add_argument("--device", default="cpu", help="cpu, cuda …")
     options_of.add_argument("--threads", type=int, default=torch.get_num_threads())
     options_of.add_argument("--texts", type=int, help="how many to train on; by model if left out")
+    options_of.add_argument("--only", action="append", metavar="WORDS", help="rows whose name holds them")
     options = options_of.parse_args(arguments)
+    options.variants = [name for name in VARIANTS if any(words in name for words in options.only or [""])]
     if options.quick:
         options.models, options.precision, options.repeats = ("micro",), ("fp32",), 1
     return options
@@ -81,7 +83,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
         lengths = ragged_lengths(options.texts or NUM_TEXTS[model], MEDIAN_TOKENS, LONGEST)
         for precision in options.precision:
             for repeat in range(options.repeats):
-                for name, (train, overrides) in VARIANTS.items():
+                for name in options.variants:
+                    train, overrides = VARIANTS[name]
                     say(f"{model}, {precision}, {name}, run {repeat + 1} of {options.repeats}")
                     job = Job(written, precision, options.device, options.threads, lengths, overrides)
                     try:
@@ -103,7 +106,7 @@ def _table(samples: Samples, options: argparse.Namespace) -> Table:
         for model in options.models:
             lengths = ragged_lengths(options.texts or NUM_TEXTS[model], MEDIAN_TOKENS, LONGEST)
             work = SIZES[model].training_flops(lengths) / len(lengths)
-            for name in VARIANTS:
+            for name in options.variants:
                 row, base = f"{name}, {model}, {precision}", f"{TRAINER}, {model}, {precision}"
                 speed = samples.median(row, "speed")
                 held, on_gpu = (samples.median(row, key) for key in ("bytes", "gpu_bytes"))
@@ -122,7 +125,8 @@ def plot(report: Report, options: argparse.Namespace) -> None:
     """Texts a second, a panel for each model and precision."""
     panels = {
         f"{model}, {precision}: texts a second": {
-            name: report.samples.median(f"{name}, {model}, {precision}", "speed") or 0.0 for name in VARIANTS
+            name: report.samples.median(f"{name}, {model}, {precision}", "speed") or 0.0
+            for name in options.variants
         }
         for model in options.models
         for precision in options.precision

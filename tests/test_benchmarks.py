@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, aggregation, deployment, phases, scaling, simulation, training
+from benchmarks import accuracy, aggregation, deployment, gpu, phases, scaling, simulation, training
 from benchmarks.inputs import SIZES, ragged_lengths
 from benchmarks.memory import PeakMemory, pss_bytes, with_descendants
 from benchmarks.plots import Curve, draw, draw_bars
@@ -160,6 +160,19 @@ def test_training_runs(tmp_path: Path) -> None:
     ours = [row for row in rows(file) if str(row["what trains"]).startswith("Wardround")]
     assert ours
     assert all(float(str(row["texts/s"])) > 0 for row in ours)
+
+
+@pytest.mark.slow
+def test_gpu_compares_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "WAYS", [gpu.WAYS[0], gpu.WAYS[1], gpu.WAYS[-1]])
+    file = tmp_path / "out.json"
+    assert gpu.main(["--quick", "--device", "cpu", "--json", str(file)]) == 0
+    (compared,) = json.loads(file.read_text())["more"].values()
+    reference, same, bf16 = compared
+    assert reference["same bits as"] == same["how"]
+    assert same["model apart"] == 0
+    assert 0 < bf16["model apart"] < 0.1
+    assert not bf16["same bits as"]
 
 
 @pytest.mark.slow

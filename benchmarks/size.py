@@ -35,10 +35,12 @@ CAME_AFTER_THE_REVIEW = {
     "common/wire/invitation.py": "the keys that a site and a server trust",
     "common/file_form.py": "the form of a site's files, checked before they are read",
     "client/node/connection.py": "a site's own calls to the SuperLink, instead of Flower's SuperNode",
+    "common/ledger.py": "what came to a site and what left it",
     "client/node/journal.py": "what a site has answered, so that nothing is answered twice",
     "client/node/loop.py": "the loop of a site's program",
     "server/deployment/fleet.py": "a SuperLink that takes registered sites only",
     "server/deployment/signed.py": "letters to and from sites, signed and checked",
+    "server/deployment/audit.py": "what sites have signed, and their ledgers compared with it",
     "server/deployment/ticket.py": "the whole run on the server's machine, of which sites are told no more",
     "server/deployment/runtime_link.py": "messages taken from the SuperLink one by one",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from client.site import Examples, Site
 from common.data.batches import by_length, evaluation_batches
 from common.model.build import draw_head
 from common.model.counts import Counts
-from common.model.flat import Layout, tensor_of
+from common.model.flat import Layout, distance, tensor_of
 from common.model.state import ModelState, open_model
 from common.model.train import LossNotFinite, Place, evaluate, train_epochs
 from common.settings import Settings
@@ -97,10 +98,14 @@ def run_local_round(task: Task, site: Site) -> Update:
     place = Place(settings.seed, task.round, task.client, state.device, settings.precision)
     new_head = state.classifier.new_head
     result = train_epochs(model, examples.corpus.train, examples.train, settings.train, place, new_head)
+    trained = state.flat.detach().cpu().numpy()
+    if site.kept is not None:
+        norm = distance(tensor_of(trained), tensor_of(received))
+        site.kept.update_norm = norm if isfinite(norm) else None
     return Update(
         round=task.round,
         layout=state.layout.digest,
-        payload=_payload(task, site, state.flat.detach().cpu().numpy(), received),
+        payload=_payload(task, site, trained, received),
         num_examples=len(examples.train),
         num_steps=result.num_steps,
         loss=result.loss,

@@ -39,6 +39,8 @@ class Kept:
     residuals: ResidualMemory = field(default_factory=ResidualMemory)
     data_stamp: tuple[int, ...] = ()
     """Of the site's data file when it was read."""
+    update_norm: float | None = None
+    """L2 norm of the last update, for the site's ledger; None where the last message asked for none."""
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,29 @@ def status(
 
 
 @command(app)
+def audit(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    ledger: Annotated[list[Path], typer.Option("--ledger", help="Of a site; may be given several times.")],
+) -> None:
+    """Compare what a run holds of its sites with the ledgers that they kept themselves.
+
+    Example:
+      wardround audit outputs/trial --ledger st_marys.jsonl --ledger north.jsonl
+
+    Names for each site the first answer that differs, or that one side lacks. Exit code: 0 none, 1 some.
+    """
+    from server.deployment.audit import audit as run
+
+    audits = run(run_dir, ledger)
+    for found in audits:
+        typer.echo(f"{found.site}: {found.num_answers} answers are the same in both")
+        for finding in found.findings:
+            typer.echo(f"{found.site}: {finding}")
+    if any(found.findings for found in audits):
+        raise typer.Exit(FAILED)
+
+
+@command(app)
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
     """Draw the report of a sweep folder or a run folder again, from its files alone.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from client.node.journal import Journal
 from client.node.loop import Loop
 from client.node.worker import Room, Worker
 from common.credentials import fingerprint, new_key, public_line
+from common.ledger import Ledger
 from common.wire.messages import (
     TRAIN,
     Declined,
@@ -134,6 +136,7 @@ class FakeWorker(Worker):
 
     def __init__(self) -> None:
         self.given: list[RecordDict] = []
+        self.update_norm = None
 
     def answer(self, kind: str, content: RecordDict, room: Room, seconds: float) -> RecordDict:
         """As in `Worker`."""
@@ -237,8 +240,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SiteWorld]
     (tmp_path / "coordinator.pub").write_text(public_line(coordinator), encoding="ascii")
     facts = make_site(tmp_path, 9092, tmp_path / "texts.csv")
     courier, worker = Courier(), FakeWorker()
-    with Journal(facts.state) as journal:
-        loop = Loop(facts, courier, worker, journal, lambda text: None, lambda: not courier.queue)
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    with Journal(facts.state) as journal, Ledger(facts.state) as ledger:
+        loop = Loop(facts, courier, worker, journal, ledger, lambda text: None, lambda: not courier.queue)
         yield SiteWorld(loop._key, coordinator, courier, worker, journal, loop, rooms)
 
 

@@ -13,6 +13,7 @@ WHOLE_FILES = (
     "test_door",
     "test_faults",
     "test_hostile_server",
+    "test_ledger",
     "test_machines",
     "test_rounds",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Timer
 
 import pytest
 from flwr.app import RecordDict
@@ -113,6 +114,36 @@ def test_three_lost_answers_are_given_up(sites: Sites) -> None:
     assert isinstance(first, Declined)
     assert "did not come through, 3 times" in str(first)
     assert isinstance(second, RecordDict)
+
+
+def test_no_attempt_is_wasted_on_a_node_that_has_just_gone(
+    sites: Sites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower says that the node is gone, while who is online was looked up a moment ago."""
+    monkeypatch.setattr("server.deployment.signed._LOOK_SECONDS", 1.0)
+    monkeypatch.setattr("server.deployment.signed._OFFLINE_SECONDS", 5.0)
+
+    def behave(asked: Asked) -> Wire | Reply:
+        if asked.parcel.node_id == sites.two.node_id or asked.statement.attempt > 1:
+            return sites.honest(asked)
+        sites.runtime.online.discard(sites.one.node_id)
+        Timer(1.5, lambda: sites.runtime.online.add(sites.one.node_id)).start()
+        return Reply(asked.message_id, "", "Node Unavailable")
+
+    assert all(isinstance(answer, RecordDict) for answer in sites.ask(behave, seconds=20.0))
+    assert [asked.statement.attempt for asked in sites.runtime.asked if asked.parcel.node_id == 7] == [1, 2]
+
+
+def test_the_newest_line_of_a_sites_ledger_goes_with_the_next_question(sites: Sites) -> None:
+    def behave(asked: Asked) -> Wire:
+        site = sites.one if asked.parcel.node_id == sites.one.node_id else sites.two
+        draft = site.draft(asked, SMALL)
+        draft.statement["ledger"] = f"{site.node_id:064x}"
+        return draft.seal()
+
+    sites.ask(behave)
+    sites.ask(behave)
+    assert [asked.statement.ledger for asked in sites.runtime.asked] == ["", "", f"{7:064x}", f"{8:064x}"]
 
 
 def test_what_was_delivered_counts_although_its_site_has_gone(sites: Sites) -> None:

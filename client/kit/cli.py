@@ -14,13 +14,15 @@ import typer
 
 from common.command_line import command, new_app
 from common.errors import DONE, FAILED, guarded
+from common.files import write_atomically
 
 if TYPE_CHECKING:
     from client.kit.checks import Finding, Options
     from client.site_file import SiteFile
+    from common.ledger import Entry
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say, the findings say in words
-app = new_app("Take part in a federation with data that stays here: init, check, join, trust.")
+app = new_app("Take part in a federation with data that stays here: init, check, join, trust, ledger.")
 
 
 def _option(name: str, help: str, metavar: str | None = None, **more: Any) -> Any:
@@ -182,6 +184,92 @@ def join(
     from client.site_file import load_site_file
 
     raise typer.Exit(run(site, load_site_file(site), _show, skip_check or [], retry_seconds))
+
+
+ledger = new_app("What came to this site and what left it: show, verify, export, accept.")
+app.add_typer(ledger, name="ledger")
+
+
+@command(ledger)
+def show(
+    site: Site = Path("site.yaml"),
+    last: Annotated[int, _option("--last", "How many lines.", min=1)] = 40,
+) -> None:
+    """Say in plain words what came and what left, newest last.
+
+    Example:
+      wardround-site ledger show --last 100
+    """
+    entries = list(_read(site).values())
+    typer.echo("\n".join(entry.in_words() for entry in entries[-last:]) or "Nothing came and nothing left.")
+
+
+@command(ledger)
+def verify(site: Site = Path("site.yaml")) -> None:
+    """Check that every line follows the one before; names the first that does not.
+
+    Example:
+      wardround-site ledger verify
+
+    Exit code: 0 whole, 2 not.
+    """
+    entries = _read(site)
+    newest = list(entries)[-1] if entries else "-"
+    typer.echo(f"{len(entries)} lines, each follows the one before. The newest is {newest}")
+
+
+@command(ledger)
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; it must not be there yet.")],
+    site: Site = Path("site.yaml"),
+) -> None:
+    """Copy the ledger for an audit. It holds no text, label or path.
+
+    Example:
+      wardround-site ledger export st_marys.jsonl
+    """
+    path = _ledger_of(site)
+    entries = _read(site)
+    if file.exists():
+        raise ValueError(f"FILE is '{file}', which is there already. Name another.")
+    write_atomically(file, lambda part: part.write_bytes(path.read_bytes()))
+    typer.echo(f"Wrote {len(entries)} lines to {file}")
+
+
+@command(ledger)
+def accept(
+    missing: Annotated[str, typer.Argument(metavar="HASH", help="As `join` named it.")],
+    site: Site = Path("site.yaml"),
+) -> None:
+    """Go on although a line is missing that the server holds; the ledger says from now on that you did.
+
+    Example:
+      wardround-site ledger accept 5f0c...
+    """
+    from client.node.journal import Journal
+    from client.site_file import load_site_file
+    from common.ledger import Ledger
+    from common.wire.objects import is_id
+
+    if not is_id(missing):
+        raise ValueError(f"HASH is '{missing}'; it must be the 64 letters and digits that `join` named.")
+    state = load_site_file(site).state
+    with Journal(state), Ledger(state) as opened:
+        opened.accept(missing)
+    typer.echo("Noted. Start wardround-site join again.")
+
+
+def _ledger_of(site: Path) -> Path:
+    from client.site_file import load_site_file
+    from common.ledger import FILE_NAME
+
+    return load_site_file(site).state / FILE_NAME
+
+
+def _read(site: Path) -> dict[str, Entry]:
+    from common.ledger import read_ledger
+
+    return read_ledger(_ledger_of(site))
 
 
 def _show(findings: Sequence[Finding]) -> None:

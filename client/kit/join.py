@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from client.kit.checks import Finding, Options, Subject, finding_of, run_checks
 from client.node.connection import Connection, Heartbeat, Refused, Unreachable
 from client.node.journal import Journal
-from client.node.loop import Loop
+from client.node.loop import LedgerBehind, Loop
 from client.node.worker import Stopped, Worker
 from client.site_file import SiteFile
+from common.ledger import Ledger
 
 # A network that is down at boot comes up; a server that is down comes back. These do not end `join`.
 HEALING = frozenset({"address", "tcp"})
@@ -28,6 +29,11 @@ _TWICE_SECONDS = 180.0
 # A site may be let in again under the same key.
 _FORGOTTEN_SECONDS = 900.0
 _LONGEST_WAIT = 60.0
+_BEHIND = (
+    "the server holds an answer of this site that is not in its ledger: an old copy of the state folder was "
+    "put back, it was made anew, or another machine uses this site's keys. Find out which, and whether that "
+    "was meant to be. Then: wardround-site ledger accept {missing}"
+)
 _TICK = 0.2
 
 
@@ -72,11 +78,12 @@ def join(
     with (
         _signals() as stopping,
         Journal(site.state) as journal,
+        Ledger(site.state) as ledger,
         Worker(path.expanduser().absolute(), say, stopping.is_set) as worker,
     ):
         worker.start()
         say(f"joining {site.server_address} as {site.name}")
-        reason = _take_part(site, worker, journal, stopping.is_set, retry_seconds)
+        reason = _take_part(site, worker, (journal, ledger), stopping.is_set, retry_seconds)
     if reason is None:
         say("left; no process of this site is running")
         return 0
@@ -85,11 +92,15 @@ def join(
 
 
 def _take_part(
-    site: SiteFile, worker: Worker, journal: Journal, is_stopping: Callable[[], bool], first_wait: float
+    site: SiteFile,
+    worker: Worker,
+    books: tuple[Journal, Ledger],
+    is_stopping: Callable[[], bool],
+    first_wait: float,
 ) -> str | None:
     """Make one connection after the other. Returns why that ended, or None where a signal asked for it."""
     connection = Connection(site)
-    loop = Loop(site, connection, worker, journal, say, is_stopping)
+    loop = Loop(site, connection, worker, *books, say, is_stopping)
     judge, wait = Judge(site), first_wait
     while not is_stopping():
         try:
@@ -102,6 +113,8 @@ def _take_part(
             return None
         except Stopped:
             return None
+        except LedgerBehind as behind:
+            return _BEHIND.format(missing=behind)
         except (Refused, Unreachable) as error:
             verdict = judge(error)
         if verdict.is_final:

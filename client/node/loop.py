@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -13,6 +14,7 @@ from client.node.journal import Journal
 from client.node.worker import Room, Stopped, Worker
 from client.site_file import SiteFile, signing_keys
 from common.credentials import fingerprint, public_line
+from common.ledger import Ledger, describe
 from common.wire.messages import (
     EVALUATE,
     HELLO,
@@ -24,7 +26,15 @@ from common.wire.messages import (
     unpack_notice,
 )
 from common.wire.objects import ENVELOPE, read_content, read_signed, record_objects, sizes
-from common.wire.signing import ANSWER, NotAuthentic, Question, Statement, check_question, sign
+from common.wire.signing import (
+    ANSWER,
+    NotAuthentic,
+    Question,
+    Statement,
+    check_question,
+    payload_digest,
+    sign,
+)
 
 # Between questions whether there is something: soon after a task, in the round of the last one, else.
 _SOON_PAUSE, _ROUND_PAUSE, _IDLE_PAUSE = 0.25, 0.5, 2.0
@@ -34,6 +44,11 @@ _ENVELOPE_SECONDS = 60.0
 _LOST = "lost"
 _LATE = "the message came after the round was over"
 _KINDS = (HELLO, TRAIN, EVALUATE)
+T = TypeVar("T")
+
+
+class LedgerBehind(Exception):
+    """The server holds a line of this site's ledger that is not in it. The text is that line's hash."""
 
 
 class Loop:
@@ -45,14 +60,17 @@ class Loop:
         connection: Connection,
         worker: Worker,
         journal: Journal,
+        ledger: Ledger,
         say: Callable[[str], None],
         is_stopping: Callable[[], bool],
     ) -> None:
         """Raises ValueError where the site's signing key or the coordinator's cannot be read."""
         self._connection, self._worker, self._journal = connection, worker, journal
+        self._ledger = ledger
         self._say, self._is_stopping = say, is_stopping
         self._key, self._coordinator = signing_keys(site)
-        self._own = fingerprint(public_line(self._key))
+        self._own, self._name = fingerprint(public_line(self._key)), site.name
+        self._is_open = False
         self._last_task, self._round_ends = time.monotonic(), 0.0
         self._heartbeat: Heartbeat | None = None
 
@@ -62,8 +80,12 @@ class Loop:
         Raises:
             Refused or Unreachable: the connection has to be made anew.
             Stopped: a signal came while something could not be done.
+            LedgerBehind: the ledger is an old copy, or another machine uses this site's key.
         """
         self._heartbeat = heartbeat
+        if not self._is_open:
+            self._note(partial(self._ledger.opened, self._name, self._own))
+            self._is_open = True
         if self._journal.in_hand:
             self._go_on()
         while not self._is_stopping():
@@ -92,8 +114,8 @@ class Loop:
         else:
             self._note(self._journal.put_down)
 
-    def _note(self, write: Callable[[], None]) -> None:
-        """Write into the journal, and wait where that cannot be done: what is not noted is not answered."""
+    def _note(self, write: Callable[[], T]) -> T:
+        """Write into journal or ledger, and wait where that fails: what is not noted is not answered."""
         was_told = False
         while True:
             try:
@@ -115,14 +137,18 @@ class Loop:
             content = self._answer(letter)
             if content is not None:
                 self._connection.push(letter, content, time.monotonic() - started)
+                envelope = str(content.config_records[ENVELOPE]["statement"])
+                self._note(partial(self._ledger.left, payload_digest(envelope)))
             self._connection.confirm(letter)
         except Refused as refused:
             if refused.why != "dropped":
                 raise
+            self._note(partial(self._ledger.stayed, "the server dropped it"))
             self._say(f"a message of type {printable(letter.kind)} was given up: {refused}")
-        except (Unreachable, Stopped):
+        except (Unreachable, Stopped, LedgerBehind):
             raise
         except Exception as error:  # whatever it was in that message, it costs that message
+            self._note(partial(self._ledger.stayed, type(error).__name__))
             self._note(partial(self._journal.count_refused, "damaged"))
             self._say(f"a message cannot be answered ({type(error).__name__}) and is given up")
         self._note(self._journal.put_down)
@@ -136,21 +162,26 @@ class Loop:
             read = partial(self._connection.fetch, letter, until=soon)
             names, envelopes = read_signed(self._connection.content_of(letter, soon), read)
             question = check_question(envelopes, self._coordinator, self._own, letter.kind)
+            if question.statement.ledger and question.statement.ledger not in self._ledger:
+                raise LedgerBehind(question.statement.ledger)
             if self._journal.was_begun(question):
                 return self._signed(pack_refusal(_LOST), question, letter)
             until = min(letter.ends, question.statement.expires + LATE_SECONDS)
             fetch = partial(self._connection.fetch, letter, until=until)
             content = read_content(names, question.statement.records, fetch, room)
+            asked = describe(content, question.statement.records)
+            self._note(partial(self._ledger.came, letter.kind, question, asked))
             self._note(partial(self._journal.begin, question))
             return self._signed(self._work(letter, content, room), question, letter)
         except NotAuthentic as error:
+            self._note(partial(self._ledger.came, letter.kind, None, {}, error.reason))
             self._note(partial(self._journal.count_refused, error.reason))
             self._say(
                 f"a message of type {printable(letter.kind)} does not count and is refused: {error.reason}"
             )
             refusal = pack_refusal(f"the question does not count: {error.reason}")
             return self._signed(refusal, question, letter)
-        except (Refused, Unreachable, Stopped):
+        except (Refused, Unreachable, Stopped, LedgerBehind):
             raise
         except Exception as error:  # silence would cost the whole round
             self._say(f"a message cannot be answered: {type(error).__name__}: {error}")
@@ -172,8 +203,14 @@ class Loop:
         return self._worker.answer(letter.kind, content, room, letter.seconds_left)
 
     def _signed(self, content: RecordDict, question: Question | None, letter: Letter) -> RecordDict:
-        """A content with its envelope; it answers no question where none was found authentic."""
+        """A content with its envelope, once the ledger tells of it on the disk.
+
+        It answers no question where none was found authentic.
+        """
         asked = question.statement if question else None
+        records = sizes(record_objects(content, {}))
+        norm = self._worker.update_norm
+        leaves = partial(self._ledger.leaves, letter.kind, question, describe(content, records), norm)
         statement = Statement(
             version=1,
             run=asked.run if asked else "",
@@ -184,8 +221,9 @@ class Loop:
             receiver=asked.sender if asked else "",
             nonce="",
             answers=question.digest if question else "",
-            records=sizes(record_objects(content, {})),
+            records=records,
             expires=letter.ends,
+            ledger=self._note(leaves),
         )
         content[ENVELOPE] = ConfigRecord({"statement": sign(ANSWER, statement, self._key)})
         return content

@@ -19,12 +19,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
 
 from common.wire import local
-from common.wire.local import Gone, Table
+from common.wire.local import Gone
 from common.wire.messages import (
     KEPT_SECONDS,
     pack_refusal,
@@ -80,6 +81,8 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._last_used = time.monotonic()
+        self.update_norm: float | None = None
+        """Of the last answer, where that was an update: L2 norm of trained minus received tensors."""
 
     def __enter__(self) -> Worker:
         return self
@@ -112,9 +115,10 @@ class Worker:
         rest, arrays = take_arrays(content)
         try:
             descriptors = [room.descriptor] if arrays else []
-            _send(self._socket, kind, rest, local.table_of(arrays), descriptors)
+            _send(self._socket, {"kind": kind, "table": local.table_of(arrays)}, rest, descriptors)
             self._wait(seconds + _MARGIN_SECONDS)
-            _, answered = _receive(self._socket)
+            words, answered = _receive(self._socket)
+            self.update_norm = words["update_norm"]
             self._last_used = time.monotonic()
             return answered
         except TimeoutError:
@@ -160,19 +164,19 @@ class Worker:
         self._process = self._socket = None
 
 
-def _send(connection: socket.socket, kind: str, rest: RecordDict, table: Table, fds: list[int]) -> None:
+def _send(connection: socket.socket, words: dict[str, Any], rest: RecordDict, fds: list[int]) -> None:
     """Send a content whose arrays lie in the memory behind the descriptor. Raises Gone."""
-    local.send_frame(connection, write_content({"kind": kind, "table": table}, rest), fds)
+    local.send_frame(connection, write_content(words, rest), fds)
 
 
-def _receive(connection: socket.socket) -> tuple[str, RecordDict]:
+def _receive(connection: socket.socket) -> tuple[dict[str, Any], RecordDict]:
     """Inverse of `_send`; the arrays are views of the memory. Raises Gone."""
     written, descriptors = local.receive_frame(connection)
     words, content = read_content(written)
     for descriptor in descriptors:
         put_arrays(content, local.read_arrays(local.bytes_of(descriptor), words["table"]))
         os.close(descriptor)
-    return words["kind"], content
+    return words, content
 
 
 def main(descriptor: int, site_file: Path) -> None:
@@ -190,12 +194,14 @@ def main(descriptor: int, site_file: Path) -> None:
     kept = Kept()
     with suppress(Gone):
         while True:
-            kind, content = _receive(connection)
-            found = answer(kind, content, lambda: RealSite(load_site_file(site_file), kept))
+            words, content = _receive(connection)
+            kept.update_norm = None
+            found = answer(words["kind"], content, lambda: RealSite(load_site_file(site_file), kept))
             rest, arrays = take_arrays(found)
             memory, table = local.memory_for(arrays)
             try:
-                _send(connection, kind, rest, table, [memory] if arrays else [])
+                told = {"table": table, "update_norm": kept.update_norm}
+                _send(connection, told, rest, [memory] if arrays else [])
             finally:
                 os.close(memory)
             del content, found, rest, arrays

@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from dataclasses import dataclass
-from math import prod
+from math import prod, sqrt
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Every tensor starts on a 64-byte boundary, as PyTorch's own allocations do.
 _ALIGNMENT = 16
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,15 @@ def tensors_to_flat(layout: Layout, tensors: dict[str, Tensor]) -> Tensor:
     for name, view in layout.views(flat).items():
         view.copy_(tensors[name])
     return flat
+
+
+def distance(trained: Tensor, start: Tensor) -> float:
+    """L2 norm of (trained - start), both (P,) fp32, block by block."""
+    squared = 0.0
+    for first in range(0, len(trained), _BLOCK):
+        delta = trained[first : first + _BLOCK] - start[first : first + _BLOCK]
+        squared += torch.dot(delta, delta).item()
+    return sqrt(squared)
 
 
 def tensor_of(array: np.ndarray) -> Tensor:

@@ -85,6 +85,9 @@ class Statement:
     """Every record that goes along: Flower's object id, which is a SHA-256 over all it holds, and bytes."""
     expires: float
     """Nobody waits for an answer after that."""
+    ledger: str = ""
+    """Of an answer: hash of the line in the site's ledger that tells of it. Of a question: the newest such
+    hash that the server holds from this site, empty for none."""
 
 
 Signed = TypeVar("Signed", RunStatement, Statement)

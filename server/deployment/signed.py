@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,7 @@ from common.wire.objects import (
     sizes,
 )
 from common.wire.signing import TASK, NotAuthentic, Statement, check_answer, payload_digest, sign
+from server.deployment.audit import AnswerBook
 from server.deployment.folder import RegisteredSite
 from server.deployment.runtime_link import ObjectGone, Parcel, Reply, Runtime
 from server.rounds.clients import POLL_SECONDS, Answer, Request
@@ -96,11 +98,13 @@ class SignedClients:
         registered: Callable[[], Collection[str]],
         ask_again_seconds: float,
         note: Callable[[str, str], None] = lambda name, reason: None,
+        book: AnswerBook | None = None,
     ) -> None:
         """Args:
         sites: those of the run, as they were registered when it was submitted.
         registered: names of the sites that are registered now; one that is not any more counts no more.
         note: is told of every answer that did not count: the site, and why.
+        book: keeps every answer's signed statement.
         """
         self._runtime, self._key = runtime, key
         self._sites = sites
@@ -110,6 +114,7 @@ class SignedClients:
         """Of the tensors of one answer."""
         self._sender = fingerprint(public_line(key.private))
         self._run = payload_digest(key.envelope)
+        self._book = AnswerBook() if book is None else book
         self._attempts: dict[str, int] = {}
         self._arrived: dict[str, Reply] = {}
         self._outstanding: set[str] = set()
@@ -204,6 +209,7 @@ class SignedClients:
             answers="",
             records=sizes(records),
             expires=question.deadline,
+            ledger=self._book.heads.get(question.name, ""),
         )
         envelope = sign(TASK, statement, self._key.private)
         question.asked[payload_digest(envelope)] = statement
@@ -225,6 +231,7 @@ class SignedClients:
                         return self._read(question, reply)
                     except ObjectGone:
                         question.is_lost = True
+                        self._looked_at = -inf  # perhaps its node has just gone: no attempt is to be wasted
                 if question.name not in self._registered():
                     return Declined("it is not registered any more")
                 if question.is_over():
@@ -277,6 +284,7 @@ class SignedClients:
         except NotAuthentic as error:
             self._note(question.name, error.reason)
             return Refused(f"its answer does not count: {error.reason}")
+        self._book.keep(question.name, question.signing_key, envelopes["statement"], statement)
         self._runtime.confirm(reply)
         try:
             check_not_declined(content)

@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from common.credentials import new_key, private_text, public_line, write_secret
 from common.settings import Settings
 from common.wire.signing import RUN, RunStatement, sign
+from server.deployment.audit import AnswerBook
 from server.deployment.folder import RegisteredSite, ServerFolder
 from server.deployment.runtime_link import Runtime
 from server.deployment.signed import RunKey, SignedClients
@@ -83,6 +84,7 @@ def open_ticket(name: str, grid: Grid) -> tuple[Settings, SignedClients, dict[st
         registered=lambda: _unchanged(sites, folder.sites()),
         ask_again_seconds=settings.strategy.ask_again_seconds,
         note=Refusals(Path(settings.run_dir)),
+        book=AnswerBook(Path(settings.run_dir)),
     )
     return settings, clients, {name: site.max_examples for name, site in sites.items()}
 

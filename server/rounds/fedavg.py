@@ -13,7 +13,7 @@ import torch
 
 from common.errors import DIVERGED
 from common.model.counts import MOST_COUNTED, Counts
-from common.model.flat import Layout, tensor_of
+from common.model.flat import Layout, distance, tensor_of
 from common.settings import Settings, StrategySettings
 from common.wire.forms import decode
 from common.wire.messages import Refused, Update
@@ -323,19 +323,10 @@ class NormBound:
         largest = self.largest
         if largest is None:
             return trained, None
-        norm = update_norm(trained, global_tensors)
+        norm = distance(trained, global_tensors)
         if norm <= largest:
             return trained, None
         if self._settings.on_excess == "refuse":
             raise Refused(f"its update has a norm of {norm:.4g}, and {largest:.4g} is the most here")
         shrunk = torch.sub(trained, global_tensors).mul_(largest / norm).add_(global_tensors)
         return shrunk, norm
-
-
-def update_norm(trained: Tensor, global_tensors: Tensor) -> float:
-    """L2 norm of (trained - global), block by block."""
-    squared = 0.0
-    for start in range(0, len(trained), BLOCK):
-        delta = trained[start : start + BLOCK] - global_tensors[start : start + BLOCK]
-        squared += torch.dot(delta, delta).item()
-    return sqrt(squared)

@@ -21,6 +21,7 @@ from client.node.worker import Room, Worker
 from client.round import answer
 from client.site import Kept, RealSite
 from client.site_file import load_site_file
+from common.ledger import Ledger
 from common.wire.arrays import Payload
 from common.wire.forms import whole
 from common.wire.messages import NOTICE, TRAIN, Update, pack_update, unpack_notice, unpack_update
@@ -46,11 +47,12 @@ class HostileSite(Loop):
         self.push_honestly: Callable[[Letter, RecordDict, float], None] = self.connection.push
         self.push: Callable[[Letter, RecordDict, float], None] = self.push_honestly
         """How an answer is sent; a test may put another way in its place."""
-        self._journal_of_it = Journal(site.state)
+        self._journal_of_it, self._ledger_of_it = Journal(site.state), Ledger(site.state)
         worker = Worker(site_file, self.said.append)  # never started
         self.connection.push = self._push  # type: ignore[method-assign]
         super().__init__(
-            site, self.connection, worker, self._journal_of_it, self.said.append, self.is_over.is_set
+            *(site, self.connection, worker, self._journal_of_it, self._ledger_of_it),
+            *(self.said.append, self.is_over.is_set),
         )
 
     def _handle(self, letter: Letter) -> None:
@@ -79,7 +81,7 @@ class HostileSite(Loop):
 
     def run(self) -> None:
         """Take part until `is_over`."""
-        with self._journal_of_it, self.connection as connection:
+        with self._journal_of_it, self._ledger_of_it, self.connection as connection:
             wait_for(self._activate, 30, "the server to take the site's key")
             heartbeat = Heartbeat(connection)
             heartbeat.start()

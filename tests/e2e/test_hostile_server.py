@@ -178,4 +178,4 @@ def mutate(objects: dict[str, bytes], dice: random.Random) -> None:
 def test_nothing_was_written_but_its_own_state(world: World) -> None:
     """After all of the above."""
     names = sorted(path.name for path in (world.folder / "state").iterdir())
-    assert names == [".lock", "journal.json"]
+    assert names == [".lock", "journal.json", "ledger.jsonl"]

@@ -1,0 +1,25 @@
+"""A site that is killed once, between writing down an answer and sending it; Python loads this on its path.
+
+WARDROUND_TEST_DIES names the file that says it has happened.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+_DONE = Path(os.environ.get("WARDROUND_TEST_DIES", os.devnull))
+
+if not _DONE.exists() and "join" in sys.orig_argv:
+    from client.node.connection import Connection, Letter
+
+    _push = Connection.push
+
+    def _dies(self: Connection, letter: Letter, *given: Any) -> None:
+        if letter.kind == "train" and not _DONE.exists():
+            _DONE.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        _push(self, letter, *given)
+
+    setattr(Connection, "push", _dies)  # noqa: B010 - it has another signature

@@ -136,22 +136,28 @@ class Loop:
         try:
             content = self._answer(letter)
             if content is not None:
-                self._connection.push(letter, content, time.monotonic() - started)
-                envelope = str(content.config_records[ENVELOPE]["statement"])
-                self._note(partial(self._ledger.left, payload_digest(envelope)))
+                self._send(letter, content, time.monotonic() - started)
             self._connection.confirm(letter)
         except Refused as refused:
             if refused.why != "dropped":
                 raise
-            self._note(partial(self._ledger.stayed, "the server dropped it"))
             self._say(f"a message of type {printable(letter.kind)} was given up: {refused}")
         except (Unreachable, Stopped, LedgerBehind):
             raise
         except Exception as error:  # whatever it was in that message, it costs that message
-            self._note(partial(self._ledger.stayed, type(error).__name__))
             self._note(partial(self._journal.count_refused, "damaged"))
             self._say(f"a message cannot be answered ({type(error).__name__}) and is given up")
         self._note(self._journal.put_down)
+
+    def _send(self, letter: Letter, content: RecordDict, seconds: float) -> None:
+        """Push an answer that the ledger tells of, and note what came of it. Raises Refused or Unreachable."""
+        try:
+            self._connection.push(letter, content, seconds)
+        except Exception as error:
+            self._note(partial(self._ledger.stayed, type(error).__name__))
+            raise
+        envelope = str(content.config_records[ENVELOPE]["statement"])
+        self._note(partial(self._ledger.left, payload_digest(envelope)))
 
     def _answer(self, letter: Letter) -> RecordDict | None:
         """The signed answer to a message; None where it must not have one."""
@@ -209,7 +215,7 @@ class Loop:
         """
         asked = question.statement if question else None
         records = sizes(record_objects(content, {}))
-        norm = self._worker.update_norm
+        norm = self._worker.update_norm if content.array_records else None
         leaves = partial(self._ledger.leaves, letter.kind, question, describe(content, records), norm)
         statement = Statement(
             version=1,

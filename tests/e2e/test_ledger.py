@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,10 @@ def test_what_left_is_in_both_books_also_after_a_kill_before_sending(
         assert found.findings == (), found
         assert found.num_answers >= 4  # hello, and three rounds
     for path in paths:
+        entries = list(read_ledger(path).values())
+        for before, entry in pairwise(entries):
+            assert (before.what == "leaves") or (entry.what not in ("left", "stayed")), entry
+            assert (entry.update_norm is not None) == ("tensors" in entry.records and entry.what == "leaves")
         text = path.read_text(encoding="ascii")
         assert not [label for label in TOPICS if label in text]
         assert not [word for words in TOPICS.values() for word in words if f'"{word}' in text]

@@ -150,7 +150,7 @@ class Loop:
         self._note(self._journal.put_down)
 
     def _send(self, letter: Letter, content: RecordDict, seconds: float) -> None:
-        """Push an answer that the ledger tells of, and note what came of it. Raises Refused or Unreachable."""
+        """Push an answer that the ledger tells of, and note its outcome. Raises Refused or Unreachable."""
         try:
             self._connection.push(letter, content, seconds)
         except Exception as error:

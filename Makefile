@@ -13,7 +13,7 @@ demo: .venv/installed
 
 # Within ten minutes. Left out are the long faults over real processes and the containers.
 test: .venv/installed
-	$(BIN)/pytest -m "not docker and not gpu and not (e2e and slow)" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not docker and not gpu and not (e2e and slow)" -n 2 --dist loadfile --no-loadscope-reorder
 	@echo "left out: 'make test-sites' (sites that die, hang or cheat), 'make test-docker' (needs an engine), 'make test-gpu'"
 
 test-sites: .venv/installed
@@ -32,7 +32,7 @@ lint: .venv/installed
 	$(BIN)/lint-imports --no-cache
 
 check: lint
-	$(BIN)/pytest -m "not slow and not gpu and not e2e and not docker" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not slow and not gpu and not e2e and not docker" -n 2 --dist loadfile --no-loadscope-reorder
 
 # How large the house is, beside its goals; fails where one is missed.
 size: .venv/installed

@@ -75,11 +75,13 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options_of.add_argument("--clients", type=int, default=4)
     options_of.add_argument("--rounds", type=int, default=5)
     options_of.add_argument("--train-examples", type=int, default=640)
+    options_of.add_argument("--test-examples", type=int, default=400)
     options = options_of.parse_args(arguments)
     options.variants = list(_TRAINED)
     if options.quick:
-        options.models, options.precision, options.repeats, options.texts = ("micro",), ("fp32",), 1, 96
-        options.clients, options.rounds, options.train_examples = 2, 2, 64
+        options.models, options.precision, options.repeats, options.texts = ("micro",), ("fp32",), 1, 48
+        options.clients, options.rounds = 2, 2
+        options.train_examples, options.test_examples = 32, 20
     return options
 
 
@@ -124,7 +126,7 @@ def _run(way: Way, model: Path, options: argparse.Namespace, folder: Path) -> Ru
             f"num_clients={options.clients}",
             f"num_rounds={options.rounds}",
         ),
-        *(f"data.train_examples={options.train_examples}", "data.test_examples=400"),
+        *(f"data.train_examples={options.train_examples}", f"data.test_examples={options.test_examples}"),
         *("train.local_epochs=1", "train.learning_rate=0.05", "train.max_length=64"),
         f"threads={options.threads}",
     ]

@@ -21,6 +21,15 @@ from tests.support.door import Said, changed, tiny, wardround
 from tests.support.tiny import Make, write_model, write_texts
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that both workers end together: real processes, then slow ones."""
+    weights: dict[Path, int] = {}
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        weights[item.path] = weights.get(item.path, 0) + 5 * ("e2e" in marks) + ("slow" in marks)
+    items.sort(key=lambda item: -weights[item.path])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Token ids are kept where they end with the tests."""

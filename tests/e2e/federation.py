@@ -247,7 +247,6 @@ class Federation:
         return [f"{pid} {command_line(pid)}" for pid in left]
 
     def close(self) -> None:
-        """End everything, by force where it must be."""
-        self.end()
+        """End everything at once: whoever wants to see it end by itself calls `end` before."""
         self.signal(signal.SIGKILL)
         wait_for(lambda: not self.processes(), END_SECONDS, "the last processes to go")

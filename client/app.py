@@ -25,7 +25,7 @@ def answer_message(message: Message, context: Context) -> Message:
     is_real = "site-file" in context.node_config
     if is_real and seconds_left_of(message) <= 0:
         log.warning("a message came after its round was over, and is left undone")
-        return Message(pack_refusal("the message came after the round was over"), reply_to=message)
+        return Message(pack_refusal("late"), reply_to=message)
     from client.round import answer
     from client.site import site_from
 

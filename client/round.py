@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from flwr.app import RecordDict
 
-from client.site import Examples, Site
-from common.data.batches import by_length, evaluation_batches
+from client.plans import Declines, file_digest
+from client.policy import Policy
+from client.site import Examples, Kept, Order, Site
+from common.data.batches import by_length, count_steps, evaluation_batches
 from common.model.build import draw_head
 from common.model.counts import Counts
-from common.model.flat import Layout, distance, tensor_of
+from common.model.flat import distance, tensor_of
 from common.model.state import ModelState, open_model
 from common.model.train import LossNotFinite, Place, evaluate, train_epochs
+from common.pretrained import weights_file
 from common.settings import Settings
 from common.wire.arrays import Payload
 from common.wire.forms import EXACT, decode, encode, whole
@@ -38,13 +43,16 @@ from common.wire.messages import (
     unpack_task,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 log = logging.getLogger(__name__)
 
 
 def answer(kind: str, content: RecordDict, find_site: Callable[[], Site]) -> RecordDict:
     """Do the work, or refuse. The details of a failure stay in this machine's log.
 
-    An exception's text may hold a path, a label or a piece of text; what crosses is its kind only.
+    An exception's text may hold a path, a label or a piece of text; what crosses is a code.
 
     Args:
         kind: a message type of `common/wire/messages.py`.
@@ -52,15 +60,29 @@ def answer(kind: str, content: RecordDict, find_site: Callable[[], Site]) -> Rec
     try:
         unpack, work, pack = WORK[kind]
         site = find_site()
-        return pack(work(unpack(content), site))
+        return pack(work(_ordered(unpack(content), site), site))
+    except Declines as no:
+        log.info("a message of type %s is not answered: %s", kind, no)
+        return pack_refusal(no.code, no.key)
     except LacksBase as lack:
         log.info("the tensors that a task is written against are not held here; asking for all of them")
         return pack_lack(str(lack))
     except LossNotFinite as error:
-        return pack_refusal(str(error))
+        log.warning("%s", error)
+        return pack_refusal("diverged")
     except Exception as error:
         log.exception("this client could not answer a message of type %s", kind)
-        return pack_refusal(f"{type(error).__name__}; see the client's own log")
+        return pack_refusal("bad_input" if isinstance(error, ValueError) else "failed")
+
+
+def _ordered(asked: Any, site: Site) -> Any:
+    """What is done: what was approved, where this site approves plans; else what the message says."""
+    order = site.order
+    if order is None:
+        return asked
+    if isinstance(asked, Task):
+        return replace(asked, settings=order.settings, client=order.client, round=order.round)
+    return order.settings
 
 
 def warm_up() -> None:
@@ -69,7 +91,7 @@ def warm_up() -> None:
 
 
 def introduce(settings: Settings, site: Site) -> Card:
-    """Say who this is and how many examples it trains on. Raises ValueError for bad data."""
+    """Say who this is and how many examples it trains on. Raises ValueError or Declines for its data."""
     examples = site.examples(site.localise(settings))
     return Card(site.client, len(examples.train), len(examples.test))
 
@@ -86,12 +108,16 @@ def run_local_round(task: Task, site: Site) -> Update:
         ValueError: the server's model is not the one these settings describe here.
         LacksBase: the task is written against tensors that this process does not hold.
         LossNotFinite: training diverged.
+        Declines: the site's policy does not allow it.
     """
     started = time.perf_counter()
-    settings = site.localise(task.settings)
+    settings = site.localise(_settings_of(task))
     examples = site.examples(settings)
+    _check_steps(len(examples.train), settings, site)
     state, received = _load(task, settings, examples, site)
-    test = _count(state, settings, examples) if settings.evaluation.where == "sites" else None
+    sites_measure = settings.evaluation.where == "sites"
+    test = _count(state, settings, examples) if sites_measure else None
+    is_withheld = test is not None and _is_withheld(test, site)
     model = state.classifier.model
     if task.round == 1 and settings.train.head_init == "per_site":
         draw_head(model, state.classifier.new_head, settings.seed, client=task.client + 1)
@@ -110,17 +136,42 @@ def run_local_round(task: Task, site: Site) -> Update:
         num_steps=result.num_steps,
         loss=result.loss,
         seconds=time.perf_counter() - started,
-        test=test,
+        test=None if is_withheld else test,
+        withheld=int(is_withheld),
         holds=site.kept.version if site.kept else "",
     )
 
 
 def count_held_out(task: Task, site: Site) -> Counts:
     """Put the global model through the site's held-out texts. Raises as `run_local_round` does."""
-    settings = site.localise(task.settings)
+    settings = site.localise(_settings_of(task))
     examples = site.examples(settings)
     state, _ = _load(task, settings, examples, site)
-    return _count(state, settings, examples)
+    counts = _count(state, settings, examples)
+    if _is_withheld(counts, site):
+        raise Declines("counts_withheld")
+    return counts
+
+
+def _settings_of(task: Task) -> Settings:
+    if task.settings is None:
+        raise ValueError("a task came without settings, and no plan was approved")
+    return task.settings
+
+
+def _check_steps(num_examples: int, settings: Settings, site: Site) -> None:
+    """Raise Declines where a round would have more optimiser steps than the policy allows."""
+    if site.order is not None:
+        num_steps = settings.train.local_epochs * count_steps(num_examples, settings.train)
+        if num_steps > site.file.policy.max_steps:
+            raise Declines("policy", "train.local_epochs", f"{num_steps} steps a round")
+
+
+def _is_withheld(counts: Counts, site: Site) -> bool:
+    """Whether the policy keeps these counts at the site: a small one may tell of a single text."""
+    if site.order is None:
+        return False
+    return bool(((counts.confusion > 0) & (counts.confusion < site.file.policy.min_count)).any())
 
 
 WORK: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., RecordDict]]] = {
@@ -133,40 +184,89 @@ WORK: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Reco
 
 def _load(task: Task, settings: Settings, examples: Examples, site: Site) -> tuple[ModelState, np.ndarray]:
     """The resident model with the global tensors, and those tensors, (P,) fp32."""
-    state = open_model(settings, examples.corpus.label_names)
+    label_names = examples.corpus.label_names
+    if site.order is not None:
+        _check_file(settings, site.file.policy)
+    state = open_model(settings, label_names)
     if state.layout.digest != task.layout:
         raise ValueError(
             "the server's model has other tensor names or shapes than this client's; check that both have "
             "the same model files and library versions."
         )
-    received = _received(task, state.layout, site)
+    received = _received(task, state, site, lambda: open_model(settings, label_names, fresh=True).flat)
+    state = open_model(settings, label_names)  # built anew where its start was asked for
     state.load(tensor_of(received))
     return state, received
 
 
-def _received(task: Task, layout: Layout, site: Site) -> np.ndarray:
-    """The global tensors, from the task alone or from those this process has kept."""
-    base = np.broadcast_to(np.float32(0), (layout.size,))  # a payload that is whole needs its length only
+def _received(task: Task, state: ModelState, site: Site, start: Callable[[], Tensor]) -> np.ndarray:
+    """The global tensors, from the task alone or from those this process has kept.
+
+    Args:
+        start: makes the first model from this site's own files; the model in `state` is lost with it.
+    """
+    base = np.broadcast_to(
+        np.float32(0), (state.layout.size,)
+    )  # a payload that is whole needs its length only
     if task.base:
         if site.kept is None or site.kept.tensors is None or site.kept.version != task.base:
             raise LacksBase(task.base)
         base = site.kept.tensors
     received = decode(task.payload, base)
+    if site.order is not None:
+        _check_step(received, site.order, site.file.policy, site.kept, start)
     if site.kept is not None:
         site.kept.version, site.kept.tensors = task.version, received
+        site.kept.came_with = (site.order.plan, site.order.age) if site.order else ("", 0)
     return received
+
+
+def _check_step(
+    received: np.ndarray, order: Order, policy: Policy, kept: Kept | None, start: Callable[[], Tensor]
+) -> None:
+    """Raise Declines where the global tensors, (P,) fp32, are not what could have come of the ones before.
+
+    The first are those this site computes itself; later ones lie within `policy.max_global_step` a round of
+    those it holds, or, where it was restarted, of the first ones.
+    """
+    tensors = tensor_of(received)
+    is_first = order.age == 0
+    if kept is not None and kept.tensors is not None and kept.came_with[0] == order.plan and not is_first:
+        before, num_steps = tensor_of(kept.tensors), max(1, order.age - kept.came_with[1])
+    elif is_first and policy.same_start:
+        if not torch.equal(start().cpu(), tensors):
+            raise Declines("another_start")
+        return
+    elif policy.max_global_step is not None and not is_first:
+        before, num_steps = start().cpu(), order.age
+    else:
+        return
+    most = policy.max_global_step
+    if most is not None and not distance(tensors, before) <= most * num_steps * float(before.norm()):
+        raise Declines("too_far")
+
+
+def _check_file(settings: Settings, policy: Policy) -> None:
+    """Raise Declines where the policy lists models by SHA-256, and the file is none of them."""
+    model, listed = settings.model, policy.models or ()
+    hashes = {entry.removeprefix("sha256:") for entry in listed if entry.startswith("sha256:")}
+    if not hashes or model.name in listed or f"{model.name}@{model.revision}" in listed:
+        return
+    if file_digest(weights_file(model)) not in hashes:
+        raise Declines("another_model")
 
 
 def _payload(task: Task, site: Site, trained: np.ndarray, received: np.ndarray) -> Payload:
     """The trained tensors as they travel. Inside one machine they need not be made smaller without loss."""
-    transforms = task.settings.transforms
+    settings = _settings_of(task)
+    transforms = settings.transforms
     if transforms.name == EXACT:
-        is_near = task.settings.engine.is_simulated
+        is_near = settings.engine.is_simulated
         return whole(trained) if is_near else encode(EXACT, trained, received)
-    residuals = site.residuals(task.settings) if transforms.error_feedback else None
+    residuals = site.residuals(settings) if transforms.error_feedback else None
     if residuals is None:
         return encode(transforms.name, trained, received)
-    run = task.settings.to_json()
+    run = settings.to_json()
     residual = residuals.take(run, task.round, len(trained))
     payload = encode(transforms.name, trained, received, residual)
     residuals.put(run, task.round, residual)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from client.plans import Declines, file_digest
 from client.residuals import ResidualFiles, ResidualMemory, Residuals
 from common.data.corpus import Corpus, forget_corpora, open_corpus
 from common.data.partitions import partition
@@ -28,6 +29,32 @@ class Examples:
     test: np.ndarray  # (m_k,) int64, indices into corpus.test, held out by this client
 
 
+@dataclass(frozen=True)
+class Order:
+    """What a site has approved, of the plan a message belongs to. It counts, whatever the message says."""
+
+    plan: str
+    """SHA-256 of the plan."""
+    settings: Settings
+    client: int
+    """Number of this site among those of the plan, by name."""
+    round: int
+    """As signed."""
+    age: int
+    """How many rounds the model that is sent has behind it: 0 for the first."""
+    data: str
+    """SHA-256 of the data file when the plan was approved."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for another process of this machine."""
+        return vars(self) | {"settings": self.settings.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Order:
+        """Inverse of `to_dict`."""
+        return cls(**values | {"settings": Settings.from_dict(values["settings"])})
+
+
 @dataclass
 class Kept:
     """What a site's process keeps from one message to the next."""
@@ -36,6 +63,8 @@ class Kept:
     """Of `tensors`; empty before the first."""
     tensors: np.ndarray | None = None
     """(P,) fp32, the global tensors as received last."""
+    came_with: tuple[str, int] = ("", 0)
+    """Plan and age of `tensors`."""
     residuals: ResidualMemory = field(default_factory=ResidualMemory)
     data_stamp: tuple[int, ...] = ()
     """Of the site's data file when it was read."""
@@ -50,6 +79,7 @@ class SimulatedSite:
     client: int
     kept: None = None
     """The server's tensors are within reach."""
+    order: None = None
 
     def residuals(self, settings: Settings) -> Residuals:
         """In the run folder."""
@@ -85,6 +115,8 @@ class RealSite:
     file: SiteFile
     kept: Kept | None = None
     """None where this process ends with the message."""
+    order: Order | None = None
+    """None behind a stock SuperNode, whose messages bring their settings: nothing was approved there."""
     client: int = -1
 
     def residuals(self, settings: Settings) -> Residuals | None:
@@ -105,6 +137,8 @@ class RealSite:
             encoding=file.encoding,
             label_map=file.labels,
             drop_empty=file.drop_empty,
+            test_fraction=file.test_fraction,
+            split_seed=file.split_seed,
             token_cache=None if file.token_cache is None else str(file.token_cache),
         )
         model = settings.model
@@ -118,9 +152,23 @@ class RealSite:
         return replace(settings, data=data, model=model, device=file.device)
 
     def examples(self, settings: Settings) -> Examples:
-        """All texts of the site's file; a part is held out by seed. Raises ValueError for bad data."""
+        """All texts of the site's file; the same part is held out in every run.
+
+        Raises:
+            ValueError: bad data.
+            Declines: the file is not the one for which the plan was approved, or holds too few texts.
+        """
         self._notice_changes()
+        policy, order = self.file.policy, self.order
+        if (
+            order is not None
+            and not policy.data_may_change
+            and file_digest(self.file.data_path) != order.data
+        ):
+            raise Declines("data_changed")
         corpus = open_corpus(settings, self.file.name)
+        if order is not None and len(corpus.train) < policy.min_examples:
+            raise Declines("too_few_texts")
         return Examples(corpus, np.arange(len(corpus.train)), np.arange(len(corpus.test)))
 
     def _notice_changes(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from client.policy import Policy
 from common.credentials import NEW_KEYS, Certificate, check_public_line, read_certificate, read_private_key
 from common.data.read import Columns
 from common.errors import explain
@@ -127,6 +128,10 @@ class SiteFile:
     """Pairs (own label name, the consortium's name); a label that is not here keeps its name."""
     drop_empty: Annotated[StrictBool, Field(alias="data.drop_empty")] = False
     """Leave out examples without a text; otherwise one of them stops the training."""
+    test_fraction: Annotated[float, Field(alias="data.test_fraction", gt=0, lt=1)] = 0.2
+    """Share of the texts that is held out, evenly by label, and never trained on; the same in every run."""
+    split_seed: Annotated[int, Field(alias="data.split_seed", ge=0, lt=2**63)] = 0
+    """Draws which texts are held out; the same in every run."""
     token_cache: Annotated[Place | None, Field(alias="data.token_cache")] = None
     """Folder to keep the texts in as token ids, which can be read back as texts; None keeps none."""
     model: Place | None = None
@@ -137,6 +142,8 @@ class SiteFile:
     """Folder where `join` notes what it must not forget."""
     invitation: Place | None = None
     """What the coordinator sent; `check` compares versions and labels with it."""
+    policy: Policy = field(default_factory=Policy)
+    """What no plan can exceed."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -240,7 +247,9 @@ def write_site_file(site: SiteFile, path: Path) -> None:
             value = str(value.relative_to(folder) if value.is_relative_to(folder) else value)
         return json.dumps(value, ensure_ascii=False)  # JSON is YAML
 
-    values = vars(site) | {"labels": dict(site.labels)}
+    values = asdict(site.policy) | vars(site)
+    values |= {"labels": dict(site.labels), "policy_labels": site.policy.labels}
+    del values["policy"]
     form = Template(_FORM.read_text(encoding="utf-8"))
     text = form.substitute({name: written(value) for name, value in values.items()})
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -67,6 +67,8 @@ class Entry(BaseModel):
     """Of `opened`: fingerprint of the key that signs its answers."""
     kind: str = ""
     """Message type."""
+    plan: str = ""
+    """SHA-256 of the plan that the question belongs to."""
     run: str = ""
     """SHA-256 of the run's signed statement."""
     round: int = 0
@@ -292,4 +294,5 @@ def _about(question: Question | None) -> dict[str, Any]:
     if question is None:
         return {}
     said = question.statement
-    return {"run": said.run, "round": said.round, "attempt": said.attempt, "question": question.digest}
+    told = {"round": said.round, "attempt": said.attempt, "question": question.digest}
+    return {"plan": question.plan, "run": said.run} | told

@@ -53,6 +53,15 @@ def locate(settings: ModelSettings) -> str:
     return str(Path(spec.submodule_search_locations[0]) / folder)
 
 
+def weights_file(settings: ModelSettings) -> Path:
+    """The file of weights that the model is loaded from. Raises ValueError as `loading` does."""
+    from transformers.utils.hub import cached_file
+
+    with loading(settings):
+        found = cached_file(locate(settings), "model.safetensors", revision=settings.revision)
+    return Path(str(found))
+
+
 @contextmanager
 def loading(settings: ModelSettings) -> Iterator[None]:
     """Turn what the hub code raises into one ValueError that names the next step."""

@@ -97,6 +97,8 @@ class DataSettings:
     """Labels in the order of their numbers; None takes the sorted labels found in training."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the texts held out where the source has no test set, in (0, 1)."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] | None
+    """Draws what is held out; None is `seed`. A site's is its own, the same in every run."""
     train_examples: PositiveInt | None
     """Use this many training texts, drawn evenly by seed; None uses all."""
     test_examples: PositiveInt | None
@@ -473,7 +475,7 @@ _TREE = {
 }
 # What runs did before these keys were there; run folders of earlier versions are read with them.
 _LATER_KEYS: dict[str, dict[str, Any]] = {
-    "data": {"delimiter": None, "encoding": None},
+    "data": {"delimiter": None, "encoding": None, "split_seed": None},
     "strategy": {
         "ask_again_seconds": 300.0,
         "max_share": None,

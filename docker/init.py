@@ -21,6 +21,7 @@ from server.deployment.folder import ServerFolder, invite_site, register_site, u
 
 AUTHORITY, SERVER, SITES = Path("/authority"), Path("/server"), Path("/sites")
 OUTPUTS = Path("/wardround/outputs")
+POLICY = Path(__file__).with_name("policy.yaml")
 TEXTS_PER_CLIENT = 60
 """On the average; the last client has three times as many as the first."""
 
@@ -131,7 +132,7 @@ def _let_in(names: list[str]) -> None:
         invitation, _ = invite_site(folder, name)
         where = ["--invitation", str(invitation), "--dir", str(site)]
         what = ["--data", str(site / "texts.csv"), "--text", "text", "--label", "label"]
-        _run("wardround-site", "init", *where, *what)
+        _run("wardround-site", "init", *where, *what, "--policy", str(POLICY))
         register_site(folder, name, site / "registration.json")
 
 

@@ -87,7 +87,8 @@ def conduct(clients: Clients, settings: Settings, sites: Mapping[str, int | None
     """
     folder = RunFolder(Path(settings.run_dir))
     folder.check_owner(settings)
-    cohort, is_simulated = Cohort(clients, settings, sites), settings.engine.is_simulated
+    cohort = Cohort(clients, settings, sites, folder.write_approvals)
+    is_simulated = settings.engine.is_simulated
     # The texts this machine needs: all of a simulation, a central test set, or none.
     corpus = open_corpus(settings) if is_simulated or settings.evaluation.where == "server" else None
     named = corpus.site_sizes if corpus and is_simulated and settings.partition.name == "by_site" else ()
@@ -107,7 +108,7 @@ def conduct(clients: Clients, settings: Settings, sites: Mapping[str, int | None
         evaluation = Evaluation(settings, model_state, test)
         tensors, reason = _train(clients, cohort, folder, settings, model_state, evaluation)
         model_state.load(tensors)
-        save_model(folder, settings, model_state.classifier)
+        save_model(folder, settings, model_state.classifier, clients)
         folder.write_status("finished", reason)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.model.counts import MOST_COUNTED
 from common.settings import Settings
-from common.wire.messages import HELLO, Card, Refused, pack_hello, unpack_card
+from common.wire.messages import HELLO, PENDING, Card, Declined, Refused, pack_hello, unpack_card
 from server.rounds.clients import POLL_SECONDS, Answer, Clients, Member, Request, RunFailed
 
+# Between questions whether people have decided: a decision takes minutes to days.
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 20.0
 _NEWCOMER_SECONDS = 10.0  # a round waits so long for one who may have nothing to say
 
 
@@ -31,8 +33,11 @@ class Cohort:
         clients: Clients,
         settings: Settings,
         sites: Mapping[str, int | None] | None = None,
+        note: Callable[[Mapping[str, Mapping[str, str]]], None] = lambda approvals: None,
     ) -> None:
-        """Args: sites: the most examples each may claim (None for no bound) by name; none in a simulation.
+        """Args:
+        sites: the most examples each may claim (None for no bound) by name; none in a simulation.
+        note: is told what each site said to the plan, as `RunFolder.write_approvals` takes it.
 
         Raises:
             ValueError: not as many sites as clients.
@@ -49,6 +54,9 @@ class Cohort:
         self._numbers = {name: number for number, name in enumerate(sorted(self._most_examples))}
         self._members: dict[int, Member] = {}  # by node id
         self._invited: _Hello | None = None
+        self._note = note
+        self._said: dict[str, dict[str, str]] = {}
+        """What each site said when it was greeted last, by name."""
         self._num_calls = 0
         self._silences: dict[int, tuple[int, int]] = {}
         """Of nodes that did not introduce themselves: rounds to wait, and until which round."""
@@ -60,7 +68,7 @@ class Cohort:
             self._invited = self._say_hello(online, self._settings.strategy.wait_seconds)
 
     def gather(self) -> None:
-        """Wait until all clients are connected and greeted.
+        """Wait until all clients are connected and greeted, and their people have decided on the plan.
 
         Raises:
             RunFailed: at `strategy.wait_seconds` clients are missing, or one refused, and
@@ -79,10 +87,21 @@ class Cohort:
                 f"{num_clients - len(online)}, or set num_clients={max(1, len(online))}."
             )
         refusals = self._welcome(self._invited or self._say_hello(online, strategy.wait_seconds))
+        pause = _FIRST_PAUSE
+        while (undecided := self._undecided()) and time.monotonic() < deadline:
+            time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            asked = {node: name for node, name in self._online().items() if name in undecided}
+            self._welcome(self._say_hello(asked, max(_FIRST_PAUSE, deadline - time.monotonic())))
+            refusals = [said["words"] for said in self._said.values() if said["words"]]
         if refusals and strategy.on_missing == "fail":
             raise RunFailed("; ".join(refusals))
         if len(self._members) < needed:
             raise RunFailed(f"only {len(self._members)} clients can take part: {'; '.join(refusals)}")
+
+    def _undecided(self) -> set[str]:
+        """Names of the sites whose people have not decided on the plan."""
+        return {name for name, said in self._said.items() if said["code"] == PENDING}
 
     def members(self) -> list[Member]:
         """The clients of the next round, by number; newcomers are greeted first, which takes 10 s at most.
@@ -116,7 +135,7 @@ class Cohort:
         return dict(sorted(online.items())[: self._settings.num_clients])
 
     def _say_hello(self, newcomers: Mapping[int, str], timeout: float) -> _Hello:
-        hello = pack_hello(self._settings.for_sites())
+        hello = pack_hello(None if self._clients.approve_plans else self._settings.for_sites())
         requests = [Request(node_id, hello) for node_id in newcomers]
         return _Hello(dict(newcomers), self._clients.ask(requests, HELLO, 0, timeout), timeout)
 
@@ -125,15 +144,22 @@ class Cohort:
         refusals = []
         for (node_id, site), answer in zip(hello.newcomers.items(), hello.answers, strict=True):
             name = site or f"node {node_id}"
+            code = words = ""
             try:
                 if answer is None:
-                    refusals.append(f"{name} did not introduce itself within {hello.timeout:g} s")
+                    code, words = "silent", f"{name} did not introduce itself within {hello.timeout:g} s"
                 elif isinstance(answer, Refused):
                     raise answer
                 else:
                     self._add(node_id, site, unpack_card(answer))
             except Refused as refusal:
-                refusals.append(f"{name} cannot take part: {refusal}")
+                code = refusal.code if isinstance(refusal, Declined) else ""
+                code, words = code or "refused", f"{name} cannot take part: {refusal}"
+            refusals += [words] if words else []
+            if site and self._numbers:
+                self._said[site] = {"code": code, "words": words}
+        if self._said:
+            self._note(self._said)
         return refusals
 
     def _add(self, node_id: int, site: str, card: Card) -> None:

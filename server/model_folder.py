@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from common.files import write_atomically
 from common.model.build import Classifier
 from common.pretrained import quietly
 from common.settings import Settings
+from server.record import RoundRecord
+from server.rounds.clients import Clients
 from server.run_folder import RunFolder
 
+PROVENANCE = "provenance.json"
 
-def save_model(folder: RunFolder, settings: Settings, classifier: Classifier) -> None:
-    """Write `model/`: weights, config with label names, tokenizer, model card."""
+
+def save_model(folder: RunFolder, settings: Settings, classifier: Classifier, clients: Clients) -> None:
+    """Write `model/`: weights, config with label names, tokenizer, model card, whose updates it is of."""
+    last = folder.history()[-1]
+    assert last.model_sha256 is not None, "every round's model is hashed"
+    signed = clients.certify(folder, last.model_sha256)
 
     def write(part: Path) -> None:
         part.mkdir()
         with quietly():
             classifier.model.save_pretrained(part)
             classifier.tokenizer.save_pretrained(part)
-        (part / "README.md").write_text(_card(folder, settings, classifier), encoding="utf-8")
+        (part / "README.md").write_text(_card(last, settings, classifier, signed), encoding="utf-8")
+        if signed:
+            (part / PROVENANCE).write_text(json.dumps(signed, indent=2), encoding="ascii")
 
     write_atomically(folder.path / "model", write)
 
 
-def _card(folder: RunFolder, settings: Settings, classifier: Classifier) -> str:
-    last = folder.history()[-1]
+def _card(last: RoundRecord, settings: Settings, classifier: Classifier, signed: Mapping[str, str]) -> str:
     assert last.test is not None, "a run ends with a model that was measured"
     labels = ", ".join(f"`{name}`" for name in (classifier.model.config.id2label or {}).values())
     train = settings.train
@@ -50,7 +61,19 @@ tags: [federated-learning, wardround]
 learning rate {train.learning_rate:g} |
 | text length | cut to {train.max_length} tokens |
 | SHA-256 of the shared tensors | `{last.model_sha256}` |
-
+{_provenance(signed)}
 Use: `transformers.pipeline("text-classification", <this folder>)`; pass `truncation=True,
 max_length={train.max_length}` for long texts. The licence of the base model and the terms of the data apply.
+"""
+
+
+def _provenance(signed: Mapping[str, str]) -> str:
+    """Rows of the card that say what `PROVENANCE` holds; empty where nothing was signed."""
+    if not signed:
+        return ""
+    told = json.loads(base64.b64decode(json.loads(signed["statement"])["payload"]))
+    sites = ", ".join(f"{name} (`{key}`)" for name, key in told["sites"].items())
+    return f"""| plan | `{told["plan"]}` |
+| sites, and fingerprints of their keys | {sites} |
+| updates in it | {len(told["updates"])}, each with the hash of the site's signed answer in `{PROVENANCE}` |
 """

@@ -104,6 +104,18 @@ class RunFolder:
         """Write what `refused` reads."""
         write_json(self.path / "refused.json", refused)
 
+    def approvals(self) -> dict[str, dict[str, str]]:
+        """What each site said to the plan: `code`, empty where it takes part, and the same in `words`."""
+        file = self.path / "approvals.json"
+        if not file.exists():
+            return {}
+        read: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
+        return read
+
+    def write_approvals(self, approvals: Mapping[str, Mapping[str, str]]) -> None:
+        """Write what `approvals` reads."""
+        write_json(self.path / "approvals.json", approvals)
+
     def label_names(self) -> tuple[str, ...]:
         """The labels in the order of their numbers; empty where none are written yet."""
         file = self.path / "labels.json"

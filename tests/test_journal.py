@@ -17,7 +17,7 @@ STATEMENT = Statement(1, "run", 1, 1, "train", "a", "b", "n", "", {}, 0.0)
 def question(attempt: int, run: str = "run", ends: float | None = None) -> Question:
     """An authentic one."""
     ends = time.time() + 60 if ends is None else ends
-    return Question(replace(STATEMENT, run=run, attempt=attempt), "digest", "key", ends)
+    return Question(replace(STATEMENT, run=run, attempt=attempt), "digest", "key", ends, "the plan")
 
 
 def test_attempts_only_rise_also_over_a_restart(tmp_path: Path) -> None:

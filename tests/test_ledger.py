@@ -39,7 +39,7 @@ def content() -> RecordDict:
 def question(attempt: int, round: int = 1) -> Question:
     """As the site found it authentic."""
     said = Statement(1, "f" * 64, round, attempt, KIND, "a", "b", "n", "", {}, 0.0)
-    return Question(said, f"{attempt:064x}", "key", 0.0)
+    return Question(said, f"{attempt:064x}", "key", 0.0, "the plan")
 
 
 def answer(ledger: Ledger, book: AnswerBook, asked: Question) -> None:

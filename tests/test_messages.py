@@ -14,6 +14,7 @@ from client.app import app as client_app
 from common.model.counts import Counts
 from common.wire.arrays import PIECE_BYTES, Payload, from_record, to_record
 from common.wire.messages import (
+    REFUSALS,
     Card,
     Declined,
     Refused,
@@ -142,9 +143,16 @@ def test_pieces_that_share_their_content_make_no_room(request_message: Message) 
 
 def test_a_clients_words_are_made_printable_and_short(request_message: Message) -> None:
     words = "\x1b[31mno\n2026-01-01 forged" + "x" * 10_000
-    with pytest.raises(Declined, match=r"^ \[31mno 2026-01-01 forgedx+$") as refused:
-        content_of(Message(pack_refusal(words), reply_to=request_message))
-    assert len(str(refused.value)) == 300
+    refused = Refused(words)
+    assert str(refused).startswith(" [31mno 2026-01-01 forgedx")
+    assert len(str(refused)) == 300
+    for code, key in ((words, ""), ("late", words), ("late", "train.nothing"), ("", "")):
+        record = ConfigRecord({"code": code, "key": key})
+        with pytest.raises(Declined) as declined:
+            content_of(Message(RecordDict({"refusal": record}), reply_to=request_message))
+        assert str(declined.value) == (
+            REFUSALS["late"] if code == "late" else "it refuses, without a reason that is known here"
+        )
     with pytest.raises(Declined):
         check_not_declined(RecordDict({"refusal": ConfigRecord()}))
     for unpack in (unpack_update, unpack_card, unpack_counts):
@@ -189,7 +197,7 @@ def test_update_round_trip(request_message: Message, test: Counts | None) -> Non
 def test_task_round_trip_shares_the_tensors(make_settings: Make) -> None:
     settings = make_settings()
     tensors = numbers(5)
-    task = Task(3, "digest", settings, Payload("whole", {"shared": tensors}), "v3", "v2")
+    task = Task(3, "digest", Payload("whole", {"shared": tensors}), settings, "v3", "v2")
     first, second = (unpack_task(content) for content in pack_tasks(task, [0, 5]))
     assert (first.client, second.client) == (0, 5)
     assert first.settings == settings
@@ -205,8 +213,9 @@ def test_hello_card_and_counts_round_trip(make_settings: Make) -> None:
 
 
 def test_refusals_and_errors_are_told_apart_from_answers(request_message: Message) -> None:
-    with pytest.raises(Declined, match="no disk"):
-        content_of(Message(pack_refusal("no disk"), reply_to=request_message))
+    with pytest.raises(Declined, match=r"its policy does not allow it \(train.batch_size\)") as declined:
+        content_of(Message(pack_refusal("policy", "train.batch_size"), reply_to=request_message))
+    assert declined.value.code == "policy"
     with pytest.raises(Declined, match="error 2: gone"):
         content_of(Message(Error(code=2, reason="gone"), reply_to=request_message))
 

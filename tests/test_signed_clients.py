@@ -10,9 +10,9 @@ from threading import Timer
 import pytest
 from flwr.app import RecordDict
 
-from common.wire.messages import HELLO, TRAIN, Declined, Refused, pack_refusal
+from common.wire.messages import HELLO, LOST, TRAIN, Declined, Refused, pack_refusal
 from server.deployment.runtime_link import Reply
-from server.deployment.signed import LOST, SignedClients
+from server.deployment.signed import SignedClients
 from server.rounds.clients import Answer, Request
 from tests.support.fake_runtime import Asked, FakeRuntime, FakeSite, make_run_key
 from tests.support.wires import SMALL, Wire, is_small_content, pack

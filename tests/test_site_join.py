@@ -57,10 +57,10 @@ def test_a_worker_that_dies_or_hangs_costs_one_message(world: World) -> None:
     sent = world.hello()
     wait_for(lambda: _has_begun(world, 2), SECONDS, "the message to be begun")
     os.kill(first, signal.SIGKILL)
-    assert "killed, as when memory runs out" in world.fleet.refusal_of(sent)
+    assert world.fleet.refusal_of(sent) == "killed"
     assert world.num_examples() == 38
     os.kill(world.worker(), signal.SIGSTOP)
-    assert "no answer in time" in world.fleet.refusal_of(world.hello(seconds=2.0))
+    assert world.fleet.refusal_of(world.hello(seconds=2.0)) == "hangs"
     assert world.num_examples() == 38
     assert not Path(f"/proc/{first}").exists()
 

@@ -144,7 +144,7 @@ def test_real_sites_equal_the_simulation(
     for number, (name, size) in enumerate(sizes.items()):
         write_texts(folder / f"{name}.csv", size, seed=number)
     labels = "data.label_names=[health,money,sport]"
-    common = ["evaluation.where=sites", labels, "data.test_path=null", *drawn]
+    common = ["evaluation.where=sites", labels, "data.test_path=null", "data.split_seed=0", *drawn]
     simulated = make_settings(
         *common, f"data.path={folder}", "partition=by_site", f"run_dir={tmp_path / 'simulated'}"
     )
@@ -214,7 +214,7 @@ def test_labels_the_consortium_does_not_know_keep_a_site_out(make_settings: Make
         "data.reader=hub",
     )
     grid = RealSites({"odd": write_site(tmp_path, "odd", odd)})
-    with pytest.raises(RunFailed, match="odd cannot take part: ValueError; see the client's own log") as end:
+    with pytest.raises(RunFailed, match="odd cannot take part: its texts, its model or the settings") as end:
         conduct(NamedClients(grid), settings, grid.bounds)
     assert "CONFIDENTIAL" not in str(end.value)
 

@@ -255,7 +255,7 @@ def test_crashing_client_is_named_but_its_texts_are_not(make_settings: Make) -> 
         message.content.config_records["task"]["settings"] = '{"secret": "patient 17"}'
         return honest_app(message, context)
 
-    with pytest.raises(RunFailed, match="round 1: client 0: ValueError; see the client's own log") as caught:
+    with pytest.raises(RunFailed, match="round 1: client 0: its texts, its model or the settings") as caught:
         run_on(LocalGrid(training_as(train), 3), make_settings())
     assert "patient" not in str(caught.value)
 

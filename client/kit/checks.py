@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from client.kit.link import Link
+from client.kit.plans import in_words
 from client.node.connection import Refused, Unreachable
+from client.plans import limits_of
 from client.site_file import SiteFile, read_authority, signing_keys
 from common.credentials import NEW_KEYS, public_line, read_private_key
 from common.data.read import FILE_READERS, Table, csv_rows, read_file, require_file, undecodable
@@ -672,6 +674,11 @@ def _tokenizer(on: Subject) -> PreTrainedTokenizerBase | None:
     return found
 
 
+def _policy(on: Subject) -> Finding:
+    """What no plan can exceed, in words."""
+    return _ok(";\n".join(in_words(limits_of(on.site, signing_keys(on.site)[0]))))
+
+
 def _batch(on: Subject) -> Finding:
     """Enough examples for one batch."""
     number, size = len(on.texts), on.options.batch_size
@@ -686,6 +693,7 @@ def _batch(on: Subject) -> Finding:
 _TABLE = (
     *(_versions, _proxy, _address, _tcp, _tls, _certificate, _clock, _key, _registered),
     *(_disk, _memory, _device, _model),
+    _policy,
     *(_data, _columns, _labels, _mapping, _empty, _lengths, _batch),
 )
 CHECKS: dict[str, Callable[[Subject], Finding]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,15 @@ from common.files import write_atomically
 
 if TYPE_CHECKING:
     from client.kit.checks import Finding, Options
+    from client.plans import Plans
+    from client.policy import Limits
     from client.site_file import SiteFile
     from common.ledger import Entry
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say, the findings say in words
-app = new_app("Take part in a federation with data that stays here: init, check, join, trust, ledger.")
+app = new_app(
+    "Take part in a federation with data that stays here: init, check, join, plans, approve, trust, ledger."
+)
 
 
 def _option(name: str, help: str, metavar: str | None = None, **more: Any) -> Any:
@@ -30,6 +35,7 @@ def _option(name: str, help: str, metavar: str | None = None, **more: Any) -> An
 
 
 Site = Annotated[Path, _option("--site", "The site file.", "FILE")]
+PlanName = Annotated[str, typer.Argument(metavar="ID", help="As `plans` shows it; the beginning will do.")]
 SkipCheck = Annotated[list[str] | None, _option("--skip-check", "May be repeated.", "NAME")]
 
 
@@ -49,6 +55,9 @@ def init(
     device: Annotated[str, _option("--device", "auto, cpu, cuda ...")] = "auto",
     model: Annotated[Path | None, _option("--model", "Local copy of the pre-trained model.", "DIR")] = None,
     image: Annotated[str, _option("--image", "Image for compose.yaml.")] = "wardround-client",
+    policy: Annotated[
+        Path | None, _option("--policy", "Limits in place of the strict ones, as YAML.", "FILE")
+    ] = None,
 ) -> None:
     """Make this site's keys and files: site.yaml, registration.json, a systemd unit, a compose file.
 
@@ -59,6 +68,8 @@ def init(
     and never leave. Nothing is overwritten, nothing is sent.
     """
     from client.kit.init import REGISTRATION, write_kit
+    from client.kit.plans import read_policy
+    from client.policy import Policy
 
     folder = folder.absolute()
     site, invited, registered = write_kit(
@@ -72,6 +83,7 @@ def init(
         label_column=label,
         model=None if model is None else model.absolute(),
         device=device,
+        policy=Policy() if policy is None else read_policy(policy),
     )
     absent = [str(path) for path in (site.data_path, site.model) if path and not path.exists()]
     typer.echo(
@@ -184,6 +196,110 @@ def join(
     from client.site_file import load_site_file
 
     raise typer.Exit(run(site, load_site_file(site), _show, skip_check or [], retry_seconds))
+
+
+@command(app)
+def plans(site: Site = Path("site.yaml")) -> None:
+    """List the plans this site was told of, and what was decided about each.
+
+    Example:
+      wardround-site plans
+    """
+    from client.kit.plans import table
+
+    opened, _ = _plans(site)
+    typer.echo(table(opened.all()))
+
+
+@command(app)
+def plan(plan: PlanName, site: Site = Path("site.yaml")) -> None:
+    """Say in plain words what a plan asks, what leaves, and what the policy says to each line.
+
+    Example:
+      wardround-site plan 3f8a90c2d1e4
+    """
+    from client.kit.plans import compared_with, describe
+
+    opened, loaded = _plans(site)
+    known = opened.find(plan)
+    before = compared_with(known, opened.all())
+    typer.echo("\n".join(describe(known, before, _limits(loaded))))
+
+
+@command(app)
+def approve(plan: PlanName, site: Site = Path("site.yaml")) -> None:
+    """Let a plan be executed, with the texts as they are now.
+
+    Example:
+      wardround-site approve 3f8a90c2d1e4
+
+    Exit code: 0 approved, 2 no such plan, or the policy refuses it.
+    """
+    from client.plans import Declines
+    from client.plans import approve as put_approval
+
+    opened, loaded = _plans(site)
+    known = opened.find(plan)
+    try:
+        put_approval(opened, known, loaded, _limits(loaded), "hand")
+    except Declines as no:
+        raise ValueError(
+            f"plan {known.short} cannot be approved: {no}. Reject it, or change the policy in '{site}' and "
+            "restart wardround-site join."
+        ) from None
+    typer.echo(f"Approved: {known.short}. It is executed with the texts of now, until somebody revokes it.")
+
+
+@command(app)
+def reject(
+    plan: PlanName,
+    why: Annotated[str, _option("--why", "Stays at this site.", "TEXT")],
+    site: Site = Path("site.yaml"),
+) -> None:
+    """Do not let a plan be executed. The coordinator learns that it was rejected, not why.
+
+    Example:
+      wardround-site reject 3f8a90c2d1e4 --why "the ethics committee has not met"
+    """
+    _decide(plan, site, "rejected", why)
+
+
+@command(app)
+def revoke(plan: PlanName, site: Site = Path("site.yaml")) -> None:
+    """Take an approval back: what is asked of this site from now on, it refuses. What left has left.
+
+    Example:
+      wardround-site revoke 3f8a90c2d1e4
+    """
+    _decide(plan, site, "revoked", "")
+
+
+def _decide(name: str, site: Path, state: Any, why: str) -> None:
+    from client.plans import Decision
+
+    opened, _ = _plans(site)
+    known = opened.find(name)
+    if state == "revoked" and known.decision.state != "approved":
+        raise ValueError(
+            f"plan {known.short} is not approved. To refuse it: wardround-site reject {known.short}"
+        )
+    opened.decide(known.digest, Decision(state, time.time(), "hand", known.decision.data, why))
+    typer.echo(f"Plan {known.short} is {state}. `join` heeds it with the next message.")
+
+
+def _plans(site: Path) -> tuple[Plans, SiteFile]:
+    from client.plans import Plans
+    from client.site_file import load_site_file, signing_keys
+
+    loaded = load_site_file(site)
+    return Plans(loaded, signing_keys(loaded)[1]), loaded
+
+
+def _limits(site: SiteFile) -> Limits:
+    from client.plans import limits_of
+    from client.site_file import signing_keys
+
+    return limits_of(site, signing_keys(site)[0])
 
 
 ledger = new_app("What came to this site and what left it: show, verify, export, accept.")

@@ -12,6 +12,8 @@ from flwr.app import ConfigRecord, RecordDict
 from client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
 from client.node.journal import Journal
 from client.node.worker import Room, Stopped, Worker
+from client.plans import Declines, Plans, executed, limits_of
+from client.site import Order
 from client.site_file import SiteFile, signing_keys
 from common.credentials import fingerprint, public_line
 from common.ledger import Ledger, describe
@@ -19,6 +21,7 @@ from common.wire.messages import (
     EVALUATE,
     HELLO,
     LATE_SECONDS,
+    LOST,
     NOTICE,
     TRAIN,
     pack_refusal,
@@ -41,9 +44,9 @@ _SOON_PAUSE, _ROUND_PAUSE, _IDLE_PAUSE = 0.25, 0.5, 2.0
 _SOON_SECONDS = 600.0
 _DISK_PAUSE = 1.0
 _ENVELOPE_SECONDS = 60.0
-_LOST = "lost"
-_LATE = "the message came after the round was over"
 _KINDS = (HELLO, TRAIN, EVALUATE)
+_ATTEMPTS = 3
+"""How often a round is answered at most, where answers get lost or a run is resumed."""
 T = TypeVar("T")
 
 
@@ -68,8 +71,11 @@ class Loop:
         self._connection, self._worker, self._journal = connection, worker, journal
         self._ledger = ledger
         self._say, self._is_stopping = say, is_stopping
+        self._site = site
         self._key, self._coordinator = signing_keys(site)
         self._own, self._name = fingerprint(public_line(self._key)), site.name
+        self._plans, self._limits = Plans(site, self._coordinator), limits_of(site, self._key)
+        self._told_of = ""
         self._is_open = False
         self._last_task, self._round_ends = time.monotonic(), 0.0
         self._heartbeat: Heartbeat | None = None
@@ -171,42 +177,68 @@ class Loop:
             if question.statement.ledger and question.statement.ledger not in self._ledger:
                 raise LedgerBehind(question.statement.ledger)
             if self._journal.was_begun(question):
-                return self._signed(pack_refusal(_LOST), question, letter)
+                return self._signed(pack_refusal(LOST), question, letter)
             until = min(letter.ends, question.statement.expires + LATE_SECONDS)
             fetch = partial(self._connection.fetch, letter, until=until)
             content = read_content(names, question.statement.records, fetch, room)
             asked = describe(content, question.statement.records)
             self._note(partial(self._ledger.came, letter.kind, question, asked))
             self._note(partial(self._journal.begin, question))
-            return self._signed(self._work(letter, content, room), question, letter)
+            told = envelopes.get("plan", "")
+            return self._signed(self._work(letter, content, room, question, told), question, letter)
         except NotAuthentic as error:
             self._note(partial(self._ledger.came, letter.kind, None, {}, error.reason))
             self._note(partial(self._journal.count_refused, error.reason))
             self._say(
                 f"a message of type {printable(letter.kind)} does not count and is refused: {error.reason}"
             )
-            refusal = pack_refusal(f"the question does not count: {error.reason}")
-            return self._signed(refusal, question, letter)
+            return self._signed(pack_refusal(error.reason), question, letter)
         except (Refused, Unreachable, Stopped, LedgerBehind):
             raise
         except Exception as error:  # silence would cost the whole round
             self._say(f"a message cannot be answered: {type(error).__name__}: {error}")
-            return self._signed(
-                pack_refusal(f"{type(error).__name__}; see the site's own log"), question, letter
-            )
+            return self._signed(pack_refusal("failed"), question, letter)
         finally:
             room.close()
 
-    def _work(self, letter: Letter, content: RecordDict, room: Room) -> RecordDict:
+    def _work(
+        self, letter: Letter, content: RecordDict, room: Room, question: Question, told: str
+    ) -> RecordDict:
+        """Args: told: the signed plan that came along; empty for none."""
         if letter.kind == NOTICE:
             self._say(f"the server says: {printable(unpack_notice(content))}")
             return RecordDict()
         if letter.kind not in _KINDS:
-            return pack_refusal("this site does not know messages of this type")
+            return pack_refusal("unknown_kind")
         if letter.seconds_left <= 0:
             self._say("a message came after its round was over, and is left undone")
-            return pack_refusal(_LATE)
-        return self._worker.answer(letter.kind, content, room, letter.seconds_left)
+            return pack_refusal("late")
+        try:
+            order = self._ordered(question, told)
+        except Declines as no:
+            if (text := f"a message of type {letter.kind} is refused: {no}") != self._told_of:
+                self._say(text)
+            self._told_of = text  # a server that waits for a decision asks again and again
+            return pack_refusal(no.code, no.key)
+        self._told_of = ""
+        return self._worker.answer(letter.kind, content, room, letter.seconds_left, order.to_dict())
+
+    def _ordered(self, question: Question, told: str) -> Order:
+        """What is to be done, of a plan that was approved. Raises Declines, or NotAuthentic of `told`."""
+        if told and self._note(partial(self._plans.add, told)) != question.plan:
+            raise NotAuthentic("forged")
+        known = self._note(partial(executed, self._plans, question.plan, self._site, self._limits))
+        said = question.statement
+        if said.kind != HELLO:
+            if said.round > known.settings.num_rounds:
+                raise Declines("beyond_plan")
+            if said.kind == EVALUATE and known.settings.evaluation.where != "sites":
+                raise Declines("policy", "evaluation.where")
+            most = _ATTEMPTS * (known.settings.num_rounds if said.kind == TRAIN else 1)
+            self._note(partial(self._journal.count, question.plan, said.kind, said.round, most))
+        client = sorted(known.plan.sites).index(self._name)
+        age = max(0, said.round - 1) if said.kind == TRAIN else said.round
+        return Order(question.plan, known.settings, client, said.round, age, known.decision.data)
 
     def _signed(self, content: RecordDict, question: Question | None, letter: Letter) -> RecordDict:
         """A content with its envelope, once the ledger tells of it on the disk.

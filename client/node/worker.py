@@ -101,10 +101,13 @@ class Worker:
         )
         self._last_used = time.monotonic()
 
-    def answer(self, kind: str, content: RecordDict, room: Room, seconds: float) -> RecordDict:
+    def answer(
+        self, kind: str, content: RecordDict, room: Room, seconds: float, order: dict[str, Any]
+    ) -> RecordDict:
         """Have a message answered; a refusal where no answer comes within `seconds`, or the worker ends.
 
         Args:
+            order: of a `client.site.Order`: what was approved, and is done whatever the message says.
             room: holds the content's arrays, if it has any.
 
         Raises:
@@ -115,7 +118,12 @@ class Worker:
         rest, arrays = take_arrays(content)
         try:
             descriptors = [room.descriptor] if arrays else []
-            _send(self._socket, {"kind": kind, "table": local.table_of(arrays)}, rest, descriptors)
+            _send(
+                self._socket,
+                {"kind": kind, "table": local.table_of(arrays), "order": order},
+                rest,
+                descriptors,
+            )
             self._wait(seconds + _MARGIN_SECONDS)
             words, answered = _receive(self._socket)
             self.update_norm = words["update_norm"]
@@ -124,12 +132,12 @@ class Worker:
         except TimeoutError:
             self._say("the worker process hangs and is ended; the next message starts another")
             self.end()
-            return pack_refusal("its worker process gave no answer in time; see the site's own log")
+            return pack_refusal("hangs")
         except Gone:
-            how = self._how_it_ended()
+            how, code = self._how_it_ended()
             self._say(f"the worker process ended ({how}); the next message starts another")
             self.end()
-            return pack_refusal(f"its worker process ended ({how}); see the site's own log")
+            return pack_refusal(code)
 
     def _wait(self, seconds: float) -> None:
         """Until it has something to say. Raises TimeoutError or Stopped."""
@@ -141,15 +149,16 @@ class Worker:
             if time.monotonic() > until:
                 raise TimeoutError
 
-    def _how_it_ended(self) -> str:
+    def _how_it_ended(self) -> tuple[str, str]:
+        """In words, and as a code of `REFUSALS`."""
         assert self._process is not None
         try:
             code = self._process.wait(local.END_SECONDS)
         except subprocess.TimeoutExpired:
-            return "it closed its socket"
+            return "it closed its socket", "ended"
         if code == -signal.SIGKILL:
-            return "killed, as when memory runs out"
-        return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+            return "killed, as when memory runs out", "killed"
+        return f"killed by signal {-code}" if code < 0 else f"exit code {code}", "ended"
 
     def rest_if_idle(self) -> None:
         """End it if nothing was asked of it for long; what it holds is let go."""
@@ -187,7 +196,7 @@ def main(descriptor: int, site_file: Path) -> None:
     connection = socket.socket(fileno=descriptor)
     Thread(target=local.end_with, args=(connection,), daemon=True).start()
     from client.round import answer, warm_up
-    from client.site import Kept, RealSite
+    from client.site import Kept, Order, RealSite
     from client.site_file import load_site_file
 
     warm_up()
@@ -196,7 +205,8 @@ def main(descriptor: int, site_file: Path) -> None:
         while True:
             words, content = _receive(connection)
             kept.update_norm = None
-            found = answer(words["kind"], content, lambda: RealSite(load_site_file(site_file), kept))
+            order = Order.from_dict(words["order"])
+            found = answer(words["kind"], content, lambda: RealSite(load_site_file(site_file), kept, order))  # noqa: B023 - called at once
             rest, arrays = take_arrays(found)
             memory, table = local.memory_for(arrays)
             try:

@@ -97,7 +97,8 @@ def read_texts(
     sites = np.repeat(np.arange(len(tables)), [len(table.texts) for table in tables])
     test_sites = np.zeros(len(test), dtype=np.int64)
     if source.test is None:
-        held = _hold_out(train.labels, sites, source.site_names, settings.test_fraction, seed)
+        split_seed = seed if settings.split_seed is None else settings.split_seed
+        held = _hold_out(train.labels, sites, source.site_names, settings.test_fraction, split_seed)
         train, test = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
         sites, test_sites = sites[~held], sites[held]
     names_of_sites = source.site_names if of_each_site or site is not None else ()

@@ -1,15 +1,17 @@
 """What crosses the wire, and under which names. Beside arrays.py, the only shared file that knows Flower.
 
 server -> client   tensors           the global tensors, as flat arrays in pieces (<array>.00000 …)
-                   task              round, layout (digest of names and shapes), settings (JSON), client (its
-                                     number in this run), form (of the tensors), version (SHA-256 of the
-                                     global tensors), base (the version they are written against; "" for none)
+                   task              round, layout (digest of names and shapes), client (its number in this
+                                     run), form (of the tensors), version (SHA-256 of the global tensors),
+                                     base (the version they are written against; "" for none); settings (JSON)
+                                     only where no plan was approved: simulations, stock SuperNodes
 client -> server   tensors           the trained tensors, written against the global ones
                    update            round, layout, form, holds (the version this client keeps; "" for none)
-                   metrics           num_examples, num_steps, loss, seconds
+                   metrics           num_examples, num_steps, loss, seconds, withheld (1 where counts stay)
                    counts            loss_sum, confusion: the received model on the site's held-out texts
                                      (only where evaluation.where is `sites`)
-                   refusal           reason: why a client could not do what was asked (instead of the above)
+                   refusal           code: why a client did not do what was asked, one of REFUSALS; key:
+                                     the setting that is meant, or nothing (instead of the above)
                    lacks             base: a version this client does not hold (instead of the above)
 hello              card              client (its number in a simulation, else -1), num_examples, num_held_out
 evaluate           counts            as above, and nothing else
@@ -31,8 +33,9 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
+from common.errors import DIVERGED
 from common.model.counts import Counts
-from common.settings import Settings
+from common.settings import Settings, known_keys
 from common.wire.arrays import Payload, from_record, to_record
 
 HELLO, TRAIN, EVALUATE, NOTICE = "query", "train", "evaluate", "query.notice"
@@ -44,15 +47,52 @@ _LONGEST_WORDS = 300
 _Fields = dict[str, Callable[[str], Any]]
 
 
+PENDING, LOST = "plan_pending", "lost"
+_COUNTS_NOT = "the question does not count"
+REFUSALS = {
+    "late": "the message came after the round was over",
+    "unknown_kind": "this site does not know messages of this type",
+    LOST: "its answer began to leave, and cannot be sent again",
+    "failed": "it could not do what was asked; see the client's own log",
+    "bad_input": "its texts, its model or the settings are not as they must be; see the client's own log",
+    "diverged": f"{DIVERGED}: its loss is no number any more. Lower train.learning_rate",
+    "hangs": "its worker process gave no answer in time; see the site's own log",
+    "killed": "its worker process was killed, as when memory runs out; see the site's own log",
+    "ended": "its worker process ended; see the site's own log",
+    **{
+        reason: f"{_COUNTS_NOT}: {reason}"
+        for reason in ("unsigned", "forged", "misdirected", "replayed", "expired", "damaged", "unasked")
+    },
+    PENDING: "its people have not yet decided on the plan (wardround-site approve)",
+    "plan_unknown": "it was not told of the plan",
+    "plan_rejected": "its people have rejected the plan",
+    "plan_revoked": "its people have revoked their approval of the plan",
+    "plan_over": "the plan's time is over, or has not begun",
+    "not_in_plan": "it does not stand in the plan under its key",
+    "too_many_plans": "too many plans wait there for a decision",
+    "policy": "its policy does not allow it",
+    "beyond_plan": "more was asked than the plan allows",
+    "out_of_order": "the round lies before one that it has answered",
+    "data_changed": "its texts have changed since the plan was approved",
+    "too_few_texts": "it has fewer texts than its policy asks for",
+    "another_start": "the first model is not the one it computes from its own files",
+    "too_far": "the model lies further from the last one than its policy allows",
+    "counts_withheld": "its counts stay there: one of them is small (its policy.min_count)",
+    "another_model": "its model's file is not one of those its policy lists",
+}
+"""Why a client does not do what was asked: the codes that cross, and what the server says to each."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What the server asks of a client in one round."""
 
     round: int
     layout: str
-    settings: Settings
     payload: Payload
     """The global tensors, read only: every client of the round is given the same arrays."""
+    settings: Settings | None = None
+    """None where the client has a plan that it approved."""
     version: str = ""
     """SHA-256 of the global tensors."""
     base: str = ""
@@ -77,6 +117,8 @@ class Update:
     """The received model on the client's held-out texts, where sites evaluate."""
     holds: str = ""
     """The version that the next task may be written against; empty where nothing is kept."""
+    withheld: int = 0
+    """1 where the client's policy keeps its counts, else 0."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +149,11 @@ class Refused(Exception):
 class Declined(Refused):
     """There is no answer: the client could not give one, and knows why, or its node is gone."""
 
+    def __init__(self, text: str, code: str = "") -> None:
+        """Args: code: a key of `REFUSALS` where the client gave one."""
+        super().__init__(text)
+        self.code = code
+
 
 class LacksBase(Exception):
     """A client does not hold the version that a task is written against. The text is that version."""
@@ -115,7 +162,13 @@ class LacksBase(Exception):
 # What the records hold beside the tensors, and what is made of it.
 _TASK: _Fields = {"round": int, "layout": str, "version": str, "base": str}
 _UPDATE: _Fields = {"round": int, "layout": str, "holds": str}
-_METRICS: _Fields = {"num_examples": int, "num_steps": int, "loss": float, "seconds": float}
+_METRICS: _Fields = {
+    "num_examples": int,
+    "num_steps": int,
+    "loss": float,
+    "seconds": float,
+    "withheld": int,
+}
 _CARD: _Fields = {"client": int, "num_examples": int, "num_held_out": int}
 
 
@@ -139,7 +192,7 @@ def _refused_unless(what: str) -> Iterator[None]:
 def pack_tasks(task: Task, clients: Sequence[int]) -> list[RecordDict]:
     """One content for each client number; all of them share one record of tensors."""
     arrays = to_record(task.payload.arrays)
-    config = _written(task, _TASK) | {"form": task.payload.form, "settings": task.settings.to_json()}
+    config = _written(task, _TASK) | {"form": task.payload.form} | _settings_field(task.settings)
     return [
         RecordDict({"tensors": arrays, "task": ConfigRecord(config | {"client": client})})
         for client in clients
@@ -149,9 +202,16 @@ def pack_tasks(task: Task, clients: Sequence[int]) -> list[RecordDict]:
 def unpack_task(content: RecordDict) -> Task:
     """Inverse of `pack_tasks`."""
     config = content.config_records["task"]
-    settings = Settings.from_json(str(config["settings"]))
     fields = _read(config, _TASK | {"client": int})
-    return Task(settings=settings, payload=_payload(content, config), **fields)
+    return Task(settings=_settings(config), payload=_payload(content, config), **fields)
+
+
+def _settings_field(settings: Settings | None) -> dict[str, Any]:
+    return {} if settings is None else {"settings": settings.to_json()}
+
+
+def _settings(config: ConfigRecord) -> Settings | None:
+    return Settings.from_json(str(config["settings"])) if "settings" in config else None
 
 
 def pack_update(update: Update) -> RecordDict:
@@ -187,14 +247,14 @@ def unpack_update(content: RecordDict, most_bytes: float = inf) -> Update:
         )
 
 
-def pack_hello(settings: Settings) -> RecordDict:
-    """Asks a client who it is."""
-    return RecordDict({"task": ConfigRecord({"settings": settings.to_json()})})
+def pack_hello(settings: Settings | None) -> RecordDict:
+    """Asks a client who it is. Args: settings: None where it has a plan that it approved."""
+    return RecordDict({"task": ConfigRecord(_settings_field(settings))})
 
 
-def unpack_hello(content: RecordDict) -> Settings:
+def unpack_hello(content: RecordDict) -> Settings | None:
     """Inverse of `pack_hello`."""
-    return Settings.from_json(str(content.config_records["task"]["settings"]))
+    return _settings(content.config_records["task"])
 
 
 def pack_card(card: Card) -> RecordDict:
@@ -264,9 +324,15 @@ def read_content(written: bytes) -> tuple[dict[str, Any], RecordDict]:
     return read["words"], content
 
 
-def pack_refusal(reason: str) -> RecordDict:
-    """A client's answer when it cannot do what was asked. The reason must name no path, text or label."""
-    return RecordDict({"refusal": ConfigRecord({"reason": reason})})
+def pack_refusal(code: str, key: str = "") -> RecordDict:
+    """A client's answer when it does not do what was asked.
+
+    Args:
+        code: a key of `REFUSALS`.
+        key: of the setting that is meant, one of `known_keys()`; empty for none.
+    """
+    assert code in REFUSALS, code
+    return RecordDict({"refusal": ConfigRecord({"code": code, "key": key})})
 
 
 def pack_lack(base: str) -> RecordDict:
@@ -306,5 +372,8 @@ def check_not_declined(content: RecordDict) -> RecordDict:
     """The content, unless it says that there is no answer. Raises Declined."""
     refusal = content.config_records.get("refusal")
     if refusal is not None:
-        raise Declined(str(refusal.get("reason", "without a reason")))
+        code, key = (str(refusal.get(name, "")) for name in ("code", "key"))
+        if code not in REFUSALS:
+            raise Declined("it refuses, without a reason that is known here")
+        raise Declined(REFUSALS[code] + (f" ({key})" if key in known_keys() else ""), code)
     return content

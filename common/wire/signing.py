@@ -1,6 +1,7 @@
 """Signed statements: who asks whom what in which round, with the SHA-256 of every record that goes along.
 
-    coordinator's key  signs  a run's key       (`RunStatement`, made by `wardround submit`)
+    coordinator's key  signs  a plan            (`Plan`, made by `wardround submit`; a site approves it)
+    coordinator's key  signs  a run's key       (`RunStatement`, of one submission of a plan)
     the run's key      signs  every question    (`Statement` of type TASK)
     a site's key       signs  every answer      (`Statement` of type ANSWER)
 
@@ -26,9 +27,9 @@ from common.credentials import check_public_line, fingerprint, public_line
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-RUN, TASK, ANSWER, INVITATION, REGISTRATION, ROTATION = (
+PLAN, RUN, TASK, ANSWER, MODEL, INVITATION, REGISTRATION, ROTATION = (
     f"application/vnd.wardround.{name}+json"
-    for name in ("run", "task", "answer", "invitation", "registration", "rotation")
+    for name in ("plan", "run", "task", "answer", "model", "invitation", "registration", "rotation")
 )
 CLOCK_SECONDS = 300.0
 """By how much two machines' clocks may differ."""
@@ -57,6 +58,28 @@ class RunStatement:
     not_before: float
     """Seconds since 1970; the same below."""
     not_after: float
+    plan: str
+    """SHA-256 of the plan that these questions belong to."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run asks of its sites. A site executes the plan it approved, and nothing else."""
+
+    __pydantic_config__ = _STRICT
+
+    version: Literal[1]
+    settings: dict[str, Any]
+    """`Settings.for_sites()`, as plain values: tasks carry none."""
+    sites: dict[str, str]
+    """Who takes part: name, and fingerprint of the key that signs the site's answers."""
+    not_before: float
+    """Seconds since 1970; the same below."""
+    not_after: float
+    code: dict[str, str]
+    """What is to be installed at the sites, by package. Nothing proves what the server runs."""
+    parent: str
+    """SHA-256 of the plan that this one goes on from; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +113,7 @@ class Statement:
     hash that the server holds from this site, empty for none."""
 
 
-Signed = TypeVar("Signed", RunStatement, Statement)
+Signed = TypeVar("Signed", Plan, RunStatement, Statement)
 
 
 def sign(payload_type: str, statement: object, *keys: Ed25519PrivateKey) -> str:
@@ -144,6 +167,7 @@ def read_statement(kind: type[Signed], payload: bytes) -> Signed:
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
+    Plan: TypeAdapter(Plan),
     RunStatement: TypeAdapter(RunStatement),
     Statement: TypeAdapter(Statement),
 }
@@ -170,6 +194,8 @@ class Question:
     """Public key that signed it, OpenSSH form."""
     run_ends: float
     """From then on no question of this run is valid."""
+    plan: str
+    """SHA-256 of the plan it belongs to."""
 
 
 def check_question(
@@ -198,7 +224,17 @@ def check_question(
         raise NotAuthentic("expired")
     if now > statement.expires + CLOCK_SECONDS:
         raise NotAuthentic("expired")
-    return Question(statement, digest(payload), run.key, run.not_after)
+    return Question(statement, digest(payload), run.key, run.not_after, run.plan)
+
+
+def open_plan(envelope: str, coordinator: str) -> tuple[Plan, str]:
+    """A plan that the coordinator has signed, and its SHA-256.
+
+    Raises:
+        NotAuthentic: `forged` or `damaged`.
+    """
+    payload = open_envelope(envelope, PLAN, [coordinator])
+    return read_statement(Plan, payload), digest(payload)
 
 
 def check_answer(

@@ -12,8 +12,9 @@ from pathlib import Path
 from common.credentials import fingerprint
 from common.files import named
 from common.ledger import Entry, read_ledger
-from common.wire.messages import NOTICE
-from common.wire.signing import ANSWER, NotAuthentic, Statement, open_envelope, read_statement
+from common.wire.messages import NOTICE, TRAIN
+from common.wire.signing import ANSWER, NotAuthentic, Statement, digest, open_envelope, read_statement
+from server.run_folder import RunFolder
 
 FILE_NAME = "answers.jsonl"
 
@@ -51,8 +52,50 @@ class AnswerBook:
         self.heads[site] = statement.ledger
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model comes from, signed with the key of the run that made it."""
+
+    version: int
+    plan: str
+    """SHA-256 of the plan."""
+    sites: dict[str, str]
+    """Name, and fingerprint of the key that its answers are signed with."""
+    model_sha256: str
+    """Of the shared tensors, as in the last line of the history."""
+    updates: tuple[tuple[int, str, str], ...]
+    """Round, site, and SHA-256 of the signed answer of every update in the means."""
+
+
+def provenance_of(run: RunFolder, plan: str, sites: Mapping[str, str], model_sha256: str) -> Provenance:
+    """What a run's folder tells of its model.
+
+    Args:
+        plan: its SHA-256.
+        sites: public signing keys by name.
+
+    Raises:
+        ValueError: the answers in the folder are not what was written.
+    """
+    taken = {(record.round, client.site) for record in run.history() for client in record.clients}
+    # A round that was done again, after a restart, counts as it was done last.
+    newest = {
+        (statement.round, site): statement_digest
+        for site, _, statement, statement_digest in _read_lines(run.path)
+        if statement.kind == TRAIN and (statement.round, site) in taken
+    }
+    updates = tuple((number, site, found) for (number, site), found in sorted(newest.items()))
+    prints = {name: fingerprint(key) for name, key in sorted(sites.items())}
+    return Provenance(1, plan, prints, model_sha256, updates)
+
+
 def _read_answers(run_dir: Path) -> Iterator[tuple[str, str, Statement]]:
-    """Site, public key and statement of each line.
+    """Site, public key and statement of each line. Raises ValueError as `_read_lines` does."""
+    return ((site, key, statement) for site, key, statement, _ in _read_lines(run_dir))
+
+
+def _read_lines(run_dir: Path) -> Iterator[tuple[str, str, Statement, str]]:
+    """Site, public key, statement and its SHA-256 of each line.
 
     Raises:
         ValueError: names the first line that was not signed with the key beside it.
@@ -66,7 +109,7 @@ def _read_answers(run_dir: Path) -> Iterator[tuple[str, str, Statement]]:
         try:
             content = json.loads(line)
             payload = open_envelope(content["envelope"], ANSWER, [content["key"]])
-            yield content["site"], content["key"], read_statement(Statement, payload)
+            yield content["site"], content["key"], read_statement(Statement, payload), digest(payload)
         except (ValueError, KeyError, TypeError, NotAuthentic):
             raise ValueError(
                 f"{path}, line {number}: it is not signed with the key that stands there. Somebody has "

@@ -19,7 +19,7 @@ import numpy as np
 from flwr.app import ConfigRecord
 
 from common.credentials import fingerprint, pem_of, public_line
-from common.wire.messages import LATE_SECONDS, Declined, Refused, check_not_declined
+from common.wire.messages import HELLO, LATE_SECONDS, LOST, Declined, Refused, check_not_declined
 from common.wire.objects import (
     ENVELOPE,
     Object,
@@ -29,8 +29,8 @@ from common.wire.objects import (
     record_objects,
     sizes,
 )
-from common.wire.signing import TASK, NotAuthentic, Statement, check_answer, payload_digest, sign
-from server.deployment.audit import AnswerBook
+from common.wire.signing import MODEL, TASK, NotAuthentic, Statement, check_answer, payload_digest, sign
+from server.deployment.audit import AnswerBook, provenance_of
 from server.deployment.folder import RegisteredSite
 from server.deployment.runtime_link import ObjectGone, Parcel, Reply, Runtime
 from server.rounds.clients import POLL_SECONDS, Answer, Request
@@ -38,8 +38,8 @@ from server.rounds.clients import POLL_SECONDS, Answer, Request
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-LOST = "lost"
-"""A site's refusal of a question whose answer it began to send and cannot send again."""
+    from server.run_folder import RunFolder
+
 _MOST_ATTEMPTS = 3
 _LOOK_SECONDS = 2.0
 # A site that was killed comes back in a moment: its node may go offline and on again.
@@ -55,6 +55,8 @@ class RunKey:
     private: Ed25519PrivateKey
     envelope: str
     """The coordinator's word for it."""
+    plan: str
+    """The signed plan, which goes along with every greeting."""
 
 
 @dataclass
@@ -89,6 +91,8 @@ class _Question:
 
 class SignedClients:
     """`Clients` that take nobody's word but the sites' own."""
+
+    approve_plans = True
 
     def __init__(
         self,
@@ -167,6 +171,12 @@ class SignedClients:
         self._send([notice])
         self._notices.update(notice.message_ids)
 
+    def certify(self, run: RunFolder, model_sha256: str) -> dict[str, str]:
+        """As in `Clients`."""
+        keys = {name: site.signing_key for name, site in self._sites.items()}
+        found = provenance_of(run, payload_digest(self._key.plan), keys, model_sha256)
+        return {"run": self._key.envelope, "statement": sign(MODEL, found, self._key.private)}
+
     def close(self) -> None:
         """Give the last notices a moment to arrive: the SuperLink drops them when the run ends."""
         until = time.monotonic() + _CLOSING_SECONDS
@@ -213,7 +223,9 @@ class SignedClients:
         )
         envelope = sign(TASK, statement, self._key.private)
         question.asked[payload_digest(envelope)] = statement
-        written = {ENVELOPE: ConfigRecord({"run": self._key.envelope, "statement": envelope})}
+        said = {"run": self._key.envelope, "statement": envelope}
+        said |= {"plan": self._key.plan} if question.kind == HELLO else {}
+        written = {ENVELOPE: ConfigRecord(said)}  # type: ignore[arg-type]
         content = content_of_records(records | record_objects(written, known))  # type: ignore[arg-type]
         ttl = question.deadline - time.time() + LATE_SECONDS
         return Parcel(question.request.node_id, question.kind, content, ttl, str(question.round))
@@ -289,7 +301,7 @@ class SignedClients:
         try:
             check_not_declined(content)
         except Declined as declined:
-            if str(declined) == LOST:
+            if declined.code == LOST:
                 raise ObjectGone from None
             return declined
         return content

@@ -14,8 +14,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from common.settings import Settings
+from common.wire.messages import PENDING
 from server.deployment import superlink
 from server.deployment.folder import ServerFolder
+from server.deployment.plan import plan_id
 from server.deployment.superlink import NodeState, RunState, SuperLinkError
 from server.diagnostics.collapse import find_collapses, looks_of
 from server.display import display
@@ -66,6 +68,10 @@ class Standing:
     registered site; None if nobody could be asked."""
     superlink: str | None
     """Why the sites are not known."""
+    plan: str
+    """SHA-256 of the plan that its sites decide on; empty where there is none."""
+    approvals: Mapping[str, Mapping[str, str]]
+    """What each site that was asked said to the plan: `code` (empty where it takes part) and `words`."""
     refused: Mapping[str, Mapping[str, int]]
     """How many answers of each site did not count in this run, by reason."""
     next_step: str
@@ -133,6 +139,8 @@ def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | Non
         live=live_of(run, now) if state == "running" else None,
         sites=sites,
         superlink=trouble,
+        plan=plan_id(run.path),
+        approvals=run.approvals(),
         refused=run.refused(),
         next_step=f"wardround submit --resume {run.path}" if goes_on else "",
     )
@@ -227,11 +235,11 @@ class Watch:
         """What a person should know of the run so far."""
         live = live_of(self.run)
         collapses = [collapse["words"] for collapse in collapses_of(self.run, self._settings, records)]
-        return [*(live.warnings if live else ()), *collapses]
+        return [*awaited_by(self.run), *(live.warnings if live else ()), *collapses]
 
     def _marks(self) -> dict[str, int]:
         """When each file was written last; 0 where it is not there."""
-        marks = dict.fromkeys(("status.json", "history.jsonl", "live.json"), 0)
+        marks = dict.fromkeys(("status.json", "history.jsonl", "live.json", "approvals.json"), 0)
         for name in marks:
             with suppress(FileNotFoundError):
                 marks[name] = (self.run.path / name).stat().st_mtime_ns
@@ -300,8 +308,18 @@ def conclude(state: RunState, status: dict[str, str] | None, run: RunFolder) -> 
     )
 
 
+def awaited_by(run: RunFolder) -> list[str]:
+    """A line that says whose decision on the plan is awaited; none where nobody's is."""
+    undecided = [name for name, said in run.approvals().items() if said["code"] == PENDING]
+    if not undecided:
+        return []
+    return [f"plan {plan_id(run.path)[:12]} waits for the decision of {', '.join(undecided)}"]
+
+
 def waiting_for(folder: ServerFolder, run: RunFolder, sites: Sequence[str]) -> str:
     """What keeps a run, in words."""
+    if awaited := awaited_by(run):
+        return awaited[0]
     live = live_of(run)
     if live is not None and live.missing and run.status()["state"] == "running":
         return f"round {live.round} waits for {', '.join(live.missing)}"

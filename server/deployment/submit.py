@@ -16,6 +16,7 @@ from common.settings import Settings
 from server.compose import compose
 from server.deployment import superlink
 from server.deployment.folder import RegisteredSite, ServerFolder, signing_key
+from server.deployment.plan import plan_id
 from server.deployment.status import Outcome, Watch, follow, is_held
 from server.deployment.ticket import write_ticket
 from server.display import display
@@ -79,6 +80,8 @@ def start(folder: ServerFolder, settings: Settings, sites: Mapping[str, Register
         run_id = superlink.start_run(folder, app, config)
     folder.remember_run(run_id, settings.run_dir)
     display().say(f"{settings.cell}: run {run_id} started; run folder: {settings.run_dir}")
+    if plan := plan_id(Path(settings.run_dir)):
+        display().say(f"{settings.cell}: plan {plan[:12]}; its sites decide: wardround-site plan {plan[:12]}")
     return run_id
 
 

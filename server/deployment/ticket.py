@@ -20,9 +20,10 @@ from flwr.serverapp import Grid
 
 from common.credentials import new_key, private_text, public_line, write_secret
 from common.settings import Settings
-from common.wire.signing import RUN, RunStatement, sign
+from common.wire.signing import RUN, RunStatement, payload_digest, sign
 from server.deployment.audit import AnswerBook
 from server.deployment.folder import RegisteredSite, ServerFolder
+from server.deployment.plan import plan_of
 from server.deployment.runtime_link import Runtime
 from server.deployment.signed import RunKey, SignedClients
 from server.rounds.clients import RunFailed
@@ -46,17 +47,21 @@ def write_ticket(
 ) -> str:
     """Make a key for one run, signed with the coordinator's, and leave all the server app needs.
 
+    The run's plan is made too, where its folder holds none that still says the same.
+
     Returns:
         The ticket's name: 32 random hexadecimal digits.
     """
     now = time.time() if now is None else now
     key, name = new_key("signing"), secrets.token_hex(16)
-    statement = RunStatement(name, public_line(key), now, now + RUN_DAYS * 86_400)
+    plan = plan_of(settings, sites, Path(settings.run_dir), signing_key)
+    statement = RunStatement(name, public_line(key), now, now + RUN_DAYS * 86_400, payload_digest(plan))
     content = {
         "settings": settings.to_dict(),
         "sites": {name: asdict(site) for name, site in sites.items()},
         "key": private_text(key),
         "run": sign(RUN, statement, signing_key),
+        "plan": plan,
     }
     path = _path(folder.path, name)
     path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -79,7 +84,7 @@ def open_ticket(name: str, grid: Grid) -> tuple[Settings, SignedClients, dict[st
     key: Any = load_ssh_private_key(content["key"].encode("ascii"), None)
     clients = SignedClients(
         Runtime(grid),  # type: ignore[arg-type]
-        RunKey(key, content["run"]),
+        RunKey(key, content["run"], content["plan"]),
         sites,
         registered=lambda: _unchanged(sites, folder.sites()),
         ask_again_seconds=settings.strategy.ask_again_seconds,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, TypeAdapter, ValidationError
 
 from common.settings import Settings
 from server.diagnostics.collapse import Collapse, Look, find_collapses
@@ -72,6 +72,19 @@ class _State(BaseModel):
     reason: str | None = None
 
 
+class _Said(BaseModel):
+    """What one site said to the plan."""
+
+    code: str = ""
+    words: str = ""
+
+
+class _Approvals(RootModel[dict[str, _Said]]):
+    """`approvals.json`."""
+
+    root: dict[str, _Said] = {}
+
+
 class _Labels(BaseModel):
     """`labels.json`."""
 
@@ -114,6 +127,8 @@ class Run:
     """In the order of their numbers, where they are known."""
     test_counts: tuple[int, ...] = ()
     """Test examples of each label; empty where the run does not tell."""
+    approvals: Mapping[str, str] = field(default_factory=dict)
+    """Why each site of a deployment does not take part, empty where it does."""
 
     @property
     def num_labels(self) -> int | None:
@@ -336,6 +351,7 @@ def load_run(folder: Path) -> Run:
     settings = _read_settings(folder / "settings.json", problems)
     status = _read(folder / "status.json", _State, problems)
     labels = _read(folder / "labels.json", _Labels, problems)
+    approvals = _read(folder / "approvals.json", _Approvals, problems)
     names = labels.label_names if labels.label_names is not None else settings and settings.data.label_names
     return Run(
         settings=settings,
@@ -345,6 +361,7 @@ def load_run(folder: Path) -> Run:
         problems=tuple(problems),
         label_names=names or (),
         test_counts=labels.test_counts or (),
+        approvals={name: said.words for name, said in sorted(approvals.root.items())},
     )
 
 

@@ -31,6 +31,7 @@ from common.wire.messages import (
 if TYPE_CHECKING:
     from common.wire.arrays import Payload
     from server.rounds.loop import RoundState
+    from server.run_folder import RunFolder
 
 POLL_SECONDS = 0.2
 _CLOCK_SECONDS = 1.0  # by which Flower's end of a message and ours may differ
@@ -56,6 +57,9 @@ Answer = RecordDict | Refused | None
 class Clients(Protocol):
     """The way to the clients of a run, wherever they are."""
 
+    approve_plans: bool
+    """Whether they execute a plan that they approved, so that no message brings settings."""
+
     def online(self) -> Mapping[int, str]:
         """Node ids of those that can be asked now, each with its site's name ("" where it has none)."""
 
@@ -76,9 +80,14 @@ class Clients(Protocol):
     def tell(self, request: Request, kind: str, round: int) -> None:
         """Send something that nobody waits to be answered."""
 
+    def certify(self, run: RunFolder, model_sha256: str) -> dict[str, str]:
+        """Envelopes that say which answers a model is made of (a `Provenance`); {} where none are signed."""
+
 
 class GridClients:
     """Clients behind a Flower grid that is trusted: a simulation's, or stock SuperNodes."""
+
+    approve_plans = False
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -103,6 +112,10 @@ class GridClients:
                 "sent; a node left between joining and sending. Run the same command again."
             )
         return (self._answer_to(message_id, deadline) for message_id in message_ids)
+
+    def certify(self, run: RunFolder, model_sha256: str) -> dict[str, str]:
+        """As in `Clients`."""
+        return {}
 
     def tell(self, request: Request, kind: str, round: int) -> None:
         """As in `Clients`."""
@@ -209,7 +222,8 @@ class Broadcast:
     def _requests(self, members: Sequence[Member], state: RoundState, number: int) -> list[Request]:
         """A task for each member, in their order; all with the same tensors share one record of them."""
         tensors = whole(state.tensors.numpy())
-        task = Task(number, state.layout.digest, self._settings.for_sites(), tensors, state.version)
+        settings = None if self._clients.approve_plans else self._settings.for_sites()
+        task = Task(number, state.layout.digest, tensors, settings, state.version)
         tasks = [task]
         if state.step is not None:
             base, step = state.step

@@ -66,7 +66,10 @@ class Evaluation:
         if record is None:
             return None
         if not counts:
-            raise RunFailed(f"round {record.round}: no site sent counts of its held-out texts")
+            raise RunFailed(
+                f"round {record.round}: no site sent counts of its held-out texts; where the sites' policies "
+                "keep them (policy.min_count), measure on texts of your own: evaluation.where=server"
+            )
         total = reduce(add, counts.values())
         _add_test(record, total, total.accuracy)
         record.sites = [

@@ -241,7 +241,7 @@ def check_update(
         raise Refused(f"its update has a loss of {update.loss} and took {update.seconds} s")
     if not 0 < update.num_steps < MOST_COUNTED:
         raise Refused(f"its update claims {update.num_steps} optimiser steps")
-    if update.test is None and sites_measure:
+    if update.test is None and sites_measure and not update.withheld:
         raise Refused("its update holds no counts of held-out examples")
     if update.test is not None:
         check_counts(update.test, num_labels, member)

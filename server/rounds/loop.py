@@ -191,6 +191,9 @@ class FederatedAveraging:
             self.broadcast.note(member, update.holds, min(time.monotonic(), sent + update.seconds))
             if update.test is not None:
                 answers.counts[member.name] = update.test
+            elif update.withheld:
+                text = f"{member.name} keeps its counts: one is small (its policy.min_count)"
+                self._tell(Callback.warn, f"round {number}: {text}")
             answers.fold_seconds += time.perf_counter() - folding
             self._tell(Callback.after_update, number, member.name, len(answers.clients), len(members))
         answers.train_seconds = time.perf_counter() - started - answers.fold_seconds

@@ -22,6 +22,7 @@ from server.deployment.folder import SUPERLINK, Addresses, ServerFolder, invite_
 from server.deployment.superlink import NodeState
 from server.run_folder import RunFolder
 from tests.e2e.processes import Process, command_line, free_port, wait_for
+from tests.support.site_lab import WIDE
 
 BIN = Path(sys.executable).parent
 UP_SECONDS = 60.0
@@ -121,13 +122,14 @@ class Federation:
         Args:
             data: its labelled texts.
             max_examples: what it is registered for.
-            facts: `text_columns`, `label_column`, `labels`, `drop_empty`, `model`, `device`; `address`
-                where it dials something else than the server itself.
+            facts: `text_columns`, `label_column`, `labels`, `drop_empty`, `model`, `device`, `policy`;
+                `address` where it dials something else than the server itself.
         """
         folder = self.root / f"site-{name}"
         invited, _ = invite_site(self.folder, name, address=facts.pop("address", self.fleet_address))
         site = TestSite(name, folder, folder / "site.yaml", folder / "site.key", folder / "site.pub")
-        given = {"data_path": data, "text_columns": ("text",), "label_column": "label", "device": "cpu"}
+        given: dict[str, Any] = {"data_path": data, "policy": facts.pop("policy", WIDE)}
+        given |= {"text_columns": ("text",), "label_column": "label", "device": "cpu"}
         write_kit(invited, folder, "no-image", **given)
         content = yaml.safe_load(site.site_file.read_text(encoding="utf-8"))
         keys = ("text_columns", "label_column", "labels", "drop_empty")

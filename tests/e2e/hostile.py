@@ -26,6 +26,7 @@ from common.wire.arrays import Payload
 from common.wire.forms import whole
 from common.wire.messages import NOTICE, TRAIN, Update, pack_update, unpack_notice, unpack_update
 from common.wire.objects import Object, make_object
+from common.wire.signing import Question
 from tests.e2e.processes import wait_for
 
 Tamper = Callable[[str, RecordDict], RecordDict]
@@ -65,11 +66,14 @@ class HostileSite(Loop):
         finally:
             self.pushed.append(content)
 
-    def _work(self, letter: Letter, content: RecordDict, room: Room) -> RecordDict:
+    def _work(
+        self, letter: Letter, content: RecordDict, room: Room, question: Question, told: str
+    ) -> RecordDict:
         if letter.kind == NOTICE:
             self.said.append(unpack_notice(content))
             return RecordDict()
-        honest = answer(letter.kind, content, lambda: RealSite(load_site_file(self._file), self._kept))
+        order = self._ordered(question, told)
+        honest = answer(letter.kind, content, lambda: RealSite(load_site_file(self._file), self._kept, order))
         return self.tamper(letter.kind, honest)
 
     def _activate(self) -> bool:

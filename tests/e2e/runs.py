@@ -37,10 +37,14 @@ def words_of(overrides: list[str], *more: str) -> list[str]:
     return [*kept, "data=files", "evaluation.where=sites", LABELS, *more]
 
 
-def start_sites(federation: Federation, texts: Path, model: Path) -> None:
-    """Register all sites, start the site kit of each, and wait until they are there."""
+def start_sites(federation: Federation, texts: Path, model: Path, **facts: Any) -> None:
+    """Register all sites, start the site kit of each, and wait until they are there.
+
+    Args:
+        facts: see `Federation.add_site`.
+    """
     for name in SIZES:
-        federation.join(federation.add_site(name, texts / f"{name}.csv", model=model))
+        federation.join(federation.add_site(name, texts / f"{name}.csv", model=model, **facts))
     federation.wait_online(*SIZES, seconds=JOIN_SECONDS)
 
 
@@ -56,7 +60,7 @@ def simulated(make_settings: Make, texts: Path, run_dir: Path, num_rounds: int) 
     simulate(
         make_settings(
             *("evaluation.where=sites", LABELS, f"data.path={texts}", "data.test_path=null"),
-            *("partition=by_site", f"num_rounds={num_rounds}", f"run_dir={run_dir}"),
+            *("partition=by_site", "data.split_seed=0", f"num_rounds={num_rounds}", f"run_dir={run_dir}"),
         )
     )
     return run_dir

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +144,13 @@ def test_other_label_names_and_a_file_that_vanishes_grows_or_is_torn(
 ) -> None:
     texts = write_sites(tmp_path / "texts")
     federation.up()
-    start_sites(federation, texts, tiny_model)
+    start_sites(federation, texts, tiny_model, policy=replace(WIDE, data_may_change=True))
     wrong = "data.label_names=[illness,money,sport]"
     words = [word for word in words_of(overrides) if word != LABELS]
     failing = federation.submit(*words, wrong, "num_rounds=1", f"run_dir={tmp_path / 'fails'}")
     assert failing.wait(RUN_SECONDS) == 1, failing.text()
     for name in federation.sites:
-        assert f"{name} cannot take part: ValueError; see the client's own log" in failing.text()
+        assert f"{name} cannot take part: its texts, its model or the settings" in failing.text()
     assert "health" not in failing.text()  # what the site's file says stays there
     node = federation.sites["alpha"].program
     assert "'health'" in node.text()

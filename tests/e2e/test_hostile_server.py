@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from common.credentials import new_key
 from common.wire.arrays import to_record
 from common.wire.messages import HELLO, LATE_SECONDS, TRAIN, pack_hello, pack_notice
 from common.wire.objects import Object, record_objects
+from common.wire.signing import Reason
 from tests.support.join_world import World, joined_world
 from tests.support.tiny import write_model, write_texts
 
@@ -93,7 +94,7 @@ def test_a_question_that_is_not_authentic_is_refused_and_counted(world: World, c
     reason, how = CASES[case]
     before = refusals(world).get(reason, 0)
     sent = world.hello(**how(world))
-    assert world.fleet.refusal_of(sent) == f"the question does not count: {reason}"
+    assert world.fleet.refusal_of(sent) == reason
     assert refusals(world)[reason] == before + 1
     assert f"does not count and is refused: {reason}" in world.said()
     assert world.num_examples() == 38  # and the next honest one is answered
@@ -106,7 +107,7 @@ def test_the_same_message_twice_is_answered_once(world: World) -> None:
     assert world.fleet.refusal_of(again) == "lost"
     first = next(asked for asked in world.fleet.sent if asked.statement.attempt == 1)
     earlier = world.fleet.again(first)
-    assert world.fleet.refusal_of(earlier) == "the question does not count: replayed"
+    assert world.fleet.refusal_of(earlier) == "replayed"
 
 
 @pytest.mark.parametrize("change", [lambda piece: piece[:-1] + b"\x07", lambda piece: piece + bytes(2**20)])
@@ -118,15 +119,13 @@ def test_tensors_that_are_not_what_was_signed_are_not_read(
     content["task"] = pack_hello(world.settings)["task"]
     chunk = next(_record(RecordDict({"tensors": content["tensors"]})).walk()).object_id
     honest = world.fleet.ask(TRAIN, content, world.key)
-    assert "see the client's own log" in world.fleet.refusal_of(
-        honest
-    )  # it reached the worker, which says no
+    assert world.fleet.refusal_of(honest) == "failed"  # it reached the worker, which says no
 
     def on_the_way(objects: dict[str, bytes]) -> None:
         objects[chunk] = change(objects[chunk])
 
     sent = world.fleet.ask(TRAIN, content, world.key, mutate=on_the_way)
-    assert world.fleet.refusal_of(sent) == "the question does not count: damaged"
+    assert world.fleet.refusal_of(sent) == "damaged"
     assert world.num_examples() == 38
 
 
@@ -143,7 +142,7 @@ def test_a_message_that_trickles_in_is_given_up_when_its_time_is_over(world: Wor
 
 def test_unknown_kinds_and_words_for_a_terminal(world: World) -> None:
     sent = world.fleet.ask("train.something", pack_hello(world.settings), world.key)
-    assert world.fleet.refusal_of(sent) == "this site does not know messages of this type"
+    assert world.fleet.refusal_of(sent) == "unknown_kind"
     world.fleet.reply(world.fleet.ask("query.notice", pack_notice("\x1b[2Jyou\nare\x07owned"), world.key))
     world.wait_to_read("the server says:  [2Jyou are owned")
     assert world.num_examples() == 38
@@ -159,7 +158,7 @@ def test_two_hundred_mutated_questions(world: World) -> None:
         for hello in hellos
     ]
     for question in sent:
-        assert world.fleet.refusal_of(question).startswith("the question does not count: ")
+        assert world.fleet.refusal_of(question) in get_args(Reason)
     assert sum(refusals(world).values()) == before + 200
     assert world.processes[-1].poll() is None
     assert world.num_examples() == 38
@@ -178,4 +177,4 @@ def mutate(objects: dict[str, bytes], dice: random.Random) -> None:
 def test_nothing_was_written_but_its_own_state(world: World) -> None:
     """After all of the above."""
     names = sorted(path.name for path in (world.folder / "state").iterdir())
-    assert names == [".lock", "journal.json", "ledger.jsonl"]
+    assert names == [".lock", "journal.json", "ledger.jsonl", "plans"]

@@ -38,7 +38,7 @@ from flwr.proto.message_pb2 import (
 )
 
 from common.credentials import fingerprint, new_key, public_line
-from common.wire.messages import LATE_SECONDS
+from common.wire.messages import HELLO, LATE_SECONDS
 from common.wire.objects import (
     ENVELOPE,
     Object,
@@ -50,7 +50,17 @@ from common.wire.objects import (
     record_objects,
     sizes,
 )
-from common.wire.signing import RUN, TASK, RunStatement, Statement, check_answer, payload_digest, sign
+from common.wire.signing import (
+    PLAN,
+    RUN,
+    TASK,
+    Plan,
+    RunStatement,
+    Statement,
+    check_answer,
+    payload_digest,
+    sign,
+)
 from server.deployment.certificates import Pair
 from tests.e2e.processes import wait_for
 
@@ -86,12 +96,26 @@ class FakeFleet(FleetServicer):
 
     def __post_init__(self) -> None:
         self.run_key: Any = new_key("signing")
-        now = time.time()
-        run = RunStatement("a run", public_line(self.run_key), now - 60, now + 3600)
-        self.run_envelope = sign(RUN, run, self.coordinator)
+        self.plan_envelope = self.run_envelope = ""
+        self.make_plan({}, {})
         self._queue: list[Sent] = []
         self._attempt = 0
         self._lock = threading.Lock()
+
+    def make_plan(self, settings: dict[str, Any], sites: dict[str, str], **changed: Any) -> None:
+        """Sign a plan, and with it the run's key anew.
+
+        Args:
+            sites: names and public signing keys.
+            changed: fields of the plan.
+        """
+        now = time.time()
+        roster = {name: fingerprint(key) for name, key in sites.items()}
+        plan = replace(Plan(1, settings, roster, now - 60, now + 3600, {}, ""), **changed)
+        self.plan_envelope = sign(PLAN, plan, self.coordinator)
+        digest = payload_digest(self.plan_envelope)
+        run = RunStatement("a run", public_line(self.run_key), now - 60, now + 3600, digest)
+        self.run_envelope = sign(RUN, run, self.coordinator)
 
     def _note(self, name: str, request: Any, context: Any) -> None:
         self.calls.append((name, request, dict(context.invocation_metadata())))
@@ -200,7 +224,8 @@ class FakeFleet(FleetServicer):
             )
         )
         signed = sign(TASK, statement, key or self.run_key)
-        said = envelope({"run": self.run_envelope, "statement": signed})
+        plan = {"plan": self.plan_envelope} if kind == HELLO else {}
+        said = envelope({"run": self.run_envelope, "statement": signed} | plan)
         travelling = dict(after(records))
         if said is not None:
             written = RecordDict({ENVELOPE: ConfigRecord(said)})  # type: ignore[arg-type]
@@ -258,7 +283,7 @@ class FakeFleet(FleetServicer):
         reply = self.reply(sent, seconds)
         names, _ = read_signed(self._content_of(reply), self._fetch)
         refusal = self.objects[names["refusal"]]
-        return str(ConfigRecord.inflate(refusal)["reason"])
+        return str(ConfigRecord.inflate(refusal)["code"])
 
     def reply(self, sent: Sent, seconds: float = 60.0) -> Message:
         """The message that answers, once all of it is there."""

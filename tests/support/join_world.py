@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.site_file import SiteFile, write_site_file
+from client.plans import limits_of
+from client.policy import Limits
+from client.site_file import SiteFile, signing_keys, write_site_file
 from common.credentials import public_line
 from common.settings import Settings
 from common.wire.messages import HELLO, pack_hello, unpack_card
@@ -37,6 +39,22 @@ class World:
     def key(self) -> str:
         """The site's public signing key."""
         return " ".join((self.folder / "signing.pub").read_text().split()[:2])
+
+    def plan(self, **changed: Any) -> None:
+        """Have the server go by another plan. Args: changed: fields of the plan."""
+        said = changed.pop("settings", self.settings.to_dict())
+        sites = changed.pop("sites", {self.site.name: self.key})
+        self.fleet.make_plan(said, sites, **changed)
+
+    @property
+    def coordinator(self) -> str:
+        """The coordinator's public signing key."""
+        return public_line(self.fleet.coordinator)
+
+    @property
+    def limits(self) -> Limits:
+        """What the site allows."""
+        return limits_of(self.site, signing_keys(self.site)[0])
 
     @property
     def log(self) -> Path:
@@ -68,7 +86,7 @@ class World:
 
     def hello(self, **how: Any) -> Any:
         """Ask it to introduce itself."""
-        return self.fleet.ask(HELLO, pack_hello(self.settings), self.key, **how)
+        return self.fleet.ask(HELLO, pack_hello(None), self.key, **how)
 
     def num_examples(self, **how: Any) -> int:
         """How many examples it says it has."""
@@ -85,12 +103,16 @@ def _workers_of(pid: int) -> list[int]:
 
 
 @contextmanager
-def joined_world(folder: Path, texts: Path, model: Path) -> Iterator[World]:
-    """With a server that knows the site's key; all its processes end with it."""
+def joined_world(folder: Path, texts: Path, model: Path, **facts: Any) -> Iterator[World]:
+    """With a server that knows the site's key; all its processes end with it.
+
+    Args:
+        facts: of the `SiteFile`.
+    """
     fleet = FakeFleet()
     with fleet_server(make_certificates(folder), fleet) as port:
         (folder / "coordinator.pub").write_text(public_line(fleet.coordinator))
-        site = make_site(folder, port, texts, model=model)
+        site = make_site(folder, port, texts, model=model, **facts)
         write_site_file(site, folder / "site.yaml")
         words = ["engine=deployment", "evaluation.where=sites", "data.label_names=[health,money,sport]"]
         size = [
@@ -104,6 +126,7 @@ def joined_world(folder: Path, texts: Path, model: Path) -> Iterator[World]:
         ]
         settings = compose([*words, *size]).settings
         made = World(folder, site, fleet, settings.for_sites())
+        made.plan()
         try:
             yield made
         finally:

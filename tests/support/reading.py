@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "label_names": None,
     "label_map": (),
     "test_fraction": 0.5,
+    "split_seed": None,
     "token_cache": None,
     "train_examples": None,
     "test_examples": None,

@@ -12,9 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from client.kit.checks import Finding, Options, Subject, finding_of
+from client.policy import Policy
 from client.site_file import SiteFile
 from common.credentials import new_key, public_line, write_key_pair
 from server.deployment.certificates import Pair, issue_server_certificate, make_authority
+
+WIDE = Policy(
+    approve="within_policy",
+    max_answers=1_000_000,
+    min_batch_size=1,
+    min_max_length=3,
+    counts=True,
+    min_count=1,
+    min_sites=1,
+    min_examples=1,
+    max_global_step=10.0,
+)
+"""Limits within which the tests' tiny runs lie."""
 
 
 def make_certificates(
@@ -56,6 +70,7 @@ def make_site(folder: Path, port: int, data: Path, **facts: Any) -> SiteFile:
         "signing_key": signing,
         "coordinator_key": coordinator,
         "state": folder / "state",
+        "policy": WIDE,
     }
     return SiteFile(**(values | facts))
 

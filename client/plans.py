@@ -1,0 +1,219 @@
+"""The plans a site was told of, and what its people decided: a folder for each, in the state folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from client.policy import Limits, refusals_of
+from common.credentials import fingerprint, public_line
+from common.files import named, write_atomically, write_json
+from common.settings import Settings
+from common.wire.messages import PENDING
+from common.wire.signing import CLOCK_SECONDS, NotAuthentic, Plan, open_plan
+
+if TYPE_CHECKING:
+    from client.site_file import SiteFile
+
+SHORT = 12
+"""Letters of a plan's SHA-256 that people call it by."""
+_MOST_UNDECIDED = 64
+_PLAN, _DECISION = "plan.json", "decision.json"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided about a plan."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    state: Literal["pending", "approved", "rejected", "revoked"] = "pending"
+    at: float = 0.0
+    """Seconds since 1970."""
+    by: Literal["", "hand", "policy"] = ""
+    data: str = ""
+    """SHA-256 of the site's data file when it was approved."""
+    why: str = ""
+    """Of a rejection. It stays at the site."""
+
+
+class Declines(Exception):
+    """The site does not do what was asked. `code` and `key` may cross the wire, the text may not."""
+
+    def __init__(self, code: str, key: str = "", words: str = "") -> None:
+        super().__init__(words or code)
+        self.code, self.key = code, key
+
+
+@dataclass(frozen=True)
+class Known:
+    """A plan, its number, and where it stands."""
+
+    digest: str
+    plan: Plan
+    settings: Settings
+    decision: Decision
+
+    @property
+    def short(self) -> str:
+        """What people call it by."""
+        return self.digest[:SHORT]
+
+
+class Plans:
+    """The folder `plans` of a site's state. Decisions are read anew each time: people write them too."""
+
+    def __init__(self, site: SiteFile, coordinator: str) -> None:
+        """Args: coordinator: the public key that plans are signed with, OpenSSH form."""
+        self._folder, self._coordinator = site.state / "plans", coordinator
+
+    def all(self) -> list[Known]:
+        """Oldest first. Those that another key had signed, as before a rotation, are left out."""
+        folders = sorted(self._folder.glob("*"), key=lambda path: path.stat().st_mtime)
+        return [known for folder in folders if (known := self.get(folder.name)) is not None]
+
+    def get(self, digest: str) -> Known | None:
+        """The plan of this SHA-256; None where it is not known. Raises ValueError for a damaged file."""
+        path = self._folder / digest / _PLAN
+        if not path.is_file():
+            return None
+        try:
+            plan, settings = _read(path.read_text(encoding="ascii"), self._coordinator, digest)
+        except NotAuthentic:
+            return None
+        return Known(digest, plan, settings, self._decision(digest))
+
+    def find(self, name: str) -> Known:
+        """The one plan whose SHA-256 begins like this. Raises ValueError where there is none, or several."""
+        found = [known for known in self.all() if name and known.digest.startswith(name.lower())]
+        if len(found) != 1:
+            names = ", ".join(known.short for known in self.all()) or "none"
+            raise ValueError(
+                f"ID is '{name}', which {'several plans begin with' if found else 'no plan has'}. There are: "
+                f"{names}. See: wardround-site plans"
+            )
+        return found[0]
+
+    def add(self, envelope: str) -> str:
+        """Keep a plan that came along with a greeting; returns its SHA-256.
+
+        Raises:
+            NotAuthentic: the coordinator has not signed it, or its settings cannot be.
+            Declines: too many wait for a decision.
+            OSError: it cannot be written.
+        """
+        plan, digest = open_plan(envelope, self._coordinator)
+        _settings_of(plan)
+        path = self._folder / digest / _PLAN
+        if not path.exists():
+            if sum(known.decision.state == "pending" for known in self.all()) >= _MOST_UNDECIDED:
+                raise Declines("too_many_plans")
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomically(path, lambda part: part.write_text(envelope, encoding="ascii"))
+        return digest
+
+    def decide(self, digest: str, decision: Decision) -> None:
+        """Write down what was decided. Raises OSError."""
+        write_json(self._folder / digest / _DECISION, asdict(decision))
+
+    def _decision(self, digest: str) -> Decision:
+        path = self._folder / digest / _DECISION
+        if not path.exists():
+            return Decision()
+        try:
+            return TypeAdapter(Decision).validate_json(path.read_bytes())
+        except ValidationError:
+            raise ValueError(
+                f"'{path}' is not what this program wrote. Take it away and decide anew."
+            ) from None
+
+
+def approve(
+    plans: Plans, known: Known, site: SiteFile, limits: Limits, by: Literal["hand", "policy"]
+) -> None:
+    """Let a plan be executed, with the texts as they are now.
+
+    Raises:
+        Declines: the policy refuses it, or the texts cannot be read.
+        OSError: this cannot be written.
+    """
+    for code, key, words in refusals_of(known.plan, known.settings, limits):
+        raise Declines(code, key, words)
+    try:
+        data = file_digest(site.data_path)
+    except OSError as error:
+        raise Declines("bad_input", words=f"{error.filename}: {error.strerror}") from None
+    plans.decide(known.digest, Decision("approved", time.time(), by, data))
+
+
+def executed(plans: Plans, digest: str, site: SiteFile, limits: Limits, now: float | None = None) -> Known:
+    """The plan, if it is to be executed now; where the policy says so, it is approved on this occasion.
+
+    Raises:
+        Declines: says why not.
+        OSError: a decision cannot be written.
+    """
+    now = time.time() if now is None else now
+    known = plans.get(digest)
+    if known is None:
+        raise Declines("plan_unknown")
+    if known.decision.state in ("rejected", "revoked"):
+        raise Declines(f"plan_{known.decision.state}")
+    for code, key, words in refusals_of(known.plan, known.settings, limits):
+        raise Declines(code, key, words)
+    if not known.plan.not_before - CLOCK_SECONDS <= now <= known.plan.not_after + CLOCK_SECONDS:
+        raise Declines("plan_over")
+    if known.decision.state == "pending":
+        if limits.policy.approve == "by_hand":
+            raise Declines(
+                PENDING, words=f"plan {known.short} waits for: wardround-site approve {known.short}"
+            )
+        approve(plans, known, site, limits, "policy")
+        return executed(plans, digest, site, limits, now)
+    return known
+
+
+def limits_of(site: SiteFile, key: Any) -> Limits:
+    """A site's policy with the facts its rules need. Args: key: the private key that signs its answers."""
+    labels: tuple[str, ...] = ()
+    if site.invitation is not None and site.invitation.exists():
+        from common.wire.invitation import Invitation, read_paper
+
+        labels = read_paper(Invitation, site.invitation)[0].labels
+    return Limits(site.policy, site.name, fingerprint(public_line(key)), site.model is not None, labels)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file; read again only where it was written since. Raises OSError."""
+    with named(path):
+        found = path.stat()
+        return _file_digest(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _file_digest(path: Path, stamp: tuple[int, ...]) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _read(envelope: str, coordinator: str, digest: str) -> tuple[Plan, Settings]:
+    plan, found = open_plan(envelope, coordinator)
+    if found != digest:
+        raise NotAuthentic("forged")
+    return plan, _settings_of(plan)
+
+
+def _settings_of(plan: Plan) -> Settings:
+    """Raises NotAuthentic where they cannot be."""
+    try:
+        return Settings.from_json(json.dumps(plan.settings))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise NotAuthentic("damaged") from None

@@ -1,0 +1,321 @@
+"""What a site allows, whatever a plan asks: its limits, and a rule for every setting a server can name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import isclose
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from common.settings import Settings
+from common.wire.signing import Plan
+
+_DAY = 86_400.0
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """The section `policy` of site.yaml, in the order of that file."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    approve: Literal["by_hand", "within_policy"] = "by_hand"
+    """`by_hand`: a person approves each plan; `within_policy`: every plan inside these limits is approved."""
+    max_answers: Count = 200
+    """Most rounds one plan may ask for; each is answered three times at most, where answers get lost."""
+    max_epochs: Count = 10
+    """Most passes over the site's texts in one round."""
+    max_steps: Count = 20_000
+    """Most optimiser steps in one round."""
+    max_days: Positive = 90.0
+    """Longest time from a plan's first to its last day."""
+    min_batch_size: Count = 8
+    """Smallest batch: a step on one text tells more of it than a step on many."""
+    max_batch_size: Count = 512
+    """Largest batch, of training and of counting."""
+    min_max_length: Count = 16
+    """Fewest tokens a text may be cut to."""
+    max_max_length: Count = 4096
+    """Most tokens a text may be padded to."""
+    max_learning_rate: Positive = 1.0
+    """Largest step size, of the whole model and of its head."""
+    max_weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    models: tuple[str, ...] | None = None
+    """Which may be trained: `name`, `name@revision`, or `sha256:` and the SHA-256 of model.safetensors. None
+    leaves it to who approves, and is no choice for `within_policy` without a `model` folder."""
+    labels: tuple[str, ...] | None = None
+    """The labels, in their order; None takes those of the invitation, where it names any."""
+    counts: bool = False
+    """Whether counts of right and wrong held-out texts may leave, for each pair of labels."""
+    min_count: Count = 5
+    """Counts stay where one of them is above 0 and below this."""
+    forms: tuple[Literal["exact", "bf16", "fp16", "int8"], ...] = ("exact", "bf16", "fp16", "int8")
+    """In which forms updates may leave."""
+    min_sites: Count = 3
+    """Fewest sites of a plan, and of a round: of two, each can work out the other's update."""
+    min_examples: Count = 50
+    """Fewest training texts here; with fewer, nothing leaves."""
+    same_start: bool = True
+    """Whether the first model must be what this site computes from its own model files, bit for bit."""
+    max_global_step: Positive | None = 0.5
+    """How far a round's model may lie from the one before: L2 norm of the step over that of the model before.
+    None bounds nothing."""
+    data_may_change: bool = False
+    """Whether texts may be added or taken away under a plan: equal rounds before and after one new text would
+    give that text away."""
+    require_privacy: bool = False
+    """Only plans with differential privacy; this version has none, so that every plan is refused."""
+    max_epsilon: Positive | None = None
+    delta: Positive | None = None
+    """Of differential privacy; of no account while there is none."""
+    require_aggregation: bool = False
+    """Only plans whose updates are summed before anybody sees one; this version has none, so that every plan
+    is refused."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A policy, and the facts about its site that a rule needs."""
+
+    policy: Policy
+    site: str
+    key: str
+    """Fingerprint of the key that signs the site's answers."""
+    has_own_model: bool
+    labels: tuple[str, ...] = ()
+    """Of the invitation."""
+
+
+Kind = Literal["fixed", "bounded", "listed", "harmless"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a policy says to one setting."""
+
+    kind: Kind
+    says: Callable[[Limits], str]
+    """The limit, or why there need be none, in plain words."""
+    holds: Callable[[Settings, Limits], bool] = lambda settings, limits: True
+
+
+@dataclass(frozen=True)
+class Line:
+    """One setting of a plan, with what the policy says to it."""
+
+    key: str
+    value: object
+    rule: Rule
+    words: str
+    is_allowed: bool
+
+
+def lines_of(settings: Settings, limits: Limits) -> list[Line]:
+    """Every setting of a plan, in the order of docs/settings.md."""
+    found = []
+    for key, value in settings.flat().items():
+        rule = RULES[key]
+        found.append(Line(key, value, rule, rule.says(limits), rule.holds(settings, limits)))
+    return found
+
+
+def refusals_of(plan: Plan, settings: Settings, limits: Limits) -> Iterator[tuple[str, str, str]]:
+    """Why the policy refuses a plan: a code of `REFUSALS`, the setting that is meant or "", and words."""
+    policy = limits.policy
+    if plan.sites.get(limits.site) != limits.key:
+        yield "not_in_plan", "", f"{limits.site} does not stand in the plan under its own key"
+    if len(plan.sites) != settings.num_clients or len(plan.sites) < policy.min_sites:
+        yield (
+            "policy",
+            "num_clients",
+            f"{len(plan.sites)} sites stand in it; policy.min_sites is {policy.min_sites}",
+        )
+    days = (plan.not_after - plan.not_before) / _DAY
+    if days > policy.max_days and not isclose(days, policy.max_days):
+        yield "policy", "", f"it may go on for {days:.0f} days; policy.max_days is {policy.max_days:g}"
+    for is_asked, name in (
+        (policy.require_privacy, "require_privacy"),
+        (policy.require_aggregation, "require_aggregation"),
+    ):
+        if is_asked:
+            yield "policy", "", f"policy.{name} is true, and this version has nothing of the kind"
+    if policy.approve == "within_policy" and policy.models is None and not limits.has_own_model:
+        yield "policy", "model.name", "policy.approve: within_policy needs policy.models, or model: a folder"
+    for line in lines_of(settings, limits):
+        if not line.is_allowed:
+            yield "policy", line.key, f"{line.key} is {line.value!r}: {line.words}"
+
+
+def _own(what: str) -> Rule:
+    return Rule("fixed", lambda limits: f"this site's own {what} counts, whatever stands here")
+
+
+def _must_be(value: object, why: str) -> Callable[[str], Rule]:
+    def rule(key: str) -> Rule:
+        return Rule(
+            "fixed",
+            lambda limits: f"must be {value!r}: {why}",
+            lambda settings, limits: settings.flat()[key] == value,
+        )
+
+    return rule
+
+
+def _bounded(key: str, low: str | float | None, high: str | float | None) -> Rule:
+    """Args: low and high: a field of `Policy`, a number, or None for no bound. A setting may be None."""
+
+    def bound(limits: Limits, end: str | float | None) -> Any:
+        return getattr(limits.policy, end) if isinstance(end, str) else end
+
+    def says(limits: Limits) -> str:
+        ends = [
+            f"{sign} {bound(limits, end):g}{f' (policy.{end})' if isinstance(end, str) else ''}"
+            for sign, end in (("at least", low), ("at most", high))
+            if end is not None
+        ]
+        return ", ".join(ends)
+
+    def holds(settings: Settings, limits: Limits) -> bool:
+        value: Any = settings.flat()[key]
+        if value is None:
+            return True
+        least, most = bound(limits, low), bound(limits, high)
+        return (least is None or value >= least) and (most is None or value <= most)
+
+    return Rule("bounded", says, holds)
+
+
+def _harmless(why: str) -> Rule:
+    return Rule("harmless", lambda limits: why)
+
+
+_SERVERS = _harmless("only the server reads it")
+_SIMULATED = _harmless("only simulations read it")
+_CHOICE = _harmless("one of a few ways to train, each on all of the site's texts")
+_ORDER = _harmless("decides in which order the site's texts are gone through, never which")
+_SCALE = _harmless("scales the steps of a training that goes over all of the site's texts")
+
+
+def _is_model_listed(settings: Settings, limits: Limits) -> bool:
+    listed, model = limits.policy.models, settings.model
+    if limits.has_own_model or listed is None:
+        return True
+    names = {model.name} | ({f"{model.name}@{model.revision}"} if model.revision else set())
+    # Of a listed hash the file is held against it, when it is opened.
+    return bool(names & set(listed)) or any(entry.startswith("sha256:") for entry in listed)
+
+
+def _models(limits: Limits) -> str:
+    if limits.has_own_model:
+        return "this site's own folder counts (model:)"
+    listed = limits.policy.models
+    return "look at it: policy.models lists none" if listed is None else f"one of {', '.join(listed)}"
+
+
+def _labels(limits: Limits) -> tuple[str, ...]:
+    return limits.labels if limits.policy.labels is None else limits.policy.labels
+
+
+_MODEL = Rule("listed", _models, _is_model_listed)
+_ALL_TEXTS = "all of the site's texts are used, whole"
+RULES: dict[str, Rule] = {
+    "model.label": _harmless("a name for folders and figures"),
+    "model.source": _MODEL,
+    "model.name": _MODEL,
+    "model.revision": _MODEL,
+    "model.head": _CHOICE,
+    **dict.fromkeys(
+        (
+            *("data.reader", "data.hub_name", "data.hub_revision", "data.path", "data.local_reader"),
+            *("data.test_path", "data.text_columns", "data.label_column", "data.delimiter", "data.encoding"),
+            *("data.drop_empty", "data.label_map", "data.token_cache"),
+        ),
+        _own("data file and how it is read"),
+    ),
+    **dict.fromkeys(("data.test_fraction", "data.split_seed"), _own("held-out part")),
+    "data.label_names": Rule(
+        "listed",
+        lambda limits: f"must be {', '.join(_labels(limits))}" if _labels(limits) else "look at it",
+        lambda settings, limits: not _labels(limits) or settings.data.label_names == _labels(limits),
+    ),
+    **{
+        key: _must_be(None, _ALL_TEXTS)(key)
+        for key in ("data.train_examples", "data.test_examples", "data.max_words")
+    },
+    "data.name": _harmless("a name for folders and figures"),
+    **dict.fromkeys(("data.budget_rounds", "data.second_threshold_rounds"), _SERVERS),
+    "protocol.name": _harmless("a name; what it stands for is in the other settings"),
+    "protocol.ag_news_columns": _own("columns"),
+    **dict.fromkeys(("partition.name", "partition.alpha", "partition.drop_remainder"), _SIMULATED),
+    "train.local_epochs": _bounded("train.local_epochs", None, "max_epochs"),
+    "train.batch_size": _bounded("train.batch_size", "min_batch_size", "max_batch_size"),
+    "train.learning_rate": _bounded("train.learning_rate", None, "max_learning_rate"),
+    "train.max_length": _bounded("train.max_length", "min_max_length", "max_max_length"),
+    "train.optimizer": _CHOICE,
+    "train.weight_decay": _bounded("train.weight_decay", None, "max_weight_decay"),
+    **dict.fromkeys(
+        ("train.schedule", "train.warmup_fraction", "train.schedule_rounds", "train.max_grad_norm"), _SCALE
+    ),
+    "train.shuffle": _must_be(True, "no text stands at the same place in every round")("train.shuffle"),
+    "train.drop_last": _must_be(False, _ALL_TEXTS)("train.drop_last"),
+    "train.attention_mask": _CHOICE,
+    **dict.fromkeys(("train.padding", "train.micro_batches", "train.group_by_length"), _ORDER),
+    "train.head_init": _CHOICE,
+    "train.head_learning_rate": _bounded("train.head_learning_rate", None, "max_learning_rate"),
+    "train.head_warmup_rounds": _CHOICE,
+    **dict.fromkeys(("train.on_collapse", "train.collapse_rounds"), _SERVERS),
+    "transforms.name": Rule(
+        "listed",
+        lambda limits: f"one of {', '.join(limits.policy.forms)} (policy.forms)",
+        lambda settings, limits: settings.transforms.name in limits.policy.forms,
+    ),
+    "transforms.error_feedback": _harmless("what rounding loses is added to this site's next update"),
+    **dict.fromkeys(
+        (
+            *("strategy.weighting", "strategy.server_learning_rate", "strategy.server_momentum"),
+            *("strategy.wait_seconds", "strategy.round_timeout_seconds", "strategy.ask_again_seconds"),
+            *("strategy.on_missing", "strategy.max_share", "strategy.max_update_norm"),
+            *("strategy.max_norm_ratio", "strategy.on_excess"),
+        ),
+        _SERVERS,
+    ),
+    "strategy.min_sites": Rule(
+        "bounded",
+        lambda limits: f"a round needs at least {limits.policy.min_sites} (policy.min_sites)",
+        lambda settings, limits: (
+            settings.strategy.on_missing == "fail" or settings.strategy.min_sites >= limits.policy.min_sites
+        ),
+    ),
+    "evaluation.where": Rule(
+        "listed",
+        lambda limits: "server or sites" if limits.policy.counts else "server: policy.counts is false",
+        lambda settings, limits: limits.policy.counts or settings.evaluation.where == "server",
+    ),
+    **dict.fromkeys(("evaluation.mode", "evaluation.target_accuracy"), _SERVERS),
+    "evaluation.batch_size": _bounded("evaluation.batch_size", None, "max_batch_size"),
+    "engine.name": _must_be("deployment", "this is no simulation")("engine.name"),
+    **dict.fromkeys(("engine.num_cpus", "engine.num_gpus", "engine.address", "engine.workers"), _SIMULATED),
+    "num_clients": Rule(
+        "bounded",
+        lambda limits: f"at least {limits.policy.min_sites} (policy.min_sites), and as many as stand in it",
+        lambda settings, limits: settings.num_clients >= limits.policy.min_sites,
+    ),
+    "num_rounds": _bounded("num_rounds", None, "max_answers"),
+    "seed": _harmless("decides order and dropout, never which texts: the held-out part is this site's own"),
+    "arm": _harmless("a name for folders and figures"),
+    "run_dir": _SERVERS,
+    "device": _own("device"),
+    "precision": _CHOICE,
+    "attention": _harmless("one of a few ways to compute the same"),
+    "threads": Rule(
+        "bounded",
+        lambda limits: f"at most the {os.cpu_count()} of this machine",
+        lambda settings, limits: settings.threads == "auto" or settings.threads <= (os.cpu_count() or 1),
+    ),
+}
+"""By setting: fixed by the site, bounded, listed, or harmless with a reason. A test walks all settings."""

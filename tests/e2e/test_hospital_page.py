@@ -1,0 +1,204 @@
+"""docs/hospital.md, typed through: two sites that approve by hand, every command as it stands on the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import copy
+
+import pytest
+
+from tests.e2e.processes import free_port, wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "hospital.md").read_text(encoding="utf-8")
+BIN = Path(sys.executable).parent
+SITES = ("st_marys", "lakeside")
+
+
+def blocks() -> Iterator[str]:
+    """What stands in the page's fences."""
+    yield from re.findall(r"^```\w*\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [
+    line
+    for block in blocks()
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith(("wardround ", "wardround-site "))
+]
+
+
+class Typist:
+    """Types what stands on the page, each in the folder of who types it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def words(self, start: str, **instead: str) -> list[str]:
+        """The page's one command that starts like this. Args: instead: words to put in place of others."""
+        (line,) = {line for line in COMMANDS if line.startswith(start)}
+        for old, new in instead.items():
+            assert old in line, (old, line)
+            line = line.replace(old, new)
+        return shlex.split(line)
+
+    def start(self, folder: Path, words: list[str], log: str) -> Path:
+        """In the background; where it prints to."""
+        path = self.root / log
+        with path.open("wb") as file:
+            process = subprocess.Popen(
+                [str(BIN / words[0]), *words[1:]],
+                cwd=folder,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.started.append(process)
+        return path
+
+    def type(self, folder: Path, words: list[str]) -> str:
+        """To its end, which is good; what it prints."""
+        done = subprocess.run(
+            [str(BIN / words[0]), *words[1:]],
+            cwd=folder,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=180,
+        )
+        assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def _environment(self) -> dict[str, str]:
+        path = os.pathsep.join((str(BIN), os.environ.get("PATH", os.defpath)))
+        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
+        return os.environ | quiet | {"PATH": path, "WARDROUND_CA_PASSPHRASE": "a long one"}
+
+    def close(self) -> None:
+        """Everything ends as its people end it."""
+        for process in reversed(self.started):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 60
+        for process in self.started:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(10)
+
+
+@pytest.fixture
+def typist(tmp_path: Path) -> Iterator[Typist]:
+    """Everything it started is gone afterwards."""
+    made = Typist(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def write_letters(path: Path, own_name: str) -> None:
+    """80 letters of two departments; one is called by a name of the site's own."""
+    words = {own_name: "heart pulse valve", "surgery": "knife wound suture"}
+    lines = [f"{text} {number},{department}" for number in range(40) for department, text in words.items()]
+    path.write_text("\n".join(["letter,department", *lines]) + "\n", encoding="utf-8")
+
+
+def test_the_page_typed_through(typist: Typist, tiny_model: Path, tmp_path: Path) -> None:
+    office = tmp_path / "office"
+    homes = {name: tmp_path / name for name in SITES}
+    for folder in (office, *homes.values()):
+        folder.mkdir()
+
+    # 1 and 2: the server, and an invitation for each site.
+    ports = [f"--fleet-port={free_port()}", f"--control-port={free_port()}", "--fleet-host=127.0.0.1"]
+    init = typist.words("wardround server init", **{"fl.example.org": "localhost"})
+    typist.type(office, [*init, *ports])
+    log = typist.start(office, typist.words("wardround server up"), "server.log")
+    wait_for(lambda: "the server is up" in log.read_text(), 90, "the server")
+    for name in SITES:
+        typist.type(office, typist.words(f"wardround server invite {name}"))
+        (found,) = office.rglob(f"{name}.json")
+        copy(found, homes[name])
+
+    # 3 and 4: each site's files, and its registration. The policy is the one on the page.
+    (policy,) = (block for block in blocks() if block.startswith("counts: true"))
+    sites = {name: home / "wardround-site" for name, home in homes.items()}
+    for name, home in homes.items():
+        (home / "policy.yaml").write_text(policy)
+        write_letters(home / "letters.csv", "kardio" if name == "st_marys" else "cardiology")
+        init = typist.words("wardround-site init", **{"st_marys.json": f"{name}.json"})
+        typist.type(home, [*init, "--model", str(tiny_model), "--device", "cpu"])
+        copy(sites[name] / "registration.json", office)
+        typist.type(office, typist.words(f"wardround server register {name}"))
+    site_file = sites["st_marys"] / "site.yaml"
+    said = site_file.read_text()
+    assert "labels: {}" in said
+    site_file.write_text(said.replace("labels: {}", 'labels: {"kardio": cardiology}'))
+
+    # 5 and 6: check, join.
+    (check,) = {line for line in COMMANDS if line.startswith("wardround-site check")}
+    words = [*shlex.split(check), "--skip-check", "device"]
+    words[words.index("google-bert/bert-base-cased")] = str(tiny_model)
+    for folder in sites.values():
+        shown = typist.type(folder, words)
+        assert "A person approves each plan" in shown
+    logs = {
+        name: typist.start(
+            folder, [*typist.words("wardround-site join"), "--skip-check", "device"], f"{name}.log"
+        )
+        for name, folder in sites.items()
+    }
+    for log in logs.values():
+        wait_for(lambda: "connected to the server" in log.read_text(), 120, "a site to join")  # noqa: B023
+
+    # 7: train. The tiny model in place of BERT, for a round.
+    submit = typist.words("wardround submit", **{"model=bert": f"model=hf model.name={tiny_model}"})
+    size = ["num_rounds=1", "threads=1", "device=cpu", "train.max_length=16", "strategy.wait_seconds=240"]
+    followed = typist.start(office, [*submit, *size], "submit.log")
+    status = typist.words("wardround status outputs/trial")
+    for name, log in logs.items():
+        wait_for(lambda: "wardround-site approve" in log.read_text(), 120, f"{name} to be asked")  # noqa: B023
+    for name in SITES:
+        wait_for(lambda: f"{name}: not decided yet" in typist.type(office, status), 60, name)  # noqa: B023
+
+    # 8: decide.
+    for folder in sites.values():
+        (plan,) = re.findall(
+            r"^([0-9a-f]{12}) ", typist.type(folder, typist.words("wardround-site plans")), re.M
+        )
+        shown = typist.type(folder, typist.words("wardround-site plan ", **{"3f8a90c2d1e4": plan}))
+        assert "to tell apart: cardiology, surgery" in shown
+        typist.type(folder, typist.words("wardround-site approve", **{"3f8a90c2d1e4": plan}))
+    assert typist.started[-1].wait(300) == 0, followed.read_text()
+    shown = typist.type(office, status)
+    for name in SITES:
+        assert f"{name}: takes part" in shown
+    typist.type(office, typist.words("wardround server sites"))
+
+    # Afterwards: the ledgers, beside what the server holds.
+    for name, folder in sites.items():
+        for verb in ("show", "verify"):
+            typist.type(folder, typist.words(f"wardround-site ledger {verb}"))
+        typist.type(folder, typist.words("wardround-site ledger export", st_marys=name))
+        copy(folder / f"{name}.jsonl", office)
+    audit = typist.words("wardround audit", north="lakeside")
+    shown = typist.type(office, audit)
+    for name in SITES:
+        assert name in shown
+    assert json.loads((office / "outputs/trial/status.json").read_text())["state"] == "finished"

@@ -1,0 +1,347 @@
+"""A site executes the plan it approved: over TLS, against a server that asks for more, in a federation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.policy import RULES, Policy
+from client.site import RealSite
+from common.credentials import new_key, public_line
+from common.model.state import open_model
+from common.settings import Settings
+from common.wire.forms import whole
+from common.wire.messages import EVALUATE, TRAIN, Task, pack_hello, pack_tasks, unpack_update
+from common.wire.signing import (
+    MODEL,
+    PLAN,
+    RUN,
+    RunStatement,
+    open_envelope,
+    open_plan,
+    payload_digest,
+    read_statement,
+    sign,
+)
+from server.deployment.folder import signing_key
+from server.deployment.plan import plan_id
+from tests.e2e.federation import Federation
+from tests.e2e.processes import wait_for
+from tests.e2e.runs import JOIN_SECONDS, RUN_SECONDS, words_of
+from tests.support.hostile_settings import HOSTILE, hostile, with_changes
+from tests.support.join_world import World, joined_world
+from tests.support.site_door import site_command
+from tests.support.site_lab import WIDE
+from tests.support.tiny import write_model, write_texts
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+
+NUM_ROUNDS = 3
+LABELS = ("health", "money", "sport")
+LIMITS = replace(
+    WIDE,
+    max_answers=50,
+    min_batch_size=4,
+    min_max_length=16,
+    counts=False,
+    forms=("exact",),
+    labels=LABELS,
+)
+
+
+class Room:
+    """A site that has joined, and a server that says what it likes."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        size = {"num_rounds": NUM_ROUNDS, "evaluation.where": "server", "train.local_epochs": 1}
+        self.base = with_changes(world.settings, size)
+        site = RealSite(world.site)
+        state = open_model(site.localise(self.base), LABELS, fresh=True)
+        self.layout = state.layout.digest
+        self.start: np.ndarray = state.flat.detach().cpu().clone().numpy()
+
+    @property
+    def folder(self) -> Path:
+        """Of the site."""
+        return self.world.folder
+
+    def plan(self, settings: Settings | None = None, **changed: Any) -> str:
+        """The server goes by another plan from now on; returns its SHA-256."""
+        said = (self.base if settings is None else settings).to_dict()
+        self.world.plan(**({"settings": said} | changed))
+        return payload_digest(self.world.fleet.plan_envelope)
+
+    def hello(self) -> str:
+        """What comes of a greeting: a code, or `card`."""
+        return self._outcome(self.world.hello())
+
+    def ask(self, round: int, tensors: np.ndarray | None = None, kind: str = TRAIN, **task: Any) -> str:
+        """What comes of a task: a code, or what the answer holds."""
+        said = Task(round, self.layout, whole(self.start if tensors is None else tensors), None, f"v{round}")
+        content = pack_tasks(replace(said, **task), [0])[0]
+        fleet, key = self.world.fleet, self.world.key
+        sent = fleet.ask(kind, content, key, change=lambda statement: replace(statement, round=round))
+        return self._outcome(sent)
+
+    def _outcome(self, sent: Any) -> str:
+        content = self.world.fleet.answer(sent, self.world.key)
+        refusal = content.config_records.get("refusal")
+        return str(refusal["code"]) if refusal else "update" if "update" in content else "card"
+
+    def site(self, *words: str) -> str:
+        """`wardround-site WORDS`; what it prints."""
+        done = site_command(*words, "--site", "site.yaml", folder=self.folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Texts and a model."""
+    root = tmp_path_factory.mktemp("plans")
+    return write_texts(root / "texts.csv", 48, seed=0), write_model(root / "model", "bert")
+
+
+def joined(folder: Path, files: tuple[Path, Path], policy: Policy) -> Iterator[Room]:
+    """At work under this policy."""
+    texts, model = files
+    own = folder / "texts.csv"
+    folder.mkdir(exist_ok=True)
+    own.write_bytes(texts.read_bytes())
+    with joined_world(folder, own, model, policy=policy) as world:
+        world.join()
+        yield Room(world)
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path, files: tuple[Path, Path]) -> Iterator[Room]:
+    """A site whose people approve each plan."""
+    yield from joined(tmp_path / "site", files, replace(LIMITS, approve="by_hand", max_global_step=0.1))
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory, files: tuple[Path, Path]) -> Iterator[Room]:
+    """A site that approves what lies inside its limits."""
+    yield from joined(tmp_path_factory.mktemp("standing") / "site", files, LIMITS)
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_a_hostile_value_of_each_setting_is_refused_or_of_no_account(standing: Room, key: str) -> None:
+    """What is refused is refused at the greeting; what is not, leaves the texts what they are."""
+    standing.plan(hostile(standing.base, key))
+    rule = RULES[key]
+    changes_nothing = rule.kind == "harmless" or "this site's own" in rule.says(standing.world.limits)
+    if key in ("num_clients", "strategy.min_sites", "strategy.on_missing"):
+        assert standing.hello() == "policy"  # the plan names fewer sites than clients
+    elif changes_nothing:
+        assert standing.world.num_examples() == 38
+    else:
+        assert standing.hello() == "policy"
+        assert key in standing.world.said()
+
+
+def test_nothing_is_done_before_people_have_decided(by_hand: Room) -> None:
+    digest = by_hand.plan()
+    assert by_hand.ask(1) == "plan_unknown"
+    assert by_hand.hello() == "plan_pending"
+    assert by_hand.ask(1) == "plan_pending"
+    assert f"{digest[:12]}" in by_hand.site("plans")
+    shown = by_hand.site("plan", digest[:6])
+    for words in ("waits for your decision", "What leaves this site", "ok  train.batch_size = 32"):
+        assert words in shown
+    by_hand.site("approve", digest[:6])
+    assert by_hand.hello() == "card"
+    assert by_hand.ask(1) == "update"
+
+
+def test_another_plan_than_the_approved_one_waits(by_hand: Room) -> None:
+    first = by_hand.plan()
+    assert by_hand.hello() == "plan_pending"
+    by_hand.site("approve", first[:12])
+    more = with_changes(by_hand.base, {"train.local_epochs": 9})
+    second = by_hand.plan(more, parent=first)
+    assert by_hand.hello() == "plan_pending"
+    assert by_hand.ask(1) == "plan_pending"
+    assert "train.local_epochs: 1 -> 9" in by_hand.site("plan", second)
+    by_hand.site("reject", second, "--why", "too often")
+    assert by_hand.hello() == by_hand.ask(1) == "plan_rejected"
+    assert "too often" not in json.dumps([str(call) for call in by_hand.world.fleet.calls])
+    assert "Rejected because: too often" in by_hand.site("plan", second)
+
+
+def test_an_approval_is_taken_back(by_hand: Room) -> None:
+    digest = by_hand.plan()
+    by_hand.hello()
+    by_hand.site("approve", digest)
+    assert by_hand.ask(1) == "update"
+    by_hand.site("revoke", digest)
+    assert by_hand.ask(2) == "plan_revoked"
+
+
+def test_changed_texts_need_a_new_approval(by_hand: Room) -> None:
+    digest = by_hand.plan()
+    by_hand.hello()
+    by_hand.site("approve", digest)
+    assert by_hand.hello() == "card"
+    own = by_hand.folder / "texts.csv"
+    own.write_text(own.read_text() + "one more text about money,money\n")
+    assert by_hand.hello() == by_hand.ask(1) == "data_changed"
+    by_hand.site("approve", digest)
+    assert by_hand.ask(1) == "update"
+
+
+def test_no_more_than_the_plan_says(by_hand: Room) -> None:
+    digest = by_hand.plan()
+    by_hand.hello()
+    by_hand.site("approve", digest)
+    assert by_hand.ask(NUM_ROUNDS + 1) == "beyond_plan"
+    assert by_hand.ask(1) == "update"
+    step = by_hand.start.copy()
+    step[:100] += 1e-3
+    assert by_hand.ask(2, step) == "update"
+    assert by_hand.ask(1) == "out_of_order"
+    for _ in range(3 * NUM_ROUNDS - 2):
+        assert by_hand.ask(2, step) == "update"
+    assert by_hand.ask(3, step) == "beyond_plan"
+    # A start of the program forgets nothing of it.
+    by_hand.world.processes[-1].terminate()
+    by_hand.world.processes[-1].wait(60)
+    by_hand.world.join()
+    assert by_hand.ask(3, step) == "beyond_plan"
+
+
+def test_tensors_that_could_not_have_come_of_the_ones_before(by_hand: Room) -> None:
+    digest = by_hand.plan()
+    by_hand.hello()
+    by_hand.site("approve", digest)
+    other = by_hand.start.copy()
+    other[0] += 1e-3
+    assert by_hand.ask(1, other) == "another_start"
+    assert by_hand.ask(1) == "update"
+    assert by_hand.ask(2, 2 * by_hand.start) == "too_far"
+    assert by_hand.ask(2, 1.05 * by_hand.start) == "update"
+    assert by_hand.ask(3, 1.2 * by_hand.start) == "too_far"
+    # Its worker forgets what it held: then the distance is taken from the start, a step for each round.
+    by_hand.world.processes[-1].terminate()
+    by_hand.world.processes[-1].wait(60)
+    by_hand.world.join()
+    assert by_hand.ask(3, 1.5 * by_hand.start) == "too_far"
+    assert by_hand.ask(3, 1.15 * by_hand.start) == "update"
+
+
+def test_plans_that_are_no_good(standing: Room) -> None:
+    good = standing.base.to_dict()
+    standing.plan(not_before=0.0, not_after=86_400.0)
+    assert standing.hello() == "plan_over"
+    standing.plan(sites={"another": standing.world.key})
+    assert standing.hello() == "not_in_plan"
+    standing.world.plan(settings={"no": "settings"})
+    assert standing.world.fleet.refusal_of(standing.world.hello()) == "damaged"
+    standing.world.plan(settings=good)
+    plan, _ = open_plan(standing.world.fleet.plan_envelope, standing.world.coordinator)
+    stranger: Any = new_key("signing")
+    forged = sign(PLAN, plan, stranger)
+    sent = standing.world.hello(envelope=lambda said: said | {"plan": forged})
+    assert standing.world.fleet.refusal_of(sent) == "forged"
+    # Signed, and another than the run's own.
+    other = sign(PLAN, replace(plan, not_after=plan.not_after + 1), standing.world.fleet.coordinator)
+    sent = standing.world.hello(envelope=lambda said: said | {"plan": other})
+    assert standing.world.fleet.refusal_of(sent) == "forged"
+    assert standing.world.num_examples() == 38
+
+
+def test_counts_do_not_leave_by_another_message(standing: Room) -> None:
+    standing.plan(with_changes(standing.base, {"seed": 3}))
+    assert standing.hello() == "card"
+    assert standing.ask(0, kind=EVALUATE) == "policy"
+
+
+def test_settings_that_a_message_brings_do_not_count(standing: Room) -> None:
+    standing.plan(with_changes(standing.base, {"seed": 4}))
+    fleet, key = standing.world.fleet, standing.world.key
+    bad = with_changes(standing.base, {"data.train_examples": 1, "train.local_epochs": 999})
+    card = fleet.answer(fleet.ask("query", pack_hello(bad), key), key).config_records["card"]
+    assert card["num_examples"] == 38
+    site = RealSite(standing.world.site)
+    state = open_model(site.localise(with_changes(standing.base, {"seed": 4})), LABELS, fresh=True)
+    start = whole(state.flat.detach().cpu().clone().numpy())
+    content = pack_tasks(Task(1, standing.layout, start, bad, "v1"), [0])[0]
+    update = unpack_update(fleet.answer(fleet.ask(TRAIN, content, key), key))
+    assert (update.num_examples, update.num_steps) == (38, 2)
+
+
+# --- a whole federation ------------------------------------------------------------------------------------
+
+
+def test_two_hospitals_that_approve_by_hand(overrides: list[str], tiny_model: Path, tmp_path: Path) -> None:
+    federation = Federation(tmp_path / "federation")
+    policy = replace(WIDE, approve="by_hand", min_sites=2)
+    run_dir = tmp_path / "run"
+    words = words_of(overrides, "num_clients=2", "num_rounds=1", "strategy.wait_seconds=240")
+
+    def site(name: str, *said: str) -> str:
+        done = site_command(*said, "--site", "site.yaml", folder=federation.sites[name].folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def status() -> dict[str, Any]:
+        code, text = federation.wardround(
+            "status", str(run_dir), "--dir", str(federation.folder.path), "--json"
+        )
+        assert code == 0, text
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def said_by(name: str) -> str:
+        found = status()["approvals"].get(name) if run_dir.exists() else None
+        return found["code"] if found else "nothing"
+
+    try:
+        federation.up()
+        for seed, name in enumerate(("alpha", "beta")):
+            texts = write_texts(tmp_path / f"{name}.csv", 30, seed=seed)
+            federation.join(federation.add_site(name, texts, model=tiny_model, policy=policy))
+        federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
+        process = federation.submit(*words, f"run_dir={run_dir}")
+        wait_for(lambda: said_by("beta") == "plan_pending", 90, "the sites to be asked")
+        digest = plan_id(run_dir)
+        assert "waits for your decision" in site("alpha", "plans")
+        site("alpha", "approve", digest[:12])
+        wait_for(lambda: said_by("alpha") == "", 60, "alpha to take part")
+        assert said_by("beta") == "plan_pending"
+        assert "waits for the decision of beta" in process.text()
+        site("beta", "approve", digest[:12])
+        assert process.wait(RUN_SECONDS) == 0, process.text()
+        assert status()["state"] == "finished"
+        # The model says whose updates it is of, under the key that the coordinator signed for this plan.
+        signed = json.loads((run_dir / "model" / "provenance.json").read_text())
+        coordinator = public_line(signing_key(federation.folder))
+        run = read_statement(RunStatement, open_envelope(signed["run"], RUN, [coordinator]))
+        told = json.loads(open_envelope(signed["statement"], MODEL, [run.key]))
+        assert told["plan"] == run.plan == digest
+        assert set(told["sites"]) == {"alpha", "beta"}
+        assert [tuple(update[:2]) for update in told["updates"]] == [(1, "alpha"), (1, "beta")]
+        card = (run_dir / "model" / "README.md").read_text()
+        assert digest in card
+        assert told["sites"]["alpha"] in card
+        # More rounds are another plan, which says what it goes on from; one says no.
+        more = [text for text in words if not text.startswith("num_rounds")]
+        process = federation.submit(*more, "num_rounds=2", f"run_dir={run_dir}")
+        wait_for(lambda: plan_id(run_dir) != digest, 60, "another plan")
+        second = plan_id(run_dir)
+        wait_for(lambda: second[:12] in site("beta", "plans"), 90, "beta to be asked")
+        assert f"Against plan {digest[:12]}" in site("beta", "plan", second)
+        assert "num_rounds: 1 -> 2" in site("beta", "plan", second)
+        site("beta", "reject", second, "--why", "one round was agreed on")
+        assert process.wait(RUN_SECONDS) != 0
+        assert "beta cannot take part: its people have rejected the plan" in process.text()
+        assert "agreed on" not in process.text()
+    finally:
+        federation.close()

@@ -1,0 +1,371 @@
+"""What a site allows: every setting that a server can name has a rule, and none of them is only words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import pytest
+
+from client.kit.plans import in_words, read_policy
+from client.plans import file_digest
+from client.policy import RULES, Limits, Policy, Rule, lines_of, refusals_of
+from client.round import answer
+from client.site import Kept, Order, RealSite
+from common.data.corpus import forget_corpora
+from common.model.counts import Counts
+from common.model.state import open_model
+from common.settings import Settings, known_keys
+from common.wire.arrays import Payload
+from common.wire.forms import FORMS, decode, whole
+from common.wire.messages import (
+    HELLO,
+    REFUSALS,
+    TRAIN,
+    Card,
+    Task,
+    Update,
+    pack_card,
+    pack_counts,
+    pack_hello,
+    pack_lack,
+    pack_refusal,
+    pack_tasks,
+    pack_update,
+    unpack_card,
+    unpack_update,
+)
+from common.wire.signing import Plan, Statement
+from tests.support.hostile_settings import HOSTILE, hostile, with_changes
+from tests.support.site_lab import WIDE, make_site
+from tests.support.tiny import Make
+
+LABELS = ("health", "money", "sport")
+COUNTS = Counts(1.0, np.eye(3, dtype=np.int64), ())
+STRICT = Policy(approve="within_policy", min_sites=1, min_examples=1, labels=LABELS, forms=("exact", "int8"))
+LIMITS = Limits(STRICT, "st_marys", "SHA256:own", has_own_model=True)
+
+
+@pytest.fixture
+def base(make_settings: Make) -> Settings:
+    """A plan's settings, inside the limits."""
+    words = ("engine=deployment", f"data.label_names=[{','.join(LABELS)}]", "num_clients=1", "num_rounds=3")
+    size = ("train.batch_size=8", "train.max_length=16", "threads=1", "evaluation.where=server")
+    return make_settings(*words, *size).for_sites()
+
+
+def plan_of(settings: Settings, **changed: Any) -> Plan:
+    """A plan for as many sites as it says."""
+    names = ["st_marys", *(f"other{number}" for number in range(1, settings.num_clients))]
+    sites = {name: "SHA256:own" if name == "st_marys" else f"SHA256:{name}" for name in names}
+    return replace(Plan(1, settings.to_dict(), sites, 0.0, 86_400.0, {}, ""), **changed)
+
+
+def settable() -> Iterator[str]:
+    """Every setting that is no group of others."""
+    groups = {key.split(".")[0] for key in known_keys() if "." in key}
+    return (key for key in known_keys() if key not in groups)
+
+
+def test_every_setting_has_a_rule_and_a_hostile_value() -> None:
+    assert set(RULES) == set(HOSTILE) == set(settable())
+
+
+def test_every_limit_is_of_a_rule_or_of_the_plan_itself() -> None:
+    forms = get_args(get_args(get_type_hints(Policy)["forms"])[0])
+    assert set(forms) == set(FORMS) - {"whole"}
+
+
+def test_what_lies_inside_the_limits_is_allowed(base: Settings) -> None:
+    assert list(refusals_of(plan_of(base), base, LIMITS)) == []
+
+
+@pytest.mark.parametrize("key", [key for key, rule in RULES.items() if rule.kind in ("bounded", "listed")])
+def test_a_hostile_value_of_what_is_bounded_or_listed_is_refused(base: Settings, key: str) -> None:
+    limits = LIMITS
+    if key.startswith("model."):
+        limits = replace(LIMITS, has_own_model=False, policy=replace(STRICT, models=(base.model.name,)))
+        if key != "model.name":
+            pytest.skip("a name and a revision are listed together; see the tests of models")
+    if key in ("num_clients", "strategy.min_sites"):
+        limits = replace(LIMITS, policy=replace(STRICT, min_sites=3))
+    settings = hostile(base, key)
+    found = list(refusals_of(plan_of(settings), settings, limits))
+    assert ("policy", key) in [(code, named) for code, named, _ in found]
+
+
+MUST_BE = [
+    key
+    for key in RULES
+    if RULES[key].kind == "fixed" and RULES[key].holds is not Rule.__dataclass_fields__["holds"].default
+]
+
+
+@pytest.mark.parametrize("key", MUST_BE)
+def test_what_would_leave_texts_out_is_refused(base: Settings, key: str) -> None:
+    settings = hostile(base, key)
+    assert key in [named for _, named, _ in refusals_of(plan_of(settings), settings, LIMITS)]
+
+
+def test_these_must_be_as_the_site_wants_them() -> None:
+    assert set(MUST_BE) == {
+        *("data.train_examples", "data.test_examples", "data.max_words"),
+        *("train.shuffle", "train.drop_last", "engine.name"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("models", "name", "revision", "is_allowed"),
+    [
+        (("a/b",), "a/b", None, True),
+        (("a/b",), "a/b", "main", True),
+        (("a/b@1234",), "a/b", "1234", True),
+        (("a/b@1234",), "a/b", "other", False),
+        (("a/b@1234",), "a/b", None, False),
+        (("a/b",), "c/d", None, False),
+        ((), "a/b", None, False),
+    ],
+)
+def test_models_are_listed_by_name_and_revision(
+    base: Settings, models: tuple[str, ...], name: str, revision: str | None, is_allowed: bool
+) -> None:
+    settings = with_changes(base, {"model.name": name, "model.revision": revision})
+    limits = replace(LIMITS, has_own_model=False, policy=replace(STRICT, models=models))
+    found = [key for _, key, _ in refusals_of(plan_of(settings), settings, limits)]
+    assert ("model.name" not in found) is is_allowed
+
+
+def test_a_standing_approval_needs_to_know_its_models(base: Settings) -> None:
+    limits = replace(LIMITS, has_own_model=False)
+    assert [key for _, key, _ in refusals_of(plan_of(base), base, limits)] == ["model.name"]
+    by_hand = replace(limits, policy=replace(STRICT, approve="by_hand"))
+    assert list(refusals_of(plan_of(base), base, by_hand)) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "changed", "code"),
+    [
+        ({}, {"sites": {"other": "SHA256:own"}}, "not_in_plan"),
+        ({}, {"sites": {"st_marys": "SHA256:another"}}, "not_in_plan"),
+        ({"min_sites": 3}, {}, "policy"),
+        ({"max_days": 0.5}, {}, "policy"),
+        ({"require_privacy": True}, {}, "policy"),
+        ({"require_aggregation": True}, {}, "policy"),
+    ],
+)
+def test_the_plan_itself_has_limits(
+    base: Settings, policy: dict[str, Any], changed: dict[str, Any], code: str
+) -> None:
+    limits = replace(LIMITS, policy=replace(STRICT, **policy))
+    assert code in [found for found, _, _ in refusals_of(plan_of(base, **changed), base, limits)]
+
+
+# --- what leaves -------------------------------------------------------------------------------------------
+
+
+class Trained:
+    """A site that trains one round of a plan, as its worker does."""
+
+    def __init__(self, folder: Path, texts: Path, model: Path, policy: Policy = WIDE) -> None:
+        self.site = make_site(folder, 9092, texts, model=model, policy=policy)
+
+    def order(self, settings: Settings) -> Order:
+        """Of an approved plan, in its first round."""
+        return Order("the plan", settings, 0, 1, 0, file_digest(self.site.data_path))
+
+    def update(self, settings: Settings, said: Settings | None = None) -> np.ndarray:
+        """What leaves, (P,) fp32.
+
+        Args:
+            settings: of the plan.
+            said: in the message, where they do not count.
+        """
+        forget_corpora()
+        site = RealSite(self.site, Kept(), self.order(settings))
+        state = open_model(site.localise(settings), LABELS, fresh=True)
+        start = state.flat.detach().cpu().clone().numpy()
+        task = Task(1, state.layout.digest, whole(start), said, "v1")
+        found = unpack_update(answer(TRAIN, pack_tasks(task, [5])[0], lambda: site))
+        return decode(found.payload, start)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, tiny_texts: Path, tiny_model: Path) -> Trained:
+    """A site with the tiny texts."""
+    return Trained(tmp_path / "site", tiny_texts, tiny_model)
+
+
+def harmless(words: str) -> list[str]:
+    """Settings of a rule that says this."""
+    return [key for key, rule in RULES.items() if words in rule.says(LIMITS)]
+
+
+def test_what_no_site_reads_and_what_is_its_own_changes_nothing_that_leaves(
+    trained: Trained, base: Settings
+) -> None:
+    words = ("only the server reads it", "only simulations read it", "this site's own", "a name")
+    keys = [key for text in words for key in harmless(text) if key != "seed"]
+    assert len(keys) > 45
+    before = trained.update(base)
+    assert trained.update(with_changes(base, {"seed": 1})).tobytes() != before.tobytes()
+    for key in keys:
+        assert trained.update(hostile(base, key)).tobytes() == before.tobytes(), key
+
+
+def test_settings_in_a_message_do_not_count(trained: Trained, base: Settings) -> None:
+    other = with_changes(base, {"train.local_epochs": 7, "data.train_examples": 1, "seed": 9})
+    assert trained.update(base, said=other).tobytes() == trained.update(base).tobytes()
+
+
+def test_the_held_out_part_is_the_same_in_every_run(trained: Trained, base: Settings) -> None:
+    sizes = set()
+    for changes in ({}, {"seed": 9}, {"data.test_fraction": 0.999}, {"data.split_seed": 3}):
+        settings = with_changes(base, changes)
+        site = RealSite(trained.site, Kept(), trained.order(settings))
+        forget_corpora()
+        corpus = site.examples(site.localise(settings)).corpus
+        sizes.add((len(corpus.train), corpus.test.labels.tobytes(), len(corpus.test)))
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "kind", "code"),
+    [
+        ({"min_examples": 39}, HELLO, "too_few_texts"),
+        ({"max_steps": 9}, TRAIN, "policy"),
+        ({"models": ("sha256:" + "0" * 64,)}, TRAIN, "another_model"),
+    ],
+)
+def test_limits_that_need_the_files(
+    tmp_path: Path,
+    tiny_texts: Path,
+    tiny_model: Path,
+    base: Settings,
+    policy: dict[str, Any],
+    kind: str,
+    code: str,
+) -> None:
+    lab = Trained(tmp_path / "site", tiny_texts, tiny_model, replace(WIDE, **policy))
+    site = RealSite(lab.site, Kept(), lab.order(base))
+    state = open_model(site.localise(base), LABELS, fresh=True)
+    start = whole(state.flat.detach().cpu().clone().numpy())
+    task = pack_tasks(Task(1, state.layout.digest, start, None, "v1"), [0])[0]
+    found = answer(kind, pack_hello(None) if kind == HELLO else task, lambda: site)
+    assert found.config_records["refusal"]["code"] == code
+
+
+def test_a_listed_hash_is_that_of_the_weights(
+    tmp_path: Path, tiny_texts: Path, tiny_model: Path, base: Settings
+) -> None:
+    listed = f"sha256:{file_digest(tiny_model / 'model.safetensors')}"
+    lab = Trained(tmp_path / "site", tiny_texts, tiny_model, replace(WIDE, models=(listed,)))
+    assert len(lab.update(base)) > 0
+
+
+def test_small_counts_stay_at_the_site(
+    tmp_path: Path, tiny_texts: Path, tiny_model: Path, base: Settings
+) -> None:
+    settings = with_changes(base, {"evaluation.where": "sites"})
+    for min_count, is_withheld in ((1, 0), (100, 1)):
+        lab = Trained(tmp_path / f"{min_count}", tiny_texts, tiny_model, replace(WIDE, min_count=min_count))
+        site = RealSite(lab.site, Kept(), lab.order(settings))
+        state = open_model(site.localise(settings), LABELS, fresh=True)
+        start = whole(state.flat.detach().cpu().clone().numpy())
+        task = pack_tasks(Task(1, state.layout.digest, start, None, "v1"), [0])[0]
+        found = unpack_update(answer(TRAIN, task, lambda: site))  # noqa: B023 - called at once
+        assert (found.withheld, found.test is None) == (is_withheld, bool(is_withheld))
+
+
+def test_hello_tells_no_more_than_two_numbers(trained: Trained, base: Settings) -> None:
+    site = RealSite(trained.site, Kept(), trained.order(base))
+    card = unpack_card(answer(HELLO, pack_hello(None), lambda: site))
+    assert (card.num_examples, card.num_held_out) == (38, 10)
+
+
+# --- the file, and words -----------------------------------------------------------------------------------
+
+
+def test_a_policy_is_read_from_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("approve: within_policy\nmodels: [a/b]\nmin_sites: 2\n")
+    assert read_policy(file) == Policy(approve="within_policy", models=("a/b",), min_sites=2)
+    file.write_text("")
+    assert read_policy(file) == Policy()
+    for text, words in (
+        ("min_site: 2", "min_site is 2, but there is no such key. Nearest: 'min_sites'"),
+        ("approve: always", "approve is 'always'"),
+        ("min_sites: 0", "min_sites is 0"),
+        ("models: [", "cannot be read as YAML"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            read_policy(file)
+
+
+def test_a_policy_is_strict_unless_it_says_otherwise() -> None:
+    strict = Policy()
+    assert (strict.approve, strict.counts, strict.min_sites, strict.same_start) == ("by_hand", False, 3, True)
+    words = "; ".join(in_words(Limits(strict, "a", "k", has_own_model=False)))
+    for text in ("A person approves each plan", "at least 3 sites", "counts of held-out texts stay here"):
+        assert text in words
+
+
+def test_every_line_of_a_plan_has_words(base: Settings) -> None:
+    for line in lines_of(base, LIMITS):
+        assert line.words, line.key
+
+
+# --- what the page says ------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "hospital.md").read_text(encoding="utf-8")
+
+
+def rows_of(section: str, column: int = 0) -> set[str]:
+    """What stands in backticks in one column of the tables of a section."""
+    text = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
+    return {word for cells in lines for word in re.findall(r"`([^`]+)`", cells[column])}
+
+
+def test_the_page_names_every_key_of_the_policy() -> None:
+    assert rows_of("The policy") - {"policy:"} == {field.name for field in fields(Policy)}
+
+
+def test_the_page_names_every_field_that_leaves() -> None:
+    """The table, against messages that were packed, and the schema of the signed statement."""
+    update = Update(1, "l", Payload("exact", {"shared": np.zeros(1, np.float32)}), 1, 1, 0.0, 0.0, COUNTS)
+    packed = {
+        "card": pack_card(Card(-1, 1, 1)),
+        "update": pack_update(update),
+        "counts": pack_counts(COUNTS),
+        "refusal": pack_refusal("late"),
+        "lacks": pack_lack("v"),
+    }
+    sent = {
+        f"{name}/{field}"
+        for content in packed.values()
+        for records in (content.config_records, content.metric_records)
+        for name, record in records.items()
+        for field in record
+    }
+    told, group = set(), ""
+    for row in PAGE.split("\n## What leaves a site\n")[1].split("\n**Why a site")[0].splitlines():
+        cells = row.split("|")
+        for word in re.findall(r"`([^`]+)`", cells[2]) if row.startswith("| ") and len(cells) > 3 else ():
+            group = word.split("/")[0] if "/" in word else group
+            told.add(word if "/" in word else f"{group}/{word}")
+    assert sent <= told
+    assert {name.split("/")[0] for name in told} - {"tensors", "envelope"} >= {"card", "update", "counts"}
+    for field in fields(Statement):
+        assert f"`{field.name}`" in PAGE, field.name
+
+
+def test_the_page_names_every_code_of_a_refusal() -> None:
+    named = set(
+        re.findall(r"`([a-z_]+)`", PAGE.split("**Why a site does not")[1].split("**What stays in")[0])
+    )
+    assert set(REFUSALS) <= named

@@ -32,6 +32,7 @@ from tests.e2e.runs import (
     words_of,
     write_sites,
 )
+from tests.support.site_lab import WIDE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 

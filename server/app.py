@@ -21,7 +21,7 @@ from common.settings import Settings
 from server.cohort import Cohort
 from server.diagnostics.updates import Head
 from server.display import display
-from server.model_folder import save_model
+from server.model_folder import Certify, save_model
 from server.rounds.callbacks import (
     Callback,
     Checkpoints,
@@ -56,7 +56,7 @@ def main(grid: Grid, context: Context) -> None:
 
         settings, clients, sites = open_ticket(ticket_name, grid)
         try:
-            conduct(clients, settings, sites)
+            conduct(clients, settings, sites, clients.certify)
         finally:
             clients.close()
         return
@@ -75,12 +75,18 @@ def _settings_of(grid: Grid, context: Context) -> Settings:
     return compose([f"num_clients={num_nodes}", *overrides] if num_nodes else overrides).settings
 
 
-def conduct(clients: Clients, settings: Settings, sites: Mapping[str, int | None] | None = None) -> None:
+def conduct(
+    clients: Clients,
+    settings: Settings,
+    sites: Mapping[str, int | None] | None = None,
+    certify: Certify | None = None,
+) -> None:
     """One run, from wherever its folder stands to its end.
 
     Args:
         sites: the most examples each registered site may claim (None for no bound) by name; None or empty in
             a simulation.
+        certify: signs which answers the model is made of; None where nothing is signed.
 
     Raises:
         ValueError: bad input; nothing was written then. RunFailed: the run could not be finished.
@@ -108,7 +114,7 @@ def conduct(clients: Clients, settings: Settings, sites: Mapping[str, int | None
         evaluation = Evaluation(settings, model_state, test)
         tensors, reason = _train(clients, cohort, folder, settings, model_state, evaluation)
         model_state.load(tensors)
-        save_model(folder, settings, model_state.classifier, clients)
+        save_model(folder, settings, model_state.classifier, certify)
         folder.write_status("finished", reason)
 
 

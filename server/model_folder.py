@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from common.files import write_atomically
@@ -12,17 +12,20 @@ from common.model.build import Classifier
 from common.pretrained import quietly
 from common.settings import Settings
 from server.record import RoundRecord
-from server.rounds.clients import Clients
 from server.run_folder import RunFolder
 
 PROVENANCE = "provenance.json"
+Certify = Callable[[RunFolder, str], dict[str, str]]
+"""From a run's folder and the SHA-256 of its model to signed envelopes that say whose updates are in it."""
 
 
-def save_model(folder: RunFolder, settings: Settings, classifier: Classifier, clients: Clients) -> None:
+def save_model(
+    folder: RunFolder, settings: Settings, classifier: Classifier, certify: Certify | None = None
+) -> None:
     """Write `model/`: weights, config with label names, tokenizer, model card, whose updates it is of."""
     last = folder.history()[-1]
     assert last.model_sha256 is not None, "every round's model is hashed"
-    signed = clients.certify(folder, last.model_sha256)
+    signed = certify(folder, last.model_sha256) if certify else {}
 
     def write(part: Path) -> None:
         part.mkdir()

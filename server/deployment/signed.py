@@ -172,7 +172,11 @@ class SignedClients:
         self._notices.update(notice.message_ids)
 
     def certify(self, run: RunFolder, model_sha256: str) -> dict[str, str]:
-        """As in `Clients`."""
+        """Envelopes that say which answers a model is made of: the run's own, and a signed `Provenance`.
+
+        Args:
+            model_sha256: of its shared tensors.
+        """
         keys = {name: site.signing_key for name, site in self._sites.items()}
         found = provenance_of(run, payload_digest(self._key.plan), keys, model_sha256)
         return {"run": self._key.envelope, "statement": sign(MODEL, found, self._key.private)}

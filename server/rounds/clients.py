@@ -31,7 +31,6 @@ from common.wire.messages import (
 if TYPE_CHECKING:
     from common.wire.arrays import Payload
     from server.rounds.loop import RoundState
-    from server.run_folder import RunFolder
 
 POLL_SECONDS = 0.2
 _CLOCK_SECONDS = 1.0  # by which Flower's end of a message and ours may differ
@@ -80,9 +79,6 @@ class Clients(Protocol):
     def tell(self, request: Request, kind: str, round: int) -> None:
         """Send something that nobody waits to be answered."""
 
-    def certify(self, run: RunFolder, model_sha256: str) -> dict[str, str]:
-        """Envelopes that say which answers a model is made of (a `Provenance`); {} where none are signed."""
-
 
 class GridClients:
     """Clients behind a Flower grid that is trusted: a simulation's, or stock SuperNodes."""
@@ -112,10 +108,6 @@ class GridClients:
                 "sent; a node left between joining and sending. Run the same command again."
             )
         return (self._answer_to(message_id, deadline) for message_id in message_ids)
-
-    def certify(self, run: RunFolder, model_sha256: str) -> dict[str, str]:
-        """As in `Clients`."""
-        return {}
 
     def tell(self, request: Request, kind: str, round: int) -> None:
         """As in `Clients`."""

@@ -66,10 +66,8 @@ class Evaluation:
         if record is None:
             return None
         if not counts:
-            raise RunFailed(
-                f"round {record.round}: no site sent counts of its held-out texts; where the sites' policies "
-                "keep them (policy.min_count), measure on texts of your own: evaluation.where=server"
-            )
+            no_counts = "no site sent counts of its held-out texts; set evaluation.where=server"
+            raise RunFailed(f"round {record.round}: {no_counts}")
         total = reduce(add, counts.values())
         _add_test(record, total, total.accuracy)
         record.sites = [

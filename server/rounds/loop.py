@@ -192,8 +192,7 @@ class FederatedAveraging:
             if update.test is not None:
                 answers.counts[member.name] = update.test
             elif update.withheld:
-                text = f"{member.name} keeps its counts: one is small (its policy.min_count)"
-                self._tell(Callback.warn, f"round {number}: {text}")
+                self._tell(Callback.warn, f"round {number}: {member.name} keeps its counts (its policy)")
             answers.fold_seconds += time.perf_counter() - folding
             self._tell(Callback.after_update, number, member.name, len(answers.clients), len(members))
         answers.train_seconds = time.perf_counter() - started - answers.fold_seconds

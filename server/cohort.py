@@ -89,6 +89,8 @@ class Cohort:
         refusals = self._welcome(self._invited or self._say_hello(online, strategy.wait_seconds))
         pause = _FIRST_PAUSE
         while (undecided := self._undecided()) and time.monotonic() < deadline:
+            if strategy.on_missing == "fail" and len(undecided) < len(refusals):
+                break  # somebody has said no: the others need not decide
             time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
             pause = min(2 * pause, _LONGEST_PAUSE)
             asked = {node: name for node, name in self._online().items() if name in undecided}

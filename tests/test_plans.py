@@ -1,0 +1,250 @@
+"""Plans: kept by a site, decided on, waited for by the server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.kit.plans import describe, table
+from client.plans import Decision, Declines, Plans, approve, executed, limits_of
+from client.site_file import SiteFile, signing_keys
+from common.credentials import fingerprint, new_key, public_line
+from common.settings import Settings
+from common.wire.messages import PENDING, Card, Declined, pack_card
+from common.wire.signing import PLAN, NotAuthentic, Plan, sign
+from server.cohort import Cohort
+from server.deployment.folder import RegisteredSite
+from server.deployment.plan import plan_id, plan_of
+from server.rounds.clients import Answer, Request, RunFailed
+from server.run_folder import RunFolder
+from tests.support.site_lab import WIDE, make_site
+from tests.support.tiny import Make
+
+DAY = 86_400.0
+
+
+@pytest.fixture
+def settings(make_settings: Make) -> Settings:
+    """Of a deployment with two sites."""
+    words = ("engine=deployment", "data.label_names=[health,money,sport]", "evaluation.where=server")
+    return make_settings(*words, "num_clients=2", "threads=1", "strategy.wait_seconds=20")
+
+
+# --- at the site -------------------------------------------------------------------------------------------
+
+
+class Lab:
+    """A site, its coordinator, and plans between them."""
+
+    def __init__(self, folder: Path, texts: Path, model: Path, settings: Settings) -> None:
+        self.coordinator: Any = new_key("signing")
+        (folder / "coordinator.pub").write_text(public_line(self.coordinator), encoding="ascii")
+        policy = replace(WIDE, approve="by_hand")
+        self.site: SiteFile = make_site(folder, 9092, texts, model=model, policy=policy)
+        key, coordinator = signing_keys(self.site)
+        self.plans, self.limits = Plans(self.site, coordinator), limits_of(self.site, key)
+        sites = {self.site.name: fingerprint(public_line(key)), "lakeside": "SHA256:other"}
+        said = settings.for_sites().to_dict()
+        self.plan = Plan(1, said, sites, 0.0, 30 * DAY, {"torch": "0.0"}, "")
+
+    def add(self, **changed: Any) -> str:
+        """Have a plan told; its SHA-256."""
+        return self.plans.add(sign(PLAN, replace(self.plan, **changed), self.coordinator))
+
+    def code(self, digest: str, now: float = DAY) -> str:
+        """Why a plan is not executed; empty where it is."""
+        try:
+            executed(self.plans, digest, self.site, self.limits, now)
+        except Declines as no:
+            return no.code
+        return ""
+
+
+@pytest.fixture
+def lab(tmp_path: Path, tiny_texts: Path, tiny_model: Path, settings: Settings) -> Lab:
+    """Nothing was told yet."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    return Lab(folder, tiny_texts, tiny_model, settings)
+
+
+def test_a_plan_waits_is_approved_ends_and_is_revoked(lab: Lab) -> None:
+    digest = lab.add()
+    assert lab.code("f" * 64) == "plan_unknown"
+    assert lab.code(digest) == PENDING
+    approve(lab.plans, lab.plans.find(digest[:8]), lab.site, lab.limits, "hand")
+    assert lab.code(digest) == ""
+    assert lab.code(digest, now=31 * DAY) == "plan_over"
+    assert lab.add() == digest  # told again, it stays approved
+    assert lab.code(digest) == ""
+    lab.plans.decide(digest, Decision("revoked", DAY, "hand"))
+    assert lab.code(digest) == "plan_revoked"
+
+
+def test_a_stricter_policy_holds_for_what_was_approved_before(lab: Lab) -> None:
+    digest = lab.add()
+    approve(lab.plans, lab.plans.find(digest), lab.site, lab.limits, "hand")
+    lab.limits = replace(lab.limits, policy=replace(WIDE, min_sites=3))
+    assert lab.code(digest) == "policy"
+    with pytest.raises(Declines, match=r"policy\.min_sites is 3"):
+        approve(lab.plans, lab.plans.find(digest), lab.site, lab.limits, "hand")
+
+
+def test_no_more_than_sixty_four_plans_wait(lab: Lab) -> None:
+    first = lab.add()
+    for number in range(63):
+        lab.add(not_after=40 * DAY + number)
+    with pytest.raises(Declines, match="too_many_plans"):
+        lab.add(not_after=50 * DAY)
+    lab.plans.decide(first, Decision("rejected", DAY, "hand", why="no"))
+    assert lab.add(not_after=50 * DAY)
+
+
+def test_a_plan_that_was_changed_on_the_disk_is_no_plan(lab: Lab) -> None:
+    digest, other = lab.add(), lab.add(not_after=40 * DAY)
+    folder = lab.site.state / "plans"
+    (folder / digest / "plan.json").write_text((folder / other / "plan.json").read_text())
+    assert lab.plans.get(digest) is None
+    assert lab.code(digest) == "plan_unknown"
+    (folder / other / "decision.json").write_text('{"state": "yes"}')
+    with pytest.raises(ValueError, match=r"decision\.json' is not what this program wrote"):
+        lab.plans.get(other)
+
+
+def test_a_plan_is_signed_and_holds_settings(lab: Lab) -> None:
+    stranger: Any = new_key("signing")
+    with pytest.raises(NotAuthentic, match="forged"):
+        lab.plans.add(sign(PLAN, lab.plan, stranger))
+    for wrong in ({}, {"train": 1}, lab.plan.settings | {"more": 1}):
+        with pytest.raises(NotAuthentic, match="damaged"):
+            lab.add(settings=wrong)
+    assert lab.plans.all() == []
+
+
+def test_a_plan_is_found_by_its_beginning(lab: Lab) -> None:
+    digest = lab.add()
+    assert lab.plans.find(digest[:3].upper()).digest == digest
+    for name in ("", "x"):
+        with pytest.raises(ValueError, match=rf"no plan has\. There are: {digest[:12]}"):
+            lab.plans.find(name)
+
+
+def test_a_plan_in_words(lab: Lab) -> None:
+    first = lab.plans.find(lab.add())
+    second = lab.plans.find(lab.add(settings=lab.plan.settings | {"num_rounds": 9}, parent=first.digest))
+    assert [line[:12] for line in table(lab.plans.all()).splitlines()] == [first.short, second.short]
+    words = "\n".join(describe(second, first, lab.limits))
+    for text in (
+        "sites    lakeside, st_marys; this one is st_marys",
+        "code     torch 0.0 (HERE ",
+        "to tell apart: health, money, sport",
+        "in up to 9 rounds",
+        "num_rounds: 3 -> 9",
+        "seed = 7",
+        f"Next: wardround-site approve {second.short}",
+    ):
+        assert text in words
+    strict = replace(lab.limits, policy=replace(WIDE, max_epochs=1))
+    words = "\n".join(describe(second, None, strict))
+    assert "NO  train.local_epochs is 2: at most 1 (policy.max_epochs)" in words
+    assert "it cannot be approved as it is" in words
+
+
+# --- at the server -----------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_made_once(settings: Settings, tmp_path: Path) -> None:
+    key: Any = new_key("signing")
+    sites = {name: RegisteredSite("node", public_line(new_key("signing")), "") for name in ("b", "a")}
+    assert plan_id(tmp_path) == ""
+    first = plan_of(settings, sites, tmp_path, key)
+    assert plan_of(settings, sites, tmp_path, key) == first
+    digest = plan_id(tmp_path)
+    for changed, others in (
+        (replace(settings, num_rounds=9), sites),
+        (settings, sites | {"b": RegisteredSite("node", public_line(new_key("signing")), "")}),
+    ):
+        second = plan_of(changed, others, tmp_path, key)
+        assert second != first
+        assert digest in json.dumps(_payload(second))
+        first, digest = second, plan_id(tmp_path)
+    rotated: Any = new_key("signing")
+    assert _payload(plan_of(settings, sites, tmp_path, rotated))["parent"] == ""
+
+
+def _payload(envelope: str) -> dict[str, Any]:
+    import base64
+
+    found: dict[str, Any] = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
+    return found
+
+
+class Undecided:
+    """Two sites, each of which answers a greeting as it likes."""
+
+    approve_plans = True
+
+    def __init__(self, answer: Callable[[str, int], Answer]) -> None:
+        self._answer = answer
+        self.asked = {"a": 0, "b": 0}
+
+    def online(self) -> Mapping[int, str]:
+        """As in `Clients`."""
+        return {1: "a", 2: "b"}
+
+    def ask(self, requests: Iterable[Request], kind: str, round: int, timeout: float) -> Iterator[Answer]:
+        """As in `Clients`."""
+        for request in requests:
+            name = self.online()[request.node_id]
+            self.asked[name] += 1
+            yield self._answer(name, self.asked[name])
+
+    def tell(self, request: Request, kind: str, round: int) -> None:
+        """As in `Clients`."""
+
+
+def gather(
+    settings: Settings, run: RunFolder, answer: Callable[[str, int], Answer]
+) -> tuple[Undecided, dict[str, str]]:
+    """Wait for both; who was asked how often, and what stands in the run folder."""
+    clients = Undecided(answer)
+    run.path.mkdir(exist_ok=True)
+    try:
+        Cohort(clients, settings, {"a": None, "b": None}, run.write_approvals).gather()
+    finally:
+        said = {name: found["code"] for name, found in run.approvals().items()}
+    return clients, said
+
+
+def test_who_has_not_decided_is_asked_again(settings: Settings, tmp_path: Path) -> None:
+    card, pending = pack_card(Card(-1, 10, 2)), Declined("its people …", PENDING)
+    clients, said = gather(
+        settings,
+        RunFolder(tmp_path / "run"),
+        lambda name, number: card if (name, number) != ("b", 1) else pending,
+    )
+    assert clients.asked == {"a": 1, "b": 2}
+    assert said == {"a": "", "b": ""}
+
+
+def test_a_no_ends_the_wait(settings: Settings, tmp_path: Path) -> None:
+    answers = {"a": Declined("its people …", PENDING), "b": Declined("rejected", "plan_rejected")}
+    run = RunFolder(tmp_path / "run")
+    patient = replace(settings, strategy=replace(settings.strategy, wait_seconds=1e9))
+    with pytest.raises(RunFailed, match="b cannot take part: rejected"):
+        gather(patient, run, lambda name, _: answers[name])
+    assert {name: found["code"] for name, found in run.approvals().items()} == {
+        "a": PENDING,
+        "b": "plan_rejected",
+    }
+
+
+def test_a_wait_for_people_ends(settings: Settings, tmp_path: Path) -> None:
+    short = replace(settings, strategy=replace(settings.strategy, wait_seconds=0.5))
+    with pytest.raises(RunFailed, match="a cannot take part: its people"):
+        gather(short, RunFolder(tmp_path / "run"), lambda name, _: Declined("its people …", PENDING))

@@ -20,8 +20,12 @@ from common.wire.signing import PLAN, NotAuthentic, Plan, sign
 from server.cohort import Cohort
 from server.deployment.folder import RegisteredSite
 from server.deployment.plan import plan_id, plan_of
+from server.deployment.status import standing_of
+from server.deployment.submit import settings_to_submit
+from server.report.render import write_report
 from server.rounds.clients import Answer, Request, RunFailed
 from server.run_folder import RunFolder
+from tests.support.fake_flwr import words_for, write_run
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
 
@@ -248,3 +252,31 @@ def test_a_wait_for_people_ends(settings: Settings, tmp_path: Path) -> None:
     short = replace(settings, strategy=replace(settings.strategy, wait_seconds=0.5))
     with pytest.raises(RunFailed, match="a cannot take part: its people"):
         gather(short, RunFolder(tmp_path / "run"), lambda name, _: Declined("its people …", PENDING))
+
+
+def test_status_and_report_tell_what_the_sites_said(tmp_path: Path) -> None:
+    settings = settings_to_submit(words_for(tmp_path, "num_rounds=4"))
+    run = write_run(settings, "failed", "b cannot take part", 0.25)
+    key: Any = new_key("signing")
+    plan_of(settings, {"a": RegisteredSite("node", public_line(new_key("signing")), "")}, run.path, key)
+    run.write_approvals(
+        {
+            "a": {"code": "", "words": ""},
+            "b": {"code": PENDING, "words": "b cannot take part: its people …"},
+            "c": {"code": "policy", "words": "c cannot take part: its policy <does> not allow it (seed)"},
+        }
+    )
+    standing = standing_of(run, None)
+    assert standing.approvals["c"]["code"] == "policy"
+    lines = standing.to_text().splitlines()
+    start = lines.index(f"plan {plan_id(run.path)[:12]}")
+    assert lines[start + 1 : start + 4] == [
+        "  a: takes part",
+        "  b: not decided yet",
+        "  c: c cannot take part: its policy <does> not allow it (seed)",
+    ]
+    write_report(run.path)
+    page = (run.path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "a takes part; b cannot take part" in " ".join(page.split())
+    assert "&lt;does&gt;" in page
+    assert "a takes part; b cannot" in (run.path / "report" / "summary.md").read_text(encoding="utf-8")

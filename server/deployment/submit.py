@@ -52,6 +52,8 @@ def submit(
     for warning in privacy_warnings(settings):
         display().say(f"WARNING: {warning}")
     registered = folder.sites()
+    if run.approvals():
+        run.write_approvals({})  # of an earlier start: nobody was asked by this one
     watch = Watch(run, settings)  # before the start: what is written from now on is this run's
     with deferred_interrupts() as interrupted:
         run_id = start(folder, settings, {name: registered[name] for name in chosen})

@@ -205,9 +205,8 @@ def _received(task: Task, state: ModelState, site: Site, start: Callable[[], Ten
     Args:
         start: makes the first model from this site's own files; the model in `state` is lost with it.
     """
-    base = np.broadcast_to(
-        np.float32(0), (state.layout.size,)
-    )  # a payload that is whole needs its length only
+    # A payload that is whole needs no more of its base than the length.
+    base = np.broadcast_to(np.float32(0), (state.layout.size,))
     if task.base:
         if site.kept is None or site.kept.tensors is None or site.kept.version != task.base:
             raise LacksBase(task.base)
@@ -237,7 +236,7 @@ def _check_step(
         if not torch.equal(start().cpu(), tensors):
             raise Declines("another_start")
         return
-    elif policy.max_global_step is not None and not is_first:
+    elif policy.same_start and policy.max_global_step is not None and not is_first:
         before, num_steps = start().cpu(), order.age
     else:
         return

@@ -78,6 +78,13 @@ class Room:
         self.world.plan(**({"settings": said} | changed))
         return payload_digest(self.world.fleet.plan_envelope)
 
+    def approved_plan(self) -> str:
+        """A plan that waited, and was approved by hand; returns its SHA-256."""
+        digest = self.plan()
+        assert self.hello() == "plan_pending"
+        self.site("approve", digest)
+        return digest
+
     def hello(self) -> str:
         """What comes of a greeting: a code, or `card`."""
         return self._outcome(self.world.hello())
@@ -177,18 +184,14 @@ def test_another_plan_than_the_approved_one_waits(by_hand: Room) -> None:
 
 
 def test_an_approval_is_taken_back(by_hand: Room) -> None:
-    digest = by_hand.plan()
-    by_hand.hello()
-    by_hand.site("approve", digest)
+    digest = by_hand.approved_plan()
     assert by_hand.ask(1) == "update"
     by_hand.site("revoke", digest)
     assert by_hand.ask(2) == "plan_revoked"
 
 
 def test_changed_texts_need_a_new_approval(by_hand: Room) -> None:
-    digest = by_hand.plan()
-    by_hand.hello()
-    by_hand.site("approve", digest)
+    digest = by_hand.approved_plan()
     assert by_hand.hello() == "card"
     own = by_hand.folder / "texts.csv"
     own.write_text(own.read_text() + "one more text about money,money\n")
@@ -198,9 +201,7 @@ def test_changed_texts_need_a_new_approval(by_hand: Room) -> None:
 
 
 def test_no_more_than_the_plan_says(by_hand: Room) -> None:
-    digest = by_hand.plan()
-    by_hand.hello()
-    by_hand.site("approve", digest)
+    by_hand.approved_plan()
     assert by_hand.ask(NUM_ROUNDS + 1) == "beyond_plan"
     assert by_hand.ask(1) == "update"
     step = by_hand.start.copy()
@@ -218,9 +219,7 @@ def test_no_more_than_the_plan_says(by_hand: Room) -> None:
 
 
 def test_tensors_that_could_not_have_come_of_the_ones_before(by_hand: Room) -> None:
-    digest = by_hand.plan()
-    by_hand.hello()
-    by_hand.site("approve", digest)
+    by_hand.approved_plan()
     other = by_hand.start.copy()
     other[0] += 1e-3
     assert by_hand.ask(1, other) == "another_start"

@@ -371,3 +371,14 @@ def test_the_page_names_every_code_of_a_refusal() -> None:
         re.findall(r"`([a-z_]+)`", PAGE.split("**Why a site does not")[1].split("**What stays in")[0])
     )
     assert set(REFUSALS) <= named
+
+
+def test_the_page_of_threats_names_tests_and_files_that_are_there() -> None:
+    root = Path(__file__).resolve().parents[1]
+    page = (root / "docs" / "threats.md").read_text(encoding="utf-8")
+    defined = "\n".join(file.read_text(encoding="utf-8") for file in (root / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) >= 8
+    assert [name for name in sorted(named) if f"def {name}(" not in defined] == []
+    linked = re.findall(r"\]\(\.\./(tests/[\w/.]+)\)", page)
+    assert [path for path in linked if not (root / path).is_file()] == []

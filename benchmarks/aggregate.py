@@ -31,7 +31,7 @@ def fold_in(model: Path, num_clients: int) -> float:
         started = time.perf_counter()
         update = unpack_update(reply)
         member = Member(client, f"site-{client}", client, _NUM_EXAMPLES)
-        check_update(update, 1, layout, 2, member, sites_measure=False)
+        check_update(update, 1, layout, member)
         mean.add(open_tensors(update, flat, scratch), update.num_examples)
         seconds += time.perf_counter() - started
     started = time.perf_counter()

@@ -93,7 +93,7 @@ def warm_up() -> None:
 def introduce(settings: Settings, site: Site) -> Card:
     """Say who this is and how many examples it trains on. Raises ValueError or Declines for its data."""
     examples = site.examples(site.localise(settings))
-    return Card(site.client, len(examples.train), len(examples.test))
+    return Card(site.client, len(examples.train), len(examples.test) + len(examples.validation))
 
 
 def run_local_round(task: Task, site: Site) -> Update:
@@ -171,7 +171,8 @@ def _is_withheld(counts: Counts, site: Site) -> bool:
     """Whether the policy keeps these counts at the site: a small one may tell of a single text."""
     if site.order is None:
         return False
-    return bool(((counts.confusion > 0) & (counts.confusion < site.file.policy.min_count)).any())
+    cells = np.concatenate([part.confusion for part in counts.parts])
+    return bool(((cells > 0) & (cells < site.file.policy.min_count)).any())
 
 
 WORK: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., RecordDict]]] = {
@@ -273,7 +274,12 @@ def _payload(task: Task, site: Site, trained: np.ndarray, received: np.ndarray) 
 
 
 def _count(state: ModelState, settings: Settings, examples: Examples) -> Counts:
-    texts = examples.corpus.test
-    order = by_length(texts, examples.test)
-    batches = evaluation_batches(texts, order, settings.train, settings.evaluation.batch_size, state.device)
-    return evaluate(state.classifier.model, batches, settings.precision)
+    texts, size = examples.corpus.test, settings.evaluation.batch_size
+
+    def count(indices: np.ndarray) -> Counts:
+        order = by_length(texts, indices)
+        batches = evaluation_batches(texts, order, settings.train, size, state.device)
+        return evaluate(state.classifier.model, batches, settings.precision)
+
+    validation = count(examples.validation) if len(examples.validation) else None
+    return replace(count(examples.test), validation=validation)

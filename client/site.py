@@ -13,7 +13,7 @@ import numpy as np
 from client.plans import Declines, file_digest
 from client.residuals import ResidualFiles, ResidualMemory, Residuals
 from common.data.corpus import Corpus, forget_corpora, open_corpus
-from common.data.partitions import partition
+from common.data.partitions import partition, split_held_out
 from common.settings import PartitionSettings, Settings
 
 if TYPE_CHECKING:
@@ -27,6 +27,15 @@ class Examples:
     corpus: Corpus
     train: np.ndarray  # (n_k,) int64, indices into corpus.train
     test: np.ndarray  # (m_k,) int64, indices into corpus.test, held out by this client
+    validation: np.ndarray  # (v_k,) int64, as above: they choose the best model, and are not reported
+
+    @classmethod
+    def of(cls, corpus: Corpus, train: np.ndarray, held_out: np.ndarray, settings: Settings) -> Examples:
+        """Split what is held out. Raises ValueError where there is too little of it."""
+        data, fraction = settings.data, settings.evaluation.validation_fraction
+        seed = settings.seed if data.split_seed is None else data.split_seed
+        validation, test = split_held_out(corpus.test.labels, held_out, fraction, seed)
+        return cls(corpus, train, test, validation)
 
 
 @dataclass(frozen=True)
@@ -91,21 +100,24 @@ class SimulatedSite:
 
     def examples(self, settings: Settings) -> Examples:
         """This client's part of the run's texts. Raises ValueError for bad data."""
-        return _deal(open_corpus(settings), settings.partition, settings.num_clients, settings.seed)[
-            self.client
-        ]
+        train, held_out = _deal(
+            open_corpus(settings), settings.partition, settings.num_clients, settings.seed
+        )[self.client]
+        return Examples.of(open_corpus(settings), train, held_out, settings)
 
 
 @lru_cache(maxsize=1)
-def _deal(corpus: Corpus, how: PartitionSettings, num_clients: int, seed: int) -> list[Examples]:
-    """Every client's examples: dealt once, for dealing takes as long as a small round."""
+def _deal(
+    corpus: Corpus, how: PartitionSettings, num_clients: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Every client's examples, to train on and held out: dealt once: it takes as long as a small round."""
     parts = partition(how, corpus.train.labels, num_clients, seed, corpus.site_sizes)
     everyone = np.arange(len(corpus.test))
     if how.name == "by_site" and corpus.test_sizes:
         held_out = np.split(everyone, np.cumsum(corpus.test_sizes)[:-1])
     else:
         held_out = np.array_split(everyone, num_clients)
-    return [Examples(corpus, train, test) for train, test in zip(parts, held_out, strict=True)]
+    return list(zip(parts, held_out, strict=True))
 
 
 @dataclass(frozen=True)
@@ -169,7 +181,7 @@ class RealSite:
         corpus = open_corpus(settings, self.file.name)
         if order is not None and len(corpus.train) < policy.min_examples:
             raise Declines("too_few_texts")
-        return Examples(corpus, np.arange(len(corpus.train)), np.arange(len(corpus.test)))
+        return Examples.of(corpus, np.arange(len(corpus.train)), np.arange(len(corpus.test)), settings)
 
     def _notice_changes(self) -> None:
         """Let texts go that were read from a file which has changed since. Raises OSError if it is gone."""

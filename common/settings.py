@@ -29,6 +29,7 @@ NOT_IDENTITY = frozenset(
         "arm",
         "engine",
         "evaluation.target_accuracy",
+        "evaluation.patience",
         "data.token_cache",
         "strategy.ask_again_seconds",
         "train.on_collapse",
@@ -305,8 +306,17 @@ class EvaluationSettings:
     """Examples per forward pass; in `parts` mode it also weighs the last batch."""
     target_accuracy: float | None
     """Stop the run at the first round that reaches this accuracy; None never stops early."""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the held-out texts that chooses the best model and is not reported; 0: the last is kept."""
+    patience: PositiveInt | None
+    """Stop after so many rounds in a row without a better model on the validation part; None never does."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.patience is None or self.validation_fraction > 0,
+            f"evaluation.patience is {self.patience}, but no texts choose the best model. Set "
+            "evaluation.validation_fraction=0.2, or evaluation.patience=null.",
+        )
         _require(
             self.where == "server" or self.mode == "test",
             "evaluation.mode=parts cuts a central test set, which evaluation.where=sites does not have. "
@@ -483,6 +493,7 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
         "max_norm_ratio": None,
         "on_excess": "refuse",
     },
+    "evaluation": {"validation_fraction": 0.0, "patience": None},
 }
 # What to do about a value that cannot be.
 _STEPS = {

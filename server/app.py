@@ -23,6 +23,7 @@ from server.diagnostics.updates import Head
 from server.display import display
 from server.model_folder import Certify, save_model
 from server.rounds.callbacks import (
+    Best,
     Callback,
     Checkpoints,
     CollapseAlarm,
@@ -113,7 +114,8 @@ def conduct(
         write_json(folder.path / "partition.json", parts)
         evaluation = Evaluation(settings, model_state, test)
         tensors, reason = _train(clients, cohort, folder, settings, model_state, evaluation)
-        model_state.load(tensors)
+        best = folder.load_best()
+        model_state.load(tensors if best is None else tensors_to_flat(model_state.layout, best.tensors))
         save_model(folder, settings, model_state.classifier, certify)
         folder.write_status("finished", reason)
 
@@ -149,6 +151,7 @@ def _train(
         callbacks: tuple[Callback, ...] = (
             Checkpoints(folder, layout, server_step, writer),
             History(folder, writer),
+            Best(folder, settings.evaluation.patience, writer),
             Live(folder),
             Progress(settings),
             CollapseAlarm(folder, settings),

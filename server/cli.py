@@ -43,6 +43,7 @@ def simulate(overrides: Overrides = None) -> None:
     The same command goes on where an interrupted run stopped. Exit code: 0 done, 1 run failed, 2 bad input.
     """
     from server.compose import compose
+    from server.record import best_of
     from server.run_folder import RunFolder
 
     settings = compose(overrides or []).settings  # before the slow imports: a slip is told at once
@@ -51,10 +52,12 @@ def simulate(overrides: Overrides = None) -> None:
     run(settings)
     display().close()
     folder = RunFolder(Path(settings.run_dir))
-    last = folder.history()[-1]
+    history = folder.history()
+    last, best = history[-1], best_of(history)
+    kept = f"; kept is the best, of round {best.round}: {best.accuracy:.4f}" if best else ""
     typer.echo(
         f"{settings.cell}: accuracy {last.accuracy:.4f} after round {last.round} "
-        f"({folder.status()['reason']})\nrun folder: {folder.path}"
+        f"({folder.status()['reason']}{kept})\nrun folder: {folder.path}"
     )
 
 

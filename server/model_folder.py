@@ -11,36 +11,43 @@ from common.files import write_atomically
 from common.model.build import Classifier
 from common.pretrained import quietly
 from common.settings import Settings
-from server.record import RoundRecord
+from server.record import RoundRecord, best_of
 from server.run_folder import RunFolder
 
 PROVENANCE = "provenance.json"
-Certify = Callable[[RunFolder, str], dict[str, str]]
-"""From a run's folder and the SHA-256 of its model to signed envelopes that say whose updates are in it."""
+Certify = Callable[[RunFolder, RoundRecord], dict[str, str]]
+"""From a run's folder and the round of its model to signed envelopes that say whose updates are in it."""
 
 
 def save_model(
     folder: RunFolder, settings: Settings, classifier: Classifier, certify: Certify | None = None
 ) -> None:
-    """Write `model/`: weights, config with label names, tokenizer, model card, whose updates it is of."""
-    last = folder.history()[-1]
-    assert last.model_sha256 is not None, "every round's model is hashed"
-    signed = certify(folder, last.model_sha256) if certify else {}
+    """Write `model/`: weights, config with label names, tokenizer, model card, whose updates it is of.
+
+    It is that of the best round where a validation part chose one, else of the last.
+    """
+    history = folder.history()
+    kept = best_of(history) or history[-1]
+    signed = certify(folder, kept) if certify else {}
 
     def write(part: Path) -> None:
         part.mkdir()
         with quietly():
             classifier.model.save_pretrained(part)
             classifier.tokenizer.save_pretrained(part)
-        (part / "README.md").write_text(_card(last, settings, classifier, signed), encoding="utf-8")
+        (part / "README.md").write_text(
+            _card(kept, history[-1].round, settings, classifier, signed), encoding="utf-8"
+        )
         if signed:
             (part / PROVENANCE).write_text(json.dumps(signed, indent=2), encoding="ascii")
 
     write_atomically(folder.path / "model", write)
 
 
-def _card(last: RoundRecord, settings: Settings, classifier: Classifier, signed: Mapping[str, str]) -> str:
-    assert last.test is not None, "a run ends with a model that was measured"
+def _card(
+    kept: RoundRecord, last_round: int, settings: Settings, classifier: Classifier, signed: Mapping[str, str]
+) -> str:
+    assert kept.test is not None, "a run ends with a model that was measured"
     labels = ", ".join(f"`{name}`" for name in (classifier.model.config.id2label or {}).values())
     train = settings.train
     return f"""---
@@ -56,18 +63,26 @@ tags: [federated-learning, wardround]
 | | |
 |---|---|
 | labels | {labels} |
-| test accuracy | {last.test.accuracy:.4f} on {last.test.num_examples} examples |
-| test macro F1 | {last.test.macro_f1:.4f} |
-| rounds | {last.round} |
+| test accuracy | {kept.test.accuracy:.4f} on {kept.test.num_examples} examples |
+| test macro F1 | {kept.test.macro_f1:.4f} |
+| rounds | {kept.round}{_choice(kept, last_round)} |
 | protocol | {settings.protocol.name}, partition {settings.partition.name}, seed {settings.seed} |
 | local training | {train.local_epochs} epoch(s) a round, batch {train.batch_size}, {train.optimizer}, \
 learning rate {train.learning_rate:g} |
 | text length | cut to {train.max_length} tokens |
-| SHA-256 of the shared tensors | `{last.model_sha256}` |
+| SHA-256 of the shared tensors | `{kept.model_sha256}` |
 {_provenance(signed)}
 Use: `transformers.pipeline("text-classification", <this folder>)`; pass `truncation=True,
 max_length={train.max_length}` for long texts. The licence of the base model and the terms of the data apply.
 """
+
+
+def _choice(kept: RoundRecord, last_round: int) -> str:
+    """How the round was chosen; empty where it is the last, and nothing chose."""
+    if kept.validation is None:
+        return ""
+    found, num_examples = kept.validation.accuracy, kept.validation.num_examples
+    return f", the best of {last_round} on the validation part ({found:.4f} on {num_examples} examples)"
 
 
 def _provenance(signed: Mapping[str, str]) -> str:

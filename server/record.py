@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cache
-from math import isfinite
+from math import inf, isfinite
 from typing import Annotated, Any
 
 from pydantic import (
@@ -171,6 +172,8 @@ class RoundRecord(Record):
     round: Count
     test: TestRecord | None
     """None only in a checkpoint, until the sites have measured the model, which they do in the next round."""
+    validation: TestRecord | None = None
+    """What it makes of the texts that choose the best model, where some do."""
     train: TrainRecord
     clients: Annotated[list[ClientRecord], BeforeValidator(lambda clients: clients or [])]
     """In the order in which they were folded."""
@@ -196,6 +199,25 @@ class RoundRecord(Record):
         """On the test texts; None where they are not measured, or no number came out."""
         return self.test.accuracy if self.test else None
 
+    def is_better_than(self, other: RoundRecord) -> bool:
+        """Whether its model is right more often on the validation part, or as often with a smaller loss."""
+        assert self.validation is not None
+        assert other.validation is not None
+        ours, theirs = (
+            (part.accuracy or 0.0, -(inf if part.loss is None else part.loss))
+            for part in (self.validation, other.validation)
+        )
+        return ours > theirs
+
     def line(self) -> str:
         """As it stands in `history.jsonl`, with its newline."""
         return json.dumps(self.model_dump(), allow_nan=False) + "\n"
+
+
+def best_of(records: Iterable[RoundRecord]) -> RoundRecord | None:
+    """The round with the best model on the validation part, the first of equals; None where there is none."""
+    best: RoundRecord | None = None
+    for record in records:
+        if record.validation is not None and (best is None or record.is_better_than(best)):
+            best = record
+    return best

@@ -174,18 +174,18 @@ class RunFolder:
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None where there is none."""
-        from safetensors.torch import load_file
-
         folders = self._checkpoints()
-        if not folders:
-            return None
-        record = RoundRecord.read((folders[-1] / "record.json").read_text())
-        momentum = folders[-1] / "momentum.safetensors"
-        return Checkpoint(
-            record=record,
-            tensors=load_file(folders[-1] / "shared.safetensors"),
-            momentum=load_file(momentum) if momentum.exists() else None,
-        )
+        return _load(folders[-1]) if folders else None
+
+    def keep_best(self, round: int) -> None:
+        """Copy the checkpoint of a round, one of the newest two, to `checkpoint/best`."""
+        source = self.path / "checkpoint" / f"round-{round:06d}"
+        write_atomically(self.path / "checkpoint" / "best", lambda part: shutil.copytree(source, part))
+
+    def load_best(self) -> Checkpoint | None:
+        """What `keep_best` copied last; None where nothing was."""
+        folder = self.path / "checkpoint" / "best"
+        return _load(folder) if folder.exists() else None
 
     def _last_round(self) -> int:
         """Number of the newest checkpoint's round, -1 where there is none."""
@@ -194,3 +194,14 @@ class RunFolder:
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoint").glob("round-*"))
+
+
+def _load(folder: Path) -> Checkpoint:
+    from safetensors.torch import load_file
+
+    momentum = folder / "momentum.safetensors"
+    return Checkpoint(
+        record=RoundRecord.read((folder / "record.json").read_text()),
+        tensors=load_file(folder / "shared.safetensors"),
+        momentum=load_file(momentum) if momentum.exists() else None,
+    )

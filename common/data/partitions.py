@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from common.data.texts import pick_evenly
 from common.runtime import numpy_stream, stream_seed
 from common.settings import PartitionSettings
 
@@ -44,6 +45,34 @@ def partition(
                 "Lower num_clients, or make the partition less skewed (partition.alpha)."
             )
     return parts
+
+
+def split_held_out(
+    labels: np.ndarray, indices: Indices, fraction: float, seed: int
+) -> tuple[Indices, Indices]:
+    """What chooses the best model, and what is reported: held-out examples in two parts, evenly by label.
+
+    Args:
+        labels: (N,) int64 class numbers of the whole test set.
+        indices: (m,) int64, the examples that somebody holds out.
+        fraction: share of them in the first part, in [0, 1); 0 leaves it empty.
+
+    Returns:
+        Validation and test part, each in the order of `indices`.
+
+    Raises:
+        ValueError: there is only one example to split.
+    """
+    if fraction == 0:
+        return indices[:0], indices
+    if len(indices) < 2:
+        raise ValueError(
+            f"evaluation.validation_fraction is {fraction}, but {len(indices)} held-out example(s) cannot be "
+            "split in two. Hold out more (data.test_fraction), or set evaluation.validation_fraction=0."
+        )
+    total = min(max(1, int(len(indices) * fraction + 0.5)), len(indices) - 1)
+    chosen = np.isin(indices, pick_evenly(indices, labels, total, numpy_stream(seed, "validation")))
+    return indices[chosen], indices[~chosen]
 
 
 def _split_evenly(

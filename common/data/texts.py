@@ -288,7 +288,7 @@ def _hold_out(
         total = min(int(len(rows) * fraction + 0.5), len(rows) - 1)
         # Named by the site: another site's file in the folder leaves this one's test texts alone.
         stream = numpy_stream(seed, f"hold_out.{site_names[site]}" if site_names else "hold_out")
-        held[_pick(rows, labels, total, stream, keep=1)] = True
+        held[pick_evenly(rows, labels, total, stream, keep=1)] = True
     if not held.any():
         raise ValueError(
             f"data.test_fraction is {fraction}, but {len(labels)} training examples are too few to hold out "
@@ -320,7 +320,7 @@ def _draw(
     if site_names:
         of_sites = [np.flatnonzero(sites == site) for site in range(len(site_names))]
         drawn = [
-            _pick(rows, labels, min(total, len(rows)), numpy_stream(seed, f"{purpose}.{name}"))
+            pick_evenly(rows, labels, min(total, len(rows)), numpy_stream(seed, f"{purpose}.{name}"))
             for name, rows in zip(site_names, of_sites, strict=True)
         ]
         return np.sort(np.concatenate(drawn))
@@ -331,16 +331,20 @@ def _draw(
         )
     stream = numpy_stream(seed, purpose)
     drawn = [
-        _pick(np.flatnonzero(labels == label), sites, int(size), stream)
+        pick_evenly(np.flatnonzero(labels == label), sites, int(size), stream)
         for label, size in enumerate(_shares(np.bincount(labels), total))
     ]
     return np.sort(np.concatenate(drawn))
 
 
-def _pick(
+def pick_evenly(
     rows: np.ndarray, kinds: np.ndarray, total: int, stream: np.random.Generator, keep: int = 0
 ) -> np.ndarray:
-    """`total` of these rows, drawn evenly by their kind, `keep` of each kind left behind."""
+    """`total` of these rows, drawn evenly by their kind, `keep` of each kind left behind.
+
+    Args:
+        kinds: (N,) int64, by row.
+    """
     shares = _shares(np.bincount(kinds[rows]), total, keep)
     drawn = [stream.permutation(rows[kinds[rows] == kind])[:size] for kind, size in enumerate(shares)]
     return np.concatenate([rows[:0], *drawn])

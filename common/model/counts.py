@@ -18,6 +18,8 @@ class Counts:
     loss_sum: float
     confusion: np.ndarray  # (C, C) int64, rows are true classes, columns predicted ones
     batch_accuracies: tuple[float, ...]
+    validation: Counts | None = None
+    """Of the texts that choose the best model, which are none of the above; None where there are none."""
 
     @property
     def num_examples(self) -> int:
@@ -41,9 +43,16 @@ class Counts:
         denominator = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
         return float(np.mean(2 * true_positives / np.maximum(denominator, 1)))
 
+    @property
+    def parts(self) -> tuple[Counts, ...]:
+        """These counts, and those of the validation part where there is one."""
+        return (self,) if self.validation is None else (self, self.validation)
+
     def __add__(self, other: Counts) -> Counts:
+        assert (self.validation is None) == (other.validation is None), "one lacks a validation part"
         return Counts(
             self.loss_sum + other.loss_sum,
             self.confusion + other.confusion,
             self.batch_accuracies + other.batch_accuracies,
+            self.validation + other.validation if self.validation and other.validation else None,
         )

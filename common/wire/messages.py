@@ -9,7 +9,9 @@ client -> server   tensors           the trained tensors, written against the gl
                    update            round, layout, form, holds (the version this client keeps; "" for none)
                    metrics           num_examples, num_steps, loss, seconds, withheld (1 where counts stay)
                    counts            loss_sum, confusion: the received model on the site's held-out texts
-                                     (only where evaluation.where is `sites`)
+                                     (only where evaluation.where is `sites`); validation_loss_sum,
+                                     validation_confusion: the same of those that choose the best model
+                                     (only where evaluation.validation_fraction is above 0)
                    refusal           code: why a client did not do what was asked, one of REFUSALS; key:
                                      the setting that is meant, or nothing (instead of the above)
                    lacks             base: a version this client does not hold (instead of the above)
@@ -26,7 +28,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite, isqrt
 from typing import Any
 
@@ -170,6 +172,7 @@ _METRICS: _Fields = {
     "withheld": int,
 }
 _CARD: _Fields = {"client": int, "num_examples": int, "num_held_out": int}
+_COUNTED_PARTS = ("", "validation_")  # as in `Counts.parts`; they stand before the names in the record
 
 
 def _written(source: object, fields: _Fields) -> dict[str, Any]:
@@ -280,13 +283,25 @@ def unpack_counts(content: RecordDict) -> Counts:
 
 
 def _counts_record(counts: Counts) -> MetricRecord:
-    return MetricRecord({"loss_sum": counts.loss_sum, "confusion": counts.confusion.flatten().tolist()})
+    record = MetricRecord()
+    for prefix, part in zip(_COUNTED_PARTS, counts.parts, strict=False):
+        record[f"{prefix}loss_sum"] = part.loss_sum
+        record[f"{prefix}confusion"] = part.confusion.flatten().tolist()
+    return record
 
 
 def _counts(content: RecordDict) -> Counts:
     """Raises KeyError or ValueError where they are not a square of counts and a finite sum."""
     record = content.metric_records["counts"]
-    confusion, loss_sum = np.array(record["confusion"], dtype=np.int64), float(str(record["loss_sum"]))
+    reported, validation = _COUNTED_PARTS
+    counts = _counted_part(record, reported)
+    is_split = f"{validation}confusion" in record
+    return replace(counts, validation=_counted_part(record, validation)) if is_split else counts
+
+
+def _counted_part(record: MetricRecord, prefix: str) -> Counts:
+    confusion = np.array(record[f"{prefix}confusion"], dtype=np.int64)
+    loss_sum = float(str(record[f"{prefix}loss_sum"]))
     side = isqrt(len(confusion))
     if side * side != len(confusion) or confusion.min(initial=0) < 0 or not isfinite(loss_sum):
         raise ValueError("held-out counts are not a square of whole numbers")

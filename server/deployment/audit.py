@@ -14,6 +14,7 @@ from common.files import named
 from common.ledger import Entry, read_ledger
 from common.wire.messages import NOTICE, TRAIN
 from common.wire.signing import ANSWER, NotAuthentic, Statement, digest, open_envelope, read_statement
+from server.record import RoundRecord
 from server.run_folder import RunFolder
 
 FILE_NAME = "answers.jsonl"
@@ -62,13 +63,13 @@ class Provenance:
     sites: dict[str, str]
     """Name, and fingerprint of the key that its answers are signed with."""
     model_sha256: str
-    """Of the shared tensors, as in the last line of the history."""
+    """Of the shared tensors, as in the round's line of the history."""
     updates: tuple[tuple[int, str, str], ...]
     """Round, site, and SHA-256 of the signed answer of every update in the means."""
 
 
-def provenance_of(run: RunFolder, plan: str, sites: Mapping[str, str], model_sha256: str) -> Provenance:
-    """What a run's folder tells of its model.
+def provenance_of(run: RunFolder, plan: str, sites: Mapping[str, str], kept: RoundRecord) -> Provenance:
+    """What a run's folder tells of the model after the round `kept`.
 
     Args:
         plan: its SHA-256.
@@ -77,7 +78,13 @@ def provenance_of(run: RunFolder, plan: str, sites: Mapping[str, str], model_sha
     Raises:
         ValueError: the answers in the folder are not what was written.
     """
-    taken = {(record.round, client.site) for record in run.history() for client in record.clients}
+    assert kept.model_sha256 is not None, "every round's model is hashed"
+    taken = {
+        (record.round, client.site)
+        for record in run.history()
+        if record.round <= kept.round
+        for client in record.clients
+    }
     # A round that was done again, after a restart, counts as it was done last.
     newest = {
         (statement.round, site): statement_digest
@@ -86,7 +93,7 @@ def provenance_of(run: RunFolder, plan: str, sites: Mapping[str, str], model_sha
     }
     updates = tuple((number, site, found) for (number, site), found in sorted(newest.items()))
     prints = {name: fingerprint(key) for name, key in sorted(sites.items())}
-    return Provenance(1, plan, prints, model_sha256, updates)
+    return Provenance(1, plan, prints, kept.model_sha256, updates)
 
 
 def _read_answers(run_dir: Path) -> Iterator[tuple[str, str, Statement]]:

@@ -33,6 +33,7 @@ from common.wire.signing import MODEL, TASK, NotAuthentic, Statement, check_answ
 from server.deployment.audit import AnswerBook, provenance_of
 from server.deployment.folder import RegisteredSite
 from server.deployment.runtime_link import ObjectGone, Parcel, Reply, Runtime
+from server.record import RoundRecord
 from server.rounds.clients import POLL_SECONDS, Answer, Request
 
 if TYPE_CHECKING:
@@ -171,14 +172,14 @@ class SignedClients:
         self._send([notice])
         self._notices.update(notice.message_ids)
 
-    def certify(self, run: RunFolder, model_sha256: str) -> dict[str, str]:
+    def certify(self, run: RunFolder, kept: RoundRecord) -> dict[str, str]:
         """Envelopes that say which answers a model is made of: the run's own, and a signed `Provenance`.
 
         Args:
-            model_sha256: of its shared tensors.
+            kept: the round after which it is the model.
         """
         keys = {name: site.signing_key for name, site in self._sites.items()}
-        found = provenance_of(run, payload_digest(self._key.plan), keys, model_sha256)
+        found = provenance_of(run, payload_digest(self._key.plan), keys, kept)
         return {"run": self._key.envelope, "statement": sign(MODEL, found, self._key.private)}
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from server.deployment.plan import plan_id
 from server.deployment.superlink import NodeState, RunState, SuperLinkError
 from server.diagnostics.collapse import find_collapses, looks_of
 from server.display import display
-from server.record import RoundRecord
+from server.record import RoundRecord, best_of
 from server.rounds.clients import RunFailed
 from server.run_folder import RunFolder
 
@@ -60,6 +60,8 @@ class Standing:
     accuracy: float | None
     rounds: tuple[Mapping[str, Any], ...]
     """`round`, `accuracy`, `loss` and `seconds` of each."""
+    best: Mapping[str, Any] | None
+    """`round`, `accuracy` and `validation_accuracy` of the best model; None where none is chosen."""
     collapses: tuple[Mapping[str, Any], ...]
     """`round`, `is_up` and `words` of each flag."""
     live: Live | None
@@ -135,6 +137,7 @@ def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | Non
             {"round": r.round, "accuracy": r.accuracy, "loss": r.train.loss, "seconds": r.seconds.total}
             for r in records
         ),
+        best=best_told(records),
         collapses=collapses_of(run, settings, records) if settings else (),
         live=live_of(run, now) if state == "running" else None,
         sites=sites,
@@ -168,6 +171,18 @@ def live_of(run: RunFolder, now: datetime | None = None) -> Live | None:
     waited = ((now or datetime.now(UTC)) - datetime.fromisoformat(read["since"])).total_seconds()
     missing = dict.fromkeys(read["waiting_for"], max(0.0, waited))
     return Live(read["round"], tuple(read["answered"]), missing, tuple(read["warnings"]))
+
+
+def best_told(records: Sequence[RoundRecord]) -> dict[str, Any] | None:
+    """The round with the best model on the validation part; None where there is none."""
+    best = best_of(records)
+    if best is None or best.validation is None:
+        return None
+    return {
+        "round": best.round,
+        "accuracy": best.accuracy,
+        "validation_accuracy": best.validation.accuracy,
+    }
 
 
 def collapses_of(

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, T
 
 from common.settings import Settings
 from server.diagnostics.collapse import Collapse, Look, find_collapses
-from server.record import ClientRecord, Diagnostics, RoundRecord
+from server.record import ClientRecord, Diagnostics, RoundRecord, best_of
 
 Status = Literal["pending", "running", "finished", "failed", "stopped"]
 Outcome = Literal["reached", "not reached", "not yet", "failed", "collapsed", "no baseline"]
@@ -100,6 +100,8 @@ _COLUMNS = {
     "test.macro_f1": "macro_f1",
     "test.loss": "test_loss",
     "test.num_examples": "num_test",
+    "validation.accuracy": "validation_accuracy",
+    "validation.loss": "validation_loss",
     "train.loss": "train_loss",
     "seconds.train": "seconds_train",
     "seconds.aggregate": "seconds_aggregate",
@@ -149,6 +151,11 @@ class Run:
     def last_round(self) -> int:
         """Number of the last whole round, 0 before the first."""
         return self.rounds[-1].round if self.rounds else 0
+
+    @property
+    def best(self) -> RoundRecord | None:
+        """The round whose model is kept, where a validation part chose one."""
+        return best_of(self.rounds)
 
     @cached_property
     def looks(self) -> tuple[Look, ...]:

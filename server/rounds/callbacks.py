@@ -12,7 +12,7 @@ from common.model.flat import Layout
 from common.settings import Settings
 from server.diagnostics.collapse import Collapse, find_collapses, looks_of
 from server.display import display
-from server.record import RoundRecord
+from server.record import RoundRecord, best_of
 from server.rounds.fedavg import ServerStep
 from server.run_folder import Checkpoint, RunFolder
 
@@ -108,6 +108,34 @@ class Live(Callback):
             "warnings": list(self._warnings),
         }
         write_json(self.folder.path / "live.json", content)
+
+
+class Best(Callback):
+    """Keeps the model that is best on the validation part, and ends the run when none has been for long."""
+
+    def __init__(self, folder: RunFolder, patience: int | None, writer: Writer) -> None:
+        """Args: writer: that of `Checkpoints` and `History`, after which this is placed."""
+        self.folder, self.patience, self.writer = folder, patience, writer
+        self._best = best_of(folder.history())
+
+    def resumed(self, last_round: int) -> str | None:
+        kept = self.folder.load_best()
+        if self._best is not None and (kept is None or kept.record.round != self._best.round):
+            self.folder.keep_best(self._best.round)  # the run was killed before it was
+        return self._reason_to_stop(last_round)
+
+    def after_round(self, record: RoundRecord) -> str | None:
+        if record.validation is None:
+            return None
+        if self._best is None or record.is_better_than(self._best):
+            self._best = record
+            self.writer.write(self.folder.keep_best, record.round)
+        return self._reason_to_stop(record.round)
+
+    def _reason_to_stop(self, last_round: int) -> str | None:
+        if self.patience is None or self._best is None or last_round - self._best.round < self.patience:
+            return None
+        return f"no better model since round {self._best.round} (evaluation.patience is {self.patience})"
 
 
 class Target(Callback):

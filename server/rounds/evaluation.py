@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import reduce
 from math import isfinite
 from operator import add
@@ -11,15 +12,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.data.batches import by_length, evaluation_batches
+from common.data.partitions import split_held_out
 from common.data.tokens import TokenisedTexts
 from common.errors import DIVERGED
 from common.model.counts import Counts
 from common.model.state import ModelState
 from common.model.train import evaluate
 from common.settings import Settings
+from common.wire.messages import Refused, Update
 from server.diagnostics.updates import describe_predictions
 from server.record import RoundRecord, SiteRecord, TestRecord
-from server.rounds.clients import RunFailed
+from server.rounds.clients import Member, RunFailed
+from server.rounds.fedavg import check_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +40,14 @@ class Evaluation:
         """Args: test: the central test set; None where the sites measure."""
         self.settings, self.model_state, self.test = settings, model_state, test
         self.num_labels = model_state.classifier.num_labels
+        fraction = settings.evaluation.validation_fraction
+        self.num_parts = 2 if fraction else 1
+        """Of what is counted: that which is reported, and that which chooses the best model."""
+        self._parts: tuple[np.ndarray, ...] = ()  # of the central test set, (n,) int64 each, in that order
+        if test is not None:
+            seed = settings.seed if settings.data.split_seed is None else settings.data.split_seed
+            validation, reported = split_held_out(test.labels, np.arange(len(test)), fraction, seed)
+            self._parts = (reported, validation)[: self.num_parts]
         self.waiting: RoundRecord | None = None
         """For the counts of the sites."""
 
@@ -44,7 +56,18 @@ class Evaluation:
         if self.test is None:
             return None
         self.model_state.load(tensors)
-        return MODES[self.settings.evaluation.mode](self, self.test)
+        reported, *validation = self._parts
+        counts, accuracy = MODES[self.settings.evaluation.mode](self, self.test, reported)
+        for part in validation:
+            counts = replace(counts, validation=self.count(self.test, by_length(self.test, part)))
+        return counts, accuracy
+
+    def check(self, update: Update, member: Member) -> None:
+        """Refuse an update whose counts are not as asked. Raises Refused as `check_counts` does."""
+        if update.test is not None:
+            check_counts(update.test, self.num_labels, self.num_parts, member)
+        elif self.test is None and not update.withheld:
+            raise Refused("its update holds no counts of held-out examples")
 
     def enter(self, record: RoundRecord, measured: tuple[Counts, float] | None) -> None:
         """Put what `measure` gave into the record, or have it wait. Raises RunFailed as `hear` does."""
@@ -99,28 +122,35 @@ def check_finite(round: int, what: str, value: float) -> None:
 
 
 def _add_test(record: RoundRecord, counts: Counts, accuracy: float) -> None:
-    check_finite(record.round, "test loss", counts.loss)
-    record.test = TestRecord(
+    record.test = _measured(record.round, "test loss", counts, accuracy)
+    record.diagnostics = record.diagnostics.model_copy(update=describe_predictions(counts))
+    if counts.validation is not None:
+        validation = counts.validation
+        record.validation = _measured(record.round, "validation loss", validation, validation.accuracy)
+
+
+def _measured(round: int, what: str, counts: Counts, accuracy: float) -> TestRecord:
+    check_finite(round, what, counts.loss)
+    return TestRecord(
         loss=counts.loss, accuracy=accuracy, macro_f1=counts.macro_f1, num_examples=counts.num_examples
     )
-    record.diagnostics = record.diagnostics.model_copy(update=describe_predictions(counts))
 
 
-def _over_test_set(evaluation: Evaluation, test: TokenisedTexts) -> tuple[Counts, float]:
-    """Share of all test examples that are right."""
-    counts = evaluation.count(test, by_length(test, np.arange(len(test))))
+def _over_test_set(evaluation: Evaluation, test: TokenisedTexts, chosen: np.ndarray) -> tuple[Counts, float]:
+    """Share of the test examples that are right."""
+    counts = evaluation.count(test, by_length(test, chosen))
     return counts, counts.accuracy
 
 
-def _over_parts(evaluation: Evaluation, test: TokenisedTexts) -> tuple[Counts, float]:
+def _over_parts(evaluation: Evaluation, test: TokenisedTexts, chosen: np.ndarray) -> tuple[Counts, float]:
     """The authors' code: cut the test set into K parts, and average batch accuracies in each."""
-    parts = np.array_split(np.arange(len(test)), min(evaluation.settings.num_clients, len(test)))
+    parts = np.array_split(chosen, min(evaluation.settings.num_clients, len(chosen)))
     counts = [evaluation.count(test, part) for part in parts]
     accuracy = float(np.mean([np.mean(part.batch_accuracies) for part in counts]))
     return reduce(add, counts), accuracy
 
 
-MODES: dict[str, Callable[[Evaluation, TokenisedTexts], tuple[Counts, float]]] = {
+MODES: dict[str, Callable[[Evaluation, TokenisedTexts, np.ndarray], tuple[Counts, float]]] = {
     "test": _over_test_set,
     "parts": _over_parts,
 }

@@ -191,22 +191,29 @@ class ExamplesChanged(Refused):
     """A client has other examples than it introduced itself with: its file has grown, say."""
 
 
-def check_counts(counts: Counts, num_labels: int, member: Member) -> None:
+def check_counts(counts: Counts, num_labels: int, num_parts: int, member: Member) -> None:
     """Refuse held-out counts that cannot be added to the other sites', or are not of as many examples as the
     client introduced itself with.
+
+    Args:
+        num_parts: 2 where a validation part chooses the best model, else 1.
 
     Raises:
         Refused.
     """
-    if counts.confusion.shape != (num_labels, num_labels):
-        raise Refused(f"its counts are of {len(counts.confusion)} labels, not of the run's {num_labels}")
-    if counts.confusion.max() > MOST_COUNTED or counts.num_examples == 0:
-        raise Refused(f"its counts are of {counts.num_examples} held-out examples")
-    if not _is_sane(counts.loss_sum):
-        raise Refused(f"its counts have a summed loss of {counts.loss_sum}")
-    if counts.num_examples != member.num_held_out:
+    if len(counts.parts) != num_parts:
+        raise Refused(f"its counts are of {len(counts.parts)} part(s) of its held-out texts, not {num_parts}")
+    for part in counts.parts:
+        if part.confusion.shape != (num_labels, num_labels):
+            raise Refused(f"its counts are of {len(part.confusion)} labels, not of the run's {num_labels}")
+        if part.confusion.max() > MOST_COUNTED or part.num_examples == 0:
+            raise Refused(f"its counts are of {part.num_examples} held-out examples")
+        if not _is_sane(part.loss_sum):
+            raise Refused(f"its counts have a summed loss of {part.loss_sum}")
+    num_examples = sum(part.num_examples for part in counts.parts)
+    if num_examples != member.num_held_out:
         raise ExamplesChanged(
-            f"its counts are of {counts.num_examples} held-out examples, but it joined with "
+            f"its counts are of {num_examples} held-out examples, but it joined with "
             f"{member.num_held_out}; it will be asked to introduce itself again"
         )
 
@@ -215,17 +222,12 @@ def _is_sane(value: float) -> bool:
     return isfinite(value) and 0 <= value <= MOST_COUNTED
 
 
-def check_update(
-    update: Update, number: int, layout: Layout, num_labels: int, member: Member, sites_measure: bool
-) -> None:
-    """Refuse what must not go into the mean.
-
-    Args:
-        sites_measure: whether sites count what the model gets right on their held-out texts.
+def check_update(update: Update, number: int, layout: Layout, member: Member) -> None:
+    """Refuse what must not go into the mean. What sites counted is held against `check_counts`.
 
     Raises:
-        Refused: the update is from another round, of another model, holds counts of other labels or a loss
-            that is none, lacks counts where sites evaluate, or claims no optimiser step.
+        Refused: the update is from another round, of another model, holds a loss that is none, or claims no
+            optimiser step.
         ExamplesChanged: it claims another example count than the client introduced itself with.
     """
     if update.round != number:
@@ -241,10 +243,6 @@ def check_update(
         raise Refused(f"its update has a loss of {update.loss} and took {update.seconds} s")
     if not 0 < update.num_steps < MOST_COUNTED:
         raise Refused(f"its update claims {update.num_steps} optimiser steps")
-    if update.test is None and sites_measure and not update.withheld:
-        raise Refused("its update holds no counts of held-out examples")
-    if update.test is not None:
-        check_counts(update.test, num_labels, member)
 
 
 def open_tensors(update: Update, global_tensors: Tensor, scratch: np.ndarray) -> Tensor:

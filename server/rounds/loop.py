@@ -150,14 +150,14 @@ class FederatedAveraging:
         weights = weights_of(members, self.strategy)
         answers = Answers(mean := WeightedMean(state.tensors, self._memory))
         self.broadcast.bytes_sent = 0
-        num_labels, sites_measure = self.evaluation.num_labels, self.evaluation.test is None
         scratch = np.empty(0, dtype=np.float32)
         self._tell(Callback.before_round, number, [member.name for member in members])
         for member, answer in self.broadcast.ask(members, state, TRAIN, number):
             folding = time.perf_counter()
             try:
                 update = unpack_update(_content(answer), 2 * layout.num_bytes())
-                check_update(update, number, layout, num_labels, member, sites_measure)
+                check_update(update, number, layout, member)
+                self.evaluation.check(update, member)
                 if update.payload.form != WHOLE and not len(scratch):  # made once, when it is needed
                     scratch = np.empty(layout.size, dtype=np.float32)
                 trained = open_tensors(update, state.tensors, scratch)
@@ -264,7 +264,7 @@ class FederatedAveraging:
         for member, answer in self.broadcast.ask(members, state, EVALUATE, state.round):
             try:
                 found = unpack_counts(_content(answer))
-                check_counts(found, self.evaluation.num_labels, member)
+                check_counts(found, self.evaluation.num_labels, self.evaluation.num_parts, member)
                 counts[member.name] = found
             except Refused as refusal:
                 self._leave_out(state.round, member, refusal)

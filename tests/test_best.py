@@ -1,0 +1,167 @@
+"""The best model is kept: chosen on a part of the held-out texts that is never reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common.data.corpus import open_corpus
+from common.data.partitions import split_held_out
+from common.files import Writer
+from common.model.flat import model_sha256, tensors_to_flat
+from common.model.state import open_model
+from server.deployment.status import standing_of
+from server.engines.simulate import simulate
+from server.record import RoundRecord, best_of
+from server.report.render import write_report
+from server.rounds.callbacks import Best
+from server.run_folder import Checkpoint, RunFolder
+from tests.support.pages import Page
+from tests.support.runs import PowerCut, history, measured
+from tests.support.tiny import Make
+
+SPLIT = "evaluation.validation_fraction=0.5"
+
+
+def told(round: int, accuracy: float, loss: float = 1.0) -> RoundRecord:
+    """A record of which the validation part alone counts."""
+    part = {"accuracy": accuracy, "loss": loss, "macro_f1": accuracy, "num_examples": 10}
+    return RoundRecord.read(json.dumps({"round": round, "test": part, "validation": part}))
+
+
+def test_a_part_is_drawn_evenly_by_label() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    validation, test = split_held_out(labels, np.arange(8), 0.5, seed=0)
+    assert labels[validation].tolist() == [0, 0, 1, 1] == labels[test].tolist()
+    assert sorted([*validation, *test]) == list(range(8))
+
+
+def test_no_part_leaves_the_test_set_as_it_was() -> None:
+    validation, test = split_held_out(np.array([0, 1, 0]), np.array([2, 0]), 0.0, seed=0)
+    assert (validation.tolist(), test.tolist()) == ([], [2, 0])
+
+
+def test_both_parts_hold_something() -> None:
+    for fraction in (0.001, 0.999):
+        parts = split_held_out(np.array([0, 1, 0]), np.arange(3), fraction, seed=0)
+        assert min(map(len, parts)) == 1
+    with pytest.raises(ValueError, match=r"1 held-out example\(s\) cannot be split"):
+        split_held_out(np.array([0]), np.arange(1), 0.5, seed=0)
+
+
+def test_the_first_of_equals_is_the_best() -> None:
+    records = [told(0, 0.2), told(1, 0.6), told(2, 0.6), told(3, 0.4)]
+    assert best_of(records) is records[1]
+    assert best_of([*records, better := told(4, 0.6, loss=0.9)]) is better
+    assert best_of([RoundRecord.read('{"round": 0}')]) is None
+
+
+def test_patience_counts_rounds_since_the_best(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with Writer() as writer:
+        best = Best(folder, 2, writer)
+        answers = []
+        for record in (told(0, 0.2), told(1, 0.6), told(2, 0.5), told(3, 0.6)):
+            folder.save_checkpoint(Checkpoint(record, {"w": torch.tensor([float(record.round)])}))
+            answers.append(best.after_round(record))
+            writer.wait()
+    assert answers[:3] == [None, None, None]
+    assert answers[3] == "no better model since round 1 (evaluation.patience is 2)"
+    kept = folder.load_best()
+    assert kept is not None
+    assert (kept.record.round, kept.tensors["w"].tolist()) == (1, [1.0])
+
+
+@pytest.mark.parametrize("where", ["server", "sites"])
+def test_a_run_leaves_its_best_model(make_settings: Make, tmp_path: Path, where: str) -> None:
+    # At this rate the tiny model swings, so that the last round is not the best one.
+    settings = make_settings(
+        SPLIT, f"evaluation.where={where}", "num_rounds=6", "train.learning_rate=3", "train.optimizer=sgd"
+    )
+    simulate(settings)
+    folder = RunFolder(Path(settings.run_dir))
+    records = folder.history()
+    best = best_of(records)
+    assert best is not None
+    assert best.round < 6, [record.validation for record in records]
+    kept = folder.load_best()
+    assert kept is not None
+    layout = open_model(settings, folder.label_names()).layout
+    assert model_sha256(layout, tensors_to_flat(layout, kept.tensors)) == best.model_sha256
+    # What is handed on is that model, and the card says so.
+    saved = load_file(folder.path / "model" / "model.safetensors")
+    assert saved.keys() <= kept.tensors.keys()
+    assert all(torch.equal(saved[name], kept.tensors[name]) for name in saved)
+    card = (folder.path / "model" / "README.md").read_text()
+    assert best.model_sha256 is not None
+    assert best.model_sha256 in card
+    assert f"| rounds | {best.round}, the best of 6 on the validation part" in card
+    # So do `status` and the page.
+    standing = standing_of(folder, None)
+    assert standing.best is not None
+    assert standing.best["round"] == best.round
+    assert f"kept: round {best.round}, " in standing.to_text()
+    page = Page(write_report(folder.path)).text
+    assert f"The model that is kept is that of round {best.round}" in page
+
+
+def test_reported_texts_choose_nothing(
+    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for where in ("server", "sites"):
+        settings = make_settings(SPLIT, f"evaluation.where={where}", f"run_dir={where}", "num_rounds=1")
+        simulate(settings)
+        num_held_out = len(open_corpus(settings).test)
+        for line in history(where):
+            assert line["test"]["num_examples"] + line["validation"]["num_examples"] == num_held_out
+            assert abs(line["test"]["num_examples"] - line["validation"]["num_examples"]) <= 3
+
+
+def test_training_does_not_depend_on_it(
+    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, fraction in (("without", 0), ("with", 0.5)):
+        simulate(make_settings(f"evaluation.validation_fraction={fraction}", f"run_dir={name}"))
+    hashes = [[line["model_sha256"] for line in history(name)] for name in ("without", "with")]
+    assert hashes[0] == hashes[1]
+    assert "validation" not in Path("without/history.jsonl").read_text()
+
+
+@pytest.mark.parametrize("where", ["server", "sites"])
+def test_a_killed_run_goes_on_to_the_same_best(
+    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    swing = (SPLIT, f"evaluation.where={where}", "num_rounds=4", "train.learning_rate=3")
+    simulate(make_settings(*swing, "run_dir=whole"))
+    original = Best.after_round
+
+    def cut(self: Best, record: RoundRecord) -> str | None:
+        if record.round == at:
+            raise PowerCut
+        return original(self, record)
+
+    for at in range(4):
+        settings = make_settings(*swing, f"run_dir=cut{at}")
+        monkeypatch.setattr(Best, "after_round", cut)
+        with pytest.raises(PowerCut):
+            simulate(settings)
+        monkeypatch.setattr(Best, "after_round", original)
+        simulate(settings)
+        kept, expected = (RunFolder(Path(name)).load_best() for name in (f"cut{at}", "whole"))
+        assert kept is not None
+        assert expected is not None
+        assert kept.record.model_sha256 == expected.record.model_sha256
+        assert measured(Path(f"cut{at}")) == measured(Path("whole"))
+
+
+def test_patience_needs_texts_that_choose(make_settings: Make) -> None:
+    with pytest.raises(ValueError, match=r"evaluation\.patience is 3, but no texts choose the best model"):
+        make_settings("evaluation.patience=3")

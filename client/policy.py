@@ -268,6 +268,7 @@ RULES: dict[str, Rule] = {
     "train.head_init": _CHOICE,
     "train.head_learning_rate": _bounded("train.head_learning_rate", None, "max_learning_rate"),
     "train.head_warmup_rounds": _CHOICE,
+    "train.proximal_mu": _harmless("pulls back to the model that was received: the update tells less"),
     **dict.fromkeys(("train.on_collapse", "train.collapse_rounds"), _SERVERS),
     "transforms.name": Rule(
         "listed",
@@ -278,6 +279,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
             *("strategy.weighting", "strategy.server_learning_rate", "strategy.server_momentum"),
+            *("strategy.optimizer", "strategy.beta_1", "strategy.beta_2", "strategy.tau"),
             *("strategy.wait_seconds", "strategy.round_timeout_seconds", "strategy.ask_again_seconds"),
             *("strategy.on_missing", "strategy.max_share", "strategy.max_update_norm"),
             *("strategy.max_norm_ratio", "strategy.on_excess"),

@@ -218,6 +218,9 @@ class TrainSettings:
     """Step size of the new head alone; None is `learning_rate`."""
     head_warmup_rounds: NonNegativeInt
     """First rounds in which only the new head is trained, and the encoder stands still."""
+    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Pull of the round's global model on every weight that is trained, mu of FedProx (Li et al. 2020); 0
+    is FedAvg."""
     on_collapse: Literal["warn", "stop"]
     """When the run has collapsed: say so and go on, or end it."""
     collapse_rounds: PositiveInt
@@ -262,10 +265,19 @@ class StrategySettings:
 
     weighting: Literal["examples", "uniform"]
     """Weight of an update in the mean: its example count, or one (the authors' code)."""
+    optimizer: Literal["sgd", "adam", "yogi", "adagrad"]
+    """What makes the server's step of the mean update: a row of the table in `server/rounds/fedavg.py`."""
     server_learning_rate: PositiveFloat
-    """How far the server goes from the old global model towards the mean; 1 is FedAvg."""
+    """How far the server goes from the old global model towards the mean; 1 is FedAvg with `sgd`. For the
+    others about the largest step of a single weight."""
     server_momentum: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the last step that is added to the next (FedAvgM, Hsu et al. 2019); 0 is FedAvg."""
+    """Share of the last step that is added to the next (FedAvgM, Hsu et al. 2019); 0 is FedAvg (`sgd`)."""
+    beta_1: Annotated[float, Field(ge=0, lt=1)]
+    """Decay of the mean of updates (`adam`, `yogi`, `adagrad`)."""
+    beta_2: Annotated[float, Field(ge=0, lt=1)]
+    """Decay of the mean of squared updates (`adam`, `yogi`)."""
+    tau: PositiveFloat
+    """Added to the root of the squares: weights that move less are moved as by `sgd` (all but `sgd`)."""
     min_sites: PositiveInt
     """Fewest updates a round may be closed with when `on_missing` is `continue`."""
     wait_seconds: Bound
@@ -287,6 +299,17 @@ class StrategySettings:
     or shrink it, or its weight, to the bound."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.optimizer == "sgd" or self.server_momentum == 0,
+            f"strategy.server_momentum is {self.server_momentum}, but strategy.optimizer={self.optimizer} "
+            "has strategy.beta_1 for it. Set strategy.server_momentum=0.",
+        )
+        _require(
+            self.optimizer == "sgd" or self.server_learning_rate < 1,
+            f"strategy.server_learning_rate is {self.server_learning_rate}, and strategy.optimizer="
+            f"{self.optimizer} moves a weight by about as much in one round; it must be less than 1. Set "
+            "strategy.server_learning_rate=0.001, say.",
+        )
         _require(
             self.max_norm_ratio is None or self.max_update_norm is not None,
             f"strategy.max_norm_ratio is {self.max_norm_ratio}, which needs earlier rounds, and round 1 has "
@@ -486,7 +509,12 @@ _TREE = {
 # What runs did before these keys were there; run folders of earlier versions are read with them.
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "data": {"delimiter": None, "encoding": None, "split_seed": None},
+    "train": {"proximal_mu": 0.0},
     "strategy": {
+        "optimizer": "sgd",
+        "beta_1": 0.9,
+        "beta_2": 0.99,
+        "tau": 1e-3,
         "ask_again_seconds": 300.0,
         "max_share": None,
         "max_update_norm": None,
@@ -510,7 +538,7 @@ _STEPS = {
     "train.warmup_fraction": "Give a number in [0, 1).",
     "train.max_grad_norm": "Set it to null for no clipping.",
     "train.head_learning_rate": "Set it to null for that of the whole model.",
-    "strategy.server_momentum": "Give a number in [0, 1).",
+    **{f"strategy.{key}": "Give a number in [0, 1)." for key in ("server_momentum", "beta_1", "beta_2")},
     "engine.workers": "Give a positive number, or auto.",
     **dict.fromkeys(
         ("data.train_examples", "data.test_examples", "data.max_words"), "Set it to null for all."

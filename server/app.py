@@ -144,8 +144,8 @@ def _train(
 ) -> tuple[Tensor, str]:
     """Run what is left to run; returns the last global tensors, and why the run ended."""
     layout, checkpoint = model_state.layout, folder.load_checkpoint()
-    momentum = checkpoint.momentum if checkpoint else None
-    server_step = ServerStep(settings, tensors_to_flat(layout, momentum) if momentum else None)
+    kept = checkpoint.server_state if checkpoint else {}
+    server_step = ServerStep(settings, {name: tensors_to_flat(layout, state) for name, state in kept.items()})
     head = Head.of(layout, model_state.classifier.new_head)
     with Writer() as writer:
         callbacks: tuple[Callback, ...] = (

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +35,8 @@ class Checkpoint:
     record: RoundRecord
     """The round's record; its `test` is None where the model was not yet measured."""
     tensors: dict[str, Tensor]
-    momentum: dict[str, Tensor] | None = None
-    """The server's, under the same names; None where it keeps none."""
+    server_state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """`ServerStep.state`, each under the names of `tensors`."""
 
 
 class RunFolder:
@@ -162,8 +162,8 @@ class RunFolder:
         def write(part: Path) -> None:
             part.mkdir()
             save_file(checkpoint.tensors, part / "shared.safetensors")
-            if checkpoint.momentum is not None:
-                save_file(checkpoint.momentum, part / "momentum.safetensors")
+            for name, kept in checkpoint.server_state.items():
+                save_file(kept, part / f"{name}.safetensors")
             (part / "record.json").write_text(checkpoint.record.line())
 
         path = self.path / "checkpoint" / f"round-{checkpoint.record.round:06d}"
@@ -199,9 +199,7 @@ class RunFolder:
 def _load(folder: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
-    momentum = folder / "momentum.safetensors"
-    return Checkpoint(
-        record=RoundRecord.read((folder / "record.json").read_text()),
-        tensors=load_file(folder / "shared.safetensors"),
-        momentum=load_file(momentum) if momentum.exists() else None,
-    )
+    files = {path.stem: path for path in folder.glob("*.safetensors")}
+    tensors = load_file(files.pop("shared"))
+    state = {name: load_file(path) for name, path in files.items()}
+    return Checkpoint(RoundRecord.read((folder / "record.json").read_text()), tensors, state)

@@ -1,36 +1,40 @@
-"""FedAvg, FedAvgM and a server learning rate, on numbers checkable by hand."""
+"""FedAvg, FedAvgM and the adaptive optimisers of the server, on numbers checkable by hand."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedYogi
 
 from server.engines.simulate import simulate
 from server.record import RoundRecord
 from server.rounds.callbacks import Checkpoints
-from server.rounds.fedavg import ServerStep
+from server.rounds.fedavg import BLOCK, ServerStep
 from server.run_folder import RunFolder
 from tests.support.runs import PowerCut, hashes
 from tests.support.tiny import Make
 
 MOMENTUM = ("strategy.server_momentum=0.5", "strategy.server_learning_rate=2")
+ADAPTIVE = ("strategy.optimizer=yogi", "strategy.server_learning_rate=0.01")
 
 
 def test_the_default_is_the_mean_itself(make_settings: Make) -> None:
     step, mean = ServerStep(make_settings()), torch.tensor([1 / 3])
     assert step.apply(1, torch.tensor([0.1]), mean) is mean
     assert mean.tolist() == torch.tensor([1 / 3]).tolist()
-    assert step.momentum is None
+    assert step.state == {}
 
 
 def test_a_learning_rate_goes_past_the_mean(make_settings: Make) -> None:
     step = ServerStep(make_settings("strategy.server_learning_rate=3"))
     # 1 + 3 * (2 - 1) = 4
     assert step.apply(1, torch.tensor([1.0]), torch.tensor([2.0])).tolist() == [4.0]
-    assert step.momentum is None
+    assert step.state == {}
 
 
 def test_momentum_goes_on_in_the_last_direction(make_settings: Make) -> None:
@@ -49,7 +53,7 @@ def test_momentum_goes_on_in_the_last_direction(make_settings: Make) -> None:
 def test_heads_drawn_per_site_are_no_direction(make_settings: Make) -> None:
     step = ServerStep(make_settings("train.head_init=per_site", *MOMENTUM))
     assert step.apply(1, torch.tensor([0.0]), torch.tensor([7.0])).tolist() == [7.0]
-    assert step.momentum is None
+    assert step.state == {}
     # v = 8 - 7 = 1, w = 7 + 2 * 1
     assert step.apply(2, torch.tensor([7.0]), torch.tensor([8.0])).tolist() == [9.0]
 
@@ -59,18 +63,18 @@ def test_one_buffer_is_all_the_memory(make_settings: Make) -> None:
     tensors, mean = torch.zeros(5), torch.ones(5)
     after = step.apply(1, tensors, mean)
     assert after.data_ptr() == mean.data_ptr()
-    momentum = step.momentum
-    assert momentum is not None
+    momentum = step.state["momentum"]
     place = momentum.data_ptr()
     step.apply(2, after, torch.ones(5))
-    assert step.momentum is momentum
+    assert step.state["momentum"] is momentum
     assert momentum.data_ptr() == place
 
 
-def test_a_resumed_run_keeps_its_momentum(
-    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [MOMENTUM, ADAPTIVE])
+def test_a_resumed_run_keeps_the_servers_state(
+    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: tuple[str, ...]
 ) -> None:
-    whole = make_settings(f"run_dir={tmp_path / 'whole'}", "num_rounds=4", *MOMENTUM)
+    whole = make_settings(f"run_dir={tmp_path / 'whole'}", "num_rounds=4", *kind)
     simulate(whole)
     assert len(set(hashes(tmp_path / "whole"))) == 5
     original = Checkpoints.after_average
@@ -81,7 +85,7 @@ def test_a_resumed_run_keeps_its_momentum(
         original(self, record, *rest)
 
     for at in (1, 3):
-        settings = make_settings(f"run_dir={tmp_path / f'cut{at}'}", "num_rounds=4", *MOMENTUM)
+        settings = make_settings(f"run_dir={tmp_path / f'cut{at}'}", "num_rounds=4", *kind)
         monkeypatch.setattr(Checkpoints, "after_average", cut)
         with pytest.raises(PowerCut):
             simulate(settings)
@@ -96,7 +100,73 @@ def test_a_run_without_momentum_stores_none(make_settings: Make, tmp_path: Path)
     assert {path.name for path in newest.iterdir()} == {"shared.safetensors", "record.json"}
     checkpoint = RunFolder(tmp_path / "run").load_checkpoint()
     assert checkpoint is not None
-    assert checkpoint.momentum is None
+    assert checkpoint.server_state == {}
+
+
+def adaptive(make_settings: Make, name: str, *more: str) -> ServerStep:
+    """With a learning rate of 1/2, b1 = 0.5, b2 = 0.75 and tau = 1/4."""
+    rates = ("strategy.server_learning_rate=0.5", "strategy.beta_1=0.5", "strategy.beta_2=0.75")
+    return ServerStep(make_settings(f"strategy.optimizer={name}", "strategy.tau=0.25", *rates, *more))
+
+
+@pytest.mark.parametrize(
+    ("name", "second_moment"),
+    [
+        # v = 1/16 in the beginning, d = 2: 3/4 * 1/16 + 1/4 * 4
+        ("adam", 1.046875),
+        # 1/16 - 1/4 * 4 * sign(1/16 - 4)
+        ("yogi", 1.0625),
+        # 1/16 + 4
+        ("adagrad", 4.0625),
+    ],
+)
+def test_a_step_follows_the_mean_over_the_root_of_its_squares(
+    make_settings: Make, name: str, second_moment: float
+) -> None:
+    step = adaptive(make_settings, name)
+    after = step.apply(1, torch.tensor([1.0]), torch.tensor([3.0]))
+    # m = 1/2 * 0 + 1/2 * 2 = 1, w = 1 + 1/2 * 1 / (sqrt(v) + 1/4)
+    assert step.state["momentum"].tolist() == [1.0]
+    assert step.state["second_moment"].tolist() == [second_moment]
+    assert after.item() == pytest.approx(1 + 0.5 / (second_moment**0.5 + 0.25), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "yogi", "adagrad"])
+def test_steps_are_those_of_flower(make_settings: Make, name: str) -> None:
+    """Over five rounds, more weights than one block, and Flower's own class on the same means.
+
+    Flower begins with v = 0 where the paper has tau^2, and its Adam scales the learning rate by a bias
+    correction that the paper does not have: its v is set, and the correction divided out.
+    """
+    ours = adaptive(make_settings, name)
+    rates: dict[str, Any] = {"eta": 0.5, "tau": 0.25}
+    theirs: Any = {"adam": FedAdam, "yogi": FedYogi, "adagrad": FedAdagrad}[name](**rates)
+    # Its FedAdagrad takes no betas in its constructor.
+    theirs.beta_1, theirs.beta_2 = 0.5, 0.75
+    random = np.random.default_rng(0)
+    tensors = torch.from_numpy(random.normal(size=BLOCK + 5).astype(np.float32))
+    theirs.v_t = {"w": np.full(len(tensors), 0.25**2, dtype=np.float32)}
+    for number in range(1, 6):
+        mean = torch.from_numpy(random.normal(size=len(tensors)).astype(np.float32))
+        theirs.current_arrays = {"w": tensors.numpy().copy()}
+        if name == "adam":
+            theirs.eta = 0.5 * (1 - 0.5 ** (number + 1)) / np.sqrt(1 - 0.75 ** (number + 1))
+        with pytest.MonkeyPatch.context() as patch:
+            averaged = ArrayRecord({"w": Array(mean.numpy().copy())})
+            patch.setattr(FedAvg, "aggregate_train", lambda *_: (averaged, None))  # noqa: B023
+            expected, _ = theirs.aggregate_train(number, [])
+        before = tensors.clone()
+        after = ours.apply(number, tensors, mean)
+        assert torch.equal(tensors, before)
+        np.testing.assert_allclose(after.numpy(), expected["w"].numpy(), rtol=1e-5, atol=1e-6)
+        tensors = after
+
+
+def test_large_tau_makes_adam_a_plain_step(make_settings: Make) -> None:
+    # tau = 100 outweighs the squares of d = 2: 1/2 * 1 / (sqrt(0.75 * 1e4 + 1) + 100)
+    step = adaptive(make_settings, "adam", "strategy.tau=100")
+    after = step.apply(1, torch.tensor([0.0]), torch.tensor([2.0]))
+    assert after.item() == pytest.approx(0.5 / ((0.75 * 1e4 + 1) ** 0.5 + 100), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +177,8 @@ def test_a_run_without_momentum_stores_none(make_settings: Make, tmp_path: Path)
             "strategy.server_learning_rate=0",
             r"strategy\.server_learning_rate is 0; it must be greater",
         ),
+        ("strategy.optimizer=adam", r"strategy\.server_learning_rate is 1\.0, and strategy\.optimizer=adam"),
+        ("strategy.beta_2=1", r"strategy\.beta_2 is 1; it must be less than 1"),
     ],
 )
 def test_values_out_of_range_are_refused(make_settings: Make, override: str, words: str) -> None:

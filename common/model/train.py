@@ -71,8 +71,10 @@ def train_epochs(
         LossNotFinite: the loss of an epoch is NaN or infinite.
     """
     steps_per_epoch = count_steps(len(indices), settings)
+    groups = _parameter_groups(model, settings, place.round, frozenset(new_head))
+    anchored = _anchored(groups) if settings.proximal_mu else []
     optimizer = OPTIMIZERS[settings.optimizer](
-        _parameter_groups(model, settings, place.round, frozenset(new_head)),
+        groups,
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
     )
@@ -88,6 +90,9 @@ def train_epochs(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(group["peak"], settings, first_step + num_steps, total_steps)
             loss = _add_gradients(model, batches, place)
+            for parameter, start in anchored:
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - start, alpha=settings.proximal_mu)
             if settings.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
             optimizer.step()
@@ -122,6 +127,15 @@ def _parameter_groups(
     peak = settings.learning_rate if settings.head_learning_rate is None else settings.head_learning_rate
     groups = [{"params": head, "peak": peak}]
     return groups if is_warmup else [*groups, {"params": body, "peak": settings.learning_rate}]
+
+
+def _anchored(groups: Sequence[dict[str, Any]]) -> list[tuple[nn.Parameter, Tensor]]:
+    """What is trained, each beside a copy of where the round starts.
+
+    FedProx (Li et al. 2020, arXiv:1812.06127, equation 2) adds mu/2 ||w - w_t||^2 to the loss, and so
+    mu (w - w_t) to the gradient. The loss that is told is without it.
+    """
+    return [(parameter, parameter.detach().clone()) for group in groups for parameter in group["params"]]
 
 
 def _add_gradients(model: nn.Module, batches: Sequence[Batch], place: Place) -> Tensor:

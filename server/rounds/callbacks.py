@@ -47,7 +47,7 @@ class Callback:
 
 
 class Checkpoints(Callback):
-    """The global tensors, the server's momentum and the record of every round; the newest two are kept."""
+    """The global tensors, the server's own state and the record of every round; the newest two are kept."""
 
     def __init__(self, folder: RunFolder, layout: Layout, server_step: ServerStep, writer: Writer) -> None:
         """Args: writer: writes while the run goes on; give `History` the same, and place it after this."""
@@ -55,10 +55,9 @@ class Checkpoints(Callback):
 
     def after_average(self, record: RoundRecord, tensors: Tensor) -> None:
         self.writer.wait()
-        momentum = self.server_step.momentum
-        # The next round changes the momentum, and the record of a model that the sites have yet to measure.
-        views = None if momentum is None else self.layout.views(momentum.clone())
-        checkpoint = Checkpoint(record.model_copy(deep=True), self.layout.views(tensors), views)
+        # The next round changes the state, and the record of a model that the sites have yet to measure.
+        state = {name: self.layout.views(kept.clone()) for name, kept in self.server_step.state.items()}
+        checkpoint = Checkpoint(record.model_copy(deep=True), self.layout.views(tensors), state)
         self.writer.write(self.folder.save_checkpoint, checkpoint)
 
 

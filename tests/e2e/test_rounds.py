@@ -27,6 +27,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 NUM_ROUNDS = 40
+BEYOND = (
+    *("train.proximal_mu=0.1", "strategy.optimizer=yogi", "strategy.server_learning_rate=0.01"),
+    "evaluation.validation_fraction=0.25",
+)
+"""More than FedAvg, with its best model kept."""
 
 
 @pytest.fixture
@@ -37,8 +42,8 @@ def texts(tmp_path: Path) -> Path:
 
 def assert_same_rounds(ours: Path, theirs: Path) -> None:
     """Every round has the same model and the same counts."""
-    for key in ("round", "model_sha256", "test"):
-        assert [line[key] for line in lines(theirs)] == [line[key] for line in lines(ours)]
+    for key in ("round", "model_sha256", "test", "validation"):
+        assert [line.get(key) for line in lines(theirs)] == [line.get(key) for line in lines(ours)]
 
 
 def test_three_sites_equal_the_simulation(
@@ -49,6 +54,10 @@ def test_three_sites_equal_the_simulation(
     run_dir = texts.parent / "deployed"
     run = federation.run(*words_of(overrides, "num_rounds=1"), run_dir=run_dir, seconds=RUN_SECONDS)
     assert_same_rounds(simulated(make_settings, texts, texts.parent / "simulated", 1), run_dir)
+    beyond = texts.parent / "beyond"
+    run = federation.run(*words_of(overrides, "num_rounds=2", *BEYOND), run_dir=beyond, seconds=RUN_SECONDS)
+    assert_same_rounds(simulated(make_settings, texts, texts.parent / "twin", 2, *BEYOND), beyond)
+    assert RunFolder(beyond).load_best() is not None
     assert [site["site"] for site in lines(run_dir)[-1]["sites"]] == sorted(SIZES)
     assert run.status()["state"] == "finished"
     assert (run_dir / "model" / "model.safetensors").exists()

@@ -268,6 +268,10 @@ RULES: dict[str, Rule] = {
     "train.head_init": _CHOICE,
     "train.head_learning_rate": _bounded("train.head_learning_rate", None, "max_learning_rate"),
     "train.head_warmup_rounds": _CHOICE,
+    "train.gradient_checkpointing": _harmless("the same numbers with less memory"),
+    **dict.fromkeys(("adapters.name", "adapters.targets", "adapters.base_precision"), _CHOICE),
+    "adapters.rank": _bounded("adapters.rank", None, 256),
+    **dict.fromkeys(("adapters.alpha", "adapters.dropout"), _SCALE),
     "train.proximal_mu": _harmless("pulls back to the model that was received: the update tells less"),
     **dict.fromkeys(("train.on_collapse", "train.collapse_rounds"), _SERVERS),
     "transforms.name": Rule(

@@ -122,8 +122,8 @@ def run_local_round(task: Task, site: Site) -> Update:
     if task.round == 1 and settings.train.head_init == "per_site":
         draw_head(model, state.classifier.new_head, settings.seed, client=task.client + 1)
     place = Place(settings.seed, task.round, task.client, state.device, settings.precision)
-    new_head = state.classifier.new_head
-    result = train_epochs(model, examples.corpus.train, examples.train, settings.train, place, new_head)
+    texts, (new_head, frozen) = examples.corpus.train, (state.classifier.new_head, state.classifier.frozen)
+    result = train_epochs(model, texts, examples.train, settings.train, place, new_head, frozen)
     trained = state.flat.detach().cpu().numpy()
     if site.kept is not None:
         norm = distance(tensor_of(trained), tensor_of(received))

@@ -22,7 +22,23 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             locate(settings), revision=settings.revision, trust_remote_code=False
         )
+    _pad_with(tokenizer)
     return tokenizer
+
+
+def _pad_with(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a decoder's tokenizer that has no padding token one of its own: bos, else unk, else eos.
+
+    A decoder classifies by the last token that is no padding, so it must be none that texts end with; where
+    all of them are, there is none.
+    """
+    if tokenizer.pad_token is not None:
+        return
+    last = tokenizer("a")["input_ids"][-1]
+    for token in (tokenizer.bos_token, tokenizer.unk_token, tokenizer.eos_token):
+        if token is not None and tokenizer.convert_tokens_to_ids(token) != last:
+            tokenizer.pad_token = token
+            return
 
 
 def locate(settings: ModelSettings) -> str:

@@ -34,6 +34,7 @@ NOT_IDENTITY = frozenset(
         "strategy.ask_again_seconds",
         "train.on_collapse",
         "train.collapse_rounds",
+        "train.gradient_checkpointing",
     }
 )
 
@@ -218,6 +219,8 @@ class TrainSettings:
     """Step size of the new head alone; None is `learning_rate`."""
     head_warmup_rounds: NonNegativeInt
     """First rounds in which only the new head is trained, and the encoder stands still."""
+    gradient_checkpointing: bool
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Pull of the round's global model on every weight that is trained, mu of FedProx (Li et al. 2020); 0
     is FedAvg."""
@@ -247,6 +250,24 @@ class TrainSettings:
             "train.group_by_length=true saves nothing while every batch is padded to train.max_length. Set "
             "train.padding=longest or train.micro_batches=by_length.",
         )
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What is trained: the whole model, or small matrices beside its layers, and the new head."""
+
+    name: Literal["none", "lora", "lora_ffa"]
+    """`lora`: both matrices of each pair; `lora_ffa`: the second alone, whose mean is exact."""
+    rank: PositiveInt
+    """Rows of the first matrix, and columns of the second."""
+    alpha: PositiveFloat
+    """Their product counts alpha / rank times."""
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Share of a layer's inputs that the adapter does not see in training."""
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None
+    """Last parts of the names of the linear layers to adapt; None takes those of queries and values."""
+    base_precision: Literal["fp32", "bf16"]
+    """Of the frozen matrices in memory; adapters and head stay fp32."""
 
 
 @dataclass(frozen=True)
@@ -390,6 +411,7 @@ class Settings:
     protocol: ProtocolSettings
     partition: PartitionSettings
     train: TrainSettings
+    adapters: AdapterSettings
     transforms: TransformSettings
     strategy: StrategySettings
     evaluation: EvaluationSettings
@@ -419,6 +441,13 @@ class Settings:
             self.strategy.min_sites <= self.num_clients,
             f"strategy.min_sites is {self.strategy.min_sites} but num_clients is {self.num_clients}; a "
             "round can never have more updates than clients.",
+        )
+        _require(
+            self.adapters.base_precision == "fp32"
+            or (self.adapters.name != "none" and self.precision == "bf16"),
+            f"adapters.base_precision is bf16, with adapters.name={self.adapters.name} and precision="
+            f"{self.precision}; it needs adapters, and a forward pass in bf16. Set adapters=lora and "
+            "precision=bf16, or adapters.base_precision=fp32.",
         )
         share = self.strategy.max_share
         _require(
@@ -509,7 +538,7 @@ _TREE = {
 # What runs did before these keys were there; run folders of earlier versions are read with them.
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "data": {"delimiter": None, "encoding": None, "split_seed": None},
-    "train": {"proximal_mu": 0.0},
+    "train": {"gradient_checkpointing": False, "proximal_mu": 0.0},
     "strategy": {
         "optimizer": "sgd",
         "beta_1": 0.9,
@@ -522,6 +551,16 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
         "on_excess": "refuse",
     },
     "evaluation": {"validation_fraction": 0.0, "patience": None},
+}
+_LATER_GROUPS: dict[str, dict[str, Any]] = {
+    "adapters": {
+        "name": "none",
+        "rank": 8,
+        "alpha": 16.0,
+        "dropout": 0.0,
+        "targets": None,
+        "base_precision": "fp32",
+    },
 }
 # What to do about a value that cannot be.
 _STEPS = {
@@ -564,6 +603,7 @@ def known_keys() -> list[str]:
 
 
 def _with_later_keys(values: dict[str, Any]) -> dict[str, Any]:
+    values = _LATER_GROUPS | values
     groups = {group: later | values[group] for group, later in _LATER_KEYS.items() if group in values}
     return values | groups
 

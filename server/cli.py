@@ -23,7 +23,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 _GROUPS = """Groups: model= bert albert distilbert minilm hf      data= imdb yelp_full ag_news bbc_news
         spooky_author files                          protocol= paper authors_code modern
         partition= iid dirichlet label_sorted by_site  engine= inprocess ray  experiment=
-        transforms= exact bf16 fp16 int8
+        transforms= exact bf16 fp16 int8               adapters= none lora lora_ffa
 Scalars: num_clients num_rounds seed run_dir device precision threads
          train.local_epochs train.batch_size train.learning_rate train.max_length ..."""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from common.files import write_atomically
+from common.model.adapters import merged_tensors, save_adapter
 from common.model.build import Classifier
 from common.pretrained import quietly
 from common.settings import Settings
@@ -15,6 +16,7 @@ from server.record import RoundRecord, best_of
 from server.run_folder import RunFolder
 
 PROVENANCE = "provenance.json"
+ADAPTER = "adapter"
 Certify = Callable[[RunFolder, RoundRecord], dict[str, str]]
 """From a run's folder and the round of its model to signed envelopes that say whose updates are in it."""
 
@@ -33,7 +35,10 @@ def save_model(
     def write(part: Path) -> None:
         part.mkdir()
         with quietly():
-            classifier.model.save_pretrained(part)
+            if settings.adapters.name == "none":
+                classifier.model.save_pretrained(part)
+            else:
+                _save_adapted(classifier, settings, part)
             classifier.tokenizer.save_pretrained(part)
         (part / "README.md").write_text(
             _card(kept, history[-1].round, settings, classifier, signed), encoding="utf-8"
@@ -42,6 +47,15 @@ def save_model(
             (part / PROVENANCE).write_text(json.dumps(signed, indent=2), encoding="ascii")
 
     write_atomically(folder.path / "model", write)
+
+
+def _save_adapted(classifier: Classifier, settings: Settings, part: Path) -> None:
+    """The merged model, and beside it the adapters by themselves where their base is a model of its own."""
+    merged = merged_tensors(classifier.model, settings.adapters)
+    classifier.model.save_pretrained(part, state_dict=merged)
+    if settings.model.head == "own":
+        base = settings.for_sites().model.name
+        save_adapter(classifier, settings.adapters, base, part / ADAPTER)
 
 
 def _card(
@@ -69,12 +83,21 @@ tags: [federated-learning, wardround]
 | protocol | {settings.protocol.name}, partition {settings.partition.name}, seed {settings.seed} |
 | local training | {train.local_epochs} epoch(s) a round, batch {train.batch_size}, {train.optimizer}, \
 learning rate {train.learning_rate:g} |
-| text length | cut to {train.max_length} tokens |
+{_trained(settings)}| text length | cut to {train.max_length} tokens |
 | SHA-256 of the shared tensors | `{kept.model_sha256}` |
 {_provenance(signed)}
 Use: `transformers.pipeline("text-classification", <this folder>)`; pass `truncation=True,
 max_length={train.max_length}` for long texts. The licence of the base model and the terms of the data apply.
 """
+
+
+def _trained(settings: Settings) -> str:
+    """A row of the card about adapters; empty where there are none."""
+    adapters = settings.adapters
+    if adapters.name == "none":
+        return ""
+    beside = f"; by themselves in `{ADAPTER}`" if settings.model.head == "own" else ""
+    return f"| trained | {adapters.name} of rank {adapters.rank} and the head, merged here{beside} |\n"
 
 
 def _choice(kept: RoundRecord, last_round: int) -> str:

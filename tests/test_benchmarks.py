@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import (
     accuracy,
+    adapters,
     aggregation,
     deployment,
     gpu,
@@ -162,6 +163,16 @@ def test_accuracy_runs(tmp_path: Path, overrides: list[str]) -> None:
     assert found[0]["against exact"] == 0
     assert all(0 < float(str(row["exact step (B a weight)"])) <= 4 for row in found)
     assert float(str(found[3]["up (MiB)"])) < 0.3 * float(str(found[0]["up (MiB)"]))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_adapters_run(tmp_path: Path, overrides: list[str]) -> None:
+    file, picture = tmp_path / "out.json", tmp_path / "plot.png"
+    words = [word for text in overrides if not text.startswith("run_dir") for word in ("--set", text)]
+    assert adapters.main(["--quick", *words, "--json", str(file), "--plot", str(picture)]) == 0
+    full, lora, ffa = (float(str(row["up (MiB)"])) for row in rows(file))
+    assert full > lora > ffa > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

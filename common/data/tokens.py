@@ -98,8 +98,8 @@ def tokenise(
     """
     if tokenizer.pad_token_id is None:
         raise ValueError(
-            "the model's tokenizer has no padding token, which batches of texts need. "
-            "Choose an encoder model such as bert, or add a pad_token to its tokenizer files."
+            "the model's tokenizer has no padding token, which batches of texts need, nor another special "
+            "token that no text ends with. Add a pad_token to its tokenizer files, or choose another model."
         )
     if max_length > tokenizer.model_max_length:
         raise ValueError(

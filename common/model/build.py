@@ -49,6 +49,9 @@ class Classifier:
     new_head: tuple[str, ...]
     """Parameters the checkpoint did not hold: `classifier.*`, and DistilBERT's `pre_classifier.*`."""
     num_labels: int
+    frozen: frozenset[str] = frozenset()
+    """Parameters that are not trained, and do not travel: all but adapters and new head, where there are
+    adapters."""
 
 
 def build_classifier(
@@ -81,6 +84,9 @@ def build_classifier(
             use_safetensors=True,  # the other form is read by an unpickler
             output_loading_info=True,
         )
+    if tokenizer.pad_token_id is not None:
+        # Decoders look for the last token that is no padding, by this number alone.
+        model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     new_head = tuple(sorted(set(info["missing_keys"]) | mismatched))
     _refuse_new_encoder(settings, model, new_head)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod, sqrt
 from typing import TYPE_CHECKING
@@ -30,21 +31,24 @@ class Layout:
     """First element of each tensor in the buffer."""
     size: int
     """Elements of the buffer, fp32; the gaps between tensors hold zeros."""
+    base: str = ""
+    """SHA-256 of the frozen tensors beside which these are trained; empty where there are none."""
 
     @classmethod
-    def of(cls, shapes: dict[str, tuple[int, ...]]) -> Layout:
+    def of(cls, shapes: dict[str, tuple[int, ...]], base: str = "") -> Layout:
         """Lay tensors of these shapes out."""
         offsets, end = [], 0
         for name in sorted(shapes):
             offsets.append(end)
             end += -(-prod(shapes[name]) // _ALIGNMENT) * _ALIGNMENT
         names = tuple(sorted(shapes))
-        return cls(names, tuple(tuple(shapes[name]) for name in names), tuple(offsets), end)
+        return cls(names, tuple(tuple(shapes[name]) for name in names), tuple(offsets), end, base)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of names and shapes: equal digests mean buffers that can be averaged."""
-        return hashlib.sha256(json.dumps([self.names, self.shapes]).encode()).hexdigest()
+        """SHA-256 of names, shapes and base: equal digests mean buffers that can be averaged."""
+        parts = [self.names, self.shapes, *([self.base] if self.base else [])]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Name -> view into `flat`, (size,) fp32, in name order."""
@@ -58,18 +62,25 @@ class Layout:
         return self.size * 4
 
 
-def flatten_model(model: nn.Module, device: torch.device) -> tuple[Layout, Tensor]:
+def flatten_model(
+    model: nn.Module, device: torch.device, frozen: frozenset[str] = frozenset()
+) -> tuple[Layout, Tensor]:
     """Move the model's shared tensors into one buffer on `device`; its parameters become views of it.
 
-    Shared are all parameters and the floating-point buffers of the state dict. Loading global weights is
-    then one copy, and handing over trained ones is none.
+    Shared are all parameters and the floating-point buffers of the state dict; where some parameters are
+    frozen, the others. Loading global weights is then one copy, and handing over trained ones is none.
 
     Returns:
         The layout, and the buffer: (layout.size,) fp32.
     """
     model.to(device)
-    shared = _shared_tensors(model)
-    layout = Layout.of({name: tuple(tensor.shape) for name, tensor in shared.items()})
+    shared = _all_tensors(model)
+    base = ""
+    if frozen:
+        trained = {name for name, _ in model.named_parameters()} - frozen
+        base = _sha256({name: shared[name] for name in sorted(shared.keys() - trained)})
+        shared = {name: shared[name] for name in trained}
+    layout = Layout.of({name: tuple(tensor.shape) for name, tensor in shared.items()}, base)
     flat = torch.zeros(layout.size, dtype=torch.float32, device=device)
     for name, view in layout.views(flat).items():
         view.copy_(shared[name].detach())
@@ -79,12 +90,12 @@ def flatten_model(model: nn.Module, device: torch.device) -> tuple[Layout, Tenso
 
 def move_model(model: nn.Module, layout: Layout, flat: Tensor) -> None:
     """Make the model's shared tensors views of `flat`, (layout.size,) fp32, and its numbers the model's."""
-    shared = _shared_tensors(model)
+    tensors = _all_tensors(model)
     for name, view in layout.views(flat).items():
-        shared[name].data = view
+        tensors[name].data = view
 
 
-def _shared_tensors(model: nn.Module) -> dict[str, Tensor]:
+def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
     persistent = model.state_dict().keys()
     return dict(model.named_parameters()) | {
         name: tensor
@@ -95,7 +106,7 @@ def _shared_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def tensors_to_flat(layout: Layout, tensors: dict[str, Tensor]) -> Tensor:
     """Inverse of `Layout.views`, on the CPU. Raises ValueError where names or shapes differ."""
-    found = Layout.of({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    found = Layout.of({name: tuple(tensor.shape) for name, tensor in tensors.items()}, layout.base)
     if found.digest != layout.digest:
         odd = sorted(set(found.names) ^ set(layout.names)) or "their shapes"
         raise ValueError(f"these tensors belong to another model; they differ in {odd}.")
@@ -122,9 +133,16 @@ def tensor_of(array: np.ndarray) -> Tensor:
 
 
 def model_sha256(layout: Layout, flat: Tensor) -> str:
-    """SHA-256 over the shared tensors in name order: name (UTF-8), then little-endian fp32 bytes."""
-    digest = hashlib.sha256()
-    for name, view in layout.views(flat).items():
+    """SHA-256 over the shared tensors in name order: name (UTF-8), then little-endian fp32 bytes.
+
+    Where they stand beside frozen ones, that base's SHA-256 comes first.
+    """
+    return _sha256(layout.views(flat), layout.base)
+
+
+def _sha256(tensors: Mapping[str, Tensor], first: str = "") -> str:
+    digest = hashlib.sha256(first.encode())
+    for name, tensor in tensors.items():
         digest.update(name.encode())
-        digest.update(view.contiguous().numpy().astype("<f4", copy=False).data)
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False).data)
     return digest.hexdigest()

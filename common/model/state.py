@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from common.model.adapters import add_adapters
 from common.model.build import Classifier, build_classifier
 from common.model.flat import Layout, flatten_model, move_model
 from common.runtime import prepare, resolve_attention
@@ -44,11 +45,13 @@ def open_model(settings: Settings, label_names: tuple[str, ...], *, fresh: bool 
     global _kept
     device = prepare(settings)
     attention = resolve_attention(settings, device)
-    key = (settings.model, label_names, settings.seed, device, attention)
+    key = (settings.model, settings.adapters, label_names, settings.seed, device, attention)
     if fresh or _kept is None or _kept[0] != key:
         _kept = None  # let go of the old model before the new one is built
         classifier = build_classifier(settings.model, label_names, settings.seed, attention)
-        layout, flat = flatten_model(classifier.model, device)
+        if settings.adapters.name != "none":
+            classifier = add_adapters(classifier, settings.adapters, settings.seed)
+        layout, flat = flatten_model(classifier.model, device, classifier.frozen)
         _kept = (key, ModelState(classifier, layout, flat, device))
     _require_new_head(settings, _kept[1].classifier)
     return _kept[1]

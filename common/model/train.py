@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -60,18 +60,21 @@ def train_epochs(
     settings: TrainSettings,
     place: Place,
     new_head: Sequence[str] = (),
+    frozen: Collection[str] = (),
 ) -> TrainResult:
     """Train `model` in place for `settings.local_epochs` passes over `texts[indices]`.
 
     Args:
         new_head: names of the parameters that pre-training did not bring.
+        frozen: names of those that are never trained.
 
     Raises:
         ValueError: `drop_last` leaves no whole batch.
         LossNotFinite: the loss of an epoch is NaN or infinite.
     """
     steps_per_epoch = count_steps(len(indices), settings)
-    groups = _parameter_groups(model, settings, place.round, frozenset(new_head))
+    groups = _parameter_groups(model, settings, place.round, frozenset(new_head), frozen)
+    _recompute(model, settings.gradient_checkpointing)
     anchored = _anchored(groups) if settings.proximal_mu else []
     optimizer = OPTIMIZERS[settings.optimizer](
         groups,
@@ -112,7 +115,11 @@ def train_epochs(
 
 
 def _parameter_groups(
-    model: nn.Module, settings: TrainSettings, round: int, new_head: frozenset[str]
+    model: nn.Module,
+    settings: TrainSettings,
+    round: int,
+    new_head: frozenset[str],
+    frozen: Collection[str],
 ) -> list[dict[str, Any]]:
     """What is trained in this round, each with the peak of its learning rate.
 
@@ -122,11 +129,31 @@ def _parameter_groups(
     head: list[nn.Parameter] = []
     body: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if name in frozen:
+            continue
         (head if name in new_head else body).append(parameter)
         parameter.requires_grad_(name in new_head or not is_warmup)
     peak = settings.learning_rate if settings.head_learning_rate is None else settings.head_learning_rate
     groups = [{"params": head, "peak": peak}]
     return groups if is_warmup else [*groups, {"params": body, "peak": settings.learning_rate}]
+
+
+def _recompute(model: Any, is_on: bool) -> None:
+    """Whether a backward pass computes activations again instead of keeping them: the same numbers.
+
+    Raises:
+        ValueError: the architecture cannot.
+    """
+    if is_on == getattr(model, "is_activation_checkpointing", False):
+        return
+    if not is_on:
+        model.activation_checkpointing_disable()
+        return
+    if not model.supports_gradient_checkpointing:
+        raise ValueError(
+            f"train.gradient_checkpointing is true, which {type(model).__name__} cannot do. Set it to false."
+        )
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _anchored(groups: Sequence[dict[str, Any]]) -> list[tuple[nn.Parameter, Tensor]]:

@@ -49,6 +49,8 @@ def write_model(folder: Path, kind: str, dropout: float = 0.1) -> Path:
         DistilBertModel,
     )
 
+    if kind in ("llama", "qwen2"):
+        return _write_decoder(folder, kind)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLER, *chain.from_iterable(TOPICS.values())]
     tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)}, model_max_length=32)
     common: dict[str, Any] = {"vocab_size": len(words), "max_position_embeddings": 32}
@@ -71,6 +73,37 @@ def write_model(folder: Path, kind: str, dropout: float = 0.1) -> Path:
             **common, dim=16, n_layers=2, n_heads=2, hidden_dim=32, dropout=dropout, attention_dropout=dropout
         )
         model = DistilBertModel(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _write_decoder(folder: Path, kind: str) -> Path:
+    """A decoder without a head. The tokenizer of `llama` has no padding token; no text ends with eos."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2Model
+
+    words = ["<unk>", "<s>", "</s>", "<pad>", *FILLER, *chain.from_iterable(TOPICS.values())]
+    core = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = Whitespace()
+    core.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    special |= {"pad_token": "<pad>"} if kind == "qwen2" else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=32, **special)
+    size: dict[str, Any] = {
+        "vocab_size": len(words),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 32,
+    }
+    torch.manual_seed(0)
+    model: Any = LlamaModel(LlamaConfig(**size)) if kind == "llama" else Qwen2Model(Qwen2Config(**size))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

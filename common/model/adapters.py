@@ -1,0 +1,133 @@
+"""Low-rank adapters: small matrices that are trained in place of the model, which stays as it was loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from common.model.build import Classifier
+from common.runtime import stream_seed
+from common.settings import AdapterSettings
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from torch import Tensor, nn
+
+_ATTENTION = ("q_proj", "v_proj")
+TARGETS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert"), ("query", "value")),
+    "distilbert": ("q_lin", "v_lin"),
+    "deberta-v2": ("query_proj", "value_proj"),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _ATTENTION),
+}
+"""By a model's `model_type`: the linear layers that LoRA's authors adapt, those of queries and values."""
+_NAME = "default"  # as peft calls an adapter that has no name
+_A, _B, _BASE = f"lora_A.{_NAME}.", f"lora_B.{_NAME}.", "base_layer."
+
+
+def add_adapters(classifier: Classifier, settings: AdapterSettings, seed: int) -> Classifier:
+    """Put LoRA (Hu et al. 2022, arXiv:2106.09685) beside a model's layers; freeze all but it and the head.
+
+    W x becomes W x + alpha/rank B A x. A is drawn from stream `adapter`, uniform in ±1/sqrt(inputs), and B is
+    0, so that the model starts as it was. With `lora_ffa` A is frozen too (FFA-LoRA, Sun et al. 2024,
+    arXiv:2403.12313): every site draws the same, and the mean of the B is that of the products B A.
+
+    Raises:
+        ValueError: the layers to adapt are not known, or not there.
+    """
+    from peft import inject_adapter_in_model
+
+    model = classifier.model
+    _check_targets(settings, model)
+    inject_adapter_in_model(lora_config(settings, model), model)
+    parameters = dict(model.named_parameters())
+    generator = torch.Generator().manual_seed(stream_seed(seed, "adapter"))
+    with torch.no_grad():
+        for name in sorted(parameters):
+            if _A in name:
+                drawn = torch.empty(parameters[name].shape)
+                bound = 1 / sqrt(drawn.shape[1])
+                parameters[name].copy_(drawn.uniform_(-bound, bound, generator=generator))
+    moving = (_B,) if settings.name == "lora_ffa" else (_A, _B)
+    frozen = {
+        name
+        for name in parameters
+        if name not in classifier.new_head and not any(part in name for part in moving)
+    }
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name not in frozen)
+        if settings.base_precision == "bf16" and name in frozen and parameter.dim() > 1 and _A not in name:
+            parameter.data = parameter.data.bfloat16()
+    return replace(classifier, frozen=frozenset(frozen))
+
+
+def lora_config(settings: AdapterSettings, model: Any, **more: Any) -> LoraConfig:
+    """What peft calls these adapters."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # used as a factor only
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets or TARGETS[model.config.model_type]),
+        **more,
+    )
+
+
+def _check_targets(settings: AdapterSettings, model: Any) -> None:
+    targets = settings.targets or TARGETS.get(model.config.model_type)
+    linear = sorted({name.rpartition(".")[2] for name in _linear_layers(model)})
+    if targets is None or not set(targets) <= set(linear):
+        named = f"are {', '.join(targets)}" if targets else "are not known"
+        raise ValueError(
+            f"adapters.targets: the layers to adapt {named}, and a model of type '{model.config.model_type}' "
+            f"has these: {', '.join(linear)}. Set adapters.targets=[…] to some of them."
+        )
+
+
+def _linear_layers(model: Any) -> Iterator[str]:
+    """Names of the linear layers of the encoder or decoder under the head."""
+    prefix = f"{model.base_model_prefix}."
+    for name, module in model.named_modules():
+        if name.startswith(prefix) and isinstance(module, torch.nn.Linear):
+            yield name
+
+
+def merged_tensors(model: nn.Module, settings: AdapterSettings) -> dict[str, Tensor]:
+    """The state dict of the model without adapters, of weights W + alpha/rank B A in fp32."""
+    state = model.state_dict()
+    merged = {
+        name.replace(_BASE, ""): tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+        if _A not in name and _B not in name
+    }
+    for name, a in state.items():
+        if _A in name:
+            change = state[name.replace(_A, _B)].float() @ a.float()
+            weight = name.replace(_A, "")
+            merged[weight] = merged[weight] + settings.alpha / settings.rank * change
+    return merged
+
+
+def save_adapter(classifier: Classifier, settings: AdapterSettings, base: str, folder: Path) -> None:
+    """Write adapters and new head as peft does: `PeftModel.from_pretrained(base_model, folder)` reads them.
+
+    Args:
+        base: what the model was loaded from, for `adapter_config.json`.
+    """
+    from safetensors.torch import save_file
+
+    heads = sorted({name.rpartition(".")[0] for name in classifier.new_head})
+    more = {"task_type": "SEQ_CLS", "modules_to_save": heads, "base_model_name_or_path": base}
+    lora_config(settings, classifier.model, inference_mode=True, **more).save_pretrained(str(folder))
+    tensors = {
+        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor.detach().cpu().contiguous().clone()
+        for name, tensor in classifier.model.named_parameters()
+        if _A in name or _B in name or name in classifier.new_head
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -71,8 +71,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
             )
     table = Table(["trained", "accuracy", "up (MiB)", "peak (MiB)", "time"])
     for name, found in samples.values.items():
-        accuracy, up, peak = (fmean(found[key]) for key in ("accuracy", "up", "peak"))
-        table.rows.append([name, accuracy, up, peak, samples.ratio(name, FULL, "seconds")])
+        accuracy, up, memory = (fmean(found[key]) for key in ("accuracy", "up", "peak"))
+        table.rows.append([name, accuracy, up, memory, samples.ratio(name, FULL, "seconds")])
     return Report("adapters", table, samples, NOTES)
 
 

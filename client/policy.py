@@ -269,6 +269,10 @@ RULES: dict[str, Rule] = {
     "train.head_learning_rate": _bounded("train.head_learning_rate", None, "max_learning_rate"),
     "train.head_warmup_rounds": _CHOICE,
     "train.proximal_mu": _harmless("pulls back to the model that was received: the update tells less"),
+    "train.control_variates": _harmless(
+        "corrects steps by models and updates that the server has seen, and no more leaves; what the server "
+        "can add to a round's training is at most num_clients times its last step (policy.max_global_step)"
+    ),
     **dict.fromkeys(("train.on_collapse", "train.collapse_rounds"), _SERVERS),
     "transforms.name": Rule(
         "listed",

@@ -61,6 +61,7 @@ HOSTILE: dict[str, Any] = {
     "train.head_learning_rate": 100.0,
     "train.head_warmup_rounds": 1,
     "train.proximal_mu": 1e9,
+    "train.control_variates": True,
     "train.on_collapse": "stop",
     "train.collapse_rounds": 99,
     "transforms.name": "fp16",

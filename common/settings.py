@@ -541,6 +541,7 @@ _WITH_CONTROL_VARIATES: tuple[tuple[str, object, str], ...] = (
     ("train.head_init", "shared", "a head that each client draws anew is no gradient step"),
     ("strategy.on_missing", "fail", "the corrections cancel only where every client is in every mean"),
     ("strategy.on_excess", "refuse", "an update that is shrunk is not what its client remembers"),
+    ("strategy.optimizer", "sgd", _MEAN),
     ("strategy.server_learning_rate", 1, _MEAN),
     ("strategy.server_momentum", 0, _MEAN),
     ("transforms.name", "exact", "what rounding loses would stay in the variates"),

@@ -383,13 +383,18 @@ def test_a_mean_of_steps_that_cannot_be_is_refused(make_settings: Make, claimed:
         ("train.head_init=per_site", "train.head_init is 'per_site'.*Set train.head_init=shared"),
         ("strategy.on_missing=continue", "strategy.on_missing is 'continue'.*Set strategy.on_missing=fail"),
         ("strategy.on_excess=clip", "strategy.on_excess is 'clip'.*Set strategy.on_excess=refuse"),
+        ("strategy.optimizer=adam", "strategy.optimizer is 'adam'.*Set strategy.optimizer=sgd"),
         ("strategy.server_learning_rate=2", "server_learning_rate is 2.*Set strategy.server_learning_rate=1"),
         ("strategy.server_momentum=0.9", "server_momentum is 0.9.*Set strategy.server_momentum=0"),
         ("transforms=int8", "transforms.name is 'int8'.*Set transforms.name=exact"),
     ],
 )
 def test_what_does_not_go_together_is_refused(make_settings: Make, override: str, words: str) -> None:
-    more = ["train.schedule_rounds=3"] if "schedule" in override else []
+    beside = {
+        "train.schedule": "train.schedule_rounds=3",
+        "strategy.optimizer": "strategy.server_learning_rate=0.1",
+    }
+    more = [word for key, word in beside.items() if override.startswith(key)]
     make_settings(override, *more)
     with pytest.raises(ValueError, match=f"{words}, or train.control_variates=false"):
         make_settings(override, *more, ON)

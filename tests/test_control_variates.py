@@ -194,7 +194,13 @@ def test_a_head_may_have_a_rate_and_a_start_of_its_own(make_settings: Make, tmp_
     assert 0 < np.count_nonzero(own) <= 3 * 16 + 3 + 16 * 16 + 16  # classifier and pooler
 
 
-@pytest.mark.parametrize("more", [(), ("data.train_examples=47", "num_clients=3")], ids=["equal", "unequal"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param((), id="equal", marks=pytest.mark.slow),
+        pytest.param(("data.train_examples=47", "num_clients=3"), id="unequal"),
+    ],
+)
 def test_stopped_and_gone_on_with_in_one_process_or_two(
     make_settings: Make, tmp_path: Path, more: tuple[str, ...]
 ) -> None:

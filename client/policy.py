@@ -273,6 +273,10 @@ RULES: dict[str, Rule] = {
     "adapters.rank": _bounded("adapters.rank", None, 256),
     **dict.fromkeys(("adapters.alpha", "adapters.dropout"), _SCALE),
     "train.proximal_mu": _harmless("pulls back to the model that was received: the update tells less"),
+    "train.control_variates": _harmless(
+        "corrects steps by models and updates that the server has seen, and no more leaves; what the server "
+        "can add to a round's training is at most num_clients times its last step (policy.max_global_step)"
+    ),
     **dict.fromkeys(("train.on_collapse", "train.collapse_rounds"), _SERVERS),
     "transforms.name": Rule(
         "listed",

@@ -16,6 +16,7 @@ from flwr.app import RecordDict
 from client.plans import Declines, file_digest
 from client.policy import Policy
 from client.site import Examples, Kept, Order, Site
+from client.variates import Variates
 from common.data.batches import by_length, count_steps, evaluation_batches
 from common.model.build import draw_head
 from common.model.counts import Counts
@@ -113,7 +114,8 @@ def run_local_round(task: Task, site: Site) -> Update:
     started = time.perf_counter()
     settings = site.localise(_settings_of(task))
     examples = site.examples(settings)
-    _check_steps(len(examples.train), settings, site)
+    num_steps = settings.train.local_epochs * count_steps(len(examples.train), settings.train)
+    _check_steps(num_steps, site)
     state, received = _load(task, settings, examples, site)
     sites_measure = settings.evaluation.where == "sites"
     test = _count(state, settings, examples) if sites_measure else None
@@ -123,8 +125,15 @@ def run_local_round(task: Task, site: Site) -> Update:
         draw_head(model, state.classifier.new_head, settings.seed, client=task.client + 1)
     place = Place(settings.seed, task.round, task.client, state.device, settings.precision)
     texts, (new_head, frozen) = examples.corpus.train, (state.classifier.new_head, state.classifier.frozen)
-    result = train_epochs(model, texts, examples.train, settings.train, place, new_head, frozen)
+    run, variates, correction = _settings_of(task), None, None
+    if settings.train.control_variates:
+        variates = Variates.open(task, run, site, received, num_steps)
+        if variates.correction is not None:
+            correction = state.layout.views(tensor_of(variates.correction).to(state.device))
+    result = train_epochs(model, texts, examples.train, settings.train, place, new_head, frozen, correction)
     trained = state.flat.detach().cpu().numpy()
+    if variates is not None:
+        variates.keep(task, run, site, received, trained)
     if site.kept is not None:
         norm = distance(tensor_of(trained), tensor_of(received))
         site.kept.update_norm = norm if isfinite(norm) else None
@@ -138,6 +147,7 @@ def run_local_round(task: Task, site: Site) -> Update:
         seconds=time.perf_counter() - started,
         test=None if is_withheld else test,
         withheld=int(is_withheld),
+        uncorrected=int(variates is not None and variates.is_lacking),
         holds=site.kept.version if site.kept else "",
     )
 
@@ -159,12 +169,10 @@ def _settings_of(task: Task) -> Settings:
     return task.settings
 
 
-def _check_steps(num_examples: int, settings: Settings, site: Site) -> None:
+def _check_steps(num_steps: int, site: Site) -> None:
     """Raise Declines where a round would have more optimiser steps than the policy allows."""
-    if site.order is not None:
-        num_steps = settings.train.local_epochs * count_steps(num_examples, settings.train)
-        if num_steps > site.file.policy.max_steps:
-            raise Declines("policy", "train.local_epochs", f"{num_steps} steps a round")
+    if site.order is not None and num_steps > site.file.policy.max_steps:
+        raise Declines("policy", "train.local_epochs", f"{num_steps} steps a round")
 
 
 def _is_withheld(counts: Counts, site: Site) -> bool:
@@ -263,11 +271,13 @@ def _payload(task: Task, site: Site, trained: np.ndarray, received: np.ndarray) 
     if transforms.name == EXACT:
         is_near = settings.engine.is_simulated
         return whole(trained) if is_near else encode(EXACT, trained, received)
-    residuals = site.residuals(settings) if transforms.error_feedback else None
+    residuals = site.carried("residuals", settings) if transforms.error_feedback else None
     if residuals is None:
         return encode(transforms.name, trained, received)
     run = settings.to_json()
     residual = residuals.take(run, task.round, len(trained))
+    if residual is None:
+        residual = np.zeros(len(trained), dtype=np.float32)
     payload = encode(transforms.name, trained, received, residual)
     residuals.put(run, task.round, residual)
     return payload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from client.carried import Carried, CarriedFiles, CarriedMemory, What
 from client.plans import Declines, file_digest
-from client.residuals import ResidualFiles, ResidualMemory, Residuals
 from common.data.corpus import Corpus, forget_corpora, open_corpus
 from common.data.partitions import partition, split_held_out
 from common.settings import PartitionSettings, Settings
@@ -74,7 +75,7 @@ class Kept:
     """(P,) fp32, the global tensors as received last."""
     came_with: tuple[str, int] = ("", 0)
     """Plan and age of `tensors`."""
-    residuals: ResidualMemory = field(default_factory=ResidualMemory)
+    carried: dict[What, CarriedMemory] = field(default_factory=lambda: defaultdict(CarriedMemory))
     data_stamp: tuple[int, ...] = ()
     """Of the site's data file when it was read."""
     update_norm: float | None = None
@@ -90,9 +91,9 @@ class SimulatedSite:
     """The server's tensors are within reach."""
     order: None = None
 
-    def residuals(self, settings: Settings) -> Residuals:
+    def carried(self, what: What, settings: Settings) -> Carried:
         """In the run folder."""
-        return ResidualFiles(Path(settings.run_dir) / "residuals", self.client)
+        return CarriedFiles(Path(settings.run_dir) / what, self.client)
 
     def localise(self, settings: Settings) -> Settings:
         """The settings as they are: a simulation shares one machine."""
@@ -131,9 +132,9 @@ class RealSite:
     """None behind a stock SuperNode, whose messages bring their settings: nothing was approved there."""
     client: int = -1
 
-    def residuals(self, settings: Settings) -> Residuals | None:
-        """In memory; a process that ends with the message has nowhere to keep them."""
-        return None if self.kept is None else self.kept.residuals
+    def carried(self, what: What, settings: Settings) -> Carried | None:
+        """In memory; a process that ends with the message has nowhere to keep it."""
+        return None if self.kept is None else self.kept.carried[what]
 
     def localise(self, settings: Settings) -> Settings:
         """The server's learning settings with this site's own facts put in."""

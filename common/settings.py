@@ -224,6 +224,8 @@ class TrainSettings:
     proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Pull of the round's global model on every weight that is trained, mu of FedProx (Li et al. 2020); 0
     is FedAvg."""
+    control_variates: bool
+    """Correct each step by how the client's mean step differs from all clients' (SCAFFOLD)."""
     on_collapse: Literal["warn", "stop"]
     """When the run has collapsed: say so and go on, or end it."""
     collapse_rounds: PositiveInt
@@ -455,6 +457,14 @@ class Settings:
             f"strategy.max_share is {share}, but with num_clients={self.num_clients} somebody has at least "
             f"1/{self.num_clients} of the mean. Raise it, or set it to null.",
         )
+        if self.train.control_variates:
+            for key, value, why in _WITH_CONTROL_VARIATES:
+                found = attrgetter(key)(self)
+                _require(
+                    found == value,
+                    f"{key} is {found!r}, which does not go with train.control_variates=true: {why}. Set "
+                    f"{key}={value}, or train.control_variates=false.",
+                )
         if not self.engine.is_simulated:
             self.declared_labels()  # each site would number the labels that it finds in its own way
         if self.engine.is_simulated or self.evaluation.where == "server":
@@ -538,7 +548,7 @@ _TREE = {
 # What runs did before these keys were there; run folders of earlier versions are read with them.
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "data": {"delimiter": None, "encoding": None, "split_seed": None},
-    "train": {"gradient_checkpointing": False, "proximal_mu": 0.0},
+    "train": {"gradient_checkpointing": False, "proximal_mu": 0.0, "control_variates": False},
     "strategy": {
         "optimizer": "sgd",
         "beta_1": 0.9,
@@ -562,6 +572,19 @@ _LATER_GROUPS: dict[str, dict[str, Any]] = {
         "base_precision": "fp32",
     },
 }
+# What SCAFFOLD needs, and why: without it the corrections would not cancel in the mean, or not be gradients.
+_MEAN = "each client reads the mean of all steps off the model that follows, which must be the clients' mean"
+_WITH_CONTROL_VARIATES: tuple[tuple[str, object, str], ...] = (
+    ("train.optimizer", "sgd", "a variate corrects plain gradient steps"),
+    ("train.schedule", "constant", "the steps of one round stand for those of the next"),
+    ("train.head_init", "shared", "a head that each client draws anew is no gradient step"),
+    ("strategy.on_missing", "fail", "the corrections cancel only where every client is in every mean"),
+    ("strategy.on_excess", "refuse", "an update that is shrunk is not what its client remembers"),
+    ("strategy.optimizer", "sgd", _MEAN),
+    ("strategy.server_learning_rate", 1, _MEAN),
+    ("strategy.server_momentum", 0, _MEAN),
+    ("transforms.name", "exact", "what rounding loses would stay in the variates"),
+)
 # What to do about a value that cannot be.
 _STEPS = {
     "missing": "Settings that another version wrote cannot be read.",

@@ -109,7 +109,9 @@ class ClientRecord(Record):
     cosine_to_others: Cosine | None
     """To the weighted mean of the others; null where there are none."""
     share: Share | None = None
-    """Of the mean, where shares are bounded (`strategy.max_share`)."""
+    """Of the mean, where shares are bounded (`strategy.max_share`), or control variates need it."""
+    uncorrected: bool | None = None
+    """True where it lacked the control variate that was to correct its steps."""
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -61,12 +61,15 @@ def train_epochs(
     place: Place,
     new_head: Sequence[str] = (),
     frozen: Collection[str] = (),
+    correction: Mapping[str, Tensor] | None = None,
 ) -> TrainResult:
     """Train `model` in place for `settings.local_epochs` passes over `texts[indices]`.
 
     Args:
         new_head: names of the parameters that pre-training did not bring.
         frozen: names of those that are never trained.
+        correction: by name, on the model's device, what every step takes away from a parameter besides: of
+            SCAFFOLD's control variates (`client/variates.py`).
 
     Raises:
         ValueError: `drop_last` leaves no whole batch.
@@ -100,6 +103,8 @@ def train_epochs(
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
+            if correction is not None:
+                _take_away(model, correction)
             # Weight by examples: the last batch may be short and must not count double.
             size = sum(map(len, batches))
             loss_sum += loss * size
@@ -177,6 +182,12 @@ def _add_gradients(model: nn.Module, batches: Sequence[Batch], place: Place) -> 
         loss.backward()
         mean += loss.detach()
     return mean
+
+
+@torch.no_grad()
+def _take_away(model: nn.Module, correction: Mapping[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.sub_(correction[name])
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:

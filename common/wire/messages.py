@@ -3,11 +3,13 @@
 server -> client   tensors           the global tensors, as flat arrays in pieces (<array>.00000 …)
                    task              round, layout (digest of names and shapes), client (its number in this
                                      run), form (of the tensors), version (SHA-256 of the global tensors),
-                                     base (the version they are written against; "" for none); settings (JSON)
+                                     base (the version they are written against; "" for none), mean_steps
+                                     (of the clients' last round; 0 for no control variates); settings (JSON)
                                      only where no plan was approved: simulations, stock SuperNodes
 client -> server   tensors           the trained tensors, written against the global ones
                    update            round, layout, form, holds (the version this client keeps; "" for none)
-                   metrics           num_examples, num_steps, loss, seconds, withheld (1 where counts stay)
+                   metrics           num_examples, num_steps, loss, seconds, withheld (1 where counts stay),
+                                     uncorrected (1 where a control variate was asked for, and there is none)
                    counts            loss_sum, confusion: the received model on the site's held-out texts
                                      (only where evaluation.where is `sites`); validation_loss_sum,
                                      validation_confusion: the same of those that choose the best model
@@ -101,6 +103,9 @@ class Task:
     """The version that `payload` is written against; empty where it is whole."""
     client: int = -1
     """Number of the client this is for."""
+    mean_steps: float = 0.0
+    """Optimiser steps of the clients in the last round, in its mean; 0 where no control variates are used, or
+    they start anew."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ class Update:
     """The version that the next task may be written against; empty where nothing is kept."""
     withheld: int = 0
     """1 where the client's policy keeps its counts, else 0."""
+    uncorrected: int = 0
+    """1 where its steps were to be corrected by a control variate, and it has none; else 0."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ class LacksBase(Exception):
 
 
 # What the records hold beside the tensors, and what is made of it.
-_TASK: _Fields = {"round": int, "layout": str, "version": str, "base": str}
+_TASK: _Fields = {"round": int, "layout": str, "version": str, "base": str, "mean_steps": float}
 _UPDATE: _Fields = {"round": int, "layout": str, "holds": str}
 _METRICS: _Fields = {
     "num_examples": int,
@@ -170,6 +177,7 @@ _METRICS: _Fields = {
     "loss": float,
     "seconds": float,
     "withheld": int,
+    "uncorrected": int,
 }
 _CARD: _Fields = {"client": int, "num_examples": int, "num_held_out": int}
 _COUNTED_PARTS = ("", "validation_")  # as in `Counts.parts`; they stand before the names in the record

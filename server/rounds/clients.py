@@ -215,7 +215,9 @@ class Broadcast:
         """A task for each member, in their order; all with the same tensors share one record of them."""
         tensors = whole(state.tensors.numpy())
         settings = None if self._clients.approve_plans else self._settings.for_sites()
-        task = Task(number, state.layout.digest, tensors, settings, state.version)
+        task = Task(
+            number, state.layout.digest, tensors, settings, state.version, mean_steps=state.mean_steps
+        )
         tasks = [task]
         if state.step is not None:
             base, step = state.step

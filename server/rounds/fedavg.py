@@ -17,6 +17,7 @@ from common.model.flat import Layout, distance, tensor_of
 from common.settings import Settings, StrategySettings
 from common.wire.forms import decode
 from common.wire.messages import Refused, Update
+from server.record import RoundRecord
 from server.rounds.clients import Member
 
 if TYPE_CHECKING:
@@ -307,6 +308,24 @@ def weights_of(members: Sequence[Member], settings: StrategySettings) -> dict[in
     else:
         weights = {member.client: 1 for member in members}
     return weights if settings.max_share is None else capped(weights, settings.max_share)
+
+
+def mean_steps(last: RoundRecord, members: Sequence[Member], weights: Mapping[int, float]) -> float:
+    """Optimiser steps of the clients in the last round, in its mean: what SCAFFOLD's clients have to be told.
+
+    0 where control variates start anew: in round 1, after a round in which a client had none, and where
+    clients, their examples or their weights have changed since. Else the corrections would not cancel in the
+    mean, and what is left over would stay in it (docs/optimisers.md).
+
+    Args:
+        weights: of the members' updates in the mean, by client number.
+    """
+    total = sum(weights.values())
+    then = {client.client: (client.num_examples, client.share) for client in last.clients}
+    now = {member.client: (member.num_examples, weights[member.client] / total) for member in members}
+    if then != now or any(client.uncorrected for client in last.clients):
+        return 0.0
+    return sum((client.share or 0.0) * (client.num_steps or 0) for client in last.clients)
 
 
 def capped(weights: Mapping[int, float], max_share: float) -> dict[int, float]:

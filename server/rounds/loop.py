@@ -29,6 +29,7 @@ from server.rounds.fedavg import (
     WeightedMean,
     check_counts,
     check_update,
+    mean_steps,
     open_tensors,
     weights_of,
 )
@@ -50,6 +51,8 @@ class RoundState:
     """Its `test` is None until the model has been measured, which sites do a round later."""
     step: tuple[str, Payload] | None = None
     """The version before the last round, and the tensors written against it; None where nobody holds it."""
+    mean_steps: float = 0.0
+    """Of the clients in the last round; 0 where control variates are not used, or start anew."""
 
     @property
     def version(self) -> str:
@@ -96,6 +99,8 @@ class FederatedAveraging:
         self.broadcast = Broadcast(clients, settings)
         self._memory = SumMemory()
         self._norm_bound = NormBound(settings.strategy)
+        self._has_variates = settings.train.control_variates
+        self._tells_shares = self.strategy.max_share is not None or self._has_variates
         self._ended: str | None = None
         """Why no round is to be run any more, in words."""
         self._total_steps: dict[int, int] = {}
@@ -148,6 +153,10 @@ class FederatedAveraging:
         sent, number, layout = time.monotonic(), state.round + 1, state.layout
         members = self.cohort.members()
         weights = weights_of(members, self.strategy)
+        if self._has_variates:
+            state.mean_steps = mean_steps(state.record, members, weights)
+            if number > 1 and state.mean_steps == 0:
+                self._tell(Callback.warn, f"round {number}: the control variates start anew")
         answers = Answers(mean := WeightedMean(state.tensors, self._memory))
         self.broadcast.bytes_sent = 0
         scratch = np.empty(0, dtype=np.float32)
@@ -178,6 +187,7 @@ class FederatedAveraging:
                     head_norm=self.head.update_norm(trained, state.tensors),
                     norm_received=norm_received,
                     site=member.site,
+                    uncorrected=bool(update.uncorrected) or None,
                     update_norm=None,  # these are known when the round closes
                     cosine_to_mean=None,
                     cosine_to_others=None,
@@ -220,7 +230,7 @@ class FederatedAveraging:
         for client, (agreement, to_others, weight) in zip(clients, agreements, strict=True):
             client.update_norm, client.cosine_to_mean = agreement.update_norm, agreement.cosine_to_mean
             client.cosine_to_others = to_others
-            client.share = weight / sum(outcome.weights) if self.strategy.max_share is not None else None
+            client.share = weight / sum(outcome.weights) if self._tells_shares else None
         self._norm_bound.close_round(agreement.update_norm for agreement in outcome.agreements)
         self._total_steps |= {client.client: client.total_steps or 0 for client in clients}
         diagnostics = describe_updates(outcome, head_norm)

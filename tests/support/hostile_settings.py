@@ -68,6 +68,7 @@ HOSTILE: dict[str, Any] = {
     "adapters.dropout": 0.9,
     "adapters.targets": ["classifier"],
     "adapters.base_precision": "bf16",
+    "train.control_variates": True,
     "train.on_collapse": "stop",
     "train.collapse_rounds": 99,
     "transforms.name": "fp16",

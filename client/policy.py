@@ -228,7 +228,9 @@ RULES: dict[str, Rule] = {
     "model.source": _MODEL,
     "model.name": _MODEL,
     "model.revision": _MODEL,
-    "model.head": _CHOICE,
+    **dict.fromkeys(
+        ("model.head", "model.activation", "model.abu_where", "model.abu_normalisation"), _CHOICE
+    ),
     **dict.fromkeys(
         (
             *("data.reader", "data.hub_name", "data.hub_revision", "data.path", "data.local_reader"),

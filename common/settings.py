@@ -62,6 +62,20 @@ class ModelSettings:
     """Commit, tag or branch on the hub; None is the default branch."""
     head: Literal["own", "distilbert"]
     """Row of HEADS in `common/model/build.py`: the architecture's own, or DistilBERT's on a BERT encoder."""
+    activation: Literal["own", "abu"]
+    """`abu`: adaptive blending units in place of activations (`common/model/blend.py`)."""
+    abu_where: Literal["head", "all"]
+    """In the head alone, or in every feed-forward layer too."""
+    abu_normalisation: Literal["none", "sum", "abs", "positive", "softmax"]
+    """How the weights of a blend are kept in bounds."""
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.activation, self.abu_normalisation) != ("abu", "softmax") or self.abu_where == "head",
+            f"model.abu_normalisation is softmax with model.abu_where={self.abu_where}; no softmax gives all "
+            "weight to one function, so that pre-trained layers would not begin as themselves. Set "
+            "model.abu_where=head, or another normalisation.",
+        )
 
     @property
     def short_name(self) -> str:
@@ -451,6 +465,11 @@ class Settings:
             f"{self.precision}; it needs adapters, and a forward pass in bf16. Set adapters=lora and "
             "precision=bf16, or adapters.base_precision=fp32.",
         )
+        _require(
+            self.model.activation == "own" or self.adapters.name == "none",
+            f"model.activation is abu with adapters.name={self.adapters.name}; adapters are merged into "
+            "plain models, which have no blends. Set adapters=none, or model.activation=own.",
+        )
         share = self.strategy.max_share
         _require(
             share is None or share * self.num_clients >= 1,
@@ -547,6 +566,7 @@ _TREE = {
 }
 # What runs did before these keys were there; run folders of earlier versions are read with them.
 _LATER_KEYS: dict[str, dict[str, Any]] = {
+    "model": {"activation": "own", "abu_where": "head", "abu_normalisation": "none"},
     "data": {"delimiter": None, "encoding": None, "split_seed": None},
     "train": {"gradient_checkpointing": False, "proximal_mu": 0.0, "control_variates": False},
     "strategy": {

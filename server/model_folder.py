@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.files import write_atomically
 from common.model.adapters import merged_tensors, save_adapter
+from common.model.blend import save_blended
 from common.model.build import Classifier
 from common.pretrained import quietly
 from common.settings import Settings
@@ -35,10 +36,12 @@ def save_model(
     def write(part: Path) -> None:
         part.mkdir()
         with quietly():
-            if settings.adapters.name == "none":
-                classifier.model.save_pretrained(part)
-            else:
+            if settings.adapters.name != "none":
                 _save_adapted(classifier, settings, part)
+            elif settings.model.activation == "abu":
+                save_blended(classifier.model, settings.model, part)
+            else:
+                classifier.model.save_pretrained(part)
             classifier.tokenizer.save_pretrained(part)
         (part / "README.md").write_text(
             _card(kept, history[-1].round, settings, classifier, signed), encoding="utf-8"
@@ -86,9 +89,21 @@ learning rate {train.learning_rate:g} |
 {_trained(settings)}| text length | cut to {train.max_length} tokens |
 | SHA-256 of the shared tensors | `{kept.model_sha256}` |
 {_provenance(signed)}
-Use: `transformers.pipeline("text-classification", <this folder>)`; pass `truncation=True,
-max_length={train.max_length}` for long texts. The licence of the base model and the terms of the data apply.
+Use: {_use(settings)}. The licence of the base model and the terms of the data apply.
 """
+
+
+def _use(settings: Settings) -> str:
+    """How to load the folder."""
+    if settings.model.activation == "abu":
+        return (
+            "its activations are blended, which plain transformers cannot load: `wardround predict`, or\n"
+            "`common.model.blend.load_blended(<this folder>)` in Python"
+        )
+    return (
+        '`transformers.pipeline("text-classification", <this folder>)`; pass `truncation=True,\n'
+        f"max_length={settings.train.max_length}` for long texts"
+    )
 
 
 def _trained(settings: Settings) -> str:

@@ -12,6 +12,7 @@ import torch
 from common.data.read import csv_rows, require_file
 from common.data.texts import cut_words
 from common.errors import first_line, nearest
+from common.model.blend import is_blended, load_blended
 from common.pretrained import quietly
 from common.runtime import resolve_device
 from server.run_folder import RunFolder
@@ -70,11 +71,13 @@ def _load(location: Path) -> tuple[Any, Any]:
 
     try:
         with quietly():
+            if is_blended(location):
+                return AutoTokenizer.from_pretrained(location), load_blended(location)
             tokenizer = AutoTokenizer.from_pretrained(location)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 location, output_loading_info=True
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(
             f"'{location}' holds a model that cannot be loaded ({first_line(error)}). Give the folder of a "
             "finished run, or one written by save_pretrained with its tokenizer."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from common.settings import ModelSettings, Settings
 from server.compose import compose
 from server.engines.simulate import simulate
 from server.predict import predict
-from tests.support.tiny import Make, write_model
+from tests.support.tiny import Make, model_at, write_model
 
 NEW = ("classifier.bias", "classifier.weight", "pre_classifier.bias", "pre_classifier.weight")
 needs_minilm = pytest.mark.skipif(
@@ -24,7 +25,7 @@ needs_minilm = pytest.mark.skipif(
 
 def both(settings: ModelSettings, label_names: tuple[str, ...] = ("a", "b", "c")) -> tuple[Any, Any]:
     """The model under its own head, and under DistilBERT's; dropout off."""
-    worn = ModelSettings(settings.label, settings.source, settings.name, settings.revision, "distilbert")
+    worn = replace(settings, head="distilbert")
     own, other = (build_classifier(each, label_names, seed=3) for each in (settings, worn))
     assert (own.new_head, other.new_head) == (NEW[:2], NEW)
     return own.model.eval(), other.model.eval()
@@ -40,7 +41,7 @@ def hidden(model: Any, encoder: str, ids: torch.Tensor, mask: torch.Tensor | Non
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("name", ["tiny", pytest.param("minilm", marks=needs_minilm)])
 def test_hidden_states_are_equal_in_every_layer(tiny_model: Path, name: str, masked: bool) -> None:
-    tiny = ModelSettings("tiny", "hub", str(tiny_model), None, "own")
+    tiny = model_at(tiny_model)
     own, other = both(tiny if name == "tiny" else compose(["model=minilm"]).settings.model)
     torch.manual_seed(0)
     ids = torch.randint(5, own.config.vocab_size, (4, 12))
@@ -54,7 +55,7 @@ def test_hidden_states_are_equal_in_every_layer(tiny_model: Path, name: str, mas
 
 
 def test_token_types_are_folded_into_the_positions(tiny_model: Path) -> None:
-    own, other = both(ModelSettings("tiny", "hub", str(tiny_model), None, "own"))
+    own, other = both(model_at(tiny_model))
     ours, theirs = own.bert.embeddings, other.distilbert.embeddings
     expected = ours.position_embeddings.weight + ours.token_type_embeddings.weight[0]
     assert torch.equal(theirs.position_embeddings.weight, expected)
@@ -62,7 +63,7 @@ def test_token_types_are_folded_into_the_positions(tiny_model: Path) -> None:
 
 
 def test_the_heads_share_their_last_layer_and_their_dropout(tiny_model: Path) -> None:
-    own, other = both(ModelSettings("tiny", "hub", str(tiny_model), None, "own"))
+    own, other = both(model_at(tiny_model))
     assert torch.equal(own.classifier.weight, other.classifier.weight)
     assert own.dropout.p == other.dropout.p == 0.1
     assert other.pre_classifier.weight.std().item() == pytest.approx(0.02, rel=0.15)
@@ -91,7 +92,7 @@ def test_minilms_pooler_looks_drawn_and_not_trained() -> None:
 
 @pytest.mark.parametrize("kind", ["albert", "distilbert"])
 def test_only_bert_can_wear_it(tmp_path: Path, kind: str) -> None:
-    where = ModelSettings("tiny", "hub", str(write_model(tmp_path / kind, kind)), None, "distilbert")
+    where = model_at(write_model(tmp_path / kind, kind), "distilbert")
     with pytest.raises(ValueError, match=rf"model_type {kind} .* Set model\.head=own"):
         build_classifier(where, ("a", "b"), seed=0)
 
@@ -111,5 +112,5 @@ def test_a_trained_one_is_saved_loaded_and_asked(make_settings: Make, tmp_path: 
 
 def reload(settings: Settings) -> Classifier:
     """The run's model folder, as `model=hf` reads it."""
-    where = ModelSettings("again", "hub", f"{settings.run_dir}/model", None, "own")
+    where = model_at(f"{settings.run_dir}/model")
     return build_classifier(where, ("health", "money", "sport"), seed=0)

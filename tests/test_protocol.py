@@ -17,12 +17,11 @@ from common.model.counts import Counts
 from common.model.flat import flatten_model
 from common.model.state import open_model
 from common.model.train import learning_rate_at
-from common.settings import ModelSettings
 from server.engines.simulate import simulate
 from server.rounds.evaluation import Evaluation
 from server.rounds.fedavg import WeightedMean
 from tests.support.runs import history
-from tests.support.tiny import Make, write_model
+from tests.support.tiny import Make, model_at, write_model
 
 CPU = torch.device("cpu")
 # Three texts of 3, 5 and 4 tokens.
@@ -82,7 +81,7 @@ def test_linear_schedule_warms_up_and_decays(make_settings: Make) -> None:
     ],
 )
 def test_new_head_is_what_pretraining_did_not_bring(tmp_path: Path, kind: str, head: tuple[str, ...]) -> None:
-    where = ModelSettings("tiny", "hub", str(write_model(tmp_path / kind, kind)), None, "own")
+    where = model_at(write_model(tmp_path / kind, kind))
     first = build_classifier(where, ("a", "b"), seed=1)
     again, other = (build_classifier(where, ("a", "b"), seed=seed) for seed in (1, 2))
     assert first.new_head == head

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common.model.blend import blend_activations
 from common.pretrained import load_tokenizer, loading, locate, quietly
 from common.runtime import stream_seed
 from common.settings import ModelSettings
@@ -92,6 +93,8 @@ def build_classifier(
     _refuse_new_encoder(settings, model, new_head)
     model, new_head = HEADS[settings.head](settings, model, new_head)
     draw_head(model, new_head, seed)
+    if settings.activation == "abu":
+        blend_activations(model, settings)
     return Classifier(model, tokenizer, new_head, len(label_names))
 
 

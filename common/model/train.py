@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from common.data.batches import count_steps, training_steps
 from common.data.tokens import Batch, TokenisedTexts
 from common.errors import DIVERGED
+from common.model.blend import blend_parameters
 from common.model.counts import Counts
 from common.runtime import numpy_stream, precision_context, torch_stream
 from common.settings import TrainSettings
@@ -133,14 +134,21 @@ def _parameter_groups(
     is_warmup = round <= settings.head_warmup_rounds
     head: list[nn.Parameter] = []
     body: list[nn.Parameter] = []
+    blends: list[nn.Parameter] = []
+    blended = blend_parameters(model)
     for name, parameter in model.named_parameters():
         if name in frozen:
             continue
-        (head if name in new_head else body).append(parameter)
+        (head if name in new_head else blends if name in blended else body).append(parameter)
         parameter.requires_grad_(name in new_head or not is_warmup)
     peak = settings.learning_rate if settings.head_learning_rate is None else settings.head_learning_rate
-    groups = [{"params": head, "peak": peak}]
-    return groups if is_warmup else [*groups, {"params": body, "peak": settings.learning_rate}]
+    groups: list[dict[str, Any]] = [{"params": head, "peak": peak}]
+    if is_warmup:
+        return groups
+    groups.append({"params": body, "peak": settings.learning_rate})
+    return (
+        [*groups, {"params": blends, "peak": settings.learning_rate, "weight_decay": 0}] if blends else groups
+    )
 
 
 def _recompute(model: Any, is_on: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.settings import Settings
+from common.settings import ModelSettings, Settings
 
 Make = Callable[..., Settings]
 
@@ -35,6 +35,17 @@ def write_texts(path: Path, num_examples: int, seed: int) -> Path:
             words = [*random.choice(TOPICS[label], 3), *random.choice(FILLER, random.integers(2, 9))]
             writer.writerow([" ".join(random.permutation(words)), label])
     return path
+
+
+def model_at(folder: Path | str, head: str = "own", **more: str) -> ModelSettings:
+    """Settings of the model in a folder.
+
+    Args:
+        more: of `abu_where` and `abu_normalisation`; given, its activations are blended.
+    """
+    blends = {"activation": "abu" if more else "own", "abu_where": "head", "abu_normalisation": "none"} | more
+    fields: dict[str, Any] = {"label": "tiny", "source": "hub", "name": str(folder), "revision": None}
+    return ModelSettings(**fields, head=head, **blends)  # type: ignore[arg-type]
 
 
 def write_model(folder: Path, kind: str, dropout: float = 0.1) -> Path:

@@ -1,0 +1,183 @@
+"""Adaptive blending units: they begin as the activation they replace, and are learned like other weights."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from common.model.blend import Blend, blend_parameters, load_blended
+from common.model.build import build_classifier
+from common.model.state import open_model
+from common.model.train import _parameter_groups
+from common.settings import Settings
+from server.engines.simulate import simulate
+from server.predict import predict
+from server.rounds.callbacks import Checkpoints
+from tests.support.runs import PowerCut, hashes, measured
+from tests.support.tiny import Make, model_at, write_model
+
+IDS = torch.arange(5, 23).reshape(3, 6)
+KINDS = ("bert", "distilbert", "albert", "llama")
+X = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each architecture."""
+    return {kind: write_model(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize("own", [nn.ReLU(), nn.Tanh(), nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU()])
+@pytest.mark.parametrize("normalisation", ["none", "sum", "abs", "positive"])
+def test_a_blend_begins_as_what_it_replaces(own: nn.Module, normalisation: str) -> None:
+    assert torch.equal(Blend(own, normalisation)(X), own(X))
+
+
+def test_softmax_begins_even() -> None:
+    blend = Blend(nn.ReLU(), "softmax")
+    x = torch.tensor([1.0])
+    # relu, elu and identity of 1 are 1; tanh 0.7616, gelu 0.8413, swish 0.7311; a sixth of each
+    assert blend(x).item() == pytest.approx((1 + 1 + 1 + 0.761594 + 0.841345 + 0.731059) / 6, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "factor"),
+    [
+        # relu(2) = 2 weighs 3, identity(2) = 2 weighs -1: 6 - 2, over 1, their sum 2, of absolutes 4 …
+        ("none", 4.0),
+        ("sum", 4 / 2),
+        ("abs", 4 / 4),
+        # … or of what is positive, relu alone
+        ("positive", 6 / 3),
+    ],
+)
+def test_weights_are_kept_in_bounds(normalisation: str, factor: float) -> None:
+    blend = Blend(nn.ReLU(), normalisation)
+    names = list(blend.functions)
+    with torch.no_grad():
+        blend.alpha[names.index("relu")] = 3.0
+        blend.alpha[names.index("identity")] = -1.0
+    assert blend(torch.tensor([2.0])).item() == pytest.approx(factor)
+
+
+def test_every_weight_of_a_blend_is_learned() -> None:
+    for normalisation in ("none", "sum", "positive", "softmax"):
+        blend = Blend(nn.ReLU(), normalisation)
+        (blend(X) * torch.arange(5)).sum().backward()
+        assert blend.alpha.grad is not None
+        # Where weights are divided by their sum, more of the only one changes nothing.
+        learned = [name for name, found in zip(blend.functions, blend.alpha.grad, strict=True) if found != 0]
+        assert set(blend.functions) - set(learned) <= {"relu"}, normalisation
+    with torch.no_grad():
+        blend.alpha[list(blend.functions).index("swish")] = 1.0
+    blend(X).sum().backward()
+    assert blend.beta.grad is not None
+    assert blend.beta.grad.item() != 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", ["head", "all"])
+def test_round_0_is_the_model_as_it_was(models: dict[str, Path], kind: str, where: str) -> None:
+    if (kind, where) == ("llama", "head"):
+        with pytest.raises(ValueError, match=r"model\.activation is abu in head, but .* has no activation"):
+            build_classifier(model_at(models[kind], abu_where="head"), ("a", "b"), 0)
+        return
+    plain = build_classifier(model_at(models[kind]), ("a", "b"), 0)
+    blended = build_classifier(model_at(models[kind], abu_where=where), ("a", "b"), 0)
+    num_layers = {"bert": 2, "distilbert": 2, "albert": 1, "llama": 2}[kind]  # ALBERT's share theirs
+    head = 0 if kind == "llama" else 1
+    assert len(blend_parameters(blended.model)) == 2 * (head + (num_layers if where == "all" else 0))
+    assert blended.new_head == plain.new_head
+    with torch.no_grad():
+        ours, theirs = (each.model.eval()(input_ids=IDS).logits for each in (blended, plain))
+    assert torch.equal(ours, theirs)
+
+
+def test_blends_do_not_decay(models: dict[str, Path], make_settings: Make) -> None:
+    settings = make_settings("train.weight_decay=0.1").train
+    plain, blended = (
+        build_classifier(where, ("a", "b"), 0).model
+        for where in (model_at(models["bert"]), model_at(models["bert"], abu_where="all"))
+    )
+    assert len(_parameter_groups(plain, settings, 1, frozenset(), ())) == 2
+    groups = _parameter_groups(blended, settings, 1, frozenset(), ())
+    assert groups[2]["weight_decay"] == 0
+    assert len(groups[2]["params"]) == len(blend_parameters(blended)) == 6
+
+
+def blended_run(make_settings: Make, folder: Path, *more: str) -> Settings:
+    """A run of DistilBERT with blends everywhere."""
+    words = ("model=hf", f"model.name={folder}", "model.activation=abu", "model.abu_where=all")
+    return make_settings(*words, "train.learning_rate=0.1", *more)
+
+
+def test_a_run_learns_blends_and_its_folder_needs_our_loader(
+    make_settings: Make, models: dict[str, Path]
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    settings = blended_run(make_settings, models["distilbert"], "num_rounds=2")
+    simulate(settings)
+    run, labels = Path(settings.run_dir), ("health", "money", "sport")
+    state = open_model(settings, labels, fresh=True)
+    start = state.flat.clone()
+    saved = load_file(run / "checkpoint" / "round-000002" / "shared.safetensors")
+    for name, view in state.layout.views(state.flat).items():
+        view.copy_(saved[name])
+    alphas = [
+        slice(o, o + 6) for n, o in zip(state.layout.names, state.layout.offsets, strict=True) if "alpha" in n
+    ]
+    assert len(alphas) == 3
+    assert all(not torch.equal(state.flat[part], start[part]) for part in alphas)
+    with torch.no_grad():
+        expected = state.classifier.model.eval()(input_ids=IDS).logits
+        assert torch.equal(load_blended(run / "model")(input_ids=IDS).logits, expected)
+    # Without the blends the weights would be another model: plain transformers refuses the folder by name.
+    with pytest.raises(ValueError, match="wardround_blended"):
+        AutoModelForSequenceClassification.from_pretrained(run / "model")
+    card = (run / "model" / "README.md").read_text()
+    assert "its activations are blended, which plain transformers cannot load" in card
+    out = io.StringIO()
+    predict(run, ["the match today", "a loan"], None, "text", "cpu", out)
+    assert out.getvalue().startswith("text,label,health,money,sport")
+
+
+def test_a_killed_run_goes_on(
+    make_settings: Make, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    simulate(blended_run(make_settings, models["bert"], "run_dir=whole"))
+    original = Checkpoints.after_average
+
+    def cut(self: Checkpoints, record: object, *rest: object) -> None:
+        if getattr(record, "round", 0) == 2:
+            raise PowerCut
+        original(self, record, *rest)  # type: ignore[arg-type]
+
+    settings = blended_run(make_settings, models["bert"], "run_dir=cut")
+    monkeypatch.setattr(Checkpoints, "after_average", cut)
+    with pytest.raises(PowerCut):
+        simulate(settings)
+    monkeypatch.setattr(Checkpoints, "after_average", original)
+    simulate(settings)
+    assert measured(Path("cut")) == measured(Path("whole"))
+    plain = blended_run(make_settings, models["bert"], "model.activation=own", "run_dir=plain")
+    simulate(plain)
+    assert hashes(Path("plain"))[1] != hashes(Path("whole"))[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("model.abu_normalisation=softmax", "model.abu_where=all"), r"no softmax gives all weight"),
+        (("adapters=lora",), r"model\.activation is abu with adapters\.name=lora"),
+    ],
+)
+def test_what_cannot_be_is_refused(make_settings: Make, words: tuple[str, ...], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        make_settings("model.activation=abu", *words)

@@ -194,6 +194,13 @@ def test_a_head_may_have_a_rate_and_a_start_of_its_own(make_settings: Make, tmp_
     assert 0 < np.count_nonzero(own) <= 3 * 16 + 3 + 16 * 16 + 16  # classifier and pooler
 
 
+def test_adapters_are_corrected_from_round_two(make_settings: Make, tmp_path: Path) -> None:
+    for name, word in (("off", "train.control_variates=false"), ("on", ON)):
+        simulate(make_settings(*SKEWED, "adapters=lora", word, f"run_dir={tmp_path / name}"))
+    on, off = hashes(tmp_path / "on"), hashes(tmp_path / "off")
+    assert [ours == theirs for ours, theirs in zip(on, off, strict=True)] == [True, True, False, False]
+
+
 @pytest.mark.parametrize(
     "more",
     [

@@ -195,7 +195,8 @@ def _add_gradients(model: nn.Module, batches: Sequence[Batch], place: Place) -> 
 @torch.no_grad()
 def _take_away(model: nn.Module, correction: Mapping[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
-        parameter.sub_(correction[name])
+        if name in correction:  # what adapters freeze does not travel, and needs none
+            parameter.sub_(correction[name])
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:

@@ -25,11 +25,14 @@ from common.data.partitions import deal_alike
 from common.model.counts import Counts
 from common.model.mixture import GATE, Mixture, load_mixture, new_gate
 from common.model.state import open_model
-from common.personal import Candidate, Measure, PersonalRecord, choose
+from common.personal import Candidate, Measure, PersonalRecord, SiteRecord, choose
 from common.settings import Settings
 from server.engines.simulate import simulate
+from server.run_folder import RunFolder
+from studies.personal import table
 from tests.support.door import contents, wardround
 from tests.support.runs import PowerCut, hashes, measured
+from tests.support.site_door import site_command
 from tests.support.tiny import Make, write_texts
 from tests.test_sites import write_site
 
@@ -432,6 +435,29 @@ def test_the_site_is_told_what_is_missing(
     assert set(record.sites[0].candidates) == {"global", "mixture"}
 
 
+def test_personalise_as_an_engineer_types_it(
+    by_site: Make, site_files: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    settings = by_site("num_rounds=0")
+    simulate(settings)
+    write_site(tmp_path, "beta", site_files / "beta.csv", model=tiny_model, test_fraction=0.4)
+    words = ("personalise", "--site", "beta.yaml", "--model", f"{settings.run_dir}/model", "--out", "own")
+    said = site_command(*words, "--method", "mixture", "--epochs", "1", folder=tmp_path)
+    assert said.returncode == 0, said.stderr
+    record = PersonalRecord.read(tmp_path / "own")
+    assert record is not None
+    (row,) = record.rows("accuracy")
+    assert said.stdout.startswith(
+        "beta: 36 texts to learn from, of which 0 opted out; 12 to choose by, 12 to"
+    )
+    assert f"accuracy  global      {row[3]}" in said.stdout
+    assert f"accuracy  mixture     {row[5]}" in said.stdout
+    assert f"chosen: {record.sites[0].chosen}, in own" in said.stdout
+    again = site_command(*words, folder=tmp_path)
+    assert again.returncode == 2
+    assert "--out is 'own', which is there already. Name another." in again.stderr
+
+
 def test_the_model_folder_names_no_place(by_site: Make, site_files: Path, tiny_model: Path) -> None:
     settings = by_site("num_rounds=0")
     simulate(settings)
@@ -589,3 +615,29 @@ def test_report_and_status_show_each_client_and_name_the_worst(by_site: Make) ->
     page = (Path(settings.run_dir) / "report" / "index.html").read_text()
     assert f"Worst off is {record.worst.name}" in page
     assert row[5] in page
+
+
+def test_the_study_takes_runs_together_that_differ_in_the_seed(tmp_path: Path, by_site: Make) -> None:
+    for seed, accuracies in ((0, (0.5, 0.7)), (1, (0.9, 0.9))):
+        settings = by_site("personalisation=mixture", f"seed={seed}", f"run_dir={tmp_path / str(seed)}")
+        sites = [
+            SiteRecord(
+                name=str(number),
+                num_examples=9,
+                num_opted_out=0,
+                num_validation=9,
+                candidates={"global": candidate(0.1, 0.4), "mixture": candidate(0.9, accuracy)},
+                chosen="mixture",
+            )
+            for number, accuracy in enumerate(accuracies)
+        ]
+        record = PersonalRecord(model_sha256="0", settings=settings.personalisation, sites=sites)
+        with RunFolder(tmp_path / str(seed)).open(settings):
+            record.write(tmp_path / str(seed))
+    # Means over clients 0.6 and 0.9, so 0.75; their standard error is 0.3 / √2 / √2.
+    line = table([tmp_path / "0", tmp_path / "1"]).splitlines()[-1]
+    assert line == (
+        "| by_site, files, K = 3 | 2 | – | 0.400 ± 0.000 | – | 0.750 ± 0.150 | 0.750 ± 0.150 | – | – | – |"
+    )
+    with pytest.raises(ValueError, match="holds no personal models"):
+        table([tmp_path])

@@ -613,7 +613,7 @@ def test_report_and_status_show_each_client_and_name_the_worst(by_site: Make) ->
     assert as_json["personal"] == json.loads((Path(settings.run_dir) / "personal.json").read_text())
     assert wardround("report", settings.run_dir).code == 0
     page = (Path(settings.run_dir) / "report" / "index.html").read_text()
-    assert f"Worst off is {record.worst.name}" in page
+    assert f"Worst off is client {record.worst.name}" in page
     assert row[5] in page
 
 

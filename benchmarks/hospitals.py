@@ -194,7 +194,7 @@ def outcomes(settings: Settings, trusts: Sequence[str]) -> dict[str, Outcome]:
     for trust, end, size in zip(trusts, ends, corpus.test_sizes, strict=True):
         # Split site by site whatever the arm, so that all arms are tested on the same texts.
         held_out = np.arange(end - size, end)
-        test = Examples.of(corpus, held_out[:0], held_out, settings).test
+        test = Examples.of(corpus, held_out[:0], held_out, held_out[:0], settings).test
         found[trust] = Outcome(corpus.test.labels[test], _predicted(state, corpus, test, settings))
     return found
 

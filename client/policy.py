@@ -235,7 +235,7 @@ RULES: dict[str, Rule] = {
         (
             *("data.reader", "data.hub_name", "data.hub_revision", "data.path", "data.local_reader"),
             *("data.test_path", "data.text_columns", "data.label_column", "data.delimiter", "data.encoding"),
-            *("data.drop_empty", "data.label_map", "data.token_cache"),
+            *("data.drop_empty", "data.label_map", "data.token_cache", "data.opt_out_column"),
         ),
         _own("data file and how it is read"),
     ),
@@ -311,6 +311,17 @@ RULES: dict[str, Rule] = {
     "evaluation.validation_fraction": _bounded("evaluation.validation_fraction", None, 0.5),
     **dict.fromkeys(("evaluation.mode", "evaluation.target_accuracy", "evaluation.patience"), _SERVERS),
     "evaluation.batch_size": _bounded("evaluation.batch_size", None, "max_batch_size"),
+    **dict.fromkeys(
+        (
+            *("personalisation.name", "personalisation.epochs", "personalisation.learning_rate"),
+            "personalisation.gate_hidden",
+        ),
+        _harmless("for `wardround-site personalise`, which this site starts itself and which sends nothing"),
+    ),
+    **dict.fromkeys(
+        ("personalisation.everyone", "personalisation.keep_models", "personalisation.opt_out_clients"),
+        _SIMULATED,
+    ),
     "engine.name": _must_be("deployment", "this is no simulation")("engine.name"),
     **dict.fromkeys(("engine.num_cpus", "engine.num_gpus", "engine.address", "engine.workers"), _SIMULATED),
     "num_clients": Rule(

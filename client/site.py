@@ -29,14 +29,22 @@ class Examples:
     train: np.ndarray  # (n_k,) int64, indices into corpus.train
     test: np.ndarray  # (m_k,) int64, indices into corpus.test, held out by this client
     validation: np.ndarray  # (v_k,) int64, as above: they choose the best model, and are not reported
+    opted_out: np.ndarray  # (o_k,) int64, indices into corpus.opted_out: they take part in no round
 
     @classmethod
-    def of(cls, corpus: Corpus, train: np.ndarray, held_out: np.ndarray, settings: Settings) -> Examples:
+    def of(
+        cls,
+        corpus: Corpus,
+        train: np.ndarray,
+        held_out: np.ndarray,
+        opted_out: np.ndarray,
+        settings: Settings,
+    ) -> Examples:
         """Split what is held out. Raises ValueError where there is too little of it."""
         data, fraction = settings.data, settings.evaluation.validation_fraction
         seed = settings.seed if data.split_seed is None else data.split_seed
         validation, test = split_held_out(corpus.test.labels, held_out, fraction, seed)
-        return cls(corpus, train, test, validation)
+        return cls(corpus, train, test, validation, opted_out)
 
 
 @dataclass(frozen=True)
@@ -101,24 +109,27 @@ class SimulatedSite:
 
     def examples(self, settings: Settings) -> Examples:
         """This client's part of the run's texts. Raises ValueError for bad data."""
-        train, held_out = _deal(
-            open_corpus(settings), settings.partition, settings.num_clients, settings.seed
-        )[self.client]
-        return Examples.of(open_corpus(settings), train, held_out, settings)
+        corpus = open_corpus(settings)
+        dealt = _deal(corpus, settings.partition, settings.num_clients, settings.seed)
+        return Examples.of(corpus, *dealt[self.client], settings)
 
 
 @lru_cache(maxsize=1)
 def _deal(
     corpus: Corpus, how: PartitionSettings, num_clients: int, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Every client's examples, to train on and held out: dealt once: it takes as long as a small round."""
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Every client's examples, to train on, held out and opted out: dealt once, for it takes as long as a
+    small round."""
     parts = partition(how, corpus.train.labels, num_clients, seed, corpus.site_sizes)
     everyone = np.arange(len(corpus.test))
     if how.name == "by_site" and corpus.test_sizes:
         held_out = np.split(everyone, np.cumsum(corpus.test_sizes)[:-1])
     else:
         held_out = np.array_split(everyone, num_clients)
-    return list(zip(parts, held_out, strict=True))
+    # Without sites there are none (Settings).
+    sizes = corpus.opted_out_sizes if how.name == "by_site" else [0] * num_clients
+    opted_out = np.split(np.arange(len(corpus.opted_out)), np.cumsum(sizes)[:-1])
+    return list(zip(parts, held_out, opted_out, strict=True))
 
 
 @dataclass(frozen=True)
@@ -150,6 +161,7 @@ class RealSite:
             encoding=file.encoding,
             label_map=file.labels,
             drop_empty=file.drop_empty,
+            opt_out_column=file.opt_out_column,
             test_fraction=file.test_fraction,
             split_seed=file.split_seed,
             token_cache=None if file.token_cache is None else str(file.token_cache),
@@ -182,7 +194,10 @@ class RealSite:
         corpus = open_corpus(settings, self.file.name)
         if order is not None and len(corpus.train) < policy.min_examples:
             raise Declines("too_few_texts")
-        return Examples.of(corpus, np.arange(len(corpus.train)), np.arange(len(corpus.test)), settings)
+        train, held_out, opted_out = (
+            np.arange(len(part)) for part in (corpus.train, corpus.test, corpus.opted_out)
+        )
+        return Examples.of(corpus, train, held_out, opted_out, settings)
 
     def _notice_changes(self) -> None:
         """Let texts go that were read from a file which has changed since. Raises OSError if it is gone."""

@@ -128,6 +128,8 @@ class SiteFile:
     """Pairs (own label name, the consortium's name); a label that is not here keeps its name."""
     drop_empty: Annotated[StrictBool, Field(alias="data.drop_empty")] = False
     """Leave out examples without a text; otherwise one of them stops the training."""
+    opt_out_column: Annotated[str | None, Field(alias="data.opt_out_column", min_length=1)] = None
+    """Column that is true where a text takes part in no round; it still serves this site's own models."""
     test_fraction: Annotated[float, Field(alias="data.test_fraction", gt=0, lt=1)] = 0.2
     """Share of the texts that is held out, evenly by label, and never trained on; the same in every run."""
     split_seed: Annotated[int, Field(alias="data.split_seed", ge=0, lt=2**63)] = 0
@@ -161,7 +163,7 @@ class SiteFile:
     @property
     def columns(self) -> Columns:
         """The columns that are read."""
-        return Columns(self.text_columns, self.label_column)
+        return Columns(self.text_columns, self.label_column, self.opt_out_column)
 
     @property
     def form(self) -> FileForm:

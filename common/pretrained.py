@@ -1,4 +1,4 @@
-"""The files of a pre-trained model: where they lie, and the tokenizer that is among them."""
+"""The files of a model: where they lie, the tokenizer that is among them, how a run trained it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.settings import ModelSettings
+from common.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+RUN_SETTINGS = "wardround.json"
+"""In a model folder that a run left: its settings, without any place on the coordinator's machine."""
+
+
+def settings_of_model(folder: Path) -> Settings | None:
+    """How a run trained this model; None where none says so. Raises ValueError for other content."""
+    file = folder / RUN_SETTINGS
+    return Settings.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:

@@ -35,6 +35,9 @@ NOT_IDENTITY = frozenset(
         "train.on_collapse",
         "train.collapse_rounds",
         "train.gradient_checkpointing",
+        # After the last round; who takes part in none (opt_out_clients) is another matter.
+        *(f"personalisation.{key}" for key in ("name", "epochs", "learning_rate", "gate_hidden")),
+        *(f"personalisation.{key}" for key in ("everyone", "keep_models")),
     }
 )
 
@@ -109,6 +112,9 @@ class DataSettings:
     """Stands between the columns of a CSV (reader `files`): one character or `tab`; None is a comma."""
     encoding: str | None
     """Encoding of CSV and JSONL files (reader `files`), a Python codec; None is UTF-8."""
+    opt_out_column: str | None
+    """Column of training files (reader `files`) that is true where a text takes part in no round; None for
+    no such texts."""
     label_names: tuple[str, ...] | None
     """Labels in the order of their numbers; None takes the sorted labels found in training."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
@@ -144,7 +150,7 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         self.form  # noqa: B018 - checked at birth
-        for key in ("delimiter", "encoding"):
+        for key in ("delimiter", "encoding", "opt_out_column"):
             value = getattr(self, key)
             _require(
                 value is None or "files" in (self.reader, self.local_reader),
@@ -385,6 +391,26 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True)
+class PersonalisationSettings:
+    """What each client makes of the run's model, after the last round and for itself: nothing is sent."""
+
+    name: Literal["none", "mixture", "fine_tuned", "local", "all"]
+    """Which models a client trains and compares with the global one; `all` are three (docs/personal.md)."""
+    epochs: PositiveInt
+    """Passes over the client's own texts; what did best on its validation part after one of them is kept."""
+    learning_rate: PositiveFloat | None
+    """Step size; None is `train.learning_rate`."""
+    gate_hidden: PositiveInt
+    """Units of the mixture's gate, between the encoder's state and the weight."""
+    everyone: bool
+    """Measure each client's models on the test texts of all clients too (simulations)."""
+    keep_models: bool
+    """Keep the chosen models in the run folder, `personal/<client>/` (simulations)."""
+    opt_out_clients: tuple[NonNegativeInt, ...]
+    """Numbers of simulated clients that take part in no round, and still make personal models."""
+
+
+@dataclass(frozen=True)
 class EngineSettings:
     """Where the clients of a simulation run."""
 
@@ -432,6 +458,7 @@ class Settings:
     strategy: StrategySettings
     evaluation: EvaluationSettings
     engine: EngineSettings
+    personalisation: PersonalisationSettings
     num_clients: PositiveInt
     """K: clients that take part in every round."""
     num_rounds: NonNegativeInt
@@ -470,11 +497,13 @@ class Settings:
             f"model.activation is abu with adapters.name={self.adapters.name}; adapters are merged into "
             "plain models, which have no blends. Set adapters=none, or model.activation=own.",
         )
-        share = self.strategy.max_share
+        self._check_opt_out()
+        self._check_personalisation()
+        share, taking_part = self.strategy.max_share, self.num_taking_part
         _require(
-            share is None or share * self.num_clients >= 1,
-            f"strategy.max_share is {share}, but with num_clients={self.num_clients} somebody has at least "
-            f"1/{self.num_clients} of the mean. Raise it, or set it to null.",
+            share is None or share * taking_part >= 1,
+            f"strategy.max_share is {share}, but with num_clients={taking_part} somebody has at least "
+            f"1/{taking_part} of the mean. Raise it, or set it to null.",
         )
         if self.train.control_variates:
             for key, value, why in _WITH_CONTROL_VARIATES:
@@ -493,11 +522,59 @@ class Settings:
                 f"data.path is missing; reader '{self.data.reader}' reads a local copy. Set data.path=...",
             )
 
+    def _check_opt_out(self) -> None:
+        """Nobody's wish is passed over in silence: what cannot be heeded here is refused."""
+        out = self.personalisation.opt_out_clients
+        _require(
+            not out or self.engine.is_simulated,
+            f"personalisation.opt_out_clients is {list(out)}, but it is about clients of a simulation. A "
+            "real site that opts out does not join; set it to [].",
+        )
+        is_known = all(client < self.num_clients for client in out)
+        _require(
+            is_known and self.num_taking_part >= self.strategy.min_sites,
+            f"personalisation.opt_out_clients is {list(out)}, but there are clients 0 to "
+            f"{self.num_clients - 1}, of which at least {self.strategy.min_sites} must take part "
+            "(strategy.min_sites). Name fewer.",
+        )
+        _require(
+            self.data.opt_out_column is None
+            or not self.engine.is_simulated
+            or self.partition.name == "by_site",
+            f"data.opt_out_column is '{self.data.opt_out_column}', but partition '{self.partition.name}' "
+            "deals texts to any client: one that opts out is its own site's. Set partition=by_site.",
+        )
+
+    def _check_personalisation(self) -> None:
+        name = self.personalisation.name
+        _require(
+            name == "none" or self.evaluation.validation_fraction > 0,
+            f"personalisation.name is '{name}' and evaluation.validation_fraction is 0: "
+            "which model is a client's best is decided on a validation part, never on the test part. Set "
+            "evaluation.validation_fraction=0.5, or personalisation=none.",
+        )
+        _require(
+            name == "none" or self.evaluation.where == "sites" or not self.engine.is_simulated,
+            f"personalisation.name is '{name}' and evaluation.where is server: the best round would be "
+            "chosen by texts on which clients judge their own models. Set evaluation.where=sites: no text "
+            "that chooses a model then judges one.",
+        )
+        _require(
+            name == "none" or self.model.activation == "own",
+            f"personalisation.name is '{name}' with model.activation=abu; personal models are left as plain "
+            "ones, which have no blends. Set model.activation=own, or personalisation=none.",
+        )
+
     @property
     def cell(self) -> str:
         """Name of this run in a sweep: `<model>-<data>[-<arm>]-k<K>-s<seed>`, safe as a folder name."""
         names = [self.model.short_name, self.data.short_name, *([self.arm] if self.arm else [])]
         return "-".join([*names, f"k{self.num_clients}", f"s{self.seed}"])
+
+    @property
+    def num_taking_part(self) -> int:
+        """Clients that have not opted out."""
+        return self.num_clients - len(set(self.personalisation.opt_out_clients))
 
     def declared_labels(self) -> tuple[str, ...]:
         """`data.label_names`, where no text is at hand to find them in. Raises ValueError if it is unset."""
@@ -534,15 +611,17 @@ class Settings:
         return cls.from_dict(json.loads(text))
 
     def for_sites(self) -> Settings:
-        """What a site is told: learning settings, and no place on the coordinator's machine."""
-        if self.engine.is_simulated:
-            return self
+        """What a site is told; clients of a simulation share this machine's files."""
+        return self if self.engine.is_simulated else self.without_places()
+
+    def without_places(self) -> Settings:
+        """Learning settings, and no place on the coordinator's machine."""
         name = self.model.name if self.model.source == "package" else _hub_id(self.model.name)
         model = replace(self.model, name=name, label=self.model.short_name)
-        places = ("path", "test_path", "hub_name", "token_cache", "delimiter", "encoding")
+        places = ("path", "test_path", "hub_name", "token_cache", "delimiter", "encoding", "opt_out_column")
         nowhere: dict[str, Any] = dict.fromkeys(places)
         data = replace(self.data, reader="hub", **nowhere)
-        return replace(self, run_dir="", data=data, model=model)
+        return replace(self, run_dir="", data=data, model=model, engine=replace(self.engine, address=None))
 
     def flat(self) -> dict[str, object]:
         """Every setting by its dotted key: `train.batch_size`, `seed` …"""
@@ -567,7 +646,7 @@ _TREE = {
 # What runs did before these keys were there; run folders of earlier versions are read with them.
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "model": {"activation": "own", "abu_where": "head", "abu_normalisation": "none"},
-    "data": {"delimiter": None, "encoding": None, "split_seed": None},
+    "data": {"delimiter": None, "encoding": None, "opt_out_column": None, "split_seed": None},
     "train": {"gradient_checkpointing": False, "proximal_mu": 0.0, "control_variates": False},
     "strategy": {
         "optimizer": "sgd",
@@ -590,6 +669,15 @@ _LATER_GROUPS: dict[str, dict[str, Any]] = {
         "dropout": 0.0,
         "targets": None,
         "base_precision": "fp32",
+    },
+    "personalisation": {
+        "name": "none",
+        "epochs": 5,
+        "learning_rate": None,
+        "gate_hidden": 32,
+        "everyone": False,
+        "keep_models": False,
+        "opt_out_clients": (),
     },
 }
 # What SCAFFOLD needs, and why: without it the corrections would not cancel in the mean, or not be gradients.

@@ -106,7 +106,7 @@ def conduct(
         cohort.invite()  # sites read their texts while the model is built here
     model_state = open_model(settings, label_names, fresh=True)
     test = corpus.test if corpus and settings.evaluation.where == "server" else None
-    with folder.open(settings), _recorded(folder):
+    with folder.open(settings), recorded(folder):
         for finding in corpus.findings if corpus else ():
             display().say(f"{settings.cell}: {finding}")
         counts = np.bincount(corpus.test.labels, minlength=len(label_names)).tolist() if corpus else None
@@ -169,7 +169,7 @@ def _train(
 
 
 @contextmanager
-def _recorded(folder: RunFolder) -> Iterator[None]:
+def recorded(folder: RunFolder) -> Iterator[None]:
     """Keep `status.json` true, whatever happens."""
     folder.write_status("running", "")
     try:

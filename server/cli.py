@@ -24,6 +24,7 @@ _GROUPS = """Groups: model= bert albert distilbert minilm hf      data= imdb yel
         spooky_author files                          protocol= paper authors_code modern
         partition= iid dirichlet label_sorted by_site  engine= inprocess ray  experiment=
         transforms= exact bf16 fp16 int8               adapters= none lora lora_ffa
+        personalisation= none mixture fine_tuned local all
 Scalars: num_clients num_rounds seed run_dir device precision threads
          train.local_epochs train.batch_size train.learning_rate train.max_length ..."""
 

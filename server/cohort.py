@@ -106,10 +106,11 @@ class Cohort:
         return {name for name, said in self._said.items() if said["code"] == PENDING}
 
     def members(self) -> list[Member]:
-        """The clients of the next round, by number; newcomers are greeted first, which takes 10 s at most.
+        """The clients of the next round, by number, without those of a simulation that have opted out.
 
-        One that has to read its texts first needs longer, and is let in two rounds later. One that stays
-        silent is greeted ever more rarely, after 2, 4, 8 rounds.
+        Newcomers are greeted first, which takes 10 s at most. One that has to read its texts first needs
+        longer, and is let in two rounds later. One that stays silent is greeted ever more rarely, after 2, 4,
+        8 rounds.
         """
         self._num_calls += 1
         if len(self._members) < self._settings.num_clients:
@@ -123,7 +124,9 @@ class Cohort:
             for node in newcomers.keys() - self._members.keys():
                 pause = 2 * self._silences.get(node, (1, 0))[0]
                 self._silences[node] = (pause, self._num_calls + pause)
-        return sorted(self._members.values(), key=lambda member: member.client)
+        opted_out = self._settings.personalisation.opt_out_clients
+        taking_part = (member for member in self._members.values() if member.client not in opted_out)
+        return sorted(taking_part, key=lambda member: member.client)
 
     def forget(self, member: Member) -> None:
         """Have a client introduce itself anew before the next round: its examples have changed."""

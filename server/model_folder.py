@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from common.files import write_atomically
 from common.model.adapters import merged_tensors, save_adapter
 from common.model.blend import save_blended
 from common.model.build import Classifier
-from common.pretrained import quietly
+from common.pretrained import RUN_SETTINGS, quietly
 from common.settings import Settings
 from server.record import RoundRecord, best_of
 from server.run_folder import RunFolder
@@ -25,13 +26,16 @@ Certify = Callable[[RunFolder, RoundRecord], dict[str, str]]
 def save_model(
     folder: RunFolder, settings: Settings, classifier: Classifier, certify: Certify | None = None
 ) -> None:
-    """Write `model/`: weights, config with label names, tokenizer, model card, whose updates it is of.
+    """Write `model/`: weights, config with label names, tokenizer, settings, card, whose updates it is of.
 
     It is that of the best round where a validation part chose one, else of the last.
     """
     history = folder.history()
     kept = best_of(history) or history[-1]
     signed = certify(folder, kept) if certify else {}
+    label_names = tuple((classifier.model.config.id2label or {}).values())
+    # The labels are in the order of the model's outputs, whether they were declared or found.
+    told = replace(settings, data=replace(settings.data, label_names=label_names)).without_places()
 
     def write(part: Path) -> None:
         part.mkdir()
@@ -46,6 +50,7 @@ def save_model(
         (part / "README.md").write_text(
             _card(kept, history[-1].round, settings, classifier, signed), encoding="utf-8"
         )
+        (part / RUN_SETTINGS).write_text(told.to_json() + "\n", encoding="utf-8")
         if signed:
             (part / PROVENANCE).write_text(json.dumps(signed, indent=2), encoding="ascii")
 
@@ -75,7 +80,7 @@ tags: [federated-learning, wardround]
 # {settings.cell}
 
 {settings.model.short_name}, fine-tuned on {settings.data.name} by federated averaging over
-{settings.num_clients} client(s) with Wardround. The texts never left the clients.
+{settings.num_taking_part} client(s) with Wardround. The texts never left the clients.
 
 | | |
 |---|---|

@@ -1,4 +1,4 @@
-"""Label texts with a model folder."""
+"""Label texts with a model folder, or with a site's own mixture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from common.data.read import csv_rows, require_file
 from common.data.texts import cut_words
 from common.errors import first_line, nearest
 from common.model.blend import is_blended, load_blended
-from common.pretrained import quietly
+from common.model.mixture import GATE, load_mixture
+from common.pretrained import quietly, settings_of_model
 from common.runtime import resolve_device
 from server.run_folder import RunFolder
 
@@ -37,12 +38,13 @@ def predict(
     if not wanted:
         raise ValueError('nothing to label; give --text "..." or --file texts.csv.')
     target = resolve_device(device)
-    tokenizer, model = _load(location)
-    model.to(target).eval()
+    is_mixture = (location / GATE).exists()
+    tokenizer, model = (load_mixture if is_mixture else _load)(location, target)
     labels = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["text", "label", *labels])
-    settings = RunFolder(folder).settings() or RunFolder(folder.parent).settings()
+    beside = (RunFolder(folder), RunFolder(folder.parent))
+    settings = next((found for run in beside if (found := run.settings())), settings_of_model(location))
     max_length = settings.train.max_length if settings else min(tokenizer.model_max_length, 512)
     max_words = settings.data.max_words if settings else None
     for start in range(0, len(wanted), _BATCH):
@@ -57,7 +59,7 @@ def predict(
 
 def _model_folder(folder: Path) -> Path:
     for candidate in (folder / "model", folder):
-        if (candidate / "config.json").exists():
+        if (candidate / "config.json").exists() or (candidate / GATE).exists():
             return candidate
     raise ValueError(
         f"'{folder}' holds no model: neither config.json nor model/config.json is there. Give the folder of "
@@ -65,14 +67,18 @@ def _model_folder(folder: Path) -> Path:
     )
 
 
-def _load(location: Path) -> tuple[Any, Any]:
-    """Tokenizer and classifier. Raises ValueError where weights are missing, most of all the head's."""
+def _load(location: Path, device: torch.device) -> tuple[Any, Any]:
+    """Tokenizer and classifier, ready to be asked.
+
+    Raises:
+        ValueError: weights are missing, most of all the head's.
+    """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
         with quietly():
             if is_blended(location):
-                return AutoTokenizer.from_pretrained(location), load_blended(location)
+                return AutoTokenizer.from_pretrained(location), load_blended(location).to(device)
             tokenizer = AutoTokenizer.from_pretrained(location)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 location, output_loading_info=True
@@ -88,7 +94,7 @@ def _load(location: Path) -> tuple[Any, Any]:
             f"'{location}' holds no trained classifier: its files have no weights for {missing[0]}, so that "
             "labels would be drawn by lot. Train it first: wardround simulate model=hf model.name=<folder>"
         )
-    return tokenizer, model
+    return tokenizer, model.to(device).eval()
 
 
 def _read_column(file: Path, column: str) -> Iterator[str]:

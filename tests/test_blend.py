@@ -176,6 +176,10 @@ def test_a_killed_run_goes_on(
     [
         (("model.abu_normalisation=softmax", "model.abu_where=all"), r"no softmax gives all weight"),
         (("adapters=lora",), r"model\.activation is abu with adapters\.name=lora"),
+        (
+            ("personalisation=mixture", "evaluation.where=sites", "evaluation.validation_fraction=0.5"),
+            r"personalisation\.name is 'mixture' with model\.activation=abu",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(make_settings: Make, words: tuple[str, ...], text: str) -> None:

@@ -115,13 +115,15 @@ def test_each_switch_turns_alone(key: str) -> None:
     ("group", "option"),
     [
         (group, option)
-        for group in ("model", "data", "partition", "engine", "protocol")
+        for group in ("model", "data", "partition", "engine", "protocol", "personalisation")
         for option in options(group)
     ],
 )
 def test_every_option_composes(group: str, option: str) -> None:
     needed = {"hf": ["model.name=x/y"], "files": ["data.path=x.csv"], "spooky_author": ["data.path=x.csv"]}
-    settings = compose([f"{group}={option}", *needed.get(option, [])]).settings
+    judged = ["evaluation.validation_fraction=0.5", "evaluation.where=sites"]
+    needed |= {"personalisation": judged} if group == "personalisation" else {}
+    settings = compose([f"{group}={option}", *needed.get(option, needed.get(group, []))]).settings
     chosen = getattr(settings, group)
     assert (chosen.label if group == "model" else chosen.name) == ("x/y" if option == "hf" else option)
 

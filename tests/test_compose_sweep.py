@@ -50,6 +50,7 @@ EXPERIMENTS = {
     "collapse": COLLAPSE,
     "collapse_hub": COLLAPSE_HUB,
     "paper": FIFTY_FOUR,
+    "personal": [("minilm", "bbc_news", "8", seed) for seed in ("0", "1", "2")],
     "authors_code": FIFTY_FOUR,
     "compose": [("minilm", "bbc_news", clients, "0") for clients in ("1", "2", "4", "8", "16", "32")],
     "demo": [("minilm", "bbc_news", "1", "0"), ("minilm", "bbc_news", "4", "0")],

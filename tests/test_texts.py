@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.data.texts import _shares
+from common.data.texts import shares_of
 from tests.support.reading import message, pairs, read, write
 
 
@@ -136,12 +136,12 @@ def test_label_sets_that_differ_between_sites(tmp_path: Path) -> None:
 # --- hold-out ---------------------------------------------------------------------------------------------
 
 
-def test_shares_by_largest_remainder() -> None:
+def testshares_of_by_largest_remainder() -> None:
     # 10 of (5, 3, 12) of 20: 2.5, 1.5, 6; the tie goes to the first.
-    assert _shares(np.array([5, 3, 12]), 10).tolist() == [3, 1, 6]
+    assert shares_of(np.array([5, 3, 12]), 10).tolist() == [3, 1, 6]
     # 2 of (1, 1, 2): 0.5, 0.5, 1; one of each must stay, so the single ones cannot go.
-    assert _shares(np.array([1, 1, 2]), 2, keep=1).tolist() == [0, 0, 1]
-    assert _shares(np.array([0, 4]), 4).tolist() == [0, 4]
+    assert shares_of(np.array([1, 1, 2]), 2, keep=1).tolist() == [0, 0, 1]
+    assert shares_of(np.array([0, 4]), 4).tolist() == [0, 4]
 
 
 def test_hold_out_is_even_by_label_and_keeps_the_order(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_draws_are_even_by_label_and_keep_the_order(tmp_path: Path) -> None:
     assert set(pairs(data)) < set(pairs(read(**settings, train_examples=50)))
 
 
-def test_draws_keep_the_sites_shares(tmp_path: Path) -> None:
+def test_draws_keep_the_sitesshares_of(tmp_path: Path) -> None:
     for site, size in (("east", 12), ("north", 4)):
         table(tmp_path / f"{site}.csv", [(f"{site}{n}{label}", label) for n in range(size) for label in "ab"])
     test = table(tmp_path / "t" / "t.csv", labelled(a=1, b=1))

@@ -563,7 +563,9 @@ def _data(on: Subject) -> Finding:
         return _ok(f"{on.site.data_path} can be read; its rows were not, for want of a column")
     if isinstance(on.table, ValueError):
         raise on.table
-    return _ok(f"{on.site.data_path}: {len(on.table.texts)} examples")
+    out = len(on.table.opted_out)
+    said = f", of which {out} have opted out and take part in no round" if out else ""
+    return _ok(f"{on.site.data_path}: {len(on.table.texts)} examples{said}")
 
 
 def _columns(on: Subject) -> Finding:
@@ -575,7 +577,8 @@ def _columns(on: Subject) -> Finding:
         lacks = f"{path.name} has no column '{on.missing[0]}'; "
         if path.suffix.lower() == ".csv" and (other := looks_like(path, on.site.form, on.site.columns.names)):
             raise ValueError(lacks + other)
-        step = f"Correct data.text_columns or data.label_column.{nearest(on.missing[0], on.header)}"
+        keys = "data.text_columns, data.label_column or data.opt_out_column"
+        step = f"Correct {keys}.{nearest(on.missing[0], on.header)}"
         return _problem(f"{lacks}it has: {', '.join(on.header)}", step)
     return _ok(f"text is {' + '.join(on.site.text_columns)}, label is {on.site.label_column}")
 

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,8 +27,18 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say, the findings say in words
 app = new_app(
-    "Take part in a federation with data that stays here: init, check, join, plans, approve, trust, ledger."
+    "Take part in a federation with data that stays here: init, check, join, plans, approve, trust, ledger, "
+    "personalise."
 )
+
+
+class Method(Enum):
+    """What `personalise` makes."""
+
+    all = "all"
+    mixture = "mixture"
+    fine_tuned = "fine_tuned"
+    local = "local"
 
 
 def _option(name: str, help: str, metavar: str | None = None, **more: Any) -> Any:
@@ -272,6 +283,44 @@ def revoke(plan: PlanName, site: Site = Path("site.yaml")) -> None:
       wardround-site revoke 3f8a90c2d1e4
     """
     _decide(plan, site, "revoked", "")
+
+
+@command(app)
+def personalise(
+    model: Annotated[
+        Path, _option("--model", "The run's released model, as got from the coordinator.", "DIR")
+    ],
+    out: Annotated[Path, _option("--out", "Where to write; it must not be there yet.", "DIR")],
+    site: Site = Path("site.yaml"),
+    method: Annotated[
+        Method, _option("--method", "What is made and compared with the released model.")
+    ] = Method.all,
+    epochs: Annotated[int | None, _option("--epochs", "Passes over the texts here.", min=1)] = None,
+    learning_rate: Annotated[float | None, _option("--learning-rate", "Step size.")] = None,
+    validation_fraction: Annotated[
+        float | None, _option("--validation-fraction", "Of the held-out texts: what the choice goes by.")
+    ] = None,
+) -> None:
+    """Make this site's own model of a released one, and choose by texts held out here. Nothing is sent.
+
+    Examples:
+      wardround-site personalise --model model --out own-model
+      wardround-site personalise --model model --out own-model --method mixture --epochs 10
+
+    DIR is then the chosen model, and personal.json in it what every one of them does (docs/personal.md).
+    """
+    from client.kit.personalise import in_words
+    from client.kit.personalise import personalise as run
+    from client.site_file import load_site_file
+
+    asked = {
+        "name": method.value,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "validation_fraction": validation_fraction,
+    }
+    record = run(load_site_file(site), model, out, asked)
+    typer.echo(f"{in_words(record)}\nchosen: {record.sites[0].chosen}, in {out}")
 
 
 def _decide(name: str, site: Path, state: Any, why: str) -> None:

@@ -19,6 +19,9 @@ class Corpus:
     label_names: tuple[str, ...]
     site_sizes: tuple[tuple[str, int], ...]
     test_sizes: tuple[int, ...]
+    opted_out: TokenisedTexts
+    """Texts that take part in no round."""
+    opted_out_sizes: tuple[int, ...]
     findings: tuple[str, ...]
 
 
@@ -36,11 +39,20 @@ def _read(settings: Settings, site: str | None) -> Corpus:
     of_each_site = settings.partition.name == "by_site"
     texts = read_texts(settings.data, settings.seed, site, of_each_site=of_each_site)
     tokenizer, cache = load_tokenizer(settings.model), cache_folder(settings.data.token_cache)
-    train, test = (
-        tokenise(part.texts, part.labels, tokenizer, settings.train.max_length, cache)
-        for part in (texts.train, texts.test)
+    train, test, opted_out = (
+        tokenise(part.texts, part.labels, tokenizer, settings.train.max_length, cache if len(part) else None)
+        for part in (texts.train, texts.test, texts.opted_out)
     )
-    return Corpus(train, test, texts.label_names, texts.site_sizes, texts.test_sizes, texts.findings)
+    return Corpus(
+        train,
+        test,
+        texts.label_names,
+        texts.site_sizes,
+        texts.test_sizes,
+        opted_out,
+        texts.opted_out_sizes,
+        texts.findings,
+    )
 
 
 def open_corpus(settings: Settings, site: str | None = None) -> Corpus:

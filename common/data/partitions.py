@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from common.data.texts import pick_evenly
+from common.data.texts import pick_evenly, shares_of
 from common.runtime import numpy_stream, stream_seed
 from common.settings import PartitionSettings
 
@@ -73,6 +73,28 @@ def split_held_out(
     total = min(max(1, int(len(indices) * fraction + 0.5)), len(indices) - 1)
     chosen = np.isin(indices, pick_evenly(indices, labels, total, numpy_stream(seed, "validation")))
     return indices[chosen], indices[~chosen]
+
+
+def deal_alike(
+    parts: Sequence[Indices], train_labels: np.ndarray, labels: np.ndarray, indices: np.ndarray
+) -> list[Indices]:
+    """Deal held-out examples so that each client gets each label in the share in which it trains on it.
+
+    Largest remainders; of two equal ones the lower client's. A label that nobody trains on is nobody's.
+
+    Args:
+        parts: of each client, positions in `train_labels`.
+        indices: (M,) positions in `labels` that are to be dealt.
+    """
+    dealt: list[list[Indices]] = [[] for _ in parts]
+    for label in np.unique(labels[indices]):
+        rows = indices[labels[indices] == label]
+        held = np.array([np.count_nonzero(train_labels[part] == label) for part in parts])
+        if held.any():
+            ends = np.cumsum(shares_of(held, len(rows)))
+            for client, piece in enumerate(np.split(rows, ends[:-1])):
+                dealt[client].append(piece)
+    return [np.sort(np.concatenate([indices[:0], *pieces])) for pieces in dealt]
 
 
 def _split_evenly(

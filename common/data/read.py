@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.errors import first_line, nearest
 from common.file_form import COMMA, FileForm, decoding_fault, looks_like
 
 # A clinical letter can be longer than the csv module's default of 128 KiB.
 LONGEST_FIELD = 2**31 - 1
+_YES, _NO = ("true", "1", "yes"), ("false", "0", "no", "")
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,23 @@ class Columns:
     """Joined with one space to make the text."""
     label: str
     """Holds the label."""
+    opt_out: str | None = None
+    """True where a text takes part in no round; None where no column says so."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """All of them."""
-        return (*self.text, self.label)
+        return (*self.text, self.label, *([] if self.opt_out is None else [self.opt_out]))
 
 
-Row = tuple[int, str | None, str | None]
-"""The line an example starts on, its text and its label."""
+class Row(NamedTuple):
+    """An example of a file that is read line by line."""
+
+    line: int
+    """The one it starts on."""
+    text: str | None
+    label: str | None
+    opted_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,20 +57,33 @@ class Table:
     """None where the label is missing; as long as `texts`."""
     place: Callable[[int], str]
     """Where row i is found, for a person: `a.csv, line 7`."""
+    opted_out: tuple[int, ...] = ()
+    """Rows that take part in no round, ascending."""
     findings: tuple[str, ...] = ()
     """What a person should be told about how it was read."""
 
     def keep(self, rows: Sequence[int]) -> Table:
         """The table of these rows alone; each still knows its place."""
-        texts, labels = [self.texts[row] for row in rows], [self.labels[row] for row in rows]
-        return replace(self, texts=texts, labels=labels, place=lambda index: self.place(rows[index]))
+        out = set(self.opted_out)
+        return replace(
+            self,
+            texts=[self.texts[row] for row in rows],
+            labels=[self.labels[row] for row in rows],
+            place=lambda index: self.place(rows[index]),
+            opted_out=tuple(index for index, row in enumerate(rows) if row in out),
+        )
 
 
-def column_table(name: str, texts: list[list[Any]], labels: list[Any], columns: Columns) -> Table:
+def column_table(
+    name: str, texts: list[list[Any]], labels: list[Any], columns: Columns, wishes: Sequence[Any] = ()
+) -> Table:
     """Make a table of whole columns, `texts` holding one list for each of `columns.text`.
 
+    Args:
+        wishes: the column `columns.opt_out`, if there is one.
+
     Raises:
-        ValueError: there is no row, or a text or label has a type it cannot have.
+        ValueError: there is no row, or a text, label or wish has a type it cannot have.
     """
 
     def place(index: int) -> str:
@@ -73,7 +95,9 @@ def column_table(name: str, texts: list[list[Any]], labels: list[Any], columns: 
     ]
     if not joined:
         raise ValueError(f"{name} holds no example.")
-    return Table(name, joined, [as_label(v, columns.label, place(i)) for i, v in enumerate(labels)], place)
+    named = [as_label(value, columns.label, place(row)) for row, value in enumerate(labels)]
+    out = (row for row, value in enumerate(wishes) if as_wish(value, columns.opt_out, place(row)))
+    return Table(name, joined, named, place, tuple(out))
 
 
 def join_texts(parts: Sequence[str | None]) -> str | None:
@@ -109,11 +133,30 @@ def as_label(value: Any, column: str, place: str) -> str | None:
     )
 
 
+def as_wish(value: Any, column: str | None, place: str) -> bool:
+    """Whether a row's value in the column of those who opt out says so; a missing one does not.
+
+    Raises:
+        ValueError: it is neither a yes nor a no; a wish is not guessed.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return False
+    if isinstance(value, float) and value.is_integer():  # as for labels
+        value = int(value)
+    said = str(value).strip().lower()
+    if said in _YES or said in _NO:
+        return said in _YES
+    raise ValueError(
+        f"{place}: column '{column}' holds neither a yes ({', '.join(_YES)}) nor a no (false, 0, no or "
+        "nothing). Correct it, or name another column in data.opt_out_column."
+    )
+
+
 def require_columns(columns: Columns, present: Sequence[str], where: str) -> None:
     """Raise ValueError, naming the columns there are, unless all of `columns` are among them."""
     wanted = [("data.text_columns", name) for name in columns.text] + [("data.label_column", columns.label)]
-    for key, name in wanted:
-        if name not in present:
+    for key, name in [*wanted, ("data.opt_out_column", columns.opt_out)]:
+        if name is not None and name not in present:
             raise ValueError(
                 f"{where} has no column '{name}'; it has: {', '.join(present)}.{nearest(name, present)} "
                 f"Set {key} to the column that holds it."
@@ -160,10 +203,12 @@ def read_csv(path: Path, columns: Columns, form: FileForm | None = None) -> Tabl
     at = {name: position for position, name in enumerate(header)}
 
     def cells(line: int, row: list[str]) -> Row:
-        return (
+        wish = None if columns.opt_out is None else row[at[columns.opt_out]]
+        return Row(
             line,
             join_texts([row[at[name]] for name in columns.text]),
             row[at[columns.label]].strip() or None,
+            as_wish(wish, columns.opt_out, f"{path}, line {line}"),
         )
 
     return filled_table(path, (cells(line, row) for line, row in rows))
@@ -233,7 +278,9 @@ def read_jsonl(path: Path, columns: Columns, form: FileForm) -> Table:
     def cells(line: int, row: dict[str, Any]) -> Row:
         place = f"{path}, line {line}"
         text = join_texts([as_text(row.get(name), name, place) for name in columns.text])
-        return line, text, as_label(row.get(columns.label), columns.label, place)
+        wish = None if columns.opt_out is None else row.get(columns.opt_out)
+        label = as_label(row.get(columns.label), columns.label, place)
+        return Row(line, text, label, as_wish(wish, columns.opt_out, place))
 
     return filled_table(path, (cells(line, row) for line, row in rows))
 
@@ -266,7 +313,9 @@ def read_parquet(path: Path, columns: Columns, form: FileForm) -> Table:
         raise ValueError(
             f"{path} is not a readable Parquet file ({first_line(error)}). Write or copy it anew."
         ) from None
-    return column_table(str(path), [values[name] for name in columns.text], values[columns.label], columns)
+    wishes = [] if columns.opt_out is None else values[columns.opt_out]
+    texts = [values[name] for name in columns.text]
+    return column_table(str(path), texts, values[columns.label], columns, wishes)
 
 
 FILE_READERS: dict[str, Callable[[Path, Columns, FileForm], Table]] = {
@@ -281,8 +330,13 @@ def filled_table(path: Path, rows: Iterable[Row]) -> Table:
     found = list(rows)
     if not found:
         raise ValueError(f"{path} is empty: it holds no example. Check that the file was written whole.")
-    texts, labels = [text for _, text, _ in found], [label for _, _, label in found]
-    return Table(str(path), texts, labels, lambda index: f"{path}, line {found[index][0]}")
+    return Table(
+        str(path),
+        [row.text for row in found],
+        [row.label for row in found],
+        lambda index: f"{path}, line {found[index].line}",
+        tuple(index for index, row in enumerate(found) if row.opted_out),
+    )
 
 
 def require_file(path: Path, key: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,7 +241,8 @@ def _text_files(root: Path, folders: Sequence[Path], fallback: str | None = None
     found = (
         f"{len(odd)} of {len(files)} files are not UTF-8 and were read as {fallback}: {', '.join(odd[:5])}"
     )
-    return Table(str(root), texts, labels, lambda index: str(files[index]), (found,) if odd else ())
+    findings = (found,) if odd else ()
+    return Table(str(root), texts, labels, lambda index: str(files[index]), findings=findings)
 
 
 def read_zhang_folder(settings: DataSettings) -> Source:
@@ -273,7 +274,7 @@ def read_zhang_csv(path: Path, text_columns: Sequence[str], label_names: Sequenc
         for line, row in csv_rows(path):
             positions = positions or _zhang_positions(path, len(row), text_columns)
             text = join_texts([row[position].replace("\\n", "\n") for position in positions])
-            yield line, text, _zhang_label(row[0], label_names, f"{path}, line {line}")
+            yield Row(line, text, _zhang_label(row[0], label_names, f"{path}, line {line}"))
 
     return filled_table(path, cells())
 
@@ -330,6 +331,7 @@ def read_local_files(settings: DataSettings) -> Source:
             is about no file that is read.
     """
     path, columns = _local_path(settings), Columns(settings.text_columns, settings.label_column)
+    training = replace(columns, opt_out=settings.opt_out_column)  # nobody trains on a test file
     test_path = Path(settings.test_path).expanduser() if settings.test_path is not None else None
     if test_path is not None and test_path.resolve() == path.resolve():
         raise ValueError(
@@ -341,7 +343,7 @@ def read_local_files(settings: DataSettings) -> Source:
     form.require_use([*files, *([] if test_path is None else [test_path])])
     test = read_file(test_path, columns, "data.test_path", form) if test_path is not None else None
     return Source(
-        tuple(read_file(file, columns, "data.path", form) for file in files),
+        tuple(read_file(file, training, "data.path", form) for file in files),
         test,
         site_names=tuple(file.stem for file in sites),
     )

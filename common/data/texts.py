@@ -61,6 +61,10 @@ class TextData:
     test_sizes: tuple[int, ...]
     """Number of held-out examples of each site, in the order they stand in `test`; () where the test set
     is nobody's own."""
+    opted_out: LabelledTexts
+    """Training texts that take part in no round, and are in none of the other parts."""
+    opted_out_sizes: tuple[int, ...]
+    """Number of them of each site, in the order they stand in `opted_out`; () as for `site_sizes`."""
     findings: tuple[str, ...]
     """What a person should be told, one sentence each."""
 
@@ -71,7 +75,8 @@ def read_texts(
     """Read a data set, hold out a test set where it has none, and draw as many examples as asked.
 
     Same settings, files and seed give the same examples in the same order. The held-out texts do not
-    depend on `train_examples`, and a smaller draw is part of a larger one.
+    depend on `train_examples`, and a smaller draw is part of a larger one. Of texts that have opted out the
+    other parts do not depend at all: they are as if those were not in the file.
 
     Args:
         site: name of the one site the file belongs to. Its held-out texts are then those that a folder of
@@ -92,8 +97,9 @@ def read_texts(
         ) from None
     tables, findings = _drop_empty(source.train, "train", settings.drop_empty)
     test_tables, test_findings = _drop_empty(_test_tables(source), "test", settings.drop_empty)
-    names = _label_names(settings, source, tables, test_tables)
-    train, test = _join(tables, names), _join(test_tables, names)
+    tables, out_tables = _opted_out(tables)
+    names = _label_names(settings, source, tables, test_tables, out_tables)
+    train, test, opted_out = (_join(part, names) for part in (tables, test_tables, out_tables))
     sites = np.repeat(np.arange(len(tables)), [len(table.texts) for table in tables])
     test_sites = np.zeros(len(test), dtype=np.int64)
     if source.test is None:
@@ -115,6 +121,8 @@ def read_texts(
         names,
         tuple(zip(source.site_names, sizes, strict=True)) if source.site_names else (),
         _sizes(test_sites, tables) if source.site_names and source.test is None else (),
+        opted_out.cut(settings.max_words),
+        tuple(len(table.texts) for table in out_tables) if source.site_names else (),
         (*findings, *test_findings, *_remarks(train, test, names)),
     )
 
@@ -168,11 +176,36 @@ def _drop_empty(tables: Sequence[Table], part: str, drop: bool) -> tuple[list[Ta
     return [table.keep(rows) for table, rows in zip(tables, filled, strict=True)], findings
 
 
+def _opted_out(tables: Sequence[Table]) -> tuple[list[Table], list[Table]]:
+    """The tables of what takes part, and those of what does not.
+
+    Raises:
+        ValueError: of a table nothing takes part.
+    """
+    out = [set(table.opted_out) for table in tables]
+    for table, rows in zip(tables, out, strict=True):
+        if len(rows) == len(table.texts):
+            raise ValueError(
+                f"{table.name}: all {len(rows)} examples have opted out (data.opt_out_column). Such a site "
+                "takes no part: do not join. In a simulation take the column's entries away and name the "
+                "client in personalisation.opt_out_clients."
+            )
+    taking_part = [
+        table.keep([row for row in range(len(table.texts)) if row not in rows]) if rows else table
+        for table, rows in zip(tables, out, strict=True)
+    ]
+    return taking_part, [table.keep(table.opted_out) for table in tables]
+
+
 def _label_names(
-    settings: DataSettings, source: Source, train: Sequence[Table], test: Sequence[Table]
+    settings: DataSettings,
+    source: Source,
+    train: Sequence[Table],
+    test: Sequence[Table],
+    opted_out: Sequence[Table],
 ) -> tuple[str, ...]:
     """Labels in the order of their numbers; every example carries one of them."""
-    parts = {"train": train, "test": test}
+    parts = {"train": train, "test": test, "opted out": opted_out}
     for part, tables in parts.items():
         _check_present(tables, part, settings.label_column)
     is_declared = settings.label_names is not None
@@ -332,7 +365,7 @@ def _draw(
     stream = numpy_stream(seed, purpose)
     drawn = [
         pick_evenly(np.flatnonzero(labels == label), sites, int(size), stream)
-        for label, size in enumerate(_shares(np.bincount(labels), total))
+        for label, size in enumerate(shares_of(np.bincount(labels), total))
     ]
     return np.sort(np.concatenate(drawn))
 
@@ -345,12 +378,12 @@ def pick_evenly(
     Args:
         kinds: (N,) int64, by row.
     """
-    shares = _shares(np.bincount(kinds[rows]), total, keep)
+    shares = shares_of(np.bincount(kinds[rows]), total, keep)
     drawn = [stream.permutation(rows[kinds[rows] == kind])[:size] for kind, size in enumerate(shares)]
     return np.concatenate([rows[:0], *drawn])
 
 
-def _shares(counts: np.ndarray, total: int, keep: int = 0) -> np.ndarray:
+def shares_of(counts: np.ndarray, total: int, keep: int = 0) -> np.ndarray:
     """Deal `total` in proportion to `counts` by largest remainder, leaving `keep` of each behind.
 
     Whole numbers within one of `total * counts / sum(counts)`; ties go to the lower position.

@@ -61,6 +61,24 @@ class TokenisedTexts:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def followed_by(self, more: TokenisedTexts) -> TokenisedTexts:
+        """These texts, then those of `more`, which the same tokenizer made."""
+        return TokenisedTexts(
+            np.concatenate([self.ids, more.ids]),
+            np.concatenate([self.starts, more.starts[1:] + self.starts[-1]]),
+            np.concatenate([self.labels, more.labels]),
+            self.pad_id,
+        )
+
+    def take(self, indices: np.ndarray) -> TokenisedTexts:
+        """The texts at these positions, in this order."""
+        lengths = self.lengths_of(indices)
+        pieces = [self.ids[self.starts[index] : self.starts[index + 1]] for index in indices]
+        starts = np.cumsum([0, *lengths], dtype=np.int64)
+        return TokenisedTexts(
+            np.concatenate([self.ids[:0], *pieces]), starts, self.labels[indices], self.pad_id
+        )
+
     def lengths_of(self, indices: np.ndarray) -> np.ndarray:
         """Tokens of the chosen texts, (B,) int64."""
         lengths: np.ndarray = self.starts[indices + 1] - self.starts[indices]

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
+
+from common.runtime import numpy_stream
 
 MOST_COUNTED = 2**40
 """In a cell of a table, of a client's examples or steps: sums over all of them stay inside 64 bits. A loss
 beyond it is none."""
+_Z = 1.959964  # of a normal distribution, 95 % lie within so many deviations of the mean
+_DRAWS = 1000
+
+Interval = tuple[float, float]
+"""Lower and upper bound, with 95 % confidence."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,23 @@ class Counts:
     @property
     def macro_f1(self) -> float:
         """Unweighted mean of the classes' F1; a class neither present nor predicted counts as 0."""
-        true_positives = np.diag(self.confusion)
-        denominator = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
-        return float(np.mean(2 * true_positives / np.maximum(denominator, 1)))
+        return float(_macro_f1(self.confusion))
+
+    @property
+    def accuracy_interval(self) -> Interval:
+        """Wilson's score interval (1927), which stays inside [0, 1] and holds for few examples too."""
+        share, num = self.accuracy, self.num_examples
+        spread = _Z * sqrt(share * (1 - share) / num + (_Z / (2 * num)) ** 2)
+        low, high = ((share + _Z**2 / (2 * num) + sign * spread) / (1 + _Z**2 / num) for sign in (-1, 1))
+        return max(0.0, low), min(1.0, high)  # rounding may lead past them
+
+    @property
+    def macro_f1_interval(self) -> Interval:
+        """Percentile bootstrap (Efron 1979): 1,000 draws of as many examples, the same draws each time."""
+        shares = self.confusion.ravel() / self.num_examples
+        drawn = numpy_stream(0, "bootstrap").multinomial(self.num_examples, shares, _DRAWS)
+        low, high = np.quantile(_macro_f1(drawn.reshape(-1, *self.confusion.shape)), [0.025, 0.975])
+        return float(low), float(high)
 
     @property
     def parts(self) -> tuple[Counts, ...]:
@@ -56,3 +78,11 @@ class Counts:
             self.batch_accuracies + other.batch_accuracies,
             self.validation + other.validation if self.validation and other.validation else None,
         )
+
+
+def _macro_f1(confusion: np.ndarray) -> np.ndarray:
+    """(…, C, C) -> (…)."""
+    true_positives = np.diagonal(confusion, axis1=-2, axis2=-1)
+    denominator = confusion.sum(axis=-2) + confusion.sum(axis=-1)
+    mean: np.ndarray = np.mean(2 * true_positives / np.maximum(denominator, 1), axis=-1)
+    return mean

@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from common.personal import PersonalRecord
 from common.settings import Settings
 from common.wire.messages import PENDING
 from server.deployment import superlink
@@ -76,11 +77,13 @@ class Standing:
     """What each site that was asked said to the plan: `code` (empty where it takes part) and `words`."""
     refused: Mapping[str, Mapping[str, int]]
     """How many answers of each site did not count in this run, by reason."""
+    personal: PersonalRecord | None
+    """What the clients of a simulation made of its model, as in `personal.json`; None where nothing yet."""
     next_step: str
 
     def to_json(self) -> str:
         """Indented JSON."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, default=PersonalRecord.model_dump)
 
     def to_text(self) -> str:
         """The same for people."""
@@ -145,6 +148,7 @@ def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | Non
         plan=plan_id(run.path),
         approvals=run.approvals(),
         refused=run.refused(),
+        personal=PersonalRecord.read(run.path),
         next_step=f"wardround submit --resume {run.path}" if goes_on else "",
     )
 

@@ -3,31 +3,74 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from client.app import app as client_app
+from client.personal import OwnTexts, Personaliser, texts_of_clients
 from common.runtime import resolve_device, resolve_threads
 from common.settings import Settings
-from server.app import conduct
+from server.app import conduct, recorded
+from server.display import display
 from server.engines.local_grid import LocalGrid
 from server.engines.pool import WorkerPool
 from server.engines.worker import run_fork_server
 from server.rounds.clients import GridClients
+from server.run_folder import RunFolder
 
 
 def simulate(settings: Settings) -> None:
-    """Run the whole federation here, or on a Ray cluster.
+    """Run the whole federation here, or on a Ray cluster; then make personal models, if they are asked for.
 
     Raises:
         ValueError: bad input. RunFailed: the run could not be finished.
     """
     if not settings.engine.is_simulated:
         raise ValueError("engine=deployment runs across real sites; use `wardround submit` for that.")
+    if settings.personalisation.name == "none":
+        ENGINES[settings.engine.name](settings)
+        return
+    own_texts = _judged(settings, texts_of_clients(settings))
     ENGINES[settings.engine.name](settings)
+    _personalise(settings, own_texts)
+
+
+def _judged(settings: Settings, own_texts: Sequence[OwnTexts]) -> list[OwnTexts]:
+    """The clients that can choose a model and judge it; of the others a skewed deal leaves too little."""
+    judged = [own for own in own_texts if own.can_be_judged]
+    left = ", ".join(own.owner for own in own_texts if not own.can_be_judged)
+    if not judged:
+        raise ValueError(
+            "no client holds out a text to choose a model by and another to judge it by. Hold out more "
+            "(data.test_fraction), or lower num_clients."
+        )
+    if left:
+        display().say(f"{settings.cell}: too few held-out texts for personal models of client {left}")
+    return judged
+
+
+def _personalise(settings: Settings, own_texts: Sequence[OwnTexts]) -> None:
+    """One client after the other, from the model the run left. What was made of it already, stays."""
+    folder = RunFolder(Path(settings.run_dir))
+    reason = folder.status()["reason"]
+    with folder.open(settings), recorded(folder):
+        personaliser = Personaliser(settings, folder.label_names(), folder.path / "model")
+        record = personaliser.record.or_started(folder.path)
+        for own in own_texts[len(record.sites) :]:
+            personal = personaliser.personalise(own)
+            if settings.personalisation.keep_models:
+                personaliser.save(folder.path / "personal" / own.owner, personal)
+            record.sites.append(personal.record)
+            record.write(folder.path)
+            done = f"{len(record.sites)} of {len(own_texts)}"
+            display().say(
+                f"{settings.cell}: personal models {done}, {own.owner} takes {personal.record.chosen}"
+            )
+        folder.write_status("finished", reason)
 
 
 def _in_process(settings: Settings) -> None:

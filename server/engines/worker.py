@@ -34,7 +34,7 @@ from common.wire.messages import put_arrays, read_content, take_arrays, write_co
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PARTS, _ARRAYS = ("train", "test"), ("ids", "starts", "labels")
+_PARTS, _ARRAYS = ("train", "test", "opted_out"), ("ids", "starts", "labels")
 Answer = Callable[[str, int, RecordDict], RecordDict]
 """From a message's type, the number of the client it is for, and its content, to the answer's content."""
 
@@ -154,7 +154,8 @@ def corpus_to_memory(corpus: Corpus) -> tuple[int, dict[str, Any]]:
         for name in _ARRAYS
     }
     fd, table = local.memory_for(arrays)
-    facts = {name: getattr(corpus, name) for name in ("label_names", "site_sizes", "test_sizes")}
+    names = ("label_names", "site_sizes", "test_sizes", "opted_out_sizes")
+    facts = {name: getattr(corpus, name) for name in names}
     return fd, {"table": table, "pad_id": corpus.train.pad_id} | facts
 
 
@@ -163,9 +164,11 @@ def corpus_from_memory(fd: int, facts: dict[str, Any]) -> Corpus:
     memory = local.bytes_of(fd)
     memory.flags.writeable = False
     arrays = local.read_arrays(memory, facts["table"])
-    train, test = (
+    train, test, opted_out = (
         TokenisedTexts(**{name: arrays[f"{part}.{name}"] for name in _ARRAYS}, pad_id=facts["pad_id"])
         for part in _PARTS
     )
     sites = tuple((str(name), int(size)) for name, size in facts["site_sizes"])
-    return Corpus(train, test, tuple(facts["label_names"]), sites, tuple(facts["test_sizes"]), findings=())
+    test_sizes, opted_out_sizes = tuple(facts["test_sizes"]), tuple(facts["opted_out_sizes"])
+    names = tuple(facts["label_names"])
+    return Corpus(train, test, names, sites, test_sizes, opted_out, opted_out_sizes, findings=())

@@ -12,6 +12,8 @@ from typing import Annotated, Literal, TypeVar
 import pandas as pd
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, TypeAdapter, ValidationError
 
+from common.personal import FILE_NAME as PERSONAL
+from common.personal import PersonalRecord
 from common.settings import Settings
 from server.diagnostics.collapse import Collapse, Look, find_collapses
 from server.record import ClientRecord, Diagnostics, RoundRecord, best_of
@@ -85,6 +87,12 @@ class _Approvals(RootModel[dict[str, _Said]]):
     root: dict[str, _Said] = {}
 
 
+class _Personal(RootModel[PersonalRecord | None]):
+    """`personal.json`."""
+
+    root: PersonalRecord | None = None
+
+
 class _Labels(BaseModel):
     """`labels.json`."""
 
@@ -131,6 +139,8 @@ class Run:
     """Test examples of each label; empty where the run does not tell."""
     approvals: Mapping[str, str] = field(default_factory=dict)
     """Why each site of a deployment does not take part, empty where it does."""
+    personal: PersonalRecord | None = None
+    """What the clients of a simulation made of its model; None where they made nothing."""
 
     @property
     def num_labels(self) -> int | None:
@@ -369,6 +379,7 @@ def load_run(folder: Path) -> Run:
         label_names=names or (),
         test_counts=labels.test_counts or (),
         approvals={name: said.words for name, said in sorted(approvals.root.items())},
+        personal=_read(folder / PERSONAL, _Personal, problems).root,
     )
 
 

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 
 from common.errors import DIVERGED
 from common.files import write_atomically
+from common.personal import HEADER
 from server.diagnostics.collapse import Collapse, Spell, find_spells, label_name, stretch
 from server.report.load import Run, Sweep, display_name, joined, load_run, load_sweep
 
@@ -113,6 +114,10 @@ def run_files(name: str, run: Run) -> dict[str, bytes]:
     drawings = run_figures(run)
     title, story = f"Wardround run: {name}", tell_story(run)
     facts = {"name": name, "run": run, "drawings": drawings, "story": story, "totals": _totals(run)}
+    measures = ("accuracy", "macro_f1") if run.personal and run.personal.sites else ()
+    facts["gains"] = [
+        pd.DataFrame(run.personal.rows(measure), columns=HEADER) for measure in measures if run.personal
+    ]
     return render_pages(TEMPLATES / "run.j2", title, [run], **facts) | _pictures(drawings)
 
 

@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "label_column": "label",
     "delimiter": None,
     "encoding": None,
+    "opt_out_column": None,
     "label_names": None,
     "label_map": (),
     "test_fraction": 0.5,

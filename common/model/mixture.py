@@ -1,0 +1,114 @@
+"""Two experts and a gate that weighs them text by text: one site's personal mixture, and its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.functional import log_softmax, logsigmoid
+
+from common.pretrained import quietly
+from common.runtime import torch_stream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+GATE = "gate.safetensors"
+_LOCAL, _GLOBAL = "local", "global"
+
+
+class Mixture(nn.Module):
+    """ŷ = h(x)·f_local(x) + (1 − h(x))·f_global(x) (Listo Zec et al. 2020, arXiv:2010.02056, equation 1).
+
+    Probabilities are mixed, not their logarithms, so that ŷ is a distribution. What `forward` calls logits is
+    log ŷ: its softmax is ŷ, and its cross-entropy is −log ŷ of the label, so that whatever trains, measures
+    or asks a classifier does so with a mixture. The gate h is the sigmoid of a small network on what the
+    global model's encoder makes of the text. The global expert is neither trained, nor saved as a part.
+    """
+
+    def __init__(self, local: Any, global_: Any, gate: nn.Module) -> None:
+        """Args: local, global_: classifiers with the same labels; gate: (B, H) -> (B, 1), on their device."""
+        super().__init__()
+        self.local, self.gate = local, gate
+        # In a tuple it is no part of what PyTorch trains, copies or puts into training mode.
+        self._frozen = (global_.eval().requires_grad_(False),)
+
+    @property
+    def global_(self) -> Any:
+        """The frozen global expert."""
+        return self._frozen[0]
+
+    @property
+    def config(self) -> Any:
+        """Of the local expert; the labels are those of both."""
+        return self.local.config
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """An output whose `logits`, (B, C) fp32, are log ŷ. Args: inputs: as of one of the experts."""
+        from transformers.modeling_outputs import SequenceClassifierOutput
+
+        with torch.no_grad():
+            seen = self.global_(**inputs, output_hidden_states=True)
+        state = _mean_over_tokens(seen.hidden_states[-1], inputs.get("attention_mask"))
+        weight = self.gate(state).float()  # (B, 1), before the sigmoid
+        # As a sum of exponentials: a probability too small for fp32 does not make the loss infinite.
+        mixed = torch.logaddexp(
+            logsigmoid(weight) + log_softmax(self.local(**inputs).logits.float(), dim=1),
+            logsigmoid(-weight) + log_softmax(seen.logits.float(), dim=1),
+        )
+        return SequenceClassifierOutput(logits=mixed)
+
+
+def _mean_over_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, T, H) -> (B, H): of the text's own tokens, for encoders and decoders alike."""
+    if mask is None:
+        return states.mean(dim=1)
+    counted = mask.unsqueeze(2).to(states.dtype)
+    return (states * counted).sum(dim=1) / counted.sum(dim=1)
+
+
+def new_gate(width: int, hidden: int, seed: int) -> nn.Sequential:
+    """A gate drawn from stream `gate`: (B, width) -> (B, 1) over `hidden` units; at first h is near 1/2."""
+    with torch_stream(seed, "gate"):
+        return _gate(width, hidden)
+
+
+def _gate(width: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+
+def save_mixture(folder: Path, mixture: Mixture, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fill `folder`: `local/` and `global/`, each a model that transformers loads, and the gate."""
+    with quietly():
+        for name, expert in ((_LOCAL, mixture.local), (_GLOBAL, mixture.global_)):
+            expert.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+    gate = {name: tensor.detach().cpu().contiguous() for name, tensor in mixture.gate.state_dict().items()}
+    save_file(gate, folder / GATE)
+
+
+def load_mixture(folder: Path, device: torch.device | str = "cpu") -> tuple[PreTrainedTokenizerBase, Mixture]:
+    """Tokenizer and mixture, ready to be asked; `model(**tokenizer(…)).logits.softmax(1)` is ŷ, (B, C).
+
+    Raises:
+        OSError, ValueError: a part is missing or is no model.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    with quietly():
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder / _LOCAL)
+        local, global_ = (
+            AutoModelForSequenceClassification.from_pretrained(
+                folder / name, dtype="float32", use_safetensors=True
+            ).to(device)
+            for name in (_LOCAL, _GLOBAL)
+        )
+    weights = load_file(folder / GATE)
+    hidden, width = weights["0.weight"].shape
+    gate = _gate(width, hidden)
+    gate.load_state_dict(weights)
+    return tokenizer, Mixture(local, global_, gate.to(device)).eval()

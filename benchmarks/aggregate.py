@@ -96,7 +96,14 @@ def replies(layout: Layout, flat: torch.Tensor, num_clients: int) -> Iterator[Re
         for key, piece in to_record({"shared": flat.numpy()}).items():
             record[key] = Array(piece.dtype, piece.shape, SType.NUMPY, piece.data)
         config = {"round": 1, "layout": layout.digest, "form": "whole", "holds": ""}
-        metrics = {"num_examples": _NUM_EXAMPLES, "num_steps": 1, "loss": 0.5, "seconds": 1.0, "withheld": 0}
+        metrics = {
+            "num_examples": _NUM_EXAMPLES,
+            "num_steps": 1,
+            "loss": 0.5,
+            "seconds": 1.0,
+            "withheld": 0,
+            "uncorrected": 0,
+        }
         yield RecordDict(
             {
                 "tensors": record,

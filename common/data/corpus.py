@@ -40,7 +40,7 @@ def _read(settings: Settings, site: str | None) -> Corpus:
     texts = read_texts(settings.data, settings.seed, site, of_each_site=of_each_site)
     tokenizer, cache = load_tokenizer(settings.model), cache_folder(settings.data.token_cache)
     train, test, opted_out = (
-        tokenise(part.texts, part.labels, tokenizer, settings.train.max_length, cache if len(part) else None)
+        tokenise(part.texts, part.labels, tokenizer, settings.train.max_length, cache)
         for part in (texts.train, texts.test, texts.opted_out)
     )
     return Corpus(

@@ -162,6 +162,8 @@ def _remembered(
     What is read is mapped, not copied, and read-only. A folder that cannot be written is told in the log, and
     changes nothing else. Nothing is kept for a tokenizer without a Rust core, whose content is not at hand.
     """
+    if not len(texts):
+        return np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64)
     content = _tokenizer_content(tokenizer)
     if folder is None or content is None:
         return _cut(texts, tokenizer, max_length)

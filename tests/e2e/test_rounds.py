@@ -29,9 +29,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 NUM_ROUNDS = 40
 BEYOND = (
     *("train.proximal_mu=0.1", "strategy.optimizer=yogi", "strategy.server_learning_rate=0.01"),
-    "evaluation.validation_fraction=0.25",
+    *("adapters=lora", "adapters.rank=2", "evaluation.validation_fraction=0.25"),
 )
-"""More than FedAvg, with its best model kept."""
+"""More than FedAvg, on adapters, with the best model kept."""
 
 
 @pytest.fixture

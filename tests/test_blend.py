@@ -38,6 +38,21 @@ def test_a_blend_begins_as_what_it_replaces(own: nn.Module, normalisation: str) 
     assert torch.equal(Blend(own, normalisation)(X), own(X))
 
 
+def test_a_blend_keeps_the_dtype_that_autocast_chose() -> None:
+    blend, low = Blend(nn.ReLU(), "none"), X.bfloat16()
+    assert blend(low).dtype == torch.bfloat16
+    assert torch.equal(blend(low), low.relu())
+
+
+@pytest.mark.parametrize("kind", ["bert", "albert"])
+def test_an_even_beginning_is_for_new_heads(models: dict[str, Path], kind: str) -> None:
+    even = {"abu_normalisation": "softmax"}
+    with pytest.raises(ValueError, match=r"undo what .* has learned .* model\.head=distilbert"):
+        build_classifier(model_at(models[kind], **even), ("a", "b"), seed=0)
+    build_classifier(model_at(models["distilbert"], **even), ("a", "b"), seed=0)
+    build_classifier(model_at(models["bert"], "distilbert", **even), ("a", "b"), seed=0)
+
+
 def test_softmax_begins_even() -> None:
     blend = Blend(nn.ReLU(), "softmax")
     x = torch.tensor([1.0])
@@ -145,6 +160,10 @@ def test_a_run_learns_blends_and_its_folder_needs_our_loader(
     out = io.StringIO()
     predict(run, ["the match today", "a loan"], None, "text", "cpu", out)
     assert out.getvalue().startswith("text,label,health,money,sport")
+    weights = run / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"cannot be loaded .*model\.safetensors' is damaged"):
+        predict(run, ["a loan"], None, "text", "cpu", out)
 
 
 def test_a_killed_run_goes_on(

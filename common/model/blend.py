@@ -71,7 +71,7 @@ class Blend(nn.Module):
         return sum((weight * function(x) for weight, function in parts), torch.zeros_like(x))
 
     def _swish(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.beta * x)
+        return x * torch.sigmoid(self.beta[0] * x)  # a number: what autocast made bf16 stays bf16
 
 
 def blend_activations(model: Any, settings: ModelSettings) -> None:
@@ -164,8 +164,9 @@ def load_blended(folder: Path) -> Any:
     """The classifier that a run with `model.activation=abu` left in `<run_dir>/model`.
 
     Raises:
-        OSError, KeyError, RuntimeError: the folder is not one that `save_blended` wrote.
+        OSError, KeyError, RuntimeError, ValueError: the folder is not one that `save_blended` wrote.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -175,5 +176,8 @@ def load_blended(folder: Path) -> Any:
     model = AutoModelForSequenceClassification.from_config(config)
     where = ModelSettings("", "hub", str(folder), None, "own", "abu", told["where"], told["normalisation"])
     blend_activations(model, where)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except SafetensorError as error:
+        raise ValueError(f"'{folder / 'model.safetensors'}' is damaged: {error}") from None
     return model.eval()

@@ -94,6 +94,7 @@ def build_classifier(
     model, new_head = HEADS[settings.head](settings, model, new_head)
     draw_head(model, new_head, seed)
     if settings.activation == "abu":
+        _refuse_undone_head(settings, new_head)
         blend_activations(model, settings)
     return Classifier(model, tokenizer, new_head, len(label_names))
 
@@ -128,6 +129,15 @@ def _refuse_new_encoder(settings: ModelSettings, model: Any, new_head: tuple[str
             f"model.name is '{settings.name}', whose files hold no weights for {len(encoder)} parameters of "
             f"the encoder (first: {encoder[0]}). Give a pre-trained model of the architecture its "
             "config.json names."
+        )
+
+
+def _refuse_undone_head(settings: ModelSettings, new_head: tuple[str, ...]) -> None:
+    if settings.abu_normalisation == "softmax" and all(name.startswith("classifier.") for name in new_head):
+        raise ValueError(
+            f"model.abu_normalisation is 'softmax', which begins even and would undo what '{settings.name}' "
+            "has learned below its classifier. Set model.head=distilbert on a BERT encoder, whose "
+            "pre_classifier is new, or another normalisation."
         )
 
 

@@ -47,6 +47,8 @@ COLLAPSE_HUB = [
     )
 ]
 EXPERIMENTS = {
+    # Three arms for each K and seed.
+    "blending": [("minilm", "bbc_news", k, seed) for k in "148" for _ in range(3) for seed in "012"],
     "collapse": COLLAPSE,
     "collapse_hub": COLLAPSE_HUB,
     "paper": FIFTY_FOUR,

@@ -1,4 +1,5 @@
-"""What does each hospital gain? Three NHS trusts on comments of their own patients: alone, pooled, federated.
+"""What does each hospital gain? Three NHS trusts on comments of their own patients: alone, pooled, federated,
+and with models of their own made of the federated one.
 
     git clone https://github.com/The-Strategy-Unit/pxtextmining
     python -m benchmarks.hospitals --texts pxtextmining/datasets/phase_1/text_data.csv \\
@@ -14,7 +15,7 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -28,33 +29,40 @@ from client.site import Examples
 from common.data.batches import evaluation_batches
 from common.data.corpus import Corpus, open_corpus
 from common.model.flat import tensors_to_flat
-from common.model.state import ModelState, open_model
+from common.model.state import open_model
 from common.model.train import forward
+from common.personal import METHODS, PersonalRecord
 from common.settings import Settings
 from server.compose import compose
 from server.engines.simulate import simulate
+from server.predict import load_classifier
 from server.run_folder import RunFolder
 
 SETTINGS = (
     *("protocol=modern", "model=minilm", "data=files", "data.text_columns=[text]", "partition=by_site"),
-    *("train.learning_rate=2e-4", "train.batch_size=32", "train.max_length=32", "threads=1"),
-    "train.micro_batches=by_length",
+    *("train.learning_rate=2e-4", "train.batch_size=32", "train.max_length=32", "train.group_by_length=true"),
+    *("threads=1", "precision=bf16"),
     *("evaluation.where=sites", "evaluation.validation_fraction=0.25"),
+    *("personalisation.epochs=3", "personalisation.keep_models=true"),
 )
 QUICK = ("train.max_length=8", "num_rounds=1")
-ALONE, POOLED, FEDAVG = "alone", "pooled", "FedAvg"
+ALONE, POOLED, FEDAVG, PERSONAL = "alone", "pooled", "FedAvg", "personalised"
 ARMS: dict[str, tuple[str, ...]] = {
     ALONE: (),
     POOLED: ("partition=iid",),
     FEDAVG: (),
     "FedProx": ("train.proximal_mu=0.01",),
-    "FedAdam": ("strategy.optimizer=adam", "strategy.server_learning_rate=0.005", "strategy.tau=0.001"),
+    "FedAdam": ("strategy.optimizer=adam", "strategy.server_learning_rate=0.01", "strategy.tau=0.001"),
+    "LoRA": ("adapters=lora", "train.learning_rate=2e-3"),
+    PERSONAL: ("personalisation=all",),
 }
 """By name: what an arm sets besides. `alone` is a run of each trust by itself."""
 NOTES = [
     "accuracy and macro-F1: on each trust's own test part (15 % of its texts, drawn by the seed, the same in "
     "every arm), in percent, mean over the seeds. Nothing chose a model on these texts: every arm makes as "
     "many passes over its texts and keeps its last model.",
+    "personalised: what each trust chose on its validation part (5 % of its texts) among the model that "
+    "FedAvg released and what it made of it in up to three more passes over its own texts.",
     "gain over alone: difference on the same texts, in points, with a 95 % interval (mean of the paired "
     "differences text by text, normal approximation; a text that is drawn for the test part under two seeds "
     "counts twice).",
@@ -149,9 +157,11 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
     table = Table(["arm", "all texts", *quantities])
     for arm, measured in samples.values.items():
         table.rows.append([arm, *(fmean(measured[quantity]) for quantity in ("all texts", *quantities))])
-    return Report(
-        "hospitals", table, samples, NOTES, {"gain over alone, in points": _gain_table(found, trusts)}
-    )
+    more = {"gain over alone, in points": _gain_table(found, trusts)}
+    if PERSONAL in found:
+        records = [PersonalRecord.read(_run_dir(folder, FEDAVG, seed)) for seed in options.seeds]
+        more["personal models by method, accuracy"] = _method_table(filter(None, records), trusts)
+    return Report("hospitals", table, samples, NOTES, more)
 
 
 def _runs(
@@ -163,11 +173,14 @@ def _runs(
     shared = (*SETTINGS, f"data.label_names={json.dumps(labels)}", f"num_rounds={options.rounds}", *ARMS[arm])
 
     def settings(name: str, texts: Path, num_clients: int) -> Settings:
-        places = (f"data.path={texts}", f"num_clients={num_clients}", f"run_dir={folder / f'{name}-s{seed}'}")
+        run_dir = _run_dir(folder, name, seed)
+        places = (f"data.path={texts}", f"num_clients={num_clients}", f"run_dir={run_dir}")
         return compose([*shared, f"seed={seed}", *places, *options.set]).settings
 
     if arm != ALONE:
-        yield settings(arm, together, 1 if arm == POOLED else len(trusts)), trusts
+        # Personal models are made of FedAvg's, in its folder.
+        name = FEDAVG if arm == PERSONAL else arm
+        yield settings(name, together, 1 if arm == POOLED else len(trusts)), trusts
         return
     for trust in trusts:
         # A folder with one site's file holds out what the folder of all holds out of that site.
@@ -177,34 +190,42 @@ def _runs(
         yield settings(f"{ALONE}-{trust}", own, 1), [trust]
 
 
+def _run_dir(folder: Path, name: str, seed: int) -> Path:
+    return folder / f"{name}-s{seed}"
+
+
 def _labels_in(file: Path) -> set[str]:
     with file.open(newline="", encoding="utf-8") as opened:
         return {row["label"] for row in csv.DictReader(opened)}
 
 
 def outcomes(settings: Settings, trusts: Sequence[str]) -> dict[str, Outcome]:
-    """Run, or go on, and put the last model through the test part of these trusts."""
+    """Run, or go on, and put each trust's model through its test part: the last one, or its personal one."""
     simulate(settings)
-    corpus = open_corpus(settings)
+    corpus, folder = open_corpus(settings), RunFolder(Path(settings.run_dir))
     state = open_model(settings, corpus.label_names, fresh=True)
-    checkpoint = RunFolder(Path(settings.run_dir)).load_checkpoint()
+    checkpoint = folder.load_checkpoint()
     assert checkpoint is not None, "a run leaves one"
     state.load(tensors_to_flat(state.layout, checkpoint.tensors))
+    model = state.classifier.model
     found, ends = {}, np.cumsum(corpus.test_sizes)
     for trust, end, size in zip(trusts, ends, corpus.test_sizes, strict=True):
         # Split site by site whatever the arm, so that all arms are tested on the same texts.
         held_out = np.arange(end - size, end)
         test = Examples.of(corpus, held_out[:0], held_out, held_out[:0], settings).test
-        found[trust] = Outcome(corpus.test.labels[test], _predicted(state, corpus, test, settings))
+        if settings.personalisation.name != "none":
+            _, model = load_classifier(folder.path / "personal" / trust, state.device)
+        found[trust] = Outcome(corpus.test.labels[test], _predicted(model, corpus, test, settings))
     return found
 
 
 @torch.no_grad()
-def _predicted(state: ModelState, corpus: Corpus, indices: np.ndarray, settings: Settings) -> np.ndarray:
-    model, predicted = state.classifier.model.eval(), np.empty(len(indices), dtype=np.int64)
+def _predicted(model: torch.nn.Module, corpus: Corpus, indices: np.ndarray, settings: Settings) -> np.ndarray:
+    predicted, device = np.empty(len(indices), dtype=np.int64), next(model.parameters()).device
     order = np.argsort(corpus.test.lengths_of(indices), kind="stable")
     size = settings.evaluation.batch_size
-    batches = evaluation_batches(corpus.test, indices[order], settings.train, size, state.device)
+    batches = evaluation_batches(corpus.test, indices[order], settings.train, size, device)
+    model.eval()
     said = [forward(model, batch).argmax(dim=1).cpu().numpy() for batch in batches]
     predicted[order] = np.concatenate(said)
     return predicted
@@ -224,6 +245,17 @@ def _gain_table(found: Found, trusts: Sequence[str]) -> Table:
     for arm in found if ALONE in found else ():
         if arm != ALONE:
             table.rows.append([arm, *(value for trust in trusts for value in gains(found, arm, trust))])
+    return table
+
+
+def _method_table(records: Iterable[PersonalRecord], trusts: Sequence[str]) -> Table:
+    """Mean over the seeds, in percent, and how often each method was chosen."""
+    sites = [site for record in records for site in record.sites]
+    table = Table(["method", *trusts, "chosen"])
+    for method in METHODS:
+        of_trusts = [[s.candidates[method].test.accuracy for s in sites if s.name == name] for name in trusts]
+        means = [100 * fmean(accuracies) for accuracies in of_trusts]
+        table.rows.append([method, *means, sum(site.chosen == method for site in sites)])
     return table
 
 

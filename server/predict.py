@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from safetensors import SafetensorError
 
 from common.data.read import csv_rows, require_file
 from common.data.texts import cut_words
@@ -38,8 +39,7 @@ def predict(
     if not wanted:
         raise ValueError('nothing to label; give --text "..." or --file texts.csv.')
     target = resolve_device(device)
-    is_mixture = (location / GATE).exists()
-    tokenizer, model = (load_mixture if is_mixture else _load)(location, target)
+    tokenizer, model = load_classifier(location, target)
     labels = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["text", "label", *labels])
@@ -67,14 +67,16 @@ def _model_folder(folder: Path) -> Path:
     )
 
 
-def _load(location: Path, device: torch.device) -> tuple[Any, Any]:
-    """Tokenizer and classifier, ready to be asked.
+def load_classifier(location: Path, device: torch.device) -> tuple[Any, Any]:
+    """Tokenizer and classifier of a model folder of any kind, ready to be asked.
 
     Raises:
-        ValueError: weights are missing, most of all the head's.
+        ValueError: weights are missing, most of all the head's, or damaged.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    if (location / GATE).exists():
+        return load_mixture(location, device)
     try:
         with quietly():
             if is_blended(location):
@@ -83,7 +85,7 @@ def _load(location: Path, device: torch.device) -> tuple[Any, Any]:
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 location, output_loading_info=True
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"'{location}' holds a model that cannot be loaded ({first_line(error)}). Give the folder of a "
             "finished run, or one written by save_pretrained with its tokenizer."

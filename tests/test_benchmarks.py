@@ -226,6 +226,8 @@ def test_hospitals_run(tmp_path: Path, tiny_model: Path) -> None:
     assert hospitals.main(["--quick", *words, "--json", str(file), "--plot", str(picture)]) == 0
     found = rows(file)
     assert [row["arm"] for row in found] == list(hospitals.ARMS)
+    by_method = json.loads(file.read_text())["more"]["personal models by method, accuracy"]
+    assert sum(row["chosen"] for row in by_method) == 2  # trusts, at one seed
     assert all(0 <= float(str(row["trust_b accuracy"])) <= 100 for row in found)
     assert picture.read_bytes().startswith(b"\x89PNG")
 

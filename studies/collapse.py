@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import combinations, count, product
 from math import inf, isinf
 from pathlib import Path
@@ -16,12 +14,12 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
-from common.data.batches import count_steps
-from server.diagnostics.collapse import CHANCE_ERRORS, chance_limit
+from server.diagnostics.collapse import CHANCE_ERRORS
 from server.report import figures
 from server.report.figures import Drawing, draw_chance, draw_nothing_yet, line_style, panel_row, styled
-from server.report.load import Run, Sweep, display_name, joined
+from server.report.load import Sweep, display_name, joined
 from server.report.render import Findings
+from studies.pairs import NEUTRAL, Answer, accuracy_axes, learning_curves, mean_by_round, pair
 
 MARGIN = 0.05
 """Mean accuracy over the rounds by which two sides have to differ to differ at all."""
@@ -29,13 +27,6 @@ CLOCK_SHARE = 0.5
 """Share of the gap by rounds to which the gap by steps has to fall for K to be mostly a clock."""
 FEWEST_SHARED = 3
 """Step counts that two K must have in common to be compared by steps."""
-NEUTRAL = {
-    "train.head_learning_rate": None,
-    "train.head_warmup_rounds": 0,
-    "strategy.server_momentum": 0.0,
-    "strategy.server_learning_rate": 1.0,
-}
-"""Remedies, each at the value that is none."""
 QUESTIONS = {
     "a": "Is it the head? Does DistilBERT's head stay longer at chance on the same encoder?",
     "b": "Is it heads that every site draws (the authors' code) against one shared head (the paper's text)?",
@@ -60,94 +51,6 @@ SWITCHES = {
     "b": Switch("train.head_init", "shared", "per_site", "one shared head", "a head per site"),
     "mask": Switch("train.attention_mask", True, False, "padding hidden", "padding attended to"),
 }
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One question with its verdict; the fields are the keys of `study.json`."""
-
-    id: str
-    question: str
-    verdict: str
-    numbers: dict[str, Any]
-    explanation: str
-
-
-def learning_curves(sweep: Sweep) -> pd.DataFrame:
-    """One row for each cell that has trained and whose files tell enough, under its number there.
-
-    Columns: arm (with model and data set where the sweep has several), num_clients, settings (flat, those
-    that change a number), remedy (those it was given, in words), accuracies and steps (lists by round, from
-    round 0), chance (share of the largest label in the test texts), last (round), left (first round above
-    chance; inf: none), mean (accuracy over the trained rounds).
-    """
-    rows = {}
-    for cell in sweep.cells.itertuples():
-        run = cell.run
-        accuracies = [record.accuracy for record in run.rounds if record.accuracy is not None] if run else []
-        if run is None or run.settings is None or not 0 < run.last_round == len(accuracies) - 1:
-            continue
-        chance, test = run.largest_share, run.rounds[-1].test
-        if chance is None or not test or not test.num_examples:
-            continue
-        limit, flat = chance_limit(chance, test.num_examples), run.settings.identity()
-        names = [cell.model] * (len(sweep.models) > 1) + [cell.data] * (len(sweep.data_sets) > 1)
-        given = [f"{key}={flat[key]}" for key, none in NEUTRAL.items() if flat[key] != none]
-        rows[cell.Index] = {
-            "arm": " ".join([*names, cell.arm]),
-            "num_clients": cell.num_clients,
-            "settings": flat,
-            "remedy": ", ".join(given),
-            "accuracies": accuracies,
-            "steps": steps_so_far(run),
-            "chance": chance,
-            "last": run.last_round,
-            "left": next((r for r, value in enumerate(accuracies) if r > 0 and value > limit), inf),
-            "mean": fmean(accuracies[1:]),
-        }
-    told = [
-        *("arm", "num_clients", "settings", "remedy", "accuracies"),
-        *("steps", "chance", "last", "left", "mean"),
-    ]
-    return pd.DataFrame(list(rows.values()), list(rows), told)
-
-
-def steps_so_far(run: Run) -> list[int]:
-    """Optimiser steps a client has made by the end of each round, as the history tells or settings imply.
-
-    Of several clients the largest count.
-    """
-    assert run.settings is not None
-    train, steps = run.settings.train, [0]
-    for record in run.rounds[1:]:
-        told = [client.total_steps for client in record.clients if client.total_steps is not None]
-        sizes = [client.num_examples for client in record.clients if client.num_examples]
-        made = train.local_epochs * max((count_steps(size, train) for size in sizes), default=0)
-        steps.append(max(told, default=steps[-1] + made))
-    return steps
-
-
-def pair(bases: pd.DataFrame, others: pd.DataFrame, keys: Collection[str]) -> pd.DataFrame:
-    """Every row of `bases` beside the rows of `others` that have its settings but for `keys`.
-
-    Columns: those of both, ending in `_base` and `_other`; num_clients; rounds (that both have); mean_base
-    and mean_other over those rounds; difference of these two; order (1 where other leaves chance later, -1
-    where earlier, 0 in the same round or never).
-    """
-    bases, others = (
-        rows.assign(
-            same=[json.dumps({**flat, **dict.fromkeys(keys)}) for flat in rows["settings"]], cell=rows.index
-        )
-        for rows in (bases, others)
-    )
-    pairs = bases.merge(others, on=["same", "num_clients"], suffixes=("_base", "_other"))
-    pairs["rounds"] = pairs[["last_base", "last_other"]].min(axis=1)
-    for side in ("base", "other"):
-        curves = zip(pairs[f"accuracies_{side}"], pairs["rounds"], strict=True)
-        pairs[f"mean_{side}"] = [fmean(accuracies[1 : num_rounds + 1]) for accuracies, num_rounds in curves]
-    pairs["difference"] = pairs["mean_other"] - pairs["mean_base"]
-    later, earlier = pairs["left_other"] > pairs["left_base"], pairs["left_other"] < pairs["left_base"]
-    return pairs.assign(order=later.astype(int) - earlier.astype(int))
 
 
 def pair_switch(
@@ -192,13 +95,8 @@ def mean_curves(curves: pd.DataFrame) -> dict[str, dict[int, Curve]]:
 
 
 def _mean_curve(seeds: pd.DataFrame) -> Curve:
-    accuracies = _mean(seeds["accuracies"])
+    accuracies = mean_by_round(seeds["accuracies"])
     return Curve(accuracies, seeds["steps"].iloc[0][: len(accuracies)], seeds["chance"].iloc[0])
-
-
-def _mean(curves: Iterable[Sequence[float]]) -> list[float]:
-    """By round, as far as all curves go."""
-    return [fmean(accuracies) for accuracies in zip(*curves, strict=False)]
 
 
 def judge(sweep: Sweep) -> list[Answer]:
@@ -377,7 +275,7 @@ def draw_clock(arms: dict[str, dict[int, Curve]]) -> Drawing:
         if is_by_steps:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        _accuracy_axes(axes, curve.chance, against)
+        accuracy_axes(axes, curve.chance, against)
     for axes in panels if not places else ():
         draw_nothing_yet(axes)
     figures.line_legend(figure, counts, "number of clients K")
@@ -393,12 +291,12 @@ def draw_remedies(pairs: pd.DataFrame) -> Drawing:
     figure, panels = panel_row([f"K = {k}" for k, _ in groups] or [""], 5.0)
     untreated: Any = {"color": figures.GREY, "linewidth": 3.5, "alpha": 0.55, "label": "no remedy"}
     for axes, (_, group) in zip(panels, groups, strict=False):
-        axes.plot(_mean(group["accuracies_base"]), zorder=1, **untreated)
+        axes.plot(mean_by_round(group["accuracies_base"]), zorder=1, **untreated)
         for name, treated in group.groupby("name", sort=False):
-            accuracies = _mean(treated["accuracies_other"])
+            accuracies = mean_by_round(treated["accuracies_other"])
             look = line_style(names.index(name)) | {"markevery": max(1, len(accuracies) // 8)}
             axes.plot(accuracies, **look)
-        _accuracy_axes(axes, group["chance_base"].iloc[0], "communication round")
+        accuracy_axes(axes, group["chance_base"].iloc[0], "communication round")
     if not groups:
         draw_nothing_yet(panels[0])
     handles = [Line2D([], [], label=name, **line_style(index)) for index, name in enumerate(names)]
@@ -406,13 +304,6 @@ def draw_remedies(pairs: pd.DataFrame) -> Drawing:
     title = "Test accuracy against communication round, with each remedy and with none"
     alt = f": {joined(names)}; one panel a K ({joined(k for k, _ in groups)})."
     return figures.finish(figure, "study_d", title, alt)
-
-
-def _accuracy_axes(axes: Any, chance: float, against: str) -> None:
-    draw_chance(axes, chance, at=0.99)
-    axes.set(ylim=(0, 1.05), xlabel=against, ylabel="test accuracy")
-    if against == "communication round":
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
 def findings(sweep: Sweep) -> Findings:

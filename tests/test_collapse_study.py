@@ -17,7 +17,8 @@ from server.compose import compose
 from server.diagnostics.collapse import chance_limit
 from server.report.load import SWEEP_COLUMNS, load_run, load_sweep
 from server.sweeps.plan import compose_sweep
-from studies.collapse import Answer, Curve, gaps, judge, steps_so_far
+from studies.collapse import Curve, gaps, judge
+from studies.pairs import Answer, steps_so_far
 from tests.support.report_folders import compose_settings, write_report, write_run
 
 DOCS = Path(__file__).parents[1] / "docs" / "collapse"

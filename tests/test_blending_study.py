@@ -63,8 +63,7 @@ def test_a_blend_is_judged_by_the_interval_over_seeds(
 
 def test_an_interval_is_students() -> None:
     # Mean 2, standard deviation 1 over sqrt(3), times the 97.5 % quantile of t with 2 degrees of freedom.
-    low, high = interval([1.0, 2.0, 3.0]) or (0.0, 0.0)
-    assert (low, high) == (pytest.approx(2 - 4.303 / 3**0.5), pytest.approx(2 + 4.303 / 3**0.5))
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
     assert interval([1.0]) is None
 
 

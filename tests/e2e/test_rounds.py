@@ -21,17 +21,20 @@ from tests.e2e.runs import (
     words_of,
     write_sites,
 )
-from tests.support.tiny import Make
+from tests.support.tiny import Make, write_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 NUM_ROUNDS = 40
-BEYOND = (
-    *("train.proximal_mu=0.1", "strategy.optimizer=yogi", "strategy.server_learning_rate=0.01"),
-    *("adapters=lora", "adapters.rank=2", "evaluation.validation_fraction=0.25"),
-)
-"""More than FedAvg, on adapters, with the best model kept."""
+BEYOND = {
+    "adapters": (
+        *("train.proximal_mu=0.1", "strategy.optimizer=yogi", "strategy.server_learning_rate=0.01"),
+        *("adapters=lora", "adapters.rank=2", "evaluation.validation_fraction=0.25"),
+    ),
+    "blends": ("train.control_variates=true", "model.head=distilbert", "model.activation=abu"),
+}
+"""More than FedAvg: on adapters, with the best model kept; SCAFFOLD, on activations that are learned."""
 
 
 @pytest.fixture
@@ -54,13 +57,32 @@ def test_three_sites_equal_the_simulation(
     run_dir = texts.parent / "deployed"
     run = federation.run(*words_of(overrides, "num_rounds=1"), run_dir=run_dir, seconds=RUN_SECONDS)
     assert_same_rounds(simulated(make_settings, texts, texts.parent / "simulated", 1), run_dir)
-    beyond = texts.parent / "beyond"
-    run = federation.run(*words_of(overrides, "num_rounds=2", *BEYOND), run_dir=beyond, seconds=RUN_SECONDS)
-    assert_same_rounds(simulated(make_settings, texts, texts.parent / "twin", 2, *BEYOND), beyond)
-    assert RunFolder(beyond).load_best() is not None
+    for name, words in BEYOND.items():
+        beyond, twin = (texts.parent / f"{name}-{kind}" for kind in ("deployed", "simulated"))
+        federation.run(*words_of(overrides, "num_rounds=2", *words), run_dir=beyond, seconds=RUN_SECONDS)
+        assert_same_rounds(simulated(make_settings, texts, twin, 2, *words), beyond)
+    assert RunFolder(texts.parent / "adapters-deployed").load_best() is not None
     assert [site["site"] for site in lines(run_dir)[-1]["sites"]] == sorted(SIZES)
     assert run.status()["state"] == "finished"
     assert (run_dir / "model" / "model.safetensors").exists()
+    assert federation.end() == []
+
+
+def test_decoders_equal_the_simulation(
+    federation: Federation, overrides: list[str], make_settings: Make, texts: Path
+) -> None:
+    """A model whose tokenizer knows no padding, in half the memory, of which FFA-LoRA's halves travel."""
+    decoder = write_model(texts.parent / "llama", "llama")
+    words = (
+        *(f"model.name={decoder}", "adapters=lora_ffa", "adapters.rank=2", "adapters.base_precision=bf16"),
+        *("precision=bf16", "train.gradient_checkpointing=true"),
+        *("num_rounds=1", "train.optimizer=adamw", "train.learning_rate=0.002"),
+    )
+    federation.up()
+    start_sites(federation, texts, decoder)
+    run_dir = texts.parent / "deployed"
+    federation.run(*words_of(overrides, *words), run_dir=run_dir, seconds=RUN_SECONDS)
+    assert_same_rounds(simulated(make_settings, texts, texts.parent / "twin", 1, *words), run_dir)
     assert federation.end() == []
 
 

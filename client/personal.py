@@ -141,9 +141,11 @@ class Personaliser:
         model = self.module(method, own.owner)
         epoch = 0 if method == "global" else self._train(model, own)
         everyone = None if own.everyone is None else Measure.of(self._measure(model, own.everyone))
+        validation = self._measure(model, own.validation)
         candidate = Candidate(
             epoch=epoch,
-            validation_accuracy=self._measure(model, own.validation).accuracy,
+            validation_accuracy=validation.accuracy,
+            validation_loss=validation.loss,
             test=Measure.of(self._measure(model, own.test)),
             everyone=everyone,
         )

@@ -17,7 +17,7 @@ FILE_NAME = "personal.json"
 HEADER = ("Site", "Texts", "Local", "Global", "Fine-tuned", "Mixture", "Chosen")
 _COLUMNS = ("local", "global", "fine_tuned", "mixture")
 METHODS = ("global", "fine_tuned", "mixture", "local")
-"""Between equals the site takes the one that stands first."""
+"""Between equals in everything the site takes the one that stands first."""
 TRAINED = {"none": (), "all": METHODS[1:], **{name: (name,) for name in METHODS[1:]}}
 """By `personalisation.name`: what is trained and compared with the global model."""
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -52,6 +52,8 @@ class Candidate(_Record):
     """Pass over the site's own texts after which its weights were kept; 0 are those it started from."""
     validation_accuracy: Share
     """What the choice goes by."""
+    validation_loss: float | None = None
+    """Mean cross-entropy, which decides between equals; None in files from before it was written."""
     test: Measure
     everyone: Measure | None = None
     """On the test texts of all clients; None where they are not at hand, or not asked for."""
@@ -81,9 +83,16 @@ def _cell(candidate: Candidate | None, measure: str) -> str:
 
 
 def choose(candidates: Mapping[str, Candidate]) -> str:
-    """The method with the most right validation texts; of several, the first in `METHODS`."""
-    there = [method for method in METHODS if method in candidates]
-    return max(there, key=lambda method: candidates[method].validation_accuracy)
+    """The method with the most right validation texts; of several, the one with the lowest loss on them.
+
+    A site with few texts has several methods that get all of them right.
+    """
+
+    def rank(method: str) -> tuple[float, float]:
+        candidate = candidates[method]
+        return candidate.validation_accuracy, -(candidate.validation_loss or 0.0)
+
+    return max((method for method in METHODS if method in candidates), key=rank)
 
 
 class PersonalRecord(_Record):

@@ -171,7 +171,7 @@ def test_intervals() -> None:
             assert 0 <= found.accuracy_interval[0] <= found.accuracy_interval[1] <= 1
 
 
-def candidate(validation_accuracy: float, accuracy: float = 0.5) -> Candidate:
+def candidate(validation_accuracy: float, accuracy: float = 0.5, loss: float | None = None) -> Candidate:
     one = Measure(
         num_examples=10,
         accuracy=accuracy,
@@ -179,13 +179,15 @@ def candidate(validation_accuracy: float, accuracy: float = 0.5) -> Candidate:
         macro_f1=0.5,
         macro_f1_interval=(0, 1),
     )
-    return Candidate(epoch=0, validation_accuracy=validation_accuracy, test=one)
+    return Candidate(epoch=0, validation_accuracy=validation_accuracy, validation_loss=loss, test=one)
 
 
-def test_the_choice_goes_by_the_validation_part_and_ties_go_to_the_plainer_model() -> None:
+def test_the_choice_goes_by_the_validation_part_then_its_loss_and_last_the_plainer_model() -> None:
     assert choose({"local": candidate(0.8), "mixture": candidate(0.9, 0.1), "global": candidate(0.7)}) == (
         "mixture"
     )
+    by_loss = {"global": candidate(0.8, loss=0.6), "local": candidate(0.8, 0.1, 0.5)}
+    assert choose(by_loss | {"mixture": candidate(0.7, loss=0.1)}) == "local"
     same = {name: candidate(0.8) for name in ("local", "mixture", "fine_tuned", "global")}
     order = []
     while same:

@@ -121,7 +121,7 @@ def run_local_round(task: Task, site: Site) -> Update:
     test = _count(state, settings, examples) if sites_measure else None
     is_withheld = test is not None and _is_withheld(test, site)
     model = state.classifier.model
-    if task.round == 1 and settings.train.head_init == "per_site":
+    if task.round == 1 and settings.train.draws_heads:
         draw_head(model, state.classifier.new_head, settings.seed, client=task.client + 1)
     place = Place(settings.seed, task.round, task.client, state.device, settings.precision)
     texts, (new_head, frozen) = examples.corpus.train, (state.classifier.new_head, state.classifier.frozen)

@@ -233,8 +233,10 @@ class TrainSettings:
     """Row of `common/data/batches.py`: work through a batch at once, or in parts of like length."""
     group_by_length: bool
     """Put texts of like length into the same batch; another choice of batches than the paper's."""
-    head_init: Literal["shared", "per_site"]
-    """One new head for all, or one drawn by each client in round 1 (the authors' code)."""
+    head_init: Literal["shared", "shared_shrunk", "per_site", "per_site_rescaled"]
+    """One new head for all, or one drawn by each client in round 1 (the authors' code). `shared_shrunk`: one
+    head over sqrt(K), the norm that a mean of K drawn heads has. `per_site_rescaled`: the mean of round 1
+    gets the norm back that the heads had."""
     head_learning_rate: PositiveFloat | None
     """Step size of the new head alone; None is `learning_rate`."""
     head_warmup_rounds: NonNegativeInt
@@ -251,6 +253,11 @@ class TrainSettings:
     collapse_rounds: PositiveInt
     """Rounds in a row after which predictions in one class, accuracy at chance or an exploded loss are a
     collapse."""
+
+    @property
+    def draws_heads(self) -> bool:
+        """Whether each client draws a head of its own in round 1."""
+        return self.head_init.startswith("per_site")
 
     def __post_init__(self) -> None:
         _require(

@@ -145,8 +145,9 @@ def _train(
     """Run what is left to run; returns the last global tensors, and why the run ended."""
     layout, checkpoint = model_state.layout, folder.load_checkpoint()
     kept = checkpoint.server_state if checkpoint else {}
-    server_step = ServerStep(settings, {name: tensors_to_flat(layout, state) for name, state in kept.items()})
     head = Head.of(layout, model_state.classifier.new_head)
+    server_state = {name: tensors_to_flat(layout, state) for name, state in kept.items()}
+    server_step = ServerStep(settings, server_state, head.slices)
     with Writer() as writer:
         callbacks: tuple[Callback, ...] = (
             Checkpoints(folder, layout, server_step, writer),

@@ -120,6 +120,16 @@ def test_per_site_heads_change_round_one_only(make_settings: Make, tmp_path: Pat
     assert norms[2]["clients"][0]["update_norm"] < 1e-4
 
 
+def test_a_shrunk_head_is_as_long_as_a_mean_of_drawn_ones(make_settings: Make) -> None:
+    shared, shrunk = (
+        open_model(make_settings(f"train.head_init={name}", "num_clients=4"), ("a", "b", "c"), fresh=True)
+        for name in ("shared", "shared_shrunk")
+    )
+    for name, tensor in shared.classifier.model.named_parameters():
+        factor = 0.5 if name == "classifier.weight" else 1.0  # 1 / sqrt(4)
+        assert torch.equal(shrunk.classifier.model.get_parameter(name), tensor * factor)
+
+
 def test_attention_mask_off_attends_to_padding(make_settings: Make) -> None:
     losses = []
     for mask in ("true", "false"):

@@ -58,6 +58,22 @@ def test_heads_drawn_per_site_are_no_direction(make_settings: Make) -> None:
     assert step.apply(2, torch.tensor([7.0]), torch.tensor([8.0])).tolist() == [9.0]
 
 
+def test_a_rescaled_head_has_the_mean_norm_of_the_heads(make_settings: Make) -> None:
+    # A body of one number, then a head of two. Norms 5 and 10 with weights 3 and 1: 6.25.
+    step = ServerStep(make_settings("train.head_init=per_site_rescaled"), head=[slice(1, 3)])
+    first, second = torch.tensor([1.0, 3.0, 4.0]), torch.tensor([5.0, 8.0, -6.0])
+    step.note(1, first, 3)
+    step.note(1, second, 1)
+    mean = (3 * first + second) / 4
+    found = step.apply(1, torch.zeros(3), mean.clone())
+    assert found[0] == mean[0]
+    assert found[1:].norm().item() == pytest.approx(6.25)
+    assert torch.nn.functional.cosine_similarity(found[1:], mean[1:], dim=0).item() == pytest.approx(1)
+    # Later rounds are left alone.
+    step.note(2, first, 3)
+    assert step.apply(2, mean, first.clone()).tolist() == first.tolist()
+
+
 def test_one_buffer_is_all_the_memory(make_settings: Make) -> None:
     step = ServerStep(make_settings(*MOMENTUM))
     tensors, mean = torch.zeros(5), torch.ones(5)

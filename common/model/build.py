@@ -121,6 +121,14 @@ def draw_head(model: nn.Module, names: tuple[str, ...], seed: int, *, client: in
                 parameter.fill_(1.0 if is_gain else 0.0)
 
 
+def shrink_head(classifier: Classifier, scale: float) -> None:
+    """Multiply the matrices of the new head by `scale`, in place; biases begin at 0."""
+    parameters = dict(classifier.model.named_parameters())
+    for name in classifier.new_head:
+        if parameters[name].dim() > 1:
+            parameters[name].data.mul_(scale)
+
+
 def _refuse_new_encoder(settings: ModelSettings, model: Any, new_head: tuple[str, ...]) -> None:
     prefix = f"{model.base_model_prefix}."
     encoder = [name for name in new_head if name.startswith(prefix) and "pooler" not in name]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import TYPE_CHECKING
 
 import torch
 
 from common.model.adapters import add_adapters
-from common.model.build import Classifier, build_classifier
+from common.model.build import Classifier, build_classifier, shrink_head
 from common.model.flat import Layout, flatten_model, move_model
 from common.runtime import prepare, resolve_attention
 from common.settings import Settings
@@ -45,10 +46,14 @@ def open_model(settings: Settings, label_names: tuple[str, ...], *, fresh: bool 
     global _kept
     device = prepare(settings)
     attention = resolve_attention(settings, device)
-    key = (settings.model, settings.adapters, label_names, settings.seed, device, attention)
+    is_shrunk = settings.train.head_init == "shared_shrunk"
+    head_scale = 1 / sqrt(settings.num_taking_part) if is_shrunk else 1.0
+    key = (settings.model, settings.adapters, label_names, settings.seed, head_scale, device, attention)
     if fresh or _kept is None or _kept[0] != key:
         _kept = None  # let go of the old model before the new one is built
         classifier = build_classifier(settings.model, label_names, settings.seed, attention)
+        if is_shrunk:
+            shrink_head(classifier, head_scale)
         if settings.adapters.name != "none":
             classifier = add_adapters(classifier, settings.adapters, settings.seed)
         layout, flat = flatten_model(classifier.model, device, classifier.frozen)

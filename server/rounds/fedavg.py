@@ -168,16 +168,33 @@ class ServerStep:
     v = tau^2. Memory: two more (P,) fp32.
     """
 
-    def __init__(self, settings: Settings, state: Mapping[str, Tensor] | None = None) -> None:
-        """Args: state: `state` of the server that goes on, as its checkpoint holds it."""
+    def __init__(
+        self, settings: Settings, state: Mapping[str, Tensor] | None = None, head: Sequence[slice] = ()
+    ) -> None:
+        """Args:
+        state: `state` of the server that goes on, as its checkpoint holds it.
+        head: where the tensors of the new head lie.
+        """
         self._strategy = settings.strategy
         # A head that every site drew anew is a replacement, no direction to go on in.
-        self._first_round = 2 if settings.train.head_init == "per_site" else 1
+        self._first_round = 2 if settings.train.draws_heads else 1
+        self._head = head if settings.train.head_init == "per_site_rescaled" else ()
+        self._head_norms, self._weight = [0.0] * len(self._head), 0.0
         self.state: dict[str, Tensor] = dict(state or {})
         """What goes on from round to round, (P,) fp32 each: `momentum`, `second_moment`, or nothing yet."""
 
+    def note(self, number: int, trained: Tensor, weight: float) -> None:
+        """See one update, (P,) fp32, that is going into the mean of round `number` with this weight."""
+        if number < self._first_round:
+            self._weight += weight
+            for place, part in enumerate(self._head):
+                self._head_norms[place] += weight * float(trained[part].norm())
+
     def apply(self, number: int, tensors: Tensor, mean: Tensor) -> Tensor:
         """The global tensors after round `number`.
+
+        Heads that were drawn apart are shorter in the mean than each of them is, by about sqrt(K). With
+        `train.head_init=per_site_rescaled` each tensor of the head gets the mean of the norms back.
 
         Args:
             tensors: (P,) fp32, what the clients started from; left as it is.
@@ -186,6 +203,8 @@ class ServerStep:
         strategy = self._strategy
         rate, decay = strategy.server_learning_rate, strategy.server_momentum
         if number < self._first_round:
+            for part, norms in zip(self._head, self._head_norms, strict=True):
+                mean[part].mul_(norms / self._weight / max(float(mean[part].norm()), 1e-12))
             return mean
         if strategy.optimizer != "sgd":
             return self._adaptive(tensors, mean)

@@ -175,6 +175,7 @@ class FederatedAveraging:
                 answers.left_out.append(self._leave_out(number, member, refusal))
                 continue
             mean.add(trained, weights[member.client])
+            self.server_step.note(number, trained, weights[member.client])
             answers.clients.append(
                 ClientRecord(
                     client=member.client,

@@ -1,0 +1,173 @@
+"""A pooler that has learned something, for an encoder whose own has not.
+
+    python -m studies.pooler --out outputs/poolers
+
+The encoder stands still; its pooler learns next-sentence prediction (Devlin et al. 2019, arXiv:1810.04805,
+section 3.1) on articles that no run of the study trains or tests on, and on no label. Two model folders are
+left: `trained`, and `shuffled`, which holds the same numbers in another order: a pooler of the same shape and
+norms that has learned nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch.nn import functional
+
+from common.data.texts import read_texts
+from common.files import write_atomically
+from common.pretrained import load_tokenizer, loading, locate, quietly
+from common.runtime import numpy_stream, prepare
+from common.settings import Settings
+from server.compose import compose
+
+EXPERIMENT = "experiment=collapse_long"
+MAX_TOKENS = 64
+BATCH, EPOCHS, LEARNING_RATE, HELD_OUT = 64, 20, 1e-3, 0.1
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+Pair = tuple[str, str]
+
+
+def spare_articles(overrides: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """Texts of the study's data set, whole, that a run with none of these seeds trains or tests on."""
+    used: set[str] = set()
+    articles: dict[str, None] = {}
+    for seed in seeds:
+        whole = (*overrides, f"seed={seed}", "data.max_words=null")
+        drawn, everything = (
+            read_texts(compose([*whole, *more]).settings.data, seed)
+            for more in ((), ("data.train_examples=null", "data.test_examples=null"))
+        )
+        used |= {*drawn.train.texts, *drawn.test.texts}
+        articles |= dict.fromkeys((*everything.train.texts, *everything.test.texts))
+    return sorted(text for text in articles if text not in used)
+
+
+def pairs_of(articles: Sequence[str], seed: int) -> tuple[list[Pair], np.ndarray]:
+    """Sentences that follow one another (1), and as many whose second is of another article (0).
+
+    Returns:
+        Pairs, and their labels, (n,) int64.
+    """
+    stream = numpy_stream(seed, "pooler.pairs")
+    sentences = [_SENTENCE_END.split(" ".join(text.split())) for text in articles]
+    pairs, labels = [], []
+    for number, own in enumerate(sentences):
+        for first, second in pairwise(own):
+            other = sentences[(number + 1 + int(stream.integers(len(sentences) - 1))) % len(sentences)]
+            pairs += [(first, second), (first, other[int(stream.integers(len(other)))])]
+            labels += [1, 0]
+    return pairs, np.array(labels, dtype=np.int64)
+
+
+@torch.no_grad()
+def first_states(encoder: Any, tokenizer: Any, pairs: Sequence[Pair]) -> torch.Tensor:
+    """The encoder's last state of each pair's first token, (n, H) fp32."""
+    found = []
+    for start in range(0, len(pairs), BATCH):
+        firsts, seconds = zip(*pairs[start : start + BATCH], strict=True)
+        inputs = tokenizer(
+            list(firsts),
+            list(seconds),
+            truncation=True,
+            max_length=MAX_TOKENS,
+            padding=True,
+            return_tensors="pt",
+        )
+        found.append(encoder(**inputs).last_hidden_state[:, 0])
+    return torch.cat(found)
+
+
+def train_pooler(pooler: Any, states: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[float, float]:
+    """Train in place, with a classifier that is thrown away; AdamW.
+
+    Args:
+        states: (n, H) fp32, its inputs without their sequence. labels: (n,) int64, 0 or 1.
+
+    Returns:
+        Accuracy on the last tenth, which it is not trained on, with the pooler as it was (the classifier
+        alone trained), and as it is now.
+    """
+    fixed = _fit(lambda inputs: pooler(inputs[:, None]), (), states, labels, seed)
+    return fixed, _fit(lambda inputs: pooler(inputs[:, None]), pooler.parameters(), states, labels, seed)
+
+
+def _fit(pool: Any, parameters: Any, states: torch.Tensor, labels: torch.Tensor, seed: int) -> float:
+    torch.manual_seed(seed)
+    classifier = torch.nn.Linear(states.shape[1], 2)
+    optimizer = torch.optim.AdamW([*parameters, *classifier.parameters()], LEARNING_RATE)
+    num_train = int(len(states) * (1 - HELD_OUT))
+    for _ in range(EPOCHS):
+        for batch in torch.randperm(num_train).split(BATCH):
+            optimizer.zero_grad()
+            functional.cross_entropy(classifier(pool(states[batch])), labels[batch]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        said = classifier(pool(states[num_train:])).argmax(dim=1)
+    return float((said == labels[num_train:]).float().mean())
+
+
+@torch.no_grad()
+def shuffle(pooler: Any, seed: int) -> None:
+    """The same numbers in another order, tensor by tensor, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in pooler.parameters():
+        order = torch.randperm(parameter.numel(), generator=generator)
+        parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+def make(settings: Settings, articles: Sequence[str], out: Path) -> tuple[int, float, float]:
+    """Write `out/trained` and `out/shuffled`; returns the number of pairs, and `train_pooler`'s accuracies.
+
+    Raises:
+        ValueError: the model has no pooler.
+    """
+    from transformers import AutoModel
+
+    prepare(settings)
+    tokenizer = load_tokenizer(settings.model)
+    with loading(settings.model):
+        encoder = AutoModel.from_pretrained(locate(settings.model), use_safetensors=True).eval()
+    if getattr(encoder, "pooler", None) is None:
+        raise ValueError(f"model.name is '{settings.model.name}', which has no pooler to train.")
+    pairs, labels = pairs_of(articles, settings.seed)
+    # Neighbours in the list are of one article: so the last tenth is of articles of its own.
+    states = first_states(encoder, tokenizer, pairs)
+    before, after = train_pooler(encoder.pooler, states, torch.from_numpy(labels), settings.seed)
+
+    def save(folder: Path) -> None:
+        with quietly():
+            encoder.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "trained", save)
+    shuffle(encoder.pooler, settings.seed)
+    write_atomically(out / "shuffled", save)
+    return len(pairs), before, after
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="folder for the two model folders")] = Path("outputs/poolers"),
+    seeds: Annotated[str, typer.Option(help="of the study's runs")] = "0,1,2",
+    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, as for a run")] = None,
+) -> None:
+    """Train a pooler on articles that the study leaves over."""
+    overrides = [EXPERIMENT, *(override or [])]
+    articles = spare_articles(overrides, [int(seed) for seed in seeds.split(",")])
+    num_pairs, before, after = make(compose(overrides).settings, articles, out)
+    typer.echo(
+        f"{out}/trained and {out}/shuffled: {len(articles)} articles, {num_pairs} pairs. Next sentence told "
+        f"from another's: {before:.3f} on held-out articles with the pooler as it was, {after:.3f} now."
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

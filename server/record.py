@@ -144,6 +144,8 @@ class Diagnostics(Record):
     norm_ratio: Share | None
     head_norm: NotNegative | None
     body_norm: NotNegative | None
+    head_length: NotNegative | None = None
+    """L2 norm of the new head's weights after the round; None in histories from before it was told."""
     predicted_shares: list[Share] | None
     """Share of the test predictions in each class."""
     prediction_entropy: NotNegative | None

@@ -98,9 +98,10 @@ def test_head_and_body_share_the_norm() -> None:
     mean.add(trained, 1)
     outcome = mean.finish()
     assert head.update_norm(trained, start) == 12.0
-    told = describe_updates(outcome, 12.0)
+    told = describe_updates(outcome, 12.0, head.length(trained))
     assert (told.mean_update_norm, told.norm_ratio) == pytest.approx((13.0, 1.0))
     assert (told.head_norm, told.body_norm) == pytest.approx((12.0, 5.0))
+    assert told.head_length == 13.0  # it began at 1
     assert Head.of(layout, ()).update_norm(trained, start) == 0.0
 
 
@@ -124,6 +125,7 @@ def test_a_history_line_agrees_with_itself(make_settings: Make, tmp_path: Path) 
     simulate(make_settings())
     first, *rounds = history(tmp_path / "run")
     assert first["diagnostics"]["mean_update_norm"] is None
+    assert first["diagnostics"]["head_length"] > 0
     assert sum(first["diagnostics"]["predicted_shares"]) == pytest.approx(1)
     assert first["diagnostics"]["largest_class_share"] == pytest.approx(10 / 30)  # 30 texts of 3 topics
     for line in rounds:

@@ -34,19 +34,24 @@ class Head:
         deltas = (trained[part] - start[part] for part in self.slices)
         return sqrt(sum(delta.dot(delta).item() for delta in deltas))
 
+    def length(self, tensors: Tensor) -> float:
+        """L2 norm of the head in `tensors`, (P,) fp32; 0 where there is no new head."""
+        return sqrt(sum(tensors[part].dot(tensors[part]).item() for part in self.slices))
 
-def describe_updates(outcome: RoundMean | None, head_norm: float) -> Diagnostics:
+
+def describe_updates(outcome: RoundMean | None, head_norm: float, head_length: float) -> Diagnostics:
     """What a round's updates tell together; what the model predicts is not known yet.
 
     Args:
         outcome: the mean and its updates; None in round 0.
         head_norm: L2 norm of the mean update over the head.
+        head_length: L2 norm of the head in the new global tensors.
     """
-    told: dict[str, float] = {}
+    told: dict[str, float] = {"head_length": head_length}
     if outcome is not None:
         norm = outcome.update_norm
         body_norm = sqrt(max(0.0, norm**2 - head_norm**2))
-        told = {"mean_update_norm": norm, "norm_ratio": norm_ratio(outcome)}
+        told |= {"mean_update_norm": norm, "norm_ratio": norm_ratio(outcome)}
         told |= {"head_norm": head_norm, "body_norm": body_norm}
     return Diagnostics.model_validate(dict.fromkeys(Diagnostics.model_fields) | told)
 

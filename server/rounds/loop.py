@@ -108,7 +108,8 @@ class FederatedAveraging:
 
     def start(self, layout: Layout, tensors: Tensor) -> RoundState:
         """Round 0: the initial tensors, (P,) fp32 on the CPU."""
-        state = self._new_state(0, layout, tensors, Answers(), describe_updates(None, 0.0))
+        told = describe_updates(None, 0.0, self.head.length(tensors))
+        state = self._new_state(0, layout, tensors, Answers(), told)
         self._tell(Callback.after_average, state.record, state.tensors)
         self._ended = self._show(state.record)
         return state
@@ -234,7 +235,7 @@ class FederatedAveraging:
             client.share = weight / sum(outcome.weights) if self._tells_shares else None
         self._norm_bound.close_round(agreement.update_norm for agreement in outcome.agreements)
         self._total_steps |= {client.client: client.total_steps or 0 for client in clients}
-        diagnostics = describe_updates(outcome, head_norm)
+        diagnostics = describe_updates(outcome, head_norm, self.head.length(tensors))
         after = self._new_state(number, state.layout, tensors, answers, diagnostics)
         after.step = self.broadcast.step_from(state, after)
         return after

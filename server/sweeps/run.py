@@ -85,10 +85,12 @@ def _cell(folder: SweepFolder, overrides: Sequence[str]) -> Cell:
 
 
 def _at_budget(folder: SweepFolder, cell: Cell) -> bool:
-    """Whether the cell's first phase is done; a collapse that ended it is an end like any other."""
+    """Whether the cell's first phase is done; a reached target, or a collapse, may have ended it early."""
     finished = folder.run_folder(cell.settings.cell).status()["state"] == "finished"
-    has_accuracy = cell.settings.data.budget_rounds in folder.accuracies(cell.plan)
-    return finished and (has_accuracy or _is_ended_by_collapse(folder, cell))
+    accuracies, target = folder.accuracies(cell.plan), cell.settings.evaluation.target_accuracy
+    has_accuracy = cell.settings.data.budget_rounds in accuracies
+    is_there = target is not None and any(accuracies[number] >= target for number in accuracies if number > 0)
+    return finished and (has_accuracy or is_there or _is_ended_by_collapse(folder, cell))
 
 
 def _is_ended_by_collapse(folder: SweepFolder, cell: Cell) -> bool:

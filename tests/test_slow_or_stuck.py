@@ -1,0 +1,138 @@
+"""The verdicts of the study on runs with a target, on numbers of rounds that can be checked by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from server.compose import compose
+from server.report.load import SWEEP_COLUMNS, load_sweep
+from server.sweeps.plan import compose_sweep
+from studies.pairs import Answer
+from studies.slow_or_stuck import judge, reaching_curves
+from tests.support.report_folders import write_report, write_run
+
+LIMIT = 60
+CELLS = {
+    (settings.arm, settings.num_clients, settings.seed): settings
+    for settings in (compose(cell).settings for cell in compose_sweep(["experiment=collapse_long"]).cells)
+}
+Rounds = Mapping[tuple[str, int], Sequence[int | None]]
+"""By arm and K, for each seed: the round that reached the target; None: none of all rounds did."""
+
+
+def write_study(folder: Path, rounds: Rounds) -> Path:
+    """A sweep folder of runs that ended at their target, or after the last round."""
+    rows = []
+    for (arm, num_clients), by_seed in rounds.items():
+        for seed, reached in enumerate(by_seed):
+            settings = CELLS[arm, num_clients, seed]
+            curve = [0.2] * (LIMIT + 1) if reached is None else [*[0.2] * reached, 0.9]
+            run = write_run(folder / "cells" / settings.cell, settings, curve)
+            labels = {"label_names": ["a", "b", "c", "d", "e"], "test_counts": [64] * 5}
+            (run / "labels.json").write_text(json.dumps(labels))
+            rows.append(
+                [settings.model.short_name, "bbc_news", num_clients, seed, "finished", "", "", "", arm]
+            )
+    with (folder / "sweep.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([[*SWEEP_COLUMNS, "arm"], *rows])
+    return folder
+
+
+def judged(folder: Path) -> dict[str, Answer]:
+    return {answer.id: answer for answer in judge(load_sweep(folder))}
+
+
+def test_rounds_are_compared_as_ratios_seed_by_seed(tmp_path: Path) -> None:
+    study: Rounds = {("own_persite", 8): [4, 5, 6], ("distil_persite", 8): [8, 10, 12]}
+    head = judged(write_study(tmp_path, study))["head"]
+    assert head.verdict == "yes"
+    assert head.numbers["factor"] == pytest.approx(2.0)
+    assert head.numbers["interval"] == pytest.approx([2.0, 2.0])
+    assert head.numbers["by_k"]["8"]["never"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("other", "verdict"),
+    [
+        ([20, 20, 20], "yes"),
+        ([5, 5, 5], "no, the other way round"),
+        ([11, 11, 11], "no clear difference"),  # certain, and by less than a quarter
+        ([40, 5, 10], "no clear difference"),  # 4, 0.5 and 1 times: anything
+        ([None, None, None], "yes"),  # 61 instead of 10, at least
+        ([20], "one seed, no verdict"),
+    ],
+)
+def test_a_verdict_needs_a_factor_and_an_interval(
+    other: list[int | None], verdict: str, tmp_path: Path
+) -> None:
+    study: Rounds = {("distil_shared", 16): [10] * len(other), ("distil_persite", 16): other}
+    answers = judged(write_study(tmp_path, study))
+    assert answers["sites_distil"].verdict == verdict
+    # One shared head is a remedy too, so the same runs tell the inverse.
+    told = answers["remedies"].numbers["remedies"]["train.head_init=shared"]
+    assert told["factor"] == pytest.approx(1 / answers["sites_distil"].numbers["factor"])
+
+
+def test_who_never_got_there_is_counted_and_no_round_is_made_up(tmp_path: Path) -> None:
+    study: Rounds = {("own_shared", 2): [61 - 1, None, 60], ("own_persite", 2): [None, None, None]}
+    answer = judged(write_study(tmp_path, study))["sites_own"]
+    assert answer.numbers["never"] == [1, 3]
+    # 61/60 twice, and nothing where neither got there.
+    assert answer.numbers["factor"] == pytest.approx((61 / 60) ** (2 / 3))
+
+
+def test_a_run_that_is_not_over_says_nothing(tmp_path: Path) -> None:
+    write_study(tmp_path, {("own_shared", 2): [3, 3, 3], ("own_persite", 2): [3, 3, None]})
+    (run,) = (tmp_path / "cells").glob("*own_persite-k2-s2")
+    lines = (run / "history.jsonl").read_text().splitlines(keepends=True)
+    (run / "history.jsonl").write_text("".join(lines[:40]))
+    curves = reaching_curves(load_sweep(tmp_path))
+    assert len(curves) == 5
+    assert judged(tmp_path)["sites_own"].numbers["pairs"] == 2
+
+
+def test_poolers_and_lengths_have_their_own_pairs(tmp_path: Path) -> None:
+    study: Rounds = {
+        ("distil_shared", 8): [10, 11, 12],
+        ("distil_shrunk", 8): [30, 33, 36],
+        ("distil_persite", 8): [30, 33, 36],
+        ("trained_shared", 8): [5, 6, 6],
+        ("shuffled_shared", 8): [20, 24, 24],
+    }
+    answers = judged(write_study(tmp_path, study))
+    factors = {id: answer.numbers.get("factor") for id, answer in answers.items()}
+    assert factors["length"] == pytest.approx(3.0)
+    assert factors["rest"] == pytest.approx(1.0)
+    assert factors["learned"] == pytest.approx(4.0)
+    assert factors["trained"] == pytest.approx(2.0, rel=0.05)
+    assert answers["trained"].numbers["pairs"] == 3  # beside distil_shared, which alone is like them
+    assert answers["head"].verdict == "not tested"
+
+
+def test_the_clock_counts_steps(tmp_path: Path) -> None:
+    # 640 texts in batches of 32, twice a round: 20 steps at K = 2, 4 at K = 16 (40 texts: 2 batches).
+    study: Rounds = {("own_shared", 2): [4, 4, 4], ("own_shared", 16): [20, 20, 20]}
+    clock = judged(write_study(tmp_path, study))["clock"]
+    assert clock.numbers["by_arm"]["own_shared"]["factor"] == pytest.approx(clock_ratio(tmp_path))
+    assert clock.verdict.startswith("no, not for own_shared" if clock_ratio(tmp_path) > 1.25 else "yes")
+
+
+def clock_ratio(folder: Path) -> float:
+    curves = reaching_curves(load_sweep(folder))
+    by_k = curves.groupby("num_clients")["steps_to"].first()
+    return float(by_k[16] / by_k[2])
+
+
+def test_the_page_answers_with_two_pictures(tmp_path: Path) -> None:
+    write_study(tmp_path, {("own_persite", 8): [4, 5, 6], ("distil_persite", 8): [8, None, 12]})
+    write_report(tmp_path)
+    told = json.loads((tmp_path / "report" / "study.json").read_text())
+    assert [entry["id"] for entry in told][-2:] == ["clock", "remedies"]
+    for name in ("study_rounds", "study_why"):
+        assert (tmp_path / "report" / f"{name}.png").exists()
+    assert "Rounds to the target" in (tmp_path / "report" / "index.html").read_text()

@@ -260,7 +260,7 @@ def draw_rounds(curves: pd.DataFrame) -> Drawing:
         height = runs["reached"].clip(upper=limit + 1)
         never = runs["reached"] == inf
         axes.plot(aside[~never], height[~never], look["marker"], color=look["color"], alpha=0.5, markersize=4)
-        axes.plot(aside[never], height[never], "x", color=look["color"], markersize=7, markeredgewidth=2)
+        axes.plot(aside[never], height[never], "x", mec=look["color"], markersize=7, markeredgewidth=2)
         means = height.groupby(aside).mean()
         axes.plot(means.index, means, color=look["color"], linestyle=look["linestyle"], linewidth=1.5)
     if counts:

@@ -149,8 +149,10 @@ def line_legend(figure: Figure, names: Sequence[object], title: str | None = Non
 def add_legend(
     figure: Figure, handles: Sequence[Any], title: str | None = None, columns: int | None = None
 ) -> None:
-    """Legend under all panels, so that it never hides data; `columns` suits long names."""
-    columns = columns or max(1, min(len(handles), int(figure.get_figwidth() / 1.35)))
+    """Legend under all panels, so that it never hides data. Args: columns: None is as many as find room."""
+    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    inches = max(1.35, 0.6 + 0.085 * longest)  # a name's line or patch, and its letters
+    columns = columns or max(1, min(len(handles), int(figure.get_figwidth() / inches)))
     if handles:
         figure.legend(handles=list(handles), title=title, loc="outside lower center", ncols=columns)
 

@@ -112,10 +112,16 @@ def test_without_keys_the_run_config_holds_the_settings(
 
 def test_few_sites_are_warned_of(tmp_path: Path) -> None:
     words = words_for(tmp_path, "num_clients=2", "strategy.on_missing=continue", "strategy.min_sites=1")
-    two = submit.privacy_warnings(submit.settings_to_submit(words))
+    two = submit.warnings_of(submit.settings_to_submit(words))
     assert [text.split(",")[0].split(":")[0] for text in two] == ["with two sites", "strategy.min_sites is 1"]
     three = words_for(tmp_path, "num_clients=3")
-    assert submit.privacy_warnings(submit.settings_to_submit(three)) == []
+    assert submit.warnings_of(submit.settings_to_submit(three)) == []
+
+
+def test_heads_that_sites_draw_are_warned_of(tmp_path: Path) -> None:
+    words = words_for(tmp_path, "num_clients=3", "train.head_init=per_site")
+    (told,) = submit.warnings_of(submit.settings_to_submit(words))
+    assert told.startswith("train.head_init=per_site")
 
 
 def test_staging_leaves_compiled_files_behind(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def submit(
     chosen = choose_sites(folder, sites, settings.num_clients)
     if not superlink.is_up(folder):
         raise superlink.SuperLinkError(superlink.not_running(folder))
-    for warning in privacy_warnings(settings):
+    for warning in warnings_of(settings):
         display().say(f"WARNING: {warning}")
     registered = folder.sites()
     if run.approvals():
@@ -108,14 +108,18 @@ def stage_app(target: Path) -> Path:
     return target
 
 
-def privacy_warnings(settings: Settings) -> list[str]:
-    """What the sites of this run could learn of each other, whatever the wire does."""
+def warnings_of(settings: Settings) -> list[str]:
+    """What a coordinator should know before sites begin: what they could learn of each other, whatever the
+    wire does, and what will cost rounds."""
     strategy = settings.strategy
     warnings = {
         "with two sites, each can work out the other's update from the model that comes back. Take three or "
         "more.": settings.num_clients == 2,
         "strategy.min_sites is 1: a round with one answer hands that site's tensors to all the others. Set "
         "strategy.min_sites=3 or more.": strategy.on_missing == "continue" and strategy.min_sites < 2,
+        "train.head_init=per_site: the mean of heads that are drawn apart is shorter than each of them, by about "
+        "the root of their number, and learning starts from there (docs/collapse.md). Set "
+        "train.head_init=shared.": settings.train.head_init == "per_site" and settings.num_clients > 1,
     }
     return [text for text, holds in warnings.items() if holds]
 

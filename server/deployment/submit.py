@@ -117,8 +117,8 @@ def warnings_of(settings: Settings) -> list[str]:
         "more.": settings.num_clients == 2,
         "strategy.min_sites is 1: a round with one answer hands that site's tensors to all the others. Set "
         "strategy.min_sites=3 or more.": strategy.on_missing == "continue" and strategy.min_sites < 2,
-        "train.head_init=per_site: the mean of heads that are drawn apart is shorter than each of them, by about "
-        "the root of their number, and learning starts from there (docs/collapse.md). Set "
+        "train.head_init=per_site: the mean of heads that are drawn apart is shorter than each of them, by "
+        "about the root of their number, and learning starts from there (docs/collapse.md). Set "
         "train.head_init=shared.": settings.train.head_init == "per_site" and settings.num_clients > 1,
     }
     return [text for text, holds in warnings.items() if holds]

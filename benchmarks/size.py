@@ -47,6 +47,17 @@ CAME_AFTER_THE_REVIEW = {
     "server/deployment/audit.py": "what sites have signed, and their ledgers compared with it",
     "server/deployment/ticket.py": "the whole run on the server's machine, of which sites are told no more",
     "server/deployment/runtime_link.py": "messages taken from the SuperLink one by one",
+    "client/personal.py": "a site's own models, made of the released one",
+    "client/variates.py": "SCAFFOLD's control variates, kept at the site",
+    "client/kit/personalise.py": "the command that makes a site's own models",
+    "common/personal.py": "what personal models came to, in a file",
+    "common/model/adapters.py": "LoRA",
+    "common/model/blend.py": "activations that are learned",
+    "common/model/mixture.py": "a gate between two models",
+    "studies/blending.py": "the study of activations that are learned",
+    "studies/personal.py": "the study of personal models",
+    "studies/pooler.py": "a pooler that has learned something, for the study of the collapse",
+    "studies/slow_or_stuck.py": "the study of the collapse on runs with a target",
 }
 A_ROUND_AT_THE_SERVER = ("server/rounds/", "server/record.py")
 _LAYOUT = ("COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER")

@@ -46,11 +46,25 @@ COLLAPSE_HUB = [
         *("distilbert",) * (4 if clients in ("4", "16") else 0),
     )
 ]
+# conf/experiment/collapse_long.yaml: four arms at every K, two of them at K = 1 too, and one that is computed;
+# four poolers from K = 8 on, five remedies at K = 16; each with three seeds.
+COLLAPSE_LONG = [
+    (model, "bbc_news", clients, seed)
+    for clients, models in (
+        ("1", ["minilm"] * 2),
+        ("2", ["minilm"] * 5),
+        ("8", ["minilm"] * 5 + ["hf"] * 4),
+        ("16", ["minilm"] * 5 + ["hf"] * 4 + ["minilm"] * 5),
+    )
+    for model in models
+    for seed in "012"
+]
 EXPERIMENTS = {
     # Three arms for each K and seed.
     "blending": [("minilm", "bbc_news", k, seed) for k in "148" for _ in range(3) for seed in "012"],
     "collapse": COLLAPSE,
     "collapse_hub": COLLAPSE_HUB,
+    "collapse_long": COLLAPSE_LONG,
     "paper": FIFTY_FOUR,
     "personal": [("minilm", "bbc_news", "8", seed) for seed in ("0", "1", "2")],
     "authors_code": FIFTY_FOUR,

@@ -46,8 +46,8 @@ COLLAPSE_HUB = [
         *("distilbert",) * (4 if clients in ("4", "16") else 0),
     )
 ]
-# conf/experiment/collapse_long.yaml: four arms at every K, two of them at K = 1 too, and one that is computed;
-# four poolers from K = 8 on, five remedies at K = 16; each with three seeds.
+# conf/experiment/collapse_long.yaml: four arms at every K, two of them at K = 1 too, and a computed one; four
+# poolers from K = 8 on, five remedies at K = 16; each with three seeds.
 COLLAPSE_LONG = [
     (model, "bbc_news", clients, seed)
     for clients, models in (

@@ -5,13 +5,14 @@
 The encoder stands still; its pooler learns next-sentence prediction (Devlin et al. 2019, arXiv:1810.04805,
 section 3.1) on articles that no run of the study trains or tests on, and on no label. Two model folders are
 left: `trained`, and `shuffled`, which holds the same numbers in another order: a pooler of the same shape and
-norms that has learned nothing.
+norms that has learned nothing. Where pre-training brought a trained pooler, as BERT's did, `--shuffle-only`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -129,6 +130,29 @@ def make(settings: Settings, articles: Sequence[str], out: Path) -> tuple[int, f
     Raises:
         ValueError: the model has no pooler.
     """
+    encoder, tokenizer = _open_encoder(settings)
+    pairs, labels = pairs_of(articles, settings.seed)
+    # Neighbours in the list are of one article: so the last tenth is of articles of its own.
+    states = first_states(encoder, tokenizer, pairs)
+    before, after = train_pooler(encoder.pooler, states, torch.from_numpy(labels), settings.seed)
+    _save(out / "trained", encoder, tokenizer)
+    make_shuffled(settings, out / "trained", out)
+    return len(pairs), before, after
+
+
+def make_shuffled(settings: Settings, model: Path | None, out: Path) -> None:
+    """Write `out/shuffled`, of the model in a folder, or of the settings' own.
+
+    Raises:
+        ValueError: the model has no pooler.
+    """
+    place = settings.model if model is None else replace(settings.model, source="hub", name=str(model))
+    encoder, tokenizer = _open_encoder(replace(settings, model=place))
+    shuffle(encoder.pooler, settings.seed)
+    _save(out / "shuffled", encoder, tokenizer)
+
+
+def _open_encoder(settings: Settings) -> tuple[Any, Any]:
     from transformers import AutoModel
 
     prepare(settings)
@@ -136,31 +160,32 @@ def make(settings: Settings, articles: Sequence[str], out: Path) -> tuple[int, f
     with loading(settings.model):
         encoder = AutoModel.from_pretrained(locate(settings.model), use_safetensors=True).eval()
     if getattr(encoder, "pooler", None) is None:
-        raise ValueError(f"model.name is '{settings.model.name}', which has no pooler to train.")
-    pairs, labels = pairs_of(articles, settings.seed)
-    # Neighbours in the list are of one article: so the last tenth is of articles of its own.
-    states = first_states(encoder, tokenizer, pairs)
-    before, after = train_pooler(encoder.pooler, states, torch.from_numpy(labels), settings.seed)
+        raise ValueError(f"model.name is '{settings.model.name}', which has no pooler.")
+    return encoder, tokenizer
 
-    def save(folder: Path) -> None:
+
+def _save(folder: Path, encoder: Any, tokenizer: Any) -> None:
+    def fill(place: Path) -> None:
         with quietly():
-            encoder.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            encoder.save_pretrained(place)
+            tokenizer.save_pretrained(place)
 
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "trained", save)
-    shuffle(encoder.pooler, settings.seed)
-    write_atomically(out / "shuffled", save)
-    return len(pairs), before, after
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder, fill)
 
 
 def main(
     out: Annotated[Path, typer.Option(help="folder for the two model folders")] = Path("outputs/poolers"),
     seeds: Annotated[str, typer.Option(help="of the study's runs")] = "0,1,2",
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, as for a run")] = None,
+    shuffle_only: Annotated[bool, typer.Option(help="train nothing: the pooler is a trained one")] = False,
 ) -> None:
     """Train a pooler on articles that the study leaves over."""
     overrides = [EXPERIMENT, *(override or [])]
+    if shuffle_only:
+        make_shuffled(compose(overrides).settings, None, out)
+        typer.echo(f"{out}/shuffled")
+        return
     articles = spare_articles(overrides, [int(seed) for seed in seeds.split(",")])
     num_pairs, before, after = make(compose(overrides).settings, articles, out)
     typer.echo(

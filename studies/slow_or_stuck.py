@@ -18,7 +18,8 @@ from studies.pairs import NEUTRAL, Answer, interval, learning_curves, pair
 
 LEAST_FACTOR = 1.25
 """By which two sides' rounds to the target have to differ, to differ at all."""
-HEAD, INIT, MODEL = "model.head", "train.head_init", "model.name"
+HEAD, INIT, MODEL, LABEL = "model.head", "train.head_init", "model.name", "model.label"
+_OF_MODEL = {MODEL, LABEL, "model.source"}
 REMEDIES = {**NEUTRAL, INIT: "per_site"}
 """What a remedy changes, each at the value of the run that is to be cured."""
 
@@ -30,13 +31,9 @@ class Side(NamedTuple):
     has: Mapping[str, object]
 
     def of(self, curves: pd.DataFrame) -> pd.DataFrame:
-        """The runs that have them. Of a model's name the last part counts."""
-        kept = [all(_value(flat, key) == has for key, has in self.has.items()) for flat in curves["settings"]]
+        """The runs that have them."""
+        kept = [all(flat[key] == has for key, has in self.has.items()) for flat in curves["settings"]]
         return curves.loc[kept]
-
-
-def _value(flat: Mapping[str, Any], key: str) -> object:
-    return Path(flat[key]).name if key == MODEL else flat[key]
 
 
 class Question(NamedTuple):
@@ -76,13 +73,23 @@ QUESTIONS = {
     ),
     "learned": Question(
         "Does it matter what a pooler has learned? A trained one against its numbers in another order",
-        Side("trained", {HEAD: "own", MODEL: "trained"}),
-        Side("shuffled", {HEAD: "own", MODEL: "shuffled"}),
+        Side("a trained pooler", {HEAD: "own", LABEL: "trained"}),
+        Side("its numbers in another order", {HEAD: "own", LABEL: "shuffled"}),
     ),
     "trained": Question(
         "Is DistilBERT's head worse than a trained pooler?",
-        Side("a trained pooler", {HEAD: "own", MODEL: "trained"}),
+        Side("a trained pooler", {HEAD: "own", LABEL: "trained"}),
         Side("DistilBERT's head", _DISTIL),
+    ),
+    "learned_bert": Question(
+        "Does it matter what BERT's pooler has learned? Against its numbers in another order",
+        Side("BERT's pooler", {HEAD: "own", LABEL: "bert"}),
+        Side("its numbers in another order", {HEAD: "own", LABEL: "shuffled"}),
+    ),
+    "distilbert": Question(
+        "Is DistilBERT slower than BERT, each under its own head?",
+        Side("BERT", {HEAD: "own", LABEL: "bert"}),
+        Side("DistilBERT", {HEAD: "own", LABEL: "distilbert"}),
     ),
 }
 
@@ -113,7 +120,7 @@ def compare(curves: pd.DataFrame, question: Question) -> pd.DataFrame:
     """Pairs for a question, of runs without a remedy: those of `pair`, and their `factor` (log2)."""
     plain = curves[curves["remedy"] == ""]
     keys = {*question.base.has, *question.other.has}
-    keys |= {"model.source", "model.label"} if MODEL in keys else set()
+    keys |= _OF_MODEL if LABEL in keys else set()
     return with_factors(pair(question.base.of(plain), question.other.of(plain), keys))
 
 

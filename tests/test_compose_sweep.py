@@ -36,15 +36,17 @@ COLLAPSE = [
     for clients, arms in (("1", GRID), ("4", GRID), ("16", GRID), ("32", [*GRID, *REMEDIES]))
     for _ in arms
 ]
-# Four arms for each model and two for BERT at every K, and four remedies for DistilBERT at two.
+# Two arms for each model, three for BERT, two for its shuffled pooler at every K; five remedies at two K.
 COLLAPSE_HUB = [
-    (model, "imdb", clients, "0")
+    (model, "imdb", clients, seed)
     for clients in ("1", "2", "4", "8", "16", "32")
     for model in (
-        *("bert", "albert", "distilbert") * 4,
-        *("bert",) * 2,
-        *("distilbert",) * (4 if clients in ("4", "16") else 0),
+        *("bert", "albert", "distilbert") * 2,
+        *("bert",) * 3,
+        *("hf",) * 2,
+        *("bert",) * (5 if clients in ("16", "32") else 0),
     )
+    for seed in "012"
 ]
 # conf/experiment/collapse_long.yaml: four arms at every K, two of them at K = 1 too, and a computed one; four
 # poolers from K = 8 on, five remedies at K = 16; each with three seeds.

@@ -12,7 +12,7 @@ from transformers.models.bert.modeling_bert import BertPooler
 from common.data.texts import read_texts
 from common.model.build import build_classifier
 from server.compose import compose
-from studies.pooler import make, pairs_of, shuffle, spare_articles, train_pooler
+from studies.pooler import make, make_shuffled, pairs_of, shuffle, spare_articles, train_pooler
 from tests.support.tiny import Make, model_at
 
 ARTICLES = ["goal match. team goal! win cup?", "bank money. market share.", "vote law. party vote. law bill."]
@@ -58,6 +58,10 @@ def test_two_folders_differ_in_the_pooler_alone(make_settings: Make, tmp_path: P
     changed = {name for name in start if not torch.equal(start[name], trained[name])}
     assert changed == {"pooler.dense.weight", "pooler.dense.bias"}
     assert {name for name in start if not torch.equal(trained[name], shuffled[name])} == changed
+    make_shuffled(settings, None, tmp_path / "only")
+    only = AutoModel.from_pretrained(tmp_path / "only/shuffled").state_dict()
+    # A bias that is 0 throughout stays what it is.
+    assert {name for name in start if not torch.equal(start[name], only[name])} == {"pooler.dense.weight"}
     # Wardround trains what is new in it: the classifier alone.
     built = build_classifier(model_at(tmp_path / "out/trained"), ("a", "b"), seed=0)
     assert built.new_head == ("classifier.bias", "classifier.weight")

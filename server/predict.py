@@ -83,7 +83,9 @@ def load_classifier(location: Path, device: torch.device) -> tuple[Any, Any]:
                 return AutoTokenizer.from_pretrained(location), load_blended(location).to(device)
             tokenizer = AutoTokenizer.from_pretrained(location)
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                location, output_loading_info=True
+                location,
+                output_loading_info=True,
+                use_safetensors=True,  # the other form is read by an unpickler
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(

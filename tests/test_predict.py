@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.door import Said, run_dir_of, wardround
 from tests.support.tiny import TOPICS
@@ -124,9 +125,16 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
         assert "Give the folder of a finished run" in said.err
 
 
-def test_model_without_weights(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["gone", "cut", "pickled"])
+def test_model_without_weights(run: Path, tmp_path: Path, damage: str) -> None:
     shutil.copytree(run / "model", tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").unlink()
+    weights = tmp_path / "model" / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-8])
+    else:
+        weights.unlink()
+    if damage == "pickled":  # which is not read, whoever made it
+        torch.save({}, tmp_path / "model" / "pytorch_model.bin")
     said = wardround("predict", str(tmp_path / "model"), "--text", "a")
     assert said.code == 2
     assert "holds a model that cannot be loaded" in said.err

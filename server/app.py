@@ -22,21 +22,13 @@ from server.cohort import Cohort
 from server.diagnostics.updates import Head
 from server.display import display
 from server.model_folder import Certify, save_model
-from server.rounds.callbacks import (
-    Best,
-    Callback,
-    Checkpoints,
-    CollapseAlarm,
-    History,
-    Live,
-    Progress,
-    Target,
-)
+from server.rounds.callbacks import Best, Callback, Checkpoints, History
 from server.rounds.clients import Clients, GridClients, RunFailed
 from server.rounds.evaluation import Evaluation
 from server.rounds.fedavg import ServerStep
 from server.rounds.loop import FederatedAveraging, RoundState
 from server.run_folder import RunFolder
+from server.watchers import CollapseAlarm, Live, Progress, Target
 
 if TYPE_CHECKING:
     from torch import Tensor

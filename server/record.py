@@ -203,25 +203,17 @@ class RoundRecord(Record):
         """On the test texts; None where they are not measured, or no number came out."""
         return self.test.accuracy if self.test else None
 
-    def is_better_than(self, other: RoundRecord) -> bool:
-        """Whether its model is right more often on the validation part, or as often with a smaller loss."""
-        assert self.validation is not None
-        assert other.validation is not None
-        ours, theirs = (
-            (part.accuracy or 0.0, -(inf if part.loss is None else part.loss))
-            for part in (self.validation, other.validation)
-        )
-        return ours > theirs
-
     def line(self) -> str:
         """As it stands in `history.jsonl`, with its newline."""
         return json.dumps(self.model_dump(), allow_nan=False) + "\n"
 
 
 def best_of(records: Iterable[RoundRecord]) -> RoundRecord | None:
-    """The round with the best model on the validation part, the first of equals; None where there is none."""
-    best: RoundRecord | None = None
-    for record in records:
-        if record.validation is not None and (best is None or record.is_better_than(best)):
-            best = record
-    return best
+    """The round whose model is right most often on the validation part, of several the one with the smallest
+    loss there, of equals the first; None where there is none."""
+    return max((record for record in records if record.validation), key=_quality, default=None)
+
+
+def _quality(record: RoundRecord) -> tuple[float, float]:
+    accuracy, loss = (record.validation.accuracy, record.validation.loss) if record.validation else (0, None)
+    return accuracy or 0.0, -(inf if loss is None else loss)

@@ -16,11 +16,12 @@ from torch import Tensor
 from common.model.flat import Layout, model_sha256, tensors_to_flat
 from server.engines.simulate import simulate
 from server.record import RoundRecord
-from server.rounds.callbacks import Callback, Checkpoints, History, Live, Target
+from server.rounds.callbacks import Callback, Checkpoints, History
 from server.rounds.loop import FederatedAveraging, RoundState
 from server.run_folder import Checkpoint, RunFolder
 from server.sweeps.run import sweep
 from server.sweeps.table import SweepFolder
+from server.watchers import Live, Target
 from tests.support.runs import PowerCut, hashes, history, measured, start, wait_for_round, with_keys
 from tests.support.tiny import Make
 

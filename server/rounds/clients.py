@@ -218,10 +218,8 @@ class Broadcast:
         task = Task(
             number, state.layout.digest, tensors, settings, state.version, mean_steps=state.mean_steps
         )
-        tasks = [task]
-        if state.step is not None:
-            base, step = state.step
-            tasks.append(replace(task, payload=step, base=base))
+        steps = [state.step] if state.step else []
+        tasks = [task, *(replace(task, payload=payload, base=base) for base, payload in steps)]
         groups: dict[str, list[Member]] = {task.base: [] for task in tasks}
         for member in members:
             held, until = self._holds.get(member.node_id, ("", 0.0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
 from math import isfinite
@@ -57,10 +57,20 @@ class Evaluation:
             return None
         self.model_state.load(tensors)
         reported, *validation = self._parts
-        counts, accuracy = MODES[self.settings.evaluation.mode](self, self.test, reported)
+        if self.settings.evaluation.mode == "parts":
+            counts, accuracy = self._over_parts(self.test, reported)
+        else:
+            counts = self.count(self.test, by_length(self.test, reported))
+            accuracy = counts.accuracy
         for part in validation:
             counts = replace(counts, validation=self.count(self.test, by_length(self.test, part)))
         return counts, accuracy
+
+    def _over_parts(self, test: TokenisedTexts, chosen: np.ndarray) -> tuple[Counts, float]:
+        """The authors' code: cut the test set into K parts, and average batch accuracies in each."""
+        parts = np.array_split(chosen, min(self.settings.num_clients, len(chosen)))
+        counts = [self.count(test, part) for part in parts]
+        return reduce(add, counts), float(np.mean([np.mean(part.batch_accuracies) for part in counts]))
 
     def check(self, update: Update, member: Member) -> None:
         """Refuse an update whose counts are not as asked. Raises Refused as `check_counts` does."""
@@ -134,23 +144,3 @@ def _measured(round: int, what: str, counts: Counts, accuracy: float) -> TestRec
     return TestRecord(
         loss=counts.loss, accuracy=accuracy, macro_f1=counts.macro_f1, num_examples=counts.num_examples
     )
-
-
-def _over_test_set(evaluation: Evaluation, test: TokenisedTexts, chosen: np.ndarray) -> tuple[Counts, float]:
-    """Share of the test examples that are right."""
-    counts = evaluation.count(test, by_length(test, chosen))
-    return counts, counts.accuracy
-
-
-def _over_parts(evaluation: Evaluation, test: TokenisedTexts, chosen: np.ndarray) -> tuple[Counts, float]:
-    """The authors' code: cut the test set into K parts, and average batch accuracies in each."""
-    parts = np.array_split(chosen, min(evaluation.settings.num_clients, len(chosen)))
-    counts = [evaluation.count(test, part) for part in parts]
-    accuracy = float(np.mean([np.mean(part.batch_accuracies) for part in counts]))
-    return reduce(add, counts), accuracy
-
-
-MODES: dict[str, Callable[[Evaluation, TokenisedTexts, np.ndarray], tuple[Counts, float]]] = {
-    "test": _over_test_set,
-    "parts": _over_parts,
-}

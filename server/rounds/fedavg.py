@@ -322,10 +322,8 @@ def weights_of(members: Sequence[Member], settings: StrategySettings) -> dict[in
 
     Bounded by `max_share` of all members; where some do not answer, the shares of the others grow alike.
     """
-    if settings.weighting == "examples":
-        weights: dict[int, float] = {member.client: member.weight for member in members}
-    else:
-        weights = {member.client: 1 for member in members}
+    is_by_examples = settings.weighting == "examples"
+    weights: dict[int, float] = {m.client: m.weight if is_by_examples else 1 for m in members}
     return weights if settings.max_share is None else capped(weights, settings.max_share)
 
 

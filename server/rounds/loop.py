@@ -121,8 +121,7 @@ class FederatedAveraging:
             self._norm_bound.close_round(client.update_norm or 0.0 for client in record.clients)
             self._total_steps |= {client.client: client.total_steps or 0 for client in record.clients}
         if is_told:
-            reasons = [callback.resumed(last.round) for callback in self.callbacks]
-            self._ended = next(filter(None, reasons), None)
+            self._ended = self._tell(Callback.resumed, last.round)
         else:
             self.evaluation.waiting = last if last.test is None else None
             self._ended = self._show(last)
@@ -293,17 +292,14 @@ class FederatedAveraging:
         self._tell(Callback.warn, f"{text}; the round goes on without it")
         return LeftOutRecord(client=member.client, reason=str(refusal), site=member.site)
 
-    def _tell(self, event: Callable[..., object], *facts: object) -> None:
-        """Call a method of `Callback` on all of them."""
-        for callback in self.callbacks:
-            getattr(callback, event.__name__)(*facts)
+    def _tell(self, event: Callable[..., str | None], *facts: object) -> str | None:
+        """Call a method of `Callback` on all of them; the first reason to stop that one gives, or None."""
+        reasons = [getattr(callback, event.__name__)(*facts) for callback in self.callbacks]
+        return next(filter(None, reasons), None)
 
     def _show(self, record: RoundRecord | None) -> str | None:
-        """Tell the callbacks of a measured round; the first reason to stop one of them gives, or None."""
-        if record is None or record.test is None:
-            return None
-        reasons = [callback.after_round(record) for callback in self.callbacks]
-        return next(filter(None, reasons), None)
+        """Tell of a round if it is measured; as `_tell`."""
+        return self._tell(Callback.after_round, record) if record and record.test else None
 
 
 def _content(answer: RecordDict | Refused) -> RecordDict:

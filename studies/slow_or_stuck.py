@@ -253,10 +253,15 @@ def _judge_remedies(pairs: pd.DataFrame) -> Answer:
     return Answer("remedies", text, verdict, {"least_factor": LEAST_FACTOR, "remedies": found}, explanation)
 
 
+def _untreated(curves: pd.DataFrame) -> pd.DataFrame:
+    is_rescaled = curves["settings"].map(lambda flat: flat[INIT] == "per_site_rescaled").astype(bool)
+    return curves[(curves["remedy"] == "") & ~is_rescaled]
+
+
 @styled
 def draw_rounds(curves: pd.DataFrame) -> Drawing:
     """Rounds to the target against K, a line an arm without a remedy; a cross is a run that got not there."""
-    plain = curves[curves["remedy"] == ""]
+    plain = _untreated(curves)
     counts, arms = sorted(plain["num_clients"].unique().tolist()), list(plain["arm"].unique())
     figure, (axes,) = panel_row(["Rounds to the target"], 7.0, 4.2)
     figures.client_axis(axes, counts)
@@ -293,8 +298,7 @@ WHY = {
 @styled
 def draw_why(sweep: Sweep) -> Drawing:
     """Of each arm without a remedy at the largest K, the mean over its seeds, round by round."""
-    curves = reaching_curves(sweep)
-    plain = curves[curves["remedy"] == ""]
+    plain = _untreated(reaching_curves(sweep))
     plain = plain[plain["num_clients"] == plain["num_clients"].max()] if len(plain) else plain
     arms = list(plain["arm"].unique())
     figure, panels = panel_row(list(WHY.values()), 4.4)

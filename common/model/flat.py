@@ -125,6 +125,11 @@ def distance(trained: Tensor, start: Tensor) -> float:
     return sqrt(squared)
 
 
+def cosine(product: float, norms: float) -> float:
+    """Of two vectors, from their product and that of their norms; 0 where one of them is zero."""
+    return max(-1.0, min(1.0, product / norms)) if norms > 0 else 0.0
+
+
 def tensor_of(array: np.ndarray) -> Tensor:
     """A tensor on an array's memory, to be read and never written: what was received may be read-only."""
     with warnings.catch_warnings():

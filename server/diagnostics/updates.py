@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import log, prod, sqrt
 from typing import TYPE_CHECKING, Any
 
+from common.model.flat import cosine
 from server.record import Diagnostics
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def cosines_to_others(outcome: RoundMean) -> list[float | None]:
         with_others = with_mean - share * norm**2  # <d, m - p d>
         others_squared = outcome.update_norm**2 - 2 * share * with_mean + (share * norm) ** 2
         scale = norm * sqrt(max(0.0, others_squared))
-        cosines.append(max(-1.0, min(1.0, with_others / scale)) if scale > 0 else 0.0)
+        cosines.append(cosine(with_others, scale))
     return cosines
 
 

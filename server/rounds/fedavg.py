@@ -13,7 +13,7 @@ import torch
 
 from common.errors import DIVERGED
 from common.model.counts import MOST_COUNTED, Counts
-from common.model.flat import Layout, distance, tensor_of
+from common.model.flat import Layout, cosine, distance, tensor_of
 from common.settings import Settings, StrategySettings
 from common.wire.forms import decode
 from common.wire.messages import Refused, Update
@@ -69,10 +69,6 @@ class SumMemory:
         """Have pieces of `size` fp32 numbers; memory that is not written to yet takes no room."""
         if not self.pieces or len(self.pieces[0]) != size:
             self.pieces = [torch.empty(size) for _ in range(3)]
-
-    def rotate(self) -> None:
-        """Keep what lies in the first piece for a round."""
-        self.pieces.append(self.pieces.pop(0))
 
 
 class WeightedMean:
@@ -132,12 +128,12 @@ class WeightedMean:
             mean = tensors[block].copy_(total / self._total)
             delta = torch.sub(mean, self._global[block], out=self._delta[: len(mean)])
             norm_squared += torch.dot(delta, delta).item()
-        self._memory.rotate()
+        self._memory.pieces.append(self._memory.pieces.pop(0))  # the mean is kept for a round
         mean_norm = sqrt(norm_squared)
         weighted = zip(self._sketches, self._weights, strict=True)
         mean_sketch = sum((sketch * weight for sketch, weight in weighted), torch.zeros(BLOCK)) / self._total
         agreements = tuple(
-            Agreement(norm, _cosine(torch.dot(sketch, mean_sketch).item(), norm * mean_norm))
+            Agreement(norm, cosine(torch.dot(sketch, mean_sketch).item(), norm * mean_norm))
             for sketch, norm in zip(self._sketches, self._norms, strict=True)
         )
         return RoundMean(tensors, mean_norm, agreements, tuple(self._weights))
@@ -150,10 +146,6 @@ class WeightedMean:
             for start in range(first, end, BLOCK):
                 block = slice(start, min(start + BLOCK, end))
                 yield block, sums.view(torch.float64)[block.start - first : block.stop - first]
-
-
-def _cosine(product: float, norms: float) -> float:
-    return max(-1.0, min(1.0, product / norms)) if norms > 0 else 0.0
 
 
 class ServerStep:
@@ -397,5 +389,4 @@ class NormBound:
             return trained, None
         if self._settings.on_excess == "refuse":
             raise Refused(f"its update has a norm of {norm:.4g}, and {largest:.4g} is the most here")
-        shrunk = torch.sub(trained, global_tensors).mul_(largest / norm).add_(global_tensors)
-        return shrunk, norm
+        return torch.sub(trained, global_tensors).mul_(largest / norm).add_(global_tensors), norm

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--texts", type=Path, required=True, metavar="CSV", help="of the public repository"
     )
     options_of.add_argument("--seeds", type=numbers, default=(0, 1, 2), metavar="N[,N…]")
-    options_of.add_argument("--rounds", type=int, default=8)
+    options_of.add_argument("--rounds", type=int, default=4)
     options_of.add_argument("--arms", type=names, default=tuple(ARMS), metavar="NAME[,NAME…]")
     options_of.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = options_of.parse_args(arguments)
@@ -272,7 +272,8 @@ def plot(report: Report, options: argparse.Namespace) -> None:
     for number, trust in enumerate(trusts):
         places = [place + (number - (len(trusts) - 1) / 2) * 0.22 for place in range(len(rows))]
         means, widths = ([float(str(row[trust + what])) for row in rows] for what in ("", " ±"))
-        axis.errorbar(places, means, yerr=widths, fmt="o", capsize=3, label=trust.replace("_", " "))
+        marker, name = "os^Dv"[number % 5], trust.replace("_", " ")
+        axis.errorbar(places, means, yerr=widths, fmt=marker, capsize=3, label=name)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.axhline(2, color="grey", linewidth=0.8, linestyle="dashed")
     axis.set_xticks(range(len(rows)), [str(row["arm"]) for row in rows])

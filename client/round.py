@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from math import isfinite
+from math import hypot, isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -222,7 +222,7 @@ def _received(task: Task, state: ModelState, site: Site, start: Callable[[], Ten
         base = site.kept.tensors
     received = decode(task.payload, base)
     if site.order is not None:
-        _check_step(received, site.order, site.file.policy, site.kept, start)
+        _check_step(received, site.order, site.file.policy, site.kept, start, state.frozen_norm)
     if site.kept is not None:
         site.kept.version, site.kept.tensors = task.version, received
         site.kept.came_with = (site.order.plan, site.order.age) if site.order else ("", 0)
@@ -230,12 +230,18 @@ def _received(task: Task, state: ModelState, site: Site, start: Callable[[], Ten
 
 
 def _check_step(
-    received: np.ndarray, order: Order, policy: Policy, kept: Kept | None, start: Callable[[], Tensor]
+    received: np.ndarray,
+    order: Order,
+    policy: Policy,
+    kept: Kept | None,
+    start: Callable[[], Tensor],
+    frozen_norm: Callable[[], float],
 ) -> None:
     """Raise Declines where the global tensors, (P,) fp32, are not what could have come of the ones before.
 
     The first are those this site computes itself; later ones lie within `policy.max_global_step` a round of
-    those it holds, or, where it was restarted, of the first ones.
+    those it holds, or, where it was restarted, of the first ones. The norm is that of the whole model, with
+    what is frozen in it: adapters begin near 0.
     """
     tensors = tensor_of(received)
     is_first = order.age == 0
@@ -250,7 +256,10 @@ def _check_step(
     else:
         return
     most = policy.max_global_step
-    if most is not None and not distance(tensors, before) <= most * num_steps * float(before.norm()):
+    if most is None:
+        return
+    norm = hypot(float(before.norm()), frozen_norm())
+    if not distance(tensors, before) <= most * num_steps * norm:
         raise Declines("too_far")
 
 

@@ -75,9 +75,9 @@ def load_classifier(location: Path, device: torch.device) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    if (location / GATE).exists():
-        return load_mixture(location, device)
     try:
+        if (location / GATE).exists():
+            return load_mixture(location, device)
         with quietly():
             if is_blended(location):
                 return AutoTokenizer.from_pretrained(location), load_blended(location).to(device)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.support.door import Said, run_dir_of, wardround
 from tests.support.tiny import TOPICS
@@ -123,6 +124,21 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
         assert said.code == 2
         assert f"'{folder}' holds no model" in said.err
         assert "Give the folder of a finished run" in said.err
+
+
+@pytest.mark.parametrize("part", ["gate.safetensors", "local/model.safetensors"])
+def test_a_damaged_mixture_is_named(run: Path, tmp_path: Path, part: str) -> None:
+    for expert in ("local", "global"):
+        shutil.copytree(run / "model", tmp_path / expert)
+    width = json.loads((run / "model" / "config.json").read_text())["hidden_size"]
+    gate = {"0.weight": torch.ones(2, width), "0.bias": torch.ones(2)}
+    gate |= {"2.weight": torch.ones(1, 2), "2.bias": torch.ones(1)}
+    save_file(gate, tmp_path / "gate.safetensors")
+    assert wardround("predict", str(tmp_path), "--text", "a").code == 0
+    (tmp_path / part).write_bytes((tmp_path / part).read_bytes()[:-8])
+    said = wardround("predict", str(tmp_path), "--text", "a")
+    assert said.code == 2
+    assert "holds a model that cannot be loaded" in said.err
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "pickled"])

@@ -139,3 +139,42 @@ def test_arms_stand_in_folders_table_and_report(overrides: list[str], tmp_path: 
         ".png",
         ".svg",
     }
+
+
+def test_a_cell_ends_at_its_experiments_target_and_is_not_run_again(
+    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dropped = ("run_dir", "num_clients", "seed", "train.", "model")
+    run = [text for text in for_sweep(overrides) if not text.startswith(dropped)]
+    model = [text for text in overrides if text.startswith("model.")]
+    words = [
+        *(
+            "experiment=collapse_long",
+            *run,
+            *model,
+            "model=hf",
+            f"run_dir={tmp_path / 'long'}",
+            "arm=own_shared",
+        ),
+        *(
+            "num_clients=1",
+            "seed=0",
+            "data.train_examples=null",
+            "data.test_examples=null",
+            "data.max_words=null",
+        ),
+        # AdamW learns the three topics within a few rounds; there are thirty.
+        *("train.optimizer=adamw", "train.learning_rate=0.005", "train.local_epochs=8", "train.batch_size=4"),
+        *("data.budget_rounds=30", "data.second_threshold_rounds=30"),
+    ]
+    (row,) = sweep(words, findings).rows
+    (history,) = (tmp_path / "long" / "cells").glob("*/history.jsonl")
+    told = history.read_text()
+    last = json.loads(told.splitlines()[-1])
+    assert row.status == "finished"
+    assert last["test"]["accuracy"] >= 0.85
+    assert last["round"] < 30
+    capsys.readouterr()
+    sweep(words, findings)
+    assert history.read_text() == told
+    assert "goes on after" not in "".join(capsys.readouterr())

@@ -57,7 +57,6 @@ CAME_AFTER_THE_REVIEW = {
     "studies/blending.py": "the study of activations that are learned",
     "studies/personal.py": "the study of personal models",
     "studies/pooler.py": "a pooler that has learned something, for the study of the collapse",
-    "studies/slow_or_stuck.py": "the study of the collapse on runs with a target",
 }
 A_ROUND_AT_THE_SERVER = ("server/rounds/", "server/record.py")
 _LAYOUT = ("COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER")

@@ -7,17 +7,13 @@ from server.report.render import Findings
 
 
 def findings(sweep: Sweep) -> Findings:
-    """The study that a sweep's arms are about: of blending units, else of the collapse, where every run has a
-    target by the rounds to it. Without arms, the paper's claims."""
+    """The study that a sweep's arms are about: of blending units, else of the collapse. Without arms, the
+    paper's claims."""
     # Both draw or compose, which takes a second to import; who only asks for help need not wait for it.
     if sweep.arms and any(run.settings and run.settings.model.activation != "own" for run in sweep.runs):
         from studies import blending
 
         return blending.findings(sweep)
-    if sweep.arms and all(run.settings and run.settings.evaluation.target_accuracy for run in sweep.runs):
-        from studies import slow_or_stuck
-
-        return slow_or_stuck.findings(sweep)
     if sweep.arms:
         from studies import collapse
 

@@ -12,9 +12,10 @@ from server.report import figures
 from server.report.figures import Drawing, draw_nothing_yet, line_style, panel_row, styled
 from server.report.load import Sweep, joined
 from server.report.render import Findings
-from studies.collapse import MARGIN
 from studies.pairs import Answer, accuracy_axes, interval, learning_curves, mean_by_round, pair
 
+MARGIN = 0.05
+"""Mean accuracy over the rounds by which two runs have to differ to differ at all."""
 KEY = "model.activation"
 KEYS = (KEY, "model.abu_normalisation", "model.abu_where")
 """In what the two runs of a pair may differ."""

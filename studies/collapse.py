@@ -1,334 +1,344 @@
-"""The study of the collapse: learning curves of a sweep with arms, paired so that one switch differs."""
+"""The study of the collapse, on runs that go on until a target: who is slow, who is stuck, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations, count, product
-from math import inf, isinf
+from collections.abc import Mapping
+from math import inf, isinf, log2, sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
-from server.diagnostics.collapse import CHANCE_ERRORS
 from server.report import figures
-from server.report.figures import Drawing, draw_chance, draw_nothing_yet, line_style, panel_row, styled
-from server.report.load import Sweep, display_name, joined
+from server.report.figures import Drawing, draw_nothing_yet, line_style, panel_row, styled
+from server.report.load import Sweep, joined
 from server.report.render import Findings
-from studies.pairs import NEUTRAL, Answer, accuracy_axes, learning_curves, mean_by_round, pair
+from studies.pairs import NEUTRAL, Answer, interval, learning_curves, pair
 
-MARGIN = 0.05
-"""Mean accuracy over the rounds by which two sides have to differ to differ at all."""
-CLOCK_SHARE = 0.5
-"""Share of the gap by rounds to which the gap by steps has to fall for K to be mostly a clock."""
-FEWEST_SHARED = 3
-"""Step counts that two K must have in common to be compared by steps."""
+LEAST_FACTOR = 1.25
+"""By which two sides' rounds to the target have to differ, to differ at all."""
+HEAD, INIT, MODEL, LABEL = "model.head", "train.head_init", "model.name", "model.label"
+_OF_MODEL = {MODEL, LABEL, "model.source"}
+REMEDIES = {**NEUTRAL, INIT: "per_site"}
+"""What a remedy changes, each at the value of the run that is to be cured."""
+
+
+class Side(NamedTuple):
+    """Settings that runs on one side of a comparison have."""
+
+    name: str
+    has: Mapping[str, object]
+
+    def of(self, curves: pd.DataFrame) -> pd.DataFrame:
+        """The runs that have them."""
+        kept = [all(flat[key] == has for key, has in self.has.items()) for flat in curves["settings"]]
+        return curves.loc[kept]
+
+
+class Question(NamedTuple):
+    """Does `other` need more rounds than `base`, in runs that differ in the keys alone that the two name?"""
+
+    text: str
+    base: Side
+    other: Side
+
+
+_DISTIL = {HEAD: "distilbert"}
 QUESTIONS = {
-    "a": "Is it the head? Does DistilBERT's head stay longer at chance on the same encoder?",
-    "b": "Is it heads that every site draws (the authors' code) against one shared head (the paper's text)?",
-    "mask": "Is it padding that is attended to (the authors' code)?",
-    "c": "Is it only the number of steps? Do the curves of all K fall on one line against steps per client?",
-    "d": "Does a remedy work?",
+    "head": Question(
+        "Is it the head? DistilBERT's against the encoder's own, whose pooler is not new",
+        Side("the encoder's own head", {HEAD: "own"}),
+        Side("DistilBERT's head", _DISTIL),
+    ),
+    "sites_own": Question(
+        "Is it one head per site, under the encoder's own head?",
+        Side("one shared head", {HEAD: "own", INIT: "shared"}),
+        Side("a head per site", {HEAD: "own", INIT: "per_site"}),
+    ),
+    "sites_distil": Question(
+        "Is it one head per site, under DistilBERT's head?",
+        Side("one shared head", {**_DISTIL, INIT: "shared"}),
+        Side("a head per site", {**_DISTIL, INIT: "per_site"}),
+    ),
+    "length": Question(
+        "Is a head's length enough? A shared head divided by √K against one that is not",
+        Side("one shared head", {**_DISTIL, INIT: "shared"}),
+        Side("one shared head over √K", {**_DISTIL, INIT: "shared_shrunk"}),
+    ),
+    "rest": Question(
+        "Does a head per site cost more than its length? Against a shared head divided by √K",
+        Side("one shared head over √K", {**_DISTIL, INIT: "shared_shrunk"}),
+        Side("a head per site", {**_DISTIL, INIT: "per_site"}),
+    ),
+    "learned": Question(
+        "Does it matter what a pooler has learned? A trained one against its numbers in another order",
+        Side("a trained pooler", {HEAD: "own", LABEL: "trained"}),
+        Side("its numbers in another order", {HEAD: "own", LABEL: "shuffled"}),
+    ),
+    "trained": Question(
+        "Is DistilBERT's head worse than a trained pooler?",
+        Side("a trained pooler", {HEAD: "own", LABEL: "trained"}),
+        Side("DistilBERT's head", _DISTIL),
+    ),
+    "learned_bert": Question(
+        "Does it matter what BERT's pooler has learned? Against its numbers in another order",
+        Side("BERT's pooler", {HEAD: "own", LABEL: "bert"}),
+        Side("its numbers in another order", {HEAD: "own", LABEL: "shuffled"}),
+    ),
+    "distilbert": Question(
+        "Is DistilBERT slower than BERT, each under its own head?",
+        Side("BERT", {HEAD: "own", LABEL: "bert"}),
+        Side("DistilBERT", {HEAD: "own", LABEL: "distilbert"}),
+    ),
 }
 
 
-class Switch(NamedTuple):
-    """A question about one setting: what `other` does to runs that have `base`; both named for the legend."""
+def reaching_curves(sweep: Sweep) -> pd.DataFrame:
+    """`learning_curves` of the runs that reached their target or are over, and what that took.
 
-    key: str
-    base: object
-    other: object
-    base_name: str
-    other_name: str
-
-
-SWITCHES = {
-    "a": Switch("model.head", "own", "distilbert", "the encoder's own head", "DistilBERT's head"),
-    "b": Switch("train.head_init", "shared", "per_site", "one shared head", "a head per site"),
-    "mask": Switch("train.attention_mask", True, False, "padding hidden", "padding attended to"),
-}
-
-
-def pair_switch(
-    bases: pd.DataFrame, curves: pd.DataFrame, key: str, base: object, other: object
-) -> pd.DataFrame:
-    """Rows of `bases` with the value `base`, beside those without a remedy that have `other` instead."""
-    plain = curves[curves["remedy"] == ""]
-    is_base, is_other = (
-        [flat[key] == value for flat in rows["settings"]] for rows, value in ((bases, base), (plain, other))
-    )
-    return pair(bases.loc[is_base], plain.loc[is_other], [key])
-
-
-def pair_remedies(curves: pd.DataFrame) -> pd.DataFrame:
-    """Every remedy (column `name`) beside the same run without it.
-
-    Where heads were per site, one shared head is one too: it comes first.
+    More columns: limit (rounds there are at most), reached (the first round at the target; inf: none),
+    steps_to (optimiser steps of a client by then; inf: none).
     """
-    is_plain = curves["remedy"] == ""
-    pairs = pair(curves[is_plain], curves[~is_plain], NEUTRAL).sort_values("cell_other", kind="stable")
-    untreated = curves.loc[pairs["cell_base"].unique()]
-    shared = pair_switch(untreated, curves, "train.head_init", "per_site", "shared")
-    return pd.concat([shared.assign(name="train.head_init=shared"), pairs.assign(name=pairs["remedy_other"])])
+    curves = learning_curves(sweep)
+    runs = [sweep.cells.loc[cell, "run"].settings for cell in curves.index]
+    curves["limit"] = [settings.num_rounds for settings in runs]
+    targets = [settings.evaluation.target_accuracy or inf for settings in runs]
+    curves["reached"] = [
+        next((r for r, value in enumerate(accuracies) if r > 0 and value >= target), inf)
+        for accuracies, target in zip(curves["accuracies"], targets, strict=True)
+    ]
+    curves["steps_to"] = [
+        inf if isinf(reached) else steps[int(reached)]
+        for steps, reached in zip(curves["steps"], curves["reached"], strict=True)
+    ]
+    is_over = (curves["reached"] < inf) | (curves["last"] >= curves["limit"])
+    return curves[is_over]
 
 
-class Curve(NamedTuple):
-    """Test accuracy after round 0, 1, 2 … and the steps made by then."""
-
-    accuracies: Sequence[float]
-    steps: Sequence[int]
-    chance: float
-
-
-def mean_curves(curves: pd.DataFrame) -> dict[str, dict[int, Curve]]:
-    """Of each arm without a remedy its mean curve by K, as far as all seeds go; not of arms with one K."""
+def compare(curves: pd.DataFrame, question: Question) -> pd.DataFrame:
+    """Pairs for a question, of runs without a remedy: those of `pair`, and their `factor` (log2)."""
     plain = curves[curves["remedy"] == ""]
+    keys = {*question.base.has, *question.other.has}
+    keys |= _OF_MODEL if LABEL in keys else set()
+    return with_factors(pair(question.base.of(plain), question.other.of(plain), keys))
+
+
+def with_factors(pairs: pd.DataFrame) -> pd.DataFrame:
+    """With `factor`: log2 of the rounds of `other` over those of `base`.
+
+    A run that never got there counts as one round more than there are: the factor is a bound then, and 0
+    where neither did.
+    """
+    rounds = [
+        pairs[f"reached_{side}"].where(pairs[f"reached_{side}"] < inf, pairs[f"limit_{side}"] + 1)
+        for side in ("base", "other")
+    ]
+    ratios = [log2(other / base) for base, other in zip(*rounds, strict=True)]
+    return pairs.assign(factor=ratios, seed=[flat["seed"] for flat in pairs["settings_base"]])
+
+
+def _told(pairs: pd.DataFrame) -> dict[str, Any]:
+    """The mean factor over seeds, its interval, and who never got there."""
+    by_seed = [fmean(group["factor"]) for _, group in pairs.groupby("seed")]
+    bounds = interval(by_seed)
     return {
-        arm: {num_clients: _mean_curve(seeds) for num_clients, seeds in rows.groupby("num_clients")}
-        for arm, rows in plain.groupby("arm", sort=False)
-        if rows["num_clients"].nunique() > 1
+        "factor": 2 ** fmean(by_seed),
+        "interval": None if bounds is None else [2**bound for bound in bounds],
+        "seeds": len(by_seed),
+        "pairs": len(pairs),
+        "never": [int((pairs[f"reached_{side}"] == inf).sum()) for side in ("base", "other")],
     }
 
 
-def _mean_curve(seeds: pd.DataFrame) -> Curve:
-    accuracies = mean_by_round(seeds["accuracies"])
-    return Curve(accuracies, seeds["steps"].iloc[0][: len(accuracies)], seeds["chance"].iloc[0])
+def _words(told: dict[str, Any]) -> str:
+    bounds = "" if told["interval"] is None else " [{:.2f}, {:.2f}]".format(*told["interval"])
+    return f"× {told['factor']:.2f}{bounds}"
+
+
+def verdict_of(told: dict[str, Any]) -> str:
+    """`more`, `fewer`, `no clear difference`, or `one seed, no verdict`."""
+    if told["interval"] is None:
+        return "one seed, no verdict"
+    low, high = told["interval"]
+    if low > 1 and told["factor"] >= LEAST_FACTOR:
+        return "more"
+    return "fewer" if high < 1 and told["factor"] <= 1 / LEAST_FACTOR else "no clear difference"
 
 
 def judge(sweep: Sweep) -> list[Answer]:
-    """A verdict for each question, in their order. The thresholds are ours; each is printed with them."""
-    return _judge(*_sorted_by_question(sweep)[1:])
+    """A verdict for each question, then on the clock, then for each remedy."""
+    curves = reaching_curves(sweep)
+    answers = [_judge(id, question, compare(curves, question)) for id, question in QUESTIONS.items()]
+    return [*answers, _judge_clock(curves), _judge_remedies(remedy_pairs(curves))]
 
 
-def _sorted_by_question(
-    sweep: Sweep,
-) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], dict[str, dict[int, Curve]], pd.DataFrame]:
-    """Every curve; then the pairs of each switch, the arms' mean curves, and the pairs of the remedies."""
-    curves = learning_curves(sweep)
-    switched = {id: pair_switch(curves, curves, *switch[:3]) for id, switch in SWITCHES.items()}
-    return curves, switched, mean_curves(curves), pair_remedies(curves)
-
-
-def _judge(
-    switched: dict[str, pd.DataFrame], arms: dict[str, dict[int, Curve]], remedies: pd.DataFrame
-) -> list[Answer]:
-    found = {id: _judge_switch(SWITCHES[id], pairs) for id, pairs in switched.items()}
-    found |= {"c": _judge_clock(arms), "d": _judge_remedies(remedies)}
-    return [Answer(id, QUESTIONS[id], *answer) for id, answer in found.items()]
-
-
-Judged = tuple[str, dict[str, Any], str]
-"""Verdict, numbers, explanation."""
-
-
-def _judge_switch(switch: Switch, pairs: pd.DataFrame) -> Judged:
-    """Yes if `other` costs MARGIN of mean accuracy or more over K > 1, and leaves chance later more often."""
-    several, by_k = pairs[pairs["num_clients"] > 1], _by_k(pairs)
-    change = f"{switch.key}: {switch.base} -> {switch.other}"
-    numbers = {"switch": change, "margin": MARGIN, "standard_errors": CHANCE_ERRORS, "by_k": by_k}
+def _judge(id: str, question: Question, pairs: pd.DataFrame) -> Answer:
+    several = pairs[pairs["num_clients"] > 1]
     if several.empty:
-        return "not tested", numbers, "No two runs differ in this alone."
-    difference = fmean(several["difference"])
-    later, earlier = (int((several["order"] == sign).sum()) for sign in (1, -1))
-    is_worse, is_better = difference <= -MARGIN and later > earlier, difference >= MARGIN and earlier > later
-    verdict = "yes" if is_worse else "no, the other way round" if is_better else "no clear difference"
-    numbers |= {"difference": difference, "later": later, "earlier": earlier, "pairs": len(several)}
+        return Answer(id, question.text, "not tested", {}, "No two runs with K > 1 differ in this alone.")
+    told = _told(several)
+    by_k = {str(k): _told(group) for k, group in several.groupby("num_clients")}
+    verdict = {"more": "yes", "fewer": "no, the other way round"}.get(found := verdict_of(told), found)
+    lines = ", ".join(f"K = {k}: {_words(numbers)}" for k, numbers in by_k.items())
     explanation = (
-        f"Pairs of runs with K > 1 that differ in {switch.key} alone: {len(several)}. With "
-        f"{switch.other_name} a run leaves chance later than with {switch.base_name} in {later}, earlier in "
-        f"{earlier}, in the same round or never in {len(several) - later - earlier}. Its gain in mean "
-        f"accuracy over the rounds: {difference:+.3f} ({_gains(by_k)})."
+        f"Rounds to the target with {question.other.name} over those with {question.base.name}: "
+        f"{_words(told)} over {told['seeds']} seeds ({lines}). "
+        f"Never there: {told['never'][1]} of {told['pairs']} against {told['never'][0]}."
     )
-    return verdict, numbers, explanation
+    return Answer(
+        id, question.text, verdict, {"least_factor": LEAST_FACTOR, **told, "by_k": by_k}, explanation
+    )
 
 
-def _by_k(pairs: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The numbers of the pairs, for each K."""
-    sides = ("base", "other")
-    return {
-        str(num_clients): {
-            "difference": fmean(group["difference"]),
-            "left_chance": [
-                [None if isinf(left) else int(left) for left in both]
-                for both in group[[f"left_{side}" for side in sides]].to_numpy()
-            ],
-            "arms": group[[f"arm_{side}" for side in sides]].to_numpy().tolist(),
-            "rounds": group["rounds"].astype(int).tolist(),
-        }
-        for num_clients, group in pairs.groupby("num_clients")
-    }
-
-
-def _gains(by_k: dict[str, dict[str, Any]]) -> str:
-    return ", ".join(f"K = {k}: {numbers['difference']:+.3f}" for k, numbers in by_k.items())
-
-
-def gaps(low: Curve, high: Curve) -> tuple[float, float] | None:
-    """Mean gap in accuracy between two K, by rounds and by steps; None where their steps do not overlap.
-
-    Args:
-        low: the curve of fewer clients, so of more steps a round. The other is read at its step counts,
-            by linear interpolation.
-    """
-    num = min(len(low.accuracies), len(high.accuracies))
-    by_rounds = np.abs(np.subtract(low.accuracies[1:num], high.accuracies[1:num]))
-    shared = [r for r in range(1, len(low.steps)) if low.steps[r] <= high.steps[-1]]
-    if len(shared) < FEWEST_SHARED:
-        return None
-    theirs = np.interp([low.steps[r] for r in shared], high.steps, high.accuracies)
-    by_steps = np.abs(np.subtract([low.accuracies[r] for r in shared], theirs))
-    return float(by_rounds.mean()), float(by_steps.mean())
-
-
-def _judge_clock(arms: dict[str, dict[int, Curve]]) -> Judged:
-    """Yes if two K are less than MARGIN apart at equal steps; mostly if that halves the gap by rounds."""
-    found = {
-        f"{arm} K={low}/{high}": gap
-        for arm, curves in arms.items()
-        for low, high in combinations(curves, 2)
-        if (gap := gaps(curves[low], curves[high])) is not None
-    }
-    numbers: dict[str, Any] = {"margin": MARGIN, "clock_share": CLOCK_SHARE, "gaps": found}
-    if not found:
-        return "not tested", numbers, f"No two K have {FEWEST_SHARED} step counts in common."
-    by_rounds, by_steps = (fmean(values) for values in zip(*found.values(), strict=True))
-    verdict = "mostly" if by_steps <= CLOCK_SHARE * by_rounds else "no"
-    if min(by_rounds, by_steps) < MARGIN:
-        verdict = "nothing to explain" if by_rounds < MARGIN else "yes"
-    numbers |= {"gap_by_rounds": by_rounds, "gap_by_steps": by_steps}
+def _judge_clock(curves: pd.DataFrame) -> Answer:
+    """Only a clock where the largest K needs no more steps per client than the smallest K > 1."""
+    text = (
+        "Is it only the number of steps? Steps per client to the target, the largest K against the smallest"
+    )
+    plain = curves[(curves["remedy"] == "") & (curves["num_clients"] > 1)]
+    counts = sorted(plain["num_clients"].unique())
+    by_arm = {}
+    for arm, runs in plain.groupby("arm", sort=False) if len(counts) > 1 else ():
+        seeds = runs.assign(seed=[flat["seed"] for flat in runs["settings"]]).pivot(
+            index="seed", columns="num_clients", values="steps_to"
+        )
+        if not {counts[0], counts[-1]} <= set(seeds.columns):
+            continue
+        pairs = seeds[[counts[0], counts[-1]]].dropna()
+        both = pairs[(pairs < inf).all(axis=1)]
+        ratios = [log2(high / low) for low, high in both.itertuples(index=False)]
+        if ratios:
+            bounds = interval(ratios)
+            told = {"factor": 2 ** fmean(ratios), "seeds": len(ratios), "never": len(pairs) - len(both)}
+            by_arm[str(arm)] = told | {"interval": None if bounds is None else [2**b for b in bounds]}
+    if not by_arm:
+        return Answer("clock", text, "not tested", {}, "No arm reached the target at two K.")
+    more = [arm for arm, told in by_arm.items() if verdict_of(told) == "more"]
+    verdict = f"no, not for {joined(more)}" if more else "yes, as far as can be told"
+    lines = "; ".join(f"{arm}: {_words(told)}" for arm, told in by_arm.items())
     explanation = (
-        f"Two K of one arm are {by_rounds:.3f} apart in accuracy at equal rounds and {by_steps:.3f} at equal "
-        f"steps per client (mean over {len(found)} pairs of K in {len(arms)} arms, where steps overlap)."
+        f"Steps per client at K = {counts[-1]} over those at K = {counts[0]}, where both got there: {lines}."
     )
-    return verdict, numbers, explanation
+    return Answer("clock", text, verdict, {"least_factor": LEAST_FACTOR, "by_arm": by_arm}, explanation)
 
 
-def _judge_remedies(pairs: pd.DataFrame) -> Judged:
-    """A remedy works where it gains MARGIN of mean accuracy or more at every K tried."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, group in pairs.groupby("name", sort=False):
-        by_k = _by_k(group)
-        gains = [numbers["difference"] for numbers in by_k.values()]
-        some = "helps at some K" if max(gains) >= MARGIN else "no clear effect"
-        outcome = "works" if min(gains) >= MARGIN else "harms" if max(gains) <= -MARGIN else some
-        found[name] = {"outcome": outcome, "by_k": by_k}
+def remedy_pairs(curves: pd.DataFrame) -> pd.DataFrame:
+    """Every remedy (`name`) beside the run of a head per site without it, under DistilBERT's head."""
+    sick = Side("", {**_DISTIL, INIT: "per_site"}).of(curves[curves["remedy"] == ""])
+    distil = Side("", _DISTIL).of(curves)
+    heads = distil["settings"].map(lambda flat: flat[INIT])
+    is_given = (distil["remedy"] != "") | heads.isin(["shared", "per_site_rescaled"])
+    pairs = with_factors(pair(sick, distil[is_given], REMEDIES))
+    names = [
+        ", ".join(f"{key}={flat[key]}" for key, none in REMEDIES.items() if flat[key] != none)
+        for flat in pairs["settings_other"]
+    ]
+    return pairs.assign(name=names)
+
+
+def _judge_remedies(pairs: pd.DataFrame) -> Answer:
+    text = "Does a remedy help a head per site under DistilBERT's head?"
+    found: dict[str, Any] = {}
+    for name, group in pairs[pairs["num_clients"] > 1].groupby("name", sort=False):
+        told = _told(group[group["num_clients"] == group["num_clients"].max()])
+        outcome = {"fewer": "helps", "more": "harms"}.get(verdict := verdict_of(told), verdict)
+        found[str(name)] = told | {"outcome": outcome, "num_clients": int(group["num_clients"].max())}
     if not found:
-        return "not tested", {"margin": MARGIN}, "No run was given one."
-    working = [name for name, told in found.items() if told["outcome"] == "works"]
-    lines = [f"{name}: {told['outcome']} ({_gains(told['by_k'])})" for name, told in found.items()]
-    verdict = f"yes: {joined(working)}" if working else "none that was tried"
-    text = f"Mean accuracy over the rounds gained: {'; '.join(lines)}."
-    return verdict, {"margin": MARGIN, "remedies": found}, text
+        return Answer("remedies", text, "not tested", {}, "No run was given one.")
+    helping = [name for name, told in found.items() if told["outcome"] == "helps"]
+    verdict = f"yes: {joined(helping)}" if helping else "none that was tried, clearly"
+    lines = "; ".join(f"{name}: {told['outcome']} ({_words(told)})" for name, told in found.items())
+    explanation = f"Rounds to the target over those without, at the largest K: {lines}."
+    return Answer("remedies", text, verdict, {"least_factor": LEAST_FACTOR, "remedies": found}, explanation)
+
+
+def _untreated(curves: pd.DataFrame) -> pd.DataFrame:
+    is_rescaled = curves["settings"].map(lambda flat: flat[INIT] == "per_site_rescaled").astype(bool)
+    return curves[(curves["remedy"] == "") & ~is_rescaled]
 
 
 @styled
-def draw_switch(id: str, switch: Switch, pairs: pd.DataFrame) -> Drawing:
-    """Rounds at chance and mean accuracy against K, with the switch off and on; dots are single runs."""
-    figure, panels = panel_row(["First round above chance", "Mean accuracy over the rounds"], 5.0)
-    counts = sorted(pairs["num_clients"].unique().tolist())
-    for axes, column in zip(panels, ("left", "mean"), strict=True):
-        figures.client_axis(axes, counts)
-        for index, side in enumerate(("base", "other") if counts else ()):
-            # A run that never left counts as leaving in the round after its last.
-            values, aside = (
-                pairs[f"{column}_{side}"].clip(upper=pairs[f"last_{side}"] + 1),
-                2 ** (0.12 * index - 0.06),
-            )
-            means, color = values.groupby(pairs["num_clients"]).mean(), line_style(index)["color"]
-            axes.plot(pairs["num_clients"] * aside, values, "o", color=color, alpha=0.3, markersize=4)
-            axes.plot(means.index * aside, means, **line_style(index))
-        if not counts:
-            draw_nothing_yet(axes)
+def draw_rounds(curves: pd.DataFrame) -> Drawing:
+    """Rounds to the target against K, a line an arm without a remedy; a cross is a run that got not there."""
+    plain = _untreated(curves)
+    counts, arms = sorted(plain["num_clients"].unique().tolist()), list(plain["arm"].unique())
+    figure, (axes,) = panel_row(["Rounds to the target"], 7.0, 4.2)
+    figures.client_axis(axes, counts)
+    limit = int(plain["limit"].max()) if counts else 1
+    for index, (_, runs) in enumerate(plain.groupby("arm", sort=False)):
+        look = line_style(index)
+        aside = runs["num_clients"] * 2 ** (0.06 * (index - (len(arms) - 1) / 2))
+        height = runs["reached"].clip(upper=limit + 1)
+        never = runs["reached"] == inf
+        axes.plot(aside[~never], height[~never], look["marker"], color=look["color"], alpha=0.5, markersize=4)
+        axes.plot(aside[never], height[never], "x", mec=look["color"], markersize=7, markeredgewidth=2)
+        means = height.groupby(aside).mean()
+        axes.plot(means.index, means, color=look["color"], linestyle=look["linestyle"], linewidth=1.5)
     if counts:
-        left, right, last = *panels, int(pairs["rounds"].max())
-        figures.draw_level(left, last + 1, f"not within {last} rounds", above=True)
-        left.set_ylim(0, (last + 1) * 1.12)
-        left.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        right.set_ylim(0, 1.05)
-        draw_chance(right, pairs["chance_base"].iloc[0])
-    figures.line_legend(figure, [switch.base_name, switch.other_name])
-    title = f"{switch.key}: {switch.base} against {switch.other}"
-    alt = f", by number of clients ({joined(counts)}): the numbers are in the verdict."
-    return figures.finish(figure, f"study_{id}", title, alt)
-
-
-@styled
-def draw_clock(arms: dict[str, dict[int, Curve]]) -> Drawing:
-    """Accuracy by round and by steps per client, one line a K, for the best and the worst arm."""
-    means = {arm: fmean(fmean(c.accuracies[1:]) for c in curves.values()) for arm, curves in arms.items()}
-    ranked = sorted(means, key=lambda arm: means[arm])
-    best_and_worst = dict.fromkeys([*ranked[-1:], *ranked[:1]])
-    counts = sorted({k for arm in best_and_worst for k in arms[arm]})
-    places = list(product(best_and_worst, ("communication round", "optimiser steps per client")))
-    figure, panels = panel_row([arm for arm, _ in places] or ["", ""], 5.0, 3.1, columns=2)
-    for axes, (arm, against) in zip(panels, places, strict=False):
-        is_by_steps = against.startswith("optimiser")
-        for k, curve in arms[arm].items():
-            x = curve.steps if is_by_steps else range(len(curve.accuracies))
-            first = int(is_by_steps)  # step 0 has no place on a logarithmic axis
-            look = line_style(counts.index(k)) | {"markersize": 4.5, "linewidth": 1.4}
-            axes.plot(x[first:], curve.accuracies[first:], **look)
-        if is_by_steps:
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        accuracy_axes(axes, curve.chance, against)
-    for axes in panels if not places else ():
+        axes.set_yscale("log", base=2)
+        figures.draw_level(axes, limit + 1, f"not within {limit} rounds", above=True)
+        axes.set_ylim(0.8, (limit + 1) * 1.5)
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
         draw_nothing_yet(axes)
-    figures.line_legend(figure, counts, "number of clients K")
-    title = "Test accuracy against communication round, and against optimiser steps per client"
-    alt = f": one line a K ({joined(counts)}), rows are the arms {joined(best_and_worst)}."
-    return figures.finish(figure, "study_c", title, alt)
+    figures.line_legend(figure, arms)
+    alt = f" by number of clients ({joined(counts)}), for {joined(arms)}: the numbers are in the verdicts."
+    return figures.finish(figure, "study_rounds", "Rounds until the target accuracy", alt)
+
+
+WHY = {
+    "head_length": "Length of the head",
+    "norm_ratio": "Norm of the mean update over the mean norm",
+    "cosine": "Cosine of an update to the others'",
+}
+"""Diagnostics that are drawn by round."""
 
 
 @styled
-def draw_remedies(pairs: pd.DataFrame) -> Drawing:
-    """Accuracy by round with each remedy and without any, one panel a K."""
-    names, groups = list(pairs["name"].unique()), list(pairs.groupby("num_clients"))
-    figure, panels = panel_row([f"K = {k}" for k, _ in groups] or [""], 5.0)
-    untreated: Any = {"color": figures.GREY, "linewidth": 3.5, "alpha": 0.55, "label": "no remedy"}
-    for axes, (_, group) in zip(panels, groups, strict=False):
-        axes.plot(mean_by_round(group["accuracies_base"]), zorder=1, **untreated)
-        for name, treated in group.groupby("name", sort=False):
-            accuracies = mean_by_round(treated["accuracies_other"])
-            look = line_style(names.index(name)) | {"markevery": max(1, len(accuracies) // 8)}
-            axes.plot(accuracies, **look)
-        accuracy_axes(axes, group["chance_base"].iloc[0], "communication round")
-    if not groups:
-        draw_nothing_yet(panels[0])
-    handles = [Line2D([], [], label=name, **line_style(index)) for index, name in enumerate(names)]
-    figures.add_legend(figure, [Line2D([], [], **untreated), *handles] if names else [], columns=2)
-    title = "Test accuracy against communication round, with each remedy and with none"
-    alt = f": {joined(names)}; one panel a K ({joined(k for k, _ in groups)})."
-    return figures.finish(figure, "study_d", title, alt)
+def draw_why(sweep: Sweep) -> Drawing:
+    """Of each arm without a remedy at the largest K, the mean over its seeds, round by round."""
+    plain = _untreated(reaching_curves(sweep))
+    plain = plain[plain["num_clients"] == plain["num_clients"].max()] if len(plain) else plain
+    arms = list(plain["arm"].unique())
+    figure, panels = panel_row(list(WHY.values()), 4.4)
+    for index, arm in enumerate(arms):
+        runs = [sweep.cells.loc[cell, "run"] for cell in plain.index[plain["arm"] == arm]]
+        for axes, key in zip(panels, WHY, strict=True):
+            by_round = [[_diagnostic(record, key) for record in run.rounds] for run in runs]
+            means = pd.DataFrame([pd.Series(values, dtype=float) for values in by_round]).mean()
+            axes.plot(means, **line_style(index) | {"markevery": max(1, len(means) // 8)})
+    for axes in panels:
+        axes.set_xlabel("communication round")
+        if not arms:
+            draw_nothing_yet(axes)
+    figures.line_legend(figure, arms)
+    k = int(plain["num_clients"].max()) if arms else 0
+    if arms:
+        figures.draw_level(panels[1], 1 / sqrt(k), "independent noise")
+    alt = f" at K = {k}, by round, for {joined(arms)}."
+    return figures.finish(figure, "study_why", "Length of the head and agreement of the updates", alt)
+
+
+def _diagnostic(record: Any, key: str) -> float | None:
+    if key != "cosine":
+        value: float | None = getattr(record.diagnostics, key)
+        return value
+    cosines = [client.cosine_to_others for client in record.clients if client.cosine_to_others is not None]
+    return fmean(cosines) if cosines else None
 
 
 def findings(sweep: Sweep) -> Findings:
-    """The page of the study: each question with its figure, then every run."""
-    curves, switched, arms, remedies = _sorted_by_question(sweep)
-    answers = _judge(switched, arms, remedies)
-    drawings = [draw_switch(id, SWITCHES[id], pairs) for id, pairs in switched.items()]
-    drawings += [draw_clock(arms), draw_remedies(remedies)]
-    cells = sweep.cells.join(curves[["left", "last", "mean"]])
-    never = cells["last"].map("not within {:.0f}".format)
-    left = cells["left"].map("{:.0f}".format).where(cells["left"] < inf, never)
-    cells = cells.assign(
-        left=left.where(cells["last"].notna(), "–"),
-        model=cells["model"].map(display_name),
-        place=cells["arm"].map(dict(zip(sweep.arms, count(), strict=False))),
-    ).sort_values(["place", "num_clients"], kind="stable")
+    """The page of the study: each question with its verdict, the two figures, every run."""
+    curves, answers = reaching_curves(sweep), judge(sweep)
+    reached = curves["reached"].map(lambda value: f"{value:.0f}" if value < inf else "not")
     facts = {
-        "cell_table": cells,
+        "cell_table": sweep.cells.join(pd.DataFrame({"reached": reached, "steps_to": curves["steps_to"]})),
         "verdicts": pd.DataFrame(
             [(a.id, a.question, a.verdict) for a in answers], columns=["", "Question", "Verdict"]
         ),
-        "standard_errors": CHANCE_ERRORS,
-        "margin": MARGIN,
-        "fewest_shared": FEWEST_SHARED,
-        "clock_share": CLOCK_SHARE,
+        "least_factor": LEAST_FACTOR,
+        "unfinished": len(sweep.cells) - len(curves),
     }
-    template = Path(__file__).parent / "templates" / "study.j2"
-    return Findings(template, "study.json", answers, drawings, facts)
+    template = Path(__file__).parent / "templates" / "collapse.j2"
+    return Findings(template, "study.json", answers, [draw_rounds(curves), draw_why(sweep)], facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
 
@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from common.data.batches import count_steps
-from server.diagnostics.collapse import chance_limit
 from server.report.figures import draw_chance
 from server.report.load import Run, Sweep
 
@@ -43,8 +42,8 @@ def learning_curves(sweep: Sweep) -> pd.DataFrame:
 
     Columns: arm (with model and data set where the sweep has several), num_clients, settings (flat, those
     that change a number), remedy (those it was given, in words), accuracies and steps (lists by round, from
-    round 0), chance (share of the largest label in the test texts), last (round), left (first round above
-    chance; inf: none), mean (accuracy over the trained rounds).
+    round 0), chance (share of the largest label in the test texts), last (round), mean (accuracy over the
+    trained rounds).
     """
     rows = {}
     for cell in sweep.cells.itertuples():
@@ -52,10 +51,7 @@ def learning_curves(sweep: Sweep) -> pd.DataFrame:
         accuracies = [record.accuracy for record in run.rounds if record.accuracy is not None] if run else []
         if run is None or run.settings is None or not 0 < run.last_round == len(accuracies) - 1:
             continue
-        chance, test = run.largest_share, run.rounds[-1].test
-        if chance is None or not test or not test.num_examples:
-            continue
-        limit, flat = chance_limit(chance, test.num_examples), run.settings.identity()
+        flat = run.settings.identity()
         names = [cell.model] * (len(sweep.models) > 1) + [cell.data] * (len(sweep.data_sets) > 1)
         given = [f"{key}={flat[key]}" for key, none in NEUTRAL.items() if flat[key] != none]
         rows[cell.Index] = {
@@ -65,14 +61,13 @@ def learning_curves(sweep: Sweep) -> pd.DataFrame:
             "remedy": ", ".join(given),
             "accuracies": accuracies,
             "steps": steps_so_far(run),
-            "chance": chance,
+            "chance": run.largest_share,
             "last": run.last_round,
-            "left": next((r for r, value in enumerate(accuracies) if r > 0 and value > limit), inf),
             "mean": fmean(accuracies[1:]),
         }
     told = [
         *("arm", "num_clients", "settings", "remedy", "accuracies"),
-        *("steps", "chance", "last", "left", "mean"),
+        *("steps", "chance", "last", "mean"),
     ]
     return pd.DataFrame(list(rows.values()), list(rows), told)
 
@@ -96,8 +91,7 @@ def pair(bases: pd.DataFrame, others: pd.DataFrame, keys: Collection[str]) -> pd
     """Every row of `bases` beside the rows of `others` that have its settings but for `keys`.
 
     Columns: those of both, ending in `_base` and `_other`; num_clients; rounds (that both have); mean_base
-    and mean_other over those rounds; difference of these two; order (1 where other leaves chance later, -1
-    where earlier, 0 in the same round or never).
+    and mean_other over those rounds; difference of these two.
     """
     bases, others = (
         rows.assign(
@@ -110,9 +104,7 @@ def pair(bases: pd.DataFrame, others: pd.DataFrame, keys: Collection[str]) -> pd
     for side in ("base", "other"):
         curves = zip(pairs[f"accuracies_{side}"], pairs["rounds"], strict=True)
         pairs[f"mean_{side}"] = [fmean(accuracies[1 : num_rounds + 1]) for accuracies, num_rounds in curves]
-    pairs["difference"] = pairs["mean_other"] - pairs["mean_base"]
-    later, earlier = pairs["left_other"] > pairs["left_base"], pairs["left_other"] < pairs["left_base"]
-    return pairs.assign(order=later.astype(int) - earlier.astype(int))
+    return pairs.assign(difference=pairs["mean_other"] - pairs["mean_base"])
 
 
 def mean_by_round(curves: Iterable[Sequence[float]]) -> list[float]:

@@ -29,7 +29,7 @@ from common.runtime import numpy_stream, prepare
 from common.settings import Settings
 from server.compose import compose
 
-EXPERIMENT = "experiment=collapse_long"
+EXPERIMENT = "experiment=collapse"
 MAX_TOKENS = 64
 BATCH, EPOCHS, LEARNING_RATE, HELD_OUT = 64, 20, 1e-3, 0.1
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")

@@ -24,29 +24,29 @@ SWITCHES: dict[str, tuple[str, Any]] = {
     "own": ("model.head", "own"),
     "distil": ("model.head", "distilbert"),
     "shared": ("train.head_init", "shared"),
+    "shrunk": ("train.head_init", "shared_shrunk"),
     "persite": ("train.head_init", "per_site"),
-    "mask": ("train.attention_mask", True),
-    "nomask": ("train.attention_mask", False),
 }
 REMEDIES = {
-    "remedy_head_rate": "train.head_learning_rate",
+    "remedy_head_rate_3": "train.head_learning_rate",
+    "remedy_head_rate_10": "train.head_learning_rate",
     "remedy_head_warmup": "train.head_warmup_rounds",
     "remedy_momentum": "strategy.server_momentum",
-    "remedy_server_rate": "strategy.server_learning_rate",
+    "remedy_rescaled": "train.head_init",
 }
 
 
 def settings_by_arm(num_clients: str) -> dict[str, dict[str, Any]]:
     """The study's cells of this K, flat, without what names the arm and the folder."""
-    plan = compose_sweep(["experiment=collapse", f"num_clients={num_clients}"])
+    plan = compose_sweep(["experiment=collapse", f"num_clients={num_clients}", "seed=0"])
     cells = [compose(cell).settings.flat() for cell in plan.cells]
     return {str(cell.pop("arm")): {k: v for k, v in cell.items() if k != "run_dir"} for cell in cells}
 
 
 def test_the_studys_arms_differ_only_in_the_switches_they_name() -> None:
     arms = settings_by_arm("16")
-    grid = {name: values for name, values in arms.items() if not name.startswith("remedy")}
-    assert len(grid) == 8
+    grid = {name: values for name, values in arms.items() if name.startswith(("own", "distil"))}
+    assert len(grid) == 5
     for (one, first), (two, second) in combinations(grid.items(), 2):
         differing = {key for key in first if first[key] != second[key]}
         parts = zip(one.split("_"), two.split("_"), strict=True)
@@ -60,7 +60,7 @@ def test_the_studys_arms_differ_only_in_the_switches_they_name() -> None:
 @pytest.mark.parametrize("name", REMEDIES)
 def test_a_remedy_differs_from_the_worst_arm_in_itself_alone(name: str) -> None:
     arms = settings_by_arm("16")
-    worst, remedy = arms["distil_persite_nomask"], arms[name]
+    worst, remedy = arms["distil_persite"], arms[name]
     assert {key for key in worst if worst[key] != remedy[key]} == {REMEDIES[name]}
 
 
@@ -126,12 +126,11 @@ def test_arms_stand_in_folders_table_and_report(overrides: list[str], tmp_path: 
     # Every arm has its own K = 1 to be measured against.
     assert [row["baseline_accuracy"] for row in rows[2:]] == [row["accuracy_at_budget"] for row in rows[:2]]
     answers = json.loads((outcome.report.parent / "study.json").read_text())
-    assert [answer["id"] for answer in answers] == ["a", "b", "mask", "c", "d"]
-    assert [answer["verdict"] for answer in answers if answer["id"] in ("a", "mask", "d")] == [
-        "not tested"
-    ] * 3
-    by_k = answers[1]["numbers"]["by_k"]
-    assert by_k["3"]["arms"] == [["plain", "mine"]]
+    by_id = {answer["id"]: answer for answer in answers}
+    assert by_id["head"]["verdict"] == "not tested"
+    # Nobody has a target to get to, so the two are alike.
+    assert by_id["sites_own"]["verdict"] == "one seed, no verdict"
+    assert by_id["sites_own"]["numbers"]["never"] == [1, 1]
     assert {path.suffix for path in outcome.report.parent.iterdir()} == {
         ".html",
         ".md",
@@ -149,7 +148,7 @@ def test_a_cell_ends_at_its_experiments_target_and_is_not_run_again(
     model = [text for text in overrides if text.startswith("model.")]
     words = [
         *(
-            "experiment=collapse_long",
+            "experiment=collapse",
             *run,
             *model,
             "model=hf",

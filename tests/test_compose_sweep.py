@@ -25,17 +25,6 @@ FIFTY_FOUR = [
         ("1", "2", "4", "8", "16", "32"), ("bert", "albert", "distilbert"), ("imdb", "yelp_full", "ag_news")
     )
 ]
-# conf/experiment/collapse.yaml: 8 arms x 4 K, then 4 remedies at K = 32.
-GRID = [
-    f"{head}_{init}_{mask}"
-    for head, init, mask in product(("own", "distil"), ("shared", "persite"), ("mask", "nomask"))
-]
-REMEDIES = ["remedy_head_rate", "remedy_head_warmup", "remedy_momentum", "remedy_server_rate"]
-COLLAPSE = [
-    ("minilm", "bbc_news", clients, "0")
-    for clients, arms in (("1", GRID), ("4", GRID), ("16", GRID), ("32", [*GRID, *REMEDIES]))
-    for _ in arms
-]
 # Two arms for each model, three for BERT, two for its shuffled pooler at every K; five remedies at two K.
 COLLAPSE_HUB = [
     (model, "imdb", clients, seed)
@@ -48,9 +37,9 @@ COLLAPSE_HUB = [
     )
     for seed in "012"
 ]
-# conf/experiment/collapse_long.yaml: four arms at every K, two of them at K = 1 too, and a computed one; four
+# conf/experiment/collapse.yaml: four arms at every K, two of them at K = 1 too, and a computed one; four
 # poolers from K = 8 on, five remedies at K = 16; each with three seeds.
-COLLAPSE_LONG = [
+COLLAPSE = [
     (model, "bbc_news", clients, seed)
     for clients, models in (
         ("1", ["minilm"] * 2),
@@ -66,7 +55,6 @@ EXPERIMENTS = {
     "blending": [("minilm", "bbc_news", k, seed) for k in "148" for _ in range(3) for seed in "012"],
     "collapse": COLLAPSE,
     "collapse_hub": COLLAPSE_HUB,
-    "collapse_long": COLLAPSE_LONG,
     "paper": FIFTY_FOUR,
     "personal": [("minilm", "bbc_news", "8", seed) for seed in ("0", "1", "2")],
     "authors_code": FIFTY_FOUR,

@@ -78,10 +78,10 @@ class CollapseAlarm(Callback):
     """Says when a run has collapsed, and when that is over; `train.on_collapse=stop` ends the run for it."""
 
     def __init__(self, folder: RunFolder, settings: Settings) -> None:
-        self.train, self.title = settings.train, settings.cell
+        self.settings, self.train, self.title = settings, settings.train, settings.cell
         self.label_names = folder.label_names()
         self._looks = looks_of(folder.history())
-        self._told = {collapse.words(self.label_names) for collapse in self._collapses()}
+        self._told = {collapse.alarm(self.label_names, settings) for collapse in self._collapses()}
 
     def resumed(self, last_round: int) -> str | None:
         return self._reason_to_stop()
@@ -89,7 +89,7 @@ class CollapseAlarm(Callback):
     def after_round(self, record: RoundRecord) -> str | None:
         self._looks += looks_of([record])
         for collapse in self._collapses():
-            text = collapse.words(self.label_names)
+            text = collapse.alarm(self.label_names, self.settings)
             if text not in self._told:
                 display().say(f"{self.title}: {text}")
                 self._told.add(text)

@@ -142,6 +142,21 @@ def test_a_run_says_so_once(make_settings: Make, capsys: pytest.CaptureFixture[s
     assert "collapse flagged" not in capsys.readouterr().err
 
 
+def test_the_alarm_names_the_next_step(make_settings: Make) -> None:
+    (flag,) = find_collapses(rounds(0.25, 0.25, 0.25), 2)
+    apart = make_settings("train.head_init=per_site", "num_clients=2")
+    assert flag.alarm(LABELS, apart).endswith(
+        "Begin again with one head for all sites: train.head_init=shared."
+    )
+    one = make_settings("train.learning_rate=0.002")
+    assert "train.head_learning_rate=0.02 (now 0.002)" in flag.alarm(LABELS, one)
+    (over,) = find_collapses(rounds(0.25, 0.25, 0.25, LEARNED), 2)
+    assert over.alarm(LABELS, apart) == over.words(LABELS)
+    blown = [look(number, loss=100.0) for number in range(3)]
+    (exploded,) = find_collapses(blown, 2)
+    assert exploded.alarm(LABELS, apart).endswith("Lower train.learning_rate (now 0.5).")
+
+
 @pytest.mark.parametrize(("where", "last"), [("server", 2), ("sites", 3)])
 def test_stop_ends_the_run_and_warn_lets_it_go_on(
     make_settings: Make, tmp_path: Path, where: str, last: int

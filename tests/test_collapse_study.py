@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from studies.collapse import judge, reaching_curves
 from studies.pairs import Answer, steps_so_far
 from tests.support.report_folders import write_report, write_run
 
+DOCS = Path(__file__).parents[1] / "docs" / "collapse"
 LIMIT = 60
 CELLS = {
     (settings.arm, settings.num_clients, settings.seed): settings
@@ -54,6 +57,17 @@ def write_arms(folder: Path, rows: Sequence[Sequence[object]]) -> Path:
 
 def judged(folder: Path) -> dict[str, Answer]:
     return {answer.id: answer for answer in judge(load_sweep(folder))}
+
+
+def test_the_real_grid_gives_the_published_numbers(tmp_path: Path) -> None:
+    for packed in (DOCS / "histories").glob("*.jsonl.gz"):
+        arm, clients, seed = packed.name.removesuffix(".jsonl.gz").rsplit("-", 2)
+        settings = CELLS[arm, int(clients.removeprefix("k")), int(seed.removeprefix("s"))]
+        run = write_run(tmp_path / "cells" / settings.cell, settings, [])
+        (run / "history.jsonl").write_bytes(gzip.decompress(packed.read_bytes()))
+    shutil.copy(DOCS / "sweep.csv", tmp_path)
+    write_report(tmp_path)
+    assert (tmp_path / "report" / "study.json").read_text() == (DOCS / "study.json").read_text()
 
 
 def test_rounds_are_compared_as_ratios_seed_by_seed(tmp_path: Path) -> None:

@@ -253,7 +253,9 @@ class Watch:
     def _texts(self, records: Sequence[RoundRecord]) -> list[str]:
         """What a person should know of the run so far."""
         live = live_of(self.run)
-        collapses = [collapse["words"] for collapse in collapses_of(self.run, self._settings, records)]
+        names, settings = self.run.label_names(), self._settings
+        found = find_collapses(looks_of(records), settings.train.collapse_rounds)
+        collapses = [collapse.alarm(names, settings) for collapse in found]
         return [*awaited_by(self.run), *(live.warnings if live else ()), *collapses]
 
     def _marks(self) -> dict[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import log, sqrt
 
+from common.settings import Settings
 from server.record import RoundRecord
 
 SINGLE_CLASS_SHARE = 0.95
@@ -133,6 +134,25 @@ class Collapse:
         reasons = [spell.words(label_names, self.is_up and spell.last == self.last) for spell in told]
         over = [] if self.is_up else [f"over since round {self.last + 1}"]
         return f"collapse flagged in round {self.round}: {'; '.join([*reasons, *over])}"
+
+    def alarm(self, label_names: Sequence[str], settings: Settings) -> str:
+        """Those words, and while it is up what to try (docs/collapse.md)."""
+        words = self.words(label_names)
+        return f"{words}. {what_to_try(self.spells[0].kind, settings)}" if self.is_up else words
+
+
+def what_to_try(kind: str, settings: Settings) -> str:
+    """The next step against a collapse of this kind, as far as the run's settings leave one."""
+    train = settings.train
+    if kind == "diverged":
+        return f"Lower train.learning_rate (now {train.learning_rate:g})."
+    if train.draws_heads and settings.num_clients > 1:
+        return "Begin again with one head for all sites: train.head_init=shared."
+    rate = train.learning_rate if train.head_learning_rate is None else train.head_learning_rate
+    return (
+        f"Give the new head larger steps, for example train.head_learning_rate={10 * rate:g} (now {rate:g}), "
+        "or a round more of them (train.local_epochs)."
+    )
 
 
 def label_name(label_names: Sequence[str], label: int) -> str:

@@ -56,6 +56,7 @@ CAME_AFTER_THE_REVIEW = {
     "common/model/mixture.py": "a gate between two models",
     "studies/blending.py": "the study of activations that are learned",
     "studies/personal.py": "the study of personal models",
+    "studies/mean_heads.py": "what a mean of drawn heads is worth",
     "studies/pooler.py": "a pooler that has learned something, for the study of the collapse",
 }
 A_ROUND_AT_THE_SERVER = ("server/rounds/", "server/record.py")

@@ -1,0 +1,124 @@
+"""What a mean of K drawn heads is worth before the first step: `python -m studies.mean_heads`.
+
+For the encoder's own head and for DistilBERT's: K heads are drawn as K sites draw them
+(`train.head_init=per_site`), and their mean is put on the encoder. Texts of the study go through it once,
+without dropout, and the gradients of their mean loss are measured. All numbers are ratios to K = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import sqrt
+from statistics import geometric_mean
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from torch.nn.functional import cross_entropy
+
+from common.data.texts import TextData, read_texts
+from common.model.build import Classifier, build_classifier, draw_head
+from common.runtime import prepare
+from common.settings import Settings
+from server.compose import compose
+
+HeadName = Literal["own", "distilbert"]
+HEADS: dict[HeadName, str] = {
+    "own": "pooler and tanh, pre-trained",
+    "distilbert": "pre_classifier and ReLU, drawn",
+}
+NUM_TEXTS = 160
+COLUMNS = (
+    "length of the head",
+    "spread of the logits",
+    "gradient of the classifier",
+    "of the layer below",
+    "of the encoder",
+)
+
+
+def mean_head(classifier: Classifier, seed: int, num_clients: int) -> None:
+    """Give the model the mean of the heads that `num_clients` sites draw, in place."""
+    parameters = dict(classifier.model.named_parameters())
+    sums = {name: torch.zeros_like(parameters[name]) for name in classifier.new_head}
+    for client in range(num_clients):
+        draw_head(classifier.model, classifier.new_head, seed, client=client + 1)
+        for name, total in sums.items():
+            total += parameters[name].detach()
+    for name, total in sums.items():
+        parameters[name].data.copy_(total / num_clients)
+
+
+def measure(classifier: Classifier, data: TextData, max_length: int) -> list[float]:
+    """In the order of COLUMNS: three norms of gradients, and before them that of the new head's matrices, and
+    the standard deviation of the logits over the texts, mean over the classes."""
+    model: Any = classifier.model.eval()
+    model.zero_grad()
+    texts = data.train.texts[:NUM_TEXTS]
+    inputs = classifier.tokenizer(
+        texts,
+        truncation=True,
+        max_length=max_length,
+        padding=True,
+        return_tensors="pt",
+        return_token_type_ids=False,
+    )
+    logits = model(**inputs).logits  # (n, C)
+    cross_entropy(logits, torch.from_numpy(data.train.labels[:NUM_TEXTS])).backward()
+    below = ("pre_classifier.", "pooler.")
+    rooms: dict[str, list[float]] = {"classifier": [], "below": [], "encoder": []}
+    for name, parameter in model.named_parameters():
+        room = (
+            "classifier"
+            if name.startswith("classifier.")
+            else "below"
+            if any(part in name for part in below)
+            else "encoder"
+        )
+        rooms[room].append(0.0 if parameter.grad is None else parameter.grad.norm().item())
+    length = _norm([model.get_parameter(name).norm().item() for name in classifier.new_head])
+    return [length, float(logits.detach().std(dim=0).mean()), *map(_norm, rooms.values())]
+
+
+def _norm(norms: Sequence[float]) -> float:
+    return sqrt(sum(norm**2 for norm in norms))
+
+
+def table(settings: Settings, counts: Sequence[int], seeds: Sequence[int]) -> str:
+    """Markdown: a line for each head and K, geometric means over the seeds."""
+    prepare(settings)
+    found: dict[tuple[HeadName, int], list[list[float]]] = {}
+    for seed in seeds:
+        data = read_texts(settings.data, seed)
+        for head in HEADS:
+            model = replace(settings.model, head=head)
+            classifier = build_classifier(model, data.label_names, seed)
+            for num_clients in (1, *counts):
+                mean_head(classifier, seed, num_clients)
+                found.setdefault((head, num_clients), []).append(
+                    measure(classifier, data, settings.train.max_length)
+                )
+    lines = [f"| head | K | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for (head, num_clients), values in found.items():
+        pairs = [zip(mine, one, strict=True) for mine, one in zip(values, found[head, 1], strict=True)]
+        ratios = [[mine / one for mine, one in pair] for pair in pairs]
+        means = [f"{geometric_mean(column):.2f}" for column in zip(*ratios, strict=True)]
+        lines.append(f"| {HEADS[head]} | {num_clients} | {' | '.join(means)} |")
+    return "\n".join(lines)
+
+
+def main(
+    clients: Annotated[str, typer.Option(help="K to average over")] = "2,8,16",
+    seeds: Annotated[str, typer.Option(help="of the study's runs")] = "0,1,2",
+    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, as for a run")] = None,
+) -> None:
+    """Print the table."""
+    settings = compose(["experiment=collapse", "precision=fp32", *(override or [])]).settings
+    typer.echo(
+        table(settings, [int(k) for k in clients.split(",")], [int(seed) for seed in seeds.split(",")])
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

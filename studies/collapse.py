@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from server.report import figures
 from server.report.figures import Drawing, draw_nothing_yet, line_style, panel_row, styled
@@ -138,6 +139,14 @@ def with_factors(pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs.assign(factor=ratios, seed=[flat["seed"] for flat in pairs["settings_base"]])
 
 
+def _that_all_seeds_have(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of arms at a K that no seed lacks, where a grid is not whole: else seeds would differ in what
+    they are a mean over. All of them where there is no such."""
+    kinds = pairs.groupby(["num_clients", "arm_base", "arm_other"])["seed"]
+    whole = pairs[kinds.transform("nunique") == pairs["seed"].nunique()]
+    return pairs if whole.empty else whole
+
+
 def _told(pairs: pd.DataFrame) -> dict[str, Any]:
     """The mean factor over seeds, its interval, and who never got there."""
     by_seed = [fmean(group["factor"]) for _, group in pairs.groupby("seed")]
@@ -177,7 +186,7 @@ def _judge(id: str, question: Question, pairs: pd.DataFrame) -> Answer:
     several = pairs[pairs["num_clients"] > 1]
     if several.empty:
         return Answer(id, question.text, "not tested", {}, "No two runs with K > 1 differ in this alone.")
-    told = _told(several)
+    told = _told(_that_all_seeds_have(several))
     by_k = {str(k): _told(group) for k, group in several.groupby("num_clients")}
     verdict = {"more": "yes", "fewer": "no, the other way round"}.get(found := verdict_of(told), found)
     lines = ", ".join(f"K = {k}: {_words(numbers)}" for k, numbers in by_k.items())
@@ -299,17 +308,20 @@ WHY = {
 def draw_why(sweep: Sweep) -> Drawing:
     """Of each arm without a remedy at the largest K, the mean over its seeds, round by round."""
     plain = _untreated(reaching_curves(sweep))
-    plain = plain[plain["num_clients"] == plain["num_clients"].max()] if len(plain) else plain
     arms = list(plain["arm"].unique())
+    plain = plain[plain["num_clients"] == plain["num_clients"].max()] if arms else plain
     figure, panels = panel_row(list(WHY.values()), 4.4)
     for index, arm in enumerate(arms):
         runs = [sweep.cells.loc[cell, "run"] for cell in plain.index[plain["arm"] == arm]]
+        if not runs:
+            continue
         for axes, key in zip(panels, WHY, strict=True):
             by_round = [[_diagnostic(record, key) for record in run.rounds] for run in runs]
             means = pd.DataFrame([pd.Series(values, dtype=float) for values in by_round]).mean()
             axes.plot(means, **line_style(index) | {"markevery": max(1, len(means) // 8)})
     for axes in panels:
         axes.set_xlabel("communication round")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         if not arms:
             draw_nothing_yet(axes)
     figures.line_legend(figure, arms)

@@ -19,7 +19,12 @@ from common.settings import Settings
 from server.run_folder import RunFolder
 
 METHODS = ("local", "global", "fine_tuned", "mixture", "chosen")
-COLUMNS = (*METHODS, "mixture − fine_tuned", "fine_tuned, everyone", "mixture, everyone")
+COLUMNS = (
+    *METHODS,
+    "mixture − fine_tuned",
+    *(f"{method}, everyone" for method in METHODS[:-1]),
+    "mixture − fine_tuned, everyone",
+)
 
 
 def outcome_of(record: PersonalRecord) -> dict[str, float]:
@@ -32,8 +37,9 @@ def outcome_of(record: PersonalRecord) -> dict[str, float]:
             if candidate.everyone is not None:
                 columns.setdefault(f"{method}, everyone", []).append(candidate.everyone.accuracy)
     means = {name: fmean(values) for name, values in columns.items() if len(values) == len(record.sites)}
-    if {"mixture", "fine_tuned"} <= means.keys():
-        means["mixture − fine_tuned"] = means["mixture"] - means["fine_tuned"]
+    for asked in ("", ", everyone"):
+        if {f"mixture{asked}", f"fine_tuned{asked}"} <= means.keys():
+            means[f"mixture − fine_tuned{asked}"] = means[f"mixture{asked}"] - means[f"fine_tuned{asked}"]
     return means
 
 

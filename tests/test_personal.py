@@ -638,8 +638,7 @@ def test_the_study_takes_runs_together_that_differ_in_the_seed(tmp_path: Path, b
             record.write(tmp_path / str(seed))
     # Means over clients 0.6 and 0.9, so 0.75; their standard error is 0.3 / √2 / √2.
     line = table([tmp_path / "0", tmp_path / "1"]).splitlines()[-1]
-    assert line == (
-        "| by_site, files, K = 3 | 2 | – | 0.400 ± 0.000 | – | 0.750 ± 0.150 | 0.750 ± 0.150 | – | – | – |"
-    )
+    told = ["by_site, files, K = 3", "2", "–", "0.400 ± 0.000", "–", "0.750 ± 0.150", "0.750 ± 0.150"]
+    assert line.strip("| ").split(" | ") == [*told, *("–",) * 6]
     with pytest.raises(ValueError, match="holds no personal models"):
         table([tmp_path])

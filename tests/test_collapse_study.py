@@ -120,8 +120,12 @@ def test_a_run_that_is_not_over_says_nothing(tmp_path: Path) -> None:
 
 
 def test_a_k_that_some_seeds_lack_is_told_and_not_judged(tmp_path: Path) -> None:
-    study: Rounds = {("distil_shared", 8): [5, 5, 5], ("distil_persite", 8): [10, 10, 10]}
-    study |= {("distil_shared", 16): [9], ("distil_persite", 16): [54]}
+    study: Rounds = {
+        ("distil_shared", 8): [5, 5, 5],
+        ("distil_persite", 8): [10, 10, 10],
+        ("distil_shared", 16): [9],
+        ("distil_persite", 16): [54],
+    }
     answer = judged(write_study(tmp_path, study))["sites_distil"]
     assert answer.numbers["factor"] == pytest.approx(2.0)
     assert (answer.verdict, answer.numbers["pairs"]) == ("yes", 3)

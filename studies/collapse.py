@@ -250,15 +250,16 @@ def _judge_remedies(pairs: pd.DataFrame) -> Answer:
     text = "Does a remedy help a head per site under DistilBERT's head?"
     found: dict[str, Any] = {}
     for name, group in pairs[pairs["num_clients"] > 1].groupby("name", sort=False):
-        told = _told(group[group["num_clients"] == group["num_clients"].max()])
+        largest = (whole := _that_all_seeds_have(group))["num_clients"].max()
+        told = _told(whole[whole["num_clients"] == largest])
         outcome = {"fewer": "helps", "more": "harms"}.get(verdict := verdict_of(told), verdict)
-        found[str(name)] = told | {"outcome": outcome, "num_clients": int(group["num_clients"].max())}
+        found[str(name)] = told | {"outcome": outcome, "num_clients": int(largest)}
     if not found:
         return Answer("remedies", text, "not tested", {}, "No run was given one.")
     helping = [name for name, told in found.items() if told["outcome"] == "helps"]
     verdict = f"yes: {joined(helping)}" if helping else "none that was tried, clearly"
     lines = "; ".join(f"{name}: {told['outcome']} ({_words(told)})" for name, told in found.items())
-    explanation = f"Rounds to the target over those without, at the largest K: {lines}."
+    explanation = f"Rounds to the target over those without, at the largest K that all seeds have: {lines}."
     return Answer("remedies", text, verdict, {"least_factor": LEAST_FACTOR, "remedies": found}, explanation)
 
 

@@ -130,6 +130,8 @@ def test_a_k_that_some_seeds_lack_is_told_and_not_judged(tmp_path: Path) -> None
     assert answer.numbers["factor"] == pytest.approx(2.0)
     assert (answer.verdict, answer.numbers["pairs"]) == ("yes", 3)
     assert answer.numbers["by_k"]["16"]["factor"] == pytest.approx(6.0)
+    cure = judged(tmp_path)["remedies"].numbers["remedies"]["train.head_init=shared"]
+    assert (cure["num_clients"], cure["factor"]) == (8, pytest.approx(0.5))
 
 
 def test_poolers_and_lengths_have_their_own_pairs(tmp_path: Path) -> None:

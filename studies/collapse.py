@@ -225,6 +225,8 @@ def _judge_clock(curves: pd.DataFrame) -> Answer:
         return Answer("clock", text, "not tested", {}, "No arm reached the target at two K.")
     more = [arm for arm, told in by_arm.items() if verdict_of(told) == "more"]
     verdict = f"no, not for {joined(more)}" if more else "yes, as far as can be told"
+    if not more and any(told["interval"] is None for told in by_arm.values()):
+        verdict = "no verdict: an arm has one seed only"
     lines = "; ".join(f"{arm}: {_words(told)}" for arm, told in by_arm.items())
     explanation = (
         f"Steps per client at K = {counts[-1]} over those at K = {counts[0]}, where both got there: {lines}."

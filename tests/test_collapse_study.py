@@ -154,12 +154,16 @@ def test_poolers_and_lengths_have_their_own_pairs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rounds", "factor", "verdict"),
-    [(20, 1.0, "yes, as far as can be told"), (40, 2.0, "no, not for own_shared")],
+    [
+        ([20, 20, 20], 1.0, "yes, as far as can be told"),
+        ([40, 40, 40], 2.0, "no, not for own_shared"),
+        ([40], 2.0, "no verdict: an arm has one seed only"),
+    ],
 )
-def test_the_clock_counts_steps(rounds: int, factor: float, verdict: str, tmp_path: Path) -> None:
+def test_the_clock_counts_steps(rounds: list[int], factor: float, verdict: str, tmp_path: Path) -> None:
     # Two passes of 640 texts in batches of 32: K = 2 has 10 batches a pass, 20 steps a round, 80 in 4 rounds;
     # K = 16 has 40 texts, 2 batches, 4 steps a round: 80 in 20 rounds.
-    study: Rounds = {("own_shared", 2): [4, 4, 4], ("own_shared", 16): [rounds] * 3}
+    study: Rounds = {("own_shared", 2): [4, 4, 4], ("own_shared", 16): rounds}
     clock = judged(write_study(tmp_path, study))["clock"]
     assert clock.numbers["by_arm"]["own_shared"]["factor"] == pytest.approx(factor)
     assert clock.verdict == verdict

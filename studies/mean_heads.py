@@ -69,13 +69,8 @@ def measure(classifier: Classifier, data: TextData, max_length: int) -> list[flo
     below = ("pre_classifier.", "pooler.")
     rooms: dict[str, list[float]] = {"classifier": [], "below": [], "encoder": []}
     for name, parameter in model.named_parameters():
-        room = (
-            "classifier"
-            if name.startswith("classifier.")
-            else "below"
-            if any(part in name for part in below)
-            else "encoder"
-        )
+        room = "below" if any(part in name for part in below) else "encoder"
+        room = "classifier" if name.startswith("classifier.") else room
         rooms[room].append(0.0 if parameter.grad is None else parameter.grad.norm().item())
     length = _norm([model.get_parameter(name).norm().item() for name in classifier.new_head])
     return [length, float(logits.detach().std(dim=0).mean()), *map(_norm, rooms.values())]

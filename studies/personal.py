@@ -7,6 +7,7 @@ standard error of their mean.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from math import sqrt
 from pathlib import Path
@@ -17,13 +18,17 @@ import typer
 from common.personal import PersonalRecord
 from common.settings import Settings
 from server.run_folder import RunFolder
+from studies.pairs import interval
 
 METHODS = ("local", "global", "fine_tuned", "mixture", "chosen")
-COLUMNS = (
-    *METHODS,
-    "mixture − fine_tuned",
-    *(f"{method}, everyone" for method in METHODS[:-1]),
-    "mixture − fine_tuned, everyone",
+COLUMNS = (*METHODS, *(f"{method}, everyone" for method in METHODS[:-1]))
+DIFFERENCES = (
+    ("fine_tuned", "global"),
+    ("mixture", "global"),
+    ("mixture", "fine_tuned"),
+    ("fine_tuned", "local"),
+    ("mixture, everyone", "fine_tuned, everyone"),
+    ("mixture, everyone", "global, everyone"),
 )
 
 
@@ -36,32 +41,54 @@ def outcome_of(record: PersonalRecord) -> dict[str, float]:
             columns.setdefault(method, []).append(candidate.test.accuracy)
             if candidate.everyone is not None:
                 columns.setdefault(f"{method}, everyone", []).append(candidate.everyone.accuracy)
-    means = {name: fmean(values) for name, values in columns.items() if len(values) == len(record.sites)}
-    for asked in ("", ", everyone"):
-        if {f"mixture{asked}", f"fine_tuned{asked}"} <= means.keys():
-            means[f"mixture − fine_tuned{asked}"] = means[f"mixture{asked}"] - means[f"fine_tuned{asked}"]
-    return means
+    return {name: fmean(values) for name, values in columns.items() if len(values) == len(record.sites)}
 
 
 def table(folders: Iterable[Path]) -> str:
-    """Markdown, a line for each way to deal texts.
+    """Markdown, a line for each way to deal texts: means with their standard error, and which methods were
+    chosen how often; below, differences in points, with their 95 % interval over seeds and each seed's.
 
     Raises:
         ValueError: a folder holds no personal models.
     """
     lines: dict[str, list[dict[str, float]]] = {}
+    chosen: dict[str, Counter[str]] = {}
     for folder in folders:
         settings, record = RunFolder(folder).settings(), PersonalRecord.read(folder)
         if settings is None or record is None or not record.sites:
             raise ValueError(f"{folder} holds no personal models. Run it with personalisation=all.")
         lines.setdefault(_deal(settings), []).append(outcome_of(record))
-    rows = [
-        f"| {deal} | {len(runs)} | {' | '.join(_mean([run.get(name) for run in runs]) for name in COLUMNS)} |"
+        chosen.setdefault(_deal(settings), Counter()).update(site.chosen for site in record.sites)
+    means = [
+        [
+            deal,
+            str(len(runs)),
+            *(_mean([run.get(name) for run in runs]) for name in COLUMNS),
+            _told(chosen[deal]),
+        ]
         for deal, runs in lines.items()
     ]
-    return "\n".join(
-        [f"| texts dealt | seeds | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|", *rows]
-    )
+    apart = [[deal, *(_apart(runs, *names) for names in DIFFERENCES)] for deal, runs in lines.items()]
+    heads = (["texts dealt", "seeds", *COLUMNS, "takes"], ["points", *map(" − ".join, DIFFERENCES)])
+    return "\n\n".join(_rows(head, rows) for head, rows in zip(heads, (means, apart), strict=True))
+
+
+def _rows(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _told(chosen: Counter[str]) -> str:
+    return ", ".join(f"{method} {count}" for method, count in chosen.most_common())
+
+
+def _apart(runs: list[dict[str, float]], one: str, other: str) -> str:
+    values = [100 * (run[one] - run[other]) for run in runs if {one, other} <= run.keys()]
+    if not values:
+        return "–"
+    bounds = interval(values)
+    told = "" if bounds is None else " [{:+.1f}, {:+.1f}]".format(*bounds)
+    return f"{fmean(values):+.1f}{told} ({', '.join(f'{value:+.1f}' for value in values)})"
 
 
 def _deal(settings: Settings) -> str:

@@ -137,7 +137,9 @@ STILL = ("train.learning_rate=1e-9", "train.collapse_rounds=2")  # nothing moves
 
 def test_a_run_says_so_once(make_settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
     simulate(make_settings(*STILL))
-    assert capsys.readouterr().err.count("collapse flagged in round 2: ") == 1
+    said = capsys.readouterr().err
+    assert said.count("collapse flagged in round 2: ") == 1
+    assert "train.head_learning_rate=" in said
     simulate(make_settings(*STILL, "num_rounds=4"))
     assert "collapse flagged" not in capsys.readouterr().err
 

@@ -637,8 +637,10 @@ def test_the_study_takes_runs_together_that_differ_in_the_seed(tmp_path: Path, b
         with RunFolder(tmp_path / str(seed)).open(settings):
             record.write(tmp_path / str(seed))
     # Means over clients 0.6 and 0.9, so 0.75; their standard error is 0.3 / √2 / √2.
-    line = table([tmp_path / "0", tmp_path / "1"]).splitlines()[-1]
+    means, apart = (part.splitlines()[-1] for part in table([tmp_path / "0", tmp_path / "1"]).split("\n\n"))
     told = ["by_site, files, K = 3", "2", "–", "0.400 ± 0.000", "–", "0.750 ± 0.150", "0.750 ± 0.150"]
-    assert line.strip("| ").split(" | ") == [*told, *("–",) * 6]
+    assert means.strip("| ").split(" | ") == [*told, *("–",) * 4, "mixture 4"]
+    # 20 and 50 points apart: 35 ± 12.706 x 15.
+    assert apart.split(" | ")[2] == "+35.0 [-155.6, +225.6] (+20.0, +50.0)"
     with pytest.raises(ValueError, match="holds no personal models"):
         table([tmp_path])

@@ -80,7 +80,9 @@ def test_status_and_submit_tell_of_a_collapse(tmp_path: Path, capsys: pytest.Cap
         watch.look()
     reason = "single class since round 1: at least 95% of the test predictions are 'b'"
     flagged = f"collapse flagged in round 2: {reason}"
-    assert capsys.readouterr().err.count(f"{settings.cell}: {flagged}") == 1
+    said = capsys.readouterr().err
+    assert said.count(f"{settings.cell}: {flagged}") == 1
+    assert "train.head_learning_rate=" in said
     standing = standing_of(run, None)
     assert flagged in standing.to_text().splitlines()
     found = {"round": 2, "is_up": True, "words": flagged}

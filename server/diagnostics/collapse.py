@@ -150,7 +150,7 @@ def what_to_try(kind: str, settings: Settings) -> str:
         return "Begin again with one head for all sites: train.head_init=shared."
     rate = train.learning_rate if train.head_learning_rate is None else train.head_learning_rate
     return (
-        "It may end by itself, sooner with more steps a round (train.local_epochs), and maybe with larger ones "
+        "It may end by itself, sooner with more steps a round (train.local_epochs), maybe with larger ones "
         f"of the new head, for example train.head_learning_rate={10 * rate:g} (now {rate:g})."
     )
 

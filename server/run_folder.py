@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -94,10 +94,7 @@ class RunFolder:
 
     def refused(self) -> dict[str, dict[str, int]]:
         """How many answers of each site did not count, by reason."""
-        file = self.path / "refused.json"
-        if not file.exists():
-            return {}
-        read: dict[str, dict[str, int]] = json.loads(file.read_text(encoding="utf-8"))
+        read: dict[str, dict[str, int]] = self._read("refused.json", {})
         return read
 
     def write_refused(self, refused: Mapping[str, Mapping[str, int]]) -> None:
@@ -106,10 +103,7 @@ class RunFolder:
 
     def approvals(self) -> dict[str, dict[str, str]]:
         """What each site said to the plan: `code`, empty where it takes part, and the same in `words`."""
-        file = self.path / "approvals.json"
-        if not file.exists():
-            return {}
-        read: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
+        read: dict[str, dict[str, str]] = self._read("approvals.json", {})
         return read
 
     def write_approvals(self, approvals: Mapping[str, Mapping[str, str]]) -> None:
@@ -118,8 +112,7 @@ class RunFolder:
 
     def label_names(self) -> tuple[str, ...]:
         """The labels in the order of their numbers; empty where none are written yet."""
-        file = self.path / "labels.json"
-        return tuple(json.loads(file.read_text(encoding="utf-8"))["label_names"]) if file.exists() else ()
+        return tuple(self._read("labels.json", {"label_names": ()})["label_names"])
 
     def write_status(self, state: str, reason: str) -> None:
         """Say where the run stands."""
@@ -128,10 +121,7 @@ class RunFolder:
 
     def status(self) -> dict[str, str]:
         """`state` and `reason`; a folder without one has state `pending`."""
-        file = self.path / "status.json"
-        if not file.exists():
-            return {"state": "pending", "reason": ""}
-        status: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+        status: dict[str, str] = self._read("status.json", {"state": "pending", "reason": ""})
         return status
 
     def history(self) -> list[RoundRecord]:
@@ -186,6 +176,11 @@ class RunFolder:
         """What `keep_best` copied last; None where nothing was."""
         folder = self.path / "checkpoint" / "best"
         return _load(folder) if folder.exists() else None
+
+    def _read(self, name: str, otherwise: Any) -> Any:
+        """What a JSON file holds; `otherwise` where it is not there yet."""
+        file = self.path / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else otherwise
 
     def _last_round(self) -> int:
         """Number of the newest checkpoint's round, -1 where there is none."""

@@ -240,7 +240,8 @@ def test_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
     assert states(findings) == {"data": "ok", "columns": "problem"} | dict.fromkeys(
         DATA_CHECKS[2:], "warning"
     )
-    assert "Nearest: 'txt'" in findings["columns"].next_step
+    assert "Nearest: 'txt'" in findings["columns"].message
+    assert "data.text_columns" in findings["columns"].next_step
 
 
 def test_labels_are_counted_mapped_and_compared(tmp_path: Path) -> None:

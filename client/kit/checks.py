@@ -29,9 +29,8 @@ from client.node.connection import Refused, Unreachable
 from client.plans import limits_of
 from client.site_file import SiteFile, read_authority, signing_keys
 from common.credentials import NEW_KEYS, public_line, read_private_key
-from common.data.read import FILE_READERS, Table, csv_rows, read_file, require_file, undecodable
+from common.data.read import MissingColumn, Table, read_file
 from common.errors import nearest
-from common.file_form import looks_like
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +59,6 @@ _TOKENS_PER_WORD = 1.3
 _MUCH_CUT = 0.2
 _MOST_SHOWN = 20
 _DATA_KEY = "data.path"
-_NO_ROWS = ("the file could not be read", "See the findings above first.")
 _MINUTE = "%Y-%m-%d %H:%M"
 
 
@@ -116,45 +114,23 @@ class Subject:
         return Link(self.site, self.options.timeout_seconds)
 
     @cached_property
-    def header(self) -> list[str] | ValueError:
-        """Names of the columns of the site's file, or why they cannot be read."""
-        path = self.site.data_path
-        try:
-            require_file(path, _DATA_KEY)
-            if path.suffix.lower() not in FILE_READERS:
-                raise ValueError(f"{_DATA_KEY}: {path} is not one of {', '.join(FILE_READERS)}. Convert it.")
-            if not os.access(path, os.R_OK):
-                raise ValueError(f"{_DATA_KEY}: {path} cannot be read by this user. Give it read access.")
-            self.site.form.require_use([path])
-            return _columns_of(self.site)
-        except UnicodeError:  # of JSONL: what reads a CSV tells it in words
-            return ValueError(undecodable(path, self.site.form))
-        except ValueError as error:
-            return error
-
-    @cached_property
-    def missing(self) -> list[str]:
-        """Columns of site.yaml that the file, whose header was read, does not have."""
-        assert isinstance(self.header, list)
-        return [name for name in self.site.columns.names if name not in self.header]
-
-    @cached_property
     def table(self) -> Table | ValueError:
-        """All rows of a file that has its columns, or why they cannot be read."""
-        path = self.site.data_path
+        """All rows of the site's file, or why they cannot be read."""
+        path, form = self.site.data_path, self.site.form
         try:
-            return read_file(path, self.site.columns, _DATA_KEY, self.site.form)
+            form.require_use([path])
+            return read_file(path, self.site.columns, _DATA_KEY, form)
         except ValueError as error:
             return error
         except OSError as error:
-            return ValueError(f"{_DATA_KEY}: {path} cannot be read: {error.strerror}. Check its permissions.")
+            return ValueError(f"{_DATA_KEY}: {path} cannot be read: {error.strerror}. Give it read access.")
 
     @property
     def rows(self) -> Table:
         """All rows. Raises _NotChecked where the checks before have said why there are none."""
-        if isinstance(self.header, list) and not self.missing and isinstance(self.table, Table):
+        if isinstance(self.table, Table):
             return self.table
-        raise _NotChecked(*_NO_ROWS)
+        raise _NotChecked("the file could not be read", _EARLIER)
 
     @cached_property
     def texts(self) -> list[str]:
@@ -166,30 +142,6 @@ class Subject:
         """Examples with a text, by their own label name."""
         rows = zip(self.rows.texts, self.rows.labels, strict=True)
         return Counter(label for text, label in rows if label is not None and text and not text.isspace())
-
-
-def _columns_of(site: SiteFile) -> list[str]:
-    """Names of the columns: of a JSONL file, all keys of its first rows."""
-    path, kind = site.data_path, site.data_path.suffix.lower()
-    if kind == ".csv":
-        return next(csv_rows(path, site.form, site.columns.names), (0, list[str]()))[1]
-    if kind == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return list(pq.read_schema(path).names)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is not a readable Parquet file ({error}). Write it anew.") from None
-    names: dict[str, None] = {}
-    with path.open(encoding=site.form.codec) as file:
-        for _, line in zip(range(1000), file, strict=False):
-            try:
-                row = json.loads(line) if line.strip() else {}
-            except json.JSONDecodeError:
-                break  # read_file names the line
-            names |= dict.fromkeys(row) if isinstance(row, dict) else {}
-    return list(names)
 
 
 # --- the machine ------------------------------------------------------------------------------------------
@@ -557,9 +509,7 @@ def _answer(link: Link) -> str | None:
 
 def _data(on: Subject) -> Finding:
     """The file can be read, whole."""
-    if isinstance(on.header, ValueError):
-        raise on.header
-    if on.missing:
+    if isinstance(on.table, MissingColumn):
         return _ok(f"{on.site.data_path} can be read; its rows were not, for want of a column")
     if isinstance(on.table, ValueError):
         raise on.table
@@ -570,16 +520,9 @@ def _data(on: Subject) -> Finding:
 
 def _columns(on: Subject) -> Finding:
     """The columns of the site file are there."""
-    path = on.site.data_path
-    if isinstance(on.header, ValueError):
-        raise _NotChecked(*_NO_ROWS)
-    if on.missing:
-        lacks = f"{path.name} has no column '{on.missing[0]}'; "
-        if path.suffix.lower() == ".csv" and (other := looks_like(path, on.site.form, on.site.columns.names)):
-            raise ValueError(lacks + other)
-        keys = "data.text_columns, data.label_column or data.opt_out_column"
-        step = f"Correct {keys}.{nearest(on.missing[0], on.header)}"
-        return _problem(f"{lacks}it has: {', '.join(on.header)}", step)
+    if isinstance(on.table, MissingColumn):
+        raise on.table
+    _ = on.rows  # or why there are none
     return _ok(f"text is {' + '.join(on.site.text_columns)}, label is {on.site.label_column}")
 
 
@@ -640,7 +583,7 @@ def _empty(on: Subject) -> Finding:
 def _lengths(on: Subject) -> Finding:
     """How many texts are longer than the model is given; counted with its own tokenizer if that is here."""
     if not on.texts:
-        raise _NotChecked(*_NO_ROWS)
+        raise _NotChecked("no example has a text", _EARLIER)
     step = max(1, len(on.texts) // _TOKENISED)
     sample, limit = on.texts[::step][:_TOKENISED], on.options.max_length
     tokenizer = _tokenizer(on)

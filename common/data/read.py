@@ -35,6 +35,10 @@ class Columns:
         return (*self.text, self.label, *([] if self.opt_out is None else [self.opt_out]))
 
 
+class MissingColumn(ValueError):
+    """A file can be read, but lacks a column."""
+
+
 class Row(NamedTuple):
     """An example of a file that is read line by line."""
 
@@ -153,11 +157,11 @@ def as_wish(value: Any, column: str | None, place: str) -> bool:
 
 
 def require_columns(columns: Columns, present: Sequence[str], where: str) -> None:
-    """Raise ValueError, naming the columns there are, unless all of `columns` are among them."""
+    """Raise MissingColumn, naming the columns there are, unless all of `columns` are among them."""
     wanted = [("data.text_columns", name) for name in columns.text] + [("data.label_column", columns.label)]
     for key, name in [*wanted, ("data.opt_out_column", columns.opt_out)]:
         if name is not None and name not in present:
-            raise ValueError(
+            raise MissingColumn(
                 f"{where} has no column '{name}'; it has: {', '.join(present)}.{nearest(name, present)} "
                 f"Set {key} to the column that holds it."
             )
@@ -171,8 +175,8 @@ def read_file(path: Path, columns: Columns, key: str, form: FileForm) -> Table:
         form: how it is written; Parquet says that itself.
 
     Raises:
-        ValueError: the file is missing, empty, of another kind, broken, not in its encoding, or lacks a
-            column.
+        MissingColumn: it lacks a column.
+        ValueError: the file is missing, empty, of another kind, broken, or not in its encoding.
     """
     require_file(path, key)
     reader = FILE_READERS.get(path.suffix.lower())
@@ -195,7 +199,7 @@ def read_csv(path: Path, columns: Columns, form: FileForm | None = None) -> Tabl
         missing = [name for name in columns.names if name not in header]
         other = looks_like(path, form, columns.names) if missing and form is not None else None
         if other is not None:
-            raise ValueError(f"{path} has no column '{missing[0]}'; {other}")
+            raise MissingColumn(f"{path} has no column '{missing[0]}'; {other}")
         require_columns(columns, header, str(path))
     for name in columns.names:
         if header.count(name) > 1:

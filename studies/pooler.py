@@ -124,6 +124,14 @@ def shuffle(pooler: Any, seed: int) -> None:
         parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
+@torch.no_grad()
+def size_of(pooler: Any) -> tuple[float, float]:
+    """Frobenius norm of the pooler's matrix, and its largest singular value: all of it in one direction
+    where the two are equal."""
+    values = torch.linalg.svdvals(pooler.dense.weight)
+    return float(values.norm()), float(values[0])
+
+
 def make(settings: Settings, articles: Sequence[str], out: Path) -> tuple[int, float, float]:
     """Write `out/trained` and `out/shuffled`; returns the number of pairs, and `train_pooler`'s accuracies.
 
@@ -192,6 +200,13 @@ def main(
         f"{out}/trained and {out}/shuffled: {len(articles)} articles, {num_pairs} pairs. Next sentence told "
         f"from another's: {before:.3f} on held-out articles with the pooler as it was, {after:.3f} now."
     )
+    start = compose(overrides).settings
+    made = {
+        name: replace(start.model, source="hub", name=str(out / name)) for name in ("trained", "shuffled")
+    }
+    for name, model in {"as it was": start.model, **made}.items():
+        norm, largest = size_of(_open_encoder(replace(start, model=model))[0].pooler)
+        typer.echo(f"norm of the pooler, {name}: {norm:.2f}; largest singular value: {largest:.2f}")
 
 
 if __name__ == "__main__":

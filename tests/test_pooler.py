@@ -12,7 +12,7 @@ from transformers.models.bert.modeling_bert import BertPooler
 from common.data.texts import read_texts
 from common.model.build import build_classifier
 from server.compose import compose
-from studies.pooler import make, make_shuffled, pairs_of, shuffle, spare_articles, train_pooler
+from studies.pooler import make, make_shuffled, pairs_of, shuffle, size_of, spare_articles, train_pooler
 from tests.support.tiny import Make, model_at
 
 ARTICLES = ["goal match. team goal! win cup?", "bank money. market share.", "vote law. party vote. law bill."]
@@ -33,6 +33,15 @@ def test_shuffled_is_the_same_numbers_in_another_order() -> None:
     for old, new in zip(before, pooler.parameters(), strict=True):
         assert torch.equal(old.flatten().sort().values, new.detach().flatten().sort().values)
     assert not torch.equal(before[0], pooler.dense.weight)
+
+
+def test_the_size_of_a_pooler() -> None:
+    pooler = BertPooler(BertConfig(hidden_size=8))
+    pooler.dense.weight.data = torch.outer(torch.ones(8), torch.full((8,), 2.0))
+    norm, largest = size_of(pooler)
+    assert norm == pytest.approx(16.0) == largest  # of one direction alone
+    pooler.dense.weight.data = torch.eye(8)
+    assert size_of(pooler) == pytest.approx((8**0.5, 1.0))
 
 
 def test_a_pooler_learns_what_a_blind_one_cannot_tell() -> None:

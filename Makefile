@@ -11,7 +11,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 demo: .venv/installed
 	$(BIN)/wardround sweep experiment=demo
 
-# Within ten minutes. Left out are the long faults over real processes and the containers.
+# Left out are the long faults over real processes and the containers.
 test: .venv/installed
 	$(BIN)/pytest -m "not docker and not gpu and not (e2e and slow)" -n 2 --dist loadfile --no-loadscope-reorder
 	@echo "left out: 'make test-sites' (sites that die, hang or cheat), 'make test-docker' (needs an engine), 'make test-gpu'"

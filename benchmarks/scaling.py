@@ -21,7 +21,7 @@ from benchmarks.report import Report, Samples, Table, command, parser
 
 OURS = {"simulation": "Wardround inprocess, 1 thread", "deployment": "Wardround"}
 # What a part of the cost is the same for, whatever the size of the model, and how often a round of K clients
-# has it. Sites start a process for each message, and those of the benchmark share a machine.
+# has it. The sites of the benchmark share a machine.
 FIXED: dict[str, tuple[str, Callable[[int], int]]] = {
     "simulation": ("a round", lambda clients: 1),
     "deployment": ("a site", lambda clients: clients),

@@ -217,7 +217,7 @@ class TrainSettings:
     """`linear`: warm up, then decay to zero over `schedule_rounds` of the run."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
     """Share of the schedule spent warming up (`linear` only)."""
-    schedule_rounds: int | None
+    schedule_rounds: NonNegativeInt | None
     """Rounds a `linear` schedule spans; a run that goes on past it stays at its end."""
     max_grad_norm: PositiveFloat | None
     """Clip the gradient's L2 norm to this; None does not clip."""
@@ -377,7 +377,7 @@ class EvaluationSettings:
     """`test`: over all test examples; `parts`: mean over K parts of mean batch accuracy (authors)."""
     batch_size: PositiveInt
     """Examples per forward pass; in `parts` mode it also weighs the last batch."""
-    target_accuracy: float | None
+    target_accuracy: Annotated[float, Field(ge=0, le=1)] | None
     """Stop the run at the first round that reaches this accuracy; None never stops early."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)]
     """Share of the held-out texts that chooses the best model and is not reported; 0: the last is kept."""
@@ -491,6 +491,11 @@ class Settings:
             self.strategy.min_sites <= self.num_clients,
             f"strategy.min_sites is {self.strategy.min_sites} but num_clients is {self.num_clients}; a "
             "round can never have more updates than clients.",
+        )
+        _require(
+            self.train.schedule_rounds != 0 or self.num_rounds == 0,
+            f"train.schedule_rounds is 0 with num_rounds={self.num_rounds}: no step would move a weight. Set "
+            "it to num_rounds.",
         )
         _require(
             self.adapters.base_precision == "fp32"
@@ -692,7 +697,7 @@ _MEAN = "each client reads the mean of all steps off the model that follows, whi
 _WITH_CONTROL_VARIATES: tuple[tuple[str, object, str], ...] = (
     ("train.optimizer", "sgd", "a variate corrects plain gradient steps"),
     ("train.schedule", "constant", "the steps of one round stand for those of the next"),
-    ("train.head_init", "shared", "a head that each client draws anew is no gradient step"),
+    ("train.head_init", "shared", "the variates are of the one head that all begin with"),
     ("strategy.on_missing", "fail", "the corrections cancel only where every client is in every mean"),
     ("strategy.on_excess", "refuse", "an update that is shrunk is not what its client remembers"),
     ("strategy.optimizer", "sgd", _MEAN),

@@ -43,8 +43,10 @@ def predict(
     labels = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["text", "label", *labels])
-    beside = (RunFolder(folder), RunFolder(folder.parent))
-    settings = next((found for run in beside if (found := run.settings())), settings_of_model(location))
+    # A model without settings of its own was left by an earlier version, in its run folder.
+    settings = (
+        settings_of_model(location) or RunFolder(folder).settings() or RunFolder(folder.parent).settings()
+    )
     max_length = settings.train.max_length if settings else min(tokenizer.model_max_length, 512)
     max_words = settings.data.max_words if settings else None
     for start in range(0, len(wanted), _BATCH):

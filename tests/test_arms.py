@@ -86,6 +86,10 @@ def test_a_sweep_without_arms_has_no_word_of_them() -> None:
     [
         (["arm=min"], "unknown arm 'min'. Nearest: 'mine'. There are: mine."),
         (["train.head_init=shared"], "would undo 'train.head_init=per_site', which arm 'mine' is about"),
+        (
+            ["+sweep.arms.own=['model=hf','model.name=m']", "model=bert"],
+            "'model=bert' would undo 'model=hf', which arm 'own' is about",
+        ),
         (["+sweep.arms.two=['run_dir=x']"], "an arm sets settings and axes"),
         (["+sweep.arms.three=['train.shufle=false']"], "unknown key 'train.shufle'"),
     ],

@@ -80,6 +80,11 @@ WRONG = {
         "model.name=/no/such/model",
         ["model.name is '/no/such/model'", "could not be loaded", "set model.name=<that folder>"],
     ),
+    "a target in percent": ("evaluation.target_accuracy=85", ["evaluation.target_accuracy is 85", "1"]),
+    "a schedule of nothing": (
+        "train.schedule_rounds=0",
+        ["train.schedule_rounds is 0", "no step would move a weight", "num_rounds"],
+    ),
     "no words": ("data.max_words=0", ["data.max_words is 0", "greater than 0", "null for all"]),
     "missing file": ("data.path=/no/such/texts.csv", ["data.path: /no/such/texts.csv does not exist"]),
     "missing test file": ("data.test_path=/no/test.csv", ["data.test_path: /no/test.csv does not exist"]),

@@ -121,7 +121,9 @@ def test_a_sweep_that_cannot_be_planned_is_refused(override: str, words: list[st
     assert not (tmp_path / "sweep").exists()
 
 
-@pytest.mark.parametrize("override", ["num_rounds=3", "evaluation.target_accuracy=0.9"])
+@pytest.mark.parametrize(
+    "override", ["num_rounds=3", "evaluation.target_accuracy=0.9", "evaluation.patience=2"]
+)
 def test_keys_that_a_sweep_sets_itself_are_refused(override: str) -> None:
     with pytest.raises(ValueError, match=r"data\.budget_rounds"):
         compose_sweep(["experiment=demo", override])

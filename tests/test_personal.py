@@ -397,7 +397,7 @@ def test_one_model_loads_in_transformers_and_a_mixture_with_its_loader(by_site: 
     text = "the doctor said a nurse was new today"
     (said,) = pipeline("text-classification", str(tmp_path / "fine_tuned"))(text)
     assert said["label"] in ("health", "money", "sport")
-    tokenizer, mixture = load_mixture(tmp_path / "mixture")
+    tokenizer, mixture = load_mixture(str(tmp_path / "mixture"))
     with torch.no_grad():
         row = mixture(**tokenizer(text, return_tensors="pt")).logits.softmax(1)[0]
     told = wardround("predict", str(tmp_path / "mixture"), "--text", text)

@@ -64,15 +64,22 @@ def test_file_with_a_named_column(run: Path, tmp_path: Path) -> None:
 def test_texts_are_cut_to_the_words_the_model_was_trained_on(run: Path, tmp_path: Path) -> None:
     short = tmp_path / "short"
     shutil.copytree(run, short)
-    settings = json.loads((short / "settings.json").read_text())
+    file = short / "model" / "wardround.json"
+    settings = json.loads(file.read_text())
     settings["data"]["max_words"] = 2
-    (short / "settings.json").write_text(json.dumps(settings))
+    file.write_text(json.dumps(settings))
+    (short / "settings.json").write_text("of another run")
     (whole, cut) = rows(
         wardround("predict", str(short), "--text", "goal  match nurse", "--text", "goal match")
     )
     assert whole == cut | {"text": "goal  match nurse"}
     (uncut,) = rows(wardround("predict", str(run), "--text", "goal  match nurse"))
     assert uncut != whole
+    # What an earlier version left has no settings in the model's folder.
+    file.unlink()
+    (short / "settings.json").write_text(json.dumps(settings))
+    (old,) = rows(wardround("predict", str(short), "--text", "goal  match nurse"))
+    assert old == whole
 
 
 def test_model_folder_does_as_well_as_run_folder(run: Path, tmp_path: Path) -> None:

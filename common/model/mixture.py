@@ -91,7 +91,9 @@ def save_mixture(folder: Path, mixture: Mixture, tokenizer: PreTrainedTokenizerB
     save_file(gate, folder / GATE)
 
 
-def load_mixture(folder: Path, device: torch.device | str = "cpu") -> tuple[PreTrainedTokenizerBase, Mixture]:
+def load_mixture(
+    folder: Path | str, device: torch.device | str = "cpu"
+) -> tuple[PreTrainedTokenizerBase, Mixture]:
     """Tokenizer and mixture, ready to be asked; `model(**tokenizer(…)).logits.softmax(1)` is ŷ, (B, C).
 
     Raises:
@@ -99,6 +101,7 @@ def load_mixture(folder: Path, device: torch.device | str = "cpu") -> tuple[PreT
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    folder = Path(folder)
     with quietly():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder / _LOCAL)
         local, global_ = (

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from common.errors import nearest
 from server.compose import AXES, compose_tree, parse
 
-_SET_BY_SWEEP = ("num_rounds", "evaluation.target_accuracy")
+_SET_BY_SWEEP = ("num_rounds", "evaluation.target_accuracy", "evaluation.patience")
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,14 @@ def _arms(words: _Words, written: DictConfig) -> dict[str, _Words]:
         arm = arms[name]
         if arm.for_hydra or arm.run_dir or "arm" in arm.axes:
             raise ValueError(f"sweep.arms.{name} sets hydra, run_dir or arm; an arm sets settings and axes.")
-        for key in arm.shared.keys() & words.shared.keys():
+        undone = [(words.shared[key], arm.shared[key]) for key in arm.shared.keys() & words.shared.keys()]
+        for axis in ("model", "data"):  # other settings of the arm are about its own
+            ours, given = (",".join(side.axes.get(axis, ())) for side in (arm, words))
+            undone += [(f"{axis}={given}", f"{axis}={ours}")] if ours and given not in ("", ours) else []
+        for given, own in undone:
             raise ValueError(
-                f"'{words.shared[key]}' would undo '{arm.shared[key]}', which arm '{name}' is about. Leave "
-                "it out, or choose other arms with arm=..."
+                f"'{given}' would undo '{own}', which arm '{name}' is about. Leave it out, or choose other "
+                "arms with arm=..."
             )
     return {name: arms[name] for name in chosen} or {"": _sort([])}
 

@@ -222,6 +222,8 @@ def _labels(limits: Limits) -> tuple[str, ...]:
 
 
 _MODEL = Rule("listed", _models, _is_model_listed)
+_MOST_SCALE = 8
+_FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 _ALL_TEXTS = "all of the site's texts are used, whole"
 RULES: dict[str, Rule] = {
     "model.label": _harmless("a name for folders and figures"),
@@ -273,7 +275,14 @@ RULES: dict[str, Rule] = {
     "train.gradient_checkpointing": _harmless("the same numbers with less memory"),
     **dict.fromkeys(("adapters.name", "adapters.targets", "adapters.base_precision"), _CHOICE),
     "adapters.rank": _bounded("adapters.rank", None, 256),
-    **dict.fromkeys(("adapters.alpha", "adapters.dropout"), _SCALE),
+    "adapters.alpha": Rule(
+        "bounded",
+        lambda limits: (
+            f"at most {_MOST_SCALE} times adapters.rank: what adapters do is alpha / rank of their product"
+        ),
+        lambda settings, limits: settings.adapters.alpha <= _MOST_SCALE * settings.adapters.rank,
+    ),
+    "adapters.dropout": _SCALE,
     "train.proximal_mu": _harmless("pulls back to the model that was received: the update tells less"),
     "train.control_variates": _harmless(
         "corrects steps by models and updates that the server has seen, and no more leaves; what the server "
@@ -308,7 +317,11 @@ RULES: dict[str, Rule] = {
         lambda limits: "server or sites" if limits.policy.counts else "server: policy.counts is false",
         lambda settings, limits: limits.policy.counts or settings.evaluation.where == "server",
     ),
-    "evaluation.validation_fraction": _bounded("evaluation.validation_fraction", None, 0.5),
+    "evaluation.validation_fraction": Rule(
+        "listed",
+        lambda limits: "0, 0.1 … 0.5: parts that differ by one text would tell of that text",
+        lambda settings, limits: settings.evaluation.validation_fraction in _FRACTIONS,
+    ),
     **dict.fromkeys(("evaluation.mode", "evaluation.target_accuracy", "evaluation.patience"), _SERVERS),
     "evaluation.batch_size": _bounded("evaluation.batch_size", None, "max_batch_size"),
     **dict.fromkeys(

@@ -178,7 +178,7 @@ class SiteFile:
         bare = host[1:-1] if bracketed else host
         ambiguous = ":" in host and not bracketed  # an IPv6 address has to stand in brackets
         is_port = port.isdecimal() and 0 < int(port) < 65536
-        if not bare or ambiguous or re.search(r"[\s/@]", bare) or not is_port:
+        if not bare or ambiguous or not _HOST.fullmatch(bare) or not is_port:
             raise ValueError(
                 f"server.address is '{self.server_address}'; it must be host:port without a scheme. "
                 "The coordinator gives it, for example fl.example.org:9092."
@@ -186,6 +186,8 @@ class SiteFile:
         return bare, int(port)
 
 
+# A name, an IPv4 address, or an IPv6 address with its zone; no sign that a terminal takes for a command.
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 _FILE: TypeAdapter[SiteFile] = TypeAdapter(SiteFile)
 _KEYS = tuple(_FILE.json_schema()["properties"])
 _FORM = Path(__file__).parent / "kit" / "files" / "site.yaml"

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,6 +94,21 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_TRIM_THRESHOLD, _MOST_BYTES)
+
+
+def available_memory() -> int | None:
+    """Bytes this process may still take: free in the machine, or less where a container is limited."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    group = Path("/sys/fs/cgroup")
+    try:  # the limit is the word `max` where there is none
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        return free and min(free, limit - int((group / "memory.current").read_text(encoding="ascii")))
+    except (OSError, ValueError):
+        return free
 
 
 def prepare(settings: Settings) -> torch.device:

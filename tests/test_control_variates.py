@@ -277,6 +277,7 @@ class Sites:
     """Real sites in this process: no wire, but everything that theirs are told and keep."""
 
     approve_plans = False
+    most_bytes = 0.0
 
     def __init__(self, sites: Mapping[str, RealSite]) -> None:
         self.sites = dict(sites)

@@ -271,6 +271,14 @@ def test_the_message_that_is_changed_is_taken_by_the_site_as_it_is(site: SiteWor
     assert site.journal.refused == {}
 
 
+def test_a_site_makes_no_room_for_more_than_it_has(site: SiteWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.node.loop.available_memory", lambda: 34)  # bytes; 35 were sent
+    assert site.send(site.draft().seal()) == "damaged"
+    assert site.rooms == []
+    monkeypatch.setattr("client.node.loop.available_memory", lambda: 35)
+    assert site.send(site.draft().seal()) == "work"
+
+
 def test_no_change_to_a_message_gets_past_the_site(site: SiteWorld) -> None:
     others = site.others()
     seen = Counter[str]()
@@ -369,6 +377,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> ServerWorld:
         ask_again_seconds=30.0,
         note=lambda name, reason: noted.append((name, reason)),
     )
+    clients.most_bytes = 1024
     return ServerWorld(sites, runtime, clients, noted, rooms)
 
 

@@ -166,7 +166,8 @@ def test_a_statement_that_was_changed_is_named(tmp_path: Path) -> None:
 def test_the_book_goes_on_where_it_was(tmp_path: Path) -> None:
     path = three_rounds(tmp_path)
     newest = [found for found, entry in read_ledger(path).items() if entry.what == "leaves"][-1]
-    assert AnswerBook(tmp_path).heads == {"alpha": newest}
+    (head,) = AnswerBook(tmp_path).heads.items()
+    assert head == (json.loads((tmp_path / "answers.jsonl").read_text().splitlines()[0])["key"], newest)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, door: Any, *words: str) -> int:

@@ -159,6 +159,15 @@ def test_a_plan_in_words(lab: Lab) -> None:
     assert "it cannot be approved as it is" in words
 
 
+def test_a_plan_in_words_moves_no_cursor(lab: Lab) -> None:
+    """What the server wrote is read out on the terminal of who decides."""
+    hidden = "torch \x1b[2A\x1b[8m"
+    known = lab.plans.find(lab.add(code={hidden: "1\r\n2"}))
+    words = list(describe(known, None, lab.limits))
+    assert any("torch  [2A [8m 1  2" in line for line in words)
+    assert all(line.isprintable() for line in [*words, *table(lab.plans.all()).splitlines()])
+
+
 # --- at the server -----------------------------------------------------------------------------------------
 
 
@@ -192,6 +201,7 @@ class Undecided:
     """Two sites, each of which answers a greeting as it likes."""
 
     approve_plans = True
+    most_bytes = 0.0
 
     def __init__(self, answer: Callable[[str, int], Answer]) -> None:
         self._answer = answer

@@ -113,6 +113,26 @@ def test_what_would_leave_texts_out_is_refused(base: Settings, key: str) -> None
     assert key in [named for _, named, _ in refusals_of(plan_of(settings), settings, LIMITS)]
 
 
+def test_the_parts_of_two_plans_never_differ_by_one_text_of_many(base: Settings) -> None:
+    key = "evaluation.validation_fraction"
+
+    def is_allowed(fraction: float) -> bool:
+        settings = with_changes(base, {key: fraction})
+        return next(line.is_allowed for line in lines_of(settings, LIMITS) if line.key == key)
+
+    found = [fraction for fraction in (0.0, 0.1, 0.2, 0.21, 0.3, 0.4, 0.5, 0.6) if not is_allowed(fraction)]
+    assert found == [0.21, 0.6]
+
+
+def test_adapters_are_scaled_within_bounds(base: Settings) -> None:
+    def refused(alpha: float, rank: int) -> list[str]:
+        settings = with_changes(base, {"adapters.alpha": alpha, "adapters.rank": rank})
+        return [line.key for line in lines_of(settings, LIMITS) if not line.is_allowed]
+
+    assert refused(32.0, 4) == []
+    assert refused(33.0, 4) == ["adapters.alpha"]
+
+
 def test_these_must_be_as_the_site_wants_them() -> None:
     assert set(MUST_BE) == {
         *("data.train_examples", "data.test_examples", "data.max_words"),

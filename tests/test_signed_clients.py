@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Timer
 
+import numpy as np
 import pytest
 from flwr.app import RecordDict
 
+from common.wire.arrays import to_record
 from common.wire.messages import HELLO, LOST, TRAIN, Declined, Refused, pack_refusal
 from server.deployment.runtime_link import Reply
 from server.deployment.signed import SignedClients
@@ -34,11 +36,13 @@ class Sites:
         site = self.one if asked.parcel.node_id == self.one.node_id else self.two
         return site.draft(asked, SMALL).seal()
 
-    def ask(self, behave: Callable[[Asked], Wire | Reply | None], seconds: float = 5.0) -> list[Answer]:
+    def ask(
+        self, behave: Callable[[Asked], Wire | Reply | None], seconds: float = 5.0, kind: str = TRAIN
+    ) -> list[Answer]:
         """Both, in one round."""
         self.runtime.behave = behave
         requests = [Request(site.node_id, RecordDict()) for site in (self.one, self.two)]
-        return list(self.clients.ask(requests, TRAIN, 1, seconds))
+        return list(self.clients.ask(requests, kind, 1, seconds))
 
 
 @pytest.fixture
@@ -58,6 +62,7 @@ def sites(monkeypatch: pytest.MonkeyPatch) -> Sites:
         ask_again_seconds=0.5,
         note=lambda name, reason: noted.append((name, reason)),
     )
+    clients.most_bytes = 1024
     assert dict(clients.online()) == {7: "one", 8: "two"}
     return Sites(one, two, runtime, clients, registered, noted)
 
@@ -74,6 +79,20 @@ def test_an_answer_in_anothers_name_does_not_count(sites: Sites) -> None:
     assert isinstance(first, RecordDict)
     assert isinstance(second, Refused)
     assert sites.noted == [("two", "forged")]
+
+
+def test_no_room_is_made_for_a_piece_that_is_named_a_thousand_times(
+    sites: Sites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces with the same content travel once: 64 MiB of zeros are a few hundred bytes that are signed."""
+    rooms: list[int] = []
+    monkeypatch.setattr("server.deployment.signed._room", rooms.append)
+    bomb = pack(RecordDict({"tensors": to_record({"shared": np.zeros(1 << 24, np.float32)})}))
+    for kind in (TRAIN, HELLO):
+        found = sites.ask(lambda asked: sites.one.draft(asked, bomb).seal(), kind=kind)
+        assert isinstance(found[0], Refused), kind
+    assert rooms == []
+    assert ("one", "damaged") in sites.noted
 
 
 def test_an_answer_to_another_question_does_not_count(sites: Sites) -> None:

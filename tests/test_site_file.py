@@ -116,6 +116,7 @@ def test_a_delimiter_is_written_as_it_was_read(
         ("device:", "data.path: other.csv\ndevice:", ["data.path is no key", "of its section"]),
         ("fl.example.org:9092", "https://fl.example.org:9092", ["host:port without a scheme"]),
         ("fl.example.org:9092", "fl.example.org", ["host:port"]),
+        ("fl.example.org:9092", "fl.example.org\\x1b[8m:9092", ["host:port"]),
         ("fl.example.org:9092", "::1:9092", ["host:port"]),
         ("fl.example.org:9092", "fl.example.org:90920", ["host:port"]),
         ("[subject, body]", "[]", ["data.text_columns is empty"]),

@@ -31,6 +31,7 @@ from client.site_file import SiteFile, read_authority, signing_keys
 from common.credentials import NEW_KEYS, public_line, read_private_key
 from common.data.read import MissingColumn, Table, read_file
 from common.errors import nearest
+from common.runtime import available_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -229,21 +230,6 @@ def _memory(on: Subject) -> Finding:
         step = "End other programs, give the container more, or agree on a smaller model or batch."
         return _warning(said, step)
     return _ok(said)
-
-
-def available_memory() -> int | None:
-    """Bytes this process may still take: free in the machine, or less where a container is limited."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-    group = Path("/sys/fs/cgroup")
-    try:  # the limit is the word `max` where there is none
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        return free and min(free, limit - int((group / "memory.current").read_text(encoding="ascii")))
-    except (OSError, ValueError):
-        return free
 
 
 def _device(on: Subject) -> Finding:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from client.plans import Known
 from client.policy import Limits, Policy, lines_of, refusals_of
 from common.errors import explain
+from common.wire.messages import printable
 
 _POLICY: TypeAdapter[Policy] = TypeAdapter(Policy)
 STATES = {
@@ -74,22 +75,26 @@ def in_words(limits: Limits) -> Iterator[str]:
 
 
 def table(known: Sequence[Known]) -> str:
-    """All plans, newest last, a line each."""
+    """All plans, newest last, a line each, in which nothing moves a terminal's cursor."""
     lines = [
         f"{plan.short}  {_day(plan.plan.not_before)}  {STATES[plan.decision.state]:<24}"
         f"{plan.settings.model.short_name} on {plan.settings.data.short_name}, "
         f"{plan.settings.num_rounds} rounds, {len(plan.plan.sites)} sites"
         for plan in known
     ]
-    return "\n".join(lines) or "This site was told of no plan."
+    return "\n".join(printable(line, None) for line in lines) or "This site was told of no plan."
 
 
 def describe(known: Known, before: Known | None, limits: Limits) -> Iterator[str]:
-    """A plan, line by line.
+    """A plan, line by line; the server's words in it can move no terminal's cursor.
 
     Args:
         before: the plan to compare it with; None for none.
     """
+    return (printable(line, None) for line in _lines(known, before, limits))
+
+
+def _lines(known: Known, before: Known | None, limits: Limits) -> Iterator[str]:
     plan, settings, train = known.plan, known.settings, known.settings.train
     yield f"Plan {known.short}, signed by the coordinator: {STATES[known.decision.state]}"
     yield f"  SHA-256  {known.digest}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
@@ -17,6 +18,7 @@ from client.site import Order
 from client.site_file import SiteFile, signing_keys
 from common.credentials import fingerprint, public_line
 from common.ledger import Ledger, describe
+from common.runtime import available_memory
 from common.wire.messages import (
     EVALUATE,
     HELLO,
@@ -180,7 +182,11 @@ class Loop:
                 return self._signed(pack_refusal(LOST), question, letter)
             until = min(letter.ends, question.statement.expires + LATE_SECONDS)
             fetch = partial(self._connection.fetch, letter, until=until)
-            content = read_content(names, question.statement.records, fetch, room)
+            # Nothing tells yet how large the model is; but what does not fit here cannot be trained either.
+            free = available_memory() if letter.kind in (TRAIN, EVALUATE) else 0
+            content = read_content(
+                names, question.statement.records, fetch, room, inf if free is None else free
+            )
             asked = describe(content, question.statement.records)
             self._note(partial(self._ledger.came, letter.kind, question, asked))
             self._note(partial(self._journal.begin, question))

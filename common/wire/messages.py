@@ -142,9 +142,9 @@ class Card:
     """To count on, where sites evaluate."""
 
 
-def printable(text: str) -> str:
-    """What somebody else wrote, for terminals, logs and files: no control characters, 300 letters at most."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_WORDS])
+def printable(text: str, most: int | None = _LONGEST_WORDS) -> str:
+    """What somebody else wrote, for terminals, logs and files: no control characters, `most` letters."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:most])
 
 
 class Refused(Exception):

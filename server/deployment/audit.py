@@ -27,12 +27,12 @@ class AnswerBook:
     run_dir: Path | None = None
     """None keeps the newest of each site in memory only."""
     heads: dict[str, str] = field(default_factory=dict)
-    """By site: hash of the newest line of its ledger that an answer came with."""
+    """By a site's public signing key: hash of the newest line of its ledger that an answer came with."""
 
     def __post_init__(self) -> None:
         """Raises ValueError where the run's file is not what was written."""
         if self.run_dir is not None:
-            self.heads = {site: statement.ledger for site, _, statement in _read_answers(self.run_dir)}
+            self.heads = {key: statement.ledger for _, key, statement in _read_answers(self.run_dir)}
 
     def keep(self, site: str, key: str, envelope: str, statement: Statement) -> None:
         """Add one.
@@ -50,7 +50,7 @@ class AnswerBook:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
-        self.heads[site] = statement.ledger
+        self.heads[key] = statement.ledger
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Addresses:
     fleet_port: Port = 9092
     """The one port that sites need."""
     control_host: str = "127.0.0.1"
-    """Who reaches it can send code to every site: it must not be on the sites' network."""
+    """Who reaches it runs code on this machine: it must not be on the sites' network."""
     control_port: Port = 8000
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from flwr.app import ConfigRecord
 
 from common.credentials import fingerprint, pem_of, public_line
-from common.wire.messages import HELLO, LATE_SECONDS, LOST, Declined, Refused, check_not_declined
+from common.wire.messages import HELLO, LATE_SECONDS, LOST, TRAIN, Declined, Refused, check_not_declined
 from common.wire.objects import (
     ENVELOPE,
     Object,
@@ -46,7 +46,6 @@ _LOOK_SECONDS = 2.0
 # A site that was killed comes back in a moment: its node may go offline and on again.
 _OFFLINE_SECONDS = 15.0
 _CLOSING_SECONDS = 5.0
-_MOST_BYTES = 16 * 2**30
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,7 @@ class SignedClients:
         self._sites = sites
         self._by_key = {pem_of(site.public_key): name for name, site in sites.items()}
         self._registered, self._ask_again_seconds, self._note = registered, ask_again_seconds, note
-        self.most_bytes = _MOST_BYTES
-        """Of the tensors of one answer."""
+        self.most_bytes = 0.0
         self._sender = fingerprint(public_line(key.private))
         self._run = payload_digest(key.envelope)
         self._book = AnswerBook() if book is None else book
@@ -224,7 +222,7 @@ class SignedClients:
             answers="",
             records=sizes(records),
             expires=question.deadline,
-            ledger=self._book.heads.get(question.name, ""),
+            ledger=self._book.heads.get(question.signing_key, ""),
         )
         envelope = sign(TASK, statement, self._key.private)
         question.asked[payload_digest(envelope)] = statement
@@ -297,7 +295,9 @@ class SignedClients:
         try:
             names, envelopes = read_signed(self._runtime.content_of(reply, is_over), fetch)
             statement = check_answer(envelopes.get("statement", ""), question.signing_key, question.asked)
-            content = read_content(names, statement.records, fetch, _room, self.most_bytes)
+            # A small object can be named a thousand times: what was signed says nothing of the room it takes.
+            most_bytes = self.most_bytes if question.kind == TRAIN else 0
+            content = read_content(names, statement.records, fetch, _room, most_bytes)
         except NotAuthentic as error:
             self._note(question.name, error.reason)
             return Refused(f"its answer does not count: {error.reason}")

@@ -58,6 +58,8 @@ class Clients(Protocol):
 
     approve_plans: bool
     """Whether they execute a plan that they approved, so that no message brings settings."""
+    most_bytes: float
+    """Of the tensors of one update, by the model's size; for more there is no room made."""
 
     def online(self) -> Mapping[int, str]:
         """Node ids of those that can be asked now, each with its site's name ("" where it has none)."""
@@ -86,7 +88,7 @@ class GridClients:
     approve_plans = False
 
     def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+        self._grid, self.most_bytes = grid, 0.0
 
     def online(self) -> Mapping[int, str]:
         """As in `Clients`."""

@@ -30,7 +30,7 @@ NUM_ROUNDS = 40
 BEYOND = {
     "adapters": (
         *("train.proximal_mu=0.1", "strategy.optimizer=yogi", "strategy.server_learning_rate=0.01"),
-        *("adapters=lora", "adapters.rank=2", "evaluation.validation_fraction=0.25"),
+        *("adapters=lora", "adapters.rank=2", "evaluation.validation_fraction=0.3"),
     ),
     "blends": ("train.control_variates=true", "model.head=distilbert", "model.activation=abu"),
 }

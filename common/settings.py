@@ -1,4 +1,8 @@
-"""Every setting of a run, one frozen group each; checked at birth, carried as JSON."""
+"""Every setting of a run, one frozen group each; checked at birth, carried as JSON.
+
+`conf/` owns the values that a run begins with. A value that stands here is what runs did before its key was
+there: run folders of earlier versions are read with it.
+"""
 
 from __future__ import annotations
 
@@ -65,11 +69,11 @@ class ModelSettings:
     """Commit, tag or branch on the hub; None is the default branch."""
     head: Literal["own", "distilbert"]
     """Row of HEADS in `common/model/build.py`: the architecture's own, or DistilBERT's on a BERT encoder."""
-    activation: Literal["own", "abu"]
+    activation: Literal["own", "abu"] = "own"
     """`abu`: adaptive blending units in place of activations (`common/model/blend.py`)."""
-    abu_where: Literal["head", "all"]
+    abu_where: Literal["head", "all"] = "head"
     """In the head alone, or in every feed-forward layer too."""
-    abu_normalisation: Literal["none", "sum", "abs", "positive", "softmax"]
+    abu_normalisation: Literal["none", "sum", "abs", "positive", "softmax"] = "none"
     """How the weights of a blend are kept in bounds."""
 
     def __post_init__(self) -> None:
@@ -86,7 +90,7 @@ class ModelSettings:
         return _folder_safe(self.label)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Which labelled texts are learned, and how they are read."""
 
@@ -108,18 +112,18 @@ class DataSettings:
     """Columns joined with one space to make the text."""
     label_column: str
     """Column that holds the label."""
-    delimiter: str | None
+    delimiter: str | None = None
     """Stands between the columns of a CSV (reader `files`): one character or `tab`; None is a comma."""
-    encoding: str | None
+    encoding: str | None = None
     """Encoding of CSV and JSONL files (reader `files`), a Python codec; None is UTF-8."""
-    opt_out_column: str | None
+    opt_out_column: str | None = None
     """Column of training files (reader `files`) that is true where a text takes part in no round; None for
     no such texts."""
     label_names: tuple[str, ...] | None
     """Labels in the order of their numbers; None takes the sorted labels found in training."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the texts held out where the source has no test set, in (0, 1)."""
-    split_seed: Annotated[int, Field(ge=0, lt=2**63)] | None
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     """Draws what is held out; None is `seed`. A site's is its own, the same in every run."""
     train_examples: PositiveInt | None
     """Use this many training texts, drawn evenly by seed; None uses all."""
@@ -197,7 +201,7 @@ class PartitionSettings:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """What one client does in one round."""
 
@@ -241,12 +245,12 @@ class TrainSettings:
     """Step size of the new head alone; None is `learning_rate`."""
     head_warmup_rounds: NonNegativeInt
     """First rounds in which only the new head is trained, and the encoder stands still."""
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
-    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Pull of the round's global model on every weight that is trained, mu of FedProx (Li et al. 2020); 0
     is FedAvg."""
-    control_variates: bool
+    control_variates: bool = False
     """Correct each step by how the client's mean step differs from all clients' (SCAFFOLD)."""
     on_collapse: Literal["warn", "stop"]
     """When the run has collapsed: say so and go on, or end it."""
@@ -285,17 +289,17 @@ class TrainSettings:
 class AdapterSettings:
     """What is trained: the whole model, or small matrices beside its layers, and the new head."""
 
-    name: Literal["none", "lora", "lora_ffa"]
+    name: Literal["none", "lora", "lora_ffa"] = "none"
     """`lora`: both matrices of each pair; `lora_ffa`: the second alone, whose mean is exact."""
-    rank: PositiveInt
+    rank: PositiveInt = 8
     """Rows of the first matrix, and columns of the second."""
-    alpha: PositiveFloat
+    alpha: PositiveFloat = 16.0
     """Their product counts alpha / rank times."""
-    dropout: Annotated[float, Field(ge=0, lt=1)]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a layer's inputs that the adapter does not see in training."""
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Last parts of the names of the linear layers to adapt; None takes those of queries and values."""
-    base_precision: Literal["fp32", "bf16"]
+    base_precision: Literal["fp32", "bf16"] = "fp32"
     """Of the frozen matrices in memory; adapters and head stay fp32."""
 
 
@@ -309,24 +313,24 @@ class TransformSettings:
     """Add what rounding lost to the client's next update (of no account for `exact`)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StrategySettings:
     """How the server averages and how long it waits."""
 
     weighting: Literal["examples", "uniform"]
     """Weight of an update in the mean: its example count, or one (the authors' code)."""
-    optimizer: Literal["sgd", "adam", "yogi", "adagrad"]
+    optimizer: Literal["sgd", "adam", "yogi", "adagrad"] = "sgd"
     """What makes the server's step of the mean update: a row of the table in `server/rounds/fedavg.py`."""
     server_learning_rate: PositiveFloat
     """How far the server goes from the old global model towards the mean; 1 is FedAvg with `sgd`. For the
     others about the largest step of a single weight."""
     server_momentum: Annotated[float, Field(ge=0, lt=1)]
     """Share of the last step that is added to the next (FedAvgM, Hsu et al. 2019); 0 is FedAvg (`sgd`)."""
-    beta_1: Annotated[float, Field(ge=0, lt=1)]
+    beta_1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the mean of updates (`adam`, `yogi`, `adagrad`)."""
-    beta_2: Annotated[float, Field(ge=0, lt=1)]
+    beta_2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the mean of squared updates (`adam`, `yogi`)."""
-    tau: PositiveFloat
+    tau: PositiveFloat = 1e-3
     """Added to the root of the squares: weights that move less are moved as by `sgd` (all but `sgd`)."""
     min_sites: PositiveInt
     """Fewest updates a round may be closed with when `on_missing` is `continue`."""
@@ -334,17 +338,17 @@ class StrategySettings:
     """Longest wait for the sites to connect at the start of the run."""
     round_timeout_seconds: Bound
     """Longest wait for the updates of one round."""
-    ask_again_seconds: Bound
+    ask_again_seconds: Bound = 300.0
     """A site that has not answered for so long is asked again in the same round (deployments)."""
     on_missing: Literal["fail", "continue"]
     """When a client refuses or stays away: end the run, or go on while `min_sites` take part."""
-    max_share: PositiveFloat | None
+    max_share: PositiveFloat | None = None
     """Largest share of one client in the mean, of the clients there are; None bounds nothing."""
-    max_update_norm: PositiveFloat | None
+    max_update_norm: PositiveFloat | None = None
     """Largest L2 norm of an update (trained minus global tensors); None bounds nothing."""
-    max_norm_ratio: PositiveFloat | None
+    max_norm_ratio: PositiveFloat | None = None
     """The same as a multiple of the median norm of what earlier rounds took; None bounds nothing."""
-    on_excess: Literal["refuse", "clip"]
+    on_excess: Literal["refuse", "clip"] = "refuse"
     """An update beyond its largest norm, or with more examples than its site is registered for: leave it out,
     or shrink it, or its weight, to the bound."""
 
@@ -379,9 +383,9 @@ class EvaluationSettings:
     """Examples per forward pass; in `parts` mode it also weighs the last batch."""
     target_accuracy: Annotated[float, Field(ge=0, le=1)] | None
     """Stop the run at the first round that reaches this accuracy; None never stops early."""
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)]
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the held-out texts that chooses the best model and is not reported; 0: the last is kept."""
-    patience: PositiveInt | None
+    patience: PositiveInt | None = None
     """Stop after so many rounds in a row without a better model on the validation part; None never does."""
 
     def __post_init__(self) -> None:
@@ -401,19 +405,19 @@ class EvaluationSettings:
 class PersonalisationSettings:
     """What each client makes of the run's model, after the last round and for itself: nothing is sent."""
 
-    name: Literal["none", "mixture", "fine_tuned", "local", "all"]
+    name: Literal["none", "mixture", "fine_tuned", "local", "all"] = "none"
     """Which models a client trains and compares with the global one; `all` are three (docs/personal.md)."""
-    epochs: PositiveInt
+    epochs: PositiveInt = 5
     """Passes over the client's own texts; what did best on its validation part after one of them is kept."""
-    learning_rate: PositiveFloat | None
+    learning_rate: PositiveFloat | None = None
     """Step size; None is `train.learning_rate`."""
-    gate_hidden: PositiveInt
+    gate_hidden: PositiveInt = 32
     """Units of the mixture's gate, between the encoder's state and the weight."""
-    everyone: bool
+    everyone: bool = False
     """Measure each client's models on the test texts of all clients too (simulations)."""
-    keep_models: bool
+    keep_models: bool = False
     """Keep the chosen models in the run folder, `personal/<client>/` (simulations)."""
-    opt_out_clients: tuple[NonNegativeInt, ...]
+    opt_out_clients: tuple[NonNegativeInt, ...] = ()
     """Numbers of simulated clients that take part in no round, and still make personal models."""
 
 
@@ -444,7 +448,7 @@ class EngineSettings:
         return self.name != "deployment"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """One run, whole. Built from Hydra at a door, or from JSON anywhere else.
 
@@ -453,19 +457,20 @@ class Settings:
             the key, the value, the rule and the next step.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # the groups take it over
+    # The groups take it over. What is written holds every key.
+    __pydantic_config__ = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
     model: ModelSettings
     data: DataSettings
     protocol: ProtocolSettings
     partition: PartitionSettings
     train: TrainSettings
-    adapters: AdapterSettings
+    adapters: AdapterSettings = AdapterSettings()
     transforms: TransformSettings
     strategy: StrategySettings
     evaluation: EvaluationSettings
     engine: EngineSettings
-    personalisation: PersonalisationSettings
+    personalisation: PersonalisationSettings = PersonalisationSettings()
     num_clients: PositiveInt
     """K: clients that take part in every round."""
     num_rounds: NonNegativeInt
@@ -613,7 +618,7 @@ class Settings:
             ValueError: with one line per finding, each naming its key.
         """
         try:
-            return _ADAPTER.validate_python(_with_later_keys(values))
+            return _ADAPTER.validate_python(values)
         except ValidationError as error:
             raise ValueError(explain(error, known_keys(), _STEPS)) from None
 
@@ -654,43 +659,6 @@ _ADAPTER = TypeAdapter(Settings)
 _TREE = {
     name: tuple(get_type_hints(kind)) if is_dataclass(kind) else ()
     for name, kind in get_type_hints(Settings).items()
-}
-# What runs did before these keys were there; run folders of earlier versions are read with them.
-_LATER_KEYS: dict[str, dict[str, Any]] = {
-    "model": {"activation": "own", "abu_where": "head", "abu_normalisation": "none"},
-    "data": {"delimiter": None, "encoding": None, "opt_out_column": None, "split_seed": None},
-    "train": {"gradient_checkpointing": False, "proximal_mu": 0.0, "control_variates": False},
-    "strategy": {
-        "optimizer": "sgd",
-        "beta_1": 0.9,
-        "beta_2": 0.99,
-        "tau": 1e-3,
-        "ask_again_seconds": 300.0,
-        "max_share": None,
-        "max_update_norm": None,
-        "max_norm_ratio": None,
-        "on_excess": "refuse",
-    },
-    "evaluation": {"validation_fraction": 0.0, "patience": None},
-}
-_LATER_GROUPS: dict[str, dict[str, Any]] = {
-    "adapters": {
-        "name": "none",
-        "rank": 8,
-        "alpha": 16.0,
-        "dropout": 0.0,
-        "targets": None,
-        "base_precision": "fp32",
-    },
-    "personalisation": {
-        "name": "none",
-        "epochs": 5,
-        "learning_rate": None,
-        "gate_hidden": 32,
-        "everyone": False,
-        "keep_models": False,
-        "opt_out_clients": (),
-    },
 }
 # What SCAFFOLD needs, and why: without it the corrections would not cancel in the mean, or not be gradients.
 _MEAN = "each client reads the mean of all steps off the model that follows, which must be the clients' mean"
@@ -743,12 +711,6 @@ def known_keys() -> list[str]:
         for group, members in _TREE.items()
         for key in (group, *(f"{group}.{member}" for member in members))
     ]
-
-
-def _with_later_keys(values: dict[str, Any]) -> dict[str, Any]:
-    values = _LATER_GROUPS | values
-    groups = {group: later | values[group] for group, later in _LATER_KEYS.items() if group in values}
-    return values | groups
 
 
 def _folder_safe(text: str) -> str:

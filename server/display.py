@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from server.sweeps.table import Row
+    from server.run_folder import SweepRow
 
 
 class Display:
@@ -87,7 +87,7 @@ class Display:
         else:
             print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the terminal
 
-    def print_rows(self, rows: Sequence[Row]) -> None:
+    def print_rows(self, rows: Sequence[SweepRow]) -> None:
         """The result of a sweep as a table on standard output."""
         table = Table("model", "data", "K", "seed", "status", "accuracy", "of K = 1", "rounds to target")
         for row in rows:

@@ -1,4 +1,7 @@
-"""A run folder: settings, history, checkpoints, status. Every write is whole or not there."""
+"""A run folder: settings, history, checkpoints, status; and the line of a sweep's table that tells of one.
+
+Every write is whole or not there.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, BeforeValidator
 
 from common.files import named, write_atomically, write_json
 from common.settings import Settings
@@ -21,7 +25,37 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATES = ("running", "finished", "failed", "stopped")
+Empty = BeforeValidator(lambda value: None if value == "" else value)
+"""Of a number in a table of texts: there is none yet."""
 _KEPT_CHECKPOINTS = 2
+
+
+class SweepRow(BaseModel):
+    """A line of `sweep.csv`."""
+
+    model: str
+    data: str
+    arm: str = ""
+    """A column of the table only where the sweep has arms."""
+    num_clients: int
+    seed: int
+    status: Literal["pending", "running", "finished", "failed", "stopped"]
+    """`pending`, or the state of the run."""
+    accuracy_at_budget: Annotated[float | None, Empty]
+    baseline_accuracy: Annotated[float | None, Empty]
+    """Accuracy at the budget of the K = 1 run with the same model, data and seed."""
+    rounds_to_target: Annotated[int | None, Empty]
+    """First round whose accuracy reaches `target_fraction` of the baseline; None: not reached."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the run folder, as `Settings.cell` gives it."""
+        arm = [self.arm] if self.arm else []
+        return "-".join([self.model, self.data, *arm, f"k{self.num_clients}", f"s{self.seed}"])
+
+
+SWEEP_COLUMNS = [key for key, field in SweepRow.model_fields.items() if field.is_required()]
+"""Those that every `sweep.csv` has."""
 
 
 class FolderInUse(ValueError):

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from server.compose import compose
-from server.report.load import SWEEP_COLUMNS, load_run, load_sweep
+from server.report.load import load_run, load_sweep
+from server.run_folder import SWEEP_COLUMNS
 from server.sweeps.plan import compose_sweep
 from studies.collapse import judge, reaching_curves
 from studies.pairs import Answer, steps_so_far

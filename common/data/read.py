@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from common.errors import first_line, nearest
 from common.file_form import COMMA, FileForm, decoding_fault, looks_like
@@ -37,16 +37,6 @@ class Columns:
 
 class MissingColumn(ValueError):
     """A file can be read, but lacks a column."""
-
-
-class Row(NamedTuple):
-    """An example of a file that is read line by line."""
-
-    line: int
-    """The one it starts on."""
-    text: str | None
-    label: str | None
-    opted_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,30 +68,28 @@ class Table:
         )
 
 
-def column_table(
-    name: str, texts: list[list[Any]], labels: list[Any], columns: Columns, wishes: Sequence[Any] = ()
+def table_of(
+    name: str, rows: Iterable[tuple[int, Mapping[str, Any]]], columns: Columns, unit: str = "line"
 ) -> Table:
-    """Make a table of whole columns, `texts` holding one list for each of `columns.text`.
+    """Make a table of rows, each with its number and its values by column.
 
     Args:
-        wishes: the column `columns.opt_out`, if there is one.
+        name: as in `Table`. unit: what the numbers count, for places: `a.csv, line 7`.
 
     Raises:
         ValueError: there is no row, or a text, label or wish has a type it cannot have.
     """
-
-    def place(index: int) -> str:
-        return f"{name}, row {index + 1}"
-
-    joined = [
-        join_texts([as_text(value, column, place(row)) for value, column in zip(cells, columns.text)])  # noqa: B905
-        for row, cells in enumerate(zip(*texts, strict=True))
-    ]
-    if not joined:
-        raise ValueError(f"{name} holds no example.")
-    named = [as_label(value, columns.label, place(row)) for row, value in enumerate(labels)]
-    out = (row for row, value in enumerate(wishes) if as_wish(value, columns.opt_out, place(row)))
-    return Table(name, joined, named, place, tuple(out))
+    numbers, texts, labels, opted_out = list[int](), list[str | None](), list[str | None](), list[int]()
+    for number, row in rows:
+        place = f"{name}, {unit} {number}"
+        texts.append(join_texts([as_text(row.get(column), column, place) for column in columns.text]))
+        labels.append(as_label(row.get(columns.label), columns.label, place))
+        if columns.opt_out is not None and as_wish(row.get(columns.opt_out), columns.opt_out, place):
+            opted_out.append(len(numbers))
+        numbers.append(number)
+    if not numbers:
+        raise ValueError(f"{name} is empty: it holds no example. Check that it was written whole.")
+    return Table(name, texts, labels, lambda index: f"{name}, {unit} {numbers[index]}", tuple(opted_out))
 
 
 def join_texts(parts: Sequence[str | None]) -> str | None:
@@ -137,7 +125,7 @@ def as_label(value: Any, column: str, place: str) -> str | None:
     )
 
 
-def as_wish(value: Any, column: str | None, place: str) -> bool:
+def as_wish(value: Any, column: str, place: str) -> bool:
     """Whether a row's value in the column of those who opt out says so; a missing one does not.
 
     Raises:
@@ -204,18 +192,7 @@ def read_csv(path: Path, columns: Columns, form: FileForm | None = None) -> Tabl
     for name in columns.names:
         if header.count(name) > 1:
             raise ValueError(f"{path}: {header.count(name)} columns are called '{name}'. Rename all but one.")
-    at = {name: position for position, name in enumerate(header)}
-
-    def cells(line: int, row: list[str]) -> Row:
-        wish = None if columns.opt_out is None else row[at[columns.opt_out]]
-        return Row(
-            line,
-            join_texts([row[at[name]] for name in columns.text]),
-            row[at[columns.label]].strip() or None,
-            as_wish(wish, columns.opt_out, f"{path}, line {line}"),
-        )
-
-    return filled_table(path, (cells(line, row) for line, row in rows))
+    return table_of(str(path), ((line, dict(zip(header, row, strict=True))) for line, row in rows), columns)
 
 
 def csv_rows(
@@ -278,15 +255,7 @@ def read_jsonl(path: Path, columns: Columns, form: FileForm) -> Table:
             raise ValueError(undecodable(path, form)) from None
     if rows:
         require_columns(columns, list(dict.fromkeys(key for _, row in rows for key in row)), str(path))
-
-    def cells(line: int, row: dict[str, Any]) -> Row:
-        place = f"{path}, line {line}"
-        text = join_texts([as_text(row.get(name), name, place) for name in columns.text])
-        wish = None if columns.opt_out is None else row.get(columns.opt_out)
-        label = as_label(row.get(columns.label), columns.label, place)
-        return Row(line, text, label, as_wish(wish, columns.opt_out, place))
-
-    return filled_table(path, (cells(line, row) for line, row in rows))
+    return table_of(str(path), rows, columns)
 
 
 def _json_object(path: Path, line: int, content: str) -> dict[str, Any]:
@@ -311,15 +280,12 @@ def read_parquet(path: Path, columns: Columns, form: FileForm) -> Table:
     try:
         with pq.ParquetFile(path) as file:
             require_columns(columns, file.schema_arrow.names, str(path))
-            content = file.read(columns=wanted)
-        values = {name: content.column(name).to_pylist() for name in wanted}
+            rows = file.read(columns=wanted).to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is not a readable Parquet file ({first_line(error)}). Write or copy it anew."
         ) from None
-    wishes = [] if columns.opt_out is None else values[columns.opt_out]
-    texts = [values[name] for name in columns.text]
-    return column_table(str(path), texts, values[columns.label], columns, wishes)
+    return table_of(str(path), enumerate(rows, start=1), columns, "row")
 
 
 FILE_READERS: dict[str, Callable[[Path, Columns, FileForm], Table]] = {
@@ -327,20 +293,6 @@ FILE_READERS: dict[str, Callable[[Path, Columns, FileForm], Table]] = {
     ".jsonl": read_jsonl,
     ".parquet": read_parquet,
 }
-
-
-def filled_table(path: Path, rows: Iterable[Row]) -> Table:
-    """Table of a file read line by line. Raises ValueError if it holds no example."""
-    found = list(rows)
-    if not found:
-        raise ValueError(f"{path} is empty: it holds no example. Check that the file was written whole.")
-    return Table(
-        str(path),
-        [row.text for row in found],
-        [row.label for row in found],
-        lambda index: f"{path}, line {found[index].line}",
-        tuple(index for index, row in enumerate(found) if row.opted_out),
-    )
 
 
 def require_file(path: Path, key: str) -> None:

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 from common.data.read import (
     FILE_READERS,
     Columns,
-    Row,
     Table,
-    column_table,
     csv_rows,
-    filled_table,
     join_texts,
     read_csv,
     read_file,
     require_columns,
     require_file,
+    table_of,
     undecodable,
 )
 from common.errors import first_line, nearest
@@ -125,9 +123,12 @@ def hub_table(split: Any, name: str, settings: DataSettings) -> Table:
     order = settings.label_names or given
     if given is not None and order is not None:
         _require_same_labels(order, given, settings.hub_name)
-    numbers = split[columns.label][:]
-    labels = [_hub_label(value, order, f"{where}, row {row + 1}") for row, value in enumerate(numbers)]
-    return column_table(where, [split[column][:] for column in columns.text], labels, columns)
+    labels = [
+        _hub_label(value, order, f"{where}, row {row}") for row, value in enumerate(split[columns.label], 1)
+    ]
+    names, values = (*columns.text, columns.label), (split[column][:] for column in columns.text)
+    rows = (dict(zip(names, row, strict=True)) for row in zip(*values, labels, strict=True))
+    return table_of(where, enumerate(rows, start=1), columns, "row")
 
 
 def _require_same_labels(order: Sequence[str], given: Sequence[str], name: str | None) -> None:
@@ -269,14 +270,15 @@ def read_zhang_csv(path: Path, text_columns: Sequence[str], label_names: Sequenc
         ValueError: the file is broken or not UTF-8, or a class number has no name.
     """
 
-    def cells() -> Iterator[Row]:
+    def rows() -> Iterator[tuple[int, dict[str, str | None]]]:
         positions: list[int] = []
         for line, row in csv_rows(path):
             positions = positions or _zhang_positions(path, len(row), text_columns)
             text = join_texts([row[position].replace("\\n", "\n") for position in positions])
-            yield Row(line, text, _zhang_label(row[0], label_names, f"{path}, line {line}"))
+            label = _zhang_label(row[0], label_names, f"{path}, line {line}")
+            yield line, {"text": text, "label": label}
 
-    return filled_table(path, cells())
+    return table_of(str(path), rows(), Columns(("text",), "label"))
 
 
 def _zhang_positions(path: Path, width: int, wanted: Sequence[str]) -> list[int]:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, TypeAdapter, ValidationError
 
 from common.personal import FILE_NAME as PERSONAL
 from common.personal import PersonalRecord
 from common.settings import Settings
 from server.diagnostics.collapse import Collapse, Look, find_collapses
 from server.record import ClientRecord, Diagnostics, RoundRecord, best_of
+from server.run_folder import SWEEP_COLUMNS, SweepRow
 
-Status = Literal["pending", "running", "finished", "failed", "stopped"]
 Outcome = Literal["reached", "not reached", "not yet", "failed", "collapsed", "no baseline"]
 DEFAULT_TARGET_FRACTION = 0.9
 KEYS = ["model", "data", "arm", "num_clients", "seed"]
@@ -36,29 +36,6 @@ DISPLAY_NAMES = {
 }
 T = TypeVar("T")
 Read = TypeVar("Read", bound=BaseModel)
-
-
-class _Line(BaseModel):
-    """A line of `sweep.csv`, whose values are texts; empty where there is no number yet."""
-
-    model: str
-    data: str
-    arm: str = ""
-    num_clients: int
-    seed: int
-    status: Status
-    accuracy_at_budget: Annotated[float | None, BeforeValidator(lambda text: text or None)]
-    baseline_accuracy: Annotated[float | None, BeforeValidator(lambda text: text or None)]
-    rounds_to_target: Annotated[int | None, BeforeValidator(lambda text: text or None)]
-
-    @property
-    def folder(self) -> str:
-        """Name of the run folder, as `Settings.cell` gives it."""
-        arm = [self.arm] if self.arm else []
-        return "-".join([self.model, self.data, *arm, f"k{self.num_clients}", f"s{self.seed}"])
-
-
-SWEEP_COLUMNS = [key for key, field in _Line.model_fields.items() if field.is_required()]
 
 
 class _Plan(BaseModel):
@@ -353,7 +330,7 @@ def load_sweep(folder: Path) -> Sweep:
         ValueError: `sweep.csv` lacks a column or holds a value it cannot hold; names file and line.
     """
     lines = _read_lines(folder / "sweep.csv")
-    cells = pd.DataFrame([line.model_dump() for line in lines], columns=list(_Line.model_fields))
+    cells = pd.DataFrame([line.model_dump() for line in lines], columns=list(SweepRow.model_fields))
     cells = cells.rename(columns={"accuracy_at_budget": "accuracy", "baseline_accuracy": "baseline"})
     cells = cells.astype(dict.fromkeys(["accuracy", "baseline", "rounds_to_target"], float))
     folders = [folder / "cells" / line.folder for line in lines]
@@ -394,14 +371,14 @@ def joined(items: Iterable[object]) -> str:
     return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
 
 
-def _read_lines(path: Path) -> list[_Line]:
+def _read_lines(path: Path) -> list[SweepRow]:
     again = "Run the sweep's command again: it rewrites the file from its cells."
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
         missing = [name for name in SWEEP_COLUMNS if name not in table]
         if missing:
             raise ValueError(f"column {', '.join(missing)} is missing; there are {', '.join(SWEEP_COLUMNS)}")
-        return TypeAdapter(list[_Line]).validate_python(table.to_dict("records"))
+        return TypeAdapter(list[SweepRow]).validate_python(table.to_dict("records"))
     except ValidationError as error:
         first = error.errors()[0]
         line, key = int(first["loc"][0]) + 2, first["loc"][1]
@@ -412,7 +389,7 @@ def _read_lines(path: Path) -> list[_Line]:
         raise ValueError(f"{path}: {error}. {again}") from None
 
 
-def _outcome(line: _Line, run: Run | None) -> Outcome:
+def _outcome(line: SweepRow, run: Run | None) -> Outcome:
     """What became of the target; `not yet` may still change, `collapsed` was ended before it could."""
     if line.rounds_to_target is not None:
         return "reached"

@@ -17,9 +17,9 @@ from server.diagnostics.collapse import standing_collapse
 from server.display import display
 from server.engines.simulate import simulate
 from server.rounds.clients import RunFailed
-from server.run_folder import FolderInUse
+from server.run_folder import FolderInUse, SweepRow
 from server.sweeps.plan import SweepPlan, compose_sweep
-from server.sweeps.table import PlannedCell, Row, SweepFolder, rounds_to
+from server.sweeps.table import PlannedCell, SweepFolder
 
 if TYPE_CHECKING:
     from server.report.load import Sweep
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class Outcome:
     """What a sweep leaves."""
 
-    rows: list[Row]
+    rows: list[SweepRow]
     report: Path
 
 
@@ -42,11 +42,6 @@ class Cell:
 
     settings: Settings
     overrides: tuple[str, ...]
-
-    @property
-    def plan(self) -> PlannedCell:
-        """The cell as the sweep folder knows it."""
-        return PlannedCell.of(self.settings)
 
 
 def sweep(overrides: Sequence[str], study: Callable[[Sweep], Findings] | None = None) -> Outcome:
@@ -62,7 +57,7 @@ def sweep(overrides: Sequence[str], study: Callable[[Sweep], Findings] | None = 
     cells = [_cell(folder, cell_overrides) for cell_overrides in plan.cells]
     for cell in cells:
         folder.run_folder(cell.settings.cell).check_owner(cell.settings)
-    folder.write_plan([cell.plan for cell in cells], plan.target_fraction)
+    folder.write_plan([PlannedCell.of(cell.settings) for cell in cells], plan.target_fraction)
     try:
         _launch(plan, folder, [cell.overrides for cell in cells if not _at_budget(folder, cell)])
         _launch(plan, folder, _to_target(folder, cells, plan.target_fraction))
@@ -87,7 +82,7 @@ def _cell(folder: SweepFolder, overrides: Sequence[str]) -> Cell:
 def _at_budget(folder: SweepFolder, cell: Cell) -> bool:
     """Whether the cell's first phase is done; a reached target, or a collapse, may have ended it early."""
     finished = folder.run_folder(cell.settings.cell).status()["state"] == "finished"
-    accuracies, target = folder.accuracies(cell.plan), cell.settings.evaluation.target_accuracy
+    accuracies, target = folder.accuracies(cell.settings.cell), cell.settings.evaluation.target_accuracy
     has_accuracy = cell.settings.data.budget_rounds in accuracies
     is_there = target is not None and any(accuracies[number] >= target for number in accuracies if number > 0)
     return finished and (has_accuracy or is_there or _is_ended_by_collapse(folder, cell))
@@ -104,23 +99,16 @@ def _to_target(folder: SweepFolder, cells: Sequence[Cell], fraction: float) -> l
     A learning rate that has decayed to zero by the budget learns nothing more, and what collapsed under
     `train.on_collapse=stop` is not to go on: such cells stay as they are.
     """
-    baselines = {
-        (row.model, row.data, row.arm, row.seed): row.accuracy_at_budget
-        for row in folder.rows()
-        if row.num_clients == 1
-    }
     jobs = []
-    for cell in cells:
-        baseline = baselines.get(cell.plan.baseline_key)
-        accuracies = folder.accuracies(cell.plan)
-        threshold = cell.settings.data.second_threshold_rounds
+    for cell, row in zip(cells, folder.rows(), strict=True):  # both in the plan's order
+        baseline, threshold = row.baseline_accuracy, cell.settings.data.second_threshold_rounds
         if (
             baseline is not None
+            and row.rounds_to_target is None
             and _at_budget(folder, cell)
             and not _is_ended_by_collapse(folder, cell)
             and cell.settings.train.schedule == "constant"
-            and max(accuracies) < threshold
-            and rounds_to(accuracies, baseline, fraction) is None
+            and max(folder.accuracies(cell.settings.cell)) < threshold
         ):
             goal = (f"num_rounds={threshold}", f"evaluation.target_accuracy={fraction * baseline!r}")
             jobs.append((*cell.overrides[:-1], *goal))

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from common.files import write_atomically, write_json
 from common.settings import Settings
-from server.run_folder import RunFolder
+from server.run_folder import RunFolder, SweepRow
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,6 @@ class PlannedCell:
         return self.model, self.data, self.arm, self.seed
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of `sweep.csv`."""
-
-    model: str
-    data: str
-    arm: str
-    """A column of the table only where the sweep has arms."""
-    num_clients: int
-    seed: int
-    status: str
-    """`pending`, or the state of the run."""
-    accuracy_at_budget: float | None
-    baseline_accuracy: float | None
-    """Accuracy at the budget of the K = 1 run with the same model, data and seed."""
-    rounds_to_target: int | None
-    """First round whose accuracy reaches `target_fraction` of the baseline; None: not reached."""
-
-
 class SweepFolder:
     """The files of one sweep, under `path`."""
 
@@ -88,15 +69,15 @@ class SweepFolder:
         plan = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
         return [PlannedCell(**cell) for cell in plan["cells"]], plan["target_fraction"]
 
-    def accuracies(self, cell: PlannedCell) -> dict[int, float]:
-        """Test accuracy after each whole round."""
-        records = self.run_folder(cell.name).history()
+    def accuracies(self, name: str) -> dict[int, float]:
+        """Test accuracy of the cell of this name after each whole round."""
+        records = self.run_folder(name).history()
         return {record.round: record.accuracy for record in records if record.accuracy is not None}
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SweepRow]:
         """How every cell stands, in the order of the plan."""
         cells, fraction = self.read_plan()
-        curves = {cell.name: self.accuracies(cell) for cell in cells}
+        curves = {cell.name: self.accuracies(cell.name) for cell in cells}
         baselines = {
             cell.baseline_key: curves[cell.name].get(cell.budget_rounds)
             for cell in cells
@@ -105,32 +86,26 @@ class SweepFolder:
         rows = []
         for cell in cells:
             baseline = baselines.get(cell.baseline_key)
-            rows.append(
-                Row(
-                    model=cell.model,
-                    data=cell.data,
-                    arm=cell.arm,
-                    num_clients=cell.num_clients,
-                    seed=cell.seed,
-                    status=self.run_folder(cell.name).status()["state"],
-                    accuracy_at_budget=curves[cell.name].get(cell.budget_rounds),
-                    baseline_accuracy=baseline,
-                    rounds_to_target=rounds_to(curves[cell.name], baseline, fraction),
-                )
-            )
+            told = {
+                "status": self.run_folder(cell.name).status()["state"],
+                "accuracy_at_budget": curves[cell.name].get(cell.budget_rounds),
+                "baseline_accuracy": baseline,
+                "rounds_to_target": rounds_to(curves[cell.name], baseline, fraction),
+            }
+            rows.append(SweepRow.model_validate(asdict(cell) | told))
         return rows
 
-    def write_table(self) -> list[Row]:
+    def write_table(self) -> list[SweepRow]:
         """Bring `sweep.csv` up to date; cells may end at the same time in several processes."""
         with FileLock(self.path / ".lock", timeout=60):
             return self._write_rows(self.rows())
 
-    def _write_rows(self, rows: list[Row]) -> list[Row]:
+    def _write_rows(self, rows: list[SweepRow]) -> list[SweepRow]:
         text = io.StringIO()
-        columns = [name for name in Row.__dataclass_fields__ if name != "arm" or any(row.arm for row in rows)]
+        columns = [name for name in SweepRow.model_fields if name != "arm" or any(row.arm for row in rows)]
         writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows(row.model_dump() for row in rows)
         write_atomically(self.path / "sweep.csv", lambda part: part.write_text(text.getvalue()))
         return rows
 

@@ -18,9 +18,9 @@ from common.settings import Settings
 from server.record import ClientRecord, RoundRecord
 
 Schema = dict[str, Any]
-PUBLISHED: dict[str, TypeAdapter[Any]] = {
-    "round_record": TypeAdapter(RoundRecord),
-    "settings": TypeAdapter(Settings),
+PUBLISHED: dict[str, Schema] = {
+    "round_record": TypeAdapter(RoundRecord).json_schema(),
+    "settings": TypeAdapter(Settings).json_schema(mode="serialization"),
 }
 """A line of `history.jsonl`; `settings.json`."""
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -65,7 +65,7 @@ def published(name: str) -> Path:
 
 def schema_text(name: str) -> str:
     """What it should hold."""
-    schema = {"$schema": Draft202012Validator.META_SCHEMA["$id"], **PUBLISHED[name].json_schema()}
+    schema = {"$schema": Draft202012Validator.META_SCHEMA["$id"], **PUBLISHED[name]}
     return json.dumps(schema, indent=2) + "\n"
 
 

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 
 from common.settings import Settings
 from server.diagnostics.updates import entropy
-from server.report.load import SWEEP_COLUMNS
 from server.report.render import write_report as write_any_report
+from server.run_folder import SWEEP_COLUMNS
 from studies import findings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -136,13 +136,13 @@ class Subject:
     @cached_property
     def texts(self) -> list[str]:
         """Every text that is one."""
-        return [text for text in self.rows.texts if text and not text.isspace()]
+        return [text for text in self.rows.texts if text]
 
     @cached_property
     def label_counts(self) -> Counter[str]:
         """Examples with a text, by their own label name."""
         rows = zip(self.rows.texts, self.rows.labels, strict=True)
-        return Counter(label for text, label in rows if label is not None and text and not text.isspace())
+        return Counter(label for text, label in rows if label is not None and text)
 
 
 # --- the machine ------------------------------------------------------------------------------------------
@@ -557,7 +557,7 @@ def _mapping(on: Subject) -> Finding:
 
 def _empty(on: Subject) -> Finding:
     """Every example has a text."""
-    empty = [row for row, text in enumerate(on.rows.texts) if not text or text.isspace()]
+    empty = [row for row, text in enumerate(on.rows.texts) if not text]
     if not empty:
         return _ok("every example has a text")
     said = f"{len(empty)} of {len(on.rows.texts)} examples have none, the first in {on.rows.place(empty[0])}"

@@ -46,7 +46,7 @@ class Table:
     name: str
     """What messages call it: a path, or a split of a data set."""
     texts: list[str | None]
-    """None where the text is missing."""
+    """None where the text is missing, or blank."""
     labels: list[str | None]
     """None where the label is missing; as long as `texts`."""
     place: Callable[[int], str]

@@ -37,8 +37,8 @@ class Source:
 
     train: tuple[Table, ...]
     """One table, or one a site."""
-    test: Table | None
-    """None where the source has no test set: part of training is held out."""
+    test: tuple[Table, ...] = ()
+    """() where the source has no test set: part of training is held out."""
     site_names: tuple[str, ...] = ()
     """Names of the sites `train` belongs to; () where the source knows no sites."""
     label_names: tuple[str, ...] | None = None
@@ -66,9 +66,9 @@ def read_hub(settings: DataSettings) -> Source:
             f"{settings.hub_name} has no split 'train'; it has: {', '.join(splits)}. "
             "Export the split you want to a file and set data=files data.path=<file>."
         )
-    tables = {name: hub_table(splits[name], name, settings) for name in ("train", "test") if name in splits}
+    train, *test = (hub_table(splits[name], name, settings) for name in ("train", "test") if name in splits)
     names = class_names(splits["train"], settings.label_column)
-    return Source((tables["train"],), tables.get("test"), label_names=names)
+    return Source((train,), tuple(test), label_names=names)
 
 
 def load_splits(settings: DataSettings) -> Any:
@@ -196,7 +196,7 @@ def read_bbc_package(settings: DataSettings) -> Source:
             )
         folder = Path(spec.submodule_search_locations[0]) / "bbcnews" / "data"
     topics = sorted(p for p in folder.glob("*") if p.is_dir() and p.name[0] not in "._")
-    return Source((_text_files(folder, topics, fallback="cp1252"),), None)
+    return Source((_text_files(folder, topics, fallback="cp1252"),))
 
 
 def read_imdb_folders(settings: DataSettings) -> Source:
@@ -218,7 +218,7 @@ def read_imdb_folders(settings: DataSettings) -> Source:
                     "train/neg, train/pos, test/neg and test/pos."
                 )
         tables.append(_text_files(root / split, folders))
-    return Source((tables[0],), tables[1])
+    return Source((tables[0],), (tables[1],))
 
 
 def _text_files(root: Path, folders: Sequence[Path], fallback: str | None = None) -> Table:
@@ -234,7 +234,7 @@ def _text_files(root: Path, folders: Sequence[Path], fallback: str | None = None
                     raise ValueError(undecodable(file, None)) from None
                 text = content.decode(fallback, errors="replace")
                 odd.append(f"{folder.name}/{file.name}")
-            texts.append(text)
+            texts.append(join_texts([text]))
             labels.append(folder.name)
             files.append(file)
     if not texts:
@@ -257,7 +257,7 @@ def read_zhang_folder(settings: DataSettings) -> Source:
     for name in names:
         require_file(root / name, "data.path")
     tables = [read_zhang_csv(root / n, settings.text_columns, settings.label_names) for n in names]
-    return Source((tables[0],), tables[1])
+    return Source((tables[0],), (tables[1],))
 
 
 def read_zhang_csv(path: Path, text_columns: Sequence[str], label_names: Sequence[str] | None) -> Table:
@@ -322,7 +322,7 @@ def read_spooky_csv(settings: DataSettings) -> Source:
     """
     path = _local_path(settings)
     require_file(path, "data.path")
-    return Source((read_csv(path, Columns(settings.text_columns, settings.label_column)),), None)
+    return Source((read_csv(path, Columns(settings.text_columns, settings.label_column)),))
 
 
 def read_local_files(settings: DataSettings) -> Source:
@@ -334,16 +334,16 @@ def read_local_files(settings: DataSettings) -> Source:
     """
     path, columns = _local_path(settings), Columns(settings.text_columns, settings.label_column)
     training = replace(columns, opt_out=settings.opt_out_column)  # nobody trains on a test file
-    test_path = Path(settings.test_path).expanduser() if settings.test_path is not None else None
-    if test_path is not None and test_path.resolve() == path.resolve():
+    tests = [] if settings.test_path is None else [Path(settings.test_path).expanduser()]
+    if any(test.resolve() == path.resolve() for test in tests):
         raise ValueError(
             f"data.test_path and data.path are both {path}; a test on training texts says nothing. "
             "Set data.test_path to another file, or to null to hold out a part."
         )
-    sites = _site_files(path, test_path) if path.is_dir() else []
+    sites = _site_files(path, tests) if path.is_dir() else []
     form, files = settings.form, sites or [path]
-    form.require_use([*files, *([] if test_path is None else [test_path])])
-    test = read_file(test_path, columns, "data.test_path", form) if test_path is not None else None
+    form.require_use([*files, *tests])
+    test = tuple(read_file(file, columns, "data.test_path", form) for file in tests)
     return Source(
         tuple(read_file(file, training, "data.path", form) for file in files),
         test,
@@ -351,10 +351,10 @@ def read_local_files(settings: DataSettings) -> Source:
     )
 
 
-def _site_files(folder: Path, test_path: Path | None) -> list[Path]:
+def _site_files(folder: Path, tests: Sequence[Path]) -> list[Path]:
     """Files of a folder by name, without hidden ones and the test file; each must be a site's."""
-    tested = test_path.resolve() if test_path is not None else None
-    files = [p for p in sorted(folder.iterdir()) if p.name[0] != "." and p.resolve() != tested]
+    tested = [test.resolve() for test in tests]
+    files = [p for p in sorted(folder.iterdir()) if p.name[0] != "." and p.resolve() not in tested]
     stems = [file.stem.lower() for file in files]
     for file in files:
         if not file.is_file() or file.suffix.lower() not in FILE_READERS:

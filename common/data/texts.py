@@ -96,13 +96,13 @@ def read_texts(
             f"{error.filename} cannot be read: {error.strerror}. Check its permissions."
         ) from None
     tables, findings = _drop_empty(source.train, "train", settings.drop_empty)
-    test_tables, test_findings = _drop_empty(_test_tables(source), "test", settings.drop_empty)
+    test_tables, test_findings = _drop_empty(source.test, "test", settings.drop_empty)
     tables, out_tables = _opted_out(tables)
     names = _label_names(settings, source, tables, test_tables, out_tables)
     train, test, opted_out = (_join(part, names) for part in (tables, test_tables, out_tables))
     sites = np.repeat(np.arange(len(tables)), [len(table.texts) for table in tables])
     test_sites = np.zeros(len(test), dtype=np.int64)
-    if source.test is None:
+    if not source.test:
         split_seed = seed if settings.split_seed is None else settings.split_seed
         held = _hold_out(train.labels, sites, source.site_names, settings.test_fraction, split_seed)
         train, test = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
@@ -110,7 +110,7 @@ def read_texts(
     names_of_sites = source.site_names if of_each_site or site is not None else ()
     kept = _draw(train.labels, sites, settings.train_examples, seed, "train_examples", names_of_sites)
     train, sites = train.take(kept), sites[kept]
-    test_owners = names_of_sites if source.test is None else ()
+    test_owners = names_of_sites if not source.test else ()
     owned_by = test_sites if test_owners else np.zeros_like(test.labels)
     test_kept = _draw(test.labels, owned_by, settings.test_examples, seed, "test_examples", test_owners)
     test, test_sites = test.take(test_kept), test_sites[test_kept]
@@ -120,7 +120,7 @@ def read_texts(
         test.cut(settings.max_words),
         names,
         tuple(zip(source.site_names, sizes, strict=True)) if source.site_names else (),
-        _sizes(test_sites, tables) if source.site_names and source.test is None else (),
+        _sizes(test_sites, tables) if source.site_names and not source.test else (),
         opted_out.cut(settings.max_words),
         tuple(len(table.texts) for table in out_tables) if source.site_names else (),
         (*findings, *test_findings, *_remarks(train, test, names)),
@@ -130,13 +130,14 @@ def read_texts(
 def _as_site(source: Source, site: str | None, label_map: dict[str, str]) -> Source:
     """The source under its site's name, its labels under the names all sites share."""
 
-    def rename(table: Table) -> Table:
-        labels = [label if label is None else label_map.get(label, label) for label in table.labels]
-        return replace(table, labels=labels)
+    def rename(tables: tuple[Table, ...]) -> tuple[Table, ...]:
+        return tuple(
+            replace(table, labels=[label and label_map.get(label, label) for label in table.labels])
+            for table in tables
+        )
 
     if label_map:
-        test = None if source.test is None else rename(source.test)
-        source = replace(source, train=tuple(rename(table) for table in source.train), test=test)
+        source = replace(source, train=rename(source.train), test=rename(source.test))
     return source if site is None else replace(source, site_names=(site,))
 
 
@@ -144,27 +145,16 @@ def _sizes(sites: np.ndarray, tables: Sequence[Table]) -> tuple[int, ...]:
     return tuple(np.bincount(sites, minlength=len(tables)).tolist())
 
 
-def _test_tables(source: Source) -> tuple[Table, ...]:
-    return () if source.test is None else (source.test,)
-
-
 def _drop_empty(tables: Sequence[Table], part: str, drop: bool) -> tuple[list[Table], list[str]]:
     """Tables without the rows that have no text, and what to say about them."""
     findings = [finding for table in tables for finding in table.findings]
-    filled = [
-        [row for row, text in enumerate(table.texts) if text and not text.isspace()] for table in tables
-    ]
+    filled = [[row for row, text in enumerate(table.texts) if text] for table in tables]
     total = sum(len(table.texts) for table in tables)
     empty = total - sum(len(rows) for rows in filled)
     if not empty:
         return list(tables), findings
     if not drop:
-        first = next(
-            table.place(row)
-            for table in tables
-            for row, text in enumerate(table.texts)
-            if not text or text.isspace()
-        )
+        first = next(t.place(row) for t in tables for row, text in enumerate(t.texts) if not text)
         raise ValueError(
             f"{part}: {empty} of {total} examples have an empty or missing text, the first in {first}. "
             "Complete them, or set data.drop_empty=true to leave them out."

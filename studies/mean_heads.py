@@ -17,7 +17,7 @@ import torch
 import typer
 from torch.nn.functional import cross_entropy
 
-from common.data.texts import TextData, read_texts
+from common.data.texts import LabelledTexts, TextData, read_texts
 from common.model.build import Classifier, build_classifier, draw_head
 from common.runtime import prepare
 from common.settings import Settings
@@ -50,7 +50,7 @@ def mean_head(classifier: Classifier, seed: int, num_clients: int) -> None:
         parameters[name].data.copy_(total / num_clients)
 
 
-def measure(classifier: Classifier, data: TextData, max_length: int) -> list[float]:
+def measure(classifier: Classifier, data: TextData[LabelledTexts], max_length: int) -> list[float]:
     """In the order of COLUMNS: three norms of gradients, and before them that of the new head's matrices, and
     the standard deviation of the logits over the texts, mean over the classes."""
     model: Any = classifier.model.eval()

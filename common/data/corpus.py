@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from common.data.texts import read_texts
+from common.data.texts import PARTS, TextData, read_texts
 from common.data.tokens import TokenisedTexts, cache_folder, tokenise
 from common.pretrained import load_tokenizer
 from common.settings import DataSettings, ModelSettings, Settings
 
-
-@dataclass(frozen=True, eq=False)
-class Corpus:
-    """All texts of a run as token ids. Equal to itself alone: what is dealt from it is kept by it."""
-
-    train: TokenisedTexts
-    test: TokenisedTexts
-    label_names: tuple[str, ...]
-    site_sizes: tuple[tuple[str, int], ...]
-    test_sizes: tuple[int, ...]
-    opted_out: TokenisedTexts
-    """Texts that take part in no round."""
-    opted_out_sizes: tuple[int, ...]
-    findings: tuple[str, ...]
-
-
+Corpus = TextData[TokenisedTexts]
+"""All texts of a run as token ids."""
 _Key = tuple[DataSettings, ModelSettings, int, int, str | None, bool]
 _MOST_CORPORA = 2
 _corpora: dict[_Key, Corpus] = {}  # newest last
@@ -39,20 +23,12 @@ def _read(settings: Settings, site: str | None) -> Corpus:
     of_each_site = settings.partition.name == "by_site"
     texts = read_texts(settings.data, settings.seed, site, of_each_site=of_each_site)
     tokenizer, cache = load_tokenizer(settings.model), cache_folder(settings.data.token_cache)
-    train, test, opted_out = (
-        tokenise(part.texts, part.labels, tokenizer, settings.train.max_length, cache)
-        for part in (texts.train, texts.test, texts.opted_out)
-    )
-    return Corpus(
-        train,
-        test,
-        texts.label_names,
-        texts.site_sizes,
-        texts.test_sizes,
-        opted_out,
-        texts.opted_out_sizes,
-        texts.findings,
-    )
+    parts = {name: getattr(texts, name) for name in PARTS}
+    tokenised = {
+        name: tokenise(part.texts, part.labels, tokenizer, settings.train.max_length, cache)
+        for name, part in parts.items()
+    }
+    return Corpus(**vars(texts) | tokenised)
 
 
 def open_corpus(settings: Settings, site: str | None = None) -> Corpus:

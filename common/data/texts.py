@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
@@ -47,12 +47,18 @@ class LabelledTexts:
         return LabelledTexts(cut, self.labels)
 
 
-@dataclass(frozen=True)
-class TextData:
-    """A data set ready to be dealt to clients."""
+T = TypeVar("T")
 
-    train: LabelledTexts
-    test: LabelledTexts
+
+@dataclass(frozen=True, eq=False)
+class TextData(Generic[T]):
+    """A data set ready to be dealt to clients, as texts or as token ids.
+
+    Equal to itself alone: what is dealt from it is kept by it.
+    """
+
+    train: T
+    test: T
     label_names: tuple[str, ...]
     """Labels in the order of their numbers."""
     site_sizes: tuple[tuple[str, int], ...]
@@ -61,7 +67,7 @@ class TextData:
     test_sizes: tuple[int, ...]
     """Number of held-out examples of each site, in the order they stand in `test`; () where the test set
     is nobody's own."""
-    opted_out: LabelledTexts
+    opted_out: T
     """Training texts that take part in no round, and are in none of the other parts."""
     opted_out_sizes: tuple[int, ...]
     """Number of them of each site, in the order they stand in `opted_out`; () as for `site_sizes`."""
@@ -69,9 +75,13 @@ class TextData:
     """What a person should be told, one sentence each."""
 
 
+PARTS = ("train", "test", "opted_out")
+"""Fields of `TextData` that hold texts."""
+
+
 def read_texts(
     settings: DataSettings, seed: int, site: str | None = None, *, of_each_site: bool = False
-) -> TextData:
+) -> TextData[LabelledTexts]:
     """Read a data set, hold out a test set where it has none, and draw as many examples as asked.
 
     Same settings, files and seed give the same examples in the same order. The held-out texts do not

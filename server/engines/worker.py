@@ -24,6 +24,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from common.data.corpus import Corpus, keep_corpus
+from common.data.texts import PARTS
 from common.data.tokens import TokenisedTexts
 from common.model.state import move_into, open_model
 from common.settings import Settings
@@ -34,7 +35,7 @@ from common.wire.messages import put_arrays, read_content, take_arrays, write_co
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PARTS, _ARRAYS = ("train", "test", "opted_out"), ("ids", "starts", "labels")
+_ARRAYS = ("ids", "starts", "labels")
 Answer = Callable[[str, int, RecordDict], RecordDict]
 """From a message's type, the number of the client it is for, and its content, to the answer's content."""
 
@@ -150,7 +151,7 @@ def corpus_to_memory(corpus: Corpus) -> tuple[int, dict[str, Any]]:
     """Write the tokenised texts into fresh memory: its descriptor, and what else is to be known of them."""
     arrays = {
         f"{part}.{name}": np.ascontiguousarray(getattr(getattr(corpus, part), name))
-        for part in _PARTS
+        for part in PARTS
         for name in _ARRAYS
     }
     fd, table = local.memory_for(arrays)
@@ -164,11 +165,15 @@ def corpus_from_memory(fd: int, facts: dict[str, Any]) -> Corpus:
     memory = local.bytes_of(fd)
     memory.flags.writeable = False
     arrays = local.read_arrays(memory, facts["table"])
-    train, test, opted_out = (
-        TokenisedTexts(**{name: arrays[f"{part}.{name}"] for name in _ARRAYS}, pad_id=facts["pad_id"])
-        for part in _PARTS
+    parts = {
+        part: TokenisedTexts(**{name: arrays[f"{part}.{name}"] for name in _ARRAYS}, pad_id=facts["pad_id"])
+        for part in PARTS
+    }
+    return Corpus(
+        **parts,
+        label_names=tuple(facts["label_names"]),
+        site_sizes=tuple((str(name), int(size)) for name, size in facts["site_sizes"]),
+        test_sizes=tuple(facts["test_sizes"]),
+        opted_out_sizes=tuple(facts["opted_out_sizes"]),
+        findings=(),
     )
-    sites = tuple((str(name), int(size)) for name, size in facts["site_sizes"])
-    test_sizes, opted_out_sizes = tuple(facts["test_sizes"]), tuple(facts["opted_out_sizes"])
-    names = tuple(facts["label_names"])
-    return Corpus(train, test, names, sites, test_sizes, opted_out, opted_out_sizes, findings=())

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, RootModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from common.personal import FILE_NAME as PERSONAL
 from common.personal import PersonalRecord
 from common.settings import Settings
-from server.diagnostics.collapse import Collapse, Look, find_collapses
+from server.diagnostics.collapse import Collapse, Look, find_collapses, looks_of
 from server.record import ClientRecord, Diagnostics, RoundRecord, best_of
 from server.run_folder import SWEEP_COLUMNS, SweepRow
 
@@ -35,39 +35,13 @@ DISPLAY_NAMES = {
     "spooky_author": "Spooky Author",
 }
 T = TypeVar("T")
-Read = TypeVar("Read", bound=BaseModel)
+_adapter = cache(TypeAdapter)
 
 
 class _Plan(BaseModel):
     """What is read of `sweep.json`."""
 
     target_fraction: float = DEFAULT_TARGET_FRACTION
-
-
-class _State(BaseModel):
-    """`status.json`."""
-
-    state: str | None = None
-    reason: str | None = None
-
-
-class _Said(BaseModel):
-    """What one site said to the plan."""
-
-    code: str = ""
-    words: str = ""
-
-
-class _Approvals(RootModel[dict[str, _Said]]):
-    """`approvals.json`."""
-
-    root: dict[str, _Said] = {}
-
-
-class _Personal(RootModel[PersonalRecord | None]):
-    """`personal.json`."""
-
-    root: PersonalRecord | None = None
 
 
 class _Labels(BaseModel):
@@ -120,14 +94,9 @@ class Run:
     """What the clients of a simulation made of its model; None where they made nothing."""
 
     @property
-    def num_labels(self) -> int | None:
-        """None where the labels are not known."""
-        return len(self.label_names) or None
-
-    @property
     def chance(self) -> float | None:
-        """Accuracy of guessing evenly: 1 / number of labels."""
-        return 1 / self.num_labels if self.num_labels else None
+        """Accuracy of guessing evenly: 1 / number of labels; None where they are not known."""
+        return 1 / len(self.label_names) if self.label_names else None
 
     @property
     def largest_share(self) -> float | None:
@@ -147,8 +116,7 @@ class Run:
     @cached_property
     def looks(self) -> tuple[Look, ...]:
         """What is predicted, round by round; empty in a history without diagnostics."""
-        looks = (Look.of(record) for record in self.rounds)
-        return tuple(look for look in looks if look is not None)
+        return tuple(looks_of(self.rounds))
 
     @cached_property
     def collapses(self) -> tuple[Collapse, ...]:
@@ -336,27 +304,29 @@ def load_sweep(folder: Path) -> Sweep:
     folders = [folder / "cells" / line.folder for line in lines]
     cells["run"] = pd.Series([load_run(path) if path.is_dir() else None for path in folders], dtype=object)
     cells["outcome"] = [_outcome(line, run) for line, run in zip(lines, cells["run"], strict=True)]
-    return Sweep(folder.name, cells, _read(folder / "sweep.json", _Plan, []).target_fraction)
+    return Sweep(folder.name, cells, _read(folder / "sweep.json", _Plan, _Plan(), []).target_fraction)
 
 
 def load_run(folder: Path) -> Run:
     """Read one run folder; a file that is missing or damaged is named in `problems`, not raised."""
     problems: list[str] = []
     settings = _read_settings(folder / "settings.json", problems)
-    status = _read(folder / "status.json", _State, problems)
-    labels = _read(folder / "labels.json", _Labels, problems)
-    approvals = _read(folder / "approvals.json", _Approvals, problems)
+    status: dict[str, str | None] = _read(folder / "status.json", dict[str, str | None], {}, problems)
+    labels = _read(folder / "labels.json", _Labels, _Labels(), problems)
+    approvals: dict[str, dict[str, str]] = _read(
+        folder / "approvals.json", dict[str, dict[str, str]], {}, problems
+    )
     names = labels.label_names if labels.label_names is not None else settings and settings.data.label_names
     return Run(
         settings=settings,
-        state=status.state,
-        reason=status.reason or None,
+        state=status.get("state"),
+        reason=status.get("reason") or None,
         rounds=_read_history(folder / "history.jsonl", problems),
         problems=tuple(problems),
         label_names=names or (),
         test_counts=labels.test_counts or (),
-        approvals={name: said.words for name, said in sorted(approvals.root.items())},
-        personal=_read(folder / PERSONAL, _Personal, problems).root,
+        approvals={name: said.get("words", "") for name, said in sorted(approvals.items())},
+        personal=_read(folder / PERSONAL, PersonalRecord, None, problems),
     )
 
 
@@ -419,14 +389,16 @@ def _read_settings(path: Path, problems: list[str]) -> Settings | None:
     return None
 
 
-def _read(path: Path, kind: type[Read], problems: list[str]) -> Read:
+def _read(path: Path, kind: Any, otherwise: T, problems: list[str]) -> T:
+    """What a JSON file of this kind holds; `otherwise` where it is missing or damaged."""
     try:
-        return kind.model_validate_json(path.read_bytes())
+        found: T = _adapter(kind).validate_json(path.read_bytes())
+        return found
     except FileNotFoundError:
         pass
     except ValidationError:
         problems.append(f"{path.name} cannot be read")
-    return kind()
+    return otherwise
 
 
 def _read_history(path: Path, problems: list[str]) -> tuple[RoundRecord, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from common.data.texts import TextData, read_texts
+from common.data.texts import LabelledTexts, TextData, read_texts
 from common.settings import DataSettings
 
 DEFAULTS: dict[str, Any] = {
@@ -37,7 +37,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def read(*, seed: int = 7, **changes: Any) -> TextData:
+def read(*, seed: int = 7, **changes: Any) -> TextData[LabelledTexts]:
     """Read with these settings changed from the defaults above."""
     return read_texts(DataSettings(**(DEFAULTS | changes)), seed=seed)
 
@@ -58,7 +58,7 @@ def write(path: Path, content: str | bytes) -> str:
     return str(path)
 
 
-def pairs(data: TextData, part: str = "train") -> list[tuple[str, str]]:
+def pairs(data: TextData[LabelledTexts], part: str = "train") -> list[tuple[str, str]]:
     """(text, label name) of every example of a part."""
     texts = getattr(data, part)
     return [(text, data.label_names[number]) for text, number in zip(texts.texts, texts.labels, strict=True)]

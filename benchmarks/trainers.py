@@ -84,9 +84,7 @@ def wardround(job: Job) -> Speed:
 
     def train(num_texts: int, number: int) -> float:
         place = Place(seed=0, round=number, client=0, device=model_state.device, precision=job.precision)
-        return train_epochs(
-            model_state.classifier.model, texts, np.arange(num_texts), settings.train, place
-        ).loss
+        return train_epochs(model_state.classifier.model, texts, np.arange(num_texts), settings.train, place)
 
     train(min(BATCH, len(texts)), 1)
     started = time.perf_counter()

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from client.site import Examples, SimulatedSite
-from common.data.batches import by_length, evaluation_batches
+from common.data.batches import by_length
 from common.data.partitions import deal_alike
 from common.data.tokens import TokenisedTexts
 from common.files import write_atomically
@@ -187,11 +187,8 @@ class Personaliser:
         return best
 
     def _measure(self, model: nn.Module, texts: TokenisedTexts) -> Counts:
-        settings, order = self.settings, by_length(texts, np.arange(len(texts)))
-        batches = evaluation_batches(
-            texts, order, settings.train, settings.evaluation.batch_size, self._state.device
-        )
-        return evaluate(model, batches, settings.precision)
+        order = by_length(texts, np.arange(len(texts)))
+        return evaluate(model, texts, order, self.settings, self._state.device)
 
     def _seed(self, owner: str) -> int:
         """Of what is drawn for one site: it and the run know both, and no number among the others is."""

@@ -17,7 +17,7 @@ from client.plans import Declines, file_digest
 from client.policy import Policy
 from client.site import Examples, Kept, Order, Site
 from client.variates import Variates
-from common.data.batches import by_length, count_steps, evaluation_batches
+from common.data.batches import by_length, count_steps
 from common.model.build import draw_head
 from common.model.counts import Counts
 from common.model.flat import distance, tensor_of
@@ -130,7 +130,7 @@ def run_local_round(task: Task, site: Site) -> Update:
         variates = Variates.open(task, run, site, received, num_steps)
         if variates.correction is not None:
             correction = state.layout.views(tensor_of(variates.correction).to(state.device))
-    result = train_epochs(model, texts, examples.train, settings.train, place, new_head, frozen, correction)
+    loss = train_epochs(model, texts, examples.train, settings.train, place, new_head, frozen, correction)
     trained = state.flat.detach().cpu().numpy()
     if variates is not None:
         variates.keep(task, run, site, received, trained)
@@ -142,8 +142,8 @@ def run_local_round(task: Task, site: Site) -> Update:
         layout=state.layout.digest,
         payload=_payload(task, site, trained, received),
         num_examples=len(examples.train),
-        num_steps=result.num_steps,
-        loss=result.loss,
+        num_steps=num_steps,
+        loss=loss,
         seconds=time.perf_counter() - started,
         test=None if is_withheld else test,
         withheld=int(is_withheld),
@@ -293,12 +293,10 @@ def _payload(task: Task, site: Site, trained: np.ndarray, received: np.ndarray) 
 
 
 def _count(state: ModelState, settings: Settings, examples: Examples) -> Counts:
-    texts, size = examples.corpus.test, settings.evaluation.batch_size
+    model, texts = state.classifier.model, examples.corpus.test
 
     def count(indices: np.ndarray) -> Counts:
-        order = by_length(texts, indices)
-        batches = evaluation_batches(texts, order, settings.train, size, state.device)
-        return evaluate(state.classifier.model, batches, settings.precision)
+        return evaluate(model, texts, by_length(texts, indices), settings, state.device)
 
     validation = count(examples.validation) if len(examples.validation) else None
     return replace(count(examples.test), validation=validation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from common.data.batches import count_steps, training_steps
+from common.data.batches import count_steps, evaluation_batches, training_steps
 from common.data.tokens import Batch, TokenisedTexts
 from common.errors import DIVERGED
 from common.model.blend import blend_parameters
 from common.model.counts import Counts
 from common.runtime import numpy_stream, precision_context, torch_stream
-from common.settings import TrainSettings
+from common.settings import Settings, TrainSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,16 +44,6 @@ class Place:
     precision: str
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What a client learned in one round."""
-
-    loss: float
-    """Mean over all examples seen in all epochs of the round."""
-    num_steps: int
-    """Optimiser steps taken."""
-
-
 def train_epochs(
     model: nn.Module,
     texts: TokenisedTexts,
@@ -63,7 +53,7 @@ def train_epochs(
     new_head: Sequence[str] = (),
     frozen: Collection[str] = (),
     correction: Mapping[str, Tensor] | None = None,
-) -> TrainResult:
+) -> float:
     """Train `model` in place for `settings.local_epochs` passes over `texts[indices]`.
 
     Args:
@@ -71,6 +61,9 @@ def train_epochs(
         frozen: names of those that are never trained.
         correction: by name, on the model's device, what every step takes away from a parameter besides: of
             SCAFFOLD's control variates (`client/variates.py`).
+
+    Returns:
+        Mean loss over all examples seen in all epochs.
 
     Raises:
         ValueError: `drop_last` leaves no whole batch.
@@ -111,13 +104,13 @@ def train_epochs(
             loss_sum += loss * size
             num_seen += size
             num_steps += 1
-    mean = loss_sum.item() / num_seen
+    mean: float = loss_sum.item() / num_seen
     if not np.isfinite(mean):
         raise LossNotFinite(
             f"the training loss is {mean} after {num_steps} steps: {DIVERGED}; lower train.learning_rate "
             f"(now {settings.learning_rate})"
         )
-    return TrainResult(loss=mean, num_steps=num_steps)
+    return mean
 
 
 def _parameter_groups(
@@ -225,14 +218,16 @@ def learning_rate_at(peak: float, settings: TrainSettings, step: int, total_step
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], precision: str) -> Counts:
-    """Run `model` over `batches` without training it."""
+def evaluate(
+    model: nn.Module, texts: TokenisedTexts, indices: np.ndarray, settings: Settings, device: torch.device
+) -> Counts:
+    """Run `model` over the chosen texts, in this order, without training it."""
     model.eval()
     losses: list[Tensor] = []
     accuracies: list[Tensor] = []
     confusion: Tensor | int = 0
-    for batch in batches:
-        with precision_context(precision, batch.labels.device):
+    for batch in evaluation_batches(texts, indices, settings.train, settings.evaluation.batch_size, device):
+        with precision_context(settings.precision, device):
             logits = forward(model, batch).float()  # (B, C)
         predicted = logits.argmax(dim=1)
         losses.append(cross_entropy(logits, batch.labels, reduction="sum"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.data.batches import by_length, evaluation_batches
+from common.data.batches import by_length
 from common.data.partitions import split_held_out
 from common.data.tokens import TokenisedTexts
 from common.errors import DIVERGED
@@ -117,11 +117,8 @@ class Evaluation:
 
     def count(self, test: TokenisedTexts, indices: np.ndarray) -> Counts:
         """Evaluate the chosen test examples in this order."""
-        settings, model_state = self.settings, self.model_state
-        batches = evaluation_batches(
-            test, indices, settings.train, settings.evaluation.batch_size, model_state.device
-        )
-        return evaluate(model_state.classifier.model, batches, settings.precision)
+        model, device = self.model_state.classifier.model, self.model_state.device
+        return evaluate(model, test, indices, self.settings, device)
 
 
 def check_finite(round: int, what: str, value: float) -> None:

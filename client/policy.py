@@ -101,7 +101,8 @@ class Rule:
     kind: Kind
     says: Callable[[Limits], str]
     """The limit, or why there need be none, in plain words."""
-    holds: Callable[[Settings, Limits], bool] = lambda settings, limits: True
+    holds: Callable[[Any, Settings, Limits], bool] = lambda value, settings, limits: True
+    """Takes the setting's own value, too."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def lines_of(settings: Settings, limits: Limits) -> list[Line]:
     found = []
     for key, value in settings.flat().items():
         rule = RULES[key]
-        found.append(Line(key, value, rule, rule.says(limits), rule.holds(settings, limits)))
+        found.append(Line(key, value, rule, rule.says(limits), rule.holds(value, settings, limits)))
     return found
 
 
@@ -155,18 +156,15 @@ def _own(what: str) -> Rule:
     return Rule("fixed", lambda limits: f"this site's own {what} counts, whatever stands here")
 
 
-def _must_be(value: object, why: str) -> Callable[[str], Rule]:
-    def rule(key: str) -> Rule:
-        return Rule(
-            "fixed",
-            lambda limits: f"must be {value!r}: {why}",
-            lambda settings, limits: settings.flat()[key] == value,
-        )
-
-    return rule
+def _must_be(wanted: object, why: str) -> Rule:
+    return Rule(
+        "fixed",
+        lambda limits: f"must be {wanted!r}: {why}",
+        lambda value, settings, limits: value == wanted,
+    )
 
 
-def _bounded(key: str, low: str | float | None, high: str | float | None) -> Rule:
+def _bounded(low: str | float | None, high: str | float | None) -> Rule:
     """Args: low and high: a field of `Policy`, a number, or None for no bound. A setting may be None."""
 
     def bound(limits: Limits, end: str | float | None) -> Any:
@@ -180,8 +178,7 @@ def _bounded(key: str, low: str | float | None, high: str | float | None) -> Rul
         ]
         return ", ".join(ends)
 
-    def holds(settings: Settings, limits: Limits) -> bool:
-        value: Any = settings.flat()[key]
+    def holds(value: Any, settings: Settings, limits: Limits) -> bool:
         if value is None:
             return True
         least, most = bound(limits, low), bound(limits, high)
@@ -201,7 +198,7 @@ _ORDER = _harmless("decides in which order the site's texts are gone through, ne
 _SCALE = _harmless("scales the steps of a training that goes over all of the site's texts")
 
 
-def _is_model_listed(settings: Settings, limits: Limits) -> bool:
+def _is_model_listed(value: object, settings: Settings, limits: Limits) -> bool:
     listed, model = limits.policy.models, settings.model
     if limits.has_own_model or listed is None:
         return True
@@ -245,42 +242,41 @@ RULES: dict[str, Rule] = {
     "data.label_names": Rule(
         "listed",
         lambda limits: f"must be {', '.join(_labels(limits))}" if _labels(limits) else "look at it",
-        lambda settings, limits: not _labels(limits) or settings.data.label_names == _labels(limits),
+        lambda value, settings, limits: not _labels(limits) or value == _labels(limits),
     ),
-    **{
-        key: _must_be(None, _ALL_TEXTS)(key)
-        for key in ("data.train_examples", "data.test_examples", "data.max_words")
-    },
+    **dict.fromkeys(
+        ("data.train_examples", "data.test_examples", "data.max_words"), _must_be(None, _ALL_TEXTS)
+    ),
     "data.name": _harmless("a name for folders and figures"),
     **dict.fromkeys(("data.budget_rounds", "data.second_threshold_rounds"), _SERVERS),
     "protocol.name": _harmless("a name; what it stands for is in the other settings"),
     "protocol.ag_news_columns": _own("columns"),
     **dict.fromkeys(("partition.name", "partition.alpha", "partition.drop_remainder"), _SIMULATED),
-    "train.local_epochs": _bounded("train.local_epochs", None, "max_epochs"),
-    "train.batch_size": _bounded("train.batch_size", "min_batch_size", "max_batch_size"),
-    "train.learning_rate": _bounded("train.learning_rate", None, "max_learning_rate"),
-    "train.max_length": _bounded("train.max_length", "min_max_length", "max_max_length"),
+    "train.local_epochs": _bounded(None, "max_epochs"),
+    "train.batch_size": _bounded("min_batch_size", "max_batch_size"),
+    "train.learning_rate": _bounded(None, "max_learning_rate"),
+    "train.max_length": _bounded("min_max_length", "max_max_length"),
     "train.optimizer": _CHOICE,
-    "train.weight_decay": _bounded("train.weight_decay", None, "max_weight_decay"),
+    "train.weight_decay": _bounded(None, "max_weight_decay"),
     **dict.fromkeys(
         ("train.schedule", "train.warmup_fraction", "train.schedule_rounds", "train.max_grad_norm"), _SCALE
     ),
-    "train.shuffle": _must_be(True, "no text stands at the same place in every round")("train.shuffle"),
-    "train.drop_last": _must_be(False, _ALL_TEXTS)("train.drop_last"),
+    "train.shuffle": _must_be(True, "no text stands at the same place in every round"),
+    "train.drop_last": _must_be(False, _ALL_TEXTS),
     "train.attention_mask": _CHOICE,
     **dict.fromkeys(("train.padding", "train.micro_batches", "train.group_by_length"), _ORDER),
     "train.head_init": _CHOICE,
-    "train.head_learning_rate": _bounded("train.head_learning_rate", None, "max_learning_rate"),
+    "train.head_learning_rate": _bounded(None, "max_learning_rate"),
     "train.head_warmup_rounds": _CHOICE,
     "train.gradient_checkpointing": _harmless("the same numbers with less memory"),
     **dict.fromkeys(("adapters.name", "adapters.targets", "adapters.base_precision"), _CHOICE),
-    "adapters.rank": _bounded("adapters.rank", None, 256),
+    "adapters.rank": _bounded(None, 256),
     "adapters.alpha": Rule(
         "bounded",
         lambda limits: (
             f"at most {_MOST_SCALE} times adapters.rank: what adapters do is alpha / rank of their product"
         ),
-        lambda settings, limits: settings.adapters.alpha <= _MOST_SCALE * settings.adapters.rank,
+        lambda value, settings, limits: value <= _MOST_SCALE * settings.adapters.rank,
     ),
     "adapters.dropout": _SCALE,
     "train.proximal_mu": _harmless("pulls back to the model that was received: the update tells less"),
@@ -292,7 +288,7 @@ RULES: dict[str, Rule] = {
     "transforms.name": Rule(
         "listed",
         lambda limits: f"one of {', '.join(limits.policy.forms)} (policy.forms)",
-        lambda settings, limits: settings.transforms.name in limits.policy.forms,
+        lambda value, settings, limits: value in limits.policy.forms,
     ),
     "transforms.error_feedback": _harmless("what rounding loses is added to this site's next update"),
     **dict.fromkeys(
@@ -308,22 +304,22 @@ RULES: dict[str, Rule] = {
     "strategy.min_sites": Rule(
         "bounded",
         lambda limits: f"a round needs at least {limits.policy.min_sites} (policy.min_sites)",
-        lambda settings, limits: (
-            settings.strategy.on_missing == "fail" or settings.strategy.min_sites >= limits.policy.min_sites
+        lambda value, settings, limits: (
+            settings.strategy.on_missing == "fail" or value >= limits.policy.min_sites
         ),
     ),
     "evaluation.where": Rule(
         "listed",
         lambda limits: "server or sites" if limits.policy.counts else "server: policy.counts is false",
-        lambda settings, limits: limits.policy.counts or settings.evaluation.where == "server",
+        lambda value, settings, limits: limits.policy.counts or value == "server",
     ),
     "evaluation.validation_fraction": Rule(
         "listed",
         lambda limits: "0, 0.1 … 0.5: parts that differ by one text would tell of that text",
-        lambda settings, limits: settings.evaluation.validation_fraction in _FRACTIONS,
+        lambda value, settings, limits: value in _FRACTIONS,
     ),
     **dict.fromkeys(("evaluation.mode", "evaluation.target_accuracy", "evaluation.patience"), _SERVERS),
-    "evaluation.batch_size": _bounded("evaluation.batch_size", None, "max_batch_size"),
+    "evaluation.batch_size": _bounded(None, "max_batch_size"),
     **dict.fromkeys(
         (
             *("personalisation.name", "personalisation.epochs", "personalisation.learning_rate"),
@@ -335,14 +331,14 @@ RULES: dict[str, Rule] = {
         ("personalisation.everyone", "personalisation.keep_models", "personalisation.opt_out_clients"),
         _SIMULATED,
     ),
-    "engine.name": _must_be("deployment", "this is no simulation")("engine.name"),
+    "engine.name": _must_be("deployment", "this is no simulation"),
     **dict.fromkeys(("engine.num_cpus", "engine.num_gpus", "engine.address", "engine.workers"), _SIMULATED),
     "num_clients": Rule(
         "bounded",
         lambda limits: f"at least {limits.policy.min_sites} (policy.min_sites), and as many as stand in it",
-        lambda settings, limits: settings.num_clients >= limits.policy.min_sites,
+        lambda value, settings, limits: value >= limits.policy.min_sites,
     ),
-    "num_rounds": _bounded("num_rounds", None, "max_answers"),
+    "num_rounds": _bounded(None, "max_answers"),
     "seed": _harmless("decides order and dropout, never which texts: the held-out part is this site's own"),
     "arm": _harmless("a name for folders and figures"),
     "run_dir": _SERVERS,
@@ -352,7 +348,7 @@ RULES: dict[str, Rule] = {
     "threads": Rule(
         "bounded",
         lambda limits: f"at most the {os.cpu_count()} of this machine",
-        lambda settings, limits: settings.threads == "auto" or settings.threads <= (os.cpu_count() or 1),
+        lambda value, settings, limits: value == "auto" or value <= (os.cpu_count() or 1),
     ),
 }
 """By setting: fixed by the site, bounded, listed, or harmless with a reason. A test walks all settings."""

@@ -146,9 +146,12 @@ def what_to_try(kind: str, settings: Settings) -> str:
     train = settings.train
     if kind == "diverged":
         return f"Lower train.learning_rate (now {train.learning_rate:g})."
-    if train.draws_heads and settings.num_clients > 1:
-        return "Begin again with one head for all sites: train.head_init=shared."
     rate = train.learning_rate if train.head_learning_rate is None else train.head_learning_rate
+    if train.draws_heads and settings.num_clients > 1:
+        return (
+            "Begin again with one head for all sites (train.head_init=shared), or with larger steps of the "
+            f"new head, for example train.head_learning_rate={10 * rate:g} (now {rate:g})."
+        )
     return (
         "It may end by itself, sooner with more steps a round (train.local_epochs), maybe with larger ones "
         f"of the new head, for example train.head_learning_rate={10 * rate:g} (now {rate:g})."

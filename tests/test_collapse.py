@@ -149,7 +149,7 @@ def test_the_alarm_names_the_next_step(make_settings: Make) -> None:
     apart = make_settings("train.head_init=per_site", "num_clients=2")
     said = flag.alarm(LABELS, apart)
     assert "train.head_init=shared" in said
-    assert "train.head_learning_rate=0.5 (now 0.05)" in said
+    assert "train.head_learning_rate=5 (now 0.5)" in said
     one = make_settings("train.learning_rate=0.002")
     assert "train.head_learning_rate=0.02 (now 0.002)" in flag.alarm(LABELS, one)
     (over,) = find_collapses(rounds(0.25, 0.25, 0.25, LEARNED), 2)

@@ -73,7 +73,7 @@ QUESTIONS = {
         Side("a head per site", {**_DISTIL, INIT: "per_site"}),
     ),
     "learned": Question(
-        "Does it matter what a pooler has learned? A trained one against its numbers in another order",
+        "Does what a pooler has learned help? Its numbers in another order against it",
         Side("a trained pooler", {HEAD: "own", LABEL: "trained"}),
         Side("its numbers in another order", {HEAD: "own", LABEL: "shuffled"}),
     ),
@@ -83,7 +83,7 @@ QUESTIONS = {
         Side("DistilBERT's head", _DISTIL),
     ),
     "learned_bert": Question(
-        "Does it matter what BERT's pooler has learned? Against its numbers in another order",
+        "Does what BERT's pooler has learned help? Its numbers in another order against it",
         Side("BERT's pooler", {HEAD: "own", LABEL: "bert"}),
         Side("its numbers in another order", {HEAD: "own", LABEL: "shuffled"}),
     ),

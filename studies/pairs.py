@@ -40,19 +40,19 @@ class Answer:
 def learning_curves(sweep: Sweep) -> pd.DataFrame:
     """One row for each cell that has trained and whose files tell enough, under its number there.
 
-    Columns: arm (with model and data set where the sweep has several), num_clients, settings (flat, those
-    that change a number), remedy (those it was given, in words), accuracies and steps (lists by round, from
-    round 0), chance (share of the largest label in the test texts), last (round), mean (accuracy over the
-    trained rounds).
+    Columns: arm (with the model where it has several, the data set where the sweep has), num_clients,
+    settings (flat, those that change a number), remedy (those it was given, in words), accuracies and steps
+    (lists by round, from round 0), chance (share of the largest label in the test texts), last (round), mean
+    (accuracy over the trained rounds).
     """
-    rows = {}
+    rows, num_models = {}, sweep.cells.groupby("arm")["model"].nunique()
     for cell in sweep.cells.itertuples():
         run = cell.run
         accuracies = [record.accuracy for record in run.rounds if record.accuracy is not None] if run else []
         if run is None or run.settings is None or not 0 < run.last_round == len(accuracies) - 1:
             continue
         flat = run.settings.identity()
-        names = [cell.model] * (len(sweep.models) > 1) + [cell.data] * (len(sweep.data_sets) > 1)
+        names = [cell.model] * bool(num_models[cell.arm] > 1) + [cell.data] * (len(sweep.data_sets) > 1)
         given = [f"{key}={flat[key]}" for key, none in NEUTRAL.items() if flat[key] != none]
         rows[cell.Index] = {
             "arm": " ".join([*names, cell.arm]),

@@ -153,8 +153,8 @@ def what_to_try(kind: str, settings: Settings) -> str:
             f"new head, for example train.head_learning_rate={10 * rate:g} (now {rate:g})."
         )
     return (
-        "It may end by itself, sooner with more steps a round (train.local_epochs), maybe with larger ones "
-        f"of the new head, for example train.head_learning_rate={10 * rate:g} (now {rate:g})."
+        "It may end by itself, sooner with more steps a round (train.local_epochs), or with larger ones of "
+        f"the new head, for example train.head_learning_rate={10 * rate:g} (now {rate:g})."
     )
 
 

@@ -136,7 +136,7 @@ def _train(
 ) -> tuple[Tensor, str]:
     """Run what is left to run; returns the last global tensors, and why the run ended."""
     layout, checkpoint = model_state.layout, folder.load_checkpoint()
-    clients.most_bytes = 2 * layout.num_bytes()
+    clients.most_bytes = layout.most_update_bytes()
     kept = checkpoint.server_state if checkpoint else {}
     head = Head.of(layout, model_state.classifier.new_head)
     server_state = {name: tensors_to_flat(layout, state) for name, state in kept.items()}

@@ -29,6 +29,7 @@ from client.site_file import signing_keys
 from common.credentials import fingerprint, new_key, public_line
 from common.ledger import Ledger
 from common.wire.messages import (
+    HELLO,
     TRAIN,
     Declined,
     Refused,
@@ -277,6 +278,11 @@ def test_a_site_makes_no_room_for_more_than_it_has(site: SiteWorld, monkeypatch:
     assert site.rooms == []
     monkeypatch.setattr("client.node.loop.available_memory", lambda: 35)
     assert site.send(site.draft().seal()) == "work"
+    greeting = site.draft(kind=HELLO)  # which has no tensors to bring
+    greeting.metadata.message_type = HELLO
+    site.rooms.clear()
+    assert site.send(greeting.seal()) == "damaged"
+    assert site.rooms == []
 
 
 def test_no_change_to_a_message_gets_past_the_site(site: SiteWorld) -> None:

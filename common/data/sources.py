@@ -124,7 +124,8 @@ def hub_table(split: Any, name: str, settings: DataSettings) -> Table:
     if given is not None and order is not None:
         _require_same_labels(order, given, settings.hub_name)
     labels = [
-        _hub_label(value, order, f"{where}, row {row}") for row, value in enumerate(split[columns.label], 1)
+        _hub_label(value, order, f"{where}, row {row}")
+        for row, value in enumerate(split[columns.label][:], 1)
     ]
     names, values = (*columns.text, columns.label), (split[column][:] for column in columns.text)
     rows = (dict(zip(names, row, strict=True)) for row in zip(*values, labels, strict=True))

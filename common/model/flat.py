@@ -61,6 +61,10 @@ class Layout:
         """Bytes of the buffer."""
         return self.size * 4
 
+    def most_update_bytes(self) -> int:
+        """More than an update takes in any form of `common/wire/forms.py`."""
+        return 2 * self.num_bytes()
+
 
 def flatten_model(
     model: nn.Module, device: torch.device, frozen: frozenset[str] = frozenset()

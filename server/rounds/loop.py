@@ -164,7 +164,7 @@ class FederatedAveraging:
         for member, answer in self.broadcast.ask(members, state, TRAIN, number):
             folding = time.perf_counter()
             try:
-                update = unpack_update(_content(answer), 2 * layout.num_bytes())
+                update = unpack_update(_content(answer), layout.most_update_bytes())
                 check_update(update, number, layout, member)
                 self.evaluation.check(update, member)
                 if update.payload.form != WHOLE and not len(scratch):  # made once, when it is needed

@@ -110,7 +110,8 @@ def _to_target(folder: SweepFolder, cells: Sequence[Cell], fraction: float) -> l
             and cell.settings.train.schedule == "constant"
             and max(folder.accuracies(cell.settings.cell)) < threshold
         ):
-            goal = (f"num_rounds={threshold}", f"evaluation.target_accuracy={fraction * baseline!r}")
+            target = min(1.0, fraction * baseline)  # a fraction above 1 may ask for more than there is
+            goal = (f"num_rounds={threshold}", f"evaluation.target_accuracy={target!r}")
             jobs.append((*cell.overrides[:-1], *goal))
     return jobs
 

@@ -61,7 +61,8 @@ def measure_costs(model: Path, run_dir: Path, num_clients: int, num_repeats: int
             )
             for client, cosine in enumerate(cosines_to_others(mean))
         ]
-        updates = describe_updates(mean, head.update_norm(mean.tensors, flat), head.length(mean.tensors))
+        norms = (head.update_norm(mean.tensors, flat), head.body_norm(mean.tensors, flat))
+        updates = describe_updates(mean, *norms, head.length(mean.tensors))
         record.diagnostics = updates.model_copy(update=describe_predictions(counts))
         find_collapses(looks_of([record] * _ROUNDS), 5)
 

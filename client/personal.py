@@ -79,9 +79,12 @@ class Personaliser:
         Raises:
             ValueError: the released model is not there, or is not the one that the settings describe.
         """
-        # A run of adapters leaves a whole model too, with what they learned in it: from there a site goes on.
+        # A run that froze something leaves a whole model too: from there a site goes on, and nothing of what
+        # it makes for itself is sent.
         self.settings = replace(
-            settings, adapters=replace(settings.adapters, name="none", base_precision="fp32")
+            settings,
+            adapters=replace(settings.adapters, name="none", base_precision="fp32"),
+            train=replace(settings.train, frozen="none"),
         )
         self._state = open_model(self.settings, label_names, fresh=True)
         self._start = self._state.flat.detach().clone()

@@ -229,6 +229,11 @@ class TrainSettings:
     """New order of examples each epoch; False repeats one order for ever (the authors' code)."""
     drop_last: bool
     """Leave out the short last batch of an epoch (the authors' code)."""
+    last_batch: Literal["even", "short"] = "short"
+    """How an epoch is cut into batches. `short`: batches of `batch_size`, and the rest as a last, shorter one.
+    `even`: as many batches as `batch_size` goes into the epoch, whose sizes differ by one at most."""
+    frozen: Literal["none", "embeddings"] = "none"
+    """`embeddings`: what turns tokens into vectors is not trained and does not travel."""
     attention_mask: bool
     """Hide padding from attention; False attends to it (the authors' code)."""
     padding: Literal["max_length", "longest"]
@@ -277,6 +282,11 @@ class TrainSettings:
             self.attention_mask or self.micro_batches == "none",
             f"train.micro_batches={self.micro_batches} pads less, which train.attention_mask=false does not "
             "allow: there the model sees the padding. Set train.micro_batches=none.",
+        )
+        _require(
+            self.last_batch == "short" or not self.drop_last,
+            "train.drop_last=true leaves out the short last batch, and train.last_batch=even makes no short "
+            "batch. Set train.drop_last=false, or train.last_batch=short.",
         )
         _require(
             not self.group_by_length or self.padding == "longest" or self.micro_batches == "by_length",

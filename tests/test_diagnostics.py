@@ -98,7 +98,8 @@ def test_head_and_body_share_the_norm() -> None:
     mean.add(trained, 1)
     outcome = mean.finish()
     assert head.update_norm(trained, start) == 12.0
-    told = describe_updates(outcome, 12.0, head.length(trained))
+    assert head.body_norm(trained, start) == 5.0
+    told = describe_updates(outcome, 12.0, 5.0, head.length(trained))
     assert (told.mean_update_norm, told.norm_ratio) == pytest.approx((13.0, 1.0))
     assert (told.head_norm, told.body_norm) == pytest.approx((12.0, 5.0))
     assert told.head_length == 13.0  # it began at 1

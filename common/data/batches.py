@@ -23,7 +23,9 @@ _PASS_TOKENS_ELSEWHERE = 1024
 
 
 def count_steps(num_examples: int, settings: TrainSettings) -> int:
-    """Optimiser steps of one epoch. Raises ValueError where `drop_last` leaves none."""
+    """Optimiser steps of one epoch. Raises ValueError if `drop_last` leaves no step."""
+    if settings.last_batch == "even":
+        return max(1, num_examples // settings.batch_size)
     if not settings.drop_last:
         return -(-num_examples // settings.batch_size)
     if num_examples < settings.batch_size:
@@ -62,16 +64,36 @@ def _chosen(
     texts: TokenisedTexts, indices: np.ndarray, settings: TrainSettings, order: np.random.Generator
 ) -> Iterator[np.ndarray]:
     """The texts of each step, (B,) int64 each."""
-    size, num_steps = settings.batch_size, count_steps(len(indices), settings)
+    size = settings.batch_size
+    num_steps = count_steps(len(indices), settings)
     for _ in range(settings.local_epochs):
-        # Cut before grouping: what `drop_last` leaves out must not be the longest texts each time.
-        epoch = (order.permutation(indices) if settings.shuffle else indices)[: num_steps * size]
+        epoch = order.permutation(indices) if settings.shuffle else indices
+        if settings.drop_last:
+            # Cut before grouping: the texts that are left out must not be the longest each time.
+            epoch = epoch[: num_steps * size]
         if settings.group_by_length:
             epoch = _group_by_length(texts, epoch, size)
-        steps = [epoch[start : start + size] for start in range(0, len(epoch), size)]
+        steps = CUTS[settings.last_batch](epoch, size)
         if settings.group_by_length and settings.shuffle:
             steps = [steps[number] for number in order.permutation(len(steps))]
         yield from steps
+
+
+def _cut_short(epoch: np.ndarray, size: int) -> list[np.ndarray]:
+    """Batches of `size`; the last one holds the rest."""
+    return [epoch[start : start + size] for start in range(0, len(epoch), size)]
+
+
+def _cut_evenly(epoch: np.ndarray, size: int) -> list[np.ndarray]:
+    """max(1, n // size) batches whose sizes differ by one at most, so that none is smaller than `size`."""
+    return np.array_split(epoch, max(1, len(epoch) // size))
+
+
+CUTS: dict[str, Callable[[np.ndarray, int], list[np.ndarray]]] = {
+    "short": _cut_short,
+    "even": _cut_evenly,
+}
+"""By `train.last_batch`: the batches of an epoch, (b,) int64 each, from its texts in their order, (n,)."""
 
 
 def _group_by_length(texts: TokenisedTexts, epoch: np.ndarray, size: int) -> np.ndarray:

@@ -44,6 +44,7 @@ class Batch:
     input_ids: Tensor  # (B, T) int64
     attention_mask: Tensor | None  # (B, T) int64, 0 on padding; None attends to it
     labels: Tensor  # (B,) int64
+    rows: Tensor  # (B,) int64 on the CPU, positions of the texts among those they were taken from
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,6 +97,7 @@ class TokenisedTexts:
             input_ids=torch.from_numpy(input_ids).to(device),
             attention_mask=None if attention is None else torch.from_numpy(attention).to(device),
             labels=torch.from_numpy(self.labels[indices]).to(device),
+            rows=torch.from_numpy(np.ascontiguousarray(indices)),
         )
 
 

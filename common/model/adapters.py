@@ -43,7 +43,7 @@ def add_adapters(classifier: Classifier, settings: AdapterSettings, seed: int) -
     from peft import inject_adapter_in_model
 
     model = classifier.model
-    _check_targets(settings, model)
+    _check_targets(settings, classifier)
     inject_adapter_in_model(lora_config(settings, model), model)
     parameters = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(stream_seed(seed, "adapter"))
@@ -79,15 +79,23 @@ def lora_config(settings: AdapterSettings, model: Any, **more: Any) -> LoraConfi
     )
 
 
-def _check_targets(settings: AdapterSettings, model: Any) -> None:
+def _check_targets(settings: AdapterSettings, classifier: Classifier) -> None:
+    model = classifier.model
     targets = settings.targets or TARGETS.get(model.config.model_type)
-    linear = sorted({name.rpartition(".")[2] for name in _linear_layers(model)})
+    layers = list(_linear_layers(model))
+    linear = sorted({name.rpartition(".")[2] for name in layers})
     if targets is None or not set(targets) <= set(linear):
         named = f"are {', '.join(targets)}" if targets else "are not known"
         raise ValueError(
             f"adapters.targets: the layers to adapt {named}, and a model of type '{model.config.model_type}' "
             f"has these: {', '.join(linear)}. Set adapters.targets=[…] to some of them."
         )
+    for name in layers:
+        if f"{name}.weight" in classifier.frozen and name.rpartition(".")[2] in targets:
+            raise ValueError(
+                f"adapters.targets names '{name.rpartition('.')[2]}', which train.frozen=embeddings leaves as "
+                "it is. Take it out of adapters.targets, or set train.frozen=none."
+            )
 
 
 def _linear_layers(model: Any) -> Iterator[str]:

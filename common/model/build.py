@@ -51,8 +51,8 @@ class Classifier:
     """Parameters the checkpoint did not hold: `classifier.*`, and DistilBERT's `pre_classifier.*`."""
     num_labels: int
     frozen: frozenset[str] = frozenset()
-    """Parameters that are not trained, and do not travel: all but adapters and new head, where there are
-    adapters."""
+    """Parameters that are not trained and do not travel: with adapters all but them and the new head, with
+    `train.frozen=embeddings` the embeddings."""
 
 
 def build_classifier(

@@ -11,6 +11,7 @@ import torch
 from common.model.adapters import add_adapters
 from common.model.build import Classifier, build_classifier, shrink_head
 from common.model.flat import Layout, flatten_model, move_model
+from common.model.frozen import freeze_embeddings
 from common.runtime import prepare, resolve_attention
 from common.settings import Settings
 
@@ -55,12 +56,16 @@ def open_model(settings: Settings, label_names: tuple[str, ...], *, fresh: bool 
     attention = resolve_attention(settings, device)
     is_shrunk = settings.train.head_init == "shared_shrunk"
     head_scale = 1 / sqrt(settings.num_taking_part) if is_shrunk else 1.0
-    key = (settings.model, settings.adapters, label_names, settings.seed, head_scale, device, attention)
+    frozen = settings.train.frozen
+    parts = (settings.model, settings.adapters, frozen, label_names, settings.seed)
+    key = (*parts, head_scale, device, attention)
     if fresh or _kept is None or _kept[0] != key:
         _kept = None  # let go of the old model before the new one is built
         classifier = build_classifier(settings.model, label_names, settings.seed, attention)
         if is_shrunk:
             shrink_head(classifier, head_scale)
+        if frozen == "embeddings":
+            classifier = freeze_embeddings(classifier)
         if settings.adapters.name != "none":
             classifier = add_adapters(classifier, settings.adapters, settings.seed)
         layout, flat = flatten_model(classifier.model, device, classifier.frozen)

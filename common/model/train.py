@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from common.data.batches import count_steps, evaluation_batches, training_steps
+from common.data.batches import evaluation_batches, training_steps
 from common.data.tokens import Batch, TokenisedTexts
 from common.errors import DIVERGED
 from common.model.blend import blend_parameters
 from common.model.counts import Counts
+from common.model.influence import RoundSteps, Speaking
 from common.runtime import numpy_stream, precision_context, torch_stream
 from common.settings import Settings, TrainSettings
 
@@ -53,6 +54,7 @@ def train_epochs(
     new_head: Sequence[str] = (),
     frozen: Collection[str] = (),
     correction: Mapping[str, Tensor] | None = None,
+    speaking: Speaking | None = None,
 ) -> float:
     """Train `model` in place for `settings.local_epochs` passes over `texts[indices]`.
 
@@ -61,6 +63,7 @@ def train_epochs(
         frozen: names of those that are never trained.
         correction: by name, on the model's device, what every step takes away from a parameter besides: of
             SCAFFOLD's control variates (`client/variates.py`).
+        speaking: is told how every text was answered in the step that it stands in.
 
     Returns:
         Mean loss over all examples seen in all epochs.
@@ -69,7 +72,7 @@ def train_epochs(
         ValueError: `drop_last` leaves no whole batch.
         LossNotFinite: the loss of an epoch is NaN or infinite.
     """
-    steps_per_epoch = count_steps(len(indices), settings)
+    steps = RoundSteps(settings, len(indices), place.round)
     groups = _parameter_groups(model, settings, place.round, frozenset(new_head), frozen)
     _recompute(model, settings.gradient_checkpointing)
     anchored = _anchored(groups) if settings.proximal_mu else []
@@ -78,8 +81,8 @@ def train_epochs(
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
     )
-    first_step = (place.round - 1) * settings.local_epochs * steps_per_epoch
-    total_steps = (settings.schedule_rounds or 0) * settings.local_epochs * steps_per_epoch
+    if speaking is not None:
+        speaking.open(len(texts), place.device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=place.device)
     num_seen = num_steps = 0
     model.train()
@@ -88,8 +91,8 @@ def train_epochs(
     with torch_stream(place.seed, "dropout", **streams, device=place.device):
         for batches in training_steps(texts, indices, settings, order, place.device):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(group["peak"], settings, first_step + num_steps, total_steps)
-            loss = _add_gradients(model, batches, place)
+                group["lr"] = steps.rate(group["peak"], num_steps)
+            loss = _add_gradients(model, batches, place, num_steps, speaking)
             for parameter, start in anchored:
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter.detach() - start, alpha=settings.proximal_mu)
@@ -171,13 +174,17 @@ def _anchored(groups: Sequence[dict[str, Any]]) -> list[tuple[nn.Parameter, Tens
     return [(parameter, parameter.detach().clone()) for group in groups for parameter in group["params"]]
 
 
-def _add_gradients(model: nn.Module, batches: Sequence[Batch], place: Place) -> Tensor:
+def _add_gradients(
+    model: nn.Module, batches: Sequence[Batch], place: Place, step: int, speaking: Speaking | None
+) -> Tensor:
     """Gradients of the mean loss over one step's micro-batches; returns it, detached, still on the device."""
     size = sum(map(len, batches))
     mean = torch.zeros((), device=place.device)
     for batch in batches:
         with precision_context(place.precision, place.device):
             logits = forward(model, batch)  # (b, C)
+        if speaking is not None:
+            speaking.note(step, batch.rows.to(place.device), logits, batch.labels, size)
         # A micro-batch counts by its share of the step, so that the gradients add up to that of the mean.
         loss = cross_entropy(logits.float(), batch.labels) * (len(batch) / size)
         loss.backward()
@@ -199,22 +206,6 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
         inputs["attention_mask"] = batch.attention_mask
     logits: Tensor = model(**inputs).logits
     return logits
-
-
-def learning_rate_at(peak: float, settings: TrainSettings, step: int, total_steps: int) -> float:
-    """Learning rate of one step: constant, or warmed up linearly and then decayed to zero.
-
-    Args:
-        peak: the largest it gets.
-        step: steps this client has taken in the whole run so far.
-        total_steps: steps the schedule spans.
-    """
-    if settings.schedule == "constant":
-        return peak
-    warmup = int(settings.warmup_fraction * total_steps)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 
 
 @torch.no_grad()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log, prod, sqrt
+from math import hypot, log, prod, sqrt
 from typing import TYPE_CHECKING, Any
 
-from common.model.flat import cosine
+from common.model.flat import cosine, distance
 from server.record import Diagnostics
 
 if TYPE_CHECKING:
@@ -30,6 +30,16 @@ class Head:
         places = zip(layout.names, layout.shapes, layout.offsets, strict=True)
         return cls(tuple(slice(start, start + prod(shape)) for name, shape, start in places if name in names))
 
+    def body_norm(self, trained: Tensor, start: Tensor) -> float:
+        """L2 norm of `trained - start`, both (P,) fp32, over all but the head.
+
+        As a difference of squares it would be mostly rounding when the head alone has moved.
+        """
+        ends = [*(part.start for part in self.slices), len(trained)]
+        starts = [0, *(part.stop for part in self.slices)]
+        parts = (slice(first, end) for first, end in zip(starts, ends, strict=True))
+        return hypot(*(distance(trained[part], start[part]) for part in parts))
+
     def update_norm(self, trained: Tensor, start: Tensor) -> float:
         """L2 norm of `trained - start`, both (P,) fp32, over the head alone; 0 where there is no new head."""
         deltas = (trained[part] - start[part] for part in self.slices)
@@ -40,19 +50,20 @@ class Head:
         return sqrt(sum(tensors[part].dot(tensors[part]).item() for part in self.slices))
 
 
-def describe_updates(outcome: RoundMean | None, head_norm: float, head_length: float) -> Diagnostics:
+def describe_updates(
+    outcome: RoundMean | None, head_norm: float, body_norm: float, head_length: float
+) -> Diagnostics:
     """What a round's updates tell together; what the model predicts is not known yet.
 
     Args:
         outcome: the mean and its updates; None in round 0.
         head_norm: L2 norm of the mean update over the head.
+        body_norm: L2 norm of the mean update over all else.
         head_length: L2 norm of the head in the new global tensors.
     """
     told: dict[str, float] = {"head_length": head_length}
     if outcome is not None:
-        norm = outcome.update_norm
-        body_norm = sqrt(max(0.0, norm**2 - head_norm**2))
-        told |= {"mean_update_norm": norm, "norm_ratio": norm_ratio(outcome)}
+        told |= {"mean_update_norm": outcome.update_norm, "norm_ratio": norm_ratio(outcome)}
         told |= {"head_norm": head_norm, "body_norm": body_norm}
     return Diagnostics.model_validate(dict.fromkeys(Diagnostics.model_fields) | told)
 

@@ -108,7 +108,7 @@ class FederatedAveraging:
 
     def start(self, layout: Layout, tensors: Tensor) -> RoundState:
         """Round 0: the initial tensors, (P,) fp32 on the CPU."""
-        told = describe_updates(None, 0.0, self.head.length(tensors))
+        told = describe_updates(None, 0.0, 0.0, self.head.length(tensors))
         state = self._new_state(0, layout, tensors, Answers(), told)
         self._tell(Callback.after_average, state.record, state.tensors)
         self._ended = self._show(state.record)
@@ -225,6 +225,7 @@ class FederatedAveraging:
         check_finite(number, "the mean update's norm", outcome.update_norm)
         # Of the clients' mean, whatever the server makes of it.
         head_norm = self.head.update_norm(outcome.tensors, state.tensors)
+        body_norm = self.head.body_norm(outcome.tensors, state.tensors)
         tensors = self.server_step.apply(number, state.tensors, outcome.tensors)
         answers.fold_seconds += time.perf_counter() - folding
         agreements = zip(outcome.agreements, cosines_to_others(outcome), outcome.weights, strict=True)
@@ -234,7 +235,7 @@ class FederatedAveraging:
             client.share = weight / sum(outcome.weights) if self._tells_shares else None
         self._norm_bound.close_round(agreement.update_norm for agreement in outcome.agreements)
         self._total_steps |= {client.client: client.total_steps or 0 for client in clients}
-        diagnostics = describe_updates(outcome, head_norm, self.head.length(tensors))
+        diagnostics = describe_updates(outcome, head_norm, body_norm, self.head.length(tensors))
         after = self._new_state(number, state.layout, tensors, answers, diagnostics)
         after.step = self.broadcast.step_from(state, after)
         return after

@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from client.answers import Answers
+from client.declines import Declines
 from client.policy import Limits, refusals_of
+from client.sizes import Sizes, size_refusals
+from client.versions import Versions
 from common.credentials import fingerprint, public_line
+from common.data.texts import read_texts
 from common.files import named, write_atomically, write_json
 from common.settings import Settings
 from common.wire.messages import PENDING
@@ -44,14 +49,6 @@ class Decision:
     """Of a rejection. It stays at the site."""
 
 
-class Declines(Exception):
-    """The site does not do what was asked. `code` and `key` may cross the wire, the text may not."""
-
-    def __init__(self, code: str, key: str = "", words: str = "") -> None:
-        super().__init__(words or code)
-        self.code, self.key = code, key
-
-
 @dataclass(frozen=True)
 class Known:
     """A plan, its number, and where it stands."""
@@ -65,6 +62,11 @@ class Known:
     def short(self) -> str:
         """What people call it by."""
         return self.digest[:SHORT]
+
+    def is_over(self, now: float) -> bool:
+        """Whether nothing of it will be executed any more. Args: now: seconds since 1970."""
+        is_refused = self.decision.state in ("rejected", "revoked")
+        return is_refused or now > self.plan.not_after + CLOCK_SECONDS
 
 
 class Plans:
@@ -141,20 +143,36 @@ def approve(
     """Let a plan be executed, with the texts as they are now.
 
     Raises:
-        Declines: the policy refuses it, or the texts cannot be read.
+        Declines: the policy refuses it, the texts cannot be read, or they are too few for it, or too close to
+            texts that this site has answered for.
         OSError: this cannot be written.
     """
     for code, key, words in refusals_of(known.plan, known.settings, limits):
         raise Declines(code, key, words)
+    versions = Versions(site)
     try:
         data = file_digest(site.data_path)
+        version = versions.read()
+        sizes = sizes_of(site, known.settings)
     except OSError as error:
         raise Declines("bad_input", words=f"{error.filename}: {error.strerror}") from None
+    except ValueError as error:
+        raise Declines("bad_input", words=str(error)) from None
+    for code, key, words in size_refusals(known.settings, sizes, site.policy):
+        raise Declines(code, key, words)
+    versions.check_distance(version, Answers(site.state).answered())
+    versions.keep(known.digest, data, version)
     plans.decide(known.digest, Decision("approved", time.time(), by, data))
 
 
+def sizes_of(site: SiteFile, settings: Settings) -> Sizes:
+    """How many texts this site would train on and hold out. Raises ValueError or OSError for its file."""
+    data = read_texts(site.data_settings(settings.data), settings.seed, site.name)
+    return Sizes(len(data.train), len(data.test))
+
+
 def executed(plans: Plans, digest: str, site: SiteFile, limits: Limits, now: float | None = None) -> Known:
-    """The plan, if it is to be executed now; where the policy says so, it is approved on this occasion.
+    """The plan, if it is to be executed now; if the policy says so, it is approved on this occasion.
 
     Raises:
         Declines: says why not.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import isclose
+from math import inf, isclose, sqrt
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from common.recipes import pinned_models, recipes
 from common.settings import Settings
 from common.wire.signing import Plan
 
@@ -26,6 +27,10 @@ class Policy:
 
     approve: Literal["by_hand", "within_policy"] = "by_hand"
     """`by_hand`: a person approves each plan; `within_policy`: every plan inside these limits is approved."""
+    approvals: Literal[1, 2] = 1
+    """How many people have to approve a plan, each with a name and a key of their own (`by_hand` only)."""
+    recipes: tuple[str, ...] | None = None
+    """Recipes, as `fine_tune@1`, that a plan must follow without a deviation. None asks for no recipe."""
     max_answers: Count = 200
     """Most rounds one plan may ask for; each is answered three times at most, where answers get lost."""
     max_epochs: Count = 10
@@ -42,12 +47,25 @@ class Policy:
     """Fewest tokens a text may be cut to."""
     max_max_length: Count = 4096
     """Most tokens a text may be padded to."""
-    max_learning_rate: Positive = 1.0
-    """Largest step size, of the whole model and of its head."""
+    max_learning_rate: Positive = 0.1
+    """Largest step size with SGD, of the whole model and of its head."""
+    max_learning_rate_adamw: Positive = 0.001
+    """The same with AdamW, whose steps have about this length for every weight."""
     max_weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
-    models: tuple[str, ...] | None = None
-    """Which may be trained: `name`, `name@revision`, or `sha256:` and the SHA-256 of model.safetensors. None
-    leaves it to who approves, and is no choice for `within_policy` without a `model` folder."""
+    max_influence: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
+    """Largest share of an update that one text may have, as a multiple of its even share."""
+    min_speaking_texts: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    """An update stays here if fewer texts than this speak in it: a crafted model can silence all but one."""
+    min_token_ratio: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.0
+    """Fewest tokens of the training texts, as a multiple of the model's hidden size."""
+    frozen: Literal["embeddings", "none"] = "embeddings"
+    """`embeddings`: word embeddings must not be trained, since their updates tell which words occur."""
+    control_variates: bool = False
+    """Whether a plan may correct steps by control variates, which the server can invent."""
+    models: tuple[str, ...] | Literal["any"] | None = None
+    """Which may be trained: `sha256:` and the SHA-256 of model.safetensors, `files:` and the digest of all
+    files, `name` or `name@revision`. None allows the models that a recipe of this version pins; `any` leaves
+    it to who approves."""
     labels: tuple[str, ...] | None = None
     """The labels, in their order; None takes those of the invitation, where it names any."""
     counts: bool = False
@@ -62,12 +80,18 @@ class Policy:
     """Fewest training texts here; with fewer, nothing leaves."""
     same_start: bool = True
     """Whether the first model must be what this site computes from its own model files, bit for bit."""
-    max_global_step: Positive | None = 0.5
-    """How far a round's model may lie from the one before: L2 norm of the step over that of the model before.
-    None bounds nothing."""
+    max_step_ratio: Positive | None = 10.0
+    """How far each tensor of the model may move from round to round, as a multiple of how far this site moves
+    it itself (`client/bounds.py`). None bounds nothing."""
+    max_size_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 100.0
+    """Largest site of a plan over this one that widens that bound: more texts move the model further."""
+    max_total_answers: Count = 600
+    """Most rounds that this site answers in all, over all plans and files. Nothing resets the count."""
+    min_changed_texts: Count = 50
+    """A plan on texts that differ from an answered version by fewer is refused: the difference of two updates
+    would be that of these texts."""
     data_may_change: bool = False
-    """Whether texts may be added or taken away under a plan: equal rounds before and after one new text would
-    give that text away."""
+    """Whether a plan stays approved when texts were added or taken away."""
     require_privacy: bool = False
     """Only plans with differential privacy; this version has none, so that every plan is refused."""
     max_epsilon: Positive | None = None
@@ -76,6 +100,17 @@ class Policy:
     require_aggregation: bool = False
     """Only plans whose updates are summed before anybody sees one; this version has none, so that every plan
     is refused."""
+
+
+RETIRED = {"max_global_step": "max_step_ratio"}
+"""Keys of earlier versions, which are read over, and what took their place."""
+
+
+def without_retired(policy: Any) -> Any:
+    """A section `policy` as it was read, without keys of earlier versions."""
+    if not isinstance(policy, dict):
+        return policy
+    return {key: value for key, value in policy.items() if key not in RETIRED}
 
 
 @dataclass(frozen=True)
@@ -145,8 +180,8 @@ def refusals_of(plan: Plan, settings: Settings, limits: Limits) -> Iterator[tupl
     ):
         if is_asked:
             yield "policy", "", f"policy.{name} is true, and this version has nothing of the kind"
-    if policy.approve == "within_policy" and policy.models is None and not limits.has_own_model:
-        yield "policy", "model.name", "policy.approve: within_policy needs policy.models, or model: a folder"
+    if policy.approve == "within_policy" and policy.models == "any":
+        yield "policy", "model.name", "policy.approve: within_policy needs a list in policy.models"
     for line in lines_of(settings, limits):
         if not line.is_allowed:
             yield "policy", line.key, f"{line.key} is {line.value!r}: {line.words}"
@@ -198,20 +233,103 @@ _ORDER = _harmless("decides in which order the site's texts are gone through, ne
 _SCALE = _harmless("scales the steps of a training that goes over all of the site's texts")
 
 
+def _highest_rate(settings: Settings, limits: Limits) -> float:
+    policy = limits.policy
+    is_adamw = settings.train.optimizer == "adamw"
+    return policy.max_learning_rate_adamw if is_adamw else policy.max_learning_rate
+
+
+_RATE = Rule(
+    "bounded",
+    lambda limits: (
+        f"at most {limits.policy.max_learning_rate:g} with sgd (policy.max_learning_rate), "
+        f"{limits.policy.max_learning_rate_adamw:g} with adamw (policy.max_learning_rate_adamw)"
+    ),
+    lambda value, settings, limits: value is None or value <= _highest_rate(settings, limits),
+)
+_SCHEDULE = Rule(
+    "bounded",
+    lambda limits: "a linear schedule spans all rounds: past its end no step would move a weight",
+    lambda value, settings, limits: (
+        settings.train.schedule == "constant" or settings.num_rounds <= (value or 0)
+    ),
+)
+_PULL = Rule(
+    "bounded",
+    lambda limits: "0 with adamw; with sgd, the pull of a round's steps together is at most 0.4",
+    lambda value, settings, limits: value == 0 or settings.train.optimizer == "sgd",
+)
+_SERVER_RATE = Rule(
+    "bounded",
+    lambda limits: (
+        f"at most {_MOST_SERVER_RATE:g} with sgd, {_MOST_ADAPTIVE_RATE:g} with the others: it says how far "
+        "the model may move in a round"
+    ),
+    lambda value, settings, limits: (
+        value <= (_MOST_SERVER_RATE if settings.strategy.optimizer == "sgd" else _MOST_ADAPTIVE_RATE)
+    ),
+)
+_BETAS = Rule(
+    "bounded",
+    lambda limits: (
+        f"a step of the server's optimizer is at most {_MOST_ADAPTIVE_STEP:g} times its learning rate"
+    ),
+    lambda value, settings, limits: (
+        settings.strategy.optimizer == "sgd"
+        or adaptive_step(settings.strategy.beta_1, settings.strategy.beta_2) <= _MOST_ADAPTIVE_STEP
+    ),
+)
+
+
 def _is_model_listed(value: object, settings: Settings, limits: Limits) -> bool:
     listed, model = limits.policy.models, settings.model
-    if limits.has_own_model or listed is None:
-        return True
+    if listed == "any" or is_pinned(listed):
+        return True  # a pinned file is held against its hash when it is opened
+    if listed is None:
+        return model.sha256 in pinned_models()
     names = {model.name} | ({f"{model.name}@{model.revision}"} if model.revision else set())
-    # Of a listed hash the file is held against it, when it is opened.
-    return bool(names & set(listed)) or any(entry.startswith("sha256:") for entry in listed)
+    return bool(names & set(listed))
+
+
+def is_pinned(listed: tuple[str, ...] | str | None) -> bool:
+    """Whether a list of models names files by their hashes."""
+    return isinstance(listed, tuple) and any(entry.startswith(("sha256:", "files:")) for entry in listed)
 
 
 def _models(limits: Limits) -> str:
-    if limits.has_own_model:
-        return "this site's own folder counts (model:)"
     listed = limits.policy.models
-    return "look at it: policy.models lists none" if listed is None else f"one of {', '.join(listed)}"
+    own = "this site's own folder counts (model:), " if limits.has_own_model else ""
+    if listed == "any":
+        return f"{own}any: look at it"
+    if listed is None:
+        return f"{own}one that a recipe of this version pins; policy.models lists no other"
+    return f"{own}one of {', '.join(listed)}"
+
+
+def _recipes(limits: Limits) -> str:
+    listed = limits.policy.recipes
+    if listed is None:
+        return "a name; deviations from this site's own copy of the recipe are shown"
+    return f"one of {', '.join(listed)}, without a deviation (policy.recipes)"
+
+
+def _follows_recipe(value: object, settings: Settings, limits: Limits) -> bool:
+    listed = limits.policy.recipes
+    if listed is None:
+        return True
+    recipe = recipes().get(str(value))
+    return value in listed and recipe is not None and not any(recipe.deviations(settings))
+
+
+def adaptive_step(beta_1: float, beta_2: float) -> float:
+    """Largest step of one weight by an adaptive server optimizer, as a multiple of its learning rate.
+
+    With m and v the decayed means of updates and of their squares (Reddi et al. 2021, arXiv:2003.00295),
+    Cauchy and Schwarz give m / sqrt(v) <= (1 - beta_1) / sqrt((1 - beta_2) (1 - beta_1^2 / beta_2)).
+    """
+    if not beta_1**2 < beta_2 < 1:
+        return inf
+    return (1 - beta_1) / sqrt((1 - beta_2) * (1 - beta_1**2 / beta_2))
 
 
 def _labels(limits: Limits) -> tuple[str, ...]:
@@ -219,7 +337,12 @@ def _labels(limits: Limits) -> tuple[str, ...]:
 
 
 _MODEL = Rule("listed", _models, _is_model_listed)
+_PIN = Rule("listed", lambda limits: "the file of weights must have this SHA-256", _is_model_listed)
 _MOST_SCALE = 8
+_MOST_SERVER_RATE = 1.0
+_MOST_ADAPTIVE_RATE = 0.01
+_MOST_MOMENTUM = 0.9
+_MOST_ADAPTIVE_STEP = 2.4
 _FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 _ALL_TEXTS = "all of the site's texts are used, whole"
 RULES: dict[str, Rule] = {
@@ -227,6 +350,7 @@ RULES: dict[str, Rule] = {
     "model.source": _MODEL,
     "model.name": _MODEL,
     "model.revision": _MODEL,
+    "model.sha256": _PIN,
     **dict.fromkeys(
         ("model.head", "model.activation", "model.abu_where", "model.abu_normalisation"), _CHOICE
     ),
@@ -254,19 +378,28 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("partition.name", "partition.alpha", "partition.drop_remainder"), _SIMULATED),
     "train.local_epochs": _bounded(None, "max_epochs"),
     "train.batch_size": _bounded("min_batch_size", "max_batch_size"),
-    "train.learning_rate": _bounded(None, "max_learning_rate"),
+    "train.learning_rate": _RATE,
     "train.max_length": _bounded("min_max_length", "max_max_length"),
     "train.optimizer": _CHOICE,
     "train.weight_decay": _bounded(None, "max_weight_decay"),
-    **dict.fromkeys(
-        ("train.schedule", "train.warmup_fraction", "train.schedule_rounds", "train.max_grad_norm"), _SCALE
-    ),
+    **dict.fromkeys(("train.schedule", "train.warmup_fraction", "train.max_grad_norm"), _SCALE),
+    "train.schedule_rounds": _SCHEDULE,
     "train.shuffle": _must_be(True, "no text stands at the same place in every round"),
     "train.drop_last": _must_be(False, _ALL_TEXTS),
+    "train.last_batch": _must_be("even", "the last batch of an epoch could be a single text"),
+    "train.frozen": Rule(
+        "listed",
+        lambda limits: (
+            "embeddings: their updates tell which words the texts use (policy.frozen)"
+            if limits.policy.frozen == "embeddings"
+            else "embeddings or none"
+        ),
+        lambda value, settings, limits: limits.policy.frozen in ("none", value),
+    ),
     "train.attention_mask": _CHOICE,
     **dict.fromkeys(("train.padding", "train.micro_batches", "train.group_by_length"), _ORDER),
     "train.head_init": _CHOICE,
-    "train.head_learning_rate": _bounded(None, "max_learning_rate"),
+    "train.head_learning_rate": _RATE,
     "train.head_warmup_rounds": _CHOICE,
     "train.gradient_checkpointing": _harmless("the same numbers with less memory"),
     **dict.fromkeys(("adapters.name", "adapters.targets", "adapters.base_precision"), _CHOICE),
@@ -279,10 +412,15 @@ RULES: dict[str, Rule] = {
         lambda value, settings, limits: value <= _MOST_SCALE * settings.adapters.rank,
     ),
     "adapters.dropout": _SCALE,
-    "train.proximal_mu": _harmless("pulls back to the model that was received: the update tells less"),
-    "train.control_variates": _harmless(
-        "corrects steps by models and updates that the server has seen, and no more leaves; what the server "
-        "can add to a round's training is at most num_clients times its last step (policy.max_global_step)"
+    "train.proximal_mu": _PULL,
+    "train.control_variates": Rule(
+        "listed",
+        lambda limits: (
+            "true or false"
+            if limits.policy.control_variates
+            else "false: the server can invent what they correct by (policy.control_variates)"
+        ),
+        lambda value, settings, limits: limits.policy.control_variates or not value,
     ),
     **dict.fromkeys(("train.on_collapse", "train.collapse_rounds"), _SERVERS),
     "transforms.name": Rule(
@@ -293,14 +431,16 @@ RULES: dict[str, Rule] = {
     "transforms.error_feedback": _harmless("what rounding loses is added to this site's next update"),
     **dict.fromkeys(
         (
-            *("strategy.weighting", "strategy.server_learning_rate", "strategy.server_momentum"),
-            *("strategy.optimizer", "strategy.beta_1", "strategy.beta_2", "strategy.tau"),
+            *("strategy.weighting", "strategy.optimizer", "strategy.tau"),
             *("strategy.wait_seconds", "strategy.round_timeout_seconds", "strategy.ask_again_seconds"),
             *("strategy.on_missing", "strategy.max_share", "strategy.max_update_norm"),
             *("strategy.max_norm_ratio", "strategy.on_excess"),
         ),
         _SERVERS,
     ),
+    "strategy.server_learning_rate": _SERVER_RATE,
+    "strategy.server_momentum": _bounded(None, _MOST_MOMENTUM),
+    **dict.fromkeys(("strategy.beta_1", "strategy.beta_2"), _BETAS),
     "strategy.min_sites": Rule(
         "bounded",
         lambda limits: f"a round needs at least {limits.policy.min_sites} (policy.min_sites)",
@@ -339,6 +479,7 @@ RULES: dict[str, Rule] = {
         lambda value, settings, limits: value >= limits.policy.min_sites,
     ),
     "num_rounds": _bounded(None, "max_answers"),
+    "recipe": Rule("listed", _recipes, _follows_recipe),
     "seed": _harmless("decides order and dropout, never which texts: the held-out part is this site's own"),
     "arm": _harmless("a name for folders and figures"),
     "run_dir": _SERVERS,

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import hypot, isfinite
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from flwr.app import RecordDict
 
-from client.plans import Declines, file_digest
-from client.policy import Policy
-from client.site import Examples, Kept, Order, Site
+from client.bounds import RoundOfPlan, Yardstick
+from client.declines import Declines
+from client.global_model import check_global_model, measure
+from client.held import HeldModel
+from client.plans import file_digest
+from client.policy import Policy, is_pinned
+from client.site import Examples, RealSite, Site
 from client.variates import Variates
-from common.data.batches import by_length, count_steps
+from common.data.batches import by_length
 from common.model.build import draw_head
 from common.model.counts import Counts
-from common.model.flat import distance, tensor_of
+from common.model.flat import distance, model_sha256, tensor_of
+from common.model.influence import RoundSteps, Speaking
 from common.model.state import ModelState, open_model
 from common.model.train import LossNotFinite, Place, evaluate, train_epochs
 from common.pretrained import weights_file
-from common.settings import Settings
+from common.settings import ModelSettings, Settings
 from common.wire.arrays import Payload
 from common.wire.forms import EXACT, decode, encode, whole
 from common.wire.messages import (
@@ -48,6 +52,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
+_LOSS_DIGITS = 2
+"""Of the losses that leave a site: a number with all its digits is a fingerprint of the texts."""
 
 
 def answer(kind: str, content: RecordDict, find_site: Callable[[], Site]) -> RecordDict:
@@ -100,9 +106,9 @@ def introduce(settings: Settings, site: Site) -> Card:
 def run_local_round(task: Task, site: Site) -> Update:
     """Train the global model on the site's own examples.
 
-    Where sites evaluate, the model as received is first put through the site's held-out texts.
+    If sites evaluate, the model as received is first put through the site's held-out texts.
 
-    Where nothing is encoded, the returned tensors are the resident model's own buffer, if that is on the CPU:
+    If nothing is encoded, the returned tensors are the resident model's own buffer, if that is on the CPU:
     they hold until the next round of any client in this process.
 
     Raises:
@@ -114,35 +120,37 @@ def run_local_round(task: Task, site: Site) -> Update:
     started = time.perf_counter()
     settings = site.localise(_settings_of(task))
     examples = site.examples(settings)
-    num_steps = settings.train.local_epochs * count_steps(len(examples.train), settings.train)
-    _check_steps(num_steps, site)
+    steps = RoundSteps(settings.train, len(examples.train), task.round)
     state, received = _load(task, settings, examples, site)
     sites_measure = settings.evaluation.where == "sites"
     test = _count(state, settings, examples) if sites_measure else None
     is_withheld = test is not None and _is_withheld(test, site)
-    model = state.classifier.model
     if task.round == 1 and settings.train.draws_heads:
-        draw_head(model, state.classifier.new_head, settings.seed, client=task.client + 1)
-    place = Place(settings.seed, task.round, task.client, state.device, settings.precision)
-    texts, (new_head, frozen) = examples.corpus.train, (state.classifier.new_head, state.classifier.frozen)
+        draw_head(state.classifier.model, state.classifier.new_head, settings.seed, client=task.client + 1)
     run, variates, correction = _settings_of(task), None, None
     if settings.train.control_variates:
-        variates = Variates.open(task, run, site, received, num_steps)
+        variates = Variates.open(task, run, site, received, steps.total)
         if variates.correction is not None:
             correction = state.layout.views(tensor_of(variates.correction).to(state.device))
-    loss = train_epochs(model, texts, examples.train, settings.train, place, new_head, frozen, correction)
+    speaking = None if site.order is None else Speaking(steps)
+    loss = _train(state, settings, examples, task, correction, speaking)
     trained = state.flat.detach().cpu().numpy()
     if variates is not None:
         variates.keep(task, run, site, received, trained)
     if site.kept is not None:
         norm = distance(tensor_of(trained), tensor_of(received))
         site.kept.update_norm = norm if isfinite(norm) else None
+    if site.order is not None:
+        assert speaking is not None, "made for every order"
+        _check_speaking(speaking, site.file.policy)
+        _keep_yardstick(state, trained, received, steps, site)
+        loss = round(loss, _LOSS_DIGITS)
     return Update(
         round=task.round,
         layout=state.layout.digest,
         payload=_payload(task, site, trained, received),
         num_examples=len(examples.train),
-        num_steps=num_steps,
+        num_steps=steps.total,
         loss=loss,
         seconds=time.perf_counter() - started,
         test=None if is_withheld else test,
@@ -152,12 +160,60 @@ def run_local_round(task: Task, site: Site) -> Update:
     )
 
 
+def _train(
+    state: ModelState,
+    settings: Settings,
+    examples: Examples,
+    task: Task,
+    correction: Mapping[str, Tensor] | None,
+    speaking: Speaking | None,
+) -> float:
+    """One round of local training of the resident model; returns its mean loss."""
+    classifier = state.classifier
+    place = Place(settings.seed, task.round, task.client, state.device, settings.precision)
+    return train_epochs(
+        classifier.model,
+        examples.corpus.train,
+        examples.train,
+        settings.train,
+        place,
+        classifier.new_head,
+        classifier.frozen,
+        correction,
+        speaking,
+    )
+
+
+def _check_speaking(speaking: Speaking, policy: Policy) -> None:
+    """Raise Declines if almost all of an update comes from a few texts."""
+    found = speaking.num_speaking()
+    if found < policy.min_speaking_texts:
+        raise Declines(
+            "few_speak",
+            words=(
+                f"{found:.1f} texts speak in the update; policy.min_speaking_texts is "
+                f"{policy.min_speaking_texts:g}"
+            ),
+        )
+
+
+def _keep_yardstick(
+    state: ModelState, trained: np.ndarray, received: np.ndarray, steps: RoundSteps, site: RealSite
+) -> None:
+    rates = float(steps.rates(steps.settings.learning_rate).sum())
+    held = site.held
+    held.keep_yardstick(measure(state.layout, trained, received, rates, held.yardstick()))
+    held.wait()
+
+
 def count_held_out(task: Task, site: Site) -> Counts:
     """Put the global model through the site's held-out texts. Raises as `run_local_round` does."""
     settings = site.localise(_settings_of(task))
     examples = site.examples(settings)
     state, _ = _load(task, settings, examples, site)
     counts = _count(state, settings, examples)
+    if site.order is not None:
+        site.held.wait()
     if _is_withheld(counts, site):
         raise Declines("counts_withheld")
     return counts
@@ -167,12 +223,6 @@ def _settings_of(task: Task) -> Settings:
     if task.settings is None:
         raise ValueError("a task came without settings, and no plan was approved")
     return task.settings
-
-
-def _check_steps(num_steps: int, site: Site) -> None:
-    """Raise Declines where a round would have more optimiser steps than the policy allows."""
-    if site.order is not None and num_steps > site.file.policy.max_steps:
-        raise Declines("policy", "train.local_epochs", f"{num_steps} steps a round")
 
 
 def _is_withheld(counts: Counts, site: Site) -> bool:
@@ -195,81 +245,87 @@ def _load(task: Task, settings: Settings, examples: Examples, site: Site) -> tup
     """The resident model with the global tensors, and those tensors, (P,) fp32."""
     label_names = examples.corpus.label_names
     if site.order is not None:
-        _check_file(settings, site.file.policy)
+        check_model_file(settings.model, site.file.policy)
     state = open_model(settings, label_names)
     if state.layout.digest != task.layout:
         raise ValueError(
             "the server's model has other tensor names or shapes than this client's; check that both have "
             "the same model files and library versions."
         )
-    received = _received(task, state, site, lambda: open_model(settings, label_names, fresh=True).flat)
-    state = open_model(settings, label_names)  # built anew where its start was asked for
+    if site.order is not None:
+        config = state.classifier.model.config.get_text_config()
+        site.check_sizes(settings, examples, getattr(config, "hidden_size", None))
+    received = _received(task, state, site)
+    if site.order is not None:
+        _check_received(received, task, state, settings, examples, site)
+        state = open_model(settings, label_names)  # built anew if its start was asked for
     state.load(tensor_of(received))
     return state, received
 
 
-def _received(task: Task, state: ModelState, site: Site, start: Callable[[], Tensor]) -> np.ndarray:
-    """The global tensors, from the task alone or from those this process has kept.
-
-    Args:
-        start: makes the first model from this site's own files; the model in `state` is lost with it.
-    """
+def _received(task: Task, state: ModelState, site: Site) -> np.ndarray:
+    """The global tensors, (P,) fp32, from the task alone or from those this site has kept."""
     # A payload that is whole needs no more of its base than the length.
     base = np.broadcast_to(np.float32(0), (state.layout.size,))
     if task.base:
-        if site.kept is None or site.kept.tensors is None or site.kept.version != task.base:
+        held = _kept_tensors(site)
+        if held is None or held.version != task.base:
             raise LacksBase(task.base)
-        base = site.kept.tensors
+        base = held.tensors
     received = decode(task.payload, base)
-    if site.order is not None:
-        _check_step(received, site.order, site.file.policy, site.kept, start, state.frozen_norm)
-    if site.kept is not None:
+    if site.kept is not None and site.order is None:
         site.kept.version, site.kept.tensors = task.version, received
-        site.kept.came_with = (site.order.plan, site.order.age) if site.order else ("", 0)
     return received
 
 
-def _check_step(
+def _kept_tensors(site: Site) -> HeldModel | None:
+    """The global tensors that this site was sent last; of a plan, those that lie in its folder."""
+    if site.order is not None:
+        return site.held.model()
+    if site.kept is None or site.kept.tensors is None:
+        return None
+    return HeldModel(site.kept.version, 0, site.kept.tensors)
+
+
+def _check_received(
     received: np.ndarray,
-    order: Order,
-    policy: Policy,
-    kept: Kept | None,
-    start: Callable[[], Tensor],
-    frozen_norm: Callable[[], float],
+    task: Task,
+    state: ModelState,
+    settings: Settings,
+    examples: Examples,
+    site: RealSite,
 ) -> None:
-    """Raise Declines where the global tensors, (P,) fp32, are not what could have come of the ones before.
+    """Hold the global tensors against those before, and keep them. Raises Declines or ValueError."""
+    order, label_names = site.order, examples.corpus.label_names
+    assert order is not None
+    if model_sha256(state.layout, tensor_of(received)) != task.version:
+        raise ValueError("the global tensors are not those that the task names by their SHA-256")
+    plan = RoundOfPlan(settings, site.file.policy, len(examples.train), order.most_texts)
 
-    The first are those this site computes itself; later ones lie within `policy.max_global_step` a round of
-    those it holds, or, where it was restarted, of the first ones. The norm is that of the whole model, with
-    what is frozen in it: adapters begin near 0.
-    """
-    tensors = tensor_of(received)
-    is_first = order.age == 0
-    if kept is not None and kept.tensors is not None and kept.came_with[0] == order.plan and not is_first:
-        before, num_steps = tensor_of(kept.tensors), max(1, order.age - kept.came_with[1])
-    elif is_first and policy.same_start:
-        if not torch.equal(start().cpu(), tensors):
-            raise Declines("another_start")
-        return
-    elif policy.same_start and policy.max_global_step is not None and not is_first:
-        before, num_steps = start().cpu(), order.age
-    else:
-        return
-    most = policy.max_global_step
-    if most is None:
-        return
-    norm = hypot(float(before.norm()), frozen_norm())
-    if not distance(tensors, before) <= most * num_steps * norm:
-        raise Declines("too_far")
+    def start() -> Tensor:
+        return open_model(settings, label_names, fresh=True).flat
+
+    def rehearse() -> Yardstick:
+        fresh = open_model(settings, label_names, fresh=True)
+        first = fresh.flat.detach().cpu().numpy().copy()
+        number = max(1, order.round)
+        _train(fresh, settings, examples, replace(task, round=number), None, None)
+        trained = fresh.flat.detach().cpu().numpy()
+        return measure(fresh.layout, trained, first, plan.sum_of_rates(number), None)
+
+    check_global_model(received, order.age, state.layout, site.held, plan, start, rehearse)
+    site.held.keep_model(HeldModel(task.version, order.age, received))
+    if site.kept is not None:
+        site.kept.version = task.version
 
 
-def _check_file(settings: Settings, policy: Policy) -> None:
-    """Raise Declines where the policy lists models by SHA-256, and the file is none of them."""
-    model, listed = settings.model, policy.models or ()
+def check_model_file(model: ModelSettings, policy: Policy) -> None:
+    """Raise Declines if the file of weights is not the one that the plan and the policy name."""
+    listed = policy.models if isinstance(policy.models, tuple) else ()
     hashes = {entry.removeprefix("sha256:") for entry in listed if entry.startswith("sha256:")}
-    if not hashes or model.name in listed or f"{model.name}@{model.revision}" in listed:
-        return
-    if file_digest(weights_file(model)) not in hashes:
+    wanted = [hashes] if is_pinned(policy.models) and model.name not in listed else []
+    wanted += [{model.sha256}] if model.sha256 is not None else []
+    if wanted and not all(file_digest(weights_file(model)) in names for names in wanted):
         raise Declines("another_model")
 
 

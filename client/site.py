@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from client.answers import Answers
 from client.carried import Carried, CarriedFiles, CarriedMemory, What
-from client.plans import Declines, file_digest
+from client.declines import Declines
+from client.held import Held
+from client.plans import file_digest
+from client.sizes import Sizes, size_refusals
+from client.versions import Versions
 from common.data.corpus import Corpus, forget_corpora, open_corpus
 from common.data.partitions import partition, split_held_out
+from common.data.texts import NO_LATE_OPT_OUTS, LateOptOuts
 from common.settings import PartitionSettings, Settings
 
 if TYPE_CHECKING:
@@ -62,6 +68,8 @@ class Order:
     """How many rounds the model that is sent has behind it: 0 for the first."""
     data: str
     """SHA-256 of the data file when the plan was approved."""
+    most_texts: int = 0
+    """The most training texts that a site of the plan may have; 0 if the plan does not say."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for another process of this machine."""
@@ -88,6 +96,8 @@ class Kept:
     """Of the site's data file when it was read."""
     update_norm: float | None = None
     """L2 norm of the last update, for the site's ledger; None where the last message asked for none."""
+    held: Held | None = None
+    """What is kept of the plan that was executed last."""
 
 
 @dataclass(frozen=True)
@@ -150,22 +160,7 @@ class RealSite:
     def localise(self, settings: Settings) -> Settings:
         """The server's learning settings with this site's own facts put in."""
         file = self.file
-        data = replace(
-            settings.data,
-            reader="files",
-            path=str(file.data_path),
-            test_path=None,
-            text_columns=file.text_columns,
-            label_column=file.label_column,
-            delimiter=file.delimiter,
-            encoding=file.encoding,
-            label_map=file.labels,
-            drop_empty=file.drop_empty,
-            opt_out_column=file.opt_out_column,
-            test_fraction=file.test_fraction,
-            split_seed=file.split_seed,
-            token_cache=None if file.token_cache is None else str(file.token_cache),
-        )
+        data = file.data_settings(settings.data)
         model = settings.model
         if file.model is not None:
             model = replace(model, source="hub", name=str(file.model), revision=None)
@@ -176,28 +171,62 @@ class RealSite:
             )
         return replace(settings, data=data, model=model, device=file.device)
 
+    @property
+    def held(self) -> Held:
+        """What is kept of the plan that is executed."""
+        assert self.order is not None, "asked for only if there is a plan"
+        assert self.kept is not None, "a site that executes plans keeps something"
+        folder = Answers(self.file.state).folder(self.order.plan)
+        if self.kept.held is None or self.kept.held.folder != folder:
+            self.kept.held = Held(folder)
+        return self.kept.held
+
     def examples(self, settings: Settings) -> Examples:
         """All texts of the site's file; the same part is held out in every run.
 
         Raises:
             ValueError: bad data.
-            Declines: the file is not the one for which the plan was approved, or holds too few texts.
+            Declines: the file is not the one for which the plan was approved, or its texts are too few for
+                the plan.
         """
         self._notice_changes()
-        policy, order = self.file.policy, self.order
-        if (
-            order is not None
-            and not policy.data_may_change
-            and file_digest(self.file.data_path) != order.data
-        ):
-            raise Declines("data_changed")
-        corpus = open_corpus(settings, self.file.name)
-        if order is not None and len(corpus.train) < policy.min_examples:
-            raise Declines("too_few_texts")
+        late = NO_LATE_OPT_OUTS if self.order is None else self._late_opt_outs(self.order)
+        corpus = open_corpus(settings, self.file.name, late)
         train, held_out, opted_out = (
             np.arange(len(part)) for part in (corpus.train, corpus.test, corpus.opted_out)
         )
-        return Examples.of(corpus, train, held_out, opted_out, settings)
+        examples = Examples.of(corpus, train, held_out, opted_out, settings)
+        if self.order is not None:
+            self.check_sizes(settings, examples)
+        return examples
+
+    def check_sizes(self, settings: Settings, examples: Examples, hidden_size: int | None = None) -> None:
+        """Raise Declines if the texts are too few, or a step of the plan is too much, for the policy.
+
+        Args:
+            hidden_size: of the model; None before it is opened.
+        """
+        num_tokens = int(examples.corpus.train.lengths_of(examples.train).sum())
+        num_held_out = len(examples.test) + len(examples.validation)
+        sizes = Sizes(len(examples.train), num_held_out, num_tokens, hidden_size)
+        for code, key, words in size_refusals(settings, sizes, self.file.policy):
+            raise Declines(code, key, words)
+
+    def _late_opt_outs(self, order: Order) -> LateOptOuts:
+        """Texts that have opted out since the approval. Raises Declines if the file changed otherwise."""
+        found = file_digest(self.file.data_path)
+        if found == order.data:
+            return NO_LATE_OPT_OUTS
+        versions = Versions(self.file)
+        late = versions.late_opt_outs(order.plan, order.data)
+        if late is not None:
+            return late
+        if not self.file.policy.data_may_change:
+            raise Declines("data_changed")
+        version = versions.read()
+        versions.check_distance(version, Answers(self.file.state).answered())
+        versions.keep(order.plan, found, version)
+        return NO_LATE_OPT_OUTS
 
     def _notice_changes(self) -> None:
         """Let texts go that were read from a file which has changed since. Raises OSError if it is gone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,12 +21,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from client.policy import Policy
+from client.policy import Policy, without_retired
 from common.credentials import NEW_KEYS, Certificate, check_public_line, read_certificate, read_private_key
 from common.data.read import Columns
 from common.errors import explain
 from common.file_form import FileForm
 from common.files import write_atomically
+from common.settings import DataSettings
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -170,6 +171,25 @@ class SiteFile:
         """How the file of texts is written."""
         return FileForm(self.delimiter, self.encoding, is_in_site_file=True)
 
+    def data_settings(self, settings: DataSettings) -> DataSettings:
+        """How this site reads its texts, under a plan's labels."""
+        return replace(
+            settings,
+            reader="files",
+            path=str(self.data_path),
+            test_path=None,
+            text_columns=self.text_columns,
+            label_column=self.label_column,
+            delimiter=self.delimiter,
+            encoding=self.encoding,
+            label_map=self.labels,
+            drop_empty=self.drop_empty,
+            opt_out_column=self.opt_out_column,
+            test_fraction=self.test_fraction,
+            split_seed=self.split_seed,
+            token_cache=None if self.token_cache is None else str(self.token_cache),
+        )
+
     @property
     def host_and_port(self) -> tuple[str, int]:
         """The server's address in its two parts; the host of an IPv6 address has no brackets."""
@@ -228,6 +248,8 @@ def _dotted(content: Any) -> dict[str, Any]:
         if "." in str(key):  # else it would pass for what stands in a section, and lose against it in silence
             raise ValueError(f"{key} is no key of a site file. Write it as a key of its section.")
     values = {str(key): value for key, value in top.items() if key not in _SECTIONS}
+    if "policy" in values:
+        values["policy"] = without_retired(values["policy"])
     for section in _SECTIONS:
         held = _mapping(top.get(section) or {}, section)
         values |= {f"{section}.{key}": value for key, value in held.items()}

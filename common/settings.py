@@ -31,6 +31,8 @@ NOT_IDENTITY = frozenset(
         "num_rounds",
         "run_dir",
         "arm",
+        "recipe",
+        "model.sha256",
         "engine",
         "evaluation.target_accuracy",
         "evaluation.patience",
@@ -75,6 +77,8 @@ class ModelSettings:
     """In the head alone, or in every feed-forward layer too."""
     abu_normalisation: Literal["none", "sum", "abs", "positive", "softmax"] = "none"
     """How the weights of a blend are kept in bounds."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 that the file of weights must have; None takes any. `wardround submit` fills it in."""
 
     def __post_init__(self) -> None:
         _require(
@@ -230,8 +234,8 @@ class TrainSettings:
     drop_last: bool
     """Leave out the short last batch of an epoch (the authors' code)."""
     last_batch: Literal["even", "short"] = "short"
-    """How an epoch is cut into batches. `short`: batches of `batch_size`, and the rest as a last, shorter one.
-    `even`: as many batches as `batch_size` goes into the epoch, whose sizes differ by one at most."""
+    """How an epoch is cut into batches. `short`: batches of `batch_size`, and a shorter last one with the
+    rest. `even`: as many batches as `batch_size` goes into the epoch; their sizes differ by one at most."""
     frozen: Literal["none", "embeddings"] = "none"
     """`embeddings`: what turns tokens into vectors is not trained and does not travel."""
     attention_mask: bool
@@ -487,6 +491,8 @@ class Settings:
     """Communication rounds; 0 evaluates the initial model only."""
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     """Root of every random stream of the run."""
+    recipe: Annotated[str, Field(pattern="^([a-z_]+@[0-9]+)?$")] = ""
+    """Name and version of the recipe that the run began with, as `fine_tune@1`; empty for no recipe."""
     arm: Annotated[str, Field(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._]*[A-Za-z0-9])?)?$")]
     """Name of the arm of a sweep that the run belongs to, part of folder names; empty for none."""
     run_dir: str

@@ -20,11 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import first_line, nearest
+from common.recipes import ABOUT as ABOUT_RECIPE
 from common.settings import Settings, known_keys
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 AXES = ("model", "data", "num_clients", "seed")
 _GROUPS = tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
+_NO_SETTINGS = ("hydra", "sweep", "experiment", ABOUT_RECIPE)
+"""Nodes of Hydra's tree that are no settings."""
 _BESIDE_SETTINGS = ("sweep", *(f"sweep.{axis}" for axis in AXES), "sweep.target_fraction", "sweep.arms")
 
 
@@ -76,9 +79,7 @@ def settings_of(config: DictConfig) -> Settings:
     """The settings inside a composed tree. Raises ValueError as `Settings` does."""
     try:
         values: Any = OmegaConf.to_container(
-            OmegaConf.masked_copy(
-                config, [str(key) for key in config if key not in ("hydra", "sweep", "experiment")]
-            ),
+            OmegaConf.masked_copy(config, [str(key) for key in config if key not in _NO_SETTINGS]),
             resolve=True,
             throw_on_missing=True,
         )

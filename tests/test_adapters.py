@@ -13,10 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from client.plans import Declines
-from client.policy import Policy
-from client.round import _check_step
-from client.site import Kept, Order
 from common.data.corpus import open_corpus
 from common.model.adapters import merged_tensors
 from common.model.build import build_classifier
@@ -281,23 +277,6 @@ def test_a_frozen_base_may_be_bf16(make: Make) -> None:
     assert {kind for name, kind in kinds.items() if name not in frozen} == {torch.float32}
     with pytest.raises(ValueError, match=r"adapters\.base_precision is bf16, with adapters\.name=lora and"):
         make("bert", "adapters.base_precision=bf16")
-
-
-def test_a_sites_bound_on_steps_is_of_the_whole_model(make: Any) -> None:
-    settings = make("bert", "adapters=lora_ffa")
-    state = open_model(settings, ("a", "b"), fresh=True)
-    everything = torch.cat([tensor.detach().flatten() for tensor in state.classifier.model.parameters()])
-    frozen = state.frozen_norm()
-    assert frozen**2 + float(state.flat.norm()) ** 2 == pytest.approx(float(everything.norm()) ** 2, rel=1e-5)
-    plain = open_model(make("bert", "adapters=none"), ("a", "b"), fresh=True)
-    assert plain.frozen_norm() == 0.0
-    # 3 of 5 is trained, 4 frozen; half of 5 is allowed. The trained part alone would allow 1.5.
-    before = np.array([3.0], dtype=np.float32)
-    kept, order = Kept(tensors=before, came_with=("p", 1)), Order("p", settings, 0, 3, 2, "")
-    policy, start = Policy(max_global_step=0.5), lambda: torch.zeros(1)
-    _check_step(before + np.float32(2.4), order, policy, kept, start, lambda: 4.0)
-    with pytest.raises(Declines, match="too_far"):
-        _check_step(before + np.float32(2.6), order, policy, kept, start, lambda: 4.0)
 
 
 def test_heads_per_site_and_warm_up_work_beside_adapters(make: Make) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from client.declines import Declines
 from client.kit.plans import describe, table
-from client.plans import Decision, Declines, Plans, approve, executed, limits_of
+from client.plans import Decision, Plans, approve, executed, limits_of
 from client.site_file import SiteFile, signing_keys
 from common.credentials import fingerprint, new_key, public_line
 from common.settings import Settings
@@ -36,7 +37,9 @@ DAY = 86_400.0
 def settings(make_settings: Make) -> Settings:
     """Of a deployment with two sites."""
     words = ("engine=deployment", "data.label_names=[health,money,sport]", "evaluation.where=server")
-    return make_settings(*words, "num_clients=2", "threads=1", "strategy.wait_seconds=20")
+    return make_settings(
+        *words, "train.last_batch=even", "num_clients=2", "threads=1", "strategy.wait_seconds=20"
+    )
 
 
 # --- at the site -------------------------------------------------------------------------------------------

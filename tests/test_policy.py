@@ -18,6 +18,7 @@ from client.round import answer
 from client.site import Kept, Order, RealSite
 from common.data.corpus import forget_corpora
 from common.model.counts import Counts
+from common.model.flat import model_sha256
 from common.model.state import open_model
 from common.settings import Settings, known_keys
 from common.wire.arrays import Payload
@@ -46,16 +47,25 @@ from tests.support.tiny import Make
 
 LABELS = ("health", "money", "sport")
 COUNTS = Counts(1.0, np.eye(3, dtype=np.int64), ())
-STRICT = Policy(approve="within_policy", min_sites=1, min_examples=1, labels=LABELS, forms=("exact", "int8"))
+STRICT = Policy(
+    approve="within_policy",
+    min_sites=1,
+    min_examples=1,
+    labels=LABELS,
+    forms=("exact", "int8"),
+    models=("sha256:" + "a" * 64,),
+)
 LIMITS = Limits(STRICT, "st_marys", "SHA256:own", has_own_model=True)
 
 
 @pytest.fixture
-def base(make_settings: Make) -> Settings:
+def base(make_settings: Make, tiny_model: Path) -> Settings:
     """A plan's settings, inside the limits."""
     words = ("engine=deployment", f"data.label_names=[{','.join(LABELS)}]", "num_clients=1", "num_rounds=3")
     size = ("train.batch_size=8", "train.max_length=16", "threads=1", "evaluation.where=server")
-    return make_settings(*words, *size).for_sites()
+    safe = ("train.last_batch=even", "train.frozen=embeddings", "train.learning_rate=0.1")
+    pin = {"model.sha256": file_digest(tiny_model / "model.safetensors")}
+    return with_changes(make_settings(*words, *size, *safe).for_sites(), pin)
 
 
 def plan_of(settings: Settings, **changed: Any) -> Plan:
@@ -91,8 +101,11 @@ LIMITED = [key for key, rule in RULES.items() if rule.kind in ("bounded", "liste
 @pytest.mark.parametrize("key", [key for key in LIMITED if key not in ("model.source", "model.revision")])
 def test_a_hostile_value_of_what_is_bounded_or_listed_is_refused(base: Settings, key: str) -> None:
     limits = LIMITS
-    if key.startswith("model."):
-        limits = replace(LIMITS, has_own_model=False, policy=replace(STRICT, models=(base.model.name,)))
+    if key in ("model.name", "model.sha256"):
+        listed = {"model.name": (base.model.name,), "model.sha256": None}
+        limits = replace(LIMITS, has_own_model=False, policy=replace(STRICT, models=listed[key]))
+    if key == "recipe":
+        limits = replace(LIMITS, policy=replace(STRICT, recipes=("fine_tune@1",)))
     if key in ("num_clients", "strategy.min_sites"):
         limits = replace(LIMITS, policy=replace(STRICT, min_sites=3))
     settings = hostile(base, key)
@@ -136,7 +149,7 @@ def test_adapters_are_scaled_within_bounds(base: Settings) -> None:
 def test_these_must_be_as_the_site_wants_them() -> None:
     assert set(MUST_BE) == {
         *("data.train_examples", "data.test_examples", "data.max_words"),
-        *("train.shuffle", "train.drop_last", "engine.name"),
+        *("train.shuffle", "train.drop_last", "train.last_batch", "engine.name"),
     }
 
 
@@ -162,9 +175,9 @@ def test_models_are_listed_by_name_and_revision(
 
 
 def test_a_standing_approval_needs_to_know_its_models(base: Settings) -> None:
-    limits = replace(LIMITS, has_own_model=False)
+    limits = replace(LIMITS, policy=replace(STRICT, models="any"))
     assert [key for _, key, _ in refusals_of(plan_of(base), base, limits)] == ["model.name"]
-    by_hand = replace(limits, policy=replace(STRICT, approve="by_hand"))
+    by_hand = replace(limits, policy=replace(STRICT, models="any", approve="by_hand"))
     assert list(refusals_of(plan_of(base), base, by_hand)) == []
 
 
@@ -189,6 +202,18 @@ def test_the_plan_itself_has_limits(
 # --- what leaves -------------------------------------------------------------------------------------------
 
 
+def first_task(site: RealSite, settings: Settings, said: Settings | None = None) -> tuple[Task, np.ndarray]:
+    """The task of round 1, and the model that goes along with it, (P,) fp32.
+
+    Args:
+        said: settings in the message.
+    """
+    state = open_model(site.localise(settings), LABELS, fresh=True)
+    start = state.flat.detach().cpu().clone()
+    version = model_sha256(state.layout, start)
+    return Task(1, state.layout.digest, whole(start.numpy()), said, version), start.numpy()
+
+
 class Trained:
     """A site that trains one round of a plan, as its worker does."""
 
@@ -208,9 +233,7 @@ class Trained:
         """
         forget_corpora()
         site = RealSite(self.site, Kept(), self.order(settings))
-        state = open_model(site.localise(settings), LABELS, fresh=True)
-        start = state.flat.detach().cpu().clone().numpy()
-        task = Task(1, state.layout.digest, whole(start), said, "v1")
+        task, start = first_task(site, settings, said)
         found = unpack_update(answer(TRAIN, pack_tasks(task, [5])[0], lambda: site))
         return decode(found.payload, start)
 
@@ -258,7 +281,10 @@ def test_the_held_out_part_is_the_same_in_every_run(trained: Trained, base: Sett
     ("policy", "kind", "code"),
     [
         ({"min_examples": 39}, HELLO, "too_few_texts"),
-        ({"max_steps": 9}, TRAIN, "policy"),
+        ({"min_token_ratio": 1000.0}, TRAIN, "too_few_tokens"),
+        ({"max_influence": 1.0}, HELLO, "policy"),
+        ({"min_speaking_texts": 39.0}, TRAIN, "few_speak"),
+        ({"max_steps": 7}, TRAIN, "policy"),
         ({"models": ("sha256:" + "0" * 64,)}, TRAIN, "another_model"),
     ],
 )
@@ -273,9 +299,7 @@ def test_limits_that_need_the_files(
 ) -> None:
     lab = Trained(tmp_path / "site", tiny_texts, tiny_model, replace(WIDE, **policy))
     site = RealSite(lab.site, Kept(), lab.order(base))
-    state = open_model(site.localise(base), LABELS, fresh=True)
-    start = whole(state.flat.detach().cpu().clone().numpy())
-    task = pack_tasks(Task(1, state.layout.digest, start, None, "v1"), [0])[0]
+    task = pack_tasks(first_task(site, base)[0], [0])[0]
     found = answer(kind, pack_hello(None) if kind == HELLO else task, lambda: site)
     assert found.config_records["refusal"]["code"] == code
 
@@ -295,9 +319,7 @@ def test_small_counts_stay_at_the_site(
     for min_count, is_withheld in ((1, 0), (100, 1)):
         lab = Trained(tmp_path / f"{min_count}", tiny_texts, tiny_model, replace(WIDE, min_count=min_count))
         site = RealSite(lab.site, Kept(), lab.order(settings))
-        state = open_model(site.localise(settings), LABELS, fresh=True)
-        start = whole(state.flat.detach().cpu().clone().numpy())
-        task = pack_tasks(Task(1, state.layout.digest, start, None, "v1"), [0])[0]
+        task = pack_tasks(first_task(site, settings)[0], [0])[0]
         found = unpack_update(answer(TRAIN, task, lambda: site))  # noqa: B023 - called at once
         assert (found.withheld, found.test is None) == (is_withheld, bool(is_withheld))
 
@@ -332,7 +354,7 @@ def test_a_policy_is_strict_unless_it_says_otherwise() -> None:
     strict = Policy()
     assert (strict.approve, strict.counts, strict.min_sites, strict.same_start) == ("by_hand", False, 3, True)
     words = "; ".join(in_words(Limits(strict, "a", "k", has_own_model=False)))
-    for text in ("A person approves each plan", "at least 3 sites", "counts of held-out texts stay here"):
+    for text in ("A person approves each plan", "at least 3 sites", "test counts stay here"):
         assert text in words
 
 

@@ -15,8 +15,8 @@ from common.data.tokens import TokenisedTexts
 from common.model.build import build_classifier, draw_head
 from common.model.counts import Counts
 from common.model.flat import flatten_model
-from common.model.state import open_model
 from common.model.influence import learning_rate_at
+from common.model.state import open_model
 from server.engines.simulate import simulate
 from server.rounds.evaluation import Evaluation
 from server.rounds.fedavg import WeightedMean

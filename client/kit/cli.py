@@ -246,7 +246,7 @@ def approve(plan: PlanName, site: Site = Path("site.yaml")) -> None:
 
     Exit code: 0 approved, 2 no such plan, or the policy refuses it.
     """
-    from client.plans import Declines
+    from client.declines import Declines
     from client.plans import approve as put_approval
 
     opened, loaded = _plans(site)
@@ -255,8 +255,8 @@ def approve(plan: PlanName, site: Site = Path("site.yaml")) -> None:
         put_approval(opened, known, loaded, _limits(loaded), "hand")
     except Declines as no:
         raise ValueError(
-            f"plan {known.short} cannot be approved: {no}. Reject it, or change the policy in '{site}' and "
-            "restart wardround-site join."
+            f"plan {known.short} cannot be approved ({no.code}): {no}. Reject it, or change the policy in "
+            f"'{site}' and restart wardround-site join."
         ) from None
     typer.echo(f"Approved: {known.short}. It is executed with the texts of now, until somebody revokes it.")
 

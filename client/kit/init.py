@@ -6,10 +6,13 @@ import json
 import os
 import pwd
 import sys
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from client.plans import file_digest
+from client.policy import Policy
 from client.site_file import SiteFile, signing_keys, write_site_file
 from common.credentials import new_key, public_line, refuse_to_overwrite, write_key_pair
 from common.files import write_atomically
@@ -47,7 +50,7 @@ def write_kit(invited: Path, folder: Path, image: str, **facts: Any) -> tuple[Si
         signing_key=secret,
         state=state,
         invitation=copy,
-        **facts,
+        **_with_pinned_model(facts),
     )
     for path in (folder, site.data_path, site.model or folder):
         if any(letter in str(path) for letter in "\"'\\\n$%"):
@@ -73,6 +76,16 @@ def write_kit(invited: Path, folder: Path, image: str, **facts: Any) -> tuple[Si
     write_site_file(site, folder / "site.yaml")
     answer = Registration(site.name, public_line(node), public_line(signing), fingerprint)
     return site, fingerprint, write_paper(answer, folder / REGISTRATION, signing)  # type: ignore[arg-type]
+
+
+def _with_pinned_model(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts with the model's folder pinned in the policy, unless the policy lists models itself."""
+    model, policy = facts.get("model"), facts.get("policy", Policy())
+    weights = None if model is None else model / "model.safetensors"
+    if policy.models is not None or weights is None or not weights.is_file():
+        return facts
+    pinned = replace(policy, models=(f"sha256:{file_digest(weights)}",))
+    return facts | {"policy": pinned}
 
 
 def _write(path: Path, text: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from client.plans import Declines
 from common.files import write_json
 from common.wire.signing import CLOCK_SECONDS, NotAuthentic, Question
 
@@ -84,25 +83,14 @@ class Journal:
         kept = {name: told for name, told in answered.items() if told["ends"] + 2 * CLOCK_SECONDS > now}
         self._write(answered=kept | {run: {"attempt": attempt, "ends": question.run_ends}})
 
-    def count(self, plan: str, kind: str, round: int, most: int) -> None:
-        """Note that a question of a plan is answered.
+    def last_round_before(self, plan: str) -> int:
+        """The last round that a version of this program answered which stored no answers; 0 for none.
 
         Args:
             plan: SHA-256 of the plan.
-            most: answers of this kind to the plan.
-
-        Raises:
-            Declines: `beyond_plan`: there were as many; `out_of_order`: a later round was answered before.
-            OSError: this cannot be noted, so that nothing may be answered.
         """
-        told = self._content["plans"].get(plan, {"round": 0, "answers": {}})
-        num_answers = told["answers"].get(kind, 0)
-        if num_answers >= most:
-            raise Declines("beyond_plan")
-        if round < told["round"]:
-            raise Declines("out_of_order")
-        told = {"round": round, "answers": told["answers"] | {kind: num_answers + 1}}
-        self._write(plans=self._content["plans"] | {plan: told})
+        told = self._content["plans"].get(plan, {"round": 0})
+        return int(told["round"])
 
     def was_begun(self, question: Question) -> bool:
         """Whether this very question was begun before, and perhaps its answer lost on the way."""

@@ -10,10 +10,12 @@ from typing import TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 
+from client.answers import Answers, Begun
+from client.declines import Declines
 from client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
 from client.node.journal import Journal
 from client.node.worker import Room, Stopped, Worker
-from client.plans import Declines, Plans, executed, limits_of
+from client.plans import Plans, executed, limits_of
 from client.site import Order
 from client.site_file import SiteFile, signing_keys
 from common.credentials import fingerprint, public_line
@@ -45,10 +47,9 @@ from common.wire.signing import (
 _SOON_PAUSE, _ROUND_PAUSE, _IDLE_PAUSE = 0.25, 0.5, 2.0
 _SOON_SECONDS = 600.0
 _DISK_PAUSE = 1.0
+_TIDY_SECONDS = 60.0
 _ENVELOPE_SECONDS = 60.0
 _KINDS = (HELLO, TRAIN, EVALUATE)
-_ATTEMPTS = 3
-"""How often a round is answered at most, where answers get lost or a run is resumed."""
 T = TypeVar("T")
 
 
@@ -77,8 +78,12 @@ class Loop:
         self._key, self._coordinator = signing_keys(site)
         self._own, self._name = fingerprint(public_line(self._key)), site.name
         self._plans, self._limits = Plans(site, self._coordinator), limits_of(site, self._key)
+        self._answers = Answers(site.state)
+        self._update_norm: float | None = None
+        """L2 norm of the update in the answer under way, for the ledger."""
         self._told_of = ""
         self._is_open = False
+        self._tidied = -inf
         self._last_task, self._round_ends = time.monotonic(), 0.0
         self._heartbeat: Heartbeat | None = None
 
@@ -102,6 +107,7 @@ class Loop:
             letter = self._connection.pull()
             if letter is None:
                 self._worker.rest_if_idle()
+                self._tidy()
                 self._sleep(self._pause())
                 continue
             self._last_task, self._round_ends = time.monotonic(), letter.ends - LATE_SECONDS
@@ -112,6 +118,16 @@ class Loop:
         if time.monotonic() - self._last_task < _SOON_SECONDS:
             return _SOON_PAUSE
         return _ROUND_PAUSE if time.time() < self._round_ends else _IDLE_PAUSE
+
+    def _tidy(self) -> None:
+        """Now and then, remove what was kept of plans that are over, or not to be executed any more."""
+        if time.monotonic() - self._tidied < _TIDY_SECONDS:
+            return
+        self._tidied = time.monotonic()
+        for plan in self._answers.plans():
+            known = self._plans.get(plan)
+            if known is None or known.is_over(time.time()):
+                self._note(partial(self._answers.end, plan))
 
     def _go_on(self) -> None:
         """Take up the message that was in hand when this program ended, if it was sent to this node."""
@@ -227,7 +243,33 @@ class Loop:
             self._told_of = text  # a server that waits for a decision asks again and again
             return pack_refusal(no.code, no.key)
         self._told_of = ""
-        return self._worker.answer(letter.kind, content, room, letter.seconds_left, order.to_dict())
+        if letter.kind == HELLO:
+            return self._worker.answer(letter.kind, content, room, letter.seconds_left, order.to_dict())
+        return self._answered_once(letter, content, room, order)
+
+    def _answered_once(self, letter: Letter, content: RecordDict, room: Room, order: Order) -> RecordDict:
+        """The answer to a round: the one that was stored for it, or a new one, which is stored."""
+        begun = Begun(model=str(content.config_records["task"]["version"]), data=order.data)
+        begin = partial(
+            self._answers.begin,
+            *(order.plan, letter.kind, order.round, begun),
+            floor=self._journal.last_round_before(order.plan),
+            most=self._site.policy.max_total_answers,
+        )
+        try:
+            stored = self._note(begin)
+        except Declines as no:
+            self._say(f"round {order.round} of plan {order.plan[:12]} is not answered: {no}")
+            return pack_refusal(no.code, no.key)
+        if stored is not None:
+            self._say(f"the stored answer to round {order.round} is sent again")
+            self._update_norm = stored.update_norm
+            return stored.content
+        found = self._worker.answer(letter.kind, content, room, letter.seconds_left, order.to_dict())
+        self._update_norm = self._worker.update_norm
+        keep = partial(self._answers.keep, order.plan, letter.kind, order.round)
+        self._note(partial(keep, found, self._update_norm))
+        return found
 
     def _ordered(self, question: Question, told: str) -> Order:
         """What is to be done, of a plan that was approved. Raises Declines, or NotAuthentic of `told`."""
@@ -235,16 +277,20 @@ class Loop:
             raise NotAuthentic("forged")
         known = self._note(partial(executed, self._plans, question.plan, self._site, self._limits))
         said = question.statement
-        if said.kind != HELLO:
-            if said.round > known.settings.num_rounds:
-                raise Declines("beyond_plan")
-            if said.kind == EVALUATE and known.settings.evaluation.where != "sites":
-                raise Declines("policy", "evaluation.where")
-            most = _ATTEMPTS * (known.settings.num_rounds if said.kind == TRAIN else 1)
-            self._note(partial(self._journal.count, question.plan, said.kind, said.round, most))
-        client = sorted(known.plan.sites).index(self._name)
-        age = max(0, said.round - 1) if said.kind == TRAIN else said.round
-        return Order(question.plan, known.settings, client, said.round, age, known.decision.data)
+        first = 1 if said.kind == TRAIN else 0
+        if not first <= said.round <= known.settings.num_rounds:
+            raise Declines("beyond_plan")
+        if said.kind == EVALUATE and known.settings.evaluation.where != "sites":
+            raise Declines("policy", "evaluation.where")
+        return Order(
+            plan=question.plan,
+            settings=known.settings,
+            client=sorted(known.plan.sites).index(self._name),
+            round=said.round,
+            age=said.round - 1 if said.kind == TRAIN else said.round,
+            data=known.decision.data,
+            most_texts=known.plan.most_texts,
+        )
 
     def _signed(self, content: RecordDict, question: Question | None, letter: Letter) -> RecordDict:
         """A content with its envelope, once the ledger tells of it on the disk.
@@ -253,7 +299,7 @@ class Loop:
         """
         asked = question.statement if question else None
         records = sizes(record_objects(content, {}))
-        norm = self._worker.update_norm if content.array_records else None
+        norm = self._update_norm if content.array_records else None
         leaves = partial(self._ledger.leaves, letter.kind, question, describe(content, records), norm)
         statement = Statement(
             version=1,

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from common.data.texts import PARTS, TextData, read_texts
+from common.data.texts import NO_LATE_OPT_OUTS, PARTS, LateOptOuts, TextData, read_texts
 from common.data.tokens import TokenisedTexts, cache_folder, tokenise
 from common.pretrained import load_tokenizer
 from common.settings import DataSettings, ModelSettings, Settings
 
 Corpus = TextData[TokenisedTexts]
 """All texts of a run as token ids."""
-_Key = tuple[DataSettings, ModelSettings, int, int, str | None, bool]
+_Key = tuple[DataSettings, ModelSettings, int, int, str | None, bool, LateOptOuts]
 _MOST_CORPORA = 2
 _corpora: dict[_Key, Corpus] = {}  # newest last
 
 
-def _key(settings: Settings, site: str | None) -> _Key:
+def _key(settings: Settings, site: str | None, late: LateOptOuts) -> _Key:
     of_each_site = settings.partition.name == "by_site"
-    return settings.data, settings.model, settings.train.max_length, settings.seed, site, of_each_site
+    max_length = settings.train.max_length
+    return settings.data, settings.model, max_length, settings.seed, site, of_each_site, late
 
 
-def _read(settings: Settings, site: str | None) -> Corpus:
+def _read(settings: Settings, site: str | None, late: LateOptOuts) -> Corpus:
     of_each_site = settings.partition.name == "by_site"
-    texts = read_texts(settings.data, settings.seed, site, of_each_site=of_each_site)
+    texts = read_texts(settings.data, settings.seed, site, of_each_site=of_each_site, late=late)
     tokenizer, cache = load_tokenizer(settings.model), cache_folder(settings.data.token_cache)
     parts = {name: getattr(texts, name) for name in PARTS}
     tokenised = {
@@ -31,21 +32,29 @@ def _read(settings: Settings, site: str | None) -> Corpus:
     return Corpus(**vars(texts) | tokenised)
 
 
-def open_corpus(settings: Settings, site: str | None = None) -> Corpus:
+def open_corpus(settings: Settings, site: str | None = None, late: LateOptOuts = NO_LATE_OPT_OUTS) -> Corpus:
     """Read and tokenise the run's texts, or those of one site, once per process.
+
+    Args:
+        late: texts that have opted out since a plan was approved.
 
     Raises:
         ValueError: for bad data.
     """
-    found = _corpora.get(_key(settings, site))
-    keep_corpus(settings, found or _read(settings, site), site)
-    return _corpora[_key(settings, site)]
+    key = _key(settings, site, late)
+    found = _corpora.get(key) or _read(settings, site, late)
+    _keep(key, found)
+    return found
 
 
 def keep_corpus(settings: Settings, corpus: Corpus, site: str | None = None) -> None:
     """What `open_corpus` shall give from now on, in this process; the longest unused one is let go."""
-    _corpora.pop(_key(settings, site), None)
-    _corpora[_key(settings, site)] = corpus
+    _keep(_key(settings, site, NO_LATE_OPT_OUTS), corpus)
+
+
+def _keep(key: _Key, corpus: Corpus) -> None:
+    _corpora.pop(key, None)
+    _corpora[key] = corpus
     while len(_corpora) > _MOST_CORPORA:
         del _corpora[next(iter(_corpora))]
 

@@ -5,6 +5,8 @@ Messages name files and labels: they are for the person at this machine and must
 
 from __future__ import annotations
 
+import hmac
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +49,32 @@ class LabelledTexts:
         return LabelledTexts(cut, self.labels)
 
 
+def digest_of_row(key: bytes, text: str | None, label: str | None) -> str:
+    """A text and its label as a keyed hash, 16 hexadecimal digits; a guess needs the key to be checked."""
+    row = json.dumps([text, label]).encode()
+    return hmac.digest(key, row, "sha256").hex()[:16]
+
+
+@dataclass(frozen=True)
+class LateOptOuts:
+    """Texts that have opted out since it was drawn which texts are held out."""
+
+    key: bytes
+    hashes: frozenset[str]
+    """As `digest_of_row` gives them."""
+
+    def holds(self, text: str | None, label: str | None) -> bool:
+        """Whether it is one of them."""
+        return bool(self.hashes) and digest_of_row(self.key, text, label) in self.hashes
+
+    def staying(self, examples: LabelledTexts, names: Sequence[str]) -> np.ndarray:
+        """Positions of the examples that have not opted out, (n,) int64. Args: names: of the labels."""
+        rows = zip(examples.texts, examples.labels, strict=True)
+        stays = [not self.holds(text, names[label]) for text, label in rows] if self.hashes else []
+        return np.flatnonzero(stays) if stays else np.arange(len(examples))
+
+
+NO_LATE_OPT_OUTS = LateOptOuts(b"", frozenset())
 T = TypeVar("T")
 
 
@@ -80,7 +108,12 @@ PARTS = ("train", "test", "opted_out")
 
 
 def read_texts(
-    settings: DataSettings, seed: int, site: str | None = None, *, of_each_site: bool = False
+    settings: DataSettings,
+    seed: int,
+    site: str | None = None,
+    *,
+    of_each_site: bool = False,
+    late: LateOptOuts = NO_LATE_OPT_OUTS,
 ) -> TextData[LabelledTexts]:
     """Read a data set, hold out a test set where it has none, and draw as many examples as asked.
 
@@ -91,6 +124,7 @@ def read_texts(
     Args:
         site: name of the one site the file belongs to. Its held-out texts are then those that a folder of
             all sites' files would hold out and draw for it, with `of_each_site`.
+        late: texts that the draws are made with, and that are left out of all parts afterwards.
         of_each_site: draw `train_examples`, and `test_examples` where sites hold out their own, from every
             site by itself; one that has fewer gives all. A site by itself always does.
 
@@ -107,7 +141,7 @@ def read_texts(
         ) from None
     tables, findings = _drop_empty(source.train, "train", settings.drop_empty)
     test_tables, test_findings = _drop_empty(source.test, "test", settings.drop_empty)
-    tables, out_tables = _opted_out(tables)
+    tables, out_tables = _opted_out(tables, late)
     names = _label_names(settings, source, tables, test_tables, out_tables)
     train, test, opted_out = (_join(part, names) for part in (tables, test_tables, out_tables))
     sites = np.repeat(np.arange(len(tables)), [len(table.texts) for table in tables])
@@ -117,6 +151,9 @@ def read_texts(
         held = _hold_out(train.labels, sites, source.site_names, settings.test_fraction, split_seed)
         train, test = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
         sites, test_sites = sites[~held], sites[held]
+    staying, test_staying = late.staying(train, names), late.staying(test, names)
+    train, sites = train.take(staying), sites[staying]
+    test, test_sites = test.take(test_staying), test_sites[test_staying]
     names_of_sites = source.site_names if of_each_site or site is not None else ()
     kept = _draw(train.labels, sites, settings.train_examples, seed, "train_examples", names_of_sites)
     train, sites = train.take(kept), sites[kept]
@@ -176,13 +213,16 @@ def _drop_empty(tables: Sequence[Table], part: str, drop: bool) -> tuple[list[Ta
     return [table.keep(rows) for table, rows in zip(tables, filled, strict=True)], findings
 
 
-def _opted_out(tables: Sequence[Table]) -> tuple[list[Table], list[Table]]:
-    """The tables of what takes part, and those of what does not.
+def _opted_out(tables: Sequence[Table], late: LateOptOuts) -> tuple[list[Table], list[Table]]:
+    """The tables of what takes part, and those of what does not; `late` texts are still among the former.
 
     Raises:
         ValueError: of a table nothing takes part.
     """
-    out = [set(table.opted_out) for table in tables]
+    out = [
+        {row for row in table.opted_out if not late.holds(table.texts[row], table.labels[row])}
+        for table in tables
+    ]
     for table, rows in zip(tables, out, strict=True):
         if len(rows) == len(table.texts):
             raise ValueError(
@@ -194,7 +234,7 @@ def _opted_out(tables: Sequence[Table]) -> tuple[list[Table], list[Table]]:
         table.keep([row for row in range(len(table.texts)) if row not in rows]) if rows else table
         for table, rows in zip(tables, out, strict=True)
     ]
-    return taking_part, [table.keep(table.opted_out) for table in tables]
+    return taking_part, [table.keep(sorted(rows)) for table, rows in zip(tables, out, strict=True)]
 
 
 def _label_names(

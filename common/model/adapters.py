@@ -91,10 +91,11 @@ def _check_targets(settings: AdapterSettings, classifier: Classifier) -> None:
             f"has these: {', '.join(linear)}. Set adapters.targets=[…] to some of them."
         )
     for name in layers:
-        if f"{name}.weight" in classifier.frozen and name.rpartition(".")[2] in targets:
+        last = name.rpartition(".")[2]
+        if f"{name}.weight" in classifier.frozen and last in targets:
             raise ValueError(
-                f"adapters.targets names '{name.rpartition('.')[2]}', which train.frozen=embeddings leaves as "
-                "it is. Take it out of adapters.targets, or set train.frozen=none."
+                f"adapters.targets names '{last}', which train.frozen=embeddings leaves as it is. Take it "
+                "out of adapters.targets, or set train.frozen=none."
             )
 
 

@@ -57,6 +57,10 @@ class Layout:
             for name, shape, start in zip(self.names, self.shapes, self.offsets, strict=True)
         }
 
+    def num_elements(self) -> tuple[int, ...]:
+        """Numbers in each tensor, in the order of `names`."""
+        return tuple(prod(shape) for shape in self.shapes)
+
     def num_bytes(self) -> int:
         """Bytes of the buffer."""
         return self.size * 4

@@ -63,8 +63,16 @@ class RoundSteps:
         return learning_rate_at(peak, self.settings, first_step + step, spanned)
 
     def rates(self, peak: float) -> np.ndarray:
-        """Learning rate of every step, (K,) fp64."""
-        return np.array([self.rate(peak, step) for step in range(self.total)])
+        """Learning rate of every step, (K,) fp64: `rate` for all of them at once."""
+        if self.settings.schedule == "constant":
+            return np.full(self.total, peak)
+        spanned = (self.settings.schedule_rounds or 0) * self.total
+        warmup = int(self.settings.warmup_fraction * spanned)
+        step = (self.round - 1) * self.total + np.arange(self.total)
+        rising = (step + 1) / max(1, warmup)
+        falling = np.maximum(0.0, (spanned - step) / max(1, spanned - warmup))
+        rates: np.ndarray = peak * np.where(step < warmup, rising, falling)
+        return rates
 
     def weights(self, peak: float) -> np.ndarray:
         """|a_k| of every step, (K,) fp64.
@@ -83,12 +91,6 @@ class RoundSteps:
         epoch = CUTS[self.settings.last_batch](np.arange(self.num_texts), self.settings.batch_size)
         sizes = np.array([len(batch) for batch in epoch[: self.per_epoch]])
         return np.tile(sizes, self.settings.local_epochs)
-
-    def pull(self) -> float:
-        """Sum over the steps of rate (mu + wd), of the group with the largest rate."""
-        peak = max(peaks(self.settings))
-        decay = self.settings.proximal_mu + self.settings.weight_decay
-        return float(self.rates(peak).sum() * decay)
 
     def largest_influence(self) -> float:
         """The largest share that a text can have, as a multiple of its even share 1/n.

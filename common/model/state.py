@@ -28,13 +28,6 @@ class ModelState:
     flat: Tensor  # (layout.size,) fp32 on `device`; the model's parameters are views of it
     device: torch.device
 
-    def frozen_norm(self) -> float:
-        """L2 norm of the parameters that are not in the layout because nobody trains them; 0 for none."""
-        model = self.classifier.model
-        return sqrt(
-            sum(float(model.get_parameter(name).float().norm()) ** 2 for name in self.classifier.frozen)
-        )
-
     def load(self, tensors: Tensor) -> None:
         """Make `tensors`, (layout.size,) fp32 on any device, the model's weights."""
         self.flat.copy_(tensors)

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -150,6 +150,13 @@ def read_arrays(memory: np.ndarray, table: Table) -> dict[str, np.ndarray]:
         arrays[name] = memory[start:end].view(kind)
         start = _aligned(end)
     return arrays
+
+
+def padded_arrays(arrays: dict[str, np.ndarray]) -> Iterator[memoryview | bytes]:
+    """The bytes of flat arrays as `read_arrays` reads them, piece by piece."""
+    for array in arrays.values():
+        yield array.view(np.uint8).data
+        yield bytes(_aligned(array.nbytes) - array.nbytes)
 
 
 def table_bytes(table: Table) -> int:

@@ -68,7 +68,7 @@ class Plan:
 
     __pydantic_config__ = _STRICT
 
-    version: Literal[1]
+    version: Literal[1, 2]
     settings: dict[str, Any]
     """`Settings.for_sites()`, as plain values: tasks carry none."""
     sites: dict[str, str]
@@ -80,6 +80,8 @@ class Plan:
     """What is to be installed at the sites, by package. Nothing proves what the server runs."""
     parent: str
     """SHA-256 of the plan that this one goes on from; empty for none."""
+    most_texts: int = 0
+    """The most training texts that one of the sites is registered for; 0 if one has no bound."""
 
 
 @dataclass(frozen=True)

@@ -41,17 +41,20 @@ def plan_of(
     path, now = run_dir / FILE_NAME, time.time()
     asked: dict[str, Any] = json.loads(settings.for_sites().to_json())
     roster = {name: fingerprint(site.signing_key) for name, site in sorted(sites.items())}
+    bounds = [site.max_examples for site in sites.values()]
+    most_texts = 0 if None in bounds else max(filter(None, bounds), default=0)
     parent = ""
     if path.exists():
         envelope = path.read_text(encoding="ascii")
         try:
             before, parent = open_plan(envelope, public_line(key))
-            if (before.settings, before.sites) == (asked, roster) and now + _DAY < before.not_after:
+            told = (before.settings, before.sites, before.most_texts)
+            if told == (asked, roster, most_texts) and now + _DAY < before.not_after:
                 return envelope
         except NotAuthentic:  # of a key before a rotation
             parent = ""
     code = {name: version(name) for name in _AT_SITES}
-    plan = Plan(1, asked, roster, now, now + PLAN_DAYS * _DAY, code, parent)
+    plan = Plan(2, asked, roster, now, now + PLAN_DAYS * _DAY, code, parent, most_texts)
     envelope = sign(PLAN, plan, key)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: part.write_text(envelope, encoding="ascii"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import signal
 import tempfile
@@ -12,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.settings import Settings
+from common.pretrained import weights_file
+from common.settings import ModelSettings, Settings
 from server.compose import compose
 from server.deployment import superlink
 from server.deployment.folder import RegisteredSite, ServerFolder, signing_key
@@ -142,7 +144,19 @@ def settings_to_submit(overrides: Sequence[str]) -> Settings:
     if model.source == "hub" and Path(model.name).is_dir():
         model = replace(model, name=str(Path(model.name).absolute()))
     data, run_dir = replace(settings.data, **absolute), _absolute(settings.run_dir)
-    return replace(settings, data=data, model=model, run_dir=run_dir)
+    return replace(settings, data=data, model=_pinned(model), run_dir=run_dir)
+
+
+def _pinned(model: ModelSettings) -> ModelSettings:
+    """The model with the SHA-256 of its weights, which sites hold their own file against."""
+    if model.sha256 is not None:
+        return model
+    try:
+        with weights_file(model).open("rb") as file:
+            return replace(model, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+    except ValueError:
+        # Weights in several files have no single hash; a model that is not there is told when it is built.
+        return model
 
 
 def _absolute(path: str) -> str:

@@ -22,7 +22,7 @@ from server.deployment.folder import SUPERLINK, Addresses, ServerFolder, invite_
 from server.deployment.superlink import NodeState
 from server.run_folder import RunFolder
 from tests.e2e.processes import Process, command_line, free_port, wait_for
-from tests.support.site_lab import WIDE
+from tests.support.site_lab import WIDE, pinned
 
 BIN = Path(sys.executable).parent
 UP_SECONDS = 60.0
@@ -128,7 +128,8 @@ class Federation:
         folder = self.root / f"site-{name}"
         invited, _ = invite_site(self.folder, name, address=facts.pop("address", self.fleet_address))
         site = TestSite(name, folder, folder / "site.yaml", folder / "site.key", folder / "site.pub")
-        given: dict[str, Any] = {"data_path": data, "policy": facts.pop("policy", WIDE)}
+        policy = pinned(facts.pop("policy", WIDE), facts.get("model"))
+        given: dict[str, Any] = {"data_path": data, "policy": policy}
         given |= {"text_columns": ("text",), "label_column": "label", "device": "cpu"}
         write_kit(invited, folder, "no-image", **given)
         content = yaml.safe_load(site.site_file.read_text(encoding="utf-8"))

@@ -18,6 +18,8 @@ SIZES = {"beta": 30, "alpha": 12, "gamma": 21}
 CONTINUE = "strategy.on_missing=continue"
 LONG = "num_rounds=5000"
 LABELS = "data.label_names=[health,money,sport]"
+EVEN = "train.last_batch=even"
+"""As sites want it."""
 JOIN_SECONDS = 180.0
 RUN_SECONDS = 420.0
 
@@ -34,7 +36,7 @@ def words_of(overrides: list[str], *more: str) -> list[str]:
     """Overrides of the tiny run without the data, which real sites bring themselves."""
     dropped = ("data", "data.path", "data.test_path", "run_dir", "num_rounds")
     kept = [text for text in overrides if text.split("=")[0] not in dropped]
-    return [*kept, "data=files", "evaluation.where=sites", LABELS, *more]
+    return [*kept, "data=files", "evaluation.where=sites", LABELS, EVEN, *more]
 
 
 def start_sites(federation: Federation, texts: Path, model: Path, **facts: Any) -> None:
@@ -59,7 +61,7 @@ def simulated(make_settings: Make, texts: Path, run_dir: Path, num_rounds: int, 
     """Run the same in one process, with more overrides."""
     simulate(
         make_settings(
-            *("evaluation.where=sites", LABELS, f"data.path={texts}", "data.test_path=null"),
+            *("evaluation.where=sites", LABELS, EVEN, f"data.path={texts}", "data.test_path=null"),
             *("partition=by_site", "data.split_seed=0", f"num_rounds={num_rounds}", f"run_dir={run_dir}"),
             *more,
         )

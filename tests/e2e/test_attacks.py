@@ -50,7 +50,7 @@ from server.deployment.ticket import write_ticket
 from tests.e2e.federation import Federation
 from tests.e2e.hostile import HostileSite, honest, hostile_site, num_numbers, push_objects
 from tests.e2e.processes import Process, command_line, wait_for
-from tests.e2e.runs import JOIN_SECONDS, LABELS, RUN_SECONDS, lines
+from tests.e2e.runs import EVEN, JOIN_SECONDS, LABELS, RUN_SECONDS, lines
 from tests.support.tiny import write_model, write_texts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -126,7 +126,7 @@ def words(model: Path, run_dir: Path) -> list[str]:
     """A run without an end."""
     return [
         *("model=hf", f"model.name={model}", "data=files", LABELS, "evaluation.where=sites"),
-        *("device=cpu", "threads=1", "train.batch_size=4", "train.max_length=16", "num_clients=3"),
+        *("device=cpu", "threads=1", EVEN, "train.batch_size=4", "train.max_length=16", "num_clients=3"),
         *("num_rounds=100000", "strategy.on_missing=continue", "strategy.min_sites=2"),
         *(f"strategy.round_timeout_seconds={ROUND_SECONDS}", "strategy.max_share=0.4"),
         *(f"strategy.max_update_norm={MOST_NORM}", f"run_dir={run_dir}"),

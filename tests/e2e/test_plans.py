@@ -10,14 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from flwr.app import RecordDict
 
 from client.policy import RULES, Policy
 from client.site import RealSite
 from common.credentials import new_key, public_line
+from common.model.flat import Layout, model_sha256, tensor_of
 from common.model.state import open_model
 from common.settings import Settings
-from common.wire.forms import whole
+from common.wire.forms import decode, whole
 from common.wire.messages import EVALUATE, TRAIN, Task, pack_hello, pack_tasks, unpack_update
+from common.wire.objects import record_objects, sizes
 from common.wire.signing import (
     MODEL,
     PLAN,
@@ -64,8 +68,10 @@ class Room:
         self.base = with_changes(world.settings, size)
         site = RealSite(world.site)
         state = open_model(site.localise(self.base), LABELS, fresh=True)
-        self.layout = state.layout.digest
+        self.layout: Layout = state.layout
         self.start: np.ndarray = state.flat.detach().cpu().clone().numpy()
+        self.last: RecordDict = RecordDict()
+        """The newest answer."""
 
     @property
     def folder(self) -> Path:
@@ -91,22 +97,40 @@ class Room:
 
     def ask(self, round: int, tensors: np.ndarray | None = None, kind: str = TRAIN, **task: Any) -> str:
         """What comes of a task: a code, or what the answer holds."""
-        said = Task(round, self.layout, whole(self.start if tensors is None else tensors), None, f"v{round}")
+        numbers = self.start if tensors is None else tensors
+        version = model_sha256(self.layout, tensor_of(numbers))
+        said = Task(round, self.layout.digest, whole(numbers), None, version)
         content = pack_tasks(replace(said, **task), [0])[0]
         fleet, key = self.world.fleet, self.world.key
         sent = fleet.ask(kind, content, key, change=lambda statement: replace(statement, round=round))
         return self._outcome(sent)
 
     def _outcome(self, sent: Any) -> str:
-        content = self.world.fleet.answer(sent, self.world.key)
+        content = self.last = self.world.fleet.answer(sent, self.world.key)
         refusal = content.config_records.get("refusal")
         return str(refusal["code"]) if refusal else "update" if "update" in content else "card"
+
+    def trained(self, base: np.ndarray) -> np.ndarray:
+        """The trained tensors of the newest answer, (P,) fp32. Args: base: the model that was sent."""
+        return decode(unpack_update(self.last).payload, base)
+
+    def restart(self) -> None:
+        """End the site's program, and start it again."""
+        self.world.processes[-1].terminate()
+        self.world.processes[-1].wait(60)
+        self.world.join()
 
     def site(self, *words: str) -> str:
         """`wardround-site WORDS`; what it prints."""
         done = site_command(*words, "--site", "site.yaml", folder=self.folder)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def refused(self, *words: str) -> str:
+        """What `wardround-site WORDS` says when it refuses."""
+        done = site_command(*words, "--site", "site.yaml", folder=self.folder)
+        assert done.returncode == 2, done.stdout
+        return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +140,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_texts(root / "texts.csv", 48, seed=0), write_model(root / "model", "bert")
 
 
-def joined(folder: Path, files: tuple[Path, Path], policy: Policy) -> Iterator[Room]:
-    """At work under this policy."""
+def joined(folder: Path, files: tuple[Path, Path], policy: Policy, **facts: Any) -> Iterator[Room]:
+    """At work under this policy. Args: facts: more of the `SiteFile`."""
     texts, model = files
     own = folder / "texts.csv"
     folder.mkdir(exist_ok=True)
     own.write_bytes(texts.read_bytes())
-    with joined_world(folder, own, model, policy=policy) as world:
+    with joined_world(folder, own, model, policy=policy, **facts) as world:
         world.join()
         yield Room(world)
 
@@ -130,7 +154,8 @@ def joined(folder: Path, files: tuple[Path, Path], policy: Policy) -> Iterator[R
 @pytest.fixture
 def by_hand(tmp_path: Path, files: tuple[Path, Path]) -> Iterator[Room]:
     """A site whose people approve each plan."""
-    yield from joined(tmp_path / "site", files, replace(LIMITS, approve="by_hand", max_global_step=0.1))
+    limits = replace(LIMITS, approve="by_hand", max_step_ratio=10.0, min_changed_texts=50)
+    yield from joined(tmp_path / "site", files, limits)
 
 
 @pytest.fixture(scope="module")
@@ -196,28 +221,62 @@ def test_changed_texts_need_a_new_approval(by_hand: Room) -> None:
     digest = by_hand.approved_plan()
     assert by_hand.hello() == "card"
     own = by_hand.folder / "texts.csv"
-    own.write_text(own.read_text() + "one more text about money,money\n")
+    before = own.read_text()
+    own.write_text(before + "one more text about money,money\n")
     assert by_hand.hello() == by_hand.ask(1) == "data_changed"
     by_hand.site("approve", digest)
     assert by_hand.ask(1) == "update"
+    # Once a version was answered, one that differs by a few texts gets no answer at all.
+    own.write_text(before)
+    assert by_hand.ask(2, by_hand.trained(by_hand.start)) == "data_changed"
+    assert "data_too_close" in by_hand.refused("approve", digest)
+    more = "".join(f"text {number} about a loan,money\n" for number in range(50))
+    own.write_text(before + more)
+    by_hand.site("approve", digest)
+    assert by_hand.hello() == "card"
 
 
-def test_no_more_than_the_plan_says(by_hand: Room) -> None:
+def test_a_text_that_opts_out_is_left_out_from_the_next_round_on(
+    tmp_path: Path, files: tuple[Path, Path]
+) -> None:
+    texts, model = files
+    rows = texts.read_text().splitlines()
+    marked = tmp_path / "marked.csv"
+    marked.write_text("\n".join([f"{rows[0]},out", *(f"{row},no" for row in rows[1:])]) + "\n")
+    limits = replace(LIMITS, approve="by_hand", min_changed_texts=50)
+    for room in joined(tmp_path / "site", (marked, model), limits, opt_out_column="out"):
+        room.approved_plan()
+        assert room.ask(1) == "update"
+        num_before = unpack_update(room.last).num_examples
+        second = room.trained(room.start)
+        own = room.folder / "texts.csv"
+        own.write_text(own.read_text().replace(",no", ",yes", 5))
+        assert room.ask(1) == "update"  # what was stored
+        assert unpack_update(room.last).num_examples == num_before
+        assert room.ask(2, second) == "update"
+        assert num_before - 5 <= unpack_update(room.last).num_examples < num_before
+
+
+def test_a_round_is_answered_once(by_hand: Room) -> None:
     by_hand.approved_plan()
-    assert by_hand.ask(NUM_ROUNDS + 1) == "beyond_plan"
+    assert by_hand.ask(0) == by_hand.ask(NUM_ROUNDS + 1) == "beyond_plan"
     assert by_hand.ask(1) == "update"
-    step = by_hand.start.copy()
-    step[:100] += 1e-3
-    assert by_hand.ask(2, step) == "update"
-    assert by_hand.ask(1) == "out_of_order"
-    for _ in range(3 * NUM_ROUNDS - 2):
-        assert by_hand.ask(2, step) == "update"
-    assert by_hand.ask(3, step) == "beyond_plan"
+    first = sizes(record_objects(by_hand.last, {}))
+    second = by_hand.trained(by_hand.start)
+    for _ in range(4):
+        assert by_hand.ask(1) == "update"
+        assert sizes(record_objects(by_hand.last, {})) == first
+    assert by_hand.ask(1, second) == "answered_otherwise"
     # A start of the program forgets nothing of it.
-    by_hand.world.processes[-1].terminate()
-    by_hand.world.processes[-1].wait(60)
-    by_hand.world.join()
-    assert by_hand.ask(3, step) == "beyond_plan"
+    by_hand.restart()
+    assert by_hand.ask(1) == "update"
+    assert sizes(record_objects(by_hand.last, {})) == first
+    assert by_hand.ask(2, second) == "update"
+    assert by_hand.ask(1) == "answer_lost"
+    # What left and is not here any more is not trained again.
+    (stored,) = (by_hand.folder / "state" / "answers").rglob("train-2.answer")
+    stored.unlink()
+    assert by_hand.ask(2, second) == "answer_lost"
 
 
 def test_tensors_that_could_not_have_come_of_the_ones_before(by_hand: Room) -> None:
@@ -225,16 +284,30 @@ def test_tensors_that_could_not_have_come_of_the_ones_before(by_hand: Room) -> N
     other = by_hand.start.copy()
     other[0] += 1e-3
     assert by_hand.ask(1, other) == "another_start"
+
+
+def test_a_tensor_moves_no_further_than_the_site_itself_moves_it(by_hand: Room) -> None:
+    """A bias of the head that is moved far silences all texts but those of one label."""
+    by_hand.approved_plan()
     assert by_hand.ask(1) == "update"
-    assert by_hand.ask(2, 2 * by_hand.start) == "too_far"
-    assert by_hand.ask(2, 1.05 * by_hand.start) == "update"
-    assert by_hand.ask(3, 1.2 * by_hand.start) == "too_far"
-    # Its worker forgets what it held: then the distance is taken from the start, a step for each round.
-    by_hand.world.processes[-1].terminate()
-    by_hand.world.processes[-1].wait(60)
-    by_hand.world.join()
-    assert by_hand.ask(3, 1.5 * by_hand.start) == "too_far"
-    assert by_hand.ask(3, 1.15 * by_hand.start) == "update"
+    second = by_hand.trained(by_hand.start)
+    crafted = torch.from_numpy(second.copy())
+    by_hand.layout.views(crafted)["classifier.bias"][0] += 60
+    assert by_hand.ask(2, crafted.numpy()) == "too_far"
+    by_hand.restart()
+    assert by_hand.ask(2, crafted.numpy()) == "too_far"
+    assert by_hand.ask(2, second) == "answered_otherwise"
+
+
+def test_a_site_that_comes_late_measures_itself_first(by_hand: Room) -> None:
+    """Its own training on its own start, which is not sent, says how far a model may have come."""
+    by_hand.approved_plan()
+    near = by_hand.start + np.float32(1e-6)
+    assert by_hand.ask(3, near) == "update"
+    assert by_hand.ask(2, near) == "out_of_order"
+    far = torch.from_numpy(near.copy())
+    by_hand.layout.views(far)["classifier.bias"][0] += 60
+    assert by_hand.ask(3, far.numpy()) == "answered_otherwise"
 
 
 def test_plans_that_are_no_good(standing: Room) -> None:
@@ -272,8 +345,9 @@ def test_settings_that_a_message_brings_do_not_count(standing: Room) -> None:
     assert card["num_examples"] == 38
     site = RealSite(standing.world.site)
     state = open_model(site.localise(with_changes(standing.base, {"seed": 4})), LABELS, fresh=True)
-    start = whole(state.flat.detach().cpu().clone().numpy())
-    content = pack_tasks(Task(1, standing.layout, start, bad, "v1"), [0])[0]
+    start = state.flat.detach().cpu().clone()
+    version = model_sha256(state.layout, start)
+    content = pack_tasks(Task(1, state.layout.digest, whole(start.numpy()), bad, version), [0])[0]
     update = unpack_update(fleet.answer(fleet.ask(TRAIN, content, key), key))
     assert (update.num_examples, update.num_steps) == (38, 2)
 

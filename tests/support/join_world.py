@@ -115,6 +115,7 @@ def joined_world(folder: Path, texts: Path, model: Path, **facts: Any) -> Iterat
         site = make_site(folder, port, texts, model=model, **facts)
         write_site_file(site, folder / "site.yaml")
         words = ["engine=deployment", "evaluation.where=sites", "data.label_names=[health,money,sport]"]
+        words += ["train.last_batch=even"]
         size = [
             "num_clients=1",
             "data=files",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,17 @@ WIDE = Policy(
     min_count=1,
     min_sites=1,
     min_examples=1,
-    max_global_step=10.0,
+    max_learning_rate=10.0,
+    max_learning_rate_adamw=10.0,
+    max_influence=1e9,
+    min_speaking_texts=0.0,
+    min_token_ratio=0.0,
+    frozen="none",
+    control_variates=True,
+    models="any",
+    max_step_ratio=1e6,
+    max_total_answers=1_000_000,
+    min_changed_texts=1,
 )
 """Limits within which the tests' tiny runs lie."""
 
@@ -45,6 +57,14 @@ def make_certificates(
     start = datetime.now(UTC) - timedelta(days=started_days_ago)
     issue_server_certificate(authority, server, names, days=days, now=start)
     return server
+
+
+def pinned(policy: Policy, model: Path | None) -> Policy:
+    """The policy with a model's weights listed by their hash, if it allows any and asks nobody."""
+    if model is None or policy.approve == "by_hand" or policy.models != "any":
+        return policy
+    digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    return replace(policy, models=(f"sha256:{digest}",))
 
 
 def make_site(folder: Path, port: int, data: Path, **facts: Any) -> SiteFile:
@@ -72,7 +92,9 @@ def make_site(folder: Path, port: int, data: Path, **facts: Any) -> SiteFile:
         "state": folder / "state",
         "policy": WIDE,
     }
-    return SiteFile(**(values | facts))
+    values |= facts
+    values["policy"] = pinned(values["policy"], values.get("model"))
+    return SiteFile(**values)
 
 
 @contextmanager

@@ -1,0 +1,77 @@
+"""The global model that comes with a task: whether it can have come of the rounds before.
+
+The first model is the one this site computes from its own files. Each later one lies within a bound of the
+one before, tensor by tensor (`client/bounds.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from client.bounds import RoundOfPlan, Yardstick, step_norms, tensors_too_far
+from client.declines import Declines
+from client.held import Held, HeldModel
+from common.model.flat import Layout, tensor_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def check_global_model(
+    received: np.ndarray,
+    age: int,
+    layout: Layout,
+    held: Held,
+    plan: RoundOfPlan,
+    start: Callable[[], Tensor],
+    rehearse: Callable[[], Yardstick],
+) -> None:
+    """Raise Declines if the global tensors are not what could have come of the ones before.
+
+    Args:
+        received: (P,) fp32.
+        age: rounds that they have behind them, by the signed task.
+        start: computes the first model from this site's own files, (P,) fp32.
+        rehearse: trains on that start, sends nothing, and says how far it went.
+
+    Raises:
+        Declines: `another_start` or `too_far`.
+    """
+    policy = plan.policy
+    if age == 0:
+        if policy.same_start and not torch.equal(start().cpu(), tensor_of(received)):
+            raise Declines("another_start")
+        return
+    before = held.model()
+    if policy.max_step_ratio is None or (before is None and not policy.same_start):
+        return
+    if before is None:
+        before = HeldModel("", 0, start().cpu().numpy())
+    yardstick = held.yardstick() or rehearse()
+    allowed = plan.allowed(layout, yardstick, range(before.age + 1, age + 1))
+    found = list(tensors_too_far(layout, tensor_of(received), tensor_of(before.tensors), allowed))
+    if found:
+        name, times = max(found, key=lambda item: item[1])
+        raise Declines(
+            "too_far",
+            words=(
+                f"{len(found)} of {len(layout.names)} tensors moved too far since round {before.age}; "
+                f"{name} moved {times:.3g} times as far as this site allows (policy.max_step_ratio)"
+            ),
+        )
+
+
+def measure(
+    layout: Layout, trained: np.ndarray, received: np.ndarray, rates: float, before: Yardstick | None
+) -> Yardstick:
+    """This site's yardstick after one more training.
+
+    Args:
+        trained, received: (P,) fp32. rates: sum over the steps of the round.
+    """
+    norms = step_norms(layout, tensor_of(trained), tensor_of(received))
+    return Yardstick.of(norms, rates, before)

@@ -1,0 +1,131 @@
+"""Recipes: reviewed settings under one name and a version, with closed ranges for the rest.
+
+A recipe is a file of `conf/recipe/`. Hydra composes it at the coordinator; a site reads the file of its own
+installation, whatever a server says, and names every setting of a plan that deviates from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.settings import Settings
+
+FOLDER = Path(__file__).resolve().parents[1] / "conf" / "recipe"
+ABOUT = "about_recipe"
+"""Node of a recipe's file that is no setting: words, ranges and models."""
+FREE = frozenset(
+    {
+        *("arm", "run_dir", "seed", "device", "threads", "attention", "recipe"),
+        *("model.label", "model.source", "model.name", "model.revision", "model.sha256"),
+        *("train.on_collapse", "train.collapse_rounds", "train.gradient_checkpointing"),
+        *("strategy.wait_seconds", "strategy.round_timeout_seconds", "strategy.ask_again_seconds"),
+        *("evaluation.target_accuracy", "evaluation.patience", "evaluation.batch_size"),
+    }
+)
+"""Settings that no recipe decides: names, places, waits, and what the policy lists by itself."""
+FREE_GROUPS = frozenset({"data", "protocol", "partition", "engine", "personalisation"})
+"""The same for whole groups: a site reads its texts in its own way."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a recipe allows for one setting."""
+
+    low: float | None = None
+    high: float | None = None
+    one_of: tuple[object, ...] = ()
+    """If it is not empty, the values there are; `low` and `high` are then None."""
+
+    def __contains__(self, value: object) -> bool:
+        if self.one_of:
+            return value in self.one_of
+        return isinstance(value, int | float) and (self.low or 0) <= value <= (self.high or 0)
+
+    def in_words(self) -> str:
+        """For people."""
+        if self.one_of:
+            return f"one of {', '.join(map(str, self.one_of))}"
+        return f"{self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A setting of a plan that is not as its recipe says."""
+
+    key: str
+    value: object
+    allowed: str
+    """Value or range of the recipe, in words."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe, as the file of this installation has it."""
+
+    name: str
+    """With its version: `fine_tune@1`."""
+    words: str
+    """What it is for, in one sentence."""
+    settings: Mapping[str, object]
+    """By dotted key: what it sets."""
+    ranges: Mapping[str, Range]
+    """By dotted key: what may be chosen. The value of the file stands in `settings`."""
+    models: Mapping[str, str]
+    """By `model.name`: SHA-256 of model.safetensors."""
+
+    def deviations(self, settings: Settings) -> Iterator[Deviation]:
+        """Every setting that is neither as the recipe sets it, nor in its range, nor free."""
+        for key, value in settings.flat().items():
+            if key in FREE or key.split(".")[0] in FREE_GROUPS:
+                continue
+            if key in self.ranges:
+                if value not in self.ranges[key]:
+                    yield Deviation(key, value, self.ranges[key].in_words())
+            elif value != self.settings[key]:
+                yield Deviation(key, value, f"{self.settings[key]}")
+
+
+@cache
+def recipes() -> dict[str, Recipe]:
+    """The recipes of this installation, by name with version."""
+    found = (_read(path) for path in sorted(FOLDER.glob("*.yaml")))
+    return {recipe.name: recipe for recipe in found}
+
+
+def pinned_models() -> frozenset[str]:
+    """SHA-256 of the weights of every model that a recipe of this installation names."""
+    return frozenset(digest for recipe in recipes().values() for digest in recipe.models.values())
+
+
+def _read(path: Path) -> Recipe:
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    about = content.pop(ABOUT)
+    content.pop("defaults", None)
+    ranges = {
+        key: Range(said.get("from"), said.get("to"), tuple(said.get("one_of", ())))
+        for key, said in about["ranges"].items()
+    }
+    return Recipe(
+        name=content["recipe"],
+        words=about["words"],
+        settings=_dotted(content),
+        ranges=ranges,
+        models=about["models"],
+    )
+
+
+def _dotted(content: Mapping[str, Any]) -> dict[str, object]:
+    """Nested settings by dotted key, with lists as tuples."""
+    found: dict[str, object] = {}
+    for key, value in content.items():
+        members = value.items() if isinstance(value, dict) else [("", value)]
+        for inner, own in members:
+            name = f"{key}.{inner}" if inner else key
+            found[name] = tuple(own) if isinstance(own, list) else own
+    return found

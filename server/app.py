@@ -143,7 +143,7 @@ def _train(
     server_step = ServerStep(settings, server_state, head.slices)
     with Writer() as writer:
         callbacks: tuple[Callback, ...] = (
-            Checkpoints(folder, layout, server_step, writer),
+            Checkpoints(folder, layout, server_step, writer, comes_first=clients.approve_plans),
             History(folder, writer),
             Best(folder, settings.evaluation.patience, writer),
             Live(folder),

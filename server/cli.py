@@ -30,7 +30,12 @@ Scalars: num_clients num_rounds seed run_dir device precision threads
 
 
 @command(app, groups=_GROUPS)
-def simulate(overrides: Overrides = None) -> None:
+def simulate(
+    overrides: Overrides = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE", help="Run a signed plan as it was written.")
+    ] = None,
+) -> None:
     """Run one federation on this machine (or a Ray cluster).
 
     Examples:
@@ -38,6 +43,7 @@ def simulate(overrides: Overrides = None) -> None:
       wardround simulate model=minilm data=bbc_news num_clients=4 train.learning_rate=0.05 num_rounds=4
       wardround simulate model=hf model.name=./my-model data=files data.path=train.csv data.label_column=topic
       wardround simulate engine=ray engine.num_gpus=0.5 num_clients=32 run_dir=outputs/big
+      wardround simulate --plan outputs/trial/plan.json data=files data.path=sites partition=by_site
 
     {groups}
 
@@ -45,9 +51,14 @@ def simulate(overrides: Overrides = None) -> None:
     """
     from server.compose import compose
     from server.record import best_of
+    from server.replay import settings_of_plan
     from server.run_folder import RunFolder
 
-    settings = compose(overrides or []).settings  # before the slow imports: a slip is told at once
+    # Before the slow imports: a slip is told at once.
+    if plan is None:
+        settings = compose(overrides or []).settings
+    else:
+        settings = settings_of_plan(plan, overrides or [])
     from server.engines.simulate import simulate as run
 
     run(settings)

@@ -42,9 +42,26 @@ class Callback:
 class Checkpoints(Callback):
     """The global tensors, the server's own state and the record of every round; the newest two are kept."""
 
-    def __init__(self, folder: RunFolder, layout: Layout, server_step: ServerStep, writer: Writer) -> None:
-        """Args: writer: writes while the run goes on; give `History` the same, and place it after this."""
-        self.folder, self.layout, self.server_step, self.writer = folder, layout, server_step, writer
+    def __init__(
+        self,
+        folder: RunFolder,
+        layout: Layout,
+        server_step: ServerStep,
+        writer: Writer,
+        *,
+        comes_first: bool,
+    ) -> None:
+        """Args:
+        writer: writes while the run goes on; give `History` the same, and place it after this.
+        comes_first: a round is on the disk before the next one is sent out. Real sites answer a round
+            once: a server that was killed must never have to ask for one that they have left behind.
+        """
+        self.folder, self.layout, self.server_step = folder, layout, server_step
+        self.writer, self.comes_first = writer, comes_first
+
+    def before_round(self, round: int, names: Sequence[str]) -> None:
+        if self.comes_first:
+            self.writer.wait()
 
     def after_average(self, record: RoundRecord, tensors: Tensor) -> None:
         self.writer.wait()

@@ -1,0 +1,90 @@
+"""A signed plan in a simulation: its settings as they were written, on files of this machine."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from common.pretrained import weights_file
+from common.settings import ModelSettings, Settings
+from common.wire.signing import NotAuthentic, Plan, read_statement
+from server.compose import compose, parse
+
+_OWN_GROUPS = frozenset({"data", "partition", "engine"})
+_OWN_KEYS = frozenset({"run_dir", "device", "model.name", "model.source", "model.revision", "arm"})
+
+
+def settings_of_plan(file: Path, overrides: Sequence[str]) -> Settings:
+    """The settings of a simulation that executes a plan.
+
+    Args:
+        file: `plan.json` of a run folder, or of a site's state. Its signature is not looked at: nothing is
+            executed in anybody's name.
+        overrides: what sites decide for themselves: where the texts are, how they are dealt, where to write.
+
+    Raises:
+        ValueError: the file is no plan, an override would change what the plan says, or the model's weights
+            are not those that the plan names.
+    """
+    for override in parse(overrides):
+        key = override.key_or_group
+        if key.split(".")[0] not in _OWN_GROUPS and key not in _OWN_KEYS:
+            raise ValueError(
+                f"{key} is part of the plan, which is run as it was written. Leave '{override.input_line}' "
+                f"out; you may set {', '.join(sorted(_OWN_GROUPS))}.* and {', '.join(sorted(_OWN_KEYS))}."
+            )
+    planned = _read(file)
+    own = compose(overrides).settings
+    named = {override.key_or_group for override in parse(overrides)}
+    data = replace(
+        own.data,
+        name=planned.data.name,
+        label_names=planned.data.label_names,
+        # A site holds the same texts out in every run.
+        split_seed=own.data.split_seed if "data.split_seed" in named else 0,
+    )
+    model = planned.model
+    if "model.name" in named:
+        place = own.model
+        model = replace(model, name=place.name, source=place.source, revision=place.revision)
+    _check_weights(model)
+    return replace(
+        planned,
+        data=data,
+        model=model,
+        partition=own.partition,
+        engine=own.engine,
+        device=own.device,
+        run_dir=own.run_dir,
+        arm=own.arm,
+    )
+
+
+def _read(file: Path) -> Settings:
+    try:
+        envelope = json.loads(file.read_text(encoding="ascii"))
+        plan = read_statement(Plan, base64.b64decode(envelope["payload"], validate=True))
+        return Settings.from_json(json.dumps(plan.settings))
+    except OSError as error:
+        raise ValueError(f"--plan is '{file}', which cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError, NotAuthentic) as error:
+        raise ValueError(
+            f"--plan is '{file}', which is no plan of this version ({type(error).__name__}). Give the "
+            "plan.json of a run folder."
+        ) from None
+
+
+def _check_weights(model: ModelSettings) -> None:
+    if model.sha256 is None:
+        return
+    with weights_file(model).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != model.sha256:
+        raise ValueError(
+            f"model.name is '{model.name}', whose weights have the SHA-256 {found}; the plan names "
+            f"{model.sha256}. Give the folder of the plan's model: model=hf model.name=FOLDER"
+        )

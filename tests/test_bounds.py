@@ -1,0 +1,183 @@
+"""How far a model may move from round to round: numbers by hand, and what honest rounds need."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from client.bounds import RoundOfPlan, Yardstick, step_norms, tensors_too_far
+from client.declines import Declines
+from client.global_model import check_global_model
+from client.held import Held, HeldModel
+from client.policy import Policy
+from common.model.flat import Layout
+from tests.support.hostile_settings import with_changes
+from tests.support.tiny import Make
+
+LAYOUT = Layout.of({"a": (4,), "b": (2, 6)})
+RATE = 0.5
+
+
+@pytest.fixture
+def plan(make_settings: Make) -> RoundOfPlan:
+    """16 texts in two even batches of 8, one epoch, rate 1/2: the rates of a round add up to 1."""
+    words = ("train.local_epochs=1", "train.batch_size=8", "train.last_batch=even", "num_rounds=9")
+    settings = make_settings(*words, f"train.learning_rate={RATE}")
+    return RoundOfPlan(settings, Policy(), num_texts=16, most_texts=16)
+
+
+def with_settings(plan: RoundOfPlan, **changes: Any) -> RoundOfPlan:
+    """The plan with dotted settings changed; `__` stands for the dot."""
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return replace(plan, settings=with_changes(plan.settings, dotted))
+
+
+def yardstick(a: float, b: float) -> Yardstick:
+    """Of a site that moves the two tensors so far in a round whose rates add up to 1."""
+    return Yardstick.of(np.array([a, b]), 1.0, None)
+
+
+def test_a_tensor_may_move_ten_times_as_far_as_the_site_moves_it(plan: RoundOfPlan) -> None:
+    # 3 and 4: 5 in all. Of 16 numbers a has 4, so that its even share of 5 is 2.5; b has 12: 4.33.
+    allowed = plan.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 2))
+    assert allowed.tolist() == pytest.approx([30.0, 10 * 5 * (12 / 16) ** 0.5])
+    # A gap of three rounds gets three bounds.
+    assert plan.allowed(LAYOUT, yardstick(3.0, 4.0), range(2, 5)).tolist() == pytest.approx(3 * allowed)
+
+
+def test_more_texts_elsewhere_and_a_longer_server_step_widen_it(plan: RoundOfPlan) -> None:
+    own = plan.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 2))
+    larger = replace(plan, most_texts=160)  # 20 steps beside our 2
+    assert larger.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 2)).tolist() == pytest.approx(10 * own)
+    huge = replace(plan, most_texts=2**40)  # max_size_ratio: 1,600 texts, 200 steps
+    assert huge.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 2)).tolist() == pytest.approx(100 * own)
+    momentum = with_settings(plan, strategy__server_momentum=0.5, strategy__server_learning_rate=0.5)
+    assert momentum.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 2)).tolist() == pytest.approx(own)
+
+
+def test_an_adaptive_server_moves_each_number_by_its_rate(plan: RoundOfPlan) -> None:
+    adam = with_settings(plan, strategy__optimizer="adam", strategy__server_learning_rate=0.01)
+    allowed = adam.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 2))
+    assert allowed.tolist() == pytest.approx([0.02345 * 2, 0.02345 * 12**0.5], rel=1e-3)
+
+
+def test_a_yardstick_grows_threefold_at_most_and_shrinks_at_once() -> None:
+    first = yardstick(1.0, 1.0)
+    grown = Yardstick.of(np.array([100.0, 2.0]), 1.0, first)
+    assert grown.per_tensor.tolist() == [3.0, 2.0]
+    smaller = Yardstick.of(np.array([0.5, 100.0]), 1.0, grown)
+    assert smaller.per_tensor.tolist() == [0.5, 3.0]
+    assert Yardstick.of(np.array([100.0, 1.0]), 1.0, smaller).per_tensor.tolist() == [1.5, 1.0]
+
+
+def test_a_tensor_that_stands_still_keeps_its_yardstick() -> None:
+    first = yardstick(0.0, 2.0)  # the head alone is trained
+    second = Yardstick.of(np.array([5.0, 2.0]), 1.0, first)
+    assert second.per_tensor.tolist() == [5.0, 2.0]
+    third = Yardstick.of(np.array([0.0, 2.0]), 1.0, second)
+    assert third.per_tensor.tolist() == [5.0, 2.0]
+
+
+def flat(**numbers: list[float]) -> torch.Tensor:
+    """A model of the layout above, (P,) fp32."""
+    found = torch.zeros(LAYOUT.size)
+    for name, view in LAYOUT.views(found).items():
+        view.copy_(torch.tensor(numbers[name]).reshape(view.shape))
+    return found
+
+
+def test_the_tensors_that_moved_too_far_are_named() -> None:
+    before, after = flat(a=[0] * 4, b=[0] * 12), flat(a=[3, 4, 0, 0], b=[1] + [0] * 11)
+    assert step_norms(LAYOUT, after, before).tolist() == [5.0, 1.0]
+    assert list(tensors_too_far(LAYOUT, after, before, np.array([2.5, 1.0]))) == [("a", 2.0)]
+    broken = flat(a=[float("nan")] * 4, b=[0] * 12)
+    assert [name for name, _ in tensors_too_far(LAYOUT, broken, before, np.array([1e9, 1e9]))] == ["a"]
+
+
+# --- the check as a whole ----------------------------------------------------------------------------------
+
+
+class Lab:
+    """A site that has answered round 1 of a plan, and is sent models."""
+
+    def __init__(self, folder: Path, plan: RoundOfPlan) -> None:
+        self.plan, self.held = plan, Held(folder)
+        self.start = torch.ones(LAYOUT.size)
+        self.num_rehearsals = 0
+
+    def rehearse(self) -> Yardstick:
+        self.num_rehearsals += 1
+        return yardstick(3.0, 4.0)
+
+    def send(self, model: torch.Tensor, age: int) -> str:
+        """What is said to it; empty if it is taken."""
+        try:
+            check_global_model(
+                *(model.numpy(), age, LAYOUT, self.held, self.plan),
+                start=lambda: self.start,
+                rehearse=self.rehearse,
+            )
+        except Declines as no:
+            return no.code
+        self.held.keep_model(HeldModel("v", age, model.numpy()))
+        self.held.wait()
+        return ""
+
+
+@pytest.fixture
+def lab(tmp_path: Path, plan: RoundOfPlan) -> Lab:
+    """Nothing was sent yet."""
+    return Lab(tmp_path / "plan", plan)
+
+
+def moved(model: torch.Tensor, by: float) -> torch.Tensor:
+    """The model with its first number moved, which lies in tensor a."""
+    after = model.clone()
+    after[0] += by
+    return after
+
+
+def test_the_first_model_is_the_sites_own(lab: Lab) -> None:
+    assert lab.send(moved(lab.start, 1e-3), 0) == "another_start"
+    assert lab.send(lab.start.clone(), 0) == ""
+
+
+def test_later_models_lie_within_the_bound_of_the_one_before(lab: Lab) -> None:
+    assert lab.send(lab.start, 0) == ""
+    lab.held.keep_yardstick(yardstick(3.0, 4.0))
+    assert lab.send(moved(lab.start, 30.5), 1) == "too_far"
+    assert lab.send(moved(lab.start, 29.5), 1) == ""
+    # From the model that was taken last, also after a restart.
+    again = Lab(lab.held.folder, lab.plan)
+    assert again.send(moved(lab.start, 29.5 + 30.5), 2) == "too_far"
+    assert again.send(moved(lab.start, 29.5 + 29.5), 2) == ""
+    # The same round has the same model.
+    assert again.send(moved(lab.start, 1.0), 2) == "too_far"
+    # Two rounds at once have two bounds.
+    assert again.send(moved(lab.start, 59 + 59), 4) == ""
+    assert (lab.num_rehearsals, again.num_rehearsals) == (0, 0)
+
+
+def test_a_late_site_rehearses_on_its_own_start(lab: Lab) -> None:
+    assert lab.send(moved(lab.start, 61), 2) == "too_far"
+    assert lab.num_rehearsals == 1
+    assert lab.send(moved(lab.start, 59), 2) == ""
+
+
+def test_a_damaged_file_of_what_is_held_is_no_model(lab: Lab) -> None:
+    assert lab.send(lab.start, 0) == ""
+    (file,) = lab.held.folder.glob("held.*")
+    assert file.stat().st_mode & 0o077 == 0
+    file.write_bytes(file.read_bytes()[:-8])
+    assert lab.held.model() is None
+
+
+def test_a_policy_without_a_bound_bounds_nothing(lab: Lab) -> None:
+    lab.plan = replace(lab.plan, policy=Policy(max_step_ratio=None))
+    assert lab.send(moved(lab.start, 1e9), 3) == ""
+    assert lab.num_rehearsals == 0

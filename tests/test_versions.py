@@ -1,0 +1,122 @@
+"""Which texts a site has answered for, and how many may differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from client.declines import Declines
+from client.policy import Policy
+from client.versions import Version, Versions
+from common.data.texts import NO_LATE_OPT_OUTS, read_texts
+from common.settings import DataSettings
+from server.compose import compose
+from tests.support.site_lab import make_site
+
+PLAN = "p" * 64
+KINDS = ("even", "odd")
+
+
+def rows(*numbers: int, out: tuple[int, ...] = ()) -> str:
+    """A file of these texts; those in `out` have opted out."""
+    lines = (f"text {number},{KINDS[number % 2]},{'yes' if number in out else 'no'}" for number in numbers)
+    return "\n".join(["text,label,out", *lines]) + "\n"
+
+
+class Lab:
+    """A site with a file that changes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "texts.csv"
+        policy = Policy(min_changed_texts=5)
+        self.site = make_site(folder, 9092, self.file, opt_out_column="out", policy=policy)
+        self.versions = Versions(self.site)
+
+    def read(self, text: str) -> Version:
+        """The version of a file of this content."""
+        self.file.write_text(text)
+        return self.versions.read()
+
+    def code(self, text: str) -> str:
+        """Whether a plan on this content is refused, after `PLAN` was answered for the data `d1`."""
+        try:
+            self.versions.check_distance(self.read(text), iter([(PLAN, "d1")]))
+        except Declines as no:
+            return no.code
+        return ""
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    """Twenty texts, which `PLAN` was answered for."""
+    made = Lab(tmp_path / "site")
+    made.versions.keep(PLAN, "d1", made.read(rows(*range(20))))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (rows(*range(20)), ""),
+        (rows(*reversed(range(20))), ""),  # another order of the same texts
+        (rows(*range(21)), "data_too_close"),
+        (rows(*range(19)), "data_too_close"),
+        (rows(*range(19), 99), "data_too_close"),  # one taken away and one added
+        (rows(*range(24)), "data_too_close"),
+        (rows(*range(25)), ""),
+        (rows(*range(100, 120)), ""),
+        (rows(*range(20), out=(3,)), "data_too_close"),
+        (rows(*range(20), 3), "data_too_close"),  # a text twice
+        (rows(*range(20)).replace("text 3,odd", "text 3,even"), "data_too_close"),  # another label
+        (rows(*range(20)).replace("text 3,", "text  3,"), "data_too_close"),
+    ],
+)
+def test_texts_that_differ_by_a_few_are_refused(lab: Lab, content: str, code: str) -> None:
+    assert lab.code(content) == code
+
+
+def test_no_text_can_be_checked_without_the_key(lab: Lab, tmp_path: Path) -> None:
+    (kept,) = (lab.site.state / "plans" / PLAN).glob("texts-*.json")
+    assert kept.stat().st_mode & 0o077 == 0
+    key = lab.site.state / "texts.key"
+    assert key.stat().st_mode & 0o077 == 0
+    other = Lab(tmp_path / "other")
+    ours, theirs = lab.read(rows(1, 2, 3)), other.read(rows(1, 2, 3))
+    assert not ours.taking_part & theirs.taking_part
+
+
+def test_texts_that_opt_out_are_told_apart_from_other_changes(lab: Lab) -> None:
+    def late(content: str) -> int | None:
+        lab.file.write_text(content)
+        found = lab.versions.late_opt_outs(PLAN, "d1")
+        return None if found is None else len(found.hashes)
+
+    assert late(rows(*range(20), out=(3, 4))) == 2
+    assert late(rows(*range(20))) == 0
+    assert late(rows(*range(19))) is None
+    assert late(rows(*range(21), out=(3,))) is None
+    assert lab.versions.late_opt_outs("q" * 64, "d1") is None
+    # A text that comes back takes part in the next plan.
+    lab.versions.keep(PLAN, "d2", lab.read(rows(*range(20), out=(3,))))
+    lab.file.write_text(rows(*range(20)))
+    assert lab.versions.late_opt_outs(PLAN, "d2") is None
+
+
+def test_a_late_opt_out_moves_no_other_text(lab: Lab) -> None:
+    """The draw of what is held out is the one before: else texts of the test part would be trained on."""
+    data = lab.site.data_settings(_plain())
+    lab.file.write_text(rows(*range(20)))
+    before = read_texts(data, 0, lab.site.name, late=NO_LATE_OPT_OUTS)
+    lab.file.write_text(rows(*range(20), out=(3, 8, 11)))
+    late = lab.versions.late_opt_outs(PLAN, "d1")
+    assert late is not None
+    after = read_texts(data, 0, lab.site.name, late=late)
+    gone = {"text 3", "text 8", "text 11"}
+    assert after.train.texts == [text for text in before.train.texts if text not in gone]
+    assert after.test.texts == [text for text in before.test.texts if text not in gone]
+
+
+def _plain() -> DataSettings:
+    words = ["data=files", "data.path=texts.csv", "data.label_names=[even,odd]"]
+    return compose(words).settings.data

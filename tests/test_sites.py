@@ -33,7 +33,7 @@ def test_counts_of_sites_add_up_to_the_central_test(make_settings: Make, tmp_pat
         assert one["test"]["num_examples"] == other["test"]["num_examples"] == 30
         assert one["test"]["accuracy"] == other["test"]["accuracy"]
         assert one["test"]["macro_f1"] == other["test"]["macro_f1"]
-        assert abs(one["test"]["loss"] - other["test"]["loss"]) < 1e-5
+        assert abs(one["test"]["loss"] - other["test"]["loss"]) <= 0.005 + 1e-9  # sites round theirs
     assert central[-1]["test"]["accuracy"] > central[0]["test"]["accuracy"]
     (first, *_), last = summed, summed[-1]
     assert [site["site"] for site in first["sites"]] == ["client 0", "client 1", "client 2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 import ssl
 import struct
@@ -22,6 +23,7 @@ from flwr.proto import message_pb2 as wire
 from flwr.proto.fleet_pb2_grpc import FleetStub, add_FleetServicer_to_server
 from flwr.proto.node_pb2 import Node
 
+from client.node.connection import _CALL_SECONDS, _IN_FLIGHT, _PIECE_SECONDS
 from common.credentials import new_key, pem_of, public_line
 from server.deployment import calls
 from server.deployment.calls import CALLS_PER_KEY, METHODS, MOST_PLACES, Caller, KnownNodes, Places
@@ -30,6 +32,7 @@ from tests.e2e.processes import wait_for
 
 SECONDS = 3.0
 """That a body may take here."""
+CONNECTIONS = 6
 _METHOD = "/flwr.proto.Fleet/PullMessages"
 
 
@@ -112,6 +115,7 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     }
     monkeypatch.setattr(calls, "METHODS", quick)
     monkeypatch.setattr(calls, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(calls, "MOST_CONNECTIONS", CONNECTIONS)
     authority, server_pair = (Pair(tmp_path / f"{name}.crt", tmp_path / f"{name}.key") for name in "as")
     make_authority(authority)
     issue_server_certificate(authority, server_pair, ["localhost"])
@@ -209,10 +213,9 @@ class SlowReader:
     _WINDOW = b"\x00\x04" + struct.pack(">I", 0)  # initial window size: none
 
     def __init__(self, door: Door, key: Key) -> None:
-        context = ssl.create_default_context(cadata=door.authority.decode())
-        context.set_alpn_protocols(["h2"])
-        plain = socket.create_connection(("127.0.0.1", door.port), timeout=10)
-        self._socket = context.wrap_socket(plain, server_hostname="localhost")
+        connection = greeted(door)
+        assert connection is not None
+        self._socket = connection
         self._key, self._stream = key, 1
         self._socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, self._WINDOW))
 
@@ -243,8 +246,6 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 def _header(name: str, value: str | bytes) -> bytes:
     """A header field that is not indexed (RFC 7541, section 6.2.2)."""
-    import base64
-
     if isinstance(value, bytes):
         value = base64.b64encode(value).decode()
     return b"\x00" + _text(name.encode()) + _text(value.encode())
@@ -318,6 +319,29 @@ def test_a_caller_speaks_for_itself_and_signs_the_present(door: Door) -> None:
     assert door.counted["", "unknown_key"] == 4
 
 
+def test_so_many_connections_and_no_more(door: Door) -> None:
+    """Each costs a file and memory before anybody has said who it is."""
+    opened = [greeted(door) for _ in range(2 * CONNECTIONS)]
+    assert sum(one is not None for one in opened) == CONNECTIONS
+    assert door.pull(door.keys[0])[0] == "UNAVAILABLE"
+    for one in opened:
+        if one is not None:
+            one.close()
+    wait_for(lambda: door.pull(door.keys[0]) == ("OK", ""), 20, "a connection to be free")
+
+
+def greeted(door: Door) -> ssl.SSLSocket | None:
+    """A connection after its TLS greeting; None if the server takes none."""
+    context = ssl.create_default_context(cadata=door.authority.decode())
+    context.set_alpn_protocols(["h2"])
+    plain = socket.create_connection(("127.0.0.1", door.port), timeout=10)
+    try:
+        return context.wrap_socket(plain, server_hostname="localhost")
+    except OSError:
+        plain.close()
+        return None
+
+
 class Context:
     """Of a call that goes on."""
 
@@ -353,15 +377,11 @@ def test_a_call_that_is_over_by_then_takes_no_place() -> None:
 
 
 def test_a_site_that_sends_pieces_needs_no_more_places_than_there_are() -> None:
-    from client.node.connection import _IN_FLIGHT
-
     assert _IN_FLIGHT + 1 < CALLS_PER_KEY
 
 
 def test_time_is_given_by_the_site_and_by_the_server_alike() -> None:
     """A piece that its site would wait for is not ended before."""
-    from client.node.connection import _CALL_SECONDS, _PIECE_SECONDS
-
     for name, method in METHODS.items():
         assert method.body_seconds >= _CALL_SECONDS, name
         assert method.answer_seconds >= _CALL_SECONDS, name

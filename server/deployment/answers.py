@@ -175,13 +175,13 @@ class OwnMessages(FleetServicer):
                     del account.questions[message_id]
 
     def _let_go_of_ended_runs(self) -> None:
-        runs = {run_id for _, run_id in self._accounts}
+        runs = {run_id for _, run_id in list(self._accounts)}
         states = self._state.get_run_status(runs) if runs else {}
         for run_id in runs:
             if run_id not in states or states[run_id].status == Status.FINISHED:
                 self._state.cleanup_run(run_id)
-                for key in [key for key in self._accounts if key[1] == run_id]:
-                    del self._accounts[key]
+                for key in [key for key in list(self._accounts) if key[1] == run_id]:
+                    self._accounts.pop(key, None)
 
     def PullObject(self, request: Any, context: Any) -> Any:
         """As Flower's, of the node's own questions."""

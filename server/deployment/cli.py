@@ -200,9 +200,10 @@ def register(
     from server.deployment.folder import register_site
 
     most = _most_examples(max_examples or _ask_for_most_examples(site))
-    fingerprint = register_site(_open(path), site, answer, max_examples=most).fingerprint
-    bound = "as many texts as it claims" if most is None else f"at most {most} texts a round"
-    typer.echo(f"{site} may connect, with {bound}. The fingerprint of its registration is {fingerprint}")
+    made = register_site(_open(path), site, answer, max_examples=most)
+    typer.echo(
+        f"{site} may connect, with {made.bound}. The fingerprint of its registration is {made.fingerprint}"
+    )
 
 
 def _ask_for_most_examples(site: str) -> str:
@@ -282,8 +283,7 @@ def sites(path: Dir = DEFAULT_FOLDER) -> None:
     for name, site in registered.items():
         state = states.get(name)
         refused = sum(state.refused.values()) if state else 0
-        notes = [] if site.max_examples is None else [f"at most {site.max_examples} texts a round"]
-        notes += [f"{refused} calls refused"] if refused else []
+        notes = [site.bound, *([f"{refused} calls refused"] if refused else [])]
         status = state.status if state else "?"
         typer.echo("  ".join((f"{name:<20}", f"{status:<10}", site.fingerprint, *notes)))
     if not registered:

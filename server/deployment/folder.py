@@ -131,6 +131,13 @@ class RegisteredSite:
     """The most texts it may claim to have trained on in a round, and the most it may claim to hold out; None
     for no bound."""
 
+    @property
+    def bound(self) -> str:
+        """How many texts it may claim, in words."""
+        if self.max_examples is None:
+            return "as many texts as it claims"
+        return f"at most {self.max_examples} texts a round"
+
 
 _ADDRESSES: TypeAdapter[Addresses] = TypeAdapter(Addresses)
 _SITES: TypeAdapter[dict[str, RegisteredSite]] = TypeAdapter(dict[str, RegisteredSite])

@@ -24,6 +24,8 @@ OUTPUTS = Path("/wardround/outputs")
 POLICY = Path(__file__).with_name("policy.yaml")
 TEXTS_PER_CLIENT = 60
 """On the average; the last client has three times as many as the first."""
+MOST_EXAMPLES = 2 * TEXTS_PER_CLIENT
+"""That a client may claim: more than the largest part of the deal."""
 
 
 def main() -> None:
@@ -133,7 +135,7 @@ def _let_in(names: list[str]) -> None:
         where = ["--invitation", str(invitation), "--dir", str(site)]
         what = ["--data", str(site / "texts.csv"), "--text", "text", "--label", "label"]
         _run("wardround-site", "init", *where, *what, "--policy", str(POLICY))
-        register_site(folder, name, site / "registration.json")
+        register_site(folder, name, site / "registration.json", max_examples=MOST_EXAMPLES)
 
 
 def _hand_over(folder: Path, owner: tuple[int, int]) -> None:

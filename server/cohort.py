@@ -173,13 +173,7 @@ class Cohort:
             # A node without a name, on a server whose keys are off: it gets the lowest number that is free.
             taken = {member.client for member in self._members.values()}
             client = min(set(range(num_clients)) - taken, default=-1)
-        most = self._most_examples.get(site)
-        if not (1 <= card.num_examples <= MOST_COUNTED and 0 <= card.num_held_out <= MOST_COUNTED):
-            raise Refused(f"it says it has {card.num_examples} examples, and {card.num_held_out} held out")
-        if most is not None and card.num_examples > most and self._settings.strategy.on_excess == "refuse":
-            raise Refused(
-                f"it says it has {card.num_examples} examples, but is registered with {most} at most"
-            )
+        self._check_claims(site, card)
         if not 0 <= client < num_clients:
             raise Refused(f"it says it is client {client} of {num_clients}")
         called = site or (self.simulated_sites[client] if self.simulated_sites else None)
@@ -190,6 +184,25 @@ class Cohort:
         if any(member.client == client for member in self._members.values()):
             raise Refused(f"another node is client {client} already")
         name = called or f"client {client}"
+        most = self._most_examples.get(site)
         self._members[node_id] = Member(
             client, name, node_id, card.num_examples, card.num_held_out, most, called
         )
+
+    def _check_claims(self, site: str, card: Card) -> None:
+        """Refuse a client that claims more texts than there can be, or than its site is registered for.
+
+        With `strategy.on_excess=clip` an update's weight is lowered to the bound. Counts of held-out texts
+        cannot be lowered: nobody but the site knows which texts they are of. So more of those are refused
+        either way.
+        """
+        claimed, held_out = card.num_examples, card.num_held_out
+        if not (1 <= claimed <= MOST_COUNTED and 0 <= held_out <= MOST_COUNTED):
+            raise Refused(f"it says it has {claimed} examples, and {held_out} held out")
+        most = self._most_examples.get(site)
+        if most is None:
+            return
+        if claimed > most and self._settings.strategy.on_excess == "refuse":
+            raise Refused(f"it says it has {claimed} examples, but is registered with {most} at most")
+        if held_out > most:
+            raise Refused(f"it says it holds out {held_out} examples, but is registered with {most} at most")

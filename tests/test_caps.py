@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from client.app import app
+from common.model.counts import Counts
 from common.wire.messages import Card, Refused
 from server.cohort import Cohort
 from server.engines.local_grid import LocalGrid
 from server.engines.simulate import simulate
 from server.rounds.clients import GridClients, Member
-from server.rounds.fedavg import NormBound, capped, weights_of
+from server.rounds.fedavg import NormBound, capped, check_counts, weights_of
 from tests.support.runs import history
 from tests.support.tiny import Make
 
@@ -83,6 +86,36 @@ def test_a_site_that_claims_more_than_it_is_registered_for(make_settings: Make) 
     clipping = Cohort(GridClients(grid), make_settings(*facts, "strategy.on_excess=clip"), {"a": 100})
     clipping._add(1, "a", Card(-1, 101, 5))
     assert clipping._members[1].weight == 100
+
+
+@pytest.mark.parametrize("on_excess", ["refuse", "clip"])
+def test_more_held_out_texts_than_a_site_is_registered_for_are_refused(
+    make_settings: Make, on_excess: str
+) -> None:
+    """Also with `clip`: counts cannot be made smaller, since nobody knows which texts they are of."""
+    facts = ("engine=deployment", "evaluation.where=sites", "num_clients=1")
+    labels = "data.label_names=[health,money,sport]"
+    settings = make_settings(*facts, labels, f"strategy.on_excess={on_excess}")
+    cohort = Cohort(GridClients(LocalGrid(app, 1)), settings, {"a": 100})
+    with pytest.raises(Refused, match=r"holds out 1099511627776 examples.* 100 at most"):
+        cohort._add(1, "a", Card(-1, 50, 2**40))
+    cohort._add(1, "a", Card(-1, 50, 100))
+    (member,) = cohort._members.values()
+    too_many = Counts(0.0, np.diag([101, 0, 0]), ())
+    with pytest.raises(Refused, match=r"of 101 held-out examples.* 100 at most"):
+        check_counts(too_many, 3, 1, member)
+    check_counts(Counts(0.0, np.diag([100, 0, 0]), ()), 3, 1, member)
+    in_two = replace(too_many, validation=Counts(0.0, np.diag([0, 1, 0]), ()))
+    with pytest.raises(Refused, match=r"of 102 held-out examples.* 100 at most"):
+        check_counts(in_two, 3, 2, member)
+
+
+def test_without_a_bound_held_out_texts_are_what_a_site_says(make_settings: Make) -> None:
+    facts = ("engine=deployment", "evaluation.where=sites", "num_clients=1")
+    labels = "data.label_names=[health,money,sport]"
+    cohort = Cohort(GridClients(LocalGrid(app, 1)), make_settings(*facts, labels), {"a": None})
+    cohort._add(1, "a", Card(-1, 50, 10**6))
+    assert cohort._members[1].num_held_out == 10**6
 
 
 def test_history_tells_shares_and_clipped_norms(make_settings: Make) -> None:

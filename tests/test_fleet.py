@@ -2,98 +2,389 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import SimpleNamespace
+import math
+import time
 from typing import Any
 
+import numpy as np
 import pytest
-from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
+from flwr.proto import fleet_pb2, heartbeat_pb2
+from flwr.proto import message_pb2 as wire
+from flwr.proto.node_pb2 import Node
 
-from server.deployment import fleet
+from common.model.counts import Counts
+from common.wire.forms import FORMS, encode, whole
+from common.wire.messages import Task, Update, pack_tasks, pack_update
+from common.wire.objects import Object, content_object
+from server.deployment import answers
+from server.deployment.trees import MOST_DEPTH, MOST_OBJECTS, TreeStore, ids_of
+from tests.support.superlink_lab import Lab, blob, name, num_nodes, reply, small, tree
 
-OWN, ANSWER = "a" * 64, "b" * 64
-
-
-class Aborted(Exception):
-    """As gRPC ends a call."""
-
-
-class Context:
-    """Of one call."""
-
-    def abort(self, code: object, reason: str) -> None:
-        raise Aborted(reason)
+NOBODYS = name(1)
 
 
 @pytest.fixture
-def door(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Flower's part says yes to everything; node 7 was given the question OWN in run 1."""
-    for name, says in {
-        "PullObject": SimpleNamespace(object_available=True, object_content=b"12345"),
-        "PushMessages": SimpleNamespace(session_id="s"),
-        "PushObject": SimpleNamespace(stored=True),
-        "ConfirmMessageReceived": SimpleNamespace(),
-    }.items():
-        monkeypatch.setattr(FleetServicer, name, lambda self, request, context, says=says: says)
-    monkeypatch.setattr(fleet, "_SPARE_BYTES", 10)
-    counted: list[tuple[str, str]] = []
-    registrar: Any = SimpleNamespace(
-        count=lambda name, reason: counted.append((name, reason)), name_of=lambda node_id: f"site {node_id}"
+def lab() -> Lab:
+    """A run that is under way."""
+    return Lab()
+
+
+@pytest.fixture
+def site(lab: Lab) -> int:
+    """A node of it."""
+    return lab.node(b"site")
+
+
+@pytest.fixture
+def mallory(lab: Lab) -> int:
+    """Another one, up to no good."""
+    return lab.node(b"mallory")
+
+
+def asked(lab: Lab, node_id: int, content: Object | None = None, **facts: Any) -> str:
+    """A question that a node was asked and has pulled."""
+    question = lab.ask(node_id, content, **facts)
+    (message,) = lab.pull(node_id).messages_list
+    assert message.metadata.message_id == question
+    return question
+
+
+def doubling(depth: int) -> Any:
+    """A tree that names one object twice at each level: so many levels stand for 2^depth objects."""
+    node = tree(name(depth))
+    for number in reversed(range(depth)):
+        node = tree(name(number), node, tree(node.object_id))
+    return node
+
+
+def test_a_node_touches_its_own_messages_and_nothing_else(lab: Lab, site: int, mallory: int) -> None:
+    own = asked(lab, site)
+    assert lab.fetch(site, own).object_available
+    assert lab.why(lambda: lab.fetch(site, NOBODYS)) == "not_its_own"
+    assert lab.why(lambda: lab.fetch(mallory, own)) == "not_its_own"
+    assert lab.why(lambda: lab.confirm(mallory, own)) == "not_its_own"
+    assert lab.why(lambda: lab.confirm(site, own)) == ""
+    assert lab.refused == [
+        (site, "not_its_own"),
+        (mallory, "not_its_own"),
+        (mallory, "not_its_own"),
+    ]
+
+
+def test_an_answer_is_one_by_the_node_to_a_question_that_it_was_given(
+    lab: Lab, site: int, mallory: int
+) -> None:
+    own, said = asked(lab, site), tree(name(7), tree(name(8)))
+    for changed in (
+        {"src_node_id": mallory},
+        {"dst_node_id": mallory},
+        {"run_id": lab.run_id + 1},
+    ):
+        assert lab.why(lambda: lab.begin(site, own, said, **changed)) == "not_its_own"  # noqa: B023
+    assert lab.why(lambda: lab.begin(mallory, own, said)) == "not_its_own"
+    assert lab.why(lambda: lab.begin(site, NOBODYS, said)) == "not_its_own"
+    assert lab.why(lambda: lab.begin(site, own, said, message_id=name(9))) == "no_answer"
+    nothing = fleet_pb2.PushMessagesRequest(node=Node(node_id=site))
+    assert lab.why(lambda: lab.call("PushMessages", nothing)) == "no_answer"
+    two = fleet_pb2.PushMessagesRequest(
+        node=Node(node_id=site), messages_list=[wire.Message()] * 2, message_object_trees=[said] * 2
     )
-    made: Any = fleet.OwnMessages.__new__(fleet.OwnMessages)
-    made._registrar, made._accounts, made.counted = registrar, {}, counted
-    made._give_up = lambda session_id: None
-    made._accounts[7, 1] = fleet._Account(messages={OWN}, objects={OWN})
-    return made
+    assert lab.why(lambda: lab.call("PushMessages", two)) == "no_answer"
+    assert lab.why(lambda: lab.begin(site, own, said)) == ""
 
 
-def call(answer: Callable[[Any, Any], Any], node_id: int = 7, **fields: Any) -> str:
-    """Why a call is refused; empty where it is not."""
-    request = SimpleNamespace(node=SimpleNamespace(node_id=node_id), run_id=1, **fields)
-    try:
-        answer(request, Context())
-    except Aborted as error:
-        return str(error)
-    return ""
+@pytest.mark.parametrize(
+    "said",
+    [
+        doubling(30),
+        doubling(2),
+        tree(name(0), *(tree(name(number)) for number in range(1, MOST_OBJECTS + 1))),
+        tree(name(0), *(tree(name(1)) for _ in range(MOST_OBJECTS))),
+        tree(name(0), tree(name(1), tree(name(2))), tree(name(1), tree(name(2)))),
+        tree(name(0), tree(name(0))),
+        tree(name(0), tree("no id")),
+        tree(name(0), tree(name(10).upper())),
+        tree(""),
+    ],
+    ids=[
+        *("doubled 30 times", "doubled twice", "too many", "one leaf too often"),
+        *("a parent twice", "its own child", "no id", "large letters", "empty"),
+    ],
+)
+def test_a_tree_is_read_within_bounds(lab: Lab, mallory: int, said: Any) -> None:
+    """Flower's store puts a tree together anew for each reader: 30 doublings are 2^30 objects."""
+    question = asked(lab, mallory)
+    started = time.monotonic()
+    assert lab.why(lambda: lab.begin(mallory, question, said)) == "no_answer"
+    assert time.monotonic() - started < 5
 
 
-def push(door: Any, node_id: int = 7, **changed: Any) -> str:
-    """Push an answer to OWN."""
-    facts = {
-        "src_node_id": 7,
+def test_a_tree_is_as_deep_as_a_message_of_tensors_and_no_deeper() -> None:
+    deep = tree(name(0))
+    for number in range(1, MOST_DEPTH):
+        deep = tree(name(number), deep)
+    assert len(ids_of(deep)) == MOST_DEPTH
+    with pytest.raises(ValueError, match="deep"):
+        ids_of(tree(name(99), deep))
+
+
+def test_the_tree_of_a_message_is_within_the_bounds() -> None:
+    """Also if pieces have the same content, so that whole objects of it are the same."""
+    zeros = np.zeros(4 * 2**20, np.float32)
+    update = Update(1, "", whole(zeros), 1, 1, 0.0, 0.0, None)
+    content = content_object(pack_update(update))
+    written = content.tree(wire.ObjectTree)
+    assert set(ids_of(written)) == {part.object_id for part in content.walk()}
+
+
+def test_trees_of_several_answers_do_not_grow_into_each_other(lab: Lab, site: int, mallory: int) -> None:
+    """Each is small; with one graph for all, those below multiply: 40 * 40 * 40 of them."""
+    wide = range(40)
+    below = tree(name(100), *(tree(name(200 + number)) for number in wide))
+    middle = tree(name(101), *(tree(name(100)) for _ in wide))
+    above = tree(name(102), *(tree(name(101)) for _ in wide))
+    for number, said in enumerate((below, middle, above)):
+        question = asked(lab, mallory)
+        lab.begin(mallory, question, tree(name(1000 + number), said))
+    (found,) = lab.claim(question).message_object_trees
+    assert num_nodes(found) == num_nodes(tree(name(1002), above))
+
+
+def test_a_tree_makes_no_other_message_wrong(lab: Lab, site: int, mallory: int) -> None:
+    """Who knew the first model could say beforehand that its record has no pieces: nobody got them."""
+    model = content_object(pack_tasks(task(np.ones(3, np.float32)), [0])[0])
+    (record,) = (part for part in model.children if part.children)
+    poisoned = asked(lab, mallory, small("hello"))
+    lab.begin(mallory, poisoned, tree(name(5), tree(record.object_id)))
+    asked(lab, site, model)
+    for part in model.walk():
+        assert lab.fetch(site, part.object_id).object_available
+
+
+def test_an_answer_takes_no_message_of_anothers_along(lab: Lab, site: int, mallory: int) -> None:
+    """One that names another's message: when it is dropped, the other's stays."""
+    others = asked(lab, site)
+    own = asked(lab, mallory)
+    assert lab.why(lambda: lab.begin(mallory, own, tree(others))) == "no_answer"
+    lab.begin(mallory, own, tree(name(5), tree(others)))
+    lab.begin(mallory, own, tree(name(6)))  # in the place of it
+    assert lab.fetch(site, others).object_available
+
+
+def test_a_node_is_told_nothing_of_what_others_have_pushed(lab: Lab, site: int, mallory: int) -> None:
+    """Small records can be guessed: a list of what is missing would tell whether the guess is right."""
+    secret = blob("s", 10)
+    lab.answer(site, asked(lab, site), reply(secret))
+    guess = reply(secret, blob("x", 1))
+    own = asked(lab, mallory)
+    response = lab.begin(mallory, own, guess.tree(wire.ObjectTree))
+    assert set(response.objects_to_push) == {part.object_id for part in guess.walk()}
+    session = response.session_id
+    assert lab.push(mallory, session, secret).stored
+    wrong = Object(blob("x", 1).object_id, 0, (), lambda: b"something else")
+    assert not lab.push(mallory, session, wrong).stored
+    assert lab.why(lambda: lab.push(mallory, session, guess)) == "not_its_own"  # it was given up
+
+
+def test_who_guesses_an_object_has_to_know_all_of_it(lab: Lab, site: int, mallory: int) -> None:
+    secret = blob("s", 10)
+    lab.answer(site, asked(lab, site), reply(secret))
+    own = asked(lab, mallory)
+    session = lab.begin(mallory, own, tree(name(5), tree(secret.object_id))).session_id
+    unknown = Object(secret.object_id, 0, (), lambda: b"its id alone is known")
+    assert not lab.push(mallory, session, unknown).stored
+
+
+def task(tensors: np.ndarray) -> Task:
+    """A round's question."""
+    return Task(1, "", whole(tensors))
+
+
+def test_an_answer_is_as_large_as_four_times_its_question_and_some_to_spare(
+    lab: Lab, site: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "SPARE_BYTES", 1000)
+    question = asked(lab, site, small("q" * 200))
+    largest = 0
+    for object_id in (question, small("q" * 200).object_id):
+        largest += len(lab.fetch(site, object_id).object_content)
+    lab.fetch(site, question)  # the same piece again counts once
+    fits = 1000 + 4 * largest - 100  # of which a few bytes are heads of objects
+    large, too_large = blob("a", fits), blob("b", 100)
+    said = reply(large, too_large).tree(wire.ObjectTree)
+    session = lab.begin(site, question, said).session_id
+    assert lab.push(site, session, large).stored
+    assert lab.why(lambda: lab.push(site, session, too_large)) == "too_much"
+    assert lab.why(lambda: lab.push(site, session, too_large)) == "not_its_own"
+
+
+def test_the_bound_of_an_answer_does_not_grow_with_the_rounds(
+    lab: Lab, site: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "SPARE_BYTES", 0)
+    for number in range(20):
+        content = small(f"{number:0500d}")
+        question = asked(lab, site, content)
+        num_bytes = sum(
+            len(lab.fetch(site, object_id).object_content)
+            for object_id in (question, *(part.object_id for part in content.walk()))
+        )
+    large = blob("a", 5 * num_bytes)
+    session = lab.begin(site, question, reply(large).tree(wire.ObjectTree)).session_id
+    assert lab.why(lambda: lab.push(site, session, large)) == "too_much"
+
+
+def test_a_small_difference_may_be_answered_with_a_whole_model(
+    lab: Lab, site: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site that has the model before is sent a small step, and may answer with all tensors."""
+    monkeypatch.setattr(answers, "SPARE_BYTES", 0)
+    tensors = np.arange(1000, dtype=np.float32)
+    model = content_object(pack_tasks(task(tensors), [0])[0])
+    asked(lab, site, model)
+    for part in model.walk():
+        lab.fetch(site, part.object_id)
+    step = asked(lab, site, small("a small step"))
+    update = Update(2, "", whole(tensors[::-1].copy()), 1, 1, 0.0, 0.0, None)
+    lab.answer(site, step, reply(content_object(pack_update(update))))
+
+
+@pytest.mark.parametrize("form", ["whole", *FORMS])
+@pytest.mark.parametrize("size", [0, 1, 5000, 3_000_000])
+def test_no_honest_update_is_larger_than_an_answer_may_be(form: str, size: int) -> None:
+    """Twice a whole model, and a small part of what is to spare: for any form, and whatever has moved."""
+    base = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    largest = content_object(pack_tasks(task(base), [0])[0]).num_bytes
+    moved = [base, -base, base * np.float32(1.001), base[::-1].copy()]
+    for trained in moved:
+        payload = whole(trained) if form == "whole" else encode(form, trained, base)
+        counts = Counts(1.0, np.full((50, 50), 2**40, np.int64), ())
+        update = Update(1, "0" * 64, payload, 2**40, 2**40, 0.1, 0.1, counts, "0" * 64)
+        num_bytes = content_object(pack_update(update)).num_bytes
+        assert num_bytes <= 2 * largest + 2**18
+    assert answers.UP_TO_DOWN >= 2
+    assert answers.SPARE_BYTES >= 2**18
+
+
+def test_one_answer_at_a_time_takes_the_place_of_the_one_before(lab: Lab, site: int) -> None:
+    question = asked(lab, site)
+    first, second = reply(blob("a", 10)), reply(blob("b", 10))
+    old = lab.begin(site, question, first.tree(wire.ObjectTree)).session_id
+    assert lab.push(site, old, first.children[0]).stored
+    lab.answer(site, question, second)
+    assert lab.why(lambda: lab.push(site, old, first)) == "not_its_own"
+    assert not lab.read(first.children[0].object_id).object_found
+    (message,) = lab.claim(question).messages_list
+    assert message.metadata.message_id == second.object_id
+    # One that is whole stays.
+    assert lab.why(lambda: lab.begin(site, question, first.tree(wire.ObjectTree))) == "answered"
+    assert lab.read(second.object_id).object_available
+
+
+def test_an_answer_can_be_begun_a_few_times_only(lab: Lab, site: int) -> None:
+    question = asked(lab, site)
+    said = [
+        lab.why(lambda: lab.begin(site, question, tree(name(100 + number))))  # noqa: B023
+        for number in range(answers.MOST_SESSIONS + 1)
+    ]
+    assert said == [*("" for _ in range(answers.MOST_SESSIONS)), "too_often"]
+
+
+def test_a_call_that_is_made_again_goes_on_where_it_stopped(lab: Lab, site: int) -> None:
+    """Its response may have been lost on the way."""
+    question = asked(lab, site)
+    root = reply(blob("a", 10), blob("b", 10))
+    written = root.tree(wire.ObjectTree)
+    session = lab.begin(site, question, written).session_id
+    assert lab.push(site, session, root.children[0]).stored
+    assert lab.push(site, session, root.children[0]).stored
+    again = lab.begin(site, question, written)
+    assert again.session_id == session
+    assert set(again.objects_to_push) == {root.object_id, root.children[1].object_id}
+    for part in (root.children[1], root):
+        assert lab.push(site, session, part).stored
+    assert list(lab.begin(site, question, written).objects_to_push) == []
+    (message,) = lab.claim(question).messages_list
+    assert message.metadata.message_id == root.object_id
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"created_at": math.nan, "ttl": math.nan},
+        {"created_at": math.inf, "ttl": math.inf},
+        {"created_at": -1e300, "ttl": 1e300},
+        {"group_id": "g" * 10**5},
+        {"message_type": "query.another"},
+        {"src_task_id": 2**63, "dst_task_id": 2**63},
+    ],
+)
+def test_of_what_a_node_says_about_its_answer_nothing_goes_on(
+    lab: Lab, site: int, changed: dict[str, Any]
+) -> None:
+    question = asked(lab, site)
+    honest = {
+        "run_id": lab.run_id,
+        "src_node_id": site,
         "dst_node_id": 1,
-        "run_id": 1,
-        "reply_to_message_id": OWN,
-        "message_id": ANSWER,
+        "reply_to_message_id": question,
+        "message_id": name(7),
+        "message_type": "train",
+        "created_at": time.time(),
+        "ttl": 10.0,
     }
-    message = SimpleNamespace(metadata=SimpleNamespace(**(facts | changed)))
-    tree = SimpleNamespace(object_id=ANSWER, children=[SimpleNamespace(object_id="c" * 64, children=[])])
-    return call(door.PushMessages, node_id, messages_list=[message], message_object_trees=[tree])
+    message = wire.Message(metadata=wire.Metadata(**(honest | changed)))
+    message.content.SetInParent()
+    request = fleet_pb2.PushMessagesRequest(
+        node=Node(node_id=site),
+        messages_list=[message],
+        message_object_trees=[tree(name(7))],
+        clientapp_runtime_list=[math.nan] * 1000,
+    )
+    lab.call("PushMessages", request)
+    (stored,) = lab.claim(question).messages_list
+    assert (stored.metadata.group_id, stored.metadata.message_type) == ("1", "train")
+    assert 0 < stored.metadata.ttl <= 60
+    assert abs(stored.metadata.created_at - time.time()) < 60
+    assert stored.metadata.src_task_id == stored.metadata.dst_task_id == 0
+    (run,) = lab.state.get_run_info(run_ids=[lab.run_id])
+    assert run.clientapp_runtime == 0
 
 
-def test_a_node_touches_its_own_messages_and_nothing_else(door: Any) -> None:
-    assert call(door.PullObject, object_id=OWN) == ""
-    assert call(door.PullObject, object_id=ANSWER) == "not_its_own"
-    assert call(door.PullObject, node_id=8, object_id=OWN) == "not_its_own"
-    assert call(door.ConfirmMessageReceived, message_object_id=OWN) == ""
-    assert call(door.ConfirmMessageReceived, node_id=8, message_object_id=OWN) == "not_its_own"
-    assert door.counted == [("site 7", "not_its_own"), ("site 8", "not_its_own"), ("site 8", "not_its_own")]
+def test_a_node_is_found_gone_when_all_others_are(lab: Lab, site: int) -> None:
+    beat = heartbeat_pb2.SendNodeHeartbeatRequest(node=Node(node_id=site), heartbeat_interval=1800.0)
+    lab.call("SendNodeHeartbeat", beat)
+    lab.state.deactivate_node(site)
+    lab.call(
+        "ActivateNode",
+        fleet_pb2.ActivateNodeRequest(public_key=b"site", heartbeat_interval=math.inf),
+    )
+    (node,) = lab.state.get_node_info(node_ids=[site])
+    assert node.online_until - time.time() <= 2 * 30
 
 
-def test_an_answer_is_one_by_the_node_to_a_question_that_it_was_given(door: Any) -> None:
-    assert push(door) == ""
-    assert push(door, node_id=8) == "not_its_own"
-    assert push(door, src_node_id=8) == "not_its_own"
-    assert push(door, dst_node_id=8) == "not_its_own"
-    assert push(door, reply_to_message_id=ANSWER) == "not_its_own"
-    assert push(door, run_id=2) == "not_its_own"
-    assert push(door, message_id="d" * 64) == "no_answer"
-    assert call(door.PushMessages, messages_list=[], message_object_trees=[]) == "no_answer"
+def test_what_is_long_over_is_forgotten(lab: Lab, site: int) -> None:
+    """Answers that the server app never reads do not pile up, nor do questions."""
+    questions = []
+    for number in range(answers.MOST_QUESTIONS + 3):
+        question = asked(lab, site, small(str(number)))
+        lab.answer(site, question, reply(blob(str(number), 100)))
+        questions.append(question)
+    account = lab.door._accounts[site, lab.run_id]
+    assert list(account.questions) == questions[-answers.MOST_QUESTIONS :]
+    for number in range(3):
+        assert not lab.read(blob(str(number), 100).object_id).object_found
+    over = asked(lab, site, seconds=0.3)
+    time.sleep(0.4)
+    asked(lab, site)
+    assert over not in account.questions
 
 
-def test_an_answer_is_as_large_as_four_times_its_question_and_some_to_spare(door: Any) -> None:
-    call(door.PullObject, object_id=OWN)  # 5 bytes: 10 + 4 * 5 = 30 may come back
-    assert call(door.PushObject, session_id="s", object_content=b"1") == "not_its_own"  # no answer was begun
-    push(door)
-    assert call(door.PushObject, session_id="s", object_content=b"1" * 30) == ""
-    assert call(door.PushObject, session_id="s", object_content=b"1") == "too_much"
+def test_an_ended_run_leaves_nothing_behind(lab: Lab, site: int) -> None:
+    lab.answer(site, asked(lab, site), reply(blob("a", 100)))
+    store: TreeStore = lab.state.object_store
+    assert len(store) > 0
+    lab.state.finish_task(lab._task.task_id, "completed", "")
+    lab.door._let_go_of_ended_runs()
+    assert len(store) == 0
+    assert lab.door._accounts == {}

@@ -14,16 +14,19 @@ from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
-from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.object_store import ObjectStore
+from flwr.superlink import config_loader
 from flwr.superlink.cli import flower_superlink as _function
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid import HttpGrid
 
 from common.credentials import new_key, pem_of, public_line
-from server.deployment import fleet
+from server.deployment.answers import OwnMessages
+from server.deployment.calls import METHODS
+from server.deployment.trees import TreeStore, TreeStores
 
 
-def test_the_three_parts_that_are_replaced_are_used_where_they_are_looked_up() -> None:
+def test_the_four_parts_that_are_replaced_are_used_where_they_are_looked_up() -> None:
     module: Any = inspect.getmodule(_function)
     assert module is not None
     source = inspect.getsource(module)
@@ -31,12 +34,13 @@ def test_the_three_parts_that_are_replaced_are_used_where_they_are_looked_up() -
     for name in ("NodeAuthServerInterceptor", "FleetServicer", "generic_create_grpc_server"):
         assert callable(getattr(module, name))
         assert source.count(f"{name}(") >= 1
+    assert "ObjectStoreFactory(database)" in inspect.getsource(config_loader)
     given = inspect.signature(FleetServicer.__init__).parameters
     assert {"state_factory", "objectstore_factory", "enable_supernode_auth"} <= set(given)
 
 
 def test_the_link_state_has_what_the_registrar_and_the_servicer_touch() -> None:
-    store = ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME)
+    store: Any = TreeStores(FLWR_IN_MEMORY_DB_NAME)
     state = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), store).state()
     assert isinstance(state, InMemoryLinkState)
     key = pem_of(public_line(new_key("node")))
@@ -53,18 +57,25 @@ def test_the_link_state_has_what_the_registrar_and_the_servicer_touch() -> None:
     assert state._object_push_sessions[session].root_object_ids == set()
     state._cleanup_push_session(session, cleanup_messages=False)
     assert session not in state._object_push_sessions
-    state.object_store.delete("0" * 64)  # of nothing, is nothing
+    state._on_push_session_expired({"0" * 64})  # of nothing, is nothing
+    state.object_store.delete("0" * 64)
 
 
-def test_every_method_of_the_fleet_api_is_guarded_or_harmless() -> None:
-    """A method that Flower adds has to be looked at."""
+def test_the_store_has_what_flower_asks_of_one() -> None:
+    assert isinstance(TreeStores().store(), ObjectStore)
+    asked = {name for name in vars(ObjectStore) if not name.startswith("_")}
+    assert asked <= set(vars(TreeStore))
+
+
+def test_every_method_of_the_fleet_api_is_offered_and_guarded_or_refused() -> None:
+    """A method that Flower adds is refused until it has been looked at."""
     stub = FleetStub(grpc.insecure_channel("localhost:1"))
     methods = {name for name in vars(stub) if name[0].isupper()}
-    own = {"PullMessages", "PullObject", "PushMessages", "PushObject", "ConfirmMessageReceived"}
-    assert own <= {name for name in vars(fleet.OwnMessages) if name[0].isupper()}
-    by_key = {"ActivateNode", "DeactivateNode", "SendNodeHeartbeat", "RegisterNode", "UnregisterNode"}
-    told_to_all = {"GetRun", "GetFab"}
-    assert methods == own | by_key | told_to_all
+    refused = {"RegisterNode", "UnregisterNode", "GetRun", "GetFab"}
+    assert methods == set(METHODS) | refused
+    assert not refused & set(METHODS)
+    own = {name for name in vars(OwnMessages) if name[0].isupper()}
+    assert set(METHODS) - own == {"DeactivateNode"}  # whose sender is all there is to check
 
 
 @pytest.mark.parametrize(

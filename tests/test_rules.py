@@ -24,8 +24,10 @@ Public = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation", "flwr.common.constant"}
 USERS_OF_THE_REST = {
     "client/node/connection.py",
+    "server/deployment/answers.py",
     "server/deployment/fleet.py",
     "server/deployment/runtime_link.py",
+    "server/deployment/trees.py",
     "server/engines/local_grid.py",
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import ssl
 import stat
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from common.credentials import fingerprint, new_key, public_line, read_private_key
 from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
 from server.deployment import superlink
+from server.deployment.cli import UNLIMITED
 from server.deployment.folder import (
     Addresses,
     ServerFolder,
@@ -25,7 +28,7 @@ from server.deployment.folder import (
     toml_string,
     unregister_site,
 )
-from tests.support.door import wardround
+from tests.support.door import Said, wardround
 
 
 @pytest.fixture
@@ -191,12 +194,74 @@ def test_wrong_names_and_answers_are_refused(folder: ServerFolder, tmp_path: Pat
         ("init --name a.org --fleet-port 70000", "--fleet-port"),
         ("renew --days 0", "--days"),
         ("register b FILE --max-examples 0", "--max-examples"),
+        ("register b FILE --max-examples=-5", "--max-examples"),
+        ("register b FILE --max-examples many", "--max-examples"),
     ],
 )
 def test_numbers_out_of_range_are_refused_by_name(words: str, option: str, tmp_path: Path) -> None:
     said = wardround("server", *words.split(), "--dir", str(tmp_path / "server"))
     assert (said.code, option in said.err) == (2, True)
     assert not (tmp_path / "server").exists()
+
+
+def registered(folder: ServerFolder, tmp_path: Path, *words: str) -> Said:
+    """Invite site `a`, and register its answer."""
+    invite_site(folder, "a")
+    file = answer(folder, "a", tmp_path / "a")
+    return wardround("server", "register", "a", str(file), "--dir", str(folder.path), *words)
+
+
+def test_without_a_terminal_the_bound_of_a_site_has_to_be_named(
+    folder: ServerFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("5000\n"))
+    said = registered(folder, tmp_path)
+    assert (said.code, "--max-examples N" in said.err, UNLIMITED in said.err) == (2, True, True)
+    assert folder.sites() == {}
+
+
+@pytest.mark.parametrize(("typed", "bound"), [("5000", 5000), (UNLIMITED, None)])
+def test_at_a_terminal_the_bound_of_a_site_is_asked_for(
+    folder: ServerFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: str,
+    bound: int | None,
+) -> None:
+    terminal = io.StringIO(f"{typed}\n")
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert registered(folder, tmp_path).code == 0
+    assert folder.sites()["a"].max_examples == bound
+
+
+@pytest.mark.parametrize(("word", "bound"), [("9", 9), (UNLIMITED, None)])
+def test_the_bound_of_a_site_can_be_named(
+    folder: ServerFolder, tmp_path: Path, word: str, bound: int | None
+) -> None:
+    said = registered(folder, tmp_path, "--max-examples", word)
+    assert (said.code, "SHA256:" in said.out) == (0, True)
+    assert folder.sites()["a"].max_examples == bound
+
+
+@pytest.mark.parametrize(
+    ("written", "named", "insecure", "host", "is_loopback"),
+    [
+        ("0.0.0.0", None, False, "0.0.0.0", False),
+        ("0.0.0.0", None, True, "127.0.0.1", True),
+        ("10.1.2.3", None, True, "127.0.0.1", True),
+        ("::", None, True, "::1", True),
+        ("0.0.0.0", "0.0.0.0", True, "0.0.0.0", False),
+        ("0.0.0.0", "10.1.2.3", False, "10.1.2.3", False),
+        ("localhost", None, False, "localhost", True),
+    ],
+)
+def test_without_tls_the_server_listens_on_its_own_machine_unless_told_otherwise(
+    written: str, named: str | None, insecure: bool, host: str, is_loopback: bool
+) -> None:
+    addresses = Addresses(("fl.example.org",), fleet_host=written)
+    found = addresses.listening(named, insecure=insecure)
+    assert (found.fleet_host, found.is_loopback) == (host, is_loopback)
 
 
 def test_a_new_signing_key_is_signed_with_the_old_one(folder: ServerFolder, tmp_path: Path) -> None:

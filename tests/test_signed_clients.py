@@ -79,6 +79,7 @@ def test_an_answer_in_anothers_name_does_not_count(sites: Sites) -> None:
     assert isinstance(first, RecordDict)
     assert isinstance(second, Refused)
     assert sites.noted == [("two", "forged")]
+    assert sorted(sites.runtime.confirmed) == ["message 0", "message 1"]  # nothing of it stays behind
 
 
 def test_no_room_is_made_for_a_piece_that_is_named_a_thousand_times(

@@ -56,8 +56,12 @@ class Object:
         yield self
 
     def tree(self, make: Callable[..., T]) -> T:
-        """Its id and those below it; `make` is Flower's ObjectTree, a private name that others may know."""
-        return make(object_id=self.object_id, children=[child.tree(make) for child in self.children])
+        """Its id and those below it; `make` is Flower's ObjectTree, a private name that others may know.
+
+        An object that is a child more than once, as pieces with the same content are, stands there once.
+        """
+        children = {child.object_id: child for child in self.children}.values()
+        return make(object_id=self.object_id, children=[child.tree(make) for child in children])
 
 
 def make_object(kind: str, body: bytes, children: Sequence[Object] = ()) -> Object:

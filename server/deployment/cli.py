@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 DEFAULT_FOLDER = Path("wardround-server")
 PASSPHRASE = "WARDROUND_CA_PASSPHRASE"
+UNLIMITED = "unlimited"
+"""What `register --max-examples` takes for no bound."""
 _SOON_DAYS = 30
 
 app = new_app("Run the coordinator's server: certificates, the SuperLink, and the sites that may connect.")
@@ -94,8 +97,16 @@ def renew(days: Days = 365, path: Dir = DEFAULT_FOLDER) -> None:
 def up(
     path: Dir = DEFAULT_FOLDER,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="No TLS, and any node may connect. For trials on one machine.")
+        bool,
+        typer.Option(
+            "--insecure",
+            help="No TLS, and any node may connect, of this machine alone unless --fleet-host is given.",
+        ),
     ] = False,
+    fleet_host: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="Listen for sites there this time, not where server.yaml says."),
+    ] = None,
     health: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Serve Flower's gRPC health check there.")
     ] = None,
@@ -105,6 +116,7 @@ def up(
     Examples:
       wardround server up
       wardround server up --health 127.0.0.1:9098
+      wardround server up --insecure
 
     Runs in the foreground; stop it with Ctrl-C or SIGTERM. Sites that are registered or unregistered
     meanwhile count at once.
@@ -112,15 +124,25 @@ def up(
     from server.deployment import superlink
 
     folder = _open(path)
+    folder.addresses = folder.addresses.listening(fleet_host, insecure=insecure)
     superlink.check_ports(folder)
     if insecure:
-        typer.echo("WARNING: --insecure: nothing is encrypted, and any node may connect.", err=True)
+        _warn_of_insecure(folder)
     else:
         _check_certificate(folder)
         typer.echo(_described(folder), err=True)
-    ports = f"sites connect to port {folder.addresses.fleet_port}; commands to {folder.addresses.control}"
-    typer.echo(ports, err=True)
+    addresses = folder.addresses
+    typer.echo(f"sites connect to {addresses.fleet}; commands to {addresses.control}", err=True)
     superlink.serve(folder, insecure=insecure, health_address=health)
+
+
+def _warn_of_insecure(folder: ServerFolder) -> None:
+    typer.echo("WARNING: --insecure: nothing is encrypted, and any node may connect.", err=True)
+    if folder.addresses.is_loopback:
+        text = "Only programs of this machine reach it. Others do with --fleet-host HOST."
+    else:
+        text = f"Whoever reaches {folder.addresses.fleet} can take part and run the app of every run."
+    typer.echo(text, err=True)
 
 
 @command(app)
@@ -153,28 +175,56 @@ def invite(
     )
 
 
-@command(app)
+@command(app, unlimited=UNLIMITED)
 def register(
     site: Site,
     answer: Annotated[Path, typer.Argument(metavar="FILE", help="The site's registration.json.")],
     max_examples: Annotated[
-        int | None, typer.Option(min=1, help="The most texts it may claim to train on in a round.")
+        str | None,
+        typer.Option(
+            metavar=f"N|{UNLIMITED}",
+            help="The most texts it may claim to train on in a round, and the most it may claim to hold out.",
+        ),
     ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
     """Let a site in, with its answer to the invitation. Holds at once, also while the server runs.
 
     Examples:
-      wardround server register st-mary ./registration.json
       wardround server register st-mary ./registration.json --max-examples 5000
+      wardround server register st-mary ./registration.json --max-examples {unlimited}
 
-    Compare the fingerprint with the site by telephone.
+    Compare the fingerprint with the site by telephone. The texts that a site claims decide how much its
+    update and its counts weigh: --max-examples bounds both. Without it the bound is asked for.
     """
     from server.deployment.folder import register_site
 
-    fingerprint = register_site(_open(path), site, answer, max_examples=max_examples).fingerprint
-    bound = "" if max_examples is None else f", with at most {max_examples} texts a round"
-    typer.echo(f"{site} may connect{bound}. The fingerprint of its registration is {fingerprint}")
+    most = _most_examples(max_examples or _ask_for_most_examples(site))
+    made = register_site(_open(path), site, answer, max_examples=most)
+    typer.echo(
+        f"{site} may connect, with {made.bound}. The fingerprint of its registration is {made.fingerprint}"
+    )
+
+
+def _ask_for_most_examples(site: str) -> str:
+    """The bound of a site's texts, as a person types it. Raises ValueError if nobody is there to ask."""
+    if not sys.stdin.isatty():
+        raise ValueError(
+            f"--max-examples is missing. Say how many texts '{site}' may claim in a round: --max-examples N, "
+            f"or --max-examples {UNLIMITED}."
+        )
+    return str(typer.prompt(f"How many texts may {site} claim in a round (a number, or '{UNLIMITED}')"))
+
+
+def _most_examples(words: str) -> int | None:
+    """The bound that was named; None for no bound. Raises ValueError for anything else."""
+    if words == UNLIMITED:
+        return None
+    if not words.isdecimal() or int(words) < 1:
+        raise ValueError(
+            f"--max-examples is '{words}'; it must be a number of texts from 1 on, or {UNLIMITED}."
+        )
+    return int(words)
 
 
 @command(app)
@@ -233,8 +283,7 @@ def sites(path: Dir = DEFAULT_FOLDER) -> None:
     for name, site in registered.items():
         state = states.get(name)
         refused = sum(state.refused.values()) if state else 0
-        notes = [] if site.max_examples is None else [f"at most {site.max_examples} texts a round"]
-        notes += [f"{refused} calls refused"] if refused else []
+        notes = [site.bound, *([f"{refused} calls refused"] if refused else [])]
         status = state.status if state else "?"
         typer.echo("  ".join((f"{name:<20}", f"{status:<10}", site.fingerprint, *notes)))
     if not registered:

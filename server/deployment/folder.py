@@ -15,8 +15,9 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,6 +82,24 @@ class Addresses:
         return _joined(self.fleet_host, self.fleet_port)
 
     @property
+    def is_loopback(self) -> bool:
+        """Whether only programs of this machine can reach the sites' door."""
+        try:
+            return ip_address(self.fleet_host).is_loopback
+        except ValueError:
+            return self.fleet_host == "localhost"
+
+    def listening(self, fleet_host: str | None, *, insecure: bool) -> Addresses:
+        """The same, with another host for the sites' door.
+
+        Args:
+            fleet_host: the host; None for that of `server.yaml`, or, without TLS, this machine alone.
+        """
+        if fleet_host is None and insecure:
+            fleet_host = "::1" if ":" in self.fleet_host else "127.0.0.1"
+        return self if fleet_host is None else replace(self, fleet_host=fleet_host)
+
+    @property
     def control(self) -> str:
         """`host:port` for commands on this machine."""
         return _joined(self.control_name, self.control_port)
@@ -109,7 +128,15 @@ class RegisteredSite:
     fingerprint: str
     """SHA256:… of its registration, to compare by telephone."""
     max_examples: Annotated[int, Field(ge=1)] | None = None
-    """The most texts it may claim to have trained on in a round; None for no bound."""
+    """The most texts it may claim to have trained on in a round, and the most it may claim to hold out; None
+    for no bound."""
+
+    @property
+    def bound(self) -> str:
+        """How many texts it may claim, in words."""
+        if self.max_examples is None:
+            return "as many texts as it claims"
+        return f"at most {self.max_examples} texts a round"
 
 
 _ADDRESSES: TypeAdapter[Addresses] = TypeAdapter(Addresses)
@@ -306,7 +333,8 @@ def register_site(
 
     Args:
         answer: the site's registration.json.
-        max_examples: the most texts it may claim to have trained on in a round.
+        max_examples: the most texts it may claim to have trained on in a round, and the most it may claim to
+            hold out; None for no bound.
 
     Raises:
         ValueError: it was not invited, the file is wrong or for another name, or a key is registered already.

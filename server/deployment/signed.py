@@ -299,6 +299,7 @@ class SignedClients:
             most_bytes = self.most_bytes if question.kind == TRAIN else 0
             content = read_content(names, statement.records, fetch, _room, most_bytes)
         except NotAuthentic as error:
+            self._runtime.confirm(reply)  # its objects are of no use to anybody
             self._note(question.name, error.reason)
             return Refused(f"its answer does not count: {error.reason}")
         self._book.keep(question.name, question.signing_key, envelopes["statement"], statement)

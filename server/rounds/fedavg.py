@@ -258,6 +258,11 @@ def check_counts(counts: Counts, num_labels: int, num_parts: int, member: Member
         if not _is_sane(part.loss_sum):
             raise Refused(f"its counts have a summed loss of {part.loss_sum}")
     num_examples = sum(part.num_examples for part in counts.parts)
+    most = member.most_examples
+    if most is not None and num_examples > most:
+        raise Refused(
+            f"its counts are of {num_examples} held-out examples, but it is registered with {most} at most"
+        )
     if num_examples != member.num_held_out:
         raise ExamplesChanged(
             f"its counts are of {num_examples} held-out examples, but it joined with "

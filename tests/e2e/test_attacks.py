@@ -14,18 +14,22 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import RecordDict
+from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
     PullMessagesRequest,
     PushMessagesRequest,
+    RegisterNodeFleetRequest,
+    UnregisterNodeFleetRequest,
 )
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
@@ -35,20 +39,22 @@ from flwr.proto.message_pb2 import (
 )
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
+from safetensors.numpy import load_file
 
 from client.node.connection import Connection, Letter, Refused
 from client.site_file import load_site_file
 from common.credentials import new_key, pem_of, write_key_pair
 from common.wire.forms import whole
-from common.wire.messages import HELLO, TRAIN, pack_update, unpack_update
+from common.wire.messages import HELLO, TRAIN, pack_card, pack_update, unpack_card, unpack_update
 from common.wire.objects import Object, content_object, make_object
 from server.deployment import superlink
-from server.deployment.fleet import MOST_MESSAGE_BYTES
+from server.deployment.answers import SPARE_BYTES, UP_TO_DOWN
+from server.deployment.calls import CALLS_PER_KEY, MOST_MESSAGE_BYTES
 from server.deployment.folder import signing_key, unregister_site
 from server.deployment.submit import settings_to_submit, stage_app
 from server.deployment.ticket import write_ticket
 from tests.e2e.federation import Federation
-from tests.e2e.hostile import HostileSite, honest, hostile_site, num_numbers, push_objects
+from tests.e2e.hostile import HostileSite, Tamper, honest, hostile_site, num_numbers, push_objects
 from tests.e2e.processes import Process, command_line, wait_for
 from tests.e2e.runs import EVEN, JOIN_SECONDS, LABELS, RUN_SECONDS, lines
 from tests.support.tiny import write_model, write_texts
@@ -57,7 +63,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 MALLORY = 2
 """Her number in the run; alpha is 0 and beta 1."""
-ROUND_SECONDS = 10
+ROUND_SECONDS = 20
 MOST_NORM = 1000.0
 
 
@@ -83,9 +89,21 @@ class Ward:
         assert all({0, 1} <= set(taken(line)) for line in found)
         return found
 
-    def refused(self) -> dict[str, int]:
-        """Calls of mallory that the server refused, by reason."""
-        return self.federation.node_states()["mallory"].refused
+    def round_of_all(self) -> dict[str, Any]:
+        """The next round with mallory in it: after a silence a site is greeted ever more rarely."""
+        for _ in range(60):
+            (line,) = self.rounds(1)
+            if MALLORY in taken(line):
+                return line
+        raise AssertionError("mallory was not taken again")
+
+    def refused(self, name: str = "mallory") -> dict[str, int]:
+        """Calls of a site that the server refused, by reason; it writes them down four times a second."""
+        return self.federation.node_states()[name].refused
+
+    def wait_refused(self, reason: str, least: int, name: str = "mallory") -> None:
+        """Return once so many calls of a site were refused for this reason."""
+        wait_for(lambda: self.refused(name).get(reason, 0) >= least, 5, f"{least} refusals: {reason}")
 
 
 def taken(line: dict[str, Any]) -> list[int]:
@@ -237,7 +255,7 @@ def test_an_old_answer_and_one_with_another_signature_do_not_count(ward: Ward) -
 def test_an_answer_that_trickles_in_keeps_the_rounds_bound(ward: Ward) -> None:
     """Finding 6: one object each few minutes held a round for hours."""
     inner = make_object("RecordDict", b"{}", [make_object("ArrayRecord", bytes([n])) for n in range(5)])
-    ward.mallory.push = lambda letter, *_: push_objects(ward.mallory.connection, letter, inner, pause=3)
+    ward.mallory.push = lambda letter, *_: push_objects(ward.mallory.connection, letter, inner, pause=5)
     started = time.monotonic()
     assert f"no answer within {ROUND_SECONDS} s" in reasons(ward.rounds())
     assert time.monotonic() - started < 10 * ROUND_SECONDS
@@ -265,7 +283,7 @@ def test_one_site_cannot_own_the_model(ward: Ward) -> None:
         values = np.full(num_numbers(update.payload), 1e5, np.float32)
         return pack_update(type(update)(**(vars(update) | {"payload": whole(values)})))
 
-    (line, *_) = ward.rounds(1)
+    line = ward.round_of_all()
     assert all(client["share"] <= 0.4 + 1e-9 for client in line["clients"])
     assert all(client["update_norm"] < MOST_NORM for client in line["clients"])
     ward.mallory.tamper = far_off
@@ -273,28 +291,131 @@ def test_one_site_cannot_own_the_model(ward: Ward) -> None:
     assert any("its update has" in why for why in said), said
 
 
-def test_more_than_a_site_may_send_is_refused(ward: Ward) -> None:
-    zeros = whole(np.zeros(30 * 2**20, np.float32))  # 120 MiB, in pieces of different content
+def flooding(num_bytes: int) -> Tamper:
+    """An update of so many bytes, in pieces of different content."""
+    payload = whole(np.arange(num_bytes // 4, dtype=np.float32))
 
     def flood(kind: str, content: RecordDict) -> RecordDict:
         if kind != TRAIN:
             return content
-        zeros.arrays["shared"][:] = np.arange(len(zeros.arrays["shared"]), dtype=np.float32)
         update = unpack_update(content)
-        return pack_update(type(update)(**(vars(update) | {"payload": zeros})))
+        return pack_update(type(update)(**(vars(update) | {"payload": payload})))
 
-    ward.mallory.tamper = flood
-    assert reasons(ward.rounds(1))
-    assert ward.refused()["too_much"] >= 1
+    return flood
 
 
-def test_the_run_config_tells_nothing(ward: Ward) -> None:
-    """Finding 8: it held all settings, the coordinator's paths, and all sites' names and node ids."""
+def test_more_than_a_site_may_send_is_refused(ward: Ward) -> None:
+    ward.round_of_all()
+    ward.mallory.tamper = flooding(120 * 2**20)
+    assert reasons(ward.rounds())
+    ward.wait_refused("too_much", 1)
+
+
+def test_what_a_site_may_send_does_not_grow_with_the_rounds(ward: Ward) -> None:
+    """It was four times all that it had fetched in the run: 34 GiB for one answer in round 20."""
+    model_bytes = 4 * len(np.concatenate([array.ravel() for array in tensors_of(ward).values()]))
+    ward.rounds(max(0, 40 - len(lines(ward.run_dir))))
+    before = ward.refused().get("too_much", 0)
+    ward.round_of_all()
+    ward.mallory.tamper = flooding(SPARE_BYTES + UP_TO_DOWN * model_bytes + 2**20)
+    assert reasons(ward.rounds())
+    ward.wait_refused("too_much", before + 1)
+
+
+def tensors_of(ward: Ward) -> dict[str, np.ndarray]:
+    """Of the tiny model."""
+    return load_file(ward.run_dir.parent / "model" / "model.safetensors")
+
+
+def test_a_small_tree_stands_for_no_more_objects_than_it_holds(ward: Ward) -> None:
+    """Each level names the one below twice: 24 levels in 3.4 kB were 16 million objects, and no round."""
+    mallory = ward.mallory
+
+    def push(letter: Letter, *_: Any) -> None:
+        tree = doubling(24)
+        assert len(tree.SerializeToString()) < 3500
+        message = letter.reply()
+        message.metadata.message_id = tree.object_id
+        message.content.SetInParent()
+        request = PushMessagesRequest(
+            node=mallory.connection.node, messages_list=[message], message_object_trees=[tree]
+        )
+        mallory.connection.call("PushMessages", request)
+
+    ward.round_of_all()
+    (server,) = ward.federation.processes(program="server.deployment.fleet")[:1]
+    Path(f"/proc/{server}/clear_refs").write_text("5")  # its peak counts from now on
+    memory, started = memory_of(server, "VmHWM"), time.monotonic()
+    mallory.push = push
+    ward.rounds(2)
+    ward.wait_refused("no_answer", 2)
+    assert memory_of(server, "VmHWM") - memory < 100 * 1024
+    assert time.monotonic() - started < 4 * ROUND_SECONDS
+
+
+def doubling(depth: int) -> ObjectTree:
+    """A tree of so many levels, each of which names the one below twice."""
+    tree = ObjectTree(object_id=hashlib.sha256(b"0").hexdigest())
+    for level in range(1, depth):
+        below = ObjectTree(object_id=tree.object_id)
+        tree = ObjectTree(object_id=hashlib.sha256(b"%d" % level).hexdigest(), children=[tree, below])
+    return tree
+
+
+def memory_of(pid: int, what: str) -> int:
+    """A row of a process's status, in KiB."""
+    rows = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(row.split()[1]) for row in rows if row.startswith(f"{what}:"))
+
+
+def test_calls_without_a_body_hold_nobody_up(ward: Ward, tmp_path: Path) -> None:
+    """64 of 96 calls held all the server's slots for 90 s; all others were told to come back."""
+    texts = write_texts(tmp_path / "bystander.csv", 24, seed=9)
+    bystander = ward.federation.add_site("bystander", texts)  # registered, and not of the run
+    site = load_site_file(bystander.site_file)
+    never = Event()
+
+    def nothing() -> Iterator[bytes]:
+        never.wait(300)
+        yield b""
+
+    with ExitStack() as stack:
+        connections = [stack.enter_context(Connection(site)) for _ in range(3)]
+        wait_for(lambda: is_let_in(connections[0]), 10, "the bystander to be let in")
+        calls = [
+            connection._channel.stream_unary("/flwr.proto.Fleet/PullMessages").future(
+                nothing(), metadata=connection._credentials()
+            )
+            for connection in connections
+            for _ in range(32)
+        ]
+        found = ward.rounds(3)
+        assert not any(line.get("left_out") for line in found)
+        ward.wait_refused("too_many_calls", len(calls) - CALLS_PER_KEY, "bystander")
+        never.set()
+
+
+def is_let_in(connection: Connection) -> bool:
+    """Whether the server knows its key."""
+    try:
+        connection.ask_if_registered(5)
+    except Refused:
+        return False
+    return True
+
+
+def test_what_no_site_asks_for_is_offered_to_none(ward: Ward) -> None:
+    """Finding 8: the run's config held all settings, paths of the coordinator, and all sites' names."""
     letter, connection = ward.mallory.letters[-1], ward.mallory.connection
-    run = connection.call("GetRun", GetRunRequest(node=connection.node, run_id=letter.run_id)).run
-    assert set(run.override_config) == {"ticket"}
-    for secret in (str(ward.run_dir), "alpha", "beta", str(ward.federation.folder.path)):
-        assert secret.encode() not in run.SerializeToString()
+    for name, request in (
+        ("GetRun", GetRunRequest(node=connection.node, run_id=letter.run_id)),
+        ("GetFab", GetFabRequest(node=connection.node, run_id=letter.run_id, hash_str="0" * 64)),
+        ("RegisterNode", RegisterNodeFleetRequest(public_key=connection._public)),
+        ("UnregisterNode", UnregisterNodeFleetRequest(node_id=connection.node.node_id)),
+    ):
+        with pytest.raises(Refused, match="not_offered"):
+            connection.call(name, request)
+    ward.wait_refused("not_offered", 4)
 
 
 def test_a_site_opens_no_port_and_shows_no_secret(ward: Ward) -> None:
@@ -329,8 +450,7 @@ def test_two_hundred_strangers_cost_little_memory(ward: Ward, tmp_path: Path) ->
     assert "let in" not in said
     assert sum("unknown_key" in text for text in said) > 20, said[:5]
     (server,) = ward.federation.processes(program="server.deployment.fleet")[:1]
-    status = Path(f"/proc/{server}/status").read_text()
-    peak = next(int(row.split()[1]) for row in status.splitlines() if row.startswith("VmHWM"))
+    peak = memory_of(server, "VmHWM")
     assert peak < 512 * 1024, f"{peak / 1024:.0f} MiB"
     with pytest.raises(Exception, match=r"RESOURCE_EXHAUSTED|larger than max"):
         ward.mallory.connection.call(
@@ -369,6 +489,35 @@ def mutated(content: RecordDict, dice: random.Random) -> Object:
         return Object(hashlib.sha256(written).hexdigest(), len(written), children, lambda: written)
 
     return rebuilt(root)
+
+
+def test_claimed_texts_that_nobody_can_have_do_not_count(ward: Ward) -> None:
+    """2^40 held-out texts, all of them right, made the pooled accuracy 1 and any round the best."""
+    claimed = 2**40
+
+    def counting(kind: str, content: RecordDict) -> RecordDict:
+        update = unpack_update(content)
+        assert update.test is not None
+        sure = np.diag([claimed - 2, 1, 1]).astype(np.int64)
+        return pack_update(replace(update, test=replace(update.test, confusion=sure)))
+
+    def introducing(kind: str, content: RecordDict) -> RecordDict:
+        if kind == HELLO:
+            return pack_card(replace(unpack_card(content), num_held_out=claimed))
+        return pack_update(replace(unpack_update(content), num_examples=7))  # to be greeted anew
+
+    ward.round_of_all()
+    ward.mallory.tamper = counting
+    said = reasons(ward.rounds())
+    assert any(f"{claimed} held-out examples" in why for why in said), said
+    ward.mallory.tamper = introducing
+
+    def is_refused() -> bool:
+        approvals = json.loads((ward.run_dir / "approvals.json").read_text())
+        return f"holds out {claimed}" in approvals["mallory"]["words"]
+
+    wait_for(is_refused, 10 * ROUND_SECONDS, "mallory's card to be refused")
+    assert all(line["test"]["num_examples"] < 300 for line in lines(ward.run_dir))
 
 
 def test_who_is_unregistered_is_out_at_once(ward: Ward) -> None:

@@ -89,7 +89,8 @@ def test_a_key_is_good_for_one_site_at_a_time(
     where = ("--dir", str(federation.folder.path))
     invite_site(federation.folder, "second")
     answer = str(first.folder / "registration.json")
-    code, said = federation.wardround("server", "register", "second", answer, *where)
+    bound = ("--max-examples", "100")
+    code, said = federation.wardround("server", "register", "second", answer, *bound, *where)
     assert (code, "first" in said) == (2, True), said
     federation.join(first)
     federation.wait_online("first", seconds=SECONDS)
@@ -107,8 +108,14 @@ def test_flowers_own_nodes_still_work_where_keys_are_off_by_name(
     federation: Federation, overrides: list[str], tiny_model: Path, tmp_path: Path
 ) -> None:
     """For users of Flower: this way they trust whoever runs the server, whose code runs at the nodes."""
+    file = federation.folder.path / "server.yaml"
+    said = file.read_text()
+    file.write_text(said.replace("fleet_host: 127.0.0.1", "fleet_host: 0.0.0.0"))
     server = federation.up("--insecure")
     assert "any node may connect" in server.text()
+    # All of 127.0.0.0/8 is this machine: a server that listens everywhere would answer there too.
+    port = federation.folder.addresses.fleet_port
+    assert (listens("127.0.0.1", port), listens("127.0.0.2", port)) == (True, False)
     for number, name in enumerate(("one", "two")):
         texts = write_texts(tmp_path / f"{name}.csv", 24, seed=number)
         site = federation.add_site(name, texts, register=False, model=tiny_model)

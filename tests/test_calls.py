@@ -1,0 +1,390 @@
+"""Calls at the server's door, over gRPC and TLS: who is served, how many at a time, and for how long."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import ssl
+import struct
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto import fleet_pb2 as fleet
+from flwr.proto import message_pb2 as wire
+from flwr.proto.fleet_pb2_grpc import FleetStub, add_FleetServicer_to_server
+from flwr.proto.node_pb2 import Node
+
+from client.node.connection import _CALL_SECONDS, _IN_FLIGHT, _PIECE_SECONDS
+from common.credentials import new_key, pem_of, public_line
+from server.deployment import calls
+from server.deployment.calls import CALLS_PER_KEY, METHODS, MOST_PLACES, Caller, KnownNodes, Places
+from server.deployment.certificates import Pair, issue_server_certificate, make_authority
+from tests.e2e.processes import wait_for
+
+SECONDS = 3.0
+"""That a body may take here."""
+CONNECTIONS = 6
+_METHOD = "/flwr.proto.Fleet/PullMessages"
+
+
+class Key:
+    """A site's, known to the server or not."""
+
+    def __init__(self, node_id: int) -> None:
+        self.node_id, self._private = node_id, new_key("node")
+        self.public = pem_of(public_line(self._private))
+
+    def headers(self, **changed: Any) -> list[tuple[str, Any]]:
+        """What a call of its brings."""
+        now = datetime.now(UTC).isoformat()
+        private: Any = self._private
+        said = {
+            "flwr-public-key-bin": self.public,
+            "flwr-timestamp": now,
+            "flwr-signature-bin": private.sign(now.encode(), ec.ECDSA(hashes.SHA256())),
+        }
+        return list((said | changed).items())
+
+
+@dataclass
+class Door:
+    """A server with two registered keys, that answers each call with as much as is wanted."""
+
+    port: int
+    authority: bytes
+    known: KnownNodes
+    keys: list[Key]
+    counted: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def channel(self) -> Any:
+        """A connection of its own."""
+        credentials = grpc.ssl_channel_credentials(self.authority)
+        unshared = [("grpc.use_local_subchannel_pool", 1)]
+        return grpc.secure_channel(f"localhost:{self.port}", credentials, options=unshared)
+
+    def call(self, name: str, request: Any, key: Key, seconds: float = 10.0) -> tuple[str, str]:
+        """The status of a call, and why."""
+        with self.channel() as channel:
+            try:
+                getattr(FleetStub(channel), name)(request, timeout=seconds, metadata=key.headers())
+            except grpc.RpcError as error:
+                return error.code().name, error.details()
+        return "OK", ""
+
+    def pull(self, key: Key) -> tuple[str, str]:
+        """An honest call."""
+        return self.call("PullMessages", fleet.PullMessagesRequest(node=Node(node_id=key.node_id)), key)
+
+    def num_taken(self) -> int:
+        """Calls that are being served."""
+        return len(self.known.places._taken)
+
+
+class Answers:
+    """Says yes to everything."""
+
+    num_bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        """Any other method."""
+        return lambda request, context: fleet.DeactivateNodeResponse()
+
+    def PullMessages(self, request: Any, context: Any) -> Any:
+        """Nothing."""
+        return fleet.PullMessagesResponse()
+
+    def PullObject(self, request: Any, context: Any) -> Any:
+        """So many bytes."""
+        return wire.PullObjectResponse(object_content=bytes(self.num_bytes))
+
+
+@pytest.fixture
+def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
+    """Up."""
+    quick = {
+        name: replace(row, body_seconds=SECONDS, answer_seconds=SECONDS) for name, row in METHODS.items()
+    }
+    monkeypatch.setattr(calls, "METHODS", quick)
+    monkeypatch.setattr(calls, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(calls, "MOST_CONNECTIONS", CONNECTIONS)
+    authority, server_pair = (Pair(tmp_path / f"{name}.crt", tmp_path / f"{name}.key") for name in "as")
+    make_authority(authority)
+    issue_server_certificate(authority, server_pair, ["localhost"])
+    keys = [Key(7), Key(8)]
+    counted: Counter[tuple[str, str]] = Counter()
+
+    class Registry:
+        def caller(self, key: bytes) -> Caller | None:
+            found = {one.public: Caller(f"site {one.node_id}", one.node_id) for one in keys}
+            return found.get(key)
+
+        def num_keys(self) -> int:
+            return len(keys)
+
+        def count(self, name: str, reason: str) -> None:
+            counted[name, reason] += 1
+
+    known = KnownNodes(Registry())
+    certificates = (b"", server_pair.certificate.read_bytes(), server_pair.key.read_bytes())
+    parts = (Answers(), add_FleetServicer_to_server)
+    server = calls.bounded_server(parts, "127.0.0.1:0", certificates, [known])
+    port = int(server.bound_address.rpartition(":")[2])
+    server.start()
+    try:
+        yield Door(port, authority.certificate.read_bytes(), known, keys, counted)
+    finally:
+        server.stop(0).wait()
+
+
+def open_calls(channel: Any, key: Key, number: int) -> list[Any]:
+    """Calls that are begun and send no body; gRPC's futures."""
+    never = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        never.wait(60)
+        yield b""
+
+    method = channel.stream_unary(_METHOD)
+    return [method.future(nothing(), metadata=key.headers()) for _ in range(number)]
+
+
+def test_calls_without_a_body_hold_the_places_of_their_own_key_and_not_for_long(door: Door) -> None:
+    mallory, honest = door.keys
+    with door.channel() as channel:
+        opened = open_calls(channel, mallory, 3 * CALLS_PER_KEY)
+        said = Counter(wait_to_end(one) for one in opened)
+        assert said["RESOURCE_EXHAUSTED"] == 2 * CALLS_PER_KEY
+        assert said.total() == 3 * CALLS_PER_KEY  # all have ended, by the server's word
+    assert door.num_taken() == 0
+    assert door.counted["site 7", "too_many_calls"] == 2 * CALLS_PER_KEY
+    assert door.counted["site 7", "too_slow"] == CALLS_PER_KEY
+    assert door.pull(mallory) == ("OK", "")
+    assert door.pull(honest) == ("OK", "")
+
+
+def wait_to_end(call: Any) -> str:
+    """The status of a call, which ends soon after its time."""
+    error: Any = call.exception(timeout=SECONDS + 20)
+    return str(error.code().name)
+
+
+def test_a_key_whose_places_are_all_taken_is_in_nobodys_way(door: Door) -> None:
+    mallory, honest = door.keys
+    with door.channel() as channel:
+        opened = open_calls(channel, mallory, 4 * CALLS_PER_KEY)
+        wait_for(lambda: door.num_taken() == CALLS_PER_KEY, SECONDS, "the calls to be taken")
+        assert door.pull(mallory) == ("RESOURCE_EXHAUSTED", "too_many_calls")
+        assert door.pull(honest) == ("OK", "")
+        for one in opened:
+            one.cancel()
+        wait_for(lambda: door.num_taken() == 0, SECONDS, "the places to be free")
+    assert door.pull(mallory) == ("OK", "")
+    assert door.counted["site 7", "malformed"] == 0  # who hangs up has not sent nonsense
+
+
+def test_an_answer_that_nobody_takes_holds_a_place_and_not_for_long(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller gives the server no window to send it in."""
+    monkeypatch.setattr(Answers, "num_bytes", 5 * 2**20)
+    mallory, honest = door.keys
+    with SlowReader(door, mallory) as reader:
+        for _ in range(CALLS_PER_KEY):
+            reader.ask("PullObject", wire.PullObjectRequest(node=Node(node_id=mallory.node_id)))
+        wait_for(lambda: door.num_taken() == CALLS_PER_KEY, 5, "the calls to be taken")
+        assert door.pull(mallory) == ("RESOURCE_EXHAUSTED", "too_many_calls")
+        assert door.pull(honest) == ("OK", "")
+        wait_for(lambda: door.num_taken() == 0, SECONDS + 5, "the calls to be ended")
+        assert door.counted["site 7", "too_slow"] == CALLS_PER_KEY
+
+
+class SlowReader:
+    """A caller that speaks just enough HTTP/2 to ask, and lets no answer through."""
+
+    _WINDOW = b"\x00\x04" + struct.pack(">I", 0)  # initial window size: none
+
+    def __init__(self, door: Door, key: Key) -> None:
+        connection = greeted(door)
+        assert connection is not None
+        self._socket = connection
+        self._key, self._stream = key, 1
+        self._socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, self._WINDOW))
+
+    def __enter__(self) -> SlowReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def ask(self, name: str, request: Any) -> None:
+        """One call, with its body, whose answer is not read."""
+        headers = [
+            *((":method", "POST"), (":scheme", "https"), (":path", f"/flwr.proto.Fleet/{name}")),
+            *((":authority", "localhost"), ("te", "trailers"), ("content-type", "application/grpc")),
+            *self._key.headers(),
+        ]
+        block = b"".join(_header(name, value) for name, value in headers)
+        body = request.SerializeToString()
+        message = b"\x00" + struct.pack(">I", len(body)) + body
+        self._socket.sendall(_frame(1, 4, self._stream, block) + _frame(0, 1, self._stream, message))
+        self._stream += 2
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame of HTTP/2 (RFC 9113, section 4.1)."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def _header(name: str, value: str | bytes) -> bytes:
+    """A header field that is not indexed (RFC 7541, section 6.2.2)."""
+    if isinstance(value, bytes):
+        value = base64.b64encode(value).decode()
+    return b"\x00" + _text(name.encode()) + _text(value.encode())
+
+
+def _text(text: bytes) -> bytes:
+    """A string, not Huffman coded (RFC 7541, sections 5.1 and 5.2)."""
+    if len(text) < 127:
+        return bytes([len(text)]) + text
+    left, coded = len(text) - 127, b"\x7f"
+    while left >= 128:
+        coded += bytes([left % 128 + 128])
+        left //= 128
+    return coded + bytes([left]) + text
+
+
+@pytest.mark.parametrize("name", ["RegisterNode", "UnregisterNode", "GetRun", "GetFab"])
+def test_what_no_site_asks_for_is_offered_to_none(door: Door, name: str) -> None:
+    key = door.keys[0]
+    with door.channel() as channel:
+        method = channel.unary_unary(f"/flwr.proto.Fleet/{name}")
+        with pytest.raises(grpc.RpcError) as error:
+            method(b"", timeout=10, metadata=key.headers())
+    assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert door.counted["site 7", "not_offered"] == 1
+
+
+def test_a_body_is_as_large_as_its_method_needs_and_a_message(door: Door) -> None:
+    """Millions of empty parts, in a message of a few megabytes, would take a hundred times its size."""
+    key = door.keys[0]
+    with door.channel() as channel:
+        for name, body in (
+            ("PullMessages", b"\x12\x00" * 3000),
+            ("PushMessages", b"\x12\x00" * 1_000_000),
+            ("PullMessages", b"\xff" * 10),
+        ):
+            method = channel.unary_unary(f"/flwr.proto.Fleet/{name}")
+            with pytest.raises(grpc.RpcError) as error:
+                method(body, timeout=10, metadata=key.headers())
+            said = error.value.code(), error.value.details()
+            assert said == (grpc.StatusCode.INVALID_ARGUMENT, "malformed")
+        empty = channel.stream_unary(_METHOD)
+        with pytest.raises(grpc.RpcError) as error:
+            empty(iter(()), timeout=10, metadata=key.headers())
+        assert error.value.details() == "no_body"
+    assert door.counted["site 7", "malformed"] == 3
+
+
+def test_a_caller_speaks_for_itself_and_signs_the_present(door: Door) -> None:
+    one, other = door.keys
+    stranger = Key(9)
+    asks = fleet.PullMessagesRequest(node=Node(node_id=other.node_id))
+    assert door.call("PullMessages", asks, one) == ("UNAUTHENTICATED", "other_node")
+    activates = fleet.ActivateNodeRequest(public_key=other.public)
+    assert door.call("ActivateNode", activates, one) == ("UNAUTHENTICATED", "other_node")
+    leaves = fleet.DeactivateNodeRequest(node_id=other.node_id)
+    assert door.call("DeactivateNode", leaves, one) == ("UNAUTHENTICATED", "other_node")
+    nobodys = fleet.PullMessagesRequest()  # a site that looks whether it is registered
+    assert door.call("PullMessages", nobodys, one) == ("UNAUTHENTICATED", "other_node")
+    assert door.pull(stranger) == ("UNAUTHENTICATED", "unknown_key")
+    with door.channel() as channel:
+        for changed, why in (
+            ({"flwr-timestamp": datetime.now(UTC).isoformat() + "0"}, "unknown_key"),
+            ({"flwr-timestamp": "x" * 2000}, "unknown_key"),
+            ({"flwr-signature-bin": b"x"}, "unknown_key"),
+        ):
+            with pytest.raises(grpc.RpcError) as error:
+                channel.unary_unary(_METHOD)(b"", timeout=10, metadata=one.headers(**changed))
+            assert error.value.details() == why
+    assert door.counted["site 7", "other_node"] == 3
+    assert door.counted["", "unknown_key"] == 4
+
+
+def test_so_many_connections_and_no_more(door: Door) -> None:
+    """Each costs a file and memory before anybody has said who it is."""
+    opened = [greeted(door) for _ in range(2 * CONNECTIONS)]
+    assert sum(one is not None for one in opened) == CONNECTIONS
+    assert door.pull(door.keys[0])[0] == "UNAVAILABLE"
+    for one in opened:
+        if one is not None:
+            one.close()
+    wait_for(lambda: door.pull(door.keys[0]) == ("OK", ""), 20, "a connection to be free")
+
+
+def greeted(door: Door) -> ssl.SSLSocket | None:
+    """A connection after its TLS greeting; None if the server takes none."""
+    context = ssl.create_default_context(cadata=door.authority.decode())
+    context.set_alpn_protocols(["h2"])
+    plain = socket.create_connection(("127.0.0.1", door.port), timeout=10)
+    try:
+        return context.wrap_socket(plain, server_hostname="localhost")
+    except OSError:
+        plain.close()
+        return None
+
+
+class Context:
+    """Of a call that goes on."""
+
+    def add_callback(self, callback: Any) -> bool:
+        """Never called."""
+        return True
+
+
+@pytest.mark.parametrize(
+    ("num_keys", "per_key"),
+    [(0, 8), (1, 8), (100, 8), (128, 8), (129, 7), (200, 5), (1024, 1), (5000, 1)],
+)
+def test_places_are_a_keys_own_however_many_keys_there_are(num_keys: int, per_key: int) -> None:
+    places = Places(lambda: num_keys, lambda name: None)
+    assert places.per_key() == per_key
+    if num_keys <= MOST_PLACES:
+        assert num_keys * per_key <= MOST_PLACES
+    for node_id in range(min(num_keys, 200)):
+        caller = Caller("", node_id)
+        taken = [places.take(caller, Context(), 1.0) for _ in range(per_key + 1)]
+        assert [place is not None for place in taken] == [True] * per_key + [False]
+
+
+def test_a_call_that_is_over_by_then_takes_no_place() -> None:
+    class Over(Context):
+        def add_callback(self, callback: Any) -> bool:
+            return False
+
+    places = Places(lambda: 1, lambda name: None)
+    for _ in range(20):
+        assert places.take(Caller("", 7), Over(), 1.0) is not None
+    assert places._taken == set()
+
+
+def test_a_site_that_sends_pieces_needs_no_more_places_than_there_are() -> None:
+    assert _IN_FLIGHT + 1 < CALLS_PER_KEY
+
+
+def test_time_is_given_by_the_site_and_by_the_server_alike() -> None:
+    """A piece that its site would wait for is not ended before."""
+    for name, method in METHODS.items():
+        assert method.body_seconds >= _CALL_SECONDS, name
+        assert method.answer_seconds >= _CALL_SECONDS, name
+    for name in ("PushMessages", "PushObject"):
+        assert METHODS[name].body_seconds >= _PIECE_SECONDS
+    assert METHODS["PullObject"].answer_seconds >= _PIECE_SECONDS

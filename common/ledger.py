@@ -296,8 +296,12 @@ def _belongs_to(file: Path, path: Path) -> bool:
     """Whether a file has the name of a ledger's first file, or of one that goes on from it."""
     if file.name == path.name:
         return True
-    number = file.name.removeprefix(f"{path.name}.")
-    return number != file.name and len(number) == _PART_DIGITS and number.isdecimal()
+    first, _, number = file.name.rpartition(".")
+    return first == path.name and _is_part_number(number)
+
+
+def _is_part_number(text: str) -> bool:
+    return len(text) == _PART_DIGITS and text.isdecimal() and text.isascii()
 
 
 def walk(path: Path) -> Iterator[tuple[str, Entry]]:
@@ -309,6 +313,9 @@ def walk(path: Path) -> Iterator[tuple[str, Entry]]:
     Raises:
         ValueError: a file is missing, or is not what was written; names the first such line.
     """
+    first, _, number_of_part = path.name.rpartition(".")
+    if _is_part_number(number_of_part) and path.with_name(first).exists():
+        raise ValueError(f"{path} goes on from another file. Name that one: {path.with_name(first)}")
     number, newest = 1, START
     for part in parts_of(path) or [path]:
         for found, entry in walk_part(part, number, newest):
@@ -359,6 +366,12 @@ def written_line(entry: Entry) -> bytes:
     """A line as it stands in the file, with its newline."""
     told = entry.model_dump(mode="json", exclude_defaults=True)
     return json.dumps(told, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+
+
+def first_line(part: Path) -> bytes:
+    """The first line of a file, with its newline. Raises OSError."""
+    with part.open("rb") as file:
+        return file.readline()
 
 
 def last_line(part: Path) -> bytes:

@@ -517,6 +517,10 @@ def test_a_ledger_of_another_key_is_not_continued(tmp_path: Path, num_parts: int
     assert [part.read_bytes() for part in parts_of(parts[0])] == before
     with ledger_in(tmp_path) as ledger:
         ledger.opened()
+    # Killed after a further file was made, and before its first line was written.
+    parts_of(parts[0])[-1].with_name(f"{FILE_NAME}.{num_parts + 1:06d}").touch()
+    with pytest.raises(ValueError, match="Put that key back"):
+        Ledger(tmp_path, "alpha", other).__enter__()
 
 
 def test_a_journal_of_another_key_is_not_continued(tmp_path: Path) -> None:

@@ -132,6 +132,8 @@ def test_a_disk_that_is_full_stops_answers_not_the_program(world: World) -> None
     assert world.num_examples() == 38
 
 
+FEW_CHECKS = ("--skip-check", "lengths", "--skip-check", "model")
+"""Of these tests, which start `join` often."""
 SMALL_PARTS = {
     "PYTHONPATH": os.pathsep.join((str(ROOT / "tests" / "e2e" / "parts"), str(ROOT))),
     "WARDROUND_TEST_PART": "4000",
@@ -144,7 +146,7 @@ def ledger_of(world: World) -> Path:
 
 
 def test_what_did_not_count_is_told_when_the_program_ends(world: World) -> None:
-    process = world.join()
+    process = world.join(*FEW_CHECKS)
     for _ in range(3):
         sent = world.hello(envelope=lambda said: None)
         assert world.fleet.refusal_of(sent) == "unsigned"
@@ -158,50 +160,47 @@ def test_what_did_not_count_is_told_when_the_program_ends(world: World) -> None:
     assert journal["refused"] == {"unsigned": 3}
 
 
+@pytest.mark.slow
 def test_a_ledger_of_several_files_goes_on_and_an_old_copy_of_it_stops_the_site(world: World) -> None:
-    process = world.join(**SMALL_PARTS)
+    process = world.join(*FEW_CHECKS, **SMALL_PARTS)
     for _ in range(8):
         assert world.num_examples() == 38
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(SECONDS) == 0
-    parts = parts_of(ledger_of(world))
     lines = read_ledger(ledger_of(world))
-    assert len(parts) > 2
     oldest, *_, newest = [found for found, entry in lines.items() if entry.what == "leaves"]
-
-    process = world.join(**SMALL_PARTS)
     for known in (oldest, newest):  # of a run that is resumed, and of the last answer
         assert world.num_examples(change=lambda s, known=known: replace(s, ledger=known)) == 38
     process.send_signal(signal.SIGTERM)
     assert process.wait(SECONDS) == 0
 
-    for part in parts_of(ledger_of(world))[-2:]:
+    parts = parts_of(ledger_of(world))
+    assert len(parts) > 2
+    for part in parts[1:]:
         part.unlink()
-    process = world.join(**SMALL_PARTS)
-    newest = list(lines)[-1]
+    process = world.join(*FEW_CHECKS, **SMALL_PARTS)
     world.hello(change=lambda s: replace(s, ledger=newest))
     assert process.wait(SECONDS) == 1
     (missing,) = re.findall(r"wardround-site ledger accept ([0-9a-f]{64})", world.said())
     assert missing == newest
     assert site_command("ledger", "accept", missing, folder=world.folder).returncode == 0
-    world.join(**SMALL_PARTS)
+    world.join(*FEW_CHECKS, **SMALL_PARTS)
     assert world.num_examples(change=lambda s: replace(s, ledger=newest)) == 38
 
 
+@pytest.mark.slow
 def test_a_state_folder_of_another_key_is_not_continued(world: World) -> None:
-    process = world.join()
+    process = world.join(*FEW_CHECKS)
     assert world.num_examples() == 38
     process.send_signal(signal.SIGTERM)
     assert process.wait(SECONDS) == 0
     before = ledger_of(world).read_bytes()
     own = (world.folder / "signing.key").read_text()
     (world.folder / "signing.key").write_text(private_text(new_key("signing")))
-    done = site_command("join", *QUICK, folder=world.folder)
+    done = site_command("join", *QUICK, *FEW_CHECKS, folder=world.folder)
     assert (done.returncode, "belongs to the key" in done.stderr) == (2, True), done.stdout + done.stderr
     assert "set state: to a new folder" in done.stderr
     assert ledger_of(world).read_bytes() == before
     (world.folder / "signing.key").write_text(own)
-    world.join()
+    world.join(*FEW_CHECKS)
     assert world.num_examples() == 38
 
 
@@ -213,7 +212,7 @@ def write(world: World, **changed: Any) -> SiteFile:
 
 
 def test_a_policy_that_is_tightened_holds_at_once(world: World) -> None:
-    world.join()
+    world.join(*FEW_CHECKS)
     assert world.num_examples() == 38
     write(world, policy=replace(WIDE, min_sites=3))
     assert world.fleet.refusal_of(world.hello()) == "policy"
@@ -222,7 +221,7 @@ def test_a_policy_that_is_tightened_holds_at_once(world: World) -> None:
 
 
 def test_a_site_file_that_is_wrong_stops_answers_until_it_is_right(world: World) -> None:
-    process = world.join()
+    process = world.join(*FEW_CHECKS)
     assert world.num_examples() == 38
     file = world.folder / "site.yaml"
     right = file.read_text()
@@ -241,7 +240,7 @@ def test_a_site_file_that_is_wrong_stops_answers_until_it_is_right(world: World)
 
 
 def test_what_needs_a_restart_is_said(world: World) -> None:
-    world.join()
+    world.join(*FEW_CHECKS)
     assert world.num_examples() == 38
     write(world, name="lakeside", state=world.folder / "other", server_address="localhost:1")
     assert world.num_examples() == 38

@@ -30,6 +30,7 @@ from common.ledger import (
     Contents,
     Entry,
     entry_of,
+    first_line,
     hash_of,
     known_kind,
     last_line,
@@ -148,13 +149,14 @@ class Ledger:
         Raises:
             ValueError: they are not what was written, or another key's.
         """
-        if len(parts) > 1:
-            last = last_line(parts[-2])
-            entry = entry_of(last)
-            if entry is None:
-                raise ValueError(f"{parts[-2]}: its last line is no line of a ledger. {STEP}")
-            self._number, self._head = entry.number, hash_of(last)
         holder = ""
+        if len(parts) > 1:
+            first, last = first_line(parts[-2]), last_line(parts[-2])
+            begin, end = entry_of(first), entry_of(last)
+            if begin is None or end is None:
+                raise ValueError(f"{parts[-2]}: its first or last line is no line of a ledger. {STEP}")
+            holder = begin.key
+            self._number, self._head = end.number, hash_of(last)
         for found, entry in walk_part(self._newest.path, self._number + 1, self._head):
             self._keep(found, entry)
             holder = entry.key or holder

@@ -176,7 +176,7 @@ class Loop:
         if is_first:
             self._say(
                 f"a message of type {shown(letter.kind)} does not count and is refused: {reason}{why}. "
-                "More of them in this hour are counted only: wardround-site ledger show"
+                "More of them within an hour are only counted (state/journal.json)"
             )
 
     def _send(self, letter: Letter, content: RecordDict, seconds: float) -> None:

@@ -45,14 +45,18 @@ class WatchedFile:
                 self._stamp = stamp
         except (OSError, ValueError) as error:
             self._stamp = None  # it is read again with every message, until it is right
-            if str(error) != self._trouble:
-                self._say(f"{error} No task is answered until this file is right again.")
-            self._trouble = str(error)
+            self._tell(f"{self._path}: {error.strerror}." if isinstance(error, OSError) else str(error))
             raise Declines("bad_input", words=f"{self._path} cannot be used") from None
         if self._trouble:
             self._say(f"{self._path} is right again")
         self._trouble = ""
         return self._site
+
+    def _tell(self, trouble: str) -> None:
+        """Say what is wrong with the file, once."""
+        if trouble != self._trouble:
+            self._say(f"{trouble} No task is answered until this file is right again.")
+        self._trouble = trouble
 
     def _take(self, read: SiteFile) -> None:
         kept = replace(read, **{field: getattr(self._start, field) for field in _FIXED})

@@ -12,6 +12,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from common.wire.messages import pack_refusal, seconds_left_of, unpack_notice
+from common.words import LONGEST_TEXT, quoted
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -36,5 +37,5 @@ def answer_message(message: Message, context: Context) -> Message:
 @app.query("notice")
 def notice(message: Message, context: Context) -> Message:
     """Put what the server has to say into this machine's log."""
-    log.warning("the server says: %s", unpack_notice(message.content))
+    log.warning("the server says: %s", quoted(unpack_notice(message.content), LONGEST_TEXT))
     return Message(RecordDict(), reply_to=message)

@@ -28,11 +28,12 @@ from common.errors import explain
 from common.file_form import FileForm
 from common.files import write_atomically
 from common.settings import DataSettings
+from common.words import quoted
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-_NAME = re.compile(r"[a-z0-9_-]+")
+_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _SECTIONS = ("server", "key", "data")
 _STEPS = {
     "missing": "Set it.",
@@ -151,8 +152,8 @@ class SiteFile:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(
-                f"name is '{self.name}'; a site's name is made of small letters, digits, _ and -. "
-                "Take the name you agreed on with the coordinator, for example st_marys."
+                f"name is {quoted(self.name)}; a site's name is made of up to 64 small letters, digits, _ "
+                "and -. Take the name you agreed on with the coordinator, for example st_marys."
             )
         self.host_and_port  # noqa: B018 - checked at birth
         if not self.text_columns or not all(self.text_columns):
@@ -200,7 +201,7 @@ class SiteFile:
         is_port = port.isdecimal() and 0 < int(port) < 65536
         if not bare or ambiguous or not _HOST.fullmatch(bare) or not is_port:
             raise ValueError(
-                f"server.address is '{self.server_address}'; it must be host:port without a scheme. "
+                f"server.address is {quoted(self.server_address)}; it must be host:port without a scheme. "
                 "The coordinator gives it, for example fl.example.org:9092."
             )
         return bare, int(port)

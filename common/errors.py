@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from common.words import cleaned, printable
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -42,7 +44,7 @@ def guarded(run: Callable[[], Any], say: Callable[[str], None], stopped: str) ->
     except (ValueError, OSError, Failed) as error:
         if os.environ.get("WARDROUND_DEBUG"):
             raise
-        say(f"error: {_explained(error)}")
+        say(f"error: {cleaned(_explained(error))}")
         return BAD_INPUT if isinstance(error, ValueError) else FAILED
     if code == INTERRUPTED:  # typer makes Ctrl-C an exit of its own
         say(stopped)
@@ -83,7 +85,11 @@ def nearest(word: str, names: Iterable[str]) -> str:
     """` Nearest: 'x', 'y'.`: up to three names that are like `word`, whole or behind their last dot."""
     by_part = {part.lower(): name for name in names for part in (name.rsplit(".", 1)[-1], name)}
     close = dict.fromkeys(by_part[part] for part in get_close_matches(word.lower(), by_part))
-    return f" Nearest: {', '.join(map(repr, close))}." if close else ""
+    return f" Nearest: {', '.join(map(_in_quotes, close))}." if close else ""
+
+
+def _in_quotes(name: str) -> str:
+    return f"'{printable(name)}'"
 
 
 def first_line(error: BaseException) -> str:

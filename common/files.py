@@ -33,11 +33,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         try:
             write(temporary)
             for item in [*temporary.rglob("*"), temporary]:
-                _to_disk(item)
+                to_disk(item)
             if path.is_dir():  # a folder is not replaced in one step, and half deleted it would look whole
                 path.replace(old)
             temporary.replace(path)
-            _to_disk(path.parent)
+            to_disk(path.parent)
         except (OSError, SafetensorError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
             raise
@@ -62,7 +62,8 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

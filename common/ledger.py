@@ -1,72 +1,115 @@
-"""A site's ledger: what came to it and what left it, one line each, with the hash of the line before.
+"""What a site's ledger says: what came to the site and what left it, a line each.
 
-What leaves is written down, and on the disk, before it is sent. A line names fields, types, sizes and hashes,
-and holds no value of theirs: no text, no label, no path. The hash of the line goes along with the answer,
-signed, and the server hands the newest one back with its next question: a site whose ledger lacks it holds an
-old copy.
+Each line holds the hash of the line before. It names fields, types, sizes and hashes, and holds no value of
+them: no text, no label, no path. A ledger goes on in another file when one is full:
+
+    ledger.jsonl   ledger.jsonl.000002   ledger.jsonl.000003 …
+
+The first line of a file holds the hash of the last line of the file before: all of them are one chain.
+`client/node/ledger.py` writes it.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from common.files import named
-from common.wire.messages import printable
+from common.wire.messages import FIELDS, KINDS
+from common.wire.signing import Reason
+from common.words import printable, shown
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
-    from common.wire.signing import Question
-
 FILE_NAME = "ledger.jsonl"
-_MOST_FIELDS = 256
-_START = "0" * 64
+OTHER_KIND = "other"
+"""Stands for every message type that this version does not know."""
+AGAIN = "again"
+REASONS = frozenset((*get_args(Reason), AGAIN))
+"""What the line of an hour counts: why messages did not count; and what came or left again."""
+START = "0" * 64
+"""Stands in the first line for the hash of a line before."""
+_TAIL_BYTES = 1 << 16
+_PART_DIGITS = 6
+_LONGEST_NUMBER = 20
 
 
-class Sent(BaseModel):
-    """One record of a message."""
-
+class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Others(_Line):
+    """What is not told by name, since this version knows no such name."""
+
+    count: int
+    digest: str
+    """SHA-256 of the names, with the sizes and types of fields, or the hashes and sizes of records."""
+
+
+class Sent(_Line):
+    """One record of a message."""
 
     digest: str
     """SHA-256 over all it holds, as the signed statement names it."""
     num_bytes: int
     fields: dict[str, tuple[str, int]]
     """By name: the type, and how many values, letters or (of tensors) bytes it has."""
+    others: Others | None = None
+    """Its other fields."""
 
 
-class Entry(BaseModel):
+class Contents(_Line):
+    """What a message holds, without any value."""
+
+    records: dict[str, Sent] = {}
+    others: Others | None = None
+    """Its other records."""
+
+    def signed(self) -> tuple[dict[str, tuple[str, int]], Others | None]:
+        """The part that a signed statement tells, too; see `told_of`."""
+        return {name: (sent.digest, sent.num_bytes) for name, sent in self.records.items()}, self.others
+
+    def digest(self) -> str:
+        """SHA-256 of that part."""
+        records, others = self.signed()
+        written = json.dumps([sorted(records.items()), None if others is None else others.digest])
+        return hashlib.sha256(written.encode("ascii")).hexdigest()
+
+
+class Entry(_Line):
     """One line."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
     number: int
-    """From 1."""
+    """From 1, over all files."""
     at: str
     """UTC, ISO 8601, by the site's clock."""
+    salt: str = ""
+    """16 random bytes, in hexadecimal: from the line's hash nobody can try out what it says. Lines of earlier
+    versions have none."""
     before: str
     """SHA-256 of the line before this, without its newline; 64 zeros in the first."""
-    what: Literal["opened", "came", "leaves", "left", "stayed", "accepted"]
-    """The program started; a message came; an answer is about to be sent; it was; it was given up; a person
-    has accepted that a line is missing."""
+    what: Literal[
+        "begins", "goes_on", "opened", "came", "leaves", "left", "stayed", "accepted", "did_not_count"
+    ]
+    """A new ledger begins; it goes on in this file; the program has connected; a message came; an answer is
+    about to be sent; it was; it was given up; a person has accepted that a line is missing; numbers of
+    messages that did not count."""
     site: str = ""
-    """Of `opened`: the site's name."""
+    """Of `begins`, `goes_on` and `opened`: the site's name."""
     key: str = ""
-    """Of `opened`: fingerprint of the key that signs its answers."""
+    """Of the same: fingerprint of the key that signs its answers."""
     kind: str = ""
-    """Message type."""
+    """Message type: one of `KINDS`, or `OTHER_KIND`."""
     plan: str = ""
     """SHA-256 of the plan that the question belongs to."""
     run: str = ""
@@ -74,225 +117,276 @@ class Entry(BaseModel):
     round: int = 0
     attempt: int = 0
     question: str = ""
-    """SHA-256 of the signed question; empty where the message did not count."""
+    """SHA-256 of the signed question."""
     reason: str = ""
-    """Why a message did not count, or an answer was given up."""
+    """Why an answer was given up. In lines of earlier versions also why a message did not count."""
     records: dict[str, Sent] = {}
+    others: Others | None = None
+    """Records that are not told by name."""
     update_norm: float | None = None
     """L2 norm of trained minus received tensors, before they were made smaller."""
     statement: str = ""
     """Of `left`: SHA-256 of the signed answer. Of `accepted`: the hash that this ledger lacks."""
+    since: str = ""
+    """Of `did_not_count`: when the first of them came."""
+    counts: dict[str, int] = {}
+    """Of `did_not_count`: how many, by reason."""
+
+    @property
+    def contents(self) -> Contents:
+        """What the message holds."""
+        return Contents(records=self.records, others=self.others)
 
     def in_words(self) -> str:
-        """One line for a person."""
-        words = f"{self.number:>6}  {self.at[:19].replace('T', ' ')}  "
-        where = f"{self.kind}, round {self.round}, run {self.run[:8]}" if self.run else self.kind
-        if self.what == "opened":
-            return f"{words}join was started by {self.site}, {self.key}"
-        if self.what == "accepted":
-            return f"{words}a person accepted that the line {self.statement[:16]}… is missing"
-        if self.what == "left":
-            return f"{words}  sent, signed as {self.statement[:16]}…"
-        if self.what == "stayed":
-            return f"{words}  given up ({self.reason}); some of it may have left"
-        names = ", ".join(f"{name} ({sent.num_bytes:,} bytes)" for name, sent in self.records.items())
-        if self.what == "came":
-            return f"{words}came: {where}" + (
-                f"; does not count: {self.reason}" if self.reason else f": {names}"
-            )
-        norm = "" if self.update_norm is None else f"; length of the update {self.update_norm:.4g}"
-        return f"{words}about to leave: {where}: {names or 'nothing'}{norm}"
+        """One line for a person. Words that come from a file can move no cursor and imitate no line."""
+        return f"{_number(self.number):>6}  {_time(self.at)}  {_WORDS[self.what](self)}"
 
 
-def describe(content: RecordDict, signed: Mapping[str, tuple[str, int]]) -> dict[str, Sent]:
+def _time(written: str) -> str:
+    try:
+        return f"{datetime.fromisoformat(written):%Y-%m-%d %H:%M:%S}"
+    except ValueError:
+        return shown(written)
+
+
+def _holder(entry: Entry) -> str:
+    return f"{shown(entry.site)}, {shown(entry.key)}"
+
+
+def _message(entry: Entry) -> str:
+    """Which message it was."""
+    kind = shown(entry.kind)
+    if not entry.run:
+        return kind
+    return f"{kind}, round {_number(entry.round)}, run {shown(entry.run[:8])}"
+
+
+def _names(entry: Entry) -> str:
+    names = [f"{shown(name)} ({_number(sent.num_bytes)} bytes)" for name, sent in entry.records.items()]
+    more = max(0, len(names) - len(FIELDS)) + (entry.others.count if entry.others else 0)
+    told = names[: len(FIELDS)] + ([f"{_number(more)} unknown records"] if more else [])
+    return ", ".join(told) or "nothing"
+
+
+def _number(number: int) -> str:
+    return printable(f"{number:,}", _LONGEST_NUMBER)
+
+
+def _came(entry: Entry) -> str:
+    if entry.reason:
+        return f"came: {_message(entry)}; does not count: {shown(entry.reason)}"
+    return f"came: {_message(entry)}: {_names(entry)}"
+
+
+def _leaves(entry: Entry) -> str:
+    norm = "" if entry.update_norm is None else f"; length of the update {entry.update_norm:.4g}"
+    return f"about to leave: {_message(entry)}: {_names(entry)}{norm}"
+
+
+def _did_not_count(entry: Entry) -> str:
+    numbers = ", ".join(
+        f"{shown(reason)} {_number(number)}" for reason, number in islice(entry.counts.items(), len(REASONS))
+    )
+    return f"did not count since {_time(entry.since)}: {numbers}"
+
+
+_WORDS: Mapping[str, Callable[[Entry], str]] = {
+    "begins": lambda entry: f"a new ledger begins, of {_holder(entry)}",
+    "goes_on": lambda entry: f"the ledger goes on in this file, of {_holder(entry)}",
+    "opened": lambda entry: f"join was started by {_holder(entry)}",
+    "came": _came,
+    "leaves": _leaves,
+    "left": lambda entry: f"  sent, signed as {shown(entry.statement[:16])}…",
+    "stayed": lambda entry: f"  given up ({shown(entry.reason)}); some of it may have left",
+    "accepted": lambda entry: f"a person accepted that the line {shown(entry.statement[:16])}… is missing",
+    "did_not_count": _did_not_count,
+}
+"""By `Entry.what`: the rest of the line."""
+
+
+# --- what a message holds ----------------------------------------------------------------------------------
+
+
+def known_kind(kind: str) -> str:
+    """A message type as a ledger names it."""
+    return kind if kind in KINDS else OTHER_KIND
+
+
+def told_of(signed: Mapping[str, tuple[str, int]]) -> tuple[dict[str, tuple[str, int]], Others | None]:
+    """The records of a signed statement as a ledger tells of them: those with known names, and the rest."""
+    known = {name: facts for name, facts in signed.items() if name in FIELDS}
+    return known, _others({name: facts for name, facts in signed.items() if name not in FIELDS})
+
+
+def describe(content: RecordDict, signed: Mapping[str, tuple[str, int]]) -> Contents:
     """The records of a content, without their values.
 
     Args:
         signed: hash and size of each, as in a statement.
     """
-    return {
-        printable(name): Sent(digest=signed[name][0], num_bytes=signed[name][1], fields=_fields(record))
-        for name, record in content.items()
-        if name in signed
-    }
+    known, others = told_of(signed)
+    records = {}
+    for name, (digest, num_bytes) in known.items():
+        if name not in content:
+            continue
+        sizes = _sizes(content[name])
+        fields = {field: size for field, size in sizes.items() if field in FIELDS[name]}
+        rest = {field: size for field, size in sizes.items() if field not in FIELDS[name]}
+        records[name] = Sent(digest=digest, num_bytes=num_bytes, fields=fields, others=_others(rest))
+    return Contents(records=records, others=others)
 
 
-def _fields(record: Any) -> dict[str, tuple[str, int]]:
-    fields: dict[str, tuple[str, int]] = {}
+def _others(rest: Mapping[str, tuple[str, int]]) -> Others | None:
+    if not rest:
+        return None
+    written = json.dumps(rest, sort_keys=True).encode("ascii")
+    return Others(count=len(rest), digest=hashlib.sha256(written).hexdigest())
+
+
+def _sizes(record: Any) -> dict[str, tuple[str, int]]:
+    """Type and size of each field of a record; the pieces of one array together."""
+    found: dict[str, tuple[str, int]] = {}
     for name, value in record.items():
-        if hasattr(value, "dtype"):  # a piece of a tensor: their names end with a number
-            key = name.rpartition(".")[0] or name
-            dtype, size = (
-                str(value.dtype),
-                fields.get(key, ("", 0))[1] + np.dtype(value.dtype).itemsize * prod(value.shape),
-            )
-            fields[printable(key)] = (dtype, size)
+        if hasattr(value, "dtype"):  # a piece of an array: their names end with a number
+            array = name.rpartition(".")[0] or name
+            num_bytes = np.dtype(value.dtype).itemsize * prod(value.shape)
+            found[array] = (str(value.dtype), found.get(array, ("", 0))[1] + num_bytes)
         elif isinstance(value, list):
-            fields[printable(name)] = (
-                f"list of {type(value[0]).__name__ if value else 'nothing'}",
-                len(value),
-            )
+            found[name] = (f"list of {type(value[0]).__name__}" if value else "empty list", len(value))
         else:
-            fields[printable(name)] = (
-                type(value).__name__,
-                len(value) if isinstance(value, str | bytes) else 1,
-            )
-        if len(fields) >= _MOST_FIELDS:
-            break
-    return fields
+            found[name] = (type(value).__name__, len(value) if isinstance(value, str | bytes) else 1)
+    return found
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+STEP = "Somebody has changed this file, or a disk is damaged: keep it, and ask who could write there."
 
 
 def hash_of(line: bytes) -> str:
-    """SHA-256 of a line, without its newline."""
-    return hashlib.sha256(line).hexdigest()
+    """SHA-256 of a line. Args: line: with its newline, which is not hashed."""
+    return hashlib.sha256(line[:-1]).hexdigest()
+
+
+def part_of(path: Path, number: int) -> Path:
+    """A file of the ledger whose first file is `path`. Args: number: from 1."""
+    return path if number == 1 else path.with_name(f"{path.name}.{number:0{_PART_DIGITS}d}")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files of a ledger whose first file is `path`, in their order; empty if there are none.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    if not path.parent.is_dir():
+        return []
+    found = sorted(file for file in path.parent.iterdir() if _belongs_to(file, path))
+    for number, part in enumerate(found, 1):
+        if part != part_of(path, number):
+            raise ValueError(
+                f"'{part_of(path, number)}' is missing, but '{found[-1].name}', which goes on from it, is "
+                "there. Put it back: without it nobody can tell what came and what left."
+            )
+    return found
+
+
+def _belongs_to(file: Path, path: Path) -> bool:
+    """Whether a file has the name of a ledger's first file, or of one that goes on from it."""
+    if file.name == path.name:
+        return True
+    first, _, number = file.name.rpartition(".")
+    return first == path.name and _is_part_number(number)
+
+
+def _is_part_number(text: str) -> bool:
+    return len(text) == _PART_DIGITS and text.isdecimal() and text.isascii()
+
+
+def walk(path: Path) -> Iterator[tuple[str, Entry]]:
+    """The lines of a ledger with their hashes, in order, each found to follow the line before.
+
+    Args:
+        path: its first file; the files that go on from it stand beside it.
+
+    Raises:
+        ValueError: a file is missing, or is not what was written; names the first such line.
+    """
+    first, _, number_of_part = path.name.rpartition(".")
+    if _is_part_number(number_of_part) and path.with_name(first).exists():
+        raise ValueError(f"{path} goes on from another file. Name that one: {path.with_name(first)}")
+    number, newest = 1, START
+    for part in parts_of(path) or [path]:
+        for found, entry in walk_part(part, number, newest):
+            number, newest = entry.number + 1, found
+            yield found, entry
 
 
 def read_ledger(path: Path) -> dict[str, Entry]:
-    """The lines by their hashes, in order, each found to follow the one before.
+    """All lines by their hashes, in order. Raises ValueError as `walk` does."""
+    return dict(walk(path))
+
+
+def walk_part(part: Path, number: int, before: str) -> Iterator[tuple[str, Entry]]:
+    """The same of one file.
+
+    Args:
+        number: of its first line.
+        before: hash of the line before that.
 
     Raises:
-        ValueError: the file is missing, or names the first line that is not what was written there.
+        ValueError: as `walk`.
     """
     try:
-        content = path.read_bytes()
+        with part.open("rb") as file:
+            for place, line in enumerate(file, 1):
+                entry = entry_of(line)
+                if entry is None:
+                    raise ValueError(f"{part}, line {place}: this is no line of a ledger. {STEP}")
+                if (entry.number, entry.before) != (number, before):
+                    raise ValueError(f"{part}, line {place}: it does not follow the line before. {STEP}")
+                before = hash_of(line)
+                number += 1
+                yield before, entry
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}. Name a site's {FILE_NAME}.") from None
-    entries: dict[str, Entry] = {}
-    before = _START
-    for number, line in enumerate(content.splitlines(keepends=True), 1):
-        try:
-            entry = Entry.model_validate_json(line)
-        except ValidationError:
-            raise ValueError(f"{path}, line {number}: this is no line of a ledger. {_STEP}") from None
-        is_whole = line.endswith(b"\n") and line[:-1] == _line(entry)
-        if not is_whole or (entry.number, entry.before) != (number, before):
-            raise ValueError(f"{path}, line {number}: it does not follow the line before. {_STEP}")
-        before = hash_of(line[:-1])
-        entries[before] = entry
-    return entries
+        raise ValueError(f"{part} cannot be read: {error.strerror}. Name a site's {FILE_NAME}.") from None
 
 
-_STEP = "Somebody has changed this file, or a disk is damaged: keep it, and ask who could write there."
+def entry_of(line: bytes) -> Entry | None:
+    """What a line says; None if it is not written as this program writes lines."""
+    try:
+        entry = Entry.model_validate_json(line)
+        return entry if line == written_line(entry) else None
+    except ValueError:  # of pydantic too
+        return None
 
 
-def _line(entry: Entry) -> bytes:
-    written = entry.model_dump(mode="json", exclude_defaults=True)
-    return json.dumps(written, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+def written_line(entry: Entry) -> bytes:
+    """A line as it stands in the file, with its newline."""
+    told = entry.model_dump(mode="json", exclude_defaults=True)
+    return json.dumps(told, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
-class Ledger:
-    """The ledger in a site's state folder, which its `Journal` has claimed; use it as a context."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE_NAME
-        self._hashes: list[str] = []
-        self._known: set[str] = set()
-        self._file = -1
-        self._size = 0
-
-    def __enter__(self) -> Ledger:
-        """Open it, and make sure that it is whole.
-
-        Raises:
-            ValueError: it is not what was written, or cannot be written.
-        """
-        try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            self._cut_what_was_never_whole()
-        except OSError as error:
-            raise ValueError(
-                f"'{self.path}' cannot be written ({error.strerror}). Make room or give this user access: "
-                "what cannot be written down is not sent."
-            ) from None
-        for found, entry in read_ledger(self.path).items():
-            self._keep(found, entry)
-        self._size = os.fstat(self._file).st_size
-        return self
-
-    def _cut_what_was_never_whole(self) -> None:
-        """A line without its end was being written when the program ended: what it tells of was not sent."""
-        content = self.path.read_bytes()
-        os.ftruncate(self._file, content.rfind(b"\n") + 1)
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
-
-    def __contains__(self, found: str) -> bool:
-        """Whether it holds a line of this hash, or a person has accepted that it does not."""
-        return found in self._known
-
-    def __len__(self) -> int:
-        return len(self._hashes)
-
-    @property
-    def head(self) -> str:
-        """Hash of the newest line; 64 zeros where there is none."""
-        return self._hashes[-1] if self._hashes else _START
-
-    def opened(self, site: str, key: str) -> str:
-        """The program of this site has started. Raises OSError, as all that write."""
-        return self._append(what="opened", site=site, key=key)
-
-    def came(
-        self, kind: str, question: Question | None, records: Mapping[str, Sent], reason: str = ""
-    ) -> str:
-        """A message came; `reason` says why it does not count."""
-        return self._append(
-            what="came", kind=printable(kind), records=records, reason=reason, **_about(question)
-        )
-
-    def leaves(
-        self, kind: str, question: Question | None, records: Mapping[str, Sent], update_norm: float | None
-    ) -> str:
-        """An answer is about to be sent; returns the hash that goes along with it."""
-        return self._append(
-            what="leaves",
-            kind=printable(kind),
-            records=records,
-            update_norm=update_norm,
-            **_about(question),
-        )
-
-    def left(self, statement: str) -> str:
-        """The answer written down last was sent."""
-        return self._append(what="left", statement=statement)
-
-    def stayed(self, reason: str) -> str:
-        """The answer written down last was given up; some of it may have left."""
-        return self._append(what="stayed", reason=reason)
-
-    def accept(self, missing: str) -> str:
-        """A person says that the line of this hash is missing, and that the site goes on."""
-        return self._append(what="accepted", statement=missing)
-
-    def _append(self, **facts: Any) -> str:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        entry = Entry(number=len(self) + 1, at=now, before=self.head, **facts)
-        line = _line(entry)
-        with named(self.path):
-            try:
-                written = os.write(self._file, line + b"\n")
-                if written <= len(line):
-                    raise OSError(errno.ENOSPC, "No space left on device")
-                os.fsync(self._file)
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(self._file, self._size)
-                raise
-        self._size += len(line) + 1
-        self._keep(hash_of(line), entry)
-        return self.head
-
-    def _keep(self, found: str, entry: Entry) -> None:
-        self._hashes.append(found)
-        self._known.add(found)
-        if entry.what == "accepted":
-            self._known.add(entry.statement)
+def first_line(part: Path) -> bytes:
+    """The first line of a file, with its newline. Raises OSError."""
+    with part.open("rb") as file:
+        return file.readline()
 
 
-def _about(question: Question | None) -> dict[str, Any]:
-    if question is None:
-        return {}
-    said = question.statement
-    told = {"round": said.round, "attempt": said.attempt, "question": question.digest}
-    return {"plan": question.plan, "run": said.run} | told
+def last_line(part: Path) -> bytes:
+    """The last line of a file, with its newline if it has one; reads the file's end only.
+
+    Raises OSError.
+    """
+    with part.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        size = _TAIL_BYTES
+        while True:
+            start = max(0, end - size)
+            file.seek(start)
+            tail = file.read(end - start)
+            begin = tail.rfind(b"\n", 0, -1) + 1
+            if begin > 0 or start == 0:
+                return tail[begin:]
+            size *= 2

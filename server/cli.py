@@ -11,6 +11,7 @@ import typer
 
 from common.command_line import command, new_app
 from common.errors import FAILED, guarded
+from common.words import cleaned
 from server.deployment.cli import DEFAULT_FOLDER, Dir
 from server.deployment.cli import app as server_app
 from server.display import display
@@ -128,7 +129,7 @@ def submit(
 
     outcome = run(overrides or [], ServerFolder(path), resume=resume, sites=site or ())
     display().close()
-    typer.echo(outcome.reason, err=not outcome.is_finished)
+    typer.echo(cleaned(outcome.reason), err=not outcome.is_finished)
     if not outcome.is_finished:
         raise typer.Exit(FAILED)
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from common.words import cleaned
+
 if TYPE_CHECKING:
     from server.run_folder import SweepRow
 
@@ -81,7 +83,8 @@ class Display:
         return f"  {per_round * (self._total - round):.0f} s left" if round < self._total else ""
 
     def say(self, text: str) -> None:
-        """One line, above the bars if there are any."""
+        """One line, above the bars if there are any. Words of others in it move no cursor."""
+        text = cleaned(text)
         if self._progress is not None:
             self._progress.console.print(text, soft_wrap=True, markup=False)
         else:

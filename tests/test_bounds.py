@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def test_a_tensor_that_stands_still_keeps_its_yardstick() -> None:
     assert third.per_tensor.tolist() == [5.0, 2.0]
 
 
-def flat(**numbers: list[float]) -> torch.Tensor:
+def flat(**numbers: Sequence[float]) -> torch.Tensor:
     """A model of the layout above, (P,) fp32."""
     found = torch.zeros(LAYOUT.size)
     for name, view in LAYOUT.views(found).items():

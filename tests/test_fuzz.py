@@ -23,11 +23,11 @@ from client.node import journal as journal_module
 from client.node.connection import Connection, Heartbeat, Letter
 from client.node.connection import Refused as CallRefused
 from client.node.journal import Journal
+from client.node.ledger import Ledger
 from client.node.loop import Loop
 from client.node.worker import Room, Worker
 from client.site_file import signing_keys
 from common.credentials import fingerprint, new_key, public_line
-from common.ledger import Ledger
 from common.wire.messages import (
     HELLO,
     TRAIN,
@@ -257,7 +257,7 @@ def site(
     plan = sign(PLAN, Plan(1, said, {facts.name: own}, 1.7e9, 1.7e9 + 86_400 * 10_000, {}, ""), coordinator)
     courier, worker = Courier(), FakeWorker()
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    with Journal(facts.state) as journal, Ledger(facts.state) as ledger:
+    with Journal(facts.state, own) as journal, Ledger(facts.state, facts.name, own) as ledger:
         loop = Loop(facts, courier, worker, journal, ledger, lambda text: None, lambda: not courier.queue)
         known = loop._plans.add(plan)
         yield SiteWorld(loop._key, coordinator, courier, worker, journal, loop, rooms, known)

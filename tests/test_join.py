@@ -100,5 +100,5 @@ def test_words_of_the_server_reach_the_terminal_without_control_characters(
             connection.activate()
     verdict = Judge(site)(refused.value)
     assert (verdict.is_final, verdict.reason.isprintable()) == (False, True)
-    assert "the server said no ( [2Jyou are owned!!!" in verdict.reason
+    assert 'the server said no: "[2Jyou are owned!!!' in verdict.reason
     assert len(verdict.reason) < 400

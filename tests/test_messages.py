@@ -144,7 +144,7 @@ def test_pieces_that_share_their_content_make_no_room(request_message: Message) 
 def test_a_clients_words_are_made_printable_and_short(request_message: Message) -> None:
     words = "\x1b[31mno\n2026-01-01 forged" + "x" * 10_000
     refused = Refused(words)
-    assert str(refused).startswith(" [31mno 2026-01-01 forgedx")
+    assert str(refused).startswith("[31mno 2026-01-01 forgedx")
     assert len(str(refused)) == 300
     for code, key in ((words, ""), ("late", words), ("late", "train.nothing"), ("", "")):
         record = ConfigRecord({"code": code, "key": key})
@@ -216,7 +216,7 @@ def test_refusals_and_errors_are_told_apart_from_answers(request_message: Messag
     with pytest.raises(Declined, match=r"its policy does not allow it \(train.batch_size\)") as declined:
         content_of(Message(pack_refusal("policy", "train.batch_size"), reply_to=request_message))
     assert declined.value.code == "policy"
-    with pytest.raises(Declined, match="error 2: gone"):
+    with pytest.raises(Declined, match='error 2: "gone"'):
         content_of(Message(Error(code=2, reason="gone"), reply_to=request_message))
 
 

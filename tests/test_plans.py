@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from server.report.render import write_report
 from server.rounds.clients import Answer, Request, RunFailed
 from server.run_folder import RunFolder
 from tests.support.fake_flwr import words_for, write_run
+from tests.support.nasty import NASTY, faults
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
 
@@ -167,8 +170,57 @@ def test_a_plan_in_words_moves_no_cursor(lab: Lab) -> None:
     hidden = "torch \x1b[2A\x1b[8m"
     known = lab.plans.find(lab.add(code={hidden: "1\r\n2"}))
     words = list(describe(known, None, lab.limits))
-    assert any("torch  [2A [8m 1  2" in line for line in words)
+    assert any('"torch [2A [8m" "1 2"' in line for line in words)
     assert all(line.isprintable() for line in [*words, *table(lab.plans.all()).splitlines()])
+
+
+def hostile_plan(lab: Lab, word: str) -> list[str]:
+    """What `plans` and `plan` say of a plan that holds a word wherever its maker is free."""
+    settings = json.loads(json.dumps(lab.plan.settings))
+    settings["model"] |= {"name": word, "revision": word, "label": word}
+    settings["data"] |= {"name": word, "label_names": [word, f"{word}2"], "text_columns": [word]}
+    sites = lab.plan.sites | {word: "SHA256:third"}
+    digest = lab.add(settings=settings, code={word: word, "torch": word}, sites=sites)
+    known = lab.plans.find(digest)
+    before = lab.plans.find(lab.add())
+    lab.plans.decide(digest, Decision("rejected", DAY, "hand", why=word))
+    strict = replace(lab.limits, policy=replace(WIDE, models=("a",), min_sites=9), has_own_model=False)
+    invited = replace(strict, labels=(word,))
+    told = [*table(lab.plans.all()).splitlines(), *describe(known, before, invited)]
+    decided = lab.plans.find(digest)
+    told += describe(decided, None, invited)
+    for folder in (lab.site.state / "plans").iterdir():
+        shutil.rmtree(folder)
+    return told
+
+
+@pytest.mark.parametrize("name", sorted(NASTY.keys() - {"nothing"}))
+def test_a_plan_in_words_imitates_no_line(lab: Lab, name: str) -> None:
+    """Its lines are those of a plan with an honest name, with their own spaces and nothing else."""
+    honest, hostile = hostile_plan(lab, "word"), hostile_plan(lab, NASTY[name])
+    assert len(hostile) == len(honest)
+    for line, usual in zip(hostile, honest, strict=True):
+        assert faults(line, 1000) == []
+        assert re.findall(" {2,}", line) == re.findall(" {2,}", usual), line
+        assert _beginning(line) == _beginning(usual)
+
+
+def _beginning(line: str) -> str:
+    """Of a line, whatever the plan's number."""
+    return re.sub("[0-9a-f]{12,}", "#", line)[:6]
+
+
+def test_a_plan_of_another_century_is_no_plan(lab: Lab) -> None:
+    """A date that nobody can show would end every `wardround-site plans`."""
+    for wrong in ({"not_before": 1e300}, {"not_after": 1e300}, {"not_before": -1.0}, {"parent": "x"}):
+        with pytest.raises(NotAuthentic, match="damaged"):
+            lab.add(**wrong)
+
+
+def test_code_with_a_name_that_no_package_has(lab: Lab) -> None:
+    known = lab.plans.find(lab.add(code={"": "1", "../..": "2"}))
+    (line,) = [line for line in describe(known, None, lab.limits) if line.startswith("  code")]
+    assert line.count("HERE not installed") == 2
 
 
 # --- at the server -----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from server.deployment import superlink
 from server.deployment.cli import UNLIMITED
 from server.deployment.folder import (
     Addresses,
+    RegisteredSite,
     ServerFolder,
     invite_site,
     register_site,
@@ -29,6 +30,7 @@ from server.deployment.folder import (
     unregister_site,
 )
 from tests.support.door import Said, wardround
+from tests.support.nasty import NASTY, faults
 
 
 @pytest.fixture
@@ -116,6 +118,32 @@ def test_what_is_no_folder_names_the_next_step(tmp_path: Path) -> None:
         ServerFolder(tmp_path)
 
 
+@pytest.mark.parametrize("name", NASTY)
+def test_words_of_a_registration_imitate_no_line(folder: ServerFolder, tmp_path: Path, name: str) -> None:
+    invite_site(folder, "a")
+    invite_site(folder, "b")
+    for file in (
+        answer(folder, "a", tmp_path / "one", site=NASTY[name]),
+        answer(folder, "b", tmp_path / "two", invitation=NASTY[name]),
+    ):
+        with pytest.raises(ValueError, match=r"registration of|answers another invitation") as refused:
+            register_site(folder, "b", file)
+        said = str(refused.value)
+        assert (faults(said, 1000), "  " in said) == ([], False)
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_the_list_of_sites_has_a_line_for_each(folder: ServerFolder, name: str) -> None:
+    """Even if somebody else could write the file."""
+    with folder.changing_sites() as sites:
+        sites[NASTY[name]] = RegisteredSite("ecdsa-sha2-nistp384 QQ==", "ssh-ed25519 QQ==", NASTY[name])
+        sites["b"] = RegisteredSite("ecdsa-sha2-nistp384 Qg==", "ssh-ed25519 Qg==", "SHA256:b")
+    said = wardround("server", "sites", "--dir", str(folder.path))
+    lines = said.out.splitlines()
+    assert len(lines) == 2
+    assert [faults(line, 200) for line in lines] == [[], []]
+
+
 @pytest.mark.parametrize(
     ("line", "named"),
     [("fleet_port: 70000", "70000"), ("fleet_prt: 9", "fleet_prt"), ("names: []", "names"), ("{", "YAML")],
@@ -161,7 +189,7 @@ def test_wrong_names_and_answers_are_refused(folder: ServerFolder, tmp_path: Pat
     invite_site(folder, "c")
     for name, file, told in (
         ("a", good, "registered already"),
-        ("b", good, "registration of 'a', not of 'b'"),
+        ("b", good, 'registration of "a", not of'),
         ("b", changed, "no registration|changed after it was signed"),
         ("b", other, "answers another invitation"),
         ("b", twin, "a key of site 'a'"),

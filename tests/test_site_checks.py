@@ -18,6 +18,8 @@ import pytest
 
 from client.kit import checks
 from client.kit.checks import CHECKS, DATA_CHECKS, Options, as_json, is_ready, run_checks
+from client.kit.cli import _show
+from tests.support.nasty import NASTY, faults
 from tests.support.site_lab import free_port, look, make_site, states
 
 
@@ -256,6 +258,29 @@ def test_labels_are_counted_mapped_and_compared(tmp_path: Path) -> None:
     assert look(whole, "mapping", labels=known)["mapping"].message == "M -> money, Q -> money, S -> sport"
     spare = make_site(tmp_path, 9092, path, labels=(("Sprot", "sport"),))
     assert "Sprot" in look(spare, "mapping")["mapping"].message
+
+
+@pytest.mark.parametrize("name", sorted(NASTY.keys() - {"nothing"}))
+def test_labels_and_columns_of_others_imitate_no_finding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """A label stands in a file that some other program wrote, and in the coordinator's invitation."""
+    word = NASTY[name]
+    path = tmp_path / "letters.jsonl"
+    rows = [{"text": "x", "label": word if at % 2 else "b", word: "y"} for at in range(8)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    site = make_site(tmp_path, 9092, path)
+    findings = [*look(site, *DATA_CHECKS, labels=(f"{word}2", "b"), expect={"flwr": word}).values()]
+    findings += look(site, "versions", expect={"flwr": word, word: word}).values()
+    missing = make_site(tmp_path, 9092, path, text_columns=("txt",))
+    findings += look(missing, "columns").values()
+    for finding in findings:
+        for line in (finding.message, finding.next_step):
+            assert faults(line, 2000) == [], finding
+            assert "  " not in line, finding
+    _show(findings)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(findings) + sum(bool(finding.next_step) for finding in findings)
 
 
 def test_examples_without_label_or_text(tmp_path: Path) -> None:

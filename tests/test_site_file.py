@@ -108,7 +108,7 @@ def test_a_delimiter_is_written_as_it_was_read(
             ["data.label_colum is 'ward'", "Nearest: 'data.label_column'"],
         ),
         ("ca: ca.crt", "insecure: true", ["server.insecure", "server.address, server.ca"]),
-        ("name: st_marys", "name: St. Mary", ["name is 'St. Mary'", "small letters"]),
+        ("name: st_marys", "name: St. Mary", ['name is "St. Mary"', "small letters"]),
         ("name: st_marys", "", ["name is missing"]),
         ("name: st_marys", "name:", ["name is missing"]),
         ("key: {", "keys: {", ["key.private is missing", "keys is {"]),

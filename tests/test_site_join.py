@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from client.site_file import SiteFile, write_site_file
+from common.credentials import new_key, private_text
+from common.ledger import FILE_NAME, parts_of, read_ledger
 from tests.e2e.processes import wait_for
 from tests.support.fake_fleet import FakeFleet
 from tests.support.join_world import SECONDS, World, joined_world
-from tests.support.site_door import QUICK, site_command
+from tests.support.site_door import QUICK, ROOT, site_command
+from tests.support.site_lab import WIDE
 
 
 @pytest.fixture
@@ -122,3 +130,120 @@ def test_a_disk_that_is_full_stops_answers_not_the_program(world: World) -> None
     time.sleep(0.5)
     assert process.poll() is None
     assert world.num_examples() == 38
+
+
+FEW_CHECKS = ("--skip-check", "lengths", "--skip-check", "model")
+"""Of these tests, which start `join` often."""
+SMALL_PARTS = {
+    "PYTHONPATH": os.pathsep.join((str(ROOT / "tests" / "e2e" / "parts"), str(ROOT))),
+    "WARDROUND_TEST_PART": "4000",
+}
+
+
+def ledger_of(world: World) -> Path:
+    """Its first file."""
+    return world.folder / "state" / FILE_NAME
+
+
+def test_what_did_not_count_is_told_when_the_program_ends(world: World) -> None:
+    process = world.join(*FEW_CHECKS)
+    for _ in range(3):
+        sent = world.hello(envelope=lambda said: None)
+        assert world.fleet.refusal_of(sent) == "unsigned"
+    assert world.num_examples() == 38
+    assert world.said().count("does not count and is refused: unsigned") == 1
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(SECONDS) == 0
+    last = list(read_ledger(ledger_of(world)).values())[-1]
+    assert (last.what, last.counts) == ("did_not_count", {"unsigned": 3})
+    journal = json.loads((world.folder / "state" / "journal.json").read_text())
+    assert journal["refused"] == {"unsigned": 3}
+
+
+@pytest.mark.slow
+def test_a_ledger_of_several_files_goes_on_and_an_old_copy_of_it_stops_the_site(world: World) -> None:
+    process = world.join(*FEW_CHECKS, **SMALL_PARTS)
+    for _ in range(8):
+        assert world.num_examples() == 38
+    lines = read_ledger(ledger_of(world))
+    oldest, *_, newest = [found for found, entry in lines.items() if entry.what == "leaves"]
+    for known in (oldest, newest):  # of a run that is resumed, and of the last answer
+        assert world.num_examples(change=lambda s, known=known: replace(s, ledger=known)) == 38
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(SECONDS) == 0
+
+    parts = parts_of(ledger_of(world))
+    assert len(parts) > 2
+    for part in parts[1:]:
+        part.unlink()
+    process = world.join(*FEW_CHECKS, **SMALL_PARTS)
+    world.hello(change=lambda s: replace(s, ledger=newest))
+    assert process.wait(SECONDS) == 1
+    (missing,) = re.findall(r"wardround-site ledger accept ([0-9a-f]{64})", world.said())
+    assert missing == newest
+    assert site_command("ledger", "accept", missing, folder=world.folder).returncode == 0
+    world.join(*FEW_CHECKS, **SMALL_PARTS)
+    assert world.num_examples(change=lambda s: replace(s, ledger=newest)) == 38
+
+
+@pytest.mark.slow
+def test_a_state_folder_of_another_key_is_not_continued(world: World) -> None:
+    process = world.join(*FEW_CHECKS)
+    assert world.num_examples() == 38
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(SECONDS) == 0
+    before = ledger_of(world).read_bytes()
+    own = (world.folder / "signing.key").read_text()
+    (world.folder / "signing.key").write_text(private_text(new_key("signing")))
+    done = site_command("join", *QUICK, *FEW_CHECKS, folder=world.folder)
+    assert (done.returncode, "belongs to the key" in done.stderr) == (2, True), done.stdout + done.stderr
+    assert "set state: to a new folder" in done.stderr
+    assert ledger_of(world).read_bytes() == before
+    (world.folder / "signing.key").write_text(own)
+    world.join(*FEW_CHECKS)
+    assert world.num_examples() == 38
+
+
+def write(world: World, **changed: Any) -> SiteFile:
+    """Change the site's file."""
+    site = replace(world.site, **changed)
+    write_site_file(site, world.folder / "site.yaml")
+    return site
+
+
+def test_a_policy_that_is_tightened_holds_at_once(world: World) -> None:
+    world.join(*FEW_CHECKS)
+    assert world.num_examples() == 38
+    write(world, policy=replace(WIDE, min_sites=3))
+    assert world.fleet.refusal_of(world.hello()) == "policy"
+    write(world)
+    assert world.num_examples() == 38
+
+
+def test_a_site_file_that_is_wrong_stops_answers_until_it_is_right(world: World) -> None:
+    process = world.join(*FEW_CHECKS)
+    assert world.num_examples() == 38
+    file = world.folder / "site.yaml"
+    right = file.read_text()
+    for wrong in (right.replace("name:", "nmae:", 1), right + "\n{half", ""):
+        file.write_text(wrong)
+        before = world.said().count("No task is answered until this file is right again")
+        for _ in range(3):
+            assert world.fleet.refusal_of(world.hello()) == "bad_input"
+        assert world.said().count("No task is answered until this file is right again") == before + 1
+    file.unlink()
+    assert world.fleet.refusal_of(world.hello()) == "bad_input"
+    file.write_text(right)
+    assert world.num_examples() == 38
+    assert world.said().count("is right again") == 5  # four times not yet, once it is
+    assert process.poll() is None
+
+
+def test_what_needs_a_restart_is_said(world: World) -> None:
+    world.join(*FEW_CHECKS)
+    assert world.num_examples() == 38
+    write(world, name="lakeside", state=world.folder / "other", server_address="localhost:1")
+    assert world.num_examples() == 38
+    world.wait_to_read("name, server.address, state has changed")
+    assert "restart" in world.said()
+    assert not (world.folder / "other").exists()

@@ -118,7 +118,7 @@ def test_wrong_authority(tmp_path: Path, tiny_texts: Path) -> None:
     with tls_server(make_certificates(tmp_path / "stranger")) as port:
         found = look(make_site(tmp_path, port, tiny_texts), "tls")["tls"]
     assert found.state == "problem"
-    assert "signed by 'Wardround CA'" in found.message
+    assert 'signed by "Wardround CA"' in found.message
     assert "fingerprints" in found.next_step
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from common.credentials import new_key
 from common.files import write_json
+from common.wire.signing import PLAN, Plan, sign
 from server.deployment import superlink
 from server.deployment.folder import Addresses, RegisteredSite, ServerFolder
 from server.deployment.status import Watch, folder_and_run, is_held, live_of, standing_of
@@ -17,7 +20,10 @@ from server.deployment.superlink import NodeState
 from server.record import RoundRecord
 from server.run_folder import RunFolder
 from tests.support.fake_flwr import words_for, write_run
+from tests.support.nasty import NASTY, faults
 from tests.support.report_folders import told_line
+
+PLANNED = Plan(1, {}, {}, 0.0, 1.0, {}, "")
 
 
 def test_status_tells_who_is_missing_and_for_how_long(
@@ -67,6 +73,31 @@ def test_status_tells_who_is_missing_and_for_how_long(
     ]
     read = json.loads(standing.to_json())
     assert (read["state"], read["accuracy"], read["live"]["missing"]) == ("running", 0.75, {"ward-b": 90.0})
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_words_of_sites_imitate_no_line_of_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Refusals, warnings and reasons hold words of sites; a run folder may be somebody else's."""
+    monkeypatch.setattr("server.deployment.status.is_held", lambda run: True)
+    told: dict[str, list[str]] = {}
+    for word in ("word", NASTY[name]):
+        settings = settings_to_submit(words_for(tmp_path / str(len(told))))
+        run = write_run(settings, "running", f"because {word}", 0.25)
+        live = {"round": 1, "answered": [word], "waiting_for": [f"{word}2"], "warnings": [f"round 1: {word}"]}
+        write_json(run.path / "live.json", live | {"since": datetime.now(UTC).isoformat()})
+        (run.path / "plan.json").write_text(sign(PLAN, PLANNED, new_key("signing")))  # type: ignore[arg-type]
+        run.write_approvals({f"site {word}": {"code": "refused", "words": f"no: {word}"}})
+        run.write_refused({f"site {word}": {f"reason {word}": 2}})
+        standing = standing_of(run, None)
+        told[word] = standing.to_text().split("\n")
+        assert standing.to_json().isascii()
+    honest, hostile = told["word"], told[NASTY[name]]
+    assert len(hostile) == len(honest)
+    for line, usual in zip(hostile, honest, strict=True):
+        assert faults(line) == []
+        assert re.findall(" {2,}", line) == re.findall(" {2,}", usual), line
 
 
 def test_status_and_submit_tell_of_a_collapse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

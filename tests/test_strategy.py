@@ -241,7 +241,7 @@ def test_who_was_left_alone_too_long_is_sent_the_whole(
 def test_a_notice_reaches_the_clients_log(caplog: pytest.LogCaptureFixture) -> None:
     grid = LocalGrid(honest_app, 1)
     assert isinstance(ask(grid, pack_notice("round 1: no"), NOTICE), RecordDict)
-    assert "the server says: round 1: no" in caplog.text
+    assert 'the server says: "round 1: no"' in caplog.text
 
 
 def test_too_few_updates_end_the_run(make_settings: Make) -> None:

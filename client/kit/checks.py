@@ -13,7 +13,7 @@ import shutil
 import ssl
 import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -32,6 +32,7 @@ from common.credentials import NEW_KEYS, public_line, read_private_key
 from common.data.read import MissingColumn, Table, read_file
 from common.errors import nearest
 from common.runtime import available_memory
+from common.words import LONGEST_TEXT, cleaned, quoted, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,6 +76,10 @@ class Finding:
     """What was found."""
     next_step: str = ""
     """What to do about it; empty where nothing has to be done."""
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(shown, names))
 
 
 _ok, _warning, _problem = (partial(Finding, "", state) for state in ("ok", "warning", "problem"))
@@ -153,9 +158,9 @@ def _versions(on: Subject) -> Finding:
     expect = on.options.expect
     found = {name: _installed(name) for name in (*_EXPECTED, *expect) if name != "python"}
     found["python"] = platform.python_version()
-    said = ", ".join(f"{name} {number or 'missing'}" for name, number in found.items())
+    said = ", ".join(f"{shown(name)} {number or 'missing'}" for name, number in found.items())
     wrong = [
-        f"{name} is {found[name] or 'missing'}, not {number}"
+        f"{shown(name)} is {found[name] or 'missing'}, not {shown(number)}"
         for name, number in ({"flwr": _FLOWER} | dict(expect)).items()
         if found[name] != number and not str(found[name]).startswith((f"{number}.", f"{number}+"))
     ]
@@ -380,7 +385,7 @@ def _tls(on: Subject) -> Finding:
     link, authority = on.link, read_authority(on.site)
     if link.unreached is not None:
         raise _NotChecked("the server cannot be reached", _EARLIER)
-    error, protocol, shown = link.handshake
+    error, protocol, presented = link.handshake
     code = getattr(error, "verify_code", None)
     if error is None and protocol == "h2":
         return _ok(f"{link.host} proved its name to the authority of {on.site.ca.name}")
@@ -391,14 +396,14 @@ def _tls(on: Subject) -> Finding:
         said = "the server's certificate, or the authority's, is outside its dates"
         step = "See the finding `certificate`."
     elif code in (_OTHER_NAME, _OTHER_ADDRESS):
-        names = ", ".join(shown.names or ["no name at all"]) if shown else "other names"
+        names = _listed(presented.names) or "no name at all" if presented else "other names"
         said = f"the server's certificate is good for {names}, not for {link.host}"
         step = (
             f"Set server.address to one of them, or ask the coordinator for a certificate with {link.host}."
         )
     elif isinstance(error, ssl.SSLCertVerificationError):
-        issuer = f"'{shown.issuer}'" if shown else "somebody else"
-        said = f"the server's certificate is signed by {issuer}, not by '{authority.subject}' of "
+        issuer = quoted(presented.issuer) if presented else "somebody else"
+        said = f"the server's certificate is signed by {issuer}, not by {quoted(authority.subject)} of "
         said += f"{on.site.ca.name} ({error.verify_message})"
         step = "Ask the coordinator for the current ca.crt and compare fingerprints by telephone. If the "
         step += "signer is your own firewall, it opens TLS: have this server exempted."
@@ -416,8 +421,8 @@ def _certificate(on: Subject) -> Finding:
         authority = read_authority(on.site)
     except ValueError:
         raise _NotChecked("server.ca cannot be read", _EARLIER) from None
-    shown = on.link.handshake.certificate if on.link.unreached is None else None
-    held = {"the server's certificate": shown} if shown is not None else {}
+    presented = on.link.handshake.certificate if on.link.unreached is None else None
+    held = {"the server's certificate": presented} if presented is not None else {}
     held["the authority's certificate"] = authority
     now = datetime.now(UTC)
     for name, certificate in held.items():
@@ -432,7 +437,7 @@ def _certificate(on: Subject) -> Finding:
             return _problem(said, "Correct this machine's clock (NTP).")
     name, first = min(held.items(), key=lambda item: item[1].not_after)
     said = f"valid for {first.days_left(now)} more days ({name} ends first, {first.not_after:%Y-%m-%d})"
-    if shown is None:
+    if presented is None:
         return _warning(f"only ca.crt was seen: {said}", _EARLIER)
     if first.days_left(now) < _SOON_DAYS:
         return _warning(said, "Ask the coordinator to renew it before that day.")
@@ -472,9 +477,10 @@ def _registered(on: Subject) -> Finding:
         case "wrong_time":
             raise _NotChecked("the clocks differ too much", _EARLIER)
         case "version":
-            return _problem(detail, "Install the version the coordinator names.")
+            said = f"the server says: {quoted(detail, LONGEST_TEXT)}"
+            return _problem(said, "Install the version the coordinator names.")
     step = "Ask the coordinator whether this address is the fleet port of a wardround server."
-    return _problem(f"the server gave another answer ({detail})", step)
+    return _problem(f"the server gave another answer: {quoted(detail, LONGEST_TEXT)}", step)
 
 
 def _answer(link: Link) -> str | None:
@@ -509,7 +515,8 @@ def _columns(on: Subject) -> Finding:
     if isinstance(on.table, MissingColumn):
         raise on.table
     _ = on.rows  # or why there are none
-    return _ok(f"text is {' + '.join(on.site.text_columns)}, label is {on.site.label_column}")
+    texts = " + ".join(map(shown, on.site.text_columns))
+    return _ok(f"text is {texts}, label is {shown(on.site.label_column)}")
 
 
 def _labels(on: Subject) -> Finding:
@@ -519,7 +526,7 @@ def _labels(on: Subject) -> Finding:
         said = f"{len(bare)} examples have no label, the first in {on.rows.place(bare[0])}"
         return _problem(said, "Label them or take them out.")
     counts = on.label_counts
-    said = ", ".join(f"{label} {count}" for label, count in counts.most_common(_MOST_SHOWN))
+    said = ", ".join(f"{shown(label)} {count}" for label, count in counts.most_common(_MOST_SHOWN))
     said += f" and {len(counts) - _MOST_SHOWN} more labels" if len(counts) > _MOST_SHOWN else ""
     if len(counts) > max(_MOST_SHOWN, len(on.texts) // 2):
         return _problem(said, "Almost every example has its own: check data.label_column.")
@@ -527,7 +534,7 @@ def _labels(on: Subject) -> Finding:
         return _warning(said, "One label teaches little: check data.label_column.")
     few = [label for label, count in counts.items() if count < 2]
     if few:
-        return _warning(said, f"Of {', '.join(few)} none can be held out for testing.")
+        return _warning(said, f"Of {_listed(few)} none can be held out for testing.")
     return _ok(said)
 
 
@@ -537,20 +544,20 @@ def _mapping(on: Subject) -> Finding:
     named = {own: mapping.get(own, own) for own in on.label_counts}
     strange = [own for own, name in named.items() if known and name not in known]
     if strange:
-        said = f"not among the consortium's labels ({', '.join(known)}): {', '.join(strange)}"
-        step = f'Map it: data.labels: {{"{strange[0]}": …}}.{nearest(named[strange[0]], known)}'
+        said = f"not among the consortium's labels ({_listed(known)}): {_listed(strange)}"
+        step = f"Map it: data.labels: {{{quoted(strange[0])}: …}}.{nearest(named[strange[0]], known)}"
         return _problem(said, step)
     unused = [own for own in mapping if own not in named]
     if unused:
-        said = f"data.labels maps labels that no example has: {', '.join(unused)}"
+        said = f"data.labels maps labels that no example has: {_listed(unused)}"
         return _warning(said, "Correct their spelling, or take them out.")
     pairs = sorted(named.items())[:_MOST_SHOWN]
-    said = ", ".join(own if own == name else f"{own} -> {name}" for own, name in pairs)
+    said = ", ".join(shown(own) if own == name else f"{shown(own)} -> {shown(name)}" for own, name in pairs)
     if known:
         return _ok(said)
     kept = [own for own in named if own not in mapping and own not in mapping.values()]
     if mapping and kept:
-        said = f"these keep their own name: {', '.join(kept)}"
+        said = f"these keep their own name: {_listed(kept)}"
     step = "Ask the coordinator for the labels and check again with --labels a,b,c."
     return _warning(f"{said}; not compared with the consortium's labels", step)
 
@@ -648,7 +655,8 @@ def finding_of(check: str, subject: Subject) -> Finding:
     except ValueError as error:  # its last sentence is the next step
         message, _, step = str(error).rpartition(". ")
         found = _problem(message or step, step if message else "")
-    return replace(found, check=check)
+    # Names of the data, of the invitation and of certificates were written by others.
+    return replace(found, check=check, message=cleaned(found.message), next_step=cleaned(found.next_step))
 
 
 def run_checks(site: SiteFile, options: Options, skip: Collection[str] = ()) -> list[Finding]:

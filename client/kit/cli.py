@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from enum import Enum
 from functools import partial
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from client.plans import Plans
     from client.policy import Limits
     from client.site_file import SiteFile
-    from common.ledger import Entry
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say, the findings say in words
 app = new_app(
@@ -160,7 +161,7 @@ def check(
     options = _options(loaded, expect or [], labels, model, max_length)
     findings = run_checks(loaded, options, skip_check or [])
     if as_json:
-        typer.echo(json.dumps(findings_as_json(loaded, findings), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(findings_as_json(loaded, findings), indent=2))
     else:
         _show(findings)
     raise typer.Exit(DONE if is_ready(findings) else FAILED)
@@ -248,6 +249,7 @@ def approve(plan: PlanName, site: Site = Path("site.yaml")) -> None:
     """
     from client.declines import Declines
     from client.plans import approve as put_approval
+    from common.words import printable
 
     opened, loaded = _plans(site)
     known = opened.find(plan)
@@ -255,8 +257,8 @@ def approve(plan: PlanName, site: Site = Path("site.yaml")) -> None:
         put_approval(opened, known, loaded, _limits(loaded), "hand")
     except Declines as no:
         raise ValueError(
-            f"plan {known.short} cannot be approved ({no.code}): {no}. Reject it, or change the policy in "
-            f"'{site}' and restart wardround-site join."
+            f"plan {known.short} cannot be approved ({no.code}): {printable(str(no))}. Reject it, or change "
+            f"the policy in '{site}', which counts at once."
         ) from None
     typer.echo(f"Approved: {known.short}. It is executed with the texts of now, until somebody revokes it.")
 
@@ -365,22 +367,27 @@ def show(
     Example:
       wardround-site ledger show --last 100
     """
-    entries = list(_read(site).values())
-    typer.echo("\n".join(entry.in_words() for entry in entries[-last:]) or "Nothing came and nothing left.")
+    from common.ledger import walk
+
+    newest = deque((entry for _, entry in walk(_ledger_of(site))), maxlen=last)
+    typer.echo("\n".join(entry.in_words() for entry in newest) or "Nothing came and nothing left.")
 
 
 @command(ledger)
 def verify(site: Site = Path("site.yaml")) -> None:
-    """Check that every line follows the one before; names the first that does not.
+    """Check that every line of all its files follows the one before; names the first that does not.
 
     Example:
       wardround-site ledger verify
 
     Exit code: 0 whole, 2 not.
     """
-    entries = _read(site)
-    newest = list(entries)[-1] if entries else "-"
-    typer.echo(f"{len(entries)} lines, each follows the one before. The newest is {newest}")
+    from common.ledger import parts_of
+
+    path = _ledger_of(site)
+    number, newest = _verified(path)
+    files = len(parts_of(path))
+    typer.echo(f"{number} lines in {files} files, each follows the one before. The newest is {newest}")
 
 
 @command(ledger)
@@ -388,17 +395,19 @@ def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; it must not be there yet.")],
     site: Site = Path("site.yaml"),
 ) -> None:
-    """Copy the ledger for an audit. It holds no text, label or path.
+    """Copy the ledger, all its files as one, for an audit. It holds no text, label or path.
 
     Example:
       wardround-site ledger export st_marys.jsonl
     """
+    from common.ledger import parts_of
+
     path = _ledger_of(site)
-    entries = _read(site)
+    number, _ = _verified(path)
     if file.exists():
         raise ValueError(f"FILE is '{file}', which is there already. Name another.")
-    write_atomically(file, lambda part: part.write_bytes(path.read_bytes()))
-    typer.echo(f"Wrote {len(entries)} lines to {file}")
+    write_atomically(file, lambda target: _join_files(parts_of(path), target))
+    typer.echo(f"Wrote {number} lines to {file}")
 
 
 @command(ledger)
@@ -412,14 +421,16 @@ def accept(
       wardround-site ledger accept 5f0c...
     """
     from client.node.journal import Journal
-    from client.site_file import load_site_file
-    from common.ledger import Ledger
+    from client.node.ledger import Ledger
+    from client.site_file import load_site_file, signing_keys
+    from common.credentials import fingerprint, public_line
     from common.wire.objects import is_id
 
     if not is_id(missing):
         raise ValueError(f"HASH is '{missing}'; it must be the 64 letters and digits that `join` named.")
-    state = load_site_file(site).state
-    with Journal(state), Ledger(state) as opened:
+    loaded = load_site_file(site)
+    own = fingerprint(public_line(signing_keys(loaded)[0]))
+    with Journal(loaded.state, own), Ledger(loaded.state, loaded.name, own) as opened:
         opened.accept(missing)
     typer.echo("Noted. Start wardround-site join again.")
 
@@ -431,10 +442,22 @@ def _ledger_of(site: Path) -> Path:
     return load_site_file(site).state / FILE_NAME
 
 
-def _read(site: Path) -> dict[str, Entry]:
-    from common.ledger import read_ledger
+def _verified(path: Path) -> tuple[int, str]:
+    """How many lines a ledger has, and the hash of the newest. Raises ValueError if it is not whole."""
+    from common.ledger import START, walk
 
-    return read_ledger(_ledger_of(site))
+    number, newest = 0, START
+    for found, entry in walk(path):
+        number, newest = entry.number, found
+    return number, newest
+
+
+def _join_files(files: Sequence[Path], target: Path) -> None:
+    """Write the files one after the other."""
+    with target.open("wb") as joined:
+        for file in files:
+            with file.open("rb") as part:
+                shutil.copyfileobj(part, joined)
 
 
 def _show(findings: Sequence[Finding]) -> None:

@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 from client.kit.checks import Finding, Options, Subject, finding_of, run_checks
 from client.node.connection import Connection, Heartbeat, Refused, Unreachable
 from client.node.journal import Journal
+from client.node.ledger import Ledger
 from client.node.loop import LedgerBehind, Loop
+from client.node.watched import WatchedFile
 from client.node.worker import Stopped, Worker
-from client.site_file import SiteFile
-from common.ledger import Ledger
+from client.site_file import SiteFile, signing_keys
+from common.credentials import fingerprint, public_line
+from common.words import LONGEST_TEXT, printable, quoted
 
 # A network that is down at boot comes up; a server that is down comes back. These do not end `join`.
 HEALING = frozenset({"address", "tcp"})
@@ -38,8 +41,9 @@ _TICK = 0.2
 
 
 def say(text: str) -> None:
-    """One line with the time, for a person or a journal."""
-    print(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z} {text}", flush=True)  # noqa: T201 - the terminal
+    """One line with the time, for a person or a journal; words of others in it make no second one."""
+    now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z}"
+    print(f"{now} {printable(text, None)}", flush=True)  # noqa: T201 - the terminal
 
 
 class Verdict(NamedTuple):
@@ -75,15 +79,18 @@ def join(
         return 1
     if site.model is not None:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    path = path.expanduser().absolute()
+    own = fingerprint(public_line(signing_keys(site)[0]))
     with (
         _signals() as stopping,
-        Journal(site.state) as journal,
-        Ledger(site.state) as ledger,
-        Worker(path.expanduser().absolute(), say, stopping.is_set) as worker,
+        Journal(site.state, own) as journal,
+        Ledger(site.state, site.name, own) as ledger,
+        Worker(path, say, stopping.is_set) as worker,
     ):
         worker.start()
         say(f"joining {site.server_address} as {site.name}")
-        reason = _take_part(site, worker, (journal, ledger), stopping.is_set, retry_seconds)
+        file = WatchedFile(path, site, say)
+        reason = _take_part(site, worker, (journal, ledger, file), stopping.is_set, retry_seconds)
     if reason is None:
         say("left; no process of this site is running")
         return 0
@@ -94,13 +101,14 @@ def join(
 def _take_part(
     site: SiteFile,
     worker: Worker,
-    books: tuple[Journal, Ledger],
+    files: tuple[Journal, Ledger, WatchedFile],
     is_stopping: Callable[[], bool],
     first_wait: float,
 ) -> str | None:
     """Make one connection after the other. Returns why that ended, or None where a signal asked for it."""
     connection = Connection(site)
-    loop = Loop(site, connection, worker, *books, say, is_stopping)
+    journal, ledger, file = files
+    loop = Loop(site, connection, worker, journal, ledger, say, is_stopping, file)
     judge, wait = Judge(site), first_wait
     while not is_stopping():
         try:
@@ -123,6 +131,8 @@ def _take_part(
         say(f"{verdict.reason}; trying again in {wait:.0f} s")
         until = time.monotonic() + wait
         while not is_stopping() and time.monotonic() < until:
+            with suppress(OSError):  # the loop says so, once it is connected
+                ledger.sum_up()
             time.sleep(min(_TICK, max(0.0, until - time.monotonic())))
         wait = min(wait * 2, max(_LONGEST_WAIT, first_wait))
     return None
@@ -171,7 +181,9 @@ class Judge:
         match refused.why:
             case "version":
                 step = "Install the version of Flower that the coordinator names."
-                return Verdict(f"{refused.detail} {step}", is_final=True)
+                return Verdict(
+                    f"the server says: {quoted(refused.detail, LONGEST_TEXT)}. {step}", is_final=True
+                )
             case "wrong_time":
                 return Verdict("the server refuses this machine's time; correct its clock (NTP)")
             case "unknown_key":
@@ -185,7 +197,7 @@ class Judge:
         self._refused_since = None
         if refused.why == "other_node":
             return Verdict("the server was restarted and wants this site to connect anew", is_soon=True)
-        return Verdict(f"the server said no ({refused})")
+        return Verdict(f"the server said no: {quoted(str(refused), LONGEST_TEXT)}")
 
     def _refused_for(self) -> float:
         """Seconds since the server first said no."""

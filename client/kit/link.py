@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from client.node.connection import Connection, Refused, Unreachable
 from client.site_file import SiteFile
 from common.credentials import Certificate, certificate_of
+from common.words import quoted
 
 # In the order in which gRPC looks at them; it knows small letters only.
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
@@ -154,4 +155,4 @@ def _ask_proxy(connection: socket.socket, host: str, port: int) -> None:
         reply += received
     status = reply.split(b"\r\n", 1)[0].decode("latin-1")
     if status.split(" ")[1:2] != ["200"]:
-        raise OSError(f"the proxy did not open a tunnel: {status or 'no answer'}")
+        raise OSError(f"the proxy did not open a tunnel: {quoted(status) if status else 'no answer'}")

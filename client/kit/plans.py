@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,11 +11,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from client.plans import Known
-from client.policy import Limits, Policy, lines_of, refusals_of, without_retired
+from client.policy import Limits, Line, Policy, lines_of, refusals_of, without_retired
 from common.errors import explain
-from common.wire.messages import printable
+from common.words import printable, shown
 
 _POLICY: TypeAdapter[Policy] = TypeAdapter(Policy)
+_LONGEST_RULE = 600
 STATES = {
     "pending": "waits for your decision",
     "approved": "approved",
@@ -98,36 +99,32 @@ def _models_in_words(limits: Limits) -> str:
 
 
 def table(known: Sequence[Known]) -> str:
-    """All plans, newest last, a line each, in which nothing moves a terminal's cursor."""
+    """All plans, newest last, a line each. The server's words in it can imitate no line of ours."""
     lines = [
         f"{plan.short}  {_day(plan.plan.not_before)}  {STATES[plan.decision.state]:<24}"
-        f"{plan.settings.model.short_name} on {plan.settings.data.short_name}, "
+        f"{shown(plan.settings.model.short_name)} on {shown(plan.settings.data.short_name)}, "
         f"{plan.settings.num_rounds} rounds, {len(plan.plan.sites)} sites"
         for plan in known
     ]
-    return "\n".join(printable(line, None) for line in lines) or "This site was told of no plan."
+    return "\n".join(lines) or "This site was told of no plan."
 
 
 def describe(known: Known, before: Known | None, limits: Limits) -> Iterator[str]:
-    """A plan, line by line; the server's words in it can move no terminal's cursor.
+    """A plan, line by line. The server's words in it can imitate no line of ours.
 
     Args:
-        before: the plan to compare it with; None for none.
+        before: the plan to compare it with; None for no comparison.
     """
-    return (printable(line, None) for line in _lines(known, before, limits))
-
-
-def _lines(known: Known, before: Known | None, limits: Limits) -> Iterator[str]:
     plan, settings, train = known.plan, known.settings, known.settings.train
     yield f"Plan {known.short}, signed by the coordinator: {STATES[known.decision.state]}"
     yield f"  SHA-256  {known.digest}"
     yield f"  good     from {_day(plan.not_before)} to {_day(plan.not_after)}"
-    yield f"  sites    {', '.join(sorted(plan.sites))}; this one is {limits.site}"
+    yield f"  sites    {_listed(sorted(plan.sites))}; this one is {limits.site}"
     yield f"  code     {', '.join(_code(plan.code))}"
     yield ""
     model = settings.model
-    yield f"Trained is {model.name}{f'@{model.revision}' if model.revision else ''}"
-    yield f"  to tell apart: {', '.join(settings.data.label_names or ())}"
+    yield f"Trained is {shown(model.name)}{f'@{shown(model.revision)}' if model.revision else ''}"
+    yield f"  to tell apart: {_listed(settings.data.label_names or ())}"
     yield f"  in up to {settings.num_rounds} rounds, each {train.local_epochs} times over the site's texts"
     yield f"  by {train.optimizer}, step size {train.learning_rate:g}, batches of {train.batch_size}"
     yield ""
@@ -142,23 +139,23 @@ def _lines(known: Known, before: Known | None, limits: Limits) -> Iterator[str]:
     yield "What the policy says"
     refused = list(refusals_of(plan, settings, limits))
     for _, _, words in refused:
-        yield f"  NO  {words}"
+        yield f"  NO  {printable(words, _LONGEST_RULE)}"
     told = lines_of(settings, limits)
     for line in told:
         if line.is_allowed and line.rule.kind in ("bounded", "listed"):
-            yield f"  ok  {line.key} = {_shown(line.value)}: {line.words}"
+            yield f"  ok  {_rule(line)}"
     for kind, words in (("fixed", "not the server's to say"), ("harmless", "harmless")):
         yield f"  {words}:"
         for line in told:
             if line.is_allowed and line.rule.kind == kind:
-                yield f"      {line.key} = {_shown(line.value)}: {line.words}"
+                yield f"      {_rule(line)}"
     yield ""
     if before is not None:
         yield f"Against plan {before.short}, {STATES[before.decision.state]}"
         yield from (f"  {text}" for text in _differences(known, before) or ["  nothing differs but its days"])
         yield ""
     if known.decision.why:
-        yield f"Rejected because: {known.decision.why}"
+        yield f"Rejected because: {printable(known.decision.why)}"
     if refused:
         yield "The policy refuses it: it cannot be approved as it is."
     elif known.decision.state == "approved":
@@ -170,14 +167,16 @@ def _lines(known: Known, before: Known | None, limits: Limits) -> Iterator[str]:
 def _differences(known: Known, before: Known) -> list[str]:
     ours, theirs = known.settings.flat(), before.settings.flat()
     found = [
-        f"{key}: {_shown(theirs[key])} -> {_shown(ours[key])}" for key in ours if ours[key] != theirs[key]
+        f"{key}: {_value(theirs[key])} -> {_value(ours[key])}" for key in ours if ours[key] != theirs[key]
     ]
     for word, more, fewer in (("joined", known, before), ("left", before, known)):
         names = sorted(more.plan.sites.keys() - fewer.plan.sites.keys())
-        found += [f"{word}: {', '.join(names)}"] if names else []
+        found += [f"{word}: {_listed(names)}"] if names else []
     same = known.plan.sites.keys() & before.plan.sites.keys()
     found += [
-        f"another key: {name}" for name in sorted(same) if known.plan.sites[name] != before.plan.sites[name]
+        f"another key: {shown(name)}"
+        for name in sorted(same)
+        if known.plan.sites[name] != before.plan.sites[name]
     ]
     if known.plan.code != before.plan.code:
         found.append(f"code: {', '.join(_code(before.plan.code))} -> {', '.join(_code(known.plan.code))}")
@@ -188,14 +187,26 @@ def _code(code: Mapping[str, str]) -> Iterator[str]:
     for name, wanted in code.items():
         try:
             here = version(name)
-        except PackageNotFoundError:
+        except (PackageNotFoundError, ValueError):  # ValueError for a name that no package can have
             here = "not installed"
-        yield f"{name} {wanted}" if here == wanted else f"{name} {wanted} (HERE {here})"
+        told = f"{shown(name)} {shown(wanted)}"
+        yield told if here == wanted else f"{told} (HERE {here})"
 
 
-def _shown(value: object) -> str:
-    text = "null" if value is None else ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return (text or '""') if len(text) <= 60 else f"{text[:57]}…"
+def _rule(line: Line) -> str:
+    return f"{line.key} = {_value(line.value)}: {printable(line.words, _LONGEST_RULE)}"
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, tuple):
+        return _listed(map(str, value)) or "()"
+    return shown(str(value))
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(map(shown, words))
 
 
 def _day(seconds: float) -> str:

@@ -32,8 +32,9 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from client.site_file import SiteFile, read_authority
 from common.credentials import NEW_KEYS, pem_of, public_line, read_private_key
 from common.wire.arrays import PIECE_BYTES
-from common.wire.messages import LATE_SECONDS, printable
+from common.wire.messages import LATE_SECONDS
 from common.wire.objects import Object, content_id, content_object, make_object, wait_for_object
+from common.words import LONGEST_TEXT, printable, quoted
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -386,17 +387,15 @@ _LOST = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED", 
 def _explained(error: Any) -> Refused | Unreachable:
     """Flower's answer in one of two exceptions."""
     status, details = error.code().name, str(error.details() or "")
-    shown = printable(details)
     if status == "UNAUTHENTICATED":
-        return Refused(_TOLD.get(details, "other"), shown)
+        return Refused(_TOLD.get(details, "other"), printable(details))
     code, said = _flower_error(details)
     if code == _OTHER_VERSION:
         return Refused("version", said)
     if code == _NOT_ACTIVATED:
         return Refused("still_online")
-    if status in _LOST:
-        return Unreachable(f"{status}: {shown}")
-    return Refused("dropped", f"{status}: {said or shown}")
+    words = f"{status}: {quoted(said or details, LONGEST_TEXT)}"
+    return Unreachable(words) if status in _LOST else Refused("dropped", words)
 
 
 def _flower_error(details: str) -> tuple[int, str]:

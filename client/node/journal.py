@@ -12,19 +12,23 @@ from filelock import FileLock, Timeout
 
 from common.files import write_json
 from common.wire.signing import CLOCK_SECONDS, NotAuthentic, Question
+from common.words import shown
 
 
 class Journal:
     """A file in the site's state folder; use it as a context, which claims the folder.
 
     Raises:
-        ValueError: another process has claimed it, it cannot be written, or the file is not what was written.
+        ValueError: another process has claimed it, it cannot be written, the file is not what was written, or
+            it belongs to another key.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._file = folder, folder / "journal.json"
+    def __init__(self, folder: Path, key: str = "") -> None:
+        """Args: key: fingerprint of the key that signs the site's answers; empty for any."""
+        self._folder, self._file, self._key = folder, folder / "journal.json", key
         self._lock = FileLock(folder / ".lock")
         self._content: dict[str, Any] = {"answered": {}, "in_hand": "", "refused": {}, "plans": {}}
+        self._content["key"] = ""
 
     def __enter__(self) -> Journal:
         try:
@@ -48,7 +52,23 @@ class Journal:
                 f"'{self._file}' is not what this program wrote. Without it, questions that were answered "
                 "could be asked again: ask the coordinator whether a run is on, then move the file away."
             ) from None
+        self._bind()
         return self
+
+    def _bind(self) -> None:
+        """Belong to this key. It is written with the next note: by then the ledger was found to be its, too.
+
+        Raises:
+            ValueError: the file belongs to another key.
+        """
+        holder = str(self._content["key"])
+        if self._key and holder and holder != self._key:
+            self._lock.release()
+            raise ValueError(
+                f"state is '{self._folder}', whose journal belongs to the key {shown(holder)}, and not to "
+                f"key.signing, {self._key}. Put that key back, or set state: to a new folder in site.yaml."
+            )
+        self._content["key"] = holder or self._key
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()

@@ -14,12 +14,14 @@ from client.answers import Answers, Begun
 from client.declines import Declines
 from client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
 from client.node.journal import Journal
+from client.node.ledger import Ledger
+from client.node.watched import WatchedFile
 from client.node.worker import Room, Stopped, Worker
 from client.plans import Plans, executed, limits_of
 from client.site import Order
 from client.site_file import SiteFile, signing_keys
 from common.credentials import fingerprint, public_line
-from common.ledger import Ledger, describe
+from common.ledger import describe
 from common.runtime import available_memory
 from common.wire.messages import (
     EVALUATE,
@@ -29,7 +31,6 @@ from common.wire.messages import (
     NOTICE,
     TRAIN,
     pack_refusal,
-    printable,
     unpack_notice,
 )
 from common.wire.objects import ENVELOPE, read_content, read_signed, record_objects, sizes
@@ -37,11 +38,13 @@ from common.wire.signing import (
     ANSWER,
     NotAuthentic,
     Question,
+    Reason,
     Statement,
     check_question,
     payload_digest,
     sign,
 )
+from common.words import LONGEST_TEXT, quoted, shown
 
 # Between questions whether there is something: soon after a task, in the round of the last one, else.
 _SOON_PAUSE, _ROUND_PAUSE, _IDLE_PAUSE = 0.25, 0.5, 2.0
@@ -69,12 +72,18 @@ class Loop:
         ledger: Ledger,
         say: Callable[[str], None],
         is_stopping: Callable[[], bool],
+        file: WatchedFile | None = None,
     ) -> None:
-        """Raises ValueError where the site's signing key or the coordinator's cannot be read."""
+        """Args:
+        file: of the site, which may change meanwhile; None for a site that has none.
+
+        Raises:
+            ValueError: the site's signing key or the coordinator's cannot be read.
+        """
         self._connection, self._worker, self._journal = connection, worker, journal
         self._ledger = ledger
         self._say, self._is_stopping = say, is_stopping
-        self._site = site
+        self._site, self._site_file = site, file
         self._key, self._coordinator = signing_keys(site)
         self._own, self._name = fingerprint(public_line(self._key)), site.name
         self._plans, self._limits = Plans(site, self._coordinator), limits_of(site, self._key)
@@ -97,7 +106,7 @@ class Loop:
         """
         self._heartbeat = heartbeat
         if not self._is_open:
-            self._note(partial(self._ledger.opened, self._name, self._own))
+            self._note(self._ledger.opened)
             self._is_open = True
         if self._journal.in_hand:
             self._go_on()
@@ -106,6 +115,7 @@ class Loop:
                 raise heartbeat.refused
             letter = self._connection.pull()
             if letter is None:
+                self._note(self._ledger.sum_up)
                 self._worker.rest_if_idle()
                 self._tidy()
                 self._sleep(self._pause())
@@ -165,13 +175,25 @@ class Loop:
         except Refused as refused:
             if refused.why != "dropped":
                 raise
-            self._say(f"a message of type {printable(letter.kind)} was given up: {refused}")
+            self._say(f"a message of type {shown(letter.kind)} was given up: {refused}")
         except (Unreachable, Stopped, LedgerBehind):
             raise
         except Exception as error:  # whatever it was in that message, it costs that message
-            self._note(partial(self._journal.count_refused, "damaged"))
-            self._say(f"a message cannot be answered ({type(error).__name__}) and is given up")
+            self._count(letter, "damaged", f" ({type(error).__name__})")
         self._note(self._journal.put_down)
+
+    def _count(self, letter: Letter, reason: Reason, why: str = "") -> None:
+        """A message does not count: it stands in the numbers of journal and ledger.
+
+        The first of each reason in an hour is told at once; the ledger's line tells of the others.
+        """
+        is_first = self._note(partial(self._ledger.does_not_count, reason))
+        self._note(partial(self._journal.count_refused, reason))
+        if is_first:
+            self._say(
+                f"a message of type {shown(letter.kind)} does not count and is refused: {reason}{why}. "
+                "More of them within an hour are only counted (state/journal.json)"
+            )
 
     def _send(self, letter: Letter, content: RecordDict, seconds: float) -> None:
         """Push an answer that the ledger tells of, and note its outcome. Raises Refused or Unreachable."""
@@ -209,16 +231,15 @@ class Loop:
             told = envelopes.get("plan", "")
             return self._signed(self._work(letter, content, room, question, told), question, letter)
         except NotAuthentic as error:
-            self._note(partial(self._ledger.came, letter.kind, None, {}, error.reason))
-            self._note(partial(self._journal.count_refused, error.reason))
-            self._say(
-                f"a message of type {printable(letter.kind)} does not count and is refused: {error.reason}"
-            )
+            self._count(letter, error.reason)
             return self._signed(pack_refusal(error.reason), question, letter)
         except (Refused, Unreachable, Stopped, LedgerBehind):
             raise
         except Exception as error:  # silence would cost the whole round
-            self._say(f"a message cannot be answered: {type(error).__name__}: {error}")
+            if question is None:
+                self._count(letter, "damaged", f" ({type(error).__name__})")
+            else:
+                self._say(f"a message cannot be answered: {type(error).__name__}: {error}")
             return self._signed(pack_refusal("failed"), question, letter)
         finally:
             room.close()
@@ -228,7 +249,7 @@ class Loop:
     ) -> RecordDict:
         """Args: told: the signed plan that came along; empty for none."""
         if letter.kind == NOTICE:
-            self._say(f"the server says: {printable(unpack_notice(content))}")
+            self._say(f"the server says: {quoted(unpack_notice(content), LONGEST_TEXT)}")
             return RecordDict()
         if letter.kind not in _KINDS:
             return pack_refusal("unknown_kind")
@@ -236,9 +257,10 @@ class Loop:
             self._say("a message came after its round was over, and is left undone")
             return pack_refusal("late")
         try:
+            self._heed_site_file()
             order = self._ordered(question, told)
         except Declines as no:
-            if (text := f"a message of type {letter.kind} is refused: {no}") != self._told_of:
+            if (text := f"a message of type {shown(letter.kind)} is refused: {no}") != self._told_of:
                 self._say(text)
             self._told_of = text  # a server that waits for a decision asks again and again
             return pack_refusal(no.code, no.key)
@@ -271,6 +293,16 @@ class Loop:
         self._note(partial(keep, found, self._update_norm))
         return found
 
+    def _heed_site_file(self) -> None:
+        """Go by the policy as the site's file says it now. Raises Declines if the file is wrong."""
+        if self._site_file is None:
+            return
+        self._site = self._site_file.now()
+        try:
+            self._limits = limits_of(self._site, self._key)
+        except ValueError as error:  # its invitation
+            raise Declines("bad_input", words=str(error)) from None
+
     def _ordered(self, question: Question, told: str) -> Order:
         """What is to be done, of a plan that was approved. Raises Declines, or NotAuthentic of `told`."""
         if told and self._note(partial(self._plans.add, told)) != question.plan:
@@ -295,7 +327,7 @@ class Loop:
     def _signed(self, content: RecordDict, question: Question | None, letter: Letter) -> RecordDict:
         """A content with its envelope, once the ledger tells of it on the disk.
 
-        It answers no question where none was found authentic.
+        Without a question that was found authentic it answers none, and the ledger counts it only.
         """
         asked = question.statement if question else None
         records = sizes(record_objects(content, {}))

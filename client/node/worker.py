@@ -34,6 +34,7 @@ from common.wire.messages import (
     take_arrays,
     write_content,
 )
+from common.words import cleaned
 
 _TICK = 0.2
 _MARGIN_SECONDS = 5.0
@@ -188,9 +189,19 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], RecordDict]:
     return words, content
 
 
+class _Cleaned(logging.Formatter):
+    """Keeps what others wrote from moving a cursor: an error's text can hold words of a plan or of a file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One entry, its traceback too."""
+        return cleaned(super().format(record))
+
+
 def main(descriptor: int, site_file: Path) -> None:
     """Answer what comes through the socket, one message after the other, until it closes; never returns."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log = logging.StreamHandler()
+    log.setFormatter(_Cleaned("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[log])
     with suppress(OSError):  # where the system has no such thing
         Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_SCORE, encoding="ascii")
     connection = socket.socket(fileno=descriptor)

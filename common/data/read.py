@@ -12,6 +12,7 @@ from typing import Any
 
 from common.errors import first_line, nearest
 from common.file_form import COMMA, FileForm, decoding_fault, looks_like
+from common.words import shown
 
 # A clinical letter can be longer than the csv module's default of 128 KiB.
 LONGEST_FIELD = 2**31 - 1
@@ -147,10 +148,11 @@ def as_wish(value: Any, column: str, place: str) -> bool:
 def require_columns(columns: Columns, present: Sequence[str], where: str) -> None:
     """Raise MissingColumn, naming the columns there are, unless all of `columns` are among them."""
     wanted = [("data.text_columns", name) for name in columns.text] + [("data.label_column", columns.label)]
+    there = ", ".join(map(shown, present))
     for key, name in [*wanted, ("data.opt_out_column", columns.opt_out)]:
         if name is not None and name not in present:
             raise MissingColumn(
-                f"{where} has no column '{name}'; it has: {', '.join(present)}.{nearest(name, present)} "
+                f"{where} has no column '{name}'; it has: {there}.{nearest(name, present)} "
                 f"Set {key} to the column that holds it."
             )
 

@@ -41,13 +41,15 @@ from common.errors import DIVERGED
 from common.model.counts import Counts
 from common.settings import Settings, known_keys
 from common.wire.arrays import Payload, from_record, to_record
+from common.words import LONGEST_TEXT, printable, quoted
 
 HELLO, TRAIN, EVALUATE, NOTICE = "query", "train", "evaluate", "query.notice"
+KINDS = (HELLO, TRAIN, EVALUATE, NOTICE)
+"""Every message type there is."""
 LATE_SECONDS = 600.0
 """How long past the end of a round its answers can still be fetched; nobody begins to work on it then."""
 KEPT_SECONDS = 1800.0
 """How long a client that is left alone keeps the tensors of the last round."""
-_LONGEST_WORDS = 300
 _Fields = dict[str, Callable[[str], Any]]
 
 
@@ -148,11 +150,6 @@ class Card:
     """To count on, where sites evaluate."""
 
 
-def printable(text: str, most: int | None = _LONGEST_WORDS) -> str:
-    """What somebody else wrote, for terminals, logs and files: no control characters, `most` letters."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:most])
-
-
 class Refused(Exception):
     """An answer is not what was asked for. The text says why; a client may have written it."""
 
@@ -187,6 +184,19 @@ _METRICS: _Fields = {
 }
 _CARD: _Fields = {"client": int, "num_examples": int, "num_held_out": int}
 _COUNTED_PARTS = ("", "validation_")  # as in `Counts.parts`; they stand before the names in the record
+_COUNTED = ("loss_sum", "confusion")
+FIELDS: Mapping[str, frozenset[str]] = {
+    "task": frozenset({*_TASK, "form", "client", "settings"}),
+    "update": frozenset({*_UPDATE, "form"}),
+    "metrics": frozenset(_METRICS),
+    "counts": frozenset(f"{prefix}{name}" for prefix in _COUNTED_PARTS for name in _COUNTED),
+    "card": frozenset(_CARD),
+    "refusal": frozenset({"code", "key"}),
+    "lacks": frozenset({"base"}),
+    "notice": frozenset({"text"}),
+    "tensors": frozenset({"shared", "widths", "steps", "others", "values", "scales"}),
+}
+"""Every record there is, with the names of its fields; of `tensors`, the names of the arrays."""
 
 
 def _written(source: object, fields: _Fields) -> dict[str, Any]:
@@ -203,7 +213,8 @@ def _refused_unless(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise Refused(f"its answer {what} ({type(error).__name__}: {error})") from None
+        words = quoted(str(error), LONGEST_TEXT)
+        raise Refused(f"its answer {what} ({type(error).__name__}: {words})") from None
 
 
 def pack_tasks(task: Task, clients: Sequence[int]) -> list[RecordDict]:
@@ -393,7 +404,7 @@ def seconds_left_of(message: Message) -> float:
 def content_of(message: Message) -> RecordDict:
     """What a message of Flower's carries. Raises Declined where that is no answer."""
     if message.has_error():
-        raise Declined(f"Flower reports error {message.error.code}: {message.error.reason}")
+        raise Declined(f"Flower reports error {message.error.code}: {quoted(str(message.error.reason))}")
     return check_not_declined(message.content)
 
 

@@ -18,9 +18,9 @@ import json
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from common.credentials import check_public_line, fingerprint, public_line
 
@@ -35,6 +35,12 @@ CLOCK_SECONDS = 300.0
 """By how much two machines' clocks may differ."""
 Reason = Literal["unsigned", "forged", "misdirected", "replayed", "expired", "damaged", "unasked"]
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+# What is signed is written down, shown to people and used in paths: nothing else than its own form counts.
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256OrEmpty = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+Whole = Annotated[int, Field(ge=0, lt=2**53)]
+Seconds = Annotated[float, Field(ge=0, lt=2**37)]
+"""Since 1970, up to the year 6325."""
 
 
 class NotAuthentic(Exception):
@@ -55,10 +61,10 @@ class RunStatement:
     """Drawn at random for each submission."""
     key: str
     """Public half of the run's key, OpenSSH form."""
-    not_before: float
+    not_before: Seconds
     """Seconds since 1970; the same below."""
-    not_after: float
-    plan: str
+    not_after: Seconds
+    plan: Sha256
     """SHA-256 of the plan that these questions belong to."""
 
 
@@ -73,12 +79,12 @@ class Plan:
     """`Settings.for_sites()`, as plain values: tasks carry none."""
     sites: dict[str, str]
     """Who takes part: name, and fingerprint of the key that signs the site's answers."""
-    not_before: float
+    not_before: Seconds
     """Seconds since 1970; the same below."""
-    not_after: float
+    not_after: Seconds
     code: dict[str, str]
     """What is to be installed at the sites, by package. Nothing proves what the server runs."""
-    parent: str
+    parent: Sha256OrEmpty
     """SHA-256 of the plan that this one goes on from; empty for none."""
     most_texts: int = 0
     """The most training texts that one of the sites is registered for; 0 if one has no bound."""
@@ -91,10 +97,10 @@ class Statement:
     __pydantic_config__ = _STRICT
 
     version: Literal[1]
-    run: str
-    """SHA-256 of the run's statement."""
-    round: int
-    attempt: int
+    run: Sha256OrEmpty
+    """SHA-256 of the run's statement; empty in an answer to a message that did not count."""
+    round: Whole
+    attempt: Whole
     """Counts the questions to one site in one run, from 1: a question that is asked again has a new one."""
     kind: str
     """Message type, as in `common/wire/messages.py`."""
@@ -104,13 +110,13 @@ class Statement:
     """Fingerprint of the key that the receiver signs with."""
     nonce: str
     """Of a question: drawn at random. Empty in an answer."""
-    answers: str
+    answers: Sha256OrEmpty
     """Of an answer: SHA-256 of the question's statement. Empty in a question."""
-    records: dict[str, tuple[str, int]]
+    records: dict[str, tuple[Sha256, Whole]]
     """Every record that goes along: Flower's object id, which is a SHA-256 over all it holds, and bytes."""
     expires: float
     """Nobody waits for an answer after that."""
-    ledger: str = ""
+    ledger: Sha256OrEmpty = ""
     """Of an answer: hash of the line in the site's ledger that tells of it. Of a question: the newest such
     hash that the server holds from this site, empty for none."""
 

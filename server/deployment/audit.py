@@ -11,13 +11,15 @@ from pathlib import Path
 
 from common.credentials import fingerprint
 from common.files import named
-from common.ledger import Entry, read_ledger
+from common.ledger import Entry, known_kind, read_ledger, told_of
 from common.wire.messages import NOTICE, TRAIN
 from common.wire.signing import ANSWER, NotAuthentic, Statement, digest, open_envelope, read_statement
+from common.words import printable, shown
 from server.record import RoundRecord
 from server.run_folder import RunFolder
 
 FILE_NAME = "answers.jsonl"
+_LONGEST_NUMBER = 20
 
 
 @dataclass
@@ -129,6 +131,7 @@ class Audit:
     """What came of comparing one ledger with a run."""
 
     site: str
+    """As its ledger names it, fit to be printed."""
     num_answers: int
     """That are in both, word for word."""
     findings: tuple[str, ...]
@@ -150,10 +153,10 @@ def audit(run_dir: Path, ledgers: Sequence[Path]) -> list[Audit]:
 def _compare(
     path: Path, entries: Mapping[str, Entry], answers: Sequence[tuple[str, str, Statement]]
 ) -> Audit:
-    opened = [entry for entry in entries.values() if entry.what == "opened"]
-    if not opened:
+    holders = [entry for entry in entries.values() if entry.key]
+    if not holders:
         raise ValueError(f"{path} does not say whose ledger it is: it holds no start of `join`.")
-    keys = {entry.key for entry in opened}
+    keys = {entry.key for entry in holders}
     of_site = [statement for _, key, statement in answers if fingerprint(key) in keys]
     differ, lacking, num_same = [], [], 0
     for statement in of_site:
@@ -166,7 +169,7 @@ def _compare(
             num_same += 1
     runs = {statement.run for statement in of_site}
     # A question that is asked again needs one answer only.
-    done = {(statement.run, statement.round, statement.kind) for statement in of_site}
+    done = {(said.run, said.round, known_kind(said.kind)) for said in of_site}
     hidden = [
         f"the server lacks what left: line {entry.number} of the ledger, {_words(entry)} (it came too late, "
         "or was put away)"
@@ -177,15 +180,18 @@ def _compare(
         and (entry.run, entry.round, entry.kind) not in done
     ]
     findings = tuple(found[0] for found in (differ, lacking, hidden) if found)
-    return Audit(opened[-1].site, num_same, findings)
+    return Audit(shown(holders[-1].site), num_same, findings)
 
 
 def _is_same(entry: Entry, statement: Statement) -> bool:
-    told = {name: (sent.digest, sent.num_bytes) for name, sent in entry.records.items()}
+    told = entry.contents.signed()
     ours = (entry.what, entry.kind, entry.run, entry.round, entry.attempt, entry.question, told)
-    theirs = (statement.kind, statement.run, statement.round, statement.attempt, statement.answers)
-    return ours == ("leaves", *theirs, dict(statement.records))
+    kind = known_kind(statement.kind)
+    theirs = (kind, statement.run, statement.round, statement.attempt, statement.answers)
+    return ours == ("leaves", *theirs, told_of(statement.records))
 
 
 def _words(of: Statement | Entry) -> str:
-    return f"answer to {of.kind}, round {of.round}, attempt {of.attempt}"
+    """Which answer; the words of a ledger may be anybody's."""
+    round, attempt = (printable(str(number), _LONGEST_NUMBER) for number in (of.round, of.attempt))
+    return f"answer to {shown(of.kind)}, round {round}, attempt {attempt}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.command_line import command, new_app
+from common.words import shown
 
 if TYPE_CHECKING:
     from server.deployment.folder import ServerFolder
@@ -285,7 +286,8 @@ def sites(path: Dir = DEFAULT_FOLDER) -> None:
         refused = sum(state.refused.values()) if state else 0
         notes = [site.bound, *([f"{refused} calls refused"] if refused else [])]
         status = state.status if state else "?"
-        typer.echo("  ".join((f"{name:<20}", f"{status:<10}", site.fingerprint, *notes)))
+        fingerprint = shown(site.fingerprint)
+        typer.echo("  ".join((f"{shown(name):<20}", f"{shown(status):<10}", fingerprint, *notes)))
     if not registered:
         typer.echo("no site is registered yet. Next: wardround server invite SITE")
 

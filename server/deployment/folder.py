@@ -36,6 +36,7 @@ from common.credentials import (
 from common.errors import explain
 from common.files import write_atomically, write_json
 from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
+from common.words import quoted, shown
 from server.deployment.certificates import (
     SERVER_DAYS,
     Pair,
@@ -341,7 +342,7 @@ def register_site(
     """
     registration, fingerprint = read_paper(Registration, answer)
     if registration.site != name:
-        raise ValueError(f"'{answer}' is the registration of '{registration.site}', not of '{name}'.")
+        raise ValueError(f"'{answer}' is the registration of {quoted(registration.site)}, not of '{name}'.")
     _check_invited(folder, registration, answer)
     try:
         node_key = check_public_line(registration.node_key, "node")
@@ -413,9 +414,9 @@ def _check_invited(folder: ServerFolder, registration: Registration, answer: Pat
     invitation, fingerprint = read_paper(Invitation, file)
     if registration.invitation != fingerprint:
         raise ValueError(
-            f"'{answer}' answers another invitation (fingerprint {registration.invitation}) than the last "
-            f"one of '{registration.site}' ({fingerprint}). Have it answer '{file}'; if it did, it was given "
-            "another file on the way."
+            f"'{answer}' answers another invitation (fingerprint {shown(registration.invitation)}) than "
+            f"the last one of '{registration.site}' ({fingerprint}). Have it answer '{file}'; if it did, it "
+            "was given another file on the way."
         )
     if invitation.signing_key != public_line(signing_key(folder)):
         raise ValueError(f"the invitation of '{registration.site}' is older than the signing key. {again}")

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from common.personal import PersonalRecord
 from common.settings import Settings
 from common.wire.messages import PENDING
+from common.words import cleaned, printable
 from server.deployment import superlink
 from server.deployment.folder import ServerFolder
 from server.deployment.plan import plan_id
@@ -83,7 +84,7 @@ class Standing:
 
     def to_json(self) -> str:
         """Indented JSON."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False, default=PersonalRecord.model_dump)
+        return json.dumps(asdict(self), indent=2, default=PersonalRecord.model_dump)
 
     def to_text(self) -> str:
         """The same for people."""
@@ -93,7 +94,22 @@ class Standing:
         templates = Environment(
             loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        return templates.get_template("status.txt.j2").render(asdict(self)).rstrip("\n")
+        templates.filters["printable"] = printable
+        told = _printable(asdict(self) | {"personal": None})
+        # What a person types is shown as it is.
+        told |= {"personal": self.personal, "next_step": cleaned(self.next_step)}
+        return templates.get_template("status.txt.j2").render(told).rstrip("\n")
+
+
+def _printable(told: Any) -> Any:
+    """The same with every word in it on one line: sites wrote some, and a run folder may be another's."""
+    if isinstance(told, str):
+        return printable(told, None)
+    if isinstance(told, Mapping):
+        return {_printable(key): _printable(value) for key, value in told.items()}
+    if isinstance(told, list | tuple):
+        return type(told)(map(_printable, told))
+    return told
 
 
 def folder_and_run(run_dir: Path | None, folder_path: Path) -> tuple[RunFolder, ServerFolder | None]:

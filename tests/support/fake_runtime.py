@@ -153,5 +153,5 @@ def make_run_key() -> RunKey:
     coordinator: Any = new_key("signing")
     private: Any = new_key("signing")
     now = time.time()
-    run = RunStatement("a run", public_line(private), now - 60, now + 3600, "")
+    run = RunStatement("a run", public_line(private), now - 60, now + 3600, "0" * 64)
     return RunKey(private, sign(RUN, run, coordinator), "")

@@ -1,0 +1,87 @@
+"""Words that somebody else wrote, made fit to stand on a terminal, in a log or between words of ours.
+
+`str.isprintable` keeps control characters, direction marks and other spaces out. It lets signs through that
+nobody sees (fillers, variation selectors, the blank of braille) and any number of marks on one letter, which
+reach into the lines above and below.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+
+LONGEST_TEXT = 300
+LONGEST_WORD = 60
+_MOST_MARKS = 2
+_PLAIN = frozenset("._+@/-:")
+_UNSEEN = frozenset(
+    chr(code)
+    for first, last in (
+        (0x034F, 0x034F),  # combining grapheme joiner
+        (0x115F, 0x1160),  # Hangul fillers
+        (0x17B4, 0x17B5),  # Khmer inherent vowels
+        (0x180B, 0x180F),  # Mongolian variation selectors
+        (0x2800, 0x2800),  # braille without a dot
+        (0x3164, 0x3164),  # Hangul filler
+        (0xFE00, 0xFE0F),  # variation selectors
+        (0xFFA0, 0xFFA0),  # half-width Hangul filler
+        (0x13441, 0x13442),  # blank hieroglyphs
+        (0x16FE4, 0x16FE4),  # Khitan filler
+        (0x1D159, 0x1D159),  # musical null note head
+        (0xE0100, 0xE01EF),  # variation selectors
+    )
+    for code in range(first, last + 1)
+)
+"""Signs that are printable by `str.isprintable`, and that a reader does not see."""
+
+
+def printable(text: str, most: int | None = LONGEST_TEXT) -> str:
+    """Somebody else's words on one line, with one space between them.
+
+    Args:
+        most: letters; of a longer text the last one is `…`. None for no bound.
+    """
+    cut = text if most is None else text[:most]
+    line = " ".join("".join(_seen(cut, kept="")).split())
+    is_cut = len(cut) < len(text)
+    return f"{line[: len(cut) - 1]}…" if is_cut else line
+
+
+def quoted(text: str, most: int = LONGEST_WORD) -> str:
+    """The same in quotation marks, which it cannot close."""
+    return '"' + printable(text, most).replace('"', "'") + '"'
+
+
+def shown(text: str, most: int = LONGEST_WORD) -> str:
+    """Somebody else's name between words of ours: as it is if it is plain, else in quotation marks.
+
+    A plain name holds letters, digits and `._+@/-:`.
+    """
+    is_plain = all(letter.isalnum() or letter in _PLAIN for letter in text)
+    is_whole = printable(text, most) == text
+    return text if text and is_plain and is_whole else quoted(text, most)
+
+
+def cleaned(text: str) -> str:
+    """A text of ours that may hold words of others: its lines and its spaces stay.
+
+    The last look before a terminal or a log. It keeps cursors where they are; that others cannot imitate
+    lines of ours is done where their words are put in, by the functions above.
+    """
+    return "".join(_seen(text, kept="\n"))
+
+
+def _seen(text: str, kept: str) -> Iterator[str]:
+    """The text with a space in place of every sign that cannot be seen.
+
+    Args:
+        kept: signs that stay as they are.
+    """
+    marks = _MOST_MARKS  # a mark needs a letter to stand on
+    for letter in text:
+        is_mark = unicodedata.category(letter) in ("Mn", "Me")
+        marks = marks + 1 if is_mark else 0
+        is_seen = letter.isprintable() and letter not in _UNSEEN and marks <= _MOST_MARKS
+        if letter == " " or not is_seen:
+            marks = _MOST_MARKS
+        yield letter if is_seen or letter in kept else " "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from client.peers import Peers
 from client.policy import Limits, refusals_of
 from common.credentials import fingerprint, public_line
 from common.files import named, write_atomically, write_json
@@ -187,7 +188,8 @@ def limits_of(site: SiteFile, key: Any) -> Limits:
         from common.wire.invitation import Invitation, read_paper
 
         labels = read_paper(Invitation, site.invitation)[0].labels
-    return Limits(site.policy, site.name, fingerprint(public_line(key)), site.model is not None, labels)
+    own, peers = fingerprint(public_line(key)), Peers.open(site.state)
+    return Limits(site.policy, site.name, own, site.model is not None, labels, peers)
 
 
 def file_digest(path: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from client.peers import roster_in_words
 from client.plans import Known
 from client.policy import Limits, Policy, lines_of, refusals_of
 from common.errors import explain
@@ -48,6 +49,8 @@ def in_words(limits: Limits) -> Iterator[str]:
         f"a plan has at most {policy.max_answers} rounds, {policy.max_epochs} passes and {policy.max_steps} "
         f"steps a round, {policy.max_days:g} days, and at least {policy.min_sites} sites"
     )
+    known = ", all of them pinned here" if policy.require_peers else ""
+    yield f"at most {policy.max_sites} sites{known}"
     yield (
         f"batches of {policy.min_batch_size} to {policy.max_batch_size} texts of at least "
         f"{policy.min_max_length} tokens; step sizes up to {policy.max_learning_rate:g}"
@@ -100,6 +103,7 @@ def _lines(known: Known, before: Known | None, limits: Limits) -> Iterator[str]:
     yield f"  SHA-256  {known.digest}"
     yield f"  good     from {_day(plan.not_before)} to {_day(plan.not_after)}"
     yield f"  sites    {', '.join(sorted(plan.sites))}; this one is {limits.site}"
+    yield from roster_in_words(plan, limits)
     yield f"  code     {', '.join(_code(plan.code))}"
     yield ""
     model = settings.model

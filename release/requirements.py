@@ -2,8 +2,8 @@
 
     python -m release.requirements      (or: make requirements)
 
-Versions come from constraints.txt, hashes from the package index, both through `uv pip compile`; the version of
-uv stands in constraints.txt too. The files are for Linux on x86_64 and aarch64 and every supported Python.
+Versions come from constraints.txt, hashes from the package index, both through `uv pip compile`; the version
+of uv stands in constraints.txt too. The files are for Linux on x86_64 and aarch64 and every supported Python.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import stat
 from collections.abc import Sequence
@@ -265,6 +266,7 @@ def test_a_request_that_cannot_be_good_is_not_signed(office: Office) -> None:
         ({"plan": twins, "run": unsigned(RUN, replace(run, plan=payload_digest(twins)))}, "have one key"),
         ({"plan": sign(PLAN, plan, stranger)}, "is damaged"),
         ({"plan": good["run"]}, "is damaged"),
+        ({"plan": _with_a_second_roster(good["plan"])}, "is damaged"),
         ({"plan": "no envelope"}, "is damaged"),
         ({"more": "x"}, "is no request to sign"),
     ):
@@ -275,6 +277,26 @@ def test_a_request_that_cannot_be_good_is_not_signed(office: Office) -> None:
     with pytest.raises(ValueError, match="is no request to sign"):
         office.sign()
     assert not office.signed.exists()
+
+
+def _with_a_second_roster(envelope: str) -> str:
+    """The same plan, with a key that stands in it twice."""
+    content = json.loads(envelope)
+    payload = base64.b64decode(content["payload"])
+    twice = payload.replace(b'"sites": ', b'"sites": {"shown": "SHA256:a"}, "sites": ', 1)
+    assert twice != payload
+    return json.dumps(content | {"payload": base64.b64encode(twice).decode()})
+
+
+def test_a_plan_of_no_calendar_can_be_read(office: Office) -> None:
+    office.ask()
+    good = json.loads(office.request.read_text())
+    plan = read_statement(Plan, read_envelope(good["plan"], PLAN)[0])
+    endless = unsigned(PLAN, replace(plan, not_after=1e300))
+    run = read_statement(RunStatement, read_envelope(good["run"], RUN)[0])
+    statement = unsigned(RUN, replace(run, plan=payload_digest(endless)))
+    office.request.write_text(json.dumps({"plan": endless, "run": statement}))
+    assert any("a day that no calendar has" in line for line in office.sign())
 
 
 def test_a_request_moves_no_cursor(office: Office) -> None:

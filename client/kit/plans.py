@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from client.peers import roster_in_words
 from client.plans import Known
 from client.policy import Limits, Policy, lines_of, refusals_of
 from common.errors import explain
-from common.wire.messages import printable
+from common.wire.messages import printable, printable_day
 
 _POLICY: TypeAdapter[Policy] = TypeAdapter(Policy)
 STATES = {
@@ -80,7 +79,7 @@ def in_words(limits: Limits) -> Iterator[str]:
 def table(known: Sequence[Known]) -> str:
     """All plans, newest last, a line each, in which nothing moves a terminal's cursor."""
     lines = [
-        f"{plan.short}  {_day(plan.plan.not_before)}  {STATES[plan.decision.state]:<24}"
+        f"{plan.short}  {printable_day(plan.plan.not_before)}  {STATES[plan.decision.state]:<24}"
         f"{plan.settings.model.short_name} on {plan.settings.data.short_name}, "
         f"{plan.settings.num_rounds} rounds, {len(plan.plan.sites)} sites"
         for plan in known
@@ -101,7 +100,7 @@ def _lines(known: Known, before: Known | None, limits: Limits) -> Iterator[str]:
     plan, settings, train = known.plan, known.settings, known.settings.train
     yield f"Plan {known.short}, signed by the coordinator: {STATES[known.decision.state]}"
     yield f"  SHA-256  {known.digest}"
-    yield f"  good     from {_day(plan.not_before)} to {_day(plan.not_after)}"
+    yield f"  good     from {printable_day(plan.not_before)} to {printable_day(plan.not_after)}"
     yield f"  sites    {', '.join(sorted(plan.sites))}; this one is {limits.site}"
     yield from roster_in_words(plan, limits)
     yield f"  code     {', '.join(_code(plan.code))}"
@@ -177,10 +176,6 @@ def _code(code: Mapping[str, str]) -> Iterator[str]:
 def _shown(value: object) -> str:
     text = "null" if value is None else ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return (text or '""') if len(text) <= 60 else f"{text[:57]}…"
-
-
-def _day(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 
 
 def compared_with(known: Known, all_plans: Sequence[Known]) -> Known | None:

@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from math import inf, isfinite, isqrt
 from typing import Any
 
@@ -146,6 +147,18 @@ class Card:
 def printable(text: str, most: int | None = _LONGEST_WORDS) -> str:
     """What somebody else wrote, for terminals, logs and files: no control characters, `most` letters."""
     return "".join(letter if letter.isprintable() else " " for letter in text[:most])
+
+
+def printable_day(seconds: float) -> str:
+    """The day of a time that somebody else wrote, UTC.
+
+    Args:
+        seconds: since 1970; perhaps of no year at all.
+    """
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+    except (ValueError, OverflowError, OSError):
+        return f"a day that no calendar has ({seconds:g})"
 
 
 class Refused(Exception):

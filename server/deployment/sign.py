@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -13,7 +12,7 @@ from common.credentials import certificate_of, check_public_line, fingerprint, p
 from common.files import write_atomically, write_json
 from common.settings import Settings
 from common.wire.invitation import Invitation
-from common.wire.messages import printable
+from common.wire.messages import printable, printable_day
 from common.wire.roster import names_with_one_key, roster_fingerprint
 from common.wire.signing import (
     INVITATION,
@@ -22,11 +21,12 @@ from common.wire.signing import (
     NotAuthentic,
     Plan,
     RunStatement,
-    digest,
     is_signed,
     open_plan,
+    payload_digest,
     read_envelope,
     read_statement,
+    unsigned,
     with_signatures,
 )
 from server.deployment.signing_key import read_signing_key
@@ -57,7 +57,7 @@ def sign_request(
             words = list(_invitation_in_words(request["invitation"], line))
         else:
             words = list(_run_in_words(request, line, shows_all))
-    except NotAuthentic:
+    except (NotAuthentic, TypeError, KeyError, AttributeError):
         raise ValueError(f"'{file}' is damaged, or was made by another version. Ask for it again.") from None
     except ValueError as error:
         raise ValueError(f"'{file}' cannot be signed: {error}") from None
@@ -72,9 +72,11 @@ def sign_request(
 
 def _run_in_words(request: Mapping[str, str], signer: str, shows_all: bool) -> Iterator[str]:
     """What is signed for a run. Raises NotAuthentic or ValueError if it cannot be good."""
-    payload, _ = read_envelope(request["plan"], PLAN)
-    plan, plan_digest = read_statement(Plan, payload), digest(payload)
+    plan = read_statement(Plan, read_envelope(request["plan"], PLAN)[0])
     run = read_statement(RunStatement, read_envelope(request["run"], RUN)[0])
+    _check_written_whole(request["plan"], PLAN, plan)
+    _check_written_whole(request["run"], RUN, run)
+    plan_digest = payload_digest(request["plan"])
     run_key = fingerprint(check_public_line(run.key, "signing"))
     settings = Settings.from_json(json.dumps(plan.settings))
     if run.plan != plan_digest:
@@ -95,12 +97,13 @@ def _run_in_words(request: Mapping[str, str], signer: str, shows_all: bool) -> I
     yield f"  by       {train.optimizer}, step size {train.learning_rate:g}, batches of {train.batch_size}"
     yield f"  sites    {len(plan.sites)}: {', '.join(sorted(plan.sites))}"
     yield f"  roster   {roster_fingerprint(plan.sites)}"
-    yield f"  good     from {_day(plan.not_before)} to {_day(plan.not_after)}"
+    yield f"  good     from {printable_day(plan.not_before)} to {printable_day(plan.not_after)}"
     if shows_all:
         yield from (f"  {key} = {value}" for key, value in settings.flat().items())
         yield from (f"  {name} signs with {key}" for name, key in sorted(plan.sites.items()))
+    first, last = printable_day(run.not_before), printable_day(run.not_after)
     yield f"Run's key {run_key}"
-    yield f"  it may ask questions of this plan from {_day(run.not_before)} to {_day(run.not_after)}"
+    yield f"  it may ask questions of this plan from {first} to {last}"
 
 
 def _invitation_in_words(envelope: str, signer: str) -> Iterator[str]:
@@ -111,6 +114,7 @@ def _invitation_in_words(envelope: str, signer: str) -> Iterator[str]:
         authority = certificate_of(invitation.ca.encode()).fingerprint
     except ValueError:
         raise NotAuthentic("damaged") from None
+    _check_written_whole(envelope, INVITATION, invitation)
     if check_public_line(invitation.signing_key, "signing") != signer:
         raise ValueError("it tells the site to trust another key than this one.")
     yield f"Invitation of {invitation.site}"
@@ -120,5 +124,10 @@ def _invitation_in_words(envelope: str, signer: str) -> Iterator[str]:
     yield f"  labels     {', '.join(invitation.labels) or 'not agreed on yet'}"
 
 
-def _day(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+def _check_written_whole(envelope: str, payload_type: str, shown: object) -> None:
+    """Raise NotAuthentic unless an envelope holds what is shown of it, byte for byte, and nothing more.
+
+    JSON can name a key twice, and two readers can take two different ones.
+    """
+    if payload_digest(envelope) != payload_digest(unsigned(payload_type, shown)):
+        raise NotAuthentic("damaged")

@@ -152,4 +152,10 @@ def _kept(folder: ServerFolder, name: str) -> Path:
 def _drafts(folder: ServerFolder) -> Iterator[tuple[Path, Draft]]:
     """The requests that wait for their signature, each with its file."""
     for path in sorted((folder.path / "requests").glob("*.json")):
-        yield path, Draft.from_json(path.read_bytes())
+        try:
+            draft = Draft.from_json(path.read_bytes())
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError(
+                f"'{path}' is not what this program wrote. Delete it, and make the request again."
+            ) from None
+        yield path, draft

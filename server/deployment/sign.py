@@ -93,8 +93,9 @@ def _run_in_words(request: Mapping[str, str], signer: str, shows_all: bool) -> I
     yield f"  follows  {f'plan {plan.parent[:12]}' if plan.parent else 'no other plan'}"
     yield f"  model    {model.name}{f'@{model.revision}' if model.revision else ''}"
     yield f"  labels   {', '.join(settings.data.label_names or ())}"
-    yield f"  rounds   {settings.num_rounds}, each {train.local_epochs} times over the texts of each site"
-    yield f"  by       {train.optimizer}, step size {train.learning_rate:g}, batches of {train.batch_size}"
+    yield f"  rounds   {settings.num_rounds}, each {train.local_epochs} times over each site's texts"
+    yield f"  by       {train.optimizer}, step size {train.learning_rate:g}"
+    yield f"  batches  of {train.batch_size} texts"
     yield f"  sites    {len(plan.sites)}: {', '.join(sorted(plan.sites))}"
     yield f"  roster   {roster_fingerprint(plan.sites)}"
     yield f"  good     from {printable_day(plan.not_before)} to {printable_day(plan.not_after)}"
@@ -125,7 +126,7 @@ def _invitation_in_words(envelope: str, signer: str) -> Iterator[str]:
 
 
 def _check_written_whole(envelope: str, payload_type: str, shown: object) -> None:
-    """Raise NotAuthentic unless an envelope holds what is shown of it, byte for byte, and nothing more.
+    """Raise NotAuthentic unless an envelope holds what is shown of it, byte for byte, and no more.
 
     JSON can name a key twice, and two readers can take two different ones.
     """

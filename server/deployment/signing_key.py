@@ -1,7 +1,7 @@
-"""The coordinator's signing key: made, read, and changed for the next one, in a server folder or elsewhere.
+"""The coordinator's signing key: made, read, and changed for the next one.
 
-It signs plans, the keys of runs, and invitations. It need not lie on the server's machine; its public half
-does.
+It signs plans, the keys of runs, and invitations. It need not lie on the server's machine; its public
+half does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ def public_half(key: Path) -> Path:
 
 
 def make_signing_key(path: Path) -> None:
-    """A new key at `path`, mode 0600, and its public half beside it. Raises ValueError if one is there."""
+    """A new key at `path`, mode 0600, and its public half beside it.
+
+    Raises:
+        ValueError: a key is there already.
+        OSError: a file cannot be written.
+    """
     key = new_key("signing")
     write_private_key(key, path)
     keep_public_line(public_half(path), public_line(key))
@@ -69,7 +74,8 @@ def rotate_key(key: Path) -> tuple[Path, str] | None:
         key: the private key's file; its public half and the file for the sites stand beside it.
 
     Returns:
-        The file for the sites and its fingerprint; None if there was no key yet, so that nobody trusts one.
+        The file for the sites and its fingerprint; None if there was no key yet, so that nobody
+        trusts one.
 
     Raises:
         ValueError: only the public half is here, or a file holds no key.
@@ -79,16 +85,18 @@ def rotate_key(key: Path) -> tuple[Path, str] | None:
     if not key.exists():
         if public_half(key).exists():
             raise ValueError(
-                f"'{key}' is not here, but its public half is. If the key is kept on another machine, change "
-                f"it there, then here: wardround server rotate-key --signed {ROTATION}. If it is lost, "
-                f"delete '{public_half(key)}' first."
+                f"'{key}' is not here, but its public half is. If the key is kept on another "
+                "machine, change it there, then here: "
+                f"wardround server rotate-key --signed {ROTATION}. If it is lost, delete "
+                f"'{public_half(key)}' first."
             )
         make_signing_key(key)
         return None
     present = read_signing_key(key)
     if not coming.exists():
         write_private_key(new_key("signing"), coming)
-    new = read_private_key(coming, "signing", "the next signing key", f"Delete '{coming}', then try again.")
+    step = f"Delete '{coming}', then try again."
+    new = read_private_key(coming, "signing", "the next signing key", step)
     file = key.with_name(ROTATION)
     told = write_paper(Rotation(public_line(new)), file, present, new)  # type: ignore[arg-type]
     coming.replace(key)
@@ -97,7 +105,7 @@ def rotate_key(key: Path) -> tuple[Path, str] | None:
 
 
 def take_rotation(public_key: Path, rotation: Path) -> None:
-    """Put the next public key in the place of the present one, as a rotation says that was made elsewhere.
+    """Put the next public key in the place of the present one, as a rotation from elsewhere says.
 
     Raises:
         ValueError: it is not signed with the present key.

@@ -1,8 +1,8 @@
-"""What the coordinator signs on another machine: written as a request, and taken back once it is signed.
+"""What the coordinator signs on another machine: written as a request, taken back once it is signed.
 
-    server's machine    submit --unsigned FILE    plan and run's statement; the run's private key stays here
-    the key's machine   server sign FILE          says in words what it is, then signs (sign.py)
-    server's machine    submit --signed FILE      checks the signatures, and starts the run
+    server's machine    submit --unsigned FILE   plan and run's statement; the run's private key stays
+    the key's machine   server sign FILE         says in words what it is, then signs (sign.py)
+    server's machine    submit --signed FILE     checks the signatures, and starts the run
 
 A request is a JSON object of envelopes by name: `plan` and `run`, or `invitation`.
 """
@@ -60,8 +60,8 @@ def read_request(file: Path) -> dict[str, str]:
         found = {}
     if set(found) not in _KINDS:
         raise ValueError(
-            f"'{file}' is no request to sign. Give what `wardround submit --unsigned` or `wardround server "
-            "invite --unsigned` wrote."
+            f"'{file}' is no request to sign. Give what `wardround submit --unsigned` or "
+            "`wardround server invite --unsigned` wrote."
         )
     try:
         for name, envelope in found.items():
@@ -100,7 +100,8 @@ def take_signed_run(folder: ServerFolder, file: Path) -> Draft:
     """The run of a request that was signed; it stays here until `forget_run`.
 
     Raises:
-        ValueError: the coordinator has not signed it, nothing of it waits here, or its sites have changed.
+        ValueError: the coordinator has not signed it, nothing of it waits here, or its sites have
+            changed.
     """
     signed = read_request(file)
     if "run" not in signed:
@@ -114,8 +115,8 @@ def take_signed_run(folder: ServerFolder, file: Path) -> Draft:
         run = read_statement(RunStatement, payload)
     except NotAuthentic:
         raise ValueError(
-            f"'{file}' is not signed with the coordinator's key, whose public half is '{folder.public_key}'. "
-            "On the machine that has the key: wardround server sign FILE"
+            f"'{file}' is not signed with the coordinator's key, whose public half is "
+            f"'{folder.public_key}'. On the machine that has the key: wardround server sign FILE"
         ) from None
     draft = next((found for _, found in _drafts(folder) if found.name == run.name), None)
     again = "Make a new request: wardround submit … --unsigned FILE"

@@ -5,7 +5,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export RAY_USAGE_STATS_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test test-sites test-docker test-gpu lint check size format clean
+.PHONY: demo test test-sites test-docker test-gpu lint check size requirements sbom format clean
 .DEFAULT_GOAL := check
 
 demo: .venv/installed
@@ -38,6 +38,21 @@ check: lint
 size: .venv/installed
 	$(BIN)/python -m benchmarks.size
 
+# The files of hashes, from constraints.txt and the package index; after a change of either.
+requirements: .venv/installed
+	$(BIN)/python -m release.requirements
+
+# What is installed, as CycloneDX with hashes: `make sbom ENVIRONMENT=/srv/wardround/bin/python` for another one.
+ENVIRONMENT ?= $(BIN)/python
+sbom: .sbom/installed
+	.sbom/bin/cyclonedx-py environment --spec-version 1.6 --output-format JSON -o .sbom/environment.json $(ENVIRONMENT)
+	.sbom/bin/python -m release.sbom .sbom/environment.json sbom.cdx.json
+
+.sbom/installed: requirements/sbom.txt
+	$(PYTHON) -m venv .sbom
+	.sbom/bin/pip install -q --require-hashes -r requirements/sbom.txt
+	touch $@
+
 format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -49,4 +64,4 @@ format: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv outputs
+	rm -rf .venv .sbom outputs

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from client.answers import Answers
 from client.declines import Declines
+from client.peers import Peers
 from client.policy import Limits, refusals_of
 from client.sizes import Sizes, size_refusals
 from client.versions import Versions
@@ -205,7 +206,8 @@ def limits_of(site: SiteFile, key: Any) -> Limits:
         from common.wire.invitation import Invitation, read_paper
 
         labels = read_paper(Invitation, site.invitation)[0].labels
-    return Limits(site.policy, site.name, fingerprint(public_line(key)), site.model is not None, labels)
+    own, peers = fingerprint(public_line(key)), Peers.open(site.state)
+    return Limits(site.policy, site.name, own, site.model is not None, labels, peers)
 
 
 def file_digest(path: Path) -> str:

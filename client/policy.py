@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from math import inf, isclose, sqrt
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from client.peers import roster_refusals
 from common.recipes import pinned_models, recipes
 from common.settings import Settings
 from common.wire.signing import Plan
@@ -76,6 +77,10 @@ class Policy:
     """In which forms updates may leave."""
     min_sites: Count = 3
     """Fewest sites of a plan, and of a round: of two, each can work out the other's update."""
+    max_sites: Count = 64
+    """Most sites of a plan: a coordinator can invent sites, and nobody reads a list of hundreds."""
+    require_peers: bool = False
+    """Whether every other site of a plan must be pinned here with its key (`wardround-site peers add`)."""
     min_examples: Count = 50
     """Fewest training texts here; with fewer, nothing leaves."""
     same_start: bool = True
@@ -124,6 +129,8 @@ class Limits:
     has_own_model: bool
     labels: tuple[str, ...] = ()
     """Of the invitation."""
+    peers: Mapping[str, str] = field(default_factory=dict)
+    """The pinned sites: name, and fingerprint of the site's signing key."""
 
 
 Kind = Literal["fixed", "bounded", "listed", "harmless"]
@@ -171,6 +178,7 @@ def refusals_of(plan: Plan, settings: Settings, limits: Limits) -> Iterator[tupl
             "num_clients",
             f"{len(plan.sites)} sites stand in it; policy.min_sites is {policy.min_sites}",
         )
+    yield from roster_refusals(plan, limits)
     days = (plan.not_after - plan.not_before) / _DAY
     if days > policy.max_days and not isclose(days, policy.max_days):
         yield "policy", "", f"it may go on for {days:.0f} days; policy.max_days is {policy.max_days:g}"

@@ -107,25 +107,33 @@ def public_line(key: PrivateKey) -> str:
 
 
 def check_public_line(line: str, kind: Kind) -> str:
-    """A public key in OpenSSH form, without its comment.
+    """A public key in OpenSSH form, without its comment, as this program writes it.
+
+    One key can be written in many ways, since base64 is read with a lenient reader: lines are equal here if
+    and only if the keys are.
 
     Raises:
         ValueError: it is no such key.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        PublicFormat,
+        load_ssh_public_key,
+    )
 
     words = line.split()[:2]
     try:
-        load_ssh_public_key(" ".join(words).encode())
+        key = load_ssh_public_key(" ".join(words).encode())
+        written = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii")
     except (ValueError, UnsupportedAlgorithm):
-        words = []
-    if not words or words[0] != _STARTS[kind]:
+        written = ""
+    if not written.startswith(f"{_STARTS[kind]} "):
         raise ValueError(
             f"this is not the public half of {_CALLED[kind]} in OpenSSH form (a line that begins with "
             f"{_STARTS[kind]})"
         )
-    return " ".join(words)
+    return written
 
 
 def pem_of(public: str) -> bytes:

@@ -45,6 +45,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         shutil.rmtree(old)
 
 
+def keep_private() -> None:
+    """From now on, new files and folders of this process are for its own user alone (0600, 0700)."""
+    os.umask(0o077)
+
+
 @contextmanager
 def named(path: Path) -> Iterator[None]:
     """Let every failure to write be an OSError that names `path`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 LONGEST_TEXT = 300
 LONGEST_WORD = 60
@@ -69,6 +70,18 @@ def cleaned(text: str) -> str:
     lines of ours is done where their words are put in, by the functions above.
     """
     return "".join(_seen(text, kept="\n"))
+
+
+def printable_day(seconds: float) -> str:
+    """The day of a time that somebody else wrote, UTC.
+
+    Args:
+        seconds: since 1970; perhaps of no year at all.
+    """
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+    except (ValueError, OverflowError, OSError):
+        return f"a day that no calendar has ({seconds:g})"
 
 
 def _seen(text: str, kept: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ import typer
 
 from common.command_line import command, new_app
 from common.errors import FAILED, guarded
+from common.files import keep_private
 from common.words import cleaned
 from server.deployment.cli import DEFAULT_FOLDER, Dir
 from server.deployment.cli import app as server_app
@@ -110,6 +111,18 @@ def submit(
         list[str] | None,
         typer.Option("--site", help="A site that takes part; may be repeated. Default: all."),
     ] = None,
+    unsigned: Annotated[
+        Path | None,
+        typer.Option(
+            "--unsigned",
+            metavar="FILE",
+            help="Start nothing: write to FILE what is to be signed on the machine that has the signing key.",
+        ),
+    ] = None,
+    signed: Annotated[
+        Path | None,
+        typer.Option("--signed", metavar="FILE", help="Run what was requested, now that it is signed."),
+    ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
     """Run one federation over the registered sites, and follow it to its end.
@@ -118,16 +131,34 @@ def submit(
       wardround submit model=bert data=files data.label_names=[low,high] num_clients=3 run_dir=outputs/trial
       wardround submit data=files data.label_names=[low,high] num_clients=2 --site st-mary --site ward-7
       wardround submit --resume outputs/trial
+      wardround submit --resume outputs/trial --unsigned request.json
+      wardround submit --signed signed.json
 
     {groups}
 
     Ctrl-C stops the run; --resume goes on from its last whole round. Exit code: 0 finished, 1 failed, 2 bad
     input, 130 stopped.
     """
+    from server.deployment import submit as submission
     from server.deployment.folder import ServerFolder
-    from server.deployment.submit import submit as run
 
-    outcome = run(overrides or [], ServerFolder(path), resume=resume, sites=site or ())
+    keep_private()
+    folder = ServerFolder(path)
+    if signed is not None:
+        if overrides or resume or site or unsigned:
+            raise ValueError(
+                "--signed goes on with a request, which says all the rest. Leave out what else is given."
+            )
+        outcome = submission.submit_signed(signed, folder)
+    elif unsigned is not None:
+        submission.request(overrides or [], folder, unsigned, resume=resume, sites=site or ())
+        typer.echo(
+            f"Next, on the machine that has the signing key: wardround server sign {unsigned} "
+            "--key signing.key --out signed.json"
+        )
+        return
+    else:
+        outcome = submission.submit(overrides or [], folder, resume=resume, sites=site or ())
     display().close()
     typer.echo(cleaned(outcome.reason), err=not outcome.is_finished)
     if not outcome.is_finished:

@@ -24,11 +24,11 @@ from server.deployment.folder import (
     ServerFolder,
     invite_site,
     register_site,
-    rotate_key,
     signing_key,
     toml_string,
     unregister_site,
 )
+from server.deployment.signing_key import rotate_key
 from tests.support.door import Said, wardround
 from tests.support.nasty import NASTY, faults
 
@@ -55,7 +55,17 @@ def answer(folder: ServerFolder, name: str, target: Path, **changed: str) -> Pat
 
 def test_a_new_folder_holds_what_a_server_needs(folder: ServerFolder) -> None:
     assert sorted(path.name for path in folder.path.iterdir()) == [
-        *("ca.crt", "ca.key", "flwr", "server.crt", "server.key", "server.yaml", "signing.key", "sites.json")
+        *(
+            "ca.crt",
+            "ca.key",
+            "flwr",
+            "server.crt",
+            "server.key",
+            "server.yaml",
+            "signing.key",
+            "signing.pub",
+        ),
+        "sites.json",
     ]
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
     assert folder.server.read().names == (*("fl.example.org", "10.1.2.3", "localhost", "127.0.0.1"),)
@@ -295,7 +305,7 @@ def test_without_tls_the_server_listens_on_its_own_machine_unless_told_otherwise
 def test_a_new_signing_key_is_signed_with_the_old_one(folder: ServerFolder, tmp_path: Path) -> None:
     invite_site(folder, "a")
     old = public_line(signing_key(folder))
-    rotated = rotate_key(folder)
+    rotated = rotate_key(folder.signing_key)
     assert rotated is not None
     rotation, told = read_paper(Rotation, rotated[0], signed_with=[old])
     assert told == rotated[1]
@@ -317,16 +327,19 @@ def test_a_rotation_that_was_killed_goes_on_with_the_same_key(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("server.deployment.folder.write_paper", killed)
+        patched.setattr("server.deployment.signing_key.write_paper", killed)
         with pytest.raises(KeyboardInterrupt):
-            rotate_key(folder)
+            rotate_key(folder.signing_key)
     assert public_line(signing_key(folder)) == old
     coming = read_private_key(folder.path / "signing.key.next", "signing", "", "")
-    rotated = rotate_key(folder)
+    rotated = rotate_key(folder.signing_key)
     assert rotated is not None
     assert public_line(signing_key(folder)) == public_line(coming)
     folder.signing_key.unlink()
-    assert rotate_key(folder) is None
+    with pytest.raises(ValueError, match=r"rotate-key --signed .* If it is lost, delete .*signing\.pub"):
+        rotate_key(folder.signing_key)
+    folder.public_key.unlink()
+    assert rotate_key(folder.signing_key) is None
     assert folder.signing_key.exists()
 
 

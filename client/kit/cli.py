@@ -18,7 +18,7 @@ import typer
 
 from common.command_line import command, new_app
 from common.errors import DONE, FAILED, guarded
-from common.files import write_atomically
+from common.files import keep_private, write_atomically
 
 if TYPE_CHECKING:
     from client.kit.checks import Finding, Options
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say, the findings say in words
 app = new_app(
-    "Take part in a federation with data that stays here: init, check, join, plans, approve, trust, ledger, "
-    "personalise."
+    "Take part in a federation with data that stays here: init, check, join, plans, approve, peers, trust, "
+    "ledger, personalise."
 )
 
 
@@ -353,6 +353,84 @@ def _limits(site: SiteFile) -> Limits:
     return limits_of(site, signing_keys(site)[0])
 
 
+peers = new_app("The other hospitals whose keys this site knows: add, list, remove.")
+app.add_typer(peers, name="peers")
+
+
+@command(peers)
+def add(
+    registration: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The other hospital's registration.json.")
+    ],
+    name: Annotated[
+        str | None, _option("--name", "Its name in plans, if the file has another.", "NAME")
+    ] = None,
+    fingerprint: Annotated[
+        str | None, _option("--fingerprint", "As that hospital reads it out; else it is asked for.")
+    ] = None,
+    site: Site = Path("site.yaml"),
+) -> None:
+    """Pin another hospital's key: from then on a plan that names it with another key is refused.
+
+    Examples:
+      wardround-site peers add lakeside.json
+      wardround-site peers add lakeside.json --fingerprint SHA256:...
+
+    Get the file from that hospital, and compare its fingerprint with that hospital by telephone. It sees its
+    own with `wardround-site peers list`.
+    """
+    from client.kit.peers import pin
+
+    known_as, pinned = pin(site, registration, name, partial(_compare, given=fingerprint))
+    typer.echo(f"Pinned: {known_as}, whose key is {pinned.key}")
+
+
+def _compare(found: str, given: str | None) -> None:
+    """Show a fingerprint; raises ValueError, or ends, if it is not the one that was read out."""
+    typer.echo(f"The fingerprint of this registration is  {found}")
+    if given is None:
+        if not sys.stdin.isatty():
+            raise ValueError(
+                "--fingerprint is missing, and there is no terminal to ask at. Give it as the other hospital "
+                "reads it out by telephone."
+            )
+        typer.confirm("Does the other hospital read out the same by telephone?", abort=True)
+    elif given.strip() != found:
+        raise ValueError(
+            f"--fingerprint is '{given}', but the fingerprint of the file is {found}. Ask the other hospital "
+            "by telephone, and pin nothing until they are the same."
+        )
+
+
+@command(peers, name="list")
+def list_peers(site: Site = Path("site.yaml")) -> None:
+    """List the hospitals whose keys are pinned here, and this site's own fingerprint to read out.
+
+    Example:
+      wardround-site peers list
+    """
+    from client.kit.peers import in_words
+
+    typer.echo("\n".join(in_words(site)))
+
+
+@command(peers)
+def remove(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `peers list` shows it.")],
+    site: Site = Path("site.yaml"),
+) -> None:
+    """Forget the pinned key of a hospital.
+
+    Example:
+      wardround-site peers remove lakeside
+    """
+    from client.peers import Peers
+    from client.site_file import load_site_file
+
+    Peers.open(load_site_file(site).state).remove(name)
+    typer.echo(f"{name} is not pinned any more")
+
+
 ledger = new_app("What came to this site and what left it: show, verify, export, accept.")
 app.add_typer(ledger, name="ledger")
 
@@ -483,6 +561,7 @@ def _show(findings: Sequence[Finding]) -> None:
 
 def main() -> None:
     """Run the command line and turn what went wrong into words and an exit code."""
+    keep_private()
     sys.exit(guarded(lambda: app(standalone_mode=False), partial(typer.echo, err=True), "stopped"))
 
 

@@ -20,6 +20,7 @@ from common.wire.invitation import Invitation, Registration, Rotation, read_pape
 
 _TEMPLATES = Path(__file__).resolve().parent / "files"
 UNIT, COMPOSE, REGISTRATION = "wardround-site.service", "compose.yaml", "registration.json"
+_MEMORY_SHARE = 0.8
 
 
 def write_kit(invited: Path, folder: Path, image: str, **facts: Any) -> tuple[SiteFile, str, str]:
@@ -67,7 +68,8 @@ def write_kit(invited: Path, folder: Path, image: str, **facts: Any) -> tuple[Si
     others = (folder / name for name in ("site.yaml", REGISTRATION))
     refuse_to_overwrite(private, public, secret, *texts, *others)
     folder.mkdir(parents=True, exist_ok=True)
-    state.mkdir(mode=0o700, exist_ok=True)
+    state.mkdir(exist_ok=True)
+    state.chmod(0o700)
     node, signing = new_key("node"), new_key("signing")
     write_key_pair(node, private, public, comment=site.name)
     write_key_pair(signing, secret, secret.with_suffix(".pub"), comment=f"{site.name}-signing")
@@ -112,10 +114,17 @@ def _compose(site: SiteFile, folder: Path, image: str) -> str:
         site_file=_quoted(folder / "site.yaml"),
         uid=os.getuid(),
         gid=os.getgid(),
+        memory=_most_memory_mib(),
         volumes="\n".join(
             f"      - {{type: bind, source: {path}, target: {path}{how}}}" for path, how in mounts.items()
         ),
     )
+
+
+def _most_memory_mib() -> int:
+    """How much memory the container may take, in MiB: as the unit's MemoryMax, of this machine's."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(_MEMORY_SHARE * total / 2**20)
 
 
 def _template(name: str) -> Template:

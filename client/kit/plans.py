@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from client.peers import roster_in_words
 from client.plans import Known
 from client.policy import Limits, Line, Policy, lines_of, refusals_of, without_retired
 from common.errors import explain
-from common.words import printable, shown
+from common.words import printable, printable_day, shown
 
 _POLICY: TypeAdapter[Policy] = TypeAdapter(Policy)
 _LONGEST_RULE = 600
@@ -50,6 +50,8 @@ def in_words(limits: Limits) -> Iterator[str]:
         f"steps a round, {policy.max_days:g} days, and at least {policy.min_sites} sites"
     )
     yield f"all plans together get at most {policy.max_total_answers} answers"
+    known = ", all of them pinned here" if policy.require_peers else ""
+    yield f"at most {policy.max_sites} sites{known}"
     yield (
         f"batches of {policy.min_batch_size} to {policy.max_batch_size} texts of at least "
         f"{policy.min_max_length} tokens; step sizes up to {policy.max_learning_rate:g} (sgd) and "
@@ -101,7 +103,7 @@ def _models_in_words(limits: Limits) -> str:
 def table(known: Sequence[Known]) -> str:
     """All plans, newest last, a line each. The server's words in it can imitate no line of ours."""
     lines = [
-        f"{plan.short}  {_day(plan.plan.not_before)}  {STATES[plan.decision.state]:<24}"
+        f"{plan.short}  {printable_day(plan.plan.not_before)}  {STATES[plan.decision.state]:<24}"
         f"{shown(plan.settings.model.short_name)} on {shown(plan.settings.data.short_name)}, "
         f"{plan.settings.num_rounds} rounds, {len(plan.plan.sites)} sites"
         for plan in known
@@ -118,8 +120,9 @@ def describe(known: Known, before: Known | None, limits: Limits) -> Iterator[str
     plan, settings, train = known.plan, known.settings, known.settings.train
     yield f"Plan {known.short}, signed by the coordinator: {STATES[known.decision.state]}"
     yield f"  SHA-256  {known.digest}"
-    yield f"  good     from {_day(plan.not_before)} to {_day(plan.not_after)}"
+    yield f"  good     from {printable_day(plan.not_before)} to {printable_day(plan.not_after)}"
     yield f"  sites    {_listed(sorted(plan.sites))}; this one is {limits.site}"
+    yield from roster_in_words(plan, limits)
     yield f"  code     {', '.join(_code(plan.code))}"
     yield ""
     model = settings.model
@@ -207,10 +210,6 @@ def _value(value: object) -> str:
 
 def _listed(words: Iterable[str]) -> str:
     return ", ".join(map(shown, words))
-
-
-def _day(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 
 
 def compared_with(known: Known, all_plans: Sequence[Known]) -> Known | None:

@@ -126,14 +126,39 @@ Signed = TypeVar("Signed", Plan, RunStatement, Statement)
 
 def sign(payload_type: str, statement: object, *keys: Ed25519PrivateKey) -> str:
     """An envelope around a statement (a dataclass), signed with each key."""
+    return with_signatures(unsigned(payload_type, statement), *keys)
+
+
+def unsigned(payload_type: str, statement: object) -> str:
+    """An envelope around a statement (a dataclass) that nobody has signed yet."""
     payload = json.dumps(asdict(statement), sort_keys=True).encode()  # type: ignore[call-overload]
+    return _envelope(payload_type, payload, [])
+
+
+def with_signatures(envelope: str, *keys: Ed25519PrivateKey) -> str:
+    """The same envelope, signed with each key and with no other.
+
+    Args:
+        envelope: of one's own making; what came from elsewhere is read with `read_envelope` first.
+    """
+    content = json.loads(envelope)
+    payload_type, payload = content["payloadType"], base64.b64decode(content["payload"])
     signatures = [
         {"keyid": fingerprint(public_line(key)), "sig": _text(key.sign(_signed_bytes(payload_type, payload)))}
         for key in keys
     ]
+    return _envelope(payload_type, payload, signatures)
+
+
+def _envelope(payload_type: str, payload: bytes, signatures: list[dict[str, str]]) -> str:
     return json.dumps(
         {"payloadType": payload_type, "payload": _text(payload), "signatures": signatures}, sort_keys=True
     )
+
+
+def is_signed(envelope: str) -> bool:
+    """Whether an envelope of one's own making has a signature, whoever made it."""
+    return bool(json.loads(envelope)["signatures"])
 
 
 def open_envelope(envelope: str, payload_type: str, keys: Collection[str]) -> bytes:
@@ -145,14 +170,7 @@ def open_envelope(envelope: str, payload_type: str, keys: Collection[str]) -> by
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
-    try:
-        content = json.loads(envelope)
-        payload, claimed = base64.b64decode(content["payload"], validate=True), content["payloadType"]
-        signatures = {str(item["keyid"]): base64.b64decode(item["sig"]) for item in content["signatures"]}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise NotAuthentic("damaged") from None
-    if claimed != payload_type:
-        raise NotAuthentic("forged")
+    payload, signatures = read_envelope(envelope, payload_type)
     for key in keys:
         try:
             signature = signatures[fingerprint(check_public_line(key, "signing"))]
@@ -163,6 +181,24 @@ def open_envelope(envelope: str, payload_type: str, keys: Collection[str]) -> by
             continue
         return payload
     raise NotAuthentic("forged")
+
+
+def read_envelope(envelope: str, payload_type: str) -> tuple[bytes, dict[str, bytes]]:
+    """The payload, signed or not, and the signatures that it claims, by the fingerprints of their keys.
+
+    Raises:
+        NotAuthentic: it is no envelope of this type.
+    """
+    try:
+        content = json.loads(envelope)
+        claimed = content["payloadType"]
+        payload = base64.b64decode(content["payload"], validate=True)
+        signatures = {str(item["keyid"]): base64.b64decode(item["sig"]) for item in content["signatures"]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise NotAuthentic("damaged") from None
+    if claimed != payload_type:
+        raise NotAuthentic("forged")
+    return payload, signatures
 
 
 def read_statement(kind: type[Signed], payload: bytes) -> Signed:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from common.command_line import command, new_app
+from common.files import keep_private
 from common.words import shown
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ UNLIMITED = "unlimited"
 _SOON_DAYS = 30
 
 app = new_app("Run the coordinator's server: certificates, the SuperLink, and the sites that may connect.")
+app.callback()(keep_private)
 Dir = Annotated[
     Path,
     typer.Option(
@@ -54,6 +57,12 @@ def init(
     encrypt: Annotated[
         bool, typer.Option("--encrypt-ca-key", help="Keep ca.key encrypted with a passphrase.")
     ] = False,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--public-key", metavar="FILE", help="signing.pub of a signing key that stays on another machine."
+        ),
+    ] = None,
 ) -> None:
     """Make a server folder: certificate authority, server certificate, signing key, addresses.
 
@@ -61,14 +70,18 @@ def init(
       wardround server init --name fl.example.org
       wardround server init --name fl.example.org --name 10.1.2.3 --days 730 --dir ./trial-server
       wardround server init --name fl.example.org --encrypt-ca-key
+      wardround server init --name fl.example.org --public-key signing.pub
 
     Nobody needs ca.key until the certificate is renewed: encrypt it, or keep it elsewhere. The passphrase is
     asked for, or taken from the environment's {passphrase}.
     """
     from server.deployment.folder import Addresses, ServerFolder
+    from server.deployment.signing_key import read_public_line
 
     addresses = Addresses(tuple(names), fleet_host, fleet_port, control_host, control_port)
-    folder = ServerFolder.create(path, addresses, days, _passphrase(confirm=True) if encrypt else "")
+    signing_line = "" if public_key is None else read_public_line(public_key)
+    passphrase = _passphrase(confirm=True) if encrypt else ""
+    folder = ServerFolder.create(path, addresses, days, passphrase, signing_line)
     typer.echo(_described(folder))
     if not encrypt:
         typer.echo(
@@ -155,6 +168,13 @@ def invite(
     labels: Annotated[
         str, typer.Option(metavar="A,B,C", help="The consortium's label names, in their order.")
     ] = "",
+    unsigned: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write it there, to be signed where the signing key is."),
+    ] = None,
+    signed: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Take over the invitation that was signed.")
+    ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
     """Write the file with which a site makes its own: address, certificate authority, signing key.
@@ -162,13 +182,29 @@ def invite(
     Examples:
       wardround server invite st-mary --labels cardiology,surgery
       wardround server invite st-mary --address 10.1.2.3:9092
+      wardround server invite st-mary --unsigned request.json
+      wardround server invite st-mary --signed st-mary.json
 
     Send the file; nothing in it is secret. Compare its fingerprint with the site by telephone.
     """
-    from server.deployment.folder import invite_site
+    from server.deployment.folder import invite_site, keep_invitation
+    from server.deployment.signing_request import request_invitation
 
+    folder = _open(path)
     names = [name.strip() for name in labels.split(",")] if labels else []
-    file, fingerprint = invite_site(_open(path), site, address=address, labels=names)
+    if signed is not None:
+        if address or labels or unsigned:
+            raise ValueError("--signed takes an invitation as it is. Leave out what else is given.")
+        file, fingerprint = signed, keep_invitation(folder, site, signed)
+    elif unsigned is not None:
+        request_invitation(folder, site, unsigned, address=address, labels=names)
+        typer.echo(
+            f"Next, on the machine that has the signing key: wardround server sign {unsigned} "
+            f"--key signing.key --out {site}.json"
+        )
+        return
+    else:
+        file, fingerprint = invite_site(folder, site, address=address, labels=names)
     typer.echo(
         f"SEND to {site}:  {file}\n  its fingerprint is  {fingerprint}\n"
         "  read it out by telephone; the site sees the same one at `wardround-site init --invitation`.\n"
@@ -242,20 +278,78 @@ def unregister(site: Site, path: Dir = DEFAULT_FOLDER) -> None:
 
 
 @command(app)
-def rotate_key(path: Dir = DEFAULT_FOLDER) -> None:
+def sign(
+    request: Annotated[Path, typer.Argument(metavar="FILE", help="What `--unsigned` wrote.")],
+    key: Annotated[
+        Path, typer.Option("--key", metavar="FILE", help="The coordinator's private signing key.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the signed request goes.")],
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Show every setting of the plan, and every site's key.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Sign a plan, a run's key, or an invitation, on the machine that has the signing key. No server folder.
+
+    Examples:
+      wardround server sign request.json --key signing.key --out signed.json
+      wardround server sign request.json --key signing.key --out signed.json --all
+
+    Read what it shows before you say yes: who has taken over the server's machine can write any request.
+    """
+    from server.deployment.sign import sign_request
+
+    def agree(words: Sequence[str]) -> None:
+        typer.echo("\n".join(words))
+        if yes:
+            return
+        if not sys.stdin.isatty():
+            raise ValueError("there is no terminal to ask at. Read the lines above, then give --yes.")
+        typer.confirm("Sign it?", abort=True)
+
+    sign_request(request, key, out, agree, shows_all=show_all)
+    typer.echo(f"Signed: {out}")
+
+
+@command(app)
+def rotate_key(
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", metavar="FILE", help="A signing key that stands in no server folder."),
+    ] = None,
+    signed: Annotated[
+        Path | None,
+        typer.Option("--signed", metavar="FILE", help="rotation.json, made where the signing key is."),
+    ] = None,
+    path: Dir = DEFAULT_FOLDER,
+) -> None:
     """Put a new signing key in the present one's place; every site has to be told.
 
     Examples:
       wardround server rotate-key
+      wardround server rotate-key --key signing.key
+      wardround server rotate-key --signed rotation.json
 
     Send rotation.json to every site; each trusts the new key with `wardround-site trust`. Do it between runs:
     a site that trusts the new key answers no run of the old one. Where the old key may be in other hands,
     that file proves nothing: delete signing.key, make a new one with this command, and invite every site
     anew.
     """
-    from server.deployment.folder import rotate_key as rotate
+    from server.deployment.signing_key import rotate_key as rotate
+    from server.deployment.signing_key import take_rotation
 
-    rotated = rotate(_open(path))
+    if signed is not None:
+        if key is not None:
+            raise ValueError(
+                "--signed is for the server folder, --key for the other machine. Give one of them."
+            )
+        folder = _open(path)
+        if folder.signing_key.exists():
+            raise ValueError(f"--signed is '{signed}', but the signing key is here. Leave --signed out.")
+        take_rotation(folder.public_key, signed)
+        typer.echo("The new key is known here. Send rotation.json to every site.")
+        return
+    rotated = rotate(_open(path).signing_key if key is None else key)
     if rotated is None:
         typer.echo("The first signing key is made. Next, for each site: wardround server invite NAME")
         return
@@ -272,7 +366,9 @@ def sites(path: Dir = DEFAULT_FOLDER) -> None:
       wardround server sites
       wardround server sites --dir ./trial-server
     """
+    from common.wire.roster import roster_fingerprint
     from server.deployment import superlink
+    from server.deployment.plan import roster_of
 
     folder = _open(path)
     registered = folder.sites()
@@ -290,6 +386,9 @@ def sites(path: Dir = DEFAULT_FOLDER) -> None:
         typer.echo("  ".join((f"{shown(name):<20}", f"{shown(status):<10}", fingerprint, *notes)))
     if not registered:
         typer.echo("no site is registered yet. Next: wardround server invite SITE")
+        return
+    roster = roster_fingerprint(roster_of(registered))
+    typer.echo(f"roster of these {len(registered)} sites: {roster}")
 
 
 def _open(path: Path) -> ServerFolder:

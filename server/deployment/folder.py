@@ -27,15 +27,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from common.credentials import (
     check_public_line,
-    new_key,
+    fingerprint,
     public_line,
-    read_private_key,
     refuse_to_overwrite,
-    write_private_key,
 )
 from common.errors import explain
 from common.files import write_atomically, write_json
-from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
+from common.wire.invitation import Invitation, Registration, read_paper, write_paper
 from common.words import quoted, shown
 from server.deployment.certificates import (
     SERVER_DAYS,
@@ -43,6 +41,13 @@ from server.deployment.certificates import (
     general_name,
     issue_server_certificate,
     make_authority,
+)
+from server.deployment.signing_key import (
+    keep_public_line,
+    make_signing_key,
+    public_half,
+    read_public_line,
+    read_signing_key,
 )
 
 if TYPE_CHECKING:
@@ -153,6 +158,7 @@ class ServerFolder:
         self.authority = Pair(self.path / "ca.crt", self.path / "ca.key")
         self.server = Pair(self.path / "server.crt", self.path / "server.key")
         self.signing_key = self.path / "signing.key"
+        self.public_key = public_half(self.signing_key)
         self.flower_home = self.path / "flwr"
         self.fleet_file = self.path / "fleet.json"
         self.addresses = self._read_addresses()
@@ -161,23 +167,34 @@ class ServerFolder:
 
     @classmethod
     def create(
-        cls, path: Path, addresses: Addresses, days: int = SERVER_DAYS, passphrase: str = ""
+        cls,
+        path: Path,
+        addresses: Addresses,
+        days: int = SERVER_DAYS,
+        passphrase: str = "",
+        signing_line: str = "",
     ) -> ServerFolder:
         """Make a new folder with its authority, server certificate, valid for `days`, and signing key.
 
         Args:
             passphrase: encrypts the authority's key; "" leaves it plain.
+            signing_line: public half of a signing key that is kept on another machine, OpenSSH form; "" makes
+                a key here.
 
         Raises:
             ValueError: something is there already.
         """
         authority = Pair(path / "ca.crt", path / "ca.key")
-        refuse_to_overwrite(*(path / name for name in ("server.yaml", "sites.json", "signing.key")))
+        names = ("server.yaml", "sites.json", "signing.key", "signing.pub")
+        refuse_to_overwrite(*(path / name for name in names))
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         make_authority(authority, passphrase=passphrase)
         server = Pair(path / "server.crt", path / "server.key")
         issue_server_certificate(authority, server, addresses.certified, days=days, passphrase=passphrase)
-        write_private_key(new_key("signing"), path / "signing.key")
+        if signing_line:
+            keep_public_line(path / "signing.pub", signing_line)
+        else:
+            make_signing_key(path / "signing.key")
         write_json(path / "sites.json", {})
         text = yaml.safe_dump(asdict(addresses) | {"names": list(addresses.names)}, sort_keys=False)
         # Last: a folder without it is no folder yet.
@@ -306,6 +323,16 @@ def invite_site(
     Raises:
         ValueError: the name, address or labels are wrong, or the site is registered already.
     """
+    key = signing_key(folder)
+    invitation = draft_invitation(folder, name, address=address, labels=labels)
+    file = folder.invitation(name)
+    return file, write_paper(invitation, file, key)
+
+
+def draft_invitation(
+    folder: ServerFolder, name: str, *, address: str | None = None, labels: Sequence[str] = ()
+) -> Invitation:
+    """An invitation that is not signed yet. Arguments and ValueError as of `invite_site`."""
     if not _SITE_NAME.fullmatch(name):
         raise ValueError(f"'{name}' is no site name; use small letters, digits, '-' and '_', as in st-mary.")
     _refuse_to_replace(name, folder.sites())
@@ -314,17 +341,30 @@ def invite_site(
         raise ValueError(f"--address is '{address}'; it must be HOST:PORT, for example fl.example.org:9092.")
     if len(set(labels)) != len(labels) or not all(labels):
         raise ValueError(f"--labels is '{','.join(labels)}'; every label needs a name of its own.")
-    key = signing_key(folder)
-    invitation = Invitation(
+    return Invitation(
         site=name,
         address=address,
         ca=folder.authority.certificate.read_text(encoding="ascii"),
-        signing_key=public_line(key),
+        signing_key=coordinator_line(folder),
         versions=_versions(),
         labels=tuple(labels),
     )
-    file = folder.invitation(name)
-    return file, write_paper(invitation, file, key)
+
+
+def keep_invitation(folder: ServerFolder, name: str, signed: Path) -> str:
+    """Take over an invitation that was signed on another machine; returns its fingerprint.
+
+    Raises:
+        ValueError: the coordinator has not signed it, it is for another site, or that is registered already.
+        OSError: it cannot be written.
+    """
+    invitation, told = read_paper(Invitation, signed, signed_with=[coordinator_line(folder)])
+    if invitation.site != name:
+        raise ValueError(f"'{signed}' is the invitation of '{invitation.site}', not of '{name}'.")
+    _refuse_to_replace(name, folder.sites())
+    content = signed.read_bytes()
+    write_atomically(folder.invitation(name), lambda part: part.write_bytes(content))
+    return told
 
 
 def register_site(
@@ -340,7 +380,7 @@ def register_site(
     Raises:
         ValueError: it was not invited, the file is wrong or for another name, or a key is registered already.
     """
-    registration, fingerprint = read_paper(Registration, answer)
+    registration, registered = read_paper(Registration, answer)
     if registration.site != name:
         raise ValueError(f"'{answer}' is the registration of {quoted(registration.site)}, not of '{name}'.")
     _check_invited(folder, registration, answer)
@@ -351,13 +391,14 @@ def register_site(
         raise ValueError(f"'{answer}': {error}. Ask the site for the file again.") from None
     with folder.changing_sites() as sites:
         _refuse_to_replace(name, sites)
+        new = {fingerprint(node_key), fingerprint(signing)}
         for other, site in sites.items():
-            if {site.public_key, site.signing_key} & {node_key, signing}:
+            if {fingerprint(site.public_key), fingerprint(site.signing_key)} & new:
                 raise ValueError(
                     f"'{answer}' holds a key of site '{other}'. Every site makes keys of its own, with: "
                     "wardround-site init"
                 )
-        sites[name] = RegisteredSite(node_key, signing, fingerprint, max_examples)
+        sites[name] = RegisteredSite(node_key, signing, registered, max_examples)
         return sites[name]
 
 
@@ -371,31 +412,33 @@ def unregister_site(folder: ServerFolder, name: str) -> None:
 
 
 def signing_key(folder: ServerFolder) -> Ed25519PrivateKey:
-    """What signs invitations and the keys of runs. Raises ValueError if there is none that can be read."""
-    step = "Make the first one, or the next, with: wardround server rotate-key"
-    return read_private_key(folder.signing_key, "signing", "the signing key", step)  # type: ignore[return-value]
+    """What signs plans, invitations and the keys of runs. Raises ValueError if there is none to read."""
+    if is_signed_elsewhere(folder):
+        raise ValueError(
+            f"the signing key is not in '{folder.path}': it is kept on another machine. Give the same "
+            "command with --unsigned FILE, then on that machine: wardround server sign FILE"
+        )
+    return read_signing_key(folder.signing_key)
 
 
-def rotate_key(folder: ServerFolder) -> tuple[Path, str] | None:
-    """Put a new signing key in the present one's place, and say so in a file signed with both.
+def is_signed_elsewhere(folder: ServerFolder) -> bool:
+    """Whether the signing key is kept on another machine, and only its public half here."""
+    return folder.public_key.exists() and not folder.signing_key.exists()
 
-    A kill leaves the old key or the new one; the same command then goes on where it stopped.
 
-    Returns:
-        The file for the sites and its fingerprint; None if there was no key yet, so that nobody trusts one.
+def coordinator_line(folder: ServerFolder) -> str:
+    """The public key that sites know the coordinator by, OpenSSH form. Its file is brought up to date.
+
+    Raises:
+        ValueError: there is no key.
+        OSError: the file cannot be written.
     """
-    coming = folder.signing_key.with_name("signing.key.next")
-    if not folder.signing_key.exists():
-        write_private_key(new_key("signing"), folder.signing_key)
-        return None
-    present = signing_key(folder)
-    if not coming.exists():
-        write_private_key(new_key("signing"), coming)
-    new = read_private_key(coming, "signing", "the next signing key", f"Delete '{coming}', then try again.")
-    file = folder.path / "rotation.json"
-    fingerprint = write_paper(Rotation(public_line(new)), file, present, new)  # type: ignore[arg-type]
-    coming.replace(folder.signing_key)
-    return file, fingerprint
+    if is_signed_elsewhere(folder):
+        return read_public_line(folder.public_key)
+    line = public_line(signing_key(folder))
+    if not folder.public_key.exists() or read_public_line(folder.public_key) != line:
+        keep_public_line(folder.public_key, line)
+    return line
 
 
 def _refuse_to_replace(name: str, sites: Mapping[str, RegisteredSite]) -> None:
@@ -418,7 +461,7 @@ def _check_invited(folder: ServerFolder, registration: Registration, answer: Pat
             f"the last one of '{registration.site}' ({fingerprint}). Have it answer '{file}'; if it did, it "
             "was given another file on the way."
         )
-    if invitation.signing_key != public_line(signing_key(folder)):
+    if check_public_line(invitation.signing_key, "signing") != coordinator_line(folder):
         raise ValueError(f"the invitation of '{registration.site}' is older than the signing key. {again}")
 
 

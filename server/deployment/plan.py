@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 from common.credentials import fingerprint, public_line
 from common.files import write_atomically
 from common.settings import Settings
-from common.wire.signing import PLAN, NotAuthentic, Plan, open_plan, payload_digest, sign
+from common.wire.roster import names_with_one_key
+from common.wire.signing import (
+    PLAN,
+    NotAuthentic,
+    Plan,
+    is_signed,
+    open_plan,
+    payload_digest,
+    unsigned,
+    with_signatures,
+)
 from server.deployment.folder import RegisteredSite
 
 if TYPE_CHECKING:
@@ -23,6 +33,21 @@ PLAN_DAYS = 60
 """How long a plan may be executed; afterwards its sites are asked to approve another."""
 _DAY = 86_400.0
 _AT_SITES = ("wardround", "flwr", "torch", "transformers")
+
+
+def roster_of(sites: Mapping[str, RegisteredSite]) -> dict[str, str]:
+    """The roster of a plan with these sites: name, and fingerprint of the key that signs its answers.
+
+    Raises:
+        ValueError: two of them have one key, and would be counted twice.
+    """
+    roster = {name: fingerprint(site.signing_key) for name, site in sorted(sites.items())}
+    if twins := names_with_one_key(roster):
+        raise ValueError(
+            f"the sites {' and '.join(twins)} have one key ({roster[twins[0]]}), and would be counted twice. "
+            f"Take one of them out: wardround server unregister {twins[-1]}"
+        )
+    return roster
 
 
 def plan_of(
@@ -36,18 +61,45 @@ def plan_of(
         key: the coordinator's.
 
     Raises:
+        ValueError: two sites have one key.
         OSError: it cannot be written.
+    """
+    plan = draft_plan(settings, sites, run_dir, public_line(key))
+    if is_signed(plan):
+        return plan
+    plan = with_signatures(plan, key)
+    keep_plan(run_dir, plan)
+    return plan
+
+
+def keep_plan(run_dir: Path, envelope: str) -> None:
+    """Leave a signed plan in the run's folder. Raises OSError if it cannot be written."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(run_dir / FILE_NAME, lambda part: part.write_text(envelope, encoding="ascii"))
+
+
+def draft_plan(
+    settings: Settings, sites: Mapping[str, RegisteredSite], run_dir: Path, coordinator: str
+) -> str:
+    """The signed plan in a run's folder, if nothing has changed; else a new one that nobody has signed yet.
+
+    Args:
+        sites: those that take part, by name.
+        coordinator: the public key that plans are signed with, OpenSSH form.
+
+    Raises:
+        ValueError: two sites have one key.
     """
     path, now = run_dir / FILE_NAME, time.time()
     asked: dict[str, Any] = json.loads(settings.for_sites().to_json())
-    roster = {name: fingerprint(site.signing_key) for name, site in sorted(sites.items())}
+    roster = roster_of(sites)
     bounds = [site.max_examples for site in sites.values()]
     most_texts = 0 if None in bounds else max(filter(None, bounds), default=0)
     parent = ""
     if path.exists():
         envelope = path.read_text(encoding="ascii")
         try:
-            before, parent = open_plan(envelope, public_line(key))
+            before, parent = open_plan(envelope, coordinator)
             told = (before.settings, before.sites, before.most_texts)
             if told == (asked, roster, most_texts) and now + _DAY < before.not_after:
                 return envelope
@@ -55,10 +107,7 @@ def plan_of(
             parent = ""
     code = {name: version(name) for name in _AT_SITES}
     plan = Plan(2, asked, roster, now, now + PLAN_DAYS * _DAY, code, parent, most_texts)
-    envelope = sign(PLAN, plan, key)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda part: part.write_text(envelope, encoding="ascii"))
-    return envelope
+    return unsigned(PLAN, plan)
 
 
 def plan_id(run_dir: Path) -> str:

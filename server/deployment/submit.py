@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +15,15 @@ from typing import Any
 
 from common.pretrained import weights_file
 from common.settings import ModelSettings, Settings
+from common.wire.roster import roster_fingerprint
+from common.wire.signing import payload_digest
 from server.compose import compose
 from server.deployment import superlink
 from server.deployment.folder import RegisteredSite, ServerFolder, signing_key
-from server.deployment.plan import plan_id
+from server.deployment.plan import keep_plan, plan_id, roster_of
+from server.deployment.signing_request import forget_run, request_run, take_signed_run
 from server.deployment.status import Outcome, Watch, follow, is_held
-from server.deployment.ticket import write_ticket
+from server.deployment.ticket import leave_ticket, write_ticket
 from server.display import display
 from server.rounds.clients import RunFailed
 from server.run_folder import RunFolder
@@ -45,24 +48,86 @@ def submit(
         RunFailed: the SuperLink does not run, or was lost.
         KeyboardInterrupt: interrupted; the run was stopped.
     """
+    settings, chosen = _prepared(overrides, folder, resume, sites)
+    return _run(folder, settings, chosen, lambda: start(folder, settings, chosen))
+
+
+def request(
+    overrides: Sequence[str],
+    folder: ServerFolder,
+    file: Path,
+    *,
+    resume: Path | None = None,
+    sites: Sequence[str] = (),
+) -> None:
+    """Write what the coordinator has to sign for such a run; nothing is started.
+
+    Args:
+        file: where the request goes; the others as of `submit`.
+
+    Raises:
+        ValueError: bad input.
+        OSError: a file cannot be written.
+    """
+    settings, chosen = _prepared(overrides, folder, resume, sites)
+    if not chosen:
+        raise ValueError("--unsigned is for a server with registered sites; here is nothing to be signed.")
+    draft = request_run(folder, settings, chosen, file)
+    plan = payload_digest(draft.plan)[:12]
+    display().say(f"{settings.cell}: {_roster_told(chosen)}")
+    display().say(f"{settings.cell}: plan {plan} waits for its signature; the request is {file}")
+
+
+def submit_signed(file: Path, folder: ServerFolder) -> Outcome:
+    """Run the federation of a request that was signed on another machine. Raises as `submit` does."""
+    draft = take_signed_run(folder, file)
+    RunFolder(Path(draft.settings.run_dir)).check_owner(draft.settings)
+
+    def start_draft() -> str:
+        keep_plan(Path(draft.settings.run_dir), draft.plan)
+        run_id = _start(folder, draft.settings, {"ticket": leave_ticket(folder, draft)})
+        forget_run(folder, draft)
+        return run_id
+
+    return _run(folder, draft.settings, draft.sites, start_draft)
+
+
+def _prepared(
+    overrides: Sequence[str], folder: ServerFolder, resume: Path | None, wanted: Sequence[str]
+) -> tuple[Settings, dict[str, RegisteredSite]]:
+    """The settings of a run and its sites by name, found to go together. Raises ValueError."""
     settings = settings_to_resume(resume, overrides) if resume else settings_to_submit(overrides)
+    RunFolder(Path(settings.run_dir)).check_owner(settings)
+    chosen = choose_sites(folder, wanted, settings.num_clients)
+    registered = folder.sites()
+    sites = {name: registered[name] for name in chosen}
+    roster_of(sites)  # refuses one key under two names
+    return settings, sites
+
+
+def _run(
+    folder: ServerFolder,
+    settings: Settings,
+    sites: Mapping[str, RegisteredSite],
+    start_run: Callable[[], str],
+) -> Outcome:
+    """Start a run and follow it to its end. Args: start_run: returns Flower's run id. Raises as `submit`."""
     run = RunFolder(Path(settings.run_dir))
-    run.check_owner(settings)
-    chosen = choose_sites(folder, sites, settings.num_clients)
     if not superlink.is_up(folder):
         raise superlink.SuperLinkError(superlink.not_running(folder))
     for warning in warnings_of(settings):
         display().say(f"WARNING: {warning}")
-    registered = folder.sites()
+    if sites:
+        display().say(f"{settings.cell}: {_roster_told(sites)}")
     if run.approvals():
         run.write_approvals({})  # of an earlier start: nobody was asked by this one
     watch = Watch(run, settings)  # before the start: what is written from now on is this run's
     with deferred_interrupts() as interrupted:
-        run_id = start(folder, settings, {name: registered[name] for name in chosen})
+        run_id = start_run()
     try:
         if interrupted:
             raise KeyboardInterrupt
-        return follow(folder, run_id, watch, chosen)
+        return follow(folder, run_id, watch, sorted(sites))
     except KeyboardInterrupt:
         _stop(folder, run_id, run)
         raise
@@ -75,18 +140,27 @@ def start(folder: ServerFolder, settings: Settings, sites: Mapping[str, Register
         sites: those that take part, by name; none on a server without node keys, whose nodes are told the
             settings and taken at their word.
     """
+    if sites:
+        config = {"ticket": write_ticket(folder, settings, sites, signing_key(folder))}
+    else:
+        config = {"settings": settings.to_json()}
+    return _start(folder, settings, config)
+
+
+def _start(folder: ServerFolder, settings: Settings, config: Mapping[str, str]) -> str:
+    """Send the server app out with its run config; returns Flower's run id."""
     with tempfile.TemporaryDirectory(prefix="wardround-") as temporary:
         app = stage_app(Path(temporary) / "app")
-        if sites:
-            config = {"ticket": write_ticket(folder, settings, sites, signing_key(folder))}
-        else:
-            config = {"settings": settings.to_json()}
         run_id = superlink.start_run(folder, app, config)
     folder.remember_run(run_id, settings.run_dir)
     display().say(f"{settings.cell}: run {run_id} started; run folder: {settings.run_dir}")
     if plan := plan_id(Path(settings.run_dir)):
         display().say(f"{settings.cell}: plan {plan[:12]}; its sites decide: wardround-site plan {plan[:12]}")
     return run_id
+
+
+def _roster_told(sites: Mapping[str, RegisteredSite]) -> str:
+    return f"roster of {len(sites)} sites: {roster_fingerprint(roster_of(sites))}"
 
 
 def stage_app(target: Path) -> Path:

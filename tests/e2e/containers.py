@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,8 @@ class Stack:
 
     def _environment(self) -> dict[str, str]:
         # A project of its own: a federation that someone runs on this machine is left alone.
-        return os.environ | {"COMPOSE_PROJECT_NAME": f"wardround-test-{os.getpid()}"}
+        given = {"COMPOSE_PROJECT_NAME": f"wardround-test-{os.getpid()}"}
+        return os.environ | given | torch_of_this_machine()
 
     def health(self) -> dict[str, str]:
         """Health by service, of those that run and have one."""
@@ -85,6 +88,20 @@ class Stack:
         self.compose("down", "--volumes", "--timeout", "5", "--remove-orphans")
 
 
+@cache
+def torch_of_this_machine() -> dict[str, str]:
+    """TORCH_SHA256 of the build of PyTorch that pip takes on this machine, if it is not the published one."""
+    hashed = (ROOT / "requirements" / "torch.txt").read_text(encoding="ascii")
+    pinned = next(line.split()[0] for line in hashed.splitlines() if line.startswith("torch=="))
+    words = ("install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-", pinned)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", *words], stdout=subprocess.PIPE, text=True, check=True, timeout=600
+    )
+    (found,) = json.loads(done.stdout)["install"]
+    digest = str(found["download_info"]["archive_info"]["hashes"]["sha256"])
+    return {} if f"sha256:{digest}" in hashed else {"TORCH_SHA256": digest}
+
+
 def _as_list(read: Any) -> list[Any]:
     return read if isinstance(read, list) else [read]  # older versions of compose print one list
 
@@ -92,7 +109,7 @@ def _as_list(read: Any) -> list[Any]:
 def copy_project(target: Path) -> None:
     """What a fresh clone has, as far as it matters here."""
     target.mkdir()
-    for name in ("common", "client", "server", "studies", "conf", "docker"):
+    for name in ("common", "client", "server", "studies", "conf", "docker", "requirements"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", ".dockerignore"):
         shutil.copy(ROOT / name, target / name)

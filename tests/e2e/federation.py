@@ -57,6 +57,8 @@ class Federation:
     root: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to what every process of it is given."""
+    signing_line: str = ""
+    """Public half of a signing key that stands elsewhere; empty for a key in the server folder."""
     server: Process | None = None
     sites: dict[str, TestSite] = field(default_factory=dict)
 
@@ -65,7 +67,8 @@ class Federation:
         self._num_logs = 0
         self.root.mkdir(parents=True, exist_ok=True)
         addresses = Addresses(("localhost",), "127.0.0.1", free_port(), "127.0.0.1", free_port())
-        self.folder = ServerFolder.create(self.root / "server", addresses)
+        folder = self.root / "server"
+        self.folder = ServerFolder.create(folder, addresses, signing_line=self.signing_line)
 
     @property
     def fleet_address(self) -> str:
@@ -115,6 +118,7 @@ class Federation:
         *,
         register: bool = True,
         max_examples: int | None = None,
+        invited: Path | None = None,
         **facts: Any,
     ) -> TestSite:
         """Invite a site, make its files as `wardround-site init` does, and register it.
@@ -122,11 +126,14 @@ class Federation:
         Args:
             data: its labelled texts.
             max_examples: what it is registered for.
+            invited: its invitation, where that was signed elsewhere.
             facts: `text_columns`, `label_column`, `labels`, `drop_empty`, `model`, `device`, `policy`;
                 `address` where it dials something else than the server itself.
         """
         folder = self.root / f"site-{name}"
-        invited, _ = invite_site(self.folder, name, address=facts.pop("address", self.fleet_address))
+        address = facts.pop("address", self.fleet_address)
+        if invited is None:
+            invited, _ = invite_site(self.folder, name, address=address)
         site = TestSite(name, folder, folder / "site.yaml", folder / "site.key", folder / "site.pub")
         policy = pinned(facts.pop("policy", WIDE), facts.get("model"))
         given: dict[str, Any] = {"data_path": data, "policy": policy}

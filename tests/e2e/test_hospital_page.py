@@ -151,6 +151,15 @@ def test_the_page_typed_through(typist: Typist, tiny_model: Path, tmp_path: Path
     assert "labels: {}" in said
     site_file.write_text(said.replace("labels: {}", 'labels: {"kardio": cardiology}'))
 
+    # Among themselves: each site pins the other, with the fingerprint that the other one reads out.
+    for name, other in (SITES, tuple(reversed(SITES))):
+        copy(sites[other] / "registration.json", sites[name] / f"{other}.json")
+        shown = typist.type(sites[other], typist.words("wardround-site peers list"))
+        (told,) = re.findall(r"this site's registration is (SHA256:\S+)", shown)
+        pin = typist.words("wardround-site peers add", **{"lakeside": other, "SHA256:…": told})
+        typist.type(sites[name], pin)
+        assert other in typist.type(sites[name], typist.words("wardround-site peers list"))
+
     # 5 and 6: check, join.
     (check,) = {line for line in COMMANDS if line.startswith("wardround-site check")}
     words = [*shlex.split(check), "--skip-check", "device"]
@@ -172,24 +181,28 @@ def test_the_page_typed_through(typist: Typist, tiny_model: Path, tmp_path: Path
     size = ["num_rounds=1", "threads=1", "device=cpu", "train.max_length=16", "strategy.wait_seconds=240"]
     followed = typist.start(office, [*submit, *size], "submit.log")
     status = typist.words("wardround status outputs/trial")
+    listed = typist.words("wardround server sites")
     for name, log in logs.items():
         wait_for(lambda: "wardround-site approve" in log.read_text(), 120, f"{name} to be asked")  # noqa: B023
     for name in SITES:
         wait_for(lambda: f"{name}: not decided yet" in typist.type(office, status), 60, name)  # noqa: B023
 
-    # 8: decide.
+    # 8: decide. Both see the roster that the coordinator sees.
+    rosters = set(re.findall(r"roster of these 2 sites: (SHA256:\S+)", typist.type(office, listed)))
     for folder in sites.values():
         (plan,) = re.findall(
             r"^([0-9a-f]{12}) ", typist.type(folder, typist.words("wardround-site plans")), re.M
         )
         shown = typist.type(folder, typist.words("wardround-site plan ", **{"3f8a90c2d1e4": plan}))
         assert "to tell apart: cardiology, surgery" in shown
+        assert "pinned here with this key: " in shown
+        rosters |= set(re.findall(r"roster +(SHA256:\S+)", shown))
         typist.type(folder, typist.words("wardround-site approve", **{"3f8a90c2d1e4": plan}))
     assert typist.started[-1].wait(300) == 0, followed.read_text()
     shown = typist.type(office, status)
     for name in SITES:
         assert f"{name}: takes part" in shown
-    typist.type(office, typist.words("wardround server sites"))
+    assert len(rosters) == 1
 
     # Afterwards: the ledgers, beside what the server holds.
     for name, folder in sites.items():

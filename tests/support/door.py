@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ def wardround(*arguments: str) -> Said:
     """Run `wardround ARGUMENTS` as a new process would: with nothing read yet."""
     out, err = io.StringIO(), io.StringIO()
     handler = signal.getsignal(signal.SIGTERM)
+    umask = os.umask(0o022)
     forget_corpora()
     try:
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -37,6 +39,7 @@ def wardround(*arguments: str) -> Said:
                 main()
     finally:
         signal.signal(signal.SIGTERM, handler)
+        os.umask(umask)
     assert isinstance(end.value.code, int)
     return Said(end.value.code, out.getvalue(), err.getvalue())
 

@@ -1,0 +1,56 @@
+"""Pinning other hospitals: what is compared, and the pins in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from client.kit.init import REGISTRATION
+from client.peers import Peers, Pin
+from client.site_file import load_site_file, signing_keys
+from common.credentials import check_public_line, public_line
+from common.wire.invitation import Registration, read_paper
+from common.words import printable
+
+
+def pin(
+    site_file: Path, registration: Path, name: str | None, confirm: Callable[[str], None]
+) -> tuple[str, Pin]:
+    """Pin the key in another hospital's registration.
+
+    Args:
+        name: of that site in plans; None takes the one in the file.
+        confirm: takes the registration's fingerprint, and raises unless people have compared it.
+
+    Returns:
+        The name, and what is pinned under it.
+
+    Raises:
+        ValueError: the file is no registration, or is this site's own; or as `Peers.add`.
+        OSError: it cannot be written.
+    """
+    site = load_site_file(site_file)
+    read, found = read_paper(Registration, registration)
+    chosen = read.site if name is None else name
+    own = public_line(signing_keys(site)[0])
+    if chosen == site.name or check_public_line(read.signing_key, "signing") == own:
+        raise ValueError(
+            f"'{registration}' has the name or the key of this site itself. Ask the other hospital "
+            f"for its {REGISTRATION}."
+        )
+    confirm(found)
+    return chosen, Peers.open(site.state).add(chosen, read, found)
+
+
+def in_words(site_file: Path) -> Iterator[str]:
+    """The pins, a line each, after what this site has to read out."""
+    site = load_site_file(site_file)
+    own = site_file.expanduser().absolute().with_name(REGISTRATION)
+    if own.exists():
+        _, registered = read_paper(Registration, own)
+        yield f"READ OUT to the other hospitals: this site's registration is {registered}"
+    pins = Peers.open(site.state).pins()
+    for name, pinned in pins.items():
+        yield printable(f"{name:<20}  registration {pinned.registration}  key {pinned.key}", None)
+    if not pins:
+        yield "No other hospital is pinned yet. Next: wardround-site peers add FILE"

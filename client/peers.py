@@ -1,0 +1,217 @@
+"""The other sites that this one knows by their keys, and what it says to the roster of a plan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from common.credentials import check_public_line, fingerprint, write_secret
+from common.files import write_atomically
+from common.wire.roster import names_with_one_key, roster_fingerprint
+
+if TYPE_CHECKING:
+    from client.policy import Limits
+    from common.wire.invitation import Registration
+    from common.wire.signing import Plan
+
+FILE_NAME = "peers.json"
+UNKNOWN_PEER = "unknown_peer"
+_SITE_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What this site knows of another one."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    signing_key: str
+    """Public key that its answers are signed with, OpenSSH form."""
+    registration: str
+    """SHA256:… of its registration, which people compared by telephone."""
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of `signing_key`, as it stands in a plan's roster."""
+        return fingerprint(self.signing_key)
+
+
+_PINS: TypeAdapter[dict[str, Pin]] = TypeAdapter(dict[str, Pin])
+
+
+class Peers(Mapping[str, str]):
+    """The pinned sites: name, and fingerprint of the key that signs the site's answers.
+
+    The file is read again whenever it has changed, so that a new pin holds at once, also in a
+    running `join`.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Args: file: it need not be there yet."""
+        self.file = file
+        self._read: tuple[object, dict[str, Pin]] = (None, {})
+
+    @classmethod
+    def open(cls, state: Path) -> Peers:
+        """The pins in a site's state folder."""
+        return cls(state / FILE_NAME)
+
+    def pins(self) -> dict[str, Pin]:
+        """All pins by name, in order of name.
+
+        Raises:
+            ValueError: the file is not what this program wrote.
+            OSError: it cannot be read.
+        """
+        try:
+            found = self.file.stat()
+        except FileNotFoundError:
+            return {}
+        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if stamp != self._read[0]:
+            self._read = (stamp, self._parsed(self.file.read_bytes()))
+        return dict(self._read[1])
+
+    def _parsed(self, content: bytes) -> dict[str, Pin]:
+        try:
+            pins = _PINS.validate_json(content)
+            for pin in pins.values():
+                check_public_line(pin.signing_key, "signing")
+        except (ValidationError, ValueError):
+            raise ValueError(
+                f"'{self.file}' is not what this program wrote. Move it away, and add each hospital "
+                "again: wardround-site peers add FILE"
+            ) from None
+        return dict(sorted(pins.items()))
+
+    def pinned(self, name: str) -> str | None:
+        """Fingerprint of the key of the site with this name; None if it is not pinned."""
+        return self.get(name)
+
+    def __getitem__(self, name: str) -> str:
+        return self.pins()[name].key
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pins())
+
+    def __len__(self) -> int:
+        return len(self.pins())
+
+    def add(self, name: str, registration: Registration, registered: str) -> Pin:
+        """Pin the key in another hospital's registration; people have compared its fingerprint.
+
+        Args:
+            name: the site's name in rosters.
+            registered: fingerprint of the registration.
+
+        Raises:
+            ValueError: the name cannot be one, it has another key already, or the key has another
+                name.
+            OSError: it cannot be written.
+        """
+        if not _SITE_NAME.fullmatch(name):
+            raise ValueError(
+                f"--name is '{name}'; a site's name has 1 to 64 small letters, digits, _ and -. "
+                "Take the name that stands in the plan."
+            )
+        pins = self.pins()
+        pin = Pin(check_public_line(registration.signing_key, "signing"), registered)
+        if name in pins and pins[name].key != pin.key:
+            raise ValueError(
+                f"{name} is pinned with another key ({pins[name].key}). Ask that hospital by "
+                "telephone why its key has changed; if it has, first: "
+                f"wardround-site peers remove {name}"
+            )
+        others = [other for other, known in pins.items() if known.key == pin.key and other != name]
+        if others:
+            raise ValueError(
+                f"this key is pinned as {others[0]}, and one key is one site. If {name} is its right "
+                f"name, first: wardround-site peers remove {others[0]}"
+            )
+        self._write(pins | {name: pin})
+        return pin
+
+    def remove(self, name: str) -> None:
+        """Forget a pin.
+
+        Raises:
+            ValueError: no site of this name is pinned.
+            OSError: it cannot be written.
+        """
+        pins = self.pins()
+        if name not in pins:
+            known = ", ".join(pins) or "nobody"
+            raise ValueError(f"NAME is '{name}', which is not pinned. Pinned here: {known}.")
+        del pins[name]
+        self._write(pins)
+
+    def _write(self, pins: Mapping[str, Pin]) -> None:
+        content = _PINS.dump_json(dict(sorted(pins.items())), indent=2)
+        self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(self.file, lambda part: write_secret(part, content))
+
+
+def roster_refusals(plan: Plan, limits: Limits) -> Iterator[tuple[str, str, str]]:
+    """Why a plan's roster is refused: a code of `REFUSALS`, the setting that is meant, and words.
+
+    The setting is empty if none is meant.
+    """
+    roster, policy = plan.sites, limits.policy
+    if len(roster) > policy.max_sites:
+        yield (
+            "policy",
+            "num_clients",
+            f"{len(roster)} sites stand in it; policy.max_sites is {policy.max_sites}",
+        )
+    if unreadable := [name for name in roster if not _SITE_NAME.fullmatch(name)]:
+        yield "policy", "", f"it names a site {unreadable[0]!r}, which cannot be a site's name"
+    if twins := names_with_one_key(roster):
+        yield "policy", "", f"{' and '.join(twins)} have one key, and would be counted twice"
+    for name in _with_another_key(plan, limits):
+        yield (
+            UNKNOWN_PEER,
+            "",
+            f"{name} has another key ({roster[name]}) than the one pinned here "
+            f"({limits.peers[name]}). Ask that hospital by telephone which is right",
+        )
+    for name in _not_pinned(plan, limits) if policy.require_peers else ():
+        yield (
+            UNKNOWN_PEER,
+            "",
+            f"{name} is not pinned here, and policy.require_peers is true. "
+            "Next: wardround-site peers add FILE",
+        )
+
+
+def roster_in_words(plan: Plan, limits: Limits) -> Iterator[str]:
+    """The lines about a roster that people see before they decide."""
+    yield f"  roster   {roster_fingerprint(plan.sites)}"
+    yield "           COMPARE it with the other hospitals by telephone: all must see the same"
+    another = _with_another_key(plan, limits)
+    missing = _not_pinned(plan, limits)
+    pinned = sorted(set(_others(plan, limits)) - set(another) - set(missing))
+    for words, names in (
+        ("pinned here with this key", pinned),
+        ("not pinned here", missing),
+        ("ANOTHER KEY than the one pinned here", another),
+    ):
+        if names:
+            yield f"           {words}: {', '.join(names)}"
+
+
+def _others(plan: Plan, limits: Limits) -> list[str]:
+    return sorted(name for name in plan.sites if name != limits.site)
+
+
+def _not_pinned(plan: Plan, limits: Limits) -> list[str]:
+    return [name for name in _others(plan, limits) if name not in limits.peers]
+
+
+def _with_another_key(plan: Plan, limits: Limits) -> list[str]:
+    others = [name for name in _others(plan, limits) if name in limits.peers]
+    return [name for name in others if limits.peers[name] != plan.sites[name]]

@@ -1,0 +1,122 @@
+"""Writes requirements/*.txt: every package with its version and the SHA-256 of each of its files.
+
+    python -m release.requirements      (or: make requirements)
+
+Versions come from constraints.txt, hashes from the package index, both through `uv pip compile`;
+the version of uv stands in constraints.txt too. The files are for Linux on x86_64 and aarch64 and
+every supported Python.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "requirements"
+CONSTRAINTS = ROOT / "constraints.txt"
+PROJECT = ROOT / "pyproject.toml"
+PYTHONS = ("3.11", "3.12", "3.13")
+MACHINES = ("x86_64", "aarch64")
+SBOM = ("cyclonedx-bom",)
+"""What `make sbom` installs in an environment of its own."""
+_SETUPTOOLS = "setuptools"
+"""Builds the one package that has no wheel, antlr4-python3-runtime."""
+_OF_TORCH = re.compile(r"(torch|triton|cuda-.*|nvidia-.*)")
+"""PyTorch, and what its ordinary Linux build alone needs: a build for CPUs does not."""
+_SECONDS = 600.0
+_HEAD = """\
+# {what}
+# Made by `make requirements`; do not change it by hand.
+"""
+_FILES = {
+    "build": "What builds wheels; it is installed before the others.",
+    "run": "What Wardround runs with, at sites and at the server, without PyTorch.",
+    "torch": "PyTorch as the package index has it, with what its Linux build needs.",
+    "demo": "Real texts and a real pre-trained encoder, as packages: the extra demo.",
+    "dev": "What else constraints.txt pins: the extras ray, launch and dev.",
+    "sbom": "What `make sbom` runs with, in an environment of its own.",
+}
+
+
+def main() -> None:
+    """Write all files. Raises subprocess.CalledProcessError if uv cannot resolve them."""
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))
+    needed = project["project"]["dependencies"]
+    extras = project["project"]["optional-dependencies"]
+    run = compiled(needed)
+    torch = {name: block for name, block in run.items() if _OF_TORCH.fullmatch(name)}
+    demo = without(compiled([*needed, *extras["demo"]]), run)
+    every = compiled([*needed, *(line for lines in extras.values() for line in lines)])
+    files = {
+        "build": compiled([*project["build-system"]["requires"], _SETUPTOOLS]),
+        "run": without(run, torch),
+        "torch": torch,
+        "demo": demo,
+        "dev": without(every, run | demo),
+        "sbom": compiled(SBOM),
+    }
+    FOLDER.mkdir(exist_ok=True)
+    for name, blocks in files.items():
+        text = _HEAD.format(what=_FILES[name]) + "".join(blocks.values())
+        (FOLDER / f"{name}.txt").write_text(text, encoding="ascii")
+
+
+def compiled(lines: Iterable[str]) -> dict[str, str]:
+    """Every package that these requirements need on a supported machine: its lines, by name."""
+    done = subprocess.run(
+        [
+            *(Path(sys.executable).with_name("uv"), "pip", "compile", "--no-config", "--quiet"),
+            *("--universal", "--python-version", PYTHONS[0], "--generate-hashes"),
+            *("--no-header", "--no-annotate", "--constraints", CONSTRAINTS, "-"),
+        ],
+        input="\n".join(lines),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=_SECONDS,
+    )
+    blocks = re.findall(r"^\S.*(?:\n +.*)*\n", done.stdout, re.MULTILINE)
+    found = {canonicalize_name(requirement_of(block).name): block for block in blocks}
+    return {name: block for name, block in found.items() if is_for_linux(requirement_of(block).marker)}
+
+
+def requirement_of(block: str) -> Requirement:
+    """The first line of a package's block, without its hashes."""
+    return Requirement(block.splitlines()[0].rstrip("\\ "))
+
+
+def is_for_linux(marker: Marker | None) -> bool:
+    """Whether a package is installed on a supported machine with a supported Python."""
+    if marker is None:
+        return True
+    return any(marker.evaluate(_linux(python, machine)) for python in PYTHONS for machine in MACHINES)
+
+
+def _linux(python: str, machine: str) -> dict[str, str]:
+    """What markers ask about such a machine."""
+    return {
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "os_name": "posix",
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "platform_machine": machine,
+    }
+
+
+def without(blocks: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
+    """Those of the packages that are not among the others."""
+    return {name: block for name, block in blocks.items() if name not in others}
+
+
+if __name__ == "__main__":
+    main()

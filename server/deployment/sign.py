@@ -1,0 +1,134 @@
+"""Signs a request of the server's machine, on the machine that has the coordinator's key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from common.credentials import certificate_of, check_public_line, fingerprint, public_line
+from common.files import write_atomically, write_json
+from common.settings import Settings
+from common.wire.invitation import Invitation
+from common.wire.roster import names_with_one_key, roster_fingerprint
+from common.wire.signing import (
+    INVITATION,
+    PLAN,
+    RUN,
+    NotAuthentic,
+    Plan,
+    RunStatement,
+    is_signed,
+    open_plan,
+    payload_digest,
+    read_envelope,
+    read_statement,
+    unsigned,
+    with_signatures,
+)
+from common.words import printable, printable_day
+from server.deployment.signing_key import read_signing_key
+from server.deployment.signing_request import read_request
+
+_INVITATION: TypeAdapter[Invitation] = TypeAdapter(Invitation)
+
+
+def sign_request(
+    file: Path, key: Path, out: Path, agree: Callable[[Sequence[str]], None], *, shows_all: bool = False
+) -> None:
+    """Sign what a request asks for, once a person has agreed to it.
+
+    Args:
+        key: the coordinator's private key.
+        out: where the signed envelopes go. An invitation becomes the file for the site.
+        agree: takes what is signed, a line each, and raises if that is not wanted.
+        shows_all: every setting of the plan is among the lines.
+
+    Raises:
+        ValueError: it is no request, cannot be good, or is for another key.
+        OSError: `out` cannot be written.
+    """
+    request, signer = read_request(file), read_signing_key(key)
+    line = public_line(signer)
+    try:
+        if "invitation" in request:
+            words = list(_invitation_in_words(request["invitation"], line))
+        else:
+            words = list(_run_in_words(request, line, shows_all))
+    except (NotAuthentic, TypeError, KeyError, AttributeError):
+        raise ValueError(f"'{file}' is damaged, or was made by another version. Ask for it again.") from None
+    except ValueError as error:
+        raise ValueError(f"'{file}' cannot be signed: {error}") from None
+    agree([printable(text, None) for text in words])
+    signed = {name: with_signatures(envelope, signer) for name, envelope in request.items()}
+    if "invitation" in signed:
+        text = signed["invitation"] + "\n"
+        write_atomically(out, lambda part: part.write_text(text, encoding="ascii"))
+    else:
+        write_json(out, signed)
+
+
+def _run_in_words(request: Mapping[str, str], signer: str, shows_all: bool) -> Iterator[str]:
+    """What is signed for a run. Raises NotAuthentic or ValueError if it cannot be good."""
+    plan = read_statement(Plan, read_envelope(request["plan"], PLAN)[0])
+    run = read_statement(RunStatement, read_envelope(request["run"], RUN)[0])
+    _check_written_whole(request["plan"], PLAN, plan)
+    _check_written_whole(request["run"], RUN, run)
+    plan_digest = payload_digest(request["plan"])
+    run_key = fingerprint(check_public_line(run.key, "signing"))
+    settings = Settings.from_json(json.dumps(plan.settings))
+    if run.plan != plan_digest:
+        raise ValueError("its run belongs to another plan.")
+    if twins := names_with_one_key(plan.sites):
+        raise ValueError(f"{' and '.join(twins)} have one key, and would be counted twice.")
+    if is_signed(request["plan"]):
+        open_plan(request["plan"], signer)
+        yield f"Plan {plan_digest[:12]}, which you have signed before; nothing in it has changed"
+    else:
+        yield f"Plan {plan_digest[:12]}, which is new"
+    train, model = settings.train, settings.model
+    yield f"  SHA-256  {plan_digest}"
+    yield f"  follows  {f'plan {plan.parent[:12]}' if plan.parent else 'no other plan'}"
+    yield f"  model    {model.name}{f'@{model.revision}' if model.revision else ''}"
+    yield f"  labels   {', '.join(settings.data.label_names or ())}"
+    yield f"  rounds   {settings.num_rounds}, each {train.local_epochs} times over each site's texts"
+    yield f"  by       {train.optimizer}, step size {train.learning_rate:g}"
+    yield f"  batches  of {train.batch_size} texts"
+    yield f"  sites    {len(plan.sites)}: {', '.join(sorted(plan.sites))}"
+    yield f"  roster   {roster_fingerprint(plan.sites)}"
+    yield f"  good     from {printable_day(plan.not_before)} to {printable_day(plan.not_after)}"
+    if shows_all:
+        yield from (f"  {key} = {value}" for key, value in settings.flat().items())
+        yield from (f"  {name} signs with {key}" for name, key in sorted(plan.sites.items()))
+    first, last = printable_day(run.not_before), printable_day(run.not_after)
+    yield f"Run's key {run_key}"
+    yield f"  it may ask questions of this plan from {first} to {last}"
+
+
+def _invitation_in_words(envelope: str, signer: str) -> Iterator[str]:
+    """What is signed for a site. Raises NotAuthentic or ValueError if it cannot be good."""
+    payload, _ = read_envelope(envelope, INVITATION)
+    try:
+        invitation = _INVITATION.validate_json(payload)
+        authority = certificate_of(invitation.ca.encode()).fingerprint
+    except ValueError:
+        raise NotAuthentic("damaged") from None
+    _check_written_whole(envelope, INVITATION, invitation)
+    if check_public_line(invitation.signing_key, "signing") != signer:
+        raise ValueError("it tells the site to trust another key than this one.")
+    yield f"Invitation of {invitation.site}"
+    yield f"  dials      {invitation.address}"
+    yield f"  trusts     the authority SHA-256 {authority}"
+    yield f"  and        the signing key {fingerprint(signer)}"
+    yield f"  labels     {', '.join(invitation.labels) or 'not agreed on yet'}"
+
+
+def _check_written_whole(envelope: str, payload_type: str, shown: object) -> None:
+    """Raise NotAuthentic unless an envelope holds what is shown of it, byte for byte, and no more.
+
+    JSON can name a key twice, and two readers can take two different ones.
+    """
+    if payload_digest(envelope) != payload_digest(unsigned(payload_type, shown)):
+        raise NotAuthentic("damaged")

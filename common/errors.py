@@ -87,8 +87,12 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of what an error says, or its kind where it says nothing.
+
+    It may repeat what stood in a file, so that nothing in it moves a terminal's cursor.
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
 def _explained(error: Exception) -> str:

@@ -18,10 +18,12 @@ from common.errors import first_line
 from common.model_files import (
     FETCHED,
     NOT_READ,
+    TOKENIZER_CONFIG,
     TOKENIZER_FILES,
     WEIGHTS,
     ModelFiles,
     check_folder,
+    read_json,
     read_model_files,
 )
 from common.settings import ModelSettings, Settings
@@ -36,6 +38,11 @@ _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Of every call of `from_pretrained`."""
 _SAFE_WEIGHTS: dict[str, Any] = _SAFE | {"use_safetensors": True}
 """Of those that read weights: the other form is read by an unpickler."""
+# Keys of tokenizer_config.json whose value never counts: transformers puts the folder's own files there.
+_OVERRULED = {
+    *("tokenizer_file", "tokenizer_config_file", "special_tokens_map_file"),
+    *("added_tokens_file", "chat_template_file"),
+}
 # What transformers and its libraries raise for files that are none, or not of the kind they should be.
 _FAULTS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError, ImportError)
 
@@ -120,19 +127,22 @@ def empty_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
 
 def _check_sources(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that was read from other files than those a model's hash is made of."""
+    step = "Take a model with a tokenizer.json."
     names = getattr(type(tokenizer), "vocab_files_names", None)
     if names is None:
-        raise ValueError(
-            f"'{folder}' has a tokenizer of a kind that is not known here ({type(tokenizer).__name__}). "
-            "Take a model with a tokenizer.json."
-        )
+        kind = type(tokenizer).__name__
+        raise ValueError(f"'{folder}' has a tokenizer of a kind that is not known here ({kind}). {step}")
     found = {name for name in names.values() if name and (folder / name).is_file()}
     odd = sorted(found - TOKENIZER_FILES - NOT_READ)
     if odd:
-        raise ValueError(
-            f"'{folder}' has a tokenizer that reads {odd[0]}, a file that is not known here. Take a model "
-            "with a tokenizer.json."
-        )
+        raise ValueError(f"'{folder}' has a tokenizer that reads {odd[0]}, which is not known here. {step}")
+    for key, value in read_json(folder / TOKENIZER_CONFIG).items():
+        names_a_file = key.endswith("_file") or key in ("init_inputs", "tokenizer_object")
+        if value and names_a_file and key not in _OVERRULED | names.keys():
+            raise ValueError(
+                f"'{folder / TOKENIZER_CONFIG}' holds the key {key!r}, so that the tokenizer can be read "
+                f"from another file. Take the key out. {step}"
+            )
 
 
 @contextmanager

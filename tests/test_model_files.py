@@ -198,8 +198,29 @@ def test_a_tokenizer_that_reads_other_files_is_refused(tiny_model: Path, tmp_pat
         (folder / name).write_text(json.dumps({word: number for number, word in enumerate(words)}))
     change_json(folder / "config.json", model_type="roc_bert")
     change_json(folder / "tokenizer_config.json", tokenizer_class="RoCBertTokenizer")
-    with pytest.raises(ValueError, match=r"word_pronunciation\.json, a file that is not known here"):
+    with pytest.raises(ValueError, match=r"reads word_pronunciation\.json.*with a tokenizer\.json"):
         read_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("gguf_file", "other.gguf"), ("spm_file", "other.model"), ("init_inputs", ["other.txt"])],
+)
+def test_a_key_that_names_another_file_is_refused(
+    key: str, value: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_model, tmp_path / "model")
+    change_json(folder / "tokenizer_config.json", **{key: value})
+    with pytest.raises(ValueError, match=f"the key '{key}'|cannot be loaded"):
+        read_tokenizer(folder)
+
+
+def test_a_key_that_older_versions_left_is_none_of_these(tiny_model: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_model, tmp_path / "model")
+    left = {"special_tokens_map_file": "/root/.cache/map.json", "tokenizer_file": "/root/tokenizer.json"}
+    change_json(folder / "tokenizer_config.json", **left, vocab_file="/root/vocab.txt", init_inputs=[])
+    text = "the goal"
+    assert read_tokenizer(folder)(text)["input_ids"] == read_tokenizer(tiny_model)(text)["input_ids"]
 
 
 def test_json_that_is_none_is_refused_in_words(tiny_model: Path, tmp_path: Path) -> None:

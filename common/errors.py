@@ -89,10 +89,14 @@ def nearest(word: str, names: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its kind where it says nothing.
 
-    It may repeat what stood in a file, so that nothing in it moves a terminal's cursor.
+    It may repeat what somebody else wrote into a file: see `for_terminal`.
     """
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return "".join(letter if letter.isprintable() else " " for letter in line)
+    return for_terminal((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def for_terminal(text: str) -> str:
+    """A text that somebody else wrote, without signs that move a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _explained(error: Exception) -> str:

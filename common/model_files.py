@@ -1,8 +1,8 @@
-"""The files of a model folder: which of them decide what it computes, their hashes, what is refused.
+"""The files of a model folder: which decide what it computes, their hashes, what is refused.
 
-transformers reads more from a folder than weights. It can run Python files that `auto_map` names, add the
-adapter of an `adapter_config.json`, and follow keys of `config.json` to other files. So this file holds a
-closed list of files that may be read. What could add others is refused, in words.
+transformers reads more from a folder than weights. It can run Python files that `auto_map` names, add
+the adapter of an `adapter_config.json`, and follow keys of `config.json` to other files. So there is a
+closed list of files that may be read. If a folder could add others, it is refused, in words.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ TOKENIZER_FILES = frozenset(
     )
 )
 """Files that a tokenizer may be read from, as far as they are there."""
-NOT_READ = frozenset(("chat_template.jinja",))
-"""A tokenizer reads it, but no classifier uses it."""
-FETCHED = (CONFIG, WEIGHTS, INDEX, "model-?????-of-?????.safetensors", ADAPTER, *sorted(TOKENIZER_FILES))
-"""What is fetched from a hub, as patterns: files that are read, and one that is refused where it exists."""
+FETCHED = (
+    *(CONFIG, WEIGHTS, INDEX, "model-?????-of-?????.safetensors", *sorted(TOKENIZER_FILES)),
+    ADAPTER,
+)
+"""Patterns of what is fetched from a hub: files that are read, and one that gets a model refused."""
 FILES_PREFIX, WEIGHTS_PREFIX = "files:", "sha256:"
 """In front of the hash of all files, and of the hash of the one file of weights."""
 
@@ -62,7 +63,7 @@ class ModelFiles:
         return {name: file_sha256(self.folder / name) for name in self.names}
 
     def digest(self) -> str:
-        """One SHA-256 for all files: of a line `<SHA-256>  <name>` for each, as `sha256sum` prints them.
+        """One SHA-256 for all files: that of their lines `<SHA-256>  <name>`, as `sha256sum` prints them.
 
         Raises:
             OSError: a file cannot be read.
@@ -70,7 +71,7 @@ class ModelFiles:
         return digest_of(self.hashes())
 
     def weights_digest(self) -> str | None:
-        """SHA-256 of `model.safetensors`; None where the weights lie in several files. Raises OSError."""
+        """SHA-256 of `model.safetensors`; None if the weights lie in several files. Raises OSError."""
         return file_sha256(self.folder / WEIGHTS) if WEIGHTS in self.names else None
 
     def weights(self) -> tuple[str, ...]:
@@ -88,7 +89,7 @@ def read_model_files(folder: Path) -> ModelFiles:
     """The files that decide, of a folder that may be loaded.
 
     Raises:
-        ValueError: the folder holds no whole model, or something that is refused; names the next step.
+        ValueError: the folder holds no whole model, or is refused; names the next step.
         OSError: a file cannot be read.
     """
     check_folder(folder)
@@ -170,7 +171,7 @@ def _check_key(folder: Path, name: str, key: str, value: Any) -> None:
 
 
 def _check_code(folder: Path, name: str) -> None:
-    """Refuse `auto_map` beside Python files: nobody could tell from outside which of them would be run."""
+    """Refuse `auto_map` beside Python files, whether transformers needs them or not."""
     python = sorted(path.name for path in folder.glob("*.py"))
     if python:
         raise ValueError(
@@ -200,9 +201,7 @@ def _weights(folder: Path) -> set[str]:
     if (folder / WEIGHTS).is_file():
         return {WEIGHTS}
     if not (folder / INDEX).is_file():
-        raise ValueError(
-            f"'{folder}' lacks {WEIGHTS}. Give the whole folder of a model whose weights are safetensors."
-        )
+        raise ValueError(f"'{folder}' lacks {WEIGHTS}. Give the whole folder of a model with {WEIGHTS}.")
     shards = read_json(folder / INDEX).get("weight_map")
     names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
     odd = sorted(name for name in names if not _SHARD.fullmatch(name))

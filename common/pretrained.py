@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from common.errors import first_line
 from common.model_files import (
     FETCHED,
-    NOT_READ,
     TOKENIZER_CONFIG,
     TOKENIZER_FILES,
     WEIGHTS,
@@ -38,13 +37,16 @@ _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Of every call of `from_pretrained`."""
 _SAFE_WEIGHTS: dict[str, Any] = _SAFE | {"use_safetensors": True}
 """Of those that read weights: the other form is read by an unpickler."""
-# Keys of tokenizer_config.json whose value never counts: transformers puts the folder's own files there.
+# Keys of tokenizer_config.json that never count: transformers puts the folder's own files there.
 _OVERRULED = {
     *("tokenizer_file", "tokenizer_config_file", "special_tokens_map_file"),
     *("added_tokens_file", "chat_template_file"),
 }
-# What transformers and its libraries raise for files that are none, or not of the kind they should be.
-_FAULTS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError, ImportError)
+# What transformers and its libraries raise for files that are missing or not as they should be.
+_FAULTS = (
+    *(OSError, ValueError, KeyError, RuntimeError),
+    *(TypeError, AttributeError, IndexError, ImportError),
+)
 
 
 def settings_of_model(folder: Path) -> Settings | None:
@@ -131,17 +133,17 @@ def _check_sources(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     names = getattr(type(tokenizer), "vocab_files_names", None)
     if names is None:
         kind = type(tokenizer).__name__
-        raise ValueError(f"'{folder}' has a tokenizer of a kind that is not known here ({kind}). {step}")
+        raise ValueError(f"'{folder}' has a tokenizer of an unknown kind ({kind}). {step}")
     found = {name for name in names.values() if name and (folder / name).is_file()}
-    odd = sorted(found - TOKENIZER_FILES - NOT_READ)
+    odd = sorted(found - TOKENIZER_FILES)
     if odd:
-        raise ValueError(f"'{folder}' has a tokenizer that reads {odd[0]}, which is not known here. {step}")
+        raise ValueError(f"'{folder}' has a tokenizer that reads {odd[0]}, an unknown file. {step}")
     for key, value in read_json(folder / TOKENIZER_CONFIG).items():
         names_a_file = key.endswith("_file") or key in ("init_inputs", "tokenizer_object")
         if value and names_a_file and key not in _OVERRULED | names.keys():
             raise ValueError(
-                f"'{folder / TOKENIZER_CONFIG}' holds the key {key!r}, so that the tokenizer can be read "
-                f"from another file. Take the key out. {step}"
+                f"'{folder / TOKENIZER_CONFIG}' holds the key {key!r}, so that the tokenizer can be "
+                f"read from another file. Take the key out. {step}"
             )
 
 
@@ -154,8 +156,8 @@ def _explained(folder: Path) -> Iterator[None]:
         yield
     except (*_FAULTS, SafetensorError) as error:
         raise ValueError(
-            f"'{folder}' holds a model that cannot be loaded ({first_line(error)}). Give the folder of a "
-            "finished run, or one written by save_pretrained with its tokenizer."
+            f"'{folder}' holds a model that cannot be loaded ({first_line(error)}). Give the folder of "
+            "a finished run, or one written by save_pretrained with its tokenizer."
         ) from None
 
 
@@ -212,7 +214,9 @@ def files_of(settings: ModelSettings) -> ModelFiles:
 
 
 def model_digest(settings: ModelSettings) -> str:
-    """One SHA-256, hexadecimal, for all files that decide what the model computes (`ModelFiles.digest`).
+    """One SHA-256, hexadecimal, for all files that decide what the model computes.
+
+    It is `ModelFiles.digest`.
 
     A file is read again only if it was written since, so that this is cheap for each message.
 
@@ -240,8 +244,8 @@ def weights_file(settings: ModelSettings) -> Path:
     files = files_of(settings)
     if WEIGHTS not in files.names:
         raise ValueError(
-            f"model.name is '{settings.name}', whose weights lie in several files, so that no hash of one "
-            f"file stands for them. Name the hash of all files: {files.digest()}"
+            f"model.name is '{settings.name}', whose weights lie in several files, so that no hash of "
+            f"one file stands for them. Name the hash of all files: {files.digest()}"
         )
     return files.folder / WEIGHTS
 
@@ -289,8 +293,8 @@ def _reached(settings: ModelSettings) -> Path:
         return _fetched(settings.name, settings.revision)
     except (OSError, ValueError, HTTPError) as error:
         raise ValueError(
-            f"model.name is '{settings.name}': it could not be loaded ({first_line(error)}). If the hub "
-            "is out of reach, copy the model's folder here (config.json, model.safetensors, tokenizer "
+            f"model.name is '{settings.name}': it could not be loaded ({first_line(error)}). If the "
+            "hub is out of reach, copy the model's folder here (config.json, model.safetensors, tokenizer "
             "files) and set model.name=<that folder>; a name must be a hub id or a folder with "
             "config.json."
         ) from None
@@ -298,9 +302,9 @@ def _reached(settings: ModelSettings) -> Path:
 
 @lru_cache(maxsize=8)
 def _fetched(name: str, revision: str | None) -> Path:
-    """The folder in the hub's cache that holds one revision; only files that may be read are fetched.
+    """The folder in the hub's cache that holds one revision; it fetches only files that may be read.
 
-    It is asked for once in a process: what is hashed is then what is loaded, also when the hub changes.
+    It asks once in a process: what is hashed is then what is loaded, also if the hub changes.
     """
     from httpx import HTTPError
     from huggingface_hub import snapshot_download
@@ -317,15 +321,14 @@ def _fetched(name: str, revision: str | None) -> Path:
 
 
 def in_cache(name: str, revision: str | None = None) -> Path | None:
-    """The folder of a hub model that was fetched before; None where there is none. Fetches nothing."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
+    """The folder of a hub model that was fetched before; None if there is none. Fetches nothing."""
+    from huggingface_hub import errors, snapshot_download
 
     try:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except IncompleteSnapshotError as error:
+    except errors.IncompleteSnapshotError as error:
         return Path(error.snapshot_path)
-    except (LocalEntryNotFoundError, HFValidationError):
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
 
 

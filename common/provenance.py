@@ -1,7 +1,7 @@
-"""Where a released model comes from: `provenance.json` beside it, and whether the folder is what that says.
+"""Where a released model comes from: `provenance.json`, and whether the folder is what that says.
 
-The file holds two envelopes of `common/wire/signing.py`: `run`, in which the coordinator's key speaks for the
-run's key, and `statement`, a `Provenance` that the run's key has signed.
+The file holds two envelopes of `common/wire/signing.py`: `run`, in which the coordinator's key speaks
+for the run's key, and `statement`, a `Provenance` that the run's key has signed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from common.errors import for_terminal
 from common.files import file_sha256
 from common.model_files import read_model_files
-from common.wire.messages import printable
 from common.wire.signing import MODEL, RUN, NotAuthentic, RunStatement, open_envelope, read_statement
 
 FILE_NAME = "provenance.json"
@@ -31,11 +31,11 @@ _AGAIN = (
 
 
 class Unproven(Exception):
-    """A folder is not what its provenance says, or says too little. The text says why, for a person."""
+    """A folder is not what its provenance says, or that says too little. The text says why."""
 
     def __init__(self, words: str) -> None:
-        """Args: words: may repeat what stood in a foreign file; nothing in it moves a terminal's cursor."""
-        super().__init__(printable(words, None))
+        """Args: words: may repeat a foreign file; here they lose what would move a cursor."""
+        super().__init__(for_terminal(words))
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Provenance:
     round: int = 0
     """After which it is the model; 0 in version 1."""
     files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of every file in the folder but this one, by its path from there; empty in version 1."""
+    """SHA-256 of every file in the folder but this one, by path from there; empty in version 1."""
     tensors_as_trained: bool = True
-    """Whether the tensors in the files hash to `model_sha256`: not where adapters were merged into them."""
+    """Whether the tensors in the files hash to `model_sha256`; false if adapters were merged."""
 
 
 _PROVENANCE = TypeAdapter(Provenance)
@@ -86,7 +86,7 @@ def folder_hashes(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Claim:
-    """What `provenance.json` in a folder says of the folder; each check gives words, or raises Unproven."""
+    """What `provenance.json` says of its folder; each check gives words, or raises Unproven."""
 
     folder: Path
     coordinator: str | None
@@ -101,7 +101,7 @@ class Claim:
                 raise Unproven(f"{FILE_NAME} is larger than {_MOST_BYTES // 2**20} MiB")
             content = json.loads(path.read_text(encoding="ascii"))
         except FileNotFoundError:
-            raise Unproven(f"there is no {FILE_NAME}: nobody says where this model comes from") from None
+            raise Unproven(f"there is no {FILE_NAME}: nobody says where the model is from") from None
         except (OSError, ValueError, RecursionError) as error:
             raise Unproven(f"{FILE_NAME} cannot be read ({type(error).__name__})") from None
         if not isinstance(content, dict) or set(content) != {"run", "statement"}:
@@ -132,7 +132,8 @@ class Claim:
         try:
             payload = open_envelope(self.envelopes["statement"], MODEL, [self.run.key])
         except NotAuthentic as error:
-            raise Unproven(f"the statement is not signed with the run's key ({error.reason})") from None
+            reason = error.reason
+            raise Unproven(f"the statement is not signed with the run's key ({reason})") from None
         try:
             found = _PROVENANCE.validate_json(payload)
         except (ValidationError, RecursionError):
@@ -156,10 +157,12 @@ class Claim:
         """Every file of the folder is as it was signed, and there is no other."""
         claimed = self.provenance.files
         if self.provenance.version == 1:
-            raise Unproven(f"version 1 names no files: tokenizer and configuration are not proved. {_AGAIN}")
+            unproved = "tokenizer and configuration are not proved"
+            raise Unproven(f"version 1 names no files: {unproved}. {_AGAIN}")
         found = folder_hashes(self.folder)
+        both = found.keys() & claimed.keys()
         odd = {
-            "changed": sorted(name for name in found if name in claimed and found[name] != claimed[name]),
+            "changed": sorted(name for name in both if found[name] != claimed[name]),
             "missing": sorted(claimed.keys() - found.keys()),
             "not named there": sorted(found.keys() - claimed.keys()),
         }
@@ -175,7 +178,7 @@ class Claim:
         from common.model.flat import files_sha256
 
         if not self.provenance.tensors_as_trained:
-            return "not compared: adapters were merged into the weights; the files are what is proved"
+            return "not compared, for adapters were merged into the weights: the files prove them"
         try:
             files = read_model_files(self.folder)
             found = files_sha256([self.folder / name for name in files.weights()])

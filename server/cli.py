@@ -193,7 +193,7 @@ def predict(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda ...")] = "auto",
     key: Annotated[
         Path | None,
-        typer.Option("--key", metavar="FILE", help="The coordinator's public signing key, coordinator.pub."),
+        typer.Option("--key", metavar="FILE", help="The coordinator's public signing key."),
     ] = None,
 ) -> None:
     """Label texts with a trained model.
@@ -203,8 +203,8 @@ def predict(
       wardround predict ./my-model --file letters.csv --column body > labelled.csv
       wardround predict model --key coordinator.pub --file letters.csv > labelled.csv
 
-    A model with a provenance.json must hold the files that it names. A text that a spreadsheet would run as
-    a formula gets a ' in front. No code of a model folder is run.
+    A folder with a provenance.json must hold the files that it names. A text that a spreadsheet would
+    run as a formula gets a ' in front. No code of a model folder is run.
     """
     from server.predict import predict as run
 

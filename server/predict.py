@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from common.credentials import check_public_line
 from common.data.read import csv_rows, require_file
 from common.data.texts import cut_words
-from common.errors import first_line, nearest
+from common.errors import first_line, for_terminal, nearest
 from common.model.blend import is_blended, load_blended
 from common.model.mixture import GATE, load_mixture
 from common.pretrained import read_classifier, read_tokenizer, settings_of_model
@@ -47,8 +47,8 @@ def predict(
         say: is told what could not be checked of that.
 
     Raises:
-        ValueError: no trained classifier in the folder, or one that is not what its `provenance.json` says;
-            no texts, or a file that is broken, not UTF-8 or without that column.
+        ValueError: no trained classifier in the folder, or one that is not what its `provenance.json`
+            says; no texts, or a file that is broken, not UTF-8 or without that column.
     """
     location = _model_folder(folder)
     wanted = [*texts, *(_read_column(file, column) if file else ())]
@@ -68,7 +68,8 @@ def _rows(
     wanted: Sequence[str], tokenizer: Any, model: Any, settings: Settings | None, device: torch.device
 ) -> Iterator[list[str]]:
     """The header, then a row for each text."""
-    labels = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
+    config = model.config
+    labels = [for_terminal(str(config.id2label[number])) for number in range(config.num_labels)]
     yield ["text", "label", *labels]
     max_length = settings.train.max_length if settings else min(tokenizer.model_max_length, 512)
     max_words = settings.data.max_words if settings else None
@@ -102,7 +103,7 @@ def check_provenance(location: Path, key: Path | None, say: Callable[[str], None
     claim = Claim(location, trusted)
     try:
         if claim.provenance.version == 1:
-            say(f"'{location}' names no files in {PROVENANCE} (version 1): its files were not checked.")
+            say(f"'{location}' has a {PROVENANCE} of version 1, which names no files: not checked.")
         else:
             claim.check_files()
     except Unproven as error:
@@ -112,8 +113,8 @@ def check_provenance(location: Path, key: Path | None, say: Callable[[str], None
         ) from None
     if trusted is None:
         say(
-            f"'{location}' holds the files that its {PROVENANCE} names; who signed that was not checked, for "
-            "want of the coordinator's key (--key coordinator.pub)."
+            f"Who signed the {PROVENANCE} of '{location}' was not checked, for want of the "
+            "coordinator's key (--key coordinator.pub)."
         )
 
 

@@ -60,13 +60,13 @@ def test_numbers_stay_numbers() -> None:
 def test_predict_writes_no_formula(learned_run: tuple[list[str], Said], tmp_path: Path) -> None:
     """Neither of a text, nor of a label that a model's folder names."""
     folder = copy_of(run_dir_of(learned_run[0]) / "model", tmp_path / "model")
-    labels = {"0": "health", "1": "=1+1", "2": "sport"}
+    labels = {"0": "health", "1": "=1+1", "2": "\x1b[2Jsport"}
     change_json(folder / "config.json", id2label=labels, label2id={v: int(k) for k, v in labels.items()})
     texts = [LINK, "  @bank loan", "bank loan", "-"]
     said = wardround("predict", str(folder), *(word for text in texts for word in ("--text", text)))
     assert said.code == 0, said.err
     header, *rows = csv.reader(said.out.splitlines(keepends=True))
-    assert header == ["text", "label", "health", "'=1+1", "sport"]
+    assert header == ["text", "label", "health", "'=1+1", " [2Jsport"]
     assert [row[0] for row in rows] == [f"'{LINK}", "'  @bank loan", "bank loan", "'-"]
     assert rows[2][1] == "'=1+1"
     for row in rows:

@@ -347,9 +347,10 @@ def _refused(named: str, error: ValueError) -> Finding:
 
 def _hashes(files: ModelFiles) -> str:
     """The two hashes of a model, as `policy.models` names them."""
-    weights, named = files.weights_digest(), ", ".join(files.names)
-    of_weights = "its weights lie in several files" if weights is None else f"{WEIGHTS_PREFIX}{weights}"
-    return f";\nweights alone: {of_weights};\nall files:     {FILES_PREFIX}{files.digest()} ({named})"
+    weights = files.weights_digest()
+    alone = "they lie in several files" if weights is None else f"{WEIGHTS_PREFIX}{weights}"
+    names = ", ".join(files.names)
+    return f";\nweights alone: {alone};\nall files:     {FILES_PREFIX}{files.digest()} ({names})"
 
 
 def _if_safe(said: str, suffix: str) -> Finding:

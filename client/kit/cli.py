@@ -295,8 +295,8 @@ def verify_model(model: Released, site: Site = Path("site.yaml")) -> None:
     Example:
       wardround-site verify-model --model model
 
-    One line for each check, the verdict last: who signed, the plan and its sites, this site's own updates
-    against its ledger, every file. Exit code: 0 verified, 1 not, 2 bad input.
+    It prints one line for each check, the verdict last: who signed, the plan and its sites, this site's
+    own updates against its ledger, every file. Exit code: 0 verified, 1 not, 2 bad input.
     """
     from client.kit.verify import is_verified, verdict
     from client.kit.verify import verify_model as run

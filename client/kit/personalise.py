@@ -20,8 +20,8 @@ def personalise(
 ) -> PersonalRecord:
     """Make this site's personal models, and fill `out` with the chosen one and what each of them does.
 
-    Nothing is sent. Read are the site's file of texts, its pre-trained model, `model`, and what proves it:
-    the site's plans and its ledger.
+    Nothing is sent. It reads the site's file of texts, its pre-trained model, `model`, and what proves
+    that: the site's plans and its ledger.
 
     Args:
         asked: keys of `personalisation`, and `validation_fraction`; None leaves one to the run's settings.

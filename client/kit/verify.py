@@ -14,10 +14,11 @@ from client.kit.plans import STATES
 from client.plans import SHORT, Known, Plans
 from client.site_file import SiteFile, signing_keys
 from common.credentials import fingerprint, public_line
+from common.errors import for_terminal
 from common.ledger import FILE_NAME as LEDGER
 from common.ledger import read_ledger
 from common.provenance import Claim, Unproven
-from common.wire.messages import TRAIN, printable
+from common.wire.messages import TRAIN
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Check:
     words: str
 
     def in_words(self) -> str:
-        """One line for a person."""
-        return f"{self.state:<4}{self.name:<11}{self.words}"
+        """One line for a person; it may repeat names that somebody else gave."""
+        return for_terminal(f"{self.state:<4}{self.name:<11}{self.words}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class _Subject:
         digest = self.claim.provenance.plan
         known = Plans(self.site, self.claim.coordinator).get(digest)
         if known is None:
-            raise Unproven(f"this site was not told of plan {digest[:SHORT]}, or an older key signed it")
+            short = digest[:SHORT]
+            raise Unproven(f"this site was not told of plan {short}, or an older key signed it")
         return known
 
 
@@ -85,12 +87,18 @@ def _sites(on: _Subject) -> str:
 def _updates(on: _Subject) -> str:
     """Each update of this site that is named left this site, as its ledger says."""
     found, known = on.claim.provenance, on.known
-    last = min(found.round, known.settings.num_rounds) if found.version > 1 else known.settings.num_rounds
+    most = known.settings.num_rounds
+    last = min(found.round or most, most)  # version 1 does not tell the round
     places = [(number, name) for number, name, _ in found.updates]
-    strange = [f"round {number} of {name}" for number, name in places if name not in known.plan.sites]
-    strange += [f"round {number} of {name}" for number, name in places if not 0 < number <= last]
-    if strange or len(set(places)) < len(places):
-        raise Unproven(f"updates are named that the plan does not have ({', '.join(strange) or 'twice'})")
+    strange = [
+        f"round {number} of {name}"
+        for number, name in places
+        if name not in known.plan.sites or not 0 < number <= last
+    ]
+    if strange:
+        raise Unproven(f"updates are named that the plan does not have ({', '.join(strange)})")
+    if len(set(places)) < len(places):
+        raise Unproven("an update is named twice")
     own = {(number, answer) for number, name, answer in found.updates if name == on.site.name}
     left = _left(on.site, found.plan)
     unknown = sorted(number for number, answer in own if (number, answer) not in left)
@@ -101,19 +109,21 @@ def _updates(on: _Subject) -> str:
         )
     if not left:
         raise Unproven("no update left this site for this plan: it was not executed here")
-    return f"{len(own)} of this site are in it, of {len(left)} that its ledger says left for this plan"
+    told = f"of {len(left)} that its ledger says left for this plan"
+    return f"{len(own)} of this site are in it, {told}"
 
 
 def _left(site: SiteFile, plan: str) -> set[tuple[int, str]]:
-    """Round, and hash of the signed answer, of every update that the ledger says left for a plan."""
+    """Round and hash of the signed answer of every update that the ledger says left for a plan."""
     try:
         entries = read_ledger(site.state / LEDGER).values()
     except ValueError as error:
         raise Unproven(f"the ledger cannot be read: {error}") from None
+    wanted = ("leaves", TRAIN, plan, "left")
     return {
         (before.round, entry.statement)
         for before, entry in pairwise(entries)
-        if (before.what, before.kind, before.plan) == ("leaves", TRAIN, plan) and entry.what == "left"
+        if (before.what, before.kind, before.plan, entry.what) == wanted
     }
 
 
@@ -130,7 +140,7 @@ CHECKS: dict[str, Callable[[_Subject], str]] = {
     for check in (_run, _statement, _plan, _sites, _updates, _files, _tensors)
 }
 """In the order in which a fault explains the next one."""
-# Without the signatures nothing is known, and without the plan neither who took part nor in how many rounds.
+# Without the signatures nothing is known; without the plan neither the sites nor the rounds are.
 _NEEDED = {"run": tuple(CHECKS)[1:], "statement": tuple(CHECKS)[2:], "plan": ("sites", "updates")}
 
 
@@ -142,7 +152,7 @@ def verify_model(site: SiteFile, folder: Path) -> list[Check]:
         OSError: a file cannot be read.
     """
     if not folder.is_dir():
-        raise ValueError(f"--model is '{folder}', which is no folder. Give the folder `model` of a run.")
+        raise ValueError(f"--model is '{folder}', which is no folder. Give a run's folder `model`.")
     own, coordinator = signing_keys(site)
     subject = _Subject(site, Claim(folder, coordinator), fingerprint(public_line(own)))
     return list(_checks(subject))
@@ -168,20 +178,25 @@ def is_verified(checks: list[Check]) -> bool:
 
 def verdict(folder: Path, checks: list[Check]) -> str:
     """The last line for a person."""
-    named = printable(str(folder), None)
+    named = for_terminal(str(folder))
     if is_verified(checks):
         return f"verified: '{named}' is what an approved plan of this site made"
     failed = ", ".join(check.name for check in checks if check.state == "no")
-    return f"NOT verified: '{named}' is not proved to be what an approved plan of this site made ({failed})"
+    words = "is not proved to be what an approved plan of this site made"
+    return f"NOT verified: '{named}' {words} ({failed})"
 
 
 def require_verified(site: SiteFile, folder: Path) -> None:
-    """Raise ValueError, with the next step, where a folder is not verified; else as `verify_model`."""
+    """Refuse a folder that is not verified.
+
+    Raises:
+        ValueError: names the first check that says no, and the next step; or as `verify_model` does.
+    """
     checks = verify_model(site, folder)
     first = next((check for check in checks if check.state == "no"), None)
     if first is not None:
         raise ValueError(
-            f"--model is '{folder}', which is not proved to be what an approved plan of this site made: "
-            f"{first.name}: {first.words}. Look: wardround-site verify-model --model '{folder}'. To take it "
-            "all the same: --unverified"
+            f"--model is '{folder}', which is not proved to be what an approved plan of this site "
+            f"made: {first.name}: {first.words}. Look: wardround-site verify-model --model "
+            f"'{folder}'. To take it all the same: --unverified"
         )

@@ -154,7 +154,7 @@ def model_sha256(layout: Layout, flat: Tensor) -> str:
 def files_sha256(paths: Sequence[Path]) -> str:
     """What `model_sha256` is for a model that was saved whole, from its files of weights alone.
 
-    A model with frozen tensors, as adapters leave them, has another one: they are merged when it is saved.
+    A model with adapters has another one: they are merged into the weights when it is saved.
 
     Raises:
         OSError, SafetensorError: a file cannot be read, or is damaged.

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from common.errors import DIVERGED
+from common.errors import DIVERGED, for_terminal
 from common.model.counts import Counts
 from common.settings import Settings, known_keys
 from common.wire.arrays import Payload, from_record, to_record
@@ -144,7 +144,7 @@ class Card:
 
 def printable(text: str, most: int | None = _LONGEST_WORDS) -> str:
     """What somebody else wrote, for terminals, logs and files: no control characters, `most` letters."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:most])
+    return for_terminal(text[:most])
 
 
 class Refused(Exception):

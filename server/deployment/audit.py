@@ -55,7 +55,7 @@ class AnswerBook:
 
 
 def provenance_of(run: RunFolder, plan: str, sites: Mapping[str, str], kept: RoundRecord) -> Provenance:
-    """What a run's folder tells of the model after the round `kept`; the model's files are not in it yet.
+    """What a run's folder tells of the model after the round `kept`; its files are not in it yet.
 
     Args:
         plan: its SHA-256.

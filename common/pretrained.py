@@ -21,6 +21,7 @@ from common.model_files import (
     TOKENIZER_FILES,
     WEIGHTS,
     ModelFiles,
+    NotLoaded,
     check_folder,
     read_json,
     read_model_files,
@@ -62,12 +63,12 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder.
 
     Raises:
-        ValueError: the folder is refused (`check_folder`), or holds no tokenizer; names the next step.
+        NotLoaded: the folder is refused (`check_folder`), or holds no tokenizer.
     """
     from transformers import AutoTokenizer
 
     check_folder(folder)
-    with quietly(), _explained(folder):
+    with quietly(), explained(folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), **_SAFE)
     _check_sources(folder, tokenizer)
     return tokenizer
@@ -84,13 +85,13 @@ def read_classifier(folder: Path, **more: Any) -> tuple[PreTrainedModel, dict[st
         `mismatched_keys` (those they hold in another shape).
 
     Raises:
-        ValueError: the folder is refused (`read_model_files`), or holds no such model.
+        NotLoaded: the folder is refused (`read_model_files`), or holds no such model.
     """
     from transformers import AutoModelForSequenceClassification
 
     read_model_files(folder)
     asked = {"attn_implementation": None} | more | _SAFE_WEIGHTS
-    with quietly(), _explained(folder):
+    with quietly(), explained(folder):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             str(folder), output_loading_info=True, **asked
         )
@@ -98,11 +99,11 @@ def read_classifier(folder: Path, **more: Any) -> tuple[PreTrainedModel, dict[st
 
 
 def read_encoder(folder: Path) -> PreTrainedModel:
-    """The encoder of a model folder, without a head. Raises ValueError as `read_classifier` does."""
+    """The encoder of a model folder, without a head. Raises NotLoaded as `read_classifier` does."""
     from transformers import AutoModel
 
     read_model_files(folder)
-    with quietly(), _explained(folder):
+    with quietly(), explained(folder):
         model: PreTrainedModel = AutoModel.from_pretrained(str(folder), **_SAFE_WEIGHTS)
     return model
 
@@ -115,13 +116,13 @@ def empty_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
         config: content of a `config.json`, with its `model_type`.
 
     Raises:
-        ValueError: transformers knows no such model, or the folder is refused.
+        NotLoaded: transformers knows no such model, or the folder is refused.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     check_folder(folder)
     facts = {key: value for key, value in config.items() if key not in ("model_type", "auto_map")}
-    with quietly(), _explained(folder):
+    with quietly(), explained(folder):
         made = AutoConfig.for_model(config["model_type"], **facts)
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(made, trust_remote_code=False)
     return model
@@ -133,29 +134,31 @@ def _check_sources(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     names = getattr(type(tokenizer), "vocab_files_names", None)
     if names is None:
         kind = type(tokenizer).__name__
-        raise ValueError(f"'{folder}' has a tokenizer of an unknown kind ({kind}). {step}")
+        raise NotLoaded(f"'{folder}' has a tokenizer of an unknown kind ({kind}). {step}")
     found = {name for name in names.values() if name and (folder / name).is_file()}
     odd = sorted(found - TOKENIZER_FILES)
     if odd:
-        raise ValueError(f"'{folder}' has a tokenizer that reads {odd[0]}, an unknown file. {step}")
+        raise NotLoaded(f"'{folder}' has a tokenizer that reads {odd[0]}, an unknown file. {step}")
     for key, value in read_json(folder / TOKENIZER_CONFIG).items():
         names_a_file = key.endswith("_file") or key in ("init_inputs", "tokenizer_object")
         if value and names_a_file and key not in _OVERRULED | names.keys():
-            raise ValueError(
+            raise NotLoaded(
                 f"'{folder / TOKENIZER_CONFIG}' holds the key {key!r}, so that the tokenizer can be "
                 f"read from another file. Take the key out. {step}"
             )
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Turn what transformers raises for a folder into one ValueError with a next step."""
+def explained(folder: Path) -> Iterator[None]:
+    """Turn what libraries raise for a model folder into NotLoaded, with a next step."""
     from safetensors import SafetensorError
 
     try:
         yield
+    except NotLoaded:
+        raise
     except (*_FAULTS, SafetensorError) as error:
-        raise ValueError(
+        raise NotLoaded(
             f"'{folder}' holds a model that cannot be loaded ({first_line(error)}). Give the folder of "
             "a finished run, or one written by save_pretrained with its tokenizer."
         ) from None

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from safetensors import SafetensorError
 
 from common.credentials import check_public_line
 from common.data.read import csv_rows, require_file
@@ -15,7 +14,7 @@ from common.data.texts import cut_words
 from common.errors import first_line, for_terminal, nearest
 from common.model.blend import is_blended, load_blended
 from common.model.mixture import GATE, load_mixture
-from common.pretrained import read_classifier, read_tokenizer, settings_of_model
+from common.pretrained import explained, read_classifier, read_tokenizer, settings_of_model
 from common.provenance import FILE_NAME as PROVENANCE
 from common.provenance import Claim, Unproven
 from common.runtime import resolve_device
@@ -144,16 +143,11 @@ def load_classifier(location: Path, device: torch.device) -> tuple[Any, Any]:
         ValueError: weights are missing, most of all the head's, or damaged; the folder brings code, or
             weights from elsewhere.
     """
-    try:
+    with explained(location):
         if (location / GATE).exists():
             return load_mixture(location, device)
         if is_blended(location):
             return read_tokenizer(location), load_blended(location).to(device)
-    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"'{location}' holds a model that cannot be loaded ({first_line(error)}). Give the folder of a "
-            "finished run, or one written by save_pretrained with its tokenizer."
-        ) from None
     tokenizer = read_tokenizer(location)
     model: Any
     model, info = read_classifier(location)

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SType
 
 from common.model.flat import Layout, flatten_model
+from common.pretrained import read_classifier
 from common.wire.arrays import to_record
 from common.wire.messages import unpack_update
 from server.rounds.clients import Member
@@ -78,10 +79,8 @@ class FakeReply:
 
 def build(model: Path) -> Any:
     """The classifier in that folder."""
-    from transformers import AutoModelForSequenceClassification, logging
-
-    logging.set_verbosity_error()
-    return AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
+    built, _ = read_classifier(model, num_labels=2)
+    return built
 
 
 def global_tensors(model: Path) -> tuple[Layout, torch.Tensor]:

@@ -16,6 +16,7 @@ from benchmarks.inputs import LABELS
 from common.data.tokens import TokenisedTexts
 from common.model.state import open_model
 from common.model.train import Place, train_epochs
+from common.pretrained import read_classifier, read_tokenizer
 from server.compose import compose
 
 BATCH, LONGEST = 32, 128
@@ -103,8 +104,6 @@ def hugging_face(job: Job) -> Speed:
             "not installed: accelerate, which the Hugging Face Trainer needs; its rows are empty."
         )
     from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
         DataCollatorWithPadding,
         PrinterCallback,
         Trainer,
@@ -114,8 +113,9 @@ def hugging_face(job: Job) -> Speed:
 
     logging.set_verbosity_error()
     torch.set_num_threads(job.threads)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(job.model, num_labels=len(LABELS))
-    collator = DataCollatorWithPadding(AutoTokenizer.from_pretrained(job.model))
+    model: Any
+    model, _ = read_classifier(job.model, num_labels=len(LABELS))
+    collator = DataCollatorWithPadding(read_tokenizer(job.model))
     rows = [
         {"input_ids": ids.tolist(), "attention_mask": [1] * len(ids), "labels": int(label)}
         for ids, label in zip(job.texts(), job.labels(), strict=True)

@@ -93,8 +93,11 @@ def _in_quotes(name: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of what an error says, or its kind if it says nothing.
+
+    It may repeat what somebody else wrote into a file, so that no sign in it moves a cursor.
+    """
+    return cleaned((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def _explained(error: Exception) -> str:

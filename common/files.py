@@ -1,14 +1,16 @@
-"""Writes that are whole or not there."""
+"""Writes that are whole or not there, and hashes of files."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,6 +61,24 @@ def named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     except SafetensorError as error:  # safetensors has its own error for a full disk
         raise OSError(errno.EIO, str(error), str(path)) from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal; it is read again only if it was written since.
+
+    Raises:
+        OSError: it cannot be read; names `path`.
+    """
+    with named(path):
+        found = path.stat()
+        stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return _sha256_of(path, stamp)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of(path: Path, stamp: tuple[int, ...]) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

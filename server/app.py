@@ -21,7 +21,7 @@ from common.settings import Settings
 from server.cohort import Cohort
 from server.diagnostics.updates import Head
 from server.display import display
-from server.model_folder import Certify, save_model
+from server.model_folder import Certifier, save_model
 from server.rounds.callbacks import Best, Callback, Checkpoints, History
 from server.rounds.clients import Clients, GridClients, RunFailed
 from server.rounds.evaluation import Evaluation
@@ -49,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
 
         settings, clients, sites = open_ticket(ticket_name, grid)
         try:
-            conduct(clients, settings, sites, clients.certify)
+            conduct(clients, settings, sites, clients)
         finally:
             clients.close()
         return
@@ -72,14 +72,14 @@ def conduct(
     clients: Clients,
     settings: Settings,
     sites: Mapping[str, int | None] | None = None,
-    certify: Certify | None = None,
+    certifier: Certifier | None = None,
 ) -> None:
     """One run, from wherever its folder stands to its end.
 
     Args:
         sites: the most examples each registered site may claim (None for no bound) by name; None or empty in
             a simulation.
-        certify: signs which answers the model is made of; None where nothing is signed.
+        certifier: signs which answers the model is made of; None where nothing is signed.
 
     Raises:
         ValueError: bad input; nothing was written then. RunFailed: the run could not be finished.
@@ -108,7 +108,7 @@ def conduct(
         tensors, reason = _train(clients, cohort, folder, settings, model_state, evaluation)
         best = folder.load_best()
         model_state.load(tensors if best is None else tensors_to_flat(model_state.layout, best.tensors))
-        save_model(folder, settings, model_state.classifier, certify)
+        save_model(folder, settings, model_state.classifier, certifier)
         folder.write_status("finished", reason)
 
 

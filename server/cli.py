@@ -234,16 +234,24 @@ def predict(
         str, typer.Option("--column", help="The column of --file that holds the text.")
     ] = "text",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda ...")] = "auto",
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", metavar="FILE", help="The coordinator's public signing key."),
+    ] = None,
 ) -> None:
     """Label texts with a trained model.
 
     Examples:
       wardround predict outputs/minilm-bbc_news-k4-s0 --text "The match ended two all."
       wardround predict ./my-model --file letters.csv --column body > labelled.csv
+      wardround predict model --key coordinator.pub --file letters.csv > labelled.csv
+
+    A folder with a provenance.json must hold the files that it names. A text that a spreadsheet would
+    run as a formula gets a ' in front. No code of a model folder is run.
     """
     from server.predict import predict as run
 
-    run(model, text or [], file, column, device, sys.stdout)
+    run(model, text or [], file, column, device, sys.stdout, key=key, say=_say)
 
 
 def main() -> None:

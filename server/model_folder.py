@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from common.files import write_atomically
 from common.model.adapters import merged_tensors, save_adapter
 from common.model.blend import save_blended
 from common.model.build import Classifier
+from common.model.flat import files_sha256
+from common.model_files import read_model_files
 from common.pretrained import RUN_SETTINGS, quietly
+from common.provenance import FILE_NAME as PROVENANCE
+from common.provenance import Provenance, folder_hashes
 from common.settings import Settings
 from server.record import RoundRecord, best_of
 from server.run_folder import RunFolder
 
-PROVENANCE = "provenance.json"
 ADAPTER = "adapter"
-Certify = Callable[[RunFolder, RoundRecord], dict[str, str]]
-"""From a run's folder and the round of its model to signed envelopes that say whose updates are in it."""
+
+
+class Certifier(Protocol):
+    """Says under its signature where a model comes from."""
+
+    def provenance_of(self, run: RunFolder, kept: RoundRecord) -> Provenance:
+        """Whose updates are in the model after the round `kept`; the files are not in it yet.
+
+        Raises:
+            ValueError: the answers in the run's folder are not what was written.
+        """
+
+    def sign_provenance(self, provenance: Provenance) -> dict[str, str]:
+        """What `provenance.json` holds: signed envelopes by name."""
 
 
 def save_model(
-    folder: RunFolder, settings: Settings, classifier: Classifier, certify: Certify | None = None
+    folder: RunFolder, settings: Settings, classifier: Classifier, certifier: Certifier | None = None
 ) -> None:
     """Write `model/`: weights, config with label names, tokenizer, settings, card, whose updates it is of.
 
@@ -32,7 +46,7 @@ def save_model(
     """
     history = folder.history()
     kept = best_of(history) or history[-1]
-    signed = certify(folder, kept) if certify else {}
+    provenance = certifier.provenance_of(folder, kept) if certifier else None
     label_names = tuple((classifier.model.config.id2label or {}).values())
     # The labels are in the order of the model's outputs, whether they were declared or found.
     told = replace(settings, data=replace(settings.data, label_names=label_names)).without_places()
@@ -48,13 +62,21 @@ def save_model(
                 classifier.model.save_pretrained(part)
             classifier.tokenizer.save_pretrained(part)
         (part / "README.md").write_text(
-            _card(kept, history[-1].round, settings, classifier, signed), encoding="utf-8"
+            _card(kept, history[-1].round, settings, classifier, provenance), encoding="utf-8"
         )
         (part / RUN_SETTINGS).write_text(told.to_json() + "\n", encoding="utf-8")
-        if signed:
+        if certifier is not None and provenance is not None:
+            signed = certifier.sign_provenance(_with_files(provenance, part))
             (part / PROVENANCE).write_text(json.dumps(signed, indent=2), encoding="ascii")
 
     write_atomically(folder.path / "model", write)
+
+
+def _with_files(provenance: Provenance, part: Path) -> Provenance:
+    """What a model comes from, with the hashes of the files that were written; all but its own."""
+    weights = [part / name for name in read_model_files(part).weights()]
+    as_trained = files_sha256(weights) == provenance.model_sha256
+    return replace(provenance, files=folder_hashes(part), tensors_as_trained=as_trained)
 
 
 def _save_adapted(classifier: Classifier, settings: Settings, part: Path) -> None:
@@ -67,7 +89,11 @@ def _save_adapted(classifier: Classifier, settings: Settings, part: Path) -> Non
 
 
 def _card(
-    kept: RoundRecord, last_round: int, settings: Settings, classifier: Classifier, signed: Mapping[str, str]
+    kept: RoundRecord,
+    last_round: int,
+    settings: Settings,
+    classifier: Classifier,
+    provenance: Provenance | None,
 ) -> str:
     assert kept.test is not None, "a run ends with a model that was measured"
     labels = ", ".join(f"`{name}`" for name in (classifier.model.config.id2label or {}).values())
@@ -93,7 +119,7 @@ tags: [federated-learning, wardround]
 learning rate {train.learning_rate:g} |
 {_trained(settings)}| text length | cut to {train.max_length} tokens |
 | SHA-256 of the shared tensors | `{kept.model_sha256}` |
-{_provenance(signed)}
+{_provenance(provenance)}
 Use: {_use(settings)}. The licence of the base model and the terms of the data apply.
 """
 
@@ -128,13 +154,12 @@ def _choice(kept: RoundRecord, last_round: int) -> str:
     return f", the best of {last_round} on the validation part ({found:.4f} on {num_examples} examples)"
 
 
-def _provenance(signed: Mapping[str, str]) -> str:
-    """Rows of the card that say what `PROVENANCE` holds; empty where nothing was signed."""
-    if not signed:
+def _provenance(found: Provenance | None) -> str:
+    """Rows of the card that say what `PROVENANCE` holds; empty where nothing is signed."""
+    if found is None:
         return ""
-    told = json.loads(base64.b64decode(json.loads(signed["statement"])["payload"]))
-    sites = ", ".join(f"{name} (`{key}`)" for name, key in told["sites"].items())
-    return f"""| plan | `{told["plan"]}` |
+    sites = ", ".join(f"{name} (`{key}`)" for name, key in found.sites.items())
+    return f"""| plan | `{found.plan}` |
 | sites, and fingerprints of their keys | {sites} |
-| updates in it | {len(told["updates"])}, each with the hash of the site's signed answer in `{PROVENANCE}` |
+| updates in it | {len(found.updates)}, each with the hash of the site's signed answer in `{PROVENANCE}` |
 """

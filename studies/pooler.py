@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from common.data.texts import read_texts
 from common.files import write_atomically
-from common.pretrained import load_tokenizer, loading, locate, quietly
+from common.pretrained import load_encoder, load_tokenizer, quietly
 from common.runtime import numpy_stream, prepare
 from common.settings import Settings
 from server.compose import compose
@@ -161,12 +161,9 @@ def make_shuffled(settings: Settings, model: Path | None, out: Path) -> None:
 
 
 def _open_encoder(settings: Settings) -> tuple[Any, Any]:
-    from transformers import AutoModel
-
     prepare(settings)
     tokenizer = load_tokenizer(settings.model)
-    with loading(settings.model):
-        encoder = AutoModel.from_pretrained(locate(settings.model), use_safetensors=True).eval()
+    encoder = load_encoder(settings.model).eval()
     if getattr(encoder, "pooler", None) is None:
         raise ValueError(f"model.name is '{settings.model.name}', which has no pooler.")
     return encoder, tokenizer

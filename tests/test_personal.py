@@ -299,7 +299,9 @@ def test_the_site_makes_the_models_of_the_simulation(
         test_fraction=0.4,
         opt_out_column="keep_out",
     )
-    own = personalise(load_site_file(file), run / "model", tmp_path / "own", {"name": method})
+    own = personalise(
+        load_site_file(file), run / "model", tmp_path / "own", {"name": method}, unverified=True
+    )
     assert own.model_sha256 == record.model_sha256
     assert own.sites == [record.sites[1]]
     assert own.sites[0].chosen != "global"  # or there is nothing to compare
@@ -423,16 +425,22 @@ def test_the_site_is_told_what_is_missing(
         write_site(tmp_path, "beta", site_files / "beta.csv", model=tiny_model, test_fraction=0.4)
     )
     with pytest.raises(ValueError, match=r"no validation part .* --validation-fraction 0\.5"):
-        personalise(site, model, tmp_path / "out", {})
+        personalise(site, model, tmp_path / "out", {}, unverified=True)
     with pytest.raises(ValueError, match=r"personalisation\.learning_rate is -1"):
-        personalise(site, model, tmp_path / "out", {"validation_fraction": 0.5, "learning_rate": -1.0})
+        personalise(
+            site,
+            model,
+            tmp_path / "out",
+            {"validation_fraction": 0.5, "learning_rate": -1.0},
+            unverified=True,
+        )
     with pytest.raises(ValueError, match=r"holds no wardround\.json\. Give the folder `model`"):
-        personalise(site, tiny_model, tmp_path / "out", {})
+        personalise(site, tiny_model, tmp_path / "out", {}, unverified=True)
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="which is there already"):
         personalise(site, model, tmp_path / "there", {})
     asked = {"validation_fraction": 0.5, "name": "mixture", "epochs": 1}
-    record = personalise(site, model, tmp_path / "out", asked)
+    record = personalise(site, model, tmp_path / "out", asked, unverified=True)
     assert PersonalRecord.read(tmp_path / "out") == record
     assert set(record.sites[0].candidates) == {"global", "mixture"}
 
@@ -444,7 +452,7 @@ def test_personalise_as_an_engineer_types_it(
     simulate(settings)
     write_site(tmp_path, "beta", site_files / "beta.csv", model=tiny_model, test_fraction=0.4)
     words = ("personalise", "--site", "beta.yaml", "--model", f"{settings.run_dir}/model", "--out", "own")
-    said = site_command(*words, "--method", "mixture", "--epochs", "1", folder=tmp_path)
+    said = site_command(*words, "--unverified", "--method", "mixture", "--epochs", "1", folder=tmp_path)
     assert said.returncode == 0, said.stderr
     record = PersonalRecord.read(tmp_path / "own")
     assert record is not None

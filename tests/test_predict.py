@@ -148,8 +148,15 @@ def test_a_damaged_mixture_is_named(run: Path, tmp_path: Path, part: str) -> Non
     assert "holds a model that cannot be loaded" in said.err
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "pickled"])
-def test_model_without_weights(run: Path, tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("gone", "lacks model.safetensors"),
+        ("cut", "holds a model that cannot be loaded"),
+        ("pickled", "Ask for the model with model.safetensors"),
+    ],
+)
+def test_model_without_weights(run: Path, tmp_path: Path, damage: str, words: str) -> None:
     shutil.copytree(run / "model", tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     if damage == "cut":
@@ -160,7 +167,7 @@ def test_model_without_weights(run: Path, tmp_path: Path, damage: str) -> None:
         torch.save({}, tmp_path / "model" / "pytorch_model.bin")
     said = wardround("predict", str(tmp_path / "model"), "--text", "a")
     assert said.code == 2
-    assert "holds a model that cannot be loaded" in said.err
+    assert words in said.err
 
 
 def test_encoder_that_was_never_trained_to_label(tiny_model: Path) -> None:

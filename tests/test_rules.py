@@ -74,6 +74,43 @@ def test_no_text_becomes_code() -> None:
     assert {(name, path) for name, path in called if name in forbidden} == set()
 
 
+# Others than this program load models there: rivals in a benchmark, each from the folder that it was given.
+RIVALS = {
+    "benchmarks/contenders/nvflare_client.py",
+    "benchmarks/contenders/pfl_research.py",
+    "benchmarks/contenders/plain.py",
+    "benchmarks/stock/stock_quickstart/task.py",
+}
+LOADS = {"from_pretrained", "from_config", "pipeline", "torch.load", "torch.hub.load"}
+# Their CSV is what a run reads, word for word; a person opens none of it.
+INPUTS = {"benchmarks/hospitals.py", "benchmarks/inputs.py", "docker/init.py"}
+WRITES = {"csv.writer", "csv.DictWriter", "to_csv"}
+
+
+def callers(names: set[str]) -> set[str]:
+    """Files, of benchmarks and containers too, that call one of these, by its last or its whole name."""
+    more = [path for folder in ("benchmarks", "docker") for path in (ROOT / folder).rglob("*.py")]
+    trees = TREES | {
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in more
+    }
+    return {
+        path
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and {ast.unparse(node.func), ast.unparse(node.func).rpartition(".")[2]} & names
+    }
+
+
+def test_models_are_loaded_in_one_room() -> None:
+    """Nowhere else can a folder bring code, or other weights than those whose hash is known."""
+    assert callers(LOADS) == {"common/pretrained.py"} | RIVALS
+
+
+def test_csv_for_people_is_written_in_one_room() -> None:
+    assert callers(WRITES) == {"server/spreadsheet.py"} | INPUTS
+
+
 def public_without_docstring(path: str) -> list[str]:
     """Public functions, classes and methods of public classes that say nothing about themselves."""
     missing: list[str] = []

@@ -119,7 +119,7 @@ MODELS = [
         lambda folder: (folder / "model.safetensors").rename(folder / "adapter_model.safetensors"),
         "lacks model.safetensors",
     ),
-    Model("cut", lambda folder: (folder / "config.json").write_text('{"model_ty'), "cannot be read (JSON"),
+    Model("cut", lambda folder: (folder / "config.json").write_text('{"model_ty'), "cannot be read as JSON"),
     Model("other", lambda folder: (folder / "config.json").write_text("{}"), "without model_type"),
 ]
 
@@ -167,7 +167,7 @@ def test_weights_that_are_pickled(tmp_path: Path, tiny_texts: Path, tiny_model: 
     shutil.copytree(tiny_model, folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     found = look(make_site(tmp_path, 9092, tiny_texts, model=folder), "model")["model"]
-    assert (found.state, "pickled, which is not read here" in found.message) == ("problem", True)
+    assert (found.state, "as a pickle" in found.message) == ("problem", True)
     assert "model.safetensors" in found.next_step
 
 

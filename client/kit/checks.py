@@ -6,7 +6,6 @@ The checks of the data open no connection; a test runs them with sockets forbidd
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -31,6 +30,15 @@ from client.site_file import SiteFile, read_authority, signing_keys
 from common.credentials import NEW_KEYS, public_line, read_private_key
 from common.data.read import MissingColumn, Table, read_file
 from common.errors import nearest
+from common.model_files import (
+    ADAPTER,
+    CONFIG,
+    FILES_PREFIX,
+    WEIGHTS_PREFIX,
+    ModelFiles,
+    read_json,
+    read_model_files,
+)
 from common.runtime import available_memory
 from common.words import LONGEST_TEXT, cleaned, quoted, shown
 
@@ -277,12 +285,17 @@ def _model(on: Subject) -> Finding:
 
 
 def _hub_model(name: str, timeout_seconds: float) -> Finding:
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import HfApi
 
+    from common.pretrained import in_cache
+
+    cached = in_cache(name)
+    if cached is not None and (cached / CONFIG).is_file() and _weights(cached):
+        try:
+            return _ok(f"{name} is in this machine's cache{_hashes(read_model_files(cached))}")
+        except ValueError as error:
+            return _refused(f"--model: {name}", error)
     try:
-        files = ("config.json", "model.safetensors")
-        if all(isinstance(try_to_load_from_cache(name, file), str) for file in files):
-            return _ok(f"{name} is in this machine's cache")
         facts = HfApi().model_info(name, files_metadata=True, timeout=timeout_seconds)
     except Exception as error:  # the hub's client raises kinds of four libraries
         step = (
@@ -291,6 +304,9 @@ def _hub_model(name: str, timeout_seconds: float) -> Finding:
         said = f"--model: {name} is no folder here, not in the cache, and the hub does not give it"
         return _problem(f"{said} ({type(error).__name__})", step)
     sizes = {file.rfilename: file.size or 0 for file in facts.siblings or ()}
+    if ADAPTER in sizes:
+        step = "Ask the coordinator for a model in which the adapter is merged."
+        return _problem(f"--model: {name} holds {ADAPTER}, and adapters are not read here", step)
     for suffix in (".safetensors", ".bin"):
         weights = [size for file, size in sizes.items() if file.endswith(suffix)]
         if weights:
@@ -317,15 +333,29 @@ def _local_model(folder: Path, setting: str) -> Finding:
         step = "Copy the whole folder of the pre-trained model there."
         return _problem(f"{named} lacks {', '.join(missing)}", step)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        files = read_model_files(folder)
+        config = read_json(folder / CONFIG)
     except ValueError as error:
-        said = f"{named} has a config.json that cannot be read ({type(error).__name__})"
-        return _problem(said, "Copy it anew.")
-    if not isinstance(config, dict) or "model_type" not in config:
+        return _refused(named, error)
+    if "model_type" not in config:
         step = "Copy the folder of a pre-trained text model there, as save_pretrained writes it."
         return _problem(f"{named} has a config.json without model_type, so that it is no model's", step)
-    size = sum(file.stat().st_size for file in weights) / 1e6
-    return _if_safe(f"{folder} holds a model of {size:.0f} MB and its tokenizer", weights[0].suffix)
+    size = sum((folder / name).stat().st_size for name in files.weights()) / 1e6
+    return _ok(f"{folder} holds a model of {size:.0f} MB and its tokenizer{_hashes(files)}")
+
+
+def _refused(named: str, error: ValueError) -> Finding:
+    """Args: error: its last sentence is the next step."""
+    words, _, step = str(error).rpartition(". ")
+    return _problem(f"{named} is refused: {words}", step)
+
+
+def _hashes(files: ModelFiles) -> str:
+    """The two hashes of a model, as `policy.models` names them."""
+    weights = files.weights_digest()
+    alone = "they lie in several files" if weights is None else f"{WEIGHTS_PREFIX}{weights}"
+    names = ", ".join(files.names)
+    return f";\nweights alone: {alone};\nall files:     {FILES_PREFIX}{files.digest()} ({names})"
 
 
 def _if_safe(said: str, suffix: str) -> Finding:
@@ -599,18 +629,13 @@ def _tokenizer(on: Subject) -> PreTrainedTokenizerBase | None:
     name = on.site.model or on.options.model
     if name is None:
         return None
-    from transformers import AutoTokenizer
+    from common.pretrained import in_cache, read_tokenizer
 
-    from common.pretrained import quietly
-
+    folder = Path(name) if Path(name).is_dir() else in_cache(str(name))
     try:
-        with quietly():
-            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                str(name), local_files_only=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError):  # the finding `model` says why
+        return None if folder is None else read_tokenizer(folder)
+    except (OSError, ValueError):  # the finding `model` says why
         return None
-    return found
 
 
 def _policy(on: Subject) -> Finding:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say, the findings say in words
 app = new_app(
     "Take part in a federation with data that stays here: init, check, join, plans, approve, peers, trust, "
-    "ledger, personalise."
+    "ledger, verify-model, personalise."
 )
 
 
@@ -47,6 +47,9 @@ def _option(name: str, help: str, metavar: str | None = None, **more: Any) -> An
 
 
 Site = Annotated[Path, _option("--site", "The site file.", "FILE")]
+Released = Annotated[
+    Path, _option("--model", "The run's released model, as got from the coordinator.", "DIR")
+]
 PlanName = Annotated[str, typer.Argument(metavar="ID", help="As `plans` shows it; the beginning will do.")]
 SkipCheck = Annotated[list[str] | None, _option("--skip-check", "May be repeated.", "NAME")]
 
@@ -287,11 +290,30 @@ def revoke(plan: PlanName, site: Site = Path("site.yaml")) -> None:
     _decide(plan, site, "revoked", "")
 
 
+@command(app, "verify-model")
+def verify_model(model: Released, site: Site = Path("site.yaml")) -> None:
+    """Check that a released model is what an approved plan of this site made, file by file.
+
+    Example:
+      wardround-site verify-model --model model
+
+    It prints one line for each check, the verdict last: who signed, the plan and its sites, this site's
+    own updates against its ledger, every file. Exit code: 0 verified, 1 not, 2 bad input.
+    """
+    from client.kit.verify import is_verified, verdict
+    from client.kit.verify import verify_model as run
+    from client.site_file import load_site_file
+
+    checks = run(load_site_file(site), model)
+    for check in checks:
+        typer.echo(check.in_words())
+    typer.echo(verdict(model, checks))
+    raise typer.Exit(DONE if is_verified(checks) else FAILED)
+
+
 @command(app)
 def personalise(
-    model: Annotated[
-        Path, _option("--model", "The run's released model, as got from the coordinator.", "DIR")
-    ],
+    model: Released,
     out: Annotated[Path, _option("--out", "Where to write; it must not be there yet.", "DIR")],
     site: Site = Path("site.yaml"),
     method: Annotated[
@@ -302,6 +324,9 @@ def personalise(
     validation_fraction: Annotated[
         float | None, _option("--validation-fraction", "Of the held-out texts: what the choice goes by.")
     ] = None,
+    unverified: Annotated[
+        bool, _option("--unverified", "Take a model that `verify-model` does not verify.")
+    ] = False,
 ) -> None:
     """Make this site's own model of a released one, and choose by texts held out here. Nothing is sent.
 
@@ -310,6 +335,7 @@ def personalise(
       wardround-site personalise --model model --out own-model --method mixture --epochs 10
 
     DIR is then the chosen model, and personal.json in it what every one of them does (docs/personal.md).
+    The released model must be one that `verify-model` verifies.
     """
     from client.kit.personalise import in_words
     from client.kit.personalise import personalise as run
@@ -321,7 +347,7 @@ def personalise(
         "learning_rate": learning_rate,
         "validation_fraction": validation_fraction,
     }
-    record = run(load_site_file(site), model, out, asked)
+    record = run(load_site_file(site), model, out, asked, unverified=unverified)
     typer.echo(f"{in_words(record)}\nchosen: {record.sites[0].chosen}, in {out}")
 
 

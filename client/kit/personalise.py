@@ -5,27 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from client.kit.verify import require_verified
 from client.personal import Personaliser, texts_of
 from client.site import RealSite
 from client.site_file import SiteFile
+from common.model_files import check_folder
 from common.personal import HEADER, PersonalRecord
 from common.pretrained import RUN_SETTINGS, settings_of_model
 from common.settings import Settings
 
 
-def personalise(site: SiteFile, model: Path, out: Path, asked: Mapping[str, object]) -> PersonalRecord:
+def personalise(
+    site: SiteFile, model: Path, out: Path, asked: Mapping[str, object], *, unverified: bool = False
+) -> PersonalRecord:
     """Make this site's personal models, and fill `out` with the chosen one and what each of them does.
 
-    Nothing is sent, and nothing is read but the site's file of texts, its pre-trained model and `model`.
+    Nothing is sent. It reads the site's file of texts, its pre-trained model, `model`, and what proves
+    that: the site's plans and its ledger.
 
     Args:
         asked: keys of `personalisation`, and `validation_fraction`; None leaves one to the run's settings.
+        unverified: take `model` although nothing proves that an approved plan of this site made it.
 
     Raises:
-        ValueError: bad input; `out` is there already.
+        ValueError: bad input; `out` is there already; `model` is not verified.
     """
     if out.exists():
         raise ValueError(f"--out is '{out}', which is there already. Name another.")
+    check_folder(model)
+    if not unverified:
+        require_verified(site, model)
     real = RealSite(site)
     settings = real.localise(_settings(model, asked))
     own = texts_of(real.examples(settings), site.name)

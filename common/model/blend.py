@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from common.model_files import CONFIG, WEIGHTS, read_json
+from common.pretrained import empty_classifier
 from common.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -147,16 +149,16 @@ def save_blended(model: Any, settings: ModelSettings, folder: Path) -> None:
         "normalisation": settings.abu_normalisation,
         "base": config | {"architectures": None},
     }
-    (folder / "config.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(told, indent=2), encoding="utf-8")
     tensors = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
     }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def is_blended(folder: Path) -> bool:
     """Whether `save_blended` wrote it."""
-    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    told = read_json(folder / CONFIG)
     return bool(told.get("model_type") == MODEL_TYPE)
 
 
@@ -168,16 +170,13 @@ def load_blended(folder: Path) -> Any:
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    base = dict(told["base"])
-    config = AutoConfig.for_model(base.pop("model_type"), **base)
-    model = AutoModelForSequenceClassification.from_config(config)
+    told = read_json(folder / CONFIG)
+    model: Any = empty_classifier(folder, told["base"])
     where = ModelSettings("", "hub", str(folder), None, "own", "abu", told["where"], told["normalisation"])
     blend_activations(model, where)
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.load_state_dict(load_file(folder / WEIGHTS))
     except SafetensorError as error:
-        raise ValueError(f"'{folder / 'model.safetensors'}' is damaged: {error}") from None
+        raise ValueError(f"'{folder / WEIGHTS}' is damaged: {error}") from None
     return model.eval()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from common.model.blend import blend_activations
-from common.pretrained import load_tokenizer, loading, locate, quietly
+from common.pretrained import load_classifier, load_tokenizer
 from common.runtime import stream_seed
 from common.settings import ModelSettings
 
@@ -67,24 +67,16 @@ def build_classifier(
         ValueError: the model is not there, is out of reach, is no text classifier, or has an encoder that
             does not fit the head of `settings.head`.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    location = locate(settings)
     tokenizer = load_tokenizer(settings)
-    with loading(settings), quietly():
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            location,
-            revision=settings.revision,
-            num_labels=len(label_names),
-            id2label=dict(enumerate(label_names)),
-            label2id={name: number for number, name in enumerate(label_names)},
-            dtype="float32",
-            attn_implementation=attention,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
-            use_safetensors=True,  # the other form is read by an unpickler
-            output_loading_info=True,
-        )
+    model, info = load_classifier(
+        settings,
+        num_labels=len(label_names),
+        id2label=dict(enumerate(label_names)),
+        label2id={name: number for number, name in enumerate(label_names)},
+        dtype="float32",
+        attn_implementation=attention,
+        ignore_mismatched_sizes=True,
+    )
     if tokenizer.pad_token_id is not None:
         # Decoders look for the last token that is no padding, by this number alone.
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

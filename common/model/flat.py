@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod, sqrt
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -86,7 +88,7 @@ def flatten_model(
     base = ""
     if frozen:
         trained = {name for name, _ in model.named_parameters()} - frozen
-        base = _sha256({name: shared[name] for name in sorted(shared.keys() - trained)})
+        base = _sha256((name, shared[name]) for name in sorted(shared.keys() - trained))
         shared = {name: shared[name] for name in trained}
     layout = Layout.of({name: tuple(tensor.shape) for name, tensor in shared.items()}, base)
     flat = torch.zeros(layout.size, dtype=torch.float32, device=device)
@@ -150,12 +152,35 @@ def model_sha256(layout: Layout, flat: Tensor) -> str:
 
     Where they stand beside frozen ones, that base's SHA-256 comes first.
     """
-    return _sha256(layout.views(flat), layout.base)
+    return _sha256(layout.views(flat).items(), layout.base)
 
 
-def _sha256(tensors: Mapping[str, Tensor], first: str = "") -> str:
+def files_sha256(paths: Sequence[Path]) -> str:
+    """What `model_sha256` is for a model that was saved whole, from its files of weights alone.
+
+    A model with adapters has another one: they are merged into the weights when it is saved.
+
+    Raises:
+        OSError, SafetensorError: a file cannot be read, or is damaged.
+    """
+    from safetensors import safe_open
+
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+        place = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no mapping
+
+        def tensors() -> Iterator[tuple[str, Tensor]]:
+            for name in sorted(place):
+                tensor = place[name].get_tensor(name)
+                if tensor.is_floating_point():
+                    yield name, tensor
+
+        return _sha256(tensors())
+
+
+def _sha256(tensors: Iterable[tuple[str, Tensor]], first: str = "") -> str:
     digest = hashlib.sha256(first.encode())
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False).data)
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import log_softmax, logsigmoid
 
-from common.pretrained import quietly
+from common.pretrained import quietly, read_classifier, read_tokenizer
 from common.runtime import torch_stream
 
 if TYPE_CHECKING:
@@ -97,21 +97,19 @@ def load_mixture(
     """Tokenizer and mixture, ready to be asked; `model(**tokenizer(…)).logits.softmax(1)` is ŷ, (B, C).
 
     Raises:
-        OSError, ValueError: a part is missing or is no model.
+        OSError, ValueError: a part is missing, is no model, or is refused (`check_folder`).
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     folder = Path(folder)
-    with quietly():
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder / _LOCAL)
-        local, global_ = (
-            AutoModelForSequenceClassification.from_pretrained(
-                folder / name, dtype="float32", use_safetensors=True
-            ).to(device)
-            for name in (_LOCAL, _GLOBAL)
-        )
+    tokenizer = read_tokenizer(folder / _LOCAL)
+    local, global_ = (_expert(folder / name, device) for name in (_LOCAL, _GLOBAL))
     weights = load_file(folder / GATE)
     hidden, width = weights["0.weight"].shape
     gate = _gate(width, hidden)
     gate.load_state_dict(weights)
     return tokenizer, Mixture(local, global_, gate.to(device)).eval()
+
+
+def _expert(folder: Path, device: torch.device | str) -> Any:
+    model: Any
+    model, _ = read_classifier(folder, dtype="float32")
+    return model.to(device)

@@ -12,6 +12,7 @@ from pathlib import Path
 from common.credentials import fingerprint
 from common.files import named
 from common.ledger import Entry, known_kind, read_ledger, told_of
+from common.provenance import Provenance
 from common.wire.messages import NOTICE, TRAIN
 from common.wire.signing import ANSWER, NotAuthentic, Statement, digest, open_envelope, read_statement
 from common.words import printable, shown
@@ -55,23 +56,8 @@ class AnswerBook:
         self.heads[key] = statement.ledger
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Where a model comes from, signed with the key of the run that made it."""
-
-    version: int
-    plan: str
-    """SHA-256 of the plan."""
-    sites: dict[str, str]
-    """Name, and fingerprint of the key that its answers are signed with."""
-    model_sha256: str
-    """Of the shared tensors, as in the round's line of the history."""
-    updates: tuple[tuple[int, str, str], ...]
-    """Round, site, and SHA-256 of the signed answer of every update in the means."""
-
-
 def provenance_of(run: RunFolder, plan: str, sites: Mapping[str, str], kept: RoundRecord) -> Provenance:
-    """What a run's folder tells of the model after the round `kept`.
+    """What a run's folder tells of the model after the round `kept`; its files are not in it yet.
 
     Args:
         plan: its SHA-256.
@@ -95,7 +81,7 @@ def provenance_of(run: RunFolder, plan: str, sites: Mapping[str, str], kept: Rou
     }
     updates = tuple((number, site, found) for (number, site), found in sorted(newest.items()))
     prints = {name: fingerprint(key) for name, key in sorted(sites.items())}
-    return Provenance(1, plan, prints, kept.model_sha256, updates)
+    return Provenance(2, plan, prints, kept.model_sha256, updates, kept.round)
 
 
 def _read_answers(run_dir: Path) -> Iterator[tuple[str, str, Statement]]:

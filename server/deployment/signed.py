@@ -39,6 +39,7 @@ from server.rounds.clients import POLL_SECONDS, Answer, Request
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from common.provenance import Provenance
     from server.run_folder import RunFolder
 
 _MOST_ATTEMPTS = 3
@@ -170,15 +171,14 @@ class SignedClients:
         self._send([notice])
         self._notices.update(notice.message_ids)
 
-    def certify(self, run: RunFolder, kept: RoundRecord) -> dict[str, str]:
-        """Envelopes that say which answers a model is made of: the run's own, and a signed `Provenance`.
-
-        Args:
-            kept: the round after which it is the model.
-        """
+    def provenance_of(self, run: RunFolder, kept: RoundRecord) -> Provenance:
+        """As in `Certifier`."""
         keys = {name: site.signing_key for name, site in self._sites.items()}
-        found = provenance_of(run, payload_digest(self._key.plan), keys, kept)
-        return {"run": self._key.envelope, "statement": sign(MODEL, found, self._key.private)}
+        return provenance_of(run, payload_digest(self._key.plan), keys, kept)
+
+    def sign_provenance(self, provenance: Provenance) -> dict[str, str]:
+        """As in `Certifier`."""
+        return {"run": self._key.envelope, "statement": sign(MODEL, provenance, self._key.private)}
 
     def close(self) -> None:
         """Give the last notices a moment to arrive: the SuperLink drops them when the run ends."""

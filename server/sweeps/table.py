@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from filelock import FileLock
 from common.files import write_atomically, write_json
 from common.settings import Settings
 from server.run_folder import RunFolder, SweepRow
+from server.spreadsheet import write_rows
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,7 @@ class SweepFolder:
     def _write_rows(self, rows: list[SweepRow]) -> list[SweepRow]:
         text = io.StringIO()
         columns = [name for name in SweepRow.model_fields if name != "arm" or any(row.arm for row in rows)]
-        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row.model_dump() for row in rows)
+        write_rows(text, [columns, *([getattr(row, name) for name in columns] for row in rows)])
         write_atomically(self.path / "sweep.csv", lambda part: part.write_text(text.getvalue()))
         return rows
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import copy
+from shutil import copy, copytree
 
 import pytest
 
@@ -214,4 +214,9 @@ def test_the_page_typed_through(typist: Typist, tiny_model: Path, tmp_path: Path
     shown = typist.type(office, audit)
     for name in SITES:
         assert name in shown
+    # The model comes back, and each site verifies it.
+    for folder in sites.values():
+        copytree(office / "outputs" / "trial" / "model", folder / "model")
+        shown = typist.type(folder, typist.words("wardround-site verify-model"))
+        assert shown.splitlines()[-1].startswith("verified: "), shown
     assert json.loads((office / "outputs/trial/status.json").read_text())["state"] == "finished"

@@ -38,6 +38,7 @@ from server.deployment.plan import plan_id
 from tests.e2e.federation import Federation
 from tests.e2e.processes import wait_for
 from tests.e2e.runs import JOIN_SECONDS, RUN_SECONDS, words_of
+from tests.support.hostile_models import change_tokenizer, copy_of
 from tests.support.hostile_settings import HOSTILE, hostile, with_changes
 from tests.support.join_world import World, joined_world
 from tests.support.site_door import site_command
@@ -406,6 +407,15 @@ def test_two_hospitals_that_approve_by_hand(overrides: list[str], tiny_model: Pa
         card = (run_dir / "model" / "README.md").read_text()
         assert digest in card
         assert told["sites"]["alpha"] in card
+        # Each site proves for itself that this is what the plan it approved has made, file by file.
+        for name in ("alpha", "beta"):
+            said = site(name, "verify-model", "--model", str(run_dir / "model"))
+            assert said.splitlines()[-1].startswith("verified: "), said
+            assert "1 of this site are in it, of 1 that its ledger says left" in said
+        changed = change_tokenizer(copy_of(run_dir / "model", tmp_path / "changed"))
+        words_to_alpha = ("verify-model", "--model", str(changed), "--site", "site.yaml")
+        done = site_command(*words_to_alpha, folder=federation.sites["alpha"].folder)
+        assert (done.returncode, "changed: tokenizer.json" in done.stdout) == (1, True), done.stderr
         # More rounds are another plan, which says what it goes on from; one says no.
         more = [text for text in words if not text.startswith("num_rounds")]
         process = federation.submit(*more, "num_rounds=2", f"run_dir={run_dir}")

@@ -1,0 +1,247 @@
+"""Model folders made by somebody else: none of their code runs, and nothing else than the model is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from client.plans import file_digest
+from client.round import answer
+from client.site import Kept, Order, RealSite
+from client.site_file import write_site_file
+from common.data.corpus import forget_corpora
+from common.model.build import build_classifier
+from common.model.mixture import GATE
+from common.model.state import open_model
+from common.settings import Settings
+from common.wire.arrays import Payload
+from common.wire.forms import whole
+from common.wire.messages import TRAIN, Task, pack_tasks
+from tests.support.door import Said, run_dir_of, wardround
+from tests.support.hostile_models import (
+    bring_adapter,
+    bring_code,
+    bring_code_in_blends,
+    change_json,
+    copy_of,
+    name_other_weights,
+)
+from tests.support.site_door import QUICK, command_line, environment
+from tests.support.site_lab import WIDE, look, make_site
+from tests.support.tiny import Make, model_at
+
+LABELS = ("health", "money", "sport")
+YES = "y\n" * 20
+"""What somebody answers who says yes to every question."""
+
+
+@pytest.fixture
+def run(learned_run: tuple[list[str], Said]) -> Path:
+    """A finished run's folder."""
+    return run_dir_of(learned_run[0])
+
+
+def said_by(words: list[str], folder: Path, home: Path) -> subprocess.CompletedProcess[str]:
+    """A program, to whose every question the answer is yes."""
+    return subprocess.run(
+        words,
+        cwd=folder,
+        env=environment() | {"HF_MODULES_CACHE": str(home)},
+        input=YES,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def as_mixture(model: Path, folder: Path) -> Path:
+    """A site's mixture of a model with itself; returns its folder."""
+    for expert in ("local", "global"):
+        copy_of(model, folder / expert)
+    width = json.loads((model / "config.json").read_text())["hidden_size"]
+    gate = {"0.weight": torch.ones(2, width), "0.bias": torch.ones(2)}
+    save_file(gate | {"2.weight": torch.ones(1, 2), "2.bias": torch.ones(1)}, folder / GATE)
+    return folder
+
+
+def plain(folder: Path, marker: Path) -> Path:
+    """One model."""
+    return bring_code(folder, marker)
+
+
+def mixed(folder: Path, marker: Path) -> Path:
+    """A mixture, of which one part is hostile."""
+    made = as_mixture(folder, folder.with_name("mixture"))
+    bring_code(made / "global", marker)
+    return made
+
+
+@pytest.mark.parametrize("make", [plain, mixed, bring_code_in_blends])
+def test_predict_runs_no_code_of_a_folder(
+    make: Callable[[Path, Path], Path], run: Path, tmp_path: Path
+) -> None:
+    marker = tmp_path / "marker"
+    folder = make(copy_of(run / "model", tmp_path / "model"), marker)
+    words = [sys.executable, "-m", "server.cli", "predict", str(folder), "--text", "goal"]
+    done = said_by(words, tmp_path, tmp_path / "modules")
+    assert not marker.exists()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "[y/N]" not in done.stderr
+    if make is not bring_code_in_blends:
+        assert "brings code of its own (auto_map in config.json, and 'evil.py')" in done.stderr
+        assert "Take a model whose architecture transformers knows itself" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", *QUICK],
+        ["join", *QUICK],
+        ["personalise", "--model", "model", "--out", "own", "--unverified"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_site_runs_no_code_of_a_folder(
+    words: list[str], run: Path, tiny_texts: Path, tmp_path: Path
+) -> None:
+    marker = tmp_path / "marker"
+    folder = bring_code(copy_of(run / "model", tmp_path / "model"), marker)
+    write_site_file(make_site(tmp_path, 9, tiny_texts, model=folder), tmp_path / "site.yaml")
+    done = said_by(command_line(*words), tmp_path, tmp_path / "modules")
+    assert not marker.exists()
+    assert done.returncode == (2 if words[0] == "personalise" else 1), done.stderr
+    said = done.stdout + done.stderr
+    assert "brings code of its own (auto_map in config.json, and 'evil.py')" in said
+    assert "[y/N]" not in said
+    if words[0] == "join":
+        assert "model. Nothing was started" in said
+
+
+def test_a_simulation_runs_no_code_of_a_folder(
+    overrides: list[str], tmp_path: Path, tiny_model: Path
+) -> None:
+    marker = tmp_path / "marker"
+    folder = bring_code(copy_of(tiny_model, tmp_path / "model"), marker)
+    said = wardround("simulate", *overrides, f"model.name={folder}")
+    assert (said.code, marker.exists()) == (2, False)
+    assert "brings code of its own" in said.err
+
+
+def test_code_of_a_known_architecture_is_left_out(run: Path, tmp_path: Path) -> None:
+    """Without Python files `auto_map` names nothing that could be run; transformers has its own code."""
+    named = copy_of(run / "model", tmp_path / "named")
+    auto_map = {"AutoModelForSequenceClassification": "somebody/else--evil.EvilModel"}
+    change_json(named / "config.json", auto_map=auto_map)
+    asked = [wardround("predict", str(folder), "--text", "goal match") for folder in (named, run / "model")]
+    assert asked[0].code == 0, asked[0].err
+    assert asked[0].out == asked[1].out
+    change_json(named / "config.json", model_type="\x1b[2Jevil")
+    said = wardround("predict", str(named), "--text", "goal match")
+    assert said.code == 2
+    assert "needs code of its own" in said.err
+    assert "\x1b" not in said.err
+
+
+REFUSED = {
+    "adapter": (bring_adapter, "merge_and_unload"),
+    "other weights": (name_other_weights, "the key transformers_weights"),
+    "other config": (
+        lambda folder: change_json(folder / "config.json", configuration_files=["config.4.0.0.json"]),
+        "the key configuration_files",
+    ),
+    "other tokenizer": (
+        lambda folder: change_json(
+            folder / "tokenizer_config.json", fast_tokenizer_files=["tokenizer.4.0.json"]
+        ),
+        "the key fast_tokenizer_files",
+    ),
+    "quantised": (
+        lambda folder: change_json(folder / "config.json", quantization_config={"quant_method": "fp8"}),
+        "the key quantization_config",
+    ),
+    "deep inside": (
+        lambda folder: change_json(
+            folder / "config.json", text_config=[{"transformers_weights": "other.safetensors"}]
+        ),
+        "the key transformers_weights",
+    ),
+    "code of a hub": (
+        lambda folder: change_json(folder / "config.json", _attn_implementation="somebody/kernel"),
+        "names code on a hub",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_could_bring_other_weights_is_refused(what: str, tiny_model: Path, tmp_path: Path) -> None:
+    spoil: Any
+    spoil, words = REFUSED[what]
+    folder = copy_of(tiny_model, tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(ValueError, match=words) as refused:
+        build_classifier(model_at(folder), LABELS, seed=0)
+    assert str(refused.value).startswith(f"model.name is '{folder}': ")
+
+
+@pytest.mark.parametrize("spoil", [bring_adapter, name_other_weights])
+def test_a_listed_hash_lets_nothing_else_in(
+    spoil: Callable[[Path], Path], tiny_model: Path, tiny_texts: Path, make_settings: Make, tmp_path: Path
+) -> None:
+    """The hash of `model.safetensors` is on the site's list, and other weights are beside it."""
+    folder = spoil(copy_of(tiny_model, tmp_path / "model"))
+    listed = f"sha256:{file_digest(folder / 'model.safetensors')}"
+    words = ("engine=deployment", f"data.label_names=[{','.join(LABELS)}]", "num_clients=1")
+    settings = make_settings(*words, "evaluation.where=server").for_sites()
+    policy = replace(WIDE, models=(listed,), same_start=False)
+    file = make_site(tmp_path / "site", 9092, tiny_texts, model=folder, policy=policy)
+    order = Order("the plan", settings, 0, 1, 0, file_digest(file.data_path))
+    site = RealSite(file, Kept(), order)
+    start, layout = start_of(site.localise(settings), tiny_model)
+    task = pack_tasks(Task(1, layout, start, None, "v1"), [0])[0]
+    forget_corpora()
+    sent = answer(TRAIN, task, lambda: site)
+    assert "update" not in sent
+    assert sent.config_records["refusal"]["code"] == "bad_input"
+
+
+def start_of(settings: Settings, honest: Path) -> tuple[Payload, str]:
+    """What a coordinator sends first who has the same folder, and its layout; else that of another model."""
+    try:
+        state = open_model(settings, LABELS, fresh=True)
+    except ValueError:
+        state = open_model(replace(settings, model=model_at(honest)), LABELS, fresh=True)
+    return whole(state.flat.detach().cpu().clone().numpy()), state.layout.digest
+
+
+def test_an_adapter_beside_a_model_is_a_finding(tiny_model: Path, tiny_texts: Path, tmp_path: Path) -> None:
+    folder = bring_adapter(copy_of(tiny_model, tmp_path / "model"))
+    found = look(make_site(tmp_path, 9092, tiny_texts, model=folder), "model", "lengths")
+    assert found["model"].state == "problem"
+    assert "holds adapter_config.json" in found["model"].message
+    assert "merge_and_unload" in found["model"].next_step
+    # Its tokenizer is not opened either.
+    assert "estimated from words" in found["lengths"].message
+
+
+def test_predict_adds_no_adapter(run: Path, tmp_path: Path) -> None:
+    folder = bring_adapter(copy_of(run / "model", tmp_path / "model"))
+    said = wardround("predict", str(folder), "--text", "goal")
+    assert (said.code, said.out) == (2, "")
+    assert "holds adapter_config.json" in said.err
+
+
+def test_weights_named_by_config_json_were_other_ones(tiny_model: Path, tmp_path: Path) -> None:
+    """The attack is one: what the key names differs from what the hash is of."""
+    folder = name_other_weights(copy_of(tiny_model, tmp_path / "model"))
+    ours, theirs = (load_file(folder / name) for name in ("model.safetensors", "other.safetensors"))
+    assert not any(torch.equal(ours[name], theirs[name]) for name in ours)

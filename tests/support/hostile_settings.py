@@ -144,7 +144,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "strategy.beta_2": {"strategy.optimizer": "adam", "strategy.server_learning_rate": 0.01},
     "train.attention_mask": {"train.padding": "max_length"},
     "adapters.base_precision": {"adapters.name": "lora", "precision": "bf16"},
-    "strategy.optimizer": {"strategy.server_learning_rate": 0.5},
+    "strategy.optimizer": {"strategy.server_learning_rate": 0.01},
     "evaluation.patience": {"evaluation.validation_fraction": 0.5},
     "train.group_by_length": {"train.micro_batches": "by_length"},
     "strategy.max_norm_ratio": {"strategy.max_update_norm": 1.0},

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from common.credentials import check_public_line, fingerprint, write_secret
 from common.files import write_atomically
 from common.wire.roster import names_with_one_key, roster_fingerprint
+from common.words import shown
 
 if TYPE_CHECKING:
     from client.policy import Limits
@@ -201,7 +202,7 @@ def roster_in_words(plan: Plan, limits: Limits) -> Iterator[str]:
         ("ANOTHER KEY than the one pinned here", another),
     ):
         if names:
-            yield f"           {words}: {', '.join(names)}"
+            yield f"           {words}: {', '.join(map(shown, names))}"
 
 
 def _others(plan: Plan, limits: Limits) -> list[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -20,7 +18,7 @@ from client.sizes import Sizes, size_refusals
 from client.versions import Versions
 from common.credentials import fingerprint, public_line
 from common.data.texts import read_texts
-from common.files import named, write_atomically, write_json
+from common.files import file_sha256, write_atomically, write_json
 from common.settings import Settings
 from common.wire.messages import PENDING
 from common.wire.signing import CLOCK_SECONDS, NotAuthentic, Plan, open_plan
@@ -152,7 +150,7 @@ def approve(
         raise Declines(code, key, words)
     versions = Versions(site)
     try:
-        data = file_digest(site.data_path)
+        data = file_sha256(site.data_path)
         version = versions.read()
         sizes = sizes_of(site, known.settings)
     except OSError as error:
@@ -208,19 +206,6 @@ def limits_of(site: SiteFile, key: Any) -> Limits:
         labels = read_paper(Invitation, site.invitation)[0].labels
     own, peers = fingerprint(public_line(key)), Peers.open(site.state)
     return Limits(site.policy, site.name, own, site.model is not None, labels, peers)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file; read again only where it was written since. Raises OSError."""
-    with named(path):
-        found = path.stat()
-        return _file_digest(path, (found.st_ino, found.st_size, found.st_mtime_ns))
-
-
-@lru_cache(maxsize=4)
-def _file_digest(path: Path, stamp: tuple[int, ...]) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=8)

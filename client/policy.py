@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from client.peers import roster_refusals
+from common.model_files import FILES_PREFIX, WEIGHTS_PREFIX
 from common.recipes import pinned_models, recipes
-from common.settings import Settings
+from common.settings import ModelSettings, Settings
 from common.wire.signing import Plan
 
 _DAY = 86_400.0
@@ -295,13 +296,19 @@ def _is_model_listed(value: object, settings: Settings, limits: Limits) -> bool:
         return True  # a pinned file is held against its hash when it is opened
     if listed is None:
         return model.sha256 in pinned_models()
-    names = {model.name} | ({f"{model.name}@{model.revision}"} if model.revision else set())
-    return bool(names & set(listed))
+    return bool(names_of(model) & set(listed))
+
+
+def names_of(model: ModelSettings) -> set[str]:
+    """The entries of `policy.models` that allow a model by its name."""
+    return {model.name} | ({f"{model.name}@{model.revision}"} if model.revision else set())
 
 
 def is_pinned(listed: tuple[str, ...] | str | None) -> bool:
     """Whether a list of models names files by their hashes."""
-    return isinstance(listed, tuple) and any(entry.startswith(("sha256:", "files:")) for entry in listed)
+    return isinstance(listed, tuple) and any(
+        entry.startswith((WEIGHTS_PREFIX, FILES_PREFIX)) for entry in listed
+    )
 
 
 def _models(limits: Limits) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,7 @@ from client.bounds import RoundOfPlan, Yardstick
 from client.declines import Declines
 from client.global_model import check_global_model, measure
 from client.held import HeldModel
-from client.plans import file_digest
-from client.policy import Policy, is_pinned
+from client.policy import Policy, is_pinned, names_of
 from client.site import Examples, RealSite, Site
 from client.variates import Variates
 from common.data.batches import by_length
@@ -27,7 +26,8 @@ from common.model.flat import distance, model_sha256, tensor_of
 from common.model.influence import RoundSteps, Speaking
 from common.model.state import ModelState, open_model
 from common.model.train import LossNotFinite, Place, evaluate, train_epochs
-from common.pretrained import weights_file
+from common.model_files import FILES_PREFIX, WEIGHTS_PREFIX
+from common.pretrained import files_of
 from common.settings import ModelSettings, Settings
 from common.wire.arrays import Payload
 from common.wire.forms import EXACT, decode, encode, whole
@@ -134,7 +134,18 @@ def run_local_round(task: Task, site: Site) -> Update:
         if variates.correction is not None:
             correction = state.layout.views(tensor_of(variates.correction).to(state.device))
     speaking = None if site.order is None else Speaking(steps)
-    loss = _train(state, settings, examples, task, correction, speaking)
+    classifier = state.classifier
+    loss = train_epochs(
+        classifier.model,
+        examples.corpus.train,
+        examples.train,
+        settings.train,
+        _place(settings, task, state),
+        classifier.new_head,
+        classifier.frozen,
+        correction,
+        speaking,
+    )
     trained = state.flat.detach().cpu().numpy()
     if variates is not None:
         variates.keep(task, run, site, received, trained)
@@ -161,28 +172,8 @@ def run_local_round(task: Task, site: Site) -> Update:
     )
 
 
-def _train(
-    state: ModelState,
-    settings: Settings,
-    examples: Examples,
-    task: Task,
-    correction: Mapping[str, Tensor] | None,
-    speaking: Speaking | None,
-) -> float:
-    """One round of local training of the resident model; returns its mean loss."""
-    classifier = state.classifier
-    place = Place(settings.seed, task.round, task.client, state.device, settings.precision)
-    return train_epochs(
-        classifier.model,
-        examples.corpus.train,
-        examples.train,
-        settings.train,
-        place,
-        classifier.new_head,
-        classifier.frozen,
-        correction,
-        speaking,
-    )
+def _place(settings: Settings, task: Task, state: ModelState) -> Place:
+    return Place(settings.seed, task.round, task.client, state.device, settings.precision)
 
 
 def _check_speaking(speaking: Speaking, policy: Policy) -> None:
@@ -310,7 +301,15 @@ def _check_received(
         fresh = open_model(settings, label_names, fresh=True)
         first = fresh.flat.detach().cpu().numpy().copy()
         number = max(1, order.round)
-        _train(fresh, settings, examples, replace(task, round=number), None, None)
+        train_epochs(
+            fresh.classifier.model,
+            examples.corpus.train,
+            examples.train,
+            settings.train,
+            _place(settings, replace(task, round=number), fresh),
+            fresh.classifier.new_head,
+            fresh.classifier.frozen,
+        )
         trained = fresh.flat.detach().cpu().numpy()
         return measure(fresh.layout, trained, first, plan.sum_of_rates(number), None)
 
@@ -321,12 +320,18 @@ def _check_received(
 
 
 def check_model_file(model: ModelSettings, policy: Policy) -> None:
-    """Raise Declines if the file of weights is not the one that the plan and the policy name."""
-    listed = policy.models if isinstance(policy.models, tuple) else ()
-    hashes = {entry.removeprefix("sha256:") for entry in listed if entry.startswith("sha256:")}
-    wanted = [hashes] if is_pinned(policy.models) and model.name not in listed else []
-    wanted += [{model.sha256}] if model.sha256 is not None else []
-    if wanted and not all(file_digest(weights_file(model)) in names for names in wanted):
+    """Raise Declines unless the model's files are those that plan and policy name by their hashes."""
+    listed = set(policy.models) if isinstance(policy.models, tuple) else set()
+    wanted = []
+    if is_pinned(policy.models) and not names_of(model) & listed:
+        wanted.append(listed)
+    if model.sha256 is not None:
+        wanted.append({WEIGHTS_PREFIX + model.sha256})
+    if not wanted:
+        return
+    files = files_of(model)
+    found = {f"{WEIGHTS_PREFIX}{files.weights_digest()}", f"{FILES_PREFIX}{files.digest()}"}
+    if not all(found & allowed for allowed in wanted):
         raise Declines("another_model")
 
 

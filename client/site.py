@@ -15,12 +15,12 @@ from client.answers import Answers
 from client.carried import Carried, CarriedFiles, CarriedMemory, What
 from client.declines import Declines
 from client.held import Held
-from client.plans import file_digest
 from client.sizes import Sizes, size_refusals
 from client.versions import Versions
 from common.data.corpus import Corpus, forget_corpora, open_corpus
 from common.data.partitions import partition, split_held_out
 from common.data.texts import NO_LATE_OPT_OUTS, LateOptOuts
+from common.files import file_sha256
 from common.settings import PartitionSettings, Settings
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class RealSite:
 
     def _late_opt_outs(self, order: Order) -> LateOptOuts:
         """Texts that have opted out since the approval. Raises Declines if the file changed otherwise."""
-        found = file_digest(self.file.data_path)
+        found = file_sha256(self.file.data_path)
         if found == order.data:
             return NO_LATE_OPT_OUTS
         versions = Versions(self.file)

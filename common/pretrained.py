@@ -19,7 +19,6 @@ from common.model_files import (
     FETCHED,
     TOKENIZER_CONFIG,
     TOKENIZER_FILES,
-    WEIGHTS,
     ModelFiles,
     NotLoaded,
     check_folder,
@@ -240,17 +239,6 @@ def weights_digest(settings: ModelSettings) -> str | None:
         OSError: the file cannot be read.
     """
     return files_of(settings).weights_digest()
-
-
-def weights_file(settings: ModelSettings) -> Path:
-    """The one file of weights. Raises ValueError as `load_classifier` does, and for several files."""
-    files = files_of(settings)
-    if WEIGHTS not in files.names:
-        raise ValueError(
-            f"model.name is '{settings.name}', whose weights lie in several files, so that no hash of "
-            f"one file stands for them. Name the hash of all files: {files.digest()}"
-        )
-    return files.folder / WEIGHTS
 
 
 def _pad_with(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.pretrained import weights_file
+from common.pretrained import weights_digest
 from common.settings import ModelSettings, Settings
 from common.wire.signing import NotAuthentic, Plan, read_statement
 from server.compose import compose, parse
@@ -81,8 +80,7 @@ def _read(file: Path) -> Settings:
 def _check_weights(model: ModelSettings) -> None:
     if model.sha256 is None:
         return
-    with weights_file(model).open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = weights_digest(model)
     if found != model.sha256:
         raise ValueError(
             f"model.name is '{model.name}', whose weights have the SHA-256 {found}; the plan names "

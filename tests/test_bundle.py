@@ -69,7 +69,7 @@ def test_bundle_holds_the_code_and_nothing_else(bundle: Path) -> None:
     assert held - FLOWERS_OWN == ours | {"pyproject.toml", "LICENSE"}
     assert {"server/app.py", "client/app.py", "common/settings.py", "conf/protocol/paper.yaml"} < held
     # Flower's limit is 10 MB; code alone stays far below it.
-    assert bundle.stat().st_size < 1_000_000
+    assert bundle.stat().st_size < 2_000_000
 
 
 @pytest.mark.slow

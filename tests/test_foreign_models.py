@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from client.plans import file_digest
 from client.round import answer
 from client.site import Kept, Order, RealSite
 from client.site_file import write_site_file
 from common.data.corpus import forget_corpora
+from common.files import file_sha256
 from common.model.build import build_classifier
 from common.model.mixture import GATE
 from common.model.state import open_model
@@ -199,12 +199,12 @@ def test_a_listed_hash_lets_nothing_else_in(
 ) -> None:
     """The hash of `model.safetensors` is on the site's list, and other weights are beside it."""
     folder = spoil(copy_of(tiny_model, tmp_path / "model"))
-    listed = f"sha256:{file_digest(folder / 'model.safetensors')}"
+    listed = f"sha256:{file_sha256(folder / 'model.safetensors')}"
     words = ("engine=deployment", f"data.label_names=[{','.join(LABELS)}]", "num_clients=1")
     settings = make_settings(*words, "evaluation.where=server").for_sites()
     policy = replace(WIDE, models=(listed,), same_start=False)
     file = make_site(tmp_path / "site", 9092, tiny_texts, model=folder, policy=policy)
-    order = Order("the plan", settings, 0, 1, 0, file_digest(file.data_path))
+    order = Order("the plan", settings, 0, 1, 0, file_sha256(file.data_path))
     site = RealSite(file, Kept(), order)
     start, layout = start_of(site.localise(settings), tiny_model)
     task = pack_tasks(Task(1, layout, start, None, "v1"), [0])[0]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from client.declines import Declines
-from client.kit.plans import describe, table
+from client.kit.plans import describe
 from client.peers import FILE_NAME, UNKNOWN_PEER, Peers, roster_refusals
 from client.plans import Plans, approve, limits_of
 from client.policy import Limits, Policy
@@ -209,24 +209,6 @@ def test_a_plan_says_who_is_known(
     with pytest.raises(Declines) as no:
         approve(plans, plans.find(digest), site, limits, "hand")
     assert no.value.code == UNKNOWN_PEER
-
-
-def test_a_plan_of_no_calendar_hides_no_other(tmp_path: Path, tiny_texts: Path, make_settings: Make) -> None:
-    """Its days are of no year that exists; `plans` and `plan` show it, and all others."""
-    coordinator: Any = new_key("signing")
-    (tmp_path / "coordinator.pub").write_text(public_line(coordinator))
-    site = make_site(tmp_path, 9092, tiny_texts)
-    key, trusted = signing_keys(site)
-    words = ("engine=deployment", "data.label_names=[health,money,sport]")
-    settings = make_settings(*words, "evaluation.where=server").for_sites()
-    plans = Plans(site, trusted)
-    for not_before in (0.0, 1e300):
-        plan = Plan(1, settings.to_dict(), {site.name: "SHA256:x"}, not_before, 1e300, {}, "")
-        digest = plans.add(sign(PLAN, plan, coordinator))
-        assert "a day that no calendar has" in "\n".join(
-            describe(plans.find(digest), None, limits_of(site, key))
-        )
-    assert len(table(plans.all()).splitlines()) == 2
 
 
 # --- the commands ---------------------------------------------------------------------------------

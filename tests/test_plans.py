@@ -196,8 +196,8 @@ def hostile_plan(lab: Lab, word: str) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(NASTY.keys() - {"nothing"}))
 def test_a_plan_in_words_imitates_no_line(lab: Lab, name: str) -> None:
-    """Its lines are those of a plan with an honest name, with their own spaces and nothing else."""
-    honest, hostile = hostile_plan(lab, "word"), hostile_plan(lab, NASTY[name])
+    """Its lines are those of a plan with a readable name, with their own spaces and nothing else."""
+    honest, hostile = hostile_plan(lab, "Word"), hostile_plan(lab, NASTY[name])
     assert len(hostile) == len(honest)
     for line, usual in zip(hostile, honest, strict=True):
         assert faults(line, 1000) == []

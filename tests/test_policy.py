@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from client.kit.plans import in_words, read_policy
-from client.plans import file_digest
 from client.policy import RULES, Limits, Policy, Rule, lines_of, refusals_of
 from client.round import answer
 from client.site import Kept, Order, RealSite
 from common.data.corpus import forget_corpora
+from common.files import file_sha256
 from common.model.counts import Counts
 from common.model.flat import model_sha256
 from common.model.state import open_model
@@ -64,7 +64,7 @@ def base(make_settings: Make, tiny_model: Path) -> Settings:
     words = ("engine=deployment", f"data.label_names=[{','.join(LABELS)}]", "num_clients=1", "num_rounds=3")
     size = ("train.batch_size=8", "train.max_length=16", "threads=1", "evaluation.where=server")
     safe = ("train.last_batch=even", "train.frozen=embeddings", "train.learning_rate=0.1")
-    pin = {"model.sha256": file_digest(tiny_model / "model.safetensors")}
+    pin = {"model.sha256": file_sha256(tiny_model / "model.safetensors")}
     return with_changes(make_settings(*words, *size, *safe).for_sites(), pin)
 
 
@@ -222,7 +222,7 @@ class Trained:
 
     def order(self, settings: Settings) -> Order:
         """Of an approved plan, in its first round."""
-        return Order("the plan", settings, 0, 1, 0, file_digest(self.site.data_path))
+        return Order("the plan", settings, 0, 1, 0, file_sha256(self.site.data_path))
 
     def update(self, settings: Settings, said: Settings | None = None) -> np.ndarray:
         """What leaves, (P,) fp32.
@@ -307,7 +307,7 @@ def test_limits_that_need_the_files(
 def test_a_listed_hash_is_that_of_the_weights(
     tmp_path: Path, tiny_texts: Path, tiny_model: Path, base: Settings
 ) -> None:
-    listed = f"sha256:{file_digest(tiny_model / 'model.safetensors')}"
+    listed = f"sha256:{file_sha256(tiny_model / 'model.safetensors')}"
     lab = Trained(tmp_path / "site", tiny_texts, tiny_model, replace(WIDE, models=(listed,)))
     assert len(lab.update(base)) > 0
 

@@ -368,11 +368,11 @@ class Signer:
     def provenance_of(self, run: RunFolder, kept: RoundRecord) -> Provenance:
         """As in `Certifier`."""
         assert kept.model_sha256 is not None
-        return Provenance(2, "the plan", {"alpha": "SHA256:a"}, kept.model_sha256, (), kept.round)
+        return Provenance(2, "0" * 64, {"alpha": "SHA256:a"}, kept.model_sha256, (), kept.round)
 
     def sign_provenance(self, provenance: Provenance) -> dict[str, str]:
         """As in `Certifier`."""
-        run = RunStatement("trial", public_line(self.key), 0.0, 1.0, "the plan")
+        run = RunStatement("trial", public_line(self.key), 0.0, 1.0, "0" * 64)
         signed = {"run": sign(RUN, run, self.coordinator), "statement": sign(MODEL, provenance, self.key)}
         read = read_statement(
             RunStatement, open_envelope(signed["run"], RUN, [public_line(self.coordinator)])

@@ -11,11 +11,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from client.plans import file_digest
 from client.policy import Policy
 from client.site_file import SiteFile, signing_keys, write_site_file
 from common.credentials import new_key, public_line, refuse_to_overwrite, write_key_pair
 from common.files import write_atomically
+from common.model_files import FILES_PREFIX, WEIGHTS_PREFIX, NotLoaded, read_model_files
 from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
 
 _TEMPLATES = Path(__file__).resolve().parent / "files"
@@ -83,11 +83,15 @@ def write_kit(invited: Path, folder: Path, image: str, **facts: Any) -> tuple[Si
 def _with_pinned_model(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts with the model's folder pinned in the policy, unless the policy lists models itself."""
     model, policy = facts.get("model"), facts.get("policy", Policy())
-    weights = None if model is None else model / "model.safetensors"
-    if policy.models is not None or weights is None or not weights.is_file():
+    if policy.models is not None or model is None:
         return facts
-    pinned = replace(policy, models=(f"sha256:{file_digest(weights)}",))
-    return facts | {"policy": pinned}
+    try:
+        files = read_model_files(model)
+    except (NotLoaded, OSError):
+        return facts  # `check` says what is wrong with the folder
+    weights = files.weights_digest()
+    pin = f"{FILES_PREFIX}{files.digest()}" if weights is None else f"{WEIGHTS_PREFIX}{weights}"
+    return facts | {"policy": replace(policy, models=(pin,))}
 
 
 def _write(path: Path, text: str) -> None:

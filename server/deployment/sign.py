@@ -28,7 +28,7 @@ from common.wire.signing import (
     unsigned,
     with_signatures,
 )
-from common.words import printable, printable_day
+from common.words import cleaned, printable, printable_day, shown
 from server.deployment.signing_key import read_signing_key
 from server.deployment.signing_request import read_request
 
@@ -61,7 +61,7 @@ def sign_request(
         raise ValueError(f"'{file}' is damaged, or was made by another version. Ask for it again.") from None
     except ValueError as error:
         raise ValueError(f"'{file}' cannot be signed: {error}") from None
-    agree([printable(text, None) for text in words])
+    agree([cleaned(text) for text in words])
     signed = {name: with_signatures(envelope, signer) for name, envelope in request.items()}
     if "invitation" in signed:
         text = signed["invitation"] + "\n"
@@ -91,17 +91,17 @@ def _run_in_words(request: Mapping[str, str], signer: str, shows_all: bool) -> I
     train, model = settings.train, settings.model
     yield f"  SHA-256  {plan_digest}"
     yield f"  follows  {f'plan {plan.parent[:12]}' if plan.parent else 'no other plan'}"
-    yield f"  model    {model.name}{f'@{model.revision}' if model.revision else ''}"
-    yield f"  labels   {', '.join(settings.data.label_names or ())}"
+    yield f"  model    {shown(model.name)}{f'@{shown(model.revision)}' if model.revision else ''}"
+    yield f"  labels   {', '.join(map(shown, settings.data.label_names or ()))}"
     yield f"  rounds   {settings.num_rounds}, each {train.local_epochs} times over each site's texts"
     yield f"  by       {train.optimizer}, step size {train.learning_rate:g}"
     yield f"  batches  of {train.batch_size} texts"
-    yield f"  sites    {len(plan.sites)}: {', '.join(sorted(plan.sites))}"
+    yield f"  sites    {len(plan.sites)}: {', '.join(map(shown, sorted(plan.sites)))}"
     yield f"  roster   {roster_fingerprint(plan.sites)}"
     yield f"  good     from {printable_day(plan.not_before)} to {printable_day(plan.not_after)}"
     if shows_all:
-        yield from (f"  {key} = {value}" for key, value in settings.flat().items())
-        yield from (f"  {name} signs with {key}" for name, key in sorted(plan.sites.items()))
+        yield from (f"  {key} = {printable(str(value), None)}" for key, value in settings.flat().items())
+        yield from (f"  {shown(name)} signs with {shown(key)}" for name, key in sorted(plan.sites.items()))
     first, last = printable_day(run.not_before), printable_day(run.not_after)
     yield f"Run's key {run_key}"
     yield f"  it may ask questions of this plan from {first} to {last}"
@@ -118,11 +118,11 @@ def _invitation_in_words(envelope: str, signer: str) -> Iterator[str]:
     _check_written_whole(envelope, INVITATION, invitation)
     if check_public_line(invitation.signing_key, "signing") != signer:
         raise ValueError("it tells the site to trust another key than this one.")
-    yield f"Invitation of {invitation.site}"
-    yield f"  dials      {invitation.address}"
+    yield f"Invitation of {shown(invitation.site)}"
+    yield f"  dials      {shown(invitation.address)}"
     yield f"  trusts     the authority SHA-256 {authority}"
     yield f"  and        the signing key {fingerprint(signer)}"
-    yield f"  labels     {', '.join(invitation.labels) or 'not agreed on yet'}"
+    yield f"  labels     {', '.join(map(shown, invitation.labels)) or 'not agreed on yet'}"
 
 
 def _check_written_whole(envelope: str, payload_type: str, shown: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import signal
 import tempfile
@@ -13,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.pretrained import weights_file
+from common.pretrained import weights_digest
 from common.settings import ModelSettings, Settings
 from common.wire.roster import roster_fingerprint
 from common.wire.signing import payload_digest
@@ -226,11 +225,10 @@ def _pinned(model: ModelSettings) -> ModelSettings:
     if model.sha256 is not None:
         return model
     try:
-        with weights_file(model).open("rb") as file:
-            return replace(model, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        # Weights in several files have no single hash.
+        return replace(model, sha256=weights_digest(model))
     except ValueError:
-        # Weights in several files have no single hash; a model that is not there is told when it is built.
-        return model
+        return model  # a model that is not there is told when it is built
 
 
 def _absolute(path: str) -> str:

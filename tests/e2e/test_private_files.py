@@ -95,6 +95,7 @@ def test_what_the_programs_write_is_for_their_user_alone(
 ) -> None:
     server, site = tmp_path / "server", tmp_path / "site"
     where, mine = ("--dir", str(server)), ("--site", str(site / "site.yaml"))
+    bound = ("--max-examples", "unlimited", *where)
     ports = [
         "--fleet-host",
         "127.0.0.1",
@@ -119,7 +120,7 @@ def test_what_the_programs_write_is_for_their_user_alone(
         *("--policy", str(tmp_path / "policy.yaml"), "--model", str(tiny_model), "--device", "cpu"),
         *("--dir", str(site)),
     )
-    shell.run("wardround", "server", "register", "alpha", str(site / "registration.json"), *where)
+    shell.run("wardround", "server", "register", "alpha", str(site / "registration.json"), *bound)
     key = new_key("signing")
     other = Registration("north", public_line(new_key("node")), public_line(key), "SHA256:x")
     told = write_paper(other, tmp_path / "north.json", key)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import ssl
 import threading
@@ -17,6 +16,7 @@ from client.kit.checks import Finding, Options, Subject, finding_of
 from client.policy import Policy
 from client.site_file import SiteFile
 from common.credentials import new_key, public_line, write_key_pair
+from common.model_files import NotLoaded, read_model_files
 from server.deployment.certificates import Pair, issue_server_certificate, make_authority
 
 WIDE = Policy(
@@ -63,8 +63,11 @@ def pinned(policy: Policy, model: Path | None) -> Policy:
     """The policy with a model's weights listed by their hash, if it allows any and asks nobody."""
     if model is None or policy.approve == "by_hand" or policy.models != "any":
         return policy
-    digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
-    return replace(policy, models=(f"sha256:{digest}",))
+    try:
+        digest = read_model_files(model).digest()
+    except NotLoaded:
+        digest = "0" * 64
+    return replace(policy, models=(f"files:{digest}",))
 
 
 def make_site(folder: Path, port: int, data: Path, **facts: Any) -> SiteFile:

@@ -189,10 +189,10 @@ def roster_refusals(plan: Plan, limits: Limits) -> Iterator[tuple[str, str, str]
         )
 
 
-def roster_in_words(plan: Plan, limits: Limits) -> Iterator[str]:
-    """The lines about a roster that people see before they decide."""
-    yield f"  roster   {roster_fingerprint(plan.sites)}"
-    yield "           COMPARE it with the other hospitals by telephone: all must see the same"
+def roster_in_words(plan: Plan, limits: Limits, most: int) -> Iterator[str]:
+    """The lines about a roster that people see before they decide. Args: most: names in a line."""
+    yield f"  roster    {roster_fingerprint(plan.sites)}"
+    yield "            COMPARE it with the other hospitals by telephone: all must see the same"
     another = _with_another_key(plan, limits)
     missing = _not_pinned(plan, limits)
     pinned = sorted(set(_others(plan, limits)) - set(another) - set(missing))
@@ -202,7 +202,8 @@ def roster_in_words(plan: Plan, limits: Limits) -> Iterator[str]:
         ("ANOTHER KEY than the one pinned here", another),
     ):
         if names:
-            yield f"           {words}: {', '.join(map(shown, names))}"
+            more = f" and {len(names) - most} more" if len(names) > most else ""
+            yield f"            {words}: {', '.join(map(shown, names[:most]))}{more}"
 
 
 def _others(plan: Plan, limits: Limits) -> list[str]:

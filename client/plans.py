@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from client import approvals
 from client.answers import Answers
+from client.approvals import Approvers
 from client.declines import Declines
 from client.peers import Peers
 from client.policy import Limits, refusals_of
@@ -24,6 +27,8 @@ from common.wire.messages import PENDING
 from common.wire.signing import CLOCK_SECONDS, NotAuthentic, Plan, open_plan
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from client.site_file import SiteFile
 
 SHORT = 12
@@ -46,6 +51,8 @@ class Decision:
     """SHA-256 of the site's data file when it was approved."""
     why: str = ""
     """Of a rejection. It stays at the site."""
+    people: dict[str, str] = field(default_factory=dict)
+    """Of an approval by people with keys of their own: fingerprint of each key, by name."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +127,29 @@ class Plans:
             write_atomically(path, lambda part: part.write_text(envelope, encoding="ascii"))
         return digest
 
+    def folder(self, digest: str) -> Path:
+        """Of one plan."""
+        return self._folder / digest
+
     def decide(self, digest: str, decision: Decision) -> None:
         """Write down what was decided. Raises OSError."""
-        write_json(self._folder / digest / _DECISION, asdict(decision))
+        write_json(self.folder(digest) / _DECISION, asdict(decision))
+
+    def object(self, known: Known, state: Literal["rejected", "revoked"], why: str) -> None:
+        """One person is against a plan: nothing of it is executed any more, whoever approved it.
+
+        Raises:
+            ValueError: an approval is to be taken back, and there is no approval.
+            OSError: this cannot be written.
+        """
+        folder = self.folder(known.digest)
+        is_approved = known.decision.state == "approved" or (folder / approvals.FOLDER).exists()
+        if state == "revoked" and not is_approved:
+            raise ValueError(
+                f"plan {known.short} is not approved. To refuse it: wardround-site reject {known.short}"
+            )
+        self.decide(known.digest, Decision(state, time.time(), "hand", known.decision.data, why))
+        approvals.forget(folder)
 
     def _decision(self, digest: str) -> Decision:
         path = self._folder / digest / _DECISION
@@ -136,16 +163,31 @@ class Plans:
             ) from None
 
 
+@dataclass(frozen=True)
+class Person:
+    """Who approves, if people sign what they approve."""
+
+    name: str
+    key: Ed25519PrivateKey
+
+
 def approve(
-    plans: Plans, known: Known, site: SiteFile, limits: Limits, by: Literal["hand", "policy"]
-) -> None:
-    """Let a plan be executed, with the texts as they are now.
+    plans: Plans,
+    known: Known,
+    site: SiteFile,
+    limits: Limits,
+    by: Literal["hand", "policy"],
+    person: Person | None = None,
+) -> bool:
+    """Let a plan be executed, with the texts as they are now. Returns whether no other person is needed.
 
     Raises:
         Declines: the policy refuses it, the texts cannot be read, or they are too few for it, or too close to
             texts that this site has answered for.
+        ValueError: people must sign here, and nobody did, or this person is no approver.
         OSError: this cannot be written.
     """
+    _check_person(person, site)
     for code, key, words in refusals_of(known.plan, known.settings, limits):
         raise Declines(code, key, words)
     versions = Versions(site)
@@ -160,8 +202,39 @@ def approve(
     for code, key, words in size_refusals(known.settings, sizes, site.policy):
         raise Declines(code, key, words)
     versions.check_distance(version, Answers(site.state).answered())
+    people = _sign_approval(plans, known, site, data, person)
+    if by == "hand" and site.policy.approvals > 1 and len(people) < site.policy.approvals:
+        return False
     versions.keep(known.digest, data, version)
-    plans.decide(known.digest, Decision("approved", time.time(), by, data))
+    plans.decide(known.digest, Decision("approved", time.time(), by, data, people=people))
+    return True
+
+
+def _check_person(person: Person | None, site: SiteFile) -> None:
+    if person is not None:
+        Approvers(site.state).name_of(person.name, person.key)
+    elif site.policy.approvals > 1 and site.policy.approve == "by_hand":
+        raise ValueError(
+            f"policy.approvals is {site.policy.approvals}: each person signs. Say who approves: "
+            "--as NAME --key FILE"
+        )
+
+
+def _sign_approval(
+    plans: Plans, known: Known, site: SiteFile, data: str, person: Person | None
+) -> dict[str, str]:
+    """Keep a person's approval; returns the key of each person whose approval counts now, by name."""
+    if person is None:
+        return {}
+    folder = plans.folder(known.digest)
+    approvals.put(folder, site.name, known.digest, data, person.name, person.key)
+    return people_for(plans, known, site, data)
+
+
+def people_for(plans: Plans, known: Known, site: SiteFile, data: str) -> dict[str, str]:
+    """Fingerprint of the key of each person who approved a plan on these texts, by name. Raises OSError."""
+    keys = Approvers(site.state).keys()
+    return approvals.who_approved(plans.folder(known.digest), site.name, known.digest, data, keys)
 
 
 def sizes_of(site: SiteFile, settings: Settings) -> Sizes:
@@ -194,7 +267,19 @@ def executed(plans: Plans, digest: str, site: SiteFile, limits: Limits, now: flo
             )
         approve(plans, known, site, limits, "policy")
         return executed(plans, digest, site, limits, now)
+    _check_people(plans, known, site)
     return known
+
+
+def _check_people(plans: Plans, known: Known, site: SiteFile) -> None:
+    """Raise Declines if the policy asks for more people than have approved."""
+    needed = site.policy.approvals
+    if needed == 1:
+        return
+    people = people_for(plans, known, site, known.decision.data)
+    if len(people) < needed:
+        words = f"plan {known.short} has the approval of {len(people)} of {needed} people"
+        raise Declines(PENDING, words=words)
 
 
 def limits_of(site: SiteFile, key: Any) -> Limits:

@@ -189,6 +189,8 @@ def refusals_of(plan: Plan, settings: Settings, limits: Limits) -> Iterator[tupl
     ):
         if is_asked:
             yield "policy", "", f"policy.{name} is true, and this version has nothing of the kind"
+    if policy.approve == "within_policy" and policy.approvals > 1:
+        yield "policy", "", f"policy.approvals is {policy.approvals}, which needs policy.approve: by_hand"
     if policy.approve == "within_policy" and policy.models == "any":
         yield "policy", "model.name", "policy.approve: within_policy needs a list in policy.models"
     for line in lines_of(settings, limits):

@@ -42,6 +42,7 @@ START = "0" * 64
 _TAIL_BYTES = 1 << 16
 _PART_DIGITS = 6
 _LONGEST_NUMBER = 20
+_MOST_PEOPLE = 10
 
 
 class _Line(BaseModel):
@@ -99,9 +100,19 @@ class Entry(_Line):
     before: str
     """SHA-256 of the line before this, without its newline; 64 zeros in the first."""
     what: Literal[
-        "begins", "goes_on", "opened", "came", "leaves", "left", "stayed", "accepted", "did_not_count"
+        "begins",
+        "goes_on",
+        "opened",
+        "approved",
+        "came",
+        "leaves",
+        "left",
+        "stayed",
+        "accepted",
+        "did_not_count",
     ]
-    """A new ledger begins; it goes on in this file; the program has connected; a message came; an answer is
+    """A new ledger begins; it goes on in this file; the program has connected; a plan is executed, since it
+    was approved; a message came; an answer is
     about to be sent; it was; it was given up; a person has accepted that a line is missing; numbers of
     messages that did not count."""
     site: str = ""
@@ -127,8 +138,12 @@ class Entry(_Line):
     """L2 norm of trained minus received tensors, before they were made smaller."""
     statement: str = ""
     """Of `left`: SHA-256 of the signed answer. Of `accepted`: the hash that this ledger lacks."""
+    by: str = ""
+    """Of `approved`: `hand` or `policy`."""
+    people: dict[str, str] = {}
+    """Of `approved`: who signed the approval, by name: fingerprint of the key. Empty if nobody signed."""
     since: str = ""
-    """Of `did_not_count`: when the first of them came."""
+    """Of `did_not_count`: when the first of them came. Of `approved`: when it was approved."""
     counts: dict[str, int] = {}
     """Of `did_not_count`: how many, by reason."""
 
@@ -183,6 +198,13 @@ def _leaves(entry: Entry) -> str:
     return f"about to leave: {_message(entry)}: {_names(entry)}{norm}"
 
 
+def _approved(entry: Entry) -> str:
+    people = [f"{shown(name)} ({shown(key)})" for name, key in islice(entry.people.items(), _MOST_PEOPLE)]
+    signed = f", signed by {', '.join(people)}" if people else ""
+    by = {"hand": "by hand", "policy": "by the policy"}.get(entry.by, shown(entry.by))
+    return f"plan {shown(entry.plan[:12])} was approved {by} at {_time(entry.since)}{signed}"
+
+
 def _did_not_count(entry: Entry) -> str:
     numbers = ", ".join(
         f"{shown(reason)} {_number(number)}" for reason, number in islice(entry.counts.items(), len(REASONS))
@@ -194,6 +216,7 @@ _WORDS: Mapping[str, Callable[[Entry], str]] = {
     "begins": lambda entry: f"a new ledger begins, of {_holder(entry)}",
     "goes_on": lambda entry: f"the ledger goes on in this file, of {_holder(entry)}",
     "opened": lambda entry: f"join was started by {_holder(entry)}",
+    "approved": _approved,
     "came": _came,
     "leaves": _leaves,
     "left": lambda entry: f"  sent, signed as {shown(entry.statement[:16])}…",

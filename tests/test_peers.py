@@ -196,7 +196,7 @@ def test_a_plan_says_who_is_known(
     def shown() -> str:
         return "\n".join(describe(plans.find(digest), None, limits))
 
-    assert f"roster   {roster_fingerprint(roster)}" in shown()
+    assert f"roster    {roster_fingerprint(roster)}" in shown()
     assert "not pinned here: lakeside, north" in shown()
     Peers.open(site.state).add("lakeside", lakeside, told)
     assert "pinned here with this key: lakeside" in shown()

@@ -13,14 +13,18 @@ from typing import Any
 import pytest
 
 from client.declines import Declines
-from client.kit.plans import describe, table
-from client.plans import Decision, Plans, approve, executed, limits_of
+from client.kit.costs import Costs, Here
+from client.kit.plans import describe, describe_all, table
+from client.plans import Decision, Known, Plans, approve, executed, limits_of
+from client.policy import Limits, Policy, refusals_of
 from client.site_file import SiteFile, signing_keys
+from client.sizes import Sizes
 from common.credentials import fingerprint, new_key, public_line
 from common.settings import Settings
 from common.wire.messages import PENDING, Card, Declined, pack_card
 from common.wire.signing import PLAN, NotAuthentic, Plan, sign
 from server.cohort import Cohort
+from server.compose import compose
 from server.deployment.folder import RegisteredSite
 from server.deployment.plan import plan_id, plan_of
 from server.deployment.status import standing_of
@@ -29,6 +33,7 @@ from server.report.render import write_report
 from server.rounds.clients import Answer, Request, RunFailed
 from server.run_folder import RunFolder
 from tests.support.fake_flwr import words_for, write_run
+from tests.support.hostile_settings import with_changes
 from tests.support.nasty import NASTY, faults
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
@@ -148,10 +153,10 @@ def test_a_plan_in_words(lab: Lab) -> None:
     first = lab.plans.find(lab.add())
     second = lab.plans.find(lab.add(settings=lab.plan.settings | {"num_rounds": 9}, parent=first.digest))
     assert [line[:12] for line in table(lab.plans.all()).splitlines()] == [first.short, second.short]
-    words = "\n".join(describe(second, first, lab.limits))
+    words = "\n".join(read_out(second, first, lab.limits))
     for text in (
-        "sites    lakeside, st_marys; this one is st_marys",
-        "code     torch 0.0 (HERE ",
+        "sites     lakeside, st_marys; this one is st_marys",
+        "code      torch 0.0 (HERE ",
         "to tell apart: health, money, sport",
         "in up to 9 rounds",
         "num_rounds: 3 -> 9",
@@ -165,11 +170,69 @@ def test_a_plan_in_words(lab: Lab) -> None:
     assert "it cannot be approved as it is" in words
 
 
+def read_out(known: Known, before: Known | None, limits: Limits) -> list[str]:
+    """What `plan --all` says."""
+    return [*describe(known, before, limits), *describe_all(known, before, limits)]
+
+
+def test_a_plan_fits_a_screen(lab: Lab) -> None:
+    """Even if everything about it is as long as it can be."""
+    settings = json.loads(json.dumps(lab.plan.settings))
+    settings["recipe"] = "fine_tune@1"
+    settings["train"] |= {"frozen": "none", "last_batch": "short", "optimizer": "sgd", "max_length": 3}
+    settings["evaluation"]["where"] = "sites"
+    settings["data"]["label_names"] = [f"label {number}" for number in range(100)]
+    sites = lab.plan.sites | {f"site-{number}": f"SHA256:{number}" for number in range(60)}
+    sites |= {"lakeside": "SHA256:another"}
+    digest = lab.add(settings=settings, sites=sites)
+    before = lab.plans.find(lab.add())
+    lab.plans.decide(digest, Decision("rejected", DAY, "hand", why="not now", people={"anna": "SHA256:a"}))
+    pins = {f"site-{number}": f"SHA256:{number}" for number in range(30)} | {"lakeside": "SHA256:other"}
+    strict = replace(lab.limits, policy=Policy(), peers=pins)
+    here = Here(Sizes(60, 10, 1000, 768), Costs(10**9, 3600.0), 17)
+    words = list(describe(lab.plans.find(digest), before, strict, here))
+    assert len(words) <= 40
+    for text in (
+        "fine_tune@1 with ",
+        "more (--all)",
+        "60 texts to train on, 10 held out",
+        "a round: up to 1.0 GB and about 60 min; in all: up to 3.0 GB and about 3.0 h",
+        "MEMBERSHIP   who holds a text can tell whether it is in here",
+        "its even share of an update (4 is allowed)",
+        "answers given so far: 17 of 600, for this plan up to 3 more",
+        "Approved by: anna",
+    ):
+        assert any(text in line for line in words), (text, words)
+    everything = list(describe_all(lab.plans.find(digest), before, strict, here))
+    assert any("NO  1000 tokens to train on" in line for line in everything)
+
+
+def test_a_recipe_is_what_this_site_has_under_its_name(lab: Lab) -> None:
+    followed = compose_recipe("fine_tune")
+    for changed, told in (
+        ({}, "fine_tune@1 with no deviation"),
+        ({"train.proximal_mu": 0.1}, "fine_tune@1 with 1 deviation:"),
+        ({"recipe": "fine_tune@9"}, "fine_tune@9, which this installation does not know"),
+        ({"recipe": ""}, "no recipe: its settings are the coordinator's own choice"),
+    ):
+        known = lab.plans.find(lab.add(settings=with_changes(followed, changed).to_dict()))
+        assert told in "\n".join(describe(known, None, lab.limits)), changed
+        only = replace(lab.limits, policy=replace(WIDE, recipes=("fine_tune@1",)))
+        refused = [key for _, key, _ in refusals_of(known.plan, known.settings, only)]
+        assert ("recipe" in refused) == (changed != {}), changed
+
+
+def compose_recipe(name: str) -> Settings:
+    """A recipe's settings, as a plan of the tests has them."""
+    words = (f"recipe={name}", "engine=deployment", "data=files", "data.label_names=[health,money,sport]")
+    return compose([*words, "model=minilm", "evaluation.where=sites", "run_dir=x"]).settings.for_sites()
+
+
 def test_a_plan_in_words_moves_no_cursor(lab: Lab) -> None:
     """What the server wrote is read out on the terminal of who decides."""
     hidden = "torch \x1b[2A\x1b[8m"
     known = lab.plans.find(lab.add(code={hidden: "1\r\n2"}))
-    words = list(describe(known, None, lab.limits))
+    words = read_out(known, None, lab.limits)
     assert any('"torch [2A [8m" "1 2"' in line for line in words)
     assert all(line.isprintable() for line in [*words, *table(lab.plans.all()).splitlines()])
 
@@ -186,9 +249,9 @@ def hostile_plan(lab: Lab, word: str) -> list[str]:
     lab.plans.decide(digest, Decision("rejected", DAY, "hand", why=word))
     strict = replace(lab.limits, policy=replace(WIDE, models=("a",), min_sites=9), has_own_model=False)
     invited = replace(strict, labels=(word,))
-    told = [*table(lab.plans.all()).splitlines(), *describe(known, before, invited)]
+    told = [*table(lab.plans.all()).splitlines(), *read_out(known, before, invited)]
     decided = lab.plans.find(digest)
-    told += describe(decided, None, invited)
+    told += read_out(decided, None, invited)
     for folder in (lab.site.state / "plans").iterdir():
         shutil.rmtree(folder)
     return told
@@ -219,7 +282,7 @@ def test_a_plan_of_another_century_is_no_plan(lab: Lab) -> None:
 
 def test_code_with_a_name_that_no_package_has(lab: Lab) -> None:
     known = lab.plans.find(lab.add(code={"": "1", "../..": "2"}))
-    (line,) = [line for line in describe(known, None, lab.limits) if line.startswith("  code")]
+    (line,) = [line for line in read_out(known, None, lab.limits) if line.startswith("  code")]
     assert line.count("HERE not installed") == 2
 
 

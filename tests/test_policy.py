@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 
-from client.kit.plans import in_words, read_policy
+from client.kit.policy import in_words, read_policy
 from client.policy import RULES, Limits, Policy, Rule, lines_of, refusals_of
 from client.round import answer
 from client.site import Kept, Order, RealSite

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from client.kit.link import Link
-from client.kit.plans import in_words
+from client.kit.policy import in_words
 from client.node.connection import Refused, Unreachable
 from client.plans import limits_of
 from client.site_file import SiteFile, read_authority, signing_keys

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum
@@ -22,14 +21,14 @@ from common.files import keep_private, write_atomically
 
 if TYPE_CHECKING:
     from client.kit.checks import Finding, Options
-    from client.plans import Plans
+    from client.plans import Person, Plans
     from client.policy import Limits
     from client.site_file import SiteFile
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say, the findings say in words
 app = new_app(
-    "Take part in a federation with data that stays here: init, check, join, plans, approve, peers, trust, "
-    "ledger, verify-model, personalise."
+    "Take part in a federation with data that stays here: init, check, join, plans, approve, approvers, "
+    "peers, trust, ledger, verify-model, personalise."
 )
 
 
@@ -83,7 +82,7 @@ def init(
     and never leave. Nothing is overwritten, nothing is sent.
     """
     from client.kit.init import REGISTRATION, write_kit
-    from client.kit.plans import read_policy
+    from client.kit.policy import read_policy
     from client.policy import Policy
 
     folder = folder.absolute()
@@ -227,43 +226,80 @@ def plans(site: Site = Path("site.yaml")) -> None:
 
 
 @command(app)
-def plan(plan: PlanName, site: Site = Path("site.yaml")) -> None:
-    """Say in plain words what a plan asks, what leaves, and what the policy says to each line.
+def plan(
+    plan: PlanName,
+    site: Site = Path("site.yaml"),
+    everything: Annotated[bool, _option("--all", "Every setting, and what the policy says to it.")] = False,
+) -> None:
+    """Say in plain words what a plan asks, what it costs here, what leaves, and what the policy says.
 
-    Example:
+    Examples:
       wardround-site plan 3f8a90c2d1e4
+      wardround-site plan 3f8a90c2d1e4 --all
+
+    The costs come from two small steps of training on this site's own texts. Nothing of them is sent.
     """
-    from client.kit.plans import compared_with, describe
+    from client.kit.costs import look_at
+    from client.kit.plans import compared_with, describe, describe_all
 
     opened, loaded = _plans(site)
-    known = opened.find(plan)
+    known, limits = opened.find(plan), _limits(loaded)
     before = compared_with(known, opened.all())
-    typer.echo("\n".join(describe(known, before, _limits(loaded))))
+    here = look_at(loaded, known)
+    lines = list(describe(known, before, limits, here))
+    if everything:
+        lines += describe_all(known, before, limits, here)
+    typer.echo("\n".join(lines))
 
 
 @command(app)
-def approve(plan: PlanName, site: Site = Path("site.yaml")) -> None:
+def approve(
+    plan: PlanName,
+    name: Annotated[str | None, _option("--as", "Who approves (`approvers list`).", "NAME")] = None,
+    key: Annotated[Path | None, _option("--key", "That person's private key.", "FILE")] = None,
+    site: Site = Path("site.yaml"),
+) -> None:
     """Let a plan be executed, with the texts as they are now.
 
-    Example:
+    Examples:
       wardround-site approve 3f8a90c2d1e4
+      wardround-site approve 3f8a90c2d1e4 --as anna --key /media/stick/anna
 
-    Exit code: 0 approved, 2 no such plan, or the policy refuses it.
+    Exit code: 0 approved, or noted if another person has to approve too; 2 no such plan, or the policy
+    refuses it.
     """
     from client.declines import Declines
     from client.plans import approve as put_approval
     from common.words import printable
 
     opened, loaded = _plans(site)
-    known = opened.find(plan)
+    known, person = opened.find(plan), _person(name, key)
     try:
-        put_approval(opened, known, loaded, _limits(loaded), "hand")
+        is_approved = put_approval(opened, known, loaded, _limits(loaded), "hand", person)
     except Declines as no:
         raise ValueError(
             f"plan {known.short} cannot be approved ({no.code}): {printable(str(no))}. Reject it, or change "
             f"the policy in '{site}', which counts at once."
         ) from None
-    typer.echo(f"Approved: {known.short}. It is executed with the texts of now, until somebody revokes it.")
+    if is_approved:
+        typer.echo(
+            f"Approved: {known.short}. It is executed with the texts of now, until somebody revokes it."
+        )
+    else:
+        typer.echo(f"Noted: {name} approves {known.short}. It waits for another person.")
+
+
+def _person(name: str | None, key: Path | None) -> Person | None:
+    """Who approves; None if nobody signs. Raises ValueError if half of it is missing, or for no key."""
+    from client.plans import Person
+    from common.credentials import read_private_key
+
+    if name is None and key is None:
+        return None
+    if name is None or key is None:
+        raise ValueError("--as and --key belong together: --as NAME --key FILE")
+    step = 'Make one with: ssh-keygen -t ed25519 -N "" -f FILE'
+    return Person(name, read_private_key(key, "signing", "--key", step))  # type: ignore[arg-type]
 
 
 @command(app)
@@ -352,15 +388,9 @@ def personalise(
 
 
 def _decide(name: str, site: Path, state: Any, why: str) -> None:
-    from client.plans import Decision
-
     opened, _ = _plans(site)
     known = opened.find(name)
-    if state == "revoked" and known.decision.state != "approved":
-        raise ValueError(
-            f"plan {known.short} is not approved. To refuse it: wardround-site reject {known.short}"
-        )
-    opened.decide(known.digest, Decision(state, time.time(), "hand", known.decision.data, why))
+    opened.object(known, state, why)
     typer.echo(f"Plan {known.short} is {state}. `join` heeds it with the next message.")
 
 
@@ -455,6 +485,68 @@ def remove(
 
     Peers.open(load_site_file(site).state).remove(name)
     typer.echo(f"{name} is not pinned any more")
+
+
+approvers = new_app("The people who approve plans, if the policy asks for two: add, list, remove.")
+app.add_typer(approvers, name="approvers")
+
+
+@command(approvers, name="add")
+def add_approver(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits, - and _.")],
+    key: Annotated[Path, _option("--key", "Public half of the person's key (.pub).", "FILE")],
+    site: Site = Path("site.yaml"),
+) -> None:
+    """Let a person approve plans here, with a key of the person's own.
+
+    Example:
+      wardround-site approvers add anna --key anna.pub
+
+    Make the key pair with: ssh-keygen -t ed25519 -N "" -f anna. The private half belongs to that person
+    alone, for example on a stick. `policy.approvals: 2` in site.yaml asks for two people.
+    """
+    from client.approvals import Approvers
+    from client.site_file import load_site_file
+
+    try:
+        line = key.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--key is '{key}', which cannot be read ({error}). Give the .pub file.") from None
+    found = Approvers(load_site_file(site).state).add(name, line)
+    typer.echo(f"{name} may approve plans here, with the key {found}")
+
+
+@command(approvers, name="list")
+def list_approvers(site: Site = Path("site.yaml")) -> None:
+    """List the people who may approve plans here.
+
+    Example:
+      wardround-site approvers list
+    """
+    from client.approvals import Approvers
+    from client.site_file import load_site_file
+    from common.credentials import fingerprint
+
+    keys = Approvers(load_site_file(site).state).keys()
+    lines = [f"{name:<20}  {fingerprint(key)}" for name, key in keys.items()]
+    typer.echo("\n".join(lines) or "Nobody yet. Next: wardround-site approvers add NAME --key FILE")
+
+
+@command(approvers, name="remove")
+def remove_approver(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `approvers list` shows it.")],
+    site: Site = Path("site.yaml"),
+) -> None:
+    """Let a person approve no more. What this person approved counts no more either.
+
+    Example:
+      wardround-site approvers remove anna
+    """
+    from client.approvals import Approvers
+    from client.site_file import load_site_file
+
+    Approvers(load_site_file(site).state).remove(name)
+    typer.echo(f"{name} approves no plans here any more")
 
 
 ledger = new_app("What came to this site and what left it: show, verify, export, accept.")

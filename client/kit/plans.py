@@ -1,103 +1,28 @@
-"""A plan and a policy in plain words, for the people who decide."""
+"""A plan in plain words, for the people who decide: one screen, and under `--all` everything it holds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from itertools import islice
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
-
+from client.kit.costs import Here
 from client.peers import roster_in_words
 from client.plans import Known
-from client.policy import Limits, Line, Policy, lines_of, refusals_of, without_retired
-from common.errors import explain
+from client.policy import Limits, Line, lines_of, refusals_of
+from client.sizes import largest_influence, size_refusals
+from common.recipes import recipes
+from common.settings import Settings
 from common.words import printable, printable_day, shown
 
-_POLICY: TypeAdapter[Policy] = TypeAdapter(Policy)
 _LONGEST_RULE = 600
+_MOST_NAMES, _MOST_DEVIATIONS, _MOST_REFUSALS, _MOST_DIFFERENCES = 8, 3, 3, 2
 STATES = {
     "pending": "waits for your decision",
     "approved": "approved",
     "rejected": "rejected",
     "revoked": "approval revoked",
 }
-
-
-def read_policy(path: Path) -> Policy:
-    """A policy written as YAML, `key: value` a line. Raises ValueError where it is none."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        return _POLICY.validate_python(without_retired(content))
-    except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error, list(_POLICY.json_schema()['properties']))}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"--policy is '{path}', which cannot be read as YAML ({reason}).") from None
-
-
-def in_words(limits: Limits) -> Iterator[str]:
-    """What a policy says, a sentence each."""
-    policy = limits.policy
-    if policy.approve == "by_hand":
-        yield "A person approves each plan"
-    else:
-        yield "Plans inside the limits are approved"
-    yield "all texts are used but the part held out, which is the same in every run"
-    yield (
-        f"a plan has at most {policy.max_answers} rounds, {policy.max_epochs} passes and {policy.max_steps} "
-        f"steps a round, {policy.max_days:g} days, and at least {policy.min_sites} sites"
-    )
-    yield f"all plans together get at most {policy.max_total_answers} answers"
-    known = ", all of them pinned here" if policy.require_peers else ""
-    yield f"at most {policy.max_sites} sites{known}"
-    yield (
-        f"batches of {policy.min_batch_size} to {policy.max_batch_size} texts of at least "
-        f"{policy.min_max_length} tokens; step sizes up to {policy.max_learning_rate:g} (sgd) and "
-        f"{policy.max_learning_rate_adamw:g} (adamw)"
-    )
-    yield (
-        f"no text has more than {policy.max_influence:g} times its even share of an update, and at least "
-        f"{policy.min_speaking_texts:g} texts speak in it"
-    )
-    if policy.frozen == "embeddings":
-        yield "word embeddings are not trained"
-    else:
-        yield "word embeddings may be trained: their updates tell which words occur"
-    yield f"model: {_models_in_words(limits)}; safetensors only"
-    yield f"updates leave as {', '.join(policy.forms)}, with at least {policy.min_examples} training texts"
-    if policy.counts:
-        yield f"test counts are sent, unless one of them is from 1 to {policy.min_count - 1}"
-    else:
-        yield "test counts stay here"
-    if policy.same_start:
-        yield "the first model must be the one that this site's own files give"
-    else:
-        yield "the first model is taken as it comes"
-    if policy.max_step_ratio is None:
-        yield "a model may change by any amount from round to round"
-    else:
-        yield (
-            f"from round to round a tensor of the model may move {policy.max_step_ratio:g} times as far as "
-            "this site moves it"
-        )
-    if policy.data_may_change:
-        yield "texts may change under a plan"
-    else:
-        yield "changed texts need a new approval"
-    yield f"texts that differ by fewer than {policy.min_changed_texts} from answered ones get no answer"
-    if policy.require_privacy or policy.require_aggregation:
-        yield "every plan is refused, for this version has no differential privacy and no secure aggregation"
-
-
-def _models_in_words(limits: Limits) -> str:
-    listed = limits.policy.models
-    if listed == "any":
-        return "any that is approved"
-    if listed is None:
-        return "one that a recipe pins"
-    return ", ".join(listed)
 
 
 def table(known: Sequence[Known]) -> str:
@@ -111,39 +36,50 @@ def table(known: Sequence[Known]) -> str:
     return "\n".join(lines) or "This site was told of no plan."
 
 
-def describe(known: Known, before: Known | None, limits: Limits) -> Iterator[str]:
-    """A plan, line by line. The server's words in it can imitate no line of ours.
+def describe(known: Known, before: Known | None, limits: Limits, here: Here = Here()) -> Iterator[str]:  # noqa: B008
+    """What a person needs to decide, on one screen: at most 40 lines.
+
+    The server's words in it can imitate no line of ours.
 
     Args:
         before: the plan to compare it with; None for no comparison.
+        here: what the plan meets at this site.
     """
-    plan, settings, train = known.plan, known.settings, known.settings.train
+    plan = known.plan
     yield f"Plan {known.short}, signed by the coordinator: {STATES[known.decision.state]}"
-    yield f"  SHA-256  {known.digest}"
-    yield f"  good     from {printable_day(plan.not_before)} to {printable_day(plan.not_after)}"
-    yield f"  sites    {_listed(sorted(plan.sites))}; this one is {limits.site}"
-    yield from roster_in_words(plan, limits)
-    yield f"  code     {', '.join(_code(plan.code))}"
+    yield from _recipe(known.settings)
+    yield from _training(known.settings)
+    yield from _costs(known, limits, here)
+    yield f"  good      from {printable_day(plan.not_before)} to {printable_day(plan.not_after)}"
+    yield "Who takes part"
+    yield f"  sites     {_some(sorted(plan.sites))}; this one is {limits.site}"
+    yield from roster_in_words(plan, limits, _MOST_NAMES)
+    yield "What leaves this site, and what it can tell"
+    yield from _leaves(known.settings)
+    yield from _tells(known.settings, limits, here)
+    yield from _verdict(known, limits, here)
+    if before is not None:
+        differences = _differences(known, before) or ["nothing differs but its days"]
+        yield f"Against plan {before.short}, {STATES[before.decision.state]}"
+        yield from _first(differences, _MOST_DIFFERENCES)
+    yield from _next_step(known, limits, here)
+
+
+def describe_all(known: Known, before: Known | None, limits: Limits, here: Here = Here()) -> Iterator[str]:  # noqa: B008
+    """Everything a plan holds, and what the policy says to each setting."""
+    plan = known.plan
     yield ""
-    model = settings.model
-    yield f"Trained is {shown(model.name)}{f'@{shown(model.revision)}' if model.revision else ''}"
-    yield f"  to tell apart: {_listed(settings.data.label_names or ())}"
-    yield f"  in up to {settings.num_rounds} rounds, each {train.local_epochs} times over the site's texts"
-    yield f"  by {train.optimizer}, step size {train.learning_rate:g}, batches of {train.batch_size}"
-    yield ""
-    yield "What leaves this site"
-    yield "  once:        how many texts it trains on, and how many it holds out"
-    yield f"  each round:  the trained weights ({settings.transforms.name}), how many texts and steps,"
-    yield "               the mean loss, the seconds it took"
-    if settings.evaluation.where == "sites":
-        yield "               how many held-out texts of each label were taken for which; their summed loss"
-    yield "  or, instead: a code that says why not"
-    yield ""
-    yield "What the policy says"
-    refused = list(refusals_of(plan, settings, limits))
-    for _, _, words in refused:
+    yield "Everything"
+    yield f"  SHA-256   {known.digest}"
+    yield f"  follows   {f'plan {plan.parent[:12]}' if plan.parent else 'no other plan'}"
+    yield f"  code      {', '.join(_code(plan.code))}"
+    for name, key in sorted(plan.sites.items()):
+        yield f"  key       {shown(key)}, of {shown(name)}"
+    for text in _deviations(known.settings):
+        yield f"  not as the recipe says: {text}"
+    for words in _refusals(known, limits, here):
         yield f"  NO  {printable(words, _LONGEST_RULE)}"
-    told = lines_of(settings, limits)
+    told = lines_of(known.settings, limits)
     for line in told:
         if line.is_allowed and line.rule.kind in ("bounded", "listed"):
             yield f"  ok  {_rule(line)}"
@@ -152,19 +88,139 @@ def describe(known: Known, before: Known | None, limits: Limits) -> Iterator[str
         for line in told:
             if line.is_allowed and line.rule.kind == kind:
                 yield f"      {_rule(line)}"
-    yield ""
     if before is not None:
-        yield f"Against plan {before.short}, {STATES[before.decision.state]}"
-        yield from (f"  {text}" for text in _differences(known, before) or ["  nothing differs but its days"])
-        yield ""
+        yield f"  against plan {before.short}:"
+        yield from (f"      {text}" for text in _differences(known, before))
+
+
+def _recipe(settings: Settings) -> Iterator[str]:
+    name = settings.recipe
+    if not name:
+        yield "  recipe    no recipe: its settings are the coordinator's own choice (--all shows them)"
+        return
+    recipe = recipes().get(name)
+    if recipe is None:
+        yield f"  recipe    {shown(name)}, which this installation does not know"
+        return
+    found = list(_deviations(settings))
+    number = "no deviation" if not found else f"{len(found)} deviation{'s' if len(found) > 1 else ''}:"
+    yield f"  recipe    {name} with {number}  ({recipe.words})"
+    yield from _first(found, _MOST_DEVIATIONS, indent=12)
+
+
+def _deviations(settings: Settings) -> Iterator[str]:
+    recipe = recipes().get(settings.recipe)
+    if recipe is not None:
+        for deviation in recipe.deviations(settings):
+            value = _value(deviation.value)
+            yield f"{deviation.key} = {value} (the recipe says {printable(deviation.allowed)})"
+
+
+def _training(settings: Settings) -> Iterator[str]:
+    model, train = settings.model, settings.train
+    revision = f"@{shown(model.revision)}" if model.revision else ""
+    weights = f"weights {model.sha256[:12]}…" if model.sha256 else "weights not pinned"
+    yield f"  model     {shown(model.name)}{revision}, {weights}"
+    yield f"  labels    to tell apart: {_some(settings.data.label_names or ())}"
+    yield (
+        f"  training  in up to {settings.num_rounds} rounds, each {train.local_epochs} times over the texts "
+        f"here; {train.optimizer}, step size {train.learning_rate:g}, batches of {train.batch_size}"
+    )
+
+
+def _costs(known: Known, limits: Limits, here: Here) -> Iterator[str]:
+    rounds = known.settings.num_rounds
+    texts = "texts not looked at"
+    if here.sizes is not None:
+        texts = f"{here.sizes.num_texts} texts to train on, {here.sizes.num_held_out} held out"
+    given = f"{here.num_answers} of {limits.policy.max_total_answers}"
+    yield f"  this site {texts}; answers given so far: {given}, for this plan up to {rounds} more"
+    if here.costs is not None:
+        size, seconds = here.costs.bytes, here.costs.seconds
+        yield (
+            f"  costs     a round: up to {_size(size)} and about {_time(seconds)}; "
+            f"in all: up to {_size(rounds * size)} and about {_time(rounds * seconds)}"
+        )
+    elif here.why_not:
+        yield f"  costs     not known: {printable(here.why_not)}"
+
+
+def _leaves(settings: Settings) -> Iterator[str]:
+    yield "  once:        how many texts it trains on, and how many it holds out"
+    yield f"  each round:  the trained weights ({settings.transforms.name}), how many texts and steps,"
+    yield "               the mean loss, the seconds it took"
+    if settings.evaluation.where == "sites":
+        yield "               how many held-out texts of each label were taken for which; their summed loss"
+    yield "  or, instead: a code that says why not"
+
+
+def _tells(settings: Settings, limits: Limits, here: Here) -> Iterator[str]:
+    if settings.train.frozen == "none":
+        yield "  WORDS        embeddings are trained: an update tells which words the texts use"
+    if here.sizes is None:
+        return
+    most = limits.policy.max_influence
+    influence = largest_influence(settings, max(1, here.sizes.num_texts))
+    yield f"  one text:    at most {influence:.2g} times its even share of an update ({most:g} is allowed)"
+    width = here.sizes.hidden_size
+    if width is not None and settings.train.optimizer == "sgd" and here.sizes.num_texts < 2 * width:
+        yield (
+            f"  MEMBERSHIP   who holds a text can tell whether it is in here: with sgd, and fewer than "
+            f"{2 * width} texts"
+        )
+
+
+def _refusals(known: Known, limits: Limits, here: Here) -> list[str]:
+    found = [words for _, _, words in refusals_of(known.plan, known.settings, limits)]
+    if here.sizes is not None:
+        found += [words for _, _, words in size_refusals(known.settings, here.sizes, limits.policy)]
+    return found
+
+
+def _verdict(known: Known, limits: Limits, here: Here) -> Iterator[str]:
+    refused = _refusals(known, limits, here)
+    if not refused:
+        yield "The policy of this site allows it."
+        return
+    yield "The policy of this site refuses it: it cannot be approved as it is."
+    words = (f"NO  {printable(text, _LONGEST_RULE)}" for text in refused)
+    yield from _first(list(words), _MOST_REFUSALS)
+
+
+def _next_step(known: Known, limits: Limits, here: Here) -> Iterator[str]:
+    people = ", ".join(known.decision.people)
+    if people:
+        yield f"Approved by: {people}"
     if known.decision.why:
         yield f"Rejected because: {printable(known.decision.why)}"
-    if refused:
-        yield "The policy refuses it: it cannot be approved as it is."
+    if _refusals(known, limits, here):
+        yield f"Next: wardround-site reject {known.short} --why TEXT. Every setting: --all"
     elif known.decision.state == "approved":
-        yield f"To take the approval back: wardround-site revoke {known.short}"
+        yield f"To take the approval back: wardround-site revoke {known.short}. Every setting: --all"
     else:
-        yield f"Next: wardround-site approve {known.short}, or reject {known.short} --why TEXT"
+        signed = " --as NAME --key FILE" if limits.policy.approvals > 1 else ""
+        yield (
+            f"Next: wardround-site approve {known.short}{signed}, or reject {known.short} --why TEXT. "
+            "Every setting: --all"
+        )
+
+
+def _first(texts: Sequence[str], most: int, indent: int = 2) -> Iterator[str]:
+    """The first lines of a list; the last one says how many more there are."""
+    for text in texts[:most]:
+        yield f"{' ' * indent}{text}"
+    if len(texts) > most:
+        yield f"{' ' * indent}and {len(texts) - most} more (--all)"
+
+
+def _size(number: float) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _differences(known: Known, before: Known) -> list[str]:
@@ -174,7 +230,7 @@ def _differences(known: Known, before: Known) -> list[str]:
     ]
     for word, more, fewer in (("joined", known, before), ("left", before, known)):
         names = sorted(more.plan.sites.keys() - fewer.plan.sites.keys())
-        found += [f"{word}: {_listed(names)}"] if names else []
+        found += [f"{word}: {_some(names)}"] if names else []
     same = known.plan.sites.keys() & before.plan.sites.keys()
     found += [
         f"another key: {shown(name)}"
@@ -204,12 +260,16 @@ def _value(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, tuple):
-        return _listed(map(str, value)) or "()"
+        return _some(map(str, value)) or "()"
     return shown(str(value))
 
 
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(map(shown, words))
+def _some(words: Iterable[str]) -> str:
+    """The first few of a list of names."""
+    names = list(words)
+    told = ", ".join(map(shown, islice(names, _MOST_NAMES)))
+    more = len(names) - _MOST_NAMES
+    return f"{told} and {more} more" if more > 0 else told
 
 
 def compared_with(known: Known, all_plans: Sequence[Known]) -> Known | None:

@@ -14,6 +14,7 @@ import errno
 import os
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -200,6 +201,19 @@ class Ledger:
         """The program has connected for the first time since it was started."""
         return self._append("opened", site=self._site, key=self._key)
 
+    def approved(self, plan: str, at: float, by: str, people: Mapping[str, str]) -> None:
+        """A plan is executed from now on. Of one decision there is one line.
+
+        Args:
+            plan: its SHA-256.
+            at: when it was approved, seconds since 1970.
+            by: `hand` or `policy`.
+            people: who signed, by name: fingerprint of the key.
+        """
+        since = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+        if ("approved", plan, since) not in self._told:
+            self._append("approved", plan=plan, by=by, people=dict(people), since=since)
+
     def came(self, kind: str, question: Question, contents: Contents) -> str:
         """An authentic message came. If it came before, it is counted, and has no line again."""
         line = self._told.get(("came", question.digest))
@@ -325,6 +339,8 @@ class Ledger:
             self._accepted.add(entry.statement)
         if entry.what == "came" and entry.question:
             self._remember(found, "came", entry.question)
+        if entry.what == "approved":
+            self._remember(found, "approved", entry.plan, entry.since)
         if entry.what == "leaves" and entry.question:
             self._remember(found, "leaves", entry.question, entry.contents.digest())
 

@@ -308,6 +308,9 @@ class Loop:
         if told and self._note(partial(self._plans.add, told)) != question.plan:
             raise NotAuthentic("forged")
         known = self._note(partial(executed, self._plans, question.plan, self._site, self._limits))
+        decision = known.decision
+        approved = partial(self._ledger.approved, question.plan, decision.at, decision.by, decision.people)
+        self._note(approved)
         said = question.statement
         first = 1 if said.kind == TRAIN else 0
         if not first <= said.round <= known.settings.num_rounds:
@@ -320,7 +323,7 @@ class Loop:
             client=sorted(known.plan.sites).index(self._name),
             round=said.round,
             age=said.round - 1 if said.kind == TRAIN else said.round,
-            data=known.decision.data,
+            data=decision.data,
             most_texts=known.plan.most_texts,
         )
 

@@ -1,0 +1,182 @@
+"""The people who approve plans at a site: their keys, and what each of them has signed.
+
+    state/approvers.json                 who may approve: name, and public key
+    state/plans/<plan>/approvals/        one signed file for each person who approved the plan
+
+A signed approval names the site, the plan and the SHA-256 of the file of texts. It counts as long as its
+person is an approver here, and for this plan on these texts alone.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from common.credentials import check_public_line, fingerprint, public_line, write_secret
+from common.files import write_atomically
+from common.wire.signing import NotAuthentic, Seconds, Sha256, open_envelope, sign
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+FILE_NAME, FOLDER = "approvers.json", "approvals"
+_APPROVAL = "application/vnd.wardround.approval+json"
+_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+_KEYS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
+
+
+@dataclass(frozen=True)
+class Approval:
+    """What one person signs."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    version: Literal[1]
+    site: str
+    plan: Sha256
+    data: Sha256
+    """SHA-256 of the file of texts."""
+    name: str
+    at: Seconds
+    """Seconds since 1970."""
+
+
+_ADAPTER: TypeAdapter[Approval] = TypeAdapter(Approval)
+
+
+class Approvers:
+    """The file `approvers.json` of a site's state."""
+
+    def __init__(self, state: Path) -> None:
+        self._file = state / FILE_NAME
+
+    def keys(self) -> dict[str, str]:
+        """Public key of each person by name, OpenSSH form.
+
+        Raises:
+            ValueError: the file is not what this program wrote.
+            OSError: it cannot be read.
+        """
+        if not self._file.exists():
+            return {}
+        try:
+            keys = _KEYS.validate_json(self._file.read_bytes())
+            return {name: check_public_line(key, "signing") for name, key in sorted(keys.items())}
+        except (ValidationError, ValueError):
+            raise ValueError(
+                f"'{self._file}' is not what this program wrote. Move it away, and add each person again: "
+                "wardround-site approvers add NAME --key FILE"
+            ) from None
+
+    def add(self, name: str, key: str) -> str:
+        """Let a person approve; returns the fingerprint of the key.
+
+        Args:
+            key: public half of an Ed25519 key, OpenSSH form.
+
+        Raises:
+            ValueError: the name cannot be one, it has another key, or the key has another name.
+            OSError: this cannot be written.
+        """
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"NAME is '{name}'; it may hold small letters, digits, - and _.")
+        line, keys = check_public_line(key, "signing"), self.keys()
+        if keys.get(name, line) != line:
+            raise ValueError(
+                f"{name} has another key here. If it was changed, first: "
+                f"wardround-site approvers remove {name}"
+            )
+        others = [other for other, known in keys.items() if known == line and other != name]
+        if others:
+            raise ValueError(f"this is the key of {others[0]}, and two people need two keys.")
+        self._write(keys | {name: line})
+        return fingerprint(line)
+
+    def remove(self, name: str) -> None:
+        """Let a person approve no more. What the person approved counts no more either.
+
+        Raises:
+            ValueError: there is no such person.
+            OSError: this cannot be written.
+        """
+        keys = self.keys()
+        if name not in keys:
+            raise ValueError(f"NAME is '{name}'. Approvers here: {', '.join(keys) or 'nobody'}.")
+        del keys[name]
+        self._write(keys)
+
+    def name_of(self, name: str, key: Ed25519PrivateKey) -> str:
+        """The name again, if it is an approver's and the private key is that person's.
+
+        Raises:
+            ValueError: it is not.
+            OSError: the file of approvers cannot be read.
+        """
+        keys = self.keys()
+        if name not in keys:
+            raise ValueError(
+                f"--as is '{name}'. Approvers here: {', '.join(keys) or 'nobody'}. "
+                "Next: wardround-site approvers add NAME --key FILE"
+            )
+        if public_line(key) != keys[name]:
+            raise ValueError(f"--key is not the key of {name}, which is {fingerprint(keys[name])}.")
+        return name
+
+    def _write(self, keys: Mapping[str, str]) -> None:
+        content = _KEYS.dump_json(dict(sorted(keys.items())), indent=2)
+        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(self._file, lambda part: write_secret(part, content))
+
+
+def put(folder: Path, site: str, plan: str, data: str, name: str, key: Ed25519PrivateKey) -> None:
+    """Keep one person's signed approval.
+
+    Args:
+        folder: of the plan, in the site's state.
+        data: SHA-256 of the file of texts.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    envelope = sign(_APPROVAL, Approval(1, site, plan, data, name, time.time()), key)
+    path = folder / FOLDER / f"{name}.json"
+    path.parent.mkdir(exist_ok=True, mode=0o700)
+    write_atomically(path, lambda part: part.write_text(envelope, encoding="ascii"))
+
+
+def who_approved(folder: Path, site: str, plan: str, data: str, keys: Mapping[str, str]) -> dict[str, str]:
+    """Fingerprint of the key of each person whose approval counts, by name.
+
+    Args:
+        folder: of the plan, in the site's state.
+        data: SHA-256 of the file of texts.
+        keys: public keys of the approvers, by name.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    found = {}
+    for name, key in keys.items():
+        path = folder / FOLDER / f"{name}.json"
+        if not path.is_file():
+            continue
+        try:
+            said = _ADAPTER.validate_json(open_envelope(path.read_text("ascii"), _APPROVAL, [key]))
+        except (NotAuthentic, ValidationError, UnicodeDecodeError):
+            continue  # signed with a key that this person had before, or damaged
+        if (said.site, said.plan, said.data, said.name) == (site, plan, data, name):
+            found[name] = fingerprint(key)
+    return found
+
+
+def forget(folder: Path) -> None:
+    """Remove all approvals of a plan. Args: folder: of the plan. Raises OSError."""
+    if (folder / FOLDER).exists():
+        shutil.rmtree(folder / FOLDER)

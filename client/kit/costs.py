@@ -1,0 +1,119 @@
+"""What a plan will cost this site: bytes and seconds, measured with a few steps on its own texts.
+
+Nothing is sent, and nothing of the steps is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from client.answers import Answers
+from client.declines import Declines
+from client.plans import Known, sizes_of
+from client.site import Examples, RealSite
+from client.site_file import SiteFile
+from client.sizes import Sizes
+from common.settings import Settings
+
+if TYPE_CHECKING:
+    from common.model.state import ModelState
+
+_STEP_TEXTS = 8
+_READING = 1 / 3
+"""Seconds of a text that is only read, as a share of one that is trained on: one pass of three."""
+_BYTES = {"exact": 4, "bf16": 2, "fp16": 2, "int8": 1}
+"""Most bytes for each number of an update, by `transforms.name`."""
+_DOWN_BYTES = 4
+"""Most bytes for each number of the server's model."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one round."""
+
+    bytes: int
+    """Most that are sent and received."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Here:
+    """What a plan meets at this site."""
+
+    sizes: Sizes | None = None
+    """None if the texts cannot be read as the plan asks."""
+    costs: Costs | None = None
+    """None if they were not measured."""
+    num_answers: int = 0
+    """Rounds that this site has answered so far, over all plans."""
+    why_not: str = ""
+    """Why something is not known, in words."""
+
+
+def look_at(site: SiteFile, known: Known) -> Here:
+    """Sizes and costs of a plan at this site. Raises OSError if the site's state cannot be read."""
+    here = Here(num_answers=Answers(site.state).num_answers())
+    try:
+        here = replace(here, sizes=sizes_of(site, known.settings))
+        sizes, costs = _measure(site, known.settings)
+        return replace(here, sizes=sizes, costs=costs)
+    except (ValueError, Declines, OSError) as error:
+        return replace(here, why_not=str(error))
+
+
+def _measure(site: SiteFile, said: Settings) -> tuple[Sizes, Costs]:
+    """Raises ValueError or Declines if the texts or the model are not as the plan asks."""
+    from client.round import check_model_file
+    from common.model.state import open_model
+
+    real = RealSite(site)
+    settings = real.localise(said)
+    model = settings.model
+    if model.source == "hub" and not Path(model.name).is_dir():
+        raise ValueError(
+            "the model is not on this machine, and is not fetched to look at a plan. To have it here: "
+            "wardround-site check --model NAME"
+        )
+    check_model_file(model, site.policy)
+    examples = real.examples(settings)
+    state = open_model(settings, examples.corpus.label_names, fresh=True)
+    config = state.classifier.model.config.get_text_config()
+    num_held_out = len(examples.test) + len(examples.validation)
+    sizes = Sizes(
+        num_texts=len(examples.train),
+        num_held_out=num_held_out,
+        num_tokens=int(examples.corpus.train.lengths_of(examples.train).sum()),
+        hidden_size=getattr(config, "hidden_size", None),
+    )
+    texts: float = settings.train.local_epochs * sizes.num_texts
+    if settings.evaluation.where == "sites":
+        texts += _READING * num_held_out
+    width = _BYTES[settings.transforms.name] + _DOWN_BYTES
+    return sizes, Costs(width * state.layout.size, texts * _seconds_of_a_text(state, settings, examples))
+
+
+def _seconds_of_a_text(state: ModelState, settings: Settings, examples: Examples) -> float:
+    """Time to train on one text here: the second of two small steps."""
+    from common.model.train import Place, train_epochs
+
+    some = np.random.default_rng(0).permutation(examples.train)[:_STEP_TEXTS]
+    step = replace(settings.train, local_epochs=1, batch_size=_STEP_TEXTS)
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        train_epochs(
+            state.classifier.model,
+            examples.corpus.train,
+            some,
+            step,
+            Place(settings.seed, 1, 0, state.device, settings.precision),
+            state.classifier.new_head,
+            state.classifier.frozen,
+        )
+        seconds = time.perf_counter() - started
+    return seconds / len(some)

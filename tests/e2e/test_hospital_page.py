@@ -195,6 +195,8 @@ def test_the_page_typed_through(typist: Typist, tiny_model: Path, tmp_path: Path
         )
         shown = typist.type(folder, typist.words("wardround-site plan ", **{"3f8a90c2d1e4": plan}))
         assert "to tell apart: cardiology, surgery" in shown
+        assert "recipe    fine_tune@1 with 2 deviations:" in shown
+        assert "costs     a round: up to" in shown
         assert "pinned here with this key: " in shown
         rosters |= set(re.findall(r"roster +(SHA256:\S+)", shown))
         typist.type(folder, typist.words("wardround-site approve", **{"3f8a90c2d1e4": plan}))

@@ -118,6 +118,7 @@ class Bed:
                 *("model=hf", f"model.name={self.model}", "model.label=benchmark", "data=files"),
                 *(f"data.label_names=[{','.join(LABELS)}]", "data.test_fraction=0.4"),
                 *("train.local_epochs=1", f"train.max_length={_TEXT_TOKENS}", "train.padding=longest"),
+                "train.last_batch=even",
                 *("evaluation.where=sites", f"num_clients={self.num_sites}", f"num_rounds={num_rounds}"),
                 *("device=cpu", f"run_dir={run_dir}", *overrides),
             ]

@@ -14,7 +14,7 @@ from common.wire.signing import NotAuthentic, Plan, read_statement
 from server.compose import compose, parse
 
 _OWN_GROUPS = frozenset({"data", "partition", "engine"})
-_OWN_KEYS = frozenset({"run_dir", "device", "model.name", "model.source", "model.revision", "arm"})
+_OWN_KEYS = frozenset({"run_dir", "device", "model", "model.name", "model.source", "model.revision", "arm"})
 
 
 def settings_of_plan(file: Path, overrides: Sequence[str]) -> Settings:
@@ -47,7 +47,7 @@ def settings_of_plan(file: Path, overrides: Sequence[str]) -> Settings:
         split_seed=own.data.split_seed if "data.split_seed" in named else 0,
     )
     model = planned.model
-    if "model.name" in named:
+    if named & {"model", "model.name"}:
         place = own.model
         model = replace(model, name=place.name, source=place.source, revision=place.revision)
     _check_weights(model)

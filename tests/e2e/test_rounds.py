@@ -57,8 +57,7 @@ def test_three_sites_equal_the_simulation(
     start_sites(federation, texts, tiny_model)
     run_dir = texts.parent / "deployed"
     strict = ("train.frozen=embeddings", "strategy.server_momentum=0.5")
-    words = words_of(overrides, "num_rounds=2", *strict)
-    run = federation.run(*words, run_dir=run_dir, seconds=RUN_SECONDS)
+    run = federation.run(*words_of(overrides, "num_rounds=2", *strict), run_dir=run_dir, seconds=RUN_SECONDS)
     assert_same_rounds(simulated(make_settings, texts, texts.parent / "simulated", 2, *strict), run_dir)
     # The signed plan alone says enough: what sites decide for themselves is where their texts are.
     replayed = texts.parent / "replayed"

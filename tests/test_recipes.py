@@ -1,0 +1,92 @@
+"""Recipes: what they resolve to, what the strict policy says to them, and their digests once released."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+from client.policy import Limits, Policy, lines_of
+from common.recipes import FREE, FREE_GROUPS, pinned_models, recipes
+from common.settings import Settings
+from server.compose import compose
+from tests.support.hostile_settings import with_changes
+
+PINNED: dict[str, str] = {}
+"""SHA-256 of the resolved settings by recipe. From release 0.2.0 on each recipe has one, and keeps it: other
+settings are another version of the recipe."""
+FIRST_PINNED_RELEASE = (0, 2, 0)
+
+
+BESIDE: dict[str, dict[str, Any]] = {
+    "num_rounds": {"train.schedule_rounds": 50},
+    "train.schedule_rounds": {"num_rounds": 1},
+    "strategy.min_sites": {"num_clients": 64},
+    "adapters.rank": {"adapters.alpha": 1.0},
+    "adapters.alpha": {"adapters.rank": 64},
+}
+"""What a setting's ends need beside them."""
+
+
+def resolved(name: str) -> Settings:
+    """A recipe's settings for sites, as `wardround submit recipe=…` composes them."""
+    words = ("engine=deployment", "data=files", "data.label_names=[a,b]", "model=minilm", "run_dir=x")
+    group = name.partition("@")[0]
+    return compose([f"recipe={group}", *words, "evaluation.where=sites"]).settings.for_sites()
+
+
+def digest_of(name: str) -> str:
+    """SHA-256 of all settings that the recipe decides."""
+    decided = {
+        key: value
+        for key, value in resolved(name).flat().items()
+        if key not in FREE and key.split(".")[0] not in FREE_GROUPS
+    }
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+
+
+def test_each_recipe_is_a_file_of_its_name() -> None:
+    assert sorted(recipes()) == ["adapters@1", "fine_tune@1"]
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_a_recipe_deviates_from_itself_in_nothing(name: str) -> None:
+    settings = resolved(name)
+    assert settings.recipe == name
+    assert list(recipes()[name].deviations(settings)) == []
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_the_strict_policy_allows_a_recipe(name: str) -> None:
+    settings = with_changes(resolved(name), {"model.sha256": min(pinned_models())})
+    limits = Limits(Policy(recipes=(name,), counts=True), "north", "SHA256:north", False)
+    assert [line.key for line in lines_of(settings, limits) if not line.is_allowed] == []
+    other = replace(limits, policy=Policy(recipes=("other@1",), counts=True))
+    assert [line.key for line in lines_of(settings, other) if not line.is_allowed] == ["recipe"]
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_every_end_of_a_range_is_within_the_strict_policy(name: str) -> None:
+    """A range that a site refuses would be no help to the coordinator."""
+    settings = with_changes(resolved(name), {"model.sha256": min(pinned_models())})
+    limits = Limits(Policy(counts=True), "north", "SHA256:north", False)
+    for key, allowed in recipes()[name].ranges.items():
+        for value in allowed.one_of or (allowed.low, allowed.high):
+            whole = isinstance(settings.flat()[key], int)
+            ends = {key: int(value) if whole else value}  # type: ignore[call-overload]
+            changed = with_changes(settings, BESIDE.get(key, {}) | ends)
+            refused = [line.key for line in lines_of(changed, limits) if not line.is_allowed]
+            assert refused == [], (key, value)
+
+
+def test_released_recipes_keep_their_digests() -> None:
+    installed = tuple(int(part) for part in version("wardround").split(".")[:3])
+    if installed >= FIRST_PINNED_RELEASE:
+        assert set(recipes()) <= set(PINNED)
+    assert {name: digest_of(name) for name in PINNED} == PINNED
+    # The digest tells a changed recipe: it is another one if a single setting is.
+    assert digest_of("fine_tune@1") != digest_of("adapters@1")

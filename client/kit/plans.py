@@ -122,8 +122,9 @@ def _training(settings: Settings) -> Iterator[str]:
     weights = f"weights {model.sha256[:12]}…" if model.sha256 else "weights not pinned"
     yield f"  model     {shown(model.name)}{revision}, {weights}"
     yield f"  labels    to tell apart: {_some(settings.data.label_names or ())}"
+    passes = "1 pass" if train.local_epochs == 1 else f"{train.local_epochs} passes"
     yield (
-        f"  training  in up to {settings.num_rounds} rounds, each {train.local_epochs} times over the texts "
+        f"  training  in up to {settings.num_rounds} rounds, each with {passes} over the texts "
         f"here; {train.optimizer}, step size {train.learning_rate:g}, batches of {train.batch_size}"
     )
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.hospitals import write_sites
 from benchmarks.report import Report, Samples, Table, carry_out, names, parser, say
 from client import global_model
-from client.bounds import step_norms, tensors_too_far
+from client.bounds import Allowed, step_norms, tensors_too_far
 from client.policy import Limits, Policy, lines_of
 from client.round import answer
 from client.site import Kept, Order, RealSite
@@ -202,10 +202,10 @@ def noted(seen: Seen) -> Iterator[None]:
     judged, spoken = tensors_too_far, Speaking.num_speaking
 
     def tensors(
-        layout: Layout, received: Tensor, before: Tensor, allowed: np.ndarray
+        layout: Layout, received: Tensor, before: Tensor, allowed: Allowed
     ) -> list[tuple[str, float]]:
         moved = step_norms(layout, received, before)
-        seen.tensors.append(float((moved / np.maximum(allowed, 1e-30))[moved > 0].max(initial=0.0)))
+        seen.tensors.append(float((moved / np.maximum(allowed.norms, 1e-30))[moved > 0].max(initial=0.0)))
         return list(judged(layout, received, before, allowed))
 
     def speaking(self: Speaking) -> float:

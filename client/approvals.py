@@ -55,7 +55,7 @@ class Approvers:
     """The file `approvers.json` of a site's state."""
 
     def __init__(self, state: Path) -> None:
-        self._file = state / FILE_NAME
+        self._file, self._plans = state / FILE_NAME, state / "plans"
 
     def keys(self) -> dict[str, str]:
         """Public key of each person by name, OpenSSH form.
@@ -109,6 +109,8 @@ class Approvers:
         keys = self.keys()
         if name not in keys:
             raise ValueError(f"NAME is '{name}'. Approvers here: {', '.join(keys) or 'nobody'}.")
+        for path in self._plans.glob(f"*/{FOLDER}/{name}.json"):
+            path.unlink()
         del keys[name]
         self._write(keys)
 

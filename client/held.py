@@ -72,13 +72,12 @@ class Held:
         if not path.is_file():
             return None
         told = json.loads(path.read_text(encoding="ascii"))
-        return Yardstick(np.array(told["per_tensor"]), told["whole"], np.array(told["smallest"]))
+        return Yardstick(np.array(told["per_tensor"]), np.array(told["smallest"]))
 
     def keep_yardstick(self, yardstick: Yardstick) -> None:
         """Write it in place of the last one. Raises OSError."""
         told = {
             "per_tensor": yardstick.per_tensor.tolist(),
-            "whole": yardstick.whole,
             "smallest": yardstick.smallest.tolist(),
         }
         write_json(self.folder / _YARDSTICK, told)

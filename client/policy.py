@@ -89,8 +89,8 @@ class Policy:
     max_step_ratio: Positive | None = 10.0
     """How far each tensor of the model may move from round to round, as a multiple of how far this site moves
     it itself (`client/bounds.py`). None bounds nothing."""
-    max_size_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 100.0
-    """Largest site of a plan over this one that widens that bound: more texts move the model further."""
+    max_size_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 10.0
+    """How many times as far as this site the other sites and the server's momentum may move a model."""
     max_total_answers: Count = 600
     """Most rounds that this site answers in all, over all plans and files. Nothing resets the count."""
     min_changed_texts: Count = 50
@@ -253,10 +253,19 @@ def _highest_rate(settings: Settings, limits: Limits) -> float:
 _RATE = Rule(
     "bounded",
     lambda limits: (
+        f"at least {_LEAST_RATE:g}; "
         f"at most {limits.policy.max_learning_rate:g} with sgd (policy.max_learning_rate), "
         f"{limits.policy.max_learning_rate_adamw:g} with adamw (policy.max_learning_rate_adamw)"
     ),
-    lambda value, settings, limits: value is None or value <= _highest_rate(settings, limits),
+    lambda value, settings, limits: value is None or _LEAST_RATE <= value <= _highest_rate(settings, limits),
+)
+_CLIPPING = Rule(
+    "bounded",
+    lambda limits: (
+        f"null, or at least {_LEAST_GRAD_NORM:g}: below that adamw's steps grow with the gradient, and the "
+        "first ones of a round count for more"
+    ),
+    lambda value, settings, limits: value is None or value >= _LEAST_GRAD_NORM,
 )
 _SCHEDULE = Rule(
     "bounded",
@@ -294,11 +303,20 @@ _BETAS = Rule(
 
 def _is_model_listed(value: object, settings: Settings, limits: Limits) -> bool:
     listed, model = limits.policy.models, settings.model
-    if listed == "any" or is_pinned(listed):
-        return True  # a pinned file is held against its hash when it is opened
+    if listed == "any":
+        return True
     if listed is None:
-        return model.sha256 in pinned_models()
-    return bool(names_of(model) & set(listed))
+        is_own = limits.has_own_model and model.sha256 in pinned_models().values()
+        is_installed = model.source == "package" and pinned_models().get(model.name) == model.sha256
+        return model.sha256 is not None and (is_own or is_installed)
+    if names_of(model) & set(listed):
+        return True
+    # Pinned files are held against their hashes when they are opened. The hash of the weights alone says
+    # nothing about configuration and tokenizer, which only a folder of the site's own keeps from the server.
+    return any(
+        entry.startswith(FILES_PREFIX) or (entry.startswith(WEIGHTS_PREFIX) and limits.has_own_model)
+        for entry in listed
+    )
 
 
 def names_of(model: ModelSettings) -> set[str]:
@@ -320,7 +338,7 @@ def _models(limits: Limits) -> str:
         return f"{own}any: look at it"
     if listed is None:
         return f"{own}one that a recipe of this version pins; policy.models lists no other"
-    return f"{own}one of {', '.join(listed)}"
+    return f"{own}one of {', '.join(listed)}; sha256: counts for this site's own folder only"
 
 
 def _recipes(limits: Limits) -> str:
@@ -356,6 +374,9 @@ def _labels(limits: Limits) -> tuple[str, ...]:
 _MODEL = Rule("listed", _models, _is_model_listed)
 _PIN = Rule("listed", lambda limits: "the file of weights must have this SHA-256", _is_model_listed)
 _MOST_SCALE = 8
+_LEAST_RATE = 1e-7
+_LEAST_GRAD_NORM = 0.01
+_MOST_DROPOUT = 0.5
 _MOST_SERVER_RATE = 1.0
 _MOST_ADAPTIVE_RATE = 0.01
 _MOST_MOMENTUM = 0.9
@@ -399,7 +420,8 @@ RULES: dict[str, Rule] = {
     "train.max_length": _bounded("min_max_length", "max_max_length"),
     "train.optimizer": _CHOICE,
     "train.weight_decay": _bounded(None, "max_weight_decay"),
-    **dict.fromkeys(("train.schedule", "train.warmup_fraction", "train.max_grad_norm"), _SCALE),
+    **dict.fromkeys(("train.schedule", "train.warmup_fraction"), _SCALE),
+    "train.max_grad_norm": _CLIPPING,
     "train.schedule_rounds": _SCHEDULE,
     "train.shuffle": _must_be(True, "no text stands at the same place in every round"),
     "train.drop_last": _must_be(False, _ALL_TEXTS),
@@ -428,7 +450,7 @@ RULES: dict[str, Rule] = {
         ),
         lambda value, settings, limits: value <= _MOST_SCALE * settings.adapters.rank,
     ),
-    "adapters.dropout": _SCALE,
+    "adapters.dropout": _bounded(None, _MOST_DROPOUT),
     "train.proximal_mu": _PULL,
     "train.control_variates": Rule(
         "listed",

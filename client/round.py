@@ -51,6 +51,8 @@ from common.wire.messages import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from client.site_file import SiteFile
+
 log = logging.getLogger(__name__)
 _LOSS_DIGITS = 2
 """Digits behind the point of the losses that leave a site: all of them would be a fingerprint of the texts.
@@ -237,7 +239,7 @@ def _load(task: Task, settings: Settings, examples: Examples, site: Site) -> tup
     """The resident model with the global tensors, and those tensors, (P,) fp32."""
     label_names = examples.corpus.label_names
     if site.order is not None:
-        check_model_file(settings.model, site.file.policy)
+        check_model_file(settings.model, site.file)
     state = open_model(settings, label_names)
     if state.layout.digest != task.layout:
         raise ValueError(
@@ -292,7 +294,8 @@ def _check_received(
     assert order is not None
     if model_sha256(state.layout, tensor_of(received)) != task.version:
         raise ValueError("the global tensors are not those that the task names by their SHA-256")
-    plan = RoundOfPlan(settings, site.file.policy, len(examples.train), order.most_texts)
+    head = frozenset(state.classifier.new_head)
+    plan = RoundOfPlan(settings, site.file.policy, len(examples.train), order.most_texts, head)
 
     def start() -> Tensor:
         return open_model(settings, label_names, fresh=True).flat
@@ -319,19 +322,23 @@ def _check_received(
         site.kept.version = task.version
 
 
-def check_model_file(model: ModelSettings, policy: Policy) -> None:
-    """Raise Declines unless the model's files are those that plan and policy name by their hashes."""
+def check_model_file(model: ModelSettings, site: SiteFile) -> None:
+    """Raise Declines unless the model's files are those that plan and policy name by their hashes.
+
+    The hash of the weights alone is enough for a folder of the site's own: of another one the configuration
+    and the tokenizer could be anybody's.
+    """
+    policy = site.policy
     listed = set(policy.models) if isinstance(policy.models, tuple) else set()
-    wanted = []
-    if is_pinned(policy.models) and not names_of(model) & listed:
-        wanted.append(listed)
-    if model.sha256 is not None:
-        wanted.append({WEIGHTS_PREFIX + model.sha256})
-    if not wanted:
+    is_listed_by_hash = is_pinned(policy.models) and not names_of(model) & listed
+    if not is_listed_by_hash and model.sha256 is None:
         return
     files = files_of(model)
-    found = {f"{WEIGHTS_PREFIX}{files.weights_digest()}", f"{FILES_PREFIX}{files.digest()}"}
-    if not all(found & allowed for allowed in wanted):
+    weights, whole = f"{WEIGHTS_PREFIX}{files.weights_digest()}", f"{FILES_PREFIX}{files.digest()}"
+    found = {whole} if site.model is None else {weights, whole}
+    is_planned = model.sha256 is None or weights == WEIGHTS_PREFIX + model.sha256
+    is_listed = not is_listed_by_hash or bool(found & listed)
+    if not (is_planned and is_listed):
         raise Declines("another_model")
 
 

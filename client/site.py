@@ -19,7 +19,7 @@ from client.sizes import Sizes, size_refusals
 from client.versions import Versions
 from common.data.corpus import Corpus, forget_corpora, open_corpus
 from common.data.partitions import partition, split_held_out
-from common.data.texts import NO_LATE_OPT_OUTS, LateOptOuts
+from common.data.texts import NO_LATE_OPT_OUTS, LateOptOuts, numbered_by_name
 from common.files import file_sha256
 from common.settings import PartitionSettings, Settings
 
@@ -49,7 +49,8 @@ class Examples:
         """Split what is held out. Raises ValueError where there is too little of it."""
         data, fraction = settings.data, settings.evaluation.validation_fraction
         seed = settings.seed if data.split_seed is None else data.split_seed
-        validation, test = split_held_out(corpus.test.labels, held_out, fraction, seed)
+        kinds = numbered_by_name(corpus.test.labels, corpus.label_names)
+        validation, test = split_held_out(kinds, held_out, fraction, seed)
         return cls(corpus, train, test, validation, opted_out)
 
 
@@ -219,14 +220,14 @@ class RealSite:
             return NO_LATE_OPT_OUTS
         versions = Versions(self.file)
         late = versions.late_opt_outs(order.plan, order.data)
-        if late is not None:
-            return late
-        if not self.file.policy.data_may_change:
+        if late is None and not self.file.policy.data_may_change:
             raise Declines("data_changed")
         version = versions.read()
-        versions.check_distance(version, Answers(self.file.state).answered())
+        if late is None:
+            versions.check_distance(version, Answers(self.file.state).answered())
+        # What is answered for these texts is compared with later ones, too.
         versions.keep(order.plan, found, version)
-        return NO_LATE_OPT_OUTS
+        return NO_LATE_OPT_OUTS if late is None else late
 
     def _notice_changes(self) -> None:
         """Let texts go that were read from a file which has changed since. Raises OSError if it is gone."""

@@ -114,7 +114,15 @@ class Versions:
         least = self._site.policy.min_changed_texts
         for plan, data in answered:
             before = self.kept(plan, data)
-            distance = 0 if before is None else version.distance(before)
+            if before is None:
+                raise Declines(
+                    "data_too_close",
+                    words=(
+                        f"'{self._path(plan, data)}' is not there, so that nobody knows which texts plan "
+                        f"{plan[:12]} was answered for. Put it back from a copy"
+                    ),
+                )
+            distance = version.distance(before)
             if 0 < distance < least:
                 raise Declines(
                     "data_too_close",

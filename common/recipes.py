@@ -98,9 +98,12 @@ def recipes() -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in found}
 
 
-def pinned_models() -> frozenset[str]:
-    """SHA-256 of the weights of every model that a recipe of this installation names."""
-    return frozenset(digest for recipe in recipes().values() for digest in recipe.models.values())
+def pinned_models() -> dict[str, str]:
+    """SHA-256 of the weights of every model that a recipe of this installation names, by `model.name`.
+
+    All of them lie in installed packages, so that the configuration and the tokenizer are this machine's own.
+    """
+    return {name: digest for recipe in recipes().values() for name, digest in recipe.models.items()}
 
 
 def _read(path: Path) -> Recipe:

@@ -120,8 +120,12 @@ def _payload(file: Path) -> bytes:
 def test_who_is_no_approver_any_more_has_not_approved(office: Office) -> None:
     office.approve("anna")
     office.approve("ben")
-    Approvers(office.site.state).remove("ben")
+    approvers, ben = Approvers(office.site.state), public_line(office.keys["ben"])
+    approvers.remove("ben")
     assert office.code() == PENDING
+    approvers.add("ben", ben)  # who comes back signs again
+    assert office.code() == PENDING
+    approvers.remove("ben")
     with pytest.raises(ValueError, match="Approvers here: anna"):
         office.approve("ben")
 

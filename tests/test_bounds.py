@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.bounds import RoundOfPlan, Yardstick, step_norms, tensors_too_far
+from client.bounds import Allowed, RoundOfPlan, Yardstick, step_norms, tensors_too_far
 from client.declines import Declines
 from client.global_model import check_global_model
 from client.held import Held, HeldModel
@@ -43,28 +44,52 @@ def yardstick(a: float, b: float) -> Yardstick:
     return Yardstick.of(np.array([a, b]), 1.0, None)
 
 
+def norms(plan: RoundOfPlan, rounds: range = range(1, 2)) -> list[float]:
+    """What the plan allows each tensor at a site that moves them by 3 and 4."""
+    allowed = plan.allowed(LAYOUT, yardstick(3.0, 4.0), rounds)
+    assert allowed.largest == inf
+    found: list[float] = allowed.norms.tolist()
+    return found
+
+
 def test_a_tensor_may_move_ten_times_as_far_as_the_site_moves_it(plan: RoundOfPlan) -> None:
     # 3 and 4: 5 in all. Of 16 numbers a has 4, so that its even share of 5 is 2.5; b has 12: 4.33.
-    allowed = plan.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 2))
-    assert allowed.tolist() == pytest.approx([30.0, 10 * 5 * (12 / 16) ** 0.5])
-    # A gap of three rounds gets three bounds.
-    assert plan.allowed(LAYOUT, yardstick(3.0, 4.0), range(2, 5)).tolist() == pytest.approx(3 * allowed)
+    once = [30.0, 10 * 5 * (12 / 16) ** 0.5]
+    assert norms(plan) == pytest.approx(once)
+    # A gap of three rounds gets three bounds, and one of two hundred gets ten.
+    assert norms(plan, range(2, 5)) == pytest.approx([3 * most for most in once])
+    assert norms(plan, range(1, 201)) == pytest.approx([10 * most for most in once])
+
+
+def test_a_body_that_stands_still_has_nothing_from_the_head(plan: RoundOfPlan) -> None:
+    """A plan can train the head alone, by a learning rate of its own."""
+    with_head = replace(plan, head=frozenset({"a"}))
+    allowed = with_head.allowed(LAYOUT, Yardstick.of(np.array([3.0, 0.0]), 1.0, None), range(1, 2))
+    assert allowed.norms.tolist() == [30.0, 0.0]
 
 
 def test_more_texts_elsewhere_and_a_longer_server_step_widen_it(plan: RoundOfPlan) -> None:
-    own = plan.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 2))
-    larger = replace(plan, most_texts=160)  # 20 steps beside our 2
-    assert larger.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 2)).tolist() == pytest.approx(10 * own)
-    huge = replace(plan, most_texts=2**40)  # max_size_ratio: 1,600 texts, 200 steps
-    assert huge.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 2)).tolist() == pytest.approx(100 * own)
-    momentum = with_settings(plan, strategy__server_momentum=0.5, strategy__server_learning_rate=0.5)
-    assert momentum.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 2)).tolist() == pytest.approx(own)
+    own = norms(plan)
+    larger = replace(plan, most_texts=64)  # 8 steps beside our 2
+    assert norms(larger) == pytest.approx([4 * most for most in own])
+    halved = with_settings(plan, strategy__server_momentum=0.5, strategy__server_learning_rate=0.5)
+    assert norms(halved) == pytest.approx(own)
+    # Together they are at most policy.max_size_ratio.
+    momentum = with_settings(larger, strategy__server_momentum=0.9)
+    for huge in (replace(plan, most_texts=2**40), momentum):
+        assert norms(huge) == pytest.approx([10 * most for most in own])
 
 
 def test_an_adaptive_server_moves_each_number_by_its_rate(plan: RoundOfPlan) -> None:
     adam = with_settings(plan, strategy__optimizer="adam", strategy__server_learning_rate=0.01)
-    allowed = adam.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 2))
-    assert allowed.tolist() == pytest.approx([0.02345 * 2, 0.02345 * 12**0.5], rel=1e-3)
+    allowed = adam.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 3))
+    assert allowed.norms.tolist() == [inf, inf]
+    assert allowed.largest == pytest.approx(2 * 0.02345, rel=1e-3)
+    # Not all of it in one number.
+    before = flat(a=[0] * 4, b=[0] * 12)
+    alike, alone = flat(a=[0.04] * 4, b=[0.04] * 12), flat(a=[0] * 4, b=[0.06] + [0] * 11)
+    assert list(tensors_too_far(LAYOUT, alike, before, allowed)) == []
+    assert [name for name, _ in tensors_too_far(LAYOUT, alone, before, allowed)] == ["b"]
 
 
 def test_a_yardstick_grows_threefold_at_most_and_shrinks_at_once() -> None:
@@ -95,9 +120,10 @@ def flat(**numbers: Sequence[float]) -> torch.Tensor:
 def test_the_tensors_that_moved_too_far_are_named() -> None:
     before, after = flat(a=[0] * 4, b=[0] * 12), flat(a=[3, 4, 0, 0], b=[1] + [0] * 11)
     assert step_norms(LAYOUT, after, before).tolist() == [5.0, 1.0]
-    assert list(tensors_too_far(LAYOUT, after, before, np.array([2.5, 1.0]))) == [("a", 2.0)]
+    assert list(tensors_too_far(LAYOUT, after, before, Allowed(np.array([2.5, 1.0]), inf))) == [("a", 2.0)]
     broken = flat(a=[float("nan")] * 4, b=[0] * 12)
-    assert [name for name, _ in tensors_too_far(LAYOUT, broken, before, np.array([1e9, 1e9]))] == ["a"]
+    wide = Allowed(np.array([1e9, 1e9]), inf)
+    assert [name for name, _ in tensors_too_far(LAYOUT, broken, before, wide)] == ["a"]
 
 
 # --- the check as a whole ----------------------------------------------------------------------------------

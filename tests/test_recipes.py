@@ -62,7 +62,7 @@ def test_a_recipe_deviates_from_itself_in_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(recipes()))
 def test_the_strict_policy_allows_a_recipe(name: str) -> None:
-    settings = with_changes(resolved(name), {"model.sha256": min(pinned_models())})
+    settings = with_changes(resolved(name), {"model.sha256": min(pinned_models().values())})
     limits = Limits(Policy(recipes=(name,), counts=True), "north", "SHA256:north", False)
     assert [line.key for line in lines_of(settings, limits) if not line.is_allowed] == []
     other = replace(limits, policy=Policy(recipes=("other@1",), counts=True))
@@ -72,7 +72,7 @@ def test_the_strict_policy_allows_a_recipe(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(recipes()))
 def test_every_end_of_a_range_is_within_the_strict_policy(name: str) -> None:
     """A range that a site refuses would be no help to the coordinator."""
-    settings = with_changes(resolved(name), {"model.sha256": min(pinned_models())})
+    settings = with_changes(resolved(name), {"model.sha256": min(pinned_models().values())})
     limits = Limits(Policy(counts=True), "north", "SHA256:north", False)
     for key, allowed in recipes()[name].ranges.items():
         for value in allowed.one_of or (allowed.low, allowed.high):

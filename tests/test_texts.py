@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.data.texts import shares_of
+from common.data.texts import numbered_by_name, shares_of
 from tests.support.reading import message, pairs, read, write
 
 
@@ -159,6 +159,15 @@ def test_hold_out_follows_the_seed_alone(tmp_path: Path) -> None:
     assert read(path=path).test.texts == once
     assert read(path=path, seed=8).test.texts != once
     assert read(path=path, train_examples=10).test.texts == once
+
+
+def test_hold_out_does_not_depend_on_the_order_of_the_labels(tmp_path: Path) -> None:
+    """A server chooses the order: two plans would train on texts that differ by a few."""
+    path = table(tmp_path / "a.csv", labelled(a=30, b=30, c=6, d=7))
+    once = read(path=path, label_names=("a", "b", "c", "d"))
+    for names in (("a", "b", "d", "c"), ("d", "c", "b", "a"), ("a", "2", "b", "c", "10", "d")):
+        assert read(path=path, label_names=names).test.texts == once.test.texts
+    assert numbered_by_name(np.array([0, 1, 2, 3]), ("b", "10", "a", "9")).tolist() == [3, 1, 2, 0]
 
 
 def test_hold_out_leaves_one_of_each_label_to_learn_from(tmp_path: Path) -> None:

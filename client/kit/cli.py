@@ -245,7 +245,7 @@ def plan(
     opened, loaded = _plans(site)
     known, limits = opened.find(plan), _limits(loaded)
     before = compared_with(known, opened.all())
-    here = look_at(loaded, known)
+    here = look_at(loaded, known, limits)
     lines = list(describe(known, before, limits, here))
     if everything:
         lines += describe_all(known, before, limits, here)

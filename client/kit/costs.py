@@ -6,6 +6,7 @@ Nothing is sent, and nothing of the steps is kept.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +16,13 @@ import numpy as np
 from client.answers import Answers
 from client.declines import Declines
 from client.plans import Known, sizes_of
+from client.policy import Limits, refusals_of
 from client.site import Examples, RealSite
 from client.site_file import SiteFile
-from client.sizes import Sizes
+from client.sizes import Sizes, size_refusals
+from client.versions import Versions
 from common.settings import Settings
+from common.words import printable_day
 
 if TYPE_CHECKING:
     from common.model.state import ModelState
@@ -51,19 +55,50 @@ class Here:
     """None if they were not measured."""
     num_answers: int = 0
     """Rounds that this site has answered so far, over all plans."""
+    refusals: tuple[str, ...] = ()
+    """Why this site's texts or files do not fit the plan, in words."""
     why_not: str = ""
     """Why something is not known, in words."""
 
 
-def look_at(site: SiteFile, known: Known) -> Here:
-    """Sizes and costs of a plan at this site. Raises OSError if the site's state cannot be read."""
+def look_at(site: SiteFile, known: Known, limits: Limits) -> Here:
+    """Sizes and costs of a plan at this site.
+
+    Of a plan that the policy refuses nothing is tried out: its numbers can be of any size.
+
+    Raises:
+        OSError: the site's state cannot be read.
+    """
     here = Here(num_answers=Answers(site.state).num_answers())
+    if any(refusals_of(known.plan, known.settings, limits)):
+        return replace(here, why_not="the policy refuses the plan, so that nothing of it was tried out")
     try:
-        here = replace(here, sizes=sizes_of(site, known.settings))
+        sizes = sizes_of(site, known.settings)
+        refused = [words for _, _, words in size_refusals(known.settings, sizes, site.policy)]
+        here = replace(here, sizes=sizes, refusals=(*refused, *_state_refusals(site, known, here)))
+        if refused:
+            return replace(here, why_not="this site's texts do not fit the plan")
         sizes, costs = _measure(site, known.settings)
-        return replace(here, sizes=sizes, costs=costs)
-    except (ValueError, Declines, OSError) as error:
-        return replace(here, why_not=str(error))
+        tokens = [words for _, _, words in size_refusals(known.settings, sizes, site.policy)]
+        return replace(here, sizes=sizes, costs=costs, refusals=(*tokens, *here.refusals))
+    except Declines as no:
+        return replace(here, refusals=(*here.refusals, str(no)), why_not=str(no))
+    except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
+        return replace(here, why_not=f"{error}" or type(error).__name__)
+
+
+def _state_refusals(site: SiteFile, known: Known, here: Here) -> Iterator[str]:
+    """What the day, and earlier answers, say against another one."""
+    if time.time() > known.plan.not_after:
+        yield f"it was good until {printable_day(known.plan.not_after)}"
+    most = site.policy.max_total_answers
+    if here.num_answers >= most:
+        yield f"{here.num_answers} rounds are answered; policy.max_total_answers is {most}"
+    versions = Versions(site)
+    try:
+        versions.check_distance(versions.read(), Answers(site.state).answered())
+    except Declines as no:
+        yield str(no)
 
 
 def _measure(site: SiteFile, said: Settings) -> tuple[Sizes, Costs]:
@@ -79,7 +114,7 @@ def _measure(site: SiteFile, said: Settings) -> tuple[Sizes, Costs]:
             "the model is not on this machine, and is not fetched to look at a plan. To have it here: "
             "wardround-site check --model NAME"
         )
-    check_model_file(model, site.policy)
+    check_model_file(model, site)
     examples = real.examples(settings)
     state = open_model(settings, examples.corpus.label_names, fresh=True)
     config = state.classifier.model.config.get_text_config()

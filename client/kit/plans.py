@@ -10,7 +10,7 @@ from client.kit.costs import Here
 from client.peers import roster_in_words
 from client.plans import Known
 from client.policy import Limits, Line, lines_of, refusals_of
-from client.sizes import largest_influence, size_refusals
+from client.sizes import largest_influence
 from common.recipes import recipes
 from common.settings import Settings
 from common.words import printable, printable_day, shown
@@ -52,7 +52,8 @@ def describe(known: Known, before: Known | None, limits: Limits, here: Here = He
     yield from _costs(known, limits, here)
     yield f"  good      from {printable_day(plan.not_before)} to {printable_day(plan.not_after)}"
     yield "Who takes part"
-    yield f"  sites     {_some(sorted(plan.sites))}; this one is {limits.site}"
+    largest = f"; up to {plan.most_texts} texts each" if plan.most_texts else ""
+    yield f"  sites     {_some(sorted(plan.sites))}; this one is {limits.site}{largest}"
     yield from roster_in_words(plan, limits, _MOST_NAMES)
     yield "What leaves this site, and what it can tell"
     yield from _leaves(known.settings)
@@ -162,7 +163,8 @@ def _tells(settings: Settings, limits: Limits, here: Here) -> Iterator[str]:
         return
     most = limits.policy.max_influence
     influence = largest_influence(settings, max(1, here.sizes.num_texts))
-    yield f"  one text:    at most {influence:.2g} times its even share of an update ({most:g} is allowed)"
+    exactly = "at most" if settings.train.optimizer == "sgd" else "by its settings at most"
+    yield f"  one text:    {exactly} {influence:.2g} times its even share of an update ({most:g} is allowed)"
     width = here.sizes.hidden_size
     if width is not None and settings.train.optimizer == "sgd" and here.sizes.num_texts < 2 * width:
         yield (
@@ -173,15 +175,16 @@ def _tells(settings: Settings, limits: Limits, here: Here) -> Iterator[str]:
 
 def _refusals(known: Known, limits: Limits, here: Here) -> list[str]:
     found = [words for _, _, words in refusals_of(known.plan, known.settings, limits)]
-    if here.sizes is not None:
-        found += [words for _, _, words in size_refusals(known.settings, here.sizes, limits.policy)]
-    return found
+    return [*found, *here.refusals]
 
 
 def _verdict(known: Known, limits: Limits, here: Here) -> Iterator[str]:
     refused = _refusals(known, limits, here)
-    if not refused:
+    if not refused and here.costs is not None:
         yield "The policy of this site allows it."
+        return
+    if not refused:
+        yield "The policy of this site allows its settings; its texts and model could not be looked at."
         return
     yield "The policy of this site refuses it: it cannot be approved as it is."
     words = (f"NO  {printable(text, _LONGEST_RULE)}" for text in refused)

@@ -21,6 +21,7 @@ from client.plans import Plans, executed, limits_of
 from client.site import Order
 from client.site_file import SiteFile, signing_keys
 from common.credentials import fingerprint, public_line
+from common.files import file_sha256
 from common.ledger import describe
 from common.runtime import available_memory
 from common.wire.messages import (
@@ -271,7 +272,7 @@ class Loop:
 
     def _answered_once(self, letter: Letter, content: RecordDict, room: Room, order: Order) -> RecordDict:
         """The answer to a round: the one that was stored for it, or a new one, which is stored."""
-        begun = Begun(model=str(content.config_records["task"]["version"]), data=order.data)
+        begun = Begun(model=str(content.config_records["task"]["version"]), data=self._data_now(order))
         begin = partial(
             self._answers.begin,
             *(order.plan, letter.kind, order.round, begun),
@@ -292,6 +293,13 @@ class Loop:
         keep = partial(self._answers.keep, order.plan, letter.kind, order.round)
         self._note(partial(keep, found, self._update_norm))
         return found
+
+    def _data_now(self, order: Order) -> str:
+        """SHA-256 of the file of texts; if it cannot be read, that of the approval: nothing is trained then."""
+        try:
+            return file_sha256(self._site.data_path)
+        except OSError:
+            return order.data
 
     def _heed_site_file(self) -> None:
         """Go by the policy as the site's file says it now. Raises Declines if the file is wrong."""

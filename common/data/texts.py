@@ -148,7 +148,8 @@ def read_texts(
     test_sites = np.zeros(len(test), dtype=np.int64)
     if not source.test:
         split_seed = seed if settings.split_seed is None else settings.split_seed
-        held = _hold_out(train.labels, sites, source.site_names, settings.test_fraction, split_seed)
+        kinds = numbered_by_name(train.labels, names)
+        held = _hold_out(kinds, sites, source.site_names, settings.test_fraction, split_seed)
         train, test = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
         sites, test_sites = sites[~held], sites[held]
     staying, test_staying = late.staying(train, names), late.staying(test, names)
@@ -408,6 +409,31 @@ def _draw(
         for label, size in enumerate(shares_of(np.bincount(labels), total))
     ]
     return np.sort(np.concatenate(drawn))
+
+
+def numbered_by_name(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Class numbers in the order of the labels' names, whatever order a run gives them.
+
+    Which texts are held out must not depend on that order, for a server chooses it: two plans with two orders
+    would train on texts that differ by a few.
+
+    Args:
+        labels: (N,) int64, positions in `names`.
+
+    Returns:
+        (N,) int64, from 0.
+    """
+    order = sorted(range(len(names)), key=lambda at: _place_of(names[at]))
+    ranks = np.empty(len(names), dtype=np.int64)
+    ranks[order] = np.arange(len(names))
+    numbers: np.ndarray = ranks[labels]
+    return numbers
+
+
+def _place_of(name: str) -> tuple[bool, int, str]:
+    """Sorts names of digits by their number, before the others; independent of the other names."""
+    is_number = name.isdecimal()
+    return not is_number, int(name) if is_number else 0, name
 
 
 def pick_evenly(

@@ -17,7 +17,7 @@ test: .venv/installed
 	@echo "left out: 'make test-sites' (sites that die, hang or cheat), 'make test-docker' (needs an engine), 'make test-gpu'"
 
 test-sites: .venv/installed
-	$(BIN)/pytest -m "e2e and slow"
+	$(BIN)/pytest -m "e2e and slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-docker: .venv/installed
 	$(BIN)/pytest -m docker

@@ -295,7 +295,7 @@ class Loop:
         return found
 
     def _data_now(self, order: Order) -> str:
-        """SHA-256 of the file of texts; if it cannot be read, that of the approval: nothing is trained then."""
+        """SHA-256 of the file of texts; that of the approval if it is not there: nothing is trained then."""
         try:
             return file_sha256(self._site.data_path)
         except OSError:

@@ -259,4 +259,4 @@ def test_nothing_was_written_but_its_own_state(world: World) -> None:
     """After all of the above."""
     paths = (world.folder / "state").iterdir()
     names = sorted(path.name for path in paths if path.suffix != ".part")  # a write that is not whole yet
-    assert names == [".lock", "journal.json", "ledger.jsonl", "plans"]
+    assert names == [".lock", "journal.json", "ledger.jsonl", "plans", "texts.key"]

@@ -194,7 +194,7 @@ def test_nothing_is_done_before_people_have_decided(by_hand: Room) -> None:
     assert by_hand.hello() == "plan_pending"
     assert by_hand.ask(1) == "plan_pending"
     assert f"{digest[:12]}" in by_hand.site("plans")
-    shown = by_hand.site("plan", digest[:6])
+    shown = by_hand.site("plan", digest[:6], "--all")
     for words in ("waits for your decision", "What leaves this site", "ok  train.batch_size = 32"):
         assert words in shown
     by_hand.site("approve", digest[:6])

@@ -9,6 +9,7 @@ import pytest
 
 from server.run_folder import RunFolder
 from tests.e2e.federation import END_SECONDS, Federation
+from tests.e2e.processes import wait_for
 from tests.e2e.runs import (
     JOIN_SECONDS,
     RUN_SECONDS,
@@ -113,6 +114,8 @@ def test_dead_servers_lose_no_whole_round(
 
     federation.up()
     federation.wait_online(*SIZES, seconds=JOIN_SECONDS)  # nobody starts the sites again
+    # On a busy machine the server app takes a while to find out that its SuperLink is gone.
+    wait_for(lambda: not federation.processes(program="flwr-serverapp"), 120, "the first server app to end")
     second = federation.submit("--resume", str(run_dir))
     wait_for_round(second, run_dir, len(lines(run_dir)) + 2)
     assert federation.signal(signal.SIGKILL, program="flwr-serverapp") > 0

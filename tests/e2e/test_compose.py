@@ -175,9 +175,11 @@ def _history(run: Path) -> list[dict[str, Any]]:
 
 
 def _model_sha256(run: Path) -> str:
-    """The hash of the model that was left, by the rule of the run folder's contract."""
+    """The hash of the model that was left, by the rule of the run folder's contract: of what was trained."""
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(run / "model" / "model.safetensors").items()):
+        if ".embeddings." in name:  # train.frozen=embeddings
+            continue
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
     return digest.hexdigest()

@@ -178,7 +178,10 @@ class Claim:
         from common.model.flat import files_sha256
 
         if not self.provenance.tensors_as_trained:
-            return "not compared, for adapters were merged into the weights: the files prove them"
+            return (
+                "not compared, for adapters were merged into the weights, or embeddings were frozen: the "
+                "files prove them"
+            )
         try:
             files = read_model_files(self.folder)
             found = files_sha256([self.folder / name for name in files.weights()])

@@ -281,9 +281,15 @@ class FakeFleet(FleetServicer):
     def refusal_of(self, sent: Sent, seconds: float = 60.0) -> str:
         """Why the site refused a question, whoever it says it answers."""
         reply = self.reply(sent, seconds)
-        names, _ = read_signed(self._content_of(reply), self._fetch)
-        refusal = self.objects[names["refusal"]]
-        return str(ConfigRecord.inflate(refusal)["code"])
+
+        def read() -> str:
+            try:
+                names, _ = read_signed(self._content_of(reply), self._fetch)
+                return str(ConfigRecord.inflate(self.objects[names["refusal"]])["code"])
+            except KeyError:  # of a message that was sent again, the confirmation of another copy came first
+                return ""
+
+        return wait_for(read, seconds, "the objects of an answer")
 
     def reply(self, sent: Sent, seconds: float = 60.0) -> Message:
         """The message that answers, once all of it is there."""

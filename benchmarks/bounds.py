@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options_of.add_argument("--texts", type=Path, required=True, metavar="FILE")
     options_of.add_argument("--arms", type=names, default=tuple(ARMS), metavar="NAME[,NAME…]")
     options_of.add_argument("--rounds", type=int, default=5)
-    options_of.add_argument("--sizes", type=float, default=1.0, help="Share of the texts.")
+    options_of.add_argument(
+        "--sizes", type=float, default=1.0, help="Share of the texts; no site has fewer than the smallest."
+    )
     options = options_of.parse_args(arguments)
     return carry_out(options, measure, lambda report, options: None)
 
@@ -112,7 +114,8 @@ def write_texts(texts: Path, folder: Path, share: float) -> dict[str, Path]:
     rows = sorted((found[at] for at in order), key=lambda row: len(row[0].split()) < WORDS)
     files = {}
     for name, size in SIZES.items():
-        number = round(share * size / 0.8) + 3  # a fifth is held out
+        kept = max(SIZES[RESTARTED], share * size)
+        number = round(kept / 0.8) + 3  # a fifth is held out
         taken, rows = rows[:number], rows[number:]
         files[name] = folder / f"{name}.csv"
         with files[name].open("w", newline="", encoding="utf-8") as file:

@@ -34,7 +34,7 @@ _KEYS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 @dataclass(frozen=True)
 class Approval:
-    """What one person signs."""
+    """The statement that one person signs."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 

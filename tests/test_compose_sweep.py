@@ -59,7 +59,7 @@ EXPERIMENTS = {
     "personal": [("minilm", "bbc_news", "8", seed) for seed in ("0", "1", "2")],
     "authors_code": FIFTY_FOUR,
     "compose": [("minilm", "bbc_news", clients, "0") for clients in ("1", "2", "4", "8", "16", "32")],
-    # Four arms for each seed.
+    # Four arms with three seeds.
     "even_frozen": [("minilm", "bbc_news", "4", seed) for _ in range(4) for seed in "012"],
     "demo": [("minilm", "bbc_news", "1", "0"), ("minilm", "bbc_news", "4", "0")],
 }

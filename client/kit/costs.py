@@ -1,4 +1,4 @@
-"""What a plan will cost this site: bytes and seconds, measured with a few steps on its own texts.
+"""The costs of a plan at this site: bytes and seconds, measured with a few steps on its own texts.
 
 Nothing is sent, and nothing of the steps is kept.
 """
@@ -47,7 +47,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Here:
-    """What a plan meets at this site."""
+    """The facts of this site that a plan depends on."""
 
     sizes: Sizes | None = None
     """None if the texts cannot be read as the plan asks."""
@@ -88,7 +88,7 @@ def look_at(site: SiteFile, known: Known, limits: Limits) -> Here:
 
 
 def _state_refusals(site: SiteFile, known: Known, here: Here) -> Iterator[str]:
-    """What the day, and earlier answers, say against another one."""
+    """Reasons against an answer: the plan's days, the budget, and texts too close to answered ones."""
     if time.time() > known.plan.not_after:
         yield f"it was good until {printable_day(known.plan.not_after)}"
     most = site.policy.max_total_answers

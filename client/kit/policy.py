@@ -27,7 +27,7 @@ def read_policy(path: Path) -> Policy:
 
 
 def in_words(limits: Limits) -> Iterator[str]:
-    """What a policy says, a sentence each."""
+    """A policy in sentences, one for each limit."""
     policy = limits.policy
     if policy.approve == "by_hand":
         yield "A person approves each plan"

@@ -175,11 +175,20 @@ def _history(run: Path) -> list[dict[str, Any]]:
 
 
 def _model_sha256(run: Path) -> str:
-    """The hash of the model that was left, by the rule of the run folder's contract: of what was trained."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(load_file(run / "model" / "model.safetensors").items()):
-        if ".embeddings." in name:  # train.frozen=embeddings
-            continue
+    """The hash of the model that was left, by the rule of the run folder's contract.
+
+    The hash of the embeddings, which are frozen, comes before the tensors that were trained.
+    """
+    tensors = load_file(run / "model" / "model.safetensors")
+    frozen = {name: tensor for name, tensor in tensors.items() if ".embeddings." in name}
+    trained = {name: tensor for name, tensor in tensors.items() if name not in frozen}
+    assert frozen
+    return _sha256_of(trained, first=_sha256_of(frozen))
+
+
+def _sha256_of(tensors: dict[str, np.ndarray], first: str = "") -> str:
+    digest = hashlib.sha256(first.encode())
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
     return digest.hexdigest()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from client.declines import Declines
 from client.policy import Policy
+from client.site import RealSite
 from client.versions import Version, Versions
 from common.data.texts import NO_LATE_OPT_OUTS, read_texts
+from common.files import file_sha256
 from common.settings import DataSettings
 from server.compose import compose
 from tests.support.site_lab import make_site
@@ -120,3 +124,23 @@ def test_a_late_opt_out_moves_no_other_text(lab: Lab) -> None:
 def _plain() -> DataSettings:
     words = ["data=files", "data.path=texts.csv", "data.label_names=[even,odd]"]
     return compose(words).settings.data
+
+
+def test_a_version_that_is_gone_stops_every_plan(lab: Lab) -> None:
+    """Nobody knows then how close the texts are."""
+    (kept,) = (lab.site.state / "plans" / PLAN).glob("texts-*.json")
+    kept.unlink()
+    assert lab.code(rows(*range(100, 120))) == "data_too_close"
+
+
+def test_texts_without_late_opt_outs_are_a_version_of_their_own(lab: Lab) -> None:
+    """A later plan is compared with the texts that were answered for, not with those of the approval."""
+    lab.file.write_text(rows(*range(20), out=tuple(range(6))))
+    data = file_sha256(lab.file)
+    order: Any = SimpleNamespace(plan=PLAN, data="d1")
+    RealSite(lab.site)._late_opt_outs(order)
+    answered = [(PLAN, "d1"), (PLAN, data)]
+    after = lab.read(rows(*range(20), out=tuple(range(7))))
+    lab.versions.check_distance(after, iter(answered[:1]))  # 7 from those of the approval
+    with pytest.raises(Declines, match="1 texts differ"):
+        lab.versions.check_distance(after, iter(answered))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from client.answers import Answers, Begun
 from client.declines import Declines
 from client.kit.costs import Costs, Here, look_at
 from client.kit.plans import describe, describe_all, table
@@ -19,9 +20,11 @@ from client.plans import Decision, Known, Plans, approve, executed, limits_of
 from client.policy import Limits, Policy, refusals_of
 from client.site_file import SiteFile, signing_keys
 from client.sizes import Sizes
+from client.versions import Versions
 from common.credentials import fingerprint, new_key, public_line
+from common.files import file_sha256
 from common.settings import Settings
-from common.wire.messages import PENDING, Card, Declined, pack_card
+from common.wire.messages import PENDING, TRAIN, Card, Declined, pack_card, pack_refusal
 from common.wire.signing import PLAN, NotAuthentic, Plan, sign
 from server.cohort import Cohort
 from server.compose import compose
@@ -424,3 +427,29 @@ def test_nothing_of_a_refused_plan_is_tried_out(lab: Lab) -> None:
     words = "\n".join([*describe(known, None, strict, here), *describe_all(known, None, strict, here)])
     assert "NO  adapters.rank is 1000000000: at most 256" in words
     assert "The policy of this site allows" not in words
+
+
+def test_a_plan_is_shown_with_what_this_site_has_left_for_it(lab: Lab) -> None:
+    """Its days, its budget of answers, and texts that differ by a few from those it answered for."""
+    texts = Path(shutil.copy(lab.site.data_path, lab.site.state.parent / "own.csv"))
+    lab.site = replace(lab.site, data_path=texts)
+    data = file_sha256(texts)
+    Versions(lab.site).keep("p" * 64, data, Versions(lab.site).read())
+    answers = Answers(lab.site.state)
+    answers.begin("p" * 64, TRAIN, 1, Begun("m" * 64, data), 0, 10)
+    answers.keep("p" * 64, TRAIN, 1, pack_refusal("few_speak"), None)
+    digest = lab.add(not_after=DAY)
+
+    def told() -> list[str]:
+        site = replace(lab.site, policy=replace(WIDE, max_total_answers=1, min_changed_texts=5))
+        return list(look_at(site, lab.plans.find(digest), lab.limits).refusals)
+
+    over = ["it was good until 1970-01-02", "1 rounds are answered; policy.max_total_answers is 1"]
+    assert told() == over
+    with texts.open("a", encoding="utf-8") as file:
+        file.write("a text more,sport\n")
+    assert told() == [
+        *over,
+        "1 texts differ from those that plan pppppppppppp was answered for; policy.min_changed_texts is 5. "
+        "Wait until more have changed",
+    ]

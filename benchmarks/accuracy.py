@@ -18,10 +18,10 @@ from safetensors.numpy import load_file
 
 from benchmarks.plots import draw_rounds
 from benchmarks.report import Report, Samples, Table, carry_out, numbers, parser, say
-from common.wire.forms import EXACT, encode
-from server.compose import compose
-from server.engines.simulate import simulate
-from server.run_folder import RunFolder
+from wardround.common.wire.forms import EXACT, encode
+from wardround.server.compose import compose
+from wardround.server.engines.simulate import simulate
+from wardround.server.run_folder import RunFolder
 
 # A row each; the first is what the others are compared with.
 VARIANTS: dict[str, tuple[str, ...]] = {

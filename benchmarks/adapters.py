@@ -16,9 +16,9 @@ from statistics import fmean
 from benchmarks.isolated import isolated
 from benchmarks.plots import draw_bars
 from benchmarks.report import Report, Samples, Table, carry_out, numbers, parser, say
-from server.compose import compose
-from server.engines.simulate import simulate
-from server.run_folder import RunFolder
+from wardround.server.compose import compose
+from wardround.server.engines.simulate import simulate
+from wardround.server.run_folder import RunFolder
 
 SETTINGS = (
     *("data.train_examples=480", "data.test_examples=240", "data.max_words=24", "train.max_length=32"),

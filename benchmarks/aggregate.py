@@ -12,12 +12,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SType
 
-from common.model.flat import Layout, flatten_model
-from common.pretrained import read_classifier
-from common.wire.arrays import to_record
-from common.wire.messages import unpack_update
-from server.rounds.clients import Member
-from server.rounds.fedavg import WeightedMean, check_update, open_tensors
+from wardround.common.model.flat import Layout, flatten_model
+from wardround.common.pretrained import read_classifier
+from wardround.common.wire.arrays import to_record
+from wardround.common.wire.messages import unpack_update
+from wardround.server.rounds.clients import Member
+from wardround.server.rounds.fedavg import WeightedMean, check_update, open_tensors
 
 _NUM_EXAMPLES = 100
 

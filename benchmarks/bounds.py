@@ -25,21 +25,21 @@ from torch import Tensor
 
 from benchmarks.hospitals import write_sites
 from benchmarks.report import Report, Samples, Table, carry_out, names, parser, say
-from client import global_model
-from client.bounds import Allowed, step_norms, tensors_too_far
-from client.policy import Limits, Policy, lines_of
-from client.round import answer
-from client.site import Kept, Order, RealSite
-from client.site_file import SiteFile
-from common.files import file_sha256
-from common.model.flat import Layout, model_sha256
-from common.model.influence import Speaking
-from common.model.state import open_model
-from common.settings import Settings
-from common.wire.forms import decode, whole
-from common.wire.messages import TRAIN, Task, pack_tasks, unpack_update
-from server.deployment.submit import settings_to_submit
-from server.rounds.fedavg import ServerStep, WeightedMean
+from wardround.client import global_model
+from wardround.client.bounds import Allowed, step_norms, tensors_too_far
+from wardround.client.policy import Limits, Policy, lines_of
+from wardround.client.round import answer
+from wardround.client.site import Kept, Order, RealSite
+from wardround.client.site_file import SiteFile
+from wardround.common.files import file_sha256
+from wardround.common.model.flat import Layout, model_sha256
+from wardround.common.model.influence import Speaking
+from wardround.common.model.state import open_model
+from wardround.common.settings import Settings
+from wardround.common.wire.forms import decode, whole
+from wardround.common.wire.messages import TRAIN, Task, pack_tasks, unpack_update
+from wardround.server.deployment.submit import settings_to_submit
+from wardround.server.rounds.fedavg import ServerStep, WeightedMean
 
 SIZES = {"small": 50, "middle": 400, "large": 5_000}
 """Training texts by site."""

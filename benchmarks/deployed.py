@@ -13,10 +13,10 @@ import numpy as np
 from benchmarks.inputs import LABELS, write_texts
 from benchmarks.memory import PeakMemory, with_descendants
 from benchmarks.report import say
-from server.deployment import superlink
-from server.deployment.submit import settings_to_submit, start
 from tests.e2e.federation import Federation, TestSite
 from tests.e2e.proxy import Relay
+from wardround.server.deployment import superlink
+from wardround.server.deployment.submit import settings_to_submit, start
 
 STOCK_APP = Path(__file__).parent / "stock"
 _ONLINE_SECONDS = 180.0

@@ -107,7 +107,7 @@ def _run(
     words = [f"{key}={chosen[key]}" for key in groups]
     environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "server.cli", "simulate", *words, f"run_dir={run_dir}"],
+        [sys.executable, "-m", "wardround.server.cli", "simulate", *words, f"run_dir={run_dir}"],
         cwd=tree, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

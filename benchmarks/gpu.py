@@ -23,10 +23,10 @@ import torch
 
 from benchmarks import training
 from benchmarks.report import Report, Samples, Table, carry_out, names, parser, say
-from common.pretrained import locate
-from server.compose import compose
-from server.record import RoundRecord
-from server.run_folder import RunFolder
+from wardround.common.pretrained import locate
+from wardround.server.compose import compose
+from wardround.server.record import RoundRecord
+from wardround.server.run_folder import RunFolder
 
 _REFERENCE = "cpu, fp32"
 
@@ -131,7 +131,7 @@ def _run(way: Way, model: Path, options: argparse.Namespace, folder: Path) -> Ru
         f"threads={options.threads}",
     ]
     quiet = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "server.cli", "simulate", *words, *way.overrides]
+    command = [sys.executable, "-m", "wardround.server.cli", "simulate", *words, *way.overrides]
     subprocess.run(command, check=True, env=quiet, stdout=sys.stderr)
     run = RunFolder(path)
     say(f"  {_seconds_a_round(run.history()):.2f} s a round")

@@ -25,18 +25,18 @@ import numpy as np
 import torch
 
 from benchmarks.report import Report, Samples, Table, carry_out, names, numbers, parser, say
-from client.site import Examples
-from common.data.batches import evaluation_batches
-from common.data.corpus import Corpus, open_corpus
-from common.model.flat import tensors_to_flat
-from common.model.state import open_model
-from common.model.train import forward
-from common.personal import METHODS, PersonalRecord
-from common.settings import Settings
-from server.compose import compose
-from server.engines.simulate import simulate
-from server.predict import load_classifier
-from server.run_folder import RunFolder
+from wardround.client.site import Examples
+from wardround.common.data.batches import evaluation_batches
+from wardround.common.data.corpus import Corpus, open_corpus
+from wardround.common.model.flat import tensors_to_flat
+from wardround.common.model.state import open_model
+from wardround.common.model.train import forward
+from wardround.common.personal import METHODS, PersonalRecord
+from wardround.common.settings import Settings
+from wardround.server.compose import compose
+from wardround.server.engines.simulate import simulate
+from wardround.server.predict import load_classifier
+from wardround.server.run_folder import RunFolder
 
 SETTINGS = (
     *("protocol=modern", "model=minilm", "data=files", "data.text_columns=[text]", "partition=by_site"),

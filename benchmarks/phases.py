@@ -23,13 +23,13 @@ from benchmarks.inputs import SIZES, write_model
 from benchmarks.plots import draw_bars
 from benchmarks.report import Report, Samples, Table, carry_out, parser
 from benchmarks.simulated import Texts
-from client import round as local_round
-from common.model.state import ModelState
-from server.compose import compose
-from server.engines import pool
-from server.engines.simulate import simulate
-from server.rounds import loop
-from server.rounds.fedavg import WeightedMean
+from wardround.client import round as local_round
+from wardround.common.model.state import ModelState
+from wardround.server.compose import compose
+from wardround.server.engines import pool
+from wardround.server.engines.simulate import simulate
+from wardround.server.rounds import loop
+from wardround.server.rounds.fedavg import WeightedMean
 
 # Phase -> the call it is; none of them calls another.
 PHASES: dict[str, tuple[Any, str]] = {

@@ -13,13 +13,18 @@ import numpy as np
 import torch
 
 from benchmarks.aggregate import build, global_tensors
-from common.model.counts import Counts
-from common.model.flat import model_sha256
-from server.diagnostics.collapse import find_collapses, looks_of
-from server.diagnostics.updates import Head, cosines_to_others, describe_predictions, describe_updates
-from server.record import ClientRecord, RoundRecord
-from server.rounds.fedavg import BLOCK, RoundMean, WeightedMean
-from server.run_folder import Checkpoint, RunFolder
+from wardround.common.model.counts import Counts
+from wardround.common.model.flat import model_sha256
+from wardround.server.diagnostics.collapse import find_collapses, looks_of
+from wardround.server.diagnostics.updates import (
+    Head,
+    cosines_to_others,
+    describe_predictions,
+    describe_updates,
+)
+from wardround.server.record import ClientRecord, RoundRecord
+from wardround.server.rounds.fedavg import BLOCK, RoundMean, WeightedMean
+from wardround.server.run_folder import Checkpoint, RunFolder
 
 _BATCH, _TOKENS = 32, 128
 # The collapse is looked for in all rounds so far.

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from benchmarks.inputs import LABELS
-from common.data.tokens import TokenisedTexts
-from common.model.state import open_model
-from common.model.train import Place, train_epochs
-from common.pretrained import read_classifier, read_tokenizer
-from server.compose import compose
+from wardround.common.data.tokens import TokenisedTexts
+from wardround.common.model.state import open_model
+from wardround.common.model.train import Place, train_epochs
+from wardround.common.pretrained import read_classifier, read_tokenizer
+from wardround.server.compose import compose
 
 BATCH, LONGEST = 32, 128
 _LEARNING_RATE = 1e-4
@@ -66,7 +66,7 @@ class Speed:
 
 
 def wardround(job: Job) -> Speed:
-    """Training with `common.model.train.train_epochs`."""
+    """Training with `wardround.common.model.train.train_epochs`."""
     settings = compose(
         [
             *("model=hf", f"model.name={job.model}", "data=files", "data.path=unused.csv"),

@@ -20,10 +20,10 @@ import numpy as np
 from flwr.app import RecordDict
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from client.declines import Declines
-from common.files import write_atomically, write_json
-from common.wire.local import padded_arrays, read_arrays, table_of
-from common.wire.messages import (
+from wardround.client.declines import Declines
+from wardround.common.files import write_atomically, write_json
+from wardround.common.wire.local import padded_arrays, read_arrays, table_of
+from wardround.common.wire.messages import (
     EVALUATE,
     TRAIN,
     is_lack,

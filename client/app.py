@@ -11,8 +11,8 @@ import logging
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from common.wire.messages import pack_refusal, seconds_left_of, unpack_notice
-from common.words import LONGEST_TEXT, quoted
+from wardround.common.wire.messages import pack_refusal, seconds_left_of, unpack_notice
+from wardround.common.words import LONGEST_TEXT, quoted
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -27,8 +27,8 @@ def answer_message(message: Message, context: Context) -> Message:
     if is_real and seconds_left_of(message) <= 0:
         log.warning("a message came after its round was over, and is left undone")
         return Message(pack_refusal("late"), reply_to=message)
-    from client.round import answer
-    from client.site import site_from
+    from wardround.client.round import answer
+    from wardround.client.site import site_from
 
     kind = message.metadata.message_type
     return Message(answer(kind, message.content, lambda: site_from(context.node_config)), reply_to=message)

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from common.credentials import check_public_line, fingerprint, public_line, write_secret
-from common.files import write_atomically
-from common.wire.signing import NotAuthentic, Seconds, Sha256, open_envelope, sign
+from wardround.common.credentials import check_public_line, fingerprint, public_line, write_secret
+from wardround.common.files import write_atomically
+from wardround.common.wire.signing import NotAuthentic, Seconds, Sha256, open_envelope, sign
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

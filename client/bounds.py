@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.policy import Policy, adaptive_step
-from common.model.flat import Layout, distance
-from common.model.influence import RoundSteps
-from common.settings import Settings
+from wardround.client.policy import Policy, adaptive_step
+from wardround.common.model.flat import Layout, distance
+from wardround.common.model.influence import RoundSteps
+from wardround.common.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from common.files import write_atomically
+from wardround.common.files import write_atomically
 
 What = Literal["residuals", "variates"]
 """`residuals`: what rounding an update lost, (P,) fp32. `variates`: see `client/variates.py`, (2P,) fp32."""

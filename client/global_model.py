@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from client.bounds import RoundOfPlan, Yardstick, step_norms, tensors_too_far
-from client.declines import Declines
-from client.held import Held, HeldModel
-from common.model.flat import Layout, tensor_of
+from wardround.client.bounds import RoundOfPlan, Yardstick, step_norms, tensors_too_far
+from wardround.client.declines import Declines
+from wardround.client.held import Held, HeldModel
+from wardround.common.model.flat import Layout, tensor_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from client.bounds import Yardstick
-from common.files import Writer, write_atomically, write_json
+from wardround.client.bounds import Yardstick
+from wardround.common.files import Writer, write_atomically, write_json
 
 _MODEL, _YARDSTICK = "held.model", "yardstick.json"
 _HEADER = 512

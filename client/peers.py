@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from common.credentials import check_public_line, fingerprint, write_secret
-from common.files import write_atomically
-from common.wire.roster import names_with_one_key, roster_fingerprint
-from common.words import shown
+from wardround.common.credentials import check_public_line, fingerprint, write_secret
+from wardround.common.files import write_atomically
+from wardround.common.wire.roster import names_with_one_key, roster_fingerprint
+from wardround.common.words import shown
 
 if TYPE_CHECKING:
-    from client.policy import Limits
-    from common.wire.invitation import Registration
-    from common.wire.signing import Plan
+    from wardround.client.policy import Limits
+    from wardround.common.wire.invitation import Registration
+    from wardround.common.wire.signing import Plan
 
 FILE_NAME = "peers.json"
 UNKNOWN_PEER = "unknown_peer"

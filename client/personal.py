@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.torch import load_file
 
-from client.site import Examples, SimulatedSite
-from common.data.batches import by_length
-from common.data.partitions import deal_alike
-from common.data.tokens import TokenisedTexts
-from common.files import write_atomically
-from common.model.counts import Counts
-from common.model.flat import Layout, model_sha256, tensors_to_flat
-from common.model.mixture import Mixture, new_gate, save_mixture
-from common.model.state import ModelState, open_model
-from common.model.train import LossNotFinite, Place, evaluate, train_epochs
-from common.personal import METHODS, TRAINED, Candidate, Measure, PersonalRecord, SiteRecord, choose
-from common.pretrained import RUN_SETTINGS, quietly
-from common.runtime import stream_seed
-from common.settings import Settings
+from wardround.client.site import Examples, SimulatedSite
+from wardround.common.data.batches import by_length
+from wardround.common.data.partitions import deal_alike
+from wardround.common.data.tokens import TokenisedTexts
+from wardround.common.files import write_atomically
+from wardround.common.model.counts import Counts
+from wardround.common.model.flat import Layout, model_sha256, tensors_to_flat
+from wardround.common.model.mixture import Mixture, new_gate, save_mixture
+from wardround.common.model.state import ModelState, open_model
+from wardround.common.model.train import LossNotFinite, Place, evaluate, train_epochs
+from wardround.common.personal import METHODS, TRAINED, Candidate, Measure, PersonalRecord, SiteRecord, choose
+from wardround.common.pretrained import RUN_SETTINGS, quietly
+from wardround.common.runtime import stream_seed
+from wardround.common.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from client import approvals
-from client.answers import Answers
-from client.approvals import Approvers
-from client.declines import Declines
-from client.peers import Peers
-from client.policy import Limits, refusals_of
-from client.sizes import Sizes, size_refusals
-from client.versions import Versions
-from common.credentials import fingerprint, public_line
-from common.data.texts import read_texts
-from common.files import file_sha256, write_atomically, write_json
-from common.settings import Settings
-from common.wire.messages import PENDING
-from common.wire.signing import CLOCK_SECONDS, NotAuthentic, Plan, open_plan
+from wardround.client import approvals
+from wardround.client.answers import Answers
+from wardround.client.approvals import Approvers
+from wardround.client.declines import Declines
+from wardround.client.peers import Peers
+from wardround.client.policy import Limits, refusals_of
+from wardround.client.sizes import Sizes, size_refusals
+from wardround.client.versions import Versions
+from wardround.common.credentials import fingerprint, public_line
+from wardround.common.data.texts import read_texts
+from wardround.common.files import file_sha256, write_atomically, write_json
+from wardround.common.settings import Settings
+from wardround.common.wire.messages import PENDING
+from wardround.common.wire.signing import CLOCK_SECONDS, NotAuthentic, Plan, open_plan
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from client.site_file import SiteFile
+    from wardround.client.site_file import SiteFile
 
 SHORT = 12
 """Letters of a plan's SHA-256 that people call it by."""
@@ -286,7 +286,7 @@ def limits_of(site: SiteFile, key: Any) -> Limits:
     """A site's policy with the facts its rules need. Args: key: the private key that signs its answers."""
     labels: tuple[str, ...] = ()
     if site.invitation is not None and site.invitation.exists():
-        from common.wire.invitation import Invitation, read_paper
+        from wardround.common.wire.invitation import Invitation, read_paper
 
         labels = read_paper(Invitation, site.invitation)[0].labels
     own, peers = fingerprint(public_line(key)), Peers.open(site.state)

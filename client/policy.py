@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from client.peers import roster_refusals
-from common.model_files import FILES_PREFIX, WEIGHTS_PREFIX
-from common.recipes import pinned_models, recipes
-from common.settings import ModelSettings, Settings
-from common.wire.signing import Plan
+from wardround.client.peers import roster_refusals
+from wardround.common.model_files import FILES_PREFIX, WEIGHTS_PREFIX
+from wardround.common.recipes import pinned_models, recipes
+from wardround.common.settings import ModelSettings, Settings
+from wardround.common.wire.signing import Plan
 
 _DAY = 86_400.0
 Count = Annotated[int, Field(ge=1)]

@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flwr.app import RecordDict
 
-from client.bounds import RoundOfPlan, Yardstick
-from client.declines import Declines
-from client.global_model import check_global_model, measure
-from client.held import HeldModel
-from client.policy import Policy, is_pinned, names_of
-from client.site import Examples, RealSite, Site
-from client.variates import Variates
-from common.data.batches import by_length
-from common.model.build import draw_head
-from common.model.counts import Counts
-from common.model.flat import distance, model_sha256, tensor_of
-from common.model.influence import RoundSteps, Speaking
-from common.model.state import ModelState, open_model
-from common.model.train import LossNotFinite, Place, evaluate, train_epochs
-from common.model_files import FILES_PREFIX, WEIGHTS_PREFIX
-from common.pretrained import files_of
-from common.settings import ModelSettings, Settings
-from common.wire.arrays import Payload
-from common.wire.forms import EXACT, decode, encode, whole
-from common.wire.messages import (
+from wardround.client.bounds import RoundOfPlan, Yardstick
+from wardround.client.declines import Declines
+from wardround.client.global_model import check_global_model, measure
+from wardround.client.held import HeldModel
+from wardround.client.policy import Policy, is_pinned, names_of
+from wardround.client.site import Examples, RealSite, Site
+from wardround.client.variates import Variates
+from wardround.common.data.batches import by_length
+from wardround.common.model.build import draw_head
+from wardround.common.model.counts import Counts
+from wardround.common.model.flat import distance, model_sha256, tensor_of
+from wardround.common.model.influence import RoundSteps, Speaking
+from wardround.common.model.state import ModelState, open_model
+from wardround.common.model.train import LossNotFinite, Place, evaluate, train_epochs
+from wardround.common.model_files import FILES_PREFIX, WEIGHTS_PREFIX
+from wardround.common.pretrained import files_of
+from wardround.common.settings import ModelSettings, Settings
+from wardround.common.wire.arrays import Payload
+from wardround.common.wire.forms import EXACT, decode, encode, whole
+from wardround.common.wire.messages import (
     EVALUATE,
     HELLO,
     TRAIN,
@@ -51,7 +51,7 @@ from common.wire.messages import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from client.site_file import SiteFile
+    from wardround.client.site_file import SiteFile
 
 log = logging.getLogger(__name__)
 _LOSS_DIGITS = 2

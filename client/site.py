@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from client.answers import Answers
-from client.carried import Carried, CarriedFiles, CarriedMemory, What
-from client.declines import Declines
-from client.held import Held
-from client.sizes import Sizes, size_refusals
-from client.versions import Versions
-from common.data.corpus import Corpus, forget_corpora, open_corpus
-from common.data.partitions import partition, split_held_out
-from common.data.texts import NO_LATE_OPT_OUTS, LateOptOuts, numbered_by_name
-from common.files import file_sha256
-from common.settings import PartitionSettings, Settings
+from wardround.client.answers import Answers
+from wardround.client.carried import Carried, CarriedFiles, CarriedMemory, What
+from wardround.client.declines import Declines
+from wardround.client.held import Held
+from wardround.client.sizes import Sizes, size_refusals
+from wardround.client.versions import Versions
+from wardround.common.data.corpus import Corpus, forget_corpora, open_corpus
+from wardround.common.data.partitions import partition, split_held_out
+from wardround.common.data.texts import NO_LATE_OPT_OUTS, LateOptOuts, numbered_by_name
+from wardround.common.files import file_sha256
+from wardround.common.settings import PartitionSettings, Settings
 
 if TYPE_CHECKING:
-    from client.site_file import SiteFile
+    from wardround.client.site_file import SiteFile
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def site_from(node_config: Mapping[str, object]) -> Site:
     """Who this client is: a real site where the node was started with `site-file`, else a simulated one."""
     site_file = node_config.get("site-file")
     if site_file is not None:
-        from client.site_file import load_site_file
+        from wardround.client.site_file import load_site_file
 
         return RealSite(load_site_file(Path(str(site_file))))
     return SimulatedSite(int(str(node_config["partition-id"])))

@@ -21,14 +21,20 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from client.policy import Policy, without_retired
-from common.credentials import NEW_KEYS, Certificate, check_public_line, read_certificate, read_private_key
-from common.data.read import Columns
-from common.errors import explain
-from common.file_form import FileForm
-from common.files import write_atomically
-from common.settings import DataSettings
-from common.words import quoted
+from wardround.client.policy import Policy, without_retired
+from wardround.common.credentials import (
+    NEW_KEYS,
+    Certificate,
+    check_public_line,
+    read_certificate,
+    read_private_key,
+)
+from wardround.common.data.read import Columns
+from wardround.common.errors import explain
+from wardround.common.file_form import FileForm
+from wardround.common.files import write_atomically
+from wardround.common.settings import DataSettings
+from wardround.common.words import quoted
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from client.policy import Policy
-from common.model.influence import RoundSteps, peaks
-from common.settings import Settings
+from wardround.client.policy import Policy
+from wardround.common.model.influence import RoundSteps, peaks
+from wardround.common.settings import Settings
 
 MOST_PULL = 0.4
 """Largest sum, over the steps of a round, of learning rate x (proximal_mu + weight_decay). Each step takes

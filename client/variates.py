@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.site import Site
-from common.settings import Settings
-from common.wire.messages import Task
+from wardround.client.site import Site
+from wardround.common.settings import Settings
+from wardround.common.wire.messages import Task
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.declines import Declines
-from common.credentials import write_secret
-from common.data.read import read_file
-from common.data.texts import LateOptOuts, digest_of_row
-from common.files import write_json
+from wardround.client.declines import Declines
+from wardround.common.credentials import write_secret
+from wardround.common.data.read import read_file
+from wardround.common.data.texts import LateOptOuts, digest_of_row
+from wardround.common.files import write_json
 
 if TYPE_CHECKING:
-    from client.site_file import SiteFile
+    from wardround.client.site_file import SiteFile
 
 _KEY = "texts.key"
 _KEY_BYTES = 32

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from importlib.metadata import version
+from typing import Annotated, Any, TypeVar
 
 import typer
 import typer.core
@@ -25,7 +26,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def new_app(help: str) -> typer.Typer:
-    """An app in plain text, which leaves errors to `common.errors.guarded`."""
+    """An app in plain text, which leaves errors to `wardround.common.errors.guarded`."""
     return typer.Typer(
         add_completion=False,
         no_args_is_help=True,
@@ -33,6 +34,24 @@ def new_app(help: str) -> typer.Typer:
         rich_markup_mode=None,
         help=help,
     )
+
+
+def add_version(app: typer.Typer) -> None:
+    """Give a program the option `--version`."""
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        pass
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"wardround {version('wardround')}")
+        raise typer.Exit
 
 
 def command(app: typer.Typer, name: str | None = None, **inserted: str) -> Callable[[Command], Command]:

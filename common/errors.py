@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from common.words import cleaned, printable
+from wardround.common.words import cleaned, printable
 
 if TYPE_CHECKING:
     from pydantic import ValidationError

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from common.wire.messages import FIELDS, KINDS
-from common.wire.signing import Reason
-from common.words import printable, shown
+from wardround.common.wire.messages import FIELDS, KINDS
+from wardround.common.wire.signing import Reason
+from wardround.common.words import printable, shown
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict

@@ -9,9 +9,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from common.files import write_json
-from common.model.counts import Counts
-from common.settings import PersonalisationSettings
+from wardround.common.files import write_json
+from wardround.common.model.counts import Counts
+from wardround.common.settings import PersonalisationSettings
 
 FILE_NAME = "personal.json"
 HEADER = ("Site", "Texts", "Local", "Global", "Fine-tuned", "Mixture", "Chosen")

@@ -14,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import first_line
-from common.model_files import (
+from wardround.common.errors import first_line
+from wardround.common.model_files import (
     FETCHED,
     TOKENIZER_CONFIG,
     TOKENIZER_FILES,
@@ -25,7 +25,7 @@ from common.model_files import (
     read_json,
     read_model_files,
 )
-from common.settings import ModelSettings, Settings
+from wardround.common.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -16,10 +16,17 @@ from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from common.files import file_sha256
-from common.model_files import read_model_files
-from common.wire.signing import MODEL, RUN, NotAuthentic, RunStatement, open_envelope, read_statement
-from common.words import cleaned
+from wardround.common.files import file_sha256
+from wardround.common.model_files import read_model_files
+from wardround.common.wire.signing import (
+    MODEL,
+    RUN,
+    NotAuthentic,
+    RunStatement,
+    open_envelope,
+    read_statement,
+)
+from wardround.common.words import cleaned
 
 FILE_NAME = "provenance.json"
 _MOST_BYTES = 64 * 2**20
@@ -175,7 +182,7 @@ class Claim:
         """The weights are those of the round, as far as the files can tell."""
         from safetensors import SafetensorError
 
-        from common.model.flat import files_sha256
+        from wardround.common.model.flat import files_sha256
 
         if not self.provenance.tensors_as_trained:
             return (

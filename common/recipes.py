@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
-from common.settings import Settings
+from wardround.common.places import CONF
+from wardround.common.settings import Settings
 
-FOLDER = Path(__file__).resolve().parents[1] / "conf" / "recipe"
+FOLDER = CONF / "recipe"
 ABOUT = "about_recipe"
 """Node of a recipe's file that is no setting: words, ranges and models."""
 FREE = frozenset(

@@ -22,8 +22,8 @@ from pydantic import (
     ValidationError,
 )
 
-from common.errors import explain
-from common.file_form import FileForm
+from wardround.common.errors import explain
+from wardround.common.file_form import FileForm
 
 # What a resumed run may change: how far it goes and the machine it runs on, never its numbers.
 NOT_IDENTITY = frozenset(

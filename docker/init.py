@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.texts import LabelledTexts, read_texts
-from server.compose import compose
-from server.deployment.folder import ServerFolder, invite_site, register_site, unregister_site
+from wardround.common.data.texts import LabelledTexts, read_texts
+from wardround.server.compose import compose
+from wardround.server.deployment.folder import ServerFolder, invite_site, register_site, unregister_site
 
 AUTHORITY, SERVER, SITES = Path("/authority"), Path("/server"), Path("/sites")
 OUTPUTS = Path("/wardround/outputs")

@@ -11,24 +11,24 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.data.batches import count_steps
-from common.data.corpus import Corpus, open_corpus
-from common.data.partitions import partition
-from common.files import Writer, write_json
-from common.model.flat import tensors_to_flat
-from common.model.state import ModelState, open_model
-from common.settings import Settings
-from server.cohort import Cohort
-from server.diagnostics.updates import Head
-from server.display import display
-from server.model_folder import Certifier, save_model
-from server.rounds.callbacks import Best, Callback, Checkpoints, History
-from server.rounds.clients import Clients, GridClients, RunFailed
-from server.rounds.evaluation import Evaluation
-from server.rounds.fedavg import ServerStep
-from server.rounds.loop import FederatedAveraging, RoundState
-from server.run_folder import RunFolder
-from server.watchers import CollapseAlarm, Live, Progress, Target
+from wardround.common.data.batches import count_steps
+from wardround.common.data.corpus import Corpus, open_corpus
+from wardround.common.data.partitions import partition
+from wardround.common.files import Writer, write_json
+from wardround.common.model.flat import tensors_to_flat
+from wardround.common.model.state import ModelState, open_model
+from wardround.common.settings import Settings
+from wardround.server.cohort import Cohort
+from wardround.server.diagnostics.updates import Head
+from wardround.server.display import display
+from wardround.server.model_folder import Certifier, save_model
+from wardround.server.rounds.callbacks import Best, Callback, Checkpoints, History
+from wardround.server.rounds.clients import Clients, GridClients, RunFailed
+from wardround.server.rounds.evaluation import Evaluation
+from wardround.server.rounds.fedavg import ServerStep
+from wardround.server.rounds.loop import FederatedAveraging, RoundState
+from wardround.server.run_folder import RunFolder
+from wardround.server.watchers import CollapseAlarm, Live, Progress, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     ticket_name = str(context.run_config.get("ticket", ""))
     if ticket_name:
-        from server.deployment.ticket import open_ticket
+        from wardround.server.deployment.ticket import open_ticket
 
         settings, clients, sites = open_ticket(ticket_name, grid)
         try:
@@ -61,7 +61,7 @@ def _settings_of(grid: Grid, context: Context) -> Settings:
     written = str(context.run_config.get("settings", ""))
     if written:
         return Settings.from_json(written)
-    from server.compose import compose
+    from wardround.server.compose import compose
 
     overrides = str(context.run_config.get("overrides", "")).split()
     num_nodes = len(list(grid.get_node_ids()))

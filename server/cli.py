@@ -9,17 +9,18 @@ from typing import Annotated
 
 import typer
 
-from common.command_line import command, new_app
-from common.errors import FAILED, guarded
-from common.files import keep_private
-from common.words import cleaned
-from server.deployment.cli import DEFAULT_FOLDER, Dir
-from server.deployment.cli import app as server_app
-from server.display import display
+from wardround.common.command_line import add_version, command, new_app
+from wardround.common.errors import FAILED, guarded
+from wardround.common.files import keep_private
+from wardround.common.words import cleaned
+from wardround.server.deployment.cli import DEFAULT_FOLDER, Dir
+from wardround.server.deployment.cli import app as server_app
+from wardround.server.display import display
 
 app = new_app(
     "Federated fine-tuning of Transformer text classifiers: simulate, sweep, submit, report, predict."
 )
+add_version(app)
 app.add_typer(server_app, name="server")
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides.")]
 _GROUPS = """Groups: model= bert albert distilbert minilm hf      data= imdb yelp_full ag_news bbc_news
@@ -51,17 +52,17 @@ def simulate(
 
     The same command goes on where an interrupted run stopped. Exit code: 0 done, 1 run failed, 2 bad input.
     """
-    from server.compose import compose
-    from server.record import best_of
-    from server.replay import settings_of_plan
-    from server.run_folder import RunFolder
+    from wardround.server.compose import compose
+    from wardround.server.record import best_of
+    from wardround.server.replay import settings_of_plan
+    from wardround.server.run_folder import RunFolder
 
     # Before the slow imports: a slip is told at once.
     if plan is None:
         settings = compose(overrides or []).settings
     else:
         settings = settings_of_plan(plan, overrides or [])
-    from server.engines.simulate import simulate as run
+    from wardround.server.engines.simulate import simulate as run
 
     run(settings)
     display().close()
@@ -89,10 +90,9 @@ def sweep(overrides: Overrides = None) -> None:
 
     Stop it at any moment; the same command goes on. Exit code: 0 done, 1 a cell failed, 2 bad input.
     """
-    from server.sweeps.run import sweep as run
-    from studies import findings
+    from wardround.server.sweeps.run import sweep as run
 
-    outcome = run(overrides or [], findings)
+    outcome = run(overrides or [])
     display().print_rows(outcome.rows)
     typer.echo(f"report: {outcome.report}")
     num_failed = sum(row.status == "failed" for row in outcome.rows)
@@ -139,8 +139,8 @@ def submit(
     Ctrl-C stops the run; --resume goes on from its last whole round. Exit code: 0 finished, 1 failed, 2 bad
     input, 130 stopped.
     """
-    from server.deployment import submit as submission
-    from server.deployment.folder import ServerFolder
+    from wardround.server.deployment import submit as submission
+    from wardround.server.deployment.folder import ServerFolder
 
     keep_private()
     folder = ServerFolder(path)
@@ -180,7 +180,7 @@ def status(
 
     Without RUN_DIR: the run submitted last from the server folder.
     """
-    from server.deployment.status import folder_and_run, standing_of
+    from wardround.server.deployment.status import folder_and_run, standing_of
 
     standing = standing_of(*folder_and_run(run_dir, path))
     typer.echo(standing.to_json() if as_json else standing.to_text())
@@ -198,7 +198,7 @@ def audit(
 
     Names for each site the first answer that differs, or that one side lacks. Exit code: 0 none, 1 some.
     """
-    from server.deployment.audit import audit as run
+    from wardround.server.deployment.audit import audit as run
 
     audits = run(run_dir, ledger)
     for found in audits:
@@ -217,10 +217,9 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
       wardround report outputs/sweep-demo
       wardround report outputs/minilm-bbc_news-k4-s0
     """
-    from server.report.render import write_report
-    from studies import findings
+    from wardround.server.report.render import write_report
 
-    typer.echo(f"report: {write_report(folder, findings)}")
+    typer.echo(f"report: {write_report(folder)}")
 
 
 @command(app)
@@ -249,7 +248,7 @@ def predict(
     A folder with a provenance.json must hold the files that it names. A text that a spreadsheet would
     run as a formula gets a ' in front. No code of a model folder is run.
     """
-    from server.predict import predict as run
+    from wardround.server.predict import predict as run
 
     run(model, text or [], file, column, device, sys.stdout, key=key, say=_say)
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from common.model.counts import MOST_COUNTED
-from common.settings import Settings
-from common.wire.messages import HELLO, PENDING, Card, Declined, Refused, pack_hello, unpack_card
-from server.rounds.clients import POLL_SECONDS, Answer, Clients, Member, Request, RunFailed
+from wardround.common.model.counts import MOST_COUNTED
+from wardround.common.settings import Settings
+from wardround.common.wire.messages import HELLO, PENDING, Card, Declined, Refused, pack_hello, unpack_card
+from wardround.server.rounds.clients import POLL_SECONDS, Answer, Clients, Member, Request, RunFailed
 
 # Between questions whether people have decided: a decision takes minutes to days.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 20.0

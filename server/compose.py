@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -19,11 +18,11 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.errors import first_line, nearest
-from common.recipes import ABOUT as ABOUT_RECIPE
-from common.settings import Settings, known_keys
+from wardround.common.errors import first_line, nearest
+from wardround.common.places import CONF
+from wardround.common.recipes import ABOUT as ABOUT_RECIPE
+from wardround.common.settings import Settings, known_keys
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 AXES = ("model", "data", "num_clients", "seed")
 _GROUPS = tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
 _NO_SETTINGS = ("hydra", "sweep", "experiment", ABOUT_RECIPE)

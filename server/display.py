@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from common.words import cleaned
+from wardround.common.words import cleaned
 
 if TYPE_CHECKING:
-    from server.run_folder import SweepRow
+    from wardround.server.run_folder import SweepRow
 
 
 class Display:

@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from common.files import write_atomically
-from common.model.adapters import merged_tensors, save_adapter
-from common.model.blend import save_blended
-from common.model.build import Classifier
-from common.model.flat import files_sha256
-from common.model_files import read_model_files
-from common.pretrained import RUN_SETTINGS, quietly
-from common.provenance import FILE_NAME as PROVENANCE
-from common.provenance import Provenance, folder_hashes
-from common.settings import Settings
-from server.record import RoundRecord, best_of
-from server.run_folder import RunFolder
+from wardround.common.files import write_atomically
+from wardround.common.model.adapters import merged_tensors, save_adapter
+from wardround.common.model.blend import save_blended
+from wardround.common.model.build import Classifier
+from wardround.common.model.flat import files_sha256
+from wardround.common.model_files import read_model_files
+from wardround.common.pretrained import RUN_SETTINGS, quietly
+from wardround.common.provenance import FILE_NAME as PROVENANCE
+from wardround.common.provenance import Provenance, folder_hashes
+from wardround.common.settings import Settings
+from wardround.server.record import RoundRecord, best_of
+from wardround.server.run_folder import RunFolder
 
 ADAPTER = "adapter"
 
@@ -129,7 +129,7 @@ def _use(settings: Settings) -> str:
     if settings.model.activation == "abu":
         return (
             "its activations are blended, which plain transformers cannot load: `wardround predict`, or\n"
-            "`common.model.blend.load_blended(<this folder>)` in Python"
+            "`wardround.common.model.blend.load_blended(<this folder>)` in Python"
         )
     return (
         '`transformers.pipeline("text-classification", <this folder>)`; pass `truncation=True,\n'

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from common.credentials import check_public_line
-from common.data.read import csv_rows, require_file
-from common.data.texts import cut_words
-from common.errors import first_line, nearest
-from common.model.blend import is_blended, load_blended
-from common.model.mixture import GATE, load_mixture
-from common.pretrained import explained, read_classifier, read_tokenizer, settings_of_model
-from common.provenance import FILE_NAME as PROVENANCE
-from common.provenance import Claim, Unproven
-from common.runtime import resolve_device
-from common.settings import Settings
-from common.words import cleaned
-from server.run_folder import RunFolder
-from server.spreadsheet import write_rows
+from wardround.common.credentials import check_public_line
+from wardround.common.data.read import csv_rows, require_file
+from wardround.common.data.texts import cut_words
+from wardround.common.errors import first_line, nearest
+from wardround.common.model.blend import is_blended, load_blended
+from wardround.common.model.mixture import GATE, load_mixture
+from wardround.common.pretrained import explained, read_classifier, read_tokenizer, settings_of_model
+from wardround.common.provenance import FILE_NAME as PROVENANCE
+from wardround.common.provenance import Claim, Unproven
+from wardround.common.runtime import resolve_device
+from wardround.common.settings import Settings
+from wardround.common.words import cleaned
+from wardround.server.run_folder import RunFolder
+from wardround.server.spreadsheet import write_rows
 
 _BATCH = 32
 
@@ -50,10 +51,61 @@ def predict(
         ValueError: no trained classifier in the folder, or one that is not what its `provenance.json`
             says; no texts, or a file that is broken, not UTF-8 or without that column.
     """
-    location = _model_folder(folder)
     wanted = [*texts, *(_read_column(file, column) if file else ())]
     if not wanted:
         raise ValueError('nothing to label; give --text "..." or --file texts.csv.')
+    classifier = open_classifier(folder, device, key=key, say=say)
+    write_rows(out, _rows(classifier, wanted))
+
+
+def _rows(classifier: Classifier, wanted: Sequence[str]) -> Iterator[list[str]]:
+    """The header, then a row for each text."""
+    yield ["text", "label", *classifier.label_names]
+    for text, label, probabilities in classifier.classify(wanted):
+        yield [text, label, *(f"{value:.4f}" for value in probabilities)]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained model that labels texts."""
+
+    tokenizer: Any
+    model: Any
+    settings: Settings | None
+    """Those it was trained with, if its folder tells them."""
+    device: torch.device
+
+    @property
+    def label_names(self) -> list[str]:
+        """The labels in the order of the model's outputs."""
+        config = self.model.config
+        return [cleaned(str(config.id2label[number])) for number in range(config.num_labels)]
+
+    def classify(self, texts: Sequence[str]) -> Iterator[tuple[str, str, list[float]]]:
+        """Text, label and probability of each label, text by text.
+
+        Texts are cut to the words and tokens that the model was trained on, or to what it can take.
+        """
+        labels, settings = self.label_names, self.settings
+        max_length = settings.train.max_length if settings else min(self.tokenizer.model_max_length, 512)
+        max_words = settings.data.max_words if settings else None
+        for start in range(0, len(texts), _BATCH):
+            batch = texts[start : start + _BATCH]
+            read = [cut_words(text, max_words) for text in batch]
+            inputs = self.tokenizer(
+                read, truncation=True, max_length=max_length, padding=True, return_tensors="pt"
+            )
+            with torch.no_grad():
+                logits = self.model(**inputs.to(self.device)).logits  # (B, C)
+            for text, row in zip(batch, logits.softmax(dim=1).cpu(), strict=True):
+                yield text, labels[int(row.argmax())], row.tolist()
+
+
+def open_classifier(
+    folder: Path, device: str, *, key: Path | None = None, say: Callable[[str], None] = lambda text: None
+) -> Classifier:
+    """The model of a run folder or of a model folder. Args and errors: as of `predict`."""
+    location = _model_folder(folder)
     target = resolve_device(device)
     check_provenance(location, key, say)
     tokenizer, model = load_classifier(location, target)
@@ -61,26 +113,7 @@ def predict(
     settings = (
         settings_of_model(location) or RunFolder(folder).settings() or RunFolder(folder.parent).settings()
     )
-    write_rows(out, _rows(wanted, tokenizer, model, settings, target))
-
-
-def _rows(
-    wanted: Sequence[str], tokenizer: Any, model: Any, settings: Settings | None, device: torch.device
-) -> Iterator[list[str]]:
-    """The header, then a row for each text."""
-    config = model.config
-    labels = [cleaned(str(config.id2label[number])) for number in range(config.num_labels)]
-    yield ["text", "label", *labels]
-    max_length = settings.train.max_length if settings else min(tokenizer.model_max_length, 512)
-    max_words = settings.data.max_words if settings else None
-    for start in range(0, len(wanted), _BATCH):
-        batch = wanted[start : start + _BATCH]
-        read = [cut_words(text, max_words) for text in batch]
-        inputs = tokenizer(read, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-        with torch.no_grad():
-            probabilities = model(**inputs.to(device)).logits.softmax(dim=1).cpu()  # (B, C)
-        for text, row in zip(batch, probabilities, strict=True):
-            yield [text, labels[int(row.argmax())], *(f"{value:.4f}" for value in row.tolist())]
+    return Classifier(tokenizer, model, settings, target)
 
 
 def check_provenance(location: Path, key: Path | None, say: Callable[[str], None]) -> None:

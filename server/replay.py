@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.pretrained import weights_digest
-from common.settings import ModelSettings, Settings
-from common.wire.signing import NotAuthentic, Plan, read_statement
-from server.compose import compose, parse
+from wardround.common.pretrained import weights_digest
+from wardround.common.settings import ModelSettings, Settings
+from wardround.common.wire.signing import NotAuthentic, Plan, read_statement
+from wardround.server.compose import compose, parse
 
 _OWN_GROUPS = frozenset({"data", "partition", "engine"})
 _OWN_KEYS = frozenset({"run_dir", "device", "model", "model.name", "model.source", "model.revision", "arm"})

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, BeforeValidator
 
-from common.files import named, write_atomically, write_json
-from common.settings import Settings
-from server.record import RoundRecord
+from wardround.common.files import named, write_atomically, write_json
+from wardround.common.settings import Settings
+from wardround.server.record import RoundRecord
 
 if TYPE_CHECKING:
     from torch import Tensor

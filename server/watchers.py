@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from common.files import write_json
-from common.settings import Settings
-from server.diagnostics.collapse import Collapse, find_collapses, looks_of
-from server.display import display
-from server.record import RoundRecord
-from server.rounds.callbacks import Callback
-from server.run_folder import RunFolder
+from wardround.common.files import write_json
+from wardround.common.settings import Settings
+from wardround.server.diagnostics.collapse import Collapse, find_collapses, looks_of
+from wardround.server.display import display
+from wardround.server.record import RoundRecord
+from wardround.server.rounds.callbacks import Callback
+from wardround.server.run_folder import RunFolder
 
 _KEPT_WARNINGS = 64
 

@@ -1,23 +1,23 @@
-"""Studies of sweeps: what `wardround report` makes of their results."""
+"""Studies of sweeps whose arms ask a question of research: of the collapse, and of blended activations.
+
+They stand beside the product and are not installed: `python -m studies --help` in a checkout.
+"""
 
 from __future__ import annotations
 
-from server.report.load import Sweep
-from server.report.render import Findings
+from wardround.server.report.findings import Findings
+from wardround.server.report.load import Sweep
 
 
 def findings(sweep: Sweep) -> Findings:
-    """The study that a sweep's arms are about: of blending units, else of the collapse. Without arms, the
-    paper's claims."""
-    # Both draw or compose, which takes a second to import; who only asks for help need not wait for it.
-    if sweep.arms and any(run.settings and run.settings.model.activation != "own" for run in sweep.runs):
+    """The findings of the study that a sweep's arms are about. Raises ValueError if the sweep has no arms."""
+    # Both draw or compose, which takes a second to import; `--help` need not wait for it.
+    if not sweep.arms:
+        raise ValueError("this sweep has no arms, so that no study is about it. Use: wardround report DIR")
+    if any(run.settings and run.settings.model.activation != "own" for run in sweep.runs):
         from studies import blending
 
         return blending.findings(sweep)
-    if sweep.arms:
-        from studies import collapse
+    from studies import collapse
 
-        return collapse.findings(sweep)
-    from studies import paper_claims
-
-    return paper_claims.findings(sweep)
+    return collapse.findings(sweep)

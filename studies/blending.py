@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from server.report import figures
-from server.report.figures import Drawing, draw_nothing_yet, line_style, panel_row, styled
-from server.report.load import Sweep, joined
-from server.report.render import Findings
 from studies.pairs import Answer, accuracy_axes, interval, learning_curves, mean_by_round, pair
+from wardround.server.report import figures
+from wardround.server.report.figures import Drawing, draw_nothing_yet, line_style, panel_row, styled
+from wardround.server.report.findings import Findings
+from wardround.server.report.load import Sweep, joined
 
 MARGIN = 0.05
 """Mean accuracy over the rounds by which two runs have to differ to differ at all."""

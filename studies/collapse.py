@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from server.report import figures
-from server.report.figures import Drawing, draw_nothing_yet, line_style, panel_row, styled
-from server.report.load import Sweep, joined
-from server.report.render import Findings
 from studies.pairs import NEUTRAL, Answer, interval, learning_curves, pair
+from wardround.server.report import figures
+from wardround.server.report.figures import Drawing, draw_nothing_yet, line_style, panel_row, styled
+from wardround.server.report.findings import Findings
+from wardround.server.report.load import Sweep, joined
 
 LEAST_FACTOR = 1.25
 """By which two sides' rounds to the target have to differ, to differ at all."""

@@ -4,4 +4,4 @@
 set -eu
 out=${1:-outputs/collapse-hub}
 python -m studies.pooler --shuffle-only --set model=bert --out outputs/poolers-bert
-wardround sweep experiment=collapse_hub seed=0,1,2,3,4 device=cuda precision=bf16 train.padding=longest run_dir="$out"
+python -m studies sweep experiment=collapse_hub seed=0,1,2,3,4 device=cuda precision=bf16 train.padding=longest run_dir="$out"

@@ -17,11 +17,11 @@ import torch
 import typer
 from torch.nn.functional import cross_entropy
 
-from common.data.texts import LabelledTexts, TextData, read_texts
-from common.model.build import Classifier, build_classifier, draw_head
-from common.runtime import prepare
-from common.settings import Settings
-from server.compose import compose
+from wardround.common.data.texts import LabelledTexts, TextData, read_texts
+from wardround.common.model.build import Classifier, build_classifier, draw_head
+from wardround.common.runtime import prepare
+from wardround.common.settings import Settings
+from wardround.server.compose import compose
 
 HeadName = Literal["own", "distilbert"]
 HEADS: dict[HeadName, str] = {

@@ -13,9 +13,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from common.data.batches import count_steps
-from server.report.figures import draw_chance
-from server.report.load import Run, Sweep
+from wardround.common.data.batches import count_steps
+from wardround.server.report.figures import draw_chance
+from wardround.server.report.load import Run, Sweep
 
 NEUTRAL = {
     "train.head_learning_rate": None,

@@ -15,10 +15,10 @@ from statistics import fmean, stdev
 
 import typer
 
-from common.personal import PersonalRecord
-from common.settings import Settings
-from server.run_folder import RunFolder
 from studies.pairs import interval
+from wardround.common.personal import PersonalRecord
+from wardround.common.settings import Settings
+from wardround.server.run_folder import RunFolder
 
 METHODS = ("local", "global", "fine_tuned", "mixture", "chosen")
 COLUMNS = (*METHODS, *(f"{method}, everyone" for method in METHODS[:-1]))

@@ -22,12 +22,12 @@ import torch
 import typer
 from torch.nn import functional
 
-from common.data.texts import read_texts
-from common.files import write_atomically
-from common.pretrained import load_encoder, load_tokenizer, quietly
-from common.runtime import numpy_stream, prepare
-from common.settings import Settings
-from server.compose import compose
+from wardround.common.data.texts import read_texts
+from wardround.common.files import write_atomically
+from wardround.common.pretrained import load_encoder, load_tokenizer, quietly
+from wardround.common.runtime import numpy_stream, prepare
+from wardround.common.settings import Settings
+from wardround.server.compose import compose
 
 EXPERIMENT = "experiment=collapse"
 MAX_TOKENS = 64

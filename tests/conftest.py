@@ -15,10 +15,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-from common.settings import Settings
-from server.compose import compose
 from tests.support.door import Said, changed, tiny, wardround
 from tests.support.tiny import Make, write_model, write_texts
+from wardround.common.settings import Settings
+from wardround.server.compose import compose
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

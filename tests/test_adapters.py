@@ -13,18 +13,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.data.corpus import open_corpus
-from common.model.adapters import merged_tensors
-from common.model.build import build_classifier
-from common.model.state import ModelState, open_model
-from common.model.train import forward
-from common.settings import Settings
-from server.engines.simulate import simulate
-from server.predict import predict
-from server.rounds.callbacks import Checkpoints
-from server.rounds.fedavg import WeightedMean
 from tests.support.runs import PowerCut, hashes, history, measured
 from tests.support.tiny import Make, write_model
+from wardround.common.data.corpus import open_corpus
+from wardround.common.model.adapters import merged_tensors
+from wardround.common.model.build import build_classifier
+from wardround.common.model.state import ModelState, open_model
+from wardround.common.model.train import forward
+from wardround.common.settings import Settings
+from wardround.server.engines.simulate import simulate
+from wardround.server.predict import predict
+from wardround.server.rounds.callbacks import Checkpoints
+from wardround.server.rounds.fedavg import WeightedMean
 
 KINDS = ("bert", "distilbert", "albert", "llama", "qwen2")
 DECODERS = ("llama", "qwen2")
@@ -294,6 +294,6 @@ def test_layers_that_are_not_there_are_named(make: Make, models: dict[str, Path]
 
 
 def test_an_unknown_architecture_has_to_name_its_layers(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(__import__("common.model.adapters", fromlist=["TARGETS"]).TARGETS, "bert")
+    monkeypatch.delitem(__import__("wardround.common.model.adapters", fromlist=["TARGETS"]).TARGETS, "bert")
     with pytest.raises(ValueError, match=r"are not known, and a model of type 'bert' has these: "):
         opened(make("bert"))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from client.answers import Answers, Begun, Stored
-from client.declines import Declines
-from common.model.counts import Counts
-from common.wire.arrays import Payload
-from common.wire.messages import (
+from wardround.client.answers import Answers, Begun, Stored
+from wardround.client.declines import Declines
+from wardround.common.model.counts import Counts
+from wardround.common.wire.arrays import Payload
+from wardround.common.wire.messages import (
     EVALUATE,
     TRAIN,
     Update,
@@ -21,7 +21,7 @@ from common.wire.messages import (
     pack_refusal,
     pack_update,
 )
-from common.wire.objects import record_objects, sizes
+from wardround.common.wire.objects import record_objects, sizes
 
 PLAN, OTHER = "p" * 64, "q" * 64
 BEGUN = Begun(model="m1", data="d1")

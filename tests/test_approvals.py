@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from client.approvals import FILE_NAME, Approvers, who_approved
-from client.declines import Declines
-from client.node.journal import Journal
-from client.node.ledger import Ledger
-from client.plans import Person, Plans, approve, executed, limits_of
-from client.site_file import SiteFile, signing_keys, write_site_file
-from common.credentials import fingerprint, new_key, public_line, write_key_pair
-from common.ledger import walk
-from common.wire.messages import PENDING
-from common.wire.signing import PLAN, Plan, sign
 from tests.support.site_door import site_command
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
+from wardround.client.approvals import FILE_NAME, Approvers, who_approved
+from wardround.client.declines import Declines
+from wardround.client.node.journal import Journal
+from wardround.client.node.ledger import Ledger
+from wardround.client.plans import Person, Plans, approve, executed, limits_of
+from wardround.client.site_file import SiteFile, signing_keys, write_site_file
+from wardround.common.credentials import fingerprint, new_key, public_line, write_key_pair
+from wardround.common.ledger import walk
+from wardround.common.wire.messages import PENDING
+from wardround.common.wire.signing import PLAN, Plan, sign
 
 DAY = 86_400.0
 

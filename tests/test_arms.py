@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from server.compose import compose
-from server.sweeps.plan import compose_sweep
-from server.sweeps.run import sweep
 from studies import findings
 from tests.support.door import for_sweep
+from wardround.server.compose import compose
+from wardround.server.sweeps.plan import compose_sweep
+from wardround.server.sweeps.run import sweep
 
 MINE = "+sweep.arms.mine=['train.head_init=per_site']"
 OTHER = "+sweep.arms.other=['train.shuffle=false','num_clients=2,4']"

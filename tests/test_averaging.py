@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.rounds.clients import RunFailed
-from server.rounds.evaluation import check_finite
-from server.rounds.fedavg import BLOCK, SumMemory, WeightedMean
+from wardround.server.rounds.clients import RunFailed
+from wardround.server.rounds.evaluation import check_finite
+from wardround.server.rounds.fedavg import BLOCK, SumMemory, WeightedMean
 
 
 def average(start: list[float], *updates: tuple[list[float], int]) -> tuple[list[float], WeightedMean]:

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from server.run_folder import RunFolder
 from tests.support.door import changed, contents, for_sweep, tiny, wardround
 from tests.support.runs import history
+from wardround.server.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -210,7 +210,7 @@ def test_sweep_leaves_a_cell_alone_that_another_process_runs(overrides: list[str
 def test_hub_out_of_reach(choice: str, words: list[str], overrides: list[str], tmp_path: Path) -> None:
     group = choice.split("=")[0]
     kept = [text for text in overrides if text.split("=")[0].split(".")[0] != group]
-    command = [sys.executable, "-m", "server.cli", "simulate", *kept, choice]
+    command = [sys.executable, "-m", "wardround.server.cli", "simulate", *kept, choice]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty_cache")}
     started = time.monotonic()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from common.data.batches import MICRO_BATCHES, training_steps
-from common.data.corpus import open_corpus
-from common.data.tokens import TokenisedTexts
-from common.model.state import open_model
-from common.model.train import Place, train_epochs
-from common.runtime import resolve_attention
-from common.settings import Settings
-from server.engines.simulate import simulate
 from tests.support.runs import history
 from tests.support.tiny import Make
+from wardround.common.data.batches import MICRO_BATCHES, training_steps
+from wardround.common.data.corpus import open_corpus
+from wardround.common.data.tokens import TokenisedTexts
+from wardround.common.model.state import open_model
+from wardround.common.model.train import Place, train_epochs
+from wardround.common.runtime import resolve_attention
+from wardround.common.settings import Settings
+from wardround.server.engines.simulate import simulate
 
 CPU = torch.device("cpu")
 
@@ -78,7 +78,7 @@ def test_micro_batches_equal_the_whole_batch(
     make_settings: Make, still_model: Path, monkeypatch: pytest.MonkeyPatch, padding: str, clip: str
 ) -> None:
     """Without dropout, after two epochs: weights within 2e-6 of 0.5-sized ones, loss within 1e-6."""
-    monkeypatch.setattr("common.data.batches._PASS_TOKENS", {"cpu": 1})  # cut as much as can be
+    monkeypatch.setattr("wardround.common.data.batches._PASS_TOKENS", {"cpu": 1})  # cut as much as can be
     common = [f"model.name={still_model}", "train.batch_size=8", f"train.max_grad_norm={clip}"]
     whole, loss, steps = trained(make_settings(*common, f"train.padding={padding}"))
     cut, cut_loss, cut_steps = trained(

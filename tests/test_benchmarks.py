@@ -29,7 +29,6 @@ from benchmarks.memory import PeakMemory, pss_bytes, with_descendants
 from benchmarks.plots import Curve, draw, draw_bars
 from benchmarks.report import Report, Samples, Table, parser
 from benchmarks.simulated import Contender, outcome, run
-from benchmarks.size import Source
 from tests.support.tiny import TOPICS
 
 
@@ -49,15 +48,6 @@ def test_what_was_not_measured_is_none_and_drawn_as_a_dash() -> None:
     assert samples.median("ours", "seconds") is None
     assert samples.ratio("ours", "theirs", "seconds") is None
     assert Table(["who", "seconds"], [["ours", None]]).text().splitlines()[2] == "| ours | –       |"
-
-
-def test_code_lines_are_those_that_hold_code() -> None:
-    # Three code lines: `def`, the assignment over two. A docstring, a comment and a blank line are none.
-    source = Source.read(
-        "a.py", '"""About."""\n\ndef f():\n    """More."""\n    # why\n    x = (1,\n         2)\n'
-    )
-    assert source.lines == {3, 6, 7}
-    assert source.functions == [3]
 
 
 @pytest.mark.parametrize(

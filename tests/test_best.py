@@ -10,20 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.data.corpus import open_corpus
-from common.data.partitions import split_held_out
-from common.files import Writer
-from common.model.flat import model_sha256, tensors_to_flat
-from common.model.state import open_model
-from server.deployment.status import standing_of
-from server.engines.simulate import simulate
-from server.record import RoundRecord, best_of
-from server.report.render import write_report
-from server.rounds.callbacks import Best
-from server.run_folder import Checkpoint, RunFolder
 from tests.support.pages import Page
 from tests.support.runs import PowerCut, history, measured
 from tests.support.tiny import Make
+from wardround.common.data.corpus import open_corpus
+from wardround.common.data.partitions import split_held_out
+from wardround.common.files import Writer
+from wardround.common.model.flat import model_sha256, tensors_to_flat
+from wardround.common.model.state import open_model
+from wardround.server.deployment.status import standing_of
+from wardround.server.engines.simulate import simulate
+from wardround.server.record import RoundRecord, best_of
+from wardround.server.report.render import write_report
+from wardround.server.rounds.callbacks import Best
+from wardround.server.run_folder import Checkpoint, RunFolder
 
 SPLIT = "evaluation.validation_fraction=0.5"
 

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from common.model.blend import Blend, blend_parameters, load_blended
-from common.model.build import build_classifier
-from common.model.state import open_model
-from common.model.train import _parameter_groups
-from common.settings import Settings
-from server.engines.simulate import simulate
-from server.predict import predict
-from server.rounds.callbacks import Checkpoints
 from tests.support.runs import PowerCut, hashes, measured
 from tests.support.tiny import Make, model_at, write_model
+from wardround.common.model.blend import Blend, blend_parameters, load_blended
+from wardround.common.model.build import build_classifier
+from wardround.common.model.state import open_model
+from wardround.common.model.train import _parameter_groups
+from wardround.common.settings import Settings
+from wardround.server.engines.simulate import simulate
+from wardround.server.predict import predict
+from wardround.server.rounds.callbacks import Checkpoints
 
 IDS = torch.arange(5, 23).reshape(3, 6)
 KINDS = ("bert", "distilbert", "albert", "llama")

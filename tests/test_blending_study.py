@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from server.report.load import load_sweep
-from server.run_folder import SWEEP_COLUMNS
 from studies.blending import judge
 from studies.pairs import interval
 from tests.support.report_folders import compose_settings, write_report, write_run
+from wardround.server.report.load import load_sweep
+from wardround.server.run_folder import SWEEP_COLUMNS
 
 ARMS = {
     "own": ["model.activation=own"],

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from client.bounds import Allowed, RoundOfPlan, Yardstick, step_norms, tensors_too_far
-from client.declines import Declines
-from client.global_model import check_global_model
-from client.held import Held, HeldModel
-from client.policy import Policy
-from common.model.flat import Layout
 from tests.support.hostile_settings import with_changes
 from tests.support.tiny import Make
+from wardround.client.bounds import Allowed, RoundOfPlan, Yardstick, step_norms, tensors_too_far
+from wardround.client.declines import Declines
+from wardround.client.global_model import check_global_model
+from wardround.client.held import Held, HeldModel
+from wardround.client.policy import Policy
+from wardround.common.model.flat import Layout
 
 LAYOUT = Layout.of({"a": (4,), "b": (2, 6)})
 RATE = 0.5

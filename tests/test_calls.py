@@ -23,12 +23,12 @@ from flwr.proto import message_pb2 as wire
 from flwr.proto.fleet_pb2_grpc import FleetStub, add_FleetServicer_to_server
 from flwr.proto.node_pb2 import Node
 
-from client.node.connection import _CALL_SECONDS, _IN_FLIGHT, _PIECE_SECONDS
-from common.credentials import new_key, pem_of, public_line
-from server.deployment import calls
-from server.deployment.calls import CALLS_PER_KEY, METHODS, MOST_PLACES, Caller, KnownNodes, Places
-from server.deployment.certificates import Pair, issue_server_certificate, make_authority
 from tests.e2e.processes import wait_for
+from wardround.client.node.connection import _CALL_SECONDS, _IN_FLIGHT, _PIECE_SECONDS
+from wardround.common.credentials import new_key, pem_of, public_line
+from wardround.server.deployment import calls
+from wardround.server.deployment.calls import CALLS_PER_KEY, METHODS, MOST_PLACES, Caller, KnownNodes, Places
+from wardround.server.deployment.certificates import Pair, issue_server_certificate, make_authority
 
 SECONDS = 3.0
 """That a body may take here."""

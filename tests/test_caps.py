@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from client.app import app
-from common.model.counts import Counts
-from common.wire.messages import Card, Refused
-from server.cohort import Cohort
-from server.engines.local_grid import LocalGrid
-from server.engines.simulate import simulate
-from server.rounds.clients import GridClients, Member
-from server.rounds.fedavg import NormBound, capped, check_counts, weights_of
 from tests.support.runs import history
 from tests.support.tiny import Make
+from wardround.client.app import app
+from wardround.common.model.counts import Counts
+from wardround.common.wire.messages import Card, Refused
+from wardround.server.cohort import Cohort
+from wardround.server.engines.local_grid import LocalGrid
+from wardround.server.engines.simulate import simulate
+from wardround.server.rounds.clients import GridClients, Member
+from wardround.server.rounds.fedavg import NormBound, capped, check_counts, weights_of
 
 WEIGHTS = {0: 60.0, 1: 30.0, 2: 10.0}
 

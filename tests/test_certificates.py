@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server.deployment.certificates import Pair, issue_server_certificate, make_authority
+from wardround.server.deployment.certificates import Pair, issue_server_certificate, make_authority
 
 NAMES = ("fl.example.org", "localhost", "127.0.0.1", "::1")
 

@@ -9,14 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from common.settings import Settings
-from server.diagnostics.collapse import Collapse, Look, Spell, find_collapses, looks_of, standing_collapse
-from server.engines.simulate import simulate
-from server.record import RoundRecord
-from server.run_folder import RunFolder
-from server.sweeps.run import sweep
 from tests.support.runs import history
 from tests.support.tiny import Make
+from wardround.common.settings import Settings
+from wardround.server.diagnostics.collapse import (
+    Collapse,
+    Look,
+    Spell,
+    find_collapses,
+    looks_of,
+    standing_collapse,
+)
+from wardround.server.engines.simulate import simulate
+from wardround.server.record import RoundRecord
+from wardround.server.run_folder import RunFolder
+from wardround.server.sweeps.run import sweep
 
 EVEN = (0.25, 0.25, 0.25, 0.25)
 FIRST = (0.97, 0.03, 0.0, 0.0)
@@ -201,7 +208,7 @@ def test_a_sweep_leaves_what_a_collapse_ended(
         cells = sorted((folder / "cells").iterdir())
         assert [len(history(cell)) for cell in cells] == [3, 3]
         with monkeypatch.context() as patch:
-            patch.setattr("server.sweeps.run.simulate", refuse)
+            patch.setattr("wardround.server.sweeps.run.simulate", refuse)
             assert sweep([*command, "train.on_collapse=stop"]).rows == rows
         rows = sweep(command).rows  # with train.on_collapse=warn they go on
         assert [row.accuracy_at_budget is not None for row in rows] == [True, True]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from server.compose import compose
-from server.report.load import load_run, load_sweep
-from server.run_folder import SWEEP_COLUMNS
-from server.sweeps.plan import compose_sweep
 from studies.collapse import judge, reaching_curves
 from studies.pairs import Answer, steps_so_far
 from tests.support.report_folders import write_report, write_run
+from wardround.server.compose import compose
+from wardround.server.report.load import load_run, load_sweep
+from wardround.server.run_folder import SWEEP_COLUMNS
+from wardround.server.sweeps.plan import compose_sweep
 
 DOCS = Path(__file__).parents[1] / "docs" / "collapse"
 LIMIT = 60

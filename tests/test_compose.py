@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from common.settings import Settings
-from server.compose import compose
 from tests.support.settings import options
 from tests.support.tiny import Make
+from wardround.common.settings import Settings
+from wardround.server.compose import compose
 
 PAPER_CELL = ["model=albert", "data=ag_news", "num_clients=8"]
 

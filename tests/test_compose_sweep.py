@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from server.compose import compose
-from server.sweeps.plan import compose_sweep
 from tests.support.door import wardround
 from tests.support.settings import options
+from wardround.server.compose import compose
+from wardround.server.sweeps.plan import compose_sweep
 
 
 def axes(cells: list[list[str]]) -> list[tuple[str, str, str, str]]:

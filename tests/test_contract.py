@@ -13,11 +13,11 @@ import pytest
 from jsonschema import ValidationError
 from safetensors.numpy import load_file
 
-from client import round as local_round
-from common.settings import Settings
 from tests.support import contract
 from tests.support.door import Said, changed, contents, run_dir_of, wardround
 from tests.support.tiny import TOPICS
+from wardround.client import round as local_round
+from wardround.common.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -13,25 +13,25 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from client.round import answer
-from client.site import Kept, RealSite, SimulatedSite
-from client.variates import Variates
-from common.data.batches import training_steps
-from common.model.flat import tensors_to_flat
-from common.model.state import open_model
-from common.model.train import forward
-from common.runtime import numpy_stream
-from common.settings import Settings
-from common.wire.forms import whole
-from common.wire.messages import Refused, Task, check_not_declined
-from server.app import conduct
-from server.engines.simulate import simulate
-from server.rounds.clients import Answer, Member, Request, RunFailed
-from server.rounds.fedavg import mean_steps
-from server.run_folder import RunFolder
 from tests.support.runs import bare_record, hashes, history, measured
 from tests.support.site_lab import make_site
 from tests.support.tiny import Make, write_texts
+from wardround.client.round import answer
+from wardround.client.site import Kept, RealSite, SimulatedSite
+from wardround.client.variates import Variates
+from wardround.common.data.batches import training_steps
+from wardround.common.model.flat import tensors_to_flat
+from wardround.common.model.state import open_model
+from wardround.common.model.train import forward
+from wardround.common.runtime import numpy_stream
+from wardround.common.settings import Settings
+from wardround.common.wire.forms import whole
+from wardround.common.wire.messages import Refused, Task, check_not_declined
+from wardround.server.app import conduct
+from wardround.server.engines.simulate import simulate
+from wardround.server.rounds.clients import Answer, Member, Request, RunFailed
+from wardround.server.rounds.fedavg import mean_steps
+from wardround.server.run_folder import RunFolder
 
 ON = "train.control_variates=true"
 LABELS = "data.label_names=[health,money,sport]"

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from common.model.counts import Counts
-from common.model.flat import Layout
-from common.wire.messages import Update
-from server.app import conduct
-from server.diagnostics.updates import (
+from tests.support.runs import history
+from tests.support.tampering import CONTINUE, tampering, with_value
+from tests.support.tiny import Make
+from wardround.common.model.counts import Counts
+from wardround.common.model.flat import Layout
+from wardround.common.wire.messages import Update
+from wardround.server.app import conduct
+from wardround.server.diagnostics.updates import (
     Head,
     cosines_to_others,
     describe_predictions,
@@ -22,13 +25,10 @@ from server.diagnostics.updates import (
     entropy,
     norm_ratio,
 )
-from server.engines.local_grid import LocalGrid
-from server.engines.simulate import simulate
-from server.rounds.clients import GridClients
-from server.rounds.fedavg import RoundMean, WeightedMean
-from tests.support.runs import history
-from tests.support.tampering import CONTINUE, tampering, with_value
-from tests.support.tiny import Make
+from wardround.server.engines.local_grid import LocalGrid
+from wardround.server.engines.simulate import simulate
+from wardround.server.rounds.clients import GridClients
+from wardround.server.rounds.fedavg import RoundMean, WeightedMean
 
 
 def mean_of(*deltas: tuple[list[float], int]) -> RoundMean:

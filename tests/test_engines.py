@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from client import site
-from common.data.corpus import forget_corpora
-from common.data.partitions import partition
-from common.model.train import OPTIMIZERS
-from server.engines.simulate import simulate
 from tests.support.runs import history
 from tests.support.tiny import Make
+from wardround.client import site
+from wardround.common.data.corpus import forget_corpora
+from wardround.common.data.partitions import partition
+from wardround.common.model.train import OPTIMIZERS
+from wardround.server.engines.simulate import simulate
 
 
 def hashes(run_dir: Path) -> list[str]:

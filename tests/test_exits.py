@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import typer
 
-from common.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, guarded
-from server.rounds.clients import RunFailed
 from tests.support.door import wardround
+from wardround.common.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, guarded
+from wardround.server.rounds.clients import RunFailed
 
 
 def raising(error: BaseException) -> Callable[[], object]:

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from client.kit.checks import DATA_CHECKS
-from client.site import RealSite
-from client.site_file import load_site_file, write_site_file
-from common.data.texts import read_texts
-from common.file_form import FileForm, looks_like
-from common.settings import DataSettings, Settings
-from server.compose import compose
 from tests.support.reading import DEFAULTS, message, pairs, read, write
 from tests.support.site_lab import look, make_site
 from tests.support.tiny import Make
+from wardround.client.kit.checks import DATA_CHECKS
+from wardround.client.site import RealSite
+from wardround.client.site_file import load_site_file, write_site_file
+from wardround.common.data.texts import read_texts
+from wardround.common.file_form import FileForm, looks_like
+from wardround.common.settings import DataSettings, Settings
+from wardround.server.compose import compose
 
 UMLAUTS = [("Grüße, Übelkeit", "a"), ("Fieber; Müdigkeit €", "b")]
 

@@ -12,13 +12,13 @@ from flwr.proto import fleet_pb2, heartbeat_pb2
 from flwr.proto import message_pb2 as wire
 from flwr.proto.node_pb2 import Node
 
-from common.model.counts import Counts
-from common.wire.forms import FORMS, encode, whole
-from common.wire.messages import Task, Update, pack_tasks, pack_update
-from common.wire.objects import Object, content_object
-from server.deployment import answers
-from server.deployment.trees import MOST_DEPTH, MOST_OBJECTS, TreeStore, ids_of
 from tests.support.superlink_lab import Lab, blob, name, num_nodes, reply, small, tree
+from wardround.common.model.counts import Counts
+from wardround.common.wire.forms import FORMS, encode, whole
+from wardround.common.wire.messages import Task, Update, pack_tasks, pack_update
+from wardround.common.wire.objects import Object, content_object
+from wardround.server.deployment import answers
+from wardround.server.deployment.trees import MOST_DEPTH, MOST_OBJECTS, TreeStore, ids_of
 
 NOBODYS = name(1)
 

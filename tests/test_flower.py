@@ -20,10 +20,10 @@ from flwr.superlink.cli import flower_superlink as _function
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid import HttpGrid
 
-from common.credentials import new_key, pem_of, public_line
-from server.deployment.answers import OwnMessages
-from server.deployment.calls import METHODS
-from server.deployment.trees import TreeStore, TreeStores
+from wardround.common.credentials import new_key, pem_of, public_line
+from wardround.server.deployment.answers import OwnMessages
+from wardround.server.deployment.calls import METHODS
+from wardround.server.deployment.trees import TreeStore, TreeStores
 
 
 def test_the_four_parts_that_are_replaced_are_used_where_they_are_looked_up() -> None:

@@ -14,18 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from client.round import answer
-from client.site import Kept, Order, RealSite
-from client.site_file import write_site_file
-from common.data.corpus import forget_corpora
-from common.files import file_sha256
-from common.model.build import build_classifier
-from common.model.mixture import GATE
-from common.model.state import open_model
-from common.settings import Settings
-from common.wire.arrays import Payload
-from common.wire.forms import whole
-from common.wire.messages import TRAIN, Task, pack_tasks
 from tests.support.door import Said, run_dir_of, wardround
 from tests.support.hostile_models import (
     bring_adapter,
@@ -38,6 +26,18 @@ from tests.support.hostile_models import (
 from tests.support.site_door import QUICK, command_line, environment
 from tests.support.site_lab import WIDE, look, make_site
 from tests.support.tiny import Make, model_at
+from wardround.client.round import answer
+from wardround.client.site import Kept, Order, RealSite
+from wardround.client.site_file import write_site_file
+from wardround.common.data.corpus import forget_corpora
+from wardround.common.files import file_sha256
+from wardround.common.model.build import build_classifier
+from wardround.common.model.mixture import GATE
+from wardround.common.model.state import open_model
+from wardround.common.settings import Settings
+from wardround.common.wire.arrays import Payload
+from wardround.common.wire.forms import whole
+from wardround.common.wire.messages import TRAIN, Task, pack_tasks
 
 LABELS = ("health", "money", "sport")
 YES = "y\n" * 20
@@ -92,7 +92,7 @@ def test_predict_runs_no_code_of_a_folder(
 ) -> None:
     marker = tmp_path / "marker"
     folder = make(copy_of(run / "model", tmp_path / "model"), marker)
-    words = [sys.executable, "-m", "server.cli", "predict", str(folder), "--text", "goal"]
+    words = [sys.executable, "-m", "wardround.server.cli", "predict", str(folder), "--text", "goal"]
     done = said_by(words, tmp_path, tmp_path / "modules")
     assert not marker.exists()
     assert (done.returncode, done.stdout) == (2, "")

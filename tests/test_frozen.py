@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.data.corpus import open_corpus
-from common.model.state import open_model
-from common.model.train import Place, train_epochs
-from server.engines.simulate import simulate
 from tests.support.tiny import Make, write_model
+from wardround.common.data.corpus import open_corpus
+from wardround.common.model.state import open_model
+from wardround.common.model.train import Place, train_epochs
+from wardround.server.engines.simulate import simulate
 
 LABELS = ("health", "money", "sport")
 EMBEDDINGS = {

@@ -19,32 +19,6 @@ from flwr.proto.node_pb2 import Node
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.node import journal as journal_module
-from client.node.connection import Connection, Heartbeat, Letter
-from client.node.connection import Refused as CallRefused
-from client.node.journal import Journal
-from client.node.ledger import Ledger
-from client.node.loop import Loop
-from client.node.worker import Room, Worker
-from client.site import Order
-from client.site_file import signing_keys
-from common.credentials import fingerprint, new_key, public_line
-from common.wire.messages import (
-    HELLO,
-    TRAIN,
-    Declined,
-    Refused,
-    pack_refusal,
-    take_arrays,
-    unpack_card,
-    unpack_counts,
-    unpack_update,
-    write_content,
-)
-from common.wire.objects import ENVELOPE
-from common.wire.signing import ANSWER, PLAN, TASK, Plan, Reason, open_envelope, sign
-from server.deployment.signed import SignedClients
-from server.rounds.clients import Answer, Request
 from tests.support.fake_runtime import Asked, FakeRuntime, FakeSite, make_run_key
 from tests.support.mutations import COURIERS, SIGNERS
 from tests.support.site_lab import WIDE, make_site
@@ -61,6 +35,32 @@ from tests.support.wires import (
     pack,
     public_of,
 )
+from wardround.client.node import journal as journal_module
+from wardround.client.node.connection import Connection, Heartbeat, Letter
+from wardround.client.node.connection import Refused as CallRefused
+from wardround.client.node.journal import Journal
+from wardround.client.node.ledger import Ledger
+from wardround.client.node.loop import Loop
+from wardround.client.node.worker import Room, Worker
+from wardround.client.site import Order
+from wardround.client.site_file import signing_keys
+from wardround.common.credentials import fingerprint, new_key, public_line
+from wardround.common.wire.messages import (
+    HELLO,
+    TRAIN,
+    Declined,
+    Refused,
+    pack_refusal,
+    take_arrays,
+    unpack_card,
+    unpack_counts,
+    unpack_update,
+    write_content,
+)
+from wardround.common.wire.objects import ENVELOPE
+from wardround.common.wire.signing import ANSWER, PLAN, TASK, Plan, Reason, open_envelope, sign
+from wardround.server.deployment.signed import SignedClients
+from wardround.server.rounds.clients import Answer, Request
 
 pytestmark = pytest.mark.slow
 
@@ -250,7 +250,7 @@ def site(
             rooms.append(num_bytes)
             return super().__call__(num_bytes)
 
-    monkeypatch.setattr("client.node.loop.Room", Measured)
+    monkeypatch.setattr("wardround.client.node.loop.Room", Measured)
     # The disk is another test's matter; that what is noted can be written is this one's.
     monkeypatch.setattr(journal_module, "write_json", lambda path, said: json.dumps(said, allow_nan=False))
     coordinator: Any = new_key("signing")
@@ -286,10 +286,10 @@ def test_the_message_that_is_changed_is_taken_by_the_site_as_it_is(site: SiteWor
 
 
 def test_a_site_makes_no_room_for_more_than_it_has(site: SiteWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.node.loop.available_memory", lambda: 34)  # bytes; 35 were sent
+    monkeypatch.setattr("wardround.client.node.loop.available_memory", lambda: 34)  # bytes; 35 were sent
     assert site.send(site.draft().seal()) == "damaged"
     assert site.rooms == []
-    monkeypatch.setattr("client.node.loop.available_memory", lambda: 35)
+    monkeypatch.setattr("wardround.client.node.loop.available_memory", lambda: 35)
     assert site.send(site.draft().seal()) == "work"
     greeting = site.draft(kind=HELLO)  # which has no tensors to bring
     greeting.metadata.message_type = HELLO
@@ -384,8 +384,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> ServerWorld:
         rooms.append(num_bytes)
         return np.empty(num_bytes, dtype=np.uint8)
 
-    monkeypatch.setattr("server.deployment.signed._room", measured)
-    monkeypatch.setattr("server.deployment.signed.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("wardround.server.deployment.signed._room", measured)
+    monkeypatch.setattr("wardround.server.deployment.signed.POLL_SECONDS", 0.0)
     sites = [FakeSite("a", 7), FakeSite("b", 8)]
     runtime = FakeRuntime(sites, lambda asked: None)
     clients = SignedClients(

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.runtime import resolve_device
-from server.engines.simulate import count_workers, simulate
-from server.run_folder import RunFolder
 from tests.support.runs import history
 from tests.support.tiny import Make
+from wardround.common.runtime import resolve_device
+from wardround.server.engines.simulate import count_workers, simulate
+from wardround.server.run_folder import RunFolder
 
 pytestmark = pytest.mark.gpu
 

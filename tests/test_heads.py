@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from common.model.build import Classifier, build_classifier
-from common.settings import ModelSettings, Settings
-from server.compose import compose
-from server.engines.simulate import simulate
-from server.predict import predict
 from tests.support.tiny import Make, model_at, write_model
+from wardround.common.model.build import Classifier, build_classifier
+from wardround.common.settings import ModelSettings, Settings
+from wardround.server.compose import compose
+from wardround.server.engines.simulate import simulate
+from wardround.server.predict import predict
 
 NEW = ("classifier.bias", "classifier.weight", "pre_classifier.bias", "pre_classifier.weight")
 needs_minilm = pytest.mark.skipif(

@@ -24,18 +24,18 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-import common.model.train as training
-from client.policy import Limits, Policy, refusals_of
-from client.sizes import Sizes, size_refusals
-from common.data.corpus import open_corpus
-from common.data.tokens import TokenisedTexts
-from common.model.influence import RoundSteps
-from common.model.state import open_model
-from common.model.train import Place, train_epochs
-from common.settings import Settings
-from common.wire.signing import Plan
+import wardround.common.model.train as training
 from tests.support.hostile_settings import with_changes
 from tests.support.tiny import Make
+from wardround.client.policy import Limits, Policy, refusals_of
+from wardround.client.sizes import Sizes, size_refusals
+from wardround.common.data.corpus import open_corpus
+from wardround.common.data.tokens import TokenisedTexts
+from wardround.common.model.influence import RoundSteps
+from wardround.common.model.state import open_model
+from wardround.common.model.train import Place, train_epochs
+from wardround.common.settings import Settings
+from wardround.common.wire.signing import Plan
 
 CPU = torch.device("cpu")
 MOST = 4.0

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from client.policy import Policy, adaptive_step
-from client.sizes import MOST_PULL, Sizes, largest_influence, size_refusals
-from common.data.batches import CUTS
-from common.model.influence import RoundSteps, Speaking, learning_rate_at
-from common.settings import Settings
 from tests.support.hostile_settings import with_changes
 from tests.support.tiny import Make
+from wardround.client.policy import Policy, adaptive_step
+from wardround.client.sizes import MOST_PULL, Sizes, largest_influence, size_refusals
+from wardround.common.data.batches import CUTS
+from wardround.common.model.influence import RoundSteps, Speaking, learning_rate_at
+from wardround.common.settings import Settings
 
 
 @pytest.fixture

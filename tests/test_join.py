@@ -10,10 +10,10 @@ from threading import Thread
 
 import pytest
 
-from client.kit.join import Judge
-from client.node.connection import Connection, Refused, Unreachable
 from tests.support.fake_fleet import FakeFleet, fleet_server
 from tests.support.site_lab import free_port, make_certificates, make_site, tls_server
+from wardround.client.kit.join import Judge
+from wardround.client.node.connection import Connection, Refused, Unreachable
 
 STILL_ONLINE, UNKNOWN, LOST = Refused("still_online"), Refused("unknown_key"), Unreachable("gone")
 
@@ -24,7 +24,7 @@ def test_a_node_that_is_still_online_is_tried_again(
     judge = Judge(make_site(tmp_path, free_port(), tiny_texts))
     first = judge(STILL_ONLINE)
     now = time.monotonic()
-    monkeypatch.setattr("client.kit.join.time.monotonic", lambda: now + 200)
+    monkeypatch.setattr("wardround.client.kit.join.time.monotonic", lambda: now + 200)
     later = judge(STILL_ONLINE)
     assert (first.is_final, first.is_soon) == (False, True)
     assert "still counts this site as online" in first.reason

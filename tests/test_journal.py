@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from client.node.journal import Journal
-from common.wire.signing import NotAuthentic, Question, Statement
+from wardround.client.node.journal import Journal
+from wardround.common.wire.signing import NotAuthentic, Question, Statement
 
 STATEMENT = Statement(1, "run", 1, 1, "train", "a", "b", "n", "", {}, 0.0)
 

@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from client.kit.cli import main
-from client.node import ledger as ledgers
-from client.node.journal import Journal
-from client.node.ledger import MOST_LINE_BYTES, PART_BYTES, SUM_SECONDS, Ledger
-from client.site_file import signing_keys, write_site_file
-from common.credentials import fingerprint, new_key, public_line
-from common.ledger import (
+from tests.support.nasty import NASTY, faults
+from tests.support.site_lab import make_site
+from tests.support.tiny import Make
+from wardround.client.kit.cli import main
+from wardround.client.node import ledger as ledgers
+from wardround.client.node.journal import Journal
+from wardround.client.node.ledger import MOST_LINE_BYTES, PART_BYTES, SUM_SECONDS, Ledger
+from wardround.client.site_file import signing_keys, write_site_file
+from wardround.common.credentials import fingerprint, new_key, public_line
+from wardround.common.ledger import (
     AGAIN,
     FILE_NAME,
     OTHER_KIND,
@@ -31,10 +34,10 @@ from common.ledger import (
     parts_of,
     read_ledger,
 )
-from common.model.counts import Counts
-from common.wire.arrays import to_record
-from common.wire.forms import FORMS, encode, whole
-from common.wire.messages import (
+from wardround.common.model.counts import Counts
+from wardround.common.wire.arrays import to_record
+from wardround.common.wire.forms import FORMS, encode, whole
+from wardround.common.wire.messages import (
     FIELDS,
     Card,
     Task,
@@ -48,13 +51,10 @@ from common.wire.messages import (
     pack_tasks,
     pack_update,
 )
-from common.wire.objects import record_objects, sizes
-from common.wire.signing import ANSWER, Question, Statement, payload_digest, sign
-from server.cli import main as wardround
-from server.deployment.audit import AnswerBook, audit
-from tests.support.nasty import NASTY, faults
-from tests.support.site_lab import make_site
-from tests.support.tiny import Make
+from wardround.common.wire.objects import record_objects, sizes
+from wardround.common.wire.signing import ANSWER, Question, Statement, payload_digest, sign
+from wardround.server.cli import main as wardround
+from wardround.server.deployment.audit import AnswerBook, audit
 
 KEY: Any = new_key("signing")
 OWN = fingerprint(public_line(KEY))
@@ -122,7 +122,7 @@ def kinds(path: Path) -> list[str]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The ledger's clock: one number, in seconds, to be changed."""
     now = [1000.0]
-    monkeypatch.setattr("client.node.ledger.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("wardround.client.node.ledger.time.monotonic", lambda: now[0])
     return now
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from server.report.load import load_run, load_sweep
 from tests.support.pages import Page
 from tests.support.report_folders import (
     demo_sweep,
@@ -17,6 +16,7 @@ from tests.support.report_folders import (
     write_run,
     write_table,
 )
+from wardround.server.report.load import load_run, load_sweep
 
 
 def test_several_seeds_show_mean_and_range(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.model.build import build_classifier, draw_head
 from studies.mean_heads import mean_head, table
 from tests.support.tiny import Make, model_at
+from wardround.common.model.build import build_classifier, draw_head
 
 
 def test_the_mean_is_of_the_heads_that_sites_draw(tiny_model: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from client.app import app as client_app
-from common.model.counts import Counts
-from common.wire.arrays import PIECE_BYTES, Payload, from_record, to_record
-from common.wire.messages import (
+from tests.support.tiny import Make
+from wardround.client.app import app as client_app
+from wardround.common.model.counts import Counts
+from wardround.common.wire.arrays import PIECE_BYTES, Payload, from_record, to_record
+from wardround.common.wire.messages import (
     REFUSALS,
     Card,
     Declined,
@@ -34,8 +35,7 @@ from common.wire.messages import (
     unpack_task,
     unpack_update,
 )
-from server.engines.local_grid import LocalGrid
-from tests.support.tiny import Make
+from wardround.server.engines.local_grid import LocalGrid
 
 PIECE = PIECE_BYTES // 4
 COUNTS = Counts(loss_sum=2.5, confusion=np.array([[3, 1], [0, 4]]), batch_accuracies=())

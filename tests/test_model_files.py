@@ -14,11 +14,14 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import BertModel
 
-from common import pretrained
-from common.files import file_sha256
-from common.model.build import build_classifier
-from common.model_files import TOKENIZER_FILES, check_folder, read_model_files
-from common.pretrained import (
+from tests.support.hostile_models import bring_adapter, change_json, change_tokenizer, copy_of
+from tests.support.site_lab import look, make_site
+from tests.support.tiny import model_at, write_model
+from wardround.common import pretrained
+from wardround.common.files import file_sha256
+from wardround.common.model.build import build_classifier
+from wardround.common.model_files import TOKENIZER_FILES, check_folder, read_model_files
+from wardround.common.pretrained import (
     in_cache,
     load_tokenizer,
     locate,
@@ -26,10 +29,7 @@ from common.pretrained import (
     read_tokenizer,
     weights_digest,
 )
-from common.settings import ModelSettings
-from tests.support.hostile_models import bring_adapter, change_json, change_tokenizer, copy_of
-from tests.support.site_lab import look, make_site
-from tests.support.tiny import model_at, write_model
+from wardround.common.settings import ModelSettings
 
 LABELS = ("a", "b")
 

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from common.model.state import open_model
-from server.engines.simulate import simulate
 from tests.support.runs import hashes, history
 from tests.support.tiny import Make
+from wardround.common.model.state import open_model
+from wardround.server.engines.simulate import simulate
 
 LABELS = ("health", "money", "sport")
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.partitions import partition
-from common.settings import PartitionSettings
+from wardround.common.data.partitions import partition
+from wardround.common.settings import PartitionSettings
 
 IID = PartitionSettings("iid", None, False)
 SORTED = PartitionSettings("label_sorted", None, False)

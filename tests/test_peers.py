@@ -14,31 +14,31 @@ from typing import Any
 import pytest
 import yaml
 
-from client.declines import Declines
-from client.kit.plans import describe
-from client.peers import FILE_NAME, UNKNOWN_PEER, Peers, roster_refusals
-from client.plans import Plans, approve, limits_of
-from client.policy import Limits, Policy
-from client.site_file import signing_keys, write_site_file
-from common.credentials import check_public_line, fingerprint, new_key, public_line
-from common.settings import Settings
-from common.wire.invitation import Invitation, Registration, read_paper, write_paper
-from common.wire.messages import REFUSALS
-from common.wire.roster import names_with_one_key, roster_fingerprint
-from common.wire.signing import PLAN, Plan, sign
-from server.deployment.folder import (
+from tests.support.door import wardround
+from tests.support.fake_flwr import words_for
+from tests.support.site_door import site_command
+from tests.support.site_lab import WIDE, make_site
+from tests.support.tiny import Make
+from wardround.client.declines import Declines
+from wardround.client.kit.plans import describe
+from wardround.client.peers import FILE_NAME, UNKNOWN_PEER, Peers, roster_refusals
+from wardround.client.plans import Plans, approve, limits_of
+from wardround.client.policy import Limits, Policy
+from wardround.client.site_file import signing_keys, write_site_file
+from wardround.common.credentials import check_public_line, fingerprint, new_key, public_line
+from wardround.common.settings import Settings
+from wardround.common.wire.invitation import Invitation, Registration, read_paper, write_paper
+from wardround.common.wire.messages import REFUSALS
+from wardround.common.wire.roster import names_with_one_key, roster_fingerprint
+from wardround.common.wire.signing import PLAN, Plan, sign
+from wardround.server.deployment.folder import (
     Addresses,
     RegisteredSite,
     ServerFolder,
     invite_site,
     register_site,
 )
-from server.deployment.submit import submit
-from tests.support.door import wardround
-from tests.support.fake_flwr import words_for
-from tests.support.site_door import site_command
-from tests.support.site_lab import WIDE, make_site
-from tests.support.tiny import Make
+from wardround.server.deployment.submit import submit
 
 OWN = "SHA256:own"
 ROSTER = {"st_marys": OWN, "lakeside": "SHA256:lakeside", "north": "SHA256:north"}

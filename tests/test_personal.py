@@ -16,25 +16,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import client.personal
-from client.kit.personalise import personalise
-from client.personal import Personaliser, load_released, texts_of_clients
-from client.site_file import load_site_file
-from common.data.corpus import forget_corpora
-from common.data.partitions import deal_alike
-from common.model.counts import Counts
-from common.model.mixture import GATE, Mixture, load_mixture, new_gate
-from common.model.state import open_model
-from common.personal import Candidate, Measure, PersonalRecord, SiteRecord, choose
-from common.settings import Settings
-from server.engines.simulate import simulate
-from server.run_folder import RunFolder
 from studies.personal import table
 from tests.support.door import contents, wardround
 from tests.support.runs import PowerCut, hashes, measured
 from tests.support.site_door import site_command
 from tests.support.tiny import Make, write_texts
 from tests.test_sites import write_site
+from wardround.client.kit.personalise import personalise
+from wardround.client.personal import Personaliser, load_released, texts_of_clients
+from wardround.client.site_file import load_site_file
+from wardround.common.data.corpus import forget_corpora
+from wardround.common.data.partitions import deal_alike
+from wardround.common.model.counts import Counts
+from wardround.common.model.mixture import GATE, Mixture, load_mixture, new_gate
+from wardround.common.model.state import open_model
+from wardround.common.personal import Candidate, Measure, PersonalRecord, SiteRecord, choose
+from wardround.common.settings import Settings
+from wardround.server.engines.simulate import simulate
+from wardround.server.run_folder import RunFolder
 
 SIZES = {"alpha": 36, "beta": 60, "gamma": 45}
 LEARN = ["train.optimizer=adamw", "train.learning_rate=0.01", "train.batch_size=8", "num_rounds=2"]
@@ -368,7 +367,7 @@ def test_a_personalisation_goes_on_where_it_was_stopped(
         done.append(own.owner)
         return work(self, own)
 
-    monkeypatch.setattr(client.personal.Personaliser, "personalise", until_second)
+    monkeypatch.setattr(Personaliser, "personalise", until_second)
     with pytest.raises(PowerCut):
         simulate(cut)
     before = PersonalRecord.read(tmp_path / "cut")
@@ -529,7 +528,7 @@ def test_a_wish_is_read_and_not_guessed(kind: str, by_site: Make, tmp_path: Path
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from common.data.texts import read_texts
+    from wardround.common.data.texts import read_texts
 
     wishes = ["TRUE", "1", " yes ", "False", "0", "no", "", "false"]
 

@@ -12,34 +12,34 @@ from typing import Any
 
 import pytest
 
-from client.answers import Answers, Begun
-from client.declines import Declines
-from client.kit.costs import Costs, Here, look_at
-from client.kit.plans import describe, describe_all, table
-from client.plans import Decision, Known, Plans, approve, executed, limits_of
-from client.policy import Limits, Policy, refusals_of
-from client.site_file import SiteFile, signing_keys
-from client.sizes import Sizes
-from client.versions import Versions
-from common.credentials import fingerprint, new_key, public_line
-from common.files import file_sha256
-from common.settings import Settings
-from common.wire.messages import PENDING, TRAIN, Card, Declined, pack_card, pack_refusal
-from common.wire.signing import PLAN, NotAuthentic, Plan, sign
-from server.cohort import Cohort
-from server.compose import compose
-from server.deployment.folder import RegisteredSite
-from server.deployment.plan import plan_id, plan_of
-from server.deployment.status import standing_of
-from server.deployment.submit import settings_to_submit
-from server.report.render import write_report
-from server.rounds.clients import Answer, Request, RunFailed
-from server.run_folder import RunFolder
 from tests.support.fake_flwr import words_for, write_run
 from tests.support.hostile_settings import with_changes
 from tests.support.nasty import NASTY, faults
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
+from wardround.client.answers import Answers, Begun
+from wardround.client.declines import Declines
+from wardround.client.kit.costs import Costs, Here, look_at
+from wardround.client.kit.plans import describe, describe_all, table
+from wardround.client.plans import Decision, Known, Plans, approve, executed, limits_of
+from wardround.client.policy import Limits, Policy, refusals_of
+from wardround.client.site_file import SiteFile, signing_keys
+from wardround.client.sizes import Sizes
+from wardround.client.versions import Versions
+from wardround.common.credentials import fingerprint, new_key, public_line
+from wardround.common.files import file_sha256
+from wardround.common.settings import Settings
+from wardround.common.wire.messages import PENDING, TRAIN, Card, Declined, pack_card, pack_refusal
+from wardround.common.wire.signing import PLAN, NotAuthentic, Plan, sign
+from wardround.server.cohort import Cohort
+from wardround.server.compose import compose
+from wardround.server.deployment.folder import RegisteredSite
+from wardround.server.deployment.plan import plan_id, plan_of
+from wardround.server.deployment.status import standing_of
+from wardround.server.deployment.submit import settings_to_submit
+from wardround.server.report.render import write_report
+from wardround.server.rounds.clients import Answer, Request, RunFailed
+from wardround.server.run_folder import RunFolder
 
 DAY = 86_400.0
 

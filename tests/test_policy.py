@@ -11,20 +11,23 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 
-from client.kit.policy import in_words, read_policy
-from client.policy import RULES, Limits, Policy, Rule, lines_of, refusals_of
-from client.round import answer
-from client.site import Kept, Order, RealSite
-from common.data.corpus import forget_corpora
-from common.files import file_sha256
-from common.model.counts import Counts
-from common.model.flat import model_sha256
-from common.model.state import open_model
-from common.recipes import pinned_models
-from common.settings import Settings, known_keys
-from common.wire.arrays import Payload
-from common.wire.forms import FORMS, decode, whole
-from common.wire.messages import (
+from tests.support.hostile_settings import HOSTILE, hostile, with_changes
+from tests.support.site_lab import WIDE, make_site
+from tests.support.tiny import Make
+from wardround.client.kit.policy import in_words, read_policy
+from wardround.client.policy import RULES, Limits, Policy, Rule, lines_of, refusals_of
+from wardround.client.round import answer
+from wardround.client.site import Kept, Order, RealSite
+from wardround.common.data.corpus import forget_corpora
+from wardround.common.files import file_sha256
+from wardround.common.model.counts import Counts
+from wardround.common.model.flat import model_sha256
+from wardround.common.model.state import open_model
+from wardround.common.recipes import pinned_models
+from wardround.common.settings import Settings, known_keys
+from wardround.common.wire.arrays import Payload
+from wardround.common.wire.forms import FORMS, decode, whole
+from wardround.common.wire.messages import (
     HELLO,
     REFUSALS,
     TRAIN,
@@ -41,10 +44,7 @@ from common.wire.messages import (
     unpack_card,
     unpack_update,
 )
-from common.wire.signing import Plan, Statement
-from tests.support.hostile_settings import HOSTILE, hostile, with_changes
-from tests.support.site_lab import WIDE, make_site
-from tests.support.tiny import Make
+from wardround.common.wire.signing import Plan, Statement
 
 LABELS = ("health", "money", "sport")
 COUNTS = Counts(1.0, np.eye(3, dtype=np.int64), ())

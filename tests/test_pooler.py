@@ -9,11 +9,11 @@ import torch
 from transformers import AutoModel, BertConfig
 from transformers.models.bert.modeling_bert import BertPooler
 
-from common.data.texts import read_texts
-from common.model.build import build_classifier
-from server.compose import compose
 from studies.pooler import make, make_shuffled, pairs_of, shuffle, size_of, spare_articles, train_pooler
 from tests.support.tiny import Make, model_at
+from wardround.common.data.texts import read_texts
+from wardround.common.model.build import build_classifier
+from wardround.server.compose import compose
 
 ARTICLES = ["goal match. team goal! win cup?", "bank money. market share.", "vote law. party vote. law bill."]
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.batches import count_steps, training_steps
-from common.data.tokens import TokenisedTexts
-from common.model.build import build_classifier, draw_head
-from common.model.counts import Counts
-from common.model.flat import flatten_model
-from common.model.influence import learning_rate_at
-from common.model.state import open_model
-from server.engines.simulate import simulate
-from server.rounds.evaluation import Evaluation
-from server.rounds.fedavg import WeightedMean
 from tests.support.runs import history
 from tests.support.tiny import Make, model_at, write_model
+from wardround.common.data.batches import count_steps, training_steps
+from wardround.common.data.tokens import TokenisedTexts
+from wardround.common.model.build import build_classifier, draw_head
+from wardround.common.model.counts import Counts
+from wardround.common.model.flat import flatten_model
+from wardround.common.model.influence import learning_rate_at
+from wardround.common.model.state import open_model
+from wardround.server.engines.simulate import simulate
+from wardround.server.rounds.evaluation import Evaluation
+from wardround.server.rounds.fedavg import WeightedMean
 
 CPU = torch.device("cpu")
 # Three texts of 3, 5 and 4 tokens.

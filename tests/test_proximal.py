@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.corpus import open_corpus
-from common.model.state import open_model
-from common.model.train import Place, train_epochs
-from server.engines.simulate import simulate
 from tests.support.runs import hashes
 from tests.support.tiny import Make
+from wardround.common.data.corpus import open_corpus
+from wardround.common.model.state import open_model
+from wardround.common.model.train import Place, train_epochs
+from wardround.server.engines.simulate import simulate
 
 
 def trained(settings_of: Make, num_steps: int, mu: float, *more: str) -> torch.Tensor:

@@ -9,9 +9,9 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from common.data.sources import READERS
-from common.settings import DataSettings
 from tests.support.reading import message, pairs, read, write
+from wardround.common.data.sources import READERS
+from wardround.common.settings import DataSettings
 
 AG_LABELS = ("World", "Sports", "Business", "Sci/Tech")
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from client.policy import Limits, Policy, lines_of
-from common.recipes import FREE, FREE_GROUPS, pinned_models, recipes
-from common.settings import Settings
-from server.compose import compose
 from tests.support.hostile_settings import with_changes
+from wardround.client.policy import Limits, Policy, lines_of
+from wardround.common.recipes import FREE, FREE_GROUPS, pinned_models, recipes
+from wardround.common.settings import Settings
+from wardround.server.compose import compose
 
 PINNED: dict[str, str] = {}
 """SHA-256 of the resolved settings by recipe. From release 0.2.0 on each recipe has one, and keeps it: other

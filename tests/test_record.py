@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from server.record import RoundRecord
+from wardround.server.record import RoundRecord
 
 HISTORIES = sorted((Path(__file__).resolve().parents[1] / "docs/collapse/histories").glob("*.gz"))
 

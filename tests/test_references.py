@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from common.data.partitions import partition
-from common.data.texts import read_texts
-from common.model.state import open_model
-from common.runtime import numpy_stream, stream_seed
-from common.settings import Settings
-from server.engines.simulate import simulate
 from tests.support.runs import history
 from tests.support.tiny import Make
+from wardround.common.data.partitions import partition
+from wardround.common.data.texts import read_texts
+from wardround.common.model.state import open_model
+from wardround.common.runtime import numpy_stream, stream_seed
+from wardround.common.settings import Settings
+from wardround.server.engines.simulate import simulate
 
 
 def reference_model(settings: Settings) -> Any:

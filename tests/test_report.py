@@ -173,5 +173,5 @@ def test_folder_that_is_neither(tmp_path: Path, make: bool) -> None:
 
 def test_importing_readers_and_pages_is_light() -> None:
     heavy = "('matplotlib', 'torch', 'flwr', 'hydra')"
-    code = f"import sys, server.report.render; assert not [m for m in {heavy} if m in sys.modules]"
+    code = f"import sys, wardround.server.report.render; assert not [m for m in {heavy} if m in sys.modules]"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=CONF.parent)

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from common.model.flat import Layout, model_sha256, tensors_to_flat
-from server.engines.simulate import simulate
-from server.record import RoundRecord
-from server.rounds.callbacks import Callback, Checkpoints, History
-from server.rounds.loop import FederatedAveraging, RoundState
-from server.run_folder import Checkpoint, RunFolder
-from server.sweeps.run import sweep
-from server.sweeps.table import SweepFolder
-from server.watchers import Live, Target
 from tests.support.runs import PowerCut, hashes, history, measured, start, wait_for_round, with_keys
 from tests.support.tiny import Make
+from wardround.common.model.flat import Layout, model_sha256, tensors_to_flat
+from wardround.server.engines.simulate import simulate
+from wardround.server.record import RoundRecord
+from wardround.server.rounds.callbacks import Callback, Checkpoints, History
+from wardround.server.rounds.loop import FederatedAveraging, RoundState
+from wardround.server.run_folder import Checkpoint, RunFolder
+from wardround.server.sweeps.run import sweep
+from wardround.server.sweeps.table import SweepFolder
+from wardround.server.watchers import Live, Target
 
 NUM_ROUNDS = 40
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from common import runtime
-from common.runtime import available_memory
+from wardround.common import runtime
+from wardround.common.runtime import available_memory
 
 COUNT_FAULTS = """
 import resource
 import numpy as np
-from common.runtime import keep_freed_memory
+from wardround.common.runtime import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

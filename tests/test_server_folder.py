@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from common.credentials import fingerprint, new_key, public_line, read_private_key
-from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
-from server.deployment import superlink
-from server.deployment.cli import UNLIMITED
-from server.deployment.folder import (
+from tests.support.door import Said, wardround
+from tests.support.nasty import NASTY, faults
+from wardround.common.credentials import fingerprint, new_key, public_line, read_private_key
+from wardround.common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
+from wardround.server.deployment import superlink
+from wardround.server.deployment.cli import UNLIMITED
+from wardround.server.deployment.folder import (
     Addresses,
     RegisteredSite,
     ServerFolder,
@@ -28,9 +30,7 @@ from server.deployment.folder import (
     toml_string,
     unregister_site,
 )
-from server.deployment.signing_key import rotate_key
-from tests.support.door import Said, wardround
-from tests.support.nasty import NASTY, faults
+from wardround.server.deployment.signing_key import rotate_key
 
 
 @pytest.fixture
@@ -328,7 +328,7 @@ def test_a_rotation_that_was_killed_goes_on_with_the_same_key(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("server.deployment.signing_key.write_paper", killed)
+        patched.setattr("wardround.server.deployment.signing_key.write_paper", killed)
         with pytest.raises(KeyboardInterrupt):
             rotate_key(folder.signing_key)
     assert public_line(signing_key(folder)) == old

@@ -11,13 +11,13 @@ import torch
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedYogi
 
-from server.engines.simulate import simulate
-from server.record import RoundRecord
-from server.rounds.callbacks import Checkpoints
-from server.rounds.fedavg import BLOCK, ServerStep
-from server.run_folder import RunFolder
 from tests.support.runs import PowerCut, hashes
 from tests.support.tiny import Make
+from wardround.server.engines.simulate import simulate
+from wardround.server.record import RoundRecord
+from wardround.server.rounds.callbacks import Checkpoints
+from wardround.server.rounds.fedavg import BLOCK, ServerStep
+from wardround.server.run_folder import RunFolder
 
 MOMENTUM = ("strategy.server_momentum=0.5", "strategy.server_learning_rate=2")
 ADAPTIVE = ("strategy.optimizer=yogi", "strategy.server_learning_rate=0.01")

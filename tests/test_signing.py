@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from common.credentials import fingerprint, new_key, public_line
-from common.wire.signing import (
+from wardround.common.credentials import fingerprint, new_key, public_line
+from wardround.common.wire.signing import (
     ANSWER,
     CLOCK_SECONDS,
     RUN,

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from common.credentials import fingerprint, new_key, public_line
-from common.settings import Settings
-from common.wire.invitation import Invitation, Registration, read_paper, write_paper
-from common.wire.roster import roster_fingerprint
-from common.wire.signing import (
+from tests.support.door import wardround
+from tests.support.fake_flwr import Flwr, words_for
+from wardround.common.credentials import fingerprint, new_key, public_line
+from wardround.common.settings import Settings
+from wardround.common.wire.invitation import Invitation, Registration, read_paper, write_paper
+from wardround.common.wire.roster import roster_fingerprint
+from wardround.common.wire.signing import (
     PLAN,
     RUN,
     Plan,
@@ -29,8 +31,8 @@ from common.wire.signing import (
     sign,
     unsigned,
 )
-from server.deployment import superlink
-from server.deployment.folder import (
+from wardround.server.deployment import superlink
+from wardround.server.deployment.folder import (
     Addresses,
     RegisteredSite,
     ServerFolder,
@@ -40,9 +42,9 @@ from server.deployment.folder import (
     register_site,
     signing_key,
 )
-from server.deployment.plan import plan_id, roster_of
-from server.deployment.sign import sign_request
-from server.deployment.signing_key import (
+from wardround.server.deployment.plan import plan_id, roster_of
+from wardround.server.deployment.sign import sign_request
+from wardround.server.deployment.signing_key import (
     make_signing_key,
     public_half,
     read_public_line,
@@ -50,15 +52,13 @@ from server.deployment.signing_key import (
     rotate_key,
     take_rotation,
 )
-from server.deployment.signing_request import (
+from wardround.server.deployment.signing_request import (
     forget_run,
     request_invitation,
     request_run,
     take_signed_run,
 )
-from server.deployment.submit import settings_to_submit, submit, submit_signed
-from tests.support.door import wardround
-from tests.support.fake_flwr import Flwr, words_for
+from wardround.server.deployment.submit import settings_to_submit, submit, submit_signed
 
 
 def yes(words: Sequence[str]) -> None:

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from client.kit import checks
-from client.kit.checks import CHECKS, DATA_CHECKS, Options, as_json, is_ready, run_checks
-from client.kit.cli import _show
 from tests.support.nasty import NASTY, faults
 from tests.support.site_lab import free_port, look, make_site, states
+from wardround.client.kit import checks
+from wardround.client.kit.checks import CHECKS, DATA_CHECKS, Options, as_json, is_ready, run_checks
+from wardround.client.kit.cli import _show
 
 
 def test_versions(tmp_path: Path, tiny_texts: Path) -> None:
@@ -60,7 +60,7 @@ def test_key_of_another_curve(tmp_path: Path, tiny_texts: Path) -> None:
 def test_disk_and_memory(tmp_path: Path, tiny_texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = make_site(tmp_path, 9092, tiny_texts)
     usage = type("Usage", (), {"free": 2**20})
-    monkeypatch.setattr("client.kit.checks.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("wardround.client.kit.checks.shutil.disk_usage", lambda _: usage)
     assert look(site, "disk")["disk"].state == "problem"
     usage.free = 2**40  # type: ignore[attr-defined]
     assert look(site, "disk")["disk"].state == "ok"

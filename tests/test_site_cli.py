@@ -15,12 +15,12 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
-from client.site_file import load_site_file, write_site_file
-from common.credentials import new_key, public_line
-from common.wire.invitation import Invitation, Registration, read_paper, write_paper
 from tests.support.fake_fleet import FakeFleet, fleet_server
 from tests.support.site_door import QUICK, environment, site_command
 from tests.support.site_lab import free_port, make_certificates, make_site
+from wardround.client.site_file import load_site_file, write_site_file
+from wardround.common.credentials import new_key, public_line
+from wardround.common.wire.invitation import Invitation, Registration, read_paper, write_paper
 
 
 def init(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -47,7 +47,8 @@ def write_invitation(path: Path, **changes: Any) -> str:
 
 def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys, client.kit.cli as c\nsys.argv[1:] = ['--help']\ntry: c.main()\nexcept SystemExit: pass\n"
+        "import sys, wardround.client.kit.cli as c\nsys.argv[1:] = ['--help']\n"
+        "try: c.main()\nexcept SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'flwr', 'grpc'} & set(sys.modules)"
     )
     done = subprocess.run(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client.site_file import SiteFile, load_site_file, write_site_file
+from wardround.client.site_file import SiteFile, load_site_file, write_site_file
 
 WHOLE = """
 name: st_marys

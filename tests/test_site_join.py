@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from client.site_file import SiteFile, write_site_file
-from common.credentials import new_key, private_text
-from common.ledger import FILE_NAME, parts_of, read_ledger
 from tests.e2e.processes import wait_for
 from tests.support.fake_fleet import FakeFleet
 from tests.support.join_world import SECONDS, World, joined_world
 from tests.support.site_door import QUICK, ROOT, site_command
 from tests.support.site_lab import WIDE
+from wardround.client.site_file import SiteFile, write_site_file
+from wardround.common.credentials import new_key, private_text
+from wardround.common.ledger import FILE_NAME, parts_of, read_ledger
 
 
 @pytest.fixture

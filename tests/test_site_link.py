@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from client.kit.link import Link, is_excepted
 from tests.support.fake_fleet import FakeFleet, fleet_server
 from tests.support.site_lab import (
     free_port,
@@ -19,6 +18,7 @@ from tests.support.site_lab import (
     states,
     tls_server,
 )
+from wardround.client.kit.link import Link, is_excepted
 
 NETWORK = ("proxy", "address", "tcp", "tls", "certificate", "clock", "registered")
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from client.app import app as client_app
-from client.site import RealSite
-from client.site_file import SiteFile, load_site_file, write_site_file
-from common.data.texts import read_texts
-from common.pretrained import locate
-from server.app import conduct
-from server.engines.local_grid import LocalGrid
-from server.engines.simulate import simulate
-from server.rounds.clients import GridClients, RunFailed
 from tests.support.runs import history
 from tests.support.tiny import Make, write_texts
+from wardround.client.app import app as client_app
+from wardround.client.site import RealSite
+from wardround.client.site_file import SiteFile, load_site_file, write_site_file
+from wardround.common.data.texts import read_texts
+from wardround.common.pretrained import locate
+from wardround.server.app import conduct
+from wardround.server.engines.local_grid import LocalGrid
+from wardround.server.engines.simulate import simulate
+from wardround.server.rounds.clients import GridClients, RunFailed
 
 
 def test_counts_of_sites_add_up_to_the_central_test(make_settings: Make, tmp_path: Path) -> None:

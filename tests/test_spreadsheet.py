@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.spreadsheet import safe_text, write_rows
 from tests.support.door import Said, run_dir_of, wardround
 from tests.support.hostile_models import change_json, copy_of
+from wardround.server.spreadsheet import safe_text, write_rows
 
 LINK = '=HYPERLINK("http://example.org","look")'
 

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from common.credentials import new_key
-from common.files import write_json
-from common.wire.signing import PLAN, Plan, sign
-from server.deployment import superlink
-from server.deployment.folder import Addresses, RegisteredSite, ServerFolder
-from server.deployment.status import Watch, folder_and_run, is_held, live_of, standing_of
-from server.deployment.submit import settings_to_submit
-from server.deployment.superlink import NodeState
-from server.record import RoundRecord
-from server.run_folder import RunFolder
 from tests.support.fake_flwr import words_for, write_run
 from tests.support.nasty import NASTY, faults
 from tests.support.report_folders import told_line
+from wardround.common.credentials import new_key
+from wardround.common.files import write_json
+from wardround.common.wire.signing import PLAN, Plan, sign
+from wardround.server.deployment import superlink
+from wardround.server.deployment.folder import Addresses, RegisteredSite, ServerFolder
+from wardround.server.deployment.status import Watch, folder_and_run, is_held, live_of, standing_of
+from wardround.server.deployment.submit import settings_to_submit
+from wardround.server.deployment.superlink import NodeState
+from wardround.server.record import RoundRecord
+from wardround.server.run_folder import RunFolder
 
 PLANNED = Plan(1, {}, {}, 0.0, 1.0, {}, "")
 
@@ -54,7 +54,7 @@ def test_status_tells_who_is_missing_and_for_how_long(
     assert (found.answered, found.missing) == (("ward-a",), {"ward-b": 90.0})
     # Nobody holds the folder: the server app was killed.
     assert standing_of(run, None).state == "interrupted"
-    monkeypatch.setattr("server.deployment.status.is_held", lambda run: True)
+    monkeypatch.setattr("wardround.server.deployment.status.is_held", lambda run: True)
     standing = standing_of(run, folder, since + timedelta(seconds=90))
     assert standing.to_text().splitlines() == [
         f"{settings.cell}: running",
@@ -80,7 +80,7 @@ def test_words_of_sites_imitate_no_line_of_the_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Refusals, warnings and reasons hold words of sites; a run folder may be somebody else's."""
-    monkeypatch.setattr("server.deployment.status.is_held", lambda run: True)
+    monkeypatch.setattr("wardround.server.deployment.status.is_held", lambda run: True)
     told: dict[str, list[str]] = {}
     for word in ("word", NASTY[name]):
         settings = settings_to_submit(words_for(tmp_path / str(len(told))))

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from server.report.load import load_run, load_sweep
-from server.report.render import tell_story
 from tests.support.pages import Page
 from tests.support.report_folders import (
     digests,
@@ -18,6 +16,8 @@ from tests.support.report_folders import (
     write_run,
     write_table,
 )
+from wardround.server.report.load import load_run, load_sweep
+from wardround.server.report.render import tell_story
 
 EVEN = (0.2, 0.2, 0.2, 0.2, 0.2)
 ONE = (0.0, 0.0, 1.0, 0.0, 0.0)

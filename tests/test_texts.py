@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.data.texts import numbered_by_name, shares_of
 from tests.support.reading import message, pairs, read, write
+from wardround.common.data.texts import numbered_by_name, shares_of
 
 
 def table(path: Path, rows: list[tuple[str, str]]) -> str:
@@ -255,7 +255,7 @@ def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_importing_brings_no_heavy_library() -> None:
     code = (
-        "import sys, common.data.texts; "
+        "import sys, wardround.common.data.texts; "
         "heavy = {'torch', 'flwr', 'hydra', 'datasets', 'pyarrow', 'transformers', 'client', 'server'}; "
         "sys.exit(sorted(heavy & set(sys.modules)) or 0)"
     )

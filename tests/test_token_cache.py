@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.site import RealSite
-from common.data import tokens
-from common.data.corpus import forget_corpora, open_corpus
-from common.data.tokens import TokenisedTexts, cache_folder, tokenise
-from common.settings import Settings
-from server.engines.simulate import simulate
-from server.engines.worker import corpus_from_memory, corpus_to_memory
 from tests.support.runs import history
 from tests.support.site_lab import make_site
 from tests.support.tiny import Make, write_model
+from wardround.client.site import RealSite
+from wardround.common.data import tokens
+from wardround.common.data.corpus import forget_corpora, open_corpus
+from wardround.common.data.tokens import TokenisedTexts, cache_folder, tokenise
+from wardround.common.settings import Settings
+from wardround.server.engines.simulate import simulate
+from wardround.server.engines.worker import corpus_from_memory, corpus_to_memory
 
 TEXTS = ["the goal", "a bank said profit", "fever"]
 # Texts, their lengths with [CLS] and [SEP]: 4, 6, 3; so 13 ids. N and starts take 8 * 5, the seal 32.

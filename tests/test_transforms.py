@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.carried import CarriedFiles, CarriedMemory
-from common.wire import exact
-from common.wire.arrays import Payload
-from common.wire.forms import EXACT, FORMS, WHOLE, decode, encode
-from common.wire.rounding import GROUP
-from server.engines.simulate import simulate
 from tests.support.runs import measured
 from tests.support.tiny import Make
+from wardround.client.carried import CarriedFiles, CarriedMemory
+from wardround.common.wire import exact
+from wardround.common.wire.arrays import Payload
+from wardround.common.wire.forms import EXACT, FORMS, WHOLE, decode, encode
+from wardround.common.wire.rounding import GROUP
+from wardround.server.engines.simulate import simulate
 
 SIZE = 3 * GROUP + 16
 LOSSY = sorted(set(FORMS) - {EXACT})

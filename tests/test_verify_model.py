@@ -11,26 +11,26 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from client.kit.cli import main
-from client.kit.personalise import personalise
-from client.kit.verify import CHECKS, is_verified, verdict, verify_model
-from client.node.ledger import Ledger
-from client.site_file import write_site_file
-from common.credentials import new_key, public_line
-from common.model.flat import files_sha256
-from common.model.state import open_model
-from common.provenance import FILE_NAME, Claim, Provenance, Unproven
-from common.settings import Settings
-from common.wire.signing import MODEL, RUN, RunStatement, open_envelope, read_statement, sign
-from server.engines.simulate import simulate
-from server.model_folder import save_model
-from server.record import RoundRecord
-from server.run_folder import RunFolder
 from tests.support.door import Said, run_dir_of, wardround
 from tests.support.hostile_models import bring_adapter, change_tokenizer
 from tests.support.released import Released, answer_of
 from tests.support.runs import hashes
 from tests.support.tiny import Make
+from wardround.client.kit.cli import main
+from wardround.client.kit.personalise import personalise
+from wardround.client.kit.verify import CHECKS, is_verified, verdict, verify_model
+from wardround.client.node.ledger import Ledger
+from wardround.client.site_file import write_site_file
+from wardround.common.credentials import new_key, public_line
+from wardround.common.model.flat import files_sha256
+from wardround.common.model.state import open_model
+from wardround.common.provenance import FILE_NAME, Claim, Provenance, Unproven
+from wardround.common.settings import Settings
+from wardround.common.wire.signing import MODEL, RUN, RunStatement, open_envelope, read_statement, sign
+from wardround.server.engines.simulate import simulate
+from wardround.server.model_folder import save_model
+from wardround.server.record import RoundRecord
+from wardround.server.run_folder import RunFolder
 
 ALL = tuple(CHECKS)
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from client.declines import Declines
-from client.policy import Policy
-from client.site import RealSite
-from client.versions import Version, Versions
-from common.data.texts import NO_LATE_OPT_OUTS, read_texts
-from common.files import file_sha256
-from common.settings import DataSettings
-from server.compose import compose
 from tests.support.site_lab import make_site
+from wardround.client.declines import Declines
+from wardround.client.policy import Policy
+from wardround.client.site import RealSite
+from wardround.client.versions import Version, Versions
+from wardround.common.data.texts import NO_LATE_OPT_OUTS, read_texts
+from wardround.common.files import file_sha256
+from wardround.common.settings import DataSettings
+from wardround.server.compose import compose
 
 PLAN = "p" * 64
 KINDS = ("even", "odd")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import guarded
-from common.words import LONGEST_WORD, cleaned, printable, quoted, shown
 from tests.support.nasty import NASTY, faults
+from wardround.common.errors import guarded
+from wardround.common.words import LONGEST_WORD, cleaned, printable, quoted, shown
 
 
 @pytest.mark.parametrize("name", NASTY)

@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 import torch
 
-from client.app import app as client_app
-from common.data.corpus import open_corpus
-from common.settings import Settings
-from common.wire.local import create
-from server.app import conduct
-from server.engines import simulate as door
-from server.engines.local_grid import LocalGrid
-from server.engines.pool import WorkerPool
-from server.engines.simulate import count_workers, simulate
-from server.engines.worker import corpus_from_memory, corpus_to_memory, tensors_in
-from server.rounds.clients import GridClients, RunFailed
 from tests.support.runs import history, measured, start, wait_for_round, with_keys
 from tests.support.tiny import Make
+from wardround.client.app import app as client_app
+from wardround.common.data.corpus import open_corpus
+from wardround.common.settings import Settings
+from wardround.common.wire.local import create
+from wardround.server.app import conduct
+from wardround.server.engines import simulate as door
+from wardround.server.engines.local_grid import LocalGrid
+from wardround.server.engines.pool import WorkerPool
+from wardround.server.engines.simulate import count_workers, simulate
+from wardround.server.engines.worker import corpus_from_memory, corpus_to_memory, tensors_in
+from wardround.server.rounds.clients import GridClients, RunFailed
 
 
 def children(pid: int) -> set[int]:
@@ -67,7 +67,7 @@ def test_one_worker_equals_four_equals_none(make_settings: Make, tmp_path: Path,
 def test_memory_follows_the_workers_and_not_the_clients(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.engines.pool._SPARE_BYTES", 0)  # as for a model of more than 64 MiB
+    monkeypatch.setattr("wardround.server.engines.pool._SPARE_BYTES", 0)  # as for a model of more than 64 MiB
     pool = run_in_pool(make_settings("num_clients=12", "num_rounds=1"), 2)
     assert len(pool._slots) == 3
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from common.files import Writer
+from wardround.common.files import Writer
 
 
 def test_writes_keep_their_order_and_leaving_waits_for_them() -> None:

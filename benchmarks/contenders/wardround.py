@@ -12,8 +12,8 @@ from benchmarks.contenders.job import BATCH, LEARNING_RATE, Clock, Job, read_job
 
 def leave_out_training() -> None:
     """Make every client return the tensors it was given, here and in the workers that this process starts."""
-    from client import round as local_round
-    from server.engines import pool
+    from wardround.client import round as local_round
+    from wardround.server.engines import pool
 
     def train_nothing(*_: Any) -> float:
         return 0.0
@@ -75,7 +75,7 @@ def main() -> None:
     clock = Clock(job)
     follower = Follower(Path(job.folder) / "run", clock)
     follower.start()
-    from server.cli import main as wardround
+    from wardround.server.cli import main as wardround
 
     sys.argv = ["wardround", "simulate", *overrides(job)]
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from benchmarks.contenders.wardround import leave_out_training
-from server.engines.simulate import answer_for
-from server.engines.worker import run_fork_server
+from wardround.server.engines.simulate import answer_for
+from wardround.server.engines.worker import run_fork_server
 
 if __name__ == "__main__":
     leave_out_training()

@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from client.kit.link import Link
-from client.kit.policy import in_words
-from client.node.connection import Refused, Unreachable
-from client.plans import limits_of
-from client.site_file import SiteFile, read_authority, signing_keys
-from common.credentials import NEW_KEYS, public_line, read_private_key
-from common.data.read import MissingColumn, Table, read_file
-from common.errors import nearest
-from common.model_files import (
+from wardround.client.kit.link import Link
+from wardround.client.kit.policy import in_words
+from wardround.client.node.connection import Refused, Unreachable
+from wardround.client.plans import limits_of
+from wardround.client.site_file import SiteFile, read_authority, signing_keys
+from wardround.common.credentials import NEW_KEYS, public_line, read_private_key
+from wardround.common.data.read import MissingColumn, Table, read_file
+from wardround.common.errors import nearest
+from wardround.common.model_files import (
     ADAPTER,
     CONFIG,
     FILES_PREFIX,
@@ -39,8 +39,8 @@ from common.model_files import (
     read_json,
     read_model_files,
 )
-from common.runtime import available_memory
-from common.words import LONGEST_TEXT, cleaned, quoted, shown
+from wardround.common.runtime import available_memory
+from wardround.common.words import LONGEST_TEXT, cleaned, quoted, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -249,7 +249,7 @@ def _device(on: Subject) -> Finding:
     """The device of the site file exists."""
     import torch
 
-    from common.runtime import resolve_device
+    from wardround.common.runtime import resolve_device
 
     try:
         device = resolve_device(on.site.device)
@@ -287,7 +287,7 @@ def _model(on: Subject) -> Finding:
 def _hub_model(name: str, timeout_seconds: float) -> Finding:
     from huggingface_hub import HfApi
 
-    from common.pretrained import in_cache
+    from wardround.common.pretrained import in_cache
 
     cached = in_cache(name)
     if cached is not None and (cached / CONFIG).is_file() and _weights(cached):
@@ -629,7 +629,7 @@ def _tokenizer(on: Subject) -> PreTrainedTokenizerBase | None:
     name = on.site.model or on.options.model
     if name is None:
         return None
-    from common.pretrained import in_cache, read_tokenizer
+    from wardround.common.pretrained import in_cache, read_tokenizer
 
     folder = Path(name) if Path(name).is_dir() else in_cache(str(name))
     try:

@@ -15,21 +15,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.command_line import command, new_app
-from common.errors import DONE, FAILED, guarded
-from common.files import keep_private, write_atomically
+from wardround.common.command_line import add_version, command, new_app
+from wardround.common.errors import DONE, FAILED, guarded
+from wardround.common.files import keep_private, write_atomically
 
 if TYPE_CHECKING:
-    from client.kit.checks import Finding, Options
-    from client.plans import Person, Plans
-    from client.policy import Limits
-    from client.site_file import SiteFile
+    from wardround.client.kit.checks import Finding, Options
+    from wardround.client.plans import Person, Plans
+    from wardround.client.policy import Limits
+    from wardround.client.site_file import SiteFile
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say, the findings say in words
 app = new_app(
     "Take part in a federation with data that stays here: init, check, join, plans, approve, approvers, "
     "peers, trust, ledger, verify-model, personalise."
 )
+add_version(app)
 
 
 class Method(Enum):
@@ -81,9 +82,9 @@ def init(
     Compare the invitation's fingerprint with the coordinator's, by telephone. The private keys are made here
     and never leave. Nothing is overwritten, nothing is sent.
     """
-    from client.kit.init import REGISTRATION, write_kit
-    from client.kit.policy import read_policy
-    from client.policy import Policy
+    from wardround.client.kit.init import REGISTRATION, write_kit
+    from wardround.client.kit.policy import read_policy
+    from wardround.client.policy import Policy
 
     folder = folder.absolute()
     site, invited, registered = write_kit(
@@ -126,8 +127,8 @@ def trust(
 
     Give the fingerprint as the coordinator reads it out by telephone. Restart `join` afterwards.
     """
-    from client.kit.init import trust_next_key
-    from client.site_file import load_site_file
+    from wardround.client.kit.init import trust_next_key
+    from wardround.client.site_file import load_site_file
 
     trust_next_key(load_site_file(site), rotation, fingerprint)
     typer.echo("The new key is trusted. Restart wardround-site join.")
@@ -155,9 +156,9 @@ def check(
     It sends nothing of the data anywhere; its output names paths, labels and counts and is for this site.
     Exit code: 0 ready, 1 not ready, 2 bad input.
     """
-    from client.kit.checks import as_json as findings_as_json
-    from client.kit.checks import is_ready, run_checks
-    from client.site_file import load_site_file
+    from wardround.client.kit.checks import as_json as findings_as_json
+    from wardround.client.kit.checks import is_ready, run_checks
+    from wardround.client.site_file import load_site_file
 
     loaded = load_site_file(site)
     options = _options(loaded, expect or [], labels, model, max_length)
@@ -173,8 +174,8 @@ def _options(
     site: SiteFile, expect: Sequence[str], labels: str, model: str | None, max_length: int
 ) -> Options:
     """What the invitation says, and what was given by hand in its place."""
-    from client.kit.checks import Options
-    from common.wire.invitation import Invitation, read_paper
+    from wardround.client.kit.checks import Options
+    from wardround.common.wire.invitation import Invitation, read_paper
 
     versions = {}
     for item in expect:
@@ -206,8 +207,8 @@ def join(
 
     Exit code: 0 stopped as asked, 1 not ready or refused for good, 2 bad input.
     """
-    from client.kit.join import join as run
-    from client.site_file import load_site_file
+    from wardround.client.kit.join import join as run
+    from wardround.client.site_file import load_site_file
 
     raise typer.Exit(run(site, load_site_file(site), _show, skip_check or [], retry_seconds))
 
@@ -219,7 +220,7 @@ def plans(site: Site = Path("site.yaml")) -> None:
     Example:
       wardround-site plans
     """
-    from client.kit.plans import table
+    from wardround.client.kit.plans import table
 
     opened, _ = _plans(site)
     typer.echo(table(opened.all()))
@@ -239,8 +240,8 @@ def plan(
 
     The costs come from two small steps of training on this site's own texts. Nothing of them is sent.
     """
-    from client.kit.costs import look_at
-    from client.kit.plans import compared_with, describe, describe_all
+    from wardround.client.kit.costs import look_at
+    from wardround.client.kit.plans import compared_with, describe, describe_all
 
     opened, loaded = _plans(site)
     known, limits = opened.find(plan), _limits(loaded)
@@ -268,9 +269,9 @@ def approve(
     Exit code: 0 approved, or noted if another person has to approve too; 2 no such plan, or the policy
     refuses it.
     """
-    from client.declines import Declines
-    from client.plans import approve as put_approval
-    from common.words import printable
+    from wardround.client.declines import Declines
+    from wardround.client.plans import approve as put_approval
+    from wardround.common.words import printable
 
     opened, loaded = _plans(site)
     known, person = opened.find(plan), _person(name, key)
@@ -291,8 +292,8 @@ def approve(
 
 def _person(name: str | None, key: Path | None) -> Person | None:
     """Who approves; None if nobody signs. Raises ValueError if half of it is missing, or for no key."""
-    from client.plans import Person
-    from common.credentials import read_private_key
+    from wardround.client.plans import Person
+    from wardround.common.credentials import read_private_key
 
     if name is None and key is None:
         return None
@@ -336,9 +337,9 @@ def verify_model(model: Released, site: Site = Path("site.yaml")) -> None:
     It prints one line for each check, the verdict last: who signed, the plan and its sites, this site's
     own updates against its ledger, every file. Exit code: 0 verified, 1 not, 2 bad input.
     """
-    from client.kit.verify import is_verified, verdict
-    from client.kit.verify import verify_model as run
-    from client.site_file import load_site_file
+    from wardround.client.kit.verify import is_verified, verdict
+    from wardround.client.kit.verify import verify_model as run
+    from wardround.client.site_file import load_site_file
 
     checks = run(load_site_file(site), model)
     for check in checks:
@@ -373,9 +374,9 @@ def personalise(
     DIR is then the chosen model, and personal.json in it what every one of them does (docs/personal.md).
     The released model must be one that `verify-model` verifies.
     """
-    from client.kit.personalise import in_words
-    from client.kit.personalise import personalise as run
-    from client.site_file import load_site_file
+    from wardround.client.kit.personalise import in_words
+    from wardround.client.kit.personalise import personalise as run
+    from wardround.client.site_file import load_site_file
 
     asked = {
         "name": method.value,
@@ -395,16 +396,16 @@ def _decide(name: str, site: Path, state: Any, why: str) -> None:
 
 
 def _plans(site: Path) -> tuple[Plans, SiteFile]:
-    from client.plans import Plans
-    from client.site_file import load_site_file, signing_keys
+    from wardround.client.plans import Plans
+    from wardround.client.site_file import load_site_file, signing_keys
 
     loaded = load_site_file(site)
     return Plans(loaded, signing_keys(loaded)[1]), loaded
 
 
 def _limits(site: SiteFile) -> Limits:
-    from client.plans import limits_of
-    from client.site_file import signing_keys
+    from wardround.client.plans import limits_of
+    from wardround.client.site_file import signing_keys
 
     return limits_of(site, signing_keys(site)[0])
 
@@ -435,7 +436,7 @@ def add(
     Get the file from that hospital, and compare its fingerprint with that hospital by telephone. It sees its
     own with `wardround-site peers list`.
     """
-    from client.kit.peers import pin
+    from wardround.client.kit.peers import pin
 
     known_as, pinned = pin(site, registration, name, partial(_compare, given=fingerprint))
     typer.echo(f"Pinned: {known_as}, whose key is {pinned.key}")
@@ -465,7 +466,7 @@ def list_peers(site: Site = Path("site.yaml")) -> None:
     Example:
       wardround-site peers list
     """
-    from client.kit.peers import in_words
+    from wardround.client.kit.peers import in_words
 
     typer.echo("\n".join(in_words(site)))
 
@@ -480,8 +481,8 @@ def remove(
     Example:
       wardround-site peers remove lakeside
     """
-    from client.peers import Peers
-    from client.site_file import load_site_file
+    from wardround.client.peers import Peers
+    from wardround.client.site_file import load_site_file
 
     Peers.open(load_site_file(site).state).remove(name)
     typer.echo(f"{name} is not pinned any more")
@@ -505,8 +506,8 @@ def add_approver(
     Make the key pair with: ssh-keygen -t ed25519 -N "" -f anna. The private half belongs to that person
     alone, for example on a stick. `policy.approvals: 2` in site.yaml asks for two people.
     """
-    from client.approvals import Approvers
-    from client.site_file import load_site_file
+    from wardround.client.approvals import Approvers
+    from wardround.client.site_file import load_site_file
 
     try:
         line = key.read_text(encoding="ascii")
@@ -523,9 +524,9 @@ def list_approvers(site: Site = Path("site.yaml")) -> None:
     Example:
       wardround-site approvers list
     """
-    from client.approvals import Approvers
-    from client.site_file import load_site_file
-    from common.credentials import fingerprint
+    from wardround.client.approvals import Approvers
+    from wardround.client.site_file import load_site_file
+    from wardround.common.credentials import fingerprint
 
     keys = Approvers(load_site_file(site).state).keys()
     lines = [f"{name:<20}  {fingerprint(key)}" for name, key in keys.items()]
@@ -542,8 +543,8 @@ def remove_approver(
     Example:
       wardround-site approvers remove anna
     """
-    from client.approvals import Approvers
-    from client.site_file import load_site_file
+    from wardround.client.approvals import Approvers
+    from wardround.client.site_file import load_site_file
 
     Approvers(load_site_file(site).state).remove(name)
     typer.echo(f"{name} approves no plans here any more")
@@ -563,7 +564,7 @@ def show(
     Example:
       wardround-site ledger show --last 100
     """
-    from common.ledger import walk
+    from wardround.common.ledger import walk
 
     newest = deque((entry for _, entry in walk(_ledger_of(site))), maxlen=last)
     typer.echo("\n".join(entry.in_words() for entry in newest) or "Nothing came and nothing left.")
@@ -578,7 +579,7 @@ def verify(site: Site = Path("site.yaml")) -> None:
 
     Exit code: 0 whole, 2 not.
     """
-    from common.ledger import parts_of
+    from wardround.common.ledger import parts_of
 
     path = _ledger_of(site)
     number, newest = _verified(path)
@@ -596,7 +597,7 @@ def export(
     Example:
       wardround-site ledger export st_marys.jsonl
     """
-    from common.ledger import parts_of
+    from wardround.common.ledger import parts_of
 
     path = _ledger_of(site)
     number, _ = _verified(path)
@@ -616,11 +617,11 @@ def accept(
     Example:
       wardround-site ledger accept 5f0c...
     """
-    from client.node.journal import Journal
-    from client.node.ledger import Ledger
-    from client.site_file import load_site_file, signing_keys
-    from common.credentials import fingerprint, public_line
-    from common.wire.objects import is_id
+    from wardround.client.node.journal import Journal
+    from wardround.client.node.ledger import Ledger
+    from wardround.client.site_file import load_site_file, signing_keys
+    from wardround.common.credentials import fingerprint, public_line
+    from wardround.common.wire.objects import is_id
 
     if not is_id(missing):
         raise ValueError(f"HASH is '{missing}'; it must be the 64 letters and digits that `join` named.")
@@ -632,15 +633,15 @@ def accept(
 
 
 def _ledger_of(site: Path) -> Path:
-    from client.site_file import load_site_file
-    from common.ledger import FILE_NAME
+    from wardround.client.site_file import load_site_file
+    from wardround.common.ledger import FILE_NAME
 
     return load_site_file(site).state / FILE_NAME
 
 
 def _verified(path: Path) -> tuple[int, str]:
     """How many lines a ledger has, and the hash of the newest. Raises ValueError if it is not whole."""
-    from common.ledger import START, walk
+    from wardround.common.ledger import START, walk
 
     number, newest = 0, START
     for found, entry in walk(path):

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.answers import Answers
-from client.declines import Declines
-from client.plans import Known, sizes_of
-from client.policy import Limits, refusals_of
-from client.site import Examples, RealSite
-from client.site_file import SiteFile
-from client.sizes import Sizes, size_refusals
-from client.versions import Versions
-from common.settings import Settings
-from common.words import printable_day
+from wardround.client.answers import Answers
+from wardround.client.declines import Declines
+from wardround.client.plans import Known, sizes_of
+from wardround.client.policy import Limits, refusals_of
+from wardround.client.site import Examples, RealSite
+from wardround.client.site_file import SiteFile
+from wardround.client.sizes import Sizes, size_refusals
+from wardround.client.versions import Versions
+from wardround.common.settings import Settings
+from wardround.common.words import printable_day
 
 if TYPE_CHECKING:
-    from common.model.state import ModelState
+    from wardround.common.model.state import ModelState
 
 _STEP_TEXTS = 8
 _READING = 1 / 3
@@ -103,8 +103,8 @@ def _state_refusals(site: SiteFile, known: Known, here: Here) -> Iterator[str]:
 
 def _measure(site: SiteFile, said: Settings) -> tuple[Sizes, Costs]:
     """Raises ValueError or Declines if the texts or the model are not as the plan asks."""
-    from client.round import check_model_file
-    from common.model.state import open_model
+    from wardround.client.round import check_model_file
+    from wardround.common.model.state import open_model
 
     real = RealSite(site)
     settings = real.localise(said)
@@ -134,7 +134,7 @@ def _measure(site: SiteFile, said: Settings) -> tuple[Sizes, Costs]:
 
 def _seconds_of_a_text(state: ModelState, settings: Settings, examples: Examples) -> float:
     """Time to train on one text here: the second of two small steps."""
-    from common.model.train import Place, train_epochs
+    from wardround.common.model.train import Place, train_epochs
 
     some = np.random.default_rng(0).permutation(examples.train)[:_STEP_TEXTS]
     step = replace(settings.train, local_epochs=1, batch_size=_STEP_TEXTS)

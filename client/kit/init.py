@@ -11,12 +11,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from client.policy import Policy
-from client.site_file import SiteFile, signing_keys, write_site_file
-from common.credentials import new_key, public_line, refuse_to_overwrite, write_key_pair
-from common.files import write_atomically
-from common.model_files import FILES_PREFIX, WEIGHTS_PREFIX, NotLoaded, read_model_files
-from common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
+from wardround.client.policy import Policy
+from wardround.client.site_file import SiteFile, signing_keys, write_site_file
+from wardround.common.credentials import new_key, public_line, refuse_to_overwrite, write_key_pair
+from wardround.common.files import write_atomically
+from wardround.common.model_files import FILES_PREFIX, WEIGHTS_PREFIX, NotLoaded, read_model_files
+from wardround.common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
 
 _TEMPLATES = Path(__file__).resolve().parent / "files"
 UNIT, COMPOSE, REGISTRATION = "wardround-site.service", "compose.yaml", "registration.json"

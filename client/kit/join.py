@@ -13,16 +13,16 @@ from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
 
-from client.kit.checks import Finding, Options, Subject, finding_of, run_checks
-from client.node.connection import Connection, Heartbeat, Refused, Unreachable
-from client.node.journal import Journal
-from client.node.ledger import Ledger
-from client.node.loop import LedgerBehind, Loop
-from client.node.watched import WatchedFile
-from client.node.worker import Stopped, Worker
-from client.site_file import SiteFile, signing_keys
-from common.credentials import fingerprint, public_line
-from common.words import LONGEST_TEXT, printable, quoted
+from wardround.client.kit.checks import Finding, Options, Subject, finding_of, run_checks
+from wardround.client.node.connection import Connection, Heartbeat, Refused, Unreachable
+from wardround.client.node.journal import Journal
+from wardround.client.node.ledger import Ledger
+from wardround.client.node.loop import LedgerBehind, Loop
+from wardround.client.node.watched import WatchedFile
+from wardround.client.node.worker import Stopped, Worker
+from wardround.client.site_file import SiteFile, signing_keys
+from wardround.common.credentials import fingerprint, public_line
+from wardround.common.words import LONGEST_TEXT, printable, quoted
 
 # A network that is down at boot comes up; a server that is down comes back. These do not end `join`.
 HEALING = frozenset({"address", "tcp"})

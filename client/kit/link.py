@@ -14,10 +14,10 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from client.node.connection import Connection, Refused, Unreachable
-from client.site_file import SiteFile
-from common.credentials import Certificate, certificate_of
-from common.words import quoted
+from wardround.client.node.connection import Connection, Refused, Unreachable
+from wardround.client.site_file import SiteFile
+from wardround.common.credentials import Certificate, certificate_of
+from wardround.common.words import quoted
 
 # In the order in which gRPC looks at them; it knows small letters only.
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from client.kit.init import REGISTRATION
-from client.peers import Peers, Pin
-from client.site_file import load_site_file, signing_keys
-from common.credentials import check_public_line, public_line
-from common.wire.invitation import Registration, read_paper
-from common.words import printable
+from wardround.client.kit.init import REGISTRATION
+from wardround.client.peers import Peers, Pin
+from wardround.client.site_file import load_site_file, signing_keys
+from wardround.common.credentials import check_public_line, public_line
+from wardround.common.wire.invitation import Registration, read_paper
+from wardround.common.words import printable
 
 
 def pin(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from client.kit.verify import require_verified
-from client.personal import Personaliser, texts_of
-from client.site import RealSite
-from client.site_file import SiteFile
-from common.model_files import check_folder
-from common.personal import HEADER, PersonalRecord
-from common.pretrained import RUN_SETTINGS, settings_of_model
-from common.settings import Settings
+from wardround.client.kit.verify import require_verified
+from wardround.client.personal import Personaliser, texts_of
+from wardround.client.site import RealSite
+from wardround.client.site_file import SiteFile
+from wardround.common.model_files import check_folder
+from wardround.common.personal import HEADER, PersonalRecord
+from wardround.common.pretrained import RUN_SETTINGS, settings_of_model
+from wardround.common.settings import Settings
 
 
 def personalise(

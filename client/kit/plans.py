@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 
-from client.kit.costs import Here
-from client.peers import roster_in_words
-from client.plans import Known
-from client.policy import Limits, Line, lines_of, refusals_of
-from client.sizes import largest_influence
-from common.recipes import recipes
-from common.settings import Settings
-from common.words import printable, printable_day, shown
+from wardround.client.kit.costs import Here
+from wardround.client.peers import roster_in_words
+from wardround.client.plans import Known
+from wardround.client.policy import Limits, Line, lines_of, refusals_of
+from wardround.client.sizes import largest_influence
+from wardround.common.recipes import recipes
+from wardround.common.settings import Settings
+from wardround.common.words import printable, printable_day, shown
 
 _LONGEST_RULE = 600
 _MOST_NAMES, _MOST_DEVIATIONS, _MOST_REFUSALS, _MOST_DIFFERENCES = 8, 3, 3, 2

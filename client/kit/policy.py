@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from client.policy import Limits, Policy, without_retired
-from common.errors import explain
+from wardround.client.policy import Limits, Policy, without_retired
+from wardround.common.errors import explain
 
 _POLICY: TypeAdapter[Policy] = TypeAdapter(Policy)
 

@@ -10,15 +10,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from client.kit.plans import STATES
-from client.plans import SHORT, Known, Plans
-from client.site_file import SiteFile, signing_keys
-from common.credentials import fingerprint, public_line
-from common.ledger import FILE_NAME as LEDGER
-from common.ledger import read_ledger
-from common.provenance import Claim, Unproven
-from common.wire.messages import TRAIN
-from common.words import cleaned
+from wardround.client.kit.plans import STATES
+from wardround.client.plans import SHORT, Known, Plans
+from wardround.client.site_file import SiteFile, signing_keys
+from wardround.common.credentials import fingerprint, public_line
+from wardround.common.ledger import FILE_NAME as LEDGER
+from wardround.common.ledger import read_ledger
+from wardround.common.provenance import Claim, Unproven
+from wardround.common.wire.messages import TRAIN
+from wardround.common.words import cleaned
 
 
 @dataclass(frozen=True)

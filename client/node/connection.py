@@ -29,12 +29,12 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
-from client.site_file import SiteFile, read_authority
-from common.credentials import NEW_KEYS, pem_of, public_line, read_private_key
-from common.wire.arrays import PIECE_BYTES
-from common.wire.messages import LATE_SECONDS
-from common.wire.objects import Object, content_id, content_object, make_object, wait_for_object
-from common.words import LONGEST_TEXT, printable, quoted
+from wardround.client.site_file import SiteFile, read_authority
+from wardround.common.credentials import NEW_KEYS, pem_of, public_line, read_private_key
+from wardround.common.wire.arrays import PIECE_BYTES
+from wardround.common.wire.messages import LATE_SECONDS
+from wardround.common.wire.objects import Object, content_id, content_object, make_object, wait_for_object
+from wardround.common.words import LONGEST_TEXT, printable, quoted
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey

@@ -10,9 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from common.files import write_json
-from common.wire.signing import CLOCK_SECONDS, NotAuthentic, Question
-from common.words import shown
+from wardround.common.files import write_json
+from wardround.common.wire.signing import CLOCK_SECONDS, NotAuthentic, Question
+from wardround.common.words import shown
 
 
 class Journal:

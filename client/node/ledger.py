@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.files import named, to_disk
-from common.ledger import (
+from wardround.common.files import named, to_disk
+from wardround.common.ledger import (
     AGAIN,
     FILE_NAME,
     REASONS,
@@ -40,8 +40,8 @@ from common.ledger import (
     walk_part,
     written_line,
 )
-from common.wire.signing import Question, Reason
-from common.words import shown
+from wardround.common.wire.signing import Question, Reason
+from wardround.common.words import shown
 
 PART_BYTES = 4 << 20
 """A file of this size or more is full: the next line opens another."""

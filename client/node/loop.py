@@ -10,21 +10,21 @@ from typing import TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 
-from client.answers import Answers, Begun
-from client.declines import Declines
-from client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
-from client.node.journal import Journal
-from client.node.ledger import Ledger
-from client.node.watched import WatchedFile
-from client.node.worker import Room, Stopped, Worker
-from client.plans import Plans, executed, limits_of
-from client.site import Order
-from client.site_file import SiteFile, signing_keys
-from common.credentials import fingerprint, public_line
-from common.files import file_sha256
-from common.ledger import describe
-from common.runtime import available_memory
-from common.wire.messages import (
+from wardround.client.answers import Answers, Begun
+from wardround.client.declines import Declines
+from wardround.client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
+from wardround.client.node.journal import Journal
+from wardround.client.node.ledger import Ledger
+from wardround.client.node.watched import WatchedFile
+from wardround.client.node.worker import Room, Stopped, Worker
+from wardround.client.plans import Plans, executed, limits_of
+from wardround.client.site import Order
+from wardround.client.site_file import SiteFile, signing_keys
+from wardround.common.credentials import fingerprint, public_line
+from wardround.common.files import file_sha256
+from wardround.common.ledger import describe
+from wardround.common.runtime import available_memory
+from wardround.common.wire.messages import (
     EVALUATE,
     HELLO,
     LATE_SECONDS,
@@ -34,8 +34,8 @@ from common.wire.messages import (
     pack_refusal,
     unpack_notice,
 )
-from common.wire.objects import ENVELOPE, read_content, read_signed, record_objects, sizes
-from common.wire.signing import (
+from wardround.common.wire.objects import ENVELOPE, read_content, read_signed, record_objects, sizes
+from wardround.common.wire.signing import (
     ANSWER,
     NotAuthentic,
     Question,
@@ -45,7 +45,7 @@ from common.wire.signing import (
     payload_digest,
     sign,
 )
-from common.words import LONGEST_TEXT, quoted, shown
+from wardround.common.words import LONGEST_TEXT, quoted, shown
 
 # Between questions whether there is something: soon after a task, in the round of the last one, else.
 _SOON_PAUSE, _ROUND_PAUSE, _IDLE_PAUSE = 0.25, 0.5, 2.0

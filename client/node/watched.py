@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from client.declines import Declines
-from client.site_file import SiteFile, load_site_file
+from wardround.client.declines import Declines
+from wardround.client.site_file import SiteFile, load_site_file
 
 _FIXED = {
     "name": "name",

@@ -1,6 +1,6 @@
 """The worker process of a site: libraries, model and texts stay in it, and the training happens there.
 
-    connection process  --socket, tensors in shared memory-->  worker process  (python -m client.node.worker)
+    connection process  --socket, tensors in shared memory-->  worker process
 
 Whatever ends or hangs the worker costs one refused message; the connection to the server lives on.
 """
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
-from common.wire import local
-from common.wire.local import Gone
-from common.wire.messages import (
+from wardround.common.wire import local
+from wardround.common.wire.local import Gone
+from wardround.common.wire.messages import (
     KEPT_SECONDS,
     pack_refusal,
     put_arrays,
@@ -34,7 +34,7 @@ from common.wire.messages import (
     take_arrays,
     write_content,
 )
-from common.words import cleaned
+from wardround.common.words import cleaned
 
 _TICK = 0.2
 _MARGIN_SECONDS = 5.0
@@ -98,7 +98,7 @@ class Worker:
         self.end()
         path = os.environ.get("PYTHONPATH", "")
         self._process, self._socket = local.start_process(
-            "client.node.worker", str(self._site_file), path=[path], env=TUNED | os.environ
+            "wardround.client.node.worker", str(self._site_file), path=[path], env=TUNED | os.environ
         )
         self._last_used = time.monotonic()
 
@@ -206,9 +206,9 @@ def main(descriptor: int, site_file: Path) -> None:
         Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_SCORE, encoding="ascii")
     connection = socket.socket(fileno=descriptor)
     Thread(target=local.end_with, args=(connection,), daemon=True).start()
-    from client.round import answer, warm_up
-    from client.site import Kept, Order, RealSite
-    from client.site_file import load_site_file
+    from wardround.client.round import answer, warm_up
+    from wardround.client.site import Kept, Order, RealSite
+    from wardround.client.site_file import load_site_file
 
     warm_up()
     kept = Kept()

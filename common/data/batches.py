@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.data.tokens import Batch, TokenisedTexts
-from common.settings import TrainSettings
+from wardround.common.data.tokens import Batch, TokenisedTexts
+from wardround.common.settings import TrainSettings
 
 if TYPE_CHECKING:
     import torch

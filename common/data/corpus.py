@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from common.data.texts import NO_LATE_OPT_OUTS, PARTS, LateOptOuts, TextData, read_texts
-from common.data.tokens import TokenisedTexts, cache_folder, tokenise
-from common.pretrained import load_tokenizer
-from common.settings import DataSettings, ModelSettings, Settings
+from wardround.common.data.texts import NO_LATE_OPT_OUTS, PARTS, LateOptOuts, TextData, read_texts
+from wardround.common.data.tokens import TokenisedTexts, cache_folder, tokenise
+from wardround.common.pretrained import load_tokenizer
+from wardround.common.settings import DataSettings, ModelSettings, Settings
 
 Corpus = TextData[TokenisedTexts]
 """All texts of a run as token ids."""

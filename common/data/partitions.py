@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from common.data.texts import pick_evenly, shares_of
-from common.runtime import numpy_stream, stream_seed
-from common.settings import PartitionSettings
+from wardround.common.data.texts import pick_evenly, shares_of
+from wardround.common.runtime import numpy_stream, stream_seed
+from wardround.common.settings import PartitionSettings
 
 Indices = np.ndarray  # (n_k,) int64, positions in the training set
 SiteSizes = Sequence[tuple[str, int]]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.errors import first_line, nearest
-from common.file_form import COMMA, FileForm, decoding_fault, looks_like
-from common.words import shown
+from wardround.common.errors import first_line, nearest
+from wardround.common.file_form import COMMA, FileForm, decoding_fault, looks_like
+from wardround.common.words import shown
 
 # A clinical letter can be longer than the csv module's default of 128 KiB.
 LONGEST_FIELD = 2**31 - 1

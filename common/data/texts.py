@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from common.data.read import Table
-from common.data.sources import READERS, Source
-from common.errors import nearest
+from wardround.common.data.read import Table
+from wardround.common.data.sources import READERS, Source
+from wardround.common.errors import nearest
 
 if TYPE_CHECKING:
-    from common.settings import DataSettings
+    from wardround.common.settings import DataSettings
 
 
 def cut_words(text: str, max_words: int | None) -> str:
@@ -354,7 +354,7 @@ def _hold_out(
     Raises:
         ValueError: too few examples to hold out a single one.
     """
-    from common.runtime import numpy_stream
+    from wardround.common.runtime import numpy_stream
 
     held = np.zeros(len(labels), dtype=bool)
     for site in range(int(sites[-1]) + 1):
@@ -387,7 +387,7 @@ def _draw(
     Raises:
         ValueError: there are fewer, and no sites are named.
     """
-    from common.runtime import numpy_stream
+    from wardround.common.runtime import numpy_stream
 
     if total is None:
         return np.arange(len(labels))

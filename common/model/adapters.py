@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from common.model.build import Classifier
-from common.runtime import stream_seed
-from common.settings import AdapterSettings
+from wardround.common.model.build import Classifier
+from wardround.common.runtime import stream_seed
+from wardround.common.settings import AdapterSettings
 
 if TYPE_CHECKING:
     from peft import LoraConfig

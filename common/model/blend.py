@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from common.model_files import CONFIG, WEIGHTS, read_json
-from common.pretrained import empty_classifier
-from common.settings import ModelSettings
+from wardround.common.model_files import CONFIG, WEIGHTS, read_json
+from wardround.common.pretrained import empty_classifier
+from wardround.common.settings import ModelSettings
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from common.model.blend import blend_activations
-from common.pretrained import load_classifier, load_tokenizer
-from common.runtime import stream_seed
-from common.settings import ModelSettings
+from wardround.common.model.blend import blend_activations
+from wardround.common.pretrained import load_classifier, load_tokenizer
+from wardround.common.runtime import stream_seed
+from wardround.common.settings import ModelSettings
 
 if TYPE_CHECKING:
     from torch import nn

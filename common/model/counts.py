@@ -7,7 +7,7 @@ from math import sqrt
 
 import numpy as np
 
-from common.runtime import numpy_stream
+from wardround.common.runtime import numpy_stream
 
 MOST_COUNTED = 2**40
 """In a cell of a table, of a client's examples or steps: sums over all of them stay inside 64 bits. A loss

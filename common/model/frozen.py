@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from common.model.build import Classifier
+from wardround.common.model.build import Classifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

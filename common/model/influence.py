@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.batches import CUTS, count_steps
-from common.settings import TrainSettings
+from wardround.common.data.batches import CUTS, count_steps
+from wardround.common.settings import TrainSettings
 
 
 def learning_rate_at(peak: float, settings: TrainSettings, step: int, total_steps: int) -> float:

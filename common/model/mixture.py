@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import log_softmax, logsigmoid
 
-from common.pretrained import quietly, read_classifier, read_tokenizer
-from common.runtime import torch_stream
+from wardround.common.pretrained import quietly, read_classifier, read_tokenizer
+from wardround.common.runtime import torch_stream
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.model.adapters import add_adapters
-from common.model.build import Classifier, build_classifier, shrink_head
-from common.model.flat import Layout, flatten_model, move_model
-from common.model.frozen import freeze_embeddings
-from common.runtime import prepare, resolve_attention
-from common.settings import Settings
+from wardround.common.model.adapters import add_adapters
+from wardround.common.model.build import Classifier, build_classifier, shrink_head
+from wardround.common.model.flat import Layout, flatten_model, move_model
+from wardround.common.model.frozen import freeze_embeddings
+from wardround.common.runtime import prepare, resolve_attention
+from wardround.common.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from common.data.batches import evaluation_batches, training_steps
-from common.data.tokens import Batch, TokenisedTexts
-from common.errors import DIVERGED
-from common.model.blend import blend_parameters
-from common.model.counts import Counts
-from common.model.influence import RoundSteps, Speaking
-from common.runtime import numpy_stream, precision_context, torch_stream
-from common.settings import Settings, TrainSettings
+from wardround.common.data.batches import evaluation_batches, training_steps
+from wardround.common.data.tokens import Batch, TokenisedTexts
+from wardround.common.errors import DIVERGED
+from wardround.common.model.blend import blend_parameters
+from wardround.common.model.counts import Counts
+from wardround.common.model.influence import RoundSteps, Speaking
+from wardround.common.runtime import numpy_stream, precision_context, torch_stream
+from wardround.common.settings import Settings, TrainSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -12,8 +12,8 @@ from functools import partial
 
 import numpy as np
 
-from common.wire import exact, rounding
-from common.wire.arrays import Payload
+from wardround.common.wire import exact, rounding
+from wardround.common.wire.arrays import Payload
 
 Arrays = dict[str, np.ndarray]
 WHOLE, EXACT = "whole", "exact"

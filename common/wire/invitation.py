@@ -19,9 +19,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from common.credentials import check_public_line, sha256_text
-from common.files import write_atomically
-from common.wire.signing import INVITATION, REGISTRATION, ROTATION, NotAuthentic, open_envelope, sign
+from wardround.common.credentials import check_public_line, sha256_text
+from wardround.common.files import write_atomically
+from wardround.common.wire.signing import (
+    INVITATION,
+    REGISTRATION,
+    ROTATION,
+    NotAuthentic,
+    open_envelope,
+    sign,
+)
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -15,13 +15,13 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
+from wardround.common.places import IMPORT_ROOT
+
 END_SECONDS = 10.0
 """What a process has to end by itself."""
-_ROOT = Path(__file__).resolve().parents[2]
 _HEADER = 8
 _MOST_DESCRIPTORS = 4
 
@@ -87,7 +87,7 @@ def start_process(
             pass_fds=[theirs.fileno()],
             process_group=0,  # Ctrl-C in a terminal is for the process that starts it alone
             stdin=subprocess.DEVNULL,
-            env={**env, "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, path)])},
+            env={**env, "PYTHONPATH": os.pathsep.join([str(IMPORT_ROOT), *filter(None, path)])},
         )
     return process, ours
 

@@ -37,11 +37,11 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from common.errors import DIVERGED
-from common.model.counts import Counts
-from common.settings import Settings, known_keys
-from common.wire.arrays import Payload, from_record, to_record
-from common.words import LONGEST_TEXT, printable, quoted
+from wardround.common.errors import DIVERGED
+from wardround.common.model.counts import Counts
+from wardround.common.settings import Settings, known_keys
+from wardround.common.wire.arrays import Payload, from_record, to_record
+from wardround.common.words import LONGEST_TEXT, printable, quoted
 
 HELLO, TRAIN, EVALUATE, NOTICE = "query", "train", "evaluate", "query.notice"
 KINDS = (HELLO, TRAIN, EVALUATE, NOTICE)

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from common.wire.arrays import Array, read_piece, to_record
-from common.wire.local import Table, read_arrays, table_bytes
-from common.wire.signing import NotAuthentic
+from wardround.common.wire.arrays import Array, read_piece, to_record
+from wardround.common.wire.local import Table, read_arrays, table_bytes
+from wardround.common.wire.signing import NotAuthentic
 
 ENVELOPE = "envelope"
 """The record that holds the signed statement about the others."""

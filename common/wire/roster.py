@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from common.credentials import sha256_text
+from wardround.common.credentials import sha256_text
 
 
 def roster_fingerprint(roster: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import Message, Metadata, PushObjectResponse
 from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
 
-from server.deployment.trees import ids_of
+from wardround.server.deployment.trees import ids_of
 
 SPARE_BYTES = 64 * 2**20
 UP_TO_DOWN = 4

@@ -9,15 +9,22 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from common.credentials import fingerprint
-from common.files import named
-from common.ledger import Entry, known_kind, read_ledger, told_of
-from common.provenance import Provenance
-from common.wire.messages import NOTICE, TRAIN
-from common.wire.signing import ANSWER, NotAuthentic, Statement, digest, open_envelope, read_statement
-from common.words import printable, shown
-from server.record import RoundRecord
-from server.run_folder import RunFolder
+from wardround.common.credentials import fingerprint
+from wardround.common.files import named
+from wardround.common.ledger import Entry, known_kind, read_ledger, told_of
+from wardround.common.provenance import Provenance
+from wardround.common.wire.messages import NOTICE, TRAIN
+from wardround.common.wire.signing import (
+    ANSWER,
+    NotAuthentic,
+    Statement,
+    digest,
+    open_envelope,
+    read_statement,
+)
+from wardround.common.words import printable, shown
+from wardround.server.record import RoundRecord
+from wardround.server.run_folder import RunFolder
 
 FILE_NAME = "answers.jsonl"
 _LONGEST_NUMBER = 20

@@ -43,8 +43,8 @@ from flwr.common.constant import (
     TIMESTAMP_TOLERANCE,
 )
 
-from common.wire.arrays import PIECE_BYTES
-from server.deployment.trees import MOST_OBJECTS
+from wardround.common.wire.arrays import PIECE_BYTES
+from wardround.server.deployment.trees import MOST_OBJECTS
 
 MOST_MESSAGE_BYTES = PIECE_BYTES + 2**20
 CALLS_PER_KEY = 8

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from common.credentials import Certificate, read_certificate, refuse_to_overwrite, write_secret
-from common.files import write_atomically
+from wardround.common.credentials import Certificate, read_certificate, refuse_to_overwrite, write_secret
+from wardround.common.files import write_atomically
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 365

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.command_line import command, new_app
-from common.files import keep_private
-from common.words import shown
+from wardround.common.command_line import command, new_app
+from wardround.common.files import keep_private
+from wardround.common.words import shown
 
 if TYPE_CHECKING:
-    from server.deployment.folder import ServerFolder
+    from wardround.server.deployment.folder import ServerFolder
 
 DEFAULT_FOLDER = Path("wardround-server")
 PASSPHRASE = "WARDROUND_CA_PASSPHRASE"
@@ -75,8 +75,8 @@ def init(
     Nobody needs ca.key until the certificate is renewed: encrypt it, or keep it elsewhere. The passphrase is
     asked for, or taken from the environment's {passphrase}.
     """
-    from server.deployment.folder import Addresses, ServerFolder
-    from server.deployment.signing_key import read_public_line
+    from wardround.server.deployment.folder import Addresses, ServerFolder
+    from wardround.server.deployment.signing_key import read_public_line
 
     addresses = Addresses(tuple(names), fleet_host, fleet_port, control_host, control_port)
     signing_line = "" if public_key is None else read_public_line(public_key)
@@ -135,7 +135,7 @@ def up(
     Runs in the foreground; stop it with Ctrl-C or SIGTERM. Sites that are registered or unregistered
     meanwhile count at once.
     """
-    from server.deployment import superlink
+    from wardround.server.deployment import superlink
 
     folder = _open(path)
     folder.addresses = folder.addresses.listening(fleet_host, insecure=insecure)
@@ -187,8 +187,8 @@ def invite(
 
     Send the file; nothing in it is secret. Compare its fingerprint with the site by telephone.
     """
-    from server.deployment.folder import invite_site, keep_invitation
-    from server.deployment.signing_request import request_invitation
+    from wardround.server.deployment.folder import invite_site, keep_invitation
+    from wardround.server.deployment.signing_request import request_invitation
 
     folder = _open(path)
     names = [name.strip() for name in labels.split(",")] if labels else []
@@ -234,7 +234,7 @@ def register(
     Compare the fingerprint with the site by telephone. The texts that a site claims decide how much its
     update and its counts weigh: --max-examples bounds both. Without it the bound is asked for.
     """
-    from server.deployment.folder import register_site
+    from wardround.server.deployment.folder import register_site
 
     most = _most_examples(max_examples or _ask_for_most_examples(site))
     made = register_site(_open(path), site, answer, max_examples=most)
@@ -271,7 +271,7 @@ def unregister(site: Site, path: Dir = DEFAULT_FOLDER) -> None:
     Examples:
       wardround server unregister st-mary
     """
-    from server.deployment.folder import unregister_site
+    from wardround.server.deployment.folder import unregister_site
 
     unregister_site(_open(path), site)
     typer.echo(f"{site} can connect no more, and its invitation is void")
@@ -297,7 +297,7 @@ def sign(
 
     Read what it shows before you say yes: who has taken over the server's machine can write any request.
     """
-    from server.deployment.sign import sign_request
+    from wardround.server.deployment.sign import sign_request
 
     def agree(words: Sequence[str]) -> None:
         typer.echo("\n".join(words))
@@ -335,8 +335,8 @@ def rotate_key(
     that file proves nothing: delete signing.key, make a new one with this command, and invite every site
     anew.
     """
-    from server.deployment.signing_key import rotate_key as rotate
-    from server.deployment.signing_key import take_rotation
+    from wardround.server.deployment.signing_key import rotate_key as rotate
+    from wardround.server.deployment.signing_key import take_rotation
 
     if signed is not None:
         if key is not None:
@@ -366,9 +366,9 @@ def sites(path: Dir = DEFAULT_FOLDER) -> None:
       wardround server sites
       wardround server sites --dir ./trial-server
     """
-    from common.wire.roster import roster_fingerprint
-    from server.deployment import superlink
-    from server.deployment.plan import roster_of
+    from wardround.common.wire.roster import roster_fingerprint
+    from wardround.server.deployment import superlink
+    from wardround.server.deployment.plan import roster_of
 
     folder = _open(path)
     registered = folder.sites()
@@ -392,7 +392,9 @@ def sites(path: Dir = DEFAULT_FOLDER) -> None:
 
 
 def _open(path: Path) -> ServerFolder:
-    from server.deployment.folder import ServerFolder  # slow to import, and `--help` needs none of it
+    from wardround.server.deployment.folder import (
+        ServerFolder,  # slow to import, and `--help` needs none of it
+    )
 
     return ServerFolder(path)
 

@@ -1,6 +1,6 @@
 """The one door that sites knock at: Flower's Fleet API, for callers that may be up to anything.
 
-    python -m server.deployment.fleet FOLDER [options of flower-superlink]
+    python -m wardround.server.deployment.fleet FOLDER [options of flower-superlink]
 
 runs Flower's SuperLink in this process with four of its parts replaced: who may call, and how often
 at a time (`KnownNodes`); the gRPC server, with bounds (`bounded_server`); what a caller may do
@@ -25,12 +25,12 @@ from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkStat
 from flwr.superlink import config_loader
 from flwr.superlink.cli.flower_superlink import flower_superlink
 
-from common.credentials import pem_of
-from common.files import write_json
-from server.deployment.answers import OwnMessages
-from server.deployment.calls import Caller, KnownNodes, bounded_server
-from server.deployment.folder import RegisteredSite, ServerFolder
-from server.deployment.trees import TreeStores
+from wardround.common.credentials import pem_of
+from wardround.common.files import write_json
+from wardround.server.deployment.answers import OwnMessages
+from wardround.server.deployment.calls import Caller, KnownNodes, bounded_server
+from wardround.server.deployment.folder import RegisteredSite, ServerFolder
+from wardround.server.deployment.trees import TreeStores
 
 _LOOK_SECONDS = 0.25
 _UP_SECONDS = 120.0
@@ -150,7 +150,7 @@ def _say(text: str) -> None:
 
 
 def _say_when_up(folder: ServerFolder) -> None:
-    from server.deployment.superlink import is_up
+    from wardround.server.deployment.superlink import is_up
 
     until = time.monotonic() + _UP_SECONDS
     while time.monotonic() < until:

@@ -25,24 +25,24 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from common.credentials import (
+from wardround.common.credentials import (
     check_public_line,
     fingerprint,
     public_line,
     refuse_to_overwrite,
 )
-from common.errors import explain
-from common.files import write_atomically, write_json
-from common.wire.invitation import Invitation, Registration, read_paper, write_paper
-from common.words import quoted, shown
-from server.deployment.certificates import (
+from wardround.common.errors import explain
+from wardround.common.files import write_atomically, write_json
+from wardround.common.wire.invitation import Invitation, Registration, read_paper, write_paper
+from wardround.common.words import quoted, shown
+from wardround.server.deployment.certificates import (
     SERVER_DAYS,
     Pair,
     general_name,
     issue_server_certificate,
     make_authority,
 )
-from server.deployment.signing_key import (
+from wardround.server.deployment.signing_key import (
     keep_public_line,
     make_signing_key,
     public_half,

@@ -9,11 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.credentials import fingerprint, public_line
-from common.files import write_atomically
-from common.settings import Settings
-from common.wire.roster import names_with_one_key
-from common.wire.signing import (
+from wardround.common.credentials import fingerprint, public_line
+from wardround.common.files import write_atomically
+from wardround.common.settings import Settings
+from wardround.common.wire.roster import names_with_one_key
+from wardround.common.wire.signing import (
     PLAN,
     NotAuthentic,
     Plan,
@@ -23,7 +23,7 @@ from common.wire.signing import (
     unsigned,
     with_signatures,
 )
-from server.deployment.folder import RegisteredSite
+from wardround.server.deployment.folder import RegisteredSite
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

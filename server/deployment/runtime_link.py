@@ -16,7 +16,7 @@ from flwr.proto.runtime_pb2 import GetNodesRequest, PullAppMessagesRequest, Push
 from flwr.supercore.constant import NodeStatus
 from flwr.superlink.grid import HttpGrid
 
-from common.wire.objects import Object, content_id, make_object, wait_for_object
+from wardround.common.wire.objects import Object, content_id, make_object, wait_for_object
 
 T = TypeVar("T")
 _IN_FLIGHT = 3

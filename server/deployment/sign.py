@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from common.credentials import certificate_of, check_public_line, fingerprint, public_line
-from common.files import write_atomically, write_json
-from common.settings import Settings
-from common.wire.invitation import Invitation
-from common.wire.roster import names_with_one_key, roster_fingerprint
-from common.wire.signing import (
+from wardround.common.credentials import certificate_of, check_public_line, fingerprint, public_line
+from wardround.common.files import write_atomically, write_json
+from wardround.common.settings import Settings
+from wardround.common.wire.invitation import Invitation
+from wardround.common.wire.roster import names_with_one_key, roster_fingerprint
+from wardround.common.wire.signing import (
     INVITATION,
     PLAN,
     RUN,
@@ -28,9 +28,9 @@ from common.wire.signing import (
     unsigned,
     with_signatures,
 )
-from common.words import cleaned, printable, printable_day, shown
-from server.deployment.signing_key import read_signing_key
-from server.deployment.signing_request import read_request
+from wardround.common.words import cleaned, printable, printable_day, shown
+from wardround.server.deployment.signing_key import read_signing_key
+from wardround.server.deployment.signing_request import read_request
 
 _INVITATION: TypeAdapter[Invitation] = TypeAdapter(Invitation)
 

@@ -18,9 +18,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import ConfigRecord
 
-from common.credentials import fingerprint, pem_of, public_line
-from common.wire.messages import HELLO, LATE_SECONDS, LOST, TRAIN, Declined, Refused, check_not_declined
-from common.wire.objects import (
+from wardround.common.credentials import fingerprint, pem_of, public_line
+from wardround.common.wire.messages import (
+    HELLO,
+    LATE_SECONDS,
+    LOST,
+    TRAIN,
+    Declined,
+    Refused,
+    check_not_declined,
+)
+from wardround.common.wire.objects import (
     ENVELOPE,
     Object,
     content_of_records,
@@ -29,18 +37,26 @@ from common.wire.objects import (
     record_objects,
     sizes,
 )
-from common.wire.signing import MODEL, TASK, NotAuthentic, Statement, check_answer, payload_digest, sign
-from server.deployment.audit import AnswerBook, provenance_of
-from server.deployment.folder import RegisteredSite
-from server.deployment.runtime_link import ObjectGone, Parcel, Reply, Runtime
-from server.record import RoundRecord
-from server.rounds.clients import POLL_SECONDS, Answer, Request
+from wardround.common.wire.signing import (
+    MODEL,
+    TASK,
+    NotAuthentic,
+    Statement,
+    check_answer,
+    payload_digest,
+    sign,
+)
+from wardround.server.deployment.audit import AnswerBook, provenance_of
+from wardround.server.deployment.folder import RegisteredSite
+from wardround.server.deployment.runtime_link import ObjectGone, Parcel, Reply, Runtime
+from wardround.server.record import RoundRecord
+from wardround.server.rounds.clients import POLL_SECONDS, Answer, Request
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from common.provenance import Provenance
-    from server.run_folder import RunFolder
+    from wardround.common.provenance import Provenance
+    from wardround.server.run_folder import RunFolder
 
 _MOST_ATTEMPTS = 3
 _LOOK_SECONDS = 2.0

@@ -9,15 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.credentials import (
+from wardround.common.credentials import (
     check_public_line,
     new_key,
     public_line,
     read_private_key,
     write_private_key,
 )
-from common.files import write_atomically
-from common.wire.invitation import Rotation, read_paper, write_paper
+from wardround.common.files import write_atomically
+from wardround.common.wire.invitation import Rotation, read_paper, write_paper
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from common.credentials import write_secret
-from common.files import write_atomically, write_json
-from common.settings import Settings
-from common.wire.signing import (
+from wardround.common.credentials import write_secret
+from wardround.common.files import write_atomically, write_json
+from wardround.common.settings import Settings
+from wardround.common.wire.signing import (
     INVITATION,
     PLAN,
     RUN,
@@ -33,12 +33,12 @@ from common.wire.signing import (
     read_statement,
     unsigned,
 )
-from server.deployment.folder import ServerFolder, coordinator_line, draft_invitation
-from server.deployment.plan import draft_plan
-from server.deployment.ticket import Draft, draft_run
+from wardround.server.deployment.folder import ServerFolder, coordinator_line, draft_invitation
+from wardround.server.deployment.plan import draft_plan
+from wardround.server.deployment.ticket import Draft, draft_run
 
 if TYPE_CHECKING:
-    from server.deployment.folder import RegisteredSite
+    from wardround.server.deployment.folder import RegisteredSite
 
 _TYPES = {"plan": PLAN, "run": RUN, "invitation": INVITATION}
 _KINDS = ({"plan", "run"}, {"invitation"})

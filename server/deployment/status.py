@@ -13,19 +13,19 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from common.personal import PersonalRecord
-from common.settings import Settings
-from common.wire.messages import PENDING
-from common.words import cleaned, printable
-from server.deployment import superlink
-from server.deployment.folder import ServerFolder
-from server.deployment.plan import plan_id
-from server.deployment.superlink import NodeState, RunState, SuperLinkError
-from server.diagnostics.collapse import find_collapses, looks_of
-from server.display import display
-from server.record import RoundRecord, best_of
-from server.rounds.clients import RunFailed
-from server.run_folder import RunFolder
+from wardround.common.personal import PersonalRecord
+from wardround.common.settings import Settings
+from wardround.common.wire.messages import PENDING
+from wardround.common.words import cleaned, printable
+from wardround.server.deployment import superlink
+from wardround.server.deployment.folder import ServerFolder
+from wardround.server.deployment.plan import plan_id
+from wardround.server.deployment.superlink import NodeState, RunState, SuperLinkError
+from wardround.server.diagnostics.collapse import find_collapses, looks_of
+from wardround.server.display import display
+from wardround.server.record import RoundRecord, best_of
+from wardround.server.rounds.clients import RunFailed
+from wardround.server.run_folder import RunFolder
 
 _LOOK_SECONDS = 0.5
 _ASK_SECONDS = 10.0

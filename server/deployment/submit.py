@@ -12,25 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.pretrained import weights_digest
-from common.settings import ModelSettings, Settings
-from common.wire.roster import roster_fingerprint
-from common.wire.signing import payload_digest
-from server.compose import compose
-from server.deployment import superlink
-from server.deployment.folder import RegisteredSite, ServerFolder, signing_key
-from server.deployment.plan import keep_plan, plan_id, roster_of
-from server.deployment.signing_request import forget_run, request_run, take_signed_run
-from server.deployment.status import Outcome, Watch, follow, is_held
-from server.deployment.ticket import leave_ticket, write_ticket
-from server.display import display
-from server.rounds.clients import RunFailed
-from server.run_folder import RunFolder
+from wardround.common.places import project_file
+from wardround.common.pretrained import weights_digest
+from wardround.common.settings import ModelSettings, Settings
+from wardround.common.wire.roster import roster_fingerprint
+from wardround.common.wire.signing import payload_digest
+from wardround.server.compose import compose
+from wardround.server.deployment import superlink
+from wardround.server.deployment.folder import RegisteredSite, ServerFolder, signing_key
+from wardround.server.deployment.plan import keep_plan, plan_id, roster_of
+from wardround.server.deployment.signing_request import forget_run, request_run, take_signed_run
+from wardround.server.deployment.status import Outcome, Watch, follow, is_held
+from wardround.server.deployment.ticket import leave_ticket, write_ticket
+from wardround.server.display import display
+from wardround.server.rounds.clients import RunFailed
+from wardround.server.run_folder import RunFolder
 
 _STOP_SECONDS, _LOOK_SECONDS = 20.0, 0.2
-_ROOT = Path(__file__).resolve().parents[2]
-_BUNDLE = "bundle"
-"""Where a wheel keeps, under server/, what a checkout has at its root (pyproject.toml puts it there)."""
 
 
 def submit(
@@ -163,23 +161,16 @@ def _roster_told(sites: Mapping[str, RegisteredSite]) -> str:
 
 
 def stage_app(target: Path) -> Path:
-    """Fill the new folder `target` with the app that Flower bundles: this very code; returns it.
+    """Fill the new folder `target` with the app that Flower bundles; returns it.
+
+    It names the server app and holds no code: a server runs what is installed on its own machine.
 
     Raises:
         ValueError: this installation lacks a part.
     """
-    unwanted = shutil.ignore_patterns("__pycache__", _BUNDLE)
-    bundled = _ROOT / "server" / _BUNDLE
-    files = bundled if bundled.exists() else _ROOT
-    try:
-        for package in ("server", "client", "common", "conf"):
-            shutil.copytree(_ROOT / package, target / package, ignore=unwanted)
-        for name in ("pyproject.toml", "LICENSE"):
-            shutil.copyfile(files / name, target / name)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"'{error.filename}' is missing from this installation. Install Wardround again."
-        ) from None
+    target.mkdir()
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copyfile(project_file(name), target / name)
     return target
 
 

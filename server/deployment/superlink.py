@@ -18,12 +18,12 @@ from typing import Any, NoReturn
 
 import httpx
 
-from server.deployment.folder import SUPERLINK, ServerFolder, toml_string
-from server.rounds.clients import RunFailed
+from wardround.common.places import IMPORT_ROOT
+from wardround.server.deployment.folder import SUPERLINK, ServerFolder, toml_string
+from wardround.server.rounds.clients import RunFailed
 
 BIN = Path(sys.executable).parent
 """Where Flower's programs stand: those of this installation, not of another one on the PATH."""
-_ROOT = Path(__file__).resolve().parents[2]
 _ANSWER_SECONDS = 60.0
 _HEALTH_SECONDS = 3.0
 
@@ -96,9 +96,9 @@ def environment(folder: ServerFolder) -> dict[str, str]:
 def serve(folder: ServerFolder, *, insecure: bool, health_address: str | None = None) -> NoReturn:
     """Become the SuperLink: signals reach it, and it keeps this process's number."""
     folder.write_flower_config(insecure=insecure)
-    words = [sys.executable, "-P", "-m", "server.deployment.fleet", str(folder.path)]
+    words = [sys.executable, "-P", "-m", "wardround.server.deployment.fleet", str(folder.path)]
     words += options(folder, insecure=insecure, health_address=health_address)
-    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(IMPORT_ROOT), os.environ.get("PYTHONPATH")]))
     os.execvpe(words[0], words, environment(folder) | {"PYTHONPATH": path})
 
 

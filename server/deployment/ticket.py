@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.serverapp import Grid
 
-from common.credentials import new_key, private_text, public_line, write_secret
-from common.settings import Settings
-from common.wire.signing import RUN, RunStatement, payload_digest, unsigned, with_signatures
-from server.deployment.audit import AnswerBook
-from server.deployment.folder import RegisteredSite, ServerFolder
-from server.deployment.plan import plan_of
-from server.deployment.runtime_link import Runtime
-from server.deployment.signed import RunKey, SignedClients
-from server.rounds.clients import RunFailed
-from server.run_folder import RunFolder
+from wardround.common.credentials import new_key, private_text, public_line, write_secret
+from wardround.common.settings import Settings
+from wardround.common.wire.signing import RUN, RunStatement, payload_digest, unsigned, with_signatures
+from wardround.server.deployment.audit import AnswerBook
+from wardround.server.deployment.folder import RegisteredSite, ServerFolder
+from wardround.server.deployment.plan import plan_of
+from wardround.server.deployment.runtime_link import Runtime
+from wardround.server.deployment.signed import RunKey, SignedClients
+from wardround.server.rounds.clients import RunFailed
+from wardround.server.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

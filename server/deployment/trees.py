@@ -17,7 +17,7 @@ from typing import Any
 
 from flwr.supercore.object_store import NoObjectInStoreError, ObjectStore
 
-from common.wire.objects import is_id
+from wardround.common.wire.objects import is_id
 
 MOST_OBJECTS = 1 << 13
 """Of one message: 20 GiB of tensors, in pieces of 5 MiB with two objects each."""

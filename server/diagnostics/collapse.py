@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import log, sqrt
 
-from common.settings import Settings
-from server.record import RoundRecord
+from wardround.common.settings import Settings
+from wardround.server.record import RoundRecord
 
 SINGLE_CLASS_SHARE = 0.95
 """Predictions sit in one class where it has at least this share of them, and the true labels do not."""

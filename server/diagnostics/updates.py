@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from math import hypot, log, prod, sqrt
 from typing import TYPE_CHECKING, Any
 
-from common.model.flat import cosine, distance
-from server.record import Diagnostics
+from wardround.common.model.flat import cosine, distance
+from wardround.server.record import Diagnostics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.model.counts import Counts
-    from common.model.flat import Layout
-    from server.rounds.fedavg import RoundMean
+    from wardround.common.model.counts import Counts
+    from wardround.common.model.flat import Layout
+    from wardround.server.rounds.fedavg import RoundMean
 
 
 @dataclass(frozen=True)

@@ -21,19 +21,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import RecordDict
 
-from common.data.corpus import open_corpus
-from common.model.state import open_model
-from common.settings import Settings
-from common.wire import local
-from common.wire.local import Gone
-from common.wire.messages import put_arrays, read_content, take_arrays, write_content
-from server.engines.worker import corpus_to_memory, tensors_in
-from server.rounds.clients import RunFailed
+from wardround.common.data.corpus import open_corpus
+from wardround.common.model.state import open_model
+from wardround.common.settings import Settings
+from wardround.common.wire import local
+from wardround.common.wire.local import Gone
+from wardround.common.wire.messages import put_arrays, read_content, take_arrays, write_content
+from wardround.server.engines.worker import corpus_to_memory, tensors_in
+from wardround.server.rounds.clients import RunFailed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORK_SERVER = "server.engines.simulate"
+FORK_SERVER = "wardround.server.engines.simulate"
 """The module that is run to fork the workers."""
 # A slot more than there are workers lets one of them work on while its update waits for an earlier one;
 # small models get more of them.

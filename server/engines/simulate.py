@@ -10,17 +10,17 @@ from typing import Any
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from client.app import app as client_app
-from client.personal import OwnTexts, Personaliser, texts_of_clients
-from common.runtime import resolve_device, resolve_threads
-from common.settings import Settings
-from server.app import conduct, recorded
-from server.display import display
-from server.engines.local_grid import LocalGrid
-from server.engines.pool import WorkerPool
-from server.engines.worker import run_fork_server
-from server.rounds.clients import GridClients
-from server.run_folder import RunFolder
+from wardround.client.app import app as client_app
+from wardround.client.personal import OwnTexts, Personaliser, texts_of_clients
+from wardround.common.runtime import resolve_device, resolve_threads
+from wardround.common.settings import Settings
+from wardround.server.app import conduct, recorded
+from wardround.server.display import display
+from wardround.server.engines.local_grid import LocalGrid
+from wardround.server.engines.pool import WorkerPool
+from wardround.server.engines.worker import run_fork_server
+from wardround.server.rounds.clients import GridClients
+from wardround.server.run_folder import RunFolder
 
 
 def simulate(settings: Settings) -> None:
@@ -137,8 +137,8 @@ ENGINES: dict[str, Callable[[Settings], None]] = {"inprocess": _in_process, "ray
 
 def answer_for(kind: str, client: int, content: RecordDict) -> RecordDict:
     """What a worker does with a job."""
-    from client.round import answer
-    from client.site import SimulatedSite
+    from wardround.client.round import answer
+    from wardround.client.site import SimulatedSite
 
     return answer(kind, content, lambda: SimulatedSite(client))
 

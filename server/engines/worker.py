@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flwr.app import RecordDict
 
-from common.data.corpus import Corpus, keep_corpus
-from common.data.texts import PARTS
-from common.data.tokens import TokenisedTexts
-from common.model.state import move_into, open_model
-from common.settings import Settings
-from common.wire import local
-from common.wire.local import Gone
-from common.wire.messages import put_arrays, read_content, take_arrays, write_content
+from wardround.common.data.corpus import Corpus, keep_corpus
+from wardround.common.data.texts import PARTS
+from wardround.common.data.tokens import TokenisedTexts
+from wardround.common.model.state import move_into, open_model
+from wardround.common.settings import Settings
+from wardround.common.wire import local
+from wardround.common.wire.local import Gone
+from wardround.common.wire.messages import put_arrays, read_content, take_arrays, write_content
 
 if TYPE_CHECKING:
     from torch import Tensor

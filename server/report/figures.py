@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from server.diagnostics.collapse import label_name
-from server.report.load import Group, Run, Spread, Sweep, display_name, joined
+from wardround.server.diagnostics.collapse import label_name
+from wardround.server.report.load import Group, Run, Spread, Sweep, display_name, joined
 
 # Okabe and Ito 2008, without yellow (too faint on white).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from common.personal import FILE_NAME as PERSONAL
-from common.personal import PersonalRecord
-from common.settings import Settings
-from server.diagnostics.collapse import Collapse, Look, find_collapses, looks_of
-from server.record import ClientRecord, Diagnostics, RoundRecord, best_of
-from server.run_folder import SWEEP_COLUMNS, SweepRow
+from wardround.common.personal import FILE_NAME as PERSONAL
+from wardround.common.personal import PersonalRecord
+from wardround.common.settings import Settings
+from wardround.server.diagnostics.collapse import Collapse, Look, find_collapses, looks_of
+from wardround.server.record import ClientRecord, Diagnostics, RoundRecord, best_of
+from wardround.server.run_folder import SWEEP_COLUMNS, SweepRow
 
 Outcome = Literal["reached", "not reached", "not yet", "failed", "collapsed", "no baseline"]
 DEFAULT_TARGET_FRACTION = 0.9

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +16,17 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from common.errors import DIVERGED
-from common.files import write_atomically
-from common.personal import HEADER
-from server.diagnostics.collapse import Collapse, Spell, find_spells, label_name, stretch
-from server.report.load import Run, Sweep, display_name, joined, load_run, load_sweep
+from wardround.common.errors import DIVERGED
+from wardround.common.files import write_atomically
+from wardround.common.personal import HEADER
+from wardround.server.diagnostics.collapse import Collapse, Spell, find_spells, label_name, stretch
+from wardround.server.report.findings import TEMPLATES, Findings
+from wardround.server.report.load import Run, Sweep, display_name, joined, load_run, load_sweep
 
 if TYPE_CHECKING:
-    from server.report.figures import Drawing
+    from wardround.server.report.figures import Drawing
 
 RUN_FILES = ("settings.json", "history.jsonl", "status.json")
-TEMPLATES = Path(__file__).parent / "templates"
 PAGES = {"html": "index.html", "md": "summary.md"}
 """File of each kind of page, by the template of its parts."""
 EXPECTED_TO_DIFFER = (
@@ -36,28 +36,14 @@ EXPECTED_TO_DIFFER = (
 """Beginnings of the settings in which the cells of a sweep are meant to differ."""
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What a study makes of a sweep: its own template of the page, and a file of its verdicts."""
-
-    template: Path
-    """Extends `sweep.j2`."""
-    file: str
-    entries: Sequence[Any]
-    """Dataclasses: what the file holds, and `entries` in the template."""
-    drawings: Sequence[Drawing] | None = None
-    """Figures in the place of the sweep's own."""
-    facts: Mapping[str, object] = field(default_factory=dict)
-    """More names for the template."""
-
-
 def write_report(folder: Path, study: Callable[[Sweep], Findings] | None = None) -> Path:
     """Write `<folder>/report/` anew and return the path of its `index.html`.
 
     The same input files give the same bytes. Every file is replaced in one step.
 
     Args:
-        study: what is to be made of a sweep; its page has results alone without one.
+        study: makes the findings of a sweep. Without one they are the paper's claims, or nothing if the
+            sweep has arms.
 
     Raises:
         ValueError: `folder` is neither a sweep nor a run, or its `sweep.csv` is damaged.
@@ -84,9 +70,9 @@ def write_report(folder: Path, study: Callable[[Sweep], Findings] | None = None)
 def sweep_files(sweep: Sweep, study: Callable[[Sweep], Findings] | None = None) -> dict[str, bytes]:
     """The report of a sweep, by file name."""
     # Matplotlib takes half a second to import; who only loads need not wait for it.
-    from server.report.figures import sweep_figures
+    from wardround.server.report.figures import sweep_figures
 
-    found = study(sweep) if study else Findings(TEMPLATES / "sweep.j2", "", ())
+    found = (study or _own_findings)(sweep)
     drawings = sweep_figures(sweep) if found.drawings is None else found.drawings
     states = sweep.cells["status"].value_counts(sort=False)
     budgets = {display_name(data): sweep.budget(data) for data in sweep.data_sets}
@@ -107,9 +93,19 @@ def sweep_files(sweep: Sweep, study: Callable[[Sweep], Findings] | None = None) 
     return pages | _pictures(drawings) | ({found.file: verdicts.encode()} if found.file else {})
 
 
+def _own_findings(sweep: Sweep) -> Findings:
+    """The paper's claims, or results alone if the arms of a sweep ask another question."""
+    if sweep.arms:
+        return Findings(TEMPLATES / "sweep.j2", "", ())
+    # Composing the paper's settings takes a second; a report of one run needs not wait for it.
+    from wardround.server.report import claims
+
+    return claims.findings(sweep)
+
+
 def run_files(name: str, run: Run) -> dict[str, bytes]:
     """The report of one run, by file name."""
-    from server.report.figures import run_figures
+    from wardround.server.report.figures import run_figures
 
     drawings = run_figures(run)
     title, story = f"Wardround run: {name}", tell_story(run)

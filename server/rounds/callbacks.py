@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from common.files import Writer
-from common.model.flat import Layout
-from server.record import RoundRecord, best_of
-from server.rounds.fedavg import ServerStep
-from server.run_folder import Checkpoint, RunFolder
+from wardround.common.files import Writer
+from wardround.common.model.flat import Layout
+from wardround.server.record import RoundRecord, best_of
+from wardround.server.rounds.fedavg import ServerStep
+from wardround.server.run_folder import Checkpoint, RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,10 +12,10 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from httpx import HTTPError
 
-from common.errors import Failed
-from common.settings import Settings
-from common.wire.forms import EXACT, WHOLE, encode, whole
-from common.wire.messages import (
+from wardround.common.errors import Failed
+from wardround.common.settings import Settings
+from wardround.common.wire.forms import EXACT, WHOLE, encode, whole
+from wardround.common.wire.messages import (
     KEPT_SECONDS,
     LATE_SECONDS,
     NOTICE,
@@ -29,8 +29,8 @@ from common.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from common.wire.arrays import Payload
-    from server.rounds.loop import RoundState
+    from wardround.common.wire.arrays import Payload
+    from wardround.server.rounds.loop import RoundState
 
 POLL_SECONDS = 0.2
 _CLOCK_SECONDS = 1.0  # by which Flower's end of a message and ours may differ

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.data.batches import by_length
-from common.data.partitions import split_held_out
-from common.data.tokens import TokenisedTexts
-from common.errors import DIVERGED
-from common.model.counts import Counts
-from common.model.state import ModelState
-from common.model.train import evaluate
-from common.settings import Settings
-from common.wire.messages import Refused, Update
-from server.diagnostics.updates import describe_predictions
-from server.record import RoundRecord, SiteRecord, TestRecord
-from server.rounds.clients import Member, RunFailed
-from server.rounds.fedavg import check_counts
+from wardround.common.data.batches import by_length
+from wardround.common.data.partitions import split_held_out
+from wardround.common.data.tokens import TokenisedTexts
+from wardround.common.errors import DIVERGED
+from wardround.common.model.counts import Counts
+from wardround.common.model.state import ModelState
+from wardround.common.model.train import evaluate
+from wardround.common.settings import Settings
+from wardround.common.wire.messages import Refused, Update
+from wardround.server.diagnostics.updates import describe_predictions
+from wardround.server.record import RoundRecord, SiteRecord, TestRecord
+from wardround.server.rounds.clients import Member, RunFailed
+from wardround.server.rounds.fedavg import check_counts
 
 if TYPE_CHECKING:
     from torch import Tensor

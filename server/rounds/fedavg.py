@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from common.errors import DIVERGED
-from common.model.counts import MOST_COUNTED, Counts
-from common.model.flat import Layout, cosine, distance, tensor_of
-from common.settings import Settings, StrategySettings
-from common.wire.forms import decode
-from common.wire.messages import Refused, Update
-from server.record import RoundRecord
-from server.rounds.clients import Member
+from wardround.common.errors import DIVERGED
+from wardround.common.model.counts import MOST_COUNTED, Counts
+from wardround.common.model.flat import Layout, cosine, distance, tensor_of
+from wardround.common.settings import Settings, StrategySettings
+from wardround.common.wire.forms import decode
+from wardround.common.wire.messages import Refused, Update
+from wardround.server.record import RoundRecord
+from wardround.server.rounds.clients import Member
 
 if TYPE_CHECKING:
     from torch import Tensor

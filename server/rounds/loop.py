@@ -11,17 +11,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import RecordDict
 
-from common.model.counts import Counts
-from common.model.flat import Layout, model_sha256
-from common.settings import Settings
-from common.wire.forms import WHOLE
-from common.wire.messages import EVALUATE, TRAIN, Refused, unpack_counts, unpack_update
-from server.diagnostics.updates import Head, cosines_to_others, describe_updates
-from server.record import ClientRecord, Diagnostics, LeftOutRecord, RoundRecord, Seconds, Traffic, TrainRecord
-from server.rounds.callbacks import Callback
-from server.rounds.clients import Broadcast, Clients, Member, RunFailed
-from server.rounds.evaluation import Evaluation, check_finite
-from server.rounds.fedavg import (
+from wardround.common.model.counts import Counts
+from wardround.common.model.flat import Layout, model_sha256
+from wardround.common.settings import Settings
+from wardround.common.wire.forms import WHOLE
+from wardround.common.wire.messages import EVALUATE, TRAIN, Refused, unpack_counts, unpack_update
+from wardround.server.diagnostics.updates import Head, cosines_to_others, describe_updates
+from wardround.server.record import (
+    ClientRecord,
+    Diagnostics,
+    LeftOutRecord,
+    RoundRecord,
+    Seconds,
+    Traffic,
+    TrainRecord,
+)
+from wardround.server.rounds.callbacks import Callback
+from wardround.server.rounds.clients import Broadcast, Clients, Member, RunFailed
+from wardround.server.rounds.evaluation import Evaluation, check_finite
+from wardround.server.rounds.fedavg import (
     ExamplesChanged,
     NormBound,
     ServerStep,
@@ -37,8 +45,8 @@ from server.rounds.fedavg import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.wire.arrays import Payload
-    from server.cohort import Cohort
+    from wardround.common.wire.arrays import Payload
+    from wardround.server.cohort import Cohort
 
 
 @dataclass

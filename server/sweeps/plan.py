@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from common.errors import nearest
-from server.compose import AXES, compose_tree, parse
+from wardround.common.errors import nearest
+from wardround.server.compose import AXES, compose_tree, parse
 
 _SET_BY_SWEEP = ("num_rounds", "evaluation.target_accuracy", "evaluation.patience")
 

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from common.settings import Settings
-from server.compose import compose, launch, settings_of
-from server.diagnostics.collapse import standing_collapse
-from server.display import display
-from server.engines.simulate import simulate
-from server.rounds.clients import RunFailed
-from server.run_folder import FolderInUse, SweepRow
-from server.sweeps.plan import SweepPlan, compose_sweep
-from server.sweeps.table import PlannedCell, SweepFolder
+from wardround.common.settings import Settings
+from wardround.server.compose import compose, launch, settings_of
+from wardround.server.diagnostics.collapse import standing_collapse
+from wardround.server.display import display
+from wardround.server.engines.simulate import simulate
+from wardround.server.rounds.clients import RunFailed
+from wardround.server.run_folder import FolderInUse, SweepRow
+from wardround.server.sweeps.plan import SweepPlan, compose_sweep
+from wardround.server.sweeps.table import PlannedCell, SweepFolder
 
 if TYPE_CHECKING:
-    from server.report.load import Sweep
-    from server.report.render import Findings
+    from wardround.server.report.findings import Findings
+    from wardround.server.report.load import Sweep
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def sweep(overrides: Sequence[str], study: Callable[[Sweep], Findings] | None = 
     finally:
         rows = folder.write_table()
         display().close()
-    from server.report.render import write_report
+    from wardround.server.report.render import write_report
 
     return Outcome(rows, write_report(folder.path, study))
 

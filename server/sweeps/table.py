@@ -10,10 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from common.files import write_atomically, write_json
-from common.settings import Settings
-from server.run_folder import RunFolder, SweepRow
-from server.spreadsheet import write_rows
+from wardround.common.files import write_atomically, write_json
+from wardround.common.settings import Settings
+from wardround.server.run_folder import RunFolder, SweepRow
+from wardround.server.spreadsheet import write_rows
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,10 @@ def _as_list(read: Any) -> list[Any]:
 def copy_project(target: Path) -> None:
     """What a fresh clone has, as far as it matters here."""
     target.mkdir()
-    for name in ("common", "client", "server", "studies", "conf", "docker", "requirements"):
-        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("wardround", "common", "client", "server", "conf", "docker", "requirements"):
+        shutil.copytree(
+            ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True
+        )
     for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", ".dockerignore"):
         shutil.copy(ROOT / name, target / name)
     for path in ROOT.glob("docker-compose*.yml"):

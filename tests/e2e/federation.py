@@ -16,13 +16,13 @@ from typing import Any
 
 import yaml
 
-from client.kit.init import REGISTRATION, write_kit
-from server.deployment import superlink
-from server.deployment.folder import SUPERLINK, Addresses, ServerFolder, invite_site, register_site
-from server.deployment.superlink import NodeState
-from server.run_folder import RunFolder
 from tests.e2e.processes import Process, command_line, free_port, wait_for
 from tests.support.site_lab import WIDE, pinned
+from wardround.client.kit.init import REGISTRATION, write_kit
+from wardround.server.deployment import superlink
+from wardround.server.deployment.folder import SUPERLINK, Addresses, ServerFolder, invite_site, register_site
+from wardround.server.deployment.superlink import NodeState
+from wardround.server.run_folder import RunFolder
 
 BIN = Path(sys.executable).parent
 UP_SECONDS = 60.0

@@ -14,21 +14,21 @@ from flwr.app import RecordDict
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 
-from client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
-from client.node.journal import Journal
-from client.node.ledger import Ledger
-from client.node.loop import Loop
-from client.node.worker import Room, Worker
-from client.round import answer
-from client.site import Kept, RealSite
-from client.site_file import load_site_file, signing_keys
-from common.credentials import fingerprint, public_line
-from common.wire.arrays import Payload
-from common.wire.forms import whole
-from common.wire.messages import NOTICE, TRAIN, Update, pack_update, unpack_notice, unpack_update
-from common.wire.objects import Object, make_object
-from common.wire.signing import Question
 from tests.e2e.processes import wait_for
+from wardround.client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
+from wardround.client.node.journal import Journal
+from wardround.client.node.ledger import Ledger
+from wardround.client.node.loop import Loop
+from wardround.client.node.worker import Room, Worker
+from wardround.client.round import answer
+from wardround.client.site import Kept, RealSite
+from wardround.client.site_file import load_site_file, signing_keys
+from wardround.common.credentials import fingerprint, public_line
+from wardround.common.wire.arrays import Payload
+from wardround.common.wire.forms import whole
+from wardround.common.wire.messages import NOTICE, TRAIN, Update, pack_update, unpack_notice, unpack_update
+from wardround.common.wire.objects import Object, make_object
+from wardround.common.wire.signing import Question
 
 Tamper = Callable[[str, RecordDict], RecordDict]
 """What becomes of an honest answer to a message of some type."""

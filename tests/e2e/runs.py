@@ -6,13 +6,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from server.deployment.status import live_of
-from server.engines.simulate import simulate
-from server.run_folder import RunFolder
 from tests.e2e.federation import Federation
 from tests.e2e.processes import Process, wait_for
 from tests.support.runs import history
 from tests.support.tiny import Make, write_texts
+from wardround.server.deployment.status import live_of
+from wardround.server.engines.simulate import simulate
+from wardround.server.run_folder import RunFolder
 
 SIZES = {"beta": 30, "alpha": 12, "gamma": 21}
 CONTINUE = "strategy.on_missing=continue"

@@ -41,23 +41,23 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from safetensors.numpy import load_file
 
-from client.node.connection import Connection, Letter, Refused
-from client.site_file import load_site_file
-from common.credentials import new_key, pem_of, write_key_pair
-from common.wire.forms import whole
-from common.wire.messages import HELLO, TRAIN, pack_card, pack_update, unpack_card, unpack_update
-from common.wire.objects import Object, content_object, make_object
-from server.deployment import superlink
-from server.deployment.answers import SPARE_BYTES, UP_TO_DOWN
-from server.deployment.calls import CALLS_PER_KEY, MOST_MESSAGE_BYTES
-from server.deployment.folder import signing_key, unregister_site
-from server.deployment.submit import settings_to_submit, stage_app
-from server.deployment.ticket import write_ticket
 from tests.e2e.federation import Federation
 from tests.e2e.hostile import HostileSite, Tamper, honest, hostile_site, num_numbers, push_objects
 from tests.e2e.processes import Process, command_line, wait_for
 from tests.e2e.runs import EVEN, JOIN_SECONDS, LABELS, RUN_SECONDS, lines
 from tests.support.tiny import write_model, write_texts
+from wardround.client.node.connection import Connection, Letter, Refused
+from wardround.client.site_file import load_site_file
+from wardround.common.credentials import new_key, pem_of, write_key_pair
+from wardround.common.wire.forms import whole
+from wardround.common.wire.messages import HELLO, TRAIN, pack_card, pack_update, unpack_card, unpack_update
+from wardround.common.wire.objects import Object, content_object, make_object
+from wardround.server.deployment import superlink
+from wardround.server.deployment.answers import SPARE_BYTES, UP_TO_DOWN
+from wardround.server.deployment.calls import CALLS_PER_KEY, MOST_MESSAGE_BYTES
+from wardround.server.deployment.folder import signing_key, unregister_site
+from wardround.server.deployment.submit import settings_to_submit, stage_app
+from wardround.server.deployment.ticket import write_ticket
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -343,7 +343,7 @@ def test_a_small_tree_stands_for_no_more_objects_than_it_holds(ward: Ward) -> No
         mallory.connection.call("PushMessages", request)
 
     ward.round_of_all()
-    (server,) = ward.federation.processes(program="server.deployment.fleet")[:1]
+    (server,) = ward.federation.processes(program="wardround.server.deployment.fleet")[:1]
     Path(f"/proc/{server}/clear_refs").write_text("5")  # its peak counts from now on
     memory, started = memory_of(server, "VmHWM"), time.monotonic()
     mallory.push = push
@@ -449,7 +449,7 @@ def test_two_hundred_strangers_cost_little_memory(ward: Ward, tmp_path: Path) ->
         said = list(callers.map(knock, range(200)))
     assert "let in" not in said
     assert sum("unknown_key" in text for text in said) > 20, said[:5]
-    (server,) = ward.federation.processes(program="server.deployment.fleet")[:1]
+    (server,) = ward.federation.processes(program="wardround.server.deployment.fleet")[:1]
     peak = memory_of(server, "VmHWM")
     assert peak < 512 * 1024, f"{peak / 1024:.0f} MiB"
     with pytest.raises(Exception, match=r"RESOURCE_EXHAUSTED|larger than max"):
@@ -531,6 +531,8 @@ def test_who_is_unregistered_is_out_at_once(ward: Ward) -> None:
 
 MARK = """
 import pathlib
+from wardround.client.app import app as client
+from wardround.server.app import app as server
 with pathlib.Path({mark!r}).open("ab") as mark:
     mark.write(pathlib.Path("/proc/self/cmdline").read_bytes() + b"\\n")
 """
@@ -542,8 +544,16 @@ def test_the_servers_bundle_runs_at_no_site(ward: Ward, tmp_path: Path) -> None:
     ward.process.wait(60)
     mark = tmp_path / "was-here"
     app = stage_app(tmp_path / "app")
-    for module in app.glob("c*/**/*.py"):
-        module.write_text(module.read_text(encoding="utf-8") + "\n" + MARK.format(mark=str(mark)))
+    (app / "mallory.py").write_text(MARK.format(mark=str(mark)), encoding="utf-8")
+    project = (app / "pyproject.toml").read_text(encoding="utf-8")
+    for ours, theirs in (
+        ('["LICENSE"]', '["LICENSE", "mallory.py"]'),
+        ('"wardround.server.app:app"', '"mallory:server"'),
+        ('"wardround.client.app:app"', '"mallory:client"'),
+    ):
+        assert ours in project
+        project = project.replace(ours, theirs)
+    (app / "pyproject.toml").write_text(project, encoding="utf-8")
     folder = ward.federation.folder
     run_dir = tmp_path / "run"
     shorter = ["num_rounds=3", "num_clients=2", "strategy.max_share=null", f"run_dir={run_dir}"]
@@ -559,5 +569,7 @@ def test_the_servers_bundle_runs_at_no_site(ward: Ward, tmp_path: Path) -> None:
     assert [taken(line) for line in lines(run_dir)[1:]] == [[0, 1]] * 3
     programs = mark.read_bytes().splitlines()
     assert any(b"flwr-serverapp" in program for program in programs)  # it runs at the coordinator's …
-    at_sites = [program for program in programs if b"wardround-site" in program or b"client.node" in program]
+    at_sites = [
+        program for program in programs if b"wardround-site" in program or b"wardround.client.node" in program
+    ]
     assert at_sites == []  # … and at no site

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from server.deployment import superlink
-from server.deployment.certificates import Pair, issue_server_certificate, make_authority
-from server.deployment.folder import invite_site, unregister_site
 from tests.e2e.federation import END_SECONDS, UP_SECONDS, Federation
 from tests.e2e.processes import Process, wait_for
 from tests.e2e.runs import RUN_SECONDS, words_of
 from tests.support.runs import history
 from tests.support.tiny import write_texts
+from wardround.server.deployment import superlink
+from wardround.server.deployment.certificates import Pair, issue_server_certificate, make_authority
+from wardround.server.deployment.folder import invite_site, unregister_site
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -138,7 +138,7 @@ def test_an_expired_certificate_ends_join_in_clear_words(
 
     # One that was good when the server was started.
     options = superlink.options(folder, insecure=False)
-    words = ("python", "-m", "server.deployment.fleet", str(folder.path), *options)
+    words = ("python", "-m", "wardround.server.deployment.fleet", str(folder.path), *options)
     federation.start("server", *words, environment={"FLWR_LOG_LEVEL": "INFO"})
     fleet = (folder.addresses.fleet_host, folder.addresses.fleet_port)
     wait_for(lambda: listens(*fleet), UP_SECONDS, "the server")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from server.run_folder import RunFolder
 from tests.e2e.federation import Federation
 from tests.e2e.hostile import LIES, hostile_site, lying
 from tests.e2e.processes import wait_for
@@ -33,10 +32,11 @@ from tests.e2e.runs import (
     write_sites,
 )
 from tests.support.site_lab import WIDE
+from wardround.server.run_folder import RunFolder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 
-WORKER = "client.node.worker"
+WORKER = "wardround.client.node.worker"
 
 
 def test_bad_updates_are_refused_and_the_site_is_told(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from server.run_folder import RunFolder
 from tests.e2e.federation import Federation
 from tests.e2e.runs import JOIN_SECONDS, RUN_SECONDS, SIZES, lines, words_of, write_sites
+from wardround.server.run_folder import RunFolder
 
 pytestmark = [pytest.mark.gpu, pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from common.credentials import new_key, public_line
-from common.wire.arrays import to_record
-from common.wire.messages import HELLO, LATE_SECONDS, TRAIN, pack_hello, pack_notice
-from common.wire.objects import Object, record_objects
-from common.wire.signing import RUN, Reason, RunStatement, payload_digest, sign
 from tests.support.join_world import World, joined_world
 from tests.support.nasty import NASTY, faults
 from tests.support.tiny import write_model, write_texts
+from wardround.common.credentials import new_key, public_line
+from wardround.common.wire.arrays import to_record
+from wardround.common.wire.messages import HELLO, LATE_SECONDS, TRAIN, pack_hello, pack_notice
+from wardround.common.wire.objects import Object, record_objects
+from wardround.common.wire.signing import RUN, Reason, RunStatement, payload_digest, sign
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from common.ledger import FILE_NAME, read_ledger
-from server.deployment.audit import audit
 from tests.e2e.federation import Federation
 from tests.e2e.processes import wait_for
 from tests.e2e.runs import (
@@ -25,6 +23,8 @@ from tests.e2e.runs import (
     words_of,
 )
 from tests.support.tiny import TOPICS
+from wardround.common.ledger import FILE_NAME, read_ledger
+from wardround.server.deployment.audit import audit
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 

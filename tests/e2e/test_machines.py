@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from server.deployment.certificates import issue_server_certificate
 from tests.e2e.federation import END_SECONDS, Federation
 from tests.e2e.processes import wait_for
 from tests.e2e.runs import (
@@ -34,6 +33,7 @@ from tests.e2e.runs import (
 )
 from tests.support.runs import hashes, history
 from tests.support.tiny import Make
+from wardround.server.deployment.certificates import issue_server_certificate
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -103,12 +103,12 @@ def test_a_worker_out_of_memory(
     run_dir = tmp_path / "run"
     process = federation.submit(*words_of(overrides), CONTINUE, LONG, f"run_dir={run_dir}")
     wait_for_round(process, run_dir, 2)
-    (worker,) = federation.processes("beta", "client.node.worker")
+    (worker,) = federation.processes("beta", "wardround.client.node.worker")
     resource.prlimit(worker, resource.RLIMIT_AS, (2**20, 2**20))
     without = wait_for_clients(process, run_dir, [0, 2])
     (left,) = lines(run_dir)[without]["left_out"]
     assert "log" in left["reason"], left
-    for pid in federation.processes("beta", "client.node.worker"):
+    for pid in federation.processes("beta", "wardround.client.node.worker"):
         os.kill(pid, signal.SIGKILL)  # as the kernel does
     wait_for_clients(process, run_dir, [0, 1, 2], after=without)
     node = federation.sites["beta"].program

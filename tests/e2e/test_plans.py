@@ -13,16 +13,25 @@ import pytest
 import torch
 from flwr.app import RecordDict
 
-from client.policy import RULES, Policy
-from client.site import RealSite
-from common.credentials import new_key, public_line
-from common.model.flat import Layout, model_sha256, tensor_of
-from common.model.state import open_model
-from common.settings import Settings
-from common.wire.forms import decode, whole
-from common.wire.messages import EVALUATE, TRAIN, Task, pack_hello, pack_tasks, unpack_update
-from common.wire.objects import record_objects, sizes
-from common.wire.signing import (
+from tests.e2e.federation import Federation
+from tests.e2e.processes import wait_for
+from tests.e2e.runs import JOIN_SECONDS, RUN_SECONDS, words_of
+from tests.support.hostile_models import change_tokenizer, copy_of
+from tests.support.hostile_settings import HOSTILE, hostile, with_changes
+from tests.support.join_world import World, joined_world
+from tests.support.site_door import site_command
+from tests.support.site_lab import WIDE
+from tests.support.tiny import write_model, write_texts
+from wardround.client.policy import RULES, Policy
+from wardround.client.site import RealSite
+from wardround.common.credentials import new_key, public_line
+from wardround.common.model.flat import Layout, model_sha256, tensor_of
+from wardround.common.model.state import open_model
+from wardround.common.settings import Settings
+from wardround.common.wire.forms import decode, whole
+from wardround.common.wire.messages import EVALUATE, TRAIN, Task, pack_hello, pack_tasks, unpack_update
+from wardround.common.wire.objects import record_objects, sizes
+from wardround.common.wire.signing import (
     MODEL,
     PLAN,
     RUN,
@@ -33,17 +42,8 @@ from common.wire.signing import (
     read_statement,
     sign,
 )
-from server.deployment.folder import signing_key
-from server.deployment.plan import plan_id
-from tests.e2e.federation import Federation
-from tests.e2e.processes import wait_for
-from tests.e2e.runs import JOIN_SECONDS, RUN_SECONDS, words_of
-from tests.support.hostile_models import change_tokenizer, copy_of
-from tests.support.hostile_settings import HOSTILE, hostile, with_changes
-from tests.support.join_world import World, joined_world
-from tests.support.site_door import site_command
-from tests.support.site_lab import WIDE
-from tests.support.tiny import write_model, write_texts
+from wardround.server.deployment.folder import signing_key
+from wardround.server.deployment.plan import plan_id
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 

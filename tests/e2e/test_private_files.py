@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from common.credentials import new_key, public_line
-from common.wire.invitation import Registration, write_paper
 from tests.e2e.processes import Process, free_port, wait_for
 from tests.e2e.runs import LABELS
 from tests.support.tiny import write_texts
+from wardround.common.credentials import new_key, public_line
+from wardround.common.wire.invitation import Registration, write_paper
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

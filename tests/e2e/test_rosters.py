@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from common.credentials import new_key, public_line
-from common.wire.invitation import Registration, write_paper
 from tests.support.hostile_settings import with_changes
 from tests.support.join_world import World, joined_world
 from tests.support.site_door import site_command
 from tests.support.site_lab import WIDE
 from tests.support.tiny import write_model, write_texts
+from wardround.common.credentials import new_key, public_line
+from wardround.common.wire.invitation import Registration, write_paper
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from server.run_folder import RunFolder
 from tests.e2e.federation import END_SECONDS, Federation
 from tests.e2e.processes import wait_for
 from tests.e2e.runs import (
@@ -24,6 +23,7 @@ from tests.e2e.runs import (
 )
 from tests.support.door import wardround
 from tests.support.tiny import Make, write_model
+from wardround.server.run_folder import RunFolder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from common.credentials import fingerprint
-from common.wire.roster import roster_fingerprint
-from common.wire.signing import ANSWER, read_envelope
-from server.deployment.plan import plan_id
-from server.deployment.signing_key import make_signing_key, public_half, read_public_line
-from server.run_folder import RunFolder
 from tests.e2e.federation import Federation
 from tests.e2e.runs import JOIN_SECONDS, RUN_SECONDS, words_of
 from tests.support.tiny import write_texts
+from wardround.common.credentials import fingerprint
+from wardround.common.wire.roster import roster_fingerprint
+from wardround.common.wire.signing import ANSWER, read_envelope
+from wardround.server.deployment.plan import plan_id
+from wardround.server.deployment.signing_key import make_signing_key, public_half, read_public_line
+from wardround.server.run_folder import RunFolder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

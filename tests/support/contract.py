@@ -14,8 +14,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter
 
-from common.settings import Settings
-from server.record import ClientRecord, RoundRecord
+from wardround.common.settings import Settings
+from wardround.server.record import ClientRecord, RoundRecord
 
 Schema = dict[str, Any]
 PUBLISHED: dict[str, Schema] = {

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from common.data.corpus import forget_corpora
-from server.cli import main
+from wardround.common.data.corpus import forget_corpora
+from wardround.server.cli import main
 
 
 @dataclass(frozen=True)

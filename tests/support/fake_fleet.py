@@ -37,9 +37,10 @@ from flwr.proto.message_pb2 import (
     PushObjectResponse,
 )
 
-from common.credentials import fingerprint, new_key, public_line
-from common.wire.messages import HELLO, LATE_SECONDS
-from common.wire.objects import (
+from tests.e2e.processes import wait_for
+from wardround.common.credentials import fingerprint, new_key, public_line
+from wardround.common.wire.messages import HELLO, LATE_SECONDS
+from wardround.common.wire.objects import (
     ENVELOPE,
     Object,
     content_of_records,
@@ -50,7 +51,7 @@ from common.wire.objects import (
     record_objects,
     sizes,
 )
-from common.wire.signing import (
+from wardround.common.wire.signing import (
     PLAN,
     RUN,
     TASK,
@@ -61,8 +62,7 @@ from common.wire.signing import (
     payload_digest,
     sign,
 )
-from server.deployment.certificates import Pair
-from tests.e2e.processes import wait_for
+from wardround.server.deployment.certificates import Pair
 
 NODE, RUN_ID = 7, 11
 

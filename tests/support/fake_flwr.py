@@ -6,10 +6,10 @@ import json
 import sys
 from pathlib import Path
 
-from common.files import write_json
-from common.settings import Settings
-from server.record import RoundRecord
-from server.run_folder import RunFolder
+from wardround.common.files import write_json
+from wardround.common.settings import Settings
+from wardround.server.record import RoundRecord
+from wardround.server.run_folder import RunFolder
 
 # Stands in for `flwr`: notes what it was given, answers what `answers.json` says for the command.
 FAKE_FLWR = f"""#!{sys.executable}

@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.credentials import fingerprint, new_key, pem_of, public_line
-from common.wire.objects import read_signed
-from common.wire.signing import (
+from tests.support.wires import Draft, Objects, Packed, Wire, draft_of, metadata_of, objects_of
+from wardround.common.credentials import fingerprint, new_key, pem_of, public_line
+from wardround.common.wire.objects import read_signed
+from wardround.common.wire.signing import (
     ANSWER,
     RUN,
     TASK,
@@ -20,10 +21,9 @@ from common.wire.signing import (
     read_statement,
     sign,
 )
-from server.deployment.folder import RegisteredSite
-from server.deployment.runtime_link import ObjectGone, OnlineNode, Parcel, Reply, Runtime
-from server.deployment.signed import RunKey
-from tests.support.wires import Draft, Objects, Packed, Wire, draft_of, metadata_of, objects_of
+from wardround.server.deployment.folder import RegisteredSite
+from wardround.server.deployment.runtime_link import ObjectGone, OnlineNode, Parcel, Reply, Runtime
+from wardround.server.deployment.signed import RunKey
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.plans import limits_of
-from client.policy import Limits
-from client.site_file import SiteFile, signing_keys, write_site_file
-from common.credentials import public_line
-from common.settings import Settings
-from common.wire.messages import HELLO, pack_hello, unpack_card
-from server.compose import compose
 from tests.e2e.processes import command_line as command_line_of
 from tests.e2e.processes import wait_for
 from tests.support.fake_fleet import FakeFleet, fleet_server
 from tests.support.site_door import QUICK, command_line, environment
 from tests.support.site_lab import make_certificates, make_site
+from wardround.client.plans import limits_of
+from wardround.client.policy import Limits
+from wardround.client.site_file import SiteFile, signing_keys, write_site_file
+from wardround.common.credentials import public_line
+from wardround.common.settings import Settings
+from wardround.common.wire.messages import HELLO, pack_hello, unpack_card
+from wardround.server.compose import compose
 
 SECONDS = 60.0
 
@@ -99,7 +99,7 @@ class World:
 
 def _workers_of(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if "client.node.worker" in command_line_of(int(child))]
+    return [int(child) for child in children if "wardround.client.node.worker" in command_line_of(int(child))]
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from typing import Any
 
 from flwr.app import ConfigRecord
 
-from common.wire.objects import ENVELOPE
 from tests.support.wires import BODIES, NUMBERS, TOKENS, Dice, Draft, Wire, parts, sha256, written
+from wardround.common.wire.objects import ENVELOPE
 
 Courier = Callable[[Wire, Dice, Sequence[Wire]], None]
 """Changes a message in place; is given others, all authentic once, none of which may count here."""

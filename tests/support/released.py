@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from client.node.ledger import Ledger
-from client.plans import Decision, Plans
-from client.site_file import SiteFile, signing_keys
-from common.credentials import fingerprint, new_key, public_line
-from common.ledger import Contents
-from common.provenance import FILE_NAME, Provenance, folder_hashes
-from common.settings import Settings
-from common.wire.messages import TRAIN
-from common.wire.signing import MODEL, PLAN, RUN, Plan, Question, RunStatement, Statement, sign
 from tests.support.hostile_models import copy_of
 from tests.support.site_lab import WIDE, make_site
+from wardround.client.node.ledger import Ledger
+from wardround.client.plans import Decision, Plans
+from wardround.client.site_file import SiteFile, signing_keys
+from wardround.common.credentials import fingerprint, new_key, public_line
+from wardround.common.ledger import Contents
+from wardround.common.provenance import FILE_NAME, Provenance, folder_hashes
+from wardround.common.settings import Settings
+from wardround.common.wire.messages import TRAIN
+from wardround.common.wire.signing import MODEL, PLAN, RUN, Plan, Question, RunStatement, Statement, sign
 
 DAY = 86_400.0
 NUM_ROUNDS = 2

@@ -12,11 +12,11 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 
-from common.settings import Settings
-from server.diagnostics.updates import entropy
-from server.report.render import write_report as write_any_report
-from server.run_folder import SWEEP_COLUMNS
 from studies import findings
+from wardround.common.settings import Settings
+from wardround.server.diagnostics.updates import entropy
+from wardround.server.report.render import write_report as write_any_report
+from wardround.server.run_folder import SWEEP_COLUMNS
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from server.record import RoundRecord
-from server.run_folder import RunFolder
 from tests.support.door import changed
+from wardround.server.record import RoundRecord
+from wardround.server.run_folder import RunFolder
 
-COMMAND = [sys.executable, "-m", "server.cli"]
+COMMAND = [sys.executable, "-m", "wardround.server.cli"]
 
 
 def hashes(run_dir: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.compose import CONF
+from wardround.common.places import CONF
 
 
 def options(group: str) -> list[str]:

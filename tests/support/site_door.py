@@ -14,7 +14,7 @@ QUICK = ("--skip-check", "device")
 
 def command_line(*words: str) -> list[str]:
     """`wardround-site WORDS`, on this checkout."""
-    return [sys.executable, "-m", "client.kit.cli", *words]
+    return [sys.executable, "-m", "wardround.client.kit.cli", *words]
 
 
 def environment() -> dict[str, str]:

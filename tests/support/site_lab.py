@@ -12,12 +12,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from client.kit.checks import Finding, Options, Subject, finding_of
-from client.policy import Policy
-from client.site_file import SiteFile
-from common.credentials import new_key, public_line, write_key_pair
-from common.model_files import NotLoaded, read_model_files
-from server.deployment.certificates import Pair, issue_server_certificate, make_authority
+from wardround.client.kit.checks import Finding, Options, Subject, finding_of
+from wardround.client.policy import Policy
+from wardround.client.site_file import SiteFile
+from wardround.common.credentials import new_key, public_line, write_key_pair
+from wardround.common.model_files import NotLoaded, read_model_files
+from wardround.server.deployment.certificates import Pair, issue_server_certificate, make_authority
 
 WIDE = Policy(
     approve="within_policy",

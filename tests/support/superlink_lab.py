@@ -17,9 +17,9 @@ from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, 
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.servicer.runtime import runtime_handlers as server_app
 
-from common.wire.objects import Object, content_object, make_object
-from server.deployment.answers import OwnMessages
-from server.deployment.trees import TreeStores
+from wardround.common.wire.objects import Object, content_object, make_object
+from wardround.server.deployment.answers import OwnMessages
+from wardround.server.deployment.trees import TreeStores
 
 SERVER = 1
 """Flower's number of the SuperLink."""

@@ -9,9 +9,9 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.app import app as honest_app
-from common.wire.arrays import Payload
-from common.wire.messages import (
+from wardround.client.app import app as honest_app
+from wardround.common.wire.arrays import Payload
+from wardround.common.wire.messages import (
     Update,
     pack_update,
     unpack_update,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.settings import ModelSettings, Settings
+from wardround.common.settings import ModelSettings, Settings
 
 Make = Callable[..., Settings]
 

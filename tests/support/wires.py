@@ -22,10 +22,10 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import Metadata
 
-from common.credentials import fingerprint, public_line
-from common.wire.arrays import Array, from_record
-from common.wire.messages import LATE_SECONDS
-from common.wire.objects import ENVELOPE, Object, record_objects
+from wardround.common.credentials import fingerprint, public_line
+from wardround.common.wire.arrays import Array, from_record
+from wardround.common.wire.messages import LATE_SECONDS
+from wardround.common.wire.objects import ENVELOPE, Object, record_objects
 
 T = TypeVar("T")
 Objects = dict[str, bytes]

@@ -12,7 +12,7 @@ from typing import Any
 _DONE = Path(os.environ.get("WARDROUND_TEST_DIES", os.devnull))
 
 if not _DONE.exists() and "join" in sys.orig_argv:
-    from client.node.connection import Connection, Letter
+    from wardround.client.node.connection import Connection, Letter
 
     _push = Connection.push
 

@@ -9,6 +9,6 @@ import sys
 _BYTES = os.environ.get("WARDROUND_TEST_PART", "")
 
 if _BYTES and {"join", "ledger"} & set(sys.orig_argv):
-    from client.node import ledger
+    from wardround.client.node import ledger
 
     ledger.PART_BYTES = int(_BYTES)

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from common.settings import Settings
-from server.report.load import Run, Sweep
-from studies import paper_claims as claims
-from studies.paper_claims import PAPER_CLIENTS, PAPER_DATA, Claim, Key, describe_missing, judge
 from tests.support.report_folders import compose_settings
+from wardround.common.settings import Settings
+from wardround.server.report import claims
+from wardround.server.report.claims import PAPER_CLIENTS, PAPER_DATA, Claim, Key, describe_missing, judge
+from wardround.server.report.load import Run, Sweep
 
 NUM_LABELS = {"imdb": 2, "yelp_full": 5, "ag_news": 4}
 TOP = {"imdb": 0.9, "yelp_full": 0.6, "ag_news": 0.9}

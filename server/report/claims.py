@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, product
 from math import log2, nan
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 import pandas as pd
 import yaml
 
-from server.compose import CONF, compose
-from server.report.load import DEFAULT_TARGET_FRACTION, Run, Sweep, display_name, joined
-from server.report.render import Findings
+from wardround.common.places import CONF
+from wardround.server.compose import compose
+from wardround.server.report.findings import TEMPLATES, Findings
+from wardround.server.report.load import DEFAULT_TARGET_FRACTION, Run, Sweep, display_name, joined
 
 Finding = Literal["holds", "fails", "open"]
 Verdict = Literal["supported", "contradicted", "not_tested"]
@@ -57,7 +57,8 @@ MOSTLY = 0.75
 AT_CHANCE_MARGIN = 0.05
 """A round sits at chance when its accuracy is at most 1 / number of labels plus this.
 
-The one other rule, `server.diagnostics.collapse.chance_limit`, judges a run by the noise of its own test set.
+The one other rule, `wardround.server.diagnostics.collapse.chance_limit`, judges a run by the noise of its
+own test set.
 Here a plateau is meant that readers see in a figure: two standard errors of the paper's test sets are 0.01.
 """
 LONG_PLATEAU = 0.20
@@ -374,7 +375,7 @@ def findings(sweep: Sweep) -> Findings:
         )
         for claim in claims
     }
-    template = Path(__file__).parent / "templates" / "claims.j2"
+    template = TEMPLATES / "claims.j2"
     return Findings(template, "claims.json", claims, facts={"parts": parts})
 
 

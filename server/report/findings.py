@@ -1,0 +1,28 @@
+"""What a study makes of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wardround.server.report.figures import Drawing
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study makes of a sweep: its own template of the page, and a file of its verdicts."""
+
+    template: Path
+    """Extends `sweep.j2`."""
+    file: str
+    entries: Sequence[Any]
+    """Dataclasses: what the file holds, and `entries` in the template."""
+    drawings: Sequence[Drawing] | None = None
+    """Figures in the place of the sweep's own."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """More names for the template."""

@@ -23,8 +23,10 @@ from wardround.common.credentials import fingerprint, public_line
 from wardround.common.data.texts import read_texts
 from wardround.common.files import file_sha256, write_atomically, write_json
 from wardround.common.settings import Settings
+from wardround.common.versions import NAME, OtherVersion, installed
 from wardround.common.wire.messages import PENDING
 from wardround.common.wire.signing import CLOCK_SECONDS, NotAuthentic, Plan, open_plan
+from wardround.common.words import printable
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -83,7 +85,7 @@ class Plans:
         self._folder, self._coordinator = site.state / "plans", coordinator
 
     def all(self) -> list[Known]:
-        """Oldest first. Those that another key had signed, as before a rotation, are left out."""
+        """Oldest first. Those of another key, as before a rotation, or of a distant version are left out."""
         folders = sorted(self._folder.glob("*"), key=lambda path: path.stat().st_mtime)
         return [known for folder in folders if (known := self.get(folder.name)) is not None]
 
@@ -94,7 +96,7 @@ class Plans:
             return None
         try:
             plan, settings = _read(path.read_text(encoding="ascii"), self._coordinator, digest)
-        except NotAuthentic:
+        except (NotAuthentic, OtherVersion):
             return None
         return Known(digest, plan, settings, self._decision(digest))
 
@@ -117,8 +119,11 @@ class Plans:
             Declines: too many wait for a decision.
             OSError: it cannot be written.
         """
-        plan, digest = open_plan(envelope, self._coordinator)
-        _settings_of(plan)
+        try:
+            plan, digest = open_plan(envelope, self._coordinator)
+            _settings_of(plan)
+        except OtherVersion as error:
+            raise Declines("other_version", words=str(error)) from None
         path = self._folder / digest / _PLAN
         if not path.exists():
             if sum(known.decision.state == "pending" for known in self.all()) >= _MOST_UNDECIDED:
@@ -302,8 +307,11 @@ def _read(envelope: str, coordinator: str, digest: str) -> tuple[Plan, Settings]
 
 
 def _settings_of(plan: Plan) -> Settings:
-    """Raises NotAuthentic where they cannot be."""
+    """Raises NotAuthentic if this version cannot have made them, OtherVersion if another one has."""
     try:
         return Settings.from_json(json.dumps(plan.settings))
     except (ValueError, TypeError, KeyError, AttributeError):
+        theirs = printable(plan.code.get(NAME, installed()))
+        if theirs != installed():
+            raise OtherVersion(theirs) from None
         raise NotAuthentic("damaged") from None

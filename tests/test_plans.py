@@ -29,7 +29,7 @@ from wardround.client.versions import Versions
 from wardround.common.credentials import fingerprint, new_key, public_line
 from wardround.common.files import file_sha256
 from wardround.common.settings import Settings
-from wardround.common.wire.messages import PENDING, TRAIN, Card, Declined, pack_card, pack_refusal
+from wardround.common.wire.messages import PENDING, REFUSALS, TRAIN, Card, Declined, pack_card, pack_refusal
 from wardround.common.wire.signing import PLAN, NotAuthentic, Plan, sign
 from wardround.server.cohort import Cohort
 from wardround.server.compose import compose
@@ -453,3 +453,49 @@ def test_a_plan_is_shown_with_what_this_site_has_left_for_it(lab: Lab) -> None:
         "1 texts differ from those that plan pppppppppppp was answered for; policy.min_changed_texts is 5. "
         "Wait until more have changed",
     ]
+
+
+# --- versions that differ from the coordinator's ----------------------------------------------------------
+
+
+def code_of(lab: Lab, **changed: Any) -> tuple[str, str]:
+    """The refusal of a plan, with its words; empty if it is taken."""
+    try:
+        lab.add(**changed)
+    except Declines as no:
+        return no.code, str(no)
+    return "", ""
+
+
+def test_a_plan_of_a_distant_version_is_refused_with_the_next_step(lab: Lab) -> None:
+    code, words = code_of(lab, code={"wardround": "0.3.0"})
+    assert code == "other_version"
+    assert words == (
+        "the coordinator runs wardround 0.3.0, and here is 0.1.0, which does not work with it. "
+        "Install the same version here: pip install 'wardround==0.3.0'"
+    )
+    assert "wardround-site check" in REFUSALS[code]
+
+
+def test_a_plan_with_settings_of_a_newer_version_is_no_forgery(lab: Lab) -> None:
+    newer = lab.plan.settings | {"invented_later": 1}
+    assert code_of(lab, settings=newer, code={"wardround": "0.2.0"})[0] == "other_version"
+    older = {key: value for key, value in lab.plan.settings.items() if key != "threads"}
+    assert code_of(lab, settings=older, code={"wardround": "0.0.1"})[0] == "other_version"
+
+
+def test_a_plan_of_the_next_version_works_and_says_so(lab: Lab) -> None:
+    digest = lab.add(code={"wardround": "0.2.0", "torch": "0.0"})
+    known = lab.plans.find(digest)
+    (line,) = [line for line in describe(known, None, lab.limits) if line.startswith("  versions")]
+    assert "wardround 0.2.0 (HERE 0.1.0)" in line
+    same = lab.plans.find(lab.add(code={"wardround": "0.1.0"}))
+    assert not [line for line in describe(same, None, lab.limits) if line.startswith("  versions")]
+
+
+def test_plans_that_another_version_left_are_not_in_the_way(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.add(code={"wardround": "0.2.0"})
+    monkeypatch.setattr("wardround.common.wire.signing.installed", lambda: "0.4.0")
+    assert lab.plans.all() == []

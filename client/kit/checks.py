@@ -40,6 +40,7 @@ from wardround.common.model_files import (
     read_model_files,
 )
 from wardround.common.runtime import available_memory
+from wardround.common.versions import NAME, work_together
 from wardround.common.words import LONGEST_TEXT, cleaned, quoted, shown
 
 if TYPE_CHECKING:
@@ -170,12 +171,24 @@ def _versions(on: Subject) -> Finding:
     wrong = [
         f"{shown(name)} is {found[name] or 'missing'}, not {shown(number)}"
         for name, number in ({"flwr": _FLOWER} | dict(expect)).items()
-        if found[name] != number and not str(found[name]).startswith((f"{number}.", f"{number}+"))
+        if not _fits(name, found[name] or "", number)
     ]
     if wrong:
         step = "Install the versions the coordinator names, for example: pip install 'flwr==1.39.*'"
         return _problem(f"{'; '.join(wrong)} (here: {said})", step)
-    return _ok(said + ("" if expect else "; not compared with the server's (--expect flwr=…)"))
+    if not expect:
+        return _ok(f"{said}; not compared with the server's (--expect flwr=…)")
+    theirs = expect.get(NAME, "")
+    if theirs and not str(found[NAME]).startswith(theirs):
+        return _ok(f"{said}; the coordinator's {NAME} is {shown(theirs)}, which works with this one")
+    return _ok(said)
+
+
+def _fits(name: str, here: str, wanted: str) -> bool:
+    """Whether an installed version does: Wardround's may be one minor version apart."""
+    if name == NAME:
+        return work_together(here, wanted)
+    return here == wanted or here.startswith((f"{wanted}.", f"{wanted}+"))
 
 
 def _installed(name: str) -> str | None:

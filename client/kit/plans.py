@@ -16,7 +16,7 @@ from wardround.common.settings import Settings
 from wardround.common.words import printable, printable_day, shown
 
 _LONGEST_RULE = 600
-_MOST_NAMES, _MOST_DEVIATIONS, _MOST_REFUSALS, _MOST_DIFFERENCES = 8, 3, 3, 2
+_MOST_NAMES, _MOST_DEVIATIONS, _MOST_REFUSALS, _MOST_DIFFERENCES = 8, 2, 3, 2
 STATES = {
     "pending": "waits for your decision",
     "approved": "approved",
@@ -51,6 +51,9 @@ def describe(known: Known, before: Known | None, limits: Limits, here: Here = He
     yield from _training(known.settings)
     yield from _costs(known, limits, here)
     yield f"  good      from {printable_day(plan.not_before)} to {printable_day(plan.not_after)}"
+    differing = [told for told, is_here in _code(plan.code) if not is_here]
+    if differing:
+        yield f"  versions  the coordinator's: {', '.join(differing)}"
     yield "Who takes part"
     largest = f"; up to {plan.most_texts} texts each" if plan.most_texts else ""
     yield f"  sites     {_some(sorted(plan.sites))}; this one is {limits.site}{largest}"
@@ -73,7 +76,7 @@ def describe_all(known: Known, before: Known | None, limits: Limits, here: Here 
     yield "Everything"
     yield f"  SHA-256   {known.digest}"
     yield f"  follows   {f'plan {plan.parent[:12]}' if plan.parent else 'no other plan'}"
-    yield f"  code      {', '.join(_code(plan.code))}"
+    yield f"  code      {', '.join(told for told, _ in _code(plan.code))}"
     for name, key in sorted(plan.sites.items()):
         yield f"  key       {shown(key)}, of {shown(name)}"
     for text in _deviations(known.settings):
@@ -242,18 +245,20 @@ def _differences(known: Known, before: Known) -> list[str]:
         if known.plan.sites[name] != before.plan.sites[name]
     ]
     if known.plan.code != before.plan.code:
-        found.append(f"code: {', '.join(_code(before.plan.code))} -> {', '.join(_code(known.plan.code))}")
+        then, now = (", ".join(told for told, _ in _code(one.plan.code)) for one in (before, known))
+        found.append(f"code: {then} -> {now}")
     return found
 
 
-def _code(code: Mapping[str, str]) -> Iterator[str]:
+def _code(code: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
+    """Each package that a plan names, in words, and whether this version of it is installed here."""
     for name, wanted in code.items():
         try:
             here = version(name)
         except (PackageNotFoundError, ValueError):  # ValueError for a name that no package can have
             here = "not installed"
         told = f"{shown(name)} {shown(wanted)}"
-        yield told if here == wanted else f"{told} (HERE {here})"
+        yield (told, True) if here == wanted else (f"{told} (HERE {here})", False)
 
 
 def _rule(line: Line) -> str:

@@ -76,6 +76,7 @@ REFUSALS = {
     "plan_over": "the plan's time is over, or has not begun",
     "not_in_plan": "it does not stand in the plan under its key",
     "unknown_peer": "it does not know another site of the plan under its key (wardround-site peers)",
+    "other_version": "its version of wardround does not work with the server's (wardround-site check)",
     "too_many_plans": "too many plans wait there for a decision",
     "policy": "its policy does not allow it",
     "beyond_plan": "more was asked than the plan allows",

@@ -23,10 +23,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from wardround.common.credentials import check_public_line, fingerprint, public_line
+from wardround.common.versions import NAME, OtherVersion, installed, work_together
+from wardround.common.words import printable
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+_LONGEST_VERSION = 40
 PLAN, RUN, TASK, ANSWER, MODEL, INVITATION, REGISTRATION, ROTATION = (
     f"application/vnd.wardround.{name}+json"
     for name in ("plan", "run", "task", "answer", "model", "invitation", "registration", "rotation")
@@ -276,9 +279,26 @@ def open_plan(envelope: str, coordinator: str) -> tuple[Plan, str]:
 
     Raises:
         NotAuthentic: `forged` or `damaged`.
+        OtherVersion: the coordinator's version of Wardround does not work with this one.
     """
     payload = open_envelope(envelope, PLAN, [coordinator])
-    return read_statement(Plan, payload), digest(payload)
+    theirs = _version_of(payload)
+    if not work_together(theirs, installed()):
+        raise OtherVersion(theirs)
+    try:
+        return read_statement(Plan, payload), digest(payload)
+    except NotAuthentic:
+        if theirs == installed():
+            raise
+        raise OtherVersion(theirs) from None
+
+
+def _version_of(payload: bytes) -> str:
+    """The version of Wardround that made a plan, whatever else the plan holds. Raises NotAuthentic."""
+    try:
+        return printable(str(json.loads(payload)["code"].get(NAME, installed())), _LONGEST_VERSION)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise NotAuthentic("damaged") from None
 
 
 def check_answer(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wardround.common.credentials import fingerprint, public_line
 from wardround.common.files import write_atomically
 from wardround.common.settings import Settings
+from wardround.common.versions import OtherVersion
 from wardround.common.wire.roster import names_with_one_key
 from wardround.common.wire.signing import (
     PLAN,
@@ -103,7 +104,7 @@ def draft_plan(
             told = (before.settings, before.sites, before.most_texts)
             if told == (asked, roster, most_texts) and now + _DAY < before.not_after:
                 return envelope
-        except NotAuthentic:  # of a key before a rotation
+        except (NotAuthentic, OtherVersion):  # of a key before a rotation, or of a distant version
             parent = ""
     code = {name: version(name) for name in _AT_SITES}
     plan = Plan(2, asked, roster, now, now + PLAN_DAYS * _DAY, code, parent, most_texts)

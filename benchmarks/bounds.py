@@ -48,7 +48,7 @@ WORDS = 40
 """In each text, at least: 50 shorter ones have fewer tokens than the policy asks for."""
 SETTINGS = (
     *("recipe=fine_tune", "model=minilm", "data=files", "data.path=texts.csv", "evaluation.where=sites"),
-    *("train.max_length=48", "train.batch_size=16", "train.group_by_length=true", "threads=2"),
+    *("train.max_length=48", "train.batch_size=16", "train.group_by_length=true", "threads=1"),
     *("num_clients=3", "run_dir=bounds", "device=cpu"),
 )
 ARMS: dict[str, tuple[str, ...]] = {

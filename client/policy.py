@@ -89,8 +89,9 @@ class Policy:
     max_step_ratio: Positive | None = 10.0
     """How far each tensor of the model may move from round to round, as a multiple of how far this site moves
     it itself (`client/bounds.py`). None bounds nothing."""
-    max_size_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 10.0
-    """How many times as far as this site the other sites and the server's momentum may move a model."""
+    max_size_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 100.0
+    """How many times as far as this site the other sites and the server's momentum may move a model: a site
+    of 50 texts can take part beside one of 5,000."""
     max_total_answers: Count = 600
     """Most rounds that this site answers in all, over all plans and files. Nothing resets the count."""
     min_changed_texts: Count = 50

@@ -75,9 +75,12 @@ def test_more_texts_elsewhere_and_a_longer_server_step_widen_it(plan: RoundOfPla
     halved = with_settings(plan, strategy__server_momentum=0.5, strategy__server_learning_rate=0.5)
     assert norms(halved) == pytest.approx(own)
     # Together they are at most policy.max_size_ratio.
+    strict = Policy(max_size_ratio=10)
     momentum = with_settings(larger, strategy__server_momentum=0.9)
-    for huge in (replace(plan, most_texts=2**40), momentum):
-        assert norms(huge) == pytest.approx([10 * most for most in own])
+    huge = replace(plan, most_texts=2**40)
+    for wide, times in ((huge, 100), (momentum, 4 * 10)):
+        assert norms(wide) == pytest.approx([times * most for most in own])
+        assert norms(replace(wide, policy=strict)) == pytest.approx([10 * most for most in own])
 
 
 def test_an_adaptive_server_moves_each_number_by_its_rate(plan: RoundOfPlan) -> None:

@@ -206,6 +206,10 @@ def test_a_plan_fits_a_screen(lab: Lab) -> None:
         "Approved by: anna",
     ):
         assert any(text in line for line in words), (text, words)
+    crowded = lab.plans.find(lab.add(settings=settings, sites=sites, most_texts=6001))
+    told = "\n".join(describe(crowded, None, strict, here))
+    assert "up to 6001 texts each, 100 times as many as here: this site may decline rounds" in told
+    assert "may decline" not in "\n".join(describe(crowded, None, strict, replace(here, sizes=Sizes(61, 9))))
     few = replace(here, refusals=("1000 tokens to train on",))
     everything = list(describe_all(lab.plans.find(digest), before, strict, few))
     assert any("NO  1000 tokens to train on" in line for line in everything)

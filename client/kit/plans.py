@@ -13,6 +13,7 @@ from wardround.client.policy import Limits, Line, lines_of, refusals_of
 from wardround.client.sizes import largest_influence
 from wardround.common.recipes import recipes
 from wardround.common.settings import Settings
+from wardround.common.wire.signing import Plan
 from wardround.common.words import printable, printable_day, shown
 
 _LONGEST_RULE = 600
@@ -55,8 +56,7 @@ def describe(known: Known, before: Known | None, limits: Limits, here: Here = He
     if differing:
         yield f"  versions  the coordinator's: {', '.join(differing)}"
     yield "Who takes part"
-    largest = f"; up to {plan.most_texts} texts each" if plan.most_texts else ""
-    yield f"  sites     {_some(sorted(plan.sites))}; this one is {limits.site}{largest}"
+    yield f"  sites     {_some(sorted(plan.sites))}; this one is {limits.site}{_largest(plan, limits, here)}"
     yield from roster_in_words(plan, limits, _MOST_NAMES)
     yield "What leaves this site, and what it can tell"
     yield from _leaves(known.settings)
@@ -130,6 +130,20 @@ def _training(settings: Settings) -> Iterator[str]:
     yield (
         f"  training  in up to {settings.num_rounds} rounds, each with {passes} over the texts "
         f"here; {train.optimizer}, step size {train.learning_rate:g}, batches of {train.batch_size}"
+    )
+
+
+def _largest(plan: Plan, limits: Limits, here: Here) -> str:
+    """How many texts the other sites may have, and whether this site's bound provides for so many."""
+    if not plan.most_texts:
+        return ""
+    words = f"; up to {plan.most_texts} texts each"
+    if here.sizes is None or plan.most_texts <= limits.policy.max_size_ratio * here.sizes.num_texts:
+        return words
+    ratio = plan.most_texts / here.sizes.num_texts
+    return (
+        f"{words}, {ratio:.3g} times as many as here: this site may decline rounds "
+        f"(policy.max_size_ratio is {limits.policy.max_size_ratio:g})"
     )
 
 

@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 to 3.13 and nothing else; both set up .venv first.
+# `make demo` and `make test` need Python 3.11 to 3.14 and nothing else; both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED = 0
@@ -54,6 +54,8 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 
 .venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+		{ echo "Wardround needs Python 3.11 to 3.14; '$(PYTHON)' is $$($(PYTHON) --version). Use: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[demo,ray,launch,dev]'

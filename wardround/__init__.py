@@ -6,7 +6,11 @@ The code stands in the folders server/, client/ and common/ at the top of the re
 them below this package. In a checkout they are beside it, and are found there.
 """
 
+import sys
 from pathlib import Path
+
+if not (3, 11) <= sys.version_info < (3, 15):
+    raise ImportError(f"Wardround needs Python 3.11 to 3.14; this is {sys.version.split()[0]}.")
 
 from wardround.api import Run, Sweep, load_run, predict, simulate, sweep
 

@@ -64,7 +64,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 NOTES = [
     "declined: answers of a site that its own bounds kept back, of all that were asked.",
     "tensor: the largest step of one tensor of the global model, as a share of what a site allows "
-    "(policy.max_step_ratio).",
+    "(policy.max_step_ratio); under FedAdam, of a single number.",
     "speaking: the fewest texts that speak in an update; 10 are needed (policy.min_speaking_texts).",
 ]
 
@@ -208,7 +208,9 @@ def noted(seen: Seen) -> Iterator[None]:
         layout: Layout, received: Tensor, before: Tensor, allowed: Allowed
     ) -> list[tuple[str, float]]:
         moved = step_norms(layout, received, before)
-        seen.tensors.append(float((moved / np.maximum(allowed.norms, 1e-30))[moved > 0].max(initial=0.0)))
+        shares = (moved / np.maximum(allowed.norms, 1e-30))[moved > 0]
+        largest = float((received - before).abs().max()) / allowed.largest  # of a single number
+        seen.tensors.append(max(float(shares.max(initial=0.0)), largest))
         return list(judged(layout, received, before, allowed))
 
     def speaking(self: Speaking) -> float:

@@ -10,10 +10,12 @@ from wardround.server.report.load import Sweep
 
 
 def findings(sweep: Sweep) -> Findings:
-    """The findings of the study that a sweep's arms are about. Raises ValueError if the sweep has no arms."""
-    # Both draw or compose, which takes a second to import; `--help` need not wait for it.
+    """The findings of the study that a sweep's arms are about; without arms, those of `wardround report`."""
+    # All draw or compose, which takes a second to import; `--help` need not wait for it.
     if not sweep.arms:
-        raise ValueError("this sweep has no arms, so that no study is about it. Use: wardround report DIR")
+        from wardround.server.report.render import own_findings
+
+        return own_findings(sweep)
     if any(run.settings and run.settings.model.activation != "own" for run in sweep.runs):
         from studies import blending
 

@@ -72,7 +72,7 @@ def sweep_files(sweep: Sweep, study: Callable[[Sweep], Findings] | None = None) 
     # Matplotlib takes half a second to import; who only loads need not wait for it.
     from wardround.server.report.figures import sweep_figures
 
-    found = (study or _own_findings)(sweep)
+    found = (study or own_findings)(sweep)
     drawings = sweep_figures(sweep) if found.drawings is None else found.drawings
     states = sweep.cells["status"].value_counts(sort=False)
     budgets = {display_name(data): sweep.budget(data) for data in sweep.data_sets}
@@ -93,7 +93,7 @@ def sweep_files(sweep: Sweep, study: Callable[[Sweep], Findings] | None = None) 
     return pages | _pictures(drawings) | ({found.file: verdicts.encode()} if found.file else {})
 
 
-def _own_findings(sweep: Sweep) -> Findings:
+def own_findings(sweep: Sweep) -> Findings:
     """The paper's claims, or results alone if the arms of a sweep ask another question."""
     if sweep.arms:
         return Findings(TEMPLATES / "sweep.j2", "", ())

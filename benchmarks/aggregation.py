@@ -47,7 +47,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     options = options_of.parse_args(arguments)
     if options.quick:
-        options.model, options.clients, options.repeats, options.cost_clients = "micro", (2, 3), 1, 2
+        options.model, options.clients, options.repeats, options.cost_clients = "micro", (2,), 1, 2
     return options
 
 

@@ -80,7 +80,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.variants = list(_TRAINED)
     if options.quick:
         options.models, options.precision, options.repeats, options.texts = ("micro",), ("fp32",), 1, 48
-        options.clients, options.rounds = 2, 2
+        options.clients, options.rounds, options.variants = 2, 2, options.variants[:1]
         options.train_examples, options.test_examples = 32, 20
     return options
 

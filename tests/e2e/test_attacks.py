@@ -531,8 +531,10 @@ def test_who_is_unregistered_is_out_at_once(ward: Ward) -> None:
 
 MARK = """
 import pathlib
-from wardround.client.app import app as client
-from wardround.server.app import app as server
+import wardround.client.app
+import wardround.server.app
+client = wardround.client.app.app
+server = wardround.server.app.app
 with pathlib.Path({mark!r}).open("ab") as mark:
     mark.write(pathlib.Path("/proc/self/cmdline").read_bytes() + b"\\n")
 """

@@ -106,8 +106,10 @@ def _run(
     groups = sorted(chosen, key=lambda key: "." in key)
     words = [f"{key}={chosen[key]}" for key in groups]
     environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
+    # Versions before 0.1.0's one package have no `wardround` folder.
+    program = "wardround.server.cli" if (tree / "wardround").is_dir() else "server.cli"
     done = subprocess.run(
-        [sys.executable, "-m", "wardround.server.cli", "simulate", *words, f"run_dir={run_dir}"],
+        [sys.executable, "-m", program, "simulate", *words, f"run_dir={run_dir}"],
         cwd=tree, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
 
 import typer
 import typer.core
+
+from wardround.common.versions import NAME, installed
 
 # Typer escapes the brackets of `[default: …]` for rich wherever that is installed, asked for or not.
 typer.core.HAS_RICH = False
@@ -50,7 +51,7 @@ def add_version(app: typer.Typer) -> None:
 
 def _show_version(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"wardround {version('wardround')}")
+        typer.echo(f"{NAME} {installed()}")
         raise typer.Exit
 
 

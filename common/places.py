@@ -1,4 +1,4 @@
-"""Where this installation has its code and the files beside it: a checkout or a wheel."""
+"""The places of code and of the files beside it, in a checkout or in a wheel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`import wardround`: what a script or a notebook uses."""
+"""`import wardround`: the functions for scripts and notebooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a script or a notebook uses: run a federation or a sweep here, read a run, label texts.
+"""For scripts and notebooks: run a federation or a sweep on this machine, read a run, label texts.
 
     import wardround
 
@@ -7,8 +7,8 @@
     wardround.predict(run.path, ["The match ended two all."])
 
 Settings are the words of the command line (docs/settings.md). Errors are those of the command line too:
-ValueError for bad input, with what is wrong and the next step, and `wardround.common.errors.Failed` for work
-that could not be finished.
+ValueError for bad input, which names the mistake and the next step, and `wardround.common.errors.Failed` for
+work that could not be finished.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a study makes of a sweep."""
+"""The findings of a study on a sweep."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study makes of a sweep: its own template of the page, and a file of its verdicts."""
+    """A study's page of a sweep: its template, and a file of verdicts."""
 
     template: Path
     """Extends `sweep.j2`."""

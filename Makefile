@@ -5,7 +5,7 @@ export FLWR_TELEMETRY_ENABLED = 0
 export RAY_USAGE_STATS_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test test-sites test-docker test-gpu lint check requirements sbom format clean
+.PHONY: demo test test-sites test-docker test-gpu lint check size requirements sbom format clean
 .DEFAULT_GOAL := check
 
 demo: .venv/installed
@@ -33,6 +33,10 @@ lint: .venv/installed
 
 check: lint
 	$(BIN)/pytest -m "not slow and not gpu and not e2e and not docker" -n 2 --dist loadfile --no-loadscope-reorder
+
+# The house in numbers, each beside its goal.
+size: .venv/installed
+	$(BIN)/python -m benchmarks.size
 
 # The files of hashes, from constraints.txt and the package index; after a change of either.
 requirements: .venv/installed

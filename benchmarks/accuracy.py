@@ -32,7 +32,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "int8, no error feedback": ("transforms=int8", "transforms.error_feedback=false"),
 }
 SETTINGS = (
-    *("experiment=demo", "num_clients=4", "data.train_examples=240", "data.test_examples=240"),
+    *(
+        "experiment=demo",
+        "num_clients=4",
+        "data.train_examples=240",
+        "data.test_examples=240",
+    ),
     *("train.max_length=32", "evaluation.target_accuracy=null"),
 )
 QUICK = ("data.train_examples=40", "data.test_examples=20", "train.max_length=8")
@@ -56,9 +61,15 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, made small by `--quick`."""
     options_of = parser(__doc__ or "")
     options_of.add_argument("--rounds", type=int, default=20)
-    options_of.add_argument("--seeds", type=numbers, default=(0, 1, 2), metavar="N[,N…]")
     options_of.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="further settings of every run"
+        "--seeds", type=numbers, default=(0, 1, 2), metavar="N[,N…]"
+    )
+    options_of.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further settings of every run",
     )
     options = options_of.parse_args(arguments)
     if options.quick:
@@ -76,7 +87,11 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
             settings = compose(
                 [
                     *(*SETTINGS, *words, *options.set),
-                    *(f"num_rounds={options.rounds}", f"seed={seed}", f"run_dir={run_dir}"),
+                    *(
+                        f"num_rounds={options.rounds}",
+                        f"seed={seed}",
+                        f"run_dir={run_dir}",
+                    ),
                 ]
             ).settings
             simulate(settings)
@@ -88,7 +103,12 @@ def _keep(samples: Samples, name: str, folder: RunFolder) -> None:
     """One value of everything for each run, in the order of the seeds."""
     records = folder.history()
     accuracies = [record.accuracy or 0.0 for record in records]
-    samples.add(name, last=accuracies[-1], mean=mean(accuracies[1:]), up_bytes=records[-1].bytes.up or 0)
+    samples.add(
+        name,
+        last=accuracies[-1],
+        mean=mean(accuracies[1:]),
+        up_bytes=records[-1].bytes.up or 0,
+    )
     samples.add(name, step_bytes=_exact_step(folder.path / "checkpoint"))
     for number, accuracy in enumerate(accuracies):
         samples.add(name, **{f"round {number}": accuracy})
@@ -99,20 +119,39 @@ def _exact_step(checkpoints: Path) -> float:
     """Bytes a weight of the difference between the last two checkpoints."""
     files = sorted(checkpoints.glob("round-*/shared.safetensors"))[-2:]
     before, after = (
-        np.concatenate([tensor.ravel() for _, tensor in sorted(load_file(file).items())]) for file in files
+        np.concatenate(
+            [tensor.ravel() for _, tensor in sorted(load_file(file).items())]
+        )
+        for file in files
     )
     return encode(EXACT, after, before).num_bytes / len(after)
 
 
 def _table(samples: Samples, options: argparse.Namespace) -> Table:
-    columns = ["form", "accuracy", "against exact", "lowest", "highest", "mean over rounds", "against exact "]
+    columns = [
+        "form",
+        "accuracy",
+        "against exact",
+        "lowest",
+        "highest",
+        "mean over rounds",
+        "against exact ",
+    ]
     table = Table([*columns, "up (MiB)", "exact step (B a weight)"])
     for name, found in samples.values.items():
-        last, over_rounds = ([100 * value for value in found[key]] for key in ("last", "mean"))
+        last, over_rounds = (
+            [100 * value for value in found[key]] for key in ("last", "mean")
+        )
         differences = _differences(samples, name, "last")
         table.rows.append(
             [
-                *(name, mean(last), mean(differences), min(differences), max(differences)),
+                *(
+                    name,
+                    mean(last),
+                    mean(differences),
+                    min(differences),
+                    max(differences),
+                ),
                 *(mean(over_rounds), mean(_differences(samples, name, "mean"))),
                 *(mean(found["up_bytes"]) / 2**20, mean(found["step_bytes"])),
             ]

@@ -21,8 +21,19 @@ from wardround.server.engines.simulate import simulate
 from wardround.server.run_folder import RunFolder
 
 SETTINGS = (
-    *("data.train_examples=480", "data.test_examples=240", "data.max_words=24", "train.max_length=32"),
-    *("num_clients=4", "threads=1", "train.local_epochs=1", "train.optimizer=adamw", "train.batch_size=16"),
+    *(
+        "data.train_examples=480",
+        "data.test_examples=240",
+        "data.max_words=24",
+        "train.max_length=32",
+    ),
+    *(
+        "num_clients=4",
+        "threads=1",
+        "train.local_epochs=1",
+        "train.optimizer=adamw",
+        "train.batch_size=16",
+    ),
 )
 FULL = "full"
 WAYS: dict[str, tuple[str, ...]] = {
@@ -43,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     options_of = parser(__doc__ or "")
     options_of.add_argument("--rounds", type=int, default=6)
-    options_of.add_argument("--seeds", type=numbers, default=(0, 1, 2), metavar="N[,N…]")
+    options_of.add_argument(
+        "--seeds", type=numbers, default=(0, 1, 2), metavar="N[,N…]"
+    )
     options_of.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = options_of.parse_args(arguments)
     if options.quick:
@@ -58,7 +71,11 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
         for name, words in WAYS.items():
             say(f"{name}, seed {seed}")
             run_dir = folder / f"{name}-s{seed}"
-            more = (f"num_rounds={options.rounds}", f"seed={seed}", f"run_dir={run_dir}")
+            more = (
+                f"num_rounds={options.rounds}",
+                f"seed={seed}",
+                f"run_dir={run_dir}",
+            )
             settings = compose([*SETTINGS, *words, *options.set, *more]).settings
             _, peak = isolated(simulate, settings)
             records = RunFolder(run_dir).history()
@@ -72,7 +89,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
     table = Table(["trained", "accuracy", "up (MiB)", "peak (MiB)", "time"])
     for name, found in samples.values.items():
         accuracy, up, memory = (fmean(found[key]) for key in ("accuracy", "up", "peak"))
-        table.rows.append([name, accuracy, up, memory, samples.ratio(name, FULL, "seconds")])
+        table.rows.append(
+            [name, accuracy, up, memory, samples.ratio(name, FULL, "seconds")]
+        )
     return Report("adapters", table, samples, NOTES)
 
 

@@ -51,7 +51,9 @@ def stock_average(model: Path, num_clients: int) -> float:
             RecordDict(
                 {
                     "arrays": ArrayRecord(network.state_dict()),
-                    "metrics": MetricRecord({"train_loss": 0.0, "num-examples": _NUM_EXAMPLES}),
+                    "metrics": MetricRecord(
+                        {"train_loss": 0.0, "num-examples": _NUM_EXAMPLES}
+                    ),
                 }
             )
         )
@@ -88,7 +90,9 @@ def global_tensors(model: Path) -> tuple[Layout, torch.Tensor]:
     return flatten_model(build(model), torch.device("cpu"))
 
 
-def replies(layout: Layout, flat: torch.Tensor, num_clients: int) -> Iterator[RecordDict]:
+def replies(
+    layout: Layout, flat: torch.Tensor, num_clients: int
+) -> Iterator[RecordDict]:
     """What Wardround's replies hold, each with bytes of its own, as pulled from a grid."""
     for _ in range(num_clients):
         record = ArrayRecord()

@@ -21,7 +21,10 @@ from benchmarks.report import Report, Samples, Table, carry_out, numbers, parser
 from benchmarks.round_costs import measure_costs
 
 STOCK = "stock FedAvg"
-VARIANTS: dict[str, Callable[[Path, int], float]] = {"Wardround": fold_in, STOCK: stock_average}
+VARIANTS: dict[str, Callable[[Path, int], float]] = {
+    "Wardround": fold_in,
+    STOCK: stock_average,
+}
 NUM_STEPS = 50
 
 NOTES = [
@@ -41,13 +44,23 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, made small by `--quick`."""
     options_of = parser(__doc__ or "")
     options_of.add_argument("--model", choices=SIZES, default="base")
-    options_of.add_argument("--clients", type=numbers, default=(2, 8, 32), metavar="K[,K…]")
     options_of.add_argument(
-        "--cost-clients", type=int, default=8, help="K of the second table; 0: leave it out"
+        "--clients", type=numbers, default=(2, 8, 32), metavar="K[,K…]"
+    )
+    options_of.add_argument(
+        "--cost-clients",
+        type=int,
+        default=8,
+        help="K of the second table; 0: leave it out",
     )
     options = options_of.parse_args(arguments)
     if options.quick:
-        options.model, options.clients, options.repeats, options.cost_clients = "micro", (2,), 1, 2
+        options.model, options.clients, options.repeats, options.cost_clients = (
+            "micro",
+            (2,),
+            1,
+            2,
+        )
     return options
 
 
@@ -61,7 +74,17 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
                 say(f"{name}, K = {num_clients}, run {repeat + 1} of {options.repeats}")
                 seconds, peak = isolated(run, model, num_clients)
                 samples.add(f"{name}, {num_clients}", seconds=seconds, bytes=peak)
-    table = Table(["model", "K", "aggregation", "seconds", "of stock", "peak memory (GiB)", "of stock "])
+    table = Table(
+        [
+            "model",
+            "K",
+            "aggregation",
+            "seconds",
+            "of stock",
+            "peak memory (GiB)",
+            "of stock ",
+        ]
+    )
     for num_clients in options.clients:
         for name in VARIANTS:
             row, base = f"{name}, {num_clients}", f"{STOCK}, {num_clients}"
@@ -69,29 +92,63 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
             memory = None if peak_bytes is None else peak_bytes / 2**30
             ratios = [samples.ratio(row, base, key) for key in ("seconds", "bytes")]
             seconds_now = samples.median(row, "seconds")
-            table.rows.append([options.model, num_clients, name, seconds_now, ratios[0], memory, ratios[1]])
+            table.rows.append(
+                [
+                    options.model,
+                    num_clients,
+                    name,
+                    seconds_now,
+                    ratios[0],
+                    memory,
+                    ratios[1],
+                ]
+            )
     report = Report("aggregation", table, samples, NOTES)
     if options.cost_clients:
-        report.more["What a round costs beside training"] = _costs(options, model, folder, samples)
+        report.more["What a round costs beside training"] = _costs(
+            options, model, folder, samples
+        )
     return report
 
 
-def _costs(options: argparse.Namespace, model: Path, folder: Path, samples: Samples) -> Table:
+def _costs(
+    options: argparse.Namespace, model: Path, folder: Path, samples: Samples
+) -> Table:
     say(f"costs of a round, K = {options.cost_clients}")
-    costs, _ = isolated(measure_costs, model, folder / "run", options.cost_clients, options.repeats)
+    costs, _ = isolated(
+        measure_costs, model, folder / "run", options.cost_clients, options.repeats
+    )
     step = costs.pop("step")
     samples.add("step", seconds=step)
-    columns = ["model", "K", "what", "seconds a round", f"share of {NUM_STEPS} steps (%)"]
+    columns = [
+        "model",
+        "K",
+        "what",
+        "seconds a round",
+        f"share of {NUM_STEPS} steps (%)",
+    ]
     table = Table(columns)
     total = 0.0
     for name, seconds in costs.items():
         samples.add(name, seconds=seconds)
         total += seconds
         table.rows.append(
-            [options.model, options.cost_clients, name, seconds, 100 * seconds / (NUM_STEPS * step)]
+            [
+                options.model,
+                options.cost_clients,
+                name,
+                seconds,
+                100 * seconds / (NUM_STEPS * step),
+            ]
         )
     table.rows.append(
-        [options.model, options.cost_clients, "all of them", total, 100 * total / (NUM_STEPS * step)]
+        [
+            options.model,
+            options.cost_clients,
+            "all of them",
+            total,
+            100 * total / (NUM_STEPS * step),
+        ]
     )
     table.rows.append([options.model, "", "one training step", step, 100 / NUM_STEPS])
     return table
@@ -101,11 +158,18 @@ def _plot(report: Report, options: argparse.Namespace) -> None:
     curves = {
         quantity: [
             Curve(
-                name, [(k, (report.samples.median(f"{name}, {k}", key) or 0) / unit) for k in options.clients]
+                name,
+                [
+                    (k, (report.samples.median(f"{name}, {k}", key) or 0) / unit)
+                    for k in options.clients
+                ],
             )
             for name in VARIANTS
         ]
-        for quantity, key, unit in (("seconds", "seconds", 1), ("peak memory (GiB)", "bytes", 2**30))
+        for quantity, key, unit in (
+            ("seconds", "seconds", 1),
+            ("peak memory (GiB)", "bytes", 2**30),
+        )
     }
     draw(options.plot, curves, "clients K")
 

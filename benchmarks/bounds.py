@@ -47,8 +47,19 @@ LATE, RESTARTED, LATE_ROUND = "middle", "small", 3
 WORDS = 40
 """In each text, at least: 50 shorter ones have fewer tokens than the policy asks for."""
 SETTINGS = (
-    *("recipe=fine_tune", "model=minilm", "data=files", "data.path=texts.csv", "evaluation.where=sites"),
-    *("train.max_length=48", "train.batch_size=16", "train.group_by_length=true", "threads=1"),
+    *(
+        "recipe=fine_tune",
+        "model=minilm",
+        "data=files",
+        "data.path=texts.csv",
+        "evaluation.where=sites",
+    ),
+    *(
+        "train.max_length=48",
+        "train.batch_size=16",
+        "train.group_by_length=true",
+        "threads=1",
+    ),
     *("num_clients=3", "run_dir=bounds", "device=cpu"),
 )
 ARMS: dict[str, tuple[str, ...]] = {
@@ -56,7 +67,11 @@ ARMS: dict[str, tuple[str, ...]] = {
     "AdamW": ("train.learning_rate=2e-4",),
     "FedAvgM": ("train.learning_rate=2e-4", "strategy.server_momentum=0.9"),
     "FedAdam": (
-        *("train.learning_rate=2e-4", "strategy.optimizer=adam", "strategy.server_learning_rate=0.01"),
+        *(
+            "train.learning_rate=2e-4",
+            "strategy.optimizer=adam",
+            "strategy.server_learning_rate=0.01",
+        ),
         "strategy.tau=0.001",
     ),
     "LoRA": ("recipe=adapters", "train.learning_rate=1e-3"),
@@ -73,10 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     options_of = parser(__doc__ or "")
     options_of.add_argument("--texts", type=Path, required=True, metavar="FILE")
-    options_of.add_argument("--arms", type=names, default=tuple(ARMS), metavar="NAME[,NAME…]")
+    options_of.add_argument(
+        "--arms", type=names, default=tuple(ARMS), metavar="NAME[,NAME…]"
+    )
     options_of.add_argument("--rounds", type=int, default=5)
     options_of.add_argument(
-        "--sizes", type=float, default=1.0, help="Share of the texts; no site has fewer than the smallest."
+        "--sizes",
+        type=float,
+        default=1.0,
+        help="Share of the texts; no site has fewer than the smallest.",
     )
     options = options_of.parse_args(arguments)
     return carry_out(options, measure, lambda report, options: None)
@@ -96,9 +116,20 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
     samples = Samples()
     table = Table(["arm", "site", "asked", "declined", "tensor", "speaking"])
     for arm in options.arms:
-        for site, seen, asked, declined in run(arm, files, folder / arm, options.rounds):
-            closest, fewest = max(seen.tensors, default=0.0), min(seen.speaking, default=0.0)
-            samples.add(f"{arm} {site}", asked=asked, declined=len(declined), tensor=closest, speaking=fewest)
+        for site, seen, asked, declined in run(
+            arm, files, folder / arm, options.rounds
+        ):
+            closest, fewest = (
+                max(seen.tensors, default=0.0),
+                min(seen.speaking, default=0.0),
+            )
+            samples.add(
+                f"{arm} {site}",
+                asked=asked,
+                declined=len(declined),
+                tensor=closest,
+                speaking=fewest,
+            )
             told = ", ".join([str(len(declined)), *sorted(set(declined))])
             table.rows.append([arm, site, asked, told, closest, fewest])
     return Report("bounds", table, samples, NOTES)
@@ -108,10 +139,14 @@ def write_texts(texts: Path, folder: Path, share: float) -> dict[str, Path]:
     """A file for each site; the smallest has longer texts."""
     found: list[tuple[str, str]] = []
     for name in write_sites(texts, folder / "trusts"):
-        with (folder / "trusts" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        with (folder / "trusts" / f"{name}.csv").open(
+            newline="", encoding="utf-8"
+        ) as file:
             found += [(row["text"], row["label"]) for row in csv.DictReader(file)]
     order = np.random.default_rng(0).permutation(len(found))
-    rows = sorted((found[at] for at in order), key=lambda row: len(row[0].split()) < WORDS)
+    rows = sorted(
+        (found[at] for at in order), key=lambda row: len(row[0].split()) < WORDS
+    )
     files = {}
     for name, size in SIZES.items():
         kept = max(SIZES[RESTARTED], share * size)
@@ -127,8 +162,18 @@ def run(
     arm: str, files: dict[str, Path], folder: Path, num_rounds: int
 ) -> Iterator[tuple[str, Seen, int, list[str]]]:
     """One federation in this process, each site with its own state; of each site what came close."""
-    labels = sorted({row["label"] for file in files.values() for row in csv.DictReader(file.open("r"))})
-    words = (f"data.label_names={json.dumps(labels)}", f"num_rounds={num_rounds}", *ARMS[arm])
+    labels = sorted(
+        {
+            row["label"]
+            for file in files.values()
+            for row in csv.DictReader(file.open("r"))
+        }
+    )
+    words = (
+        f"data.label_names={json.dumps(labels)}",
+        f"num_rounds={num_rounds}",
+        *ARMS[arm],
+    )
     settings = settings_to_submit([*SETTINGS, *words]).for_sites()
     sites = {name: site_of(name, file, folder / name) for name, file in files.items()}
     check_policy(settings, sites)
@@ -148,7 +193,13 @@ def run(
                 kept[name] = Kept()
             digest = file_sha256(site.data_path)
             order = Order(arm, settings, place, number, number - 1, digest, most)
-            task = Task(number, layout.digest, whole(tensors.numpy()), None, model_sha256(layout, tensors))
+            task = Task(
+                number,
+                layout.digest,
+                whole(tensors.numpy()),
+                None,
+                model_sha256(layout, tensors),
+            )
             with noted(seen[name]):
                 real = RealSite(site, kept[name], order)
                 content = answer(TRAIN, pack_tasks(task, [place])[0], lambda: real)  # noqa: B023
@@ -194,8 +245,12 @@ def site_of(name: str, file: Path, folder: Path) -> SiteFile:
 def check_policy(settings: Settings, sites: dict[str, SiteFile]) -> None:
     """Raise ValueError if the strict policy does not allow these settings."""
     for site in sites.values():
-        limits = Limits(site.policy, site.name, "", False, tuple(settings.data.label_names or ()))
-        if refused := [line.key for line in lines_of(settings, limits) if not line.is_allowed]:
+        limits = Limits(
+            site.policy, site.name, "", False, tuple(settings.data.label_names or ())
+        )
+        if refused := [
+            line.key for line in lines_of(settings, limits) if not line.is_allowed
+        ]:
             raise ValueError(f"the policy refuses {', '.join(refused)}")
 
 
@@ -209,7 +264,9 @@ def noted(seen: Seen) -> Iterator[None]:
     ) -> list[tuple[str, float]]:
         moved = step_norms(layout, received, before)
         shares = (moved / np.maximum(allowed.norms, 1e-30))[moved > 0]
-        largest = float((received - before).abs().max()) / allowed.largest  # of a single number
+        largest = (
+            float((received - before).abs().max()) / allowed.largest
+        )  # of a single number
         seen.tensors.append(max(float(shares.max(initial=0.0)), largest))
         return list(judged(layout, received, before, allowed))
 

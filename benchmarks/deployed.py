@@ -72,8 +72,15 @@ class Bed:
     certificates, keys and texts.
     """
 
-    def __init__(self, root: Path, model: Path, num_sites: int, *, is_stock: bool) -> None:
-        self.root, self.model, self.num_sites, self.is_stock = root, model, num_sites, is_stock
+    def __init__(
+        self, root: Path, model: Path, num_sites: int, *, is_stock: bool
+    ) -> None:
+        self.root, self.model, self.num_sites, self.is_stock = (
+            root,
+            model,
+            num_sites,
+            is_stock,
+        )
         self.federation = Federation(root)
         self._open = ExitStack()
 
@@ -94,7 +101,9 @@ class Bed:
             federation.wait_online(*names, seconds=_ONLINE_SECONDS)
         assert federation.server is not None
         server = federation.server.popen.pid
-        groups: dict[str, Callable[[], set[int]]] = {"server": lambda: with_descendants([server])}
+        groups: dict[str, Callable[[], set[int]]] = {
+            "server": lambda: with_descendants([server])
+        }
         for site in sites:
             assert site.node is not None
             groups[site.name] = _finder(site.node.popen.pid)
@@ -115,21 +124,38 @@ class Bed:
         run_dir = self.root / "run"
         settings = settings_to_submit(
             [
-                *("model=hf", f"model.name={self.model}", "model.label=benchmark", "data=files"),
+                *(
+                    "model=hf",
+                    f"model.name={self.model}",
+                    "model.label=benchmark",
+                    "data=files",
+                ),
                 *(f"data.label_names=[{','.join(LABELS)}]", "data.test_fraction=0.4"),
-                *("train.local_epochs=1", f"train.max_length={_TEXT_TOKENS}", "train.padding=longest"),
+                *(
+                    "train.local_epochs=1",
+                    f"train.max_length={_TEXT_TOKENS}",
+                    "train.padding=longest",
+                ),
                 "train.last_batch=even",
-                *("evaluation.where=sites", f"num_clients={self.num_sites}", f"num_rounds={num_rounds}"),
+                *(
+                    "evaluation.where=sites",
+                    f"num_clients={self.num_sites}",
+                    f"num_rounds={num_rounds}",
+                ),
                 *("device=cpu", f"run_dir={run_dir}", *overrides),
             ]
         )
         folder = self.federation.folder
 
         def rounds_done() -> int:
-            found = sorted(path.name for path in (run_dir / "checkpoint").glob("round-*"))
+            found = sorted(
+                path.name for path in (run_dir / "checkpoint").glob("round-*")
+            )
             return int(found[-1].removeprefix("round-")) if found else 0
 
-        return self._measure(lambda: start(folder, settings, folder.sites()), rounds_done, num_rounds)
+        return self._measure(
+            lambda: start(folder, settings, folder.sites()), rounds_done, num_rounds
+        )
 
     def stock(self, num_rounds: int) -> Measured:
         """One run of the stock app."""
@@ -143,11 +169,21 @@ class Bed:
         folder = self.federation.folder
 
         def rounds_done() -> int:
-            return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+            return (
+                len(file.read_text(encoding="utf-8").splitlines())
+                if file.exists()
+                else 0
+            )
 
-        return self._measure(lambda: superlink.start_run(folder, STOCK_APP, config), rounds_done, num_rounds)
+        return self._measure(
+            lambda: superlink.start_run(folder, STOCK_APP, config),
+            rounds_done,
+            num_rounds,
+        )
 
-    def _measure(self, send: Callable[[], str], rounds_done: Callable[[], int], num_rounds: int) -> Measured:
+    def _measure(
+        self, send: Callable[[], str], rounds_done: Callable[[], int], num_rounds: int
+    ) -> Measured:
         """Start a run, take a mark at the end of every round, and wait until nothing of it runs any more."""
         started = asked = time.monotonic()
         run_id = send()
@@ -155,24 +191,34 @@ class Bed:
         while len(marks) < num_rounds:
             time.sleep(0.1)
             if rounds_done() > len(marks):
-                marks.append(Mark(time.monotonic(), self.relay.sent, self.relay.received))
+                marks.append(
+                    Mark(time.monotonic(), self.relay.sent, self.relay.received)
+                )
                 say(f"  round {len(marks)} after {marks[-1].seconds - started:.1f} s")
             # Asking takes a second of a processor: rarely, and of both apps alike.
             if time.monotonic() - asked > _ASK_SECONDS:
                 asked = time.monotonic()
                 self._check(run_id)
-        while not (state := superlink.run_state(self.federation.folder, run_id)).has_ended:
+        while not (
+            state := superlink.run_state(self.federation.folder, run_id)
+        ).has_ended:
             time.sleep(1)
         if state.status != "finished:completed":
-            raise RunLost(f"the run ended as {state.status} {state.details}\n{self._log()}")
+            raise RunLost(
+                f"the run ended as {state.status} {state.details}\n{self._log()}"
+            )
         peaks = self.memory.peaks
         sites = max(peaks[name] for name in self.federation.sites)
-        return Measured(tuple(marks), marks[0].seconds - started, peaks["server"], sites)
+        return Measured(
+            tuple(marks), marks[0].seconds - started, peaks["server"], sites
+        )
 
     def _check(self, run_id: str) -> None:
         state = superlink.run_state(self.federation.folder, run_id)
         if state.has_ended and state.status != "finished:completed":
-            raise RunLost(f"the run ended as {state.status} {state.details}\n{self._log()}")
+            raise RunLost(
+                f"the run ended as {state.status} {state.details}\n{self._log()}"
+            )
 
     def _log(self) -> str:
         assert self.federation.server is not None

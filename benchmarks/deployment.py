@@ -24,7 +24,9 @@ Run = Callable[[Bed, int], Measured]
 VARIANTS: dict[str, Run] = {
     "Wardround": lambda bed, num_rounds: bed.wardround(num_rounds),
     STOCK: lambda bed, num_rounds: bed.stock(num_rounds),
-    "Wardround, transforms=bf16": lambda bed, num_rounds: bed.wardround(num_rounds, "transforms=bf16"),
+    "Wardround, transforms=bf16": lambda bed, num_rounds: bed.wardround(
+        num_rounds, "transforms=bf16"
+    ),
 }
 
 NOTES = [
@@ -52,8 +54,12 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options_of = parser(__doc__ or "")
     options_of.add_argument("--model", choices=SIZES, default="base")
     options_of.add_argument("--sites", type=numbers, default=(2,), metavar="N[,N…]")
-    options_of.add_argument("--rounds", type=int, default=4, help="rounds of each run, at least 2")
-    options_of.add_argument("--only", choices=VARIANTS, action="append", help="measure these rows alone")
+    options_of.add_argument(
+        "--rounds", type=int, default=4, help="rounds of each run, at least 2"
+    )
+    options_of.add_argument(
+        "--only", choices=VARIANTS, action="append", help="measure these rows alone"
+    )
     options = options_of.parse_args(arguments)
     if options.quick:
         options.model, options.rounds, options.repeats = "micro", 2, 1
@@ -64,14 +70,20 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
     """All runs, for every number of sites."""
     samples = Samples()
     model = write_model(folder / "model", options.model)
-    chosen = {name: run for name, run in VARIANTS.items() if not options.only or name in options.only}
+    chosen = {
+        name: run
+        for name, run in VARIANTS.items()
+        if not options.only or name in options.only
+    }
     for num_sites in options.sites:
         for repeat in range(options.repeats):
             for number, (name, run) in enumerate(chosen.items()):
                 say(f"{name}, {num_sites} sites, run {repeat + 1} of {options.repeats}")
                 root = folder / f"sites-{num_sites}" / f"run-{repeat}-{number}"
                 with Bed(root, model, num_sites, is_stock=name == STOCK) as bed:
-                    _keep(samples, f"{name}, {num_sites} sites", run(bed, options.rounds))
+                    _keep(
+                        samples, f"{name}, {num_sites} sites", run(bed, options.rounds)
+                    )
     return Report("deployment", _table(samples, chosen, options), samples, NOTES)
 
 
@@ -85,11 +97,24 @@ def _keep(samples: Samples, row: str, measured: Measured) -> None:
         server_bytes=measured.server_bytes,
         site_bytes=measured.site_bytes,
     )
-    say(f"  {measured.round_seconds:.1f} s a round, server {measured.server_bytes / 2**30:.2f} GiB")
+    say(
+        f"  {measured.round_seconds:.1f} s a round, server {measured.server_bytes / 2**30:.2f} GiB"
+    )
 
 
-def _table(samples: Samples, chosen: dict[str, Run], options: argparse.Namespace) -> Table:
-    columns = ["model", "sites", "app", "s/round", "of stock", "to round 1 (s)", "up (MiB)", "down (MiB)"]
+def _table(
+    samples: Samples, chosen: dict[str, Run], options: argparse.Namespace
+) -> Table:
+    columns = [
+        "model",
+        "sites",
+        "app",
+        "s/round",
+        "of stock",
+        "to round 1 (s)",
+        "up (MiB)",
+        "down (MiB)",
+    ]
     table = Table([*columns, "server (GiB)", "site (GiB)"])
     for num_sites in options.sites:
         for name in chosen:
@@ -98,8 +123,16 @@ def _table(samples: Samples, chosen: dict[str, Run], options: argparse.Namespace
             wire = [samples.median(row, key) for key in ("up_bytes", "down_bytes")]
             table.rows.append(
                 [
-                    *(options.model, num_sites, name, samples.median(row, "round_seconds")),
-                    *(samples.ratio(row, base, "round_seconds"), samples.median(row, "start_seconds")),
+                    *(
+                        options.model,
+                        num_sites,
+                        name,
+                        samples.median(row, "round_seconds"),
+                    ),
+                    *(
+                        samples.ratio(row, base, "round_seconds"),
+                        samples.median(row, "start_seconds"),
+                    ),
                     *(None if value is None else value / 2**20 for value in wire),
                     *(None if value is None else value / 2**30 for value in memory),
                 ]

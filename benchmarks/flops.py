@@ -10,7 +10,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SECONDS = 1.5
 
 
-def peak_flops(precision: str, device: str, threads: int, *, is_quick: bool = False) -> float:
+def peak_flops(
+    precision: str, device: str, threads: int, *, is_quick: bool = False
+) -> float:
     """Floating-point operations a second of a large matrix product, best of the tries of some seconds."""
     torch.set_num_threads(threads)
     side = 256 if is_quick else 2048 if device == "cpu" else 8192

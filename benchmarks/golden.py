@@ -35,9 +35,16 @@ CASES: dict[str, tuple[str, ...]] = {
     "bf16 on the wire": ("transforms=bf16",),
     "2 workers": ("engine.workers=2",),
     "sites evaluate": ("evaluation.where=sites",),
-    "server momentum": ("strategy.server_momentum=0.9", "strategy.server_learning_rate=0.5"),
+    "server momentum": (
+        "strategy.server_momentum=0.9",
+        "strategy.server_learning_rate=0.5",
+    ),
     "uniform weights": ("strategy.weighting=uniform", "num_clients=5"),
-    "bounded shares": ("strategy.max_share=0.4", "partition=by_site", "data.path={texts}/sites"),
+    "bounded shares": (
+        "strategy.max_share=0.4",
+        "partition=by_site",
+        "data.path={texts}/sites",
+    ),
     "clipped updates": (
         "strategy.max_update_norm=0.5",
         "strategy.max_norm_ratio=0.9",
@@ -45,22 +52,34 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "heads of their own": ("train.head_init=per_site", "strategy.server_momentum=0.5"),
     "micro-batches": ("train.micro_batches=by_length",),
-    "texts of like length": ("train.group_by_length=true", "train.padding=longest", "train.optimizer=adamw"),
+    "texts of like length": (
+        "train.group_by_length=true",
+        "train.padding=longest",
+        "train.optimizer=adamw",
+    ),
 }
 
 
 def main() -> None:
     """Compare, and say for each case whether it is the same; exit status 1 where one is not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--against", required=True, metavar="REVISION")
     revision = parser.parse_args().against
     with TemporaryDirectory() as folder:
         before = Path(folder) / "before"
-        subprocess.run(["git", "worktree", "add", "-q", "--detach", before, revision], cwd=ROOT, check=True)
+        subprocess.run(
+            ["git", "worktree", "add", "-q", "--detach", before, revision],
+            cwd=ROOT,
+            check=True,
+        )
         try:
             same = _compare(before, Path(folder))
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", before], cwd=ROOT, check=True)
+            subprocess.run(
+                ["git", "worktree", "remove", "--force", before], cwd=ROOT, check=True
+            )
     sys.exit(0 if same else 1)
 
 
@@ -81,7 +100,9 @@ def _compare(before: Path, folder: Path) -> bool:
             for tree, label in ((before, "before"), (ROOT, "after"))
         )
         differ += old != new
-        _say(f"{'same   ' if old == new else 'DIFFERS'}  {name}: {len(new)} rounds, {new[-1][0][:12]}")
+        _say(
+            f"{'same   ' if old == new else 'DIFFERS'}  {name}: {len(new)} rounds, {new[-1][0][:12]}"
+        )
     _say(f"{len(CASES) - differ} of {len(CASES)} the same")
     return not differ
 

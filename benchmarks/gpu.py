@@ -49,7 +49,9 @@ WAYS = (
 )
 # Of the training benchmark's rows: the paper's, the fastest, and the one beside which they stand.
 _TRAINED = [
-    name for name in training.VARIANTS if "paper" in name or "true, " in name or name == training.TRAINER
+    name
+    for name in training.VARIANTS
+    if "paper" in name or "true, " in name or name == training.TRAINER
 ]
 NOTES = [
     "s/round: training, averaging and measuring, the mean of the rounds after the first.",
@@ -67,11 +69,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, made small by `--quick`."""
     options_of = parser(__doc__ or "")
-    options_of.add_argument("--models", type=names, default=("base",), metavar="NAME[,NAME…]")
-    options_of.add_argument("--precision", type=names, default=("fp32", "bf16"), metavar="fp32[,bf16]")
+    options_of.add_argument(
+        "--models", type=names, default=("base",), metavar="NAME[,NAME…]"
+    )
+    options_of.add_argument(
+        "--precision", type=names, default=("fp32", "bf16"), metavar="fp32[,bf16]"
+    )
     options_of.add_argument("--device", default="cuda", help="the GPU")
-    options_of.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
-    options_of.add_argument("--texts", type=int, default=4096, help="how many to train on for texts a second")
+    options_of.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="of the CPU"
+    )
+    options_of.add_argument(
+        "--texts",
+        type=int,
+        default=4096,
+        help="how many to train on for texts a second",
+    )
     options_of.add_argument("--clients", type=int, default=4)
     options_of.add_argument("--rounds", type=int, default=5)
     options_of.add_argument("--train-examples", type=int, default=640)
@@ -79,7 +92,12 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = options_of.parse_args(arguments)
     options.variants = list(_TRAINED)
     if options.quick:
-        options.models, options.precision, options.repeats, options.texts = ("micro",), ("fp32",), 1, 48
+        options.models, options.precision, options.repeats, options.texts = (
+            ("micro",),
+            ("fp32",),
+            1,
+            48,
+        )
         options.clients, options.rounds, options.variants = 2, 2, options.variants[:1]
         options.train_examples, options.test_examples = 32, 20
     return options
@@ -89,14 +107,20 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
     """The runs one after the other, then the training."""
     model = _without_dropout(folder / "model")
     runs = {way.name: _run(way, model, options, folder) for way in WAYS}
-    start = _run(Way("start", on_gpu=False, overrides=("num_rounds=0",)), model, options, folder)
+    start = _run(
+        Way("start", on_gpu=False, overrides=("num_rounds=0",)), model, options, folder
+    )
     report = training.measure(options, folder)
     report.name = "gpu"
-    report.more["The same run, computed in other ways"] = _compare(runs, start, report.samples)
+    report.more["The same run, computed in other ways"] = _compare(
+        runs, start, report.samples
+    )
     report.notes += NOTES
     if options.device != "cpu":
         card = torch.cuda.get_device_properties(torch.device(options.device))
-        report.notes.append(f"GPU: {card.name}, {card.total_memory / 2**30:.0f} GiB, {_cuda()}.")
+        report.notes.append(
+            f"GPU: {card.name}, {card.total_memory / 2**30:.0f} GiB, {_cuda()}."
+        )
     return report
 
 
@@ -126,12 +150,22 @@ def _run(way: Way, model: Path, options: argparse.Namespace, folder: Path) -> Ru
             f"num_clients={options.clients}",
             f"num_rounds={options.rounds}",
         ),
-        *(f"data.train_examples={options.train_examples}", f"data.test_examples={options.test_examples}"),
+        *(
+            f"data.train_examples={options.train_examples}",
+            f"data.test_examples={options.test_examples}",
+        ),
         *("train.local_epochs=1", "train.learning_rate=0.05", "train.max_length=64"),
         f"threads={options.threads}",
     ]
     quiet = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "wardround.server.cli", "simulate", *words, *way.overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "wardround.server.cli",
+        "simulate",
+        *words,
+        *way.overrides,
+    ]
     subprocess.run(command, check=True, env=quiet, stdout=sys.stderr)
     run = RunFolder(path)
     say(f"  {_seconds_a_round(run.history()):.2f} s a round")
@@ -139,25 +173,45 @@ def _run(way: Way, model: Path, options: argparse.Namespace, folder: Path) -> Ru
 
 
 def _compare(runs: dict[str, RunFolder], start: RunFolder, samples: Samples) -> Table:
-    columns = ["how", "s/round", "times as fast", "last accuracy", "most apart (points)", "model apart"]
+    columns = [
+        "how",
+        "s/round",
+        "times as fast",
+        "last accuracy",
+        "most apart (points)",
+        "model apart",
+    ]
     table = Table([*columns, "same bits as"])
     histories = {name: run.history() for name, run in runs.items()}
     for name, history in histories.items():
         seconds = _seconds_a_round(history)
         samples.add(
-            name, seconds_a_round=seconds, **{f"accuracy_{at.round}": _accuracy(at) for at in history}
+            name,
+            seconds_a_round=seconds,
+            **{f"accuracy_{at.round}": _accuracy(at) for at in history},
         )
         apart = max(
             abs(_accuracy(ours) - _accuracy(theirs))
             for ours, theirs in zip(history, histories[_REFERENCE], strict=True)
         )
         same = [
-            other for other in histories if other != name and _hashes(histories[other]) == _hashes(history)
+            other
+            for other in histories
+            if other != name and _hashes(histories[other]) == _hashes(history)
         ]
         table.rows.append(
             [
-                *(name, seconds, _seconds_a_round(histories[_REFERENCE]) / seconds, _accuracy(history[-1])),
-                *(100 * apart, _distance(runs[name], runs[_REFERENCE], start), ", ".join(same) or None),
+                *(
+                    name,
+                    seconds,
+                    _seconds_a_round(histories[_REFERENCE]) / seconds,
+                    _accuracy(history[-1]),
+                ),
+                *(
+                    100 * apart,
+                    _distance(runs[name], runs[_REFERENCE], start),
+                    ", ".join(same) or None,
+                ),
             ]
         )
     return table
@@ -175,7 +229,9 @@ def _hashes(history: Sequence[RoundRecord]) -> list[str | None]:
 def _seconds_a_round(history: Sequence[RoundRecord]) -> float:
     """Of training, averaging and measuring; the mean of the rounds after the first."""
     later = history[2:] or history[1:] or history
-    return sum(sum(filter(None, record.seconds.model_dump().values())) for record in later) / len(later)
+    return sum(
+        sum(filter(None, record.seconds.model_dump().values())) for record in later
+    ) / len(later)
 
 
 def _distance(ours: RunFolder, theirs: RunFolder, start: RunFolder) -> float:
@@ -187,7 +243,9 @@ def _distance(ours: RunFolder, theirs: RunFolder, start: RunFolder) -> float:
 def _tensors(run: RunFolder) -> torch.Tensor:
     checkpoint = run.load_checkpoint()
     assert checkpoint is not None, f"{run.path} has no checkpoint"
-    return torch.cat([tensor.flatten().double() for _, tensor in sorted(checkpoint.tensors.items())])
+    return torch.cat(
+        [tensor.flatten().double() for _, tensor in sorted(checkpoint.tensors.items())]
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,16 @@ from statistics import fmean
 import numpy as np
 import torch
 
-from benchmarks.report import Report, Samples, Table, carry_out, names, numbers, parser, say
+from benchmarks.report import (
+    Report,
+    Samples,
+    Table,
+    carry_out,
+    names,
+    numbers,
+    parser,
+    say,
+)
 from wardround.client.site import Examples
 from wardround.common.data.batches import evaluation_batches
 from wardround.common.data.corpus import Corpus, open_corpus
@@ -39,8 +48,19 @@ from wardround.server.predict import load_classifier
 from wardround.server.run_folder import RunFolder
 
 SETTINGS = (
-    *("protocol=modern", "model=minilm", "data=files", "data.text_columns=[text]", "partition=by_site"),
-    *("train.learning_rate=2e-4", "train.batch_size=32", "train.max_length=32", "train.group_by_length=true"),
+    *(
+        "protocol=modern",
+        "model=minilm",
+        "data=files",
+        "data.text_columns=[text]",
+        "partition=by_site",
+    ),
+    *(
+        "train.learning_rate=2e-4",
+        "train.batch_size=32",
+        "train.max_length=32",
+        "train.group_by_length=true",
+    ),
     *("threads=1", "precision=bf16"),
     *("evaluation.where=sites", "evaluation.validation_fraction=0.25"),
     *("personalisation.epochs=3", "personalisation.keep_models=true"),
@@ -52,7 +72,11 @@ ARMS: dict[str, tuple[str, ...]] = {
     POOLED: ("partition=iid",),
     FEDAVG: (),
     "FedProx": ("train.proximal_mu=0.01",),
-    "FedAdam": ("strategy.optimizer=adam", "strategy.server_learning_rate=0.01", "strategy.tau=0.001"),
+    "FedAdam": (
+        "strategy.optimizer=adam",
+        "strategy.server_learning_rate=0.01",
+        "strategy.tau=0.001",
+    ),
     "LoRA": ("adapters=lora", "train.learning_rate=2e-3"),
     PERSONAL: ("personalisation=all",),
 }
@@ -96,11 +120,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     options_of = parser(__doc__ or "")
     options_of.add_argument(
-        "--texts", type=Path, required=True, metavar="CSV", help="of the public repository"
+        "--texts",
+        type=Path,
+        required=True,
+        metavar="CSV",
+        help="of the public repository",
     )
-    options_of.add_argument("--seeds", type=numbers, default=(0, 1, 2), metavar="N[,N…]")
+    options_of.add_argument(
+        "--seeds", type=numbers, default=(0, 1, 2), metavar="N[,N…]"
+    )
     options_of.add_argument("--rounds", type=int, default=4)
-    options_of.add_argument("--arms", type=names, default=tuple(ARMS), metavar="NAME[,NAME…]")
+    options_of.add_argument(
+        "--arms", type=names, default=tuple(ARMS), metavar="NAME[,NAME…]"
+    )
     options_of.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = options_of.parse_args(arguments)
     if options.quick:
@@ -141,40 +173,78 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
     for seed in options.seeds:
         for arm in options.arms:
             say(f"{arm}, seed {seed}")
-            of_runs = [outcomes(settings, who) for settings, who in _runs(arm, seed, trusts, folder, options)]
-            found[arm].append({trust: outcome for run in of_runs for trust, outcome in run.items()})
+            of_runs = [
+                outcomes(settings, who)
+                for settings, who in _runs(arm, seed, trusts, folder, options)
+            ]
+            found[arm].append(
+                {trust: outcome for run in of_runs for trust, outcome in run.items()}
+            )
     samples = Samples()
     for arm, of_seeds in found.items():
         for of_trusts in of_seeds:
             for trust, outcome in of_trusts.items():
                 accuracy = 100 * float(outcome.is_right.mean())
                 samples.add(
-                    arm, **{f"{trust} accuracy": accuracy, f"{trust} macro-F1": 100 * outcome.macro_f1}
+                    arm,
+                    **{
+                        f"{trust} accuracy": accuracy,
+                        f"{trust} macro-F1": 100 * outcome.macro_f1,
+                    },
                 )
-            together = np.concatenate([outcome.is_right for outcome in of_trusts.values()])
+            together = np.concatenate(
+                [outcome.is_right for outcome in of_trusts.values()]
+            )
             samples.add(arm, **{"all texts": 100 * float(together.mean())})
-    quantities = [f"{trust} {what}" for what in ("accuracy", "macro-F1") for trust in trusts]
+    quantities = [
+        f"{trust} {what}" for what in ("accuracy", "macro-F1") for trust in trusts
+    ]
     table = Table(["arm", "all texts", *quantities])
     for arm, measured in samples.values.items():
-        table.rows.append([arm, *(fmean(measured[quantity]) for quantity in ("all texts", *quantities))])
+        table.rows.append(
+            [
+                arm,
+                *(fmean(measured[quantity]) for quantity in ("all texts", *quantities)),
+            ]
+        )
     more = {"gain over alone, in points": _gain_table(found, trusts)}
     if PERSONAL in found:
-        records = [PersonalRecord.read(_run_dir(folder, FEDAVG, seed)) for seed in options.seeds]
-        more["personal models by method, accuracy"] = _method_table(filter(None, records), trusts)
+        records = [
+            PersonalRecord.read(_run_dir(folder, FEDAVG, seed))
+            for seed in options.seeds
+        ]
+        more["personal models by method, accuracy"] = _method_table(
+            filter(None, records), trusts
+        )
     return Report("hospitals", table, samples, NOTES, more)
 
 
 def _runs(
-    arm: str, seed: int, trusts: Sequence[str], folder: Path, options: argparse.Namespace
+    arm: str,
+    seed: int,
+    trusts: Sequence[str],
+    folder: Path,
+    options: argparse.Namespace,
 ) -> Iterator[tuple[Settings, Sequence[str]]]:
     """The runs of an arm, each with the trusts that its model is for."""
     together = folder / "sites"
-    labels = sorted({label for trust in trusts for label in _labels_in(together / f"{trust}.csv")})
-    shared = (*SETTINGS, f"data.label_names={json.dumps(labels)}", f"num_rounds={options.rounds}", *ARMS[arm])
+    labels = sorted(
+        {label for trust in trusts for label in _labels_in(together / f"{trust}.csv")}
+    )
+    shared = (
+        *SETTINGS,
+        f"data.label_names={json.dumps(labels)}",
+        f"num_rounds={options.rounds}",
+        *ARMS[arm],
+    )
 
     def settings(name: str, texts: Path, num_clients: int) -> Settings:
         run_dir = _run_dir(folder, name, seed)
-        places = (f"data.path={texts}", f"num_clients={num_clients}", f"run_dir={run_dir}")
+        places = (
+            f"data.path={texts}",
+            f"num_clients={num_clients}",
+            f"run_dir={run_dir}",
+        )
         return compose([*shared, f"seed={seed}", *places, *options.set]).settings
 
     if arm != ALONE:
@@ -215,16 +285,25 @@ def outcomes(settings: Settings, trusts: Sequence[str]) -> dict[str, Outcome]:
         test = Examples.of(corpus, held_out[:0], held_out, held_out[:0], settings).test
         if settings.personalisation.name != "none":
             _, model = load_classifier(folder.path / "personal" / trust, state.device)
-        found[trust] = Outcome(corpus.test.labels[test], _predicted(model, corpus, test, settings))
+        found[trust] = Outcome(
+            corpus.test.labels[test], _predicted(model, corpus, test, settings)
+        )
     return found
 
 
 @torch.no_grad()
-def _predicted(model: torch.nn.Module, corpus: Corpus, indices: np.ndarray, settings: Settings) -> np.ndarray:
-    predicted, device = np.empty(len(indices), dtype=np.int64), next(model.parameters()).device
+def _predicted(
+    model: torch.nn.Module, corpus: Corpus, indices: np.ndarray, settings: Settings
+) -> np.ndarray:
+    predicted, device = (
+        np.empty(len(indices), dtype=np.int64),
+        next(model.parameters()).device,
+    )
     order = np.argsort(corpus.test.lengths_of(indices), kind="stable")
     size = settings.evaluation.batch_size
-    batches = evaluation_batches(corpus.test, indices[order], settings.train, size, device)
+    batches = evaluation_batches(
+        corpus.test, indices[order], settings.train, size, device
+    )
     model.eval()
     said = [forward(model, batch).argmax(dim=1).cpu().numpy() for batch in batches]
     predicted[order] = np.concatenate(said)
@@ -235,16 +314,28 @@ def gains(found: Found, arm: str, trust: str) -> tuple[float, float]:
     """Mean gain over training alone on the same texts, in points, and half the width of its 95 % interval."""
     pairs = zip(found[arm], found[ALONE], strict=True)
     differences = np.concatenate(
-        [100.0 * (of_arm[trust].is_right * 1.0 - alone[trust].is_right) for of_arm, alone in pairs]
+        [
+            100.0 * (of_arm[trust].is_right * 1.0 - alone[trust].is_right)
+            for of_arm, alone in pairs
+        ]
     )
-    return float(differences.mean()), float(1.96 * differences.std(ddof=1) / sqrt(len(differences)))
+    return float(differences.mean()), float(
+        1.96 * differences.std(ddof=1) / sqrt(len(differences))
+    )
 
 
 def _gain_table(found: Found, trusts: Sequence[str]) -> Table:
-    table = Table(["arm", *(f"{trust}{what}" for trust in trusts for what in ("", " ±"))])
+    table = Table(
+        ["arm", *(f"{trust}{what}" for trust in trusts for what in ("", " ±"))]
+    )
     for arm in found if ALONE in found else ():
         if arm != ALONE:
-            table.rows.append([arm, *(value for trust in trusts for value in gains(found, arm, trust))])
+            table.rows.append(
+                [
+                    arm,
+                    *(value for trust in trusts for value in gains(found, arm, trust)),
+                ]
+            )
     return table
 
 
@@ -253,9 +344,14 @@ def _method_table(records: Iterable[PersonalRecord], trusts: Sequence[str]) -> T
     sites = [site for record in records for site in record.sites]
     table = Table(["method", *trusts, "chosen"])
     for method in METHODS:
-        of_trusts = [[s.candidates[method].test.accuracy for s in sites if s.name == name] for name in trusts]
+        of_trusts = [
+            [s.candidates[method].test.accuracy for s in sites if s.name == name]
+            for name in trusts
+        ]
         means = [100 * fmean(accuracies) for accuracies in of_trusts]
-        table.rows.append([method, *means, sum(site.chosen == method for site in sites)])
+        table.rows.append(
+            [method, *means, sum(site.chosen == method for site in sites)]
+        )
     return table
 
 
@@ -267,11 +363,20 @@ def plot(report: Report, options: argparse.Namespace) -> None:
     from matplotlib import pyplot as plt
 
     rows = report.more["gain over alone, in points"].records()
-    trusts = [column for column in report.more["gain over alone, in points"].columns[1:] if "±" not in column]
+    trusts = [
+        column
+        for column in report.more["gain over alone, in points"].columns[1:]
+        if "±" not in column
+    ]
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
     for number, trust in enumerate(trusts):
-        places = [place + (number - (len(trusts) - 1) / 2) * 0.22 for place in range(len(rows))]
-        means, widths = ([float(str(row[trust + what])) for row in rows] for what in ("", " ±"))
+        places = [
+            place + (number - (len(trusts) - 1) / 2) * 0.22
+            for place in range(len(rows))
+        ]
+        means, widths = (
+            [float(str(row[trust + what])) for row in rows] for what in ("", " ±")
+        )
         marker, name = "os^Dv"[number % 5], trust.replace("_", " ")
         axis.errorbar(places, means, yerr=widths, fmt=marker, capsize=3, label=name)
     axis.axhline(0, color="black", linewidth=0.8)

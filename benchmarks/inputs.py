@@ -29,7 +29,10 @@ class Size:
         6 per weight and token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1) for the 12 width² weights
         of a layer, and 12 width T² for its attention; embeddings, norms and the head are left out.
         """
-        tokens, squares = float(lengths.sum()), float((lengths.astype(np.float64) ** 2).sum())
+        tokens, squares = (
+            float(lengths.sum()),
+            float((lengths.astype(np.float64) ** 2).sum()),
+        )
         return self.layers * self.width * (72.0 * self.width * tokens + 12.0 * squares)
 
 
@@ -74,7 +77,9 @@ def write_texts(path: Path, lengths: np.ndarray, seed: int = 0) -> Path:
     return path
 
 
-def ragged_lengths(num_texts: int, median: int, longest: int, seed: int = 0) -> np.ndarray:
+def ragged_lengths(
+    num_texts: int, median: int, longest: int, seed: int = 0
+) -> np.ndarray:
     """Lengths as texts have them: log-normal around `median` (sigma 0.8), cut at `longest`; (N,) int64."""
     drawn = np.random.default_rng(seed).lognormal(np.log(median), 0.8, num_texts)
     return np.clip(drawn.round().astype(np.int64), 5, longest)

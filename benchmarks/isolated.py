@@ -13,11 +13,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def isolated(function: Callable[P, T], *given: P.args, **named: P.kwargs) -> tuple[T, int]:
+def isolated(
+    function: Callable[P, T], *given: P.args, **named: P.kwargs
+) -> tuple[T, int]:
     """What `function` returns in a fresh interpreter, and the peak PSS of that process and its children."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
         pid = pool.submit(_pid).result()
-        with PeakMemory({"all": lambda: with_descendants([pid])}, seconds=0.1) as memory:
+        with PeakMemory(
+            {"all": lambda: with_descendants([pid])}, seconds=0.1
+        ) as memory:
             result = pool.submit(function, *given, **named).result()
         return result, memory.peaks["all"]
 

@@ -76,5 +76,7 @@ class PeakMemory:
             for name, look in self._groups.items():
                 now = sum(pss_bytes(pid) for pid in look())
                 self.peaks[name] = max(self.peaks[name], now)
-            if self._is_over.wait(max(self._seconds, _PAUSE * (time.perf_counter() - started))):
+            if self._is_over.wait(
+                max(self._seconds, _PAUSE * (time.perf_counter() - started))
+            ):
                 return

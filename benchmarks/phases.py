@@ -37,7 +37,10 @@ PHASES: dict[str, tuple[Any, str]] = {
     "the mean": (WeightedMean, "finish"),
     "check the updates": (loop, "open_tensors"),
     "load the model": (ModelState, "load"),
-    "measure the model, its SHA-256 beside that": (loop.FederatedAveraging, "_new_state"),
+    "measure the model, its SHA-256 beside that": (
+        loop.FederatedAveraging,
+        "_new_state",
+    ),
     "tell the callbacks": (loop.FederatedAveraging, "_tell"),
 }
 REST = "messages, the head's norms, the rest"
@@ -81,7 +84,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
         patched(patch.dict(pool.__dict__))
         leave_out_training()
         for phase, (owner, name) in PHASES.items():
-            patched(patch.object(owner, name, _timed(getattr(owner, name), phase, spent)))
+            patched(
+                patch.object(owner, name, _timed(getattr(owner, name), phase, spent))
+            )
         for name, call in _marking_rounds(spent, rounds).items():
             patched(patch.object(loop.FederatedAveraging, name, call))
         simulate(compose(overrides(job)).settings)
@@ -89,15 +94,23 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
     for found in rounds[2:] or rounds[-1:]:
         for phase, seconds in found.items():
             samples.add(phase, seconds=seconds)
-    medians = {phase: median(found["seconds"]) for phase, found in samples.values.items()}
+    medians = {
+        phase: median(found["seconds"]) for phase, found in samples.values.items()
+    }
     total = sum(medians.values())
     table = Table(["phase", "seconds a round", "share (%)"])
-    table.rows += [[phase, seconds, 100 * seconds / total] for phase, seconds in medians.items()]
+    table.rows += [
+        [phase, seconds, 100 * seconds / total] for phase, seconds in medians.items()
+    ]
     table.rows.append(["all", total, 100.0])
-    return Report("phases", table, samples, ["medians over the rounds from the third on."])
+    return Report(
+        "phases", table, samples, ["medians over the rounds from the third on."]
+    )
 
 
-def _timed(call: Callable[..., Any], phase: str, spent: dict[str, float]) -> Callable[..., Any]:
+def _timed(
+    call: Callable[..., Any], phase: str, spent: dict[str, float]
+) -> Callable[..., Any]:
     """Count the seconds of every call; of calls inside other calls, only the outer."""
     spent.setdefault("", 0.0)  # whether one of them runs
 
@@ -114,9 +127,15 @@ def _timed(call: Callable[..., Any], phase: str, spent: dict[str, float]) -> Cal
     return timed
 
 
-def _marking_rounds(spent: dict[str, float], rounds: list[dict[str, float]]) -> dict[str, Callable[..., Any]]:
+def _marking_rounds(
+    spent: dict[str, float], rounds: list[dict[str, float]]
+) -> dict[str, Callable[..., Any]]:
     """After every round, note what each phase took in it, and what is left of its time."""
-    train, average, started = loop.FederatedAveraging._train, loop.FederatedAveraging._average, 0.0
+    train, average, started = (
+        loop.FederatedAveraging._train,
+        loop.FederatedAveraging._average,
+        0.0,
+    )
 
     def timed_train(*args: Any) -> Any:
         nonlocal started
@@ -128,14 +147,19 @@ def _marking_rounds(spent: dict[str, float], rounds: list[dict[str, float]]) -> 
     def timed_average(*args: Any) -> Any:
         outcome = average(*args)
         found = {phase: spent[phase] for phase in PHASES}
-        rounds.append(found | {REST: time.perf_counter() - started - sum(found.values())})
+        rounds.append(
+            found | {REST: time.perf_counter() - started - sum(found.values())}
+        )
         return outcome
 
     return {"_train": timed_train, "_average": timed_average}
 
 
 def _plot(report: Report, options: argparse.Namespace) -> None:
-    seconds = {phase: report.samples.median(phase, "seconds") or 0.0 for phase in (*PHASES, REST)}
+    seconds = {
+        phase: report.samples.median(phase, "seconds") or 0.0
+        for phase in (*PHASES, REST)
+    }
     draw_bars(options.plot, {"seconds a round": seconds})
 
 

@@ -29,12 +29,19 @@ def draw(path: Path, panels: Mapping[str, Sequence[Curve]], x_label: str) -> Non
     from matplotlib import pyplot as plt
     from matplotlib.ticker import LogLocator, NullLocator
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5.2 * len(panels), 3.8), squeeze=False
+    )
     for axis, (quantity, curves) in zip(axes[0], panels.items(), strict=True):
         for curve in curves:
             points = [point for point in curve.points if point[1] > 0]
             if points:
-                axis.plot(*zip(*points, strict=True), marker="o", linewidth=1.6, label=curve.name)
+                axis.plot(
+                    *zip(*points, strict=True),
+                    marker="o",
+                    linewidth=1.6,
+                    label=curve.name,
+                )
         ticks = sorted({x for curve in curves for x, _ in curve.points})
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
@@ -55,12 +62,16 @@ def draw_bars(path: Path, panels: Mapping[str, Mapping[str, float]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.6), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.4 * len(panels), 3.6), squeeze=False
+    )
     colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     for axis, (quantity, bars) in zip(axes[0], panels.items(), strict=True):
         for number, (name, value) in enumerate(bars.items()):
             if value > 0:
-                axis.bar(number, value, color=colours[number % len(colours)], label=name)
+                axis.bar(
+                    number, value, color=colours[number % len(colours)], label=name
+                )
         axis.set_title(quantity, fontsize=9)
         axis.set_xticks([])
     _finish(figure, axes[0][0], path)
@@ -72,13 +83,22 @@ def _finish(figure: Figure, axis: Axes, path: Path) -> None:
 
     figure.tight_layout()
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=7)
+    figure.legend(
+        handles,
+        labels,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        ncols=2,
+        fontsize=7,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
 
 
-def draw_rounds(path: Path, curves: Mapping[str, Sequence[Sequence[float]]], quantity: str) -> None:
+def draw_rounds(
+    path: Path, curves: Mapping[str, Sequence[Sequence[float]]], quantity: str
+) -> None:
     """One line a row: for each round, from 0, the mean over the repeats, inside a band from least to most."""
     import matplotlib
 
@@ -91,8 +111,13 @@ def draw_rounds(path: Path, curves: Mapping[str, Sequence[Sequence[float]]], qua
         rounds = range(len(values))
         means = [sum(found) / len(found) for found in values]
         (line,) = axis.plot(rounds, means, linewidth=1.6, label=name)
-        lowest, highest = [min(found) for found in values], [max(found) for found in values]
-        axis.fill_between(rounds, lowest, highest, color=line.get_color(), alpha=0.12, linewidth=0)
+        lowest, highest = (
+            [min(found) for found in values],
+            [max(found) for found in values],
+        )
+        axis.fill_between(
+            rounds, lowest, highest, color=line.get_color(), alpha=0.12, linewidth=0
+        )
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("communication round")
     axis.set_ylabel(quantity)

@@ -43,7 +43,11 @@ class Samples:
 
     def ratio(self, row: str, base: str, name: str) -> float | None:
         """Median of row / base, repeat by repeat: what disturbs the machine disturbs both of a pair."""
-        pairs = zip(self.values.get(row, {}).get(name, []), self.values.get(base, {}).get(name, []))  # noqa: B905
+        pairs = zip(
+            self.values.get(row, {}).get(name, []),
+            self.values.get(base, {}).get(name, []),
+            strict=False,
+        )
         ratios = [ours / theirs for ours, theirs in pairs if theirs > 0]
         return median(ratios) if ratios else None
 
@@ -60,8 +64,14 @@ class Table:
 
     def text(self) -> str:
         """As Markdown, columns aligned."""
-        cells = [list(self.columns), *([_shown(cell) for cell in row] for row in self.rows)]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(self.columns))]
+        cells = [
+            list(self.columns),
+            *([_shown(cell) for cell in row] for row in self.rows),
+        ]
+        widths = [
+            max(len(row[column]) for row in cells)
+            for column in range(len(self.columns))
+        ]
         lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in cells]
         lines.insert(1, f"|{'|'.join('-' * (width + 2) for width in widths)}|")
         return "\n".join(lines) + "\n"
@@ -75,7 +85,15 @@ def _shown(cell: Cell) -> str:
     if cell is None:
         return "–"
     if isinstance(cell, float):
-        digits = 0 if abs(cell) >= 1000 else 1 if abs(cell) >= 100 else 2 if abs(cell) >= 1 else 3
+        digits = (
+            0
+            if abs(cell) >= 1000
+            else 1
+            if abs(cell) >= 100
+            else 2
+            if abs(cell) >= 1
+            else 3
+        )
         return f"{cell:.{digits}f}"
     return str(cell)
 
@@ -94,7 +112,11 @@ class Report:
     def write(self, options: argparse.Namespace) -> None:
         """The table and its notes to standard output, everything to `--json`."""
         at = machine()
-        lines = [f"{self.name}: {command(self.name)}", f"{at['date']}, {at['summary']}", ""]
+        lines = [
+            f"{self.name}: {command(self.name)}",
+            f"{at['date']}, {at['summary']}",
+            "",
+        ]
         sys.stdout.write("\n".join(lines) + "\n" + self.table.text())
         for title, table in self.more.items():
             sys.stdout.write(f"\n{title}:\n\n{table.text()}")
@@ -111,7 +133,9 @@ class Report:
                 "samples": self.samples.values,
                 "notes": self.notes,
             }
-            options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            options.json.write_text(
+                json.dumps(content, indent=2) + "\n", encoding="utf-8"
+            )
 
 
 def carry_out(
@@ -136,12 +160,27 @@ def carry_out(
 
 def parser(about: str) -> argparse.ArgumentParser:
     """Options all benchmarks share."""
-    made = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    made.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there too")
-    made.add_argument("--plot", type=Path, metavar="FILE", help="draw the table there (PNG or SVG)")
-    made.add_argument("--keep", type=Path, metavar="FOLDER", help="leave logs and run folders there")
-    made.add_argument("--quick", action="store_true", help="sizes of seconds, to see that it runs")
-    made.add_argument("--repeats", type=int, default=2, help="how often each row is measured, in turns")
+    made = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    made.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything measured there too"
+    )
+    made.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the table there (PNG or SVG)"
+    )
+    made.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="leave logs and run folders there"
+    )
+    made.add_argument(
+        "--quick", action="store_true", help="sizes of seconds, to see that it runs"
+    )
+    made.add_argument(
+        "--repeats",
+        type=int,
+        default=2,
+        help="how often each row is measured, in turns",
+    )
     return made
 
 
@@ -168,7 +207,10 @@ def command(name: str) -> str:
 
 def machine() -> dict[str, Any]:
     """Where and when, without naming the machine."""
-    cores, memory = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores, memory = (
+        len(os.sched_getaffinity(0)),
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
     packages = {name: found for name in _PACKAGES if (found := _version(name))}
     cpu, now = _cpu(), datetime.now(UTC)
     gibibytes = memory / 2**30
@@ -194,5 +236,9 @@ def _version(package: str) -> str | None:
 
 def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    models = [
+        line.partition(":")[2].strip()
+        for line in lines
+        if line.startswith("model name")
+    ]
     return models[0] if models else platform.machine()

@@ -31,14 +31,18 @@ _BATCH, _TOKENS = 32, 128
 _ROUNDS = 100
 
 
-def measure_costs(model: Path, run_dir: Path, num_clients: int, num_repeats: int) -> dict[str, float]:
+def measure_costs(
+    model: Path, run_dir: Path, num_clients: int, num_repeats: int
+) -> dict[str, float]:
     """Seconds of each thing in a round of `num_clients`; `step` is one training step of a client."""
     layout, flat = global_tensors(model)
     trained = flat + 1e-4
     run_dir.mkdir()
     folder = RunFolder(run_dir)
     counts = Counts(50.0, np.array([[25, 25], [25, 25]]), (0.5,))
-    head = Head.of(layout, [name for name in layout.names if name.startswith("classifier")])
+    head = Head.of(
+        layout, [name for name in layout.names if name.startswith("classifier")]
+    )
     outcome: RoundMean | None = None
 
     def with_norms() -> None:
@@ -52,11 +56,20 @@ def measure_costs(model: Path, run_dir: Path, num_clients: int, num_repeats: int
     both = _seconds(with_norms, num_repeats)
     assert outcome is not None
     mean = outcome
-    record = RoundRecord.read(json.dumps({"round": 1, "model_sha256": model_sha256(layout, flat)}))
+    record = RoundRecord.read(
+        json.dumps({"round": 1, "model_sha256": model_sha256(layout, flat)})
+    )
 
     def diagnose() -> None:
-        told: dict[str, Any] = {"num_examples": 100, "loss": 0.5, "seconds": 1.0, "num_bytes": 1}
-        told |= dict.fromkeys(("num_steps", "total_steps", "update_norm", "cosine_to_mean"))
+        told: dict[str, Any] = {
+            "num_examples": 100,
+            "loss": 0.5,
+            "seconds": 1.0,
+            "num_bytes": 1,
+        }
+        told |= dict.fromkeys(
+            ("num_steps", "total_steps", "update_norm", "cosine_to_mean")
+        )
         record.clients = [
             ClientRecord(
                 client=client,
@@ -66,7 +79,10 @@ def measure_costs(model: Path, run_dir: Path, num_clients: int, num_repeats: int
             )
             for client, cosine in enumerate(cosines_to_others(mean))
         ]
-        norms = (head.update_norm(mean.tensors, flat), head.body_norm(mean.tensors, flat))
+        norms = (
+            head.update_norm(mean.tensors, flat),
+            head.body_norm(mean.tensors, flat),
+        )
         updates = describe_updates(mean, *norms, head.length(mean.tensors))
         record.diagnostics = updates.model_copy(update=describe_predictions(counts))
         find_collapses(looks_of([record] * _ROUNDS), 5)
@@ -76,14 +92,22 @@ def measure_costs(model: Path, run_dir: Path, num_clients: int, num_repeats: int
     return {
         "norms and cosines": max(0.0, both - alone),
         "head, agreement, predictions, collapse": seconds_to_diagnose,
-        "SHA-256 of the model": _seconds(lambda: model_sha256(layout, flat), num_repeats),
-        "checkpoint, on the disk": _seconds(lambda: folder.save_checkpoint(checkpoint), num_repeats),
-        "history line, on the disk": _seconds(lambda: folder.append_history(record), num_repeats),
+        "SHA-256 of the model": _seconds(
+            lambda: model_sha256(layout, flat), num_repeats
+        ),
+        "checkpoint, on the disk": _seconds(
+            lambda: folder.save_checkpoint(checkpoint), num_repeats
+        ),
+        "history line, on the disk": _seconds(
+            lambda: folder.append_history(record), num_repeats
+        ),
         "step": _step_seconds(model, num_repeats),
     }
 
 
-def _sum_alone(flat: torch.Tensor, trained: torch.Tensor, num_clients: int) -> torch.Tensor:
+def _sum_alone(
+    flat: torch.Tensor, trained: torch.Tensor, num_clients: int
+) -> torch.Tensor:
     """The weighted mean without any diagnostics, in the same blocks."""
     total = torch.zeros(len(flat), dtype=torch.float64)
     mean = torch.empty_like(flat)

@@ -27,7 +27,12 @@ FIXED: dict[str, tuple[str, Callable[[int], int]]] = {
     "deployment": ("a site", lambda clients: clients),
 }
 # fp32 numbers that travel, of the sizes in benchmarks/inputs.py as classifiers of two labels.
-NUM_WEIGHTS = {"micro": 29_442, "tiny": 4_386_178, "minilm": 22_713_986, "base": 109_483_778}
+NUM_WEIGHTS = {
+    "micro": 29_442,
+    "tiny": 4_386_178,
+    "minilm": 22_713_986,
+    "base": 109_483_778,
+}
 _PAPER_MODELS = {"bert": (12, 768), "albert": (12, 768), "distilbert": (6, 768)}
 _PAPER_DATA = {
     "imdb": (25_000, 25_000, 100),
@@ -57,21 +62,29 @@ def read(file: Path) -> list[Point]:
     content = json.loads(file.read_text(encoding="utf-8"))
     kind, points = content["benchmark"], []
     for row in content["table"]:
-        who, clients = (row["who"], row["K"]) if kind == "simulation" else (row["app"], row["sites"])
+        who, clients = (
+            (row["who"], row["K"])
+            if kind == "simulation"
+            else (row["app"], row["sites"])
+        )
         if (
             who == OURS[kind]
             and row["s/round"] is not None
             and (kind, row["model"]) != ("simulation", "tiny")
         ):
             size = NUM_WEIGHTS[row["model"]] * 4 / 2**20
-            points.append(Point(f"{row['model']}, K = {clients}", clients, size, row["s/round"]))
+            points.append(
+                Point(f"{row['model']}, K = {clients}", clients, size, row["s/round"])
+            )
     return points
 
 
 def fit(kind: str, points: Sequence[Point]) -> np.ndarray:
     """Least squares: seconds that are fixed, and seconds per client and MiB of its model."""
     features = np.array([point.features(kind) for point in points])
-    found: np.ndarray = np.linalg.lstsq(features, np.array([point.seconds for point in points]))[0]
+    found: np.ndarray = np.linalg.lstsq(
+        features, np.array([point.seconds for point in points])
+    )[0]
     return found
 
 
@@ -80,12 +93,16 @@ def model_table(kind: str, points: Sequence[Point], samples: Samples) -> Table:
     held_out = max(points, key=lambda point: (point.num_clients, point.mebibytes))
     used = [point for point in points if point is not held_out]
     coefficients = fit(kind, used)
-    samples.add(kind, fixed_seconds=coefficients[0], seconds_per_client_and_mib=coefficients[1])
+    samples.add(
+        kind, fixed_seconds=coefficients[0], seconds_per_client_and_mib=coefficients[1]
+    )
     table = Table(["point", "", "measured (s)", "by the model (s)", "model / measured"])
     for point in points:
         predicted = float(np.dot(point.features(kind), coefficients))
         use = "held out" if point is held_out else "fitted"
-        table.rows.append([point.name, use, point.seconds, predicted, predicted / point.seconds])
+        table.rows.append(
+            [point.name, use, point.seconds, predicted, predicted / point.seconds]
+        )
     return table
 
 
@@ -97,7 +114,16 @@ def paper_table(teraflops: float, dollars: float) -> Table:
     saves none.
     """
     table = Table(
-        ["model", "data", "cells", "tokens (10⁹)", "operations (10¹⁸)", "1 GPU (h)", "8 GPUs (h)", "cost"]
+        [
+            "model",
+            "data",
+            "cells",
+            "tokens (10⁹)",
+            "operations (10¹⁸)",
+            "1 GPU (h)",
+            "8 GPUs (h)",
+            "cost",
+        ]
     )
     total = np.zeros(5)
     for model, (layers, width) in _PAPER_MODELS.items():
@@ -107,7 +133,13 @@ def paper_table(teraflops: float, dollars: float) -> Table:
             per_token = layers * width * (24.0 * width + 4.0 * _PAPER_LENGTH)
             operations = per_token * (3 * trained + seen)
             hours = operations / (teraflops * 1e12) / 3600
-            cells = [(trained + seen) / 1e9, operations / 1e18, hours, hours / 8, hours * dollars]
+            cells = [
+                (trained + seen) / 1e9,
+                operations / 1e18,
+                hours,
+                hours / 8,
+                hours * dollars,
+            ]
             total += cells
             table.rows.append([model, data, _PAPER_CLIENTS, *cells])
     table.rows.append(["all", "", 54, *total.tolist()])
@@ -122,18 +154,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = getattr(options, kind)
         if files:
             points = [point for file in files for point in read(file)]
-            more[f"{kind.capitalize()}, {', '.join(file.name for file in files)}"] = model_table(
-                kind, points, samples
+            more[f"{kind.capitalize()}, {', '.join(file.name for file in files)}"] = (
+                model_table(kind, points, samples)
             )
     fits = Table(["", "fixed (s)", "for", "per client and GiB (s)"])
     for kind in more and samples.values:
-        found = [samples.first(kind, key) for key in ("fixed_seconds", "seconds_per_client_and_mib")]
-        fits.rows.append([kind, found[0], FIXED[kind][0], None if found[1] is None else found[1] * 1024])
-    title = (
-        f"The paper's 54 cells at {options.teraflops:g} TFLOP/s and {options.dollars:g} $ an hour (assumed)"
-    )
+        found = [
+            samples.first(kind, key)
+            for key in ("fixed_seconds", "seconds_per_client_and_mib")
+        ]
+        fits.rows.append(
+            [
+                kind,
+                found[0],
+                FIXED[kind][0],
+                None if found[1] is None else found[1] * 1024,
+            ]
+        )
+    title = f"The paper's 54 cells at {options.teraflops:g} TFLOP/s and {options.dollars:g} $ an hour (assumed)"
     more[title] = paper_table(options.teraflops, options.dollars)
-    Report("scaling", fits, samples, [f"fitted by {command('scaling')}"], more).write(options)
+    Report("scaling", fits, samples, [f"fitted by {command('scaling')}"], more).write(
+        options
+    )
     return 0
 
 
@@ -142,10 +184,19 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options_of = parser(__doc__ or "")
     for kind in OURS:
         options_of.add_argument(
-            f"--{kind}", type=Path, nargs="+", default=(), metavar="FILE", help=f"JSON of benchmarks.{kind}"
+            f"--{kind}",
+            type=Path,
+            nargs="+",
+            default=(),
+            metavar="FILE",
+            help=f"JSON of benchmarks.{kind}",
         )
-    options_of.add_argument("--teraflops", type=float, default=250.0, help="sustained by one GPU")
-    options_of.add_argument("--dollars", type=float, default=3.5, help="an hour of one GPU")
+    options_of.add_argument(
+        "--teraflops", type=float, default=250.0, help="sustained by one GPU"
+    )
+    options_of.add_argument(
+        "--dollars", type=float, default=3.5, help="an hour of one GPU"
+    )
     return options_of.parse_args(arguments)
 
 

@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,24 +95,41 @@ def run(contender: Contender, job: Job) -> Outcome:
         Missing: it is not installed, or failed.
     """
     if contender.needs and importlib.util.find_spec(contender.needs) is None:
-        raise Missing(f"not installed: {contender.package}; no row for {contender.name}.")
+        raise Missing(
+            f"not installed: {contender.package}; no row for {contender.name}."
+        )
     log = Path(job.folder) / "log.txt"
-    words = [sys.executable, "-m", f"benchmarks.contenders.{contender.module}", str(job.write())]
+    words = [
+        sys.executable,
+        "-m",
+        f"benchmarks.contenders.{contender.module}",
+        str(job.write()),
+    ]
     with log.open("wb") as file:
         started = time.time()
-        process = subprocess.Popen(words, env=os.environ | _QUIET, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            words, env=os.environ | _QUIET, stdout=file, stderr=subprocess.STDOUT
+        )
         groups = {"all": lambda: with_descendants([process.pid])}
         with PeakMemory(groups, seconds=0.2) as memory:
             code = process.wait()
     if code != 0 or not job.result_file.exists():
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]
-        raise Missing(f"{contender.name} failed with exit code {code}: {' / '.join(last)[:300]}")
-    return outcome(json.loads(job.result_file.read_text(encoding="utf-8")), started, memory.peaks["all"])
+        raise Missing(
+            f"{contender.name} failed with exit code {code}: {' / '.join(last)[:300]}"
+        )
+    return outcome(
+        json.loads(job.result_file.read_text(encoding="utf-8")),
+        started,
+        memory.peaks["all"],
+    )
 
 
-def outcome(result: dict[str, list[list[float]]], started: float, peak_bytes: int) -> Outcome:
+def outcome(result: Mapping[str, Any], started: float, peak_bytes: int) -> Outcome:
     """Differences of the times that a contender noted; `result` holds `began` and `ends` (round, time)."""
-    began, ends = float(result["began"]), result["ends"]  # type: ignore[arg-type]
+    began, ends = float(result["began"]), result["ends"]
     (first, first_end), (last, last_end) = ends[0], ends[-1]
-    later = (last_end - first_end) / (last - first) if last > first else first_end - began
+    later = (
+        (last_end - first_end) / (last - first) if last > first else first_end - began
+    )
     return Outcome(began - started, first_end - began, later, peak_bytes)

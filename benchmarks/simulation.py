@@ -17,7 +17,16 @@ from pathlib import Path
 from benchmarks.contenders.job import Job
 from benchmarks.inputs import write_model
 from benchmarks.plots import Curve, draw
-from benchmarks.report import Report, Samples, Table, carry_out, names, numbers, parser, say
+from benchmarks.report import (
+    Report,
+    Samples,
+    Table,
+    carry_out,
+    names,
+    numbers,
+    parser,
+    say,
+)
 from benchmarks.simulated import Contender, Missing, Outcome, Texts, run
 
 CONTENDERS = (
@@ -26,13 +35,23 @@ CONTENDERS = (
     Contender("plain loop, 2 processes x 1 thread", "plain", processes=2),
     Contender("Wardround inprocess, 1 thread", "wardround"),
     Contender("Wardround inprocess, 2 threads", "wardround", threads=2),
-    Contender("Wardround inprocess, 2 workers x 1 thread", "wardround", overrides=("engine.workers=2",)),
     Contender(
-        "Wardround ray", "wardround", overrides=("engine=ray",), needs="ray", package="flwr[simulation]"
+        "Wardround inprocess, 2 workers x 1 thread",
+        "wardround",
+        overrides=("engine.workers=2",),
+    ),
+    Contender(
+        "Wardround ray",
+        "wardround",
+        overrides=("engine=ray",),
+        needs="ray",
+        package="flwr[simulation]",
     ),
     Contender("stock Flower on Ray", "stock", needs="ray", package="flwr[simulation]"),
     Contender("pfl-research", "pfl_research", needs="pfl", package="pfl"),
-    Contender("NVFLARE simulator", "nvflare_simulator", needs="nvflare", package="nvflare"),
+    Contender(
+        "NVFLARE simulator", "nvflare_simulator", needs="nvflare", package="nvflare"
+    ),
 )
 NUM_TEXTS = {"micro": (64, 16), "tiny": (2048, 128)}
 _FEW_TEXTS = (64, 16)
@@ -57,18 +76,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, made small by `--quick`."""
     options_of = parser(__doc__ or "")
-    options_of.add_argument("--models", type=names, default=("tiny", "base"), metavar="NAME[,NAME…]")
-    options_of.add_argument("--clients", type=numbers, default=(1, 2, 8, 32), metavar="K[,K…]")
-    options_of.add_argument("--rounds", type=int, default=4, help="rounds of each run, at least 2")
+    options_of.add_argument(
+        "--models", type=names, default=("tiny", "base"), metavar="NAME[,NAME…]"
+    )
+    options_of.add_argument(
+        "--clients", type=numbers, default=(1, 2, 8, 32), metavar="K[,K…]"
+    )
+    options_of.add_argument(
+        "--rounds", type=int, default=4, help="rounds of each run, at least 2"
+    )
     options_of.add_argument("--device", default="cpu", help="cpu, cuda …")
     options_of.add_argument(
-        "--only", action="append", metavar="WORDS", help="contenders whose name holds them"
+        "--only",
+        action="append",
+        metavar="WORDS",
+        help="contenders whose name holds them",
     )
     options = options_of.parse_args(arguments)
     if options.quick:
-        options.models, options.clients, options.rounds, options.repeats = ("micro",), (2,), 2, 1
+        options.models, options.clients, options.rounds, options.repeats = (
+            ("micro",),
+            (2,),
+            2,
+            1,
+        )
     wanted = options.only or [one.name for one in CONTENDERS]
-    options.contenders = [one for one in CONTENDERS if any(words in one.name for words in wanted)]
+    options.contenders = [
+        one for one in CONTENDERS if any(words in one.name for words in wanted)
+    ]
     return options
 
 
@@ -83,7 +118,11 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
                     row = f"{contender.name}, {model}, {num_clients}"
                     say(f"{row}, run {repeat + 1} of {options.repeats}")
                     try:
-                        _keep(samples, row, run(contender, bench.job(contender, num_clients)))
+                        _keep(
+                            samples,
+                            row,
+                            run(contender, bench.job(contender, num_clients)),
+                        )
                     except Missing as why:
                         say(f"  {why}")
                         missing[str(why)] = None
@@ -127,12 +166,16 @@ def _keep(samples: Samples, row: str, measured: Outcome) -> None:
         seconds=measured.round_seconds,
         bytes=measured.peak_bytes,
     )
-    say(f"  {measured.round_seconds:.2f} s a round, {measured.peak_bytes / 2**30:.2f} GiB")
+    say(
+        f"  {measured.round_seconds:.2f} s a round, {measured.peak_bytes / 2**30:.2f} GiB"
+    )
 
 
 def _table(samples: Samples, options: argparse.Namespace) -> Table:
     columns = ["model", "K", "who", "s/round", "of best plain loop", "first round (s)"]
-    table = Table([*columns, "start (s)", "start, of plain loop", "memory (GiB)", "of plain loop"])
+    table = Table(
+        [*columns, "start (s)", "start, of plain loop", "memory (GiB)", "of plain loop"]
+    )
     for model in options.models:
         for num_clients in options.clients:
             where = f"{model}, {num_clients}"
@@ -143,10 +186,18 @@ def _table(samples: Samples, options: argparse.Namespace) -> Table:
             )
             for contender in options.contenders:
                 row = f"{contender.name}, {where}"
-                seconds, held, start = (samples.median(row, key) for key in ("seconds", "bytes", "start"))
+                seconds, held, start = (
+                    samples.median(row, key) for key in ("seconds", "bytes", "start")
+                )
                 table.rows.append(
                     [
-                        *(model, num_clients, contender.name, seconds, _ratio(seconds, best)),
+                        *(
+                            model,
+                            num_clients,
+                            contender.name,
+                            seconds,
+                            _ratio(seconds, best),
+                        ),
                         *(samples.median(row, "first"), start, _ratio(start, soonest)),
                         *(None if held is None else held / 2**30, _ratio(held, least)),
                     ]
@@ -155,7 +206,10 @@ def _table(samples: Samples, options: argparse.Namespace) -> Table:
 
 
 def _lowest(samples: Samples, rows: Sequence[str], name: str) -> float | None:
-    return min((value for row in rows if (value := samples.median(row, name)) is not None), default=None)
+    return min(
+        (value for row in rows if (value := samples.median(row, name)) is not None),
+        default=None,
+    )
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:
@@ -168,14 +222,21 @@ def _plot(report: Report, options: argparse.Namespace) -> None:
             Curve(
                 one.name,
                 [
-                    (k, (report.samples.median(f"{one.name}, {model}, {k}", key) or 0) / unit)
+                    (
+                        k,
+                        (report.samples.median(f"{one.name}, {model}, {k}", key) or 0)
+                        / unit,
+                    )
                     for k in options.clients
                 ],
             )
             for one in options.contenders
         ]
         for model in options.models
-        for quantity, key, unit in (("seconds a round", "seconds", 1), ("memory (GiB)", "bytes", 2**30))
+        for quantity, key, unit in (
+            ("seconds a round", "seconds", 1),
+            ("memory (GiB)", "bytes", 2**30),
+        )
     }
     draw(options.plot, panels, "clients K")
 

@@ -39,7 +39,9 @@ class Job:
     def texts(self) -> list[np.ndarray]:
         """Token ids, drawn the same every time; N arrays (T_i,) int64."""
         random = np.random.default_rng(0)
-        return [random.integers(_FIRST_WORD, _LAST_WORD, length) for length in self.lengths]
+        return [
+            random.integers(_FIRST_WORD, _LAST_WORD, length) for length in self.lengths
+        ]
 
     def labels(self) -> np.ndarray:
         """Labels in turns, (N,) int64."""
@@ -62,16 +64,31 @@ class Speed:
     def since(cls, started: float, num_texts: int) -> Speed:
         """Args: started: of `time.perf_counter`."""
         speed = num_texts / (time.perf_counter() - started)
-        return cls(speed, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+        return cls(
+            speed, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        )
 
 
 def wardround(job: Job) -> Speed:
     """Training with `wardround.common.model.train.train_epochs`."""
     settings = compose(
         [
-            *("model=hf", f"model.name={job.model}", "data=files", "data.path=unused.csv"),
-            *(f"device={job.device}", f"precision={job.precision}", f"threads={job.threads}"),
-            *("train.local_epochs=1", f"train.batch_size={BATCH}", f"train.max_length={LONGEST}"),
+            *(
+                "model=hf",
+                f"model.name={job.model}",
+                "data=files",
+                "data.path=unused.csv",
+            ),
+            *(
+                f"device={job.device}",
+                f"precision={job.precision}",
+                f"threads={job.threads}",
+            ),
+            *(
+                "train.local_epochs=1",
+                f"train.batch_size={BATCH}",
+                f"train.max_length={LONGEST}",
+            ),
             *(f"train.learning_rate={_LEARNING_RATE}", *job.overrides),
         ]
     ).settings
@@ -84,8 +101,20 @@ def wardround(job: Job) -> Speed:
     )
 
     def train(num_texts: int, number: int) -> float:
-        place = Place(seed=0, round=number, client=0, device=model_state.device, precision=job.precision)
-        return train_epochs(model_state.classifier.model, texts, np.arange(num_texts), settings.train, place)
+        place = Place(
+            seed=0,
+            round=number,
+            client=0,
+            device=model_state.device,
+            precision=job.precision,
+        )
+        return train_epochs(
+            model_state.classifier.model,
+            texts,
+            np.arange(num_texts),
+            settings.train,
+            place,
+        )
 
     train(min(BATCH, len(texts)), 1)
     started = time.perf_counter()
@@ -117,7 +146,11 @@ def hugging_face(job: Job) -> Speed:
     model, _ = read_classifier(job.model, num_labels=len(LABELS))
     collator = DataCollatorWithPadding(read_tokenizer(job.model))
     rows = [
-        {"input_ids": ids.tolist(), "attention_mask": [1] * len(ids), "labels": int(label)}
+        {
+            "input_ids": ids.tolist(),
+            "attention_mask": [1] * len(ids),
+            "labels": int(label),
+        }
         for ids, label in zip(job.texts(), job.labels(), strict=True)
     ]
     with tempfile.TemporaryDirectory(prefix="wardround-bench-") as folder:
@@ -140,7 +173,12 @@ def hugging_face(job: Job) -> Speed:
 
         def train(num_texts: int) -> None:
             chosen: Any = rows[:num_texts]
-            trainer = Trainer(model=model, args=arguments, train_dataset=chosen, data_collator=collator)
+            trainer = Trainer(
+                model=model,
+                args=arguments,
+                train_dataset=chosen,
+                data_collator=collator,
+            )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
             if job.device != "cpu":

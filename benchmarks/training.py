@@ -19,7 +19,14 @@ from benchmarks.inputs import SIZES, ragged_lengths, write_model
 from benchmarks.isolated import isolated
 from benchmarks.plots import draw_bars
 from benchmarks.report import Report, Samples, Table, carry_out, names, parser, say
-from benchmarks.trainers import LONGEST, Job, NotInstalled, Speed, hugging_face, wardround
+from benchmarks.trainers import (
+    LONGEST,
+    Job,
+    NotInstalled,
+    Speed,
+    hugging_face,
+    wardround,
+)
 
 TRAINER = "Hugging Face Trainer"
 MEDIAN_TOKENS = 50
@@ -29,7 +36,10 @@ Train = Callable[[Job], Speed]
 VARIANTS: dict[str, tuple[Train, tuple[str, ...]]] = {
     "Wardround, protocol=paper (padded to 128)": (wardround, ()),
     "Wardround, train.padding=longest": (wardround, ("train.padding=longest",)),
-    "Wardround, train.micro_batches=by_length": (wardround, ("train.micro_batches=by_length",)),
+    "Wardround, train.micro_batches=by_length": (
+        wardround,
+        ("train.micro_batches=by_length",),
+    ),
     "Wardround, train.group_by_length=true": (
         wardround,
         ("train.group_by_length=true", "train.padding=longest"),
@@ -62,14 +72,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, made small by `--quick`."""
     options_of = parser(__doc__ or "")
-    options_of.add_argument("--models", type=names, default=("tiny", "base"), metavar="NAME[,NAME…]")
-    options_of.add_argument("--precision", type=names, default=("fp32", "bf16"), metavar="fp32[,bf16]")
+    options_of.add_argument(
+        "--models", type=names, default=("tiny", "base"), metavar="NAME[,NAME…]"
+    )
+    options_of.add_argument(
+        "--precision", type=names, default=("fp32", "bf16"), metavar="fp32[,bf16]"
+    )
     options_of.add_argument("--device", default="cpu", help="cpu, cuda …")
     options_of.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options_of.add_argument("--texts", type=int, help="how many to train on; by model if left out")
-    options_of.add_argument("--only", action="append", metavar="WORDS", help="rows whose name holds them")
+    options_of.add_argument(
+        "--texts", type=int, help="how many to train on; by model if left out"
+    )
+    options_of.add_argument(
+        "--only", action="append", metavar="WORDS", help="rows whose name holds them"
+    )
     options = options_of.parse_args(arguments)
-    options.variants = [name for name in VARIANTS if any(words in name for words in options.only or [""])]
+    options.variants = [
+        name
+        for name in VARIANTS
+        if any(words in name for words in options.only or [""])
+    ]
     if options.quick:
         options.models, options.precision, options.repeats = ("micro",), ("fp32",), 1
     return options
@@ -80,42 +102,89 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
     samples, notes = Samples(), list(NOTES)
     for model in options.models:
         written = write_model(folder / model, model)
-        lengths = ragged_lengths(options.texts or NUM_TEXTS[model], MEDIAN_TOKENS, LONGEST)
+        lengths = ragged_lengths(
+            options.texts or NUM_TEXTS[model], MEDIAN_TOKENS, LONGEST
+        )
         for precision in options.precision:
             for repeat in range(options.repeats):
                 for name in options.variants:
                     train, overrides = VARIANTS[name]
-                    say(f"{model}, {precision}, {name}, run {repeat + 1} of {options.repeats}")
-                    job = Job(written, precision, options.device, options.threads, lengths, overrides)
+                    say(
+                        f"{model}, {precision}, {name}, run {repeat + 1} of {options.repeats}"
+                    )
+                    job = Job(
+                        written,
+                        precision,
+                        options.device,
+                        options.threads,
+                        lengths,
+                        overrides,
+                    )
                     try:
                         speed, peak = isolated(train, job)
                     except NotInstalled as missing:
-                        notes.append(str(missing)) if str(missing) not in notes else None
+                        notes.append(str(missing)) if str(
+                            missing
+                        ) not in notes else None
                         continue
                     row = f"{name}, {model}, {precision}"
-                    samples.add(row, speed=speed.texts_a_second, bytes=peak, gpu_bytes=speed.gpu_bytes)
+                    samples.add(
+                        row,
+                        speed=speed.texts_a_second,
+                        bytes=peak,
+                        gpu_bytes=speed.gpu_bytes,
+                    )
                     say(f"  {speed.texts_a_second:.1f} texts a second")
     return Report("training", _table(samples, options), samples, notes)
 
 
 def _table(samples: Samples, options: argparse.Namespace) -> Table:
-    columns = ["model", "precision", "what trains", "texts/s", "of the Trainer", "TFLOP/s", "of the peak"]
+    columns = [
+        "model",
+        "precision",
+        "what trains",
+        "texts/s",
+        "of the Trainer",
+        "TFLOP/s",
+        "of the peak",
+    ]
     table = Table([*columns, "peak memory (GiB)", "on the GPU (GiB)"])
     for precision in options.precision:
-        peak = peak_flops(precision, options.device, options.threads, is_quick=options.quick)
+        peak = peak_flops(
+            precision, options.device, options.threads, is_quick=options.quick
+        )
         for model in options.models:
-            lengths = ragged_lengths(options.texts or NUM_TEXTS[model], MEDIAN_TOKENS, LONGEST)
+            lengths = ragged_lengths(
+                options.texts or NUM_TEXTS[model], MEDIAN_TOKENS, LONGEST
+            )
             work = SIZES[model].training_flops(lengths) / len(lengths)
             for name in options.variants:
-                row, base = f"{name}, {model}, {precision}", f"{TRAINER}, {model}, {precision}"
+                row, base = (
+                    f"{name}, {model}, {precision}",
+                    f"{TRAINER}, {model}, {precision}",
+                )
                 speed = samples.median(row, "speed")
-                held, on_gpu = (samples.median(row, key) for key in ("bytes", "gpu_bytes"))
+                held, on_gpu = (
+                    samples.median(row, key) for key in ("bytes", "gpu_bytes")
+                )
                 done = None if speed is None else speed * work
                 table.rows.append(
                     [
-                        *(model, precision, name, speed, samples.ratio(row, base, "speed")),
-                        *(None if done is None else done / 1e12, None if done is None else done / peak),
-                        *(None if not size else size / 2**30 for size in (held, on_gpu)),
+                        *(
+                            model,
+                            precision,
+                            name,
+                            speed,
+                            samples.ratio(row, base, "speed"),
+                        ),
+                        *(
+                            None if done is None else done / 1e12,
+                            None if done is None else done / peak,
+                        ),
+                        *(
+                            None if not size else size / 2**30
+                            for size in (held, on_gpu)
+                        ),
                     ]
                 )
     return table

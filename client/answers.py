@@ -78,7 +78,9 @@ class Answers:
         """Of one plan. Args: plan: its SHA-256."""
         return self._folder / plan
 
-    def begin(self, plan: str, kind: str, round: int, begun: Begun, floor: int, most: int) -> Stored | None:
+    def begin(
+        self, plan: str, kind: str, round: int, begun: Begun, floor: int, most: int
+    ) -> Stored | None:
         """Note that a round is being answered; the answer that was stored for it, if there is one.
 
         Args:
@@ -116,7 +118,9 @@ class Answers:
             self._forget_before(plan, round)
         return None
 
-    def keep(self, plan: str, kind: str, round: int, content: RecordDict, norm: float | None) -> None:
+    def keep(
+        self, plan: str, kind: str, round: int, content: RecordDict, norm: float | None
+    ) -> None:
         """Store an answer, before it leaves. Raises OSError: nothing may leave then."""
         if not _is_final(content):
             return
@@ -179,7 +183,10 @@ class Answers:
             ) from None
 
     def _write(self, plan: str, index: Index) -> None:
-        told = {kind: {number: asdict(b) for number, b in rounds.items()} for kind, rounds in index.items()}
+        told = {
+            kind: {number: asdict(b) for number, b in rounds.items()}
+            for kind, rounds in index.items()
+        }
         write_json(self.folder(plan) / _INDEX, told)
 
     def _path(self, plan: str, kind: str, round: int) -> Path:
@@ -205,7 +212,11 @@ def _write_answer(path: Path, content: RecordDict) -> str:
     def write(part: Path) -> None:
         part.touch(mode=0o600)
         with part.open("wb") as file:
-            for piece in (len(words).to_bytes(_LENGTH, "little"), words, *padded_arrays(arrays)):
+            for piece in (
+                len(words).to_bytes(_LENGTH, "little"),
+                words,
+                *padded_arrays(arrays),
+            ):
                 digest.update(piece)
                 file.write(piece)
 

@@ -31,11 +31,16 @@ def answer_message(message: Message, context: Context) -> Message:
     from wardround.client.site import site_from
 
     kind = message.metadata.message_type
-    return Message(answer(kind, message.content, lambda: site_from(context.node_config)), reply_to=message)
+    return Message(
+        answer(kind, message.content, lambda: site_from(context.node_config)),
+        reply_to=message,
+    )
 
 
 @app.query("notice")
 def notice(message: Message, context: Context) -> Message:
     """Put what the server has to say into this machine's log."""
-    log.warning("the server says: %s", quoted(unpack_notice(message.content), LONGEST_TEXT))
+    log.warning(
+        "the server says: %s", quoted(unpack_notice(message.content), LONGEST_TEXT)
+    )
     return Message(RecordDict(), reply_to=message)

@@ -19,9 +19,20 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from wardround.common.credentials import check_public_line, fingerprint, public_line, write_secret
+from wardround.common.credentials import (
+    check_public_line,
+    fingerprint,
+    public_line,
+    write_secret,
+)
 from wardround.common.files import write_atomically
-from wardround.common.wire.signing import NotAuthentic, Seconds, Sha256, open_envelope, sign
+from wardround.common.wire.signing import (
+    NotAuthentic,
+    Seconds,
+    Sha256,
+    open_envelope,
+    sign,
+)
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -68,7 +79,10 @@ class Approvers:
             return {}
         try:
             keys = _KEYS.validate_json(self._file.read_bytes())
-            return {name: check_public_line(key, "signing") for name, key in sorted(keys.items())}
+            return {
+                name: check_public_line(key, "signing")
+                for name, key in sorted(keys.items())
+            }
         except (ValidationError, ValueError):
             raise ValueError(
                 f"'{self._file}' is not what this program wrote. Move it away, and add each person again: "
@@ -86,16 +100,22 @@ class Approvers:
             OSError: this cannot be written.
         """
         if not _NAME.fullmatch(name):
-            raise ValueError(f"NAME is '{name}'; it may hold small letters, digits, - and _.")
+            raise ValueError(
+                f"NAME is '{name}'; it may hold small letters, digits, - and _."
+            )
         line, keys = check_public_line(key, "signing"), self.keys()
         if keys.get(name, line) != line:
             raise ValueError(
                 f"{name} has another key here. If it was changed, first: "
                 f"wardround-site approvers remove {name}"
             )
-        others = [other for other, known in keys.items() if known == line and other != name]
+        others = [
+            other for other, known in keys.items() if known == line and other != name
+        ]
         if others:
-            raise ValueError(f"this is the key of {others[0]}, and two people need two keys.")
+            raise ValueError(
+                f"this is the key of {others[0]}, and two people need two keys."
+            )
         self._write(keys | {name: line})
         return fingerprint(line)
 
@@ -108,7 +128,9 @@ class Approvers:
         """
         keys = self.keys()
         if name not in keys:
-            raise ValueError(f"NAME is '{name}'. Approvers here: {', '.join(keys) or 'nobody'}.")
+            raise ValueError(
+                f"NAME is '{name}'. Approvers here: {', '.join(keys) or 'nobody'}."
+            )
         for path in self._plans.glob(f"*/{FOLDER}/{name}.json"):
             path.unlink()
         del keys[name]
@@ -128,7 +150,9 @@ class Approvers:
                 "Next: wardround-site approvers add NAME --key FILE"
             )
         if public_line(key) != keys[name]:
-            raise ValueError(f"--key is not the key of {name}, which is {fingerprint(keys[name])}.")
+            raise ValueError(
+                f"--key is not the key of {name}, which is {fingerprint(keys[name])}."
+            )
         return name
 
     def _write(self, keys: Mapping[str, str]) -> None:
@@ -137,7 +161,9 @@ class Approvers:
         write_atomically(self._file, lambda part: write_secret(part, content))
 
 
-def put(folder: Path, site: str, plan: str, data: str, name: str, key: Ed25519PrivateKey) -> None:
+def put(
+    folder: Path, site: str, plan: str, data: str, name: str, key: Ed25519PrivateKey
+) -> None:
     """Keep one person's signed approval.
 
     Args:
@@ -153,7 +179,9 @@ def put(folder: Path, site: str, plan: str, data: str, name: str, key: Ed25519Pr
     write_atomically(path, lambda part: part.write_text(envelope, encoding="ascii"))
 
 
-def who_approved(folder: Path, site: str, plan: str, data: str, keys: Mapping[str, str]) -> dict[str, str]:
+def who_approved(
+    folder: Path, site: str, plan: str, data: str, keys: Mapping[str, str]
+) -> dict[str, str]:
     """Fingerprint of the key of each person whose approval counts, by name.
 
     Args:
@@ -170,7 +198,9 @@ def who_approved(folder: Path, site: str, plan: str, data: str, keys: Mapping[st
         if not path.is_file():
             continue
         try:
-            said = _ADAPTER.validate_json(open_envelope(path.read_text("ascii"), _APPROVAL, [key]))
+            said = _ADAPTER.validate_json(
+                open_envelope(path.read_text("ascii"), _APPROVAL, [key])
+            )
         except (NotAuthentic, ValidationError, UnicodeDecodeError):
             continue  # signed with a key that this person had before, or damaged
         if (said.site, said.plan, said.data, said.name) == (site, plan, data, name):

@@ -46,7 +46,9 @@ class Yardstick:
     smallest: np.ndarray  # (T,) fp64: the smallest of every tensor so far; 0 for none
 
     @classmethod
-    def of(cls, norms: np.ndarray, sum_of_rates: float, before: Yardstick | None) -> Yardstick:
+    def of(
+        cls, norms: np.ndarray, sum_of_rates: float, before: Yardstick | None
+    ) -> Yardstick:
         """From one update.
 
         Args:
@@ -59,11 +61,15 @@ class Yardstick:
         """
         measured = norms / sum_of_rates
         if not np.isfinite(measured).all():
-            raise ValueError("this site's own update is not finite, and bounds no model")
+            raise ValueError(
+                "this site's own update is not finite, and bounds no model"
+            )
         smallest = measured if before is None else _smaller(before.smallest, measured)
         # A tensor that a round leaves alone says nothing about how far it moves when it is trained.
         previous = measured if before is None else before.per_tensor
-        moved = np.where(measured > 0, np.minimum(measured, _MOST_GROWTH * smallest), previous)
+        moved = np.where(
+            measured > 0, np.minimum(measured, _MOST_GROWTH * smallest), previous
+        )
         return cls(moved, smallest)
 
 
@@ -122,13 +128,18 @@ class RoundOfPlan:
         """
         strategy = self.settings.strategy
         if strategy.optimizer != "sgd":
-            step = adaptive_step(strategy.beta_1, strategy.beta_2) * strategy.server_learning_rate
+            step = (
+                adaptive_step(strategy.beta_1, strategy.beta_2)
+                * strategy.server_learning_rate
+            )
             return Allowed(np.full(len(layout.names), np.inf), len(rounds) * step)
         assert self.policy.max_step_ratio is not None, "asked only if there is a bound"
         rates = sum(self.sum_of_rates(number) for number in rounds)
         rates *= min(1.0, _MOST_ROUNDS / max(1, len(rounds)))
         reach = np.maximum(yardstick.per_tensor, self._even_reach(layout, yardstick))
-        return Allowed(self.policy.max_step_ratio * rates * reach * self.others(), np.inf)
+        return Allowed(
+            self.policy.max_step_ratio * rates * reach * self.others(), np.inf
+        )
 
     def _even_reach(self, layout: Layout, yardstick: Yardstick) -> np.ndarray:
         """How far each tensor would move if all numbers of its group moved alike, (T,) fp64."""
@@ -151,7 +162,9 @@ def tensors_too_far(
     """
     moved = step_norms(layout, received, before)
     norms = step_norms(layout, before, None)
-    for name, step, bound, norm in zip(layout.names, moved, allowed.norms, norms, strict=True):
+    for name, step, bound, norm in zip(
+        layout.names, moved, allowed.norms, norms, strict=True
+    ):
         most = bound + _SLACK * norm
         if not step <= most:
             yield name, float(step / most) if most > 0 else float("inf")

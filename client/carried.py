@@ -44,7 +44,9 @@ class CarriedFiles:
         """As in `Carried`. Raises OSError where there is no room."""
 
         def write(part: Path) -> None:
-            with part.open("wb") as file:  # NumPy appends .npy to a name of its own choice
+            with part.open(
+                "wb"
+            ) as file:  # NumPy appends .npy to a name of its own choice
                 np.save(file, numbers, allow_pickle=False)
 
         write_atomically(self._path(round), write)

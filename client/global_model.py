@@ -53,7 +53,9 @@ def check_global_model(
         before = HeldModel("", 0, start().cpu().numpy())
     yardstick = held.yardstick() or rehearse()
     allowed = plan.allowed(layout, yardstick, range(before.age + 1, age + 1))
-    found = list(tensors_too_far(layout, tensor_of(received), tensor_of(before.tensors), allowed))
+    found = list(
+        tensors_too_far(layout, tensor_of(received), tensor_of(before.tensors), allowed)
+    )
     if found:
         name, times = max(found, key=lambda item: item[1])
         raise Declines(
@@ -66,7 +68,11 @@ def check_global_model(
 
 
 def measure(
-    layout: Layout, trained: np.ndarray, received: np.ndarray, rates: float, before: Yardstick | None
+    layout: Layout,
+    trained: np.ndarray,
+    received: np.ndarray,
+    rates: float,
+    before: Yardstick | None,
 ) -> Yardstick:
     """This site's yardstick after one more training.
 

@@ -128,7 +128,11 @@ class Peers(Mapping[str, str]):
                 "telephone why its key has changed; if it has, first: "
                 f"wardround-site peers remove {name}"
             )
-        others = [other for other, known in pins.items() if known.key == pin.key and other != name]
+        others = [
+            other
+            for other, known in pins.items()
+            if known.key == pin.key and other != name
+        ]
         if others:
             raise ValueError(
                 f"this key is pinned as {others[0]}, and one key is one site. If {name} is its right "
@@ -147,7 +151,9 @@ class Peers(Mapping[str, str]):
         pins = self.pins()
         if name not in pins:
             known = ", ".join(pins) or "nobody"
-            raise ValueError(f"NAME is '{name}', which is not pinned. Pinned here: {known}.")
+            raise ValueError(
+                f"NAME is '{name}', which is not pinned. Pinned here: {known}."
+            )
         del pins[name]
         self._write(pins)
 
@@ -170,9 +176,17 @@ def roster_refusals(plan: Plan, limits: Limits) -> Iterator[tuple[str, str, str]
             f"{len(roster)} sites stand in it; policy.max_sites is {policy.max_sites}",
         )
     if unreadable := [name for name in roster if not _SITE_NAME.fullmatch(name)]:
-        yield "policy", "", f"it names a site {unreadable[0]!r}, which cannot be a site's name"
+        yield (
+            "policy",
+            "",
+            f"it names a site {unreadable[0]!r}, which cannot be a site's name",
+        )
     if twins := names_with_one_key(roster):
-        yield "policy", "", f"{' and '.join(twins)} have one key, and would be counted twice"
+        yield (
+            "policy",
+            "",
+            f"{' and '.join(twins)} have one key, and would be counted twice",
+        )
     for name in _with_another_key(plan, limits):
         yield (
             UNKNOWN_PEER,

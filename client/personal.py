@@ -23,7 +23,15 @@ from wardround.common.model.flat import Layout, model_sha256, tensors_to_flat
 from wardround.common.model.mixture import Mixture, new_gate, save_mixture
 from wardround.common.model.state import ModelState, open_model
 from wardround.common.model.train import LossNotFinite, Place, evaluate, train_epochs
-from wardround.common.personal import METHODS, TRAINED, Candidate, Measure, PersonalRecord, SiteRecord, choose
+from wardround.common.personal import (
+    METHODS,
+    TRAINED,
+    Candidate,
+    Measure,
+    PersonalRecord,
+    SiteRecord,
+    choose,
+)
 from wardround.common.pretrained import RUN_SETTINGS, quietly
 from wardround.common.runtime import stream_seed
 from wardround.common.settings import Settings
@@ -71,7 +79,9 @@ class Personaliser:
     model give the same personal models, bit for bit, in a simulation and at the site itself.
     """
 
-    def __init__(self, settings: Settings, label_names: tuple[str, ...], released: Path) -> None:
+    def __init__(
+        self, settings: Settings, label_names: tuple[str, ...], released: Path
+    ) -> None:
         """Args:
         settings: as this machine sees them.
         released: the model folder that the run left.
@@ -91,7 +101,8 @@ class Personaliser:
         self.released = load_released(released, self._state.layout)
         """(P,) fp32 on the CPU."""
         self.record = PersonalRecord(
-            model_sha256=model_sha256(self._state.layout, self.released), settings=settings.personalisation
+            model_sha256=model_sha256(self._state.layout, self.released),
+            settings=settings.personalisation,
         )
         """Of what is made here, without a site yet."""
 
@@ -99,7 +110,10 @@ class Personaliser:
         """Train, measure and choose. Raises ValueError where `train.drop_last` leaves no whole batch."""
         candidates, weights = {}, {}
         for method in METHODS:
-            if method == "global" or method in TRAINED[self.settings.personalisation.name]:
+            if (
+                method == "global"
+                or method in TRAINED[self.settings.personalisation.name]
+            ):
                 candidates[method], weights[method] = self._candidate(method, own)
         chosen = choose(candidates)
         record = SiteRecord(
@@ -140,10 +154,16 @@ class Personaliser:
         gate = new_gate(model.config.hidden_size, hidden, seed).to(state.device)
         return Mixture(model, copy.deepcopy(model), gate)
 
-    def _candidate(self, method: str, own: OwnTexts) -> tuple[Candidate, dict[str, Tensor]]:
+    def _candidate(
+        self, method: str, own: OwnTexts
+    ) -> tuple[Candidate, dict[str, Tensor]]:
         model = self.module(method, own.owner)
         epoch = 0 if method == "global" else self._train(model, own)
-        everyone = None if own.everyone is None else Measure.of(self._measure(model, own.everyone))
+        everyone = (
+            None
+            if own.everyone is None
+            else Measure.of(self._measure(model, own.everyone))
+        )
         validation = self._measure(model, own.validation)
         candidate = Candidate(
             epoch=epoch,
@@ -164,7 +184,9 @@ class Personaliser:
         once = replace(
             train,
             local_epochs=1,
-            learning_rate=train.learning_rate if personal.learning_rate is None else personal.learning_rate,
+            learning_rate=train.learning_rate
+            if personal.learning_rate is None
+            else personal.learning_rate,
             schedule="constant",
             head_warmup_rounds=0,
             # Of rounds, between which clients meet; and what a mixture does not know how to do.
@@ -172,15 +194,31 @@ class Personaliser:
             control_variates=False,
             gradient_checkpointing=False,
         )
-        place = Place(self._seed(own.owner), 0, 0, self._state.device, self.settings.precision)
+        place = Place(
+            self._seed(own.owner), 0, 0, self._state.device, self.settings.precision
+        )
         new_head, indices = _new_head(model, self._state), np.arange(len(own.train))
-        best, weights, lowest = 0, _copies(model), self._measure(model, own.validation).loss
+        best, weights, lowest = (
+            0,
+            _copies(model),
+            self._measure(model, own.validation).loss,
+        )
         for epoch in range(1, personal.epochs + 1):
             try:
-                train_epochs(model, own.train, indices, once, replace(place, round=epoch), new_head)
+                train_epochs(
+                    model,
+                    own.train,
+                    indices,
+                    once,
+                    replace(place, round=epoch),
+                    new_head,
+                )
             except LossNotFinite as error:
                 log.warning(
-                    "%s: a personal model is kept as it was after epoch %d: %s", own.owner, best, error
+                    "%s: a personal model is kept as it was after epoch %d: %s",
+                    own.owner,
+                    best,
+                    error,
                 )
                 break
             loss = self._measure(model, own.validation).loss
@@ -202,9 +240,13 @@ def load_released(folder: Path, layout: Layout) -> Tensor:
     """The shared tensors of a model folder, (P,) fp32. Raises ValueError where there are none, or others."""
     file = folder / "model.safetensors"
     if not file.is_file():
-        raise ValueError(f"'{folder}' holds no model.safetensors. Give the folder `model` of a finished run.")
+        raise ValueError(
+            f"'{folder}' holds no model.safetensors. Give the folder `model` of a finished run."
+        )
     try:
-        return tensors_to_flat(layout, {n: t for n, t in load_file(file).items() if n in layout.names})
+        return tensors_to_flat(
+            layout, {n: t for n, t in load_file(file).items() if n in layout.names}
+        )
     except ValueError as error:
         raise ValueError(
             f"'{folder}' was made of another model than the run's settings name: {error}"
@@ -212,7 +254,10 @@ def load_released(folder: Path, layout: Layout) -> Tensor:
 
 
 def _copies(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    return {
+        name: tensor.detach().cpu().clone()
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def _new_head(model: nn.Module, state: ModelState) -> tuple[str, ...]:
@@ -224,7 +269,9 @@ def _new_head(model: nn.Module, state: ModelState) -> tuple[str, ...]:
     return (*(f"local.{name}" for name in new_head), *gate)
 
 
-def texts_of(examples: Examples, owner: str, everyone: TokenisedTexts | None = None) -> OwnTexts:
+def texts_of(
+    examples: Examples, owner: str, everyone: TokenisedTexts | None = None
+) -> OwnTexts:
     """A site's own texts: all of its file."""
     corpus = examples.corpus
     out = corpus.opted_out.take(examples.opted_out)
@@ -244,21 +291,43 @@ def texts_of_clients(settings: Settings) -> list[OwnTexts]:
     Where held-out texts are not the clients' own, as one test set for all is not, they are dealt to them as
     the training texts are: a client is judged on labels in the shares in which it has them.
     """
-    examples = [SimulatedSite(client).examples(settings) for client in range(settings.num_clients)]
+    examples = [
+        SimulatedSite(client).examples(settings)
+        for client in range(settings.num_clients)
+    ]
     corpus = examples[0].corpus
     is_by_site = settings.partition.name == "by_site"
     if not (is_by_site and corpus.test_sizes):
         train = [own.train for own in examples]
         validation, test = (
-            deal_alike(train, corpus.train.labels, corpus.test.labels, np.sort(np.concatenate(held)))
-            for held in ([own.validation for own in examples], [own.test for own in examples])
+            deal_alike(
+                train,
+                corpus.train.labels,
+                corpus.test.labels,
+                np.sort(np.concatenate(held)),
+            )
+            for held in (
+                [own.validation for own in examples],
+                [own.test for own in examples],
+            )
         )
         parts = zip(examples, validation, test, strict=True)
-        examples = [replace(own, validation=held, test=judged) for own, held, judged in parts]
+        examples = [
+            replace(own, validation=held, test=judged) for own, held, judged in parts
+        ]
     all_of_test = np.sort(np.concatenate([own.test for own in examples]))
-    everyone = corpus.test.take(all_of_test) if settings.personalisation.everyone else None
-    owners = [name for name, _ in corpus.site_sizes] if is_by_site else map(str, range(len(examples)))
-    found = [texts_of(own, owner, everyone) for own, owner in zip(examples, owners, strict=True)]
+    everyone = (
+        corpus.test.take(all_of_test) if settings.personalisation.everyone else None
+    )
+    owners = (
+        [name for name, _ in corpus.site_sizes]
+        if is_by_site
+        else map(str, range(len(examples)))
+    )
+    found = [
+        texts_of(own, owner, everyone)
+        for own, owner in zip(examples, owners, strict=True)
+    ]
     opted_out = settings.personalisation.opt_out_clients
     return [
         replace(own, num_opted_out=len(own.train)) if client in opted_out else own

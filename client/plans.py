@@ -87,7 +87,9 @@ class Plans:
     def all(self) -> list[Known]:
         """Oldest first. Those of another key, as before a rotation, or of a distant version are left out."""
         folders = sorted(self._folder.glob("*"), key=lambda path: path.stat().st_mtime)
-        return [known for folder in folders if (known := self.get(folder.name)) is not None]
+        return [
+            known for folder in folders if (known := self.get(folder.name)) is not None
+        ]
 
     def get(self, digest: str) -> Known | None:
         """The plan of this SHA-256; None where it is not known. Raises ValueError for a damaged file."""
@@ -95,14 +97,20 @@ class Plans:
         if not path.is_file():
             return None
         try:
-            plan, settings = _read(path.read_text(encoding="ascii"), self._coordinator, digest)
+            plan, settings = _read(
+                path.read_text(encoding="ascii"), self._coordinator, digest
+            )
         except (NotAuthentic, OtherVersion):
             return None
         return Known(digest, plan, settings, self._decision(digest))
 
     def find(self, name: str) -> Known:
         """The one plan whose SHA-256 begins like this. Raises ValueError where there is none, or several."""
-        found = [known for known in self.all() if name and known.digest.startswith(name.lower())]
+        found = [
+            known
+            for known in self.all()
+            if name and known.digest.startswith(name.lower())
+        ]
         if len(found) != 1:
             names = ", ".join(known.short for known in self.all()) or "none"
             raise ValueError(
@@ -126,10 +134,15 @@ class Plans:
             raise Declines("other_version", words=str(error)) from None
         path = self._folder / digest / _PLAN
         if not path.exists():
-            if sum(known.decision.state == "pending" for known in self.all()) >= _MOST_UNDECIDED:
+            if (
+                sum(known.decision.state == "pending" for known in self.all())
+                >= _MOST_UNDECIDED
+            ):
                 raise Declines("too_many_plans")
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_atomically(path, lambda part: part.write_text(envelope, encoding="ascii"))
+            write_atomically(
+                path, lambda part: part.write_text(envelope, encoding="ascii")
+            )
         return digest
 
     def folder(self, digest: str) -> Path:
@@ -140,7 +153,9 @@ class Plans:
         """Write down what was decided. Raises OSError."""
         write_json(self.folder(digest) / _DECISION, asdict(decision))
 
-    def object(self, known: Known, state: Literal["rejected", "revoked"], why: str) -> None:
+    def object(
+        self, known: Known, state: Literal["rejected", "revoked"], why: str
+    ) -> None:
         """One person is against a plan: nothing of it is executed any more, whoever approved it.
 
         Raises:
@@ -148,12 +163,16 @@ class Plans:
             OSError: this cannot be written.
         """
         folder = self.folder(known.digest)
-        is_approved = known.decision.state == "approved" or (folder / approvals.FOLDER).exists()
+        is_approved = (
+            known.decision.state == "approved" or (folder / approvals.FOLDER).exists()
+        )
         if state == "revoked" and not is_approved:
             raise ValueError(
                 f"plan {known.short} is not approved. To refuse it: wardround-site reject {known.short}"
             )
-        self.decide(known.digest, Decision(state, time.time(), "hand", known.decision.data, why))
+        self.decide(
+            known.digest, Decision(state, time.time(), "hand", known.decision.data, why)
+        )
         approvals.forget(folder)
 
     def _decision(self, digest: str) -> Decision:
@@ -201,17 +220,25 @@ def approve(
         version = versions.read()
         sizes = sizes_of(site, known.settings)
     except OSError as error:
-        raise Declines("bad_input", words=f"{error.filename}: {error.strerror}") from None
+        raise Declines(
+            "bad_input", words=f"{error.filename}: {error.strerror}"
+        ) from None
     except ValueError as error:
         raise Declines("bad_input", words=str(error)) from None
     for code, key, words in size_refusals(known.settings, sizes, site.policy):
         raise Declines(code, key, words)
     versions.check_distance(version, Answers(site.state).answered())
     people = _sign_approval(plans, known, site, data, person)
-    if by == "hand" and site.policy.approvals > 1 and len(people) < site.policy.approvals:
+    if (
+        by == "hand"
+        and site.policy.approvals > 1
+        and len(people) < site.policy.approvals
+    ):
         return False
     versions.keep(known.digest, data, version)
-    plans.decide(known.digest, Decision("approved", time.time(), by, data, people=people))
+    plans.decide(
+        known.digest, Decision("approved", time.time(), by, data, people=people)
+    )
     return True
 
 
@@ -239,7 +266,9 @@ def _sign_approval(
 def people_for(plans: Plans, known: Known, site: SiteFile, data: str) -> dict[str, str]:
     """Fingerprint of the key of each person who approved a plan on these texts, by name. Raises OSError."""
     keys = Approvers(site.state).keys()
-    return approvals.who_approved(plans.folder(known.digest), site.name, known.digest, data, keys)
+    return approvals.who_approved(
+        plans.folder(known.digest), site.name, known.digest, data, keys
+    )
 
 
 def sizes_of(site: SiteFile, settings: Settings) -> Sizes:
@@ -248,7 +277,9 @@ def sizes_of(site: SiteFile, settings: Settings) -> Sizes:
     return Sizes(len(data.train), len(data.test))
 
 
-def executed(plans: Plans, digest: str, site: SiteFile, limits: Limits, now: float | None = None) -> Known:
+def executed(
+    plans: Plans, digest: str, site: SiteFile, limits: Limits, now: float | None = None
+) -> Known:
     """The plan, if it is to be executed now; if the policy says so, it is approved on this occasion.
 
     Raises:
@@ -263,12 +294,17 @@ def executed(plans: Plans, digest: str, site: SiteFile, limits: Limits, now: flo
         raise Declines(f"plan_{known.decision.state}")
     for code, key, words in refusals_of(known.plan, known.settings, limits):
         raise Declines(code, key, words)
-    if not known.plan.not_before - CLOCK_SECONDS <= now <= known.plan.not_after + CLOCK_SECONDS:
+    if (
+        not known.plan.not_before - CLOCK_SECONDS
+        <= now
+        <= known.plan.not_after + CLOCK_SECONDS
+    ):
         raise Declines("plan_over")
     if known.decision.state == "pending":
         if limits.policy.approve == "by_hand":
             raise Declines(
-                PENDING, words=f"plan {known.short} waits for: wardround-site approve {known.short}"
+                PENDING,
+                words=f"plan {known.short} waits for: wardround-site approve {known.short}",
             )
         approve(plans, known, site, limits, "policy")
         return executed(plans, digest, site, limits, now)
@@ -283,7 +319,9 @@ def _check_people(plans: Plans, known: Known, site: SiteFile) -> None:
         return
     people = people_for(plans, known, site, known.decision.data)
     if len(people) < needed:
-        words = f"plan {known.short} has the approval of {len(people)} of {needed} people"
+        words = (
+            f"plan {known.short} has the approval of {len(people)} of {needed} people"
+        )
         raise Declines(PENDING, words=words)
 
 

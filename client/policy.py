@@ -74,7 +74,12 @@ class Policy:
     """Whether counts of right and wrong held-out texts may leave, for each pair of labels."""
     min_count: Count = 5
     """Counts stay where one of them is above 0 and below this."""
-    forms: tuple[Literal["exact", "bf16", "fp16", "int8"], ...] = ("exact", "bf16", "fp16", "int8")
+    forms: tuple[Literal["exact", "bf16", "fp16", "int8"], ...] = (
+        "exact",
+        "bf16",
+        "fp16",
+        "int8",
+    )
     """In which forms updates may leave."""
     min_sites: Count = 3
     """Fewest sites of a plan, and of a round: of two, each can work out the other's update."""
@@ -145,7 +150,9 @@ class Rule:
     kind: Kind
     says: Callable[[Limits], str]
     """The limit, or why there need be none, in plain words."""
-    holds: Callable[[Any, Settings, Limits], bool] = lambda value, settings, limits: True
+    holds: Callable[[Any, Settings, Limits], bool] = lambda value, settings, limits: (
+        True
+    )
     """Takes the setting's own value, too."""
 
 
@@ -165,15 +172,25 @@ def lines_of(settings: Settings, limits: Limits) -> list[Line]:
     found = []
     for key, value in settings.flat().items():
         rule = RULES[key]
-        found.append(Line(key, value, rule, rule.says(limits), rule.holds(value, settings, limits)))
+        found.append(
+            Line(
+                key, value, rule, rule.says(limits), rule.holds(value, settings, limits)
+            )
+        )
     return found
 
 
-def refusals_of(plan: Plan, settings: Settings, limits: Limits) -> Iterator[tuple[str, str, str]]:
+def refusals_of(
+    plan: Plan, settings: Settings, limits: Limits
+) -> Iterator[tuple[str, str, str]]:
     """Why the policy refuses a plan: a code of `REFUSALS`, the setting that is meant or "", and words."""
     policy = limits.policy
     if plan.sites.get(limits.site) != limits.key:
-        yield "not_in_plan", "", f"{limits.site} does not stand in the plan under its own key"
+        yield (
+            "not_in_plan",
+            "",
+            f"{limits.site} does not stand in the plan under its own key",
+        )
     if len(plan.sites) != settings.num_clients or len(plan.sites) < policy.min_sites:
         yield (
             "policy",
@@ -183,24 +200,42 @@ def refusals_of(plan: Plan, settings: Settings, limits: Limits) -> Iterator[tupl
     yield from roster_refusals(plan, limits)
     days = (plan.not_after - plan.not_before) / _DAY
     if days > policy.max_days and not isclose(days, policy.max_days):
-        yield "policy", "", f"it may go on for {days:.0f} days; policy.max_days is {policy.max_days:g}"
+        yield (
+            "policy",
+            "",
+            f"it may go on for {days:.0f} days; policy.max_days is {policy.max_days:g}",
+        )
     for is_asked, name in (
         (policy.require_privacy, "require_privacy"),
         (policy.require_aggregation, "require_aggregation"),
     ):
         if is_asked:
-            yield "policy", "", f"policy.{name} is true, and this version has nothing of the kind"
+            yield (
+                "policy",
+                "",
+                f"policy.{name} is true, and this version has nothing of the kind",
+            )
     if policy.approve == "within_policy" and policy.approvals > 1:
-        yield "policy", "", f"policy.approvals is {policy.approvals}, which needs policy.approve: by_hand"
+        yield (
+            "policy",
+            "",
+            f"policy.approvals is {policy.approvals}, which needs policy.approve: by_hand",
+        )
     if policy.approve == "within_policy" and policy.models == "any":
-        yield "policy", "model.name", "policy.approve: within_policy needs a list in policy.models"
+        yield (
+            "policy",
+            "model.name",
+            "policy.approve: within_policy needs a list in policy.models",
+        )
     for line in lines_of(settings, limits):
         if not line.is_allowed:
             yield "policy", line.key, f"{line.key} is {line.value!r}: {line.words}"
 
 
 def _own(what: str) -> Rule:
-    return Rule("fixed", lambda limits: f"this site's own {what} counts, whatever stands here")
+    return Rule(
+        "fixed", lambda limits: f"this site's own {what} counts, whatever stands here"
+    )
 
 
 def _must_be(wanted: object, why: str) -> Rule:
@@ -241,8 +276,12 @@ def _harmless(why: str) -> Rule:
 _SERVERS = _harmless("only the server reads it")
 _SIMULATED = _harmless("only simulations read it")
 _CHOICE = _harmless("one of a few ways to train, each on all of the site's texts")
-_ORDER = _harmless("decides in which order the site's texts are gone through, never which")
-_SCALE = _harmless("scales the steps of a training that goes over all of the site's texts")
+_ORDER = _harmless(
+    "decides in which order the site's texts are gone through, never which"
+)
+_SCALE = _harmless(
+    "scales the steps of a training that goes over all of the site's texts"
+)
 
 
 def _highest_rate(settings: Settings, limits: Limits) -> float:
@@ -258,7 +297,9 @@ _RATE = Rule(
         f"at most {limits.policy.max_learning_rate:g} with sgd (policy.max_learning_rate), "
         f"{limits.policy.max_learning_rate_adamw:g} with adamw (policy.max_learning_rate_adamw)"
     ),
-    lambda value, settings, limits: value is None or _LEAST_RATE <= value <= _highest_rate(settings, limits),
+    lambda value, settings, limits: (
+        value is None or _LEAST_RATE <= value <= _highest_rate(settings, limits)
+    ),
 )
 _CLIPPING = Rule(
     "bounded",
@@ -270,14 +311,18 @@ _CLIPPING = Rule(
 )
 _SCHEDULE = Rule(
     "bounded",
-    lambda limits: "a linear schedule spans all rounds: past its end no step would move a weight",
+    lambda limits: (
+        "a linear schedule spans all rounds: past its end no step would move a weight"
+    ),
     lambda value, settings, limits: (
         settings.train.schedule == "constant" or settings.num_rounds <= (value or 0)
     ),
 )
 _PULL = Rule(
     "bounded",
-    lambda limits: "0 with adamw; with sgd, the pull of a round's steps together is at most 0.4",
+    lambda limits: (
+        "0 with adamw; with sgd, the pull of a round's steps together is at most 0.4"
+    ),
     lambda value, settings, limits: value == 0 or settings.train.optimizer == "sgd",
 )
 _SERVER_RATE = Rule(
@@ -287,7 +332,12 @@ _SERVER_RATE = Rule(
         "the model may move in a round"
     ),
     lambda value, settings, limits: (
-        value <= (_MOST_SERVER_RATE if settings.strategy.optimizer == "sgd" else _MOST_ADAPTIVE_RATE)
+        value
+        <= (
+            _MOST_SERVER_RATE
+            if settings.strategy.optimizer == "sgd"
+            else _MOST_ADAPTIVE_RATE
+        )
     ),
 )
 _BETAS = Rule(
@@ -297,7 +347,8 @@ _BETAS = Rule(
     ),
     lambda value, settings, limits: (
         settings.strategy.optimizer == "sgd"
-        or adaptive_step(settings.strategy.beta_1, settings.strategy.beta_2) <= _MOST_ADAPTIVE_STEP
+        or adaptive_step(settings.strategy.beta_1, settings.strategy.beta_2)
+        <= _MOST_ADAPTIVE_STEP
     ),
 )
 
@@ -308,21 +359,27 @@ def _is_model_listed(value: object, settings: Settings, limits: Limits) -> bool:
         return True
     if listed is None:
         is_own = limits.has_own_model and model.sha256 in pinned_models().values()
-        is_installed = model.source == "package" and pinned_models().get(model.name) == model.sha256
+        is_installed = (
+            model.source == "package"
+            and pinned_models().get(model.name) == model.sha256
+        )
         return model.sha256 is not None and (is_own or is_installed)
     if names_of(model) & set(listed):
         return True
     # Pinned files are held against their hashes when they are opened. The hash of the weights alone says
     # nothing about configuration and tokenizer, which only a folder of the site's own keeps from the server.
     return any(
-        entry.startswith(FILES_PREFIX) or (entry.startswith(WEIGHTS_PREFIX) and limits.has_own_model)
+        entry.startswith(FILES_PREFIX)
+        or (entry.startswith(WEIGHTS_PREFIX) and limits.has_own_model)
         for entry in listed
     )
 
 
 def names_of(model: ModelSettings) -> set[str]:
     """The entries of `policy.models` that allow a model by its name."""
-    return {model.name} | ({f"{model.name}@{model.revision}"} if model.revision else set())
+    return {model.name} | (
+        {f"{model.name}@{model.revision}"} if model.revision else set()
+    )
 
 
 def is_pinned(listed: tuple[str, ...] | str | None) -> bool:
@@ -338,7 +395,9 @@ def _models(limits: Limits) -> str:
     if listed == "any":
         return f"{own}any: look at it"
     if listed is None:
-        return f"{own}one that a recipe of this version pins; policy.models lists no other"
+        return (
+            f"{own}one that a recipe of this version pins; policy.models lists no other"
+        )
     return f"{own}one of {', '.join(listed)}; sha256: counts for this site's own folder only"
 
 
@@ -354,7 +413,9 @@ def _follows_recipe(value: object, settings: Settings, limits: Limits) -> bool:
     if listed is None:
         return True
     recipe = recipes().get(str(value))
-    return value in listed and recipe is not None and not any(recipe.deviations(settings))
+    return (
+        value in listed and recipe is not None and not any(recipe.deviations(settings))
+    )
 
 
 def adaptive_step(beta_1: float, beta_2: float) -> float:
@@ -373,7 +434,11 @@ def _labels(limits: Limits) -> tuple[str, ...]:
 
 
 _MODEL = Rule("listed", _models, _is_model_listed)
-_PIN = Rule("listed", lambda limits: "the file of weights must have this SHA-256", _is_model_listed)
+_PIN = Rule(
+    "listed",
+    lambda limits: "the file of weights must have this SHA-256",
+    _is_model_listed,
+)
 _MOST_SCALE = 8
 _LEAST_RATE = 1e-7
 _LEAST_GRAD_NORM = 0.01
@@ -391,30 +456,58 @@ RULES: dict[str, Rule] = {
     "model.revision": _MODEL,
     "model.sha256": _PIN,
     **dict.fromkeys(
-        ("model.head", "model.activation", "model.abu_where", "model.abu_normalisation"), _CHOICE
+        (
+            "model.head",
+            "model.activation",
+            "model.abu_where",
+            "model.abu_normalisation",
+        ),
+        _CHOICE,
     ),
     **dict.fromkeys(
         (
-            *("data.reader", "data.hub_name", "data.hub_revision", "data.path", "data.local_reader"),
-            *("data.test_path", "data.text_columns", "data.label_column", "data.delimiter", "data.encoding"),
-            *("data.drop_empty", "data.label_map", "data.token_cache", "data.opt_out_column"),
+            *(
+                "data.reader",
+                "data.hub_name",
+                "data.hub_revision",
+                "data.path",
+                "data.local_reader",
+            ),
+            *(
+                "data.test_path",
+                "data.text_columns",
+                "data.label_column",
+                "data.delimiter",
+                "data.encoding",
+            ),
+            *(
+                "data.drop_empty",
+                "data.label_map",
+                "data.token_cache",
+                "data.opt_out_column",
+            ),
         ),
         _own("data file and how it is read"),
     ),
     **dict.fromkeys(("data.test_fraction", "data.split_seed"), _own("held-out part")),
     "data.label_names": Rule(
         "listed",
-        lambda limits: f"must be {', '.join(_labels(limits))}" if _labels(limits) else "look at it",
+        lambda limits: (
+            f"must be {', '.join(_labels(limits))}" if _labels(limits) else "look at it"
+        ),
         lambda value, settings, limits: not _labels(limits) or value == _labels(limits),
     ),
     **dict.fromkeys(
-        ("data.train_examples", "data.test_examples", "data.max_words"), _must_be(None, _ALL_TEXTS)
+        ("data.train_examples", "data.test_examples", "data.max_words"),
+        _must_be(None, _ALL_TEXTS),
     ),
     "data.name": _harmless("a name for folders and figures"),
     **dict.fromkeys(("data.budget_rounds", "data.second_threshold_rounds"), _SERVERS),
     "protocol.name": _harmless("a name; what it stands for is in the other settings"),
     "protocol.ag_news_columns": _own("columns"),
-    **dict.fromkeys(("partition.name", "partition.alpha", "partition.drop_remainder"), _SIMULATED),
+    **dict.fromkeys(
+        ("partition.name", "partition.alpha", "partition.drop_remainder"), _SIMULATED
+    ),
     "train.local_epochs": _bounded(None, "max_epochs"),
     "train.batch_size": _bounded("min_batch_size", "max_batch_size"),
     "train.learning_rate": _RATE,
@@ -426,7 +519,9 @@ RULES: dict[str, Rule] = {
     "train.schedule_rounds": _SCHEDULE,
     "train.shuffle": _must_be(True, "no text stands at the same place in every round"),
     "train.drop_last": _must_be(False, _ALL_TEXTS),
-    "train.last_batch": _must_be("even", "the last batch of an epoch could be a single text"),
+    "train.last_batch": _must_be(
+        "even", "the last batch of an epoch could be a single text"
+    ),
     "train.frozen": Rule(
         "listed",
         lambda limits: (
@@ -437,12 +532,16 @@ RULES: dict[str, Rule] = {
         lambda value, settings, limits: limits.policy.frozen in ("none", value),
     ),
     "train.attention_mask": _CHOICE,
-    **dict.fromkeys(("train.padding", "train.micro_batches", "train.group_by_length"), _ORDER),
+    **dict.fromkeys(
+        ("train.padding", "train.micro_batches", "train.group_by_length"), _ORDER
+    ),
     "train.head_init": _CHOICE,
     "train.head_learning_rate": _RATE,
     "train.head_warmup_rounds": _CHOICE,
     "train.gradient_checkpointing": _harmless("the same numbers with less memory"),
-    **dict.fromkeys(("adapters.name", "adapters.targets", "adapters.base_precision"), _CHOICE),
+    **dict.fromkeys(
+        ("adapters.name", "adapters.targets", "adapters.base_precision"), _CHOICE
+    ),
     "adapters.rank": _bounded(None, 256),
     "adapters.alpha": Rule(
         "bounded",
@@ -468,11 +567,17 @@ RULES: dict[str, Rule] = {
         lambda limits: f"one of {', '.join(limits.policy.forms)} (policy.forms)",
         lambda value, settings, limits: value in limits.policy.forms,
     ),
-    "transforms.error_feedback": _harmless("what rounding loses is added to this site's next update"),
+    "transforms.error_feedback": _harmless(
+        "what rounding loses is added to this site's next update"
+    ),
     **dict.fromkeys(
         (
             *("strategy.weighting", "strategy.optimizer", "strategy.tau"),
-            *("strategy.wait_seconds", "strategy.round_timeout_seconds", "strategy.ask_again_seconds"),
+            *(
+                "strategy.wait_seconds",
+                "strategy.round_timeout_seconds",
+                "strategy.ask_again_seconds",
+            ),
             *("strategy.on_missing", "strategy.max_share", "strategy.max_update_norm"),
             *("strategy.max_norm_ratio", "strategy.on_excess"),
         ),
@@ -483,44 +588,72 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("strategy.beta_1", "strategy.beta_2"), _BETAS),
     "strategy.min_sites": Rule(
         "bounded",
-        lambda limits: f"a round needs at least {limits.policy.min_sites} (policy.min_sites)",
+        lambda limits: (
+            f"a round needs at least {limits.policy.min_sites} (policy.min_sites)"
+        ),
         lambda value, settings, limits: (
             settings.strategy.on_missing == "fail" or value >= limits.policy.min_sites
         ),
     ),
     "evaluation.where": Rule(
         "listed",
-        lambda limits: "server or sites" if limits.policy.counts else "server: policy.counts is false",
+        lambda limits: (
+            "server or sites"
+            if limits.policy.counts
+            else "server: policy.counts is false"
+        ),
         lambda value, settings, limits: limits.policy.counts or value == "server",
     ),
     "evaluation.validation_fraction": Rule(
         "listed",
-        lambda limits: "0, 0.1 … 0.5: parts that differ by one text would tell of that text",
+        lambda limits: (
+            "0, 0.1 … 0.5: parts that differ by one text would tell of that text"
+        ),
         lambda value, settings, limits: value in _FRACTIONS,
     ),
-    **dict.fromkeys(("evaluation.mode", "evaluation.target_accuracy", "evaluation.patience"), _SERVERS),
+    **dict.fromkeys(
+        ("evaluation.mode", "evaluation.target_accuracy", "evaluation.patience"),
+        _SERVERS,
+    ),
     "evaluation.batch_size": _bounded(None, "max_batch_size"),
     **dict.fromkeys(
         (
-            *("personalisation.name", "personalisation.epochs", "personalisation.learning_rate"),
+            *(
+                "personalisation.name",
+                "personalisation.epochs",
+                "personalisation.learning_rate",
+            ),
             "personalisation.gate_hidden",
         ),
-        _harmless("for `wardround-site personalise`, which this site starts itself and which sends nothing"),
+        _harmless(
+            "for `wardround-site personalise`, which this site starts itself and which sends nothing"
+        ),
     ),
     **dict.fromkeys(
-        ("personalisation.everyone", "personalisation.keep_models", "personalisation.opt_out_clients"),
+        (
+            "personalisation.everyone",
+            "personalisation.keep_models",
+            "personalisation.opt_out_clients",
+        ),
         _SIMULATED,
     ),
     "engine.name": _must_be("deployment", "this is no simulation"),
-    **dict.fromkeys(("engine.num_cpus", "engine.num_gpus", "engine.address", "engine.workers"), _SIMULATED),
+    **dict.fromkeys(
+        ("engine.num_cpus", "engine.num_gpus", "engine.address", "engine.workers"),
+        _SIMULATED,
+    ),
     "num_clients": Rule(
         "bounded",
-        lambda limits: f"at least {limits.policy.min_sites} (policy.min_sites), and as many as stand in it",
+        lambda limits: (
+            f"at least {limits.policy.min_sites} (policy.min_sites), and as many as stand in it"
+        ),
         lambda value, settings, limits: value >= limits.policy.min_sites,
     ),
     "num_rounds": _bounded(None, "max_answers"),
     "recipe": Rule("listed", _recipes, _follows_recipe),
-    "seed": _harmless("decides order and dropout, never which texts: the held-out part is this site's own"),
+    "seed": _harmless(
+        "decides order and dropout, never which texts: the held-out part is this site's own"
+    ),
     "arm": _harmless("a name for folders and figures"),
     "run_dir": _SERVERS,
     "device": _own("device"),
@@ -529,7 +662,9 @@ RULES: dict[str, Rule] = {
     "threads": Rule(
         "bounded",
         lambda limits: f"at most the {os.cpu_count()} of this machine",
-        lambda value, settings, limits: value == "auto" or value <= (os.cpu_count() or 1),
+        lambda value, settings, limits: (
+            value == "auto" or value <= (os.cpu_count() or 1)
+        ),
     ),
 }
 """By setting: fixed by the site, bounded, listed, or harmless with a reason. A test walks all settings."""

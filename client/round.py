@@ -75,7 +75,9 @@ def answer(kind: str, content: RecordDict, find_site: Callable[[], Site]) -> Rec
         log.info("a message of type %s is not answered: %s", kind, no)
         return pack_refusal(no.code, no.key)
     except LacksBase as lack:
-        log.info("the tensors that a task is written against are not held here; asking for all of them")
+        log.info(
+            "the tensors that a task is written against are not held here; asking for all of them"
+        )
         return pack_lack(str(lack))
     except LossNotFinite as error:
         log.warning("%s", error)
@@ -91,7 +93,9 @@ def _ordered(asked: Any, site: Site) -> Any:
     if order is None:
         return asked
     if isinstance(asked, Task):
-        return replace(asked, settings=order.settings, client=order.client, round=order.round)
+        return replace(
+            asked, settings=order.settings, client=order.client, round=order.round
+        )
     return order.settings
 
 
@@ -103,7 +107,9 @@ def warm_up() -> None:
 def introduce(settings: Settings, site: Site) -> Card:
     """Say who this is and how many examples it trains on. Raises ValueError or Declines for its data."""
     examples = site.examples(site.localise(settings))
-    return Card(site.client, len(examples.train), len(examples.test) + len(examples.validation))
+    return Card(
+        site.client, len(examples.train), len(examples.test) + len(examples.validation)
+    )
 
 
 def run_local_round(task: Task, site: Site) -> Update:
@@ -129,12 +135,19 @@ def run_local_round(task: Task, site: Site) -> Update:
     test = _count(state, settings, examples) if sites_measure else None
     is_withheld = test is not None and _is_withheld(test, site)
     if task.round == 1 and settings.train.draws_heads:
-        draw_head(state.classifier.model, state.classifier.new_head, settings.seed, client=task.client + 1)
+        draw_head(
+            state.classifier.model,
+            state.classifier.new_head,
+            settings.seed,
+            client=task.client + 1,
+        )
     run, variates, correction = _settings_of(task), None, None
     if settings.train.control_variates:
         variates = Variates.open(task, run, site, received, steps.total)
         if variates.correction is not None:
-            correction = state.layout.views(tensor_of(variates.correction).to(state.device))
+            correction = state.layout.views(
+                tensor_of(variates.correction).to(state.device)
+            )
     speaking = None if site.order is None else Speaking(steps)
     classifier = state.classifier
     loss = train_epochs(
@@ -175,7 +188,9 @@ def run_local_round(task: Task, site: Site) -> Update:
 
 
 def _place(settings: Settings, task: Task, state: ModelState) -> Place:
-    return Place(settings.seed, task.round, task.client, state.device, settings.precision)
+    return Place(
+        settings.seed, task.round, task.client, state.device, settings.precision
+    )
 
 
 def _check_speaking(speaking: Speaking, policy: Policy) -> None:
@@ -192,11 +207,17 @@ def _check_speaking(speaking: Speaking, policy: Policy) -> None:
 
 
 def _keep_yardstick(
-    state: ModelState, trained: np.ndarray, received: np.ndarray, steps: RoundSteps, site: RealSite
+    state: ModelState,
+    trained: np.ndarray,
+    received: np.ndarray,
+    steps: RoundSteps,
+    site: RealSite,
 ) -> None:
     rates = float(steps.rates(steps.settings.learning_rate).sum())
     held = site.held
-    held.keep_yardstick(measure(state.layout, trained, received, rates, held.yardstick()))
+    held.keep_yardstick(
+        measure(state.layout, trained, received, rates, held.yardstick())
+    )
     held.wait()
 
 
@@ -227,7 +248,9 @@ def _is_withheld(counts: Counts, site: Site) -> bool:
     return bool(((cells > 0) & (cells < site.file.policy.min_count)).any())
 
 
-WORK: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., RecordDict]]] = {
+WORK: dict[
+    str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., RecordDict]]
+] = {
     HELLO: (unpack_hello, introduce, pack_card),
     TRAIN: (unpack_task, run_local_round, pack_update),
     EVALUATE: (unpack_task, count_held_out, pack_counts),
@@ -235,7 +258,9 @@ WORK: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Reco
 """By message type: what unpacks the content, the work on that and the site, and what packs its result."""
 
 
-def _load(task: Task, settings: Settings, examples: Examples, site: Site) -> tuple[ModelState, np.ndarray]:
+def _load(
+    task: Task, settings: Settings, examples: Examples, site: Site
+) -> tuple[ModelState, np.ndarray]:
     """The resident model with the global tensors, and those tensors, (P,) fp32."""
     label_names = examples.corpus.label_names
     if site.order is not None:
@@ -252,7 +277,9 @@ def _load(task: Task, settings: Settings, examples: Examples, site: Site) -> tup
     received = _received(task, state, site)
     if site.order is not None:
         _check_received(received, task, state, settings, examples, site)
-        state = open_model(settings, label_names)  # built anew if its start was asked for
+        state = open_model(
+            settings, label_names
+        )  # built anew if its start was asked for
     state.load(tensor_of(received))
     return state, received
 
@@ -293,9 +320,13 @@ def _check_received(
     order, label_names = site.order, examples.corpus.label_names
     assert order is not None
     if model_sha256(state.layout, tensor_of(received)) != task.version:
-        raise ValueError("the global tensors are not those that the task names by their SHA-256")
+        raise ValueError(
+            "the global tensors are not those that the task names by their SHA-256"
+        )
     head = frozenset(state.classifier.new_head)
-    plan = RoundOfPlan(settings, site.file.policy, len(examples.train), order.most_texts, head)
+    plan = RoundOfPlan(
+        settings, site.file.policy, len(examples.train), order.most_texts, head
+    )
 
     def start() -> Tensor:
         return open_model(settings, label_names, fresh=True).flat
@@ -316,7 +347,9 @@ def _check_received(
         trained = fresh.flat.detach().cpu().numpy()
         return measure(fresh.layout, trained, first, plan.sum_of_rates(number), None)
 
-    check_global_model(received, order.age, state.layout, site.held, plan, start, rehearse)
+    check_global_model(
+        received, order.age, state.layout, site.held, plan, start, rehearse
+    )
     site.held.keep_model(HeldModel(task.version, order.age, received))
     if site.kept is not None:
         site.kept.version = task.version
@@ -334,7 +367,10 @@ def check_model_file(model: ModelSettings, site: SiteFile) -> None:
     if not is_listed_by_hash and model.sha256 is None:
         return
     files = files_of(model)
-    weights, whole = f"{WEIGHTS_PREFIX}{files.weights_digest()}", f"{FILES_PREFIX}{files.digest()}"
+    weights, whole = (
+        f"{WEIGHTS_PREFIX}{files.weights_digest()}",
+        f"{FILES_PREFIX}{files.digest()}",
+    )
     found = {whole} if site.model is None else {weights, whole}
     is_planned = model.sha256 is None or weights == WEIGHTS_PREFIX + model.sha256
     is_listed = not is_listed_by_hash or bool(found & listed)
@@ -342,14 +378,18 @@ def check_model_file(model: ModelSettings, site: SiteFile) -> None:
         raise Declines("another_model")
 
 
-def _payload(task: Task, site: Site, trained: np.ndarray, received: np.ndarray) -> Payload:
+def _payload(
+    task: Task, site: Site, trained: np.ndarray, received: np.ndarray
+) -> Payload:
     """The trained tensors as they travel. Inside one machine they need not be made smaller without loss."""
     settings = _settings_of(task)
     transforms = settings.transforms
     if transforms.name == EXACT:
         is_near = settings.engine.is_simulated
         return whole(trained) if is_near else encode(EXACT, trained, received)
-    residuals = site.carried("residuals", settings) if transforms.error_feedback else None
+    residuals = (
+        site.carried("residuals", settings) if transforms.error_feedback else None
+    )
     if residuals is None:
         return encode(transforms.name, trained, received)
     run = settings.to_json()
@@ -365,7 +405,9 @@ def _count(state: ModelState, settings: Settings, examples: Examples) -> Counts:
     model, texts = state.classifier.model, examples.corpus.test
 
     def count(indices: np.ndarray) -> Counts:
-        counts = evaluate(model, texts, by_length(texts, indices), settings, state.device)
+        counts = evaluate(
+            model, texts, by_length(texts, indices), settings, state.device
+        )
         mean = round(counts.loss, _LOSS_DIGITS)
         return replace(counts, loss_sum=mean * counts.num_examples)
 

@@ -34,8 +34,12 @@ class Examples:
     corpus: Corpus
     train: np.ndarray  # (n_k,) int64, indices into corpus.train
     test: np.ndarray  # (m_k,) int64, indices into corpus.test, held out by this client
-    validation: np.ndarray  # (v_k,) int64, as above: they choose the best model, and are not reported
-    opted_out: np.ndarray  # (o_k,) int64, indices into corpus.opted_out: they take part in no round
+    validation: (
+        np.ndarray
+    )  # (v_k,) int64, as above: they choose the best model, and are not reported
+    opted_out: (
+        np.ndarray
+    )  # (o_k,) int64, indices into corpus.opted_out: they take part in no round
 
     @classmethod
     def of(
@@ -92,7 +96,9 @@ class Kept:
     """(P,) fp32, the global tensors as received last."""
     came_with: tuple[str, int] = ("", 0)
     """Plan and age of `tensors`."""
-    carried: dict[What, CarriedMemory] = field(default_factory=lambda: defaultdict(CarriedMemory))
+    carried: dict[What, CarriedMemory] = field(
+        default_factory=lambda: defaultdict(CarriedMemory)
+    )
     data_stamp: tuple[int, ...] = ()
     """Of the site's data file when it was read."""
     update_norm: float | None = None
@@ -191,17 +197,22 @@ class RealSite:
                 the plan.
         """
         self._notice_changes()
-        late = NO_LATE_OPT_OUTS if self.order is None else self._late_opt_outs(self.order)
+        late = (
+            NO_LATE_OPT_OUTS if self.order is None else self._late_opt_outs(self.order)
+        )
         corpus = open_corpus(settings, self.file.name, late)
         train, held_out, opted_out = (
-            np.arange(len(part)) for part in (corpus.train, corpus.test, corpus.opted_out)
+            np.arange(len(part))
+            for part in (corpus.train, corpus.test, corpus.opted_out)
         )
         examples = Examples.of(corpus, train, held_out, opted_out, settings)
         if self.order is not None:
             self.check_sizes(settings, examples)
         return examples
 
-    def check_sizes(self, settings: Settings, examples: Examples, hidden_size: int | None = None) -> None:
+    def check_sizes(
+        self, settings: Settings, examples: Examples, hidden_size: int | None = None
+    ) -> None:
         """Raise Declines if the texts are too few, or a step of the plan is too much, for the policy.
 
         Args:

@@ -46,7 +46,8 @@ _STEPS = {
     "string_type": "Put it in quotes.",
     "bool_type": "Write true or false.",
     **dict.fromkeys(
-        ("data.text_columns", "data.text_columns missing"), "Write for example text_columns: [subject, body]."
+        ("data.text_columns", "data.text_columns missing"),
+        "Write for example text_columns: [subject, body].",
     ),
 }
 
@@ -62,14 +63,18 @@ def _text(value: Any) -> Any:
 def _located(value: Any, info: ValidationInfo) -> Path:
     """The path a text stands for; a relative one is taken from the folder of the file."""
     folder: Any = info.context
-    return Path(folder, value if isinstance(value, Path) else Path(_text(value)).expanduser())
+    return Path(
+        folder, value if isinstance(value, Path) else Path(_text(value)).expanduser()
+    )
 
 
 def _columns(value: Any) -> Any:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise PydanticCustomError("columns", "The value should be a list of column names")
+        raise PydanticCustomError(
+            "columns", "The value should be a list of column names"
+        )
     return value
 
 
@@ -83,7 +88,11 @@ def _label_pairs(value: Any) -> list[tuple[str, str]]:
         )
     for own, common in value.items():
         # YAML reads 1 as a number and yes as a truth value; a label that is a truth value was a slip.
-        if isinstance(own, bool) or isinstance(common, bool) or not isinstance(common, str | int):
+        if (
+            isinstance(own, bool)
+            or isinstance(common, bool)
+            or not isinstance(common, str | int)
+        ):
             raise ValueError(
                 f"data.labels holds {own!r}: {common!r}; both must be names. Put them in quotes, for example "
                 '"yes": "positive".'
@@ -136,7 +145,9 @@ class SiteFile:
     """Pairs (own label name, the consortium's name); a label that is not here keeps its name."""
     drop_empty: Annotated[StrictBool, Field(alias="data.drop_empty")] = False
     """Leave out examples without a text; otherwise one of them stops the training."""
-    opt_out_column: Annotated[str | None, Field(alias="data.opt_out_column", min_length=1)] = None
+    opt_out_column: Annotated[
+        str | None, Field(alias="data.opt_out_column", min_length=1)
+    ] = None
     """Column that is true where a text takes part in no round; it still serves this site's own models."""
     test_fraction: Annotated[float, Field(alias="data.test_fraction", gt=0, lt=1)] = 0.2
     """Share of the texts that is held out, evenly by label, and never trained on; the same in every run."""
@@ -203,7 +214,9 @@ class SiteFile:
         host, _, port = self.server_address.rpartition(":")
         bracketed = host.startswith("[") and host.endswith("]")
         bare = host[1:-1] if bracketed else host
-        ambiguous = ":" in host and not bracketed  # an IPv6 address has to stand in brackets
+        ambiguous = (
+            ":" in host and not bracketed
+        )  # an IPv6 address has to stand in brackets
         is_port = port.isdecimal() and 0 < int(port) < 65536
         if not bare or ambiguous or not _HOST.fullmatch(bare) or not is_port:
             raise ValueError(
@@ -235,14 +248,20 @@ def load_site_file(path: Path) -> SiteFile:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None
+        raise ValueError(
+            f"{path} cannot be read: {error.strerror}. Check its permissions."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is not YAML ({reason}). Compare it with docs/hospital.md.") from None
+        raise ValueError(
+            f"{path} is not YAML ({reason}). Compare it with docs/hospital.md."
+        ) from None
     try:
         return _FILE.validate_python(_dotted(content), context=path.parent)
     except ValidationError as error:
-        steps = _STEPS | {"unexpected_keyword_argument": f"Known: {', '.join(_KEYS)}. Correct or remove it."}
+        steps = _STEPS | {
+            "unexpected_keyword_argument": f"Known: {', '.join(_KEYS)}. Correct or remove it."
+        }
         raise ValueError(f"{path}: {explain(error, _KEYS, steps)}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -252,8 +271,12 @@ def _dotted(content: Any) -> dict[str, Any]:
     """The values by dotted key. Raises ValueError where the file, or a section of it, is no mapping."""
     top = _mapping(content)
     for key in top:
-        if "." in str(key):  # else it would pass for what stands in a section, and lose against it in silence
-            raise ValueError(f"{key} is no key of a site file. Write it as a key of its section.")
+        if (
+            "." in str(key)
+        ):  # else it would pass for what stands in a section, and lose against it in silence
+            raise ValueError(
+                f"{key} is no key of a site file. Write it as a key of its section."
+            )
     values = {str(key): value for key, value in top.items() if key not in _SECTIONS}
     if "policy" in values:
         values["policy"] = without_retired(values["policy"])
@@ -266,9 +289,15 @@ def _dotted(content: Any) -> dict[str, Any]:
 def _mapping(content: Any, section: str = "") -> dict[Any, Any]:
     if isinstance(content, dict):
         return content
-    keys = (key.removeprefix(f"{section}.").partition(".")[0] for key in _KEYS if key.startswith(section))
+    keys = (
+        key.removeprefix(f"{section}.").partition(".")[0]
+        for key in _KEYS
+        if key.startswith(section)
+    )
     known = ", ".join(dict.fromkeys(keys))
-    raise ValueError(f"{section or 'the file'} must hold: {known}. Write them as key: value.")
+    raise ValueError(
+        f"{section or 'the file'} must hold: {known}. Write them as key: value."
+    )
 
 
 def write_site_file(site: SiteFile, path: Path) -> None:
@@ -277,7 +306,9 @@ def write_site_file(site: SiteFile, path: Path) -> None:
 
     def written(value: Any) -> str:
         if isinstance(value, Path):
-            value = str(value.relative_to(folder) if value.is_relative_to(folder) else value)
+            value = str(
+                value.relative_to(folder) if value.is_relative_to(folder) else value
+            )
         return json.dumps(value, ensure_ascii=False)  # JSON is YAML
 
     values = asdict(site.policy) | vars(site)
@@ -300,18 +331,25 @@ def signing_keys(site: SiteFile) -> tuple[Ed25519PrivateKey, str]:
     Raises:
         ValueError: one of them is not there, or is no such key.
     """
-    for setting, path in (("key.signing", site.signing_key), ("server.signing_key", site.coordinator_key)):
+    for setting, path in (
+        ("key.signing", site.signing_key),
+        ("server.signing_key", site.coordinator_key),
+    ):
         if path is None:
             raise ValueError(f"{setting} is missing in site.yaml. {NEW_KEYS}")
     assert site.signing_key is not None
     assert site.coordinator_key is not None
     own = read_private_key(site.signing_key, "signing", "key.signing", NEW_KEYS)
     try:
-        coordinator = check_public_line(site.coordinator_key.read_text(encoding="ascii"), "signing")
+        coordinator = check_public_line(
+            site.coordinator_key.read_text(encoding="ascii"), "signing"
+        )
     except OSError as error:
         raise ValueError(
             f"server.signing_key: {site.coordinator_key} cannot be read: {error.strerror}. {NEW_KEYS}"
         ) from None
     except ValueError as error:
-        raise ValueError(f"server.signing_key: {site.coordinator_key}: {error}. {NEW_KEYS}") from None
+        raise ValueError(
+            f"server.signing_key: {site.coordinator_key}: {error}. {NEW_KEYS}"
+        ) from None
     return own, coordinator  # type: ignore[return-value]

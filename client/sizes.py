@@ -31,7 +31,9 @@ Refusal = tuple[str, str, str]
 """A code of `REFUSALS`, the setting that is meant or "", and words for the people of this site."""
 
 
-def size_refusals(settings: Settings, sizes: Sizes, policy: Policy) -> Iterator[Refusal]:
+def size_refusals(
+    settings: Settings, sizes: Sizes, policy: Policy
+) -> Iterator[Refusal]:
     """Why a site of this size does not take part in a plan."""
     if sizes.num_texts < policy.min_examples:
         words = f"{sizes.num_texts} texts to train on; policy.min_examples is {policy.min_examples}"
@@ -75,5 +77,11 @@ def _token_refusals(sizes: Sizes, policy: Policy) -> Iterator[Refusal]:
 def largest_influence(settings: Settings, num_texts: int) -> float:
     """The largest share one text can have in any round of a plan, as a multiple of its even share."""
     train = settings.train
-    rounds = range(1, 2) if train.schedule == "constant" else range(1, max(1, settings.num_rounds) + 1)
-    return max(RoundSteps(train, num_texts, number).largest_influence() for number in rounds)
+    rounds = (
+        range(1, 2)
+        if train.schedule == "constant"
+        else range(1, max(1, settings.num_rounds) + 1)
+    )
+    return max(
+        RoundSteps(train, num_texts, number).largest_influence() for number in rounds
+    )

@@ -35,7 +35,12 @@ class Variates:
 
     @classmethod
     def open(
-        cls, task: Task, settings: Settings, site: Site, received: np.ndarray, num_steps: int
+        cls,
+        task: Task,
+        settings: Settings,
+        site: Site,
+        received: np.ndarray,
+        num_steps: int,
     ) -> Variates:
         """Before training.
 
@@ -57,7 +62,11 @@ class Variates:
             return cls(num_steps, None, is_lacking=False)
         # In a mean whose weights grow with the steps, one client's K_i is at most num_clients times the mean.
         # So the server's variate, over all steps, moves training no further than that many global steps.
-        if not num_steps * (1 - 1e-9) <= settings.num_clients * task.mean_steps < np.inf:
+        if (
+            not num_steps * (1 - 1e-9)
+            <= settings.num_clients * task.mean_steps
+            < np.inf
+        ):
             raise ValueError(
                 f"the task says that the clients take {task.mean_steps} optimiser steps in the mean; with "
                 f"{num_steps} here and num_clients={settings.num_clients} that cannot be."
@@ -65,14 +74,21 @@ class Variates:
         kept = carried.take(settings.to_json(), task.round, 2 * len(received))
         if kept is None:
             return cls(num_steps, None, is_lacking=True)
-        correction, own = np.split(kept, 2)  # the global tensors of the round before, and c_i
+        correction, own = np.split(
+            kept, 2
+        )  # the global tensors of the round before, and c_i
         correction -= received
         correction /= task.mean_steps
         correction -= own
         return cls(num_steps, correction, is_lacking=False)
 
     def keep(
-        self, task: Task, settings: Settings, site: Site, received: np.ndarray, trained: np.ndarray
+        self,
+        task: Task,
+        settings: Settings,
+        site: Site,
+        received: np.ndarray,
+        trained: np.ndarray,
     ) -> None:
         """After training: x and the new c_i. Args: received, trained: (P,) fp32, x and y."""
         carried = site.carried("variates", settings)

@@ -71,7 +71,9 @@ class Versions:
             for text, label in zip(table.texts, table.labels, strict=True)
         ]
         return Version(
-            taking_part=Counter(found for row, found in enumerate(hashes) if row not in out),
+            taking_part=Counter(
+                found for row, found in enumerate(hashes) if row not in out
+            ),
             opted_out=Counter(hashes[row] for row in out),
         )
 
@@ -105,7 +107,9 @@ class Versions:
         told = json.loads(path.read_text(encoding="utf-8"))
         return Version(Counter(told["taking_part"]), Counter(told["opted_out"]))
 
-    def check_distance(self, version: Version, answered: Iterator[tuple[str, str]]) -> None:
+    def check_distance(
+        self, version: Version, answered: Iterator[tuple[str, str]]
+    ) -> None:
         """Raise Declines if a version differs by a few texts from one that was answered.
 
         Args:

@@ -18,9 +18,17 @@ from wardround.common.versions import NAME, installed
 
 # Typer escapes the brackets of `[default: …]` for rich wherever that is installed, asked for or not.
 typer.core.HAS_RICH = False
-for _name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+for _name in (
+    "FLWR_TELEMETRY_ENABLED",
+    "RAY_USAGE_STATS_ENABLED",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+):
     os.environ.setdefault(_name, "0")
-for _name in ("FLWR_DISABLE_UPDATE_CHECK", "HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
+for _name in (
+    "FLWR_DISABLE_UPDATE_CHECK",
+    "HF_HUB_DISABLE_TELEMETRY",
+    "TOKENIZERS_PARALLELISM",
+):
     os.environ.setdefault(_name, "1")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -43,7 +51,13 @@ def add_version(app: typer.Typer) -> None:
     @app.callback()
     def options(
         version: Annotated[
-            bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+            bool,
+            typer.Option(
+                "--version",
+                help="Show the version.",
+                callback=_show_version,
+                is_eager=True,
+            ),
         ] = False,
     ) -> None:
         pass
@@ -55,7 +69,9 @@ def _show_version(is_asked: bool) -> None:
         raise typer.Exit
 
 
-def command(app: typer.Typer, name: str | None = None, **inserted: str) -> Callable[[Command], Command]:
+def command(
+    app: typer.Typer, name: str | None = None, **inserted: str
+) -> Callable[[Command], Command]:
     """Make a function a command: above its options the first paragraph of its docstring, below them the rest.
 
     Args:
@@ -69,7 +85,11 @@ def command(app: typer.Typer, name: str | None = None, **inserted: str) -> Calla
         for word, meaning in inserted.items():
             text = text.replace(f"{{{word}}}", meaning)
         # click wraps a paragraph anew unless it begins like this; what is indented stands as it is written.
-        shown = [f"\b\n{part}" if "\n  " in part else part for part in text.split("\n\n")]
-        return app.command(name, help=" ".join(summary.split()), epilog="\n\n".join(shown))(function)
+        shown = [
+            f"\b\n{part}" if "\n  " in part else part for part in text.split("\n\n")
+        ]
+        return app.command(
+            name, help=" ".join(summary.split()), epilog="\n\n".join(shown)
+        )(function)
 
     return register

@@ -32,7 +32,11 @@ def new_key(kind: Kind) -> PrivateKey:
     """A fresh private key."""
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-    return ec.generate_private_key(ec.SECP384R1()) if kind == "node" else ed25519.Ed25519PrivateKey.generate()
+    return (
+        ec.generate_private_key(ec.SECP384R1())
+        if kind == "node"
+        else ed25519.Ed25519PrivateKey.generate()
+    )
 
 
 def write_key_pair(key: PrivateKey, private: Path, public: Path, comment: str) -> None:
@@ -48,15 +52,23 @@ def write_key_pair(key: PrivateKey, private: Path, public: Path, comment: str) -
 
 def private_text(key: PrivateKey) -> str:
     """A private key in OpenSSH form, not encrypted."""
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+    )
 
-    return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode("ascii")
+    return key.private_bytes(
+        Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()
+    ).decode("ascii")
 
 
 def write_private_key(key: PrivateKey, path: Path) -> None:
     """A new file, mode 0600, whole or not there. Raises ValueError if something is there."""
     refuse_to_overwrite(path)
-    write_atomically(path, lambda part: write_secret(part, private_text(key).encode("ascii")))
+    write_atomically(
+        path, lambda part: write_secret(part, private_text(key).encode("ascii"))
+    )
 
 
 def refuse_to_overwrite(*paths: Path) -> None:
@@ -70,7 +82,9 @@ def refuse_to_overwrite(*paths: Path) -> None:
 
 def write_secret(path: Path, content: bytes) -> None:
     """A new file that was never readable for others. Raises FileExistsError."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+    ) as file:
         file.write(content)
 
 
@@ -89,7 +103,9 @@ def read_private_key(path: Path, kind: Kind, setting: str, step: str) -> Private
     try:
         key = load_ssh_private_key(path.read_bytes(), None)
     except OSError as error:
-        raise ValueError(f"{setting}: {path} cannot be read: {error.strerror}. {step}") from None
+        raise ValueError(
+            f"{setting}: {path} cannot be read: {error.strerror}. {step}"
+        ) from None
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ValueError(
             f"{setting}: {path} holds no OpenSSH private key without a password. {step}"
@@ -103,7 +119,11 @@ def public_line(key: PrivateKey) -> str:
     """The public half as it stands in a .pub file, without the comment."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii")
+    return (
+        key.public_key()
+        .public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        .decode("ascii")
+    )
 
 
 def check_public_line(line: str, kind: Kind) -> str:
@@ -125,7 +145,9 @@ def check_public_line(line: str, kind: Kind) -> str:
     words = line.split()[:2]
     try:
         key = load_ssh_public_key(" ".join(words).encode())
-        written = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii")
+        written = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode(
+            "ascii"
+        )
     except (ValueError, UnsupportedAlgorithm):
         written = ""
     if not written.startswith(f"{_STARTS[kind]} "):
@@ -138,7 +160,11 @@ def check_public_line(line: str, kind: Kind) -> str:
 
 def pem_of(public: str) -> bytes:
     """A public key in OpenSSH form as PEM, which is how Flower knows a node."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        PublicFormat,
+        load_ssh_public_key,
+    )
 
     key = load_ssh_public_key(public.encode())
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -186,9 +212,13 @@ def read_certificate(path: Path, setting: str, step: str) -> Certificate:
     try:
         return certificate_of(path.read_bytes())
     except OSError as error:
-        raise ValueError(f"{setting}: {path} cannot be read: {error.strerror}. {step}") from None
+        raise ValueError(
+            f"{setting}: {path} cannot be read: {error.strerror}. {step}"
+        ) from None
     except ValueError:
-        raise ValueError(f"{setting}: {path} holds no certificate in PEM form. {step}") from None
+        raise ValueError(
+            f"{setting}: {path} holds no certificate in PEM form. {step}"
+        ) from None
 
 
 def certificate_of(encoded: bytes) -> Certificate:
@@ -197,14 +227,20 @@ def certificate_of(encoded: bytes) -> Certificate:
     from cryptography.hazmat.primitives.hashes import SHA256
 
     is_der = encoded.startswith(b"\x30")  # DER: a sequence; PEM is text
-    read = x509.load_der_x509_certificate(encoded) if is_der else x509.load_pem_x509_certificate(encoded)
+    read = (
+        x509.load_der_x509_certificate(encoded)
+        if is_der
+        else x509.load_pem_x509_certificate(encoded)
+    )
 
     def common_name(name: x509.Name) -> str:
         attributes = name.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
         return str(attributes[0].value) if attributes else name.rfc4514_string()
 
     try:
-        alternatives = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        alternatives = read.extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        ).value
         names = tuple(str(name.value) for name in alternatives)
     except x509.ExtensionNotFound:
         names = ()

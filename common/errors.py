@@ -51,7 +51,11 @@ def guarded(run: Callable[[], Any], say: Callable[[str], None], stopped: str) ->
     return code if isinstance(code, int) else DONE
 
 
-def explain(error: ValidationError, known: Iterable[str] = (), steps: Mapping[str, str] | None = None) -> str:
+def explain(
+    error: ValidationError,
+    known: Iterable[str] = (),
+    steps: Mapping[str, str] | None = None,
+) -> str:
     """What pydantic found, a line each: the dotted key, its value, the rule and the next step.
 
     Args:
@@ -63,9 +67,15 @@ def explain(error: ValidationError, known: Iterable[str] = (), steps: Mapping[st
     steps = steps or {}
     for item in error.errors(include_url=False):
         # Which of several types a value was held against stands behind its key.
-        parts = [str(part) for part in item["loc"] if not re.match(r"constrained-|literal\[", str(part))]
+        parts = [
+            str(part)
+            for part in item["loc"]
+            if not re.match(r"constrained-|literal\[", str(part))
+        ]
         key, kind = ".".join(parts) or "the whole", item["type"]
-        step = next((steps[name] for name in (f"{key} {kind}", kind, key) if name in steps), "")
+        step = next(
+            (steps[name] for name in (f"{key} {kind}", kind, key) if name in steps), ""
+        )
         match kind:
             case "value_error":  # a whole sentence, about several keys
                 line = item["msg"].removeprefix("Value error, ")
@@ -83,8 +93,12 @@ def explain(error: ValidationError, known: Iterable[str] = (), steps: Mapping[st
 
 def nearest(word: str, names: Iterable[str]) -> str:
     """` Nearest: 'x', 'y'.`: up to three names that are like `word`, whole or behind their last dot."""
-    by_part = {part.lower(): name for name in names for part in (name.rsplit(".", 1)[-1], name)}
-    close = dict.fromkeys(by_part[part] for part in get_close_matches(word.lower(), by_part))
+    by_part = {
+        part.lower(): name for name in names for part in (name.rsplit(".", 1)[-1], name)
+    }
+    close = dict.fromkeys(
+        by_part[part] for part in get_close_matches(word.lower(), by_part)
+    )
     return f" Nearest: {', '.join(map(_in_quotes, close))}." if close else ""
 
 

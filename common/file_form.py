@@ -21,7 +21,11 @@ _WORDS = {"tab": TAB, r"\t": TAB}
 _NO_DELIMITER = "\"'\r\n\0"
 _GUESSED = (COMMA, ";", TAB, "|")
 _SAMPLE = 2**16
-_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,11 @@ class FileForm:
     @property
     def separator(self) -> str:
         """The delimiter as it stands in the file."""
-        return COMMA if self.delimiter is None else _WORDS.get(self.delimiter, self.delimiter)
+        return (
+            COMMA
+            if self.delimiter is None
+            else _WORDS.get(self.delimiter, self.delimiter)
+        )
 
     @property
     def codec(self) -> str:
@@ -120,7 +128,11 @@ def looks_like(path: Path, form: FileForm, wanted: Sequence[str] = ()) -> str | 
     encoding = _guess_encoding(content, form)
     if encoding is None:
         return None
-    found = FileForm(_guess_delimiter(content, encoding, form, wanted), encoding, form.is_in_site_file)
+    found = FileForm(
+        _guess_delimiter(content, encoding, form, wanted),
+        encoding,
+        form.is_in_site_file,
+    )
     if (found.codec, found.separator) == (form.codec, form.separator):
         return None
     looks = f"the file looks like {found.encoding_name}"
@@ -137,7 +149,10 @@ def decoding_fault(content: bytes, form: FileForm) -> str | None:
         return None
     if not isinstance(error, UnicodeDecodeError):
         return f"not {form.encoding_name}: {error}"
-    line = content[: error.start].decode(_plain(form.codec), errors="replace").count("\n") + 1
+    line = (
+        content[: error.start].decode(_plain(form.codec), errors="replace").count("\n")
+        + 1
+    )
     byte = f"byte {content[error.start]:#04x} at offset {error.start}"
     return f"not {form.encoding_name}: {byte}, line {line}"
 
@@ -162,14 +177,20 @@ def _guess_encoding(content: bytes, form: FileForm) -> str | None:
         if content.startswith(mark):
             return name if _fault(content, name) is None else None
     sample = content[:_SAMPLE]
-    if 5 * sample.count(0) > len(sample):  # every second byte, in a text of Latin letters
-        name = "utf-16-le" if sample[1::2].count(0) > sample[::2].count(0) else "utf-16-be"
+    if 5 * sample.count(0) > len(
+        sample
+    ):  # every second byte, in a text of Latin letters
+        name = (
+            "utf-16-le" if sample[1::2].count(0) > sample[::2].count(0) else "utf-16-be"
+        )
         return name if _fault(content, name) is None else None
     names = (form.encoding or "utf-8", "utf-8", "windows-1252")
     return next((name for name in names if _fault(content, name) is None), None)
 
 
-def _guess_delimiter(content: bytes, encoding: str, form: FileForm, wanted: Sequence[str]) -> str:
+def _guess_delimiter(
+    content: bytes, encoding: str, form: FileForm, wanted: Sequence[str]
+) -> str:
     """What was said, unless the header names the wanted columns, or falls apart at all, with another one."""
     text = content[:_SAMPLE].decode(FileForm(encoding=encoding).codec, errors="replace")
     headers = {sign: _header(text, sign) for sign in (form.separator, *_GUESSED)}

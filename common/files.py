@@ -25,7 +25,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         OSError: it could not be written; names `path`, where whatever stood before still stands.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("part", "old"))
+    temporary, old = (
+        path.with_name(f".{path.name}.{suffix}") for suffix in ("part", "old")
+    )
     for left_over in (temporary, old):
         if left_over.is_dir():
             shutil.rmtree(left_over)
@@ -41,7 +43,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.replace(path)
             to_disk(path.parent)
         except (OSError, SafetensorError):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(
+                missing_ok=True
+            )
             raise
     if old.is_dir():
         shutil.rmtree(old)
@@ -71,7 +75,13 @@ def file_sha256(path: Path) -> str:
     """
     with named(path):
         found = path.stat()
-        stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        stamp = (
+            found.st_dev,
+            found.st_ino,
+            found.st_size,
+            found.st_mtime_ns,
+            found.st_ctime_ns,
+        )
         return _sha256_of(path, stamp)
 
 
@@ -116,7 +126,10 @@ class Writer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._thread.shutdown(wait=True)
         if error is None:

@@ -46,7 +46,9 @@ _MOST_PEOPLE = 10
 
 
 class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
 
 
 class Others(_Line):
@@ -78,12 +80,16 @@ class Contents(_Line):
 
     def signed(self) -> tuple[dict[str, tuple[str, int]], Others | None]:
         """The part that a signed statement tells, too; see `told_of`."""
-        return {name: (sent.digest, sent.num_bytes) for name, sent in self.records.items()}, self.others
+        return {
+            name: (sent.digest, sent.num_bytes) for name, sent in self.records.items()
+        }, self.others
 
     def digest(self) -> str:
         """SHA-256 of that part."""
         records, others = self.signed()
-        written = json.dumps([sorted(records.items()), None if others is None else others.digest])
+        written = json.dumps(
+            [sorted(records.items()), None if others is None else others.digest]
+        )
         return hashlib.sha256(written.encode("ascii")).hexdigest()
 
 
@@ -177,8 +183,13 @@ def _message(entry: Entry) -> str:
 
 
 def _names(entry: Entry) -> str:
-    names = [f"{shown(name)} ({_number(sent.num_bytes)} bytes)" for name, sent in entry.records.items()]
-    more = max(0, len(names) - len(FIELDS)) + (entry.others.count if entry.others else 0)
+    names = [
+        f"{shown(name)} ({_number(sent.num_bytes)} bytes)"
+        for name, sent in entry.records.items()
+    ]
+    more = max(0, len(names) - len(FIELDS)) + (
+        entry.others.count if entry.others else 0
+    )
     told = names[: len(FIELDS)] + ([f"{_number(more)} unknown records"] if more else [])
     return ", ".join(told) or "nothing"
 
@@ -194,12 +205,19 @@ def _came(entry: Entry) -> str:
 
 
 def _leaves(entry: Entry) -> str:
-    norm = "" if entry.update_norm is None else f"; length of the update {entry.update_norm:.4g}"
+    norm = (
+        ""
+        if entry.update_norm is None
+        else f"; length of the update {entry.update_norm:.4g}"
+    )
     return f"about to leave: {_message(entry)}: {_names(entry)}{norm}"
 
 
 def _approved(entry: Entry) -> str:
-    people = [f"{shown(name)} ({shown(key)})" for name, key in islice(entry.people.items(), _MOST_PEOPLE)]
+    people = [
+        f"{shown(name)} ({shown(key)})"
+        for name, key in islice(entry.people.items(), _MOST_PEOPLE)
+    ]
     signed = f", signed by {', '.join(people)}" if people else ""
     by = {"hand": "by hand", "policy": "by the policy"}.get(entry.by, shown(entry.by))
     return f"plan {shown(entry.plan[:12])} was approved {by} at {_time(entry.since)}{signed}"
@@ -207,7 +225,8 @@ def _approved(entry: Entry) -> str:
 
 def _did_not_count(entry: Entry) -> str:
     numbers = ", ".join(
-        f"{shown(reason)} {_number(number)}" for reason, number in islice(entry.counts.items(), len(REASONS))
+        f"{shown(reason)} {_number(number)}"
+        for reason, number in islice(entry.counts.items(), len(REASONS))
     )
     return f"did not count since {_time(entry.since)}: {numbers}"
 
@@ -220,8 +239,12 @@ _WORDS: Mapping[str, Callable[[Entry], str]] = {
     "came": _came,
     "leaves": _leaves,
     "left": lambda entry: f"  sent, signed as {shown(entry.statement[:16])}…",
-    "stayed": lambda entry: f"  given up ({shown(entry.reason)}); some of it may have left",
-    "accepted": lambda entry: f"a person accepted that the line {shown(entry.statement[:16])}… is missing",
+    "stayed": lambda entry: (
+        f"  given up ({shown(entry.reason)}); some of it may have left"
+    ),
+    "accepted": lambda entry: (
+        f"a person accepted that the line {shown(entry.statement[:16])}… is missing"
+    ),
     "did_not_count": _did_not_count,
 }
 """By `Entry.what`: the rest of the line."""
@@ -235,10 +258,14 @@ def known_kind(kind: str) -> str:
     return kind if kind in KINDS else OTHER_KIND
 
 
-def told_of(signed: Mapping[str, tuple[str, int]]) -> tuple[dict[str, tuple[str, int]], Others | None]:
+def told_of(
+    signed: Mapping[str, tuple[str, int]],
+) -> tuple[dict[str, tuple[str, int]], Others | None]:
     """The records of a signed statement as a ledger tells of them: those with known names, and the rest."""
     known = {name: facts for name, facts in signed.items() if name in FIELDS}
-    return known, _others({name: facts for name, facts in signed.items() if name not in FIELDS})
+    return known, _others(
+        {name: facts for name, facts in signed.items() if name not in FIELDS}
+    )
 
 
 def describe(content: RecordDict, signed: Mapping[str, tuple[str, int]]) -> Contents:
@@ -254,8 +281,12 @@ def describe(content: RecordDict, signed: Mapping[str, tuple[str, int]]) -> Cont
             continue
         sizes = _sizes(content[name])
         fields = {field: size for field, size in sizes.items() if field in FIELDS[name]}
-        rest = {field: size for field, size in sizes.items() if field not in FIELDS[name]}
-        records[name] = Sent(digest=digest, num_bytes=num_bytes, fields=fields, others=_others(rest))
+        rest = {
+            field: size for field, size in sizes.items() if field not in FIELDS[name]
+        }
+        records[name] = Sent(
+            digest=digest, num_bytes=num_bytes, fields=fields, others=_others(rest)
+        )
     return Contents(records=records, others=others)
 
 
@@ -270,14 +301,22 @@ def _sizes(record: Any) -> dict[str, tuple[str, int]]:
     """Type and size of each field of a record; the pieces of one array together."""
     found: dict[str, tuple[str, int]] = {}
     for name, value in record.items():
-        if hasattr(value, "dtype"):  # a piece of an array: their names end with a number
+        if hasattr(
+            value, "dtype"
+        ):  # a piece of an array: their names end with a number
             array = name.rpartition(".")[0] or name
             num_bytes = np.dtype(value.dtype).itemsize * prod(value.shape)
             found[array] = (str(value.dtype), found.get(array, ("", 0))[1] + num_bytes)
         elif isinstance(value, list):
-            found[name] = (f"list of {type(value[0]).__name__}" if value else "empty list", len(value))
+            found[name] = (
+                f"list of {type(value[0]).__name__}" if value else "empty list",
+                len(value),
+            )
         else:
-            found[name] = (type(value).__name__, len(value) if isinstance(value, str | bytes) else 1)
+            found[name] = (
+                type(value).__name__,
+                len(value) if isinstance(value, str | bytes) else 1,
+            )
     return found
 
 
@@ -294,7 +333,11 @@ def hash_of(line: bytes) -> str:
 
 def part_of(path: Path, number: int) -> Path:
     """A file of the ledger whose first file is `path`. Args: number: from 1."""
-    return path if number == 1 else path.with_name(f"{path.name}.{number:0{_PART_DIGITS}d}")
+    return (
+        path
+        if number == 1
+        else path.with_name(f"{path.name}.{number:0{_PART_DIGITS}d}")
+    )
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -338,7 +381,9 @@ def walk(path: Path) -> Iterator[tuple[str, Entry]]:
     """
     first, _, number_of_part = path.name.rpartition(".")
     if _is_part_number(number_of_part) and path.with_name(first).exists():
-        raise ValueError(f"{path} goes on from another file. Name that one: {path.with_name(first)}")
+        raise ValueError(
+            f"{path} goes on from another file. Name that one: {path.with_name(first)}"
+        )
     number, newest = 1, START
     for part in parts_of(path) or [path]:
         for found, entry in walk_part(part, number, newest):
@@ -366,14 +411,20 @@ def walk_part(part: Path, number: int, before: str) -> Iterator[tuple[str, Entry
             for place, line in enumerate(file, 1):
                 entry = entry_of(line)
                 if entry is None:
-                    raise ValueError(f"{part}, line {place}: this is no line of a ledger. {STEP}")
+                    raise ValueError(
+                        f"{part}, line {place}: this is no line of a ledger. {STEP}"
+                    )
                 if (entry.number, entry.before) != (number, before):
-                    raise ValueError(f"{part}, line {place}: it does not follow the line before. {STEP}")
+                    raise ValueError(
+                        f"{part}, line {place}: it does not follow the line before. {STEP}"
+                    )
                 before = hash_of(line)
                 number += 1
                 yield before, entry
     except OSError as error:
-        raise ValueError(f"{part} cannot be read: {error.strerror}. Name a site's {FILE_NAME}.") from None
+        raise ValueError(
+            f"{part} cannot be read: {error.strerror}. Name a site's {FILE_NAME}."
+        ) from None
 
 
 def entry_of(line: bytes) -> Entry | None:
@@ -388,7 +439,12 @@ def entry_of(line: bytes) -> Entry | None:
 def written_line(entry: Entry) -> bytes:
     """A line as it stands in the file, with its newline."""
     told = entry.model_dump(mode="json", exclude_defaults=True)
-    return json.dumps(told, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    return (
+        json.dumps(told, sort_keys=True, separators=(",", ":"), allow_nan=False).encode(
+            "ascii"
+        )
+        + b"\n"
+    )
 
 
 def first_line(part: Path) -> bytes:

@@ -17,20 +17,47 @@ from typing import Any
 
 from wardround.common.files import file_sha256
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG, WEIGHTS, INDEX = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
 ADAPTER = "adapter_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = frozenset(
     (
-        *("tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"),
-        *("vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "dict.txt", "entity_vocab.json"),
+        *(
+            "tokenizer.json",
+            TOKENIZER_CONFIG,
+            "special_tokens_map.json",
+            "added_tokens.json",
+        ),
+        *(
+            "vocab.txt",
+            "vocab.json",
+            "merges.txt",
+            "bpe.codes",
+            "dict.txt",
+            "entity_vocab.json",
+        ),
         *("tokenizer.model", "tiktoken.model", "tekken.json"),
-        *("spiece.model", "spm.model", "sentencepiece.model", "sentencepiece.bpe.model"),
+        *(
+            "spiece.model",
+            "spm.model",
+            "sentencepiece.model",
+            "sentencepiece.bpe.model",
+        ),
     )
 )
 """Files that a tokenizer may be read from, as far as they are there."""
 FETCHED = (
-    *(CONFIG, WEIGHTS, INDEX, "model-?????-of-?????.safetensors", *sorted(TOKENIZER_FILES)),
+    *(
+        CONFIG,
+        WEIGHTS,
+        INDEX,
+        "model-?????-of-?????.safetensors",
+        *sorted(TOKENIZER_FILES),
+    ),
     ADAPTER,
 )
 """Patterns of what is fetched from a hub: files that are read, and one that gets a model refused."""
@@ -98,7 +125,9 @@ def read_model_files(folder: Path) -> ModelFiles:
     """
     check_folder(folder)
     if not (folder / CONFIG).is_file():
-        raise NotLoaded(f"'{folder}' lacks {CONFIG}. Give the whole folder of a pre-trained model.")
+        raise NotLoaded(
+            f"'{folder}' lacks {CONFIG}. Give the whole folder of a pre-trained model."
+        )
     tokenizer = {name for name in TOKENIZER_FILES if (folder / name).is_file()}
     return ModelFiles(folder, tuple(sorted({CONFIG, *_weights(folder), *tokenizer})))
 
@@ -143,7 +172,9 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         reason = type(error).__name__
-        raise NotLoaded(f"'{path}' cannot be read as JSON ({reason}). Copy the folder anew.") from None
+        raise NotLoaded(
+            f"'{path}' cannot be read as JSON ({reason}). Copy the folder anew."
+        ) from None
     if not isinstance(content, dict):
         raise NotLoaded(f"'{path}' holds no JSON object. Copy the folder anew.")
     return content
@@ -205,7 +236,9 @@ def _weights(folder: Path) -> set[str]:
     if (folder / WEIGHTS).is_file():
         return {WEIGHTS}
     if not (folder / INDEX).is_file():
-        raise NotLoaded(f"'{folder}' lacks {WEIGHTS}. Give the whole folder of a model with {WEIGHTS}.")
+        raise NotLoaded(
+            f"'{folder}' lacks {WEIGHTS}. Give the whole folder of a model with {WEIGHTS}."
+        )
     shards = read_json(folder / INDEX).get("weight_map")
     names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
     odd = sorted(name for name in names if not _SHARD.fullmatch(name))
@@ -218,5 +251,7 @@ def _weights(folder: Path) -> set[str]:
         )
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
-        raise NotLoaded(f"'{folder}' lacks {missing[0]}, a part of the weights. Copy the whole folder.")
+        raise NotLoaded(
+            f"'{folder}' lacks {missing[0]}, a part of the weights. Copy the whole folder."
+        )
     return {INDEX, *names}

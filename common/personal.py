@@ -108,12 +108,19 @@ class PersonalRecord(_Record):
     def read(cls, folder: Path) -> PersonalRecord | None:
         """Of a folder; None where there is none. Raises ValueError where the file is none of ours."""
         file = folder / FILE_NAME
-        return cls.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else None
+        return (
+            cls.model_validate_json(file.read_text(encoding="utf-8"))
+            if file.exists()
+            else None
+        )
 
     def or_started(self, folder: Path) -> PersonalRecord:
         """What a folder holds of the same model under the same settings, sites and all; else this record."""
         started = self.read(folder)
-        is_same = started is not None and started.model_copy(update={"sites": self.sites}) == self
+        is_same = (
+            started is not None
+            and started.model_copy(update={"sites": self.sites}) == self
+        )
         return started if started is not None and is_same else self
 
     def write(self, folder: Path) -> None:
@@ -137,14 +144,20 @@ class PersonalRecord(_Record):
         return rows if len(rows) < 2 else [*rows, ["mean", "", *self._means(measure)]]
 
     def _means(self, measure: str) -> list[str]:
-        tests = [[site.candidates.get(method) for site in self.sites] for method in _COLUMNS]
+        tests = [
+            [site.candidates.get(method) for site in self.sites] for method in _COLUMNS
+        ]
         tests.append([site.candidates[site.chosen] for site in self.sites])
         return [
-            "–" if None in tested else f"{mean(getattr(one.test, measure) for one in tested if one):.3f}"
+            "–"
+            if None in tested
+            else f"{mean(getattr(one.test, measure) for one in tested if one):.3f}"
             for tested in tests
         ]
 
     @property
     def worst(self) -> SiteRecord:
         """The site whose chosen model has the lowest test accuracy; of several, the first."""
-        return min(self.sites, key=lambda site: site.candidates[site.chosen].test.accuracy)
+        return min(
+            self.sites, key=lambda site: site.candidates[site.chosen].test.accuracy
+        )

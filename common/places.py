@@ -22,4 +22,6 @@ def project_file(name: str) -> Path:
     for folder in (_BUNDLE, _CODE):
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(f"'{name}' is missing from this installation. Install Wardround again.")
+    raise ValueError(
+        f"'{name}' is missing from this installation. Install Wardround again."
+    )

@@ -52,7 +52,9 @@ _FAULTS = (
 def settings_of_model(folder: Path) -> Settings | None:
     """How a run trained this model; None where none says so. Raises ValueError for other content."""
     file = folder / RUN_SETTINGS
-    return Settings.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return (
+        Settings.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+    )
 
 
 # --- a folder ---------------------------------------------------------------------------------------------
@@ -68,12 +70,16 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     check_folder(folder)
     with quietly(), explained(folder):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), **_SAFE)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(folder), **_SAFE
+        )
     _check_sources(folder, tokenizer)
     return tokenizer
 
 
-def read_classifier(folder: Path, **more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def read_classifier(
+    folder: Path, **more: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The text classifier of a model folder, and what transformers tells of its loading.
 
     Args:
@@ -120,10 +126,16 @@ def empty_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     check_folder(folder)
-    facts = {key: value for key, value in config.items() if key not in ("model_type", "auto_map")}
+    facts = {
+        key: value
+        for key, value in config.items()
+        if key not in ("model_type", "auto_map")
+    }
     with quietly(), explained(folder):
         made = AutoConfig.for_model(config["model_type"], **facts)
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(made, trust_remote_code=False)
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+            made, trust_remote_code=False
+        )
     return model
 
 
@@ -133,13 +145,20 @@ def _check_sources(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     names = getattr(type(tokenizer), "vocab_files_names", None)
     if names is None:
         kind = type(tokenizer).__name__
-        raise NotLoaded(f"'{folder}' has a tokenizer of an unknown kind ({kind}). {step}")
+        raise NotLoaded(
+            f"'{folder}' has a tokenizer of an unknown kind ({kind}). {step}"
+        )
     found = {name for name in names.values() if name and (folder / name).is_file()}
     odd = sorted(found - TOKENIZER_FILES)
     if odd:
-        raise NotLoaded(f"'{folder}' has a tokenizer that reads {odd[0]}, an unknown file. {step}")
+        raise NotLoaded(
+            f"'{folder}' has a tokenizer that reads {odd[0]}, an unknown file. {step}"
+        )
     for key, value in read_json(folder / TOKENIZER_CONFIG).items():
-        names_a_file = key.endswith("_file") or key in ("init_inputs", "tokenizer_object")
+        names_a_file = key.endswith("_file") or key in (
+            "init_inputs",
+            "tokenizer_object",
+        )
         if value and names_a_file and key not in _OVERRULED | names.keys():
             raise NotLoaded(
                 f"'{folder / TOKENIZER_CONFIG}' holds the key {key!r}, so that the tokenizer can be "
@@ -189,7 +208,9 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_classifier(settings: ModelSettings, **more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load_classifier(
+    settings: ModelSettings, **more: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """As `read_classifier`.
 
     Raises:
@@ -302,7 +323,9 @@ def _fetched(name: str, revision: str | None) -> Path:
 
     try:
         with quietly():
-            return Path(snapshot_download(name, revision=revision, allow_patterns=list(FETCHED)))
+            return Path(
+                snapshot_download(name, revision=revision, allow_patterns=list(FETCHED))
+            )
     except (OSError, HTTPError):
         # Out of reach. If the cache lacks a file, it is missed when the folder is read.
         cached = in_cache(name, revision)

@@ -108,9 +108,13 @@ class Claim:
                 raise Unproven(f"{FILE_NAME} is larger than {_MOST_BYTES // 2**20} MiB")
             content = json.loads(path.read_text(encoding="ascii"))
         except FileNotFoundError:
-            raise Unproven(f"there is no {FILE_NAME}: nobody says where the model is from") from None
+            raise Unproven(
+                f"there is no {FILE_NAME}: nobody says where the model is from"
+            ) from None
         except (OSError, ValueError, RecursionError) as error:
-            raise Unproven(f"{FILE_NAME} cannot be read ({type(error).__name__})") from None
+            raise Unproven(
+                f"{FILE_NAME} cannot be read ({type(error).__name__})"
+            ) from None
         if not isinstance(content, dict) or set(content) != {"run", "statement"}:
             raise Unproven(f"{FILE_NAME} does not hold run and statement")
         return {name: str(envelope) for name, envelope in content.items()}
@@ -121,7 +125,9 @@ class Claim:
         envelope = self.envelopes["run"]
         try:
             if self.coordinator is None:
-                payload = base64.b64decode(json.loads(envelope)["payload"], validate=True)
+                payload = base64.b64decode(
+                    json.loads(envelope)["payload"], validate=True
+                )
             else:
                 payload = open_envelope(envelope, RUN, [self.coordinator])
             return read_statement(RunStatement, payload)
@@ -140,7 +146,9 @@ class Claim:
             payload = open_envelope(self.envelopes["statement"], MODEL, [self.run.key])
         except NotAuthentic as error:
             reason = error.reason
-            raise Unproven(f"the statement is not signed with the run's key ({reason})") from None
+            raise Unproven(
+                f"the statement is not signed with the run's key ({reason})"
+            ) from None
         try:
             found = _PROVENANCE.validate_json(payload)
         except (ValidationError, RecursionError):
@@ -148,7 +156,9 @@ class Claim:
                 "the statement is none of version 1 or 2. A later version of this program may read it"
             ) from None
         if found.plan != self.run.plan:
-            raise Unproven("the statement names another plan than the run's key is good for")
+            raise Unproven(
+                "the statement names another plan than the run's key is good for"
+            )
         return found
 
     def check_run(self) -> str:
@@ -195,7 +205,11 @@ class Claim:
         except (ValueError, OSError, SafetensorError) as error:
             raise Unproven(f"the weights cannot be read ({error})") from None
         if found != self.provenance.model_sha256:
-            older = ", or adapters were merged into them" if self.provenance.version == 1 else ""
+            older = (
+                ", or adapters were merged into them"
+                if self.provenance.version == 1
+                else ""
+            )
             raise Unproven(f"the weights are not those that the run made{older}")
         return f"the weights are those of the run, {found}"
 

@@ -23,9 +23,19 @@ ABOUT = "about_recipe"
 FREE = frozenset(
     {
         *("arm", "run_dir", "seed", "device", "threads", "attention", "recipe"),
-        *("model.label", "model.source", "model.name", "model.revision", "model.sha256"),
+        *(
+            "model.label",
+            "model.source",
+            "model.name",
+            "model.revision",
+            "model.sha256",
+        ),
         *("train.on_collapse", "train.collapse_rounds", "train.gradient_checkpointing"),
-        *("strategy.wait_seconds", "strategy.round_timeout_seconds", "strategy.ask_again_seconds"),
+        *(
+            "strategy.wait_seconds",
+            "strategy.round_timeout_seconds",
+            "strategy.ask_again_seconds",
+        ),
         *("evaluation.target_accuracy", "evaluation.patience", "evaluation.batch_size"),
     }
 )
@@ -46,7 +56,9 @@ class Range:
     def __contains__(self, value: object) -> bool:
         if self.one_of:
             return value in self.one_of
-        return isinstance(value, int | float) and (self.low or 0) <= value <= (self.high or 0)
+        return isinstance(value, int | float) and (self.low or 0) <= value <= (
+            self.high or 0
+        )
 
     def in_words(self) -> str:
         """For people."""
@@ -104,7 +116,11 @@ def pinned_models() -> dict[str, str]:
 
     All of them lie in installed packages, so that the configuration and the tokenizer are this machine's own.
     """
-    return {name: digest for recipe in recipes().values() for name, digest in recipe.models.items()}
+    return {
+        name: digest
+        for recipe in recipes().values()
+        for name, digest in recipe.models.items()
+    }
 
 
 def _read(path: Path) -> Recipe:

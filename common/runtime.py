@@ -24,14 +24,21 @@ def stream_seed(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> 
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def numpy_stream(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> np.random.Generator:
+def numpy_stream(
+    seed: int, purpose: str, *, round: int = 0, client: int = 0
+) -> np.random.Generator:
     """A NumPy generator of the named stream."""
     return np.random.default_rng(stream_seed(seed, purpose, round=round, client=client))
 
 
 @contextmanager
 def torch_stream(
-    seed: int, purpose: str, *, round: int = 0, client: int = 0, device: torch.device | None = None
+    seed: int,
+    purpose: str,
+    *,
+    round: int = 0,
+    client: int = 0,
+    device: torch.device | None = None,
 ) -> Iterator[None]:
     """Put PyTorch's own generators on the named stream, and back where they were on leaving.
 
@@ -39,7 +46,9 @@ def torch_stream(
     """
     import torch
 
-    devices = [device] if device is not None and device.type not in ("cpu", "meta") else []
+    devices = (
+        [device] if device is not None and device.type not in ("cpu", "meta") else []
+    )
     kind = devices[0].type if devices else "cuda"
     with torch.random.fork_rng(devices, device_type=kind):
         torch.manual_seed(stream_seed(seed, purpose, round=round, client=client))
@@ -61,13 +70,17 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0]  # PyTorch's second sentence is a long list
+        reason = (
+            str(error).splitlines()[0].partition(". ")[0]
+        )  # PyTorch's second sentence is a long list
         raise ValueError(
             f"device is '{name}', which this machine does not have ({reason}). "
             "Set device=cpu, or device=auto for whatever there is."
         ) from None
     if device.type == "meta":
-        raise ValueError("device is 'meta', which cannot compute. Set device=auto or device=cpu.")
+        raise ValueError(
+            "device is 'meta', which cannot compute. Set device=auto or device=cpu."
+        )
     return device
 
 
@@ -75,7 +88,11 @@ def resolve_threads(threads: int | str) -> int:
     """CPU threads for one client; `auto` is every CPU this process may use."""
     if threads != "auto":
         return int(threads)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
 
 
 # Parameters of glibc's `mallopt` (malloc.h), and the most bytes that the second takes.
@@ -90,7 +107,9 @@ def keep_freed_memory() -> None:
     glibc alone gives blocks from 32 MiB on back to the kernel and gets them anew, page by page, in every
     training step. Does nothing where the C library has no `mallopt`.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    mallopt = (
+        getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    )
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_TRIM_THRESHOLD, _MOST_BYTES)
@@ -105,13 +124,23 @@ def available_memory() -> int | None:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    free = next(
+        (
+            int(line.split()[1]) * 1024
+            for line in lines
+            if line.startswith("MemAvailable:")
+        ),
+        None,
+    )
 
     def told(name: str) -> str:
         return (_GROUP / f"memory.{name}").read_text(encoding="ascii")
 
     try:  # the limit is the word `max` where there is none
-        limit, kinds = int(told("max")), dict(line.split() for line in told("stat").splitlines())
+        limit, kinds = (
+            int(told("max")),
+            dict(line.split() for line in told("stat").splitlines()),
+        )
         # Copies of files, which are given up for whatever asks for memory.
         cached = int(kinds["active_file"]) + int(kinds["inactive_file"])
         return free and min(free, limit - int(told("current")) + cached)
@@ -139,7 +168,9 @@ def resolve_attention(settings: Settings, device: torch.device) -> str | None:
     return _FASTEST_ATTENTION.get((device.type, settings.precision))
 
 
-def precision_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+def precision_context(
+    precision: str, device: torch.device
+) -> AbstractContextManager[Any]:
     """Autocast to bfloat16 for `bf16`, nothing for `fp32`."""
     import torch
 

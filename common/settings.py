@@ -42,7 +42,10 @@ NOT_IDENTITY = frozenset(
         "train.collapse_rounds",
         "train.gradient_checkpointing",
         # After the last round; who takes part in none (opt_out_clients) is another matter.
-        *(f"personalisation.{key}" for key in ("name", "epochs", "learning_rate", "gate_hidden")),
+        *(
+            f"personalisation.{key}"
+            for key in ("name", "epochs", "learning_rate", "gate_hidden")
+        ),
         *(f"personalisation.{key}" for key in ("everyone", "keep_models")),
     }
 )
@@ -82,7 +85,8 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         _require(
-            (self.activation, self.abu_normalisation) != ("abu", "softmax") or self.abu_where == "head",
+            (self.activation, self.abu_normalisation) != ("abu", "softmax")
+            or self.abu_where == "head",
             f"model.abu_normalisation is softmax with model.abu_where={self.abu_where}; no softmax gives all "
             "weight to one function, so that pre-trained layers would not begin as themselves. Set "
             "model.abu_where=head, or another normalisation.",
@@ -100,7 +104,9 @@ class DataSettings:
 
     name: str
     """Short name used in folder and figure names, for example `ag_news`."""
-    reader: Literal["hub", "bbc_package", "imdb_folders", "zhang_csv", "spooky_csv", "files"]
+    reader: Literal[
+        "hub", "bbc_package", "imdb_folders", "zhang_csv", "spooky_csv", "files"
+    ]
     """Row of the table of readers in `common/data/texts.py`."""
     hub_name: str | None
     """Data set id on the hub, or a local folder in hub layout (reader `hub`)."""
@@ -293,7 +299,9 @@ class TrainSettings:
             "batch. Set train.drop_last=false, or train.last_batch=short.",
         )
         _require(
-            not self.group_by_length or self.padding == "longest" or self.micro_batches == "by_length",
+            not self.group_by_length
+            or self.padding == "longest"
+            or self.micro_batches == "by_length",
             "train.group_by_length=true saves nothing while every batch is padded to train.max_length. Set "
             "train.padding=longest or train.micro_batches=by_length.",
         )
@@ -472,7 +480,9 @@ class Settings:
     """
 
     # The groups take it over. What is written holds every key.
-    __pydantic_config__ = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+    __pydantic_config__ = ConfigDict(
+        extra="forbid", json_schema_serialization_defaults_required=True
+    )
 
     model: ModelSettings
     data: DataSettings
@@ -587,7 +597,9 @@ class Settings:
             "evaluation.validation_fraction=0.5, or personalisation=none.",
         )
         _require(
-            name == "none" or self.evaluation.where == "sites" or not self.engine.is_simulated,
+            name == "none"
+            or self.evaluation.where == "sites"
+            or not self.engine.is_simulated,
             f"personalisation.name is '{name}' and evaluation.where is server: the best round would be "
             "chosen by texts on which clients judge their own models. Set evaluation.where=sites: no text "
             "that chooses a model then judges one.",
@@ -601,7 +613,11 @@ class Settings:
     @property
     def cell(self) -> str:
         """Name of this run in a sweep: `<model>-<data>[-<arm>]-k<K>-s<seed>`, safe as a folder name."""
-        names = [self.model.short_name, self.data.short_name, *([self.arm] if self.arm else [])]
+        names = [
+            self.model.short_name,
+            self.data.short_name,
+            *([self.arm] if self.arm else []),
+        ]
         return "-".join([*names, f"k{self.num_clients}", f"s{self.seed}"])
 
     @property
@@ -649,26 +665,54 @@ class Settings:
 
     def without_places(self) -> Settings:
         """Learning settings, and no place on the coordinator's machine."""
-        name = self.model.name if self.model.source == "package" else _hub_id(self.model.name)
+        name = (
+            self.model.name
+            if self.model.source == "package"
+            else _hub_id(self.model.name)
+        )
         model = replace(self.model, name=name, label=self.model.short_name)
-        places = ("path", "test_path", "hub_name", "token_cache", "delimiter", "encoding", "opt_out_column")
+        places = (
+            "path",
+            "test_path",
+            "hub_name",
+            "token_cache",
+            "delimiter",
+            "encoding",
+            "opt_out_column",
+        )
         nowhere: dict[str, Any] = dict.fromkeys(places)
         data = replace(self.data, reader="hub", **nowhere)
-        return replace(self, run_dir="", data=data, model=model, engine=replace(self.engine, address=None))
+        return replace(
+            self,
+            run_dir="",
+            data=data,
+            model=model,
+            engine=replace(self.engine, address=None),
+        )
 
     def flat(self) -> dict[str, object]:
         """Every setting by its dotted key: `train.batch_size`, `seed` …"""
-        return {key: attrgetter(key)(self) for key in known_keys() if not _TREE.get(key)}
+        return {
+            key: attrgetter(key)(self) for key in known_keys() if not _TREE.get(key)
+        }
 
     def identity(self) -> dict[str, object]:
         """The part of `flat` that makes a run's numbers."""
         flat = self.flat()
-        return {key: flat[key] for key in flat if not NOT_IDENTITY & {key, key.split(".")[0]}}
+        return {
+            key: flat[key]
+            for key in flat
+            if not NOT_IDENTITY & {key, key.split(".")[0]}
+        }
 
     def differences(self, other: Settings) -> list[str]:
         """Keys whose values differ and would change a run's numbers, as `key: ours -> theirs`."""
         mine, theirs = self.identity(), other.identity()
-        return [f"{key}: {mine[key]!r} -> {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
+        return [
+            f"{key}: {mine[key]!r} -> {theirs[key]!r}"
+            for key in mine
+            if mine[key] != theirs[key]
+        ]
 
 
 _ADAPTER = TypeAdapter(Settings)
@@ -680,10 +724,26 @@ _TREE = {
 _MEAN = "each client reads the mean of all steps off the model that follows, which must be the clients' mean"
 _WITH_CONTROL_VARIATES: tuple[tuple[str, object, str], ...] = (
     ("train.optimizer", "sgd", "a variate corrects plain gradient steps"),
-    ("train.schedule", "constant", "the steps of one round stand for those of the next"),
-    ("train.head_init", "shared", "the variates are of the one head that all begin with"),
-    ("strategy.on_missing", "fail", "the corrections cancel only where every client is in every mean"),
-    ("strategy.on_excess", "refuse", "an update that is shrunk is not what its client remembers"),
+    (
+        "train.schedule",
+        "constant",
+        "the steps of one round stand for those of the next",
+    ),
+    (
+        "train.head_init",
+        "shared",
+        "the variates are of the one head that all begin with",
+    ),
+    (
+        "strategy.on_missing",
+        "fail",
+        "the corrections cancel only where every client is in every mean",
+    ),
+    (
+        "strategy.on_excess",
+        "refuse",
+        "an update that is shrunk is not what its client remembers",
+    ),
     ("strategy.optimizer", "sgd", _MEAN),
     ("strategy.server_learning_rate", 1, _MEAN),
     ("strategy.server_momentum", 0, _MEAN),
@@ -704,10 +764,14 @@ _STEPS = {
     "train.warmup_fraction": "Give a number in [0, 1).",
     "train.max_grad_norm": "Set it to null for no clipping.",
     "train.head_learning_rate": "Set it to null for that of the whole model.",
-    **{f"strategy.{key}": "Give a number in [0, 1)." for key in ("server_momentum", "beta_1", "beta_2")},
+    **{
+        f"strategy.{key}": "Give a number in [0, 1)."
+        for key in ("server_momentum", "beta_1", "beta_2")
+    },
     "engine.workers": "Give a positive number, or auto.",
     **dict.fromkeys(
-        ("data.train_examples", "data.test_examples", "data.max_words"), "Set it to null for all."
+        ("data.train_examples", "data.test_examples", "data.max_words"),
+        "Set it to null for all.",
     ),
     **{
         f"strategy.{what}_seconds": "A wait needs a positive bound in seconds."
@@ -730,9 +794,16 @@ def known_keys() -> list[str]:
 
 
 def _folder_safe(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "_", text.rstrip("/").rsplit("/", 1)[-1]).strip("._") or "unnamed"
+    return (
+        re.sub(r"[^A-Za-z0-9._]+", "_", text.rstrip("/").rsplit("/", 1)[-1]).strip("._")
+        or "unnamed"
+    )
 
 
 def _hub_id(name: str) -> str:
     """A hub id as it is; of a folder on this machine only its last part."""
-    return name if name.count("/") <= 1 and not name.startswith((".", "/", "~")) else _folder_safe(name)
+    return (
+        name
+        if name.count("/") <= 1 and not name.startswith((".", "/", "~"))
+        else _folder_safe(name)
+    )

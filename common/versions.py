@@ -27,7 +27,9 @@ def work_together(one: str, other: str) -> bool:
     found = _NUMBER.match(one), _NUMBER.match(other)
     if None in found:
         return one == other
-    (major, minor), (other_major, other_minor) = (match.groups() for match in found if match)
+    (major, minor), (other_major, other_minor) = (
+        match.groups() for match in found if match
+    )
     return major == other_major and abs(int(minor) - int(other_minor)) <= 1
 
 

@@ -94,7 +94,9 @@ def _seen(text: str, kept: str) -> Iterator[str]:
     for letter in text:
         is_mark = unicodedata.category(letter) in ("Mn", "Me")
         marks = marks + 1 if is_mark else 0
-        is_seen = letter.isprintable() and letter not in _UNSEEN and marks <= _MOST_MARKS
+        is_seen = (
+            letter.isprintable() and letter not in _UNSEEN and marks <= _MOST_MARKS
+        )
         if letter == " " or not is_seen:
             marks = _MOST_MARKS
         yield letter if is_seen or letter in kept else " "

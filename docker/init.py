@@ -17,7 +17,12 @@ import numpy as np
 
 from wardround.common.data.texts import LabelledTexts, read_texts
 from wardround.server.compose import compose
-from wardround.server.deployment.folder import ServerFolder, invite_site, register_site, unregister_site
+from wardround.server.deployment.folder import (
+    ServerFolder,
+    invite_site,
+    register_site,
+    unregister_site,
+)
 
 AUTHORITY, SERVER, SITES = Path("/authority"), Path("/server"), Path("/sites")
 OUTPUTS = Path("/wardround/outputs")
@@ -39,7 +44,8 @@ def main() -> None:
     _let_in(names)
     for folder in (SERVER, *(SITES / name for name in names)):
         _hand_over(folder, owner)
-    print(f"ready: the server's certificate, and a key pair and a file of texts for {num_clients} clients")  # noqa: T201
+    files = f"a key pair and a file of texts for {num_clients} clients"
+    print(f"ready: the server's certificate, and {files}")  # noqa: T201
 
 
 def _asked_for() -> tuple[int, tuple[int, int]]:
@@ -78,7 +84,14 @@ def _make_server_folder() -> None:
         _run("wardround", "server", "init", "--name", "server", "--dir", str(AUTHORITY))
     if not (SERVER / "server.yaml").exists():
         # The last one makes it a folder.
-        for name in ("ca.crt", "server.crt", "server.key", "signing.key", "sites.json", "server.yaml"):
+        for name in (
+            "ca.crt",
+            "server.crt",
+            "server.key",
+            "signing.key",
+            "sites.json",
+            "server.yaml",
+        ):
             shutil.copy2(AUTHORITY / name, SERVER / name)
 
 
@@ -89,7 +102,9 @@ def _make_texts(names: list[str]) -> None:
     settings = compose(["experiment=compose", f"num_clients={len(names)}"]).settings
     data = read_texts(settings.data, settings.seed)
     assert settings.data.label_names is not None
-    for name, texts in zip(names, _deal(data.train, len(names), settings.seed), strict=True):
+    for name, texts in zip(
+        names, _deal(data.train, len(names), settings.seed), strict=True
+    ):
         file = SITES / name / "texts.csv"
         if not file.exists():
             _write_csv(file, texts, settings.data.label_names)
@@ -111,7 +126,8 @@ def _write_csv(path: Path, texts: LabelledTexts, label_names: tuple[str, ...]) -
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         writer.writerows(
-            (text, label_names[label]) for text, label in zip(texts.texts, texts.labels, strict=True)
+            (text, label_names[label])
+            for text, label in zip(texts.texts, texts.labels, strict=True)
         )
     part.replace(path)
 
@@ -128,14 +144,18 @@ def _let_in(names: list[str]) -> None:
             if (site / "site.yaml").exists():
                 continue
             unregister_site(folder, name)
-        for path in site.iterdir():  # of an init that was interrupted, or an earlier version
+        for (
+            path
+        ) in site.iterdir():  # of an init that was interrupted, or an earlier version
             if path.name not in ("texts.csv", "state"):
                 path.unlink()
         invitation, _ = invite_site(folder, name)
         where = ["--invitation", str(invitation), "--dir", str(site)]
         what = ["--data", str(site / "texts.csv"), "--text", "text", "--label", "label"]
         _run("wardround-site", "init", *where, *what, "--policy", str(POLICY))
-        register_site(folder, name, site / "registration.json", max_examples=MOST_EXAMPLES)
+        register_site(
+            folder, name, site / "registration.json", max_examples=MOST_EXAMPLES
+        )
 
 
 def _hand_over(folder: Path, owner: tuple[int, int]) -> None:

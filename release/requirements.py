@@ -74,7 +74,13 @@ def compiled(lines: Iterable[str]) -> dict[str, str]:
     """Every package that these requirements need on a supported machine: its lines, by name."""
     done = subprocess.run(
         [
-            *(Path(sys.executable).with_name("uv"), "pip", "compile", "--no-config", "--quiet"),
+            *(
+                Path(sys.executable).with_name("uv"),
+                "pip",
+                "compile",
+                "--no-config",
+                "--quiet",
+            ),
             *("--universal", "--python-version", PYTHONS[0], "--generate-hashes"),
             *("--no-header", "--no-annotate", "--constraints", CONSTRAINTS, "-"),
         ],
@@ -86,7 +92,11 @@ def compiled(lines: Iterable[str]) -> dict[str, str]:
     )
     blocks = re.findall(r"^\S.*(?:\n +.*)*\n", done.stdout, re.MULTILINE)
     found = {canonicalize_name(requirement_of(block).name): block for block in blocks}
-    return {name: block for name, block in found.items() if is_for_linux(requirement_of(block).marker)}
+    return {
+        name: block
+        for name, block in found.items()
+        if is_for_linux(requirement_of(block).marker)
+    }
 
 
 def requirement_of(block: str) -> Requirement:
@@ -98,7 +108,11 @@ def is_for_linux(marker: Marker | None) -> bool:
     """Whether a package is installed on a supported machine with a supported Python."""
     if marker is None:
         return True
-    return any(marker.evaluate(_linux(python, machine)) for python in PYTHONS for machine in MACHINES)
+    return any(
+        marker.evaluate(_linux(python, machine))
+        for python in PYTHONS
+        for machine in MACHINES
+    )
 
 
 def _linux(python: str, machine: str) -> dict[str, str]:

@@ -31,7 +31,9 @@ def main(environment: str, out: str) -> None:
     _validate(text)
     Path(out).write_text(text, encoding="utf-8")
     num_all = len(bom["components"])
-    sys.stdout.write(f"{out}: {num_all} packages, {num_all - len(unhashed)} of them with hashes\n")
+    sys.stdout.write(
+        f"{out}: {num_all} packages, {num_all - len(unhashed)} of them with hashes\n"
+    )
     sys.stdout.write("".join(f"  no published hash: {name}\n" for name in unhashed))
 
 
@@ -42,11 +44,15 @@ def published_hashes(folder: Path) -> dict[tuple[str, str], list[str]]:
         text = file.read_text(encoding="ascii")
         for block in re.findall(r"^\S+==.*(?:\n +.*)*", text, re.MULTILINE):
             name, version = block.split()[0].split("==")
-            found[_normalised(name), version] = re.findall(r"--hash=sha256:([0-9a-f]{64})", block)
+            found[_normalised(name), version] = re.findall(
+                r"--hash=sha256:([0-9a-f]{64})", block
+            )
     return found
 
 
-def add_hashes(bom: dict[str, Any], published: dict[tuple[str, str], list[str]]) -> list[str]:
+def add_hashes(
+    bom: dict[str, Any], published: dict[tuple[str, str], list[str]]
+) -> list[str]:
     """Give every component the hashes of its files, in place.
 
     Returns:

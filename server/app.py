@@ -65,7 +65,9 @@ def _settings_of(grid: Grid, context: Context) -> Settings:
 
     overrides = str(context.run_config.get("overrides", "")).split()
     num_nodes = len(list(grid.get_node_ids()))
-    return compose([f"num_clients={num_nodes}", *overrides] if num_nodes else overrides).settings
+    return compose(
+        [f"num_clients={num_nodes}", *overrides] if num_nodes else overrides
+    ).settings
 
 
 def conduct(
@@ -89,8 +91,16 @@ def conduct(
     cohort = Cohort(clients, settings, sites, folder.write_approvals)
     is_simulated = settings.engine.is_simulated
     # The texts this machine needs: all of a simulation, a central test set, or none.
-    corpus = open_corpus(settings) if is_simulated or settings.evaluation.where == "server" else None
-    named = corpus.site_sizes if corpus and is_simulated and settings.partition.name == "by_site" else ()
+    corpus = (
+        open_corpus(settings)
+        if is_simulated or settings.evaluation.where == "server"
+        else None
+    )
+    named = (
+        corpus.site_sizes
+        if corpus and is_simulated and settings.partition.name == "by_site"
+        else ()
+    )
     cohort.simulated_sites = [name for name, _ in named]
     parts = _deal(settings, corpus) if corpus and is_simulated else {}
     label_names = corpus.label_names if corpus else settings.declared_labels()
@@ -101,13 +111,26 @@ def conduct(
     with folder.open(settings), recorded(folder):
         for finding in corpus.findings if corpus else ():
             display().say(f"{settings.cell}: {finding}")
-        counts = np.bincount(corpus.test.labels, minlength=len(label_names)).tolist() if corpus else None
-        write_json(folder.path / "labels.json", {"label_names": label_names, "test_counts": counts})
+        counts = (
+            np.bincount(corpus.test.labels, minlength=len(label_names)).tolist()
+            if corpus
+            else None
+        )
+        write_json(
+            folder.path / "labels.json",
+            {"label_names": label_names, "test_counts": counts},
+        )
         write_json(folder.path / "partition.json", parts)
         evaluation = Evaluation(settings, model_state, test)
-        tensors, reason = _train(clients, cohort, folder, settings, model_state, evaluation)
+        tensors, reason = _train(
+            clients, cohort, folder, settings, model_state, evaluation
+        )
         best = folder.load_best()
-        model_state.load(tensors if best is None else tensors_to_flat(model_state.layout, best.tensors))
+        model_state.load(
+            tensors
+            if best is None
+            else tensors_to_flat(model_state.layout, best.tensors)
+        )
         save_model(folder, settings, model_state.classifier, certifier)
         folder.write_status("finished", reason)
 
@@ -119,7 +142,11 @@ def _deal(settings: Settings, corpus: Corpus) -> dict[str, list[int]]:
         ValueError: the texts cannot be dealt, or trained on, as asked.
     """
     parts = partition(
-        settings.partition, corpus.train.labels, settings.num_clients, settings.seed, corpus.site_sizes
+        settings.partition,
+        corpus.train.labels,
+        settings.num_clients,
+        settings.seed,
+        corpus.site_sizes,
     )
     for part in parts:
         count_steps(len(part), settings.train)
@@ -139,11 +166,15 @@ def _train(
     clients.most_bytes = layout.most_update_bytes()
     kept = checkpoint.server_state if checkpoint else {}
     head = Head.of(layout, model_state.classifier.new_head)
-    server_state = {name: tensors_to_flat(layout, state) for name, state in kept.items()}
+    server_state = {
+        name: tensors_to_flat(layout, state) for name, state in kept.items()
+    }
     server_step = ServerStep(settings, server_state, head.slices)
     with Writer() as writer:
         callbacks: tuple[Callback, ...] = (
-            Checkpoints(folder, layout, server_step, writer, comes_first=clients.approve_plans),
+            Checkpoints(
+                folder, layout, server_step, writer, comes_first=clients.approve_plans
+            ),
             History(folder, writer),
             Best(folder, settings.evaluation.patience, writer),
             Live(folder),
@@ -151,14 +182,20 @@ def _train(
             CollapseAlarm(folder, settings),
             Target(folder, settings.evaluation.target_accuracy),
         )
-        averaging = FederatedAveraging(settings, clients, cohort, head, evaluation, callbacks, server_step)
+        averaging = FederatedAveraging(
+            settings, clients, cohort, head, evaluation, callbacks, server_step
+        )
         cohort.gather()
         # No name here for where the run starts: its tensors can go when the first round replaces them.
         if checkpoint is None:
-            return averaging.run(averaging.start(layout, model_state.flat.detach().cpu().clone()))
+            return averaging.run(
+                averaging.start(layout, model_state.flat.detach().cpu().clone())
+            )
         averaging.resume(folder.history(), checkpoint.record)
         return averaging.run(
-            RoundState(layout, tensors_to_flat(layout, checkpoint.tensors), checkpoint.record)
+            RoundState(
+                layout, tensors_to_flat(layout, checkpoint.tensors), checkpoint.record
+            )
         )
 
 
@@ -168,8 +205,13 @@ def recorded(folder: RunFolder) -> Iterator[None]:
     folder.write_status("running", "")
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):  # Flower ends a stopped run's server app with SystemExit
-        folder.write_status("stopped", "interrupted; the same command goes on from the last whole round")
+    except (
+        KeyboardInterrupt,
+        SystemExit,
+    ):  # Flower ends a stopped run's server app with SystemExit
+        folder.write_status(
+            "stopped", "interrupted; the same command goes on from the last whole round"
+        )
         raise
     except OSError as error:
         text = f"a file could not be written ({error.strerror}: {error.filename}); make room and run again"

@@ -22,7 +22,9 @@ app = new_app(
 )
 add_version(app)
 app.add_typer(server_app, name="server")
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides.")
+]
 _GROUPS = """Groups: model= bert albert distilbert minilm hf      data= imdb yelp_full ag_news bbc_news
         spooky_author files                          protocol= paper authors_code modern
         partition= iid dirichlet label_sorted by_site  engine= inprocess ray  experiment=
@@ -36,7 +38,10 @@ Scalars: num_clients num_rounds seed run_dir device precision threads
 def simulate(
     overrides: Overrides = None,
     plan: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="Run a signed plan as it was written.")
+        Path | None,
+        typer.Option(
+            "--plan", metavar="FILE", help="Run a signed plan as it was written."
+        ),
     ] = None,
 ) -> None:
     """Run one federation on this machine (or a Ray cluster).
@@ -69,7 +74,11 @@ def simulate(
     folder = RunFolder(Path(settings.run_dir))
     history = folder.history()
     last, best = history[-1], best_of(history)
-    kept = f"; kept is the best, of round {best.round}: {best.accuracy:.4f}" if best else ""
+    kept = (
+        f"; kept is the best, of round {best.round}: {best.accuracy:.4f}"
+        if best
+        else ""
+    )
     typer.echo(
         f"{settings.cell}: accuracy {last.accuracy:.4f} after round {last.round} "
         f"({folder.status()['reason']}{kept})\nrun folder: {folder.path}"
@@ -97,7 +106,9 @@ def sweep(overrides: Overrides = None) -> None:
     typer.echo(f"report: {outcome.report}")
     num_failed = sum(row.status == "failed" for row in outcome.rows)
     if num_failed:
-        typer.echo(f"{num_failed} cells failed; the report names them and says why.", err=True)
+        typer.echo(
+            f"{num_failed} cells failed; the report names them and says why.", err=True
+        )
         raise typer.Exit(FAILED)
 
 
@@ -105,11 +116,16 @@ def sweep(overrides: Overrides = None) -> None:
 def submit(
     overrides: Overrides = None,
     resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="RUN_DIR", help="Submit that run's settings again.")
+        Path | None,
+        typer.Option(
+            "--resume", metavar="RUN_DIR", help="Submit that run's settings again."
+        ),
     ] = None,
     site: Annotated[
         list[str] | None,
-        typer.Option("--site", help="A site that takes part; may be repeated. Default: all."),
+        typer.Option(
+            "--site", help="A site that takes part; may be repeated. Default: all."
+        ),
     ] = None,
     unsigned: Annotated[
         Path | None,
@@ -121,7 +137,11 @@ def submit(
     ] = None,
     signed: Annotated[
         Path | None,
-        typer.Option("--signed", metavar="FILE", help="Run what was requested, now that it is signed."),
+        typer.Option(
+            "--signed",
+            metavar="FILE",
+            help="Run what was requested, now that it is signed.",
+        ),
     ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
@@ -151,14 +171,18 @@ def submit(
             )
         outcome = submission.submit_signed(signed, folder)
     elif unsigned is not None:
-        submission.request(overrides or [], folder, unsigned, resume=resume, sites=site or ())
+        submission.request(
+            overrides or [], folder, unsigned, resume=resume, sites=site or ()
+        )
         typer.echo(
             f"Next, on the machine that has the signing key: wardround server sign {unsigned} "
             "--key signing.key --out signed.json"
         )
         return
     else:
-        outcome = submission.submit(overrides or [], folder, resume=resume, sites=site or ())
+        outcome = submission.submit(
+            overrides or [], folder, resume=resume, sites=site or ()
+        )
     display().close()
     typer.echo(cleaned(outcome.reason), err=not outcome.is_finished)
     if not outcome.is_finished:
@@ -189,7 +213,10 @@ def status(
 @command(app)
 def audit(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
-    ledger: Annotated[list[Path], typer.Option("--ledger", help="Of a site; may be given several times.")],
+    ledger: Annotated[
+        list[Path],
+        typer.Option("--ledger", help="Of a site; may be given several times."),
+    ],
 ) -> None:
     """Compare what a run holds of its sites with the ledgers that they kept themselves.
 
@@ -226,16 +253,23 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
 def predict(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL_DIR")],
     text: Annotated[
-        list[str] | None, typer.Option("--text", help="A text; may be given several times.")
+        list[str] | None,
+        typer.Option("--text", help="A text; may be given several times."),
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="A CSV file with a header.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="A CSV file with a header.")
+    ] = None,
     column: Annotated[
         str, typer.Option("--column", help="The column of --file that holds the text.")
     ] = "text",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda ...")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda ...")
+    ] = "auto",
     key: Annotated[
         Path | None,
-        typer.Option("--key", metavar="FILE", help="The coordinator's public signing key."),
+        typer.Option(
+            "--key", metavar="FILE", help="The coordinator's public signing key."
+        ),
     ] = None,
 ) -> None:
     """Label texts with a trained model.

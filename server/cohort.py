@@ -8,8 +8,23 @@ from dataclasses import dataclass
 
 from wardround.common.model.counts import MOST_COUNTED
 from wardround.common.settings import Settings
-from wardround.common.wire.messages import HELLO, PENDING, Card, Declined, Refused, pack_hello, unpack_card
-from wardround.server.rounds.clients import POLL_SECONDS, Answer, Clients, Member, Request, RunFailed
+from wardround.common.wire.messages import (
+    HELLO,
+    PENDING,
+    Card,
+    Declined,
+    Refused,
+    pack_hello,
+    unpack_card,
+)
+from wardround.server.rounds.clients import (
+    POLL_SECONDS,
+    Answer,
+    Clients,
+    Member,
+    Request,
+    RunFailed,
+)
 
 # Between questions whether people have decided: a decision takes minutes to days.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 20.0
@@ -33,7 +48,9 @@ class Cohort:
         clients: Clients,
         settings: Settings,
         sites: Mapping[str, int | None] | None = None,
-        note: Callable[[Mapping[str, Mapping[str, str]]], None] = lambda approvals: None,
+        note: Callable[[Mapping[str, Mapping[str, str]]], None] = lambda approvals: (
+            None
+        ),
     ) -> None:
         """Args:
         sites: the most examples each may claim (None for no bound) by name; none in a simulation.
@@ -51,7 +68,9 @@ class Cohort:
         self._clients, self._settings = clients, settings
         self.simulated_sites: Sequence[str] = ()
         """Names of a simulation's clients, in the order of their numbers, where they are sites."""
-        self._numbers = {name: number for number, name in enumerate(sorted(self._most_examples))}
+        self._numbers = {
+            name: number for number, name in enumerate(sorted(self._most_examples))
+        }
         self._members: dict[int, Member] = {}  # by node id
         self._invited: _Hello | None = None
         self._note = note
@@ -65,7 +84,9 @@ class Cohort:
         """Greet all clients, if all are connected already, and wait for none of them: `gather` does."""
         online = self._online()
         if len(online) == self._settings.num_clients:
-            self._invited = self._say_hello(online, self._settings.strategy.wait_seconds)
+            self._invited = self._say_hello(
+                online, self._settings.strategy.wait_seconds
+            )
 
     def gather(self) -> None:
         """Wait until all clients are connected and greeted, and their people have decided on the plan.
@@ -76,7 +97,9 @@ class Cohort:
         """
         strategy, num_clients = self._settings.strategy, self._settings.num_clients
         deadline = time.monotonic() + strategy.wait_seconds
-        while len(online := self._online()) < num_clients and time.monotonic() < deadline:
+        while (
+            len(online := self._online()) < num_clients and time.monotonic() < deadline
+        ):
             time.sleep(POLL_SECONDS)
         needed = num_clients if strategy.on_missing == "fail" else strategy.min_sites
         if len(online) < needed:
@@ -86,20 +109,28 @@ class Cohort:
                 f"{strategy.wait_seconds:g}{absent and f' (missing: {absent})'}. Start the missing "
                 f"{num_clients - len(online)}, or set num_clients={max(1, len(online))}."
             )
-        refusals = self._welcome(self._invited or self._say_hello(online, strategy.wait_seconds))
+        refusals = self._welcome(
+            self._invited or self._say_hello(online, strategy.wait_seconds)
+        )
         pause = _FIRST_PAUSE
         while (undecided := self._undecided()) and time.monotonic() < deadline:
             if strategy.on_missing == "fail" and len(undecided) < len(refusals):
                 break  # somebody has said no: the others need not decide
             time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
             pause = min(2 * pause, _LONGEST_PAUSE)
-            asked = {node: name for node, name in self._online().items() if name in undecided}
-            self._welcome(self._say_hello(asked, max(_FIRST_PAUSE, deadline - time.monotonic())))
+            asked = {
+                node: name for node, name in self._online().items() if name in undecided
+            }
+            self._welcome(
+                self._say_hello(asked, max(_FIRST_PAUSE, deadline - time.monotonic()))
+            )
             refusals = [said["words"] for said in self._said.values() if said["words"]]
         if refusals and strategy.on_missing == "fail":
             raise RunFailed("; ".join(refusals))
         if len(self._members) < needed:
-            raise RunFailed(f"only {len(self._members)} clients can take part: {'; '.join(refusals)}")
+            raise RunFailed(
+                f"only {len(self._members)} clients can take part: {'; '.join(refusals)}"
+            )
 
     def _undecided(self) -> set[str]:
         """Names of the sites whose people have not decided on the plan."""
@@ -117,15 +148,22 @@ class Cohort:
             newcomers = {
                 node: name
                 for node, name in self._online().items()
-                if node not in self._members and self._silences.get(node, (0, 0))[1] <= self._num_calls
+                if node not in self._members
+                and self._silences.get(node, (0, 0))[1] <= self._num_calls
             }
-            timeout = min(_NEWCOMER_SECONDS, self._settings.strategy.round_timeout_seconds)
+            timeout = min(
+                _NEWCOMER_SECONDS, self._settings.strategy.round_timeout_seconds
+            )
             self._welcome(self._say_hello(newcomers, timeout))
             for node in newcomers.keys() - self._members.keys():
                 pause = 2 * self._silences.get(node, (1, 0))[0]
                 self._silences[node] = (pause, self._num_calls + pause)
         opted_out = self._settings.personalisation.opt_out_clients
-        taking_part = (member for member in self._members.values() if member.client not in opted_out)
+        taking_part = (
+            member
+            for member in self._members.values()
+            if member.client not in opted_out
+        )
         return sorted(taking_part, key=lambda member: member.client)
 
     def forget(self, member: Member) -> None:
@@ -136,23 +174,36 @@ class Cohort:
         """Connected clients by node id, with their names; of real sites, only those of this run."""
         online = self._clients.online()
         if self._numbers:
-            return {node_id: name for node_id, name in online.items() if name in self._numbers}
+            return {
+                node_id: name
+                for node_id, name in online.items()
+                if name in self._numbers
+            }
         return dict(sorted(online.items())[: self._settings.num_clients])
 
     def _say_hello(self, newcomers: Mapping[int, str], timeout: float) -> _Hello:
-        hello = pack_hello(None if self._clients.approve_plans else self._settings.for_sites())
+        hello = pack_hello(
+            None if self._clients.approve_plans else self._settings.for_sites()
+        )
         requests = [Request(node_id, hello) for node_id in newcomers]
-        return _Hello(dict(newcomers), self._clients.ask(requests, HELLO, 0, timeout), timeout)
+        return _Hello(
+            dict(newcomers), self._clients.ask(requests, HELLO, 0, timeout), timeout
+        )
 
     def _welcome(self, hello: _Hello) -> list[str]:
         """Let those in who introduce themselves; returns why some cannot take part."""
         refusals = []
-        for (node_id, site), answer in zip(hello.newcomers.items(), hello.answers, strict=True):
+        for (node_id, site), answer in zip(
+            hello.newcomers.items(), hello.answers, strict=True
+        ):
             name = site or f"node {node_id}"
             code = words = ""
             try:
                 if answer is None:
-                    code, words = "silent", f"{name} did not introduce itself within {hello.timeout:g} s"
+                    code, words = (
+                        "silent",
+                        f"{name} did not introduce itself within {hello.timeout:g} s",
+                    )
                 elif isinstance(answer, Refused):
                     raise answer
                 else:
@@ -168,7 +219,10 @@ class Cohort:
         return refusals
 
     def _add(self, node_id: int, site: str, card: Card) -> None:
-        client, num_clients = self._numbers.get(site, card.client), self._settings.num_clients
+        client, num_clients = (
+            self._numbers.get(site, card.client),
+            self._settings.num_clients,
+        )
         if client < 0 and not self._numbers and not self._settings.engine.is_simulated:
             # A node without a name, on a server whose keys are off: it gets the lowest number that is free.
             taken = {member.client for member in self._members.values()}
@@ -176,10 +230,14 @@ class Cohort:
         self._check_claims(site, card)
         if not 0 <= client < num_clients:
             raise Refused(f"it says it is client {client} of {num_clients}")
-        called = site or (self.simulated_sites[client] if self.simulated_sites else None)
+        called = site or (
+            self.simulated_sites[client] if self.simulated_sites else None
+        )
         # A site's node has a new number where it was registered again; clients of a simulation have theirs.
         self._members = {
-            node: member for node, member in self._members.items() if not site or member.name != site
+            node: member
+            for node, member in self._members.items()
+            if not site or member.name != site
         }
         if any(member.client == client for member in self._members.values()):
             raise Refused(f"another node is client {client} already")
@@ -203,6 +261,10 @@ class Cohort:
         if most is None:
             return
         if claimed > most and self._settings.strategy.on_excess == "refuse":
-            raise Refused(f"it says it has {claimed} examples, but is registered with {most} at most")
+            raise Refused(
+                f"it says it has {claimed} examples, but is registered with {most} at most"
+            )
         if held_out > most:
-            raise Refused(f"it says it holds out {held_out} examples, but is registered with {most} at most")
+            raise Refused(
+                f"it says it holds out {held_out} examples, but is registered with {most} at most"
+            )

@@ -27,7 +27,12 @@ AXES = ("model", "data", "num_clients", "seed")
 _GROUPS = tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
 _NO_SETTINGS = ("hydra", "sweep", "experiment", ABOUT_RECIPE)
 """Nodes of Hydra's tree that are no settings."""
-_BESIDE_SETTINGS = ("sweep", *(f"sweep.{axis}" for axis in AXES), "sweep.target_fraction", "sweep.arms")
+_BESIDE_SETTINGS = (
+    "sweep",
+    *(f"sweep.{axis}" for axis in AXES),
+    "sweep.target_fraction",
+    "sweep.arms",
+)
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,21 @@ def compose(overrides: Sequence[str]) -> Composed:
 def compose_tree(overrides: Sequence[str]) -> DictConfig:
     """Hydra's whole tree, nothing in it checked as settings. Raises ValueError as `compose` does."""
     with _hydra():
-        return hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+        return hydra.compose(
+            "config", overrides=list(overrides), return_hydra_config=True
+        )
 
 
-def launch(config: DictConfig, task: Callable[[DictConfig], None], jobs: Sequence[Sequence[str]]) -> None:
+def launch(
+    config: DictConfig,
+    task: Callable[[DictConfig], None],
+    jobs: Sequence[Sequence[str]],
+) -> None:
     """Run `task` on the composed configuration of each job, through the launcher `hydra/launcher` names."""
     with _hydra():
-        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+        context = HydraContext(
+            config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks()
+        )
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=task, config=config
         )
@@ -78,21 +91,31 @@ def settings_of(config: DictConfig) -> Settings:
     """The settings inside a composed tree. Raises ValueError as `Settings` does."""
     try:
         values: Any = OmegaConf.to_container(
-            OmegaConf.masked_copy(config, [str(key) for key in config if key not in _NO_SETTINGS]),
+            OmegaConf.masked_copy(
+                config, [str(key) for key in config if key not in _NO_SETTINGS]
+            ),
             resolve=True,
             throw_on_missing=True,
         )
     except OmegaConfBaseException as error:
         raise ValueError(_explained(error)) from None
     settings = Settings.from_dict(values)
-    return settings if settings.run_dir else replace(settings, run_dir=f"outputs/{settings.cell}")
+    return (
+        settings
+        if settings.run_dir
+        else replace(settings, run_dir=f"outputs/{settings.cell}")
+    )
 
 
 def _explained(error: Exception) -> str:
     """What is wrong with a composed tree; a value nobody gave is the usual case."""
     text = first_line(error)
     _, _, missing = text.partition("Missing mandatory value: ")
-    return f"{missing} is missing and has no default. Set {missing}=..." if missing else text
+    return (
+        f"{missing} is missing and has no default. Set {missing}=..."
+        if missing
+        else text
+    )
 
 
 @contextmanager
@@ -111,11 +134,15 @@ def parse(overrides: Iterable[str]) -> list[Override]:
     parsed = []
     for text in overrides:
         if "=" not in text and not text.startswith("~"):
-            raise ValueError(f"'{text}' is no override; write key=value, for example num_clients=8.")
+            raise ValueError(
+                f"'{text}' is no override; write key=value, for example num_clients=8."
+            )
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            raise ValueError(f"'{text}' cannot be read: {first_line(error)}{_quoting(text)}") from None
+            raise ValueError(
+                f"'{text}' cannot be read: {first_line(error)}{_quoting(text)}"
+            ) from None
         _check_key(override)
         parsed.append(override)
     return parsed
@@ -125,7 +152,11 @@ def _quoting(text: str) -> str:
     """What helps where the value is a sign that Hydra's words are not made of."""
     key, _, value = text.partition("=")
     is_sign = len(value) == 1 and not value.isalnum()
-    return f". Quote the value for Hydra, and the word for the shell: '{key}=\"{value}\"'" if is_sign else ""
+    return (
+        f". Quote the value for Hydra, and the word for the shell: '{key}=\"{value}\"'"
+        if is_sign
+        else ""
+    )
 
 
 def _check_key(override: Override) -> None:
@@ -137,8 +168,14 @@ def _check_key(override: Override) -> None:
         raise ValueError(f"unknown key '{key}'.{nearest(key, known)}")
     if key not in _GROUPS:
         return
-    options = sorted(file.stem for file in (CONF / key).glob("*.yaml") if file.stem != "base")
-    chosen = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
+    options = sorted(
+        file.stem for file in (CONF / key).glob("*.yaml") if file.stem != "base"
+    )
+    chosen = (
+        list(override.sweep_string_iterator())
+        if override.is_sweep_override()
+        else [override.value()]
+    )
     for option in chosen:
         if option is not None and str(option) not in options:
             raise ValueError(

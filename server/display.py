@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from wardround.common.words import cleaned
@@ -48,13 +55,20 @@ class Display:
         if bars is None:
             self.say(f"{title}: {done} of {total} cells done")
         elif self._sweep is None:
-            self._sweep = bars.add_task(title, total=total, completed=done, note="cells")
+            self._sweep = bars.add_task(
+                title, total=total, completed=done, note="cells"
+            )
         else:
             bars.update(self._sweep, description=title, total=total, completed=done)
 
     def start_rounds(self, title: str, total: int) -> None:
         """A new run of `total` rounds begins."""
-        self._title, self._total, self._started, self._first = title, total, time.monotonic(), -1
+        self._title, self._total, self._started, self._first = (
+            title,
+            total,
+            time.monotonic(),
+            -1,
+        )
         bars = self._bars()
         if bars is None:
             return
@@ -66,21 +80,29 @@ class Display:
         """Within a round: so many clients are done."""
         if self._progress is not None and self._rounds is not None:
             note = f"round {round}: {num_done}/{num_clients} clients"
-            self._progress.update(self._rounds, completed=round - 1 + num_done / num_clients, note=note)
+            self._progress.update(
+                self._rounds, completed=round - 1 + num_done / num_clients, note=note
+            )
 
     def show_round(self, round: int, note: str) -> None:
         """A round is done."""
         if self._progress is not None and self._rounds is not None:
             self._progress.update(self._rounds, completed=round, note=note)
         elif note:
-            self.say(f"{self._title}: round {round}/{self._total}  {note}{self._time_left(round)}")
+            self.say(
+                f"{self._title}: round {round}/{self._total}  {note}{self._time_left(round)}"
+            )
 
     def _time_left(self, round: int) -> str:
         if self._first < 0:
             self._first, self._started = round, time.monotonic()
             return ""
         per_round = (time.monotonic() - self._started) / max(1, round - self._first)
-        return f"  {per_round * (self._total - round):.0f} s left" if round < self._total else ""
+        return (
+            f"  {per_round * (self._total - round):.0f} s left"
+            if round < self._total
+            else ""
+        )
 
     def say(self, text: str) -> None:
         """One line, above the bars if there are any. Words of others in it move no cursor."""
@@ -92,7 +114,16 @@ class Display:
 
     def print_rows(self, rows: Sequence[SweepRow]) -> None:
         """The result of a sweep as a table on standard output."""
-        table = Table("model", "data", "K", "seed", "status", "accuracy", "of K = 1", "rounds to target")
+        table = Table(
+            "model",
+            "data",
+            "K",
+            "seed",
+            "status",
+            "accuracy",
+            "of K = 1",
+            "rounds to target",
+        )
         for row in rows:
             accuracy, baseline = row.accuracy_at_budget, row.baseline_accuracy
             table.add_row(
@@ -102,7 +133,9 @@ class Display:
                 str(row.seed),
                 row.status,
                 "-" if accuracy is None else f"{accuracy:.4f}",
-                "-" if accuracy is None or not baseline else f"{accuracy / baseline:.0%}",
+                "-"
+                if accuracy is None or not baseline
+                else f"{accuracy / baseline:.0%}",
                 "-" if row.rounds_to_target is None else str(row.rounds_to_target),
             )
         Console(highlight=False).print(table)

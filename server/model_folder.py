@@ -38,7 +38,10 @@ class Certifier(Protocol):
 
 
 def save_model(
-    folder: RunFolder, settings: Settings, classifier: Classifier, certifier: Certifier | None = None
+    folder: RunFolder,
+    settings: Settings,
+    classifier: Classifier,
+    certifier: Certifier | None = None,
 ) -> None:
     """Write `model/`: weights, config with label names, tokenizer, settings, card, whose updates it is of.
 
@@ -49,7 +52,9 @@ def save_model(
     provenance = certifier.provenance_of(folder, kept) if certifier else None
     label_names = tuple((classifier.model.config.id2label or {}).values())
     # The labels are in the order of the model's outputs, whether they were declared or found.
-    told = replace(settings, data=replace(settings.data, label_names=label_names)).without_places()
+    told = replace(
+        settings, data=replace(settings.data, label_names=label_names)
+    ).without_places()
 
     def write(part: Path) -> None:
         part.mkdir()
@@ -62,12 +67,15 @@ def save_model(
                 classifier.model.save_pretrained(part)
             classifier.tokenizer.save_pretrained(part)
         (part / "README.md").write_text(
-            _card(kept, history[-1].round, settings, classifier, provenance), encoding="utf-8"
+            _card(kept, history[-1].round, settings, classifier, provenance),
+            encoding="utf-8",
         )
         (part / RUN_SETTINGS).write_text(told.to_json() + "\n", encoding="utf-8")
         if certifier is not None and provenance is not None:
             signed = certifier.sign_provenance(_with_files(provenance, part))
-            (part / PROVENANCE).write_text(json.dumps(signed, indent=2), encoding="ascii")
+            (part / PROVENANCE).write_text(
+                json.dumps(signed, indent=2), encoding="ascii"
+            )
 
     write_atomically(folder.path / "model", write)
 
@@ -96,7 +104,9 @@ def _card(
     provenance: Provenance | None,
 ) -> str:
     assert kept.test is not None, "a run ends with a model that was measured"
-    labels = ", ".join(f"`{name}`" for name in (classifier.model.config.id2label or {}).values())
+    labels = ", ".join(
+        f"`{name}`" for name in (classifier.model.config.id2label or {}).values()
+    )
     train = settings.train
     return f"""---
 library_name: transformers

@@ -15,7 +15,12 @@ from wardround.common.data.texts import cut_words
 from wardround.common.errors import first_line, nearest
 from wardround.common.model.blend import is_blended, load_blended
 from wardround.common.model.mixture import GATE, load_mixture
-from wardround.common.pretrained import explained, read_classifier, read_tokenizer, settings_of_model
+from wardround.common.pretrained import (
+    explained,
+    read_classifier,
+    read_tokenizer,
+    settings_of_model,
+)
 from wardround.common.provenance import FILE_NAME as PROVENANCE
 from wardround.common.provenance import Claim, Unproven
 from wardround.common.runtime import resolve_device
@@ -79,7 +84,9 @@ class Classifier:
     def label_names(self) -> list[str]:
         """The labels in the order of the model's outputs."""
         config = self.model.config
-        return [cleaned(str(config.id2label[number])) for number in range(config.num_labels)]
+        return [
+            cleaned(str(config.id2label[number])) for number in range(config.num_labels)
+        ]
 
     def classify(self, texts: Sequence[str]) -> Iterator[tuple[str, str, list[float]]]:
         """Text, label and probability of each label, text by text.
@@ -87,13 +94,21 @@ class Classifier:
         Texts are cut to the words and tokens that the model was trained on, or to what it can take.
         """
         labels, settings = self.label_names, self.settings
-        max_length = settings.train.max_length if settings else min(self.tokenizer.model_max_length, 512)
+        max_length = (
+            settings.train.max_length
+            if settings
+            else min(self.tokenizer.model_max_length, 512)
+        )
         max_words = settings.data.max_words if settings else None
         for start in range(0, len(texts), _BATCH):
             batch = texts[start : start + _BATCH]
             read = [cut_words(text, max_words) for text in batch]
             inputs = self.tokenizer(
-                read, truncation=True, max_length=max_length, padding=True, return_tensors="pt"
+                read,
+                truncation=True,
+                max_length=max_length,
+                padding=True,
+                return_tensors="pt",
             )
             with torch.no_grad():
                 logits = self.model(**inputs.to(self.device)).logits  # (B, C)
@@ -102,7 +117,11 @@ class Classifier:
 
 
 def open_classifier(
-    folder: Path, device: str, *, key: Path | None = None, say: Callable[[str], None] = lambda text: None
+    folder: Path,
+    device: str,
+    *,
+    key: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Classifier:
     """The model of a run folder or of a model folder. Args and errors: as of `predict`."""
     location = _model_folder(folder)
@@ -111,12 +130,16 @@ def open_classifier(
     tokenizer, model = load_classifier(location, target)
     # A model without settings of its own was left by an earlier version, in its run folder.
     settings = (
-        settings_of_model(location) or RunFolder(folder).settings() or RunFolder(folder.parent).settings()
+        settings_of_model(location)
+        or RunFolder(folder).settings()
+        or RunFolder(folder.parent).settings()
     )
     return Classifier(tokenizer, model, settings, target)
 
 
-def check_provenance(location: Path, key: Path | None, say: Callable[[str], None]) -> None:
+def check_provenance(
+    location: Path, key: Path | None, say: Callable[[str], None]
+) -> None:
     """Hold a model folder against its `provenance.json`, as far as that is possible without a site.
 
     Args:
@@ -136,7 +159,9 @@ def check_provenance(location: Path, key: Path | None, say: Callable[[str], None
     claim = Claim(location, trusted)
     try:
         if claim.provenance.version == 1:
-            say(f"'{location}' has a {PROVENANCE} of version 1, which names no files: not checked.")
+            say(
+                f"'{location}' has a {PROVENANCE} of version 1, which names no files: not checked."
+            )
         else:
             claim.check_files()
     except Unproven as error:

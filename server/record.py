@@ -45,11 +45,14 @@ class Record(BaseModel):
         return absent | {
             key: None if isinstance(value, float) and not isfinite(value) else value
             for key, value in line.items()
-            if key in cls.model_fields and (value is not None or absent.get(key) is None)
+            if key in cls.model_fields
+            and (value is not None or absent.get(key) is None)
         }
 
     @model_serializer(mode="wrap")
-    def _without_what_is_not_set(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_is_not_set(
+        self, write: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
         fields = type(self).model_fields
         return {
             key: value
@@ -61,7 +64,11 @@ class Record(BaseModel):
 @cache
 def _absent(kind: type[Record]) -> dict[str, Any]:
     """What stands for the keys that a line lacks: an empty part where a part is required, else None."""
-    required = {key: field.annotation for key, field in kind.model_fields.items() if field.is_required()}
+    required = {
+        key: field.annotation
+        for key, field in kind.model_fields.items()
+        if field.is_required()
+    }
     return {
         key: {} if isinstance(part, type) and issubclass(part, Record) else None
         for key, part in required.items()
@@ -179,7 +186,9 @@ class RoundRecord(Record):
     validation: TestRecord | None = None
     """What it makes of the texts that choose the best model, where some do."""
     train: TrainRecord
-    clients: Annotated[list[ClientRecord], BeforeValidator(lambda clients: clients or [])]
+    clients: Annotated[
+        list[ClientRecord], BeforeValidator(lambda clients: clients or [])
+    ]
     """In the order in which they were folded."""
     diagnostics: Diagnostics
     seconds: Seconds
@@ -211,9 +220,15 @@ class RoundRecord(Record):
 def best_of(records: Iterable[RoundRecord]) -> RoundRecord | None:
     """The round whose model is right most often on the validation part, of several the one with the smallest
     loss there, of equals the first; None where there is none."""
-    return max((record for record in records if record.validation), key=_quality, default=None)
+    return max(
+        (record for record in records if record.validation), key=_quality, default=None
+    )
 
 
 def _quality(record: RoundRecord) -> tuple[float, float]:
-    accuracy, loss = (record.validation.accuracy, record.validation.loss) if record.validation else (0, None)
+    accuracy, loss = (
+        (record.validation.accuracy, record.validation.loss)
+        if record.validation
+        else (0, None)
+    )
     return accuracy or 0.0, -(inf if loss is None else loss)

@@ -14,7 +14,17 @@ from wardround.common.wire.signing import NotAuthentic, Plan, read_statement
 from wardround.server.compose import compose, parse
 
 _OWN_GROUPS = frozenset({"data", "partition", "engine"})
-_OWN_KEYS = frozenset({"run_dir", "device", "model", "model.name", "model.source", "model.revision", "arm"})
+_OWN_KEYS = frozenset(
+    {
+        "run_dir",
+        "device",
+        "model",
+        "model.name",
+        "model.source",
+        "model.revision",
+        "arm",
+    }
+)
 
 
 def settings_of_plan(file: Path, overrides: Sequence[str]) -> Settings:
@@ -49,7 +59,9 @@ def settings_of_plan(file: Path, overrides: Sequence[str]) -> Settings:
     model = planned.model
     if named & {"model", "model.name"}:
         place = own.model
-        model = replace(model, name=place.name, source=place.source, revision=place.revision)
+        model = replace(
+            model, name=place.name, source=place.source, revision=place.revision
+        )
     _check_weights(model)
     return replace(
         planned,
@@ -66,10 +78,14 @@ def settings_of_plan(file: Path, overrides: Sequence[str]) -> Settings:
 def _read(file: Path) -> Settings:
     try:
         envelope = json.loads(file.read_text(encoding="ascii"))
-        plan = read_statement(Plan, base64.b64decode(envelope["payload"], validate=True))
+        plan = read_statement(
+            Plan, base64.b64decode(envelope["payload"], validate=True)
+        )
         return Settings.from_json(json.dumps(plan.settings))
     except OSError as error:
-        raise ValueError(f"--plan is '{file}', which cannot be read: {error.strerror}.") from None
+        raise ValueError(
+            f"--plan is '{file}', which cannot be read: {error.strerror}."
+        ) from None
     except (ValueError, KeyError, TypeError, NotAuthentic) as error:
         raise ValueError(
             f"--plan is '{file}', which is no plan of this version ({type(error).__name__}). Give the "

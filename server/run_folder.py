@@ -51,10 +51,14 @@ class SweepRow(BaseModel):
     def folder(self) -> str:
         """Name of the run folder, as `Settings.cell` gives it."""
         arm = [self.arm] if self.arm else []
-        return "-".join([self.model, self.data, *arm, f"k{self.num_clients}", f"s{self.seed}"])
+        return "-".join(
+            [self.model, self.data, *arm, f"k{self.num_clients}", f"s{self.seed}"]
+        )
 
 
-SWEEP_COLUMNS = [key for key, field in SweepRow.model_fields.items() if field.is_required()]
+SWEEP_COLUMNS = [
+    key for key, field in SweepRow.model_fields.items() if field.is_required()
+]
 """Those that every `sweep.csv` has."""
 
 
@@ -124,7 +128,11 @@ class RunFolder:
     def settings(self) -> Settings | None:
         """The settings in the folder, or None where there are none yet."""
         file = self.path / "settings.json"
-        return Settings.from_json(file.read_text(encoding="utf-8")) if file.exists() else None
+        return (
+            Settings.from_json(file.read_text(encoding="utf-8"))
+            if file.exists()
+            else None
+        )
 
     def refused(self) -> dict[str, dict[str, int]]:
         """How many answers of each site did not count, by reason."""
@@ -155,13 +163,19 @@ class RunFolder:
 
     def status(self) -> dict[str, str]:
         """`state` and `reason`; a folder without one has state `pending`."""
-        status: dict[str, str] = self._read("status.json", {"state": "pending", "reason": ""})
+        status: dict[str, str] = self._read(
+            "status.json", {"state": "pending", "reason": ""}
+        )
         return status
 
     def history(self) -> list[RoundRecord]:
         """The records of whole rounds, oldest first."""
         file = self.path / "history.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+        lines = (
+            file.read_text(encoding="utf-8").splitlines(keepends=True)
+            if file.exists()
+            else []
+        )
         return [RoundRecord.read(line) for line in lines if line.endswith("\n")]
 
     def append_history(self, record: RoundRecord) -> None:
@@ -176,7 +190,9 @@ class RunFolder:
         """Forget every round after `last_round`, and any line cut short by a kill or a full disk."""
         path = self.path / "history.jsonl"
         if path.exists():
-            kept = "".join(record.line() for record in self.history() if record.round <= last_round)
+            kept = "".join(
+                record.line() for record in self.history() if record.round <= last_round
+            )
             write_atomically(path, lambda part: part.write_text(kept))
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -204,7 +220,10 @@ class RunFolder:
     def keep_best(self, round: int) -> None:
         """Copy the checkpoint of a round, one of the newest two, to `checkpoint/best`."""
         source = self.path / "checkpoint" / f"round-{round:06d}"
-        write_atomically(self.path / "checkpoint" / "best", lambda part: shutil.copytree(source, part))
+        write_atomically(
+            self.path / "checkpoint" / "best",
+            lambda part: shutil.copytree(source, part),
+        )
 
     def load_best(self) -> Checkpoint | None:
         """What `keep_best` copied last; None where nothing was."""
@@ -214,7 +233,9 @@ class RunFolder:
     def _read(self, name: str, otherwise: Any) -> Any:
         """What a JSON file holds; `otherwise` where it is not there yet."""
         file = self.path / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else otherwise
+        return (
+            json.loads(file.read_text(encoding="utf-8")) if file.exists() else otherwise
+        )
 
     def _last_round(self) -> int:
         """Number of the newest checkpoint's round, -1 where there is none."""
@@ -231,4 +252,6 @@ def _load(folder: Path) -> Checkpoint:
     files = {path.stem: path for path in folder.glob("*.safetensors")}
     tensors = load_file(files.pop("shared"))
     state = {name: load_file(path) for name, path in files.items()}
-    return Checkpoint(RoundRecord.read((folder / "record.json").read_text()), tensors, state)
+    return Checkpoint(
+        RoundRecord.read((folder / "record.json").read_text()), tensors, state
+    )

@@ -32,4 +32,6 @@ def write_rows(out: TextIO, rows: Iterable[Iterable[object]]) -> None:
     """
     writer = csv.writer(out, lineterminator="\n")
     for row in rows:
-        writer.writerow([safe_text(cell) if isinstance(cell, str) else cell for cell in row])
+        writer.writerow(
+            [safe_text(cell) if isinstance(cell, str) else cell for cell in row]
+        )

@@ -34,7 +34,9 @@ class Live(Callback):
         self._round = round
         self._write()
 
-    def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
+    def after_update(
+        self, round: int, name: str, num_done: int, num_clients: int
+    ) -> None:
         self._waiting.remove(name)
         self._answered.append(name)
         self._write()
@@ -69,7 +71,12 @@ class Target(Callback):
 
     def _reached(self, record: RoundRecord) -> str | None:
         accuracy = record.accuracy
-        if self.target is None or record.round == 0 or accuracy is None or accuracy < self.target:
+        if (
+            self.target is None
+            or record.round == 0
+            or accuracy is None
+            or accuracy < self.target
+        ):
             return None
         return f"accuracy {accuracy:.4f} reached the target {self.target:.4f} in round {record.round}"
 
@@ -81,7 +88,9 @@ class CollapseAlarm(Callback):
         self.settings, self.train, self.title = settings, settings.train, settings.cell
         self.label_names = folder.label_names()
         self._looks = looks_of(folder.history())
-        self._told = {collapse.alarm(self.label_names, settings) for collapse in self._collapses()}
+        self._told = {
+            collapse.alarm(self.label_names, settings) for collapse in self._collapses()
+        }
 
     def resumed(self, last_round: int) -> str | None:
         return self._reason_to_stop()
@@ -117,12 +126,16 @@ class Progress(Callback):
         display().show_round(last_round, "")
         return None
 
-    def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
+    def after_update(
+        self, round: int, name: str, num_done: int, num_clients: int
+    ) -> None:
         display().show_updates(round, num_done, num_clients)
 
     def after_round(self, record: RoundRecord) -> str | None:
         loss = record.train.loss
-        text = f"accuracy {record.accuracy:.4f}" + ("" if loss is None else f"  train loss {loss:.4f}")
+        text = f"accuracy {record.accuracy:.4f}" + (
+            "" if loss is None else f"  train loss {loss:.4f}"
+        )
         display().show_round(record.round, text)
         return None
 

@@ -16,7 +16,9 @@ def findings(sweep: Sweep) -> Findings:
         from wardround.server.report.render import own_findings
 
         return own_findings(sweep)
-    if any(run.settings and run.settings.model.activation != "own" for run in sweep.runs):
+    if any(
+        run.settings and run.settings.model.activation != "own" for run in sweep.runs
+    ):
         from studies import blending
 
         return blending.findings(sweep)

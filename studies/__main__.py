@@ -13,11 +13,17 @@ from wardround.common.command_line import command, new_app
 from wardround.common.errors import FAILED, guarded
 from wardround.server.display import display
 
-app = new_app("Sweeps whose arms ask a question of research, and reports that answer it.")
+app = new_app(
+    "Sweeps whose arms ask a question of research, and reports that answer it."
+)
 
 
 @command(app)
-def sweep(overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None) -> None:
+def sweep(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")
+    ] = None,
+) -> None:
     """Run a sweep as `wardround sweep` does, and draw its report with the study's findings.
 
     Examples:
@@ -48,7 +54,13 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
 def main() -> None:
     """Run the command line."""
     stopped = "stopped; the same command goes on from the last whole round."
-    sys.exit(guarded(lambda: app(standalone_mode=False), lambda text: typer.echo(text, err=True), stopped))
+    sys.exit(
+        guarded(
+            lambda: app(standalone_mode=False),
+            lambda text: typer.echo(text, err=True),
+            stopped,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -8,9 +8,22 @@ from typing import Any
 
 import pandas as pd
 
-from studies.pairs import Answer, accuracy_axes, interval, learning_curves, mean_by_round, pair
+from studies.pairs import (
+    Answer,
+    accuracy_axes,
+    interval,
+    learning_curves,
+    mean_by_round,
+    pair,
+)
 from wardround.server.report import figures
-from wardround.server.report.figures import Drawing, draw_nothing_yet, line_style, panel_row, styled
+from wardround.server.report.figures import (
+    Drawing,
+    draw_nothing_yet,
+    line_style,
+    panel_row,
+    styled,
+)
 from wardround.server.report.findings import Findings
 from wardround.server.report.load import Sweep, joined
 
@@ -25,26 +38,42 @@ def blended_pairs(curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """By arm with blends: each of its runs (`_other`) beside the one with the model's own activation."""
     is_blended = curves["settings"].map(lambda flat: flat[KEY] != "own").astype(bool)
     own, blended = curves[~is_blended], curves[is_blended]
-    return {str(arm): pair(own, runs, KEYS) for arm, runs in blended.groupby("arm", sort=False)}
+    return {
+        str(arm): pair(own, runs, KEYS)
+        for arm, runs in blended.groupby("arm", sort=False)
+    }
 
 
 def judge(sweep: Sweep) -> list[Answer]:
     """A verdict for each arm with blends, in the sweep's order."""
-    return [_judge(arm, pairs) for arm, pairs in blended_pairs(learning_curves(sweep)).items()]
+    return [
+        _judge(arm, pairs)
+        for arm, pairs in blended_pairs(learning_curves(sweep)).items()
+    ]
 
 
 def _judge(arm: str, pairs: pd.DataFrame) -> Answer:
     """Helps, or harms, by MARGIN or more over K > 1, where the interval over seeds leaves 0 out."""
     several = pairs[pairs["num_clients"] > 1]
     by_seed = [
-        fmean(group["difference"]) for _, group in several.groupby(several["settings_base"].map(_seed))
+        fmean(group["difference"])
+        for _, group in several.groupby(several["settings_base"].map(_seed))
     ]
-    by_k = {str(k): _gain(list(group["difference"])) for k, group in pairs.groupby("num_clients")}
+    by_k = {
+        str(k): _gain(list(group["difference"]))
+        for k, group in pairs.groupby("num_clients")
+    }
     overall = _gain(by_seed) if by_seed else None
     question = f"Does {arm} gain over the model's own activation?"
     numbers = {"margin": MARGIN, "gain": overall, "by_k": by_k}
     if overall is None:
-        return Answer(arm, question, "not tested", numbers, "No two runs with K > 1 differ in this alone.")
+        return Answer(
+            arm,
+            question,
+            "not tested",
+            numbers,
+            "No two runs with K > 1 differ in this alone.",
+        )
     low, high = overall["interval"] or (None, None)
     verdict = "no clear difference"
     if low is None or high is None:
@@ -54,9 +83,7 @@ def _judge(arm: str, pairs: pd.DataFrame) -> Answer:
     elif high < 0 and overall["mean"] <= -MARGIN:
         verdict = "no, it harms"
     told = ", ".join(f"K = {k}: {_words(gain)}" for k, gain in by_k.items())
-    explanation = (
-        f"Gain in mean accuracy over the rounds, K > 1, {len(by_seed)} seeds: {_words(overall)} ({told})."
-    )
+    explanation = f"Gain in mean accuracy over the rounds, K > 1, {len(by_seed)} seeds: {_words(overall)} ({told})."
     return Answer(arm, question, verdict, numbers, explanation)
 
 
@@ -65,11 +92,19 @@ def _seed(flat: dict[str, Any]) -> int:
 
 
 def _gain(differences: list[float]) -> dict[str, Any]:
-    return {"mean": fmean(differences), "interval": interval(differences), "pairs": len(differences)}
+    return {
+        "mean": fmean(differences),
+        "interval": interval(differences),
+        "pairs": len(differences),
+    }
 
 
 def _words(gain: dict[str, Any]) -> str:
-    bounds = "" if gain["interval"] is None else " [{:+.3f}, {:+.3f}]".format(*gain["interval"])
+    bounds = (
+        ""
+        if gain["interval"] is None
+        else " [{:+.3f}, {:+.3f}]".format(*gain["interval"])
+    )
     return f"{gain['mean']:+.3f}{bounds}"
 
 
@@ -90,7 +125,9 @@ def draw_curves(curves: pd.DataFrame) -> Drawing:
         draw_nothing_yet(panels[0])
     figures.line_legend(figure, arms)
     alt = f": {joined(arms)}; one panel a K ({joined(k for k, _ in groups)})."
-    return figures.finish(figure, "study_blending", "Test accuracy against communication round", alt)
+    return figures.finish(
+        figure, "study_blending", "Test accuracy against communication round", alt
+    )
 
 
 def findings(sweep: Sweep) -> Findings:
@@ -99,7 +136,9 @@ def findings(sweep: Sweep) -> Findings:
     answers = [_judge(arm, pairs) for arm, pairs in blended_pairs(curves).items()]
     facts = {
         "cell_table": sweep.cells.join(curves[["mean"]]),
-        "verdicts": pd.DataFrame([(a.question, a.verdict) for a in answers], columns=["Question", "Verdict"]),
+        "verdicts": pd.DataFrame(
+            [(a.question, a.verdict) for a in answers], columns=["Question", "Verdict"]
+        ),
         "margin": MARGIN,
     }
     template = Path(__file__).parent / "templates" / "blending.j2"

@@ -13,7 +13,13 @@ from matplotlib.ticker import MaxNLocator
 
 from studies.pairs import NEUTRAL, Answer, interval, learning_curves, pair
 from wardround.server.report import figures
-from wardround.server.report.figures import Drawing, draw_nothing_yet, line_style, panel_row, styled
+from wardround.server.report.figures import (
+    Drawing,
+    draw_nothing_yet,
+    line_style,
+    panel_row,
+    styled,
+)
 from wardround.server.report.findings import Findings
 from wardround.server.report.load import Sweep, joined
 
@@ -33,7 +39,10 @@ class Side(NamedTuple):
 
     def of(self, curves: pd.DataFrame) -> pd.DataFrame:
         """The runs that have them."""
-        kept = [all(flat[key] == has for key, has in self.has.items()) for flat in curves["settings"]]
+        kept = [
+            all(flat[key] == has for key, has in self.has.items())
+            for flat in curves["settings"]
+        ]
         return curves.loc[kept]
 
 
@@ -106,7 +115,9 @@ def reaching_curves(sweep: Sweep) -> pd.DataFrame:
     curves["limit"] = [settings.num_rounds for settings in runs]
     targets = [settings.evaluation.target_accuracy or inf for settings in runs]
     curves["reached"] = [
-        next((r for r, value in enumerate(accuracies) if r > 0 and value >= target), inf)
+        next(
+            (r for r, value in enumerate(accuracies) if r > 0 and value >= target), inf
+        )
         for accuracies, target in zip(curves["accuracies"], targets, strict=True)
     ]
     curves["steps_to"] = [
@@ -132,11 +143,15 @@ def with_factors(pairs: pd.DataFrame) -> pd.DataFrame:
     where neither did.
     """
     rounds = [
-        pairs[f"reached_{side}"].where(pairs[f"reached_{side}"] < inf, pairs[f"limit_{side}"] + 1)
+        pairs[f"reached_{side}"].where(
+            pairs[f"reached_{side}"] < inf, pairs[f"limit_{side}"] + 1
+        )
         for side in ("base", "other")
     ]
     ratios = [log2(other / base) for base, other in zip(*rounds, strict=True)]
-    return pairs.assign(factor=ratios, seed=[flat["seed"] for flat in pairs["settings_base"]])
+    return pairs.assign(
+        factor=ratios, seed=[flat["seed"] for flat in pairs["settings_base"]]
+    )
 
 
 def _that_all_seeds_have(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -156,12 +171,18 @@ def _told(pairs: pd.DataFrame) -> dict[str, Any]:
         "interval": None if bounds is None else [2**bound for bound in bounds],
         "seeds": len(by_seed),
         "pairs": len(pairs),
-        "never": [int((pairs[f"reached_{side}"] == inf).sum()) for side in ("base", "other")],
+        "never": [
+            int((pairs[f"reached_{side}"] == inf).sum()) for side in ("base", "other")
+        ],
     }
 
 
 def _words(told: dict[str, Any]) -> str:
-    bounds = "" if told["interval"] is None else " [{:.2f}, {:.2f}]".format(*told["interval"])
+    bounds = (
+        ""
+        if told["interval"] is None
+        else " [{:.2f}, {:.2f}]".format(*told["interval"])
+    )
     return f"× {told['factor']:.2f}{bounds}"
 
 
@@ -172,23 +193,38 @@ def verdict_of(told: dict[str, Any]) -> str:
     low, high = told["interval"]
     if low > 1 and told["factor"] >= LEAST_FACTOR:
         return "more"
-    return "fewer" if high < 1 and told["factor"] <= 1 / LEAST_FACTOR else "no clear difference"
+    return (
+        "fewer"
+        if high < 1 and told["factor"] <= 1 / LEAST_FACTOR
+        else "no clear difference"
+    )
 
 
 def judge(sweep: Sweep) -> list[Answer]:
     """A verdict for each question, then on the clock, then for each remedy."""
     curves = reaching_curves(sweep)
-    answers = [_judge(id, question, compare(curves, question)) for id, question in QUESTIONS.items()]
+    answers = [
+        _judge(id, question, compare(curves, question))
+        for id, question in QUESTIONS.items()
+    ]
     return [*answers, _judge_clock(curves), _judge_remedies(remedy_pairs(curves))]
 
 
 def _judge(id: str, question: Question, pairs: pd.DataFrame) -> Answer:
     several = pairs[pairs["num_clients"] > 1]
     if several.empty:
-        return Answer(id, question.text, "not tested", {}, "No two runs with K > 1 differ in this alone.")
+        return Answer(
+            id,
+            question.text,
+            "not tested",
+            {},
+            "No two runs with K > 1 differ in this alone.",
+        )
     told = _told(_that_all_seeds_have(several))
     by_k = {str(k): _told(group) for k, group in several.groupby("num_clients")}
-    verdict = {"more": "yes", "fewer": "no, the other way round"}.get(found := verdict_of(told), found)
+    verdict = {"more": "yes", "fewer": "no, the other way round"}.get(
+        found := verdict_of(told), found
+    )
     lines = ", ".join(f"K = {k}: {_words(numbers)}" for k, numbers in by_k.items())
     explanation = (
         f"Rounds to the target with {question.other.name} over those with {question.base.name}: "
@@ -196,15 +232,17 @@ def _judge(id: str, question: Question, pairs: pd.DataFrame) -> Answer:
         f"Never there: {told['never'][1]} of {told['pairs']} against {told['never'][0]}."
     )
     return Answer(
-        id, question.text, verdict, {"least_factor": LEAST_FACTOR, **told, "by_k": by_k}, explanation
+        id,
+        question.text,
+        verdict,
+        {"least_factor": LEAST_FACTOR, **told, "by_k": by_k},
+        explanation,
     )
 
 
 def _judge_clock(curves: pd.DataFrame) -> Answer:
     """Only a clock where the largest K needs no more steps per client than the smallest K > 1."""
-    text = (
-        "Is it only the number of steps? Steps per client to the target, the largest K against the smallest"
-    )
+    text = "Is it only the number of steps? Steps per client to the target, the largest K against the smallest"
     plain = curves[(curves["remedy"] == "") & (curves["num_clients"] > 1)]
     counts = sorted(plain["num_clients"].unique())
     by_arm = {}
@@ -219,19 +257,31 @@ def _judge_clock(curves: pd.DataFrame) -> Answer:
         ratios = [log2(high / low) for low, high in both.itertuples(index=False)]
         if ratios:
             bounds = interval(ratios)
-            told = {"factor": 2 ** fmean(ratios), "seeds": len(ratios), "never": len(pairs) - len(both)}
-            by_arm[str(arm)] = told | {"interval": None if bounds is None else [2**b for b in bounds]}
+            told = {
+                "factor": 2 ** fmean(ratios),
+                "seeds": len(ratios),
+                "never": len(pairs) - len(both),
+            }
+            by_arm[str(arm)] = told | {
+                "interval": None if bounds is None else [2**b for b in bounds]
+            }
     if not by_arm:
-        return Answer("clock", text, "not tested", {}, "No arm reached the target at two K.")
+        return Answer(
+            "clock", text, "not tested", {}, "No arm reached the target at two K."
+        )
     more = [arm for arm, told in by_arm.items() if verdict_of(told) == "more"]
     verdict = f"no, not for {joined(more)}" if more else "yes, as far as can be told"
     if not more and any(told["interval"] is None for told in by_arm.values()):
         verdict = "no verdict: an arm has one seed only"
     lines = "; ".join(f"{arm}: {_words(told)}" for arm, told in by_arm.items())
-    explanation = (
-        f"Steps per client at K = {counts[-1]} over those at K = {counts[0]}, where both got there: {lines}."
+    explanation = f"Steps per client at K = {counts[-1]} over those at K = {counts[0]}, where both got there: {lines}."
+    return Answer(
+        "clock",
+        text,
+        verdict,
+        {"least_factor": LEAST_FACTOR, "by_arm": by_arm},
+        explanation,
     )
-    return Answer("clock", text, verdict, {"least_factor": LEAST_FACTOR, "by_arm": by_arm}, explanation)
 
 
 def remedy_pairs(curves: pd.DataFrame) -> pd.DataFrame:
@@ -242,7 +292,9 @@ def remedy_pairs(curves: pd.DataFrame) -> pd.DataFrame:
     is_given = (distil["remedy"] != "") | heads.isin(["shared", "per_site_rescaled"])
     pairs = with_factors(pair(sick, distil[is_given], REMEDIES))
     names = [
-        ", ".join(f"{key}={flat[key]}" for key, none in REMEDIES.items() if flat[key] != none)
+        ", ".join(
+            f"{key}={flat[key]}" for key, none in REMEDIES.items() if flat[key] != none
+        )
         for flat in pairs["settings_other"]
     ]
     return pairs.assign(name=names)
@@ -254,19 +306,33 @@ def _judge_remedies(pairs: pd.DataFrame) -> Answer:
     for name, group in pairs[pairs["num_clients"] > 1].groupby("name", sort=False):
         largest = (whole := _that_all_seeds_have(group))["num_clients"].max()
         told = _told(whole[whole["num_clients"] == largest])
-        outcome = {"fewer": "helps", "more": "harms"}.get(verdict := verdict_of(told), verdict)
+        outcome = {"fewer": "helps", "more": "harms"}.get(
+            verdict := verdict_of(told), verdict
+        )
         found[str(name)] = told | {"outcome": outcome, "num_clients": int(largest)}
     if not found:
         return Answer("remedies", text, "not tested", {}, "No run was given one.")
     helping = [name for name, told in found.items() if told["outcome"] == "helps"]
     verdict = f"yes: {joined(helping)}" if helping else "none that was tried, clearly"
-    lines = "; ".join(f"{name}: {told['outcome']} ({_words(told)})" for name, told in found.items())
+    lines = "; ".join(
+        f"{name}: {told['outcome']} ({_words(told)})" for name, told in found.items()
+    )
     explanation = f"Rounds to the target over those without, at the largest K that all seeds have: {lines}."
-    return Answer("remedies", text, verdict, {"least_factor": LEAST_FACTOR, "remedies": found}, explanation)
+    return Answer(
+        "remedies",
+        text,
+        verdict,
+        {"least_factor": LEAST_FACTOR, "remedies": found},
+        explanation,
+    )
 
 
 def _untreated(curves: pd.DataFrame) -> pd.DataFrame:
-    is_rescaled = curves["settings"].map(lambda flat: flat[INIT] == "per_site_rescaled").astype(bool)
+    is_rescaled = (
+        curves["settings"]
+        .map(lambda flat: flat[INIT] == "per_site_rescaled")
+        .astype(bool)
+    )
     return curves[(curves["remedy"] == "") & ~is_rescaled]
 
 
@@ -274,7 +340,10 @@ def _untreated(curves: pd.DataFrame) -> pd.DataFrame:
 def draw_rounds(curves: pd.DataFrame) -> Drawing:
     """Rounds to the target against K, a line an arm without a remedy; a cross is a run that got not there."""
     plain = _untreated(curves)
-    counts, arms = sorted(plain["num_clients"].unique().tolist()), list(plain["arm"].unique())
+    counts, arms = (
+        sorted(plain["num_clients"].unique().tolist()),
+        list(plain["arm"].unique()),
+    )
     figure, (axes,) = panel_row(["Rounds to the target"], 7.0, 4.2)
     figures.client_axis(axes, counts)
     limit = int(plain["limit"].max()) if counts else 1
@@ -283,10 +352,30 @@ def draw_rounds(curves: pd.DataFrame) -> Drawing:
         aside = runs["num_clients"] * 2 ** (0.06 * (index - (len(arms) - 1) / 2))
         height = runs["reached"].clip(upper=limit + 1)
         never = runs["reached"] == inf
-        axes.plot(aside[~never], height[~never], look["marker"], color=look["color"], alpha=0.5, markersize=4)
-        axes.plot(aside[never], height[never], "x", mec=look["color"], markersize=7, markeredgewidth=2)
+        axes.plot(
+            aside[~never],
+            height[~never],
+            look["marker"],
+            color=look["color"],
+            alpha=0.5,
+            markersize=4,
+        )
+        axes.plot(
+            aside[never],
+            height[never],
+            "x",
+            mec=look["color"],
+            markersize=7,
+            markeredgewidth=2,
+        )
         means = height.groupby(aside).mean()
-        axes.plot(means.index, means, color=look["color"], linestyle=look["linestyle"], linewidth=1.5)
+        axes.plot(
+            means.index,
+            means,
+            color=look["color"],
+            linestyle=look["linestyle"],
+            linewidth=1.5,
+        )
     if counts:
         axes.set_yscale("log", base=2)
         figures.draw_level(axes, limit + 1, f"not within {limit} rounds", above=True)
@@ -296,7 +385,9 @@ def draw_rounds(curves: pd.DataFrame) -> Drawing:
         draw_nothing_yet(axes)
     figures.line_legend(figure, arms)
     alt = f" by number of clients ({joined(counts)}), for {joined(arms)}: the numbers are in the verdicts."
-    return figures.finish(figure, "study_rounds", "Rounds until the target accuracy", alt)
+    return figures.finish(
+        figure, "study_rounds", "Rounds until the target accuracy", alt
+    )
 
 
 WHY = {
@@ -315,13 +406,21 @@ def draw_why(sweep: Sweep) -> Drawing:
     plain = plain[plain["num_clients"] == plain["num_clients"].max()] if arms else plain
     figure, panels = panel_row(list(WHY.values()), 4.4)
     for index, arm in enumerate(arms):
-        runs = [sweep.cells.loc[cell, "run"] for cell in plain.index[plain["arm"] == arm]]
+        runs = [
+            sweep.cells.loc[cell, "run"] for cell in plain.index[plain["arm"] == arm]
+        ]
         if not runs:
             continue
         for axes, key in zip(panels, WHY, strict=True):
-            by_round = [[_diagnostic(record, key) for record in run.rounds] for run in runs]
-            means = pd.DataFrame([pd.Series(values, dtype=float) for values in by_round]).mean()
-            axes.plot(means, **line_style(index) | {"markevery": max(1, len(means) // 8)})
+            by_round = [
+                [_diagnostic(record, key) for record in run.rounds] for run in runs
+            ]
+            means = pd.DataFrame(
+                [pd.Series(values, dtype=float) for values in by_round]
+            ).mean()
+            axes.plot(
+                means, **line_style(index) | {"markevery": max(1, len(means) // 8)}
+            )
     for axes in panels:
         axes.set_xlabel("communication round")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -332,28 +431,41 @@ def draw_why(sweep: Sweep) -> Drawing:
     if arms:
         figures.draw_level(panels[1], 1 / sqrt(k), "independent noise")
     alt = f" at K = {k}, by round, for {joined(arms)}."
-    return figures.finish(figure, "study_why", "Length of the head and agreement of the updates", alt)
+    return figures.finish(
+        figure, "study_why", "Length of the head and agreement of the updates", alt
+    )
 
 
 def _diagnostic(record: Any, key: str) -> float | None:
     if key != "cosine":
         value: float | None = getattr(record.diagnostics, key)
         return value
-    cosines = [client.cosine_to_others for client in record.clients if client.cosine_to_others is not None]
+    cosines = [
+        client.cosine_to_others
+        for client in record.clients
+        if client.cosine_to_others is not None
+    ]
     return fmean(cosines) if cosines else None
 
 
 def findings(sweep: Sweep) -> Findings:
     """The page of the study: each question with its verdict, the two figures, every run."""
     curves, answers = reaching_curves(sweep), judge(sweep)
-    reached = curves["reached"].map(lambda value: f"{value:.0f}" if value < inf else "not")
+    reached = curves["reached"].map(
+        lambda value: f"{value:.0f}" if value < inf else "not"
+    )
     facts = {
-        "cell_table": sweep.cells.join(pd.DataFrame({"reached": reached, "steps_to": curves["steps_to"]})),
+        "cell_table": sweep.cells.join(
+            pd.DataFrame({"reached": reached, "steps_to": curves["steps_to"]})
+        ),
         "verdicts": pd.DataFrame(
-            [(a.id, a.question, a.verdict) for a in answers], columns=["", "Question", "Verdict"]
+            [(a.id, a.question, a.verdict) for a in answers],
+            columns=["", "Question", "Verdict"],
         ),
         "least_factor": LEAST_FACTOR,
         "unfinished": len(sweep.cells) - len(curves),
     }
     template = Path(__file__).parent / "templates" / "collapse.j2"
-    return Findings(template, "study.json", answers, [draw_rounds(curves), draw_why(sweep)], facts)
+    return Findings(
+        template, "study.json", answers, [draw_rounds(curves), draw_why(sweep)], facts
+    )

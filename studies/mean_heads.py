@@ -50,7 +50,9 @@ def mean_head(classifier: Classifier, seed: int, num_clients: int) -> None:
         parameters[name].data.copy_(total / num_clients)
 
 
-def measure(classifier: Classifier, data: TextData[LabelledTexts], max_length: int) -> list[float]:
+def measure(
+    classifier: Classifier, data: TextData[LabelledTexts], max_length: int
+) -> list[float]:
     """In the order of COLUMNS: three norms of gradients, and before them that of the new head's matrices, and
     the standard deviation of the logits over the texts, mean over the classes."""
     model: Any = classifier.model.eval()
@@ -71,9 +73,17 @@ def measure(classifier: Classifier, data: TextData[LabelledTexts], max_length: i
     for name, parameter in model.named_parameters():
         room = "below" if any(part in name for part in below) else "encoder"
         room = "classifier" if name.startswith("classifier.") else room
-        rooms[room].append(0.0 if parameter.grad is None else parameter.grad.norm().item())
-    length = _norm([model.get_parameter(name).norm().item() for name in classifier.new_head])
-    return [length, float(logits.detach().std(dim=0).mean()), *map(_norm, rooms.values())]
+        rooms[room].append(
+            0.0 if parameter.grad is None else parameter.grad.norm().item()
+        )
+    length = _norm(
+        [model.get_parameter(name).norm().item() for name in classifier.new_head]
+    )
+    return [
+        length,
+        float(logits.detach().std(dim=0).mean()),
+        *map(_norm, rooms.values()),
+    ]
 
 
 def _norm(norms: Sequence[float]) -> float:
@@ -96,9 +106,14 @@ def table(settings: Settings, counts: Sequence[int], seeds: Sequence[int]) -> st
                 )
     lines = [f"| head | K | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for (head, num_clients), values in found.items():
-        pairs = [zip(mine, one, strict=True) for mine, one in zip(values, found[head, 1], strict=True)]
+        pairs = [
+            zip(mine, one, strict=True)
+            for mine, one in zip(values, found[head, 1], strict=True)
+        ]
         ratios = [[mine / one for mine, one in pair] for pair in pairs]
-        means = [f"{geometric_mean(column):.2f}" for column in zip(*ratios, strict=True)]
+        means = [
+            f"{geometric_mean(column):.2f}" for column in zip(*ratios, strict=True)
+        ]
         lines.append(f"| {HEADS[head]} | {num_clients} | {' | '.join(means)} |")
     return "\n".join(lines)
 
@@ -106,12 +121,20 @@ def table(settings: Settings, counts: Sequence[int], seeds: Sequence[int]) -> st
 def main(
     clients: Annotated[str, typer.Option(help="K to average over")] = "2,8,16",
     seeds: Annotated[str, typer.Option(help="of the study's runs")] = "0,1,2",
-    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, as for a run")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, as for a run")
+    ] = None,
 ) -> None:
     """Print the table."""
-    settings = compose(["experiment=collapse", "precision=fp32", *(override or [])]).settings
+    settings = compose(
+        ["experiment=collapse", "precision=fp32", *(override or [])]
+    ).settings
     typer.echo(
-        table(settings, [int(k) for k in clients.split(",")], [int(seed) for seed in seeds.split(",")])
+        table(
+            settings,
+            [int(k) for k in clients.split(",")],
+            [int(seed) for seed in seeds.split(",")],
+        )
     )
 
 

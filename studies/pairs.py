@@ -48,12 +48,24 @@ def learning_curves(sweep: Sweep) -> pd.DataFrame:
     rows, num_models = {}, sweep.cells.groupby("arm")["model"].nunique()
     for cell in sweep.cells.itertuples():
         run = cell.run
-        accuracies = [record.accuracy for record in run.rounds if record.accuracy is not None] if run else []
-        if run is None or run.settings is None or not 0 < run.last_round == len(accuracies) - 1:
+        accuracies = (
+            [record.accuracy for record in run.rounds if record.accuracy is not None]
+            if run
+            else []
+        )
+        if (
+            run is None
+            or run.settings is None
+            or not 0 < run.last_round == len(accuracies) - 1
+        ):
             continue
         flat = run.settings.identity()
-        names = [cell.model] * bool(num_models[cell.arm] > 1) + [cell.data] * (len(sweep.data_sets) > 1)
-        given = [f"{key}={flat[key]}" for key, none in NEUTRAL.items() if flat[key] != none]
+        names = [cell.model] * bool(num_models[cell.arm] > 1) + [cell.data] * (
+            len(sweep.data_sets) > 1
+        )
+        given = [
+            f"{key}={flat[key]}" for key, none in NEUTRAL.items() if flat[key] != none
+        ]
         rows[cell.Index] = {
             "arm": " ".join([*names, cell.arm]),
             "num_clients": cell.num_clients,
@@ -80,14 +92,24 @@ def steps_so_far(run: Run) -> list[int]:
     assert run.settings is not None
     train, steps = run.settings.train, [0]
     for record in run.rounds[1:]:
-        told = [client.total_steps for client in record.clients if client.total_steps is not None]
-        sizes = [client.num_examples for client in record.clients if client.num_examples]
-        made = train.local_epochs * max((count_steps(size, train) for size in sizes), default=0)
+        told = [
+            client.total_steps
+            for client in record.clients
+            if client.total_steps is not None
+        ]
+        sizes = [
+            client.num_examples for client in record.clients if client.num_examples
+        ]
+        made = train.local_epochs * max(
+            (count_steps(size, train) for size in sizes), default=0
+        )
         steps.append(max(told, default=steps[-1] + made))
     return steps
 
 
-def pair(bases: pd.DataFrame, others: pd.DataFrame, keys: Collection[str]) -> pd.DataFrame:
+def pair(
+    bases: pd.DataFrame, others: pd.DataFrame, keys: Collection[str]
+) -> pd.DataFrame:
     """Every row of `bases` beside the rows of `others` that have its settings but for `keys`.
 
     Columns: those of both, ending in `_base` and `_other`; num_clients; rounds (that both have); mean_base
@@ -95,15 +117,22 @@ def pair(bases: pd.DataFrame, others: pd.DataFrame, keys: Collection[str]) -> pd
     """
     bases, others = (
         rows.assign(
-            same=[json.dumps({**flat, **dict.fromkeys(keys)}) for flat in rows["settings"]], cell=rows.index
+            same=[
+                json.dumps({**flat, **dict.fromkeys(keys)}) for flat in rows["settings"]
+            ],
+            cell=rows.index,
         )
         for rows in (bases, others)
     )
-    pairs = bases.merge(others, on=["same", "num_clients"], suffixes=("_base", "_other"))
+    pairs = bases.merge(
+        others, on=["same", "num_clients"], suffixes=("_base", "_other")
+    )
     pairs["rounds"] = pairs[["last_base", "last_other"]].min(axis=1)
     for side in ("base", "other"):
         curves = zip(pairs[f"accuracies_{side}"], pairs["rounds"], strict=True)
-        pairs[f"mean_{side}"] = [fmean(accuracies[1 : num_rounds + 1]) for accuracies, num_rounds in curves]
+        pairs[f"mean_{side}"] = [
+            fmean(accuracies[1 : num_rounds + 1]) for accuracies, num_rounds in curves
+        ]
     return pairs.assign(difference=pairs["mean_other"] - pairs["mean_base"])
 
 

@@ -40,8 +40,14 @@ def outcome_of(record: PersonalRecord) -> dict[str, float]:
         for method, candidate in tested.items():
             columns.setdefault(method, []).append(candidate.test.accuracy)
             if candidate.everyone is not None:
-                columns.setdefault(f"{method}, everyone", []).append(candidate.everyone.accuracy)
-    return {name: fmean(values) for name, values in columns.items() if len(values) == len(record.sites)}
+                columns.setdefault(f"{method}, everyone", []).append(
+                    candidate.everyone.accuracy
+                )
+    return {
+        name: fmean(values)
+        for name, values in columns.items()
+        if len(values) == len(record.sites)
+    }
 
 
 def table(folders: Iterable[Path]) -> str:
@@ -56,9 +62,13 @@ def table(folders: Iterable[Path]) -> str:
     for folder in folders:
         settings, record = RunFolder(folder).settings(), PersonalRecord.read(folder)
         if settings is None or record is None or not record.sites:
-            raise ValueError(f"{folder} holds no personal models. Run it with personalisation=all.")
+            raise ValueError(
+                f"{folder} holds no personal models. Run it with personalisation=all."
+            )
         lines.setdefault(_deal(settings), []).append(outcome_of(record))
-        chosen.setdefault(_deal(settings), Counter()).update(site.chosen for site in record.sites)
+        chosen.setdefault(_deal(settings), Counter()).update(
+            site.chosen for site in record.sites
+        )
     means = [
         [
             deal,
@@ -68,9 +78,17 @@ def table(folders: Iterable[Path]) -> str:
         ]
         for deal, runs in lines.items()
     ]
-    apart = [[deal, *(_apart(runs, *names) for names in DIFFERENCES)] for deal, runs in lines.items()]
-    heads = (["texts dealt", "seeds", *COLUMNS, "takes"], ["points", *map(" − ".join, DIFFERENCES)])
-    return "\n\n".join(_rows(head, rows) for head, rows in zip(heads, (means, apart), strict=True))
+    apart = [
+        [deal, *(_apart(runs, *names) for names in DIFFERENCES)]
+        for deal, runs in lines.items()
+    ]
+    heads = (
+        ["texts dealt", "seeds", *COLUMNS, "takes"],
+        ["points", *map(" − ".join, DIFFERENCES)],
+    )
+    return "\n\n".join(
+        _rows(head, rows) for head, rows in zip(heads, (means, apart), strict=True)
+    )
 
 
 def _rows(head: list[str], rows: list[list[str]]) -> str:
@@ -83,12 +101,16 @@ def _told(chosen: Counter[str]) -> str:
 
 
 def _apart(runs: list[dict[str, float]], one: str, other: str) -> str:
-    values = [100 * (run[one] - run[other]) for run in runs if {one, other} <= run.keys()]
+    values = [
+        100 * (run[one] - run[other]) for run in runs if {one, other} <= run.keys()
+    ]
     if not values:
         return "–"
     bounds = interval(values)
     told = "" if bounds is None else " [{:+.1f}, {:+.1f}]".format(*bounds)
-    return f"{fmean(values):+.1f}{told} ({', '.join(f'{value:+.1f}' for value in values)})"
+    return (
+        f"{fmean(values):+.1f}{told} ({', '.join(f'{value:+.1f}' for value in values)})"
+    )
 
 
 def _deal(settings: Settings) -> str:

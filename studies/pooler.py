@@ -62,7 +62,9 @@ def pairs_of(articles: Sequence[str], seed: int) -> tuple[list[Pair], np.ndarray
     pairs, labels = [], []
     for number, own in enumerate(sentences):
         for first, second in pairwise(own):
-            other = sentences[(number + 1 + int(stream.integers(len(sentences) - 1))) % len(sentences)]
+            other = sentences[
+                (number + 1 + int(stream.integers(len(sentences) - 1))) % len(sentences)
+            ]
             pairs += [(first, second), (first, other[int(stream.integers(len(other)))])]
             labels += [1, 0]
     return pairs, np.array(labels, dtype=np.int64)
@@ -86,7 +88,9 @@ def first_states(encoder: Any, tokenizer: Any, pairs: Sequence[Pair]) -> torch.T
     return torch.cat(found)
 
 
-def train_pooler(pooler: Any, states: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[float, float]:
+def train_pooler(
+    pooler: Any, states: torch.Tensor, labels: torch.Tensor, seed: int
+) -> tuple[float, float]:
     """Train in place, with a classifier that is thrown away; AdamW.
 
     Args:
@@ -97,18 +101,30 @@ def train_pooler(pooler: Any, states: torch.Tensor, labels: torch.Tensor, seed: 
         alone trained), and as it is now.
     """
     fixed = _fit(lambda inputs: pooler(inputs[:, None]), (), states, labels, seed)
-    return fixed, _fit(lambda inputs: pooler(inputs[:, None]), pooler.parameters(), states, labels, seed)
+    return fixed, _fit(
+        lambda inputs: pooler(inputs[:, None]),
+        pooler.parameters(),
+        states,
+        labels,
+        seed,
+    )
 
 
-def _fit(pool: Any, parameters: Any, states: torch.Tensor, labels: torch.Tensor, seed: int) -> float:
+def _fit(
+    pool: Any, parameters: Any, states: torch.Tensor, labels: torch.Tensor, seed: int
+) -> float:
     torch.manual_seed(seed)
     classifier = torch.nn.Linear(states.shape[1], 2)
-    optimizer = torch.optim.AdamW([*parameters, *classifier.parameters()], LEARNING_RATE)
+    optimizer = torch.optim.AdamW(
+        [*parameters, *classifier.parameters()], LEARNING_RATE
+    )
     num_train = int(len(states) * (1 - HELD_OUT))
     for _ in range(EPOCHS):
         for batch in torch.randperm(num_train).split(BATCH):
             optimizer.zero_grad()
-            functional.cross_entropy(classifier(pool(states[batch])), labels[batch]).backward()
+            functional.cross_entropy(
+                classifier(pool(states[batch])), labels[batch]
+            ).backward()
             optimizer.step()
     with torch.no_grad():
         said = classifier(pool(states[num_train:])).argmax(dim=1)
@@ -132,7 +148,9 @@ def size_of(pooler: Any) -> tuple[float, float]:
     return float(values.norm()), float(values[0])
 
 
-def make(settings: Settings, articles: Sequence[str], out: Path) -> tuple[int, float, float]:
+def make(
+    settings: Settings, articles: Sequence[str], out: Path
+) -> tuple[int, float, float]:
     """Write `out/trained` and `out/shuffled`; returns the number of pairs, and `train_pooler`'s accuracies.
 
     Raises:
@@ -142,7 +160,9 @@ def make(settings: Settings, articles: Sequence[str], out: Path) -> tuple[int, f
     pairs, labels = pairs_of(articles, settings.seed)
     # Neighbours in the list are of one article: so the last tenth is of articles of its own.
     states = first_states(encoder, tokenizer, pairs)
-    before, after = train_pooler(encoder.pooler, states, torch.from_numpy(labels), settings.seed)
+    before, after = train_pooler(
+        encoder.pooler, states, torch.from_numpy(labels), settings.seed
+    )
     _save(out / "trained", encoder, tokenizer)
     make_shuffled(settings, out / "trained", out)
     return len(pairs), before, after
@@ -154,7 +174,11 @@ def make_shuffled(settings: Settings, model: Path | None, out: Path) -> None:
     Raises:
         ValueError: the model has no pooler.
     """
-    place = settings.model if model is None else replace(settings.model, source="hub", name=str(model))
+    place = (
+        settings.model
+        if model is None
+        else replace(settings.model, source="hub", name=str(model))
+    )
     encoder, tokenizer = _open_encoder(replace(settings, model=place))
     shuffle(encoder.pooler, settings.seed)
     _save(out / "shuffled", encoder, tokenizer)
@@ -180,10 +204,16 @@ def _save(folder: Path, encoder: Any, tokenizer: Any) -> None:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="folder for the two model folders")] = Path("outputs/poolers"),
+    out: Annotated[Path, typer.Option(help="folder for the two model folders")] = Path(
+        "outputs/poolers"
+    ),
     seeds: Annotated[str, typer.Option(help="of the study's runs")] = "0,1,2",
-    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, as for a run")] = None,
-    shuffle_only: Annotated[bool, typer.Option(help="train nothing: the pooler is a trained one")] = False,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, as for a run")
+    ] = None,
+    shuffle_only: Annotated[
+        bool, typer.Option(help="train nothing: the pooler is a trained one")
+    ] = False,
 ) -> None:
     """Train a pooler on articles that the study leaves over."""
     overrides = [EXPERIMENT, *(override or [])]
@@ -199,11 +229,14 @@ def main(
     )
     start = compose(overrides).settings
     made = {
-        name: replace(start.model, source="hub", name=str(out / name)) for name in ("trained", "shuffled")
+        name: replace(start.model, source="hub", name=str(out / name))
+        for name in ("trained", "shuffled")
     }
     for name, model in {"as it was": start.model, **made}.items():
         norm, largest = size_of(_open_encoder(replace(start, model=model))[0].pooler)
-        typer.echo(f"norm of the pooler, {name}: {norm:.2f}; largest singular value: {largest:.2f}")
+        typer.echo(
+            f"norm of the pooler, {name}: {norm:.2f}; largest singular value: {largest:.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     weights: dict[Path, int] = {}
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
-        weights[item.path] = weights.get(item.path, 0) + 5 * ("e2e" in marks) + ("slow" in marks)
+        weights[item.path] = (
+            weights.get(item.path, 0) + 5 * ("e2e" in marks) + ("slow" in marks)
+        )
     items.sort(key=lambda item: -weights[item.path])
 
 
@@ -63,7 +65,9 @@ def tiny_test_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def overrides(tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path: Path) -> list[str]:
+def overrides(
+    tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path: Path
+) -> list[str]:
     """A run of seconds: three rounds of the tiny model on the tiny texts."""
     one_round = tiny(tiny_model, tiny_texts, tiny_test_texts, tmp_path / "run")
     more = ("num_clients=3", "num_rounds=3", "seed=7", "train.batch_size=4")
@@ -74,13 +78,23 @@ def overrides(tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_pat
 
 @pytest.fixture(scope="session")
 def learned_run(
-    tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path,
+    tiny_texts: Path,
+    tiny_test_texts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[list[str], Said]:
     """Overrides of a run whose model has learned the three topics, and what it said. Not to be changed."""
     # AdamW learns them in three rounds: the labels of its model differ.
-    learning = ["num_rounds=3", "train.optimizer=adamw", "train.learning_rate=0.005", "train.local_epochs=8"]
+    learning = [
+        "num_rounds=3",
+        "train.optimizer=adamw",
+        "train.learning_rate=0.005",
+        "train.local_epochs=8",
+    ]
     run_dir = tmp_path_factory.mktemp("learned") / "run"
-    overrides = changed(tiny(tiny_model, tiny_texts, tiny_test_texts, run_dir), *learning)
+    overrides = changed(
+        tiny(tiny_model, tiny_texts, tiny_test_texts, run_dir), *learning
+    )
     said = wardround("simulate", *overrides)
     assert said.code == 0, said.err
     return overrides, said

@@ -39,14 +39,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def make(
-    make_settings: Make, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_settings: Make,
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Any:
     """Settings with adapters, for a model by its kind."""
     monkeypatch.chdir(tmp_path)
 
     def settings(kind: str = "bert", *more: str) -> Settings:
         return make_settings(
-            "model=hf", f"model.name={models[kind]}", "adapters=lora", "adapters.rank=2", *more
+            "model=hf",
+            f"model.name={models[kind]}",
+            "adapters=lora",
+            "adapters.rank=2",
+            *more,
         )
 
     return settings
@@ -78,7 +85,9 @@ def test_round_0_is_the_base_model(make: Make, kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adapters_and_the_whole_new_head_are_all_that_is_trained(make: Make, kind: str) -> None:
+def test_adapters_and_the_whole_new_head_are_all_that_is_trained(
+    make: Make, kind: str
+) -> None:
     for name, parts in (("lora", ("lora_A", "lora_B")), ("lora_ffa", ("lora_B",))):
         state = opened(make(kind, f"adapters={name}"))
         new_head = state.classifier.new_head
@@ -86,7 +95,11 @@ def test_adapters_and_the_whole_new_head_are_all_that_is_trained(make: Make, kin
         assert set(new_head) <= set(state.layout.names)
         for tensor in set(state.layout.names) - set(new_head):
             assert any(part in tensor for part in parts), tensor
-        trained = {name for name, weight in state.classifier.model.named_parameters() if weight.requires_grad}
+        trained = {
+            name
+            for name, weight in state.classifier.model.named_parameters()
+            if weight.requires_grad
+        }
         assert trained == set(state.layout.names)
 
 
@@ -98,25 +111,42 @@ def test_a_round_moves_nothing_else(make: Make, engine: tuple[str, ...]) -> None
     line = history(settings.run_dir)[-1]
     # fp32, three clients, both ways
     assert line["bytes"] == {"up": 3 * 4 * layout.size, "down": 3 * 4 * layout.size}
-    saved = load_file(Path(settings.run_dir) / "checkpoint" / "round-000001" / "shared.safetensors")
+    saved = load_file(
+        Path(settings.run_dir) / "checkpoint" / "round-000001" / "shared.safetensors"
+    )
     assert set(saved) == set(layout.names)
     start, after = (
-        load_file(Path(settings.run_dir) / "checkpoint" / "round-000000" / "shared.safetensors"),
+        load_file(
+            Path(settings.run_dir)
+            / "checkpoint"
+            / "round-000000"
+            / "shared.safetensors"
+        ),
         saved,
     )
-    assert all(not torch.equal(start[name], after[name]) for name in layout.names if "lora_A" not in name)
+    assert all(
+        not torch.equal(start[name], after[name])
+        for name in layout.names
+        if "lora_A" not in name
+    )
     assert line["diagnostics"]["head_norm"] > 0
     assert line["diagnostics"]["body_norm"] > 0
 
 
 def test_workers_make_no_difference(make: Make) -> None:
     for workers in (1, 2):
-        simulate(make("bert", f"engine.workers={workers}", "threads=1", f"run_dir=w{workers}"))
+        simulate(
+            make(
+                "bert", f"engine.workers={workers}", "threads=1", f"run_dir=w{workers}"
+            )
+        )
     assert hashes(Path("w1")) == hashes(Path("w2"))
 
 
 @pytest.mark.parametrize("name", ["lora", "lora_ffa"])
-def test_a_killed_run_goes_on(make: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_killed_run_goes_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     words = (f"adapters={name}", "transforms=int8")
     simulate(make("bert", *words, "run_dir=whole"))
     original = Checkpoints.after_average
@@ -152,30 +182,41 @@ def test_one_frozen_matrix_makes_the_mean_exact() -> None:
 def test_sites_draw_the_same_frozen_matrix(make: Make) -> None:
     settings = make("bert", "adapters=lora_ffa")
     first, second = (
-        {name: tensor.clone() for name, tensor in opened(settings).classifier.model.state_dict().items()}
+        {
+            name: tensor.clone()
+            for name, tensor in opened(settings).classifier.model.state_dict().items()
+        }
         for _ in range(2)
     )
     drawn = [name for name in first if "lora_A" in name]
     assert drawn
     assert all(torch.equal(first[name], second[name]) for name in drawn)
-    other = opened(replace(settings, seed=settings.seed + 1)).classifier.model.state_dict()
+    other = opened(
+        replace(settings, seed=settings.seed + 1)
+    ).classifier.model.state_dict()
     assert not torch.equal(first[drawn[0]], other[drawn[0]])
 
 
-def test_another_base_is_another_model(make: Make, models: dict[str, Path], tmp_path: Path) -> None:
+def test_another_base_is_another_model(
+    make: Make, models: dict[str, Path], tmp_path: Path
+) -> None:
     settings = make("bert")
     ours = opened(settings).layout
     folder = Path(shutil.copytree(models["bert"], tmp_path / "other"))
     tensors = load_file(folder / "model.safetensors")
     tensors["encoder.layer.0.output.dense.bias"][0] += 1e-6
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    theirs = opened(replace(settings, model=replace(settings.model, name=str(folder)))).layout
+    theirs = opened(
+        replace(settings, model=replace(settings.model, name=str(folder)))
+    ).layout
     assert ours.names == theirs.names
     assert ours.digest != theirs.digest
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_leaves_a_plain_model_and_its_adapter(make: Make, models: dict[str, Path], kind: str) -> None:
+def test_a_run_leaves_a_plain_model_and_its_adapter(
+    make: Make, models: dict[str, Path], kind: str
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
@@ -198,10 +239,15 @@ def test_a_run_leaves_a_plain_model_and_its_adapter(make: Make, models: dict[str
     )
     beside = PeftModel.from_pretrained(base, str(folder / "model" / "adapter"))
     with torch.no_grad():
-        torch.testing.assert_close(plain.eval()(input_ids=ids).logits, trained, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            plain.eval()(input_ids=ids).logits, trained, rtol=1e-4, atol=1e-5
+        )
         assert torch.equal(beside.eval()(input_ids=ids).logits, trained)
     card = (folder / "model" / "README.md").read_text()
-    assert "| trained | lora of rank 2 and the head, merged here; by themselves in `adapter` |" in card
+    assert (
+        "| trained | lora of rank 2 and the head, merged here; by themselves in `adapter` |"
+        in card
+    )
     assert str(models[kind]) not in card
     out = io.StringIO()
     predict(folder, ["the match today", "a loan"], None, "text", "cpu", out)
@@ -213,14 +259,20 @@ def test_merging_is_w_plus_alpha_over_rank_b_a(make: Make) -> None:
     state = opened(settings)
     state.flat.fill_(1.0)
     name = "bert.encoder.layer.0.attention.self.query.weight"
-    base = state.classifier.model.state_dict()[name.replace(".weight", ".base_layer.weight")]
+    base = state.classifier.model.state_dict()[
+        name.replace(".weight", ".base_layer.weight")
+    ]
     # B A of ones is the rank in every place: alpha / rank * rank = 6.
-    torch.testing.assert_close(merged_tensors(state.classifier.model, settings.adapters)[name], base + 6)
+    torch.testing.assert_close(
+        merged_tensors(state.classifier.model, settings.adapters)[name], base + 6
+    )
 
 
 @pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize("padding", ["longest", "max_length"])
-def test_a_decoders_logits_do_not_depend_on_the_batch(make: Make, kind: str, padding: str) -> None:
+def test_a_decoders_logits_do_not_depend_on_the_batch(
+    make: Make, kind: str, padding: str
+) -> None:
     settings = make(kind, f"train.padding={padding}")
     corpus, state = open_corpus(settings), opened(settings)
     pad_to = settings.train.max_length if padding == "max_length" else None
@@ -232,7 +284,10 @@ def test_a_decoders_logits_do_not_depend_on_the_batch(make: Make, kind: str, pad
                 state.classifier.model,
                 texts.batch(rows, pad_to=pad_to, mask=True, device=torch.device("cpu")),
             )
-            for rows in (everyone, *(everyone[number : number + 1] for number in everyone))
+            for rows in (
+                everyone,
+                *(everyone[number : number + 1] for number in everyone),
+            )
         )
     torch.testing.assert_close(together, torch.cat(single), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(together[0], together[1])
@@ -250,7 +305,12 @@ def test_padding_is_no_token_that_texts_end_with(make: Make) -> None:
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_a_decoder_learns(make: Make, kind: str) -> None:
-    words = ("train.optimizer=adamw", "train.learning_rate=0.02", "train.local_epochs=4", "adapters.rank=8")
+    words = (
+        "train.optimizer=adamw",
+        "train.learning_rate=0.02",
+        "train.local_epochs=4",
+        "adapters.rank=8",
+    )
     settings = make(kind, "num_rounds=6", "num_clients=2", *words)
     simulate(settings)
     losses = [line["train"]["loss"] for line in history(settings.run_dir)]
@@ -260,40 +320,70 @@ def test_a_decoder_learns(make: Make, kind: str) -> None:
 def test_recomputing_changes_no_number(make: Make) -> None:
     for kind in ("bert", "llama"):
         for is_on in ("true", "false"):
-            words = (f"train.gradient_checkpointing={is_on}", f"run_dir={kind}-{is_on}", "num_rounds=1")
+            words = (
+                f"train.gradient_checkpointing={is_on}",
+                f"run_dir={kind}-{is_on}",
+                "num_rounds=1",
+            )
             simulate(make(kind, *words))
         assert hashes(Path(f"{kind}-true")) == hashes(Path(f"{kind}-false"))
 
 
 def test_a_frozen_base_may_be_bf16(make: Make) -> None:
-    settings = make("bert", "adapters.base_precision=bf16", "precision=bf16", "num_rounds=1")
+    settings = make(
+        "bert", "adapters.base_precision=bf16", "precision=bf16", "num_rounds=1"
+    )
     simulate(settings)
     state = opened(settings)
     kinds = {
-        name: weight.dtype for name, weight in state.classifier.model.named_parameters() if weight.dim() > 1
+        name: weight.dtype
+        for name, weight in state.classifier.model.named_parameters()
+        if weight.dim() > 1
     }
     frozen = state.classifier.frozen
     assert {kind for name, kind in kinds.items() if name in frozen} == {torch.bfloat16}
-    assert {kind for name, kind in kinds.items() if name not in frozen} == {torch.float32}
-    with pytest.raises(ValueError, match=r"adapters\.base_precision is bf16, with adapters\.name=lora and"):
+    assert {kind for name, kind in kinds.items() if name not in frozen} == {
+        torch.float32
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"adapters\.base_precision is bf16, with adapters\.name=lora and",
+    ):
         make("bert", "adapters.base_precision=bf16")
 
 
 def test_heads_per_site_and_warm_up_work_beside_adapters(make: Make) -> None:
-    settings = make("distilbert", "train.head_init=per_site", "train.head_warmup_rounds=1", "num_rounds=2")
+    settings = make(
+        "distilbert",
+        "train.head_init=per_site",
+        "train.head_warmup_rounds=1",
+        "num_rounds=2",
+    )
     simulate(settings)
     first, second = history(settings.run_dir)[1:]
     assert first["diagnostics"]["body_norm"] == pytest.approx(0, abs=1e-6)
     assert second["diagnostics"]["body_norm"] > 1e-6
 
 
-def test_layers_that_are_not_there_are_named(make: Make, models: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match=r"the layers to adapt are q_lin.*type 'bert' has these: .*query"):
+def test_layers_that_are_not_there_are_named(
+    make: Make, models: dict[str, Path]
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"the layers to adapt are q_lin.*type 'bert' has these: .*query",
+    ):
         opened(make("bert", "adapters.targets=[q_lin]"))
     opened(make("bert", "adapters.targets=[key,dense]"))
 
 
-def test_an_unknown_architecture_has_to_name_its_layers(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(__import__("wardround.common.model.adapters", fromlist=["TARGETS"]).TARGETS, "bert")
-    with pytest.raises(ValueError, match=r"are not known, and a model of type 'bert' has these: "):
+def test_an_unknown_architecture_has_to_name_its_layers(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(
+        __import__("wardround.common.model.adapters", fromlist=["TARGETS"]).TARGETS,
+        "bert",
+    )
+    with pytest.raises(
+        ValueError, match=r"are not known, and a model of type 'bert' has these: "
+    ):
         opened(make("bert"))

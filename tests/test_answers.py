@@ -66,7 +66,9 @@ def answers(tmp_path: Path) -> Answers:
     return Answers(tmp_path)
 
 
-def test_an_answer_is_sent_again_byte_for_byte(answers: Answers, tmp_path: Path) -> None:
+def test_an_answer_is_sent_again_byte_for_byte(
+    answers: Answers, tmp_path: Path
+) -> None:
     assert begin(answers, 1) is None
     content = update()
     answers.keep(PLAN, TRAIN, 1, content, 0.25)
@@ -76,13 +78,17 @@ def test_an_answer_is_sent_again_byte_for_byte(answers: Answers, tmp_path: Path)
         assert (ids(found.content), found.update_norm) == (ids(content), 0.25)
 
 
-def test_a_round_that_was_begun_and_not_stored_is_trained_anew(answers: Answers) -> None:
+def test_a_round_that_was_begun_and_not_stored_is_trained_anew(
+    answers: Answers,
+) -> None:
     assert begin(answers, 1) is None
     assert begin(answers, 1) is None
     assert begin(answers, 1, begun=Begun("another", "d1")) == "answered_otherwise"
 
 
-def test_what_left_and_is_lost_is_never_trained_again(answers: Answers, tmp_path: Path) -> None:
+def test_what_left_and_is_lost_is_never_trained_again(
+    answers: Answers, tmp_path: Path
+) -> None:
     begin(answers, 1)
     answers.keep(PLAN, TRAIN, 1, update(), None)
     (file,) = tmp_path.rglob("train-1.answer")
@@ -95,7 +101,9 @@ def test_what_left_and_is_lost_is_never_trained_again(answers: Answers, tmp_path
     assert begin(answers, 1) == "answer_lost"
 
 
-def test_the_next_round_proves_that_the_server_has_this_one(answers: Answers, tmp_path: Path) -> None:
+def test_the_next_round_proves_that_the_server_has_this_one(
+    answers: Answers, tmp_path: Path
+) -> None:
     begin(answers, 1)
     answers.keep(PLAN, TRAIN, 1, update(1), None)
     assert begin(answers, 2) is None
@@ -126,15 +134,21 @@ def test_a_refusal_that_tells_of_the_texts_is_an_answer(answers: Answers) -> Non
     assert found.content.config_records["refusal"]["code"] == "few_speak"
 
 
-@pytest.mark.parametrize("content", [pack_refusal("killed"), pack_refusal("failed"), pack_lack("v")])
-def test_the_word_of_a_process_that_could_not_is_no_answer(answers: Answers, content: RecordDict) -> None:
+@pytest.mark.parametrize(
+    "content", [pack_refusal("killed"), pack_refusal("failed"), pack_lack("v")]
+)
+def test_the_word_of_a_process_that_could_not_is_no_answer(
+    answers: Answers, content: RecordDict
+) -> None:
     begin(answers, 1)
     answers.keep(PLAN, TRAIN, 1, content, None)
     assert begin(answers, 1) is None
     assert answers.num_answers() == 0
 
 
-def test_answers_are_counted_over_all_plans_and_the_count_outlives_them(answers: Answers) -> None:
+def test_answers_are_counted_over_all_plans_and_the_count_outlives_them(
+    answers: Answers,
+) -> None:
     for plan in (PLAN, OTHER):
         assert begin(answers, 1, plan=plan, most=2) is None
         answers.keep(plan, TRAIN, 1, update(), None)
@@ -147,7 +161,9 @@ def test_answers_are_counted_over_all_plans_and_the_count_outlives_them(answers:
     assert begin(answers, 2, most=3) is None
 
 
-def test_what_is_stored_is_for_its_owner_alone(answers: Answers, tmp_path: Path) -> None:
+def test_what_is_stored_is_for_its_owner_alone(
+    answers: Answers, tmp_path: Path
+) -> None:
     begin(answers, 1)
     answers.keep(PLAN, TRAIN, 1, update(), None)
     (file,) = tmp_path.rglob("train-1.answer")

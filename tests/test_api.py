@@ -28,15 +28,25 @@ def test_a_federation_a_run_and_labels(overrides: list[str]) -> None:
 
 
 def test_texts_are_labelled_with_shares(learned_run: tuple[list[str], Said]) -> None:
-    table = wardround.predict(run_dir_of(learned_run[0]), ["goal match", "nurse"], device="cpu")
+    table = wardround.predict(
+        run_dir_of(learned_run[0]), ["goal match", "nurse"], device="cpu"
+    )
     assert table.columns.tolist() == ["text", "label", *sorted(TOPICS)]
     assert table["label"].tolist() == ["sport", "health"]
     assert table[sorted(TOPICS)].sum(axis=1).tolist() == pytest.approx([1, 1])
 
 
 def test_a_sweep_and_its_cells(overrides: list[str], tmp_path: Path) -> None:
-    kept = [word for word in overrides if not word.startswith(("num_clients=", "num_rounds=", "run_dir="))]
-    rounds = ("data.budget_rounds=1", "data.second_threshold_rounds=1", "num_clients=1,2")
+    kept = [
+        word
+        for word in overrides
+        if not word.startswith(("num_clients=", "num_rounds=", "run_dir="))
+    ]
+    rounds = (
+        "data.budget_rounds=1",
+        "data.second_threshold_rounds=1",
+        "num_clients=1,2",
+    )
     found = wardround.sweep(*kept, *rounds, f"run_dir={tmp_path / 'sweep'}")
     assert found.cells["num_clients"].tolist() == [1, 2]
     assert found.cells["status"].tolist() == ["finished", "finished"]

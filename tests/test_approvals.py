@@ -18,7 +18,12 @@ from wardround.client.node.journal import Journal
 from wardround.client.node.ledger import Ledger
 from wardround.client.plans import Person, Plans, approve, executed, limits_of
 from wardround.client.site_file import SiteFile, signing_keys, write_site_file
-from wardround.common.credentials import fingerprint, new_key, public_line, write_key_pair
+from wardround.common.credentials import (
+    fingerprint,
+    new_key,
+    public_line,
+    write_key_pair,
+)
 from wardround.common.ledger import walk
 from wardround.common.wire.messages import PENDING
 from wardround.common.wire.signing import PLAN, Plan, sign
@@ -31,7 +36,9 @@ class Office:
 
     def __init__(self, folder: Path, texts: Path, model: Path, settings: Any) -> None:
         self.folder, coordinator = folder, new_key("signing")
-        (folder / "coordinator.pub").write_text(public_line(coordinator), encoding="ascii")
+        (folder / "coordinator.pub").write_text(
+            public_line(coordinator), encoding="ascii"
+        )
         policy = replace(WIDE, approve="by_hand", approvals=2, min_changed_texts=1)
         self.site: SiteFile = make_site(folder, 9092, texts, model=model, policy=policy)
         key, trusted = signing_keys(self.site)
@@ -51,7 +58,14 @@ class Office:
     def approve(self, name: str) -> bool:
         """One person says yes; whether that was enough."""
         known = self.plans.find(self.digest)
-        return approve(self.plans, known, self.site, self.limits, "hand", Person(name, self.keys[name]))
+        return approve(
+            self.plans,
+            known,
+            self.site,
+            self.limits,
+            "hand",
+            Person(name, self.keys[name]),
+        )
 
     def code(self) -> str:
         """What a task would be told."""
@@ -63,21 +77,40 @@ class Office:
 
 
 @pytest.fixture
-def office(tmp_path: Path, tiny_texts: Path, tiny_model: Path, make_settings: Make) -> Office:
+def office(
+    tmp_path: Path, tiny_texts: Path, tiny_model: Path, make_settings: Make
+) -> Office:
     """Nobody has approved anything."""
-    words = ("engine=deployment", "data.label_names=[health,money,sport]", "num_clients=1")
-    settings = make_settings(*words, "train.last_batch=even", "evaluation.where=server", "threads=1")
+    words = (
+        "engine=deployment",
+        "data.label_names=[health,money,sport]",
+        "num_clients=1",
+    )
+    settings = make_settings(
+        *words, "train.last_batch=even", "evaluation.where=server", "threads=1"
+    )
     return Office(tmp_path, tiny_texts, tiny_model, settings)
 
 
 def test_a_plan_needs_two_people(office: Office) -> None:
     with pytest.raises(ValueError, match="--as NAME --key FILE"):
-        approve(office.plans, office.plans.find(office.digest), office.site, office.limits, "hand")
+        approve(
+            office.plans,
+            office.plans.find(office.digest),
+            office.site,
+            office.limits,
+            "hand",
+        )
     assert (office.approve("anna"), office.code()) == (False, PENDING)
-    assert (office.approve("anna"), office.code()) == (False, PENDING)  # the same person, again
+    assert (office.approve("anna"), office.code()) == (
+        False,
+        PENDING,
+    )  # the same person, again
     assert (office.approve("ben"), office.code()) == (True, "")
     people = office.plans.find(office.digest).decision.people
-    assert people == {name: fingerprint(public_line(key)) for name, key in office.keys.items()}
+    assert people == {
+        name: fingerprint(public_line(key)) for name, key in office.keys.items()
+    }
 
 
 @pytest.mark.parametrize("state", ["rejected", "revoked"])
@@ -90,7 +123,9 @@ def test_one_objection_ends_it(office: Office, state: Any) -> None:
     assert (office.approve("ben"), office.code()) == (False, f"plan_{state}")
 
 
-def test_an_approval_counts_for_its_person_its_plan_and_its_texts(office: Office) -> None:
+def test_an_approval_counts_for_its_person_its_plan_and_its_texts(
+    office: Office,
+) -> None:
     office.approve("anna")
     folder = office.plans.folder(office.digest)
     keys = Approvers(office.site.state).keys()
@@ -98,7 +133,12 @@ def test_an_approval_counts_for_its_person_its_plan_and_its_texts(office: Office
 
     def counted(**changed: Any) -> dict[str, str]:
         data = json.loads(_payload(file))["data"]
-        asked = {"site": office.site.name, "plan": office.digest, "data": data, "keys": keys} | changed
+        asked = {
+            "site": office.site.name,
+            "plan": office.digest,
+            "data": data,
+            "keys": keys,
+        } | changed
         return who_approved(folder, **asked)
 
     assert list(counted()) == ["anna"]
@@ -130,9 +170,13 @@ def test_who_is_no_approver_any_more_has_not_approved(office: Office) -> None:
         office.approve("ben")
 
 
-def test_one_approval_of_before_is_not_enough_for_a_policy_of_two(office: Office) -> None:
+def test_one_approval_of_before_is_not_enough_for_a_policy_of_two(
+    office: Office,
+) -> None:
     site = replace(office.site, policy=replace(office.site.policy, approvals=1))
-    assert approve(office.plans, office.plans.find(office.digest), site, office.limits, "hand")
+    assert approve(
+        office.plans, office.plans.find(office.digest), site, office.limits, "hand"
+    )
     assert office.code() == PENDING
 
 
@@ -178,17 +222,35 @@ def test_the_commands(office: Office) -> None:
     key = new_key("signing")
     write_key_pair(key, folder / "carl", folder / "carl.pub", comment="carl")
     added = site_command("approvers", "add", "carl", "--key", "carl.pub", folder=folder)
-    assert (added.returncode, fingerprint(public_line(key)) in added.stdout) == (0, True), added.stderr
+    assert (added.returncode, fingerprint(public_line(key)) in added.stdout) == (
+        0,
+        True,
+    ), added.stderr
     listed = site_command("approvers", "list", folder=folder)
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["anna", "ben", "carl"]
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == [
+        "anna",
+        "ben",
+        "carl",
+    ]
     nobody = site_command("approve", office.digest[:12], folder=folder)
-    assert (nobody.returncode, "--as NAME --key FILE" in nobody.stderr) == (2, True), nobody.stderr
+    assert (nobody.returncode, "--as NAME --key FILE" in nobody.stderr) == (2, True), (
+        nobody.stderr
+    )
     half = site_command("approve", office.digest[:12], "--as", "carl", folder=folder)
     assert (half.returncode, "belong together" in half.stderr) == (2, True), half.stderr
-    noted = site_command("approve", office.digest[:12], "--as", "carl", "--key", "carl", folder=folder)
-    assert (noted.returncode, "waits for another person" in noted.stdout) == (0, True), noted.stderr
-    other = site_command("approve", office.digest[:12], "--as", "anna", "--key", "carl", folder=folder)
-    assert (other.returncode, "is not the key of anna" in other.stderr) == (2, True), other.stderr
+    noted = site_command(
+        "approve", office.digest[:12], "--as", "carl", "--key", "carl", folder=folder
+    )
+    assert (noted.returncode, "waits for another person" in noted.stdout) == (
+        0,
+        True,
+    ), noted.stderr
+    other = site_command(
+        "approve", office.digest[:12], "--as", "anna", "--key", "carl", folder=folder
+    )
+    assert (other.returncode, "is not the key of anna" in other.stderr) == (2, True), (
+        other.stderr
+    )
     office.approve("ben")
     assert office.code() == ""
     shown = site_command("plan", office.digest[:12], folder=folder)

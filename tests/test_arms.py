@@ -38,23 +38,33 @@ REMEDIES = {
 
 def settings_by_arm(num_clients: str) -> dict[str, dict[str, Any]]:
     """The study's cells of this K, flat, without what names the arm and the folder."""
-    plan = compose_sweep(["experiment=collapse", f"num_clients={num_clients}", "seed=0"])
+    plan = compose_sweep(
+        ["experiment=collapse", f"num_clients={num_clients}", "seed=0"]
+    )
     cells = [compose(cell).settings.flat() for cell in plan.cells]
-    return {str(cell.pop("arm")): {k: v for k, v in cell.items() if k != "run_dir"} for cell in cells}
+    return {
+        str(cell.pop("arm")): {k: v for k, v in cell.items() if k != "run_dir"}
+        for cell in cells
+    }
 
 
 def test_the_studys_arms_differ_only_in_the_switches_they_name() -> None:
     arms = settings_by_arm("16")
-    grid = {name: values for name, values in arms.items() if name.startswith(("own", "distil"))}
+    grid = {
+        name: values
+        for name, values in arms.items()
+        if name.startswith(("own", "distil"))
+    }
     assert len(grid) == 5
     for (one, first), (two, second) in combinations(grid.items(), 2):
         differing = {key for key in first if first[key] != second[key]}
         parts = zip(one.split("_"), two.split("_"), strict=True)
-        assert differing == {SWITCHES[mine][0] for mine, theirs in parts if mine != theirs}
+        assert differing == {
+            SWITCHES[mine][0] for mine, theirs in parts if mine != theirs
+        }
     for name, values in grid.items():
-        assert {key: values[key] for key, _ in map(SWITCHES.get, name.split("_"))} == dict(  # type: ignore[misc]
-            SWITCHES[part] for part in name.split("_")
-        )
+        expected = dict(SWITCHES[part] for part in name.split("_"))
+        assert {key: values[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize("name", REMEDIES)
@@ -64,7 +74,9 @@ def test_a_remedy_differs_from_the_worst_arm_in_itself_alone(name: str) -> None:
     assert {key for key in worst if worst[key] != remedy[key]} == {REMEDIES[name]}
 
 
-def test_an_arm_may_name_its_own_clients_and_the_command_line_has_the_last_word() -> None:
+def test_an_arm_may_name_its_own_clients_and_the_command_line_has_the_last_word() -> (
+    None
+):
     def cells(*more: str) -> list[tuple[str, int]]:
         plan = compose_sweep(["sweep.num_clients=[1,8]", MINE, OTHER, *more])
         found = [compose(cell).settings for cell in plan.cells]
@@ -85,7 +97,10 @@ def test_a_sweep_without_arms_has_no_word_of_them() -> None:
     ("more", "words"),
     [
         (["arm=min"], "unknown arm 'min'. Nearest: 'mine'. There are: mine."),
-        (["train.head_init=shared"], "would undo 'train.head_init=per_site', which arm 'mine' is about"),
+        (
+            ["train.head_init=shared"],
+            "would undo 'train.head_init=per_site', which arm 'mine' is about",
+        ),
         (
             ["+sweep.arms.own=['model=hf','model.name=m']", "model=bert"],
             "'model=bert' would undo 'model=hf', which arm 'own' is about",
@@ -101,7 +116,9 @@ def test_arms_that_cannot_be_planned_are_refused(more: list[str], words: str) ->
 
 
 def test_an_arm_without_arms_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"unknown arm 'x'\. This sweep has none \(sweep\.arms\)"):
+    with pytest.raises(
+        ValueError, match=r"unknown arm 'x'\. This sweep has none \(sweep\.arms\)"
+    ):
         compose_sweep(["experiment=demo", "arm=x"])
 
 
@@ -110,25 +127,42 @@ def test_an_arms_name_has_to_be_a_folders_name() -> None:
         compose(["arm='a b'"])
 
 
-def test_arms_stand_in_folders_table_and_report(overrides: list[str], tmp_path: Path) -> None:
-    run = [text for text in for_sweep(overrides) if not text.startswith(("run_dir", "num_clients"))]
+def test_arms_stand_in_folders_table_and_report(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    run = [
+        text
+        for text in for_sweep(overrides)
+        if not text.startswith(("run_dir", "num_clients"))
+    ]
     outcome = sweep(
         [
             *run,
-            *(f"run_dir={tmp_path / 'study'}", "num_clients=1,3", MINE, "+sweep.arms.plain=[]"),
+            *(
+                f"run_dir={tmp_path / 'study'}",
+                "num_clients=1,3",
+                MINE,
+                "+sweep.arms.plain=[]",
+            ),
             *("data.budget_rounds=2", "data.second_threshold_rounds=2"),
         ],
         findings,
     )
     names = ["mine-k1", "plain-k1", "mine-k3", "plain-k3"]
     cells = [f"tiny-files-{name}-s7" for name in names]
-    assert sorted(path.name for path in (tmp_path / "study" / "cells").iterdir()) == sorted(cells)
-    rows = list(csv.DictReader((tmp_path / "study" / "sweep.csv").read_text().splitlines()))
+    assert sorted(
+        path.name for path in (tmp_path / "study" / "cells").iterdir()
+    ) == sorted(cells)
+    rows = list(
+        csv.DictReader((tmp_path / "study" / "sweep.csv").read_text().splitlines())
+    )
     assert [(row["arm"], row["num_clients"], row["status"]) for row in rows] == [
         (arm, k, "finished") for k in ("1", "3") for arm in ("mine", "plain")
     ]
     # Every arm has its own K = 1 to be measured against.
-    assert [row["baseline_accuracy"] for row in rows[2:]] == [row["accuracy_at_budget"] for row in rows[:2]]
+    assert [row["baseline_accuracy"] for row in rows[2:]] == [
+        row["accuracy_at_budget"] for row in rows[:2]
+    ]
     answers = json.loads((outcome.report.parent / "study.json").read_text())
     by_id = {answer["id"]: answer for answer in answers}
     assert by_id["head"]["verdict"] == "not tested"
@@ -167,7 +201,12 @@ def test_a_cell_ends_at_its_experiments_target_and_is_not_run_again(
             "data.max_words=null",
         ),
         # AdamW learns the three topics within a few rounds; there are thirty.
-        *("train.optimizer=adamw", "train.learning_rate=0.005", "train.local_epochs=8", "train.batch_size=4"),
+        *(
+            "train.optimizer=adamw",
+            "train.learning_rate=0.005",
+            "train.local_epochs=8",
+            "train.batch_size=4",
+        ),
         *("data.budget_rounds=30", "data.second_threshold_rounds=30"),
     ]
     (row,) = sweep(words, findings).rows

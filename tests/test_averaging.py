@@ -11,7 +11,9 @@ from wardround.server.rounds.evaluation import check_finite
 from wardround.server.rounds.fedavg import BLOCK, SumMemory, WeightedMean
 
 
-def average(start: list[float], *updates: tuple[list[float], int]) -> tuple[list[float], WeightedMean]:
+def average(
+    start: list[float], *updates: tuple[list[float], int]
+) -> tuple[list[float], WeightedMean]:
     """The mean of (trained tensors, examples) pairs."""
     mean = WeightedMean(torch.tensor(start))
     for trained, num_examples in updates:
@@ -23,7 +25,9 @@ def test_mean_weighs_clients_by_examples() -> None:
     # 1 example says 0, 3 examples say 4: (0*1 + 4*3) / 4 = 3
     assert average([7.0], ([0.0], 1), ([4.0], 3))[0] == [3.0]
     # (1*10 + 2*20 + 4*70) / 100 = 3.3
-    assert average([0.0], ([1.0], 10), ([2.0], 20), ([4.0], 70))[0] == [pytest.approx(3.3, rel=1e-7)]
+    assert average([0.0], ([1.0], 10), ([2.0], 20), ([4.0], 70))[0] == [
+        pytest.approx(3.3, rel=1e-7)
+    ]
 
 
 def test_one_update_comes_back_bit_for_bit() -> None:
@@ -38,21 +42,33 @@ def test_averaging_weights_equals_adding_the_mean_delta() -> None:
     # FedAvg written both ways: sum n w / sum n, and w0 + sum n (w - w0) / sum n.
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(BLOCK + 17, generator=generator)
-    updates = [(start + 0.01 * torch.randn(len(start), generator=generator), n) for n in (3, 50, 7)]
+    updates = [
+        (start + 0.01 * torch.randn(len(start), generator=generator), n)
+        for n in (3, 50, 7)
+    ]
     mean = WeightedMean(start)
     for trained, num_examples in updates:
         mean.add(trained, num_examples)
-    delta = sum((n * (w.double() - start.double()) for w, n in updates), torch.zeros(1)) / 60
-    torch.testing.assert_close(mean.finish().tensors, (start.double() + delta).float(), rtol=2e-7, atol=1e-9)
+    delta = (
+        sum((n * (w.double() - start.double()) for w, n in updates), torch.zeros(1))
+        / 60
+    )
+    torch.testing.assert_close(
+        mean.finish().tensors, (start.double() + delta).float(), rtol=2e-7, atol=1e-9
+    )
 
 
-@pytest.mark.parametrize("size", [1, 2, 1001, BLOCK, BLOCK + 1, 2 * BLOCK, 5 * BLOCK + 3])
+@pytest.mark.parametrize(
+    "size", [1, 2, 1001, BLOCK, BLOCK + 1, 2 * BLOCK, 5 * BLOCK + 3]
+)
 def test_memory_that_was_used_before_changes_nothing(size: int) -> None:
     generator = torch.Generator().manual_seed(3)
     memory, current = SumMemory(), torch.randn(size, generator=generator)
     for _ in range(5):
         before = current.clone()
-        updates = [(current + torch.randn(size, generator=generator), n) for n in (3, 50)]
+        updates = [
+            (current + torch.randn(size, generator=generator), n) for n in (3, 50)
+        ]
         mean, fresh = WeightedMean(current, memory), WeightedMean(before)
         for trained, num_examples in updates:
             mean.add(trained, num_examples)
@@ -61,7 +77,9 @@ def test_memory_that_was_used_before_changes_nothing(size: int) -> None:
         assert torch.equal(outcome.tensors, expected.tensors)
         assert outcome.agreements == expected.agreements
         assert outcome.update_norm == expected.update_norm
-        assert torch.equal(current, before)  # what the clients started from holds for this round
+        assert torch.equal(
+            current, before
+        )  # what the clients started from holds for this round
         (first, n), (second, m) = updates
         whole = ((first.double() * n + second.double() * m) / (n + m)).float()
         torch.testing.assert_close(outcome.tensors, whole, rtol=1e-7, atol=0)
@@ -76,7 +94,9 @@ def test_norms_and_cosines() -> None:
     outcome = mean.finish()
     assert outcome.update_norm == 3.0
     assert [agreement.update_norm for agreement in outcome.agreements] == [5.0, 5.0]
-    assert [agreement.cosine_to_mean for agreement in outcome.agreements] == pytest.approx([0.6, 0.6])
+    assert [
+        agreement.cosine_to_mean for agreement in outcome.agreements
+    ] == pytest.approx([0.6, 0.6])
 
 
 def test_updates_that_cancel_have_no_direction() -> None:
@@ -98,7 +118,9 @@ def test_sketched_cosine_is_close_on_many_blocks() -> None:
         mean.add(delta, 1)
     exact = sum(deltas, torch.zeros(size)) / 3
     for delta, agreement in zip(deltas, mean.finish().agreements, strict=True):
-        assert agreement.cosine_to_mean == pytest.approx(_cosine(delta, exact), abs=0.01)
+        assert agreement.cosine_to_mean == pytest.approx(
+            _cosine(delta, exact), abs=0.01
+        )
 
 
 def _cosine(left: Tensor, right: Tensor) -> float:

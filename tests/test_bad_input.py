@@ -11,7 +11,10 @@ from tests.support.door import changed, contents, for_sweep, tiny, wardround
 
 @pytest.fixture(scope="module")
 def finished(
-    tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path,
+    tiny_texts: Path,
+    tiny_test_texts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> list[str]:
     """The overrides of a run that is done; its folder must stay as it is."""
     folder = tmp_path_factory.mktemp("finished") / "run"
@@ -23,7 +26,11 @@ def finished(
 
 def run_dir(overrides: list[str]) -> Path:
     """The folder that a list of overrides names."""
-    return next(Path(text.removeprefix("run_dir=")) for text in overrides if text.startswith("run_dir="))
+    return next(
+        Path(text.removeprefix("run_dir="))
+        for text in overrides
+        if text.startswith("run_dir=")
+    )
 
 
 def refused(command: str, overrides: list[str]) -> str:
@@ -40,7 +47,10 @@ def refused(command: str, overrides: list[str]) -> str:
 
 # One row for each mistake: what is typed, and what the message must say (what it is, and the next step).
 WRONG = {
-    "key": ("train.learning_rte=1", ["unknown key 'train.learning_rte'", "Nearest: 'train.learning_rate'"]),
+    "key": (
+        "train.learning_rte=1",
+        ["unknown key 'train.learning_rte'", "Nearest: 'train.learning_rate'"],
+    ),
     "bare key": ("num_client=3", ["unknown key 'num_client'", "num_clients"]),
     "group": ("modle=bert", ["unknown key 'modle'", "model"]),
     "added key": ("+train.momentum=0.9", ["unknown key 'train.momentum'"]),
@@ -49,45 +59,94 @@ WRONG = {
         "model=distillbert",
         ["unknown model 'distillbert'", "Nearest: 'distilbert'", "albert, bert"],
     ),
-    "data": ("data=agnews", ["unknown data 'agnews'", "Nearest: 'ag_news'", "yelp_full"]),
-    "protocol": ("protocol=papr", ["unknown protocol 'papr'", "Nearest: 'paper'", "modern"]),
+    "data": (
+        "data=agnews",
+        ["unknown data 'agnews'", "Nearest: 'ag_news'", "yelp_full"],
+    ),
+    "protocol": (
+        "protocol=papr",
+        ["unknown protocol 'papr'", "Nearest: 'paper'", "modern"],
+    ),
     "partition": (
         "partition=dirichle",
         ["unknown partition 'dirichle'", "Nearest: 'dirichlet'", "by_site"],
     ),
-    "engine": ("engine=in_process", ["unknown engine 'in_process'", "Nearest: 'inprocess'", "ray"]),
-    "experiment": ("experiment=dmo", ["unknown experiment 'dmo'", "Nearest: 'demo'", "paper"]),
-    "several values": ("num_clients=1,2", ["gives several values to one run", "wardround sweep"]),
+    "engine": (
+        "engine=in_process",
+        ["unknown engine 'in_process'", "Nearest: 'inprocess'", "ray"],
+    ),
+    "experiment": (
+        "experiment=dmo",
+        ["unknown experiment 'dmo'", "Nearest: 'demo'", "paper"],
+    ),
+    "several values": (
+        "num_clients=1,2",
+        ["gives several values to one run", "wardround sweep"],
+    ),
     "word for a number": ("num_clients=many", ["num_clients is 'many'", "integer"]),
     "no clients": ("num_clients=0", ["num_clients is 0", "greater than 0"]),
     "more clients than examples": (
         "num_clients=49",
         ["num_clients is 49", "only 48 training examples", "lower num_clients"],
     ),
-    "rounds below zero": ("num_rounds=-1", ["num_rounds is -1", "greater than or equal to 0"]),
-    "no epochs": ("train.local_epochs=0", ["train.local_epochs is 0", "set num_rounds=0"]),
-    "step size": ("train.learning_rate=-1", ["train.learning_rate is -1", "greater than 0"]),
+    "rounds below zero": (
+        "num_rounds=-1",
+        ["num_rounds is -1", "greater than or equal to 0"],
+    ),
+    "no epochs": (
+        "train.local_epochs=0",
+        ["train.local_epochs is 0", "set num_rounds=0"],
+    ),
+    "step size": (
+        "train.learning_rate=-1",
+        ["train.learning_rate is -1", "greater than 0"],
+    ),
     "longer than the model takes": (
         "train.max_length=33",
         ["train.max_length is 33", "at most 32 tokens", "Set train.max_length=32"],
     ),
     "skew": ("partition.alpha=x", ["partition.alpha is 'x'", "number"]),
     "precision": ("precision=fp8", ["precision is 'fp8'", "'fp32' or 'bf16'"]),
-    "device that is none": ("device=gpu9", ["device is 'gpu9'", "does not have", "device=cpu"]),
-    "device that is not there": ("device=cuda:99", ["device is 'cuda:99'", "does not have", "device=auto"]),
-    "model without a name": ("model.name=???", ["model.name is missing", "Set model.name="]),
+    "device that is none": (
+        "device=gpu9",
+        ["device is 'gpu9'", "does not have", "device=cpu"],
+    ),
+    "device that is not there": (
+        "device=cuda:99",
+        ["device is 'cuda:99'", "does not have", "device=auto"],
+    ),
+    "model without a name": (
+        "model.name=???",
+        ["model.name is missing", "Set model.name="],
+    ),
     "model that is not there": (
         "model.name=/no/such/model",
-        ["model.name is '/no/such/model'", "could not be loaded", "set model.name=<that folder>"],
+        [
+            "model.name is '/no/such/model'",
+            "could not be loaded",
+            "set model.name=<that folder>",
+        ],
     ),
-    "a target in percent": ("evaluation.target_accuracy=85", ["evaluation.target_accuracy is 85", "1"]),
+    "a target in percent": (
+        "evaluation.target_accuracy=85",
+        ["evaluation.target_accuracy is 85", "1"],
+    ),
     "a schedule of nothing": (
         "train.schedule_rounds=0",
         ["train.schedule_rounds is 0", "no step would move a weight", "num_rounds"],
     ),
-    "no words": ("data.max_words=0", ["data.max_words is 0", "greater than 0", "null for all"]),
-    "missing file": ("data.path=/no/such/texts.csv", ["data.path: /no/such/texts.csv does not exist"]),
-    "missing test file": ("data.test_path=/no/test.csv", ["data.test_path: /no/test.csv does not exist"]),
+    "no words": (
+        "data.max_words=0",
+        ["data.max_words is 0", "greater than 0", "null for all"],
+    ),
+    "missing file": (
+        "data.path=/no/such/texts.csv",
+        ["data.path: /no/such/texts.csv does not exist"],
+    ),
+    "missing test file": (
+        "data.test_path=/no/test.csv",
+        ["data.test_path: /no/test.csv does not exist"],
+    ),
     "file of another kind": (
         f"data.path={__file__}",
         ["ends in '.py'", "data.path reads .csv, .jsonl, .parquet"],
@@ -100,15 +159,25 @@ WRONG = {
         "data.label_column=topic",
         ["no column 'topic'; it has: text, label", "data.label_column"],
     ),
-    "more than there is": ("data.train_examples=49", ["data.train_examples is 49", "only 48", "=null"]),
-    "sites that are none": ("partition=by_site", ["partition is 'by_site'", "one file per site"]),
+    "more than there is": (
+        "data.train_examples=49",
+        ["data.train_examples is 49", "only 48", "=null"],
+    ),
+    "sites that are none": (
+        "partition=by_site",
+        ["partition is 'by_site'", "one file per site"],
+    ),
 }
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_mistake_is_named_and_nothing_is_made(mistake: str, finished: list[str], tmp_path: Path) -> None:
+def test_mistake_is_named_and_nothing_is_made(
+    mistake: str, finished: list[str], tmp_path: Path
+) -> None:
     override, words = WRONG[mistake]
-    said = refused("simulate", changed(finished, f"run_dir={tmp_path / 'new'}", override))
+    said = refused(
+        "simulate", changed(finished, f"run_dir={tmp_path / 'new'}", override)
+    )
     assert said.startswith("error: ")
     assert [word for word in words if word not in said] == []
     assert not (tmp_path / "new").exists()
@@ -120,9 +189,15 @@ def test_mistake_leaves_a_finished_run_alone(mistake: str, finished: list[str]) 
     refused("simulate", changed(finished, WRONG[mistake][0]))
 
 
-def test_fewer_examples_than_a_batch_with_drop_last(finished: list[str], tmp_path: Path) -> None:
+def test_fewer_examples_than_a_batch_with_drop_last(
+    finished: list[str], tmp_path: Path
+) -> None:
     # 48 examples over 2 clients are 24 each.
-    wrong = ["train.drop_last=true", "train.batch_size=25", f"run_dir={tmp_path / 'new'}"]
+    wrong = [
+        "train.drop_last=true",
+        "train.batch_size=25",
+        f"run_dir={tmp_path / 'new'}",
+    ]
     said = refused("simulate", changed(finished, *wrong))
     assert "train.drop_last=true with train.batch_size=25" in said
     assert "only 24 examples" in said
@@ -133,8 +208,13 @@ def test_fewer_examples_than_a_batch_with_drop_last(finished: list[str], tmp_pat
 
 
 def test_folder_of_another_run_names_the_differences(finished: list[str]) -> None:
-    said = refused("simulate", changed(finished, "train.local_epochs=5", "num_clients=3"))
-    assert f"run_dir is '{run_dir(finished)}', which holds a run with other settings" in said
+    said = refused(
+        "simulate", changed(finished, "train.local_epochs=5", "num_clients=3")
+    )
+    assert (
+        f"run_dir is '{run_dir(finished)}', which holds a run with other settings"
+        in said
+    )
     assert "train.local_epochs: 1 -> 5; num_clients: 2 -> 3" in said
     assert "Choose another run_dir" in said
 
@@ -155,7 +235,10 @@ def test_run_dir_that_is_a_file(finished: list[str], tmp_path: Path) -> None:
     [
         (["simulat"], ["No such command 'simulat'", "simulate"]),
         (["simulate", "--rounds", "3"], ["No such option", "--rounds"]),
-        (["report", "/no/such/folder"], ["/no/such/folder is not a folder", "wardround report"]),
+        (
+            ["report", "/no/such/folder"],
+            ["/no/such/folder is not a folder", "wardround report"],
+        ),
         (["predict"], ["RUN_OR_MODEL_DIR"]),
         ([], ["Usage", "simulate", "sweep", "report", "predict"]),
     ],

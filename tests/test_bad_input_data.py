@@ -24,7 +24,10 @@ class Finished:
 def only_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One run for all tests: none of them may change it."""
     folder = tmp_path_factory.mktemp("finished")
-    train, test = write_texts(folder / "train.csv", 24, 0), write_texts(folder / "test.csv", 9, 1)
+    train, test = (
+        write_texts(folder / "train.csv", 24, 0),
+        write_texts(folder / "test.csv", 9, 1),
+    )
     overrides = tiny(tiny_model, train, test, folder / "run")
     said = wardround("simulate", *overrides)
     assert said.code == 0, said.err
@@ -41,18 +44,33 @@ def finished(only_run: Finished) -> Iterator[Finished]:
 
 
 HEADER = "text,label\n"
-ROWS = "".join(f"{text},{label}\n" for text, label in [("goal team", "sport"), ("bank loan", "money")] * 4)
+ROWS = "".join(
+    f"{text},{label}\n"
+    for text, label in [("goal team", "sport"), ("bank loan", "money")] * 4
+)
 
 WINDOWS = "Set data.encoding=windows-1252"
 
 # One row for each mistake: the file, what is in it, and what the message must say.
 SPOILED: dict[str, tuple[str, bytes | None, list[str]]] = {
-    "missing file": ("train.csv", None, ["train.csv does not exist", "Correct data.path"]),
-    "missing test file": ("test.csv", None, ["test.csv does not exist", "Correct data.test_path"]),
+    "missing file": (
+        "train.csv",
+        None,
+        ["train.csv does not exist", "Correct data.path"],
+    ),
+    "missing test file": (
+        "test.csv",
+        None,
+        ["test.csv does not exist", "Correct data.test_path"],
+    ),
     "missing column": (
         "train.csv",
         f"texts,label\n{ROWS}".encode(),
-        ["train.csv has no column 'text'; it has: texts, label", "Nearest: 'texts'", "data.text_columns"],
+        [
+            "train.csv has no column 'text'; it has: texts, label",
+            "Nearest: 'texts'",
+            "data.text_columns",
+        ],
     ),
     "missing label column": (
         "test.csv",
@@ -60,7 +78,11 @@ SPOILED: dict[str, tuple[str, bytes | None, list[str]]] = {
         ["test.csv has no column 'label'; it has: text, topic", "data.label_column"],
     ),
     "nothing": ("train.csv", b"", ["train.csv is empty (0 bytes)", "written whole"]),
-    "header alone": ("train.csv", HEADER.encode(), ["train.csv is empty: it holds no example"]),
+    "header alone": (
+        "train.csv",
+        HEADER.encode(),
+        ["train.csv is empty: it holds no example"],
+    ),
     "too many fields": (
         "train.csv",
         f"{HEADER}{ROWS}one, two,sport\n".encode(),
@@ -74,12 +96,19 @@ SPOILED: dict[str, tuple[str, bytes | None, list[str]]] = {
     "not UTF-8": (
         "train.csv",
         f"{HEADER}{ROWS}caf\xe9,money\n".encode("latin-1"),
-        ["train.csv is not UTF-8: byte 0xe9", "line 10; the file looks like Windows-1252", WINDOWS],
+        [
+            "train.csv is not UTF-8: byte 0xe9",
+            "line 10; the file looks like Windows-1252",
+            WINDOWS,
+        ],
     ),
     "as Excel writes it": (
         "train.csv",
         'text;label\n"caf\xe9, open";money\n'.encode("cp1252"),
-        ["the file looks like Windows-1252 with ';' between columns", f"{WINDOWS} 'data.delimiter=\";\"'"],
+        [
+            "the file looks like Windows-1252 with ';' between columns",
+            f"{WINDOWS} 'data.delimiter=\";\"'",
+        ],
     ),
     "empty text": (
         "train.csv",
@@ -93,24 +122,44 @@ SPOILED: dict[str, tuple[str, bytes | None, list[str]]] = {
     "empty test text": (
         "test.csv",
         f"{HEADER}{ROWS},sport\n".encode(),
-        ["test: 1 of 9 examples have an empty or missing text", "test.csv, line 10", "data.drop_empty=true"],
+        [
+            "test: 1 of 9 examples have an empty or missing text",
+            "test.csv, line 10",
+            "data.drop_empty=true",
+        ],
     ),
     "no label": (
         "train.csv",
         f"{HEADER}{ROWS}goal,\n".encode(),
-        ["train: 1 of 9 examples have no label in 'label'", "train.csv, line 10", "data.label_column"],
+        [
+            "train: 1 of 9 examples have no label in 'label'",
+            "train.csv, line 10",
+            "data.label_column",
+        ],
     ),
-    "one label": ("train.csv", f"{HEADER}a,sport\nb,sport\n".encode(), ["'sport' is the only label"]),
+    "one label": (
+        "train.csv",
+        f"{HEADER}a,sport\nb,sport\n".encode(),
+        ["'sport' is the only label"],
+    ),
     "label training never saw": (
         "test.csv",
         f"{HEADER}goal,sport\nbank,moneys\n".encode(),
-        ["training never saw", "'moneys'", "test.csv, line 3", "Nearest: 'money'", "data.label_names"],
+        [
+            "training never saw",
+            "'moneys'",
+            "test.csv, line 3",
+            "Nearest: 'money'",
+            "data.label_names",
+        ],
     ),
 }
 
 
 @pytest.mark.parametrize("mistake", SPOILED)
-def test_spoiled_file_is_refused_and_the_run_kept(mistake: str, finished: Finished) -> None:
+def test_spoiled_file_is_refused_and_the_run_kept(
+    mistake: str, finished: Finished
+) -> None:
     name, content, words = SPOILED[mistake]
     before = contents(finished.folder / "run")
     if content is None:
@@ -125,10 +174,14 @@ def test_spoiled_file_is_refused_and_the_run_kept(mistake: str, finished: Finish
     assert contents(finished.folder / "run") == before
 
 
-def test_empty_texts_are_left_out_and_counted_if_asked(tiny_model: Path, tmp_path: Path) -> None:
+def test_empty_texts_are_left_out_and_counted_if_asked(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     (tmp_path / "train.csv").write_text(f"{HEADER}{ROWS},sport\n  ,money\n")
     (tmp_path / "test.csv").write_text(f"{HEADER}{ROWS},sport\n")
-    overrides = tiny(tiny_model, tmp_path / "train.csv", tmp_path / "test.csv", tmp_path / "run")
+    overrides = tiny(
+        tiny_model, tmp_path / "train.csv", tmp_path / "test.csv", tmp_path / "run"
+    )
     said = wardround("simulate", *overrides, "data.drop_empty=true")
     assert said.code == 0, said.err
     assert "train: 2 examples with empty text left out" in said.err
@@ -154,10 +207,15 @@ def by_site(model: Path, folder: Path, num_clients: int, **sites: str) -> list[s
 
 
 def test_label_sets_that_differ_between_sites(tiny_model: Path, tmp_path: Path) -> None:
-    overrides = by_site(tiny_model, tmp_path, 2, north=ROWS, south="goal,sport\nteam,sport\n")
+    overrides = by_site(
+        tiny_model, tmp_path, 2, north=ROWS, south="goal,sport\nteam,sport\n"
+    )
     said = wardround("simulate", *overrides)
     assert said.code == 2
-    assert "Label sets differ between sites: site 'south' has no example of money" in said.err
+    assert (
+        "Label sets differ between sites: site 'south' has no example of money"
+        in said.err
+    )
     assert "set data.label_names=[money,sport]" in said.err
     assert not (tmp_path / "run").exists()
     # The step it names works.
@@ -166,11 +224,16 @@ def test_label_sets_that_differ_between_sites(tiny_model: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("num_clients", [1, 3])
-def test_sites_and_clients_that_do_not_match(tiny_model: Path, tmp_path: Path, num_clients: int) -> None:
+def test_sites_and_clients_that_do_not_match(
+    tiny_model: Path, tmp_path: Path, num_clients: int
+) -> None:
     overrides = by_site(tiny_model, tmp_path, num_clients, north=ROWS, south=ROWS)
     said = wardround("simulate", *overrides)
     assert said.code == 2
-    assert f"num_clients is {num_clients} but data.path holds 2 site files (north, south)" in said.err
+    assert (
+        f"num_clients is {num_clients} but data.path holds 2 site files (north, south)"
+        in said.err
+    )
     assert "Set num_clients=2" in said.err
     assert not (tmp_path / "run").exists()
     assert wardround("simulate", *changed(overrides, "num_clients=2")).code == 0

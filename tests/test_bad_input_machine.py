@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def overrides(tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path: Path) -> list[str]:
+def overrides(
+    tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path: Path
+) -> list[str]:
     """A run of two rounds, not started."""
     run = tiny(tiny_model, tiny_texts, tiny_test_texts, tmp_path / "run")
     return changed(run, "num_rounds=2")
@@ -40,7 +42,9 @@ def last_checkpoint(folder: Path) -> int:
     """Round of the newest checkpoint, which loads and is finite."""
     checkpoint = RunFolder(folder).load_checkpoint()
     assert checkpoint is not None
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in checkpoint.tensors.values())
+    assert all(
+        bool(torch.isfinite(tensor).all()) for tensor in checkpoint.tensors.values()
+    )
     newest = max(path.name for path in (folder / "checkpoint").glob("round-*"))
     return int(newest.removeprefix("round-"))
 
@@ -65,11 +69,16 @@ CHECKPOINT_DOES_NOT_FIT, NOTHING_FITS = 20_000, 10
 
 @pytest.fixture(scope="module")
 def uninterrupted(
-    tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path,
+    tiny_texts: Path,
+    tiny_test_texts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> list[str]:
     """Hashes of the rounds of a run of five that nothing disturbed."""
     folder = tmp_path_factory.mktemp("calm") / "run"
-    calm = changed(tiny(tiny_model, tiny_texts, tiny_test_texts, folder), "num_rounds=5")
+    calm = changed(
+        tiny(tiny_model, tiny_texts, tiny_test_texts, folder), "num_rounds=5"
+    )
     assert wardround("simulate", *calm).code == 0
     return hashes(folder)
 
@@ -90,7 +99,11 @@ def test_full_disk_keeps_the_last_whole_round(
     assert status["state"] == "failed"
     assert str(run / "checkpoint" / "round-000003") in status["reason"]
     assert last_checkpoint(run) == 2
-    assert [path.name for path in (run / "checkpoint").iterdir() if path.name.startswith(".")] == []
+    assert [
+        path.name
+        for path in (run / "checkpoint").iterdir()
+        if path.name.startswith(".")
+    ] == []
     # The same command, with room, goes on as if nothing had been.
     assert wardround("simulate", *longer).code == 0
     assert hashes(run) == uninterrupted
@@ -103,7 +116,10 @@ def test_history_line_that_did_not_fit_is_written_anew(
     run = tmp_path / "run"
     assert wardround("simulate", *overrides).code == 0
     folder, history = RunFolder(run), run / "history.jsonl"
-    with files_end_at(history.stat().st_size + 50), pytest.raises(OSError, match="File too large") as caught:
+    with (
+        files_end_at(history.stat().st_size + 50),
+        pytest.raises(OSError, match="File too large") as caught,
+    ):
         folder.append_history(folder.history()[-1].model_copy(update={"round": 3}))
     assert caught.value.filename == str(history)
     assert not history.read_text().endswith("\n")
@@ -123,7 +139,9 @@ def test_disk_that_is_full_before_the_first_round(
     assert hashes(tmp_path / "run") == uninterrupted
 
 
-def test_disk_with_no_room_at_all_changes_nothing(overrides: list[str], tmp_path: Path) -> None:
+def test_disk_with_no_room_at_all_changes_nothing(
+    overrides: list[str], tmp_path: Path
+) -> None:
     assert wardround("simulate", *overrides).code == 0
     before = contents(tmp_path / "run")
     with files_end_at(NOTHING_FITS):
@@ -134,7 +152,9 @@ def test_disk_with_no_room_at_all_changes_nothing(overrides: list[str], tmp_path
     assert contents(tmp_path / "run") == before
 
 
-def test_model_that_does_not_fit_leaves_the_old_one(overrides: list[str], tmp_path: Path) -> None:
+def test_model_that_does_not_fit_leaves_the_old_one(
+    overrides: list[str], tmp_path: Path
+) -> None:
     # All rounds are done: of the large files, only the model's weights are written again.
     assert wardround("simulate", *overrides).code == 0
     model = contents(tmp_path / "run" / "model")
@@ -157,7 +177,9 @@ def held(folder: Path) -> Iterator[None]:
         "with filelock.FileLock(sys.argv[1]):\n    print('held', flush=True); sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code, str(folder / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdin is not None
         assert holder.stdout.readline() == "held\n"
@@ -167,27 +189,37 @@ def held(folder: Path) -> Iterator[None]:
             holder.stdin.close()
 
 
-def test_folder_that_another_process_holds(overrides: list[str], tmp_path: Path) -> None:
+def test_folder_that_another_process_holds(
+    overrides: list[str], tmp_path: Path
+) -> None:
     assert wardround("simulate", *overrides).code == 0
     before = contents(tmp_path / "run")
     with held(tmp_path / "run"):
         said = wardround("simulate", *changed(overrides, "num_rounds=3"))
         assert contents(tmp_path / "run") == before
     assert said.code == 2
-    assert f"run_dir is '{tmp_path / 'run'}', in which another process is running" in said.err
+    assert (
+        f"run_dir is '{tmp_path / 'run'}', in which another process is running"
+        in said.err
+    )
     assert "choose another run_dir" in said.err
     assert wardround("simulate", *changed(overrides, "num_rounds=3")).code == 0
 
 
 @pytest.mark.slow
-def test_sweep_leaves_a_cell_alone_that_another_process_runs(overrides: list[str], tmp_path: Path) -> None:
+def test_sweep_leaves_a_cell_alone_that_another_process_runs(
+    overrides: list[str], tmp_path: Path
+) -> None:
     cell = tmp_path / "sweep" / "cells" / "tiny-files-k1-s0"
     budget = ["num_clients=1", "data.budget_rounds=2", "data.second_threshold_rounds=2"]
     half = changed(overrides, *budget, "num_rounds=1", f"run_dir={cell}")
     assert wardround("simulate", *half).code == 0
     before = contents(cell)
     with held(cell):
-        said = wardround("sweep", *for_sweep(changed(overrides, *budget, f"run_dir={tmp_path / 'sweep'}")))
+        said = wardround(
+            "sweep",
+            *for_sweep(changed(overrides, *budget, f"run_dir={tmp_path / 'sweep'}")),
+        )
         assert contents(cell) == before
     assert "tiny-files-k1-s0 left alone" in said.err
     assert "another process is running" in said.err
@@ -200,20 +232,41 @@ def test_sweep_leaves_a_cell_alone_that_another_process_runs(overrides: list[str
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
-        ("model=bert", ["model.name is 'google-bert/bert-base-cased'", "set model.name=<that folder>"]),
+        (
+            "model=bert",
+            [
+                "model.name is 'google-bert/bert-base-cased'",
+                "set model.name=<that folder>",
+            ],
+        ),
         (
             "data=imdb",
-            ["data.hub_name is stanfordnlp/imdb: the hub is out of reach", "data.path=<the folder"],
+            [
+                "data.hub_name is stanfordnlp/imdb: the hub is out of reach",
+                "data.path=<the folder",
+            ],
         ),
     ],
 )
-def test_hub_out_of_reach(choice: str, words: list[str], overrides: list[str], tmp_path: Path) -> None:
+def test_hub_out_of_reach(
+    choice: str, words: list[str], overrides: list[str], tmp_path: Path
+) -> None:
     group = choice.split("=")[0]
     kept = [text for text in overrides if text.split("=")[0].split(".")[0] != group]
     command = [sys.executable, "-m", "wardround.server.cli", "simulate", *kept, choice]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty_cache")}
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "empty_cache"),
+    }
     started = time.monotonic()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 2, done.stderr
     assert [word for word in words if word not in done.stderr] == []
     assert "Traceback" not in done.stderr
@@ -244,7 +297,9 @@ def test_loss_that_is_not_a_number(overrides: list[str], tmp_path: Path) -> None
     assert status["state"] == "failed"
     assert status["reason"].startswith("round 1: client 0: training diverged")
     assert last_checkpoint(run) == 0
-    lines = [finite_line(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    lines = [
+        finite_line(line) for line in (run / "history.jsonl").read_text().splitlines()
+    ]
     assert [line["round"] for line in lines] == [0]
     assert math.isfinite(lines[0]["test"]["loss"])
     assert not (run / "model").exists()

@@ -47,11 +47,15 @@ def test_what_was_not_measured_is_none_and_drawn_as_a_dash() -> None:
     samples = Samples()
     assert samples.median("ours", "seconds") is None
     assert samples.ratio("ours", "theirs", "seconds") is None
-    assert Table(["who", "seconds"], [["ours", None]]).text().splitlines()[2] == "| ours | –       |"
+    assert (
+        Table(["who", "seconds"], [["ours", None]]).text().splitlines()[2]
+        == "| ours | –       |"
+    )
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.1234, "0.123"), (12.345, "12.35"), (123.4, "123.4"), (4321.0, "4321")]
+    ("value", "shown"),
+    [(0.1234, "0.123"), (12.345, "12.35"), (123.4, "123.4"), (4321.0, "4321")],
 )
 def test_numbers_are_shown_with_three_to_four_digits(value: float, shown: str) -> None:
     assert shown in Table(["seconds"], [[value]]).text()
@@ -65,7 +69,9 @@ def test_json_holds_the_table_every_sample_and_the_machine(
     file = tmp_path / "out.json"
     options = parser("about").parse_args(["--json", str(file)])
     more = {"More": Table(["x"], [[1]])}
-    Report("training", Table(["who", "s"], [["ours", 2.0]]), samples, ["a note"], more).write(options)
+    Report(
+        "training", Table(["who", "s"], [["ours", 2.0]]), samples, ["a note"], more
+    ).write(options)
     content = json.loads(file.read_text())
     assert content["table"] == [{"who": "ours", "s": 2.0}]
     assert content["more"] == {"More": [{"x": 1}]}
@@ -93,8 +99,15 @@ def test_peak_memory_sees_what_was_held() -> None:
 def test_base_is_as_large_as_bert_base() -> None:
     size = SIZES["base"]
     embeddings = (size.vocabulary + 512 + 2) * size.width + 2 * size.width
-    layer = 4 * (size.width**2 + size.width) + 8 * size.width**2 + 5 * size.width + 4 * size.width
-    assert embeddings + size.layers * layer + size.width**2 + size.width == 109_482_240  # bert-base-uncased
+    layer = (
+        4 * (size.width**2 + size.width)
+        + 8 * size.width**2
+        + 5 * size.width
+        + 4 * size.width
+    )
+    assert (
+        embeddings + size.layers * layer + size.width**2 + size.width == 109_482_240
+    )  # bert-base-uncased
 
 
 def test_lengths_have_the_median_asked_for() -> None:
@@ -110,19 +123,33 @@ def test_flops_of_one_token() -> None:
 
 def test_times_of_a_simulation() -> None:
     # Called at 10, round 1 from 13 to 17, rounds 2 and 3 end at 19 and 21: 2 s each.
-    measured = outcome({"began": 13.0, "ends": [[1, 17.0], [2, 19.0], [3, 21.0]]}, 10.0, 5)  # type: ignore[dict-item]
-    assert (measured.start_seconds, measured.first_seconds, measured.round_seconds) == (3.0, 4.0, 2.0)
+    measured = outcome(
+        {"began": 13.0, "ends": [[1, 17.0], [2, 19.0], [3, 21.0]]}, 10.0, 5
+    )
+    assert (measured.start_seconds, measured.first_seconds, measured.round_seconds) == (
+        3.0,
+        4.0,
+        2.0,
+    )
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
     file = tmp_path / "curves.png"
-    draw(file, {"seconds": [Curve("ours", [(1, 2.0), (2, 0.0), (8, 3.0)])]}, "clients K")
+    draw(
+        file, {"seconds": [Curve("ours", [(1, 2.0), (2, 0.0), (8, 3.0)])]}, "clients K"
+    )
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
 def test_bars_are_drawn(tmp_path: Path) -> None:
     file = tmp_path / "bars.png"
-    draw_bars(file, {"seconds": {"ours": 2.0, "theirs": 0.0}, "memory (GiB)": {"ours": 1.0, "theirs": 3.0}})
+    draw_bars(
+        file,
+        {
+            "seconds": {"ours": 2.0, "theirs": 0.0},
+            "memory (GiB)": {"ours": 1.0, "theirs": 3.0},
+        },
+    )
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
@@ -135,7 +162,12 @@ def rows(file: Path) -> list[dict[str, object]]:
 @pytest.mark.slow
 def test_aggregation_runs(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
-    assert aggregation.main(["--quick", "--json", str(file), "--plot", str(tmp_path / "plot.png")]) == 0
+    assert (
+        aggregation.main(
+            ["--quick", "--json", str(file), "--plot", str(tmp_path / "plot.png")]
+        )
+        == 0
+    )
     assert [row["K"] for row in rows(file)] == [2, 2]
     assert all(float(str(row["seconds"])) > 0 for row in rows(file))
     costs = json.loads(file.read_text())["more"]["What a round costs beside training"]
@@ -146,8 +178,16 @@ def test_aggregation_runs(tmp_path: Path) -> None:
 def test_accuracy_runs(tmp_path: Path, overrides: list[str]) -> None:
     """On tiny texts and a tiny model in place of the real ones."""
     file, picture = tmp_path / "out.json", tmp_path / "plot.png"
-    words = [word for text in overrides if not text.startswith("run_dir") for word in ("--set", text)]
-    assert accuracy.main(["--quick", *words, "--json", str(file), "--plot", str(picture)]) == 0
+    words = [
+        word
+        for text in overrides
+        if not text.startswith("run_dir")
+        for word in ("--set", text)
+    ]
+    assert (
+        accuracy.main(["--quick", *words, "--json", str(file), "--plot", str(picture)])
+        == 0
+    )
     found = rows(file)
     assert [row["form"] for row in found] == list(accuracy.VARIANTS)
     assert found[0]["against exact"] == 0
@@ -159,8 +199,16 @@ def test_accuracy_runs(tmp_path: Path, overrides: list[str]) -> None:
 @pytest.mark.slow
 def test_adapters_run(tmp_path: Path, overrides: list[str]) -> None:
     file, picture = tmp_path / "out.json", tmp_path / "plot.png"
-    words = [word for text in overrides if not text.startswith("run_dir") for word in ("--set", text)]
-    assert adapters.main(["--quick", *words, "--json", str(file), "--plot", str(picture)]) == 0
+    words = [
+        word
+        for text in overrides
+        if not text.startswith("run_dir")
+        for word in ("--set", text)
+    ]
+    assert (
+        adapters.main(["--quick", *words, "--json", str(file), "--plot", str(picture)])
+        == 0
+    )
     full, lora, ffa = (float(str(row["up (MiB)"])) for row in rows(file))
     assert full > lora > ffa > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -173,7 +221,13 @@ def write_comments(path: Path) -> Path:
         writer.writerow(["label", "feedback", "organization"])
         for number in range(120):
             topic = list(TOPICS)[number % 3]
-            writer.writerow([topic, f"{TOPICS[topic][number % 5]} {number}", f"Trust {'AB'[number % 2]}"])
+            writer.writerow(
+                [
+                    topic,
+                    f"{TOPICS[topic][number % 5]} {number}",
+                    f"Trust {'AB'[number % 2]}",
+                ]
+            )
         writer.writerows([["sport", "GOAL  26", "Trust B"], ["money", " ", "Trust A"]])
     return path
 
@@ -181,9 +235,14 @@ def write_comments(path: Path) -> Path:
 def test_no_text_is_at_two_trusts(tmp_path: Path) -> None:
     texts = write_comments(tmp_path / "texts.csv")
     with texts.open("a", newline="") as file:
-        csv.writer(file).writerow(["sport", "MATCH  0", "Trust B"])  # "match 0" of Trust A
+        csv.writer(file).writerow(
+            ["sport", "MATCH  0", "Trust B"]
+        )  # "match 0" of Trust A
     assert hospitals.write_sites(texts, tmp_path / "sites") == ["trust_a", "trust_b"]
-    found = {name: (tmp_path / "sites" / f"{name}.csv").read_text() for name in ("trust_a", "trust_b")}
+    found = {
+        name: (tmp_path / "sites" / f"{name}.csv").read_text()
+        for name in ("trust_a", "trust_b")
+    }
     assert "match 0" in found["trust_a"]
     assert "MATCH" not in found["trust_b"]
     assert len(found["trust_a"].splitlines()) == 61
@@ -194,7 +253,9 @@ def test_a_gain_is_paired_text_by_text() -> None:
     alone = hospitals.Outcome(labels, np.array([0, 0, 1, 1]))
     together = hospitals.Outcome(labels, np.array([0, 0, 0, 1]))
     # One of four texts is gained: 25 points; the differences 0, 0, 100, 0 deviate by 50, over sqrt(4).
-    gain, width = hospitals.gains({"alone": [{"a": alone}], "FedAvg": [{"a": together}]}, "FedAvg", "a")
+    gain, width = hospitals.gains(
+        {"alone": [{"a": alone}], "FedAvg": [{"a": together}]}, "FedAvg", "a"
+    )
     assert gain == 25.0
     assert width == pytest.approx(1.96 * 50 / 2)
 
@@ -212,11 +273,23 @@ def test_hospitals_run(tmp_path: Path, tiny_model: Path) -> None:
         tmp_path / "out.json",
         tmp_path / "plot.png",
     )
-    words = ["--texts", str(texts), "--set", "model=hf", "--set", f"model.name={tiny_model}"]
-    assert hospitals.main(["--quick", *words, "--json", str(file), "--plot", str(picture)]) == 0
+    words = [
+        "--texts",
+        str(texts),
+        "--set",
+        "model=hf",
+        "--set",
+        f"model.name={tiny_model}",
+    ]
+    assert (
+        hospitals.main(["--quick", *words, "--json", str(file), "--plot", str(picture)])
+        == 0
+    )
     found = rows(file)
     assert [row["arm"] for row in found] == list(hospitals.ARMS)
-    by_method = json.loads(file.read_text())["more"]["personal models by method, accuracy"]
+    by_method = json.loads(file.read_text())["more"][
+        "personal models by method, accuracy"
+    ]
     assert sum(row["chosen"] for row in by_method) == 2  # trusts, at one seed
     assert all(0 <= float(str(row["trust_b accuracy"])) <= 100 for row in found)
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -225,9 +298,18 @@ def test_hospitals_run(tmp_path: Path, tiny_model: Path) -> None:
 @pytest.mark.slow
 def test_training_runs(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
-    words = ["--only", "micro_batches=by_length", "--only", training.TRAINER, "--json", str(file)]
+    words = [
+        "--only",
+        "micro_batches=by_length",
+        "--only",
+        training.TRAINER,
+        "--json",
+        str(file),
+    ]
     assert training.main(["--quick", *words, "--plot", str(tmp_path / "plot.png")]) == 0
-    ours = [row for row in rows(file) if str(row["what trains"]).startswith("Wardround")]
+    ours = [
+        row for row in rows(file) if str(row["what trains"]).startswith("Wardround")
+    ]
     assert ours
     assert all(float(str(row["texts/s"])) > 0 for row in ours)
 
@@ -252,14 +334,18 @@ def test_simulation_runs(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     few = ("plain loop, 2 processes", "inprocess, 2 workers x 1 thread")
     words = [*(word for name in few for word in ("--only", name)), "--json", str(file)]
-    assert simulation.main(["--quick", *words, "--plot", str(tmp_path / "plot.png")]) == 0
+    assert (
+        simulation.main(["--quick", *words, "--plot", str(tmp_path / "plot.png")]) == 0
+    )
     assert len(rows(file)) == 2
     assert all(float(str(row["s/round"])) > 0 for row in rows(file))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_without_steps_nobody_trains_in_workers_either(tmp_path: Path, workers: int) -> None:
+def test_without_steps_nobody_trains_in_workers_either(
+    tmp_path: Path, workers: int
+) -> None:
     options = simulation.read_options(["--quick"])
     contender = Contender("ours", "wardround", overrides=(f"engine.workers={workers}",))
     job = simulation.Bench(tmp_path / "micro", "micro", options).job(contender, 2)
@@ -289,7 +375,8 @@ def test_deployment_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "fixed"), [("simulation", lambda k: 0.5), ("deployment", lambda k: 0.5 * k)]
+    ("kind", "fixed"),
+    [("simulation", lambda k: 0.5), ("deployment", lambda k: 0.5 * k)],
 )
 def test_a_cost_model_finds_what_rounds_were_made_of_and_predicts_the_largest(
     tmp_path: Path, kind: str, fixed: Callable[[int], float]
@@ -298,18 +385,24 @@ def test_a_cost_model_finds_what_rounds_were_made_of_and_predicts_the_largest(
     rows: list[dict[str, object]] = []
     for model, k in (("base", 1), ("base", 2), ("minilm", 2), ("minilm", 8)):
         seconds = fixed(k) + 2.0 * k * scaling.NUM_WEIGHTS[model] * 4 / 2**30
-        rows.append({"model": model, who: scaling.OURS[kind], clients: k, "s/round": seconds})
+        rows.append(
+            {"model": model, who: scaling.OURS[kind], clients: k, "s/round": seconds}
+        )
     rows.append({"model": "base", who: "another", clients: 2, "s/round": 100.0})
     files = [tmp_path / "first.json", tmp_path / "second.json"]
     for file, part in zip(files, (rows[:2], rows[2:]), strict=True):
-        file.write_text(json.dumps({"benchmark": kind, "table": part}), encoding="utf-8")
+        file.write_text(
+            json.dumps({"benchmark": kind, "table": part}), encoding="utf-8"
+        )
     out = tmp_path / "out.json"
     assert scaling.main([f"--{kind}", *map(str, files), "--json", str(out)]) == 0
     content = json.loads(out.read_text())
     assert content["table"][0]["fixed (s)"] == pytest.approx(0.5)
     assert content["table"][0]["per client and GiB (s)"] == pytest.approx(2.0)
     points = next(iter(content["more"].values()))
-    assert [point["point"] for point in points if point[""] == "held out"] == ["minilm, K = 8"]
+    assert [point["point"] for point in points if point[""] == "held out"] == [
+        "minilm, K = 8"
+    ]
     assert [point["model / measured"] for point in points] == pytest.approx([1.0] * 4)
 
 

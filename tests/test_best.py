@@ -30,8 +30,15 @@ SPLIT = "evaluation.validation_fraction=0.5"
 
 def told(round: int, accuracy: float, loss: float = 1.0) -> RoundRecord:
     """A record of which the validation part alone counts."""
-    part = {"accuracy": accuracy, "loss": loss, "macro_f1": accuracy, "num_examples": 10}
-    return RoundRecord.read(json.dumps({"round": round, "test": part, "validation": part}))
+    part = {
+        "accuracy": accuracy,
+        "loss": loss,
+        "macro_f1": accuracy,
+        "num_examples": 10,
+    }
+    return RoundRecord.read(
+        json.dumps({"round": round, "test": part, "validation": part})
+    )
 
 
 def test_a_part_is_drawn_evenly_by_label() -> None:
@@ -42,7 +49,9 @@ def test_a_part_is_drawn_evenly_by_label() -> None:
 
 
 def test_no_part_leaves_the_test_set_as_it_was() -> None:
-    validation, test = split_held_out(np.array([0, 1, 0]), np.array([2, 0]), 0.0, seed=0)
+    validation, test = split_held_out(
+        np.array([0, 1, 0]), np.array([2, 0]), 0.0, seed=0
+    )
     assert (validation.tolist(), test.tolist()) == ([], [2, 0])
 
 
@@ -67,7 +76,9 @@ def test_patience_counts_rounds_since_the_best(tmp_path: Path) -> None:
         best = Best(folder, 2, writer)
         answers = []
         for record in (told(0, 0.2), told(1, 0.6), told(2, 0.5), told(3, 0.6)):
-            folder.save_checkpoint(Checkpoint(record, {"w": torch.tensor([float(record.round)])}))
+            folder.save_checkpoint(
+                Checkpoint(record, {"w": torch.tensor([float(record.round)])})
+            )
             answers.append(best.after_round(record))
             writer.wait()
     assert answers[:3] == [None, None, None]
@@ -78,10 +89,16 @@ def test_patience_counts_rounds_since_the_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["server", "sites"])
-def test_a_run_leaves_its_best_model(make_settings: Make, tmp_path: Path, where: str) -> None:
+def test_a_run_leaves_its_best_model(
+    make_settings: Make, tmp_path: Path, where: str
+) -> None:
     # At this rate the tiny model swings, so that the last round is not the best one.
     settings = make_settings(
-        SPLIT, f"evaluation.where={where}", "num_rounds=6", "train.learning_rate=3", "train.optimizer=sgd"
+        SPLIT,
+        f"evaluation.where={where}",
+        "num_rounds=6",
+        "train.learning_rate=3",
+        "train.optimizer=sgd",
     )
     simulate(settings)
     folder = RunFolder(Path(settings.run_dir))
@@ -92,7 +109,9 @@ def test_a_run_leaves_its_best_model(make_settings: Make, tmp_path: Path, where:
     kept = folder.load_best()
     assert kept is not None
     layout = open_model(settings, folder.label_names()).layout
-    assert model_sha256(layout, tensors_to_flat(layout, kept.tensors)) == best.model_sha256
+    assert (
+        model_sha256(layout, tensors_to_flat(layout, kept.tensors)) == best.model_sha256
+    )
     # What is handed on is that model, and the card says so.
     saved = load_file(folder.path / "model" / "model.safetensors")
     assert saved.keys() <= kept.tensors.keys()
@@ -115,12 +134,20 @@ def test_reported_texts_choose_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for where in ("server", "sites"):
-        settings = make_settings(SPLIT, f"evaluation.where={where}", f"run_dir={where}", "num_rounds=1")
+        settings = make_settings(
+            SPLIT, f"evaluation.where={where}", f"run_dir={where}", "num_rounds=1"
+        )
         simulate(settings)
         num_held_out = len(open_corpus(settings).test)
         for line in history(where):
-            assert line["test"]["num_examples"] + line["validation"]["num_examples"] == num_held_out
-            assert abs(line["test"]["num_examples"] - line["validation"]["num_examples"]) <= 3
+            assert (
+                line["test"]["num_examples"] + line["validation"]["num_examples"]
+                == num_held_out
+            )
+            assert (
+                abs(line["test"]["num_examples"] - line["validation"]["num_examples"])
+                <= 3
+            )
 
 
 def test_training_does_not_depend_on_it(
@@ -128,8 +155,14 @@ def test_training_does_not_depend_on_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, fraction in (("without", 0), ("with", 0.5)):
-        simulate(make_settings(f"evaluation.validation_fraction={fraction}", f"run_dir={name}"))
-    hashes = [[line["model_sha256"] for line in history(name)] for name in ("without", "with")]
+        simulate(
+            make_settings(
+                f"evaluation.validation_fraction={fraction}", f"run_dir={name}"
+            )
+        )
+    hashes = [
+        [line["model_sha256"] for line in history(name)] for name in ("without", "with")
+    ]
     assert hashes[0] == hashes[1]
     assert "validation" not in Path("without/history.jsonl").read_text()
 
@@ -139,7 +172,12 @@ def test_a_killed_run_goes_on_to_the_same_best(
     make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    swing = (SPLIT, f"evaluation.where={where}", "num_rounds=4", "train.learning_rate=3")
+    swing = (
+        SPLIT,
+        f"evaluation.where={where}",
+        "num_rounds=4",
+        "train.learning_rate=3",
+    )
     simulate(make_settings(*swing, "run_dir=whole"))
     original = Best.after_round
 
@@ -155,7 +193,9 @@ def test_a_killed_run_goes_on_to_the_same_best(
             simulate(settings)
         monkeypatch.setattr(Best, "after_round", original)
         simulate(settings)
-        kept, expected = (RunFolder(Path(name)).load_best() for name in (f"cut{at}", "whole"))
+        kept, expected = (
+            RunFolder(Path(name)).load_best() for name in (f"cut{at}", "whole")
+        )
         assert kept is not None
         assert expected is not None
         assert kept.record.model_sha256 == expected.record.model_sha256
@@ -163,5 +203,8 @@ def test_a_killed_run_goes_on_to_the_same_best(
 
 
 def test_patience_needs_texts_that_choose(make_settings: Make) -> None:
-    with pytest.raises(ValueError, match=r"evaluation\.patience is 3, but no texts choose the best model"):
+    with pytest.raises(
+        ValueError,
+        match=r"evaluation\.patience is 3, but no texts choose the best model",
+    ):
         make_settings("evaluation.patience=3")

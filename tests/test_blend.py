@@ -32,7 +32,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: write_model(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
 
 
-@pytest.mark.parametrize("own", [nn.ReLU(), nn.Tanh(), nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU()])
+@pytest.mark.parametrize(
+    "own", [nn.ReLU(), nn.Tanh(), nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU()]
+)
 @pytest.mark.parametrize("normalisation", ["none", "sum", "abs", "positive"])
 def test_a_blend_begins_as_what_it_replaces(own: nn.Module, normalisation: str) -> None:
     assert torch.equal(Blend(own, normalisation)(X), own(X))
@@ -47,7 +49,9 @@ def test_a_blend_keeps_the_dtype_that_autocast_chose() -> None:
 @pytest.mark.parametrize("kind", ["bert", "albert"])
 def test_an_even_beginning_is_for_new_heads(models: dict[str, Path], kind: str) -> None:
     even = {"abu_normalisation": "softmax"}
-    with pytest.raises(ValueError, match=r"undo what .* has learned .* model\.head=distilbert"):
+    with pytest.raises(
+        ValueError, match=r"undo what .* has learned .* model\.head=distilbert"
+    ):
         build_classifier(model_at(models[kind], **even), ("a", "b"), seed=0)
     build_classifier(model_at(models["distilbert"], **even), ("a", "b"), seed=0)
     build_classifier(model_at(models["bert"], "distilbert", **even), ("a", "b"), seed=0)
@@ -57,7 +61,9 @@ def test_softmax_begins_even() -> None:
     blend = Blend(nn.ReLU(), "softmax")
     x = torch.tensor([1.0])
     # relu, elu and identity of 1 are 1; tanh 0.7616, gelu 0.8413, swish 0.7311; a sixth of each
-    assert blend(x).item() == pytest.approx((1 + 1 + 1 + 0.761594 + 0.841345 + 0.731059) / 6, rel=1e-5)
+    assert blend(x).item() == pytest.approx(
+        (1 + 1 + 1 + 0.761594 + 0.841345 + 0.731059) / 6, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +92,11 @@ def test_every_weight_of_a_blend_is_learned() -> None:
         (blend(X) * torch.arange(5)).sum().backward()
         assert blend.alpha.grad is not None
         # Where weights are divided by their sum, more of the only one changes nothing.
-        learned = [name for name, found in zip(blend.functions, blend.alpha.grad, strict=True) if found != 0]
+        learned = [
+            name
+            for name, found in zip(blend.functions, blend.alpha.grad, strict=True)
+            if found != 0
+        ]
         assert set(blend.functions) - set(learned) <= {"relu"}, normalisation
     with torch.no_grad():
         blend.alpha[list(blend.functions).index("swish")] = 1.0
@@ -97,19 +107,30 @@ def test_every_weight_of_a_blend_is_learned() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("where", ["head", "all"])
-def test_round_0_is_the_model_as_it_was(models: dict[str, Path], kind: str, where: str) -> None:
+def test_round_0_is_the_model_as_it_was(
+    models: dict[str, Path], kind: str, where: str
+) -> None:
     if (kind, where) == ("llama", "head"):
-        with pytest.raises(ValueError, match=r"model\.activation is abu in head, but .* has no activation"):
+        with pytest.raises(
+            ValueError,
+            match=r"model\.activation is abu in head, but .* has no activation",
+        ):
             build_classifier(model_at(models[kind], abu_where="head"), ("a", "b"), 0)
         return
     plain = build_classifier(model_at(models[kind]), ("a", "b"), 0)
     blended = build_classifier(model_at(models[kind], abu_where=where), ("a", "b"), 0)
-    num_layers = {"bert": 2, "distilbert": 2, "albert": 1, "llama": 2}[kind]  # ALBERT's share theirs
+    num_layers = {"bert": 2, "distilbert": 2, "albert": 1, "llama": 2}[
+        kind
+    ]  # ALBERT's share theirs
     head = 0 if kind == "llama" else 1
-    assert len(blend_parameters(blended.model)) == 2 * (head + (num_layers if where == "all" else 0))
+    assert len(blend_parameters(blended.model)) == 2 * (
+        head + (num_layers if where == "all" else 0)
+    )
     assert blended.new_head == plain.new_head
     with torch.no_grad():
-        ours, theirs = (each.model.eval()(input_ids=IDS).logits for each in (blended, plain))
+        ours, theirs = (
+            each.model.eval()(input_ids=IDS).logits for each in (blended, plain)
+        )
     assert torch.equal(ours, theirs)
 
 
@@ -117,7 +138,10 @@ def test_blends_do_not_decay(models: dict[str, Path], make_settings: Make) -> No
     settings = make_settings("train.weight_decay=0.1").train
     plain, blended = (
         build_classifier(where, ("a", "b"), 0).model
-        for where in (model_at(models["bert"]), model_at(models["bert"], abu_where="all"))
+        for where in (
+            model_at(models["bert"]),
+            model_at(models["bert"], abu_where="all"),
+        )
     )
     assert len(_parameter_groups(plain, settings, 1, frozenset(), ())) == 2
     groups = _parameter_groups(blended, settings, 1, frozenset(), ())
@@ -127,7 +151,12 @@ def test_blends_do_not_decay(models: dict[str, Path], make_settings: Make) -> No
 
 def blended_run(make_settings: Make, folder: Path, *more: str) -> Settings:
     """A run of DistilBERT with blends everywhere."""
-    words = ("model=hf", f"model.name={folder}", "model.activation=abu", "model.abu_where=all")
+    words = (
+        "model=hf",
+        f"model.name={folder}",
+        "model.activation=abu",
+        "model.abu_where=all",
+    )
     return make_settings(*words, "train.learning_rate=0.1", *more)
 
 
@@ -145,7 +174,9 @@ def test_a_run_learns_blends_and_its_folder_needs_our_loader(
     for name, view in state.layout.views(state.flat).items():
         view.copy_(saved[name])
     alphas = [
-        slice(o, o + 6) for n, o in zip(state.layout.names, state.layout.offsets, strict=True) if "alpha" in n
+        slice(o, o + 6)
+        for n, o in zip(state.layout.names, state.layout.offsets, strict=True)
+        if "alpha" in n
     ]
     assert len(alphas) == 3
     assert all(not torch.equal(state.flat[part], start[part]) for part in alphas)
@@ -162,12 +193,17 @@ def test_a_run_learns_blends_and_its_folder_needs_our_loader(
     assert out.getvalue().startswith("text,label,health,money,sport")
     weights = run / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"cannot be loaded .*model\.safetensors' is damaged"):
+    with pytest.raises(
+        ValueError, match=r"cannot be loaded .*model\.safetensors' is damaged"
+    ):
         predict(run, ["a loan"], None, "text", "cpu", out)
 
 
 def test_a_killed_run_goes_on(
-    make_settings: Make, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_settings: Make,
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     simulate(blended_run(make_settings, models["bert"], "run_dir=whole"))
@@ -185,7 +221,9 @@ def test_a_killed_run_goes_on(
     monkeypatch.setattr(Checkpoints, "after_average", original)
     simulate(settings)
     assert measured(Path("cut")) == measured(Path("whole"))
-    plain = blended_run(make_settings, models["bert"], "model.activation=own", "run_dir=plain")
+    plain = blended_run(
+        make_settings, models["bert"], "model.activation=own", "run_dir=plain"
+    )
     simulate(plain)
     assert hashes(Path("plain"))[1] != hashes(Path("whole"))[1]
 
@@ -193,14 +231,23 @@ def test_a_killed_run_goes_on(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("model.abu_normalisation=softmax", "model.abu_where=all"), r"no softmax gives all weight"),
+        (
+            ("model.abu_normalisation=softmax", "model.abu_where=all"),
+            r"no softmax gives all weight",
+        ),
         (("adapters=lora",), r"model\.activation is abu with adapters\.name=lora"),
         (
-            ("personalisation=mixture", "evaluation.where=sites", "evaluation.validation_fraction=0.5"),
+            (
+                "personalisation=mixture",
+                "evaluation.where=sites",
+                "evaluation.validation_fraction=0.5",
+            ),
             r"personalisation\.name is 'mixture' with model\.activation=abu",
         ),
     ],
 )
-def test_what_cannot_be_is_refused(make_settings: Make, words: tuple[str, ...], text: str) -> None:
+def test_what_cannot_be_is_refused(
+    make_settings: Make, words: tuple[str, ...], text: str
+) -> None:
     with pytest.raises(ValueError, match=text):
         make_settings("model.activation=abu", *words)

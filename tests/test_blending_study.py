@@ -29,15 +29,36 @@ def write_study(folder: Path, gains: Mapping[str, list[float]]) -> Path:
     rows = []
     num_seeds = max(map(len, gains.values()))
     for arm, by_seed in {"own": [0.0] * num_seeds, **gains}.items():
-        for (seed, gain), num_clients in ((one, k) for one in enumerate(by_seed) for k in (1, 4)):
-            words = (f"arm={arm}", f"num_clients={num_clients}", f"seed={seed}", "data.budget_rounds=2")
+        for (seed, gain), num_clients in (
+            (one, k) for one in enumerate(by_seed) for k in (1, 4)
+        ):
+            words = (
+                f"arm={arm}",
+                f"num_clients={num_clients}",
+                f"seed={seed}",
+                "data.budget_rounds=2",
+            )
             settings = compose_settings("experiment=blending", *ARMS[arm], *words)
             # At K = 1 blends lose: that is no part of the verdict.
             shown = LOW + (gain if num_clients > 1 or arm == "own" else -0.2)
-            run = write_run(folder / "cells" / settings.cell, settings, [0.2, shown, shown])
+            run = write_run(
+                folder / "cells" / settings.cell, settings, [0.2, shown, shown]
+            )
             labels = {"label_names": ["a", "b", "c", "d", "e"], "test_counts": [64] * 5}
             (run / "labels.json").write_text(json.dumps(labels))
-            rows.append(["minilm", "bbc_news", num_clients, seed, "finished", shown, "", "", arm])
+            rows.append(
+                [
+                    "minilm",
+                    "bbc_news",
+                    num_clients,
+                    seed,
+                    "finished",
+                    shown,
+                    "",
+                    "",
+                    arm,
+                ]
+            )
     with (folder / "sweep.csv").open("w", newline="") as file:
         csv.writer(file).writerows([[*SWEEP_COLUMNS, "arm"], *rows])
     return folder
@@ -48,7 +69,10 @@ def write_study(folder: Path, gains: Mapping[str, list[float]]) -> Path:
     [
         ([0.10, 0.12, 0.11], "yes"),
         ([-0.10, -0.12, -0.11], "no, it harms"),
-        ([0.01, 0.02, 0.015], "no clear difference"),  # certain, and too little to count
+        (
+            [0.01, 0.02, 0.015],
+            "no clear difference",
+        ),  # certain, and too little to count
         ([0.30, -0.10, 0.10], "no clear difference"),  # much, and anything but certain
         ([0.30], "one seed, no verdict"),
     ],
@@ -64,12 +88,16 @@ def test_a_blend_is_judged_by_the_interval_over_seeds(
 
 def test_an_interval_is_students() -> None:
     # Mean 2, standard deviation 1 over sqrt(3), times the 97.5 % quantile of t with 2 degrees of freedom.
-    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx(
+        (2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5)
+    )
     assert interval([1.0]) is None
 
 
 def test_the_page_of_a_sweep_with_blends_is_about_them(tmp_path: Path) -> None:
-    write_study(tmp_path, {"abu": [0.10, 0.12, 0.11], "abu_softmax": [-0.10, -0.12, -0.11]})
+    write_study(
+        tmp_path, {"abu": [0.10, 0.12, 0.11], "abu_softmax": [-0.10, -0.12, -0.11]}
+    )
     write_report(tmp_path)
     told = json.loads((tmp_path / "report" / "study.json").read_text())
     assert [(entry["id"], entry["verdict"]) for entry in told] == [

@@ -14,7 +14,13 @@ import torch
 
 from tests.support.hostile_settings import with_changes
 from tests.support.tiny import Make
-from wardround.client.bounds import Allowed, RoundOfPlan, Yardstick, step_norms, tensors_too_far
+from wardround.client.bounds import (
+    Allowed,
+    RoundOfPlan,
+    Yardstick,
+    step_norms,
+    tensors_too_far,
+)
 from wardround.client.declines import Declines
 from wardround.client.global_model import check_global_model
 from wardround.client.held import Held, HeldModel
@@ -28,7 +34,12 @@ RATE = 0.5
 @pytest.fixture
 def plan(make_settings: Make) -> RoundOfPlan:
     """16 texts in two even batches of 8, one epoch, rate 1/2: the rates of a round add up to 1."""
-    words = ("train.local_epochs=1", "train.batch_size=8", "train.last_batch=even", "num_rounds=9")
+    words = (
+        "train.local_epochs=1",
+        "train.batch_size=8",
+        "train.last_batch=even",
+        "num_rounds=9",
+    )
     settings = make_settings(*words, f"train.learning_rate={RATE}")
     return RoundOfPlan(settings, Policy(), num_texts=16, most_texts=16)
 
@@ -52,7 +63,9 @@ def norms(plan: RoundOfPlan, rounds: range = range(1, 2)) -> list[float]:
     return found
 
 
-def test_a_tensor_may_move_ten_times_as_far_as_the_site_moves_it(plan: RoundOfPlan) -> None:
+def test_a_tensor_may_move_ten_times_as_far_as_the_site_moves_it(
+    plan: RoundOfPlan,
+) -> None:
     # 3 and 4: 5 in all. Of 16 numbers a has 4, so that its even share of 5 is 2.5; b has 12: 4.33.
     once = [30.0, 10 * 5 * (12 / 16) ** 0.5]
     assert norms(plan) == pytest.approx(once)
@@ -64,15 +77,21 @@ def test_a_tensor_may_move_ten_times_as_far_as_the_site_moves_it(plan: RoundOfPl
 def test_a_body_that_stands_still_has_nothing_from_the_head(plan: RoundOfPlan) -> None:
     """A plan can train the head alone, by a learning rate of its own."""
     with_head = replace(plan, head=frozenset({"a"}))
-    allowed = with_head.allowed(LAYOUT, Yardstick.of(np.array([3.0, 0.0]), 1.0, None), range(1, 2))
+    allowed = with_head.allowed(
+        LAYOUT, Yardstick.of(np.array([3.0, 0.0]), 1.0, None), range(1, 2)
+    )
     assert allowed.norms.tolist() == [30.0, 0.0]
 
 
-def test_more_texts_elsewhere_and_a_longer_server_step_widen_it(plan: RoundOfPlan) -> None:
+def test_more_texts_elsewhere_and_a_longer_server_step_widen_it(
+    plan: RoundOfPlan,
+) -> None:
     own = norms(plan)
     larger = replace(plan, most_texts=64)  # 8 steps beside our 2
     assert norms(larger) == pytest.approx([4 * most for most in own])
-    halved = with_settings(plan, strategy__server_momentum=0.5, strategy__server_learning_rate=0.5)
+    halved = with_settings(
+        plan, strategy__server_momentum=0.5, strategy__server_learning_rate=0.5
+    )
     assert norms(halved) == pytest.approx(own)
     # Together they are at most policy.max_size_ratio.
     strict = Policy(max_size_ratio=10)
@@ -80,19 +99,28 @@ def test_more_texts_elsewhere_and_a_longer_server_step_widen_it(plan: RoundOfPla
     huge = replace(plan, most_texts=2**40)
     for wide, times in ((huge, 100), (momentum, 4 * 10)):
         assert norms(wide) == pytest.approx([times * most for most in own])
-        assert norms(replace(wide, policy=strict)) == pytest.approx([10 * most for most in own])
+        assert norms(replace(wide, policy=strict)) == pytest.approx(
+            [10 * most for most in own]
+        )
 
 
 def test_an_adaptive_server_moves_each_number_by_its_rate(plan: RoundOfPlan) -> None:
-    adam = with_settings(plan, strategy__optimizer="adam", strategy__server_learning_rate=0.01)
+    adam = with_settings(
+        plan, strategy__optimizer="adam", strategy__server_learning_rate=0.01
+    )
     allowed = adam.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 3))
     assert allowed.norms.tolist() == [inf, inf]
     assert allowed.largest == pytest.approx(2 * 0.02345, rel=1e-3)
     # Not all of it in one number.
     before = flat(a=[0] * 4, b=[0] * 12)
-    alike, alone = flat(a=[0.04] * 4, b=[0.04] * 12), flat(a=[0] * 4, b=[0.06] + [0] * 11)
+    alike, alone = (
+        flat(a=[0.04] * 4, b=[0.04] * 12),
+        flat(a=[0] * 4, b=[0.06] + [0] * 11),
+    )
     assert list(tensors_too_far(LAYOUT, alike, before, allowed)) == []
-    assert [name for name, _ in tensors_too_far(LAYOUT, alone, before, allowed)] == ["b"]
+    assert [name for name, _ in tensors_too_far(LAYOUT, alone, before, allowed)] == [
+        "b"
+    ]
 
 
 def test_a_yardstick_grows_threefold_at_most_and_shrinks_at_once() -> None:
@@ -101,7 +129,10 @@ def test_a_yardstick_grows_threefold_at_most_and_shrinks_at_once() -> None:
     assert grown.per_tensor.tolist() == [3.0, 2.0]
     smaller = Yardstick.of(np.array([0.5, 100.0]), 1.0, grown)
     assert smaller.per_tensor.tolist() == [0.5, 3.0]
-    assert Yardstick.of(np.array([100.0, 1.0]), 1.0, smaller).per_tensor.tolist() == [1.5, 1.0]
+    assert Yardstick.of(np.array([100.0, 1.0]), 1.0, smaller).per_tensor.tolist() == [
+        1.5,
+        1.0,
+    ]
 
 
 def test_a_tensor_that_stands_still_keeps_its_yardstick() -> None:
@@ -123,7 +154,9 @@ def flat(**numbers: Sequence[float]) -> torch.Tensor:
 def test_the_tensors_that_moved_too_far_are_named() -> None:
     before, after = flat(a=[0] * 4, b=[0] * 12), flat(a=[3, 4, 0, 0], b=[1] + [0] * 11)
     assert step_norms(LAYOUT, after, before).tolist() == [5.0, 1.0]
-    assert list(tensors_too_far(LAYOUT, after, before, Allowed(np.array([2.5, 1.0]), inf))) == [("a", 2.0)]
+    assert list(
+        tensors_too_far(LAYOUT, after, before, Allowed(np.array([2.5, 1.0]), inf))
+    ) == [("a", 2.0)]
     broken = flat(a=[float("nan")] * 4, b=[0] * 12)
     wide = Allowed(np.array([1e9, 1e9]), inf)
     assert [name for name, _ in tensors_too_far(LAYOUT, broken, before, wide)] == ["a"]

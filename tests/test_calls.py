@@ -27,8 +27,19 @@ from tests.e2e.processes import wait_for
 from wardround.client.node.connection import _CALL_SECONDS, _IN_FLIGHT, _PIECE_SECONDS
 from wardround.common.credentials import new_key, pem_of, public_line
 from wardround.server.deployment import calls
-from wardround.server.deployment.calls import CALLS_PER_KEY, METHODS, MOST_PLACES, Caller, KnownNodes, Places
-from wardround.server.deployment.certificates import Pair, issue_server_certificate, make_authority
+from wardround.server.deployment.calls import (
+    CALLS_PER_KEY,
+    METHODS,
+    MOST_PLACES,
+    Caller,
+    KnownNodes,
+    Places,
+)
+from wardround.server.deployment.certificates import (
+    Pair,
+    issue_server_certificate,
+    make_authority,
+)
 
 SECONDS = 3.0
 """That a body may take here."""
@@ -69,20 +80,30 @@ class Door:
         """A connection of its own."""
         credentials = grpc.ssl_channel_credentials(self.authority)
         unshared = [("grpc.use_local_subchannel_pool", 1)]
-        return grpc.secure_channel(f"localhost:{self.port}", credentials, options=unshared)
+        return grpc.secure_channel(
+            f"localhost:{self.port}", credentials, options=unshared
+        )
 
-    def call(self, name: str, request: Any, key: Key, seconds: float = 10.0) -> tuple[str, str]:
+    def call(
+        self, name: str, request: Any, key: Key, seconds: float = 10.0
+    ) -> tuple[str, str]:
         """The status of a call, and why."""
         with self.channel() as channel:
             try:
-                getattr(FleetStub(channel), name)(request, timeout=seconds, metadata=key.headers())
+                getattr(FleetStub(channel), name)(
+                    request, timeout=seconds, metadata=key.headers()
+                )
             except grpc.RpcError as error:
                 return error.code().name, error.details()
         return "OK", ""
 
     def pull(self, key: Key) -> tuple[str, str]:
         """An honest call."""
-        return self.call("PullMessages", fleet.PullMessagesRequest(node=Node(node_id=key.node_id)), key)
+        return self.call(
+            "PullMessages",
+            fleet.PullMessagesRequest(node=Node(node_id=key.node_id)),
+            key,
+        )
 
     def num_taken(self) -> int:
         """Calls that are being served."""
@@ -111,12 +132,15 @@ class Answers:
 def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     """Up."""
     quick = {
-        name: replace(row, body_seconds=SECONDS, answer_seconds=SECONDS) for name, row in METHODS.items()
+        name: replace(row, body_seconds=SECONDS, answer_seconds=SECONDS)
+        for name, row in METHODS.items()
     }
     monkeypatch.setattr(calls, "METHODS", quick)
     monkeypatch.setattr(calls, "_LOOK_SECONDS", 0.1)
     monkeypatch.setattr(calls, "MOST_CONNECTIONS", CONNECTIONS)
-    authority, server_pair = (Pair(tmp_path / f"{name}.crt", tmp_path / f"{name}.key") for name in "as")
+    authority, server_pair = (
+        Pair(tmp_path / f"{name}.crt", tmp_path / f"{name}.key") for name in "as"
+    )
     make_authority(authority)
     issue_server_certificate(authority, server_pair, ["localhost"])
     keys = [Key(7), Key(8)]
@@ -124,7 +148,9 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
 
     class Registry:
         def caller(self, key: bytes) -> Caller | None:
-            found = {one.public: Caller(f"site {one.node_id}", one.node_id) for one in keys}
+            found = {
+                one.public: Caller(f"site {one.node_id}", one.node_id) for one in keys
+            }
             return found.get(key)
 
         def num_keys(self) -> int:
@@ -134,7 +160,11 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
             counted[name, reason] += 1
 
     known = KnownNodes(Registry())
-    certificates = (b"", server_pair.certificate.read_bytes(), server_pair.key.read_bytes())
+    certificates = (
+        b"",
+        server_pair.certificate.read_bytes(),
+        server_pair.key.read_bytes(),
+    )
     parts = (Answers(), add_FleetServicer_to_server)
     server = calls.bounded_server(parts, "127.0.0.1:0", certificates, [known])
     port = int(server.bound_address.rpartition(":")[2])
@@ -157,7 +187,9 @@ def open_calls(channel: Any, key: Key, number: int) -> list[Any]:
     return [method.future(nothing(), metadata=key.headers()) for _ in range(number)]
 
 
-def test_calls_without_a_body_hold_the_places_of_their_own_key_and_not_for_long(door: Door) -> None:
+def test_calls_without_a_body_hold_the_places_of_their_own_key_and_not_for_long(
+    door: Door,
+) -> None:
     mallory, honest = door.keys
     with door.channel() as channel:
         opened = open_calls(channel, mallory, 3 * CALLS_PER_KEY)
@@ -182,14 +214,18 @@ def test_a_key_whose_places_are_all_taken_is_in_nobodys_way(door: Door) -> None:
     mallory, honest = door.keys
     with door.channel() as channel:
         opened = open_calls(channel, mallory, 4 * CALLS_PER_KEY)
-        wait_for(lambda: door.num_taken() == CALLS_PER_KEY, SECONDS, "the calls to be taken")
+        wait_for(
+            lambda: door.num_taken() == CALLS_PER_KEY, SECONDS, "the calls to be taken"
+        )
         assert door.pull(mallory) == ("RESOURCE_EXHAUSTED", "too_many_calls")
         assert door.pull(honest) == ("OK", "")
         for one in opened:
             one.cancel()
         wait_for(lambda: door.num_taken() == 0, SECONDS, "the places to be free")
     assert door.pull(mallory) == ("OK", "")
-    assert door.counted["site 7", "malformed"] == 0  # who hangs up has not sent nonsense
+    assert (
+        door.counted["site 7", "malformed"] == 0
+    )  # who hangs up has not sent nonsense
 
 
 def test_an_answer_that_nobody_takes_holds_a_place_and_not_for_long(
@@ -200,7 +236,9 @@ def test_an_answer_that_nobody_takes_holds_a_place_and_not_for_long(
     mallory, honest = door.keys
     with SlowReader(door, mallory) as reader:
         for _ in range(CALLS_PER_KEY):
-            reader.ask("PullObject", wire.PullObjectRequest(node=Node(node_id=mallory.node_id)))
+            reader.ask(
+                "PullObject", wire.PullObjectRequest(node=Node(node_id=mallory.node_id))
+            )
         wait_for(lambda: door.num_taken() == CALLS_PER_KEY, 5, "the calls to be taken")
         assert door.pull(mallory) == ("RESOURCE_EXHAUSTED", "too_many_calls")
         assert door.pull(honest) == ("OK", "")
@@ -218,7 +256,9 @@ class SlowReader:
         assert connection is not None
         self._socket = connection
         self._key, self._stream = key, 1
-        self._socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, self._WINDOW))
+        self._socket.sendall(
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, self._WINDOW)
+        )
 
     def __enter__(self) -> SlowReader:
         return self
@@ -229,20 +269,34 @@ class SlowReader:
     def ask(self, name: str, request: Any) -> None:
         """One call, with its body, whose answer is not read."""
         headers = [
-            *((":method", "POST"), (":scheme", "https"), (":path", f"/flwr.proto.Fleet/{name}")),
-            *((":authority", "localhost"), ("te", "trailers"), ("content-type", "application/grpc")),
+            *(
+                (":method", "POST"),
+                (":scheme", "https"),
+                (":path", f"/flwr.proto.Fleet/{name}"),
+            ),
+            *(
+                (":authority", "localhost"),
+                ("te", "trailers"),
+                ("content-type", "application/grpc"),
+            ),
             *self._key.headers(),
         ]
         block = b"".join(_header(name, value) for name, value in headers)
         body = request.SerializeToString()
         message = b"\x00" + struct.pack(">I", len(body)) + body
-        self._socket.sendall(_frame(1, 4, self._stream, block) + _frame(0, 1, self._stream, message))
+        self._socket.sendall(
+            _frame(1, 4, self._stream, block) + _frame(0, 1, self._stream, message)
+        )
         self._stream += 2
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     """A frame of HTTP/2 (RFC 9113, section 4.1)."""
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+    return (
+        struct.pack(">I", len(payload))[1:]
+        + struct.pack(">BBI", kind, flags, stream)
+        + payload
+    )
 
 
 def _header(name: str, value: str | bytes) -> bytes:
@@ -301,7 +355,10 @@ def test_a_caller_speaks_for_itself_and_signs_the_present(door: Door) -> None:
     asks = fleet.PullMessagesRequest(node=Node(node_id=other.node_id))
     assert door.call("PullMessages", asks, one) == ("UNAUTHENTICATED", "other_node")
     activates = fleet.ActivateNodeRequest(public_key=other.public)
-    assert door.call("ActivateNode", activates, one) == ("UNAUTHENTICATED", "other_node")
+    assert door.call("ActivateNode", activates, one) == (
+        "UNAUTHENTICATED",
+        "other_node",
+    )
     leaves = fleet.DeactivateNodeRequest(node_id=other.node_id)
     assert door.call("DeactivateNode", leaves, one) == ("UNAUTHENTICATED", "other_node")
     nobodys = fleet.PullMessagesRequest()  # a site that looks whether it is registered
@@ -314,7 +371,9 @@ def test_a_caller_speaks_for_itself_and_signs_the_present(door: Door) -> None:
             ({"flwr-signature-bin": b"x"}, "unknown_key"),
         ):
             with pytest.raises(grpc.RpcError) as error:
-                channel.unary_unary(_METHOD)(b"", timeout=10, metadata=one.headers(**changed))
+                channel.unary_unary(_METHOD)(
+                    b"", timeout=10, metadata=one.headers(**changed)
+                )
             assert error.value.details() == why
     assert door.counted["site 7", "other_node"] == 3
     assert door.counted["", "unknown_key"] == 4
@@ -328,7 +387,9 @@ def test_so_many_connections_and_no_more(door: Door) -> None:
     for one in opened:
         if one is not None:
             one.close()
-    wait_for(lambda: door.pull(door.keys[0]) == ("OK", ""), 20, "a connection to be free")
+    wait_for(
+        lambda: door.pull(door.keys[0]) == ("OK", ""), 20, "a connection to be free"
+    )
 
 
 def greeted(door: Door) -> ssl.SSLSocket | None:
@@ -355,7 +416,9 @@ class Context:
     ("num_keys", "per_key"),
     [(0, 8), (1, 8), (100, 8), (128, 8), (129, 7), (200, 5), (1024, 1), (5000, 1)],
 )
-def test_places_are_a_keys_own_however_many_keys_there_are(num_keys: int, per_key: int) -> None:
+def test_places_are_a_keys_own_however_many_keys_there_are(
+    num_keys: int, per_key: int
+) -> None:
     places = Places(lambda: num_keys, lambda name: None)
     assert places.per_key() == per_key
     if num_keys <= MOST_PLACES:

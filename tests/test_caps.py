@@ -32,17 +32,23 @@ WEIGHTS = {0: 60.0, 1: 30.0, 2: 10.0}
         (1 / 3, {0: 10.0, 1: 10.0, 2: 10.0}),  # equal, where nothing else will do
     ],
 )
-def test_the_largest_weights_are_lowered_to_one_value(share: float, expected: dict[int, float]) -> None:
+def test_the_largest_weights_are_lowered_to_one_value(
+    share: float, expected: dict[int, float]
+) -> None:
     found = capped(WEIGHTS, share)
     assert found == pytest.approx(expected)
     assert max(found.values()) / sum(found.values()) <= share + 1e-9
 
 
-def test_more_examples_than_a_site_is_registered_for_weigh_no_more(make_settings: Make) -> None:
+def test_more_examples_than_a_site_is_registered_for_weigh_no_more(
+    make_settings: Make,
+) -> None:
     members = [Member(0, "a", 10, 500, most_examples=100), Member(1, "b", 11, 300)]
     strategy = make_settings("strategy.on_excess=clip").strategy
     assert weights_of(members, strategy) == {0: 100, 1: 300}
-    assert weights_of(members, make_settings("strategy.weighting=uniform").strategy) == {0: 1, 1: 1}
+    assert weights_of(
+        members, make_settings("strategy.weighting=uniform").strategy
+    ) == {0: 1, 1: 1}
 
 
 def test_an_update_beyond_its_norm_is_refused_or_shrunk(make_settings: Make) -> None:
@@ -50,10 +56,19 @@ def test_an_update_beyond_its_norm_is_refused_or_shrunk(make_settings: Make) -> 
     refusing = NormBound(make_settings("strategy.max_update_norm=4").strategy)
     with pytest.raises(Refused, match="a norm of 5, and 4 is the most"):
         refusing.apply(trained, received)
-    clipping = NormBound(make_settings("strategy.max_update_norm=2.5", "strategy.on_excess=clip").strategy)
+    clipping = NormBound(
+        make_settings(
+            "strategy.max_update_norm=2.5", "strategy.on_excess=clip"
+        ).strategy
+    )
     shrunk, norm = clipping.apply(trained, received)
     assert (shrunk.tolist(), norm) == ([1.5, 2.0], 5.0)
-    assert NormBound(make_settings("strategy.max_update_norm=5").strategy).apply(trained, received)[1] is None
+    assert (
+        NormBound(make_settings("strategy.max_update_norm=5").strategy).apply(
+            trained, received
+        )[1]
+        is None
+    )
 
 
 def test_the_bound_follows_the_median_of_earlier_rounds(make_settings: Make) -> None:
@@ -62,7 +77,10 @@ def test_the_bound_follows_the_median_of_earlier_rounds(make_settings: Make) -> 
     assert bound.largest == 100  # round 1 has no earlier ones
     bound.close_round([1.0, 3.0, 50.0])
     assert bound.largest == 6.0
-    assert NormBound(make_settings(*words).strategy, earlier=[1.0, 3.0, 50.0]).largest == 6.0  # resumed
+    assert (
+        NormBound(make_settings(*words).strategy, earlier=[1.0, 3.0, 50.0]).largest
+        == 6.0
+    )  # resumed
 
 
 def test_bounds_that_cannot_be_are_refused(make_settings: Make) -> None:
@@ -81,9 +99,13 @@ def test_a_site_that_claims_more_than_it_is_registered_for(make_settings: Make) 
     labels = "data.label_names=[health,money,sport]"
     facts = ("engine=deployment", "evaluation.where=sites", "num_clients=1", labels)
     refusing = Cohort(GridClients(grid), make_settings(*facts), {"a": 100})
-    with pytest.raises(Refused, match="says it has 101 examples, but is registered with 100 at most"):
+    with pytest.raises(
+        Refused, match="says it has 101 examples, but is registered with 100 at most"
+    ):
         refusing._add(1, "a", Card(-1, 101, 5))
-    clipping = Cohort(GridClients(grid), make_settings(*facts, "strategy.on_excess=clip"), {"a": 100})
+    clipping = Cohort(
+        GridClients(grid), make_settings(*facts, "strategy.on_excess=clip"), {"a": 100}
+    )
     clipping._add(1, "a", Card(-1, 101, 5))
     assert clipping._members[1].weight == 100
 
@@ -97,7 +119,9 @@ def test_more_held_out_texts_than_a_site_is_registered_for_are_refused(
     labels = "data.label_names=[health,money,sport]"
     settings = make_settings(*facts, labels, f"strategy.on_excess={on_excess}")
     cohort = Cohort(GridClients(LocalGrid(app, 1)), settings, {"a": 100})
-    with pytest.raises(Refused, match=r"holds out 1099511627776 examples.* 100 at most"):
+    with pytest.raises(
+        Refused, match=r"holds out 1099511627776 examples.* 100 at most"
+    ):
         cohort._add(1, "a", Card(-1, 50, 2**40))
     cohort._add(1, "a", Card(-1, 50, 100))
     (member,) = cohort._members.values()
@@ -110,20 +134,34 @@ def test_more_held_out_texts_than_a_site_is_registered_for_are_refused(
         check_counts(in_two, 3, 2, member)
 
 
-def test_without_a_bound_held_out_texts_are_what_a_site_says(make_settings: Make) -> None:
+def test_without_a_bound_held_out_texts_are_what_a_site_says(
+    make_settings: Make,
+) -> None:
     facts = ("engine=deployment", "evaluation.where=sites", "num_clients=1")
     labels = "data.label_names=[health,money,sport]"
-    cohort = Cohort(GridClients(LocalGrid(app, 1)), make_settings(*facts, labels), {"a": None})
+    cohort = Cohort(
+        GridClients(LocalGrid(app, 1)), make_settings(*facts, labels), {"a": None}
+    )
     cohort._add(1, "a", Card(-1, 50, 10**6))
     assert cohort._members[1].num_held_out == 10**6
 
 
 def test_history_tells_shares_and_clipped_norms(make_settings: Make) -> None:
     settings = make_settings(
-        "strategy.max_share=0.34", "strategy.max_update_norm=1e-3", "strategy.on_excess=clip", "num_rounds=1"
+        "strategy.max_share=0.34",
+        "strategy.max_update_norm=1e-3",
+        "strategy.on_excess=clip",
+        "num_rounds=1",
     )
     simulate(settings)
     line = history(Path(settings.run_dir))[1]
-    assert [round(client["share"], 2) for client in line["clients"]] == [0.33, 0.33, 0.33]
+    assert [round(client["share"], 2) for client in line["clients"]] == [
+        0.33,
+        0.33,
+        0.33,
+    ]
     assert all(client["norm_received"] > 1e-3 for client in line["clients"])
-    assert all(client["update_norm"] == pytest.approx(1e-3, rel=1e-3) for client in line["clients"])
+    assert all(
+        client["update_norm"] == pytest.approx(1e-3, rel=1e-3)
+        for client in line["clients"]
+    )

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from wardround.server.deployment.certificates import Pair, issue_server_certificate, make_authority
+from wardround.server.deployment.certificates import (
+    Pair,
+    issue_server_certificate,
+    make_authority,
+)
 
 NAMES = ("fl.example.org", "localhost", "127.0.0.1", "::1")
 
@@ -20,7 +24,9 @@ def pair(folder: Path, name: str) -> Pair:
     return Pair(folder / f"{name}.crt", folder / f"{name}.key")
 
 
-def make(folder: Path, *, days: int = 30, now: datetime | None = None) -> tuple[Pair, Pair]:
+def make(
+    folder: Path, *, days: int = 30, now: datetime | None = None
+) -> tuple[Pair, Pair]:
     """An authority and a server certificate for NAMES."""
     authority, server = pair(folder, "ca"), pair(folder, "server")
     make_authority(authority, now=now)
@@ -72,22 +78,33 @@ def test_dns_names_and_addresses_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["fl.example.org", "localhost", "127.0.0.1"])
-def test_who_trusts_the_authority_verifies_the_server(tmp_path: Path, name: str) -> None:
+def test_who_trusts_the_authority_verifies_the_server(
+    tmp_path: Path, name: str
+) -> None:
     authority, server = make(tmp_path)
     assert handshake(server, authority.certificate, name) == "TLSv1.3"
 
 
-def test_other_names_other_authorities_and_old_certificates_do_not_verify(tmp_path: Path) -> None:
+def test_other_names_other_authorities_and_old_certificates_do_not_verify(
+    tmp_path: Path,
+) -> None:
     authority, server = make(tmp_path)
-    assert "Hostname mismatch" in handshake(server, authority.certificate, "other.example.org")
-    assert "IP address mismatch" in handshake(server, authority.certificate, "127.0.0.2")
+    assert "Hostname mismatch" in handshake(
+        server, authority.certificate, "other.example.org"
+    )
+    assert "IP address mismatch" in handshake(
+        server, authority.certificate, "127.0.0.2"
+    )
     stranger = pair(tmp_path, "stranger")
     make_authority(stranger)
     assert "issuer certificate" in handshake(server, stranger.certificate, "localhost")
     expired = pair(tmp_path, "expired")
     long_ago = datetime.now(UTC) - timedelta(days=9)
     issue_server_certificate(authority, expired, NAMES, days=8, now=long_ago)
-    assert handshake(expired, authority.certificate, "localhost") == "certificate has expired"
+    assert (
+        handshake(expired, authority.certificate, "localhost")
+        == "certificate has expired"
+    )
 
 
 def test_a_server_certificate_signs_no_others(tmp_path: Path) -> None:
@@ -119,7 +136,8 @@ def test_nothing_is_overwritten_but_by_renewal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["https://fl.example.org", "fl.example.org:9092", "a b", "", "1.2.3", "-a.org"]
+    "name",
+    ["https://fl.example.org", "fl.example.org:9092", "a b", "", "1.2.3", "-a.org"],
 )
 def test_what_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
     authority = pair(tmp_path, "ca")

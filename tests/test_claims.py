@@ -14,7 +14,14 @@ import pytest
 from tests.support.report_folders import compose_settings
 from wardround.common.settings import Settings
 from wardround.server.report import claims
-from wardround.server.report.claims import PAPER_CLIENTS, PAPER_DATA, Claim, Key, describe_missing, judge
+from wardround.server.report.claims import (
+    PAPER_CLIENTS,
+    PAPER_DATA,
+    Claim,
+    Key,
+    describe_missing,
+    judge,
+)
 from wardround.server.report.load import Run, Sweep
 
 NUM_LABELS = {"imdb": 2, "yelp_full": 5, "ag_news": 4}
@@ -38,31 +45,64 @@ def as_the_paper_says() -> dict[Key, float]:
     for data in PAPER_DATA:
         for step, num_clients in enumerate(PAPER_CLIENTS):
             for model in ("bert", "albert"):
-                shares[model, data, num_clients] = 1 - step * (0.03 if data == "imdb" else 0.01)
+                shares[model, data, num_clients] = 1 - step * (
+                    0.03 if data == "imdb" else 0.01
+                )
             shares["distilbert", data, num_clients] = COLLAPSE[data][step]
-    return {key: 1 / NUM_LABELS[key[1]] + share * above_chance(key[1]) for key, share in shares.items()}
+    return {
+        key: 1 / NUM_LABELS[key[1]] + share * above_chance(key[1])
+        for key, share in shares.items()
+    }
 
 
 def above_chance(data: str) -> float:
     return TOP[data] - 1 / NUM_LABELS[data]
 
 
-def a_cell(key: Key, accuracy: float, baseline: float, settings: Settings) -> dict[str, Any]:
+def a_cell(
+    key: Key, accuracy: float, baseline: float, settings: Settings
+) -> dict[str, Any]:
     """A finished cell: to its budget if it reached its target, to the second threshold if not."""
     model, data, num_clients = key
     reached = accuracy >= 0.9 * baseline
-    last = settings.data.budget_rounds if reached else settings.data.second_threshold_rounds
+    last = (
+        settings.data.budget_rounds
+        if reached
+        else settings.data.second_threshold_rounds
+    )
     # DistilBERT waits at chance for 40 rounds before it moves, the others for 2.
     wait = 40 if model == "distilbert" and num_clients > 4 else 2
-    curve = [1 / NUM_LABELS[data] if number <= wait else accuracy for number in range(last + 1)]
+    curve = [
+        1 / NUM_LABELS[data] if number <= wait else accuracy
+        for number in range(last + 1)
+    ]
     rounds: Any = tuple(SimpleNamespace(accuracy=value) for value in curve)
-    run = Run(settings, "finished", None, rounds, label_names=tuple("abcde"[: NUM_LABELS[data]]))
-    told = {"status": "finished", "accuracy": accuracy, "outcome": "reached" if reached else "not reached"}
-    return {"model": model, "data": data, "num_clients": num_clients, "seed": 0, "run": run, **told}
+    run = Run(
+        settings,
+        "finished",
+        None,
+        rounds,
+        label_names=tuple("abcde"[: NUM_LABELS[data]]),
+    )
+    told = {
+        "status": "finished",
+        "accuracy": accuracy,
+        "outcome": "reached" if reached else "not reached",
+    }
+    return {
+        "model": model,
+        "data": data,
+        "num_clients": num_clients,
+        "seed": 0,
+        "run": run,
+        **told,
+    }
 
 
 def a_sweep(
-    changes: Mapping[Key, float] | None = None, without: Iterable[Key] = (), train: Any = None
+    changes: Mapping[Key, float] | None = None,
+    without: Iterable[Key] = (),
+    train: Any = None,
 ) -> Sweep:
     """All 54 cells as the paper tells it, with some accuracies changed and some cells left out."""
     accuracies = as_the_paper_says() | dict(changes or {})
@@ -70,7 +110,9 @@ def a_sweep(
     for key in accuracies.keys() - set(without):
         settings = settings_for(key[1])
         settings = replace(settings, train=replace(settings.train, **(train or {})))
-        cells.append(a_cell(key, accuracies[key], accuracies[key[0], key[1], 1], settings))
+        cells.append(
+            a_cell(key, accuracies[key], accuracies[key[0], key[1], 1], settings)
+        )
     return Sweep("paper", pd.DataFrame(cells))
 
 
@@ -99,15 +141,37 @@ def test_the_paper_supports_itself() -> None:
     ("number", "changes", "culprit"),
     [
         (1, {("bert", "ag_news", 32): 0.6}, "BERT on AG News"),
-        (2, {("distilbert", "yelp_full", 32): 0.5}, "near chance with K = 32, DistilBERT on Yelp-Full"),
-        (2, {("distilbert", "imdb", 4): 0.88}, "struggles with K = 4, DistilBERT on IMDB"),
-        (3, {("distilbert", "imdb", 4): 0.88}, "target missed with K = 4, DistilBERT on IMDB"),
-        (3, {("albert", "imdb", k): 0.6 for k in (2, 4, 8, 16)}, "ALBERT mostly reaches the target"),
-        (4, {("distilbert", "imdb", k): 0.7 for k in (8, 16, 32)}, "stays at chance, DistilBERT on IMDB"),
+        (
+            2,
+            {("distilbert", "yelp_full", 32): 0.5},
+            "near chance with K = 32, DistilBERT on Yelp-Full",
+        ),
+        (
+            2,
+            {("distilbert", "imdb", 4): 0.88},
+            "struggles with K = 4, DistilBERT on IMDB",
+        ),
+        (
+            3,
+            {("distilbert", "imdb", 4): 0.88},
+            "target missed with K = 4, DistilBERT on IMDB",
+        ),
+        (
+            3,
+            {("albert", "imdb", k): 0.6 for k in (2, 4, 8, 16)},
+            "ALBERT mostly reaches the target",
+        ),
+        (
+            4,
+            {("distilbert", "imdb", k): 0.7 for k in (8, 16, 32)},
+            "stays at chance, DistilBERT on IMDB",
+        ),
         (5, {("albert", "ag_news", k): 0.7 for k in (2, 4, 8, 16, 32)}, "ALBERT"),
     ],
 )
-def test_one_part_that_fails_contradicts(number: int, changes: dict[Key, float], culprit: str) -> None:
+def test_one_part_that_fails_contradicts(
+    number: int, changes: dict[Key, float], culprit: str
+) -> None:
     found = claim(number, a_sweep(changes))
     assert found.verdict == "contradicted"
     assert found.explanation.startswith(f"Does not hold: {culprit} (")
@@ -122,7 +186,9 @@ def test_one_part_that_fails_contradicts(number: int, changes: dict[Key, float],
         (5, ("distilbert", "yelp_full", 2), "DistilBERT on Yelp-Full with K = 2"),
     ],
 )
-def test_one_missing_cell_leaves_a_claim_untested(number: int, missing: Key, named: str) -> None:
+def test_one_missing_cell_leaves_a_claim_untested(
+    number: int, missing: Key, named: str
+) -> None:
     found = claim(number, a_sweep(without=[missing]))
     assert found.verdict == "not_tested"
     assert named in found.explanation
@@ -131,19 +197,30 @@ def test_one_missing_cell_leaves_a_claim_untested(number: int, missing: Key, nam
 def test_a_plateau_seen_once_is_enough_but_its_absence_needs_all_curves() -> None:
     gone = [("distilbert", "ag_news", k) for k in (8, 16)]
     assert claim(4, a_sweep(without=gone)).verdict == "supported"
-    assert claim(4, a_sweep(without=[*gone, ("distilbert", "ag_news", 32)])).verdict == "not_tested"
+    assert (
+        claim(4, a_sweep(without=[*gone, ("distilbert", "ag_news", 32)])).verdict
+        == "not_tested"
+    )
     moved = {("distilbert", "imdb", k): 0.7 for k in (8, 16, 32)}
-    assert claim(4, a_sweep(moved, without=[("distilbert", "imdb", 8)])).verdict == "not_tested"
+    assert (
+        claim(4, a_sweep(moved, without=[("distilbert", "imdb", 8)])).verdict
+        == "not_tested"
+    )
 
 
 def test_a_sharp_drop_contradicts_before_all_cells_are_there() -> None:
     changes = {("bert", "imdb", 2): 0.6}  # keeps 0.25 of what K = 1 learned
-    assert claim(1, a_sweep(changes, without=[("bert", "imdb", 32)])).verdict == "contradicted"
+    assert (
+        claim(1, a_sweep(changes, without=[("bert", "imdb", 32)])).verdict
+        == "contradicted"
+    )
 
 
 def test_the_demo_tests_nothing_and_says_what_is_missing() -> None:
     cell = a_cell(("bert", "imdb", 1), 0.9, 0.9, settings_for("imdb"))
-    for found in judge(Sweep("demo", pd.DataFrame([cell | {"model": "minilm", "data": "bbc_news"}]))):
+    for found in judge(
+        Sweep("demo", pd.DataFrame([cell | {"model": "minilm", "data": "bbc_news"}]))
+    ):
         assert found.verdict == "not_tested"
         assert found.explanation.startswith("Finished runs that are missing: ")
         assert "none of them is here" in found.explanation
@@ -161,7 +238,12 @@ def test_other_settings_than_the_papers_give_numbers_but_no_verdict() -> None:
 
 
 def test_switches_of_the_authors_code_count_as_the_paper() -> None:
-    switches = {"shuffle": False, "drop_last": True, "attention_mask": False, "head_init": "per_site"}
+    switches = {
+        "shuffle": False,
+        "drop_last": True,
+        "attention_mask": False,
+        "head_init": "per_site",
+    }
     assert set(verdicts(a_sweep(train=switches))) == {"supported"}
 
 
@@ -175,9 +257,18 @@ def test_a_baseline_that_learned_nothing_cannot_decline() -> None:
 
 def test_a_seed_that_is_not_done_leaves_its_cell_out() -> None:
     cells = a_sweep().cells
-    half = cells[(cells["model"] == "bert") & (cells["data"] == "imdb") & (cells["num_clients"] == 1)]
+    half = cells[
+        (cells["model"] == "bert")
+        & (cells["data"] == "imdb")
+        & (cells["num_clients"] == 1)
+    ]
     half = half.assign(seed=1, status="running", outcome="not yet", accuracy=None)
-    found = judge(Sweep("seeds", pd.concat([cells, half.astype({"accuracy": float})], ignore_index=True)))
+    found = judge(
+        Sweep(
+            "seeds",
+            pd.concat([cells, half.astype({"accuracy": float})], ignore_index=True),
+        )
+    )
     assert [item.verdict for item in found[:2]] == ["not_tested", "supported"]
     assert found[0].numbers["num_seeds"] == 2
 
@@ -191,7 +282,9 @@ def test_retained_is_measured_above_chance() -> None:
 def test_largest_drop_is_per_doubling() -> None:
     # 4 -> 16 are two doublings that lose 0.6 together: 0.3 each
     assert claims.largest_drop({1: 1.0, 4: 0.9, 16: 0.3}) == pytest.approx((16, 0.3))
-    assert claims.largest_drop({1: 1.0, 2: 0.5, 4: 0.4}, ends_from=4) == pytest.approx((4, 0.1))
+    assert claims.largest_drop({1: 1.0, 2: 0.5, 4: 0.4}, ends_from=4) == pytest.approx(
+        (4, 0.1)
+    )
     assert claims.largest_drop({1: 1.0}) == (0, 0.0)
 
 
@@ -204,7 +297,9 @@ def test_largest_drop_is_per_doubling() -> None:
         ({1: 1.0, 2: 1.1}, True, "fails"),
     ],
 )
-def test_gradual_decline(shares: dict[int, float], is_whole: bool, finding: str) -> None:
+def test_gradual_decline(
+    shares: dict[int, float], is_whole: bool, finding: str
+) -> None:
     assert claims.declines_gradually(shares, is_whole)[0] == finding
 
 
@@ -218,7 +313,9 @@ def test_gradual_decline(shares: dict[int, float], is_whole: bool, finding: str)
     ],
 )
 def test_mostly_needs_three_of_four(reached: int, missed: int, finding: str) -> None:
-    index = pd.MultiIndex.from_product([["bert"], PAPER_DATA, PAPER_CLIENTS[1:]], names=list(claims.AXES))
+    index = pd.MultiIndex.from_product(
+        [["bert"], PAPER_DATA, PAPER_CLIENTS[1:]], names=list(claims.AXES)
+    )
     outcomes = [1.0] * reached + [0.0] * missed + [None] * (15 - reached - missed)
     cells = pd.DataFrame({"reached": outcomes, "learned": True}, index)
     assert claims.mostly_reached(cells)[0] == finding
@@ -232,7 +329,9 @@ def test_rounds_at_chance() -> None:
 
 
 def test_plateaus_against_the_budget() -> None:
-    waits = [0.5] * 3 + [0.8]  # rounds 1 and 2 at chance, budget 10: 0.2 * 10 = 2 is long
+    waits = [0.5] * 3 + [
+        0.8
+    ]  # rounds 1 and 2 at chance, budget 10: 0.2 * 10 = 2 is long
     assert claims.waits_then_moves(waits, 0.5, budget=10)
     assert not claims.waits_then_moves(waits, 0.5, budget=11)
     assert not claims.waits_then_moves([0.5] * 4, 0.5, budget=3)  # never moves
@@ -242,11 +341,17 @@ def test_plateaus_against_the_budget() -> None:
 
 @pytest.mark.parametrize(("yelp", "finding"), [(0.38, "holds"), (0.395, "fails")])
 def test_steepness_is_mean_loss_past_one_client(yelp: float, finding: str) -> None:
-    index = pd.MultiIndex.from_product([["bert"], PAPER_DATA, (1, 2, 4)], names=list(claims.AXES))
+    index = pd.MultiIndex.from_product(
+        [["bert"], PAPER_DATA, (1, 2, 4)], names=list(claims.AXES)
+    )
     shares = [1.0, 0.8, 0.4, 1.0, 1 - yelp, 1 - yelp, 1.0, 0.7, 0.7]
     found = claims.steepest_on_imdb(pd.DataFrame({"share": shares}, index))
     assert found[0] == finding
-    assert found[1]["mean_loss"] == {"imdb": 0.4, "yelp_full": yelp, "ag_news": 0.3}  # (0.2 + 0.6) / 2 = 0.4
+    assert found[1]["mean_loss"] == {
+        "imdb": 0.4,
+        "yelp_full": yelp,
+        "ag_news": 0.3,
+    }  # (0.2 + 0.6) / 2 = 0.4
 
 
 @pytest.mark.parametrize(
@@ -267,4 +372,7 @@ def test_missing_cells_in_words() -> None:
     needed = [("bert", "imdb", 1), ("bert", "imdb", 2), ("albert", "imdb", 2)]
     assert describe_missing(needed, needed) == ""
     assert describe_missing(needed, needed[:2]) == "ALBERT on IMDB with K = 2"
-    assert describe_missing(needed[1:], []) == "BERT and ALBERT on IMDB with K = 2 (none of them is here)"
+    assert (
+        describe_missing(needed[1:], [])
+        == "BERT and ALBERT on IMDB with K = 2 (none of them is here)"
+    )

@@ -48,10 +48,15 @@ def rounds(*accuracies: float) -> list[Look]:
     return [look(round, accuracy) for round, accuracy in enumerate(accuracies)]
 
 
-def flags(looks: Sequence[Look], num_rounds: int = 3) -> list[tuple[int, str, int, int, bool]]:
+def flags(
+    looks: Sequence[Look], num_rounds: int = 3
+) -> list[tuple[int, str, int, int, bool]]:
     """(raised, kind, first, last, still up) of each."""
     found = find_collapses(looks, num_rounds)
-    return [(flag.round, flag.spells[0].kind, flag.first, flag.last, flag.is_up) for flag in found]
+    return [
+        (flag.round, flag.spells[0].kind, flag.first, flag.last, flag.is_up)
+        for flag in found
+    ]
 
 
 def test_at_chance_for_long_enough() -> None:
@@ -71,7 +76,9 @@ def test_two_standard_errors_above_the_largest_class_is_not_chance() -> None:
     assert flags(rounds(0, 0.336, 0.336, 0.336)) == [(3, "at chance", 1, 3, True)]
     assert flags(rounds(0, 0.336, 0.337, 0.336)) == []
     # Where one class is 60 % of the test set, 0.65 is no achievement: 0.6 + 2 sqrt(0.24 / 100) = 0.698.
-    assert flags([look(r, 0.65, largest=0.6) for r in (1, 2, 3)]) == [(3, "at chance", 1, 3, True)]
+    assert flags([look(r, 0.65, largest=0.6) for r in (1, 2, 3)]) == [
+        (3, "at chance", 1, 3, True)
+    ]
 
 
 def test_a_plateau_that_ends_is_over_and_another_one_is_flagged_anew() -> None:
@@ -82,14 +89,18 @@ def test_a_plateau_that_ends_is_over_and_another_one_is_flagged_anew() -> None:
         "collapse flagged in round 3: at chance in rounds 1 to 4: accuracy is"
     )
     assert over.words(LABELS).endswith("; over since round 5")
-    assert up.words(LABELS).startswith("collapse flagged in round 8: at chance since round 6: accuracy is")
+    assert up.words(LABELS).startswith(
+        "collapse flagged in round 8: at chance since round 6: accuracy is"
+    )
 
 
 def test_single_class_names_the_label() -> None:
     looks = [look(r, accuracy=0.25, shares=SECOND) for r in (1, 2, 3)]
     # At chance as well, from the same round on: one flag, for the more telling reason.
     (flag,) = find_collapses(looks, 3)
-    assert flag == Collapse(3, (Spell("single class", 1, 1, 3), Spell("at chance", 0, 1, 3)), is_up=True)
+    assert flag == Collapse(
+        3, (Spell("single class", 1, 1, 3), Spell("at chance", 0, 1, 3)), is_up=True
+    )
     assert flag.words(LABELS) == (
         "collapse flagged in round 3: single class since round 1: at least 95% of the test predictions are "
         "'money'"
@@ -99,8 +110,12 @@ def test_single_class_names_the_label() -> None:
 
 
 def test_single_class_needs_95_percent_in_the_same_class() -> None:
-    def single(*shares: tuple[float, ...], largest: float = 0.25) -> list[tuple[int, str, int, int, bool]]:
-        return flags([look(r, 1.0, s, largest=largest) for r, s in enumerate(shares, start=1)])
+    def single(
+        *shares: tuple[float, ...], largest: float = 0.25
+    ) -> list[tuple[int, str, int, int, bool]]:
+        return flags(
+            [look(r, 1.0, s, largest=largest) for r, s in enumerate(shares, start=1)]
+        )
 
     below = (0.94, 0.06, 0.0, 0.0)
     assert single(FIRST, FIRST, FIRST) == [(3, "single class", 1, 3, True)]
@@ -121,7 +136,9 @@ def test_a_flag_is_raised_once_while_the_class_changes() -> None:
 
 def test_a_loss_that_blows_up_is_diverged() -> None:
     # Ten times ln 4 = 13.86.
-    assert flags([look(r, loss=14.0) for r in (1, 2, 3)]) == [(3, "diverged", 1, 3, True)]
+    assert flags([look(r, loss=14.0) for r in (1, 2, 3)]) == [
+        (3, "diverged", 1, 3, True)
+    ]
     assert flags([look(r, loss=10 * log(4) - 0.01) for r in (1, 2, 3)]) == []
 
 
@@ -139,10 +156,15 @@ def test_lines_without_predictions_are_passed_over() -> None:
     assert found.round == 4
 
 
-STILL = ("train.learning_rate=1e-9", "train.collapse_rounds=2")  # nothing moves: at chance for ever
+STILL = (
+    "train.learning_rate=1e-9",
+    "train.collapse_rounds=2",
+)  # nothing moves: at chance for ever
 
 
-def test_a_run_says_so_once(make_settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_says_so_once(
+    make_settings: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     simulate(make_settings(*STILL))
     said = capsys.readouterr().err
     assert said.count("collapse flagged in round 2: ") == 1
@@ -163,7 +185,9 @@ def test_the_alarm_names_the_next_step(make_settings: Make) -> None:
     assert over.alarm(LABELS, apart) == over.words(LABELS)
     blown = [look(number, loss=100.0) for number in range(3)]
     (exploded,) = find_collapses(blown, 2)
-    assert exploded.alarm(LABELS, apart).endswith("Lower train.learning_rate (now 0.5).")
+    assert exploded.alarm(LABELS, apart).endswith(
+        "Lower train.learning_rate (now 0.5)."
+    )
 
 
 @pytest.mark.parametrize(("where", "last"), [("server", 2), ("sites", 3)])
@@ -171,7 +195,10 @@ def test_stop_ends_the_run_and_warn_lets_it_go_on(
     make_settings: Make, tmp_path: Path, where: str, last: int
 ) -> None:
     """Sites measure round 2 inside round 3, which is whole by then."""
-    words, run = (*STILL, f"evaluation.where={where}", "num_rounds=5"), RunFolder(tmp_path / "run")
+    words, run = (
+        (*STILL, f"evaluation.where={where}", "num_rounds=5"),
+        RunFolder(tmp_path / "run"),
+    )
     for _ in range(2):  # the second time it has nothing to do
         simulate(make_settings(*words, "train.on_collapse=stop"))
         assert [line["round"] for line in history(run.path)] == list(range(last + 1))
@@ -197,8 +224,18 @@ def test_a_sweep_leaves_what_a_collapse_ended(
     def refuse(settings: Settings) -> None:
         raise AssertionError(f"{settings.cell} was started again")
 
-    axes = [text for text in overrides if text.split("=")[0] not in ("num_clients", "num_rounds", "run_dir")]
-    words = [*axes, *STILL, "num_clients=1,3", "data.second_threshold_rounds=4", "sweep.target_fraction=1.5"]
+    axes = [
+        text
+        for text in overrides
+        if text.split("=")[0] not in ("num_clients", "num_rounds", "run_dir")
+    ]
+    words = [
+        *axes,
+        *STILL,
+        "num_clients=1,3",
+        "data.second_threshold_rounds=4",
+        "sweep.target_fraction=1.5",
+    ]
     for budget, accuracies in ((3, [False, False]), (1, [True, True])):
         folder = tmp_path / f"budget{budget}"
         command = [*words, f"data.budget_rounds={budget}", f"run_dir={folder}"]

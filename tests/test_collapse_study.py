@@ -24,7 +24,9 @@ DOCS = Path(__file__).parents[1] / "docs" / "collapse"
 LIMIT = 60
 CELLS = {
     (settings.arm, settings.num_clients, settings.seed): settings
-    for settings in (compose(cell).settings for cell in compose_sweep(["experiment=collapse"]).cells)
+    for settings in (
+        compose(cell).settings for cell in compose_sweep(["experiment=collapse"]).cells
+    )
 }
 Rounds = Mapping[tuple[str, int], Sequence[int | None]]
 """By arm and K, for each seed: the round that reached the target; None: none of all rounds did."""
@@ -40,11 +42,23 @@ def write_study(folder: Path, rounds: Rounds) -> Path:
             run = write_run(folder / "cells" / settings.cell, settings, curve)
             dealt = (run / "history.jsonl").read_text()
             own = f'"num_examples": {640 // num_clients}'
-            (run / "history.jsonl").write_text(dealt.replace('"num_examples": 160', own))
+            (run / "history.jsonl").write_text(
+                dealt.replace('"num_examples": 160', own)
+            )
             labels = {"label_names": ["a", "b", "c", "d", "e"], "test_counts": [64] * 5}
             (run / "labels.json").write_text(json.dumps(labels))
             rows.append(
-                [settings.model.short_name, "bbc_news", num_clients, seed, "finished", "", "", "", arm]
+                [
+                    settings.model.short_name,
+                    "bbc_news",
+                    num_clients,
+                    seed,
+                    "finished",
+                    "",
+                    "",
+                    "",
+                    arm,
+                ]
             )
     return write_arms(folder, rows)
 
@@ -63,12 +77,16 @@ def judged(folder: Path) -> dict[str, Answer]:
 def test_the_real_grid_gives_the_published_numbers(tmp_path: Path) -> None:
     for packed in (DOCS / "histories").glob("*.jsonl.gz"):
         arm, clients, seed = packed.name.removesuffix(".jsonl.gz").rsplit("-", 2)
-        settings = CELLS[arm, int(clients.removeprefix("k")), int(seed.removeprefix("s"))]
+        settings = CELLS[
+            arm, int(clients.removeprefix("k")), int(seed.removeprefix("s"))
+        ]
         run = write_run(tmp_path / "cells" / settings.cell, settings, [])
         (run / "history.jsonl").write_bytes(gzip.decompress(packed.read_bytes()))
     shutil.copy(DOCS / "sweep.csv", tmp_path)
     write_report(tmp_path)
-    assert (tmp_path / "report" / "study.json").read_text() == (DOCS / "study.json").read_text()
+    assert (tmp_path / "report" / "study.json").read_text() == (
+        DOCS / "study.json"
+    ).read_text()
 
 
 def test_rounds_are_compared_as_ratios_seed_by_seed(tmp_path: Path) -> None:
@@ -94,16 +112,24 @@ def test_rounds_are_compared_as_ratios_seed_by_seed(tmp_path: Path) -> None:
 def test_a_verdict_needs_a_factor_and_an_interval(
     other: list[int | None], verdict: str, tmp_path: Path
 ) -> None:
-    study: Rounds = {("distil_shared", 16): [10] * len(other), ("distil_persite", 16): other}
+    study: Rounds = {
+        ("distil_shared", 16): [10] * len(other),
+        ("distil_persite", 16): other,
+    }
     answers = judged(write_study(tmp_path, study))
     assert answers["sites_distil"].verdict == verdict
     # One shared head is a remedy too, so the same runs tell the inverse.
     told = answers["remedies"].numbers["remedies"]["train.head_init=shared"]
-    assert told["factor"] == pytest.approx(1 / answers["sites_distil"].numbers["factor"])
+    assert told["factor"] == pytest.approx(
+        1 / answers["sites_distil"].numbers["factor"]
+    )
 
 
 def test_who_never_got_there_is_counted_and_no_round_is_made_up(tmp_path: Path) -> None:
-    study: Rounds = {("own_shared", 2): [61 - 1, None, 60], ("own_persite", 2): [None, None, None]}
+    study: Rounds = {
+        ("own_shared", 2): [61 - 1, None, 60],
+        ("own_persite", 2): [None, None, None],
+    }
     answer = judged(write_study(tmp_path, study))["sites_own"]
     assert answer.numbers["never"] == [1, 3]
     # 61/60 twice, and nothing where neither got there.
@@ -111,7 +137,9 @@ def test_who_never_got_there_is_counted_and_no_round_is_made_up(tmp_path: Path) 
 
 
 def test_a_run_that_is_not_over_says_nothing(tmp_path: Path) -> None:
-    write_study(tmp_path, {("own_shared", 2): [3, 3, 3], ("own_persite", 2): [3, 3, None]})
+    write_study(
+        tmp_path, {("own_shared", 2): [3, 3, 3], ("own_persite", 2): [3, 3, None]}
+    )
     (run,) = (tmp_path / "cells").glob("*own_persite-k2-s2")
     lines = (run / "history.jsonl").read_text().splitlines(keepends=True)
     (run / "history.jsonl").write_text("".join(lines[:40]))
@@ -149,7 +177,9 @@ def test_poolers_and_lengths_have_their_own_pairs(tmp_path: Path) -> None:
     assert factors["rest"] == pytest.approx(1.0)
     assert factors["learned"] == pytest.approx(4.0)
     assert factors["trained"] == pytest.approx(2.0, rel=0.05)
-    assert answers["trained"].numbers["pairs"] == 3  # beside distil_shared, which alone is like them
+    assert (
+        answers["trained"].numbers["pairs"] == 3
+    )  # beside distil_shared, which alone is like them
     assert answers["head"].verdict == "not tested"
 
 
@@ -161,7 +191,9 @@ def test_poolers_and_lengths_have_their_own_pairs(tmp_path: Path) -> None:
         ([40], 2.0, "no verdict: an arm has one seed only"),
     ],
 )
-def test_the_clock_counts_steps(rounds: list[int], factor: float, verdict: str, tmp_path: Path) -> None:
+def test_the_clock_counts_steps(
+    rounds: list[int], factor: float, verdict: str, tmp_path: Path
+) -> None:
     # Two passes of 640 texts in batches of 32: K = 2 has 10 batches a pass, 20 steps a round, 80 in 4 rounds;
     # K = 16 has 40 texts, 2 batches, 4 steps a round: 80 in 20 rounds.
     study: Rounds = {("own_shared", 2): [4, 4, 4], ("own_shared", 16): rounds}
@@ -171,7 +203,9 @@ def test_the_clock_counts_steps(rounds: list[int], factor: float, verdict: str, 
 
 
 def test_the_page_answers_with_two_pictures(tmp_path: Path) -> None:
-    write_study(tmp_path, {("own_persite", 8): [4, 5, 6], ("distil_persite", 8): [8, None, 12]})
+    write_study(
+        tmp_path, {("own_persite", 8): [4, 5, 6], ("distil_persite", 8): [8, None, 12]}
+    )
     write_report(tmp_path)
     told = json.loads((tmp_path / "report" / "study.json").read_text())
     assert [entry["id"] for entry in told][-2:] == ["clock", "remedies"]
@@ -180,8 +214,12 @@ def test_the_page_answers_with_two_pictures(tmp_path: Path) -> None:
     assert "Rounds to the target" in (tmp_path / "report" / "index.html").read_text()
 
 
-def test_steps_are_told_by_the_history_or_follow_from_the_settings(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path / "run", CELLS["own_shared", 2, 0], [0.2, 0.5, 0.7]))
+def test_steps_are_told_by_the_history_or_follow_from_the_settings(
+    tmp_path: Path,
+) -> None:
+    run = load_run(
+        write_run(tmp_path / "run", CELLS["own_shared", 2, 0], [0.2, 0.5, 0.7])
+    )
     # 160 examples in batches of 32, two epochs a round.
     assert steps_so_far(run) == [0, 10, 20]
     told = [record.model_copy(deep=True) for record in run.rounds]
@@ -192,6 +230,8 @@ def test_steps_are_told_by_the_history_or_follow_from_the_settings(tmp_path: Pat
 
 
 def test_a_study_that_has_not_begun_is_drawn_all_the_same(tmp_path: Path) -> None:
-    write_arms(tmp_path, [["minilm", "bbc_news", 1, 0, "pending", "", "", "", "own_shared"]])
+    write_arms(
+        tmp_path, [["minilm", "bbc_news", 1, 0, "pending", "", "", "", "own_shared"]]
+    )
     answers = json.loads((write_report(tmp_path).parent / "study.json").read_text())
     assert {answer["verdict"] for answer in answers} == {"not tested"}

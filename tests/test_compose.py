@@ -56,7 +56,10 @@ AUTHORS = {
     "train.drop_last": (True, "train.drop_last=true"),
     "strategy.weighting": ("uniform", "strategy.weighting=uniform"),
     "partition.drop_remainder": (True, "partition.drop_remainder=true"),
-    "protocol.ag_news_columns": (("description",), "protocol.ag_news_columns=[description]"),
+    "protocol.ag_news_columns": (
+        ("description",),
+        "protocol.ag_news_columns=[description]",
+    ),
     "evaluation.mode": ("parts", "evaluation.mode=parts"),
 }
 
@@ -79,7 +82,8 @@ def test_the_papers_cell_is_the_papers_first_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "budget", "second"), [("imdb", 100, 200), ("ag_news", 100, 200), ("yelp_full", 50, 100)]
+    ("data", "budget", "second"),
+    [("imdb", 100, 200), ("ag_news", 100, 200), ("yelp_full", 50, 100)],
 )
 def test_budgets_are_the_papers(data: str, budget: int, second: int) -> None:
     settings = compose([f"data={data}"]).settings
@@ -88,7 +92,10 @@ def test_budgets_are_the_papers(data: str, budget: int, second: int) -> None:
 
 
 def test_checkpoints_are_the_papers() -> None:
-    names = [compose([f"model={model}"]).settings.model.name for model in ("bert", "albert", "distilbert")]
+    names = [
+        compose([f"model={model}"]).settings.model.name
+        for model in ("bert", "albert", "distilbert")
+    ]
     assert names == [
         "google-bert/bert-base-cased",
         "albert/albert-base-v1",
@@ -115,22 +122,39 @@ def test_each_switch_turns_alone(key: str) -> None:
     ("group", "option"),
     [
         (group, option)
-        for group in ("model", "data", "partition", "engine", "protocol", "personalisation")
+        for group in (
+            "model",
+            "data",
+            "partition",
+            "engine",
+            "protocol",
+            "personalisation",
+        )
         for option in options(group)
     ],
 )
 def test_every_option_composes(group: str, option: str) -> None:
-    needed = {"hf": ["model.name=x/y"], "files": ["data.path=x.csv"], "spooky_author": ["data.path=x.csv"]}
+    needed = {
+        "hf": ["model.name=x/y"],
+        "files": ["data.path=x.csv"],
+        "spooky_author": ["data.path=x.csv"],
+    }
     judged = ["evaluation.validation_fraction=0.5", "evaluation.where=sites"]
     needed |= {"personalisation": judged} if group == "personalisation" else {}
-    settings = compose([f"{group}={option}", *needed.get(option, needed.get(group, []))]).settings
+    settings = compose(
+        [f"{group}={option}", *needed.get(option, needed.get(group, []))]
+    ).settings
     chosen = getattr(settings, group)
-    assert (chosen.label if group == "model" else chosen.name) == ("x/y" if option == "hf" else option)
+    assert (chosen.label if group == "model" else chosen.name) == (
+        "x/y" if option == "hf" else option
+    )
 
 
 @pytest.mark.parametrize("protocol", options("protocol"))
 def test_json_brings_settings_back(protocol: str) -> None:
-    settings = compose([*PAPER_CELL, f"protocol={protocol}", "data.path=/tmp/a b", "seed=3"]).settings
+    settings = compose(
+        [*PAPER_CELL, f"protocol={protocol}", "data.path=/tmp/a b", "seed=3"]
+    ).settings
     again = Settings.from_json(settings.to_json())
     assert again == settings
     assert again.data.label_names == ("World", "Sports", "Business", "Sci/Tech")
@@ -146,7 +170,9 @@ def test_json_with_an_unknown_or_missing_key_is_refused() -> None:
         Settings.from_dict(values)
 
 
-def test_differences_name_what_changes_numbers_and_nothing_else(make_settings: Make) -> None:
+def test_differences_name_what_changes_numbers_and_nothing_else(
+    make_settings: Make,
+) -> None:
     settings = make_settings()
     other = make_settings(
         "num_rounds=9",
@@ -156,7 +182,9 @@ def test_differences_name_what_changes_numbers_and_nothing_else(make_settings: M
         "evaluation.target_accuracy=0.5",
     )
     assert settings.differences(other) == []
-    assert settings.differences(make_settings("seed=8", "train.batch_size=5", "num_rounds=9")) == [
+    assert settings.differences(
+        make_settings("seed=8", "train.batch_size=5", "num_rounds=9")
+    ) == [
         "train.batch_size: 4 -> 5",
         "seed: 7 -> 8",
     ]

@@ -16,13 +16,18 @@ from wardround.server.sweeps.plan import compose_sweep
 def axes(cells: list[list[str]]) -> list[tuple[str, str, str, str]]:
     """(model, data, num_clients, seed) of each cell."""
     named = [dict(text.split("=", 1) for text in cell) for cell in cells]
-    return [(cell["model"], cell["data"], cell["num_clients"], cell["seed"]) for cell in named]
+    return [
+        (cell["model"], cell["data"], cell["num_clients"], cell["seed"])
+        for cell in named
+    ]
 
 
 FIFTY_FOUR = [
     (model, data, clients, "0")
     for clients, model, data in product(
-        ("1", "2", "4", "8", "16", "32"), ("bert", "albert", "distilbert"), ("imdb", "yelp_full", "ag_news")
+        ("1", "2", "4", "8", "16", "32"),
+        ("bert", "albert", "distilbert"),
+        ("imdb", "yelp_full", "ag_news"),
     )
 ]
 # Two arms for each model, three for BERT, two for its shuffled pooler at every K; five remedies at two K.
@@ -52,15 +57,25 @@ COLLAPSE = [
 ]
 EXPERIMENTS = {
     # Three arms for each K and seed.
-    "blending": [("minilm", "bbc_news", k, seed) for k in "148" for _ in range(3) for seed in "012"],
+    "blending": [
+        ("minilm", "bbc_news", k, seed)
+        for k in "148"
+        for _ in range(3)
+        for seed in "012"
+    ],
     "collapse": COLLAPSE,
     "collapse_hub": COLLAPSE_HUB,
     "paper": FIFTY_FOUR,
     "personal": [("minilm", "bbc_news", "8", seed) for seed in ("0", "1", "2")],
     "authors_code": FIFTY_FOUR,
-    "compose": [("minilm", "bbc_news", clients, "0") for clients in ("1", "2", "4", "8", "16", "32")],
+    "compose": [
+        ("minilm", "bbc_news", clients, "0")
+        for clients in ("1", "2", "4", "8", "16", "32")
+    ],
     # Four arms with three seeds.
-    "even_frozen": [("minilm", "bbc_news", "4", seed) for _ in range(4) for seed in "012"],
+    "even_frozen": [
+        ("minilm", "bbc_news", "4", seed) for _ in range(4) for seed in "012"
+    ],
     "demo": [("minilm", "bbc_news", "1", "0"), ("minilm", "bbc_news", "4", "0")],
 }
 
@@ -82,7 +97,9 @@ def test_experiment_plans_its_cells_baselines_first(name: str) -> None:
 
 
 def test_axes_on_the_command_line() -> None:
-    plan = compose_sweep(["model=bert,albert", "data=imdb", "num_clients=4,1", "run_dir=a/b"])
+    plan = compose_sweep(
+        ["model=bert,albert", "data=imdb", "num_clients=4,1", "run_dir=a/b"]
+    )
     assert axes(plan.cells) == [
         ("bert", "imdb", "1", "0"),
         ("albert", "imdb", "1", "0"),
@@ -110,12 +127,17 @@ def test_other_overrides_reach_every_cell() -> None:
             "train.learning_rate=1,2",
             ["'train.learning_rate=1,2' sweeps over", "model, data, num_clients, seed"],
         ),
-        ("protocol=paper,modern", ["sweeps over 'protocol'", "model, data, num_clients, seed"]),
+        (
+            "protocol=paper,modern",
+            ["sweeps over 'protocol'", "model, data, num_clients, seed"],
+        ),
         ("sweep.seed=[]", ["sweep.seed is empty", "at least one value"]),
         ("model=bert,albrt", ["unknown model 'albrt'", "albert"]),
     ],
 )
-def test_a_sweep_that_cannot_be_planned_is_refused(override: str, words: list[str], tmp_path: Path) -> None:
+def test_a_sweep_that_cannot_be_planned_is_refused(
+    override: str, words: list[str], tmp_path: Path
+) -> None:
     said = wardround("sweep", override, f"run_dir={tmp_path / 'sweep'}")
     assert said.code == 2
     for word in words:
@@ -124,7 +146,8 @@ def test_a_sweep_that_cannot_be_planned_is_refused(override: str, words: list[st
 
 
 @pytest.mark.parametrize(
-    "override", ["num_rounds=3", "evaluation.target_accuracy=0.9", "evaluation.patience=2"]
+    "override",
+    ["num_rounds=3", "evaluation.target_accuracy=0.9", "evaluation.patience=2"],
 )
 def test_keys_that_a_sweep_sets_itself_are_refused(override: str) -> None:
     with pytest.raises(ValueError, match=r"data\.budget_rounds"):

@@ -33,7 +33,10 @@ class Run:
 
     def history(self) -> list[Any]:
         """The lines of history.jsonl."""
-        return [json.loads(line) for line in (self.folder / "history.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line)
+            for line in (self.folder / "history.jsonl").read_text().splitlines()
+        ]
 
 
 @pytest.fixture
@@ -61,7 +64,11 @@ def test_folder_holds_these_entries(run: Run) -> None:
 def test_settings(run: Run) -> None:
     contract.check(run.json("settings.json"), "settings")
     settings = Settings.from_dict(run.json("settings.json"))
-    assert (settings.num_clients, settings.num_rounds, settings.train.batch_size) == (2, 3, 8)
+    assert (settings.num_clients, settings.num_rounds, settings.train.batch_size) == (
+        2,
+        3,
+        8,
+    )
     assert settings.run_dir == str(run.folder)
 
 
@@ -72,7 +79,9 @@ def test_history(run: Run) -> None:
         contract.check_history_line(line)
     for line in lines[1:]:
         # 48 texts over 2 clients, all of them in every round; 30 test texts.
-        assert [(client["client"], client["num_examples"]) for client in line["clients"]] == [
+        assert [
+            (client["client"], client["num_examples"]) for client in line["clients"]
+        ] == [
             (0, 24),
             (1, 24),
         ]
@@ -80,10 +89,14 @@ def test_history(run: Run) -> None:
         losses = [client["loss"] for client in line["clients"]]
         assert line["train"]["loss"] == pytest.approx(sum(losses) / 2)
         parts = line["seconds"]
-        assert parts["total"] == pytest.approx(parts["train"] + parts["aggregate"] + parts["evaluate"])
+        assert parts["total"] == pytest.approx(
+            parts["train"] + parts["aggregate"] + parts["evaluate"]
+        )
         assert line["bytes"]["down"] == line["bytes"]["up"]
         # 24 texts in batches of 8, 8 epochs a round.
-        steps = [(client["num_steps"], client["total_steps"]) for client in line["clients"]]
+        steps = [
+            (client["num_steps"], client["total_steps"]) for client in line["clients"]
+        ]
         assert steps == [(24, 24 * line["round"])] * 2
     assert len({line["model_sha256"] for line in lines}) == 4
 
@@ -97,10 +110,16 @@ def test_partition_covers_every_example_once(run: Run) -> None:
 
 def test_status_and_labels(run: Run) -> None:
     contract.check(run.json("status.json"), contract.STATUS)
-    assert run.json("status.json") == {"state": "finished", "reason": "all 3 rounds are done"}
+    assert run.json("status.json") == {
+        "state": "finished",
+        "reason": "all 3 rounds are done",
+    }
     contract.check(run.json("labels.json"), contract.LABELS)
     # 30 test texts, each of the three topics in turn.
-    assert run.json("labels.json") == {"label_names": sorted(TOPICS), "test_counts": [10, 10, 10]}
+    assert run.json("labels.json") == {
+        "label_names": sorted(TOPICS),
+        "test_counts": [10, 10, 10],
+    }
 
 
 def test_checkpoint_keeps_the_newest_two(run: Run) -> None:
@@ -127,18 +146,26 @@ def test_model_works_in_a_pipeline_as_in_predict(run: Run) -> None:
     classify = pipeline("text-classification", str(model), device="cpu")
     answers = [classify(text)[0] for text in texts]
     assert [answer["label"] for answer in answers[:3]] == ["sport", "money", "health"]
-    said = wardround("predict", str(run.folder), *(word for text in texts for word in ("--text", text)))
+    said = wardround(
+        "predict",
+        str(run.folder),
+        *(word for text in texts for word in ("--text", text)),
+    )
     header, *rows = [line.split(",") for line in said.out.splitlines()]
     assert header == ["text", "label", *sorted(TOPICS)]
     assert [row[1] for row in rows] == [answer["label"] for answer in answers]
     for row, answer in zip(rows, answers, strict=True):
-        assert float(row[header.index(answer["label"])]) == pytest.approx(answer["score"], abs=5e-5)
+        assert float(row[header.index(answer["label"])]) == pytest.approx(
+            answer["score"], abs=5e-5
+        )
     card = (model / "README.md").read_text()
     assert "pipeline_tag: text-classification" in card
     assert run.history()[-1]["model_sha256"] in card
 
 
-def test_finished_run_trains_nothing_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_run_trains_nothing_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a finished run trained again")
 
@@ -151,7 +178,11 @@ def test_finished_run_trains_nothing_again(run: Run, monkeypatch: pytest.MonkeyP
 
 def test_more_rounds_go_on_from_the_last(run: Run, tmp_path: Path) -> None:
     def simulate(name: str, num_rounds: int) -> Path:
-        more = ["train.local_epochs=1", f"num_rounds={num_rounds}", f"run_dir={tmp_path / name}"]
+        more = [
+            "train.local_epochs=1",
+            f"num_rounds={num_rounds}",
+            f"run_dir={tmp_path / name}",
+        ]
         assert wardround("simulate", *changed(run.overrides, *more)).code == 0
         return tmp_path / name
 
@@ -166,13 +197,18 @@ def test_more_rounds_go_on_from_the_last(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", contract.PUBLISHED)
 def test_published_schemas_are_what_the_code_says(name: str) -> None:
     """`python -m tests.support.contract` writes them anew."""
-    assert contract.published(name).read_text(encoding="utf-8") == contract.schema_text(name)
+    assert contract.published(name).read_text(encoding="utf-8") == contract.schema_text(
+        name
+    )
 
 
 @pytest.mark.parametrize("key", ["seed", "num_clients"])
 def test_settings_with_more_or_less_are_refused(run: Run, key: str) -> None:
     settings = run.json("settings.json")
-    for wrong in (settings | {f"{key}_": 1}, {k: v for k, v in settings.items() if k != key}):
+    for wrong in (
+        settings | {f"{key}_": 1},
+        {k: v for k, v in settings.items() if k != key},
+    ):
         with pytest.raises(ValidationError, match=key):
             contract.check(wrong, "settings")
 
@@ -189,6 +225,8 @@ def test_settings_with_more_or_less_are_refused(run: Run, key: str) -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_line_with_more_or_less_or_null_is_refused(run: Run, change: dict[str, Any]) -> None:
+def test_a_line_with_more_or_less_or_null_is_refused(
+    run: Run, change: dict[str, Any]
+) -> None:
     with pytest.raises((ValidationError, AssertionError)):
         contract.check_history_line(run.history()[1] | change)

@@ -24,7 +24,10 @@ class Swept:
 
 @pytest.fixture(scope="module")
 def swept(
-    tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path,
+    tiny_texts: Path,
+    tiny_test_texts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Swept:
     folder = tmp_path_factory.mktemp("contract") / "sweep"
     overrides = changed(
@@ -45,7 +48,9 @@ def test_table_header_and_rows(swept: Swept) -> None:
     text = (swept.folder / "sweep.csv").read_text()
     assert text.splitlines()[0] == contract.SWEEP_HEADER
     rows = list(csv.DictReader(text.splitlines()))
-    assert [(row["data"], row["num_clients"], row["seed"], row["status"]) for row in rows] == [
+    assert [
+        (row["data"], row["num_clients"], row["seed"], row["status"]) for row in rows
+    ] == [
         ("files", "1", "0", "finished"),
         ("files", "2", "0", "finished"),
     ]
@@ -55,7 +60,11 @@ def test_table_header_and_rows(swept: Swept) -> None:
         assert float(row["accuracy_at_budget"]) == accuracies[2]
         assert float(row["baseline_accuracy"]) == float(rows[0]["accuracy_at_budget"])
         target = 0.9 * float(row["baseline_accuracy"])
-        reached = [number for number, value in accuracies.items() if number > 0 and value >= target]
+        reached = [
+            number
+            for number, value in accuracies.items()
+            if number > 0 and value >= target
+        ]
         assert row["rounds_to_target"] == (str(reached[0]) if reached else "")
 
 
@@ -116,13 +125,25 @@ def test_other_settings_in_the_same_folder_are_refused(swept: Swept) -> None:
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_is_recorded_and_the_others_go_on(swept: Swept, tmp_path: Path) -> None:
+def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
+    swept: Swept, tmp_path: Path
+) -> None:
     # 48 examples cannot be dealt to 49 clients.
-    said = wardround("sweep", *changed(swept.overrides, "num_clients=1,49", f"run_dir={tmp_path / 'sweep'}"))
+    said = wardround(
+        "sweep",
+        *changed(swept.overrides, "num_clients=1,49", f"run_dir={tmp_path / 'sweep'}"),
+    )
     assert said.code == 1
     assert "1 cells failed" in said.err
     assert "num_clients is 49 but there are only 48" in said.err
-    rows = list(csv.DictReader((tmp_path / "sweep" / "sweep.csv").read_text().splitlines()))
-    assert [(row["num_clients"], row["status"]) for row in rows] == [("1", "finished"), ("49", "failed")]
-    status = json.loads((tmp_path / "sweep" / "cells" / "tiny-files-k49-s0" / "status.json").read_text())
+    rows = list(
+        csv.DictReader((tmp_path / "sweep" / "sweep.csv").read_text().splitlines())
+    )
+    assert [(row["num_clients"], row["status"]) for row in rows] == [
+        ("1", "finished"),
+        ("49", "failed"),
+    ]
+    status = json.loads(
+        (tmp_path / "sweep" / "cells" / "tiny-files-k49-s0" / "status.json").read_text()
+    )
     assert "only 48 training examples" in status["reason"]

@@ -40,13 +40,18 @@ LABELS = "data.label_names=[health,money,sport]"
 # --- two clients with one weight each ----------------------------------------------------------------------
 
 RATE = 0.25
-CURVATURES, OPTIMA = (1.0, 3.0), (0.0, 4.0)  # client i's loss is CURVATURES[i] / 2 (y - OPTIMA[i])^2
+CURVATURES, OPTIMA = (
+    (1.0, 3.0),
+    (0.0, 4.0),
+)  # client i's loss is CURVATURES[i] / 2 (y - OPTIMA[i])^2
 
 
 class Quadratics:
     """Clients whose gradients are known, between the true bookkeeping of sites and server."""
 
-    def __init__(self, settings: Settings, steps: tuple[int, int], weights: tuple[float, float]) -> None:
+    def __init__(
+        self, settings: Settings, steps: tuple[int, int], weights: tuple[float, float]
+    ) -> None:
         self.settings, self.steps, self.weights = settings, steps, weights
         self.sites = [SimulatedSite(0), SimulatedSite(1)]
         self.mean = float(np.dot(steps, weights) / sum(weights))
@@ -55,12 +60,23 @@ class Quadratics:
 
     def round(self, number: int, *, corrected: bool = True) -> None:
         """Train both, and average."""
-        task = Task(number, "", whole(self.x), mean_steps=self.mean if corrected and number > 1 else 0.0)
+        task = Task(
+            number,
+            "",
+            whole(self.x),
+            mean_steps=self.mean if corrected and number > 1 else 0.0,
+        )
         trained, self.corrections = [], []
-        for site, steps, curvature, optimum in zip(self.sites, self.steps, CURVATURES, OPTIMA, strict=True):
+        for site, steps, curvature, optimum in zip(
+            self.sites, self.steps, CURVATURES, OPTIMA, strict=True
+        ):
             variates = Variates.open(task, self.settings, site, self.x, steps)
             assert not variates.is_lacking
-            correction = np.zeros_like(self.x) if variates.correction is None else variates.correction
+            correction = (
+                np.zeros_like(self.x)
+                if variates.correction is None
+                else variates.correction
+            )
             y = self.x.copy()
             for _ in range(steps):
                 y -= RATE * curvature * (y - optimum) + correction
@@ -70,7 +86,9 @@ class Quadratics:
         self.x = np.average(trained, axis=0, weights=self.weights).astype(np.float32)
 
 
-def test_fedavg_stops_beside_the_optimum_and_control_variates_go_to_it(make_settings: Make) -> None:
+def test_fedavg_stops_beside_the_optimum_and_control_variates_go_to_it(
+    make_settings: Make,
+) -> None:
     # The mean loss is least where 1 (x - 0) + 3 (x - 4) = 0: at 3. Two steps make (3/4)^2 x of one
     # client's model, 4 + (1/4)^2 (x - 4) of the other's: FedAvg stops where 2 x = 10/16 x + 60/16, at 30/11.
     for corrected, stop in ((False, 30 / 11), (True, 3.0)):
@@ -80,7 +98,9 @@ def test_fedavg_stops_beside_the_optimum_and_control_variates_go_to_it(make_sett
         assert clients.x.item() == pytest.approx(stop, abs=1e-5)
 
 
-def test_equal_clients_take_the_steps_of_the_published_algorithm(make_settings: Make) -> None:
+def test_equal_clients_take_the_steps_of_the_published_algorithm(
+    make_settings: Make,
+) -> None:
     """Karimireddy et al. 2020, algorithm 1 with option II and server step size 1, all clients each round."""
     clients = Quadratics(make_settings(ON), steps=(2, 2), weights=(1, 1))
     x, c, own = 0.0, 0.0, [0.0, 0.0]
@@ -99,16 +119,23 @@ def test_equal_clients_take_the_steps_of_the_published_algorithm(make_settings: 
         assert clients.x.item() == pytest.approx(x, abs=1e-6)
 
 
-def test_corrections_cancel_where_clients_take_unequal_steps(make_settings: Make) -> None:
+def test_corrections_cancel_where_clients_take_unequal_steps(
+    make_settings: Make,
+) -> None:
     steps, weights = (2, 1), (1, 3)
     clients = Quadratics(make_settings(ON), steps=steps, weights=weights)
     for number in range(1, 101):
         clients.round(number)
         sums = [
-            w * k * correction for w, k, correction in zip(weights, steps, clients.corrections, strict=True)
+            w * k * correction
+            for w, k, correction in zip(
+                weights, steps, clients.corrections, strict=True
+            )
         ]
         assert sum(sums) == pytest.approx(0, abs=1e-5)
-    assert sums[0] == pytest.approx(-2 * 36 / 11 * RATE, rel=1e-4)  # and none of them vanishes
+    assert sums[0] == pytest.approx(
+        -2 * 36 / 11 * RATE, rel=1e-4
+    )  # and none of them vanishes
     # A client counts by weight times steps, as in FedAvg: 2 (x - 0) + 3 * 3 (x - 4) = 0 at 36/11.
     assert clients.x.item() == pytest.approx(36 / 11, abs=1e-4)
 
@@ -133,10 +160,16 @@ def published(settings: Settings, num_rounds: int) -> torch.Tensor:
             state.load(x)
             order = numpy_stream(settings.seed, "shuffle", round=number, client=client)
             train, num_steps = examples[client].train, 0
-            for (batch,) in training_steps(corpus.train, train, settings.train, order, state.device):
+            for (batch,) in training_steps(
+                corpus.train, train, settings.train, order, state.device
+            ):
                 model.zero_grad()
                 cross_entropy(forward(model, batch), batch.labels).backward()
-                gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+                gradients = {
+                    name: p.grad
+                    for name, p in model.named_parameters()
+                    if p.grad is not None
+                }
                 with torch.no_grad():
                     g = tensors_to_flat(state.layout, gradients)
                     state.flat.sub_(rate * (g - own[client] + c))
@@ -144,7 +177,9 @@ def published(settings: Settings, num_rounds: int) -> torch.Tensor:
             models.append(state.flat.clone())
             variates.append(own[client] - c + (x - models[-1]) / (num_steps * rate))
         x = torch.stack(models).mean(dim=0)
-        c = c + torch.stack([new - old for new, old in zip(variates, own, strict=True)]).mean(dim=0)
+        c = c + torch.stack(
+            [new - old for new, old in zip(variates, own, strict=True)]
+        ).mean(dim=0)
         own = variates
     return x
 
@@ -153,7 +188,9 @@ def trained(run_dir: Path) -> torch.Tensor:
     """The global tensors of the newest checkpoint, one after the other."""
     checkpoint = RunFolder(run_dir).load_checkpoint()
     assert checkpoint is not None
-    return torch.cat([tensor.flatten() for _, tensor in sorted(checkpoint.tensors.items())])
+    return torch.cat(
+        [tensor.flatten() for _, tensor in sorted(checkpoint.tensors.items())]
+    )
 
 
 def test_a_run_takes_the_steps_of_the_published_algorithm(
@@ -165,7 +202,9 @@ def test_a_run_takes_the_steps_of_the_published_algorithm(
     simulate(make_settings(*common, f"run_dir={tmp_path / 'off'}"))
     expected = published(settings, 3)
     state = open_model(settings, SimulatedSite(0).examples(settings).corpus.label_names)
-    flat = torch.cat([view.flatten() for _, view in sorted(state.layout.views(expected).items())])
+    flat = torch.cat(
+        [view.flatten() for _, view in sorted(state.layout.views(expected).items())]
+    )
     on, off = trained(tmp_path / "on"), trained(tmp_path / "off")
     assert float((on - flat).abs().max()) < 1e-5
     assert float((off - flat).abs().max()) > 1e-3
@@ -176,29 +215,56 @@ def test_the_first_round_and_a_single_client_are_fedavg_bit_for_bit(
 ) -> None:
     for num_clients, num_same in ((1, 4), (2, 2)):
         runs = [tmp_path / f"{name}{num_clients}" for name in ("off", "on")]
-        for run_dir, word in zip(runs, ("train.control_variates=false", ON), strict=True):
-            simulate(make_settings(*SKEWED, f"num_clients={num_clients}", word, f"run_dir={run_dir}"))
+        for run_dir, word in zip(
+            runs, ("train.control_variates=false", ON), strict=True
+        ):
+            simulate(
+                make_settings(
+                    *SKEWED, f"num_clients={num_clients}", word, f"run_dir={run_dir}"
+                )
+            )
         off, on = (hashes(run_dir) for run_dir in runs)
         assert [ours == theirs for ours, theirs in zip(on, off, strict=True)] == [
             number < num_same for number in range(4)
         ]
 
 
-def test_a_head_may_have_a_rate_and_a_start_of_its_own(make_settings: Make, tmp_path: Path) -> None:
-    words = ("train.head_warmup_rounds=1", "train.head_learning_rate=0.2", "train.proximal_mu=0.1")
-    simulate(make_settings(*SKEWED, *words, ON, "train.max_grad_norm=1", "train.weight_decay=0.01"))
+def test_a_head_may_have_a_rate_and_a_start_of_its_own(
+    make_settings: Make, tmp_path: Path
+) -> None:
+    words = (
+        "train.head_warmup_rounds=1",
+        "train.head_learning_rate=0.2",
+        "train.proximal_mu=0.1",
+    )
+    simulate(
+        make_settings(
+            *SKEWED, *words, ON, "train.max_grad_norm=1", "train.weight_decay=0.01"
+        )
+    )
     assert len(set(hashes(tmp_path / "run"))) == 4
     # The encoder stood still in round 1, and so did its variates.
     kept = np.load(tmp_path / "run" / "variates" / "client-00000-round-000001.npy")
     own = np.split(kept, 2)[1]
-    assert 0 < np.count_nonzero(own) <= 3 * 16 + 3 + 16 * 16 + 16  # classifier and pooler
+    assert (
+        0 < np.count_nonzero(own) <= 3 * 16 + 3 + 16 * 16 + 16
+    )  # classifier and pooler
 
 
-def test_adapters_are_corrected_from_round_two(make_settings: Make, tmp_path: Path) -> None:
+def test_adapters_are_corrected_from_round_two(
+    make_settings: Make, tmp_path: Path
+) -> None:
     for name, word in (("off", "train.control_variates=false"), ("on", ON)):
-        simulate(make_settings(*SKEWED, "adapters=lora", word, f"run_dir={tmp_path / name}"))
+        simulate(
+            make_settings(*SKEWED, "adapters=lora", word, f"run_dir={tmp_path / name}")
+        )
     on, off = hashes(tmp_path / "on"), hashes(tmp_path / "off")
-    assert [ours == theirs for ours, theirs in zip(on, off, strict=True)] == [True, True, False, False]
+    assert [ours == theirs for ours, theirs in zip(on, off, strict=True)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -214,8 +280,14 @@ def test_stopped_and_gone_on_with_in_one_process_or_two(
     common = [*SKEWED, *more, ON, "num_rounds=4"]
     simulate(make_settings(*common, f"run_dir={tmp_path / 'whole'}"))
     for rounds in (2, 4):
-        simulate(make_settings(*common, f"run_dir={tmp_path / 'parts'}", f"num_rounds={rounds}"))
-    simulate(make_settings(*common, f"run_dir={tmp_path / 'workers'}", "engine.workers=2"))
+        simulate(
+            make_settings(
+                *common, f"run_dir={tmp_path / 'parts'}", f"num_rounds={rounds}"
+            )
+        )
+    simulate(
+        make_settings(*common, f"run_dir={tmp_path / 'workers'}", "engine.workers=2")
+    )
     assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
     assert measured(tmp_path / "workers") == measured(tmp_path / "whole")
     assert not any(uncorrected(tmp_path / "whole"))
@@ -234,7 +306,9 @@ def uncorrected(run_dir: Path) -> list[list[int]]:
     ]
 
 
-def test_a_lost_variate_costs_one_round_and_starts_all_anew(make_settings: Make, tmp_path: Path) -> None:
+def test_a_lost_variate_costs_one_round_and_starts_all_anew(
+    make_settings: Make, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     simulate(make_settings(*SKEWED, ON, "num_rounds=2"))
     (run / "variates" / "client-00001-round-000002.npy").unlink()
@@ -254,7 +328,10 @@ def test_the_server_tells_the_mean_of_steps_only_where_corrections_cancel() -> N
         json.dumps(
             {
                 "round": 3,
-                "clients": [line | {"share": share} for line, share in zip(lines, shares, strict=True)],
+                "clients": [
+                    line | {"share": share}
+                    for line, share in zip(lines, shares, strict=True)
+                ],
             }
         )
     )
@@ -287,7 +364,9 @@ class Sites:
         """As in `Clients`."""
         return dict(enumerate(sorted(self.sites), 100))
 
-    def ask(self, requests: Iterable[Request], kind: str, round: int, timeout: float) -> Iterator[Answer]:
+    def ask(
+        self, requests: Iterable[Request], kind: str, round: int, timeout: float
+    ) -> Iterator[Answer]:
         """As in `Clients`."""
         self.before(round)
         names = self.online()
@@ -317,7 +396,13 @@ def sites_of(texts: Path, model: Path, *, keep: bool = True) -> Sites:
     return Sites(
         {
             path.stem: RealSite(
-                make_site(texts.parent / "sites" / path.stem, 9092, path, name=path.stem, model=model),
+                make_site(
+                    texts.parent / "sites" / path.stem,
+                    9092,
+                    path,
+                    name=path.stem,
+                    model=model,
+                ),
                 Kept() if keep else None,
             )
             for path in sorted(texts.glob("*.csv"))
@@ -341,8 +426,19 @@ def test_sites_give_the_numbers_of_the_simulation(
     )
     simulate(
         make_settings(
-            *("evaluation.where=sites", LABELS, ON, f"data.path={texts}", "data.test_path=null"),
-            *("partition=by_site", "data.split_seed=0", "num_rounds=4", "num_clients=2"),
+            *(
+                "evaluation.where=sites",
+                LABELS,
+                ON,
+                f"data.path={texts}",
+                "data.test_path=null",
+            ),
+            *(
+                "partition=by_site",
+                "data.split_seed=0",
+                "num_rounds=4",
+                "num_clients=2",
+            ),
         )
     )
     assert hashes(tmp_path / "sites_run") == hashes(tmp_path / "run")
@@ -361,29 +457,50 @@ def test_a_site_that_starts_again_costs_one_round(
             sites.sites["beta"] = RealSite(sites.sites["beta"].file, Kept())
 
     sites.before = restart
-    conduct(sites, deployed(make_settings, tmp_path / "run"), dict.fromkeys(("alpha", "beta")))
+    conduct(
+        sites,
+        deployed(make_settings, tmp_path / "run"),
+        dict.fromkeys(("alpha", "beta")),
+    )
     assert uncorrected(tmp_path / "run") == [[], [], [1], [], []]
     assert warnings(tmp_path / "run") == ["round 3: the control variates start anew"]
 
 
 def test_a_site_that_keeps_nothing_says_so(
-    make_settings: Make, tiny_model: Path, texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_settings: Make,
+    tiny_model: Path,
+    texts: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     sites = sites_of(texts, tiny_model, keep=False)
-    with pytest.raises(RunFailed, match="round 1: alpha: its texts, its model or the settings"):
-        conduct(sites, deployed(make_settings, tmp_path / "run"), dict.fromkeys(("alpha", "beta")))
-    assert "Start the site with wardround-site, or set train.control_variates=false" in caplog.text
+    with pytest.raises(
+        RunFailed, match="round 1: alpha: its texts, its model or the settings"
+    ):
+        conduct(
+            sites,
+            deployed(make_settings, tmp_path / "run"),
+            dict.fromkeys(("alpha", "beta")),
+        )
+    assert (
+        "Start the site with wardround-site, or set train.control_variates=false"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("claimed", [nan, inf, -inf, -1.0, 1e-300, 3.9])
-def test_a_mean_of_steps_that_cannot_be_is_refused(make_settings: Make, claimed: float) -> None:
+def test_a_mean_of_steps_that_cannot_be_is_refused(
+    make_settings: Make, claimed: float
+) -> None:
     # 8 steps here, of two clients: the mean is 4 at least, or the server's part could lead anywhere.
     x = np.zeros(4, dtype=np.float32)
     settings = make_settings(ON, "num_clients=2")
     task = Task(2, "", whole(x), mean_steps=claimed)
     with pytest.raises(ValueError, match="that cannot be"):
         Variates.open(task, settings, SimulatedSite(0), x, 8)
-    Variates.open(Task(2, "", whole(x), mean_steps=4.0), settings, SimulatedSite(0), x, 8)
+    Variates.open(
+        Task(2, "", whole(x), mean_steps=4.0), settings, SimulatedSite(0), x, 8
+    )
 
 
 @pytest.mark.parametrize(
@@ -393,17 +510,40 @@ def test_a_mean_of_steps_that_cannot_be_is_refused(make_settings: Make, claimed:
             "train.optimizer=adamw",
             "train.optimizer is 'adamw'.*plain gradient steps. Set train.optimizer=sgd",
         ),
-        ("train.schedule=linear", "train.schedule is 'linear'.*Set train.schedule=constant"),
-        ("train.head_init=per_site", "train.head_init is 'per_site'.*Set train.head_init=shared"),
-        ("strategy.on_missing=continue", "strategy.on_missing is 'continue'.*Set strategy.on_missing=fail"),
-        ("strategy.on_excess=clip", "strategy.on_excess is 'clip'.*Set strategy.on_excess=refuse"),
-        ("strategy.optimizer=adam", "strategy.optimizer is 'adam'.*Set strategy.optimizer=sgd"),
-        ("strategy.server_learning_rate=2", "server_learning_rate is 2.*Set strategy.server_learning_rate=1"),
-        ("strategy.server_momentum=0.9", "server_momentum is 0.9.*Set strategy.server_momentum=0"),
+        (
+            "train.schedule=linear",
+            "train.schedule is 'linear'.*Set train.schedule=constant",
+        ),
+        (
+            "train.head_init=per_site",
+            "train.head_init is 'per_site'.*Set train.head_init=shared",
+        ),
+        (
+            "strategy.on_missing=continue",
+            "strategy.on_missing is 'continue'.*Set strategy.on_missing=fail",
+        ),
+        (
+            "strategy.on_excess=clip",
+            "strategy.on_excess is 'clip'.*Set strategy.on_excess=refuse",
+        ),
+        (
+            "strategy.optimizer=adam",
+            "strategy.optimizer is 'adam'.*Set strategy.optimizer=sgd",
+        ),
+        (
+            "strategy.server_learning_rate=2",
+            "server_learning_rate is 2.*Set strategy.server_learning_rate=1",
+        ),
+        (
+            "strategy.server_momentum=0.9",
+            "server_momentum is 0.9.*Set strategy.server_momentum=0",
+        ),
         ("transforms=int8", "transforms.name is 'int8'.*Set transforms.name=exact"),
     ],
 )
-def test_what_does_not_go_together_is_refused(make_settings: Make, override: str, words: str) -> None:
+def test_what_does_not_go_together_is_refused(
+    make_settings: Make, override: str, words: str
+) -> None:
     beside = {
         "train.schedule": "train.schedule_rounds=3",
         "strategy.optimizer": "strategy.server_learning_rate=0.1",

@@ -57,7 +57,9 @@ def test_updates_across_each_other_are_as_independent_noise() -> None:
     outcome = mean_of(([5.0, 0.0, 0.0], 2), ([0.0, 5.0, 0.0], 2), ([0.0, 0.0, 5.0], 2))
     assert norm_ratio(outcome) == pytest.approx(1 / sqrt(3))
     assert cosines_to_others(outcome) == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
-    assert [agreement.cosine_to_mean for agreement in outcome.agreements] == pytest.approx([1 / sqrt(3)] * 3)
+    assert [
+        agreement.cosine_to_mean for agreement in outcome.agreements
+    ] == pytest.approx([1 / sqrt(3)] * 3)
 
 
 def test_angles_between_two_updates() -> None:
@@ -114,7 +116,12 @@ def test_predictions_are_the_columns_and_the_truth_the_rows() -> None:
         2 * log(2) - 0.75 * log(3)
     )  # = -3/4 ln 3/4 - 1/4 ln 1/4
     assert told["largest_class_share"] == 0.5
-    assert describe_predictions(Counts(1.0, np.array([[1, 0], [5, 0]]), ()))["largest_class_share"] == 5 / 6
+    assert (
+        describe_predictions(Counts(1.0, np.array([[1, 0], [5, 0]]), ()))[
+            "largest_class_share"
+        ]
+        == 5 / 6
+    )
 
 
 def test_entropy_runs_from_one_class_to_an_even_guess() -> None:
@@ -128,25 +135,42 @@ def test_a_history_line_agrees_with_itself(make_settings: Make, tmp_path: Path) 
     assert first["diagnostics"]["mean_update_norm"] is None
     assert first["diagnostics"]["head_length"] > 0
     assert sum(first["diagnostics"]["predicted_shares"]) == pytest.approx(1)
-    assert first["diagnostics"]["largest_class_share"] == pytest.approx(10 / 30)  # 30 texts of 3 topics
+    assert first["diagnostics"]["largest_class_share"] == pytest.approx(
+        10 / 30
+    )  # 30 texts of 3 topics
     for line in rounds:
         told, clients = line["diagnostics"], line["clients"]
         norms = [client["update_norm"] for client in clients]
-        assert told["norm_ratio"] == pytest.approx(told["mean_update_norm"] / (sum(norms) / 3))
-        assert told["head_norm"] ** 2 + told["body_norm"] ** 2 == pytest.approx(told["mean_update_norm"] ** 2)
+        assert told["norm_ratio"] == pytest.approx(
+            told["mean_update_norm"] / (sum(norms) / 3)
+        )
+        assert told["head_norm"] ** 2 + told["body_norm"] ** 2 == pytest.approx(
+            told["mean_update_norm"] ** 2
+        )
         assert 0 < told["head_norm"] < told["mean_update_norm"]
-        assert all(0 < client["head_norm"] < client["update_norm"] for client in clients)
+        assert all(
+            0 < client["head_norm"] < client["update_norm"] for client in clients
+        )
 
 
-def test_steps_of_a_client_that_was_away_go_on_after_a_resume(make_settings: Make, tmp_path: Path) -> None:
+def test_steps_of_a_client_that_was_away_go_on_after_a_resume(
+    make_settings: Make, tmp_path: Path
+) -> None:
     def away_in_round_2(update: Update) -> Update:
-        return with_value(update, float("nan")) if update.round == 2 else replace(update, num_steps=5)
+        return (
+            with_value(update, float("nan"))
+            if update.round == 2
+            else replace(update, num_steps=5)
+        )
 
     for num_rounds in (2, 4):
         settings = make_settings(f"num_rounds={num_rounds}", CONTINUE)
         conduct(GridClients(LocalGrid(tampering(away_in_round_2), 3)), settings)
     steps = [
-        {client["client"]: (client["num_steps"], client["total_steps"]) for client in line["clients"]}
+        {
+            client["client"]: (client["num_steps"], client["total_steps"])
+            for client in line["clients"]
+        }
         for line in history(tmp_path / "run")
     ]
     # 16 texts in batches of 4, twice a round, are 8 steps; client 1 says 5.
@@ -159,11 +183,15 @@ def test_steps_of_a_client_that_was_away_go_on_after_a_resume(make_settings: Mak
     ]
 
 
-def test_sites_tell_predictions_with_their_counts(make_settings: Make, tmp_path: Path) -> None:
+def test_sites_tell_predictions_with_their_counts(
+    make_settings: Make, tmp_path: Path
+) -> None:
     simulate(make_settings("evaluation.where=sites"))
     lines = history(tmp_path / "run")
     assert [line["round"] for line in lines] == [0, 1, 2, 3]
     for line in lines:
         assert sum(line["diagnostics"]["predicted_shares"]) == pytest.approx(1)
         # What all sites hold out is even: a third each, so nobody can be right more often by one answer.
-        assert line["diagnostics"]["largest_class_share"] == pytest.approx(1 / 3, abs=0.1)
+        assert line["diagnostics"]["largest_class_share"] == pytest.approx(
+            1 / 3, abs=0.1
+        )

@@ -26,10 +26,14 @@ def hashes(run_dir: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_clients", [1, 3, 8])
-def test_ray_equals_inprocess(make_settings: Make, tmp_path: Path, num_clients: int) -> None:
+def test_ray_equals_inprocess(
+    make_settings: Make, tmp_path: Path, num_clients: int
+) -> None:
     common = [f"num_clients={num_clients}", "num_rounds=2"]
     for engine in ("inprocess", "ray"):
-        simulate(make_settings(*common, f"engine={engine}", f"run_dir={tmp_path / engine}"))
+        simulate(
+            make_settings(*common, f"engine={engine}", f"run_dir={tmp_path / engine}")
+        )
     ours, rays = hashes(tmp_path / "inprocess"), hashes(tmp_path / "ray")
     assert len(set(ours)) == 3
     assert ours == rays
@@ -47,15 +51,25 @@ def test_nine_frames_lie_between_the_round_and_the_optimiser(
 
     monkeypatch.setitem(OPTIMIZERS, "sgd", Noted)
     simulate(make_settings("num_rounds=1", "train.optimizer=sgd"))
-    frames = [frame for frame in stacks[0] if not frame.filename.startswith(str(Path(torch.__file__).parent))]
-    in_loop = [at for at, frame in enumerate(frames) if frame.filename.endswith("server/rounds/loop.py")]
+    frames = [
+        frame
+        for frame in stacks[0]
+        if not frame.filename.startswith(str(Path(torch.__file__).parent))
+    ]
+    in_loop = [
+        at
+        for at, frame in enumerate(frames)
+        if frame.filename.endswith("server/rounds/loop.py")
+    ]
     assert frames[in_loop[-1]].name == "_train"
     between = [frame.name for frame in frames[in_loop[-1] + 1 : -1]]
     assert between[-2:] == ["run_local_round", "train_epochs"]
     assert len(between) <= 9, between
 
 
-def test_texts_are_dealt_once(make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_dealt_once(
+    make_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dealt = []
 
     def counted(*arguments: Any) -> list[np.ndarray]:

@@ -48,10 +48,18 @@ def test_ends(error: BaseException, code: int, said: str) -> None:
 def test_help_is_the_docstring_above_and_below_the_options() -> None:
     shown = wardround("submit", "--help").out
     places = [
-        shown.index(text) for text in ("over the registered sites", "Options:", "\n  Examples:\n", "Groups:")
+        shown.index(text)
+        for text in (
+            "over the registered sites",
+            "Options:",
+            "\n  Examples:\n",
+            "Groups:",
+        )
     ]
     assert places == sorted(places)
-    assert "\n    wardround submit --resume outputs/trial\n" in shown  # examples are not wrapped anew
+    assert (
+        "\n    wardround submit --resume outputs/trial\n" in shown
+    )  # examples are not wrapped anew
 
 
 def test_a_defect_of_ours_is_traced() -> None:

@@ -25,7 +25,9 @@ from wardround.server.compose import compose
 UMLAUTS = [("Grüße, Übelkeit", "a"), ("Fieber; Müdigkeit €", "b")]
 
 
-def exported(delimiter: str, encoding: str, header: str = "text,label", copies: int = 1) -> bytes:
+def exported(
+    delimiter: str, encoding: str, header: str = "text,label", copies: int = 1
+) -> bytes:
     """A CSV whose texts are quoted; comma and semicolon stand in them."""
     rows = [f'"{text}"{delimiter}{label}' for text, label in UMLAUTS * copies]
     return "\r\n".join([header.replace(",", delimiter), *rows, ""]).encode(encoding)
@@ -46,15 +48,21 @@ def test_csv(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("sign", "delimiter"), [(";", ";"), ("\t", "tab"), ("\t", "\t"), ("\t", r"\t"), ("|", "|"), (",", None)]
+    ("sign", "delimiter"),
+    [(";", ";"), ("\t", "tab"), ("\t", "\t"), ("\t", r"\t"), ("|", "|"), (",", None)],
 )
-@pytest.mark.parametrize("encoding", ["windows-1252", "cp1252", "utf-16", "utf-16-le", "UTF_8", "utf-8-sig"])
+@pytest.mark.parametrize(
+    "encoding", ["windows-1252", "cp1252", "utf-16", "utf-16-le", "UTF_8", "utf-8-sig"]
+)
 def test_csv_is_read_as_it_is_said_to_be_written(
     tmp_path: Path, sign: str, delimiter: str | None, encoding: str
 ) -> None:
     path = write(tmp_path / "a.csv", exported(sign, encoding))
     test = write(tmp_path / "held" / "t.csv", exported(sign, encoding))
-    assert pairs(read(path=path, test_path=test, delimiter=delimiter, encoding=encoding)) == UMLAUTS
+    assert (
+        pairs(read(path=path, test_path=test, delimiter=delimiter, encoding=encoding))
+        == UMLAUTS
+    )
 
 
 def test_utf8_that_is_named_may_have_a_mark(tmp_path: Path) -> None:
@@ -65,8 +73,13 @@ def test_utf8_that_is_named_may_have_a_mark(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
 def test_jsonl_has_an_encoding_too(tmp_path: Path, encoding: str) -> None:
-    lines = "\n".join(json.dumps({"text": t, "label": n}, ensure_ascii=False) for t, n in UMLAUTS)
-    path, test = (write(tmp_path / part / "a.jsonl", lines.encode(encoding)) for part in ("train", "test"))
+    lines = "\n".join(
+        json.dumps({"text": t, "label": n}, ensure_ascii=False) for t, n in UMLAUTS
+    )
+    path, test = (
+        write(tmp_path / part / "a.jsonl", lines.encode(encoding))
+        for part in ("train", "test")
+    )
     assert pairs(read(path=path, test_path=test, encoding=encoding)) == UMLAUTS
 
 
@@ -74,7 +87,10 @@ def test_errors_keep_their_lines_in_another_form(tmp_path: Path) -> None:
     text = 'text;label\r\n"zwei\r\nZeilen ä";a\r\nx;y;z\r\n'
     path = write(tmp_path / "a.csv", text.encode("utf-16"))
     said = message(path=path, delimiter=";", encoding="utf-16")
-    assert "a.csv, line 4: 3 fields, but the first row has 2. Put fields that hold ';' in" in said
+    assert (
+        "a.csv, line 4: 3 fields, but the first row has 2. Put fields that hold ';' in"
+        in said
+    )
     path = write(tmp_path / "b.csv", 'text;label\nä;a\n"open;a\ny;b\n'.encode("cp1252"))
     said = message(path=path, delimiter=";", encoding="cp1252")
     assert "b.csv, line 3: the row that starts here is broken" in said
@@ -86,13 +102,20 @@ def test_errors_keep_their_lines_in_another_form(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("delimiter", ["", ";;", '"', "'", "\n", "\r", "\0", "tabs"])
 def test_delimiter_is_one_sensible_character(delimiter: str) -> None:
-    with pytest.raises(ValueError, match=r"data\.delimiter is .* it must be one character.* the word tab"):
+    with pytest.raises(
+        ValueError,
+        match=r"data\.delimiter is .* it must be one character.* the word tab",
+    ):
         settings(path="a.csv", delimiter=delimiter)
 
 
-@pytest.mark.parametrize("encoding", ["", "rot13", "base64", "hex", "undefined", "idna", "latin-99", "a\0b"])
+@pytest.mark.parametrize(
+    "encoding", ["", "rot13", "base64", "hex", "undefined", "idna", "latin-99", "a\0b"]
+)
 def test_encoding_is_one_of_texts(encoding: str) -> None:
-    with pytest.raises(ValueError, match=r"data\.encoding is .* no text encoding.*windows-1252"):
+    with pytest.raises(
+        ValueError, match=r"data\.encoding is .* no text encoding.*windows-1252"
+    ):
         settings(path="a.csv", encoding=encoding)
 
 
@@ -110,16 +133,30 @@ def test_a_setting_that_would_do_nothing_is_refused(tmp_path: Path) -> None:
     )
     parquet = write(tmp_path / "a.parquet", b"PAR1")
     assert "PARQUET has no delimiter" in message(path=parquet, delimiter=";")
-    assert "PARQUET has no encoding. Set data.encoding=null." in message(path=parquet, encoding="cp1252")
-    with pytest.raises(ValueError, match=r"reader 'hub' knows how.*Set data=files, or data\.encoding=null"):
+    assert "PARQUET has no encoding. Set data.encoding=null." in message(
+        path=parquet, encoding="cp1252"
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"reader 'hub' knows how.*Set data=files, or data\.encoding=null",
+    ):
         settings(reader="hub", encoding="cp1252")
 
 
-def test_in_a_folder_the_delimiter_is_that_of_the_csv_files(tmp_path: Path, test_csv: str) -> None:
+def test_in_a_folder_the_delimiter_is_that_of_the_csv_files(
+    tmp_path: Path, test_csv: str
+) -> None:
     write(tmp_path / "sites" / "a.csv", exported(";", "cp1252"))
-    rows = "\n".join(json.dumps({"text": text, "label": label}) for text, label in UMLAUTS)
+    rows = "\n".join(
+        json.dumps({"text": text, "label": label}) for text, label in UMLAUTS
+    )
     write(tmp_path / "sites" / "b.jsonl", rows)
-    data = read(path=str(tmp_path / "sites"), test_path=test_csv, delimiter=";", encoding="cp1252")
+    data = read(
+        path=str(tmp_path / "sites"),
+        test_path=test_csv,
+        delimiter=";",
+        encoding="cp1252",
+    )
     assert data.site_sizes == (("a", 2), ("b", 2))
     assert pairs(data) == UMLAUTS * 2
 
@@ -127,13 +164,21 @@ def test_in_a_folder_the_delimiter_is_that_of_the_csv_files(tmp_path: Path, test
 # --- what is guessed --------------------------------------------------------------------------------------
 
 ROWS = {
-    "Windows-1252 with ';' between columns": (exported(";", "cp1252"), "windows-1252", '";"'),
+    "Windows-1252 with ';' between columns": (
+        exported(";", "cp1252"),
+        "windows-1252",
+        '";"',
+    ),
     "Windows-1252": (exported(",", "cp1252"), "windows-1252", None),
     "UTF-8 with ';' between columns": (exported(";", "utf-8-sig"), None, '";"'),
     "UTF-8 with a tab between columns": (exported("\t", "utf-8"), None, "tab"),
     "UTF-8 with '|' between columns": (exported("|", "utf-8"), None, '"|"'),
     "UTF-16 with a tab between columns": (exported("\t", "utf-16"), "utf-16", "tab"),
-    "UTF-16-LE with ';' between columns": (exported(";", "utf-16-le"), "utf-16-le", '";"'),
+    "UTF-16-LE with ';' between columns": (
+        exported(";", "utf-16-le"),
+        "utf-16-le",
+        '";"',
+    ),
     "UTF-16-BE": (exported(",", "utf-16-be"), "utf-16-be", None),
 }
 
@@ -144,14 +189,20 @@ def test_a_simulation_is_told_what_to_set(tmp_path: Path, looks: str) -> None:
     path = write(tmp_path / "a.csv", content)
     words = [] if encoding is None else [f"data.encoding={encoding}"]
     if delimiter is not None:
-        words.append(f"'data.delimiter={delimiter}'" if '"' in delimiter else f"data.delimiter={delimiter}")
+        words.append(
+            f"'data.delimiter={delimiter}'"
+            if '"' in delimiter
+            else f"data.delimiter={delimiter}"
+        )
     said = message(path=path)
     assert said.endswith(f"; the file looks like {looks}. Set {' '.join(words)}")
     # What it names works, as a person would paste it.
     pasted = [word.strip("'") for word in words]
     told = compose(["data=files", f"data.path={path}", *pasted]).settings.data
     test = write(tmp_path / "held" / "t.csv", content)
-    data = read(path=path, test_path=test, delimiter=told.delimiter, encoding=told.encoding)
+    data = read(
+        path=path, test_path=test, delimiter=told.delimiter, encoding=told.encoding
+    )
     assert pairs(data) == UMLAUTS
 
 
@@ -207,9 +258,14 @@ def test_bytes_of_no_known_encoding_are_no_guess(tmp_path: Path) -> None:
     )
 
 
-def test_another_delimiter_is_told_though_other_columns_are_missing(tmp_path: Path) -> None:
+def test_another_delimiter_is_told_though_other_columns_are_missing(
+    tmp_path: Path,
+) -> None:
     path = write(tmp_path / "a.csv", "Befund;Fach;Datum\nx;y;z\n")
-    assert "has no column 'text'; the file looks like UTF-8 with ';' between columns" in message(path=path)
+    assert (
+        "has no column 'text'; the file looks like UTF-8 with ';' between columns"
+        in message(path=path)
+    )
     # Then the names are wrong, and nothing else.
     assert "it has: Befund, Fach, Datum." in message(path=path, delimiter=";")
 
@@ -244,13 +300,17 @@ def test_a_site_reads_its_own_file_in_its_own_form(
     )
     sent = Settings.from_json(at_server.for_sites().to_json())
     assert (sent.data.delimiter, sent.data.encoding) == (None, None)
-    site = make_site(tmp_path, 9092, own, model=tiny_model, delimiter="tab", encoding="utf-16")
+    site = make_site(
+        tmp_path, 9092, own, model=tiny_model, delimiter="tab", encoding="utf-16"
+    )
     here = RealSite(site).localise(sent).data
     assert (here.delimiter, here.encoding) == ("tab", "utf-16")
     read_here = read_texts(here, seed=0, site="st_marys")
     assert set(pairs(read_here) + pairs(read_here, "test")) == set(UMLAUTS)
     # A server that says it nevertheless is not heard.
-    plain = RealSite(replace(site, delimiter=None, encoding=None)).localise(at_server).data
+    plain = (
+        RealSite(replace(site, delimiter=None, encoding=None)).localise(at_server).data
+    )
     assert (plain.delimiter, plain.encoding) == (None, None)
 
 
@@ -272,6 +332,9 @@ def test_jsonl_of_a_site_in_another_encoding(tmp_path: Path) -> None:
     row = json.dumps({"text": "Übel", "label": "a"}, ensure_ascii=False)
     path = Path(write(tmp_path / "a.jsonl", f"{row}\n".encode("cp1252")))
     found = look(make_site(tmp_path, 9092, path), "data")["data"]
-    assert (found.state, found.next_step) == ("problem", "Set data.encoding: windows-1252 in site.yaml")
+    assert (found.state, found.next_step) == (
+        "problem",
+        "Set data.encoding: windows-1252 in site.yaml",
+    )
     unmarked = look(make_site(tmp_path, 9092, path, encoding="utf-16"), "data")["data"]
     assert (unmarked.state, "is not UTF-16" in unmarked.message) == ("problem", True)

@@ -18,7 +18,12 @@ from wardround.common.wire.forms import FORMS, encode, whole
 from wardround.common.wire.messages import Task, Update, pack_tasks, pack_update
 from wardround.common.wire.objects import Object, content_object
 from wardround.server.deployment import answers
-from wardround.server.deployment.trees import MOST_DEPTH, MOST_OBJECTS, TreeStore, ids_of
+from wardround.server.deployment.trees import (
+    MOST_DEPTH,
+    MOST_OBJECTS,
+    TreeStore,
+    ids_of,
+)
 
 NOBODYS = name(1)
 
@@ -57,7 +62,9 @@ def doubling(depth: int) -> Any:
     return node
 
 
-def test_a_node_touches_its_own_messages_and_nothing_else(lab: Lab, site: int, mallory: int) -> None:
+def test_a_node_touches_its_own_messages_and_nothing_else(
+    lab: Lab, site: int, mallory: int
+) -> None:
     own = asked(lab, site)
     assert lab.fetch(site, own).object_available
     assert lab.why(lambda: lab.fetch(site, NOBODYS)) == "not_its_own"
@@ -83,11 +90,15 @@ def test_an_answer_is_one_by_the_node_to_a_question_that_it_was_given(
         assert lab.why(lambda: lab.begin(site, own, said, **changed)) == "not_its_own"  # noqa: B023
     assert lab.why(lambda: lab.begin(mallory, own, said)) == "not_its_own"
     assert lab.why(lambda: lab.begin(site, NOBODYS, said)) == "not_its_own"
-    assert lab.why(lambda: lab.begin(site, own, said, message_id=name(9))) == "no_answer"
+    assert (
+        lab.why(lambda: lab.begin(site, own, said, message_id=name(9))) == "no_answer"
+    )
     nothing = fleet_pb2.PushMessagesRequest(node=Node(node_id=site))
     assert lab.why(lambda: lab.call("PushMessages", nothing)) == "no_answer"
     two = fleet_pb2.PushMessagesRequest(
-        node=Node(node_id=site), messages_list=[wire.Message()] * 2, message_object_trees=[said] * 2
+        node=Node(node_id=site),
+        messages_list=[wire.Message()] * 2,
+        message_object_trees=[said] * 2,
     )
     assert lab.why(lambda: lab.call("PushMessages", two)) == "no_answer"
     assert lab.why(lambda: lab.begin(site, own, said)) == ""
@@ -137,7 +148,9 @@ def test_the_tree_of_a_message_is_within_the_bounds() -> None:
     assert set(ids_of(written)) == {part.object_id for part in content.walk()}
 
 
-def test_trees_of_several_answers_do_not_grow_into_each_other(lab: Lab, site: int, mallory: int) -> None:
+def test_trees_of_several_answers_do_not_grow_into_each_other(
+    lab: Lab, site: int, mallory: int
+) -> None:
     """Each is small; with one graph for all, those below multiply: 40 * 40 * 40 of them."""
     wide = range(40)
     below = tree(name(100), *(tree(name(200 + number)) for number in wide))
@@ -161,7 +174,9 @@ def test_a_tree_makes_no_other_message_wrong(lab: Lab, site: int, mallory: int) 
         assert lab.fetch(site, part.object_id).object_available
 
 
-def test_an_answer_takes_no_message_of_anothers_along(lab: Lab, site: int, mallory: int) -> None:
+def test_an_answer_takes_no_message_of_anothers_along(
+    lab: Lab, site: int, mallory: int
+) -> None:
     """One that names another's message: when it is dropped, the other's stays."""
     others = asked(lab, site)
     own = asked(lab, mallory)
@@ -171,7 +186,9 @@ def test_an_answer_takes_no_message_of_anothers_along(lab: Lab, site: int, mallo
     assert lab.fetch(site, others).object_available
 
 
-def test_a_node_is_told_nothing_of_what_others_have_pushed(lab: Lab, site: int, mallory: int) -> None:
+def test_a_node_is_told_nothing_of_what_others_have_pushed(
+    lab: Lab, site: int, mallory: int
+) -> None:
     """Small records can be guessed: a list of what is missing would tell whether the guess is right."""
     secret = blob("s", 10)
     lab.answer(site, asked(lab, site), reply(secret))
@@ -183,10 +200,14 @@ def test_a_node_is_told_nothing_of_what_others_have_pushed(lab: Lab, site: int, 
     assert lab.push(mallory, session, secret).stored
     wrong = Object(blob("x", 1).object_id, 0, (), lambda: b"something else")
     assert not lab.push(mallory, session, wrong).stored
-    assert lab.why(lambda: lab.push(mallory, session, guess)) == "not_its_own"  # it was given up
+    assert (
+        lab.why(lambda: lab.push(mallory, session, guess)) == "not_its_own"
+    )  # it was given up
 
 
-def test_who_guesses_an_object_has_to_know_all_of_it(lab: Lab, site: int, mallory: int) -> None:
+def test_who_guesses_an_object_has_to_know_all_of_it(
+    lab: Lab, site: int, mallory: int
+) -> None:
     secret = blob("s", 10)
     lab.answer(site, asked(lab, site), reply(secret))
     own = asked(lab, mallory)
@@ -266,7 +287,9 @@ def test_no_honest_update_is_larger_than_an_answer_may_be(form: str, size: int) 
     assert answers.SPARE_BYTES >= 2**18
 
 
-def test_one_answer_at_a_time_takes_the_place_of_the_one_before(lab: Lab, site: int) -> None:
+def test_one_answer_at_a_time_takes_the_place_of_the_one_before(
+    lab: Lab, site: int
+) -> None:
     question = asked(lab, site)
     first, second = reply(blob("a", 10)), reply(blob("b", 10))
     old = lab.begin(site, question, first.tree(wire.ObjectTree)).session_id
@@ -277,7 +300,10 @@ def test_one_answer_at_a_time_takes_the_place_of_the_one_before(lab: Lab, site: 
     (message,) = lab.claim(question).messages_list
     assert message.metadata.message_id == second.object_id
     # One that is whole stays.
-    assert lab.why(lambda: lab.begin(site, question, first.tree(wire.ObjectTree))) == "answered"
+    assert (
+        lab.why(lambda: lab.begin(site, question, first.tree(wire.ObjectTree)))
+        == "answered"
+    )
     assert lab.read(second.object_id).object_available
 
 
@@ -290,7 +316,9 @@ def test_an_answer_can_be_begun_a_few_times_only(lab: Lab, site: int) -> None:
     assert said == [*("" for _ in range(answers.MOST_SESSIONS)), "too_often"]
 
 
-def test_a_call_that_is_made_again_goes_on_where_it_stopped(lab: Lab, site: int) -> None:
+def test_a_call_that_is_made_again_goes_on_where_it_stopped(
+    lab: Lab, site: int
+) -> None:
     """Its response may have been lost on the way."""
     question = asked(lab, site)
     root = reply(blob("a", 10), blob("b", 10))
@@ -352,7 +380,9 @@ def test_of_what_a_node_says_about_its_answer_nothing_goes_on(
 
 
 def test_a_node_is_found_gone_when_all_others_are(lab: Lab, site: int) -> None:
-    beat = heartbeat_pb2.SendNodeHeartbeatRequest(node=Node(node_id=site), heartbeat_interval=1800.0)
+    beat = heartbeat_pb2.SendNodeHeartbeatRequest(
+        node=Node(node_id=site), heartbeat_interval=1800.0
+    )
     lab.call("SendNodeHeartbeat", beat)
     lab.state.deactivate_node(site)
     lab.call(

@@ -31,27 +31,41 @@ def test_the_four_parts_that_are_replaced_are_used_where_they_are_looked_up() ->
     assert module is not None
     source = inspect.getsource(module)
     assert "NodeAuthServerInterceptor(self.state_factory)" in source
-    for name in ("NodeAuthServerInterceptor", "FleetServicer", "generic_create_grpc_server"):
+    for name in (
+        "NodeAuthServerInterceptor",
+        "FleetServicer",
+        "generic_create_grpc_server",
+    ):
         assert callable(getattr(module, name))
         assert source.count(f"{name}(") >= 1
     assert "ObjectStoreFactory(database)" in inspect.getsource(config_loader)
     given = inspect.signature(FleetServicer.__init__).parameters
-    assert {"state_factory", "objectstore_factory", "enable_supernode_auth"} <= set(given)
+    assert {"state_factory", "objectstore_factory", "enable_supernode_auth"} <= set(
+        given
+    )
 
 
 def test_the_link_state_has_what_the_registrar_and_the_servicer_touch() -> None:
     store: Any = TreeStores(FLWR_IN_MEMORY_DB_NAME)
-    state = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), store).state()
+    state = LinkStateFactory(
+        FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), store
+    ).state()
     assert isinstance(state, InMemoryLinkState)
     key = pem_of(public_line(new_key("node")))
     node_id = state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0)
     assert state.get_node_id_by_public_key(key) == node_id
     (node,) = state.get_node_info(node_ids=[node_id])
-    assert (node.status, node.public_key, node.last_activated_at) == ("registered", key, "")
+    assert (node.status, node.public_key, node.last_activated_at) == (
+        "registered",
+        key,
+        "",
+    )
     state.delete_node(NOOP_FLWR_AID, node_id)
     assert state.get_node_id_by_public_key(key) is None
     del state.node_public_key_to_node_id[key]
-    assert state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0) != node_id  # let in again
+    assert (
+        state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0) != node_id
+    )  # let in again
     assert state.message_ins_id_to_message_res_id == {}
     session = state.start_session(1)
     assert state._object_push_sessions[session].root_object_ids == set()
@@ -75,21 +89,37 @@ def test_every_method_of_the_fleet_api_is_offered_and_guarded_or_refused() -> No
     assert methods == set(METHODS) | refused
     assert not refused & set(METHODS)
     own = {name for name in vars(OwnMessages) if name[0].isupper()}
-    assert set(METHODS) - own == {"DeactivateNode"}  # whose sender is all there is to check
+    assert set(METHODS) - own == {
+        "DeactivateNode"
+    }  # whose sender is all there is to check
 
 
 @pytest.mark.parametrize(
     ("message", "fields"),
     [
         (fleet_pb2.PullMessagesResponse, {"messages_list", "message_object_trees"}),
-        (fleet_pb2.PushMessagesRequest, {"node", "messages_list", "message_object_trees"}),
+        (
+            fleet_pb2.PushMessagesRequest,
+            {"node", "messages_list", "message_object_trees"},
+        ),
         (fleet_pb2.PushMessagesResponse, {"objects_to_push", "session_id"}),
-        (message_pb2.PushObjectRequest, {"node", "run_id", "object_id", "object_content", "session_id"}),
-        (message_pb2.PullObjectResponse, {"object_found", "object_available", "object_content"}),
-        (message_pb2.Metadata, {"src_node_id", "dst_node_id", "reply_to_message_id", "created_at", "ttl"}),
+        (
+            message_pb2.PushObjectRequest,
+            {"node", "run_id", "object_id", "object_content", "session_id"},
+        ),
+        (
+            message_pb2.PullObjectResponse,
+            {"object_found", "object_available", "object_content"},
+        ),
+        (
+            message_pb2.Metadata,
+            {"src_node_id", "dst_node_id", "reply_to_message_id", "created_at", "ttl"},
+        ),
     ],
 )
-def test_messages_have_the_fields_that_are_checked(message: Any, fields: set[str]) -> None:
+def test_messages_have_the_fields_that_are_checked(
+    message: Any, fields: set[str]
+) -> None:
     assert fields <= {field.name for field in message.DESCRIPTOR.fields}
 
 

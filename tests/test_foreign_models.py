@@ -50,7 +50,9 @@ def run(learned_run: tuple[list[str], Said]) -> Path:
     return run_dir_of(learned_run[0])
 
 
-def said_by(words: list[str], folder: Path, home: Path) -> subprocess.CompletedProcess[str]:
+def said_by(
+    words: list[str], folder: Path, home: Path
+) -> subprocess.CompletedProcess[str]:
     """A program, to whose every question the answer is yes."""
     return subprocess.run(
         words,
@@ -70,7 +72,9 @@ def as_mixture(model: Path, folder: Path) -> Path:
         copy_of(model, folder / expert)
     width = json.loads((model / "config.json").read_text())["hidden_size"]
     gate = {"0.weight": torch.ones(2, width), "0.bias": torch.ones(2)}
-    save_file(gate | {"2.weight": torch.ones(1, 2), "2.bias": torch.ones(1)}, folder / GATE)
+    save_file(
+        gate | {"2.weight": torch.ones(1, 2), "2.bias": torch.ones(1)}, folder / GATE
+    )
     return folder
 
 
@@ -92,14 +96,27 @@ def test_predict_runs_no_code_of_a_folder(
 ) -> None:
     marker = tmp_path / "marker"
     folder = make(copy_of(run / "model", tmp_path / "model"), marker)
-    words = [sys.executable, "-m", "wardround.server.cli", "predict", str(folder), "--text", "goal"]
+    words = [
+        sys.executable,
+        "-m",
+        "wardround.server.cli",
+        "predict",
+        str(folder),
+        "--text",
+        "goal",
+    ]
     done = said_by(words, tmp_path, tmp_path / "modules")
     assert not marker.exists()
     assert (done.returncode, done.stdout) == (2, "")
     assert "[y/N]" not in done.stderr
     if make is not bring_code_in_blends:
-        assert "brings code of its own (auto_map in config.json, and 'evil.py')" in done.stderr
-        assert "Take a model whose architecture transformers knows itself" in done.stderr
+        assert (
+            "brings code of its own (auto_map in config.json, and 'evil.py')"
+            in done.stderr
+        )
+        assert (
+            "Take a model whose architecture transformers knows itself" in done.stderr
+        )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +133,9 @@ def test_a_site_runs_no_code_of_a_folder(
 ) -> None:
     marker = tmp_path / "marker"
     folder = bring_code(copy_of(run / "model", tmp_path / "model"), marker)
-    write_site_file(make_site(tmp_path, 9, tiny_texts, model=folder), tmp_path / "site.yaml")
+    write_site_file(
+        make_site(tmp_path, 9, tiny_texts, model=folder), tmp_path / "site.yaml"
+    )
     done = said_by(command_line(*words), tmp_path, tmp_path / "modules")
     assert not marker.exists()
     assert done.returncode == (2 if words[0] == "personalise" else 1), done.stderr
@@ -142,7 +161,10 @@ def test_code_of_a_known_architecture_is_left_out(run: Path, tmp_path: Path) -> 
     named = copy_of(run / "model", tmp_path / "named")
     auto_map = {"AutoModelForSequenceClassification": "somebody/else--evil.EvilModel"}
     change_json(named / "config.json", auto_map=auto_map)
-    asked = [wardround("predict", str(folder), "--text", "goal match") for folder in (named, run / "model")]
+    asked = [
+        wardround("predict", str(folder), "--text", "goal match")
+        for folder in (named, run / "model")
+    ]
     assert asked[0].code == 0, asked[0].err
     assert asked[0].out == asked[1].out
     change_json(named / "config.json", model_type="\x1b[2Jevil")
@@ -156,34 +178,44 @@ REFUSED = {
     "adapter": (bring_adapter, "merge_and_unload"),
     "other weights": (name_other_weights, "the key transformers_weights"),
     "other config": (
-        lambda folder: change_json(folder / "config.json", configuration_files=["config.4.0.0.json"]),
+        lambda folder: change_json(
+            folder / "config.json", configuration_files=["config.4.0.0.json"]
+        ),
         "the key configuration_files",
     ),
     "other tokenizer": (
         lambda folder: change_json(
-            folder / "tokenizer_config.json", fast_tokenizer_files=["tokenizer.4.0.json"]
+            folder / "tokenizer_config.json",
+            fast_tokenizer_files=["tokenizer.4.0.json"],
         ),
         "the key fast_tokenizer_files",
     ),
     "quantised": (
-        lambda folder: change_json(folder / "config.json", quantization_config={"quant_method": "fp8"}),
+        lambda folder: change_json(
+            folder / "config.json", quantization_config={"quant_method": "fp8"}
+        ),
         "the key quantization_config",
     ),
     "deep inside": (
         lambda folder: change_json(
-            folder / "config.json", text_config=[{"transformers_weights": "other.safetensors"}]
+            folder / "config.json",
+            text_config=[{"transformers_weights": "other.safetensors"}],
         ),
         "the key transformers_weights",
     ),
     "code of a hub": (
-        lambda folder: change_json(folder / "config.json", _attn_implementation="somebody/kernel"),
+        lambda folder: change_json(
+            folder / "config.json", _attn_implementation="somebody/kernel"
+        ),
         "names code on a hub",
     ),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_could_bring_other_weights_is_refused(what: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_what_could_bring_other_weights_is_refused(
+    what: str, tiny_model: Path, tmp_path: Path
+) -> None:
     spoil: Any
     spoil, words = REFUSED[what]
     folder = copy_of(tiny_model, tmp_path / "model")
@@ -195,12 +227,20 @@ def test_what_could_bring_other_weights_is_refused(what: str, tiny_model: Path, 
 
 @pytest.mark.parametrize("spoil", [bring_adapter, name_other_weights])
 def test_a_listed_hash_lets_nothing_else_in(
-    spoil: Callable[[Path], Path], tiny_model: Path, tiny_texts: Path, make_settings: Make, tmp_path: Path
+    spoil: Callable[[Path], Path],
+    tiny_model: Path,
+    tiny_texts: Path,
+    make_settings: Make,
+    tmp_path: Path,
 ) -> None:
     """The hash of `model.safetensors` is on the site's list, and other weights are beside it."""
     folder = spoil(copy_of(tiny_model, tmp_path / "model"))
     listed = f"sha256:{file_sha256(folder / 'model.safetensors')}"
-    words = ("engine=deployment", f"data.label_names=[{','.join(LABELS)}]", "num_clients=1")
+    words = (
+        "engine=deployment",
+        f"data.label_names=[{','.join(LABELS)}]",
+        "num_clients=1",
+    )
     settings = make_settings(*words, "evaluation.where=server").for_sites()
     policy = replace(WIDE, models=(listed,), same_start=False)
     file = make_site(tmp_path / "site", 9092, tiny_texts, model=folder, policy=policy)
@@ -219,13 +259,19 @@ def start_of(settings: Settings, honest: Path) -> tuple[Payload, str]:
     try:
         state = open_model(settings, LABELS, fresh=True)
     except ValueError:
-        state = open_model(replace(settings, model=model_at(honest)), LABELS, fresh=True)
+        state = open_model(
+            replace(settings, model=model_at(honest)), LABELS, fresh=True
+        )
     return whole(state.flat.detach().cpu().clone().numpy()), state.layout.digest
 
 
-def test_an_adapter_beside_a_model_is_a_finding(tiny_model: Path, tiny_texts: Path, tmp_path: Path) -> None:
+def test_an_adapter_beside_a_model_is_a_finding(
+    tiny_model: Path, tiny_texts: Path, tmp_path: Path
+) -> None:
     folder = bring_adapter(copy_of(tiny_model, tmp_path / "model"))
-    found = look(make_site(tmp_path, 9092, tiny_texts, model=folder), "model", "lengths")
+    found = look(
+        make_site(tmp_path, 9092, tiny_texts, model=folder), "model", "lengths"
+    )
     assert found["model"].state == "problem"
     assert "holds adapter_config.json" in found["model"].message
     assert "merge_and_unload" in found["model"].next_step
@@ -240,8 +286,12 @@ def test_predict_adds_no_adapter(run: Path, tmp_path: Path) -> None:
     assert "holds adapter_config.json" in said.err
 
 
-def test_weights_named_by_config_json_were_other_ones(tiny_model: Path, tmp_path: Path) -> None:
+def test_weights_named_by_config_json_were_other_ones(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     """The attack is one: what the key names differs from what the hash is of."""
     folder = name_other_weights(copy_of(tiny_model, tmp_path / "model"))
-    ours, theirs = (load_file(folder / name) for name in ("model.safetensors", "other.safetensors"))
+    ours, theirs = (
+        load_file(folder / name) for name in ("model.safetensors", "other.safetensors")
+    )
     assert not any(torch.equal(ours[name], theirs[name]) for name in ours)

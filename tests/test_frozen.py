@@ -18,17 +18,29 @@ from wardround.server.engines.simulate import simulate
 LABELS = ("health", "money", "sport")
 EMBEDDINGS = {
     "bert": {
-        *(f"bert.embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")),
+        *(
+            f"bert.embeddings.{name}_embeddings.weight"
+            for name in ("word", "position", "token_type")
+        ),
         *(f"bert.embeddings.LayerNorm.{name}" for name in ("weight", "bias")),
     },
     "distilbert": {
-        *(f"distilbert.embeddings.{name}_embeddings.weight" for name in ("word", "position")),
+        *(
+            f"distilbert.embeddings.{name}_embeddings.weight"
+            for name in ("word", "position")
+        ),
         *(f"distilbert.embeddings.LayerNorm.{name}" for name in ("weight", "bias")),
     },
     "albert": {
-        *(f"albert.embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")),
+        *(
+            f"albert.embeddings.{name}_embeddings.weight"
+            for name in ("word", "position", "token_type")
+        ),
         *(f"albert.embeddings.LayerNorm.{name}" for name in ("weight", "bias")),
-        *(f"albert.encoder.embedding_hidden_mapping_in.{name}" for name in ("weight", "bias")),
+        *(
+            f"albert.encoder.embedding_hidden_mapping_in.{name}"
+            for name in ("weight", "bias")
+        ),
     },
     "llama": {"model.embed_tokens.weight"},
 }
@@ -37,7 +49,11 @@ EMBEDDINGS = {
 @pytest.mark.parametrize("kind", EMBEDDINGS)
 def test_what_is_frozen(make_settings: Make, tmp_path: Path, kind: str) -> None:
     model = write_model(tmp_path / kind, kind)
-    state = open_model(make_settings(f"model.name={model}", "train.frozen=embeddings"), LABELS, fresh=True)
+    state = open_model(
+        make_settings(f"model.name={model}", "train.frozen=embeddings"),
+        LABELS,
+        fresh=True,
+    )
     assert state.classifier.frozen == EMBEDDINGS[kind]
     everything = {name for name, _ in state.classifier.model.named_parameters()}
     assert set(state.layout.names) == everything - EMBEDDINGS[kind]
@@ -47,14 +63,20 @@ def test_what_is_frozen_is_not_moved_and_everything_else_is(
     make_settings: Make, tiny_model: Path, tmp_path: Path
 ) -> None:
     # Weight decay and clipping would reach a parameter that is only left out of the message.
-    words = ("train.frozen=embeddings", "train.weight_decay=0.1", "train.max_grad_norm=0.5")
+    words = (
+        "train.frozen=embeddings",
+        "train.weight_decay=0.1",
+        "train.max_grad_norm=0.5",
+    )
     simulate(make_settings(*words))
     before = load_file(tiny_model / "model.safetensors")
     after = load_file(tmp_path / "run" / "model" / "model.safetensors")
     for name, tensor in before.items():
         found = after.get(f"bert.{name}")
         if found is not None:
-            assert torch.equal(found, tensor) == (f"bert.{name}" in EMBEDDINGS["bert"]), name
+            assert torch.equal(found, tensor) == (
+                f"bert.{name}" in EMBEDDINGS["bert"]
+            ), name
 
 
 def test_clipping_does_not_see_what_is_frozen(make_settings: Make) -> None:
@@ -67,13 +89,17 @@ def test_clipping_does_not_see_what_is_frozen(make_settings: Make) -> None:
     indices = np.arange(len(corpus.train))
     arguments = (settings.train, place, classifier.new_head, classifier.frozen)
     train_epochs(classifier.model, corpus.train, indices, *arguments)
-    assert all(classifier.model.get_parameter(name).grad is None for name in classifier.frozen)
+    assert all(
+        classifier.model.get_parameter(name).grad is None for name in classifier.frozen
+    )
 
 
 def test_adapters_beside_frozen_embeddings(make_settings: Make, tmp_path: Path) -> None:
     model = write_model(tmp_path / "albert", "albert")
     words = (f"model.name={model}", "train.frozen=embeddings", "adapters=lora")
-    forbidden = make_settings(*words, "adapters.targets=[query,embedding_hidden_mapping_in]")
+    forbidden = make_settings(
+        *words, "adapters.targets=[query,embedding_hidden_mapping_in]"
+    )
     with pytest.raises(ValueError, match=r"adapters\.targets.*train\.frozen"):
         open_model(forbidden, LABELS, fresh=True)
     state = open_model(make_settings(*words), LABELS, fresh=True)

@@ -58,7 +58,15 @@ from wardround.common.wire.messages import (
     write_content,
 )
 from wardround.common.wire.objects import ENVELOPE
-from wardround.common.wire.signing import ANSWER, PLAN, TASK, Plan, Reason, open_envelope, sign
+from wardround.common.wire.signing import (
+    ANSWER,
+    PLAN,
+    TASK,
+    Plan,
+    Reason,
+    open_envelope,
+    sign,
+)
 from wardround.server.deployment.signed import SignedClients
 from wardround.server.rounds.clients import Answer, Request
 
@@ -116,9 +124,13 @@ class Courier(Connection):
         """As in `Connection`."""
         wire = self.queue.pop(0)
         self.objects = wire.objects
-        return Letter(PullMessagesResponse(messages_list=[wire.message]).SerializeToString())
+        return Letter(
+            PullMessagesResponse(messages_list=[wire.message]).SerializeToString()
+        )
 
-    def fetch(self, letter: Letter, ids: Sequence[str], until: float) -> Iterator[bytes]:
+    def fetch(
+        self, letter: Letter, ids: Sequence[str], until: float
+    ) -> Iterator[bytes]:
         """As in `Connection`."""
         for object_id in ids:
             if object_id not in self.objects:
@@ -143,7 +155,12 @@ class FakeWorker(Worker):
         self.update_norm = None
 
     def answer(
-        self, kind: str, content: RecordDict, room: Room, seconds: float, order: dict[str, Any]
+        self,
+        kind: str,
+        content: RecordDict,
+        room: Room,
+        seconds: float,
+        order: dict[str, Any],
     ) -> RecordDict:
         """As in `Worker`."""
         json.dumps(order)
@@ -159,7 +176,9 @@ class FakeWorker(Worker):
 def _answered_each_time(
     loop: Loop, letter: Letter, content: RecordDict, room: Room, order: Order
 ) -> RecordDict:
-    return loop._worker.answer(letter.kind, content, room, letter.seconds_left, order.to_dict())
+    return loop._worker.answer(
+        letter.kind, content, room, letter.seconds_left, order.to_dict()
+    )
 
 
 @dataclass
@@ -201,7 +220,13 @@ class SiteWorld:
                 "answers": "",
                 "expires": now + 60,
             },
-            run={"name": run, "key": public, "not_before": 1.7e9, "not_after": 4e9, "plan": self.plan},
+            run={
+                "name": run,
+                "key": public,
+                "not_before": 1.7e9,
+                "not_after": 4e9,
+                "plan": self.plan,
+            },
             coordinator=self.coordinator,
         )
         draft.statement |= facts
@@ -240,7 +265,11 @@ class SiteWorld:
 
 @pytest.fixture
 def site(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_settings: Make, tiny_texts: Path, tiny_model: Path
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_settings: Make,
+    tiny_texts: Path,
+    tiny_model: Path,
 ) -> Iterator[SiteWorld]:
     """At work."""
     rooms: list[int] = []
@@ -252,10 +281,22 @@ def site(
 
     monkeypatch.setattr("wardround.client.node.loop.Room", Measured)
     # The disk is another test's matter; that what is noted can be written is this one's.
-    monkeypatch.setattr(journal_module, "write_json", lambda path, said: json.dumps(said, allow_nan=False))
+    monkeypatch.setattr(
+        journal_module,
+        "write_json",
+        lambda path, said: json.dumps(said, allow_nan=False),
+    )
     coordinator: Any = new_key("signing")
-    (tmp_path / "coordinator.pub").write_text(public_line(coordinator), encoding="ascii")
-    facts = make_site(tmp_path, 9092, tiny_texts, model=tiny_model, policy=replace(WIDE, max_days=10_000))
+    (tmp_path / "coordinator.pub").write_text(
+        public_line(coordinator), encoding="ascii"
+    )
+    facts = make_site(
+        tmp_path,
+        9092,
+        tiny_texts,
+        model=tiny_model,
+        policy=replace(WIDE, max_days=10_000),
+    )
     # One round, worked on as often as it is asked for: the stored answer is another test's matter.
     monkeypatch.setattr(Loop, "_answered_once", _answered_each_time)
     words = (
@@ -267,16 +308,35 @@ def site(
     )
     said = make_settings(*words).for_sites().to_dict()
     own = fingerprint(public_line(signing_keys(facts)[0]))
-    plan = sign(PLAN, Plan(1, said, {facts.name: own}, 1.7e9, 1.7e9 + 86_400 * 10_000, {}, ""), coordinator)
+    plan = sign(
+        PLAN,
+        Plan(1, said, {facts.name: own}, 1.7e9, 1.7e9 + 86_400 * 10_000, {}, ""),
+        coordinator,
+    )
     courier, worker = Courier(), FakeWorker()
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    with Journal(facts.state, own) as journal, Ledger(facts.state, facts.name, own) as ledger:
-        loop = Loop(facts, courier, worker, journal, ledger, lambda text: None, lambda: not courier.queue)
+    with (
+        Journal(facts.state, own) as journal,
+        Ledger(facts.state, facts.name, own) as ledger,
+    ):
+        loop = Loop(
+            facts,
+            courier,
+            worker,
+            journal,
+            ledger,
+            lambda text: None,
+            lambda: not courier.queue,
+        )
         known = loop._plans.add(plan)
-        yield SiteWorld(loop._key, coordinator, courier, worker, journal, loop, rooms, known)
+        yield SiteWorld(
+            loop._key, coordinator, courier, worker, journal, loop, rooms, known
+        )
 
 
-def test_the_message_that_is_changed_is_taken_by_the_site_as_it_is(site: SiteWorld) -> None:
+def test_the_message_that_is_changed_is_taken_by_the_site_as_it_is(
+    site: SiteWorld,
+) -> None:
     assert site.send(site.draft().seal()) == "work"
     (given,) = site.worker.given
     assert is_small_content(given)
@@ -285,8 +345,12 @@ def test_the_message_that_is_changed_is_taken_by_the_site_as_it_is(site: SiteWor
     assert site.journal.refused == {}
 
 
-def test_a_site_makes_no_room_for_more_than_it_has(site: SiteWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wardround.client.node.loop.available_memory", lambda: 34)  # bytes; 35 were sent
+def test_a_site_makes_no_room_for_more_than_it_has(
+    site: SiteWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "wardround.client.node.loop.available_memory", lambda: 34
+    )  # bytes; 35 were sent
     assert site.send(site.draft().seal()) == "damaged"
     assert site.rooms == []
     monkeypatch.setattr("wardround.client.node.loop.available_memory", lambda: 35)
@@ -327,7 +391,16 @@ def test_no_change_to_a_message_gets_past_the_site(site: SiteWorld) -> None:
 
 
 SITE_OUTCOMES = {
-    *("work", "dropped", "lost", "late", "unknown_kind", "plan_unknown", "beyond_plan", "out_of_order"),
+    *(
+        "work",
+        "dropped",
+        "lost",
+        "late",
+        "unknown_kind",
+        "plan_unknown",
+        "beyond_plan",
+        "out_of_order",
+    ),
     *REASONS,
 }
 
@@ -353,10 +426,16 @@ class ServerWorld:
         def behave(asked: Asked) -> Wire:
             self.runtime.objects.clear()
             draft = site.draft(asked, SMALL)
-            return change(draft, asked) if len(self.runtime.asked) == num_asked + 1 else draft.seal()
+            return (
+                change(draft, asked)
+                if len(self.runtime.asked) == num_asked + 1
+                else draft.seal()
+            )
 
         self.runtime.behave = behave
-        (answer,) = self.clients.ask([Request(site.node_id, RecordDict())], TRAIN, 1, 60.0)
+        (answer,) = self.clients.ask(
+            [Request(site.node_id, RecordDict())], TRAIN, 1, 60.0
+        )
         return answer
 
     def others(self) -> list[Wire]:
@@ -366,7 +445,13 @@ class ServerWorld:
         def keep(draft: Draft, asked: Asked) -> Wire:
             by_other = self.sites[1].draft(asked, SMALL)
             unasked = self.sites[0].draft(asked, pack(pack_refusal("forged")))
-            unasked.statement |= {"run": "", "round": 0, "attempt": 0, "receiver": "", "answers": ""}
+            unasked.statement |= {
+                "run": "",
+                "round": 0,
+                "attempt": 0,
+                "receiver": "",
+                "answers": "",
+            }
             found.extend([draft.seal(), by_other.seal(), unasked.seal()])
             return found[0]
 
@@ -400,7 +485,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> ServerWorld:
     return ServerWorld(sites, runtime, clients, noted, rooms)
 
 
-def test_the_answer_that_is_changed_is_taken_by_the_server_as_it_is(server: ServerWorld) -> None:
+def test_the_answer_that_is_changed_is_taken_by_the_server_as_it_is(
+    server: ServerWorld,
+) -> None:
     answer = server.ask(lambda draft, asked: draft.seal())
     assert isinstance(answer, RecordDict)
     assert is_small_content(answer)

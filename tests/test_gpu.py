@@ -35,7 +35,9 @@ def tensors(run_dir: Path) -> torch.Tensor:
     """All shared tensors of the newest checkpoint, one after the other."""
     checkpoint = RunFolder(run_dir).load_checkpoint()
     assert checkpoint is not None
-    return torch.cat([checkpoint.tensors[name].flatten() for name in sorted(checkpoint.tensors)])
+    return torch.cat(
+        [checkpoint.tensors[name].flatten() for name in sorted(checkpoint.tensors)]
+    )
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -45,7 +47,9 @@ def losses(run_dir: Path) -> list[float]:
 
 def assert_near(ours: Path, theirs: Path, relative: float) -> None:
     """Of the last global models, and of every round's loss."""
-    assert tensors(ours).numpy() == pytest.approx(tensors(theirs).numpy(), rel=relative, abs=relative)
+    assert tensors(ours).numpy() == pytest.approx(
+        tensors(theirs).numpy(), rel=relative, abs=relative
+    )
     assert losses(ours) == pytest.approx(losses(theirs), rel=relative)
 
 
@@ -70,21 +74,36 @@ def test_auto_is_the_gpu(make_settings: Make) -> None:
     ],
     ids=" ".join,
 )
-def test_the_gpu_computes_what_the_cpu_does(run_on: Run, words: tuple[str, ...]) -> None:
-    of_cpu = run_on("cpu", "device=cpu", *[word for word in words if "workers" not in word])
+def test_the_gpu_computes_what_the_cpu_does(
+    run_on: Run, words: tuple[str, ...]
+) -> None:
+    of_cpu = run_on(
+        "cpu", "device=cpu", *[word for word in words if "workers" not in word]
+    )
     of_gpu = run_on("gpu", "device=cuda", *words)
     assert_near(of_gpu, of_cpu, 1e-4)
 
 
 def test_adamw_learns_the_same_function(run_on: Run) -> None:
     """Not the same weights: where a gradient is 0 but for rounding (a key's bias), its sign is a step."""
-    words = ("train.optimizer=adamw", "train.max_grad_norm=1", "train.learning_rate=1e-3")
-    of_cpu, of_gpu = run_on("cpu", "device=cpu", *words), run_on("gpu", "device=cuda", *words)
+    words = (
+        "train.optimizer=adamw",
+        "train.max_grad_norm=1",
+        "train.learning_rate=1e-3",
+    )
+    of_cpu, of_gpu = (
+        run_on("cpu", "device=cpu", *words),
+        run_on("gpu", "device=cuda", *words),
+    )
     assert losses(of_gpu) == pytest.approx(losses(of_cpu), rel=1e-4)
 
 
 def test_bf16_is_near_fp32(run_on: Run) -> None:
-    assert_near(run_on("bf16", "device=cuda", "precision=bf16"), run_on("fp32", "device=cuda"), 1e-2)
+    assert_near(
+        run_on("bf16", "device=cuda", "precision=bf16"),
+        run_on("fp32", "device=cuda"),
+        1e-2,
+    )
 
 
 def test_a_run_goes_on_where_it_was_stopped(run_on: Run) -> None:

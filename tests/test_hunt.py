@@ -68,7 +68,9 @@ SIZES = (50, 51, 57, 63, 64, 65, 96, 97)
 @st.composite
 def drawn_plans(draw: st.DrawFn) -> tuple[dict[str, Any], int, int]:
     """Settings away from their defaults, the site's number of texts, and a round."""
-    keys = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=2, max_size=3, unique=True))
+    keys = draw(
+        st.lists(st.sampled_from(sorted(VALUES)), min_size=2, max_size=3, unique=True)
+    )
     changes = {key: draw(st.sampled_from(VALUES[key])) for key in keys}
     return changes, draw(st.sampled_from(SIZES)), draw(st.integers(1, NUM_ROUNDS))
 
@@ -86,10 +88,28 @@ def one_thread() -> Iterator[None]:
 def base(make_settings: Make) -> Settings:
     """A plan that the strict policy accepts."""
     return make_settings(
-        *("engine=deployment", "data.label_names=[health,money,sport]", "evaluation.where=server"),
-        *("num_clients=3", f"num_rounds={NUM_ROUNDS}", "threads=1", "train.local_epochs=1"),
-        *("train.batch_size=8", "train.max_length=16", "train.learning_rate=0.05", "train.padding=longest"),
-        *("train.last_batch=even", "train.frozen=embeddings", f"train.schedule_rounds={NUM_ROUNDS}"),
+        *(
+            "engine=deployment",
+            "data.label_names=[health,money,sport]",
+            "evaluation.where=server",
+        ),
+        *(
+            "num_clients=3",
+            f"num_rounds={NUM_ROUNDS}",
+            "threads=1",
+            "train.local_epochs=1",
+        ),
+        *(
+            "train.batch_size=8",
+            "train.max_length=16",
+            "train.learning_rate=0.05",
+            "train.padding=longest",
+        ),
+        *(
+            "train.last_batch=even",
+            "train.frozen=embeddings",
+            f"train.schedule_rounds={NUM_ROUNDS}",
+        ),
     )
 
 
@@ -135,9 +155,18 @@ class Tracer(nn.Module):
 def traced_influence(plan: Settings, num_texts: int, number: int) -> float:
     """The largest share of a text, as a multiple of its even share, by the tracer."""
     ids = np.arange(num_texts, dtype=np.int32)
-    texts = TokenisedTexts(ids, np.arange(num_texts + 1), np.zeros(num_texts, dtype=np.int64), 0)
+    texts = TokenisedTexts(
+        ids, np.arange(num_texts + 1), np.zeros(num_texts, dtype=np.int64), 0
+    )
     model, indices = Tracer(num_texts), np.arange(num_texts)
-    train_epochs(model, texts, indices, plan.train, Place(plan.seed, number, 0, CPU, "fp32"), ("trace",))
+    train_epochs(
+        model,
+        texts,
+        indices,
+        plan.train,
+        Place(plan.seed, number, 0, CPU, "fp32"),
+        ("trace",),
+    )
     moved = model.trace.detach().abs()
     return float(num_texts * moved.max() / moved.sum()) if moved.sum() > 0 else np.inf
 
@@ -145,7 +174,10 @@ def traced_influence(plan: Settings, num_texts: int, number: int) -> float:
 @settings(
     max_examples=300,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.filter_too_much,
+    ],
 )
 @given(drawn=drawn_plans())
 def test_no_accepted_plan_gives_one_text_more_than_its_share(
@@ -159,11 +191,24 @@ def test_no_accepted_plan_gives_one_text_more_than_its_share(
 
 
 HOSTILE_PLANS: Mapping[str, tuple[dict[str, Any], int]] = {
-    "only the last step counts": ({"train.proximal_mu": 10.0, "train.learning_rate": 0.1}, 96),
-    "weight decay does the same": ({"train.weight_decay": 10.0, "train.learning_rate": 0.1}, 96),
-    "a last batch of one text": ({"train.last_batch": "short", "train.batch_size": 8}, 97),
+    "only the last step counts": (
+        {"train.proximal_mu": 10.0, "train.learning_rate": 0.1},
+        96,
+    ),
+    "weight decay does the same": (
+        {"train.weight_decay": 10.0, "train.learning_rate": 0.1},
+        96,
+    ),
+    "a last batch of one text": (
+        {"train.last_batch": "short", "train.batch_size": 8},
+        97,
+    ),
     "both": (
-        {"train.proximal_mu": 10.0, "train.learning_rate": 0.1, "train.last_batch": "short"},
+        {
+            "train.proximal_mu": 10.0,
+            "train.learning_rate": 0.1,
+            "train.last_batch": "short",
+        },
         97,
     ),
     "a schedule that ends before the round": (
@@ -174,7 +219,10 @@ HOSTILE_PLANS: Mapping[str, tuple[dict[str, Any], int]] = {
         {"train.drop_last": True, "train.last_batch": "short", "train.batch_size": 64},
         65,
     ),
-    "a larger pull than one": ({"train.proximal_mu": 50.0, "train.learning_rate": 0.1}, 96),
+    "a larger pull than one": (
+        {"train.proximal_mu": 50.0, "train.learning_rate": 0.1},
+        96,
+    ),
 }
 
 
@@ -199,7 +247,9 @@ def test_the_tracer_agrees_with_the_closed_form(base: Settings) -> None:
     ):
         plan = with_changes(base, changes)
         expected = RoundSteps(plan.train, 97, NUM_ROUNDS).largest_influence()
-        assert traced_influence(plan, 97, NUM_ROUNDS) == pytest.approx(expected, rel=1e-4)
+        assert traced_influence(plan, 97, NUM_ROUNDS) == pytest.approx(
+            expected, rel=1e-4
+        )
 
 
 # --- leaving a text out ------------------------------------------------------------------------------------
@@ -229,7 +279,9 @@ def update_of(plan: Settings, texts: TokenisedTexts, number: int) -> torch.Tenso
     start, classifier = state.flat.clone(), state.classifier
     place = Place(plan.seed, number, 0, CPU, "fp32")
     heads = (classifier.new_head, classifier.frozen)
-    train_epochs(classifier.model, texts, np.arange(len(texts)), plan.train, place, *heads)
+    train_epochs(
+        classifier.model, texts, np.arange(len(texts)), plan.train, place, *heads
+    )
     return state.flat - start
 
 
@@ -245,7 +297,9 @@ def share_of(plan: Settings, texts: TokenisedTexts, row: int, number: int) -> fl
 def heaviest_text(plan: Settings, num_texts: int, number: int) -> int:
     """The text with the largest share by the tracer."""
     ids = np.arange(num_texts, dtype=np.int32)
-    texts = TokenisedTexts(ids, np.arange(num_texts + 1), np.zeros(num_texts, dtype=np.int64), 0)
+    texts = TokenisedTexts(
+        ids, np.arange(num_texts + 1), np.zeros(num_texts, dtype=np.int64), 0
+    )
     model = Tracer(num_texts)
     place = Place(plan.seed, number, 0, CPU, "fp32")
     train_epochs(model, texts, np.arange(num_texts), plan.train, place, ("trace",))
@@ -254,11 +308,19 @@ def heaviest_text(plan: Settings, num_texts: int, number: int) -> int:
 
 def reference_of(plan: Settings) -> Settings:
     """The same plan with a constant rate and no pull, in even batches."""
-    plain = {"train.schedule": "constant", "train.proximal_mu": 0.0, "train.weight_decay": 0.0}
-    return with_changes(plan, plain | {"train.drop_last": False, "train.last_batch": "even"})
+    plain = {
+        "train.schedule": "constant",
+        "train.proximal_mu": 0.0,
+        "train.weight_decay": 0.0,
+    }
+    return with_changes(
+        plan, plain | {"train.drop_last": False, "train.last_batch": "even"}
+    )
 
 
-def relative_share(plan: Settings, base_texts: TokenisedTexts, num_texts: int, number: int) -> float:
+def relative_share(
+    plan: Settings, base_texts: TokenisedTexts, num_texts: int, number: int
+) -> float:
     """Share of the heaviest text over its share in the reference plan."""
     texts = base_texts.take(np.arange(num_texts) % len(base_texts))
     row = heaviest_text(plan, num_texts, number)

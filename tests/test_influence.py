@@ -27,7 +27,9 @@ def plan(make_settings: Make) -> Settings:
 
 def changed(settings: Settings, **train: Any) -> Settings:
     """The settings with other values under `train`."""
-    return with_changes(settings, {f"train.{key}": value for key, value in train.items()})
+    return with_changes(
+        settings, {f"train.{key}": value for key, value in train.items()}
+    )
 
 
 # --- even batches ------------------------------------------------------------------------------------------
@@ -35,9 +37,19 @@ def changed(settings: Settings, **train: Any) -> Settings:
 
 @pytest.mark.parametrize(
     ("num_texts", "sizes"),
-    [(1, [1]), (7, [7]), (8, [8]), (15, [15]), (16, [8, 8]), (17, [9, 8]), (33, [9, 8, 8, 8])],
+    [
+        (1, [1]),
+        (7, [7]),
+        (8, [8]),
+        (15, [15]),
+        (16, [8, 8]),
+        (17, [9, 8]),
+        (33, [9, 8, 8, 8]),
+    ],
 )
-def test_even_batches_differ_by_one_and_are_never_small(num_texts: int, sizes: list[int]) -> None:
+def test_even_batches_differ_by_one_and_are_never_small(
+    num_texts: int, sizes: list[int]
+) -> None:
     batches = CUTS["even"](np.arange(num_texts), 8)
     assert [len(batch) for batch in batches] == sizes
     assert np.concatenate(batches).tolist() == list(range(num_texts))
@@ -88,16 +100,22 @@ def test_weights_are_those_of_the_optimiser(plan: Settings) -> None:
         weights.grad[number] = 1.0
         weights.grad += train.proximal_mu * weights.detach()
         optimizer.step()
-    np.testing.assert_allclose(-weights.detach().numpy(), steps.weights(0.2), rtol=1e-12)
+    np.testing.assert_allclose(
+        -weights.detach().numpy(), steps.weights(0.2), rtol=1e-12
+    )
 
 
 def test_rates_at_once_are_the_rates_one_by_one(plan: Settings) -> None:
     for warmup in (0.0, 0.3, 0.99):
-        train = changed(plan, schedule="linear", schedule_rounds=3, warmup_fraction=warmup).train
+        train = changed(
+            plan, schedule="linear", schedule_rounds=3, warmup_fraction=warmup
+        ).train
         for number in (1, 2, 3, 4):
             steps = RoundSteps(train, 50, number)
             one_by_one = [
-                learning_rate_at(0.1, train, (number - 1) * steps.total + step, 3 * steps.total)
+                learning_rate_at(
+                    0.1, train, (number - 1) * steps.total + step, 3 * steps.total
+                )
                 for step in range(steps.total)
             ]
             np.testing.assert_allclose(steps.rates(0.1), one_by_one, rtol=1e-12)
@@ -120,13 +138,17 @@ def test_a_pull_is_bounded_over_all_steps_of_a_round(plan: Settings) -> None:
     assert refused(changed(plan, proximal_mu=0.08), 800) == ["train.proximal_mu"]
     assert refused(changed(plan, weight_decay=0.1), 400) == ["train.weight_decay"]
     # A head with ten times the rate is pulled ten times as much.
-    assert refused(changed(plan, proximal_mu=0.01, head_learning_rate=1.0), 400) == ["train.proximal_mu"]
+    assert refused(changed(plan, proximal_mu=0.01, head_learning_rate=1.0), 400) == [
+        "train.proximal_mu"
+    ]
 
 
 def test_few_texts_take_no_part(plan: Settings) -> None:
     assert refused(plan, 49) == ["too_few_texts"]
     tokens = Sizes(50, 10, num_tokens=3071, hidden_size=768)
-    assert [code for code, _, _ in size_refusals(plan, tokens, Policy())] == ["too_few_tokens"]
+    assert [code for code, _, _ in size_refusals(plan, tokens, Policy())] == [
+        "too_few_tokens"
+    ]
     enough = replace(tokens, num_tokens=3072)
     assert list(size_refusals(plan, enough, Policy())) == []
 

@@ -15,7 +15,11 @@ from tests.support.site_lab import free_port, make_certificates, make_site, tls_
 from wardround.client.kit.join import Judge
 from wardround.client.node.connection import Connection, Refused, Unreachable
 
-STILL_ONLINE, UNKNOWN, LOST = Refused("still_online"), Refused("unknown_key"), Unreachable("gone")
+STILL_ONLINE, UNKNOWN, LOST = (
+    Refused("still_online"),
+    Refused("unknown_key"),
+    Unreachable("gone"),
+)
 
 
 def test_a_node_that_is_still_online_is_tried_again(
@@ -32,14 +36,19 @@ def test_a_node_that_is_still_online_is_tried_again(
     assert (later.is_final, "another machine" in later.reason) == (False, True)
 
 
-def test_an_unknown_key_ends_unless_the_server_knew_it(tmp_path: Path, tiny_texts: Path) -> None:
+def test_an_unknown_key_ends_unless_the_server_knew_it(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
     fleet = FakeFleet()
     fleet.refusal = "unknown_key"
     with fleet_server(make_certificates(tmp_path), fleet) as port:
         site = make_site(tmp_path, port, tiny_texts)
         stranger, known = Judge(site), Judge(site)
         verdict = stranger(UNKNOWN)
-        assert (verdict.is_final, "wardround server register" in verdict.reason) == (True, True)
+        assert (verdict.is_final, "wardround server register" in verdict.reason) == (
+            True,
+            True,
+        )
         # A site may be let in again under the same key: that heals.
         known.accepted()
         assert not known(UNKNOWN).is_final
@@ -50,8 +59,12 @@ def test_a_restarted_server_is_joined_anew(tmp_path: Path, tiny_texts: Path) -> 
     assert (verdict.is_final, verdict.is_soon) == (False, True)
 
 
-@pytest.mark.parametrize(("why", "is_final"), [("wrong_time", False), ("version", True), ("other", False)])
-def test_what_heals_and_what_does_not(why: str, is_final: bool, tmp_path: Path, tiny_texts: Path) -> None:
+@pytest.mark.parametrize(
+    ("why", "is_final"), [("wrong_time", False), ("version", True), ("other", False)]
+)
+def test_what_heals_and_what_does_not(
+    why: str, is_final: bool, tmp_path: Path, tiny_texts: Path
+) -> None:
     judge = Judge(make_site(tmp_path, free_port(), tiny_texts))
     assert judge(Refused(why)).is_final == is_final  # type: ignore[arg-type]
 
@@ -62,7 +75,9 @@ def test_a_server_that_is_away_is_waited_for(tmp_path: Path, tiny_texts: Path) -
     assert (verdict.is_final, "cannot be reached" in verdict.reason) == (False, True)
 
 
-def test_a_greeting_that_is_broken_off_is_tried_again(tmp_path: Path, tiny_texts: Path) -> None:
+def test_a_greeting_that_is_broken_off_is_tried_again(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
     """As by a server that ends, or by a proxy whose server is away."""
     make_certificates(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as door:
@@ -75,10 +90,15 @@ def test_a_greeting_that_is_broken_off_is_tried_again(tmp_path: Path, tiny_texts
         Thread(target=hang_up, daemon=True).start()
         verdict = Judge(make_site(tmp_path, door.getsockname()[1], tiny_texts))(LOST)
         door.shutdown(socket.SHUT_RDWR)
-    assert (verdict.is_final, "broke the TLS greeting off" in verdict.reason) == (False, True)
+    assert (verdict.is_final, "broke the TLS greeting off" in verdict.reason) == (
+        False,
+        True,
+    )
 
 
-def test_wrong_authority_and_expired_certificate_end(tmp_path: Path, tiny_texts: Path) -> None:
+def test_wrong_authority_and_expired_certificate_end(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
     make_certificates(tmp_path)
     with tls_server(make_certificates(tmp_path / "stranger")) as port:
         stranger = Judge(make_site(tmp_path, port, tiny_texts))(LOST)

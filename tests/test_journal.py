@@ -17,7 +17,9 @@ STATEMENT = Statement(1, "run", 1, 1, "train", "a", "b", "n", "", {}, 0.0)
 def question(attempt: int, run: str = "run", ends: float | None = None) -> Question:
     """An authentic one."""
     ends = time.time() + 60 if ends is None else ends
-    return Question(replace(STATEMENT, run=run, attempt=attempt), "digest", "key", ends, "the plan")
+    return Question(
+        replace(STATEMENT, run=run, attempt=attempt), "digest", "key", ends, "the plan"
+    )
 
 
 def test_attempts_only_rise_also_over_a_restart(tmp_path: Path) -> None:
@@ -62,11 +64,18 @@ def test_the_message_in_hand_survives(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_share_it(tmp_path: Path) -> None:
-    with Journal(tmp_path), pytest.raises(ValueError, match="a site joins once"), Journal(tmp_path):
+    with (
+        Journal(tmp_path),
+        pytest.raises(ValueError, match="a site joins once"),
+        Journal(tmp_path),
+    ):
         pass
 
 
 def test_a_file_of_somebody_elses_is_refused(tmp_path: Path) -> None:
     (tmp_path / "journal.json").write_text("{half")
-    with pytest.raises(ValueError, match="not what this program wrote"), Journal(tmp_path):
+    with (
+        pytest.raises(ValueError, match="not what this program wrote"),
+        Journal(tmp_path),
+    ):
         pass

@@ -22,7 +22,12 @@ from tests.support.tiny import Make
 from wardround.client.kit.cli import main
 from wardround.client.node import ledger as ledgers
 from wardround.client.node.journal import Journal
-from wardround.client.node.ledger import MOST_LINE_BYTES, PART_BYTES, SUM_SECONDS, Ledger
+from wardround.client.node.ledger import (
+    MOST_LINE_BYTES,
+    PART_BYTES,
+    SUM_SECONDS,
+    Ledger,
+)
 from wardround.client.site_file import signing_keys, write_site_file
 from wardround.common.credentials import fingerprint, new_key, public_line
 from wardround.common.ledger import (
@@ -52,7 +57,13 @@ from wardround.common.wire.messages import (
     pack_update,
 )
 from wardround.common.wire.objects import record_objects, sizes
-from wardround.common.wire.signing import ANSWER, Question, Statement, payload_digest, sign
+from wardround.common.wire.signing import (
+    ANSWER,
+    Question,
+    Statement,
+    payload_digest,
+    sign,
+)
 from wardround.server.cli import main as wardround
 from wardround.server.deployment.audit import AnswerBook, audit
 
@@ -90,7 +101,17 @@ def answer(ledger: Ledger, book: AnswerBook, asked: Question) -> None:
     line = ledger.leaves(KIND, asked, told(content()), 0.5)
     said = asked.statement
     records = sizes(record_objects(content(), {}))
-    facts = (said.run, said.round, said.attempt, KIND, OWN, said.sender, "", asked.digest, records)
+    facts = (
+        said.run,
+        said.round,
+        said.attempt,
+        KIND,
+        OWN,
+        said.sender,
+        "",
+        asked.digest,
+        records,
+    )
     statement = Statement(1, *facts, 0.0, line)
     envelope = sign(ANSWER, statement, KEY)
     book.keep("alpha", public_line(KEY), envelope, statement)
@@ -139,10 +160,20 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_tells_types_and_sizes_and_no_value(tmp_path: Path) -> None:
     path = three_rounds(tmp_path)
     assert "secret" not in path.read_text()
-    leaves = next(entry for entry in read_ledger(path).values() if entry.what == "leaves")
-    assert leaves.records["update"].fields == {"layout": ("str", 8), "round": ("int", 1)}
+    leaves = next(
+        entry for entry in read_ledger(path).values() if entry.what == "leaves"
+    )
+    assert leaves.records["update"].fields == {
+        "layout": ("str", 8),
+        "round": ("int", 1),
+    }
     assert leaves.records["tensors"].fields == {"shared": ("float32", 20)}
-    assert (leaves.kind, leaves.round, leaves.attempt, leaves.update_norm) == (KIND, 1, 1, 0.5)
+    assert (leaves.kind, leaves.round, leaves.attempt, leaves.update_norm) == (
+        KIND,
+        1,
+        1,
+        0.5,
+    )
 
 
 def test_it_names_all_that_this_version_sends(make_settings: Make) -> None:
@@ -150,19 +181,29 @@ def test_it_names_all_that_this_version_sends(make_settings: Make) -> None:
     payloads = [whole(tensors), *(encode(form, tensors, tensors) for form in FORMS)]
     part = Counts(0.5, np.eye(2, dtype=np.int64), ())
     counts = replace(part, validation=part)
-    messages = [pack_hello(make_settings()), pack_card(Card(0, 1, 1)), pack_counts(counts)]
+    messages = [
+        pack_hello(make_settings()),
+        pack_card(Card(0, 1, 1)),
+        pack_counts(counts),
+    ]
     messages += [pack_refusal("late"), pack_lack("0" * 64), pack_notice("no")]
     for payload in payloads:
         messages += pack_tasks(Task(1, "layout", payload, make_settings()), [0])
-        messages.append(pack_update(Update(1, "layout", payload, 1, 1, 0.5, 1.0, counts)))
+        messages.append(
+            pack_update(Update(1, "layout", payload, 1, 1, 0.5, 1.0, counts))
+        )
     for message in messages:
         contents = told(message)
         assert list(contents.records) == list(message)
         assert contents.others is None
-        assert [sent.others for sent in contents.records.values()] == [None] * len(message)
+        assert [sent.others for sent in contents.records.values()] == [None] * len(
+            message
+        )
 
 
-def test_unknown_kinds_records_and_fields_are_counted_and_not_named(tmp_path: Path) -> None:
+def test_unknown_kinds_records_and_fields_are_counted_and_not_named(
+    tmp_path: Path,
+) -> None:
     words = [word for word in NASTY.values() if word]
     strange = RecordDict({word: ConfigRecord({word: 1}) for word in words})
     strange["update"] = ConfigRecord({"layout": "x", **dict.fromkeys(words, 0.5)})
@@ -208,7 +249,9 @@ def test_from_a_lines_hash_nobody_can_try_out_what_it_says(tmp_path: Path) -> No
         (tmp_path / name).mkdir()
         with ledger_in(tmp_path / name) as ledger:
             ledger.opened()
-    ledgers_of = [read_ledger(tmp_path / name / FILE_NAME).values() for name in ("one", "two")]
+    ledgers_of = [
+        read_ledger(tmp_path / name / FILE_NAME).values() for name in ("one", "two")
+    ]
     salts = [bytes.fromhex(entry.salt) for entries in ledgers_of for entry in entries]
     assert [len(salt) for salt in salts] == [16] * len(salts)
     assert len(set(salts)) == len(salts)
@@ -217,8 +260,22 @@ def test_from_a_lines_hash_nobody_can_try_out_what_it_says(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda lines: [*lines[:3], lines[3].replace(b'"round":1', b'"round":2'), *lines[4:]], 5),
-        (lambda lines: [*lines[:3], lines[3].replace(b'"kind"', b' "kind"'), *lines[4:]], 4),
+        (
+            lambda lines: [
+                *lines[:3],
+                lines[3].replace(b'"round":1', b'"round":2'),
+                *lines[4:],
+            ],
+            5,
+        ),
+        (
+            lambda lines: [
+                *lines[:3],
+                lines[3].replace(b'"kind"', b' "kind"'),
+                *lines[4:],
+            ],
+            4,
+        ),
         (lambda lines: [*lines[:3], *lines[4:]], 4),
         (lambda lines: [lines[1], lines[0], *lines[2:]], 1),
         (lambda lines: [*lines[:4], lines[3], *lines[4:]], 5),
@@ -227,9 +284,21 @@ def test_from_a_lines_hash_nobody_can_try_out_what_it_says(tmp_path: Path) -> No
         (lambda lines: [*lines[:4], b'{"records":' * 9999 + b"\n", *lines[4:]], 5),
         (lambda lines: [*lines[:4], b"\xff\x00\n", *lines[4:]], 5),
     ],
-    ids=["a value", "a blank", "cut out", "in another order", "twice", "no line", "NaN", "deep", "no text"],
+    ids=[
+        "a value",
+        "a blank",
+        "cut out",
+        "in another order",
+        "twice",
+        "no line",
+        "NaN",
+        "deep",
+        "no text",
+    ],
 )
-def test_the_first_line_that_was_changed_is_named(tmp_path: Path, change: Any, line: int) -> None:
+def test_the_first_line_that_was_changed_is_named(
+    tmp_path: Path, change: Any, line: int
+) -> None:
     path = three_rounds(tmp_path)
     path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
     with pytest.raises(ValueError, match=f"line {line}: "):
@@ -251,7 +320,9 @@ def test_a_line_without_its_end_was_never_written(tmp_path: Path) -> None:
         assert kinds(path) == ["begins"]
 
 
-def test_what_cannot_be_written_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_written_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = os.write
     with ledger_in(tmp_path) as ledger:
         monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:20]))
@@ -270,7 +341,9 @@ def test_others_cannot_read_it(tmp_path: Path) -> None:
 # --- messages that do not count ----------------------------------------------------------------------------
 
 
-def test_what_does_not_count_is_one_line_an_hour(tmp_path: Path, clock: list[float]) -> None:
+def test_what_does_not_count_is_one_line_an_hour(
+    tmp_path: Path, clock: list[float]
+) -> None:
     refusal = told(pack_refusal("unsigned"))
     with ledger_in(tmp_path) as ledger:
         before = ledger.path.stat().st_size
@@ -286,7 +359,10 @@ def test_what_does_not_count_is_one_line_an_hour(tmp_path: Path, clock: list[flo
         ledger.sum_up()
         ledger.sum_up()
         assert kinds(ledger.path) == ["begins", "did_not_count"]
-        assert list(read_ledger(ledger.path).values())[-1].counts == {"unsigned": 10_001, "forged": 1}
+        assert list(read_ledger(ledger.path).values())[-1].counts == {
+            "unsigned": 10_001,
+            "forged": 1,
+        }
         assert ledger.does_not_count("unsigned")
         clock[0] += SUM_SECONDS - 1
         assert not ledger.does_not_count("unsigned")
@@ -296,7 +372,9 @@ def test_what_does_not_count_is_one_line_an_hour(tmp_path: Path, clock: list[flo
     assert list(read_ledger(ledger.path).values())[-1].counts == {"unsigned": 2}
 
 
-def test_the_hour_is_written_before_anything_that_is_later(tmp_path: Path, clock: list[float]) -> None:
+def test_the_hour_is_written_before_anything_that_is_later(
+    tmp_path: Path, clock: list[float]
+) -> None:
     with ledger_in(tmp_path) as ledger:
         ledger.does_not_count("expired")
         ledger.came(KIND, question(1), Contents())
@@ -307,7 +385,14 @@ def test_the_hour_is_written_before_anything_that_is_later(tmp_path: Path, clock
         ledger.does_not_count("expired")
         clock[0] += SUM_SECONDS
         ledger.does_not_count("expired")
-        assert kinds(ledger.path)[1:] == ["came", "leaves", "left", "did_not_count", "came", "did_not_count"]
+        assert kinds(ledger.path)[1:] == [
+            "came",
+            "leaves",
+            "left",
+            "did_not_count",
+            "came",
+            "did_not_count",
+        ]
 
 
 def test_a_message_that_is_repeated_costs_no_line(tmp_path: Path) -> None:
@@ -317,7 +402,9 @@ def test_a_message_that_is_repeated_costs_no_line(tmp_path: Path) -> None:
             hashes = set()
             for _ in range(100):
                 ledger.came(KIND, question(1), Contents())
-                hashes.add(ledger.leaves(KIND, question(1), told(pack_refusal("lost")), None))
+                hashes.add(
+                    ledger.leaves(KIND, question(1), told(pack_refusal("lost")), None)
+                )
                 ledger.left("0" * 64)
             assert len(hashes) == 1
             ledger.sent_again()
@@ -376,7 +463,10 @@ def test_all_files_are_one_chain(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_parts")
 def test_old_files_are_never_changed(tmp_path: Path) -> None:
-    old = {part: (part.read_bytes(), part.stat().st_mtime_ns) for part in many_parts(tmp_path)[:-1]}
+    old = {
+        part: (part.read_bytes(), part.stat().st_mtime_ns)
+        for part in many_parts(tmp_path)[:-1]
+    }
     with ledger_in(tmp_path) as ledger:
         for number in range(1000, 1020):
             ledger.accept(f"{number:064x}")
@@ -392,7 +482,9 @@ def test_a_start_reads_the_newest_file_only(tmp_path: Path) -> None:
     with ledger_in(tmp_path) as ledger:
         read = bytes_read() - before
         assert len(ledger) == len(read_ledger(ledger.path))
-    assert read < 6 * ledgers.PART_BYTES  # the newest, and the last line of the one before
+    assert (
+        read < 6 * ledgers.PART_BYTES
+    )  # the newest, and the last line of the one before
     assert total > 50 * ledgers.PART_BYTES
     assert PART_BYTES <= 8 << 20  # what that is outside of this test
 
@@ -422,7 +514,10 @@ def test_a_file_that_was_changed_taken_away_or_put_in_is_named(tmp_path: Path) -
     # The end of the file before the newest is looked at in every start.
     last = three.read_bytes()
     three.write_bytes(b"".join(last.splitlines(keepends=True)[:-1]))
-    with pytest.raises(ValueError, match=f"{four.name}, line 1: it does not follow"), ledger_in(tmp_path):
+    with (
+        pytest.raises(ValueError, match=f"{four.name}, line 1: it does not follow"),
+        ledger_in(tmp_path),
+    ):
         pass
     three.write_bytes(last)
     with ledger_in(tmp_path):
@@ -434,7 +529,9 @@ def test_a_line_of_an_older_file_is_known_so_many_files_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = many_parts(tmp_path)
-    firsts = [hashlib.sha256(part.read_bytes().splitlines()[0]).hexdigest() for part in parts]
+    firsts = [
+        hashlib.sha256(part.read_bytes().splitlines()[0]).hexdigest() for part in parts
+    ]
     with ledger_in(tmp_path) as ledger:
         assert [found in ledger for found in firsts] == [True] * 4
         assert "0" * 64 not in ledger
@@ -506,7 +603,9 @@ def _full_disk(*_: object) -> int:
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("num_parts", [1, 4])
-def test_a_ledger_of_another_key_is_not_continued(tmp_path: Path, num_parts: int) -> None:
+def test_a_ledger_of_another_key_is_not_continued(
+    tmp_path: Path, num_parts: int
+) -> None:
     parts = many_parts(tmp_path, num_parts)
     before = [part.read_bytes() for part in parts]
     other = fingerprint(public_line(new_key("signing")))
@@ -527,7 +626,10 @@ def test_a_journal_of_another_key_is_not_continued(tmp_path: Path) -> None:
     with Journal(tmp_path, OWN) as journal:
         journal.count_refused("forged")
     before = (tmp_path / "journal.json").read_bytes()
-    with pytest.raises(ValueError, match="belongs to the key") as refused, Journal(tmp_path, OLD_KEY):
+    with (
+        pytest.raises(ValueError, match="belongs to the key") as refused,
+        Journal(tmp_path, OLD_KEY),
+    ):
         pass
     assert f"the key {OWN}, " in str(refused.value)
     assert (tmp_path / "journal.json").read_bytes() == before
@@ -555,7 +657,12 @@ def test_a_new_ledger_says_so_in_its_first_line(tmp_path: Path) -> None:
     with ledger_in(tmp_path):
         pass
     (entry,) = read_ledger(tmp_path / FILE_NAME).values()
-    assert (entry.what, entry.site, entry.key, entry.number) == ("begins", "alpha", OWN, 1)
+    assert (entry.what, entry.site, entry.key, entry.number) == (
+        "begins",
+        "alpha",
+        OWN,
+        1,
+    )
 
 
 # --- a ledger of commit 14d4ec1 ----------------------------------------------------------------------------
@@ -576,11 +683,16 @@ def test_a_ledger_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
         assert journal.refused == {"unsigned": 1}
         assert (len(ledger), "5" * 64 in ledger) == (16, True)
         ledger.opened()
-        ledger.came(KIND, question(1, 1), Contents())  # came before, under the earlier version
+        ledger.came(
+            KIND, question(1, 1), Contents()
+        )  # came before, under the earlier version
         ledger.came(KIND, question(9, 9), Contents())
     assert path.read_bytes().startswith(old)
     added = path.read_bytes()[len(old) :].splitlines()
-    assert json.loads(added[0])["before"] == hashlib.sha256(old.splitlines()[-1]).hexdigest()
+    assert (
+        json.loads(added[0])["before"]
+        == hashlib.sha256(old.splitlines()[-1]).hexdigest()
+    )
     assert kinds(path)[-3:] == ["opened", "came", "did_not_count"]
     (found,) = audit(run_dir, [path])
     assert (found.num_answers, found.findings) == (3, ())
@@ -588,7 +700,9 @@ def test_a_ledger_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_an_old_ledger_that_is_too_large_is_closed_by_the_next_line(tmp_path: Path) -> None:
+def test_an_old_ledger_that_is_too_large_is_closed_by_the_next_line(
+    tmp_path: Path,
+) -> None:
     state = copied(tmp_path, "state")
     old = (state / FILE_NAME).read_bytes()
     with Ledger(state, "alpha", OLD_KEY) as ledger:
@@ -619,11 +733,15 @@ def test_an_audit_reads_all_files(tmp_path: Path) -> None:
 def test_an_audit_names_what_the_ledger_lacks(tmp_path: Path) -> None:
     path = three_rounds(tmp_path)
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:8]))  # the third round is cut off: nothing follows it
+    path.write_bytes(
+        b"".join(lines[:8])
+    )  # the third round is cut off: nothing follows it
     assert len(read_ledger(path)) == 8
     (found,) = audit(tmp_path, [path])
     assert found.num_answers == 2
-    assert found.findings == ("the ledger lacks what the server has: answer to train, round 3, attempt 3",)
+    assert found.findings == (
+        "the ledger lacks what the server has: answer to train, round 3, attempt 3",
+    )
 
 
 def test_an_audit_names_what_the_server_lacks(tmp_path: Path) -> None:
@@ -640,16 +758,23 @@ def test_a_statement_that_was_changed_is_named(tmp_path: Path) -> None:
     path = three_rounds(tmp_path)
     answers = (tmp_path / "answers.jsonl").read_text().splitlines()
     other = json.loads(answers[1]) | {"key": public_line(new_key("signing"))}
-    (tmp_path / "answers.jsonl").write_text("\n".join([answers[0], json.dumps(other), answers[2]]) + "\n")
+    (tmp_path / "answers.jsonl").write_text(
+        "\n".join([answers[0], json.dumps(other), answers[2]]) + "\n"
+    )
     with pytest.raises(ValueError, match=r"answers.jsonl, line 2: "):
         audit(tmp_path, [path])
 
 
 def test_the_book_goes_on_where_it_was(tmp_path: Path) -> None:
     path = three_rounds(tmp_path)
-    newest = [found for found, entry in read_ledger(path).items() if entry.what == "leaves"][-1]
+    newest = [
+        found for found, entry in read_ledger(path).items() if entry.what == "leaves"
+    ][-1]
     (head,) = AnswerBook(tmp_path).heads.items()
-    assert head == (json.loads((tmp_path / "answers.jsonl").read_text().splitlines()[0])["key"], newest)
+    assert head == (
+        json.loads((tmp_path / "answers.jsonl").read_text().splitlines()[0])["key"],
+        newest,
+    )
 
 
 # --- the commands ------------------------------------------------------------------------------------------
@@ -707,8 +832,20 @@ def hostile(path: Path, word: str, key: str) -> Path:
     facts: list[dict[str, Any]] = [
         {"what": "opened", "site": word, "key": key},
         {"what": "came", "kind": word, "reason": word, "records": {word: record}},
-        {"what": "came", "kind": word, "run": word, "round": 1, "records": {word: record}},
-        {"what": "leaves", "kind": word, "run": word, "round": 10**30, "records": {word: record}},
+        {
+            "what": "came",
+            "kind": word,
+            "run": word,
+            "round": 1,
+            "records": {word: record},
+        },
+        {
+            "what": "leaves",
+            "kind": word,
+            "run": word,
+            "round": 10**30,
+            "records": {word: record},
+        },
         {"what": "stayed", "reason": word},
         {"what": "left", "statement": word},
         {"what": "accepted", "statement": word},
@@ -716,7 +853,9 @@ def hostile(path: Path, word: str, key: str) -> Path:
     ]
     before, lines = "0" * 64, []
     for number, fact in enumerate(facts, 1):
-        told = {"number": number, "at": word, "before": before} | {k: v for k, v in fact.items() if v != ""}
+        told = {"number": number, "at": word, "before": before} | {
+            k: v for k, v in fact.items() if v != ""
+        }
         line = json.dumps(told, sort_keys=True, separators=(",", ":")).encode("ascii")
         before = hashlib.sha256(line).hexdigest()
         lines.append(line + b"\n")
@@ -726,18 +865,26 @@ def hostile(path: Path, word: str, key: str) -> Path:
 
 @pytest.mark.parametrize("name", NASTY)
 def test_a_hostile_ledger_moves_no_cursor_and_imitates_no_line(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_dir = copied(tmp_path, "run")
     path = hostile(tmp_path / "st_marys.jsonl", NASTY[name], OLD_KEY)
-    assert run(monkeypatch, wardround, "audit", str(run_dir), "--ledger", str(path)) == 1
+    assert (
+        run(monkeypatch, wardround, "audit", str(run_dir), "--ledger", str(path)) == 1
+    )
     audited = capsys.readouterr().out.splitlines()
     assert len(audited) == 2
     site = make_site(tmp_path, 9092, tmp_path / "texts.csv")
     write_site_file(site, tmp_path / "site.yaml")
     (tmp_path / "state").mkdir()
     shutil.copy(path, tmp_path / "state" / FILE_NAME)
-    assert run(monkeypatch, main, "ledger", "show", "--site", str(tmp_path / "site.yaml")) == 0
+    assert (
+        run(monkeypatch, main, "ledger", "show", "--site", str(tmp_path / "site.yaml"))
+        == 0
+    )
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 8
     for line in [*audited, *shown]:

@@ -45,7 +45,9 @@ def test_not_reached_is_final_only_past_the_second_threshold(tmp_path: Path) -> 
     for name, curve in (("done", [0.2] * 7), ("open", [0.2] * 5)):
         settings = settings_with("num_clients=4")
         write_run(tmp_path / name / "cells" / settings.cell, settings, curve)
-        write_table(tmp_path / name, [("minilm", "bbc_news", 4, 0, "finished", 0.2, 0.9, "")])
+        write_table(
+            tmp_path / name, [("minilm", "bbc_news", 4, 0, "finished", 0.2, 0.9, "")]
+        )
     assert load_sweep(tmp_path / "done").cells["outcome"][0] == "not reached"
     assert load_sweep(tmp_path / "open").cells["outcome"][0] == "not yet"
     assert "not reached" in Page(write_report(tmp_path / "done")).text
@@ -66,7 +68,9 @@ def test_cut_last_line_is_ignored_and_a_broken_line_is_named(tmp_path: Path) -> 
     assert (load_run(folder).last_round, load_run(folder).problems) == (2, ())
     history.write_text("{broken\n" + whole)
     assert load_run(folder).last_round == 2
-    assert load_run(folder).problems == ("history.jsonl line 1 cannot be read and was left out",)
+    assert load_run(folder).problems == (
+        "history.jsonl line 1 cannot be read and was left out",
+    )
 
 
 def test_damaged_settings_cost_only_their_cell(tmp_path: Path) -> None:
@@ -78,7 +82,9 @@ def test_damaged_settings_cost_only_their_cell(tmp_path: Path) -> None:
 
 def test_damaged_table_names_file_line_and_next_step(tmp_path: Path) -> None:
     write_table(tmp_path, [("minilm", "bbc_news", "four", 0, "finished", "", "", "")])
-    with pytest.raises(ValueError, match=r"sweep\.csv, line 2: .*'four'.*command again"):
+    with pytest.raises(
+        ValueError, match=r"sweep\.csv, line 2: .*'four'.*command again"
+    ):
         write_report(tmp_path)
     write_table(tmp_path, [("minilm", "bbc_news", 4, 0, "done", "", "", "")])
     with pytest.raises(ValueError, match="status is 'done'"):

@@ -14,23 +14,30 @@ from wardround.common.model.build import build_classifier, draw_head
 
 
 def test_the_mean_is_of_the_heads_that_sites_draw(tiny_model: Path) -> None:
-    classifier = build_classifier(model_at(tiny_model, "distilbert"), ("a", "b"), seed=0)
+    classifier = build_classifier(
+        model_at(tiny_model, "distilbert"), ("a", "b"), seed=0
+    )
     weight = classifier.model.get_parameter("pre_classifier.weight")
     drawn = []
     for client in (1, 2):
         draw_head(classifier.model, classifier.new_head, 0, client=client)
         drawn.append(weight.detach().clone())
-    encoder = classifier.model.get_parameter("distilbert.embeddings.word_embeddings.weight").clone()
+    encoder = classifier.model.get_parameter(
+        "distilbert.embeddings.word_embeddings.weight"
+    ).clone()
     mean_head(classifier, 0, 2)
     assert torch.allclose(weight, (drawn[0] + drawn[1]) / 2)
     assert torch.equal(
-        encoder, classifier.model.get_parameter("distilbert.embeddings.word_embeddings.weight")
+        encoder,
+        classifier.model.get_parameter("distilbert.embeddings.word_embeddings.weight"),
     )
 
 
 def test_a_mean_of_k_heads_is_shorter_by_the_root_of_k(make_settings: Make) -> None:
     lines = table(make_settings(), (9,), (0, 1)).splitlines()
-    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines[2:]]
+    rows = [
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in lines[2:]
+    ]
     assert [row[1] for row in rows] == ["1", "9", "1", "9"]
     assert {value for row in rows if row[1] == "1" for value in row[2:]} == {"1.00"}
     own, distil = ([float(value) for value in row[2:]] for row in rows if row[1] == "9")

@@ -56,7 +56,17 @@ def numbers(count: int) -> np.ndarray:
 def update(tensors: np.ndarray, test: Counts | None = None) -> Update:
     """An update with these tensors."""
     payload = Payload("whole", {"shared": tensors})
-    return Update(4, "digest", payload, 17, num_steps=9, loss=0.5, seconds=1.5, test=test, holds="v3")
+    return Update(
+        4,
+        "digest",
+        payload,
+        17,
+        num_steps=9,
+        loss=0.5,
+        seconds=1.5,
+        test=test,
+        holds="v3",
+    )
 
 
 def updating(message: Message) -> Message:
@@ -99,19 +109,35 @@ def test_pieces_are_flowers_own_arrays_of_one_chunk_on_the_other_side() -> None:
         b"\x93NUMPY\x01\x00v\x00"
         + b"{'descr': '<f4', 'fortran_order': False, 'shape': (10**15,), }".ljust(118),
         *(
-            npy(np.zeros(5, dtype=np.float32)).replace(b"{'descr': '<f4', ", written.ljust(17))
-            for written in (b"{'descr': '<f4'", b"{'descr': (), ", b"{'descr':'(1,,)f4',")
+            npy(np.zeros(5, dtype=np.float32)).replace(
+                b"{'descr': '<f4', ", written.ljust(17)
+            )
+            for written in (
+                b"{'descr': '<f4'",
+                b"{'descr': (), ",
+                b"{'descr':'(1,,)f4',",
+            )
         ),
         npy(np.zeros((2, 2), dtype=np.float32)),
         npy(np.zeros(5, dtype=np.float32))[:-3],
         npy(np.array([print], dtype=object)),
     ],
     ids=[
-        *("empty", "zip", "sum for a shape", "not closed", "no type", "bad type", "two dimensions"),
+        *(
+            "empty",
+            "zip",
+            "sum for a shape",
+            "not closed",
+            "no type",
+            "bad type",
+            "two dimensions",
+        ),
         *("cut short", "objects"),
     ],
 )
-def test_bytes_that_are_no_piece_are_refused(request_message: Message, data: bytes) -> None:
+def test_bytes_that_are_no_piece_are_refused(
+    request_message: Message, data: bytes
+) -> None:
     message = updating(request_message)
     message.content.array_records["tensors"]["shared.00000"] = FlowerArray(
         "float32", (5,), "numpy.ndarray", data
@@ -121,12 +147,16 @@ def test_bytes_that_are_no_piece_are_refused(request_message: Message, data: byt
 
 
 def test_a_claimed_size_makes_no_room(request_message: Message) -> None:
-    claims = npy(np.zeros(1, dtype=np.float32)).replace(b"(1,), }" + b" " * 10, b"(99999999999,), }")
+    claims = npy(np.zeros(1, dtype=np.float32)).replace(
+        b"(1,), }" + b" " * 10, b"(99999999999,), }"
+    )
     message = updating(request_message)
     message.content.array_records["tensors"]["shared.00000"] = FlowerArray(
         "float32", (1,), "numpy.ndarray", claims
     )
-    with pytest.raises(Refused, match=r"holds 1 numbers, and claims the shape \(99999999999,\)"):
+    with pytest.raises(
+        Refused, match=r"holds 1 numbers, and claims the shape \(99999999999,\)"
+    ):
         unpack_update(message.content)
 
 
@@ -146,12 +176,21 @@ def test_a_clients_words_are_made_printable_and_short(request_message: Message) 
     refused = Refused(words)
     assert str(refused).startswith("[31mno 2026-01-01 forgedx")
     assert len(str(refused)) == 300
-    for code, key in ((words, ""), ("late", words), ("late", "train.nothing"), ("", "")):
+    for code, key in (
+        (words, ""),
+        ("late", words),
+        ("late", "train.nothing"),
+        ("", ""),
+    ):
         record = ConfigRecord({"code": code, "key": key})
         with pytest.raises(Declined) as declined:
-            content_of(Message(RecordDict({"refusal": record}), reply_to=request_message))
+            content_of(
+                Message(RecordDict({"refusal": record}), reply_to=request_message)
+            )
         assert str(declined.value) == (
-            REFUSALS["late"] if code == "late" else "it refuses, without a reason that is known here"
+            REFUSALS["late"]
+            if code == "late"
+            else "it refuses, without a reason that is known here"
         )
     with pytest.raises(Declined):
         check_not_declined(RecordDict({"refusal": ConfigRecord()}))
@@ -182,7 +221,9 @@ def test_update_round_trip(request_message: Message, test: Counts | None) -> Non
         arrays[key] = over_the_wire(array)
     received = unpack_update(message.content)
     assert received.payload.form == "whole"
-    assert np.array_equal(received.payload.arrays["shared"], sent.payload.arrays["shared"])
+    assert np.array_equal(
+        received.payload.arrays["shared"], sent.payload.arrays["shared"]
+    )
     assert received.holds == "v3"
     assert (received.round, received.layout, received.num_examples) == (4, "digest", 17)
     assert (received.num_steps, received.loss, received.seconds) == (9, 0.5, 1.5)
@@ -197,11 +238,18 @@ def test_update_round_trip(request_message: Message, test: Counts | None) -> Non
 def test_task_round_trip_shares_the_tensors(make_settings: Make) -> None:
     settings = make_settings()
     tensors = numbers(5)
-    task = Task(3, "digest", Payload("whole", {"shared": tensors}), settings, "v3", "v2")
+    task = Task(
+        3, "digest", Payload("whole", {"shared": tensors}), settings, "v3", "v2"
+    )
     first, second = (unpack_task(content) for content in pack_tasks(task, [0, 5]))
     assert (first.client, second.client) == (0, 5)
     assert first.settings == settings
-    assert (first.round, first.layout, first.version, first.base) == (3, "digest", "v3", "v2")
+    assert (first.round, first.layout, first.version, first.base) == (
+        3,
+        "digest",
+        "v3",
+        "v2",
+    )
     assert first.payload.arrays["shared"] is second.payload.arrays["shared"] is tensors
 
 
@@ -212,9 +260,17 @@ def test_hello_card_and_counts_round_trip(make_settings: Make) -> None:
     assert unpack_counts(pack_counts(COUNTS)).accuracy == 7 / 8
 
 
-def test_refusals_and_errors_are_told_apart_from_answers(request_message: Message) -> None:
-    with pytest.raises(Declined, match=r"its policy does not allow it \(train.batch_size\)") as declined:
-        content_of(Message(pack_refusal("policy", "train.batch_size"), reply_to=request_message))
+def test_refusals_and_errors_are_told_apart_from_answers(
+    request_message: Message,
+) -> None:
+    with pytest.raises(
+        Declined, match=r"its policy does not allow it \(train.batch_size\)"
+    ) as declined:
+        content_of(
+            Message(
+                pack_refusal("policy", "train.batch_size"), reply_to=request_message
+            )
+        )
     assert declined.value.code == "policy"
     with pytest.raises(Declined, match='error 2: "gone"'):
         content_of(Message(Error(code=2, reason="gone"), reply_to=request_message))
@@ -248,7 +304,9 @@ def test_counts_that_cannot_be_are_refused(record: dict[str, object]) -> None:
 
 
 def test_what_goes_to_sites_names_no_place_here(make_settings: Make) -> None:
-    settings = make_settings("engine=deployment", "data.label_names=[health,money,sport]")
+    settings = make_settings(
+        "engine=deployment", "data.label_names=[health,money,sport]"
+    )
     told = settings.for_sites().to_json()
     assert settings.run_dir not in told
     assert str(settings.data.path) not in told

@@ -14,7 +14,12 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import BertModel
 
-from tests.support.hostile_models import bring_adapter, change_json, change_tokenizer, copy_of
+from tests.support.hostile_models import (
+    bring_adapter,
+    change_json,
+    change_tokenizer,
+    copy_of,
+)
 from tests.support.site_lab import look, make_site
 from tests.support.tiny import model_at, write_model
 from wardround.common import pretrained
@@ -41,10 +46,19 @@ def settings_of(folder: Path | str) -> ModelSettings:
 
 def test_the_digest_is_what_sha256sum_makes_of_its_own_lines(tiny_model: Path) -> None:
     """So that a publisher without this program can name it."""
-    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    names = [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert read_model_files(tiny_model).names == tuple(names)
-    lines = subprocess.run(["sha256sum", *names], cwd=tiny_model, capture_output=True, check=True).stdout
-    whole = subprocess.run(["sha256sum"], input=lines, capture_output=True, check=True).stdout.decode()
+    lines = subprocess.run(
+        ["sha256sum", *names], cwd=tiny_model, capture_output=True, check=True
+    ).stdout
+    whole = subprocess.run(
+        ["sha256sum"], input=lines, capture_output=True, check=True
+    ).stdout.decode()
     assert model_digest(settings_of(tiny_model)) == whole.split()[0]
     weights = lines.decode().splitlines()[1].split()[0]
     assert weights_digest(settings_of(tiny_model)) == weights
@@ -55,13 +69,18 @@ def test_the_weights_alone_do_not_tell_of_another_tokenizer(
 ) -> None:
     same, other = (copy_of(tiny_model, tmp_path / name) for name in ("same", "other"))
     change_tokenizer(other)
-    texts = [load_tokenizer(settings_of(folder))("the goal")["input_ids"] for folder in (same, other)]
+    texts = [
+        load_tokenizer(settings_of(folder))("the goal")["input_ids"]
+        for folder in (same, other)
+    ]
     assert texts[0] != texts[1]
     assert weights_digest(settings_of(same)) == weights_digest(settings_of(other))
     assert model_digest(settings_of(same)) == model_digest(settings_of(tiny_model))
     assert model_digest(settings_of(same)) != model_digest(settings_of(other))
     for folder in (same, other):
-        found = look(make_site(tmp_path, 9092, tiny_texts, model=folder), "model")["model"]
+        found = look(make_site(tmp_path, 9092, tiny_texts, model=folder), "model")[
+            "model"
+        ]
         assert found.state == "ok"
         assert f"sha256:{weights_digest(settings_of(folder))}" in found.message
         assert f"files:{model_digest(settings_of(folder))}" in found.message
@@ -89,7 +108,9 @@ def test_what_is_not_hashed_has_no_say(kind: str, tmp_path: Path) -> None:
     (full / "onnx").mkdir()
     (full / "onnx" / "config.json").write_text("{}")
     assert model_digest(settings_of(full)) == model_digest(settings_of(bare))
-    one, other = (build_classifier(settings_of(folder), LABELS, seed=0) for folder in (bare, full))
+    one, other = (
+        build_classifier(settings_of(folder), LABELS, seed=0) for folder in (bare, full)
+    )
     assert one.new_head == other.new_head
     for name, tensor in one.model.state_dict().items():
         assert torch.equal(tensor, other.model.state_dict()[name]), name
@@ -97,10 +118,17 @@ def test_what_is_not_hashed_has_no_say(kind: str, tmp_path: Path) -> None:
     assert one.tokenizer(text)["input_ids"] == other.tokenizer(text)["input_ids"]
 
 
-def test_every_file_of_the_list_changes_the_digest(tiny_model: Path, tmp_path: Path) -> None:
+def test_every_file_of_the_list_changes_the_digest(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     folder = copy_of(tiny_model, tmp_path / "model")
     seen = {model_digest(settings_of(folder))}
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+    for name in (
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ):
         (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
         seen.add(model_digest(settings_of(folder)))
     for name in sorted(TOKENIZER_FILES - {"tokenizer.json", "tokenizer_config.json"}):
@@ -111,7 +139,9 @@ def test_every_file_of_the_list_changes_the_digest(tiny_model: Path, tmp_path: P
     assert model_digest(settings_of(folder)) not in seen
 
 
-def test_a_file_is_read_again_only_if_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_read_again_only_if_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "file"
     file.write_text("one")
     reads: list[Path] = []
@@ -158,50 +188,73 @@ def test_weights_in_parts_have_one_hash_with_the_rest(
     assert "model.safetensors.index.json" in files.names
     assert len(files.weights()) == len(list(in_parts.glob("model-*.safetensors")))
     assert weights_digest(settings_of(in_parts)) is None
-    one, other = (build_classifier(settings_of(f), LABELS, seed=0) for f in (in_parts, tiny_model))
+    one, other = (
+        build_classifier(settings_of(f), LABELS, seed=0) for f in (in_parts, tiny_model)
+    )
     for name, tensor in one.model.state_dict().items():
         assert torch.equal(tensor, other.model.state_dict()[name]), name
     before = model_digest(settings_of(in_parts))
     part = in_parts / files.weights()[0]
     part.write_bytes(part.read_bytes()[:-1] + b"\x01")
     assert model_digest(settings_of(in_parts)) != before
-    found = look(make_site(tmp_path, 9092, tiny_texts, model=in_parts), "model")["model"]
+    found = look(make_site(tmp_path, 9092, tiny_texts, model=in_parts), "model")[
+        "model"
+    ]
     assert (found.state, "several files" in found.message) == ("ok", True)
 
 
 def test_an_index_names_parts_of_this_folder_only(in_parts: Path) -> None:
     index = in_parts / "model.safetensors.index.json"
     named = json.loads(index.read_text())
-    for odd in ("../evil.safetensors", "/evil.safetensors", "evil.bin", "model-1-of-2.safetensors"):
+    for odd in (
+        "../evil.safetensors",
+        "/evil.safetensors",
+        "evil.bin",
+        "model-1-of-2.safetensors",
+    ):
         changed = named | {"weight_map": named["weight_map"] | {"x": odd}}
         index.write_text(json.dumps(changed))
-        with pytest.raises(ValueError, match=r"as a part of the weights.*save_pretrained"):
+        with pytest.raises(
+            ValueError, match=r"as a part of the weights.*save_pretrained"
+        ):
             model_digest(settings_of(in_parts))
     index.write_text(json.dumps(named))
     next(iter(sorted(in_parts.glob("model-*.safetensors")))).unlink()
-    with pytest.raises(ValueError, match=r"a part of the weights\. Copy the whole folder"):
+    with pytest.raises(
+        ValueError, match=r"a part of the weights\. Copy the whole folder"
+    ):
         model_digest(settings_of(in_parts))
 
 
 # --- tokenizers --------------------------------------------------------------------------------------------
 
 
-def test_a_tokenizer_that_reads_other_files_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_reads_other_files_is_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     folder = copy_of(tiny_model, tmp_path / "model")
     (folder / "tokenizer.json").unlink()
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
     (folder / "vocab.txt").write_text("\n".join(words))
     for name in ("word_shape.json", "word_pronunciation.json"):
-        (folder / name).write_text(json.dumps({word: number for number, word in enumerate(words)}))
+        (folder / name).write_text(
+            json.dumps({word: number for number, word in enumerate(words)})
+        )
     change_json(folder / "config.json", model_type="roc_bert")
     change_json(folder / "tokenizer_config.json", tokenizer_class="RoCBertTokenizer")
-    with pytest.raises(ValueError, match=r"reads word_pronunciation\.json.*with a tokenizer\.json"):
+    with pytest.raises(
+        ValueError, match=r"reads word_pronunciation\.json.*with a tokenizer\.json"
+    ):
         read_tokenizer(folder)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("gguf_file", "other.gguf"), ("spm_file", "other.model"), ("init_inputs", ["other.txt"])],
+    [
+        ("gguf_file", "other.gguf"),
+        ("spm_file", "other.model"),
+        ("init_inputs", ["other.txt"]),
+    ],
 )
 def test_a_key_that_names_another_file_is_refused(
     key: str, value: Any, tiny_model: Path, tmp_path: Path
@@ -212,19 +265,37 @@ def test_a_key_that_names_another_file_is_refused(
         read_tokenizer(folder)
 
 
-def test_a_key_that_older_versions_left_is_none_of_these(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_key_that_older_versions_left_is_none_of_these(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     folder = copy_of(tiny_model, tmp_path / "model")
-    left = {"special_tokens_map_file": "/root/.cache/map.json", "tokenizer_file": "/root/tokenizer.json"}
-    change_json(folder / "tokenizer_config.json", **left, vocab_file="/root/vocab.txt", init_inputs=[])
+    left = {
+        "special_tokens_map_file": "/root/.cache/map.json",
+        "tokenizer_file": "/root/tokenizer.json",
+    }
+    change_json(
+        folder / "tokenizer_config.json",
+        **left,
+        vocab_file="/root/vocab.txt",
+        init_inputs=[],
+    )
     text = "the goal"
-    assert read_tokenizer(folder)(text)["input_ids"] == read_tokenizer(tiny_model)(text)["input_ids"]
+    assert (
+        read_tokenizer(folder)(text)["input_ids"]
+        == read_tokenizer(tiny_model)(text)["input_ids"]
+    )
 
 
-def test_json_that_is_none_is_refused_in_words(tiny_model: Path, tmp_path: Path) -> None:
+def test_json_that_is_none_is_refused_in_words(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     folder = copy_of(tiny_model, tmp_path / "model")
     for content in ("[]", "{", "[" * 100_000):
         (folder / "config.json").write_text(content)
-        with pytest.raises(ValueError, match=r"config\.json' (cannot be read as JSON|holds no JSON object)"):
+        with pytest.raises(
+            ValueError,
+            match=r"config\.json' (cannot be read as JSON|holds no JSON object)",
+        ):
             check_folder(folder)
 
 
@@ -252,7 +323,9 @@ def test_a_hub_model_is_its_folder_in_the_cache(hub: Path, tiny_model: Path) -> 
     pinned = ModelSettings(**vars(settings) | {"revision": "1" * 40})
     assert locate(pinned) == hub
     bring_adapter(hub)
-    with pytest.raises(ValueError, match=r"model\.name is 'some/model': .*adapter_config\.json"):
+    with pytest.raises(
+        ValueError, match=r"model\.name is 'some/model': .*adapter_config\.json"
+    ):
         build_classifier(settings, LABELS, seed=0)
 
 
@@ -286,15 +359,27 @@ def test_a_hub_gives_files_of_the_list_and_once(
     def is_fetched(name: str) -> bool:
         return any(fnmatch(name, pattern) for pattern in patterns)
 
-    for name in ("config.json", "model.safetensors", "model-00001-of-00002.safetensors", "vocab.txt"):
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "vocab.txt",
+    ):
         assert is_fetched(name)
-    code = ("evil.py", "pytorch_model.bin", "adapter_model.safetensors", "onnx/model.safetensors")
+    code = (
+        "evil.py",
+        "pytorch_model.bin",
+        "adapter_model.safetensors",
+        "onnx/model.safetensors",
+    )
     assert [name for name in code if is_fetched(name)] == []
     # What would make the folder be refused is looked for.
     assert is_fetched("adapter_config.json")
 
 
-def test_a_hub_out_of_reach_leaves_the_cache(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_out_of_reach_leaves_the_cache(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     original = huggingface_hub.snapshot_download
@@ -306,5 +391,7 @@ def test_a_hub_out_of_reach_leaves_the_cache(hub: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert locate(settings_of("some/model")) == hub
-    with pytest.raises(ValueError, match=r"model\.name is 'no/model'.*set model\.name=<that folder>"):
+    with pytest.raises(
+        ValueError, match=r"model\.name is 'no/model'.*set model\.name=<that folder>"
+    ):
         locate(settings_of("no/model"))

@@ -17,7 +17,9 @@ from wardround.server.engines.simulate import simulate
 LABELS = ("health", "money", "sport")
 
 
-def trained(make_settings: Make, run_dir: Path, *more: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def trained(
+    make_settings: Make, run_dir: Path, *more: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The initial tensors and those after the run."""
     settings = make_settings(f"run_dir={run_dir}", "num_clients=2", "threads=1", *more)
     initial = open_model(settings, LABELS, fresh=True).classifier.model.state_dict()
@@ -28,10 +30,14 @@ def trained(make_settings: Make, run_dir: Path, *more: str) -> tuple[dict[str, T
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     """Names of the tensors that are no longer what they were."""
-    return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    return {
+        name for name, tensor in after.items() if not torch.equal(tensor, before[name])
+    }
 
 
-def test_a_warm_up_trains_the_new_head_alone(make_settings: Make, tmp_path: Path) -> None:
+def test_a_warm_up_trains_the_new_head_alone(
+    make_settings: Make, tmp_path: Path
+) -> None:
     before, after = trained(
         make_settings,
         tmp_path / "warm",
@@ -39,12 +45,20 @@ def test_a_warm_up_trains_the_new_head_alone(make_settings: Make, tmp_path: Path
         "num_rounds=2",
         "model.head=distilbert",
     )
-    new = {f"{layer}.{part}" for layer in ("classifier", "pre_classifier") for part in ("weight", "bias")}
+    new = {
+        f"{layer}.{part}"
+        for layer in ("classifier", "pre_classifier")
+        for part in ("weight", "bias")
+    }
     assert moved(before, after) == new
 
 
-def test_after_the_warm_up_everything_trains(make_settings: Make, tmp_path: Path) -> None:
-    before, after = trained(make_settings, tmp_path / "both", "train.head_warmup_rounds=1", "num_rounds=2")
+def test_after_the_warm_up_everything_trains(
+    make_settings: Make, tmp_path: Path
+) -> None:
+    before, after = trained(
+        make_settings, tmp_path / "both", "train.head_warmup_rounds=1", "num_rounds=2"
+    )
     # Token type 1 and positions past 16 occur in no text, but their tensors hold rows that do.
     assert moved(before, after) == set(after)
 
@@ -57,32 +71,54 @@ def test_a_resumed_warm_up_is_the_same(make_settings: Make, tmp_path: Path) -> N
     assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
 
 
-def test_the_heads_own_learning_rate(make_settings: Make, tmp_path: Path, still_model: Path) -> None:
+def test_the_heads_own_learning_rate(
+    make_settings: Make, tmp_path: Path, still_model: Path
+) -> None:
     """One step of SGD is rate x gradient: the head goes ten times as far, the body does not."""
     one_step = (
-        *(f"model.name={still_model}", "num_clients=1", "num_rounds=1", "train.local_epochs=1"),
+        *(
+            f"model.name={still_model}",
+            "num_clients=1",
+            "num_rounds=1",
+            "train.local_epochs=1",
+        ),
         *("train.batch_size=48", "train.learning_rate=0.001"),
     )
     before, plain = trained(make_settings, tmp_path / "plain", *one_step)
-    _, faster = trained(make_settings, tmp_path / "faster", *one_step, "train.head_learning_rate=0.01")
+    _, faster = trained(
+        make_settings, tmp_path / "faster", *one_step, "train.head_learning_rate=0.01"
+    )
     head = "classifier.weight"
     ratio = (faster[head] - before[head]).norm() / (plain[head] - before[head]).norm()
     assert ratio.item() == pytest.approx(10, rel=1e-3)
-    assert {name for name in plain if not torch.equal(plain[name], faster[name])} == {head, "classifier.bias"}
+    assert {name for name in plain if not torch.equal(plain[name], faster[name])} == {
+        head,
+        "classifier.bias",
+    }
 
 
-def test_the_same_learning_rate_by_name_changes_nothing(make_settings: Make, tmp_path: Path) -> None:
+def test_the_same_learning_rate_by_name_changes_nothing(
+    make_settings: Make, tmp_path: Path
+) -> None:
     simulate(make_settings())
-    simulate(make_settings(f"run_dir={tmp_path / 'named'}", "train.head_learning_rate=0.5"))
+    simulate(
+        make_settings(f"run_dir={tmp_path / 'named'}", "train.head_learning_rate=0.5")
+    )
     assert hashes(tmp_path / "named") == hashes(tmp_path / "run")
 
 
-@pytest.mark.parametrize("switch", ["train.head_warmup_rounds=1", "train.head_learning_rate=0.1"])
+@pytest.mark.parametrize(
+    "switch", ["train.head_warmup_rounds=1", "train.head_learning_rate=0.1"]
+)
 def test_a_model_whose_head_is_trained_has_no_new_one(
     make_settings: Make, tmp_path: Path, switch: str
 ) -> None:
     simulate(make_settings("num_rounds=1"))
-    again = make_settings(f"model.name={tmp_path / 'run' / 'model'}", f"run_dir={tmp_path / 'again'}", switch)
+    again = make_settings(
+        f"model.name={tmp_path / 'run' / 'model'}",
+        f"run_dir={tmp_path / 'again'}",
+        switch,
+    )
     with pytest.raises(ValueError, match="brings its whole head"):
         simulate(again)
     assert not history(tmp_path / "again")
@@ -91,13 +127,18 @@ def test_a_model_whose_head_is_trained_has_no_new_one(
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.head_learning_rate=0", r"train\.head_learning_rate is 0; it must be greater than 0"),
+        (
+            "train.head_learning_rate=0",
+            r"train\.head_learning_rate is 0; it must be greater than 0",
+        ),
         (
             "train.head_warmup_rounds=-1",
             r"train\.head_warmup_rounds is -1; it must be greater",
         ),
     ],
 )
-def test_values_out_of_range_are_refused(make_settings: Make, override: str, words: str) -> None:
+def test_values_out_of_range_are_refused(
+    make_settings: Make, override: str, words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         make_settings(override)

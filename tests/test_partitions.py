@@ -23,7 +23,12 @@ SORTED = PartitionSettings("label_sorted", None, False)
     drop=st.booleans(),
 )
 def test_even_partitions_cover_every_example_once(
-    num_examples: int, num_clients: int, num_labels: int, seed: int, chosen: PartitionSettings, drop: bool
+    num_examples: int,
+    num_clients: int,
+    num_labels: int,
+    seed: int,
+    chosen: PartitionSettings,
+    drop: bool,
 ) -> None:
     labels = np.random.default_rng(seed).integers(0, num_labels, num_examples)
     chosen = PartitionSettings(chosen.name, None, drop)
@@ -44,10 +49,18 @@ def test_even_partitions_cover_every_example_once(
 
 
 @settings(max_examples=10, deadline=None)
-@given(num_clients=st.integers(1, 8), seed=st.integers(0, 2**40), alpha=st.sampled_from([0.3, 1.0, 100.0]))
-def test_dirichlet_covers_every_example_once(num_clients: int, seed: int, alpha: float) -> None:
+@given(
+    num_clients=st.integers(1, 8),
+    seed=st.integers(0, 2**40),
+    alpha=st.sampled_from([0.3, 1.0, 100.0]),
+)
+def test_dirichlet_covers_every_example_once(
+    num_clients: int, seed: int, alpha: float
+) -> None:
     labels = np.arange(200) % 4
-    parts = partition(PartitionSettings("dirichlet", alpha, False), labels, num_clients, seed)
+    parts = partition(
+        PartitionSettings("dirichlet", alpha, False), labels, num_clients, seed
+    )
     assert sorted(np.concatenate(parts).tolist()) == list(range(200))
     assert min(len(part) for part in parts) >= 1
 
@@ -57,7 +70,14 @@ def test_small_alpha_skews_labels() -> None:
 
     def largest_share(alpha: float) -> float:
         parts = partition(PartitionSettings("dirichlet", alpha, False), labels, 5, 3)
-        return float(np.mean([np.bincount(labels[part], minlength=4).max() / len(part) for part in parts]))
+        return float(
+            np.mean(
+                [
+                    np.bincount(labels[part], minlength=4).max() / len(part)
+                    for part in parts
+                ]
+            )
+        )
 
     # 100 labels in 4 equal classes: a fair deal has a largest share of about 1/4.
     assert largest_share(1000.0) < 0.35 < 0.5 < largest_share(0.1)
@@ -78,10 +98,14 @@ def test_iid_depends_on_the_seed_only() -> None:
 
 def test_by_site_follows_the_files() -> None:
     by_site = PartitionSettings("by_site", None, False)
-    parts = partition(by_site, np.zeros(6, dtype=np.int64), 3, 0, [("a", 1), ("b", 3), ("c", 2)])
+    parts = partition(
+        by_site, np.zeros(6, dtype=np.int64), 3, 0, [("a", 1), ("b", 3), ("c", 2)]
+    )
     assert [part.tolist() for part in parts] == [[0], [1, 2, 3], [4, 5]]
     with pytest.raises(ValueError, match="num_clients=3"):
-        partition(by_site, np.zeros(6, dtype=np.int64), 2, 0, [("a", 1), ("b", 3), ("c", 2)])
+        partition(
+            by_site, np.zeros(6, dtype=np.int64), 2, 0, [("a", 1), ("b", 3), ("c", 2)]
+        )
     with pytest.raises(ValueError, match="name no sites"):
         partition(by_site, np.zeros(6, dtype=np.int64), 2, 0)
 

@@ -25,9 +25,19 @@ from wardround.client.peers import FILE_NAME, UNKNOWN_PEER, Peers, roster_refusa
 from wardround.client.plans import Plans, approve, limits_of
 from wardround.client.policy import Limits, Policy
 from wardround.client.site_file import signing_keys, write_site_file
-from wardround.common.credentials import check_public_line, fingerprint, new_key, public_line
+from wardround.common.credentials import (
+    check_public_line,
+    fingerprint,
+    new_key,
+    public_line,
+)
 from wardround.common.settings import Settings
-from wardround.common.wire.invitation import Invitation, Registration, read_paper, write_paper
+from wardround.common.wire.invitation import (
+    Invitation,
+    Registration,
+    read_paper,
+    write_paper,
+)
 from wardround.common.wire.messages import REFUSALS
 from wardround.common.wire.roster import names_with_one_key, roster_fingerprint
 from wardround.common.wire.signing import PLAN, Plan, sign
@@ -51,7 +61,9 @@ def plan_with(roster: Mapping[str, str]) -> Plan:
 
 def limits_with(peers: Mapping[str, str] | None = None, **policy: Any) -> Limits:
     """Of st_marys, which has pinned these."""
-    return Limits(Policy(**policy), "st_marys", OWN, has_own_model=True, peers=peers or {})
+    return Limits(
+        Policy(**policy), "st_marys", OWN, has_own_model=True, peers=peers or {}
+    )
 
 
 def codes(roster: Mapping[str, str], limits: Limits) -> list[tuple[str, str]]:
@@ -64,9 +76,15 @@ def codes(roster: Mapping[str, str], limits: Limits) -> list[tuple[str, str]]:
 
 def test_a_rosters_fingerprint_is_a_hash_of_its_sorted_pairs() -> None:
     written = b'[["a","SHA256:1"],["b","SHA256:2"]]'
-    expected = f"SHA256:{b64encode(hashlib.sha256(written).digest()).decode().rstrip('=')}"
+    expected = (
+        f"SHA256:{b64encode(hashlib.sha256(written).digest()).decode().rstrip('=')}"
+    )
     assert roster_fingerprint({"b": "SHA256:2", "a": "SHA256:1"}) == expected
-    others = ({"a": "SHA256:2", "b": "SHA256:1"}, {"a": "SHA256:1"}, {'a","SHA256:1"],["b': "SHA256:2"})
+    others = (
+        {"a": "SHA256:2", "b": "SHA256:1"},
+        {"a": "SHA256:1"},
+        {'a","SHA256:1"],["b': "SHA256:2"},
+    )
     assert expected not in [roster_fingerprint(other) for other in others]
 
 
@@ -79,7 +97,8 @@ def test_one_key_written_in_two_ways_is_one_key() -> None:
     """Base64 is read leniently: a sign that does not belong there changes the text, and not the key."""
     kind, encoded = public_line(new_key("signing")).split()
     assert (
-        check_public_line(f"{kind} {encoded[:30]}!{encoded[30:]} comment", "signing") == f"{kind} {encoded}"
+        check_public_line(f"{kind} {encoded[:30]}!{encoded[30:]} comment", "signing")
+        == f"{kind} {encoded}"
     )
 
 
@@ -94,7 +113,9 @@ def test_an_ordinary_roster_is_not_refused() -> None:
 def test_a_plan_of_too_many_sites_is_refused() -> None:
     most = {f"site-{number}": f"SHA256:{number}" for number in range(64)}
     assert codes(most, limits_with()) == []
-    assert codes(most | {"one-more": "SHA256:64"}, limits_with()) == [("policy", "num_clients")]
+    assert codes(most | {"one-more": "SHA256:64"}, limits_with()) == [
+        ("policy", "num_clients")
+    ]
     assert codes(ROSTER, limits_with(max_sites=2)) == [("policy", "num_clients")]
 
 
@@ -103,7 +124,9 @@ def test_one_key_under_two_names_is_refused() -> None:
     assert codes(ROSTER | {"st_marys2": OWN}, limits_with()) == [("policy", "")]
 
 
-@pytest.mark.parametrize("name", ["lakeside, north", "Lakeside", "lakeside ", "", "lаkeside", "a" * 65])
+@pytest.mark.parametrize(
+    "name", ["lakeside, north", "Lakeside", "lakeside ", "", "lаkeside", "a" * 65]
+)
 def test_a_name_that_people_could_misread_is_refused(name: str) -> None:
     """The third to last has a Cyrillic letter."""
     assert codes(ROSTER | {name: "SHA256:x"}, limits_with()) == [("policy", "")]
@@ -112,14 +135,23 @@ def test_a_name_that_people_could_misread_is_refused(name: str) -> None:
 def test_another_key_than_the_pinned_one_is_always_refused() -> None:
     peers = {"lakeside": "SHA256:compared"}
     assert codes(ROSTER, limits_with(peers)) == [(UNKNOWN_PEER, "")]
-    assert codes(ROSTER, limits_with({"lakeside": "SHA256:lakeside", "elsewhere": "SHA256:e"})) == []
+    assert (
+        codes(
+            ROSTER,
+            limits_with({"lakeside": "SHA256:lakeside", "elsewhere": "SHA256:e"}),
+        )
+        == []
+    )
 
 
 def test_only_a_policy_that_asks_for_it_refuses_sites_that_are_not_pinned() -> None:
     half = {"lakeside": "SHA256:lakeside"}
     assert codes(ROSTER, limits_with(half)) == []
     assert codes(ROSTER, limits_with(half, require_peers=True)) == [(UNKNOWN_PEER, "")]
-    assert codes(ROSTER, limits_with(half | {"north": "SHA256:north"}, require_peers=True)) == []
+    assert (
+        codes(ROSTER, limits_with(half | {"north": "SHA256:north"}, require_peers=True))
+        == []
+    )
 
 
 # --- the pins -------------------------------------------------------------------------------------
@@ -128,7 +160,9 @@ def test_only_a_policy_that_asks_for_it_refuses_sites_that_are_not_pinned() -> N
 def registration_of(path: Path, name: str, **changed: Any) -> tuple[Registration, str]:
     """The registration of another hospital, in a file; and its fingerprint."""
     key: Any = changed.pop("key", None) or new_key("signing")
-    registration = Registration(name, public_line(new_key("node")), public_line(key), "SHA256:invitation")
+    registration = Registration(
+        name, public_line(new_key("node")), public_line(key), "SHA256:invitation"
+    )
     return registration, write_paper(registration, path, key)
 
 
@@ -138,7 +172,9 @@ def test_a_pin_is_kept_for_this_user_alone_and_taken_away(tmp_path: Path) -> Non
     assert peers.pinned("lakeside") is None
     peers.add("lakeside", read, told)
     assert peers.pinned("lakeside") == fingerprint(read.signing_key)
-    assert dict(Peers.open(tmp_path / "state")) == {"lakeside": fingerprint(read.signing_key)}
+    assert dict(Peers.open(tmp_path / "state")) == {
+        "lakeside": fingerprint(read.signing_key)
+    }
     file = tmp_path / "state" / FILE_NAME
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert json.loads(file.read_text()) == {
@@ -166,7 +202,8 @@ def test_a_pin_is_not_replaced_and_one_key_has_one_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["no JSON", '{"a": {}}', '{"a": {"signing_key": "x", "registration": ""}}']
+    "content",
+    ["no JSON", '{"a": {}}', '{"a": {"signing_key": "x", "registration": ""}}'],
 )
 def test_pins_that_were_damaged_stop_a_plan(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE_NAME).write_text(content)
@@ -180,10 +217,21 @@ def test_a_plan_says_who_is_known(
     """With a real site: its limits, opened before the pins were made, know them at once."""
     coordinator: Any = new_key("signing")
     (tmp_path / "coordinator.pub").write_text(public_line(coordinator))
-    site = make_site(tmp_path, 9092, tiny_texts, model=tiny_model, policy=replace(WIDE, approve="by_hand"))
+    site = make_site(
+        tmp_path,
+        9092,
+        tiny_texts,
+        model=tiny_model,
+        policy=replace(WIDE, approve="by_hand"),
+    )
     key, trusted = signing_keys(site)
     limits, plans = limits_of(site, key), Plans(site, trusted)
-    words = ("engine=deployment", "data.label_names=[health,money,sport]", "num_clients=3", "threads=1")
+    words = (
+        "engine=deployment",
+        "data.label_names=[health,money,sport]",
+        "num_clients=3",
+        "threads=1",
+    )
     settings: Settings = make_settings(*words, "evaluation.where=server").for_sites()
     lakeside, told = registration_of(tmp_path / "lakeside.json", "lakeside")
     roster = {
@@ -191,7 +239,13 @@ def test_a_plan_says_who_is_known(
         "lakeside": fingerprint(lakeside.signing_key),
         "north": "SHA256:north",
     }
-    digest = plans.add(sign(PLAN, Plan(1, settings.to_dict(), roster, 0.0, 86_400.0, {}, ""), coordinator))
+    digest = plans.add(
+        sign(
+            PLAN,
+            Plan(1, settings.to_dict(), roster, 0.0, 86_400.0, {}, ""),
+            coordinator,
+        )
+    )
 
     def shown() -> str:
         return "\n".join(describe(plans.find(digest), None, limits))
@@ -205,7 +259,10 @@ def test_a_plan_says_who_is_known(
     Peers.open(site.state).add("north", another, told)
     assert "ANOTHER KEY than the one pinned here: north" in shown()
     compared = fingerprint(another.signing_key)
-    assert f"NO  north has another key (SHA256:north) than the one pinned here ({compared})" in shown()
+    assert (
+        f"NO  north has another key (SHA256:north) than the one pinned here ({compared})"
+        in shown()
+    )
     with pytest.raises(Declines) as no:
         approve(plans, plans.find(digest), site, limits, "hand")
     assert no.value.code == UNKNOWN_PEER
@@ -224,15 +281,25 @@ def folder(tmp_path: Path, tiny_texts: Path) -> Path:
 def test_a_hospital_is_pinned_once_its_fingerprint_was_compared(folder: Path) -> None:
     read, told = registration_of(folder / "lakeside.json", "lakeside")
     asked = site_command("peers", "add", "lakeside.json", folder=folder)
-    assert (asked.returncode, "--fingerprint is missing" in asked.stderr) == (2, True), asked.stderr
+    assert (asked.returncode, "--fingerprint is missing" in asked.stderr) == (
+        2,
+        True,
+    ), asked.stderr
     assert told in asked.stdout
-    wrong = site_command("peers", "add", "lakeside.json", "--fingerprint", "SHA256:other", folder=folder)
+    wrong = site_command(
+        "peers", "add", "lakeside.json", "--fingerprint", "SHA256:other", folder=folder
+    )
     assert (wrong.returncode, told in wrong.stderr) == (2, True), wrong.stderr
     assert not (folder / "state" / FILE_NAME).exists()
-    done = site_command("peers", "add", "lakeside.json", "--fingerprint", told, folder=folder)
+    done = site_command(
+        "peers", "add", "lakeside.json", "--fingerprint", told, folder=folder
+    )
     assert done.returncode == 0, done.stderr
     listed = site_command("peers", "list", folder=folder)
-    assert [word in listed.stdout for word in ("lakeside", told, fingerprint(read.signing_key))] == [True] * 3
+    assert [
+        word in listed.stdout
+        for word in ("lakeside", told, fingerprint(read.signing_key))
+    ] == [True] * 3
     named = ("peers", "add", "lakeside.json", "--name", "north", "--fingerprint", told)
     assert "pinned as lakeside" in site_command(*named, folder=folder).stderr
     assert site_command("peers", "remove", "lakeside", folder=folder).returncode == 0
@@ -244,8 +311,12 @@ def test_a_site_does_not_pin_itself(folder: Path) -> None:
     own = signing_keys(make_site(folder, 9092, folder / "x"))[0]
     _, told = registration_of(folder / "registration.json", "elsewhere", key=own)
     for words in (("registration.json",), ("registration.json", "--name", "north")):
-        done = site_command("peers", "add", *words, "--fingerprint", told, folder=folder)
-        assert (done.returncode, "of this site itself" in done.stderr) == (2, True), done.stderr
+        done = site_command(
+            "peers", "add", *words, "--fingerprint", told, folder=folder
+        )
+        assert (done.returncode, "of this site itself" in done.stderr) == (2, True), (
+            done.stderr
+        )
     assert f"READ OUT to the other hospitals: this site's registration is {told}" in (
         site_command("peers", "list", folder=folder).stdout
     )
@@ -257,13 +328,21 @@ def test_a_file_that_was_changed_is_not_pinned(folder: Path) -> None:
     forged, _ = registration_of(folder / "other.json", "lakeside")
     envelope["payload"] = b64encode(json.dumps(vars(forged)).encode()).decode()
     (folder / "lakeside.json").write_text(json.dumps(envelope))
-    done = site_command("peers", "add", "lakeside.json", "--fingerprint", told, folder=folder)
-    assert (done.returncode, "changed after it was signed" in done.stderr) == (2, True), done.stderr
+    done = site_command(
+        "peers", "add", "lakeside.json", "--fingerprint", told, folder=folder
+    )
+    assert (done.returncode, "changed after it was signed" in done.stderr) == (
+        2,
+        True,
+    ), done.stderr
 
 
 def test_the_policys_new_keys_are_written_and_read(folder: Path) -> None:
     content = yaml.safe_load((folder / "site.yaml").read_text())
-    assert (content["policy"]["max_sites"], content["policy"]["require_peers"]) == (64, False)
+    assert (content["policy"]["max_sites"], content["policy"]["require_peers"]) == (
+        64,
+        False,
+    )
 
 
 # --- at the coordinator ---------------------------------------------------------------------------
@@ -275,7 +354,9 @@ def server(tmp_path: Path) -> ServerFolder:
     return ServerFolder.create(tmp_path / "server", Addresses(("localhost",)))
 
 
-def test_a_key_is_registered_once_however_it_is_written(server: ServerFolder, tmp_path: Path) -> None:
+def test_a_key_is_registered_once_however_it_is_written(
+    server: ServerFolder, tmp_path: Path
+) -> None:
     key: Any = new_key("signing")
     kind, encoded = public_line(key).split()
     lines = {"a": f"{kind} {encoded}", "b": f"{kind} {encoded[:30]}!{encoded[30:]}"}
@@ -288,22 +369,37 @@ def test_a_key_is_registered_once_however_it_is_written(server: ServerFolder, tm
         register_site(server, "b", tmp_path / "b")
 
 
-def test_submit_refuses_one_key_under_two_names(server: ServerFolder, tmp_path: Path) -> None:
+def test_submit_refuses_one_key_under_two_names(
+    server: ServerFolder, tmp_path: Path
+) -> None:
     """As a sites.json of an earlier version could hold it."""
     kind, encoded = public_line(new_key("signing")).split()
     with server.changing_sites() as sites:
-        for name, line in (("a", f"{kind} {encoded}"), ("b", f"{kind} {encoded[:30]}!{encoded[30:]}")):
-            sites[name] = RegisteredSite(public_line(new_key("node")), line, f"SHA256:{name}")
-    with pytest.raises(ValueError, match=r"a and b have one key .* wardround server unregister b"):
+        for name, line in (
+            ("a", f"{kind} {encoded}"),
+            ("b", f"{kind} {encoded[:30]}!{encoded[30:]}"),
+        ):
+            sites[name] = RegisteredSite(
+                public_line(new_key("node")), line, f"SHA256:{name}"
+            )
+    with pytest.raises(
+        ValueError, match=r"a and b have one key .* wardround server unregister b"
+    ):
         submit(words_for(tmp_path), server)
 
 
-def test_the_coordinator_shows_the_roster_that_a_site_sees(server: ServerFolder) -> None:
+def test_the_coordinator_shows_the_roster_that_a_site_sees(
+    server: ServerFolder,
+) -> None:
     keys = {name: public_line(new_key("signing")) for name in ("b", "a")}
     with server.changing_sites() as sites:
         for name, key in keys.items():
-            sites[name] = RegisteredSite(public_line(new_key("node")), key, f"SHA256:{name}")
-    expected = roster_fingerprint({name: fingerprint(key) for name, key in keys.items()})
+            sites[name] = RegisteredSite(
+                public_line(new_key("node")), key, f"SHA256:{name}"
+            )
+    expected = roster_fingerprint(
+        {name: fingerprint(key) for name, key in keys.items()}
+    )
     said = wardround("server", "sites", "--dir", str(server.path))
     assert said.code == 0, said.err
     assert f"roster of these 2 sites: {expected}" in said.out

@@ -30,13 +30,24 @@ from wardround.common.data.partitions import deal_alike
 from wardround.common.model.counts import Counts
 from wardround.common.model.mixture import GATE, Mixture, load_mixture, new_gate
 from wardround.common.model.state import open_model
-from wardround.common.personal import Candidate, Measure, PersonalRecord, SiteRecord, choose
+from wardround.common.personal import (
+    Candidate,
+    Measure,
+    PersonalRecord,
+    SiteRecord,
+    choose,
+)
 from wardround.common.settings import Settings
 from wardround.server.engines.simulate import simulate
 from wardround.server.run_folder import RunFolder
 
 SIZES = {"alpha": 36, "beta": 60, "gamma": 45}
-LEARN = ["train.optimizer=adamw", "train.learning_rate=0.01", "train.batch_size=8", "num_rounds=2"]
+LEARN = [
+    "train.optimizer=adamw",
+    "train.learning_rate=0.01",
+    "train.batch_size=8",
+    "num_rounds=2",
+]
 
 
 @pytest.fixture
@@ -55,8 +66,17 @@ def by_site(make_settings: Make, site_files: Path, tmp_path: Path) -> Make:
 
     def make(*more: str) -> Settings:
         return make_settings(
-            *("partition=by_site", "evaluation.where=sites", "evaluation.validation_fraction=0.5"),
-            *("data.test_path=null", "data.test_fraction=0.4", "data.split_seed=0", *LEARN),
+            *(
+                "partition=by_site",
+                "evaluation.where=sites",
+                "evaluation.validation_fraction=0.5",
+            ),
+            *(
+                "data.test_path=null",
+                "data.test_fraction=0.4",
+                "data.split_seed=0",
+                *LEARN,
+            ),
             *(f"data.path={site_files}", *more),
         )
 
@@ -74,7 +94,10 @@ def opt_out(file: Path, rows: set[int]) -> None:
 def without(file: Path, rows: set[int]) -> None:
     """Take these rows away."""
     header, *lines = file.read_text().splitlines()
-    file.write_text("\n".join([header, *(x for row, x in enumerate(lines) if row not in rows)]) + "\n")
+    file.write_text(
+        "\n".join([header, *(x for row, x in enumerate(lines) if row not in rows)])
+        + "\n"
+    )
 
 
 # --- the mixture -------------------------------------------------------------------------------------------
@@ -89,7 +112,9 @@ class Expert(nn.Module):
 
     def forward(self, input_ids: Tensor, output_hidden_states: bool = False) -> Any:
         states = (torch.zeros(*input_ids.shape, 4),)
-        return SimpleNamespace(logits=self.scores.expand(len(input_ids), -1), hidden_states=states)
+        return SimpleNamespace(
+            logits=self.scores.expand(len(input_ids), -1), hidden_states=states
+        )
 
 
 def fixed_gate(weight: float) -> nn.Sequential:
@@ -106,9 +131,13 @@ def test_probabilities_are_mixed_and_not_their_logarithms() -> None:
     # 0.25 · (0.9, 0.1) + 0.75 · (0.5, 0.5) = (0.6, 0.4); mixed logarithms would give (0.634, 0.366).
     mixture = Mixture(Expert(0.9, 0.1), Expert(0.5, 0.5), fixed_gate(0.25))
     logits = mixture(input_ids=torch.zeros(3, 5, dtype=torch.long)).logits
-    assert logits.exp().detach().numpy() == pytest.approx(np.tile([0.6, 0.4], (3, 1)), abs=1e-6)
+    assert logits.exp().detach().numpy() == pytest.approx(
+        np.tile([0.6, 0.4], (3, 1)), abs=1e-6
+    )
     loss = nn.functional.cross_entropy(logits, torch.tensor([0, 0, 1]))
-    assert loss.item() == pytest.approx(-(2 * math.log(0.6) + math.log(0.4)) / 3, abs=1e-6)
+    assert loss.item() == pytest.approx(
+        -(2 * math.log(0.6) + math.log(0.4)) / 3, abs=1e-6
+    )
 
 
 def test_an_expert_that_excludes_the_label_leaves_the_loss_finite() -> None:
@@ -118,7 +147,9 @@ def test_an_expert_that_excludes_the_label_leaves_the_loss_finite() -> None:
         input_ids=torch.zeros(1, 1, dtype=torch.long)
     ).logits
     # Of 0.5 · (1, 0) + 0.5 · (0.5, 0.5) the second is 1/4.
-    assert logits.exp().detach().numpy() == pytest.approx(np.array([[0.75, 0.25]]), abs=1e-6)
+    assert logits.exp().detach().numpy() == pytest.approx(
+        np.array([[0.75, 0.25]]), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(("weight", "expert"), [(0.0, "global"), (1.0, "local")])
@@ -130,7 +161,10 @@ def test_a_gate_at_0_or_1_is_the_global_or_the_local_model(
 
     torch.manual_seed(0)
     local, global_ = (
-        AutoModelForSequenceClassification.from_pretrained(still_model, num_labels=3).eval() for _ in "ab"
+        AutoModelForSequenceClassification.from_pretrained(
+            still_model, num_labels=3
+        ).eval()
+        for _ in "ab"
     )
     gate = new_gate(16, 4, seed=0)
     nn.init.constant_(gate[2].bias, math.inf if weight else -math.inf)  # type: ignore[arg-type]
@@ -145,10 +179,16 @@ def test_a_gate_at_0_or_1_is_the_global_or_the_local_model(
 def test_only_the_local_expert_and_the_gate_are_trained() -> None:
     mixture = Mixture(Expert(0.5, 0.5), Expert(0.5, 0.5), fixed_gate(0.5))
     names = {name.split(".")[0] for name, _ in mixture.named_parameters()}
-    assert names == {name.split(".")[0] for name in mixture.state_dict()} == {"local", "gate"}
+    assert (
+        names
+        == {name.split(".")[0] for name in mixture.state_dict()}
+        == {"local", "gate"}
+    )
     mixture.train()
     assert not mixture.global_.training
-    assert not any(parameter.requires_grad for parameter in mixture.global_.parameters())
+    assert not any(
+        parameter.requires_grad for parameter in mixture.global_.parameters()
+    )
 
 
 # --- numbers -----------------------------------------------------------------------------------------------
@@ -170,7 +210,9 @@ def test_intervals() -> None:
             assert 0 <= found.accuracy_interval[0] <= found.accuracy_interval[1] <= 1
 
 
-def candidate(validation_accuracy: float, accuracy: float = 0.5, loss: float | None = None) -> Candidate:
+def candidate(
+    validation_accuracy: float, accuracy: float = 0.5, loss: float | None = None
+) -> Candidate:
     one = Measure(
         num_examples=10,
         accuracy=accuracy,
@@ -178,16 +220,26 @@ def candidate(validation_accuracy: float, accuracy: float = 0.5, loss: float | N
         macro_f1=0.5,
         macro_f1_interval=(0, 1),
     )
-    return Candidate(epoch=0, validation_accuracy=validation_accuracy, validation_loss=loss, test=one)
-
-
-def test_the_choice_goes_by_the_validation_part_then_its_loss_and_last_the_plainer_model() -> None:
-    assert choose({"local": candidate(0.8), "mixture": candidate(0.9, 0.1), "global": candidate(0.7)}) == (
-        "mixture"
+    return Candidate(
+        epoch=0, validation_accuracy=validation_accuracy, validation_loss=loss, test=one
     )
+
+
+def test_the_choice_goes_by_the_validation_part_then_its_loss_and_last_the_plainer_model() -> (
+    None
+):
+    assert choose(
+        {
+            "local": candidate(0.8),
+            "mixture": candidate(0.9, 0.1),
+            "global": candidate(0.7),
+        }
+    ) == ("mixture")
     by_loss = {"global": candidate(0.8, loss=0.6), "local": candidate(0.8, 0.1, 0.5)}
     assert choose(by_loss | {"mixture": candidate(0.7, loss=0.1)}) == "local"
-    same = {name: candidate(0.8) for name in ("local", "mixture", "fine_tuned", "global")}
+    same = {
+        name: candidate(0.8) for name in ("local", "mixture", "fine_tuned", "global")
+    }
     order = []
     while same:
         order.append(choose(same))
@@ -205,11 +257,20 @@ def test_held_out_texts_are_dealt_as_the_training_texts_are() -> None:
     assert [part.tolist() for part in dealt] == [[0, 2, 4], [1, 5, 6]]
 
 
-def test_a_client_of_a_skewed_partition_is_judged_on_its_own_labels(make_settings: Make) -> None:
-    skewed = ("partition=label_sorted", "evaluation.where=sites", "evaluation.validation_fraction=0.5")
+def test_a_client_of_a_skewed_partition_is_judged_on_its_own_labels(
+    make_settings: Make,
+) -> None:
+    skewed = (
+        "partition=label_sorted",
+        "evaluation.where=sites",
+        "evaluation.validation_fraction=0.5",
+    )
     own = texts_of_clients(make_settings(*skewed, "personalisation.everyone=true"))
     assert [set(site.train.labels.tolist()) for site in own] == [{0}, {1}, {2}]
-    assert [set(site.test.labels.tolist()) | set(site.validation.labels.tolist()) for site in own] == [
+    assert [
+        set(site.test.labels.tolist()) | set(site.validation.labels.tolist())
+        for site in own
+    ] == [
         {0},
         {1},
         {2},
@@ -226,22 +287,37 @@ def test_the_best_weights_are_copies(by_site: Make) -> None:
     """With a step size that ruins every model at once, what is kept is what it started from."""
     settings = by_site("personalisation=all", "num_rounds=1")
     simulate(replace(settings, personalisation=by_site().personalisation))
-    ruinous = replace(settings, personalisation=replace(settings.personalisation, learning_rate=50.0))
-    maker = Personaliser(ruinous, ("health", "money", "sport"), Path(settings.run_dir) / "model")
+    ruinous = replace(
+        settings, personalisation=replace(settings.personalisation, learning_rate=50.0)
+    )
+    maker = Personaliser(
+        ruinous, ("health", "money", "sport"), Path(settings.run_dir) / "model"
+    )
     own = texts_of_clients(ruinous)[0]
     start = open_model(ruinous, ("health", "money", "sport"), fresh=True).flat.clone()
-    for method, flat in (("fine_tuned", maker.released), ("local", start), ("mixture", maker.released)):
+    for method, flat in (
+        ("fine_tuned", maker.released),
+        ("local", start),
+        ("mixture", maker.released),
+    ):
         found, weights = maker._candidate(method, own)
         assert found.epoch == 0
         views = maker._state.layout.views(flat)
         prefix = "local." if method == "mixture" else ""
-        assert all(torch.equal(weights[f"{prefix}{name}"], view) for name, view in views.items()), method
+        assert all(
+            torch.equal(weights[f"{prefix}{name}"], view)
+            for name, view in views.items()
+        ), method
 
 
-def test_what_is_kept_did_best_on_the_validation_part(by_site: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_did_best_on_the_validation_part(
+    by_site: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = by_site("personalisation=all", "num_rounds=1")
     simulate(replace(settings, personalisation=by_site().personalisation))
-    maker = Personaliser(settings, ("health", "money", "sport"), Path(settings.run_dir) / "model")
+    maker = Personaliser(
+        settings, ("health", "money", "sport"), Path(settings.run_dir) / "model"
+    )
     own, losses = texts_of_clients(settings)[1], list[float]()
     measure = Personaliser._measure
 
@@ -258,14 +334,20 @@ def test_what_is_kept_did_best_on_the_validation_part(by_site: Make, monkeypatch
         *by_epoch, at_end = losses
         assert len(by_epoch) == 1 + settings.personalisation.epochs
         assert found.epoch == int(np.argmin(by_epoch)) > 0
-        assert at_end == min(by_epoch)  # the weights are those of that epoch, bit for bit
+        assert at_end == min(
+            by_epoch
+        )  # the weights are those of that epoch, bit for bit
 
 
-def test_a_folder_that_is_another_model_is_refused(by_site: Make, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_another_model_is_refused(
+    by_site: Make, tiny_model: Path, tmp_path: Path
+) -> None:
     layout = open_model(by_site(), ("health", "money", "sport"), fresh=True).layout
     with pytest.raises(ValueError, match=r"was made of another model .* differ in"):
         load_released(tiny_model, layout)  # it has no head
-    with pytest.raises(ValueError, match=r"holds no model\.safetensors\. Give the folder `model`"):
+    with pytest.raises(
+        ValueError, match=r"holds no model\.safetensors\. Give the folder `model`"
+    ):
         load_released(tmp_path, layout)
 
 
@@ -281,7 +363,11 @@ def test_the_site_makes_the_models_of_the_simulation(
     for other in ("alpha", "gamma"):
         opt_out(site_files / f"{other}.csv", set())
     settings = by_site(
-        *(f"personalisation={method}", "personalisation.keep_models=true", "personalisation.epochs=3"),
+        *(
+            f"personalisation={method}",
+            "personalisation.keep_models=true",
+            "personalisation.epochs=3",
+        ),
         *("data.opt_out_column=keep_out", "personalisation.learning_rate=0.02"),
     )
     simulate(settings)
@@ -290,7 +376,9 @@ def test_the_site_makes_the_models_of_the_simulation(
     assert record is not None
     assert [site.name for site in record.sites] == list(SIZES)
     # Of beta's 60 texts 3 have opted out, 23 are held out.
-    assert [(s.num_examples, s.num_opted_out, s.num_validation) for s in record.sites][1] == (37, 3, 12)
+    assert [(s.num_examples, s.num_opted_out, s.num_validation) for s in record.sites][
+        1
+    ] == (37, 3, 12)
     forget_corpora()
     file = write_site(
         *(tmp_path, "beta", site_files / "beta.csv"),
@@ -299,27 +387,41 @@ def test_the_site_makes_the_models_of_the_simulation(
         opt_out_column="keep_out",
     )
     own = personalise(
-        load_site_file(file), run / "model", tmp_path / "own", {"name": method}, unverified=True
+        load_site_file(file),
+        run / "model",
+        tmp_path / "own",
+        {"name": method},
+        unverified=True,
     )
     assert own.model_sha256 == record.model_sha256
     assert own.sites == [record.sites[1]]
     assert own.sites[0].chosen != "global"  # or there is nothing to compare
     assert method in (own.sites[0].chosen, "all")
-    weights = {name: raw for name, raw in contents(tmp_path / "own").items() if name.endswith("safetensors")}
+    weights = {
+        name: raw
+        for name, raw in contents(tmp_path / "own").items()
+        if name.endswith("safetensors")
+    }
     assert weights
     assert weights == {
-        name: raw for name, raw in contents(run / "personal" / "beta").items() if name.endswith("safetensors")
+        name: raw
+        for name, raw in contents(run / "personal" / "beta").items()
+        if name.endswith("safetensors")
     }
 
 
-def test_personal_models_change_nothing_of_the_run(by_site: Make, tmp_path: Path) -> None:
+def test_personal_models_change_nothing_of_the_run(
+    by_site: Make, tmp_path: Path
+) -> None:
     """Nothing more crosses: same rounds, same bytes, same model; a finished run can be personalised later."""
     plain, personal = by_site(f"run_dir={tmp_path / 'a'}"), f"run_dir={tmp_path / 'b'}"
     simulate(plain)
     simulate(by_site("personalisation=mixture", personal))
     assert measured(tmp_path / "a") == measured(tmp_path / "b")
     assert not (tmp_path / "a" / "personal.json").exists()
-    assert not (tmp_path / "b" / "personal").exists()  # models are kept where that is asked for
+    assert not (
+        tmp_path / "b" / "personal"
+    ).exists()  # models are kept where that is asked for
     simulate(by_site("personalisation=mixture", f"run_dir={tmp_path / 'a'}"))
     assert PersonalRecord.read(tmp_path / "a") == PersonalRecord.read(tmp_path / "b")
     assert measured(tmp_path / "a") == measured(tmp_path / "b")
@@ -327,11 +429,18 @@ def test_personal_models_change_nothing_of_the_run(by_site: Make, tmp_path: Path
 
 def test_a_run_of_adapters_leaves_a_model_to_go_on_from(by_site: Make) -> None:
     """Personal models are whole ones; FedProx's pull is one of rounds."""
-    settings = by_site("adapters=lora", "personalisation=mixture", "train.proximal_mu=0.1", "num_rounds=1")
+    settings = by_site(
+        "adapters=lora",
+        "personalisation=mixture",
+        "train.proximal_mu=0.1",
+        "num_rounds=1",
+    )
     simulate(settings)
     record = PersonalRecord.read(Path(settings.run_dir))
     assert record is not None
-    assert [set(site.candidates) for site in record.sites] == [{"global", "mixture"}] * 3
+    assert [set(site.candidates) for site in record.sites] == [
+        {"global", "mixture"}
+    ] * 3
     assert any(site.candidates["mixture"].epoch for site in record.sites)
 
 
@@ -340,7 +449,11 @@ def test_a_client_without_texts_to_be_judged_by_is_left_out(
 ) -> None:
     """Of 3 held-out texts a client has 1: it cannot choose by one and be judged by another."""
     settings = make_settings(
-        *("evaluation.where=sites", "evaluation.validation_fraction=0.5", "personalisation=fine_tuned"),
+        *(
+            "evaluation.where=sites",
+            "evaluation.validation_fraction=0.5",
+            "personalisation=fine_tuned",
+        ),
         *("partition=label_sorted", "num_rounds=0", "data.test_examples=6"),
     )
     simulate(settings)
@@ -348,7 +461,11 @@ def test_a_client_without_texts_to_be_judged_by_is_left_out(
     assert record is not None
     left = [name for name in "012" if name not in [site.name for site in record.sites]]
     own = {site.owner: site for site in texts_of_clients(settings)}
-    assert left == [name for name in "012" if not len(own[name].validation) or not len(own[name].test)]
+    assert left == [
+        name
+        for name in "012"
+        if not len(own[name].validation) or not len(own[name].test)
+    ]
     said = capsys.readouterr().err
     assert all(name in said.split("personal models of client ")[1] for name in left)
 
@@ -356,7 +473,10 @@ def test_a_client_without_texts_to_be_judged_by_is_left_out(
 def test_a_personalisation_goes_on_where_it_was_stopped(
     by_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, cut = (by_site("personalisation=all", f"run_dir={tmp_path / name}") for name in ("whole", "cut"))
+    whole, cut = (
+        by_site("personalisation=all", f"run_dir={tmp_path / name}")
+        for name in ("whole", "cut")
+    )
     simulate(whole)
     work, done = Personaliser.personalise, list[str]()
 
@@ -373,22 +493,37 @@ def test_a_personalisation_goes_on_where_it_was_stopped(
     before = PersonalRecord.read(tmp_path / "cut")
     assert before is not None
     assert [site.name for site in before.sites] == ["alpha"]
-    assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "failed"
+    assert (
+        json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "failed"
+    )
     simulate(cut)
     assert done == ["alpha", "cut", "beta", "gamma"]
-    assert PersonalRecord.read(tmp_path / "cut") == PersonalRecord.read(tmp_path / "whole")
-    assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "finished"
+    assert PersonalRecord.read(tmp_path / "cut") == PersonalRecord.read(
+        tmp_path / "whole"
+    )
+    assert (
+        json.loads((tmp_path / "cut" / "status.json").read_text())["state"]
+        == "finished"
+    )
     done[:] = ["no", "more"]
     simulate(replace(cut, personalisation=replace(cut.personalisation, epochs=1)))
-    assert done == ["no", "more", *SIZES]  # other settings: what stood there does not count
+    assert done == [
+        "no",
+        "more",
+        *SIZES,
+    ]  # other settings: what stood there does not count
 
 
-def test_one_model_loads_in_transformers_and_a_mixture_with_its_loader(by_site: Make, tmp_path: Path) -> None:
+def test_one_model_loads_in_transformers_and_a_mixture_with_its_loader(
+    by_site: Make, tmp_path: Path
+) -> None:
     from transformers import pipeline
 
     settings = by_site("personalisation=all", "num_rounds=1")
     simulate(settings)
-    maker = Personaliser(settings, ("health", "money", "sport"), Path(settings.run_dir) / "model")
+    maker = Personaliser(
+        settings, ("health", "money", "sport"), Path(settings.run_dir) / "model"
+    )
     own = texts_of_clients(settings)[1]
     made = maker.personalise(own)
     for method in ("fine_tuned", "mixture"):
@@ -403,7 +538,9 @@ def test_one_model_loads_in_transformers_and_a_mixture_with_its_loader(by_site: 
         row = mixture(**tokenizer(text, return_tensors="pt")).logits.softmax(1)[0]
     told = wardround("predict", str(tmp_path / "mixture"), "--text", text)
     assert told.code == 0, told.err
-    assert told.out.splitlines()[1].split(",")[2:] == [f"{value:.4f}" for value in row.tolist()]
+    assert told.out.splitlines()[1].split(",")[2:] == [
+        f"{value:.4f}" for value in row.tolist()
+    ]
     released = load_file(Path(settings.run_dir) / "model" / "model.safetensors")
     frozen = load_file(tmp_path / "mixture" / "global" / "model.safetensors")
     assert all(torch.equal(frozen[name], released[name]) for name in released)
@@ -416,14 +553,23 @@ def test_the_site_is_told_what_is_missing(
     by_site: Make, site_files: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     settings = replace(
-        by_site("num_rounds=0"), evaluation=replace(by_site().evaluation, validation_fraction=0.0)
+        by_site("num_rounds=0"),
+        evaluation=replace(by_site().evaluation, validation_fraction=0.0),
     )
     simulate(settings)
     model = Path(settings.run_dir) / "model"
     site = load_site_file(
-        write_site(tmp_path, "beta", site_files / "beta.csv", model=tiny_model, test_fraction=0.4)
+        write_site(
+            tmp_path,
+            "beta",
+            site_files / "beta.csv",
+            model=tiny_model,
+            test_fraction=0.4,
+        )
     )
-    with pytest.raises(ValueError, match=r"no validation part .* --validation-fraction 0\.5"):
+    with pytest.raises(
+        ValueError, match=r"no validation part .* --validation-fraction 0\.5"
+    ):
         personalise(site, model, tmp_path / "out", {}, unverified=True)
     with pytest.raises(ValueError, match=r"personalisation\.learning_rate is -1"):
         personalise(
@@ -433,7 +579,9 @@ def test_the_site_is_told_what_is_missing(
             {"validation_fraction": 0.5, "learning_rate": -1.0},
             unverified=True,
         )
-    with pytest.raises(ValueError, match=r"holds no wardround\.json\. Give the folder `model`"):
+    with pytest.raises(
+        ValueError, match=r"holds no wardround\.json\. Give the folder `model`"
+    ):
         personalise(site, tiny_model, tmp_path / "out", {}, unverified=True)
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="which is there already"):
@@ -449,9 +597,21 @@ def test_personalise_as_an_engineer_types_it(
 ) -> None:
     settings = by_site("num_rounds=0")
     simulate(settings)
-    write_site(tmp_path, "beta", site_files / "beta.csv", model=tiny_model, test_fraction=0.4)
-    words = ("personalise", "--site", "beta.yaml", "--model", f"{settings.run_dir}/model", "--out", "own")
-    said = site_command(*words, "--unverified", "--method", "mixture", "--epochs", "1", folder=tmp_path)
+    write_site(
+        tmp_path, "beta", site_files / "beta.csv", model=tiny_model, test_fraction=0.4
+    )
+    words = (
+        "personalise",
+        "--site",
+        "beta.yaml",
+        "--model",
+        f"{settings.run_dir}/model",
+        "--out",
+        "own",
+    )
+    said = site_command(
+        *words, "--unverified", "--method", "mixture", "--epochs", "1", folder=tmp_path
+    )
     assert said.returncode == 0, said.stderr
     record = PersonalRecord.read(tmp_path / "own")
     assert record is not None
@@ -467,7 +627,9 @@ def test_personalise_as_an_engineer_types_it(
     assert "--out is 'own', which is there already. Name another." in again.stderr
 
 
-def test_the_model_folder_names_no_place(by_site: Make, site_files: Path, tiny_model: Path) -> None:
+def test_the_model_folder_names_no_place(
+    by_site: Make, site_files: Path, tiny_model: Path
+) -> None:
     settings = by_site("num_rounds=0")
     simulate(settings)
     told = (Path(settings.run_dir) / "model" / "wardround.json").read_text()
@@ -489,9 +651,15 @@ def test_texts_that_opt_out_are_as_if_they_were_not_there(
     for name, out in rows.items():
         without(bare / f"{name}.csv", out)
         opt_out(site_files / f"{name}.csv", out)
-    bare_run, run, workers = (tmp_path / name for name in ("bare_run", "run", "workers"))
+    bare_run, run, workers = (
+        tmp_path / name for name in ("bare_run", "run", "workers")
+    )
     asked = ("personalisation=fine_tuned", "data.opt_out_column=keep_out")
-    simulate(by_site(f"data.path={bare}", "personalisation=fine_tuned", f"run_dir={bare_run}"))
+    simulate(
+        by_site(
+            f"data.path={bare}", "personalisation=fine_tuned", f"run_dir={bare_run}"
+        )
+    )
     simulate(by_site(*asked, f"run_dir={run}"))
     assert measured(run) == measured(bare_run)
     simulate(by_site(*asked, f"run_dir={workers}", "engine.workers=2"))
@@ -501,7 +669,11 @@ def test_texts_that_opt_out_are_as_if_they_were_not_there(
     assert without_them is not None
     assert [site.num_opted_out for site in with_them.sites] == [2, 3, 0]
     alone = [site.num_examples for site in without_them.sites]
-    assert [site.num_examples for site in with_them.sites] == [alone[0] + 2, alone[1] + 3, alone[2]]
+    assert [site.num_examples for site in with_them.sites] == [
+        alone[0] + 2,
+        alone[1] + 3,
+        alone[2],
+    ]
     assert with_them.sites[2] == without_them.sites[2]
 
 
@@ -509,22 +681,36 @@ def test_a_site_that_opts_out_takes_part_in_no_round_and_profits(
     by_site: Make, site_files: Path, tmp_path: Path
 ) -> None:
     labels = "data.label_names=[health,money,sport]"
-    simulate(by_site("personalisation=mixture", "personalisation.opt_out_clients=[2]", labels))
+    simulate(
+        by_site(
+            "personalisation=mixture", "personalisation.opt_out_clients=[2]", labels
+        )
+    )
     fewer = tmp_path / "fewer"
     shutil.copytree(site_files, fewer)
     (fewer / "gamma.csv").unlink()
-    simulate(by_site(f"data.path={fewer}", "num_clients=2", labels, f"run_dir={tmp_path / 'two'}"))
+    simulate(
+        by_site(
+            f"data.path={fewer}", "num_clients=2", labels, f"run_dir={tmp_path / 'two'}"
+        )
+    )
     run = Path(by_site().run_dir)
     assert hashes(run) == hashes(tmp_path / "two")
     assert measured(run) == measured(tmp_path / "two")
     record = PersonalRecord.read(run)
     assert record is not None
-    assert [site.num_opted_out for site in record.sites] == [0, 0, record.sites[2].num_examples]
+    assert [site.num_opted_out for site in record.sites] == [
+        0,
+        0,
+        record.sites[2].num_examples,
+    ]
     assert "over\n2 client(s)" in (run / "model" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_a_wish_is_read_and_not_guessed(kind: str, by_site: Make, tmp_path: Path) -> None:
+def test_a_wish_is_read_and_not_guessed(
+    kind: str, by_site: Make, tmp_path: Path
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -533,7 +719,10 @@ def test_a_wish_is_read_and_not_guessed(kind: str, by_site: Make, tmp_path: Path
     wishes = ["TRUE", "1", " yes ", "False", "0", "no", "", "false"]
 
     def write(said: list[Any]) -> Path:
-        rows = [{"text": f"text {row}", "label": "ab"[row % 2], "out": wish} for row, wish in enumerate(said)]
+        rows = [
+            {"text": f"text {row}", "label": "ab"[row % 2], "out": wish}
+            for row, wish in enumerate(said)
+        ]
         file = tmp_path / f"texts.{kind}"
         if kind == "csv":
             lines = [",".join(str(value) for value in row.values()) for row in rows]
@@ -554,12 +743,16 @@ def test_a_wish_is_read_and_not_guessed(kind: str, by_site: Make, tmp_path: Path
         write(typed if kind == "jsonl" else [bool(wish) for wish in typed])
         assert read_texts(data, seed=0).opted_out.texts == ["text 0", "text 1"]
     write([*wishes[:-1], "maybe"])
-    with pytest.raises(ValueError, match=r"(line|row) [89]: column 'out' holds neither a yes .* nor"):
+    with pytest.raises(
+        ValueError, match=r"(line|row) [89]: column 'out' holds neither a yes .* nor"
+    ):
         read_texts(data, seed=0)
     write(["yes"] * 8)
     with pytest.raises(ValueError, match="all 8 examples have opted out"):
         read_texts(data, seed=0)
-    with pytest.raises(ValueError, match=r"has no column 'opt'.*Set data\.opt_out_column to"):
+    with pytest.raises(
+        ValueError, match=r"has no column 'opt'.*Set data\.opt_out_column to"
+    ):
         read_texts(replace(data, opt_out_column="opt"), seed=0)
 
 
@@ -573,20 +766,44 @@ def test_a_wish_is_read_and_not_guessed(kind: str, by_site: Make, tmp_path: Path
             ["evaluation.validation_fraction=0"],
             "validation_fraction is 0: .* Set evaluation.validation_f",
         ),
-        (["evaluation.where=server"], "evaluation.where is server: .* Set evaluation.where=sites"),
-        (["personalisation.opt_out_clients=[3]"], r"is \[3\], but there are clients 0 to 2"),
-        (["personalisation.opt_out_clients=[0,1,2]"], "of which at least 1 must take part"),
-        (["personalisation.opt_out_clients=[0]", "strategy.min_sites=3"], "at least 3 must take part"),
-        (["partition=iid", "data.opt_out_column=x"], "deals texts to any client.* Set partition=by_site"),
+        (
+            ["evaluation.where=server"],
+            "evaluation.where is server: .* Set evaluation.where=sites",
+        ),
+        (
+            ["personalisation.opt_out_clients=[3]"],
+            r"is \[3\], but there are clients 0 to 2",
+        ),
+        (
+            ["personalisation.opt_out_clients=[0,1,2]"],
+            "of which at least 1 must take part",
+        ),
+        (
+            ["personalisation.opt_out_clients=[0]", "strategy.min_sites=3"],
+            "at least 3 must take part",
+        ),
+        (
+            ["partition=iid", "data.opt_out_column=x"],
+            "deals texts to any client.* Set partition=by_site",
+        ),
         (["personalisation.epochs=0"], "personalisation.epochs is 0"),
         (
-            ["engine=deployment", "personalisation.opt_out_clients=[0]", "data.label_names=[a,b]"],
+            [
+                "engine=deployment",
+                "personalisation.opt_out_clients=[0]",
+                "data.label_names=[a,b]",
+            ],
             "A real site that opts out does not join",
         ),
-        (["data=bbc_news", "data.opt_out_column=x", "data.path=null"], "about files of your own"),
+        (
+            ["data=bbc_news", "data.opt_out_column=x", "data.path=null"],
+            "about files of your own",
+        ),
     ],
 )
-def test_what_cannot_be_is_refused_with_a_next_step(words: list[str], said: str, by_site: Make) -> None:
+def test_what_cannot_be_is_refused_with_a_next_step(
+    words: list[str], said: str, by_site: Make
+) -> None:
     with pytest.raises(ValueError, match=said):
         by_site("personalisation=mixture", *words)
 
@@ -619,33 +836,55 @@ def test_report_and_status_show_each_client_and_name_the_worst(by_site: Make) ->
     assert f"worst off: {record.worst.name}" in told
     assert f"alpha: local {row[2]}, global {row[3]}" in told
     as_json = json.loads(wardround("status", settings.run_dir, "--json").out)
-    assert as_json["personal"] == json.loads((Path(settings.run_dir) / "personal.json").read_text())
+    assert as_json["personal"] == json.loads(
+        (Path(settings.run_dir) / "personal.json").read_text()
+    )
     assert wardround("report", settings.run_dir).code == 0
     page = (Path(settings.run_dir) / "report" / "index.html").read_text()
     assert f"Worst off is client {record.worst.name}" in page
     assert row[5] in page
 
 
-def test_the_study_takes_runs_together_that_differ_in_the_seed(tmp_path: Path, by_site: Make) -> None:
+def test_the_study_takes_runs_together_that_differ_in_the_seed(
+    tmp_path: Path, by_site: Make
+) -> None:
     for seed, accuracies in ((0, (0.5, 0.7)), (1, (0.9, 0.9))):
-        settings = by_site("personalisation=mixture", f"seed={seed}", f"run_dir={tmp_path / str(seed)}")
+        settings = by_site(
+            "personalisation=mixture", f"seed={seed}", f"run_dir={tmp_path / str(seed)}"
+        )
         sites = [
             SiteRecord(
                 name=str(number),
                 num_examples=9,
                 num_opted_out=0,
                 num_validation=9,
-                candidates={"global": candidate(0.1, 0.4), "mixture": candidate(0.9, accuracy)},
+                candidates={
+                    "global": candidate(0.1, 0.4),
+                    "mixture": candidate(0.9, accuracy),
+                },
                 chosen="mixture",
             )
             for number, accuracy in enumerate(accuracies)
         ]
-        record = PersonalRecord(model_sha256="0", settings=settings.personalisation, sites=sites)
+        record = PersonalRecord(
+            model_sha256="0", settings=settings.personalisation, sites=sites
+        )
         with RunFolder(tmp_path / str(seed)).open(settings):
             record.write(tmp_path / str(seed))
     # Means over clients 0.6 and 0.9, so 0.75; their standard error is 0.3 / √2 / √2.
-    means, apart = (part.splitlines()[-1] for part in table([tmp_path / "0", tmp_path / "1"]).split("\n\n"))
-    told = ["by_site, files, K = 3", "2", "–", "0.400 ± 0.000", "–", "0.750 ± 0.150", "0.750 ± 0.150"]
+    means, apart = (
+        part.splitlines()[-1]
+        for part in table([tmp_path / "0", tmp_path / "1"]).split("\n\n")
+    )
+    told = [
+        "by_site, files, K = 3",
+        "2",
+        "–",
+        "0.400 ± 0.000",
+        "–",
+        "0.750 ± 0.150",
+        "0.750 ± 0.150",
+    ]
     assert means.strip("| ").split(" | ") == [*told, *("–",) * 4, "mixture 4"]
     # 20 and 50 points apart: 35 ± 12.706 x 15.
     assert apart.split(" | ")[2] == "+35.0 [-155.6, +225.6] (+20.0, +50.0)"

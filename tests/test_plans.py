@@ -29,7 +29,15 @@ from wardround.client.versions import Versions
 from wardround.common.credentials import fingerprint, new_key, public_line
 from wardround.common.files import file_sha256
 from wardround.common.settings import Settings
-from wardround.common.wire.messages import PENDING, REFUSALS, TRAIN, Card, Declined, pack_card, pack_refusal
+from wardround.common.wire.messages import (
+    PENDING,
+    REFUSALS,
+    TRAIN,
+    Card,
+    Declined,
+    pack_card,
+    pack_refusal,
+)
 from wardround.common.wire.signing import PLAN, NotAuthentic, Plan, sign
 from wardround.server.cohort import Cohort
 from wardround.server.compose import compose
@@ -47,9 +55,17 @@ DAY = 86_400.0
 @pytest.fixture
 def settings(make_settings: Make) -> Settings:
     """Of a deployment with two sites."""
-    words = ("engine=deployment", "data.label_names=[health,money,sport]", "evaluation.where=server")
+    words = (
+        "engine=deployment",
+        "data.label_names=[health,money,sport]",
+        "evaluation.where=server",
+    )
     return make_settings(
-        *words, "train.last_batch=even", "num_clients=2", "threads=1", "strategy.wait_seconds=20"
+        *words,
+        "train.last_batch=even",
+        "num_clients=2",
+        "threads=1",
+        "strategy.wait_seconds=20",
     )
 
 
@@ -59,20 +75,32 @@ def settings(make_settings: Make) -> Settings:
 class Lab:
     """A site, its coordinator, and plans between them."""
 
-    def __init__(self, folder: Path, texts: Path, model: Path, settings: Settings) -> None:
+    def __init__(
+        self, folder: Path, texts: Path, model: Path, settings: Settings
+    ) -> None:
         self.coordinator: Any = new_key("signing")
-        (folder / "coordinator.pub").write_text(public_line(self.coordinator), encoding="ascii")
+        (folder / "coordinator.pub").write_text(
+            public_line(self.coordinator), encoding="ascii"
+        )
         policy = replace(WIDE, approve="by_hand")
         self.site: SiteFile = make_site(folder, 9092, texts, model=model, policy=policy)
         key, coordinator = signing_keys(self.site)
-        self.plans, self.limits = Plans(self.site, coordinator), limits_of(self.site, key)
-        sites = {self.site.name: fingerprint(public_line(key)), "lakeside": "SHA256:other"}
+        self.plans, self.limits = (
+            Plans(self.site, coordinator),
+            limits_of(self.site, key),
+        )
+        sites = {
+            self.site.name: fingerprint(public_line(key)),
+            "lakeside": "SHA256:other",
+        }
         said = settings.for_sites().to_dict()
         self.plan = Plan(1, said, sites, 0.0, 30 * DAY, {"torch": "0.0"}, "")
 
     def add(self, **changed: Any) -> str:
         """Have a plan told; its SHA-256."""
-        return self.plans.add(sign(PLAN, replace(self.plan, **changed), self.coordinator))
+        return self.plans.add(
+            sign(PLAN, replace(self.plan, **changed), self.coordinator)
+        )
 
     def code(self, digest: str, now: float = DAY) -> str:
         """Why a plan is not executed; empty where it is."""
@@ -126,11 +154,15 @@ def test_no_more_than_sixty_four_plans_wait(lab: Lab) -> None:
 def test_a_plan_that_was_changed_on_the_disk_is_no_plan(lab: Lab) -> None:
     digest, other = lab.add(), lab.add(not_after=40 * DAY)
     folder = lab.site.state / "plans"
-    (folder / digest / "plan.json").write_text((folder / other / "plan.json").read_text())
+    (folder / digest / "plan.json").write_text(
+        (folder / other / "plan.json").read_text()
+    )
     assert lab.plans.get(digest) is None
     assert lab.code(digest) == "plan_unknown"
     (folder / other / "decision.json").write_text('{"state": "yes"}')
-    with pytest.raises(ValueError, match=r"decision\.json' is not what this program wrote"):
+    with pytest.raises(
+        ValueError, match=r"decision\.json' is not what this program wrote"
+    ):
         lab.plans.get(other)
 
 
@@ -148,14 +180,21 @@ def test_a_plan_is_found_by_its_beginning(lab: Lab) -> None:
     digest = lab.add()
     assert lab.plans.find(digest[:3].upper()).digest == digest
     for name in ("", "x"):
-        with pytest.raises(ValueError, match=rf"no plan has\. There are: {digest[:12]}"):
+        with pytest.raises(
+            ValueError, match=rf"no plan has\. There are: {digest[:12]}"
+        ):
             lab.plans.find(name)
 
 
 def test_a_plan_in_words(lab: Lab) -> None:
     first = lab.plans.find(lab.add())
-    second = lab.plans.find(lab.add(settings=lab.plan.settings | {"num_rounds": 9}, parent=first.digest))
-    assert [line[:12] for line in table(lab.plans.all()).splitlines()] == [first.short, second.short]
+    second = lab.plans.find(
+        lab.add(settings=lab.plan.settings | {"num_rounds": 9}, parent=first.digest)
+    )
+    assert [line[:12] for line in table(lab.plans.all()).splitlines()] == [
+        first.short,
+        second.short,
+    ]
     words = "\n".join(read_out(second, first, lab.limits))
     for text in (
         "sites     lakeside, st_marys; this one is st_marys",
@@ -182,15 +221,27 @@ def test_a_plan_fits_a_screen(lab: Lab) -> None:
     """Even if everything about it is as long as it can be."""
     settings = json.loads(json.dumps(lab.plan.settings))
     settings["recipe"] = "fine_tune@1"
-    settings["train"] |= {"frozen": "none", "last_batch": "short", "optimizer": "sgd", "max_length": 3}
+    settings["train"] |= {
+        "frozen": "none",
+        "last_batch": "short",
+        "optimizer": "sgd",
+        "max_length": 3,
+    }
     settings["evaluation"]["where"] = "sites"
     settings["data"]["label_names"] = [f"label {number}" for number in range(100)]
-    sites = lab.plan.sites | {f"site-{number}": f"SHA256:{number}" for number in range(60)}
+    sites = lab.plan.sites | {
+        f"site-{number}": f"SHA256:{number}" for number in range(60)
+    }
     sites |= {"lakeside": "SHA256:another"}
     digest = lab.add(settings=settings, sites=sites)
     before = lab.plans.find(lab.add())
-    lab.plans.decide(digest, Decision("rejected", DAY, "hand", why="not now", people={"anna": "SHA256:a"}))
-    pins = {f"site-{number}": f"SHA256:{number}" for number in range(30)} | {"lakeside": "SHA256:other"}
+    lab.plans.decide(
+        digest,
+        Decision("rejected", DAY, "hand", why="not now", people={"anna": "SHA256:a"}),
+    )
+    pins = {f"site-{number}": f"SHA256:{number}" for number in range(30)} | {
+        "lakeside": "SHA256:other"
+    }
     strict = replace(lab.limits, policy=Policy(), peers=pins)
     here = Here(Sizes(60, 10, 1000, 768), Costs(10**9, 3600.0), 17)
     words = list(describe(lab.plans.find(digest), before, strict, here))
@@ -208,8 +259,13 @@ def test_a_plan_fits_a_screen(lab: Lab) -> None:
         assert any(text in line for line in words), (text, words)
     crowded = lab.plans.find(lab.add(settings=settings, sites=sites, most_texts=6001))
     told = "\n".join(describe(crowded, None, strict, here))
-    assert "up to 6001 texts each, 100 times as many as here: this site may decline rounds" in told
-    assert "may decline" not in "\n".join(describe(crowded, None, strict, replace(here, sizes=Sizes(61, 9))))
+    assert (
+        "up to 6001 texts each, 100 times as many as here: this site may decline rounds"
+        in told
+    )
+    assert "may decline" not in "\n".join(
+        describe(crowded, None, strict, replace(here, sizes=Sizes(61, 9)))
+    )
     few = replace(here, refusals=("1000 tokens to train on",))
     everything = list(describe_all(lab.plans.find(digest), before, strict, few))
     assert any("NO  1000 tokens to train on" in line for line in everything)
@@ -220,10 +276,15 @@ def test_a_recipe_is_what_this_site_has_under_its_name(lab: Lab) -> None:
     for changed, told in (
         ({}, "fine_tune@1 with no deviation"),
         ({"train.proximal_mu": 0.1}, "fine_tune@1 with 1 deviation:"),
-        ({"recipe": "fine_tune@9"}, "fine_tune@9, which this installation does not know"),
+        (
+            {"recipe": "fine_tune@9"},
+            "fine_tune@9, which this installation does not know",
+        ),
         ({"recipe": ""}, "no recipe: its settings are the coordinator's own choice"),
     ):
-        known = lab.plans.find(lab.add(settings=with_changes(followed, changed).to_dict()))
+        known = lab.plans.find(
+            lab.add(settings=with_changes(followed, changed).to_dict())
+        )
         assert told in "\n".join(describe(known, None, lab.limits)), changed
         only = replace(lab.limits, policy=replace(WIDE, recipes=("fine_tune@1",)))
         refused = [key for _, key, _ in refusals_of(known.plan, known.settings, only)]
@@ -232,8 +293,15 @@ def test_a_recipe_is_what_this_site_has_under_its_name(lab: Lab) -> None:
 
 def compose_recipe(name: str) -> Settings:
     """A recipe's settings, as a plan of the tests has them."""
-    words = (f"recipe={name}", "engine=deployment", "data=files", "data.label_names=[health,money,sport]")
-    return compose([*words, "model=minilm", "evaluation.where=sites", "run_dir=x"]).settings.for_sites()
+    words = (
+        f"recipe={name}",
+        "engine=deployment",
+        "data=files",
+        "data.label_names=[health,money,sport]",
+    )
+    return compose(
+        [*words, "model=minilm", "evaluation.where=sites", "run_dir=x"]
+    ).settings.for_sites()
 
 
 def test_a_plan_in_words_moves_no_cursor(lab: Lab) -> None:
@@ -242,20 +310,30 @@ def test_a_plan_in_words_moves_no_cursor(lab: Lab) -> None:
     known = lab.plans.find(lab.add(code={hidden: "1\r\n2"}))
     words = read_out(known, None, lab.limits)
     assert any('"torch [2A [8m" "1 2"' in line for line in words)
-    assert all(line.isprintable() for line in [*words, *table(lab.plans.all()).splitlines()])
+    assert all(
+        line.isprintable() for line in [*words, *table(lab.plans.all()).splitlines()]
+    )
 
 
 def hostile_plan(lab: Lab, word: str) -> list[str]:
     """What `plans` and `plan` say of a plan that holds a word wherever its maker is free."""
     settings = json.loads(json.dumps(lab.plan.settings))
     settings["model"] |= {"name": word, "revision": word, "label": word}
-    settings["data"] |= {"name": word, "label_names": [word, f"{word}2"], "text_columns": [word]}
+    settings["data"] |= {
+        "name": word,
+        "label_names": [word, f"{word}2"],
+        "text_columns": [word],
+    }
     sites = lab.plan.sites | {word: "SHA256:third"}
     digest = lab.add(settings=settings, code={word: word, "torch": word}, sites=sites)
     known = lab.plans.find(digest)
     before = lab.plans.find(lab.add())
     lab.plans.decide(digest, Decision("rejected", DAY, "hand", why=word))
-    strict = replace(lab.limits, policy=replace(WIDE, models=("a",), min_sites=9), has_own_model=False)
+    strict = replace(
+        lab.limits,
+        policy=replace(WIDE, models=("a",), min_sites=9),
+        has_own_model=False,
+    )
     invited = replace(strict, labels=(word,))
     told = [*table(lab.plans.all()).splitlines(), *read_out(known, before, invited)]
     decided = lab.plans.find(digest)
@@ -283,14 +361,21 @@ def _beginning(line: str) -> str:
 
 def test_a_plan_of_another_century_is_no_plan(lab: Lab) -> None:
     """A date that nobody can show would end every `wardround-site plans`."""
-    for wrong in ({"not_before": 1e300}, {"not_after": 1e300}, {"not_before": -1.0}, {"parent": "x"}):
+    for wrong in (
+        {"not_before": 1e300},
+        {"not_after": 1e300},
+        {"not_before": -1.0},
+        {"parent": "x"},
+    ):
         with pytest.raises(NotAuthentic, match="damaged"):
             lab.add(**wrong)
 
 
 def test_code_with_a_name_that_no_package_has(lab: Lab) -> None:
     known = lab.plans.find(lab.add(code={"": "1", "../..": "2"}))
-    (line,) = [line for line in read_out(known, None, lab.limits) if line.startswith("  code")]
+    (line,) = [
+        line for line in read_out(known, None, lab.limits) if line.startswith("  code")
+    ]
     assert line.count("HERE not installed") == 2
 
 
@@ -299,14 +384,20 @@ def test_code_with_a_name_that_no_package_has(lab: Lab) -> None:
 
 def test_a_plan_is_made_once(settings: Settings, tmp_path: Path) -> None:
     key: Any = new_key("signing")
-    sites = {name: RegisteredSite("node", public_line(new_key("signing")), "") for name in ("b", "a")}
+    sites = {
+        name: RegisteredSite("node", public_line(new_key("signing")), "")
+        for name in ("b", "a")
+    }
     assert plan_id(tmp_path) == ""
     first = plan_of(settings, sites, tmp_path, key)
     assert plan_of(settings, sites, tmp_path, key) == first
     digest = plan_id(tmp_path)
     for changed, others in (
         (replace(settings, num_rounds=9), sites),
-        (settings, sites | {"b": RegisteredSite("node", public_line(new_key("signing")), "")}),
+        (
+            settings,
+            sites | {"b": RegisteredSite("node", public_line(new_key("signing")), "")},
+        ),
     ):
         second = plan_of(changed, others, tmp_path, key)
         assert second != first
@@ -319,7 +410,9 @@ def test_a_plan_is_made_once(settings: Settings, tmp_path: Path) -> None:
 def _payload(envelope: str) -> dict[str, Any]:
     import base64
 
-    found: dict[str, Any] = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
+    found: dict[str, Any] = json.loads(
+        base64.b64decode(json.loads(envelope)["payload"])
+    )
     return found
 
 
@@ -337,7 +430,9 @@ class Undecided:
         """As in `Clients`."""
         return {1: "a", 2: "b"}
 
-    def ask(self, requests: Iterable[Request], kind: str, round: int, timeout: float) -> Iterator[Answer]:
+    def ask(
+        self, requests: Iterable[Request], kind: str, round: int, timeout: float
+    ) -> Iterator[Answer]:
         """As in `Clients`."""
         for request in requests:
             name = self.online()[request.node_id]
@@ -373,7 +468,10 @@ def test_who_has_not_decided_is_asked_again(settings: Settings, tmp_path: Path) 
 
 
 def test_a_no_ends_the_wait(settings: Settings, tmp_path: Path) -> None:
-    answers = {"a": Declined("its people …", PENDING), "b": Declined("rejected", "plan_rejected")}
+    answers = {
+        "a": Declined("its people …", PENDING),
+        "b": Declined("rejected", "plan_rejected"),
+    }
     run = RunFolder(tmp_path / "run")
     patient = replace(settings, strategy=replace(settings.strategy, wait_seconds=1e9))
     with pytest.raises(RunFailed, match="b cannot take part: rejected"):
@@ -387,19 +485,31 @@ def test_a_no_ends_the_wait(settings: Settings, tmp_path: Path) -> None:
 def test_a_wait_for_people_ends(settings: Settings, tmp_path: Path) -> None:
     short = replace(settings, strategy=replace(settings.strategy, wait_seconds=0.5))
     with pytest.raises(RunFailed, match="a cannot take part: its people"):
-        gather(short, RunFolder(tmp_path / "run"), lambda name, _: Declined("its people …", PENDING))
+        gather(
+            short,
+            RunFolder(tmp_path / "run"),
+            lambda name, _: Declined("its people …", PENDING),
+        )
 
 
 def test_status_and_report_tell_what_the_sites_said(tmp_path: Path) -> None:
     settings = settings_to_submit(words_for(tmp_path, "num_rounds=4"))
     run = write_run(settings, "failed", "b cannot take part", 0.25)
     key: Any = new_key("signing")
-    plan_of(settings, {"a": RegisteredSite("node", public_line(new_key("signing")), "")}, run.path, key)
+    plan_of(
+        settings,
+        {"a": RegisteredSite("node", public_line(new_key("signing")), "")},
+        run.path,
+        key,
+    )
     run.write_approvals(
         {
             "a": {"code": "", "words": ""},
             "b": {"code": PENDING, "words": "b cannot take part: its people …"},
-            "c": {"code": "policy", "words": "c cannot take part: its policy <does> not allow it (seed)"},
+            "c": {
+                "code": "policy",
+                "words": "c cannot take part: its policy <does> not allow it (seed)",
+            },
         }
     )
     standing = standing_of(run, None)
@@ -415,20 +525,32 @@ def test_status_and_report_tell_what_the_sites_said(tmp_path: Path) -> None:
     page = (run.path / "report" / "index.html").read_text(encoding="utf-8")
     assert "a takes part; b cannot take part" in " ".join(page.split())
     assert "&lt;does&gt;" in page
-    assert "a takes part; b cannot" in (run.path / "report" / "summary.md").read_text(encoding="utf-8")
+    assert "a takes part; b cannot" in (run.path / "report" / "summary.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_nothing_of_a_refused_plan_is_tried_out(lab: Lab) -> None:
     """Its numbers can be of any size: to look at a plan must not exhaust the machine."""
-    huge: dict[str, Any] = {"adapters.name": "lora", "adapters.rank": 10**9, "train.local_epochs": 10**12}
-    huge |= {"num_rounds": 10**9, "train.schedule": "linear", "train.schedule_rounds": 10**9}
+    huge: dict[str, Any] = {
+        "adapters.name": "lora",
+        "adapters.rank": 10**9,
+        "train.local_epochs": 10**12,
+    }
+    huge |= {
+        "num_rounds": 10**9,
+        "train.schedule": "linear",
+        "train.schedule_rounds": 10**9,
+    }
     settings = with_changes(Settings.from_json(json.dumps(lab.plan.settings)), huge)
     known = lab.plans.find(lab.add(settings=settings.to_dict()))
     strict = replace(lab.limits, policy=Policy())
     here = look_at(replace(lab.site, policy=Policy()), known, strict)
     assert (here.sizes, here.costs) == (None, None)
     assert "nothing of it was tried out" in here.why_not
-    words = "\n".join([*describe(known, None, strict, here), *describe_all(known, None, strict, here)])
+    words = "\n".join(
+        [*describe(known, None, strict, here), *describe_all(known, None, strict, here)]
+    )
     assert "NO  adapters.rank is 1000000000: at most 256" in words
     assert "The policy of this site allows" not in words
 
@@ -445,10 +567,15 @@ def test_a_plan_is_shown_with_what_this_site_has_left_for_it(lab: Lab) -> None:
     digest = lab.add(not_after=DAY)
 
     def told() -> list[str]:
-        site = replace(lab.site, policy=replace(WIDE, max_total_answers=1, min_changed_texts=5))
+        site = replace(
+            lab.site, policy=replace(WIDE, max_total_answers=1, min_changed_texts=5)
+        )
         return list(look_at(site, lab.plans.find(digest), lab.limits).refusals)
 
-    over = ["it was good until 1970-01-02", "1 rounds are answered; policy.max_total_answers is 1"]
+    over = [
+        "it was good until 1970-01-02",
+        "1 rounds are answered; policy.max_total_answers is 1",
+    ]
     assert told() == over
     with texts.open("a", encoding="utf-8") as file:
         file.write("a text more,sport\n")
@@ -483,18 +610,30 @@ def test_a_plan_of_a_distant_version_is_refused_with_the_next_step(lab: Lab) -> 
 
 def test_a_plan_with_settings_of_a_newer_version_is_no_forgery(lab: Lab) -> None:
     newer = lab.plan.settings | {"invented_later": 1}
-    assert code_of(lab, settings=newer, code={"wardround": "0.2.0"})[0] == "other_version"
+    assert (
+        code_of(lab, settings=newer, code={"wardround": "0.2.0"})[0] == "other_version"
+    )
     older = {key: value for key, value in lab.plan.settings.items() if key != "threads"}
-    assert code_of(lab, settings=older, code={"wardround": "0.0.1"})[0] == "other_version"
+    assert (
+        code_of(lab, settings=older, code={"wardround": "0.0.1"})[0] == "other_version"
+    )
 
 
 def test_a_plan_of_the_next_version_works_and_says_so(lab: Lab) -> None:
     digest = lab.add(code={"wardround": "0.2.0", "torch": "0.0"})
     known = lab.plans.find(digest)
-    (line,) = [line for line in describe(known, None, lab.limits) if line.startswith("  versions")]
+    (line,) = [
+        line
+        for line in describe(known, None, lab.limits)
+        if line.startswith("  versions")
+    ]
     assert "wardround 0.2.0 (HERE 0.1.0)" in line
     same = lab.plans.find(lab.add(code={"wardround": "0.1.0"}))
-    assert not [line for line in describe(same, None, lab.limits) if line.startswith("  versions")]
+    assert not [
+        line
+        for line in describe(same, None, lab.limits)
+        if line.startswith("  versions")
+    ]
 
 
 def test_plans_that_another_version_left_are_not_in_the_way(

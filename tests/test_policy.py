@@ -63,17 +63,36 @@ LIMITS = Limits(STRICT, "st_marys", "SHA256:own", has_own_model=True)
 @pytest.fixture
 def base(make_settings: Make, tiny_model: Path) -> Settings:
     """A plan's settings, inside the limits."""
-    words = ("engine=deployment", f"data.label_names=[{','.join(LABELS)}]", "num_clients=1", "num_rounds=3")
-    size = ("train.batch_size=8", "train.max_length=16", "threads=1", "evaluation.where=server")
-    safe = ("train.last_batch=even", "train.frozen=embeddings", "train.learning_rate=0.1")
+    words = (
+        "engine=deployment",
+        f"data.label_names=[{','.join(LABELS)}]",
+        "num_clients=1",
+        "num_rounds=3",
+    )
+    size = (
+        "train.batch_size=8",
+        "train.max_length=16",
+        "threads=1",
+        "evaluation.where=server",
+    )
+    safe = (
+        "train.last_batch=even",
+        "train.frozen=embeddings",
+        "train.learning_rate=0.1",
+    )
     pin = {"model.sha256": file_sha256(tiny_model / "model.safetensors")}
     return with_changes(make_settings(*words, *size, *safe).for_sites(), pin)
 
 
 def plan_of(settings: Settings, **changed: Any) -> Plan:
     """A plan for as many sites as it says."""
-    names = ["st_marys", *(f"other{number}" for number in range(1, settings.num_clients))]
-    sites = {name: "SHA256:own" if name == "st_marys" else f"SHA256:{name}" for name in names}
+    names = [
+        "st_marys",
+        *(f"other{number}" for number in range(1, settings.num_clients)),
+    ]
+    sites = {
+        name: "SHA256:own" if name == "st_marys" else f"SHA256:{name}" for name in names
+    }
     return replace(Plan(1, settings.to_dict(), sites, 0.0, 86_400.0, {}, ""), **changed)
 
 
@@ -100,12 +119,18 @@ def test_what_lies_inside_the_limits_is_allowed(base: Settings) -> None:
 LIMITED = [key for key, rule in RULES.items() if rule.kind in ("bounded", "listed")]
 
 
-@pytest.mark.parametrize("key", [key for key in LIMITED if key not in ("model.source", "model.revision")])
-def test_a_hostile_value_of_what_is_bounded_or_listed_is_refused(base: Settings, key: str) -> None:
+@pytest.mark.parametrize(
+    "key", [key for key in LIMITED if key not in ("model.source", "model.revision")]
+)
+def test_a_hostile_value_of_what_is_bounded_or_listed_is_refused(
+    base: Settings, key: str
+) -> None:
     limits = LIMITS
     if key in ("model.name", "model.sha256"):
         listed = {"model.name": (base.model.name,), "model.sha256": None}
-        limits = replace(LIMITS, has_own_model=False, policy=replace(STRICT, models=listed[key]))
+        limits = replace(
+            LIMITS, has_own_model=False, policy=replace(STRICT, models=listed[key])
+        )
     if key == "recipe":
         limits = replace(LIMITS, policy=replace(STRICT, recipes=("fine_tune@1",)))
     if key in ("num_clients", "strategy.min_sites"):
@@ -118,24 +143,35 @@ def test_a_hostile_value_of_what_is_bounded_or_listed_is_refused(base: Settings,
 MUST_BE = [
     key
     for key in RULES
-    if RULES[key].kind == "fixed" and RULES[key].holds is not Rule.__dataclass_fields__["holds"].default
+    if RULES[key].kind == "fixed"
+    and RULES[key].holds is not Rule.__dataclass_fields__["holds"].default
 ]
 
 
 @pytest.mark.parametrize("key", MUST_BE)
 def test_what_would_leave_texts_out_is_refused(base: Settings, key: str) -> None:
     settings = hostile(base, key)
-    assert key in [named for _, named, _ in refusals_of(plan_of(settings), settings, LIMITS)]
+    assert key in [
+        named for _, named, _ in refusals_of(plan_of(settings), settings, LIMITS)
+    ]
 
 
-def test_the_parts_of_two_plans_never_differ_by_one_text_of_many(base: Settings) -> None:
+def test_the_parts_of_two_plans_never_differ_by_one_text_of_many(
+    base: Settings,
+) -> None:
     key = "evaluation.validation_fraction"
 
     def is_allowed(fraction: float) -> bool:
         settings = with_changes(base, {key: fraction})
-        return next(line.is_allowed for line in lines_of(settings, LIMITS) if line.key == key)
+        return next(
+            line.is_allowed for line in lines_of(settings, LIMITS) if line.key == key
+        )
 
-    found = [fraction for fraction in (0.0, 0.1, 0.2, 0.21, 0.3, 0.4, 0.5, 0.6) if not is_allowed(fraction)]
+    found = [
+        fraction
+        for fraction in (0.0, 0.1, 0.2, 0.21, 0.3, 0.4, 0.5, 0.6)
+        if not is_allowed(fraction)
+    ]
     assert found == [0.21, 0.6]
 
 
@@ -168,7 +204,11 @@ def test_these_must_be_as_the_site_wants_them() -> None:
     ],
 )
 def test_models_are_listed_by_name_and_revision(
-    base: Settings, models: tuple[str, ...], name: str, revision: str | None, is_allowed: bool
+    base: Settings,
+    models: tuple[str, ...],
+    name: str,
+    revision: str | None,
+    is_allowed: bool,
 ) -> None:
     settings = with_changes(base, {"model.name": name, "model.revision": revision})
     limits = replace(LIMITS, has_own_model=False, policy=replace(STRICT, models=models))
@@ -179,8 +219,16 @@ def test_models_are_listed_by_name_and_revision(
 def test_a_hash_of_weights_leaves_the_other_files_to_nobody(base: Settings) -> None:
     """With the listed weights, somebody's folder on a hub can have a dropout or a tokenizer of its own."""
     digest = pinned_models()[PACKAGED]
-    from_hub = {"model.source": "hub", "model.name": "somebody/else", "model.sha256": digest}
-    packaged = {"model.source": "package", "model.name": PACKAGED, "model.sha256": digest}
+    from_hub = {
+        "model.source": "hub",
+        "model.name": "somebody/else",
+        "model.sha256": digest,
+    }
+    packaged = {
+        "model.source": "package",
+        "model.name": PACKAGED,
+        "model.sha256": digest,
+    }
     listed = (f"sha256:{digest}",)
     for models, has_own, changes, is_allowed in (
         (None, False, from_hub, False),
@@ -189,17 +237,28 @@ def test_a_hash_of_weights_leaves_the_other_files_to_nobody(base: Settings) -> N
         (None, True, from_hub, True),
         (listed, False, from_hub, False),
         (listed, True, from_hub, True),
-        (("files:0",), False, from_hub, True),  # the files are held against it when they are opened
+        (
+            ("files:0",),
+            False,
+            from_hub,
+            True,
+        ),  # the files are held against it when they are opened
     ):
         settings = with_changes(base, changes)
-        limits = replace(LIMITS, has_own_model=has_own, policy=replace(STRICT, models=models))
-        refused = [key for _, key, _ in refusals_of(plan_of(settings), settings, limits)]
+        limits = replace(
+            LIMITS, has_own_model=has_own, policy=replace(STRICT, models=models)
+        )
+        refused = [
+            key for _, key, _ in refusals_of(plan_of(settings), settings, limits)
+        ]
         assert (refused == []) == is_allowed, (models, has_own, changes, refused)
 
 
 def test_a_standing_approval_needs_to_know_its_models(base: Settings) -> None:
     limits = replace(LIMITS, policy=replace(STRICT, models="any"))
-    assert [key for _, key, _ in refusals_of(plan_of(base), base, limits)] == ["model.name"]
+    assert [key for _, key, _ in refusals_of(plan_of(base), base, limits)] == [
+        "model.name"
+    ]
     by_hand = replace(limits, policy=replace(STRICT, models="any", approve="by_hand"))
     assert list(refusals_of(plan_of(base), base, by_hand)) == []
 
@@ -219,13 +278,17 @@ def test_the_plan_itself_has_limits(
     base: Settings, policy: dict[str, Any], changed: dict[str, Any], code: str
 ) -> None:
     limits = replace(LIMITS, policy=replace(STRICT, **policy))
-    assert code in [found for found, _, _ in refusals_of(plan_of(base, **changed), base, limits)]
+    assert code in [
+        found for found, _, _ in refusals_of(plan_of(base, **changed), base, limits)
+    ]
 
 
 # --- what leaves -------------------------------------------------------------------------------------------
 
 
-def first_task(site: RealSite, settings: Settings, said: Settings | None = None) -> tuple[Task, np.ndarray]:
+def first_task(
+    site: RealSite, settings: Settings, said: Settings | None = None
+) -> tuple[Task, np.ndarray]:
     """The task of round 1, and the model that goes along with it, (P,) fp32.
 
     Args:
@@ -234,13 +297,17 @@ def first_task(site: RealSite, settings: Settings, said: Settings | None = None)
     state = open_model(site.localise(settings), LABELS, fresh=True)
     start = state.flat.detach().cpu().clone()
     version = model_sha256(state.layout, start)
-    return Task(1, state.layout.digest, whole(start.numpy()), said, version), start.numpy()
+    return Task(
+        1, state.layout.digest, whole(start.numpy()), said, version
+    ), start.numpy()
 
 
 class Trained:
     """A site that trains one round of a plan, as its worker does."""
 
-    def __init__(self, folder: Path, texts: Path, model: Path, policy: Policy = WIDE) -> None:
+    def __init__(
+        self, folder: Path, texts: Path, model: Path, policy: Policy = WIDE
+    ) -> None:
         self.site = make_site(folder, 9092, texts, model=model, policy=policy)
 
     def order(self, settings: Settings) -> Order:
@@ -275,7 +342,12 @@ def harmless(words: str) -> list[str]:
 def test_what_no_site_reads_and_what_is_its_own_changes_nothing_that_leaves(
     trained: Trained, base: Settings
 ) -> None:
-    words = ("only the server reads it", "only simulations read it", "this site's own", "a name")
+    words = (
+        "only the server reads it",
+        "only simulations read it",
+        "this site's own",
+        "a name",
+    )
     keys = [key for text in words for key in harmless(text) if key != "seed"]
     assert len(keys) > 45
     before = trained.update(base)
@@ -285,13 +357,22 @@ def test_what_no_site_reads_and_what_is_its_own_changes_nothing_that_leaves(
 
 
 def test_settings_in_a_message_do_not_count(trained: Trained, base: Settings) -> None:
-    other = with_changes(base, {"train.local_epochs": 7, "data.train_examples": 1, "seed": 9})
+    other = with_changes(
+        base, {"train.local_epochs": 7, "data.train_examples": 1, "seed": 9}
+    )
     assert trained.update(base, said=other).tobytes() == trained.update(base).tobytes()
 
 
-def test_the_held_out_part_is_the_same_in_every_run(trained: Trained, base: Settings) -> None:
+def test_the_held_out_part_is_the_same_in_every_run(
+    trained: Trained, base: Settings
+) -> None:
     sizes = set()
-    for changes in ({}, {"seed": 9}, {"data.test_fraction": 0.999}, {"data.split_seed": 3}):
+    for changes in (
+        {},
+        {"seed": 9},
+        {"data.test_fraction": 0.999},
+        {"data.split_seed": 3},
+    ):
         settings = with_changes(base, changes)
         site = RealSite(trained.site, Kept(), trained.order(settings))
         forget_corpora()
@@ -331,7 +412,9 @@ def test_a_listed_hash_is_that_of_the_weights(
     tmp_path: Path, tiny_texts: Path, tiny_model: Path, base: Settings
 ) -> None:
     listed = f"sha256:{file_sha256(tiny_model / 'model.safetensors')}"
-    lab = Trained(tmp_path / "site", tiny_texts, tiny_model, replace(WIDE, models=(listed,)))
+    lab = Trained(
+        tmp_path / "site", tiny_texts, tiny_model, replace(WIDE, models=(listed,))
+    )
     assert len(lab.update(base)) > 0
 
 
@@ -340,7 +423,12 @@ def test_small_counts_stay_at_the_site(
 ) -> None:
     settings = with_changes(base, {"evaluation.where": "sites"})
     for min_count, is_withheld in ((1, 0), (100, 1)):
-        lab = Trained(tmp_path / f"{min_count}", tiny_texts, tiny_model, replace(WIDE, min_count=min_count))
+        lab = Trained(
+            tmp_path / f"{min_count}",
+            tiny_texts,
+            tiny_model,
+            replace(WIDE, min_count=min_count),
+        )
         site = RealSite(lab.site, Kept(), lab.order(settings))
         task = pack_tasks(first_task(site, settings)[0], [0])[0]
         found = unpack_update(answer(TRAIN, task, lambda: site))  # noqa: B023 - called at once
@@ -359,11 +447,16 @@ def test_hello_tells_no_more_than_two_numbers(trained: Trained, base: Settings) 
 def test_a_policy_is_read_from_yaml(tmp_path: Path) -> None:
     file = tmp_path / "policy.yaml"
     file.write_text("approve: within_policy\nmodels: [a/b]\nmin_sites: 2\n")
-    assert read_policy(file) == Policy(approve="within_policy", models=("a/b",), min_sites=2)
+    assert read_policy(file) == Policy(
+        approve="within_policy", models=("a/b",), min_sites=2
+    )
     file.write_text("")
     assert read_policy(file) == Policy()
     for text, words in (
-        ("min_site: 2", "min_site is 2, but there is no such key. Nearest: 'min_sites'"),
+        (
+            "min_site: 2",
+            "min_site is 2, but there is no such key. Nearest: 'min_sites'",
+        ),
         ("approve: always", "approve is 'always'"),
         ("min_sites: 0", "min_sites is 0"),
         ("models: [", "cannot be read as YAML"),
@@ -375,9 +468,18 @@ def test_a_policy_is_read_from_yaml(tmp_path: Path) -> None:
 
 def test_a_policy_is_strict_unless_it_says_otherwise() -> None:
     strict = Policy()
-    assert (strict.approve, strict.counts, strict.min_sites, strict.same_start) == ("by_hand", False, 3, True)
+    assert (strict.approve, strict.counts, strict.min_sites, strict.same_start) == (
+        "by_hand",
+        False,
+        3,
+        True,
+    )
     words = "; ".join(in_words(Limits(strict, "a", "k", has_own_model=False)))
-    for text in ("A person approves each plan", "at least 3 sites", "test counts stay here"):
+    for text in (
+        "A person approves each plan",
+        "at least 3 sites",
+        "test counts stay here",
+    ):
         assert text in words
 
 
@@ -388,23 +490,38 @@ def test_every_line_of_a_plan_has_words(base: Settings) -> None:
 
 # --- what the page says ------------------------------------------------------------------------------------
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "hospital.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "hospital.md").read_text(
+    encoding="utf-8"
+)
 
 
 def rows_of(section: str, column: int = 0) -> set[str]:
     """What stands in backticks in one column of the tables of a section."""
     text = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
-    lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
+    lines = [
+        line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")
+    ]
     return {word for cells in lines for word in re.findall(r"`([^`]+)`", cells[column])}
 
 
 def test_the_page_names_every_key_of_the_policy() -> None:
-    assert rows_of("The policy") - {"policy:"} == {field.name for field in fields(Policy)}
+    assert rows_of("The policy") - {"policy:"} == {
+        field.name for field in fields(Policy)
+    }
 
 
 def test_the_page_names_every_field_that_leaves() -> None:
     """The table, against messages that were packed, and the schema of the signed statement."""
-    update = Update(1, "l", Payload("exact", {"shared": np.zeros(1, np.float32)}), 1, 1, 0.0, 0.0, COUNTS)
+    update = Update(
+        1,
+        "l",
+        Payload("exact", {"shared": np.zeros(1, np.float32)}),
+        1,
+        1,
+        0.0,
+        0.0,
+        COUNTS,
+    )
     packed = {
         "card": pack_card(Card(-1, 1, 1)),
         "update": pack_update(update),
@@ -420,20 +537,35 @@ def test_the_page_names_every_field_that_leaves() -> None:
         for field in record
     }
     told, group = set(), ""
-    for row in PAGE.split("\n## What leaves a site\n")[1].split("\n**Why a site")[0].splitlines():
+    for row in (
+        PAGE.split("\n## What leaves a site\n")[1]
+        .split("\n**Why a site")[0]
+        .splitlines()
+    ):
         cells = row.split("|")
-        for word in re.findall(r"`([^`]+)`", cells[2]) if row.startswith("| ") and len(cells) > 3 else ():
+        for word in (
+            re.findall(r"`([^`]+)`", cells[2])
+            if row.startswith("| ") and len(cells) > 3
+            else ()
+        ):
             group = word.split("/")[0] if "/" in word else group
             told.add(word if "/" in word else f"{group}/{word}")
     assert sent <= told
-    assert {name.split("/")[0] for name in told} - {"tensors", "envelope"} >= {"card", "update", "counts"}
+    assert {name.split("/")[0] for name in told} - {"tensors", "envelope"} >= {
+        "card",
+        "update",
+        "counts",
+    }
     for field in fields(Statement):
         assert f"`{field.name}`" in PAGE, field.name
 
 
 def test_the_page_names_every_code_of_a_refusal() -> None:
     named = set(
-        re.findall(r"`([a-z_]+)`", PAGE.split("**Why a site does not")[1].split("**What stays in")[0])
+        re.findall(
+            r"`([a-z_]+)`",
+            PAGE.split("**Why a site does not")[1].split("**What stays in")[0],
+        )
     )
     assert set(REFUSALS) <= named
 
@@ -441,7 +573,9 @@ def test_the_page_names_every_code_of_a_refusal() -> None:
 def test_the_page_of_threats_names_tests_and_files_that_are_there() -> None:
     root = Path(__file__).resolve().parents[1]
     page = (root / "docs" / "threats.md").read_text(encoding="utf-8")
-    defined = "\n".join(file.read_text(encoding="utf-8") for file in (root / "tests").rglob("test_*.py"))
+    defined = "\n".join(
+        file.read_text(encoding="utf-8") for file in (root / "tests").rglob("test_*.py")
+    )
     named = set(re.findall(r"`(test_\w+)`", page))
     assert len(named) >= 8
     assert [name for name in sorted(named) if f"def {name}(" not in defined] == []

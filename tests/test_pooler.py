@@ -9,13 +9,25 @@ import torch
 from transformers import AutoModel, BertConfig
 from transformers.models.bert.modeling_bert import BertPooler
 
-from studies.pooler import make, make_shuffled, pairs_of, shuffle, size_of, spare_articles, train_pooler
+from studies.pooler import (
+    make,
+    make_shuffled,
+    pairs_of,
+    shuffle,
+    size_of,
+    spare_articles,
+    train_pooler,
+)
 from tests.support.tiny import Make, model_at
 from wardround.common.data.texts import read_texts
 from wardround.common.model.build import build_classifier
 from wardround.server.compose import compose
 
-ARTICLES = ["goal match. team goal! win cup?", "bank money. market share.", "vote law. party vote. law bill."]
+ARTICLES = [
+    "goal match. team goal! win cup?",
+    "bank money. market share.",
+    "vote law. party vote. law bill.",
+]
 
 
 def test_pairs_are_neighbours_and_strangers() -> None:
@@ -23,7 +35,10 @@ def test_pairs_are_neighbours_and_strangers() -> None:
     assert labels.tolist() == [1, 0] * 5  # 2 + 1 + 2 neighbours
     assert pairs[0] == ("goal match.", "team goal!")
     own = [next(text for text in ARTICLES if first in text) for first, _ in pairs]
-    assert [second in text for (_, second), text in zip(pairs, own, strict=True)] == [True, False] * 5
+    assert [second in text for (_, second), text in zip(pairs, own, strict=True)] == [
+        True,
+        False,
+    ] * 5
 
 
 def test_shuffled_is_the_same_numbers_in_another_order() -> None:
@@ -31,7 +46,9 @@ def test_shuffled_is_the_same_numbers_in_another_order() -> None:
     before = [parameter.detach().clone() for parameter in pooler.parameters()]
     shuffle(pooler, seed=0)
     for old, new in zip(before, pooler.parameters(), strict=True):
-        assert torch.equal(old.flatten().sort().values, new.detach().flatten().sort().values)
+        assert torch.equal(
+            old.flatten().sort().values, new.detach().flatten().sort().values
+        )
     assert not torch.equal(before[0], pooler.dense.weight)
 
 
@@ -55,30 +72,49 @@ def test_a_pooler_learns_what_a_blind_one_cannot_tell() -> None:
 
 
 @pytest.mark.slow
-def test_two_folders_differ_in_the_pooler_alone(make_settings: Make, tmp_path: Path) -> None:
+def test_two_folders_differ_in_the_pooler_alone(
+    make_settings: Make, tmp_path: Path
+) -> None:
     settings = make_settings()
     num_pairs, *accuracies = make(settings, ARTICLES * 4, tmp_path / "out")
     assert num_pairs == 40
     assert all(0 <= accuracy <= 1 for accuracy in accuracies)
     trained, shuffled, start = (
         AutoModel.from_pretrained(place).state_dict()
-        for place in (tmp_path / "out/trained", tmp_path / "out/shuffled", settings.model.name)
+        for place in (
+            tmp_path / "out/trained",
+            tmp_path / "out/shuffled",
+            settings.model.name,
+        )
     )
     changed = {name for name in start if not torch.equal(start[name], trained[name])}
     assert changed == {"pooler.dense.weight", "pooler.dense.bias"}
-    assert {name for name in start if not torch.equal(trained[name], shuffled[name])} == changed
+    assert {
+        name for name in start if not torch.equal(trained[name], shuffled[name])
+    } == changed
     make_shuffled(settings, None, tmp_path / "only")
     only = AutoModel.from_pretrained(tmp_path / "only/shuffled").state_dict()
     # A bias that is 0 throughout stays what it is.
-    assert {name for name in start if not torch.equal(start[name], only[name])} == {"pooler.dense.weight"}
+    assert {name for name in start if not torch.equal(start[name], only[name])} == {
+        "pooler.dense.weight"
+    }
     # Wardround trains what is new in it: the classifier alone.
     built = build_classifier(model_at(tmp_path / "out/trained"), ("a", "b"), seed=0)
     assert built.new_head == ("classifier.bias", "classifier.weight")
 
 
 def test_no_run_of_the_study_has_seen_the_articles(overrides: list[str]) -> None:
-    kept = [text for text in overrides if not text.startswith(("seed", "data.train", "data.test"))]
-    some = [*kept, "data.train_examples=6", "data.test_fraction=0.2", "data.test_examples=2"]
+    kept = [
+        text
+        for text in overrides
+        if not text.startswith(("seed", "data.train", "data.test"))
+    ]
+    some = [
+        *kept,
+        "data.train_examples=6",
+        "data.test_fraction=0.2",
+        "data.test_examples=2",
+    ]
     spare = spare_articles(some, [0, 1])
     assert spare
     for seed in (0, 1):

@@ -28,7 +28,11 @@ def rows(said: Said) -> list[dict[str, str]]:
 
 
 def test_texts_get_a_label_and_probabilities_that_add_up(run: Path) -> None:
-    found = rows(wardround("predict", str(run), "--text", "goal, match", "--text", 'a "new" nurse'))
+    found = rows(
+        wardround(
+            "predict", str(run), "--text", "goal, match", "--text", 'a "new" nurse'
+        )
+    )
     assert list(found[0]) == ["text", "label", *sorted(TOPICS)]
     assert [row["text"] for row in found] == ["goal, match", 'a "new" nurse']
     assert [row["label"] for row in found] == ["sport", "health"]
@@ -39,10 +43,16 @@ def test_texts_get_a_label_and_probabilities_that_add_up(run: Path) -> None:
         assert probabilities[row["label"]] == max(probabilities.values())
 
 
-def test_a_text_has_the_same_label_alone_and_among_others(run: Path, tmp_path: Path) -> None:
+def test_a_text_has_the_same_label_alone_and_among_others(
+    run: Path, tmp_path: Path
+) -> None:
     texts = [f"{'goal ' * length}nurse" for length in range(40)]
-    (tmp_path / "many.csv").write_text("text\n" + "".join(f"{text}\n" for text in texts))
-    together = rows(wardround("predict", str(run), "--file", str(tmp_path / "many.csv")))
+    (tmp_path / "many.csv").write_text(
+        "text\n" + "".join(f"{text}\n" for text in texts)
+    )
+    together = rows(
+        wardround("predict", str(run), "--file", str(tmp_path / "many.csv"))
+    )
     assert [row["text"] for row in together] == texts
     for number in (0, 31, 32, 39):
         (alone,) = rows(wardround("predict", str(run), "--text", texts[number]))
@@ -55,13 +65,28 @@ def test_file_with_a_named_column(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "letters.csv"
     # With the byte order mark that spreadsheets write, and a line break inside a field.
     file.write_text('\ufeffid,body\n1,"goal\nteam"\n2,bank loan\n', encoding="utf-8")
-    found = rows(wardround("predict", str(run), "--file", str(file), "--column", "body"))
+    found = rows(
+        wardround("predict", str(run), "--file", str(file), "--column", "body")
+    )
     assert [row["text"] for row in found] == ["goal\nteam", "bank loan"]
-    first = rows(wardround("predict", str(run), "--text", "new", "--file", str(file), "--column", "body"))
+    first = rows(
+        wardround(
+            "predict",
+            str(run),
+            "--text",
+            "new",
+            "--file",
+            str(file),
+            "--column",
+            "body",
+        )
+    )
     assert [row["text"] for row in first] == ["new", "goal\nteam", "bank loan"]
 
 
-def test_texts_are_cut_to_the_words_the_model_was_trained_on(run: Path, tmp_path: Path) -> None:
+def test_texts_are_cut_to_the_words_the_model_was_trained_on(
+    run: Path, tmp_path: Path
+) -> None:
     short = tmp_path / "short"
     shutil.copytree(run, short)
     file = short / "model" / "wardround.json"
@@ -70,7 +95,9 @@ def test_texts_are_cut_to_the_words_the_model_was_trained_on(run: Path, tmp_path
     file.write_text(json.dumps(settings))
     (short / "settings.json").write_text("of another run")
     (whole, cut) = rows(
-        wardround("predict", str(short), "--text", "goal  match nurse", "--text", "goal match")
+        wardround(
+            "predict", str(short), "--text", "goal  match nurse", "--text", "goal match"
+        )
     )
     assert whole == cut | {"text": "goal  match nurse"}
     (uncut,) = rows(wardround("predict", str(run), "--text", "goal  match nurse"))
@@ -84,7 +111,10 @@ def test_texts_are_cut_to_the_words_the_model_was_trained_on(run: Path, tmp_path
 
 def test_model_folder_does_as_well_as_run_folder(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "model", tmp_path / "moved")
-    asked = [wardround("predict", str(folder), "--text", "bank") for folder in (run, run / "model")]
+    asked = [
+        wardround("predict", str(folder), "--text", "bank")
+        for folder in (run, run / "model")
+    ]
     asked.append(wardround("predict", str(tmp_path / "moved"), "--text", "bank"))
     assert {said.out for said in asked} == {asked[0].out}
     assert asked[0].code == 0
@@ -93,10 +123,26 @@ def test_model_folder_does_as_well_as_run_folder(run: Path, tmp_path: Path) -> N
 # One row for each mistake: the file's bytes, more arguments, and what the message must say.
 WRONG_FILES: dict[str, tuple[bytes | None, list[str], list[str]]] = {
     "column": (b"body\na\n", [], ["has no column 'text'; it has: body", "--column"]),
-    "named column": (b"text\na\n", ["--column", "txt"], ["no column 'txt'", "Nearest: 'text'"]),
-    "not UTF-8": ("text\ncafé\n".encode("latin-1"), [], ["is not UTF-8: byte 0xe9", "line 2", "iconv"]),
-    "open quote": (b'text\n"a\n', [], ["line 2: the row that starts here is broken", "Close every quote"]),
-    "too many fields": (b"text\na,b\n", [], ["line 2: 2 fields, but the first row has 1"]),
+    "named column": (
+        b"text\na\n",
+        ["--column", "txt"],
+        ["no column 'txt'", "Nearest: 'text'"],
+    ),
+    "not UTF-8": (
+        "text\ncafé\n".encode("latin-1"),
+        [],
+        ["is not UTF-8: byte 0xe9", "line 2", "iconv"],
+    ),
+    "open quote": (
+        b'text\n"a\n',
+        [],
+        ["line 2: the row that starts here is broken", "Close every quote"],
+    ),
+    "too many fields": (
+        b"text\na,b\n",
+        [],
+        ["line 2: 2 fields, but the first row has 1"],
+    ),
     "no file": (None, [], ["--file", "does not exist"]),
     "no byte": (b"", [], ["is empty (0 bytes)"]),
     "no row": (b"text\n", [], ["nothing to label", "--text", "--file"]),
@@ -156,7 +202,9 @@ def test_a_damaged_mixture_is_named(run: Path, tmp_path: Path, part: str) -> Non
         ("pickled", "Ask for the model with model.safetensors"),
     ],
 )
-def test_model_without_weights(run: Path, tmp_path: Path, damage: str, words: str) -> None:
+def test_model_without_weights(
+    run: Path, tmp_path: Path, damage: str, words: str
+) -> None:
     shutil.copytree(run / "model", tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     if damage == "cut":
@@ -173,5 +221,8 @@ def test_model_without_weights(run: Path, tmp_path: Path, damage: str, words: st
 def test_encoder_that_was_never_trained_to_label(tiny_model: Path) -> None:
     said = wardround("predict", str(tiny_model), "--text", "a")
     assert (said.code, said.out) == (2, "")
-    assert "holds no trained classifier: its files have no weights for classifier." in said.err
+    assert (
+        "holds no trained classifier: its files have no weights for classifier."
+        in said.err
+    )
     assert "wardround simulate model=hf" in said.err

@@ -45,10 +45,18 @@ def test_batch_is_padded_and_masked() -> None:
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_shuffling_draws_a_new_order_each_epoch(make_settings: Make, shuffle: bool) -> None:
-    settings = make_settings(f"train.shuffle={str(shuffle).lower()}", "train.batch_size=1").train
-    texts = TokenisedTexts(np.arange(40, dtype=np.int32), np.arange(41), np.zeros(40, dtype=np.int64), 0)
-    steps = list(training_steps(texts, np.arange(40), settings, np.random.default_rng(0), CPU))
+def test_shuffling_draws_a_new_order_each_epoch(
+    make_settings: Make, shuffle: bool
+) -> None:
+    settings = make_settings(
+        f"train.shuffle={str(shuffle).lower()}", "train.batch_size=1"
+    ).train
+    texts = TokenisedTexts(
+        np.arange(40, dtype=np.int32), np.arange(41), np.zeros(40, dtype=np.int64), 0
+    )
+    steps = list(
+        training_steps(texts, np.arange(40), settings, np.random.default_rng(0), CPU)
+    )
     seen = [int(batch.input_ids[0, 0]) for (batch,) in steps]
     first, second = seen[:40], seen[40:]
     assert sorted(first) == sorted(second) == list(range(40))
@@ -63,7 +71,9 @@ def test_drop_last_leaves_out_the_short_batch(make_settings: Make) -> None:
 
 
 def test_linear_schedule_warms_up_and_decays(make_settings: Make) -> None:
-    settings = make_settings("protocol=modern", "train.learning_rate=1.0", "train.warmup_fraction=0.2").train
+    settings = make_settings(
+        "protocol=modern", "train.learning_rate=1.0", "train.warmup_fraction=0.2"
+    ).train
     rates = [learning_rate_at(1.0, settings, step, 10) for step in (0, 1, 2, 6, 10, 12)]
     # Two steps up (1/2, 1), then eight down to zero at step 10, and zero after it.
     assert rates == [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
@@ -76,16 +86,26 @@ def test_linear_schedule_warms_up_and_decays(make_settings: Make) -> None:
         ("albert", ("classifier.bias", "classifier.weight")),
         (
             "distilbert",
-            ("classifier.bias", "classifier.weight", "pre_classifier.bias", "pre_classifier.weight"),
+            (
+                "classifier.bias",
+                "classifier.weight",
+                "pre_classifier.bias",
+                "pre_classifier.weight",
+            ),
         ),
     ],
 )
-def test_new_head_is_what_pretraining_did_not_bring(tmp_path: Path, kind: str, head: tuple[str, ...]) -> None:
+def test_new_head_is_what_pretraining_did_not_bring(
+    tmp_path: Path, kind: str, head: tuple[str, ...]
+) -> None:
     where = model_at(write_model(tmp_path / kind, kind))
     first = build_classifier(where, ("a", "b"), seed=1)
     again, other = (build_classifier(where, ("a", "b"), seed=seed) for seed in (1, 2))
     assert first.new_head == head
-    weights = [dict(built.model.named_parameters())["classifier.weight"] for built in (first, again, other)]
+    weights = [
+        dict(built.model.named_parameters())["classifier.weight"]
+        for built in (first, again, other)
+    ]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert weights[0].std().item() == pytest.approx(0.02, rel=0.5)
@@ -95,7 +115,9 @@ def test_averaging_heads_drawn_per_site_shrinks_them() -> None:
     # The mean of K independent heads of deviation s has deviation s / sqrt(K): 0.02 / 4 for K = 16.
     model: Any = torch.nn.Module()
     model.config = SimpleNamespace(initializer_range=0.02)
-    model.register_parameter("classifier_weight", torch.nn.Parameter(torch.zeros(200, 50)))
+    model.register_parameter(
+        "classifier_weight", torch.nn.Parameter(torch.zeros(200, 50))
+    )
     _, flat = flatten_model(model, CPU)
     mean = WeightedMean(flat.clone())
     for client in range(16):
@@ -104,13 +126,20 @@ def test_averaging_heads_drawn_per_site_shrinks_them() -> None:
     assert mean.finish().tensors.std().item() == pytest.approx(0.02 / 4, rel=0.05)
 
 
-def test_per_site_heads_change_round_one_only(make_settings: Make, tmp_path: Path) -> None:
+def test_per_site_heads_change_round_one_only(
+    make_settings: Make, tmp_path: Path
+) -> None:
     for name in ("shared", "per_site"):
         simulate(
-            make_settings(f"train.head_init={name}", f"run_dir={tmp_path / name}", "train.learning_rate=1e-9")
+            make_settings(
+                f"train.head_init={name}",
+                f"run_dir={tmp_path / name}",
+                "train.learning_rate=1e-9",
+            )
         )
     shared, per_site = (
-        [line["model_sha256"] for line in history(tmp_path / name)] for name in ("shared", "per_site")
+        [line["model_sha256"] for line in history(tmp_path / name)]
+        for name in ("shared", "per_site")
     )
     norms = history(tmp_path / "per_site")
     assert shared[0] == per_site[0]
@@ -122,7 +151,11 @@ def test_per_site_heads_change_round_one_only(make_settings: Make, tmp_path: Pat
 
 def test_a_shrunk_head_is_as_long_as_a_mean_of_drawn_ones(make_settings: Make) -> None:
     shared, shrunk = (
-        open_model(make_settings(f"train.head_init={name}", "num_clients=4"), ("a", "b", "c"), fresh=True)
+        open_model(
+            make_settings(f"train.head_init={name}", "num_clients=4"),
+            ("a", "b", "c"),
+            fresh=True,
+        )
         for name in ("shared", "shared_shrunk")
     )
     for name, tensor in shared.classifier.model.named_parameters():
@@ -136,15 +169,21 @@ def test_attention_mask_off_attends_to_padding(make_settings: Make) -> None:
         settings = make_settings(f"train.attention_mask={mask}")
         model_state = open_model(settings, ("a", "b", "c"), fresh=True)
         texts = TokenisedTexts(TEXTS.ids % 20, TEXTS.starts, TEXTS.labels, 0)
-        losses.append(Evaluation(settings, model_state, texts).count(texts, np.arange(3)).loss)
+        losses.append(
+            Evaluation(settings, model_state, texts).count(texts, np.arange(3)).loss
+        )
     assert losses[0] != losses[1]
 
 
 def test_parts_accuracy_is_a_mean_of_batch_means(make_settings: Make) -> None:
     # Five test texts, two parts (3 and 2), batches of 2: the part means weigh alike, and so do the
     # batch means inside a part, however short the batch.
-    settings = make_settings("num_clients=2", "evaluation.mode=parts", "evaluation.batch_size=2")
-    evaluation = Evaluation(settings, open_model(settings, ("a", "b", "c"), fresh=True), _five())
+    settings = make_settings(
+        "num_clients=2", "evaluation.mode=parts", "evaluation.batch_size=2"
+    )
+    evaluation = Evaluation(
+        settings, open_model(settings, ("a", "b", "c"), fresh=True), _five()
+    )
     batches = {0: (1.0, 0.0), 3: (0.5,)}
 
     def count(test: TokenisedTexts, indices: np.ndarray) -> Counts:
@@ -159,12 +198,18 @@ def test_parts_accuracy_is_a_mean_of_batch_means(make_settings: Make) -> None:
 
 
 def _five() -> TokenisedTexts:
-    return TokenisedTexts(np.arange(5, dtype=np.int32), np.arange(6), np.zeros(5, dtype=np.int64), 0)
+    return TokenisedTexts(
+        np.arange(5, dtype=np.int32), np.arange(6), np.zeros(5, dtype=np.int64), 0
+    )
 
 
 def test_accuracy_loss_and_macro_f1_by_hand() -> None:
     # Class 0: 2 right of 3; class 1: 1 right of 1, and one 0 taken for 1; class 2 is not there.
-    counts = Counts(loss_sum=6.0, confusion=np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0]]), batch_accuracies=())
+    counts = Counts(
+        loss_sum=6.0,
+        confusion=np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0]]),
+        batch_accuracies=(),
+    )
     assert counts.accuracy == 3 / 4
     assert counts.loss == 1.5
     # F1: 2*2/(3+2) = 0.8, 2*1/(1+2) = 2/3, 0
@@ -174,12 +219,16 @@ def test_accuracy_loss_and_macro_f1_by_hand() -> None:
 
 
 def test_authors_protocol_runs_whole(make_settings: Make) -> None:
-    settings = make_settings("protocol=authors_code", "train.batch_size=4", "num_rounds=2")
+    settings = make_settings(
+        "protocol=authors_code", "train.batch_size=4", "num_rounds=2"
+    )
     simulate(settings)
     assert len(history(Path(settings.run_dir))) == 3
 
 
 def test_modern_protocol_learns(make_settings: Make) -> None:
-    settings = make_settings("protocol=modern", "train.learning_rate=0.03", "num_rounds=6")
+    settings = make_settings(
+        "protocol=modern", "train.learning_rate=0.03", "num_rounds=6"
+    )
     simulate(settings)
     assert history(Path(settings.run_dir))[-1]["test"]["accuracy"] > 0.6

@@ -30,7 +30,14 @@ def trained(settings_of: Make, num_steps: int, mu: float, *more: str) -> torch.T
     state = open_model(settings, corpus.label_names, fresh=True)
     place = Place(settings.seed, 1, 0, torch.device("cpu"), settings.precision)
     model, texts = state.classifier.model, corpus.train
-    train_epochs(model, texts, np.arange(len(texts)), settings.train, place, state.classifier.new_head)
+    train_epochs(
+        model,
+        texts,
+        np.arange(len(texts)),
+        settings.train,
+        place,
+        state.classifier.new_head,
+    )
     return state.flat.clone()
 
 
@@ -48,7 +55,9 @@ def test_the_pull_is_mu_times_the_way_gone(make_settings: Make) -> None:
 def open_start(settings_of: Make) -> torch.Tensor:
     """The weights before any step."""
     settings = settings_of()
-    return open_model(settings, open_corpus(settings).label_names, fresh=True).flat.clone()
+    return open_model(
+        settings, open_corpus(settings).label_names, fresh=True
+    ).flat.clone()
 
 
 def test_what_stands_still_is_not_pulled(make_settings: Make) -> None:
@@ -62,7 +71,13 @@ def test_what_stands_still_is_not_pulled(make_settings: Make) -> None:
 
 def test_a_run_with_it_is_another_one(make_settings: Make, tmp_path: Path) -> None:
     for mu in (0, 0.5):
-        simulate(make_settings(f"train.proximal_mu={mu}", f"run_dir={tmp_path / str(mu)}", "num_rounds=1"))
+        simulate(
+            make_settings(
+                f"train.proximal_mu={mu}",
+                f"run_dir={tmp_path / str(mu)}",
+                "num_rounds=1",
+            )
+        )
     plain, pulled = (hashes(tmp_path / name) for name in ("0", "0.5"))
     assert plain[0] == pulled[0]
     assert plain[1] != pulled[1]

@@ -19,7 +19,9 @@ def test_csv(tmp_path: Path) -> str:
 
 
 def test_csv_with_quotes_commas_and_line_breaks(tmp_path: Path, test_csv: str) -> None:
-    path = write(tmp_path / "a.csv", 'id,text,label\n1,"one, ""two""",a\n\n2,"three\nfour", b \n')
+    path = write(
+        tmp_path / "a.csv", 'id,text,label\n1,"one, ""two""",a\n\n2,"three\nfour", b \n'
+    )
     data = read(path=path, test_path=test_csv)
     assert pairs(data) == [('one, "two"', "a"), ("three\nfour", "b")]
     assert pairs(data, "test") == [("t1", "a"), ("t2", "b")]
@@ -28,21 +30,32 @@ def test_csv_with_quotes_commas_and_line_breaks(tmp_path: Path, test_csv: str) -
     assert data.findings == ()
 
 
-def test_csv_joins_the_named_columns_that_say_something(tmp_path: Path, test_csv: str) -> None:
+def test_csv_joins_the_named_columns_that_say_something(
+    tmp_path: Path, test_csv: str
+) -> None:
     path = write(tmp_path / "a.csv", "title,body,topic\nT,B,a\n,only body,b\n")
     test = write(tmp_path / "held" / "t.csv", "title,body,topic\nx,y,a\n")
-    data = read(path=path, test_path=test, text_columns=("title", "body"), label_column="topic")
+    data = read(
+        path=path, test_path=test, text_columns=("title", "body"), label_column="topic"
+    )
     assert data.train.texts == ["T B", "only body"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_byte_order_mark_is_accepted(tmp_path: Path, test_csv: str, suffix: str) -> None:
-    rows = {".csv": "text,label\nx,a\ny,b\n", ".jsonl": '{"text":"x","label":"a"}\n{"text":"y","label":"b"}'}
+def test_byte_order_mark_is_accepted(
+    tmp_path: Path, test_csv: str, suffix: str
+) -> None:
+    rows = {
+        ".csv": "text,label\nx,a\ny,b\n",
+        ".jsonl": '{"text":"x","label":"a"}\n{"text":"y","label":"b"}',
+    }
     path = write(tmp_path / f"a{suffix}", b"\xef\xbb\xbf" + rows[suffix].encode())
     assert pairs(read(path=path, test_path=test_csv)) == [("x", "a"), ("y", "b")]
 
 
-def test_field_longer_than_the_csv_modules_default(tmp_path: Path, test_csv: str) -> None:
+def test_field_longer_than_the_csv_modules_default(
+    tmp_path: Path, test_csv: str
+) -> None:
     path = write(tmp_path / "a.csv", f"text,label\n{'x' * 200_000},a\ny,b\n")
     assert len(read(path=path, test_path=test_csv).train.texts[0]) == 200_000
 
@@ -55,13 +68,17 @@ def test_jsonl_numbers_are_labels_in_the_order_of_their_value(tmp_path: Path) ->
 
 def test_parquet(tmp_path: Path, test_csv: str) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": ["x", "y"], "label": ["a", "b"], "more": [1, 2]}), path)
+    pq.write_table(
+        pa.table({"text": ["x", "y"], "label": ["a", "b"], "more": [1, 2]}), path
+    )
     assert pairs(read(path=str(path), test_path=test_csv)) == [("x", "a"), ("y", "b")]
 
 
 def test_parquet_labels_that_pandas_made_floats(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": list("wxyz"), "label": [0.0, 1.0, 0.0, 1.0]}), path)
+    pq.write_table(
+        pa.table({"text": list("wxyz"), "label": [0.0, 1.0, 0.0, 1.0]}), path
+    )
     assert read(path=str(path)).label_names == ("0", "1")
 
 
@@ -74,7 +91,9 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
 
 def test_missing_test_file_names_its_key(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "text,label\nx,a\n")
-    assert message(path=path, test_path="/nowhere/t.csv").startswith("data.test_path: /nowhere/t.csv")
+    assert message(path=path, test_path="/nowhere/t.csv").startswith(
+        "data.test_path: /nowhere/t.csv"
+    )
 
 
 def test_test_file_that_is_the_training_file(tmp_path: Path) -> None:
@@ -90,13 +109,17 @@ def test_test_file_that_is_the_training_file(tmp_path: Path) -> None:
         ("a.parquet", pa.table({"Text": ["x"], "label": ["a"]})),
     ],
 )
-def test_missing_column_lists_the_columns_and_the_nearest(tmp_path: Path, name: str, content: Any) -> None:
+def test_missing_column_lists_the_columns_and_the_nearest(
+    tmp_path: Path, name: str, content: Any
+) -> None:
     path = tmp_path / name
     write(path, content) if isinstance(content, str) else pq.write_table(content, path)
     said = message(path=str(path))
     assert f"{name} has no column 'text'; it has: Text, label. Nearest: 'Text'." in said
     assert "data.text_columns" in said
-    assert "data.label_column" in message(path=str(path), text_columns=("Text",), label_column="lable")
+    assert "data.label_column" in message(
+        path=str(path), text_columns=("Text",), label_column="lable"
+    )
 
 
 def test_column_named_twice(tmp_path: Path) -> None:
@@ -112,7 +135,9 @@ def test_empty_file(tmp_path: Path, name: str) -> None:
 
 def test_files_without_an_example(tmp_path: Path) -> None:
     pq.write_table(
-        pa.table({"text": pa.array([], pa.string()), "label": pa.array([], pa.string())}),
+        pa.table(
+            {"text": pa.array([], pa.string()), "label": pa.array([], pa.string())}
+        ),
         tmp_path / "a.parquet",
     )
     write(tmp_path / "a.csv", "text,label\n")
@@ -133,18 +158,28 @@ def test_quote_that_is_never_closed_names_the_line_it_opens_on(tmp_path: Path) -
 
 
 def test_text_after_a_closing_quote(tmp_path: Path) -> None:
-    assert "a.csv, line 2" in message(path=write(tmp_path / "a.csv", 'text,label\n"x"y,a\n'))
+    assert "a.csv, line 2" in message(
+        path=write(tmp_path / "a.csv", 'text,label\n"x"y,a\n')
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "before"),
-    [("a.csv", b"text,label\n" + b"x,a\n" * 5000), ("a.jsonl", b'{"text": "x", "label": "a"}\n' * 3)],
+    [
+        ("a.csv", b"text,label\n" + b"x,a\n" * 5000),
+        ("a.jsonl", b'{"text": "x", "label": "a"}\n' * 3),
+    ],
 )
-def test_not_utf8_names_offset_and_line(tmp_path: Path, name: str, before: bytes) -> None:
+def test_not_utf8_names_offset_and_line(
+    tmp_path: Path, name: str, before: bytes
+) -> None:
     path = write(tmp_path / name, before + b"\xa35,a\n")
     line = before.count(b"\n") + 1
     said = message(path=path)
-    assert f"{name} is not UTF-8: byte 0xa3 at offset {len(before)}, line {line}; the file looks like" in said
+    assert (
+        f"{name} is not UTF-8: byte 0xa3 at offset {len(before)}, line {line}; the file looks like"
+        in said
+    )
     assert said.endswith("looks like Windows-1252. Set data.encoding=windows-1252")
 
 
@@ -153,21 +188,33 @@ def test_broken_jsonl_names_the_line(tmp_path: Path) -> None:
     assert "a.jsonl, line 3: not valid JSON" in message(
         path=write(tmp_path / "a.jsonl", good * 2 + "{oops\n")
     )
-    assert "b.jsonl, line 2: not a JSON object" in message(path=write(tmp_path / "b.jsonl", good + "[1]\n"))
+    assert "b.jsonl, line 2: not a JSON object" in message(
+        path=write(tmp_path / "b.jsonl", good + "[1]\n")
+    )
 
 
 def test_jsonl_row_without_a_key_is_missing_text_or_label(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "x", "label": "a"}\n{"label": "b"}\n')
-    assert "1 of 2 examples have an empty or missing text, the first in" in message(path=path)
+    assert "1 of 2 examples have an empty or missing text, the first in" in message(
+        path=path
+    )
     path = write(tmp_path / "b.jsonl", '{"text": "x", "label": "a"}\n{"text": "y"}\n')
-    assert "1 of 2 examples have no label in 'label', the first in" in message(path=path)
+    assert "1 of 2 examples have no label in 'label', the first in" in message(
+        path=path
+    )
 
 
 def test_values_of_the_wrong_type_name_their_place(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": 5, "label": "a"}\n')
-    assert "a.jsonl, line 1: column 'text' holds int where a text belongs" in message(path=path)
-    pq.write_table(pa.table({"text": ["x", "y"], "label": [1.0, 0.5]}), tmp_path / "a.parquet")
-    assert "a.parquet, row 2: column 'label' holds float" in message(path=str(tmp_path / "a.parquet"))
+    assert "a.jsonl, line 1: column 'text' holds int where a text belongs" in message(
+        path=path
+    )
+    pq.write_table(
+        pa.table({"text": ["x", "y"], "label": [1.0, 0.5]}), tmp_path / "a.parquet"
+    )
+    assert "a.parquet, row 2: column 'label' holds float" in message(
+        path=str(tmp_path / "a.parquet")
+    )
 
 
 def test_broken_parquet(tmp_path: Path) -> None:

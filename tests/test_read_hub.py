@@ -42,19 +42,31 @@ def test_hub_folder_with_class_names_of_its_own(hub: Path) -> None:
     import datasets
 
     features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos", "mixed"])}
+        {
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["neg", "pos", "mixed"]),
+        }
     )
     for split in ("train", "test"):
         rows = {"text": [f"{split} 1", f"{split} 2"], "label": [1, 0]}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(hub / "data" / f"{split}-0.parquet")
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(
+            hub / "data" / f"{split}-0.parquet"
+        )
     data = read(reader="hub", hub_name=str(hub))
     assert data.label_names == ("neg", "pos", "mixed")
     assert data.train.labels.tolist() == [1, 0]
-    assert read(reader="hub", hub_name=str(hub), label_names=("no", "yes", "both")).label_names[1] == "yes"
+    assert (
+        read(
+            reader="hub", hub_name=str(hub), label_names=("no", "yes", "both")
+        ).label_names[1]
+        == "yes"
+    )
     assert "in this order: neg, pos, mixed" in message(
         reader="hub", hub_name=str(hub), label_names=("a", "b")
     )
-    swapped = message(reader="hub", hub_name=str(hub), label_names=("pos", "neg", "mixed"))
+    swapped = message(
+        reader="hub", hub_name=str(hub), label_names=("pos", "neg", "mixed")
+    )
     assert "in this order: neg, pos, mixed" in swapped
 
 
@@ -67,8 +79,15 @@ def test_hub_without_test_split_holds_out(hub: Path) -> None:
 def test_hubs_ag_news_has_title_and_description_joined(hub: Path) -> None:
     fill(hub, "train", text=["title and body", "more"], label=[0, 1])
     fill(hub, "test", text=["t"], label=[0])
-    settings: dict[str, Any] = {"reader": "hub", "hub_name": str(hub), "label_names": AG_LABELS}
-    assert read(**settings, text_columns=("title", "description")).train.texts[0] == "title and body"
+    settings: dict[str, Any] = {
+        "reader": "hub",
+        "hub_name": str(hub),
+        "label_names": AG_LABELS,
+    }
+    assert (
+        read(**settings, text_columns=("title", "description")).train.texts[0]
+        == "title and body"
+    )
     said = message(**settings, text_columns=("description",))
     assert "already joined" in said
     assert "data.path=" in said
@@ -89,8 +108,12 @@ def test_hub_writes_minus_one_for_a_missing_label(hub: Path) -> None:
 
 def test_hub_missing_column_and_split(hub: Path) -> None:
     fill(hub, "train", sentence=["x"], label=[0])
-    assert "it has: sentence, label" in message(reader="hub", hub_name=str(hub), label_names=("a", "b"))
-    (hub / "data" / "train-00000-of-00001.parquet").rename(hub / "data" / "test-00000-of-00001.parquet")
+    assert "it has: sentence, label" in message(
+        reader="hub", hub_name=str(hub), label_names=("a", "b")
+    )
+    (hub / "data" / "train-00000-of-00001.parquet").rename(
+        hub / "data" / "test-00000-of-00001.parquet"
+    )
     assert "no split 'train'; it has: test" in message(reader="hub", hub_name=str(hub))
 
 
@@ -116,14 +139,18 @@ def test_hub_out_of_reach_says_how_to_use_a_local_copy(
         raise ConnectionError(f"Couldn't reach '{name}' at {revision}\nlong story")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    said = message(reader="hub", hub_name="some/set", hub_revision="v1", local_reader=local_reader)
+    said = message(
+        reader="hub", hub_name="some/set", hub_revision="v1", local_reader=local_reader
+    )
     assert said.startswith(
         "data.hub_name is some/set: the hub is out of reach (Couldn't reach 'some/set' at v1)."
     )
     assert form in said
 
 
-def test_hub_errors_of_every_library_below_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_errors_of_every_library_below_become_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import datasets
     import httpx
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -151,7 +178,11 @@ def test_hub_folder_that_is_not_there() -> None:
 def test_path_hands_over_to_the_local_reader(tmp_path: Path) -> None:
     for name in ("train", "test"):
         write(tmp_path / f"{name}.csv", f'"1","{name} good"\n"2","{name} bad"\n')
-    settings: dict[str, Any] = {"reader": "hub", "hub_name": "never/asked", "path": str(tmp_path)}
+    settings: dict[str, Any] = {
+        "reader": "hub",
+        "hub_name": "never/asked",
+        "path": str(tmp_path),
+    }
     data = read(**settings, local_reader="zhang_csv", label_names=("good", "bad"))
     assert pairs(data) == [("train good", "good"), ("train bad", "bad")]
     assert "data.local_reader is missing" in message(**settings)

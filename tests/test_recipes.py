@@ -34,9 +34,17 @@ BESIDE: dict[str, dict[str, Any]] = {
 
 def resolved(name: str) -> Settings:
     """A recipe's settings for sites, as `wardround submit recipe=…` composes them."""
-    words = ("engine=deployment", "data=files", "data.label_names=[a,b]", "model=minilm", "run_dir=x")
+    words = (
+        "engine=deployment",
+        "data=files",
+        "data.label_names=[a,b]",
+        "model=minilm",
+        "run_dir=x",
+    )
     group = name.partition("@")[0]
-    return compose([f"recipe={group}", *words, "evaluation.where=sites"]).settings.for_sites()
+    return compose(
+        [f"recipe={group}", *words, "evaluation.where=sites"]
+    ).settings.for_sites()
 
 
 def digest_of(name: str) -> str:
@@ -62,24 +70,36 @@ def test_a_recipe_deviates_from_itself_in_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(recipes()))
 def test_the_strict_policy_allows_a_recipe(name: str) -> None:
-    settings = with_changes(resolved(name), {"model.sha256": min(pinned_models().values())})
-    limits = Limits(Policy(recipes=(name,), counts=True), "north", "SHA256:north", False)
-    assert [line.key for line in lines_of(settings, limits) if not line.is_allowed] == []
+    settings = with_changes(
+        resolved(name), {"model.sha256": min(pinned_models().values())}
+    )
+    limits = Limits(
+        Policy(recipes=(name,), counts=True), "north", "SHA256:north", False
+    )
+    assert [
+        line.key for line in lines_of(settings, limits) if not line.is_allowed
+    ] == []
     other = replace(limits, policy=Policy(recipes=("other@1",), counts=True))
-    assert [line.key for line in lines_of(settings, other) if not line.is_allowed] == ["recipe"]
+    assert [line.key for line in lines_of(settings, other) if not line.is_allowed] == [
+        "recipe"
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
 def test_every_end_of_a_range_is_within_the_strict_policy(name: str) -> None:
     """A range that a site refuses would be no help to the coordinator."""
-    settings = with_changes(resolved(name), {"model.sha256": min(pinned_models().values())})
+    settings = with_changes(
+        resolved(name), {"model.sha256": min(pinned_models().values())}
+    )
     limits = Limits(Policy(counts=True), "north", "SHA256:north", False)
     for key, allowed in recipes()[name].ranges.items():
         for value in allowed.one_of or (allowed.low, allowed.high):
             whole = isinstance(settings.flat()[key], int)
             ends = {key: int(value) if whole else value}  # type: ignore[call-overload]
             changed = with_changes(settings, BESIDE.get(key, {}) | ends)
-            refused = [line.key for line in lines_of(changed, limits) if not line.is_allowed]
+            refused = [
+                line.key for line in lines_of(changed, limits) if not line.is_allowed
+            ]
             assert refused == [], (key, value)
 
 

@@ -11,7 +11,9 @@ from pydantic import ValidationError
 
 from wardround.server.record import RoundRecord
 
-HISTORIES = sorted((Path(__file__).resolve().parents[1] / "docs/collapse/histories").glob("*.gz"))
+HISTORIES = sorted(
+    (Path(__file__).resolve().parents[1] / "docs/collapse/histories").glob("*.gz")
+)
 
 
 def read(**line: object) -> RoundRecord:
@@ -26,22 +28,39 @@ def test_published_histories_come_back_to_the_letter() -> None:
 
 
 def test_a_line_of_the_first_version_lacks_keys() -> None:
-    record = read(round=3, test={"accuracy": 0.5}, clients=[{"client": 1, "num_examples": 16}])
-    assert (record.accuracy, record.clients[0].num_steps, record.diagnostics.norm_ratio) == (0.5, None, None)
-    assert (record.train.loss, record.seconds.total, record.bytes.up, record.model_sha256) == (None,) * 4
+    record = read(
+        round=3, test={"accuracy": 0.5}, clients=[{"client": 1, "num_examples": 16}]
+    )
+    assert (
+        record.accuracy,
+        record.clients[0].num_steps,
+        record.diagnostics.norm_ratio,
+    ) == (0.5, None, None)
+    assert (
+        record.train.loss,
+        record.seconds.total,
+        record.bytes.up,
+        record.model_sha256,
+    ) == (None,) * 4
 
 
 def test_numbers_that_are_none_are_null() -> None:
-    record = RoundRecord.read('{"round": 1, "test": {"accuracy": NaN, "loss": Infinity}}')
+    record = RoundRecord.read(
+        '{"round": 1, "test": {"accuracy": NaN, "loss": Infinity}}'
+    )
     assert record.test is not None
     assert (record.accuracy, record.test.loss) == (None, None)
 
 
 def test_what_a_later_version_writes_besides_is_passed_over() -> None:
-    assert "epsilon" not in read(round=1, epsilon=0.5, train={"loss": 1.0, "mu": 2}).line()
+    assert (
+        "epsilon" not in read(round=1, epsilon=0.5, train={"loss": 1.0, "mu": 2}).line()
+    )
 
 
-@pytest.mark.parametrize("line", ["[]", "{}", '{"round": -1}', '{"round": 1, "test": {"accuracy": 7}}', "7"])
+@pytest.mark.parametrize(
+    "line", ["[]", "{}", '{"round": -1}', '{"round": 1, "test": {"accuracy": 7}}', "7"]
+)
 def test_what_is_no_line_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match="RoundRecord"):
         RoundRecord.read(line)

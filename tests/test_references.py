@@ -25,9 +25,17 @@ from wardround.server.engines.simulate import simulate
 
 def reference_model(settings: Settings) -> Any:
     """The pre-trained encoder as transformers loads it, with the run's initial head copied in."""
-    model = AutoModelForSequenceClassification.from_pretrained(settings.model.name, num_labels=3)
-    initial = open_model(settings, ("health", "money", "sport"), fresh=True).classifier.model
-    head = {name: tensor for name, tensor in initial.state_dict().items() if name.startswith("classifier")}
+    model = AutoModelForSequenceClassification.from_pretrained(
+        settings.model.name, num_labels=3
+    )
+    initial = open_model(
+        settings, ("health", "money", "sport"), fresh=True
+    ).classifier.model
+    head = {
+        name: tensor
+        for name, tensor in initial.state_dict().items()
+        if name.startswith("classifier")
+    }
     assert len(head) == 2
     model.load_state_dict(head, strict=False)
     return model
@@ -48,15 +56,22 @@ def encode(settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def train_plainly(
-    model: Any, settings: Settings, data: tuple[Tensor, Tensor, Tensor], order: np.ndarray
+    model: Any,
+    settings: Settings,
+    data: tuple[Tensor, Tensor, Tensor],
+    order: np.ndarray,
 ) -> None:
     """One epoch of SGD over the examples in `order`."""
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.train.learning_rate)
     model.train()
     for start in range(0, len(order), settings.train.batch_size):
-        ids, mask, labels = (column[order[start : start + settings.train.batch_size]] for column in data)
+        ids, mask, labels = (
+            column[order[start : start + settings.train.batch_size]] for column in data
+        )
         optimizer.zero_grad()
-        cross_entropy(model(input_ids=ids, attention_mask=mask).logits, labels).backward()
+        cross_entropy(
+            model(input_ids=ids, attention_mask=mask).logits, labels
+        ).backward()
         optimizer.step()
 
 
@@ -101,14 +116,19 @@ def test_four_clients_equal_a_hand_written_average(
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for _ in range(2):
         weights = [len(part) if weighting == "examples" else 1 for part in parts]
-        total = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in state.items()}
+        total = {
+            name: torch.zeros(tensor.shape, dtype=torch.float64)
+            for name, tensor in state.items()
+        }
         for part, weight in zip(parts, weights, strict=True):
             model.load_state_dict(state)
             for _ in range(settings.train.local_epochs):
                 train_plainly(model, settings, data, part)
             for name, tensor in model.state_dict().items():
                 total[name] += weight * tensor.double()
-        state = {name: (tensor / sum(weights)).float() for name, tensor in total.items()}
+        state = {
+            name: (tensor / sum(weights)).float() for name, tensor in total.items()
+        }
     for name, tensor in final_tensors(settings).items():
         assert torch.equal(tensor, state[name]), name
 
@@ -121,9 +141,17 @@ GOLDEN_TRAIN_LOSS = [1.099164, 1.086458, 1.06173, 0.830058]
 
 def test_golden_run(make_settings: Make) -> None:
     """The numbers of one tiny run, so that a change of any of them is seen and explained."""
-    settings = make_settings("num_rounds=4", "train.optimizer=adamw", "train.learning_rate=0.02")
+    settings = make_settings(
+        "num_rounds=4", "train.optimizer=adamw", "train.learning_rate=0.02"
+    )
     simulate(settings)
     lines = history(Path(settings.run_dir))
-    assert [line["test"]["accuracy"] for line in lines] == pytest.approx(GOLDEN_ACCURACY)
-    assert [line["test"]["loss"] for line in lines] == pytest.approx(GOLDEN_LOSS, abs=1e-3)
-    assert [line["train"]["loss"] for line in lines[1:]] == pytest.approx(GOLDEN_TRAIN_LOSS, abs=1e-3)
+    assert [line["test"]["accuracy"] for line in lines] == pytest.approx(
+        GOLDEN_ACCURACY
+    )
+    assert [line["test"]["loss"] for line in lines] == pytest.approx(
+        GOLDEN_LOSS, abs=1e-3
+    )
+    assert [line["train"]["loss"] for line in lines[1:]] == pytest.approx(
+        GOLDEN_TRAIN_LOSS, abs=1e-3
+    )

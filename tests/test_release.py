@@ -55,14 +55,28 @@ def test_every_package_of_a_file_has_hashes(name: str) -> None:
     blocks = re.findall(r"^[^#\s].*(?:\n +.*)*", text, re.MULTILINE)
     assert len(blocks) == len(pins(text)) > 0
     for block in blocks:
-        hashes = re.findall(r"^    --hash=sha256:[0-9a-f]{64}(?: \\)?$", block, re.MULTILINE)
+        hashes = re.findall(
+            r"^    --hash=sha256:[0-9a-f]{64}(?: \\)?$", block, re.MULTILINE
+        )
         assert len(hashes) == len(block.splitlines()) - 1 > 0, block.splitlines()[0]
 
 
 def test_pip_reads_the_files_and_these_tests_run_with_what_they_say() -> None:
     """All of it is installed already, so that nothing is fetched: another version would have to be."""
-    files = [word for name in ("run", "demo", "dev") for word in ("-r", str(REQUIREMENTS / f"{name}.txt"))]
-    words = ("install", "--dry-run", "--no-index", "--no-deps", "--require-hashes", "--quiet", *files)
+    files = [
+        word
+        for name in ("run", "demo", "dev")
+        for word in ("-r", str(REQUIREMENTS / f"{name}.txt"))
+    ]
+    words = (
+        "install",
+        "--dry-run",
+        "--no-index",
+        "--no-deps",
+        "--require-hashes",
+        "--quiet",
+        *files,
+    )
     done = subprocess.run(
         [sys.executable, "-m", "pip", *words],
         capture_output=True,
@@ -87,7 +101,11 @@ def test_a_package_for_another_system_is_left_out() -> None:
 
 
 def test_the_images_install_nothing_without_a_hash() -> None:
-    text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    text = (
+        (ROOT / "docker" / "Dockerfile")
+        .read_text(encoding="utf-8")
+        .replace("\\\n", " ")
+    )
     installs = re.findall(r"pip install ([^&;\n]*)", text)
     assert len(installs) == 5
     assert [words.strip() for words in installs if "--require-hashes" not in words] == [
@@ -101,15 +119,30 @@ def test_the_images_install_nothing_without_a_hash() -> None:
 def test_every_package_gets_its_hashes_and_the_others_are_told() -> None:
     bom: dict[str, Any] = {
         "components": [
-            {"name": "PyYAML", "version": pins(text_of("run"))["pyyaml"], "type": "library"},
+            {
+                "name": "PyYAML",
+                "version": pins(text_of("run"))["pyyaml"],
+                "type": "library",
+            },
             {"name": "torch", "version": "2.13.0+cpu", "type": "library"},
-            {"name": "own", "version": "1", "type": "library", "externalReferences": [{"type": "vcs"}]},
+            {
+                "name": "own",
+                "version": "1",
+                "type": "library",
+                "externalReferences": [{"type": "vcs"}],
+            },
         ]
     }
-    assert add_hashes(bom, published_hashes(REQUIREMENTS)) == ["own 1", "torch 2.13.0+cpu"]
+    assert add_hashes(bom, published_hashes(REQUIREMENTS)) == [
+        "own 1",
+        "torch 2.13.0+cpu",
+    ]
     known, *others = bom["components"]
     (reference,) = known["externalReferences"]
-    assert (reference["type"], reference["url"]) == ("distribution", "https://pypi.org/simple/pyyaml/")
+    assert (reference["type"], reference["url"]) == (
+        "distribution",
+        "https://pypi.org/simple/pyyaml/",
+    )
     block = text_of("run").split("\npyyaml==")[1].split("\n", 1)[1]
     first = re.findall(r"--hash=sha256:([0-9a-f]{64})", block)[0]
     assert reference["hashes"][0] == {"alg": "SHA-256", "content": first}
@@ -121,7 +154,9 @@ def test_every_package_gets_its_hashes_and_the_others_are_told() -> None:
 
 def unit() -> dict[str, list[str]]:
     """The values of every key of the section Service; one key can stand there several times."""
-    parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    parser = configparser.ConfigParser(
+        strict=False, interpolation=None, delimiters=("=",)
+    )
     parser.optionxform = str  # type: ignore[method-assign,assignment]
     text = (_KIT / "wardround-site.service").read_text(encoding="utf-8")
     parser.read_string(text)
@@ -155,12 +190,20 @@ def test_the_unit_has_bounds_and_no_rights() -> None:
 
 def test_containers_have_bounds() -> None:
     template = (_KIT / "compose.yaml").read_text(encoding="utf-8")
-    site = yaml.safe_load(template.replace("${memory}", "1000").replace("$volumes", ""))["services"]["site"]
-    assert (site["mem_limit"], site["memswap_limit"], site["pids_limit"]) == ("1000m", "1000m", 4096)
-    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
-    client = yaml.safe_load((ROOT / "docker" / "client.yml").read_text(encoding="utf-8"))["services"][
-        "client"
-    ]
+    site = yaml.safe_load(
+        template.replace("${memory}", "1000").replace("$volumes", "")
+    )["services"]["site"]
+    assert (site["mem_limit"], site["memswap_limit"], site["pids_limit"]) == (
+        "1000m",
+        "1000m",
+        4096,
+    )
+    services = yaml.safe_load(
+        (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    )["services"]
+    client = yaml.safe_load(
+        (ROOT / "docker" / "client.yml").read_text(encoding="utf-8")
+    )["services"]["client"]
     for name in ("init", "server", "run"):
         assert {"mem_limit", "pids_limit", "read_only"} <= set(services[name]), name
     assert {"mem_limit", "pids_limit", "read_only"} <= set(client)
@@ -171,6 +214,11 @@ def test_the_page_for_reports_links_to_what_is_there() -> None:
     links = re.findall(r"\]\(([\w./-]+)(?:#([\w-]+))?\)", page)
     assert len(links) >= 4
     for path, anchor in links:
-        headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
-        slugs = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+        headings = re.findall(
+            r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE
+        )
+        slugs = {
+            re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+            for heading in headings
+        }
         assert not anchor or anchor in slugs, (path, anchor)

@@ -26,7 +26,9 @@ def names_in(*files: Path) -> set[str]:
     return {
         name
         for file in files
-        for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.M)
+        for name in re.findall(
+            r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.M
+        )
     }
 
 
@@ -40,5 +42,8 @@ def test_every_test_on_the_page_is_there() -> None:
 
 
 def test_every_fault_that_is_tested_stands_on_the_page() -> None:
-    found = names_in(*(ROOT / "tests" / "e2e" / f"{name}.py" for name in WHOLE_FILES)) - TOOLS
+    found = (
+        names_in(*(ROOT / "tests" / "e2e" / f"{name}.py" for name in WHOLE_FILES))
+        - TOOLS
+    )
     assert {name for name in found if f"`{name}`" not in PAGE} == set()

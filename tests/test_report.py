@@ -40,17 +40,23 @@ def test_demo_sweep_leaves_every_file(tmp_path: Path) -> None:
 def test_page_is_self_contained_and_says_what_was_run(tmp_path: Path) -> None:
     page = Page(write_report(demo_sweep(tmp_path / "demo")))
     assert page.targets
-    assert all(target.startswith("data:image/svg+xml;base64,") for target in page.targets)
+    assert all(
+        target.startswith("data:image/svg+xml;base64,") for target in page.targets
+    )
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert page.tags.count("h1") == 1
     assert page.alts[0].startswith("Figure 1. ")
     assert len([alt for alt in page.alts if alt]) == 3
     assert (
-        "MiniLM fine-tuned on BBC News with K = 1 and 4 clients and seed 0. 2 cells: 2 finished." in page.text
+        "MiniLM fine-tuned on BBC News with K = 1 and 4 clients and seed 0. 2 cells: 2 finished."
+        in page.text
     )
     assert "Best: MiniLM on BBC News with K = 1, accuracy 0.900." in page.text
-    assert "Worst: MiniLM on BBC News with K = 4, accuracy 0.720 (chance is 0.2)." in page.text
+    assert (
+        "Worst: MiniLM on BBC News with K = 4, accuracy 0.720 (chance is 0.2)."
+        in page.text
+    )
     assert "80.0%" in page.text  # 0.72 / 0.9
     assert "Incomplete" not in page.text
     assert "wardround report demo" in page.text
@@ -69,7 +75,10 @@ def test_claims_file_has_five_claims(tmp_path: Path) -> None:
     claims = json.loads((tmp_path / "demo/report/claims.json").read_text())
     assert [item["id"] for item in claims] == [1, 2, 3, 4, 5]
     assert {item["verdict"] for item in claims} == {"not_tested"}
-    assert all(set(item) == {"id", "claim", "verdict", "numbers", "explanation"} for item in claims)
+    assert all(
+        set(item) == {"id", "claim", "verdict", "numbers", "explanation"}
+        for item in claims
+    )
 
 
 def test_same_files_same_bytes(tmp_path: Path) -> None:
@@ -82,7 +91,11 @@ def test_half_done_sweep_names_what_is_missing_and_why(tmp_path: Path) -> None:
     sweep = demo_sweep(tmp_path / "half")
     failed = settings_with("num_clients=2")
     write_run(
-        sweep / "cells" / failed.cell, failed, [0.2, 0.3], "failed", "round 2:\nclient 1 has a NaN | loss"
+        sweep / "cells" / failed.cell,
+        failed,
+        [0.2, 0.3],
+        "failed",
+        "round 2:\nclient 1 has a NaN | loss",
     )
     stopped = settings_with("num_clients=8")
     write_run(sweep / "cells" / stopped.cell, stopped, [0.2, 0.3, 0.4], "stopped")
@@ -113,7 +126,9 @@ def test_sweep_without_a_finished_round_says_so(tmp_path: Path) -> None:
 
 
 def test_sweep_without_any_run_folder_or_any_cell(tmp_path: Path) -> None:
-    write_table(tmp_path / "planned", [("minilm", "bbc_news", 1, 0, "pending", "", "", "")])
+    write_table(
+        tmp_path / "planned", [("minilm", "bbc_news", 1, 0, "pending", "", "", "")]
+    )
     page = Page(write_report(tmp_path / "planned"))
     assert "No round has finished yet" in page.text
     assert "img" not in page.tags
@@ -123,7 +138,13 @@ def test_sweep_without_any_run_folder_or_any_cell(tmp_path: Path) -> None:
 
 def test_single_run(tmp_path: Path) -> None:
     settings = settings_with("num_clients=4")
-    folder = write_run(tmp_path / "one", settings, [0.2, 0.5, 0.4], "failed", "round 3: client 2 timed out.")
+    folder = write_run(
+        tmp_path / "one",
+        settings,
+        [0.2, 0.5, 0.4],
+        "failed",
+        "round 3: client 2 timed out.",
+    )
     index = write_report(folder)
     assert {path.name for path in index.parent.iterdir()} == {
         "curve.png",
@@ -133,9 +154,15 @@ def test_single_run(tmp_path: Path) -> None:
     }
     page = Page(index)
     assert all(target.startswith("data:") for target in page.targets)
-    assert "with K = 4 clients, seed 0, protocol paper. State: failed, 2 of 4 rounds done." in page.text
+    assert (
+        "with K = 4 clients, seed 0, protocol paper. State: failed, 2 of 4 rounds done."
+        in page.text
+    )
     assert "Reason: round 3: client 2 timed out." in page.text
-    assert "Test accuracy 0.400 after round 2 (best 0.500 in round 1, chance 0.2)" in page.text
+    assert (
+        "Test accuracy 0.400 after round 2 (best 0.500 in round 1, chance 0.2)"
+        in page.text
+    )
     summary = (index.parent / "summary.md").read_text()
     assert "| 3 | 160 | 0.5000 | 0.25 | – | 0.900 | – | – | 1.5 |" in summary
     # Written before there were diagnostics.
@@ -155,7 +182,9 @@ def test_run_that_has_only_started(tmp_path: Path) -> None:
 
 
 def test_names_and_reasons_are_escaped(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", settings_with(), [0.2], "failed", "<script>alert(1)</script>")
+    folder = write_run(
+        tmp_path / "run", settings_with(), [0.2], "failed", "<script>alert(1)</script>"
+    )
     page = Page(write_report(folder))
     assert "script" not in page.tags
     assert "<script>alert(1)</script>" in page.text
@@ -166,7 +195,9 @@ def test_folder_that_is_neither(tmp_path: Path, make: bool) -> None:
     folder = tmp_path / "other"
     if make:
         folder.mkdir()
-    with pytest.raises(ValueError, match=r"sweep\.csv.*settings\.json.*wardround report"):
+    with pytest.raises(
+        ValueError, match=r"sweep\.csv.*settings\.json.*wardround report"
+    ):
         write_report(folder)
     assert not (folder / "report").exists()
 

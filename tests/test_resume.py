@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from tests.support.runs import PowerCut, hashes, history, measured, start, wait_for_round, with_keys
+from tests.support.runs import (
+    PowerCut,
+    hashes,
+    history,
+    measured,
+    start,
+    wait_for_round,
+    with_keys,
+)
 from tests.support.tiny import Make
 from wardround.common.model.flat import Layout, model_sha256, tensors_to_flat
 from wardround.server.engines.simulate import simulate
@@ -29,9 +37,13 @@ NUM_ROUNDS = 40
 
 
 @pytest.mark.slow
-def test_killed_in_a_round_goes_on_to_the_same_model(overrides: list[str], tmp_path: Path) -> None:
+def test_killed_in_a_round_goes_on_to_the_same_model(
+    overrides: list[str], tmp_path: Path
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start("simulate", with_keys(overrides, num_rounds=NUM_ROUNDS, run_dir=whole))
+    process = start(
+        "simulate", with_keys(overrides, num_rounds=NUM_ROUNDS, run_dir=whole)
+    )
     assert process.wait(120) == 0
     command = with_keys(overrides, num_rounds=NUM_ROUNDS, run_dir=killed)
     for number in (3, 9):
@@ -49,7 +61,9 @@ def test_killed_in_a_round_goes_on_to_the_same_model(overrides: list[str], tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_polite_stop_is_recorded(overrides: list[str], tmp_path: Path, kind: signal.Signals) -> None:
+def test_a_polite_stop_is_recorded(
+    overrides: list[str], tmp_path: Path, kind: signal.Signals
+) -> None:
     command = with_keys(overrides, num_rounds=5000)
     process = start("simulate", command)
     wait_for_round(process, tmp_path / "run", 2)
@@ -61,7 +75,9 @@ def test_a_polite_stop_is_recorded(overrides: list[str], tmp_path: Path, kind: s
 
 
 @pytest.mark.slow
-def test_killed_sweep_skips_what_is_finished_and_goes_on(overrides: list[str], tmp_path: Path) -> None:
+def test_killed_sweep_skips_what_is_finished_and_goes_on(
+    overrides: list[str], tmp_path: Path
+) -> None:
     command = [
         *with_keys(overrides, num_clients="1,3", run_dir=tmp_path / "sweep"),
         f"data.budget_rounds={NUM_ROUNDS}",
@@ -79,7 +95,10 @@ def test_killed_sweep_skips_what_is_finished_and_goes_on(overrides: list[str], t
     assert start("sweep", command).wait(120) == 0
     assert first.stat().st_mtime_ns == finished_at
     rows = folder.rows()
-    assert [(row.num_clients, row.status) for row in rows] == [(1, "finished"), (3, "finished")]
+    assert [(row.num_clients, row.status) for row in rows] == [
+        (1, "finished"),
+        (3, "finished"),
+    ]
     assert len(hashes(folder.run_folder("tiny-files-k3-s7").path)) == NUM_ROUNDS + 1
 
 
@@ -113,7 +132,9 @@ def test_resume_equals_uninterrupted_at_every_moment(
         return original(self, record, *rest)
 
     for at in (0, 1, 2, 3):
-        settings = make_settings(f"run_dir={tmp_path / f'cut{at}'}", f"evaluation.where={where}")
+        settings = make_settings(
+            f"run_dir={tmp_path / f'cut{at}'}", f"evaluation.where={where}"
+        )
         monkeypatch.setattr(callback, moment, cut)
         with pytest.raises(PowerCut):
             simulate(settings)
@@ -122,14 +143,18 @@ def test_resume_equals_uninterrupted_at_every_moment(
         assert measured(Path(settings.run_dir)) == measured(tmp_path / "whole")
 
 
-def test_more_rounds_go_on_where_the_run_ended(make_settings: Make, tmp_path: Path) -> None:
+def test_more_rounds_go_on_where_the_run_ended(
+    make_settings: Make, tmp_path: Path
+) -> None:
     simulate(make_settings(f"run_dir={tmp_path / 'five'}", "num_rounds=5"))
     simulate(make_settings("num_rounds=2"))
     simulate(make_settings("num_rounds=5"))
     assert hashes(tmp_path / "run") == hashes(tmp_path / "five")
 
 
-def test_only_the_newest_two_checkpoints_stay(make_settings: Make, tmp_path: Path) -> None:
+def test_only_the_newest_two_checkpoints_stay(
+    make_settings: Make, tmp_path: Path
+) -> None:
     simulate(make_settings())
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoint").iterdir())
     assert names == ["round-000002", "round-000003"]
@@ -143,7 +168,9 @@ def test_a_checkpoint_that_is_written_late_holds_its_own_round(
 
     def slowly(self: RunFolder, checkpoint: Checkpoint) -> None:
         time.sleep(0.5)  # many rounds of this model
-        shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+        shapes = {
+            name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()
+        }
         layout = Layout.of(shapes)
         found = model_sha256(layout, tensors_to_flat(layout, checkpoint.tensors))
         right.append(found == checkpoint.record.model_sha256)
@@ -164,7 +191,9 @@ def test_a_cut_history_line_is_forgotten(make_settings: Make, tmp_path: Path) ->
     assert len(hashes(tmp_path / "run")) == 5
 
 
-def test_sweep_goes_on_to_the_target_or_the_second_threshold(overrides: list[str], tmp_path: Path) -> None:
+def test_sweep_goes_on_to_the_target_or_the_second_threshold(
+    overrides: list[str], tmp_path: Path
+) -> None:
     """K = 3 at a tiny learning rate stays at chance; K = 1's target is met by definition."""
     command = [
         *with_keys(overrides, num_clients="1,3", run_dir=tmp_path / "sweep"),
@@ -176,7 +205,9 @@ def test_sweep_goes_on_to_the_target_or_the_second_threshold(overrides: list[str
     rows = sweep(command).rows
     folder = SweepFolder(tmp_path / "sweep")
     assert [row.rounds_to_target for row in rows] == [None, None]
-    assert [len(hashes(folder.run_folder(f"tiny-files-k{k}-s7").path)) for k in (1, 3)] == [5, 5]
+    assert [
+        len(hashes(folder.run_folder(f"tiny-files-k{k}-s7").path)) for k in (1, 3)
+    ] == [5, 5]
     assert rows[1].baseline_accuracy == rows[0].accuracy_at_budget
     before = (folder.path / "sweep.csv").read_bytes()
     sweep(command)

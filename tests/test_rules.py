@@ -14,13 +14,26 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("wardround", "common", "client", "server", "studies")
-FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-TREES = {path.as_posix(): ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in FILES}
+FILES = sorted(
+    path.relative_to(ROOT)
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+)
+TREES = {
+    path.as_posix(): ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    for path in FILES
+}
 Public = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 # What Flower documents, and its constants. The rest it promises nobody: the files that use it are read again
 # with every new version of it.
-PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation", "flwr.common.constant"}
+PUBLIC = {
+    "flwr.app",
+    "flwr.clientapp",
+    "flwr.serverapp",
+    "flwr.simulation",
+    "flwr.common.constant",
+}
 USERS_OF_THE_REST = {
     "client/node/connection.py",
     "server/deployment/answers.py",
@@ -45,23 +58,37 @@ def imports(tree: ast.AST) -> set[str]:
 
 
 def test_the_walk_sees_every_kind_of_import() -> None:
-    tree = ast.parse("import a.b\nfrom c import d\ndef f():\n    if f:\n        import e as g\n")
+    tree = ast.parse(
+        "import a.b\nfrom c import d\ndef f():\n    if f:\n        import e as g\n"
+    )
     assert imports(tree) == {"a.b", "c", "e"}
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
     """`lint-imports` looks at neighbours; this looks at every module."""
-    graph = grimp.build_graph("wardround", "studies", exclude_type_checking_imports=True, cache_dir=None)
-    imported = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
-    in_circles = [a for a in imported if any(graph.chain_exists(importer=b, imported=a) for b in imported[a])]
+    graph = grimp.build_graph(
+        "wardround", "studies", exclude_type_checking_imports=True, cache_dir=None
+    )
+    imported = {
+        module: graph.find_modules_directly_imported_by(module)
+        for module in graph.modules
+    }
+    in_circles = [
+        a
+        for a in imported
+        if any(graph.chain_exists(importer=b, imported=a) for b in imported[a])
+    ]
     assert in_circles == []
 
 
 def test_private_names_of_flower_stand_in_these_files_only() -> None:
     flower = {
-        path: {name for name in imports(tree) if name.split(".")[0] == "flwr"} for path, tree in TREES.items()
+        path: {name for name in imports(tree) if name.split(".")[0] == "flwr"}
+        for path, tree in TREES.items()
     }
-    assert {path for path, names in flower.items() if names - PUBLIC} == USERS_OF_THE_REST
+    assert {
+        path for path, names in flower.items() if names - PUBLIC
+    } == USERS_OF_THE_REST
 
 
 def test_no_text_becomes_code() -> None:
@@ -72,7 +99,14 @@ def test_no_text_becomes_code() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
     }
-    forbidden = {"eval", "exec", "compile", "__import__", "import_module", "importlib.import_module"}
+    forbidden = {
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "import_module",
+        "importlib.import_module",
+    }
     assert {(name, path) for name, path in called if name in forbidden} == set()
 
 
@@ -85,15 +119,25 @@ RIVALS = {
 }
 LOADS = {"from_pretrained", "from_config", "pipeline", "torch.load", "torch.hub.load"}
 # Their CSV is what a run reads, word for word; a person opens none of it.
-INPUTS = {"benchmarks/bounds.py", "benchmarks/hospitals.py", "benchmarks/inputs.py", "docker/init.py"}
+INPUTS = {
+    "benchmarks/bounds.py",
+    "benchmarks/hospitals.py",
+    "benchmarks/inputs.py",
+    "docker/init.py",
+}
 WRITES = {"csv.writer", "csv.DictWriter", "to_csv"}
 
 
 def callers(names: set[str]) -> set[str]:
     """Files, of benchmarks and containers too, that call one of these, by its last or its whole name."""
-    more = [path for folder in ("benchmarks", "docker") for path in (ROOT / folder).rglob("*.py")]
+    more = [
+        path
+        for folder in ("benchmarks", "docker")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     trees = TREES | {
-        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in more
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in more
     }
     return {
         path
@@ -131,7 +175,9 @@ def public_without_docstring(path: str) -> list[str]:
     return missing
 
 
-@pytest.mark.parametrize("path", [path for path in TREES if not path.endswith("__init__.py")])
+@pytest.mark.parametrize(
+    "path", [path for path in TREES if not path.endswith("__init__.py")]
+)
 def test_what_is_public_has_a_docstring(path: str) -> None:
     assert ast.get_docstring(TREES[path]), f"{path} opens without its one job"
     assert public_without_docstring(path) == []

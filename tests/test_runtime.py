@@ -41,17 +41,25 @@ def test_copies_of_files_count_as_free_in_a_container(
     monkeypatch.setattr(runtime, "_GROUP", tmp_path)
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("990\n")
-    (tmp_path / "memory.stat").write_text("anon 500\nactive_file 200\ninactive_file 250\n")
+    (tmp_path / "memory.stat").write_text(
+        "anon 500\nactive_file 200\ninactive_file 250\n"
+    )
     assert available_memory() == 460
     (tmp_path / "memory.max").write_text("max\n")
     assert available_memory() == pytest.approx(whole, rel=0.5)
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt")
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt"
+)
 def test_freed_blocks_are_used_again() -> None:
     """Ten blocks of 48 MiB, one after the other, fault in 4 KiB pages only once memory is kept."""
     run = subprocess.run(
-        [sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", COUNT_FAULTS],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     fresh, kept = map(int, run.stdout.split())
     assert kept < 100 < fresh

@@ -16,8 +16,19 @@ import pytest
 
 from tests.support.door import Said, wardround
 from tests.support.nasty import NASTY, faults
-from wardround.common.credentials import fingerprint, new_key, public_line, read_private_key
-from wardround.common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
+from wardround.common.credentials import (
+    fingerprint,
+    new_key,
+    public_line,
+    read_private_key,
+)
+from wardround.common.wire.invitation import (
+    Invitation,
+    Registration,
+    Rotation,
+    read_paper,
+    write_paper,
+)
 from wardround.server.deployment import superlink
 from wardround.server.deployment.cli import UNLIMITED
 from wardround.server.deployment.folder import (
@@ -36,7 +47,9 @@ from wardround.server.deployment.signing_key import rotate_key
 @pytest.fixture
 def folder(tmp_path: Path) -> ServerFolder:
     """A new server folder; nothing runs."""
-    return ServerFolder.create(tmp_path / "server", Addresses(("fl.example.org", "10.1.2.3")))
+    return ServerFolder.create(
+        tmp_path / "server", Addresses(("fl.example.org", "10.1.2.3"))
+    )
 
 
 def answer(folder: ServerFolder, name: str, target: Path, **changed: str) -> Path:
@@ -68,7 +81,9 @@ def test_a_new_folder_holds_what_a_server_needs(folder: ServerFolder) -> None:
         "sites.json",
     ]
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
-    assert folder.server.read().names == (*("fl.example.org", "10.1.2.3", "localhost", "127.0.0.1"),)
+    assert folder.server.read().names == (
+        *("fl.example.org", "10.1.2.3", "localhost", "127.0.0.1"),
+    )
     assert folder.sites() == {}
     assert folder.addresses.fleet == "0.0.0.0:9092"
     # Whoever reaches the control port can send code to every site.
@@ -129,14 +144,18 @@ def test_what_is_no_folder_names_the_next_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_words_of_a_registration_imitate_no_line(folder: ServerFolder, tmp_path: Path, name: str) -> None:
+def test_words_of_a_registration_imitate_no_line(
+    folder: ServerFolder, tmp_path: Path, name: str
+) -> None:
     invite_site(folder, "a")
     invite_site(folder, "b")
     for file in (
         answer(folder, "a", tmp_path / "one", site=NASTY[name]),
         answer(folder, "b", tmp_path / "two", invitation=NASTY[name]),
     ):
-        with pytest.raises(ValueError, match=r"registration of|answers another invitation") as refused:
+        with pytest.raises(
+            ValueError, match=r"registration of|answers another invitation"
+        ) as refused:
             register_site(folder, "b", file)
         said = str(refused.value)
         assert (faults(said, 1000), "  " in said) == ([], False)
@@ -146,8 +165,12 @@ def test_words_of_a_registration_imitate_no_line(folder: ServerFolder, tmp_path:
 def test_the_list_of_sites_has_a_line_for_each(folder: ServerFolder, name: str) -> None:
     """Even if somebody else could write the file."""
     with folder.changing_sites() as sites:
-        sites[NASTY[name]] = RegisteredSite("ecdsa-sha2-nistp384 QQ==", "ssh-ed25519 QQ==", NASTY[name])
-        sites["b"] = RegisteredSite("ecdsa-sha2-nistp384 Qg==", "ssh-ed25519 Qg==", "SHA256:b")
+        sites[NASTY[name]] = RegisteredSite(
+            "ecdsa-sha2-nistp384 QQ==", "ssh-ed25519 QQ==", NASTY[name]
+        )
+        sites["b"] = RegisteredSite(
+            "ecdsa-sha2-nistp384 Qg==", "ssh-ed25519 Qg==", "SHA256:b"
+        )
     said = wardround("server", "sites", "--dir", str(folder.path))
     *lines, roster = said.out.splitlines()
     assert len(lines) == 2
@@ -157,25 +180,47 @@ def test_the_list_of_sites_has_a_line_for_each(folder: ServerFolder, name: str) 
 
 @pytest.mark.parametrize(
     ("line", "named"),
-    [("fleet_port: 70000", "70000"), ("fleet_prt: 9", "fleet_prt"), ("names: []", "names"), ("{", "YAML")],
+    [
+        ("fleet_port: 70000", "70000"),
+        ("fleet_prt: 9", "fleet_prt"),
+        ("names: []", "names"),
+        ("{", "YAML"),
+    ],
 )
-def test_a_wrong_server_yaml_names_the_key(folder: ServerFolder, line: str, named: str) -> None:
+def test_a_wrong_server_yaml_names_the_key(
+    folder: ServerFolder, line: str, named: str
+) -> None:
     file = folder.path / "server.yaml"
-    kept = [text for text in file.read_text().splitlines() if text.split(":")[0] != line.split(":")[0]]
+    kept = [
+        text
+        for text in file.read_text().splitlines()
+        if text.split(":")[0] != line.split(":")[0]
+    ]
     file.write_text("\n".join([*(kept if "names" not in line else kept[2:]), line]))
     with pytest.raises(ValueError, match=named):
         ServerFolder(folder.path)
 
 
-def test_a_site_is_invited_answers_and_is_let_in(folder: ServerFolder, tmp_path: Path) -> None:
+def test_a_site_is_invited_answers_and_is_let_in(
+    folder: ServerFolder, tmp_path: Path
+) -> None:
     file, told = invite_site(folder, "st-mary", labels=["low", "high"])
     invitation, seen = read_paper(Invitation, file)
-    assert (seen, invitation.site, invitation.address) == (told, "st-mary", "fl.example.org:9092")
+    assert (seen, invitation.site, invitation.address) == (
+        told,
+        "st-mary",
+        "fl.example.org:9092",
+    )
     assert invitation.ca == folder.authority.certificate.read_text()
     assert invitation.signing_key == public_line(signing_key(folder))
-    assert (invitation.labels, invitation.versions["flwr"]) == (("low", "high"), "1.39.0")
+    assert (invitation.labels, invitation.versions["flwr"]) == (
+        ("low", "high"),
+        "1.39.0",
+    )
     assert b"PRIVATE" not in file.read_bytes()
-    site = register_site(folder, "st-mary", answer(folder, "st-mary", tmp_path / "a"), max_examples=9)
+    site = register_site(
+        folder, "st-mary", answer(folder, "st-mary", tmp_path / "a"), max_examples=9
+    )
     written = json.loads((folder.path / "sites.json").read_text())["st-mary"]
     assert (written["fingerprint"], written["max_examples"]) == (site.fingerprint, 9)
     assert folder.sites() == {"st-mary": site}
@@ -185,14 +230,20 @@ def test_a_site_is_invited_answers_and_is_let_in(folder: ServerFolder, tmp_path:
         register_site(folder, "st-mary", tmp_path / "a")
 
 
-def test_wrong_names_and_answers_are_refused(folder: ServerFolder, tmp_path: Path) -> None:
+def test_wrong_names_and_answers_are_refused(
+    folder: ServerFolder, tmp_path: Path
+) -> None:
     for name in ("a", "b", "c"):
         invite_site(folder, name)
     good = answer(folder, "a", tmp_path / "a")
     register_site(folder, "a", good)
     node = folder.sites()["a"].public_key
     changed = tmp_path / "changed"
-    changed.write_text(answer(folder, "b", changed).read_text().replace('"payload": "', '"payload": "e'))
+    changed.write_text(
+        answer(folder, "b", changed)
+        .read_text()
+        .replace('"payload": "', '"payload": "e')
+    )
     other = answer(folder, "b", tmp_path / "other", invitation="SHA256:other")
     twin = answer(folder, "b", tmp_path / "twin", node_key=node)
     weak = answer(folder, "b", tmp_path / "weak", node_key="ssh-rsa AAAA")
@@ -237,7 +288,9 @@ def test_wrong_names_and_answers_are_refused(folder: ServerFolder, tmp_path: Pat
         ("register b FILE --max-examples many", "--max-examples"),
     ],
 )
-def test_numbers_out_of_range_are_refused_by_name(words: str, option: str, tmp_path: Path) -> None:
+def test_numbers_out_of_range_are_refused_by_name(
+    words: str, option: str, tmp_path: Path
+) -> None:
     said = wardround("server", *words.split(), "--dir", str(tmp_path / "server"))
     assert (said.code, option in said.err) == (2, True)
     assert not (tmp_path / "server").exists()
@@ -247,7 +300,9 @@ def registered(folder: ServerFolder, tmp_path: Path, *words: str) -> Said:
     """Invite site `a`, and register its answer."""
     invite_site(folder, "a")
     file = answer(folder, "a", tmp_path / "a")
-    return wardround("server", "register", "a", str(file), "--dir", str(folder.path), *words)
+    return wardround(
+        "server", "register", "a", str(file), "--dir", str(folder.path), *words
+    )
 
 
 def test_without_a_terminal_the_bound_of_a_site_has_to_be_named(
@@ -255,7 +310,11 @@ def test_without_a_terminal_the_bound_of_a_site_has_to_be_named(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("5000\n"))
     said = registered(folder, tmp_path)
-    assert (said.code, "--max-examples N" in said.err, UNLIMITED in said.err) == (2, True, True)
+    assert (said.code, "--max-examples N" in said.err, UNLIMITED in said.err) == (
+        2,
+        True,
+        True,
+    )
     assert folder.sites() == {}
 
 
@@ -303,7 +362,9 @@ def test_without_tls_the_server_listens_on_its_own_machine_unless_told_otherwise
     assert (found.fleet_host, found.is_loopback) == (host, is_loopback)
 
 
-def test_a_new_signing_key_is_signed_with_the_old_one(folder: ServerFolder, tmp_path: Path) -> None:
+def test_a_new_signing_key_is_signed_with_the_old_one(
+    folder: ServerFolder, tmp_path: Path
+) -> None:
     invite_site(folder, "a")
     old = public_line(signing_key(folder))
     rotated = rotate_key(folder.signing_key)
@@ -337,7 +398,9 @@ def test_a_rotation_that_was_killed_goes_on_with_the_same_key(
     assert rotated is not None
     assert public_line(signing_key(folder)) == public_line(coming)
     folder.signing_key.unlink()
-    with pytest.raises(ValueError, match=r"rotate-key --signed .* If it is lost, delete .*signing\.pub"):
+    with pytest.raises(
+        ValueError, match=r"rotate-key --signed .* If it is lost, delete .*signing\.pub"
+    ):
         rotate_key(folder.signing_key)
     folder.public_key.unlink()
     assert rotate_key(folder.signing_key) is None
@@ -365,12 +428,16 @@ def test_a_renewal_that_was_killed_leaves_one_whole_pair(
     again = ServerFolder(folder.path)
     assert again.server.read().fingerprint != old
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(again.server.certificate, again.server.key)  # they belong together
+    context.load_cert_chain(
+        again.server.certificate, again.server.key
+    )  # they belong together
     assert not again.server.next.certificate.exists()
 
 
 def test_the_authoritys_key_can_be_encrypted(tmp_path: Path) -> None:
-    folder = ServerFolder.create(tmp_path / "server", Addresses(("localhost",)), passphrase="a long one")
+    folder = ServerFolder.create(
+        tmp_path / "server", Addresses(("localhost",)), passphrase="a long one"
+    )
     assert folder.authority.is_encrypted
     with pytest.raises(ValueError, match="does not open with this passphrase"):
         folder.renew()
@@ -379,17 +446,31 @@ def test_the_authoritys_key_can_be_encrypted(tmp_path: Path) -> None:
     assert folder.server.read().fingerprint != before
 
 
-@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="there is no ssh-keygen here")
+@pytest.mark.skipif(
+    shutil.which("ssh-keygen") is None, reason="there is no ssh-keygen here"
+)
 def test_fingerprints_are_those_of_ssh_keygen(tmp_path: Path) -> None:
     line = public_line(new_key("node"))
     file = tmp_path / "a.pub"
     file.write_text(line + "\n")
-    told = subprocess.run(["ssh-keygen", "-lf", file], capture_output=True, text=True, check=True, timeout=30)
+    told = subprocess.run(
+        ["ssh-keygen", "-lf", file],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
     assert fingerprint(line) == told.stdout.split()[1]
 
 
 def test_sites_of_an_earlier_version_are_registered_anew(folder: ServerFolder) -> None:
-    old = {"a": {"node_id": "1", "public_key": "ecdsa-sha2-nistp384 QQ==", "fingerprint": "SHA256:a"}}
+    old = {
+        "a": {
+            "node_id": "1",
+            "public_key": "ecdsa-sha2-nistp384 QQ==",
+            "fingerprint": "SHA256:a",
+        }
+    }
     (folder.path / "sites.json").write_text(json.dumps(old))
     with pytest.raises(ValueError, match="register the sites again"):
         folder.sites()

@@ -60,7 +60,9 @@ def test_heads_drawn_per_site_are_no_direction(make_settings: Make) -> None:
 
 def test_a_rescaled_head_has_the_mean_norm_of_the_heads(make_settings: Make) -> None:
     # A body of one number, then a head of two. Norms 5 and 10 with weights 3 and 1: 6.25.
-    step = ServerStep(make_settings("train.head_init=per_site_rescaled"), head=[slice(1, 3)])
+    step = ServerStep(
+        make_settings("train.head_init=per_site_rescaled"), head=[slice(1, 3)]
+    )
     first, second = torch.tensor([1.0, 3.0, 4.0]), torch.tensor([5.0, 8.0, -6.0])
     step.note(1, first, 3)
     step.note(1, second, 1)
@@ -68,7 +70,9 @@ def test_a_rescaled_head_has_the_mean_norm_of_the_heads(make_settings: Make) -> 
     found = step.apply(1, torch.zeros(3), mean.clone())
     assert found[0] == mean[0]
     assert found[1:].norm().item() == pytest.approx(6.25)
-    assert torch.nn.functional.cosine_similarity(found[1:], mean[1:], dim=0).item() == pytest.approx(1)
+    assert torch.nn.functional.cosine_similarity(
+        found[1:], mean[1:], dim=0
+    ).item() == pytest.approx(1)
     # Later rounds are left alone.
     step.note(2, first, 3)
     assert step.apply(2, mean, first.clone()).tolist() == first.tolist()
@@ -88,7 +92,10 @@ def test_one_buffer_is_all_the_memory(make_settings: Make) -> None:
 
 @pytest.mark.parametrize("kind", [MOMENTUM, ADAPTIVE])
 def test_a_resumed_run_keeps_the_servers_state(
-    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: tuple[str, ...]
+    make_settings: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: tuple[str, ...],
 ) -> None:
     whole = make_settings(f"run_dir={tmp_path / 'whole'}", "num_rounds=4", *kind)
     simulate(whole)
@@ -101,7 +108,9 @@ def test_a_resumed_run_keeps_the_servers_state(
         original(self, record, *rest)
 
     for at in (1, 3):
-        settings = make_settings(f"run_dir={tmp_path / f'cut{at}'}", "num_rounds=4", *kind)
+        settings = make_settings(
+            f"run_dir={tmp_path / f'cut{at}'}", "num_rounds=4", *kind
+        )
         monkeypatch.setattr(Checkpoints, "after_average", cut)
         with pytest.raises(PowerCut):
             simulate(settings)
@@ -110,10 +119,15 @@ def test_a_resumed_run_keeps_the_servers_state(
         assert hashes(tmp_path / f"cut{at}") == hashes(tmp_path / "whole")
 
 
-def test_a_run_without_momentum_stores_none(make_settings: Make, tmp_path: Path) -> None:
+def test_a_run_without_momentum_stores_none(
+    make_settings: Make, tmp_path: Path
+) -> None:
     simulate(make_settings("num_rounds=1"))
     newest = tmp_path / "run" / "checkpoint" / "round-000001"
-    assert {path.name for path in newest.iterdir()} == {"shared.safetensors", "record.json"}
+    assert {path.name for path in newest.iterdir()} == {
+        "shared.safetensors",
+        "record.json",
+    }
     checkpoint = RunFolder(tmp_path / "run").load_checkpoint()
     assert checkpoint is not None
     assert checkpoint.server_state == {}
@@ -121,8 +135,14 @@ def test_a_run_without_momentum_stores_none(make_settings: Make, tmp_path: Path)
 
 def adaptive(make_settings: Make, name: str, *more: str) -> ServerStep:
     """With a learning rate of 1/2, b1 = 0.5, b2 = 0.75 and tau = 1/4."""
-    rates = ("strategy.server_learning_rate=0.5", "strategy.beta_1=0.5", "strategy.beta_2=0.75")
-    return ServerStep(make_settings(f"strategy.optimizer={name}", "strategy.tau=0.25", *rates, *more))
+    rates = (
+        "strategy.server_learning_rate=0.5",
+        "strategy.beta_1=0.5",
+        "strategy.beta_2=0.75",
+    )
+    return ServerStep(
+        make_settings(f"strategy.optimizer={name}", "strategy.tau=0.25", *rates, *more)
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +164,9 @@ def test_a_step_follows_the_mean_over_the_root_of_its_squares(
     # m = 1/2 * 0 + 1/2 * 2 = 1, w = 1 + 1/2 * 1 / (sqrt(v) + 1/4)
     assert step.state["momentum"].tolist() == [1.0]
     assert step.state["second_moment"].tolist() == [second_moment]
-    assert after.item() == pytest.approx(1 + 0.5 / (second_moment**0.5 + 0.25), rel=1e-6)
+    assert after.item() == pytest.approx(
+        1 + 0.5 / (second_moment**0.5 + 0.25), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["adam", "yogi", "adagrad"])
@@ -156,7 +178,9 @@ def test_steps_are_those_of_flower(make_settings: Make, name: str) -> None:
     """
     ours = adaptive(make_settings, name)
     rates: dict[str, Any] = {"eta": 0.5, "tau": 0.25}
-    theirs: Any = {"adam": FedAdam, "yogi": FedYogi, "adagrad": FedAdagrad}[name](**rates)
+    theirs: Any = {"adam": FedAdam, "yogi": FedYogi, "adagrad": FedAdagrad}[name](
+        **rates
+    )
     # Its FedAdagrad takes no betas in its constructor.
     theirs.beta_1, theirs.beta_2 = 0.5, 0.75
     random = np.random.default_rng(0)
@@ -166,7 +190,9 @@ def test_steps_are_those_of_flower(make_settings: Make, name: str) -> None:
         mean = torch.from_numpy(random.normal(size=len(tensors)).astype(np.float32))
         theirs.current_arrays = {"w": tensors.numpy().copy()}
         if name == "adam":
-            theirs.eta = 0.5 * (1 - 0.5 ** (number + 1)) / np.sqrt(1 - 0.75 ** (number + 1))
+            theirs.eta = (
+                0.5 * (1 - 0.5 ** (number + 1)) / np.sqrt(1 - 0.75 ** (number + 1))
+            )
         with pytest.MonkeyPatch.context() as patch:
             averaged = ArrayRecord({"w": Array(mean.numpy().copy())})
             patch.setattr(FedAvg, "aggregate_train", lambda *_: (averaged, None))  # noqa: B023
@@ -174,7 +200,9 @@ def test_steps_are_those_of_flower(make_settings: Make, name: str) -> None:
         before = tensors.clone()
         after = ours.apply(number, tensors, mean)
         assert torch.equal(tensors, before)
-        np.testing.assert_allclose(after.numpy(), expected["w"].numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            after.numpy(), expected["w"].numpy(), rtol=1e-5, atol=1e-6
+        )
         tensors = after
 
 
@@ -182,21 +210,31 @@ def test_large_tau_makes_adam_a_plain_step(make_settings: Make) -> None:
     # tau = 100 outweighs the squares of d = 2: 1/2 * 1 / (sqrt(0.75 * 1e4 + 1) + 100)
     step = adaptive(make_settings, "adam", "strategy.tau=100")
     after = step.apply(1, torch.tensor([0.0]), torch.tensor([2.0]))
-    assert after.item() == pytest.approx(0.5 / ((0.75 * 1e4 + 1) ** 0.5 + 100), rel=1e-5)
+    assert after.item() == pytest.approx(
+        0.5 / ((0.75 * 1e4 + 1) ** 0.5 + 100), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("strategy.server_momentum=1", r"strategy\.server_momentum is 1; it must be less than 1"),
+        (
+            "strategy.server_momentum=1",
+            r"strategy\.server_momentum is 1; it must be less than 1",
+        ),
         (
             "strategy.server_learning_rate=0",
             r"strategy\.server_learning_rate is 0; it must be greater",
         ),
-        ("strategy.optimizer=adam", r"strategy\.server_learning_rate is 1\.0, and strategy\.optimizer=adam"),
+        (
+            "strategy.optimizer=adam",
+            r"strategy\.server_learning_rate is 1\.0, and strategy\.optimizer=adam",
+        ),
         ("strategy.beta_2=1", r"strategy\.beta_2 is 1; it must be less than 1"),
     ],
 )
-def test_values_out_of_range_are_refused(make_settings: Make, override: str, words: str) -> None:
+def test_values_out_of_range_are_refused(
+    make_settings: Make, override: str, words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         make_settings(override)

@@ -14,7 +14,14 @@ from flwr.app import RecordDict
 from tests.support.fake_runtime import Asked, FakeRuntime, FakeSite, make_run_key
 from tests.support.wires import SMALL, Wire, is_small_content, pack
 from wardround.common.wire.arrays import to_record
-from wardround.common.wire.messages import HELLO, LOST, TRAIN, Declined, Refused, pack_refusal
+from wardround.common.wire.messages import (
+    HELLO,
+    LOST,
+    TRAIN,
+    Declined,
+    Refused,
+    pack_refusal,
+)
 from wardround.server.deployment.runtime_link import Reply
 from wardround.server.deployment.signed import SignedClients
 from wardround.server.rounds.clients import Answer, Request
@@ -37,11 +44,16 @@ class Sites:
         return site.draft(asked, SMALL).seal()
 
     def ask(
-        self, behave: Callable[[Asked], Wire | Reply | None], seconds: float = 5.0, kind: str = TRAIN
+        self,
+        behave: Callable[[Asked], Wire | Reply | None],
+        seconds: float = 5.0,
+        kind: str = TRAIN,
     ) -> list[Answer]:
         """Both, in one round."""
         self.runtime.behave = behave
-        requests = [Request(site.node_id, RecordDict()) for site in (self.one, self.two)]
+        requests = [
+            Request(site.node_id, RecordDict()) for site in (self.one, self.two)
+        ]
         return list(self.clients.ask(requests, kind, 1, seconds))
 
 
@@ -69,7 +81,9 @@ def sites(monkeypatch: pytest.MonkeyPatch) -> Sites:
 
 def test_answers_come_in_the_order_of_the_questions(sites: Sites) -> None:
     found = sites.ask(sites.honest)
-    assert [isinstance(answer, RecordDict) and is_small_content(answer) for answer in found] == [True, True]
+    assert [
+        isinstance(answer, RecordDict) and is_small_content(answer) for answer in found
+    ] == [True, True]
     assert [asked.statement.attempt for asked in sites.runtime.asked] == [1, 1]
     assert sorted(sites.runtime.confirmed) == ["message 0", "message 1"]
 
@@ -79,7 +93,10 @@ def test_an_answer_in_anothers_name_does_not_count(sites: Sites) -> None:
     assert isinstance(first, RecordDict)
     assert isinstance(second, Refused)
     assert sites.noted == [("two", "forged")]
-    assert sorted(sites.runtime.confirmed) == ["message 0", "message 1"]  # nothing of it stays behind
+    assert sorted(sites.runtime.confirmed) == [
+        "message 0",
+        "message 1",
+    ]  # nothing of it stays behind
 
 
 def test_no_room_is_made_for_a_piece_that_is_named_a_thousand_times(
@@ -88,7 +105,9 @@ def test_no_room_is_made_for_a_piece_that_is_named_a_thousand_times(
     """Pieces with the same content travel once: 64 MiB of zeros are a few hundred bytes, whatever is said."""
     rooms: list[int] = []
     monkeypatch.setattr("wardround.server.deployment.signed._room", rooms.append)
-    bomb = pack(RecordDict({"tensors": to_record({"shared": np.zeros(1 << 24, np.float32)})}))
+    bomb = pack(
+        RecordDict({"tensors": to_record({"shared": np.zeros(1 << 24, np.float32)})})
+    )
 
     def behave(asked: Asked) -> Wire:
         # A greeting asks for no tensors at all: then there is no room for few either.
@@ -125,7 +144,11 @@ def test_a_lost_answer_is_asked_for_again_as_a_new_attempt(sites: Sites) -> None
         return sites.honest(asked)
 
     assert all(isinstance(answer, RecordDict) for answer in sites.ask(behave))
-    assert [asked.statement.attempt for asked in sites.runtime.asked if asked.parcel.node_id == 7] == [
+    assert [
+        asked.statement.attempt
+        for asked in sites.runtime.asked
+        if asked.parcel.node_id == 7
+    ] == [
         1,
         2,
         3,
@@ -157,11 +180,19 @@ def test_no_attempt_is_wasted_on_a_node_that_has_just_gone(
         Timer(1.5, lambda: sites.runtime.online.add(sites.one.node_id)).start()
         return Reply(asked.message_id, "", "Node Unavailable")
 
-    assert all(isinstance(answer, RecordDict) for answer in sites.ask(behave, seconds=20.0))
-    assert [asked.statement.attempt for asked in sites.runtime.asked if asked.parcel.node_id == 7] == [1, 2]
+    assert all(
+        isinstance(answer, RecordDict) for answer in sites.ask(behave, seconds=20.0)
+    )
+    assert [
+        asked.statement.attempt
+        for asked in sites.runtime.asked
+        if asked.parcel.node_id == 7
+    ] == [1, 2]
 
 
-def test_the_newest_line_of_a_sites_ledger_goes_with_the_next_question(sites: Sites) -> None:
+def test_the_newest_line_of_a_sites_ledger_goes_with_the_next_question(
+    sites: Sites,
+) -> None:
     def behave(asked: Asked) -> Wire:
         site = sites.one if asked.parcel.node_id == sites.one.node_id else sites.two
         draft = site.draft(asked, SMALL)
@@ -170,7 +201,12 @@ def test_the_newest_line_of_a_sites_ledger_goes_with_the_next_question(sites: Si
 
     sites.ask(behave)
     sites.ask(behave)
-    assert [asked.statement.ledger for asked in sites.runtime.asked] == ["", "", f"{7:064x}", f"{8:064x}"]
+    assert [asked.statement.ledger for asked in sites.runtime.asked] == [
+        "",
+        "",
+        f"{7:064x}",
+        f"{8:064x}",
+    ]
 
 
 def test_what_was_delivered_counts_although_its_site_has_gone(sites: Sites) -> None:
@@ -181,7 +217,9 @@ def test_what_was_delivered_counts_although_its_site_has_gone(sites: Sites) -> N
     assert all(isinstance(answer, RecordDict) for answer in sites.ask(behave))
 
 
-def test_a_site_that_leaves_before_it_is_asked_does_not_end_the_run(sites: Sites) -> None:
+def test_a_site_that_leaves_before_it_is_asked_does_not_end_the_run(
+    sites: Sites,
+) -> None:
     sites.runtime.online.discard(sites.one.node_id)
     first, second = sites.ask(sites.honest)
     assert isinstance(first, Declined)
@@ -200,7 +238,9 @@ def test_a_site_whose_node_was_gone_for_a_moment_is_asked_again(sites: Sites) ->
 
 def test_one_that_stayed_connected_is_at_work_and_asked_once(sites: Sites) -> None:
     def behave(asked: Asked) -> Wire | None:
-        return None if asked.parcel.node_id == sites.one.node_id else sites.honest(asked)
+        return (
+            None if asked.parcel.node_id == sites.one.node_id else sites.honest(asked)
+        )
 
     first, second = sites.ask(behave, seconds=1.5)
     assert first is None
@@ -221,7 +261,9 @@ def test_one_that_came_back_and_says_nothing_is_asked_again(sites: Sites) -> Non
 def test_a_site_that_is_unregistered_counts_no_more(sites: Sites) -> None:
     def behave(asked: Asked) -> Wire | None:
         sites.registered.discard("one")
-        return None if asked.parcel.node_id == sites.one.node_id else sites.honest(asked)
+        return (
+            None if asked.parcel.node_id == sites.one.node_id else sites.honest(asked)
+        )
 
     first, second = sites.ask(behave)
     assert isinstance(first, Declined)

@@ -47,11 +47,22 @@ QUESTION = Statement(
 
 def reason_of(question: Statement = QUESTION, **changed: Any) -> str:
     """Why a question does not count; empty where it does."""
-    facts = {"run": RUN_ENVELOPE, "key": RUN_KEY, "kind": "train", "now": NOW, "type": TASK} | changed
-    envelopes = {"run": facts["run"], "statement": sign(facts["type"], question, facts["key"])}
+    facts = {
+        "run": RUN_ENVELOPE,
+        "key": RUN_KEY,
+        "kind": "train",
+        "now": NOW,
+        "type": TASK,
+    } | changed
+    envelopes = {
+        "run": facts["run"],
+        "statement": sign(facts["type"], question, facts["key"]),
+    }
     own = fingerprint(public_line(SITE))
     try:
-        check_question(envelopes, public_line(COORDINATOR), own, facts["kind"], facts["now"])
+        check_question(
+            envelopes, public_line(COORDINATOR), own, facts["kind"], facts["now"]
+        )
     except NotAuthentic as error:
         return error.reason
     return ""
@@ -83,14 +94,21 @@ def test_a_question_of_the_coordinators_run_counts() -> None:
         ("damaged", QUESTION, {"run": "no envelope"}),
     ],
 )
-def test_why_a_question_does_not_count(reason: str, question: Statement, changed: dict[str, Any]) -> None:
+def test_why_a_question_does_not_count(
+    reason: str, question: Statement, changed: dict[str, Any]
+) -> None:
     assert reason_of(question, **changed) == reason
 
 
 def answer_to(question: Statement, **changed: Any) -> Statement:
     """As a site answers."""
     digest = payload_digest(sign(TASK, question, RUN_KEY))
-    facts = {"sender": question.receiver, "receiver": question.sender, "nonce": "", "answers": digest}
+    facts = {
+        "sender": question.receiver,
+        "receiver": question.sender,
+        "nonce": "",
+        "answers": digest,
+    }
     return replace(question, **(facts | changed))
 
 
@@ -107,7 +125,9 @@ def answer_to(question: Statement, **changed: Any) -> Statement:
         ("expired", {}, SITE, NOW + 61 + CLOCK_SECONDS),
     ],
 )
-def test_why_an_answer_does_not_count(reason: str, changed: dict[str, Any], key: Any, now: float) -> None:
+def test_why_an_answer_does_not_count(
+    reason: str, changed: dict[str, Any], key: Any, now: float
+) -> None:
     asked = {payload_digest(sign(TASK, QUESTION, RUN_KEY)): QUESTION}
     envelope = sign(ANSWER, answer_to(QUESTION, **changed), key)
     try:

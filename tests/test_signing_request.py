@@ -16,7 +16,12 @@ from tests.support.door import wardround
 from tests.support.fake_flwr import Flwr, words_for
 from wardround.common.credentials import fingerprint, new_key, public_line
 from wardround.common.settings import Settings
-from wardround.common.wire.invitation import Invitation, Registration, read_paper, write_paper
+from wardround.common.wire.invitation import (
+    Invitation,
+    Registration,
+    read_paper,
+    write_paper,
+)
 from wardround.common.wire.roster import roster_fingerprint
 from wardround.common.wire.signing import (
     PLAN,
@@ -73,7 +78,9 @@ class Office:
         self.key.parent.mkdir()
         make_signing_key(self.key)
         self.line = read_public_line(public_half(self.key))
-        self.folder = ServerFolder.create(root / "server", Addresses(("localhost",)), signing_line=self.line)
+        self.folder = ServerFolder.create(
+            root / "server", Addresses(("localhost",)), signing_line=self.line
+        )
         with self.folder.changing_sites() as sites:
             for name in ("a", "b"):
                 keys = (public_line(new_key("node")), public_line(new_key("signing")))
@@ -83,12 +90,16 @@ class Office:
 
     def ask(self) -> None:
         """Request the run's signatures."""
-        self.drafted = request_run(self.folder, self.settings, self.folder.sites(), self.request)
+        self.drafted = request_run(
+            self.folder, self.settings, self.folder.sites(), self.request
+        )
 
     def sign(self, **how: Any) -> list[str]:
         """Sign the request; what was shown."""
         shown: list[str] = []
-        sign_request(self.request, how.pop("key", self.key), self.signed, shown.extend, **how)
+        sign_request(
+            self.request, how.pop("key", self.key), self.signed, shown.extend, **how
+        )
         return shown
 
 
@@ -104,7 +115,9 @@ def office(tmp_path: Path) -> Office:
 def test_the_folder_has_no_key_and_says_what_to_do(office: Office) -> None:
     assert not office.folder.signing_key.exists()
     assert coordinator_line(office.folder) == office.line
-    with pytest.raises(ValueError, match=r"--unsigned FILE, then .* wardround server sign FILE"):
+    with pytest.raises(
+        ValueError, match=r"--unsigned FILE, then .* wardround server sign FILE"
+    ):
         signing_key(office.folder)
     with pytest.raises(ValueError, match=r"--unsigned FILE"):
         invite_site(office.folder, "c")
@@ -123,7 +136,10 @@ def test_the_runs_private_key_stays(office: Office) -> None:
     assert b"PRIVATE" in office.drafted.key.encode()
     assert b"PRIVATE" not in office.request.read_bytes()
     (kept,) = (office.folder.path / "requests").iterdir()
-    modes = (stat.S_IMODE(kept.stat().st_mode), stat.S_IMODE(kept.parent.stat().st_mode))
+    modes = (
+        stat.S_IMODE(kept.stat().st_mode),
+        stat.S_IMODE(kept.parent.stat().st_mode),
+    )
     assert modes == (0o600, 0o700)
 
 
@@ -164,7 +180,9 @@ def test_a_signed_plan_of_another_request_starts_nothing(office: Office) -> None
     office.sign()
     second = json.loads(office.signed.read_text())
     office.signed.write_text(json.dumps(first))
-    with pytest.raises(ValueError, match="answers no request"):  # the new one took its place
+    with pytest.raises(
+        ValueError, match="answers no request"
+    ):  # the new one took its place
         take_signed_run(office.folder, office.signed)
     office.signed.write_text(json.dumps(first | {"run": second["run"]}))
     with pytest.raises(ValueError, match="something else than its request"):
@@ -221,7 +239,9 @@ def test_options_that_contradict_each_other_are_refused(office: Office) -> None:
 def test_what_is_signed_is_shown(office: Office) -> None:
     office.ask()
     shown = "\n".join(office.sign())
-    run = json.loads(open_envelope(json.loads(office.signed.read_text())["run"], RUN, [office.line]))
+    run = json.loads(
+        open_envelope(json.loads(office.signed.read_text())["run"], RUN, [office.line])
+    )
     for words in (
         "which is new",
         "labels   a, b",
@@ -233,7 +253,10 @@ def test_what_is_signed_is_shown(office: Office) -> None:
         assert words in shown
     assert "train.weight_decay" not in shown
     everything = "\n".join(office.sign(shows_all=True))
-    for words in ("train.weight_decay = ", f"a signs with {roster_of(office.folder.sites())['a']}"):
+    for words in (
+        "train.weight_decay = ",
+        f"a signs with {roster_of(office.folder.sites())['a']}",
+    ):
         assert words in everything
 
 
@@ -245,7 +268,15 @@ def test_nothing_is_signed_that_nobody_agreed_to(office: Office) -> None:
 
     with pytest.raises(ValueError, match=r"^no$"):
         sign_request(office.request, office.key, office.signed, no)
-    words = ("server", "sign", str(office.request), "--key", str(office.key), "--out", str(office.signed))
+    words = (
+        "server",
+        "sign",
+        str(office.request),
+        "--key",
+        str(office.key),
+        "--out",
+        str(office.signed),
+    )
     said = wardround(*words)
     assert (said.code, "give --yes" in said.err) == (2, True), said.err
     assert not office.signed.exists()
@@ -263,7 +294,13 @@ def test_a_request_that_cannot_be_good_is_not_signed(office: Office) -> None:
     for changed, told in (
         ({"run": unsigned(RUN, run)}, "belongs to another plan"),
         ({"plan": twins}, "belongs to another plan"),
-        ({"plan": twins, "run": unsigned(RUN, replace(run, plan=payload_digest(twins)))}, "have one key"),
+        (
+            {
+                "plan": twins,
+                "run": unsigned(RUN, replace(run, plan=payload_digest(twins))),
+            },
+            "have one key",
+        ),
         ({"plan": sign(PLAN, plan, stranger)}, "is damaged"),
         ({"plan": good["run"]}, "is damaged"),
         ({"plan": _with_a_second_roster(good["plan"])}, "is damaged"),
@@ -283,7 +320,9 @@ def _with_a_second_roster(envelope: str) -> str:
     """The same plan, with a key that stands in it twice."""
     content = json.loads(envelope)
     payload = base64.b64decode(content["payload"])
-    twice = payload.replace(b'"sites": ', b'"sites": {"shown": "SHA256:a"}, "sites": ', 1)
+    twice = payload.replace(
+        b'"sites": ', b'"sites": {"shown": "SHA256:a"}, "sites": ', 1
+    )
     assert twice != payload
     return json.dumps(content | {"payload": base64.b64encode(twice).decode()})
 
@@ -312,13 +351,22 @@ def test_a_request_moves_no_cursor(office: Office) -> None:
 # --- invitations and rotations --------------------------------------------------------------------
 
 
-def test_an_invitation_is_signed_elsewhere_and_answered(office: Office, tmp_path: Path) -> None:
+def test_an_invitation_is_signed_elsewhere_and_answered(
+    office: Office, tmp_path: Path
+) -> None:
     request_invitation(office.folder, "c", office.request, labels=["x", "y"])
     shown = "\n".join(office.sign())
-    assert f"Invitation of c\n  dials      localhost:{office.folder.addresses.fleet_port}" in shown
+    assert (
+        f"Invitation of c\n  dials      localhost:{office.folder.addresses.fleet_port}"
+        in shown
+    )
     told = keep_invitation(office.folder, "c", office.signed)
     invitation, seen = read_paper(Invitation, office.folder.invitation("c"))
-    assert (seen, invitation.signing_key, invitation.labels) == (told, office.line, ("x", "y"))
+    assert (seen, invitation.signing_key, invitation.labels) == (
+        told,
+        office.line,
+        ("x", "y"),
+    )
     key: Any = new_key("signing")
     answer = Registration("c", public_line(new_key("node")), public_line(key), told)
     write_paper(answer, tmp_path / "registration.json", key)
@@ -342,7 +390,9 @@ def test_an_invitation_that_brings_another_key_is_not_signed_and_not_kept(
         keep_invitation(office.folder, "d", office.signed)
 
 
-def test_a_key_that_stands_elsewhere_is_changed_there(office: Office, tmp_path: Path) -> None:
+def test_a_key_that_stands_elsewhere_is_changed_there(
+    office: Office, tmp_path: Path
+) -> None:
     rotated = rotate_key(office.key)
     assert rotated is not None
     new = read_public_line(public_half(office.key))

@@ -19,7 +19,14 @@ import pytest
 from tests.support.nasty import NASTY, faults
 from tests.support.site_lab import free_port, look, make_site, states
 from wardround.client.kit import checks
-from wardround.client.kit.checks import CHECKS, DATA_CHECKS, Options, as_json, is_ready, run_checks
+from wardround.client.kit.checks import (
+    CHECKS,
+    DATA_CHECKS,
+    Options,
+    as_json,
+    is_ready,
+    run_checks,
+)
 from wardround.client.kit.cli import _show
 
 
@@ -27,7 +34,9 @@ def test_versions(tmp_path: Path, tiny_texts: Path) -> None:
     site = make_site(tmp_path, 9092, tiny_texts)
     for expect in ({}, {"flwr": version("flwr"), "python": "3"}):
         assert look(site, "versions", expect=expect)["versions"].state == "ok"
-    found = look(site, "versions", expect={"flwr": "1.38.0", "no-such-package": "1"})["versions"]
+    found = look(site, "versions", expect={"flwr": "1.38.0", "no-such-package": "1"})[
+        "versions"
+    ]
     assert found.state == "problem"
     assert "not 1.38.0" in found.message
     assert "no-such-package is missing, not 1" in found.message
@@ -52,22 +61,41 @@ def test_key_of_another_curve(tmp_path: Path, tiny_texts: Path) -> None:
     site = make_site(tmp_path, 9092, tiny_texts)
     site.private_key.unlink()
     subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "256", "-N", "", "-f", str(site.private_key)], check=True
+        [
+            "ssh-keygen",
+            "-q",
+            "-t",
+            "ecdsa",
+            "-b",
+            "256",
+            "-N",
+            "",
+            "-f",
+            str(site.private_key),
+        ],
+        check=True,
     )
     assert "P-384" in look(site, "key")["key"].message
 
 
-def test_disk_and_memory(tmp_path: Path, tiny_texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_and_memory(
+    tmp_path: Path, tiny_texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = make_site(tmp_path, 9092, tiny_texts)
     usage = type("Usage", (), {"free": 2**20})
-    monkeypatch.setattr("wardround.client.kit.checks.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr(
+        "wardround.client.kit.checks.shutil.disk_usage", lambda _: usage
+    )
     assert look(site, "disk")["disk"].state == "problem"
     usage.free = 2**40  # type: ignore[attr-defined]
     assert look(site, "disk")["disk"].state == "ok"
     monkeypatch.setattr(checks, "available_memory", lambda: 2**30)
     scarce = look(site, "memory")["memory"]
     # 4 x 440 MB + 2 GiB = 3.6 GiB
-    assert (scarce.state, "1.0 GiB free, about 3.6 needed" in scarce.message) == ("warning", True)
+    assert (scarce.state, "1.0 GiB free, about 3.6 needed" in scarce.message) == (
+        "warning",
+        True,
+    )
     monkeypatch.setattr(checks, "available_memory", lambda: 2**35)
     assert look(site, "memory")["memory"].state == "ok"
 
@@ -77,10 +105,18 @@ def test_device_and_model(tmp_path: Path, tiny_texts: Path, tiny_model: Path) ->
     assert states(look(good, "device", "model")) == {"device": "ok", "model": "ok"}
     empty = tmp_path / "empty"
     empty.mkdir()
-    bad = look(make_site(tmp_path, 9092, tiny_texts, model=empty, device="cuda:77"), "device", "model")
+    bad = look(
+        make_site(tmp_path, 9092, tiny_texts, model=empty, device="cuda:77"),
+        "device",
+        "model",
+    )
     assert states(bad) == {"device": "problem", "model": "problem"}
-    assert "lacks config.json, model.safetensors, tokenizer.json" in bad["model"].message
-    assert look(make_site(tmp_path, 9092, tiny_texts), "model")["model"].state == "warning"
+    assert (
+        "lacks config.json, model.safetensors, tokenizer.json" in bad["model"].message
+    )
+    assert (
+        look(make_site(tmp_path, 9092, tiny_texts), "model")["model"].state == "warning"
+    )
 
 
 @dataclass(frozen=True)
@@ -112,29 +148,47 @@ MODELS = [
     Model("gone", shutil.rmtree, "is not there"),
     Model("gone/too/deep", shutil.rmtree, "is not there"),
     Model("file", a_file, "is a file; a folder is"),
-    Model("letters", without("*"), "lacks config.json, model.safetensors, tokenizer.json"),
+    Model(
+        "letters", without("*"), "lacks config.json, model.safetensors, tokenizer.json"
+    ),
     Model("half", without("model.safetensors"), "lacks model.safetensors"),
     Model(
         "adapter",
-        lambda folder: (folder / "model.safetensors").rename(folder / "adapter_model.safetensors"),
+        lambda folder: (folder / "model.safetensors").rename(
+            folder / "adapter_model.safetensors"
+        ),
         "lacks model.safetensors",
     ),
-    Model("cut", lambda folder: (folder / "config.json").write_text('{"model_ty'), "cannot be read as JSON"),
-    Model("other", lambda folder: (folder / "config.json").write_text("{}"), "without model_type"),
+    Model(
+        "cut",
+        lambda folder: (folder / "config.json").write_text('{"model_ty'),
+        "cannot be read as JSON",
+    ),
+    Model(
+        "other",
+        lambda folder: (folder / "config.json").write_text("{}"),
+        "without model_type",
+    ),
 ]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.path)
 @pytest.mark.parametrize("is_in_site_file", [True, False])
 def test_a_model_that_is_none_is_a_finding(
-    tmp_path: Path, tiny_texts: Path, tiny_model: Path, model: Model, is_in_site_file: bool
+    tmp_path: Path,
+    tiny_texts: Path,
+    tiny_model: Path,
+    model: Model,
+    is_in_site_file: bool,
 ) -> None:
     folder = tmp_path / model.path
     shutil.copytree(tiny_model, folder)
     model.spoil(folder)
     named = {"model": folder} if is_in_site_file else {}
     site = make_site(tmp_path / "site", free_port(), tiny_texts, **named)
-    options = Options(model=None if is_in_site_file else str(folder), timeout_seconds=1.0)
+    options = Options(
+        model=None if is_in_site_file else str(folder), timeout_seconds=1.0
+    )
     findings = {finding.check: finding for finding in run_checks(site, options)}
     assert list(findings) == list(CHECKS)
     found = findings["model"]
@@ -147,22 +201,34 @@ def test_a_model_that_is_none_is_a_finding(
     assert findings["labels"].message == "sport 16, money 16, health 16"
 
 
-def test_a_name_that_is_no_hub_id_and_no_folder(tmp_path: Path, tiny_texts: Path) -> None:
+def test_a_name_that_is_no_hub_id_and_no_folder(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
     site = make_site(tmp_path, 9092, tiny_texts)
     for name in ("./gone", "../gone", "~/gone", "two words", "a/b/c", "models/gone"):
         found = look(site, "model", "lengths", model=name)["model"]
-        assert (found.state, found.message.startswith("--model")) == ("problem", True), found
+        assert (found.state, found.message.startswith("--model")) == (
+            "problem",
+            True,
+        ), found
         assert "Repo id" not in found.message
 
 
 def test_a_good_folder_that_site_yaml_does_not_name(
     tmp_path: Path, tiny_texts: Path, tiny_model: Path
 ) -> None:
-    found = look(make_site(tmp_path, 9092, tiny_texts), "model", model=str(tiny_model))["model"]
-    assert (found.state, found.next_step.startswith(f"Set model: {tiny_model} in")) == ("warning", True)
+    found = look(make_site(tmp_path, 9092, tiny_texts), "model", model=str(tiny_model))[
+        "model"
+    ]
+    assert (found.state, found.next_step.startswith(f"Set model: {tiny_model} in")) == (
+        "warning",
+        True,
+    )
 
 
-def test_weights_that_are_pickled(tmp_path: Path, tiny_texts: Path, tiny_model: Path) -> None:
+def test_weights_that_are_pickled(
+    tmp_path: Path, tiny_texts: Path, tiny_model: Path
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -174,7 +240,11 @@ def test_weights_that_are_pickled(tmp_path: Path, tiny_texts: Path, tiny_model: 
 @pytest.mark.parametrize(
     ("files", "state", "words"),
     [
-        ({"model.safetensors": 5_000_000, "pytorch_model.bin": 9_000_000}, "ok", "first round: 5 MB"),
+        (
+            {"model.safetensors": 5_000_000, "pytorch_model.bin": 9_000_000},
+            "ok",
+            "first round: 5 MB",
+        ),
         (
             {"pytorch_model.bin": 9_000_000},
             "problem",
@@ -191,10 +261,14 @@ def test_weights_on_the_hub(
     state: str,
     words: str,
 ) -> None:
-    siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in files.items()]
+    siblings = [
+        SimpleNamespace(rfilename=name, size=size) for name, size in files.items()
+    ]
     facts = SimpleNamespace(siblings=siblings)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: facts)
-    found = look(make_site(tmp_path, 9092, tiny_texts), "model", model="some/model")["model"]
+    found = look(make_site(tmp_path, 9092, tiny_texts), "model", model="some/model")[
+        "model"
+    ]
     assert (found.state, words in found.message) == (state, True), found
 
 
@@ -224,7 +298,9 @@ def letters(folder: Path, *rows: str, header: str = "text,label") -> Path:
 
 def test_data_that_cannot_be_read(tmp_path: Path) -> None:
     gone = look(make_site(tmp_path, 9092, tmp_path / "gone.csv"), *DATA_CHECKS)
-    assert states(gone) == {"data": "problem"} | dict.fromkeys(DATA_CHECKS[1:], "warning")
+    assert states(gone) == {"data": "problem"} | dict.fromkeys(
+        DATA_CHECKS[1:], "warning"
+    )
     broken = look(make_site(tmp_path, 9092, letters(tmp_path, "a,b,c")), "data")["data"]
     assert (broken.state, "line 2: 3 fields" in broken.message) == ("problem", True)
     kind = tmp_path / "letters.xlsx"
@@ -233,7 +309,10 @@ def test_data_that_cannot_be_read(tmp_path: Path) -> None:
     if os.getuid():
         secret = letters(tmp_path, "a,b")
         secret.chmod(0)
-        assert "read access" in look(make_site(tmp_path, 9092, secret), "data")["data"].message
+        assert (
+            "read access"
+            in look(make_site(tmp_path, 9092, secret), "data")["data"].message
+        )
 
 
 def test_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
@@ -252,10 +331,18 @@ def test_labels_are_counted_mapped_and_compared(tmp_path: Path) -> None:
     site = make_site(tmp_path, 9092, path, labels=(("S", "sport"), ("M", "money")))
     strange = look(site, "labels", "mapping", labels=known)
     assert strange["labels"].message == "S 3, M 2, Q 2"
-    assert (strange["mapping"].state, "Q" in strange["mapping"].message) == ("problem", True)
+    assert (strange["mapping"].state, "Q" in strange["mapping"].message) == (
+        "problem",
+        True,
+    )
     assert "keep their own name: Q" in look(site, "mapping")["mapping"].message
-    whole = make_site(tmp_path, 9092, path, labels=(("S", "sport"), ("M", "money"), ("Q", "money")))
-    assert look(whole, "mapping", labels=known)["mapping"].message == "M -> money, Q -> money, S -> sport"
+    whole = make_site(
+        tmp_path, 9092, path, labels=(("S", "sport"), ("M", "money"), ("Q", "money"))
+    )
+    assert (
+        look(whole, "mapping", labels=known)["mapping"].message
+        == "M -> money, Q -> money, S -> sport"
+    )
     spare = make_site(tmp_path, 9092, path, labels=(("Sprot", "sport"),))
     assert "Sprot" in look(spare, "mapping")["mapping"].message
 
@@ -267,10 +354,16 @@ def test_labels_and_columns_of_others_imitate_no_finding(
     """A label stands in a file that some other program wrote, and in the coordinator's invitation."""
     word = NASTY[name]
     path = tmp_path / "letters.jsonl"
-    rows = [{"text": "x", "label": word if at % 2 else "b", word: "y"} for at in range(8)]
+    rows = [
+        {"text": "x", "label": word if at % 2 else "b", word: "y"} for at in range(8)
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     site = make_site(tmp_path, 9092, path)
-    findings = [*look(site, *DATA_CHECKS, labels=(f"{word}2", "b"), expect={"flwr": word}).values()]
+    findings = [
+        *look(
+            site, *DATA_CHECKS, labels=(f"{word}2", "b"), expect={"flwr": word}
+        ).values()
+    ]
     findings += look(site, "versions", expect={"flwr": word, word: word}).values()
     missing = make_site(tmp_path, 9092, path, text_columns=("txt",))
     findings += look(missing, "columns").values()
@@ -280,7 +373,9 @@ def test_labels_and_columns_of_others_imitate_no_finding(
             assert "  " not in line, finding
     _show(findings)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(findings) + sum(bool(finding.next_step) for finding in findings)
+    assert len(lines) == len(findings) + sum(
+        bool(finding.next_step) for finding in findings
+    )
 
 
 def test_examples_without_label_or_text(tmp_path: Path) -> None:
@@ -300,7 +395,9 @@ def test_lengths_and_batch(tmp_path: Path, tiny_model: Path) -> None:
     site = make_site(tmp_path, 9092, path, model=tiny_model)
     findings = look(site, "lengths", "batch", max_length=16)
     assert states(findings) == {"lengths": "warning", "batch": "warning"}
-    assert findings["lengths"].message.startswith("25% of the texts are longer than 16 tokens")
+    assert findings["lengths"].message.startswith(
+        "25% of the texts are longer than 16 tokens"
+    )
     assert "the longest 32" in findings["lengths"].message
     estimated = look(make_site(tmp_path, 9092, path), "lengths")["lengths"]
     assert "estimated from words" in estimated.message
@@ -319,7 +416,9 @@ def test_other_files(kind: str, tmp_path: Path) -> None:
         import pyarrow.parquet as pq
 
         pq.write_table(pa.Table.from_pylist(rows), path)
-    findings = look(make_site(tmp_path, 9092, path), "data", "columns", "labels", "batch")
+    findings = look(
+        make_site(tmp_path, 9092, path), "data", "columns", "labels", "batch"
+    )
     assert set(states(findings).values()) == {"ok"}, findings
 
 
@@ -327,7 +426,12 @@ def test_order_skipping_and_json(tmp_path: Path, tiny_texts: Path) -> None:
     site = make_site(tmp_path, free_port(), tiny_texts)
     skip = [name for name in CHECKS if name not in ("versions", "key", "tcp", "batch")]
     findings = run_checks(site, Options(timeout_seconds=1.0), skip)
-    assert [finding.check for finding in findings] == ["versions", "tcp", "key", "batch"]
+    assert [finding.check for finding in findings] == [
+        "versions",
+        "tcp",
+        "key",
+        "batch",
+    ]
     assert not is_ready(findings)
     assert as_json(site, findings)["ready"] is False
     with pytest.raises(ValueError, match="Nearest: 'memory'"):

@@ -13,21 +13,31 @@ from typing import Any
 import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import (
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
 
 from tests.support.fake_fleet import FakeFleet, fleet_server
 from tests.support.site_door import QUICK, environment, site_command
 from tests.support.site_lab import free_port, make_certificates, make_site
 from wardround.client.site_file import load_site_file, write_site_file
 from wardround.common.credentials import new_key, public_line
-from wardround.common.wire.invitation import Invitation, Registration, read_paper, write_paper
+from wardround.common.wire.invitation import (
+    Invitation,
+    Registration,
+    read_paper,
+    write_paper,
+)
 
 
 def init(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """`init` with what it needs."""
     if not (folder / "invitation.json").exists():
         write_invitation(folder / "invitation.json")
-    words = "init --invitation invitation.json --data letters.csv --text text --label label"
+    words = (
+        "init --invitation invitation.json --data letters.csv --text text --label label"
+    )
     return site_command(*words.split(), *more, folder=folder)
 
 
@@ -52,7 +62,11 @@ def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
         "assert not {'torch', 'transformers', 'flwr', 'grpc'} & set(sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), cwd=tmp_path, capture_output=True, check=False
+        [sys.executable, "-c", code],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert b"join" in done.stdout
@@ -60,13 +74,17 @@ def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
 
 def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
     invited = write_invitation(tmp_path / "invitation.json")
-    done = init(tmp_path, "--dir", "site", "--device", "cpu", "--image", "example/site:1")
+    done = init(
+        tmp_path, "--dir", "site", "--device", "cpu", "--image", "example/site:1"
+    )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "site"
     private, public = folder / "site.key", folder / "site.pub"
     assert f"the invitation's fingerprint is  {invited}" in done.stdout
     assert f"SEND to the coordinator:  {folder / 'registration.json'}" in done.stdout
-    assert f"NEVER send to anybody:    {private}, {folder / 'signing.key'}" in done.stdout
+    assert (
+        f"NEVER send to anybody:    {private}, {folder / 'signing.key'}" in done.stdout
+    )
     for secret in (private, folder / "signing.key"):
         assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert stat.S_IMODE((folder / "state").stat().st_mode) == 0o700
@@ -74,7 +92,9 @@ def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
     assert (sent.site, sent.invitation) == ("st_marys", invited)
     assert f"whose fingerprint is             {fingerprint}" in done.stdout
     assert sent.node_key == " ".join(public.read_text().split()[:2])
-    assert sent.signing_key == " ".join((folder / "signing.pub").read_text().split()[:2])
+    assert sent.signing_key == " ".join(
+        (folder / "signing.pub").read_text().split()[:2]
+    )
     key = load_ssh_private_key(private.read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     assert isinstance(key.curve, ec.SECP384R1)
@@ -85,7 +105,9 @@ def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
     assert (site.data_path, site.ca) == (tmp_path / "letters.csv", folder / "ca.crt")
     assert site.ca.read_text() == "a certificate"
     assert (site.private_key, site.device) == (private, "cpu")
-    container = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["site"]
+    container = yaml.safe_load((folder / "compose.yaml").read_text())["services"][
+        "site"
+    ]
     assert (container["image"], container["read_only"], container["restart"]) == (
         "example/site:1",
         True,
@@ -97,7 +119,9 @@ def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
         str(site.data_path),
         str(folder / "state"),
     }
-    writable = [mount["source"] for mount in container["volumes"] if not mount.get("read_only")]
+    writable = [
+        mount["source"] for mount in container["volumes"] if not mount.get("read_only")
+    ]
     assert writable == [str(folder / "state")]
     unit = (folder / "wardround-site.service").read_text()
     assert f'join --site "{folder}/site.yaml"' in unit
@@ -105,11 +129,15 @@ def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
 
 
 def test_init_says_how_the_file_of_texts_is_written(tmp_path: Path) -> None:
-    assert init(tmp_path, "--delimiter", ";", "--encoding", "windows-1252").returncode == 0
+    assert (
+        init(tmp_path, "--delimiter", ";", "--encoding", "windows-1252").returncode == 0
+    )
     site = load_site_file(tmp_path / "site.yaml")
     assert (site.delimiter, site.encoding) == (";", "windows-1252")
     wrong = init(tmp_path, "--dir", "other", "--delimiter", ";;")
-    assert (wrong.returncode, "data.delimiter is ';;'" in wrong.stderr) == (2, True), wrong.stderr
+    assert (wrong.returncode, "data.delimiter is ';;'" in wrong.stderr) == (2, True), (
+        wrong.stderr
+    )
     assert not (tmp_path / "other").exists()
 
 
@@ -133,23 +161,39 @@ def test_init_never_overwrites(tmp_path: Path) -> None:
         ("check --skip-check memmory", "Nearest: 'memory'"),
         ("check --expect flwr", "PACKAGE=VERSION"),
         ("check --no-such-option", "No such option"),
-        ("init --invitation gone.json --data d --text t --label l --dir new", "cannot be read"),
-        ("init --invitation site.yaml --data d --text t --label l --dir new", "no invitation"),
-        ("init --invitation upper.json --data d --text t --label l --dir new", "small letters"),
-        ("init --invitation port.json --data d --text t --label l --dir new", "host:port"),
+        (
+            "init --invitation gone.json --data d --text t --label l --dir new",
+            "cannot be read",
+        ),
+        (
+            "init --invitation site.yaml --data d --text t --label l --dir new",
+            "no invitation",
+        ),
+        (
+            "init --invitation upper.json --data d --text t --label l --dir new",
+            "small letters",
+        ),
+        (
+            "init --invitation port.json --data d --text t --label l --dir new",
+            "host:port",
+        ),
         (
             "init --invitation forged.json --data d --text t --label l --dir new",
             "changed after it was signed",
         ),
     ],
 )
-def test_bad_input_is_exit_code_2(words: str, told: str, tmp_path: Path, tiny_texts: Path) -> None:
+def test_bad_input_is_exit_code_2(
+    words: str, told: str, tmp_path: Path, tiny_texts: Path
+) -> None:
     write_site_file(make_site(tmp_path, 9092, tiny_texts), tmp_path / "site.yaml")
     write_invitation(tmp_path / "upper.json", site="UPPER")
     write_invitation(tmp_path / "port.json", address="localhost")
     write_invitation(tmp_path / "forged.json")
     envelope = json.loads((tmp_path / "forged.json").read_text())
-    payload = base64.b64decode(envelope["payload"]).replace(b"localhost:9092", b"attackers:9092")
+    payload = base64.b64decode(envelope["payload"]).replace(
+        b"localhost:9092", b"attackers:9092"
+    )
     envelope["payload"] = base64.b64encode(payload).decode()
     (tmp_path / "forged.json").write_text(json.dumps(envelope))
     done = site_command(*words.split(), folder=tmp_path)
@@ -163,13 +207,21 @@ def test_check_prints_words_and_json(tmp_path: Path, tiny_texts: Path) -> None:
         write_site_file(make_site(tmp_path, port, tiny_texts), tmp_path / "site.yaml")
         plain = site_command("check", *QUICK, folder=tmp_path)
         fleet.refusal = "unknown_key"
-        done = site_command("check", "--json", "--labels", "sport,money", *QUICK, folder=tmp_path)
+        done = site_command(
+            "check", "--json", "--labels", "sport,money", *QUICK, folder=tmp_path
+        )
     assert plain.returncode == 0, plain.stdout + plain.stderr
     assert "ok      tls" in plain.stdout
     assert done.returncode == 1
     told = json.loads(done.stdout)
-    assert (set(told), told["site"], told["ready"]) == ({"site", "ready", "checks"}, "st_marys", False)
-    problems = [finding["check"] for finding in told["checks"] if finding["state"] == "problem"]
+    assert (set(told), told["site"], told["ready"]) == (
+        {"site", "ready", "checks"},
+        "st_marys",
+        False,
+    )
+    problems = [
+        finding["check"] for finding in told["checks"] if finding["state"] == "problem"
+    ]
     assert problems == ["registered", "mapping"]
     for finding in told["checks"]:
         assert set(finding) == {"check", "state", "message", "next_step"}
@@ -177,13 +229,22 @@ def test_check_prints_words_and_json(tmp_path: Path, tiny_texts: Path) -> None:
         assert finding["next_step"] or finding["state"] != "problem"
 
 
-def test_a_model_that_is_not_there_is_a_line_of_the_table(tmp_path: Path, tiny_texts: Path) -> None:
-    write_site_file(make_site(tmp_path, free_port(), tiny_texts), tmp_path / "site.yaml")
+def test_a_model_that_is_not_there_is_a_line_of_the_table(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
+    write_site_file(
+        make_site(tmp_path, free_port(), tiny_texts), tmp_path / "site.yaml"
+    )
     gone = str(tmp_path / "no" / "such" / "model")
     plain = site_command("check", "--model", gone, *QUICK, folder=tmp_path)
     assert (plain.returncode, plain.stderr) == (1, "")
     assert f"problem model       --model {gone} is not there\n" in plain.stdout
     assert "ok      labels      sport 16, money 16, health 16" in plain.stdout
-    told = json.loads(site_command("check", "--json", "--model", gone, *QUICK, folder=tmp_path).stdout)
+    told = json.loads(
+        site_command("check", "--json", "--model", gone, *QUICK, folder=tmp_path).stdout
+    )
     (found,) = [finding for finding in told["checks"] if finding["check"] == "model"]
-    assert (found["state"], found["next_step"].endswith("or correct --model.")) == ("problem", True)
+    assert (found["state"], found["next_step"].endswith("or correct --model.")) == (
+        "problem",
+        True,
+    )

@@ -64,15 +64,26 @@ def test_every_field_is_read_and_paths_are_the_folders(tmp_path: Path) -> None:
 def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
     short = WHOLE.split("  labels")[0]
     site = load_site_file(written(tmp_path, short))
-    assert (site.labels, site.drop_empty, site.model, site.device) == ((), False, None, "auto")
+    assert (site.labels, site.drop_empty, site.model, site.device) == (
+        (),
+        False,
+        None,
+        "auto",
+    )
     assert site.token_cache is None
     bare = WHOLE.replace('  delimiter: ";"\n  encoding: windows-1252\n', "")
     plain = load_site_file(written(tmp_path, bare))
-    assert (plain.delimiter, plain.encoding, plain.form.codec) == (None, None, "utf-8-sig")
+    assert (plain.delimiter, plain.encoding, plain.form.codec) == (
+        None,
+        None,
+        "utf-8-sig",
+    )
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    site = load_site_file(written(tmp_path, WHOLE.replace("kardio", "'kardio \"x\": é'")))
+    site = load_site_file(
+        written(tmp_path, WHOLE.replace("kardio", "'kardio \"x\": é'"))
+    )
     for target in (tmp_path / "other" / "site.yaml", tmp_path / "site.yaml"):
         write_site_file(site, target)
         assert load_site_file(target) == site
@@ -92,7 +103,9 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_a_delimiter_is_written_as_it_was_read(
     tmp_path: Path, told: str, read: str | None, separator: str
 ) -> None:
-    site = load_site_file(written(tmp_path, WHOLE.replace('delimiter: ";"', f"delimiter: {told}")))
+    site = load_site_file(
+        written(tmp_path, WHOLE.replace('delimiter: ";"', f"delimiter: {told}"))
+    )
     assert (site.delimiter, site.form.separator) == (read, separator)
     write_site_file(site, tmp_path / "again.yaml")
     assert load_site_file(tmp_path / "again.yaml") == site
@@ -107,34 +120,68 @@ def test_a_delimiter_is_written_as_it_was_read(
             "label_colum: ward",
             ["data.label_colum is 'ward'", "Nearest: 'data.label_column'"],
         ),
-        ("ca: ca.crt", "insecure: true", ["server.insecure", "server.address, server.ca"]),
+        (
+            "ca: ca.crt",
+            "insecure: true",
+            ["server.insecure", "server.address, server.ca"],
+        ),
         ("name: st_marys", "name: St. Mary", ['name is "St. Mary"', "small letters"]),
         ("name: st_marys", "", ["name is missing"]),
         ("name: st_marys", "name:", ["name is missing"]),
         ("key: {", "keys: {", ["key.private is missing", "keys is {"]),
         ("key: {", "key: 3 #", ["key must hold", ": private, public"]),
-        ("device:", "data.path: other.csv\ndevice:", ["data.path is no key", "of its section"]),
-        ("fl.example.org:9092", "https://fl.example.org:9092", ["host:port without a scheme"]),
+        (
+            "device:",
+            "data.path: other.csv\ndevice:",
+            ["data.path is no key", "of its section"],
+        ),
+        (
+            "fl.example.org:9092",
+            "https://fl.example.org:9092",
+            ["host:port without a scheme"],
+        ),
         ("fl.example.org:9092", "fl.example.org", ["host:port"]),
         ("fl.example.org:9092", "fl.example.org\\x1b[8m:9092", ["host:port"]),
         ("fl.example.org:9092", "::1:9092", ["host:port"]),
         ("fl.example.org:9092", "fl.example.org:90920", ["host:port"]),
         ("[subject, body]", "[]", ["data.text_columns is empty"]),
         ("[subject, body]", "{a: b}", ["data.text_columns", "list of column names"]),
-        ("drop_empty: true", "drop_empty: maybe", ["data.drop_empty is 'maybe'", "true or false"]),
-        ('delimiter: ";"', "delimiter: ;;", ["data.delimiter is ';;'", "one character", "the word tab"]),
+        (
+            "drop_empty: true",
+            "drop_empty: maybe",
+            ["data.drop_empty is 'maybe'", "true or false"],
+        ),
+        (
+            'delimiter: ";"',
+            "delimiter: ;;",
+            ["data.delimiter is ';;'", "one character", "the word tab"],
+        ),
         ('delimiter: ";"', "delimiter: '\"'", ["data.delimiter is '\"'", "no quote"]),
         ('delimiter: ";"', "delimiter: 1", ["data.delimiter is 1", "quotes"]),
         ('delimiter: ";"', "seperator: ;", ["data.seperator is ';'", "data.delimiter"]),
-        ("encoding: windows-1252", "encoding: 1252", ["data.encoding is 1252", "quotes"]),
-        ("encoding: windows-1252", "encoding: rot13", ["data.encoding is 'rot13'", "no text encoding"]),
-        ("encoding: windows-1252", "encoding: windoof", ["data.encoding is 'windoof'", "windows-1252"]),
+        (
+            "encoding: windows-1252",
+            "encoding: 1252",
+            ["data.encoding is 1252", "quotes"],
+        ),
+        (
+            "encoding: windows-1252",
+            "encoding: rot13",
+            ["data.encoding is 'rot13'", "no text encoding"],
+        ),
+        (
+            "encoding: windows-1252",
+            "encoding: windoof",
+            ["data.encoding is 'windoof'", "windows-1252"],
+        ),
         ("kardio: heart", "yes: heart", ["data.labels holds True", "quotes"]),
         ("device: cuda:1", "device: 3", ["device is 3", "text"]),
         ("data:\n", "data: [\n", ["is not YAML"]),
     ],
 )
-def test_a_slip_is_named_with_the_next_step(tmp_path: Path, old: str, new: str, words: list[str]) -> None:
+def test_a_slip_is_named_with_the_next_step(
+    tmp_path: Path, old: str, new: str, words: list[str]
+) -> None:
     assert old in WHOLE
     path = written(tmp_path, WHOLE.replace(old, new))
     with pytest.raises(ValueError, match=r"site\.yaml") as caught:
@@ -149,5 +196,7 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_an_ipv6_address_stands_in_brackets(tmp_path: Path) -> None:
-    site = load_site_file(written(tmp_path, WHOLE.replace("fl.example.org:9092", "[fd00::5]:9092")))
+    site = load_site_file(
+        written(tmp_path, WHOLE.replace("fl.example.org:9092", "[fd00::5]:9092"))
+    )
     assert site.host_and_port == ("fd00::5", 9092)

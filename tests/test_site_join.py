@@ -88,19 +88,26 @@ def test_a_site_that_is_killed_goes_on_with_the_message_in_hand(world: World) ->
 
 
 def _has_begun(world: World, attempt: int) -> bool:
-    return f'"attempt": {attempt}' in (world.folder / "state" / "journal.json").read_text()
+    return (
+        f'"attempt": {attempt}' in (world.folder / "state" / "journal.json").read_text()
+    )
 
 
 def test_a_second_join_is_refused(world: World) -> None:
     world.join()
     done = site_command("join", *QUICK, folder=world.folder)
-    assert (done.returncode, "a site joins once" in done.stderr) == (2, True), done.stdout + done.stderr
+    assert (done.returncode, "a site joins once" in done.stderr) == (2, True), (
+        done.stdout + done.stderr
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda fleet: setattr(fleet, "refusal", "other_node"), "wants this site to connect anew"),
+        (
+            lambda fleet: setattr(fleet, "refusal", "other_node"),
+            "wants this site to connect anew",
+        ),
         (lambda fleet: setattr(fleet, "refusal", "wrong_time"), "correct its clock"),
     ],
 )
@@ -111,7 +118,11 @@ def test_join_connects_anew_after_what_heals(
     change(world.fleet)
     world.wait_to_read(told)
     world.fleet.refusal = ""
-    wait_for(lambda: world.said().count("connected to the server") == 2, SECONDS, "another connection")
+    wait_for(
+        lambda: world.said().count("connected to the server") == 2,
+        SECONDS,
+        "another connection",
+    )
     assert world.num_examples() == 38
 
 
@@ -161,14 +172,21 @@ def test_what_did_not_count_is_told_when_the_program_ends(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_a_ledger_of_several_files_goes_on_and_an_old_copy_of_it_stops_the_site(world: World) -> None:
+def test_a_ledger_of_several_files_goes_on_and_an_old_copy_of_it_stops_the_site(
+    world: World,
+) -> None:
     process = world.join(*FEW_CHECKS, **SMALL_PARTS)
     for _ in range(8):
         assert world.num_examples() == 38
     lines = read_ledger(ledger_of(world))
-    oldest, *_, newest = [found for found, entry in lines.items() if entry.what == "leaves"]
+    oldest, *_, newest = [
+        found for found, entry in lines.items() if entry.what == "leaves"
+    ]
     for known in (oldest, newest):  # of a run that is resumed, and of the last answer
-        assert world.num_examples(change=lambda s, known=known: replace(s, ledger=known)) == 38
+        assert (
+            world.num_examples(change=lambda s, known=known: replace(s, ledger=known))
+            == 38
+        )
     process.send_signal(signal.SIGTERM)
     assert process.wait(SECONDS) == 0
 
@@ -179,9 +197,13 @@ def test_a_ledger_of_several_files_goes_on_and_an_old_copy_of_it_stops_the_site(
     process = world.join(*FEW_CHECKS, **SMALL_PARTS)
     world.hello(change=lambda s: replace(s, ledger=newest))
     assert process.wait(SECONDS) == 1
-    (missing,) = re.findall(r"wardround-site ledger accept ([0-9a-f]{64})", world.said())
+    (missing,) = re.findall(
+        r"wardround-site ledger accept ([0-9a-f]{64})", world.said()
+    )
     assert missing == newest
-    assert site_command("ledger", "accept", missing, folder=world.folder).returncode == 0
+    assert (
+        site_command("ledger", "accept", missing, folder=world.folder).returncode == 0
+    )
     world.join(*FEW_CHECKS, **SMALL_PARTS)
     assert world.num_examples(change=lambda s: replace(s, ledger=newest)) == 38
 
@@ -196,7 +218,9 @@ def test_a_state_folder_of_another_key_is_not_continued(world: World) -> None:
     own = (world.folder / "signing.key").read_text()
     (world.folder / "signing.key").write_text(private_text(new_key("signing")))
     done = site_command("join", *QUICK, *FEW_CHECKS, folder=world.folder)
-    assert (done.returncode, "belongs to the key" in done.stderr) == (2, True), done.stdout + done.stderr
+    assert (done.returncode, "belongs to the key" in done.stderr) == (2, True), (
+        done.stdout + done.stderr
+    )
     assert "set state: to a new folder" in done.stderr
     assert ledger_of(world).read_bytes() == before
     (world.folder / "signing.key").write_text(own)
@@ -220,17 +244,24 @@ def test_a_policy_that_is_tightened_holds_at_once(world: World) -> None:
     assert world.num_examples() == 38
 
 
-def test_a_site_file_that_is_wrong_stops_answers_until_it_is_right(world: World) -> None:
+def test_a_site_file_that_is_wrong_stops_answers_until_it_is_right(
+    world: World,
+) -> None:
     process = world.join(*FEW_CHECKS)
     assert world.num_examples() == 38
     file = world.folder / "site.yaml"
     right = file.read_text()
     for wrong in (right.replace("name:", "nmae:", 1), right + "\n{half", ""):
         file.write_text(wrong)
-        before = world.said().count("No task is answered until this file is right again")
+        before = world.said().count(
+            "No task is answered until this file is right again"
+        )
         for _ in range(3):
             assert world.fleet.refusal_of(world.hello()) == "bad_input"
-        assert world.said().count("No task is answered until this file is right again") == before + 1
+        assert (
+            world.said().count("No task is answered until this file is right again")
+            == before + 1
+        )
     file.unlink()
     assert world.fleet.refusal_of(world.hello()) == "bad_input"
     file.write_text(right)
@@ -242,7 +273,12 @@ def test_a_site_file_that_is_wrong_stops_answers_until_it_is_right(world: World)
 def test_what_needs_a_restart_is_said(world: World) -> None:
     world.join(*FEW_CHECKS)
     assert world.num_examples() == 38
-    write(world, name="lakeside", state=world.folder / "other", server_address="localhost:1")
+    write(
+        world,
+        name="lakeside",
+        state=world.folder / "other",
+        server_address="localhost:1",
+    )
     assert world.num_examples() == 38
     world.wait_to_read("name, server.address, state has changed")
     assert "restart" in world.said()

@@ -26,18 +26,27 @@ NETWORK = ("proxy", "address", "tcp", "tls", "certificate", "clock", "registered
 @pytest.fixture(autouse=True)
 def no_proxy_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's own proxies are none of the tests' business."""
-    for name in ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy"):
+    for name in (
+        "grpc_proxy",
+        "https_proxy",
+        "http_proxy",
+        "no_grpc_proxy",
+        "no_proxy",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_all_is_well_on_the_way_to_a_server_that_knows_the_key(tmp_path: Path, tiny_texts: Path) -> None:
+def test_all_is_well_on_the_way_to_a_server_that_knows_the_key(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
     fleet = FakeFleet()
     with fleet_server(make_certificates(tmp_path), fleet) as port:
         site = make_site(tmp_path, port, tiny_texts)
         findings = look(site, *NETWORK)
     assert set(states(findings).values()) == {"ok"}, findings
     assert (
-        "90 more days" in findings["certificate"].message or "89 more days" in findings["certificate"].message
+        "90 more days" in findings["certificate"].message
+        or "89 more days" in findings["certificate"].message
     )
     assert "server took a time stamp" in findings["clock"].message
     # All that was said to the server: the public key, the time, a signature of it, and Flower's version.
@@ -46,7 +55,11 @@ def test_all_is_well_on_the_way_to_a_server_that_knows_the_key(tmp_path: Path, t
         "flwr-public-key-bin",
         "flwr-timestamp",
         "flwr-signature-bin",
-        *(key for key in said if "version" in key or "component" in key or "package" in key),
+        *(
+            key
+            for key in said
+            if "version" in key or "component" in key or "package" in key
+        ),
     }
     assert (name, request.node.node_id) == ("PullMessages", 0)  # nothing is activated
 
@@ -54,9 +67,19 @@ def test_all_is_well_on_the_way_to_a_server_that_knows_the_key(tmp_path: Path, t
 @pytest.mark.parametrize(
     ("code", "refusal", "expected", "words"),
     [
-        (0, "unknown_key", {"clock": "ok", "registered": "problem"}, "wardround server register st_marys"),
+        (
+            0,
+            "unknown_key",
+            {"clock": "ok", "registered": "problem"},
+            "wardround server register st_marys",
+        ),
         (0, "wrong_time", {"clock": "problem", "registered": "warning"}, "time"),
-        (0, "bad_signature", {"clock": "warning", "registered": "problem"}, "fleet port"),
+        (
+            0,
+            "bad_signature",
+            {"clock": "warning", "registered": "problem"},
+            "fleet port",
+        ),
         (1001, "", {"clock": "warning", "registered": "problem"}, "version"),
     ],
 )
@@ -80,7 +103,12 @@ def test_expired_certificate(tmp_path: Path, tiny_texts: Path) -> None:
     pair = make_certificates(tmp_path, started_days_ago=20, days=10)
     with tls_server(pair) as port:
         findings = look(
-            make_site(tmp_path, port, tiny_texts), "tcp", "tls", "certificate", "clock", "registered"
+            make_site(tmp_path, port, tiny_texts),
+            "tcp",
+            "tls",
+            "certificate",
+            "clock",
+            "registered",
         )
     assert states(findings) == {
         "tcp": "ok",
@@ -92,16 +120,22 @@ def test_expired_certificate(tmp_path: Path, tiny_texts: Path) -> None:
     assert "the server's certificate expired on" in findings["certificate"].message
 
 
-def test_certificate_of_the_future_points_to_the_clock(tmp_path: Path, tiny_texts: Path) -> None:
+def test_certificate_of_the_future_points_to_the_clock(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
     with tls_server(make_certificates(tmp_path, started_days_ago=-5)) as port:
-        found = look(make_site(tmp_path, port, tiny_texts), "certificate")["certificate"]
+        found = look(make_site(tmp_path, port, tiny_texts), "certificate")[
+            "certificate"
+        ]
     assert found.state == "problem"
     assert "clock" in found.next_step
 
 
 def test_certificate_that_ends_soon(tmp_path: Path, tiny_texts: Path) -> None:
     with tls_server(make_certificates(tmp_path, days=10)) as port:
-        found = look(make_site(tmp_path, port, tiny_texts), "certificate")["certificate"]
+        found = look(make_site(tmp_path, port, tiny_texts), "certificate")[
+            "certificate"
+        ]
     assert found.state == "warning"
     assert "renew" in found.next_step
 
@@ -122,9 +156,13 @@ def test_wrong_authority(tmp_path: Path, tiny_texts: Path) -> None:
     assert "fingerprints" in found.next_step
 
 
-def test_plain_text_server_and_one_without_http2(tmp_path: Path, tiny_texts: Path) -> None:
+def test_plain_text_server_and_one_without_http2(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
     pair = make_certificates(tmp_path)
-    with raw_server(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
+    with raw_server(
+        lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    ) as port:
         plain = look(make_site(tmp_path, port, tiny_texts), "tls")["tls"]
     with tls_server(pair, protocols=()) as port:
         old = look(make_site(tmp_path, port, tiny_texts), "tls")["tls"]
@@ -134,7 +172,9 @@ def test_plain_text_server_and_one_without_http2(tmp_path: Path, tiny_texts: Pat
 
 
 @pytest.mark.parametrize("content", [None, "not a certificate"])
-def test_authority_that_cannot_be_read(content: str | None, tmp_path: Path, tiny_texts: Path) -> None:
+def test_authority_that_cannot_be_read(
+    content: str | None, tmp_path: Path, tiny_texts: Path
+) -> None:
     if content is not None:
         (tmp_path / "ca.crt").write_text(content)
     found = look(make_site(tmp_path, free_port(), tiny_texts), "tls")["tls"]
@@ -142,22 +182,32 @@ def test_authority_that_cannot_be_read(content: str | None, tmp_path: Path, tiny
     assert "server.ca" in found.message
 
 
-def test_nobody_listens_and_nobody_knows_the_name(tmp_path: Path, tiny_texts: Path) -> None:
+def test_nobody_listens_and_nobody_knows_the_name(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
     make_certificates(tmp_path)
     closed = look(make_site(tmp_path, free_port(), tiny_texts), *NETWORK)
     assert closed["tcp"].state == "problem"
     assert "refused" in closed["tcp"].message
-    assert {closed[name].state for name in ("tls", "clock", "registered")} == {"warning"}
-    site = make_site(tmp_path, 1, tiny_texts, server_address="no-such-host.invalid:9092")
+    assert {closed[name].state for name in ("tls", "clock", "registered")} == {
+        "warning"
+    }
+    site = make_site(
+        tmp_path, 1, tiny_texts, server_address="no-such-host.invalid:9092"
+    )
     unknown = look(site, "address", "tcp")
     assert states(unknown) == {"address": "problem", "tcp": "warning"}
 
 
-def test_a_silent_server_is_waited_for_within_bounds(tmp_path: Path, tiny_texts: Path) -> None:
+def test_a_silent_server_is_waited_for_within_bounds(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
     make_certificates(tmp_path)
     with raw_server(lambda _: time.sleep(0.7)) as port:
         started = time.monotonic()
-        findings = look(make_site(tmp_path, port, tiny_texts), *NETWORK, timeout_seconds=0.3)
+        findings = look(
+            make_site(tmp_path, port, tiny_texts), *NETWORK, timeout_seconds=0.3
+        )
     assert findings["tls"].state == "problem"
     assert time.monotonic() - started < 5
 
@@ -174,11 +224,17 @@ def test_proxy_is_named_and_tunnelled_through(
 
     with raw_server(proxy) as port:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
-        site = make_site(tmp_path, 9092, tiny_texts, server_address="fl.example.invalid:9092")
+        site = make_site(
+            tmp_path, 9092, tiny_texts, server_address="fl.example.invalid:9092"
+        )
         findings = look(site, "proxy", "address", "tcp")
         monkeypatch.setenv("no_proxy", "example.invalid")
         assert look(site, "proxy")["proxy"].state == "ok"
-    assert states(findings) == {"proxy": "warning", "address": "warning", "tcp": "problem"}
+    assert states(findings) == {
+        "proxy": "warning",
+        "address": "warning",
+        "tcp": "problem",
+    }
     assert "no_proxy=fl.example.invalid" in findings["proxy"].next_step
     assert "403 Forbidden" in findings["tcp"].message
     assert asked[0].startswith(b"CONNECT fl.example.invalid:9092 HTTP/1.1\r\n")

@@ -22,22 +22,38 @@ from wardround.server.engines.simulate import simulate
 from wardround.server.rounds.clients import GridClients, RunFailed
 
 
-def test_counts_of_sites_add_up_to_the_central_test(make_settings: Make, tmp_path: Path) -> None:
+def test_counts_of_sites_add_up_to_the_central_test(
+    make_settings: Make, tmp_path: Path
+) -> None:
     """The sites' parts together are the test set, so both ways must give the same numbers."""
     learn = ["train.optimizer=adamw", "train.learning_rate=0.02", "num_rounds=4"]
     for where in ("server", "sites"):
-        simulate(make_settings(f"evaluation.where={where}", f"run_dir={tmp_path / where}", *learn))
+        simulate(
+            make_settings(
+                f"evaluation.where={where}", f"run_dir={tmp_path / where}", *learn
+            )
+        )
     central, summed = history(tmp_path / "server"), history(tmp_path / "sites")
-    assert [line["model_sha256"] for line in central] == [line["model_sha256"] for line in summed]
+    assert [line["model_sha256"] for line in central] == [
+        line["model_sha256"] for line in summed
+    ]
     for one, other in zip(central, summed, strict=True):
         assert one["test"]["num_examples"] == other["test"]["num_examples"] == 30
         assert one["test"]["accuracy"] == other["test"]["accuracy"]
         assert one["test"]["macro_f1"] == other["test"]["macro_f1"]
-        assert abs(one["test"]["loss"] - other["test"]["loss"]) <= 0.005 + 1e-9  # sites round theirs
+        assert (
+            abs(one["test"]["loss"] - other["test"]["loss"]) <= 0.005 + 1e-9
+        )  # sites round theirs
     assert central[-1]["test"]["accuracy"] > central[0]["test"]["accuracy"]
     (first, *_), last = summed, summed[-1]
-    assert [site["site"] for site in first["sites"]] == ["client 0", "client 1", "client 2"]
-    assert sum(site["correct"] for site in last["sites"]) == last["test"]["accuracy"] * 30
+    assert [site["site"] for site in first["sites"]] == [
+        "client 0",
+        "client 1",
+        "client 2",
+    ]
+    assert (
+        sum(site["correct"] for site in last["sites"]) == last["test"]["accuracy"] * 30
+    )
 
 
 def test_target_stops_a_run_whose_sites_evaluate(make_settings: Make) -> None:
@@ -54,7 +70,9 @@ def test_target_stops_a_run_whose_sites_evaluate(make_settings: Make) -> None:
     assert accuracies[-2] >= 0.5 > max(accuracies[:-2])
 
 
-def test_one_sites_file_is_read_as_its_part_of_the_folder(make_settings: Make, tmp_path: Path) -> None:
+def test_one_sites_file_is_read_as_its_part_of_the_folder(
+    make_settings: Make, tmp_path: Path
+) -> None:
     folder = tmp_path / "sites"
     folder.mkdir()
     for number, (name, size) in enumerate((("b", 30), ("a", 12), ("c", 21))):
@@ -64,16 +82,26 @@ def test_one_sites_file_is_read_as_its_part_of_the_folder(make_settings: Make, t
     assert together.site_sizes == (("a", 10), ("b", 24), ("c", 17))
     assert together.test_sizes == (2, 6, 4)
     alone = [
-        read_texts(make_settings(f"data.path={folder / name}.csv", "data.test_path=null").data, 5, site=name)
+        read_texts(
+            make_settings(f"data.path={folder / name}.csv", "data.test_path=null").data,
+            5,
+            site=name,
+        )
         for name in ("a", "b", "c")
     ]
     for part in ("train", "test"):
-        assert [t for data in alone for t in getattr(data, part).texts] == getattr(together, part).texts
+        assert [t for data in alone for t in getattr(data, part).texts] == getattr(
+            together, part
+        ).texts
 
 
-def test_a_sites_own_label_names_are_translated(make_settings: Make, tmp_path: Path) -> None:
+def test_a_sites_own_label_names_are_translated(
+    make_settings: Make, tmp_path: Path
+) -> None:
     own = tmp_path / "own.csv"
-    own.write_text("text,label\nflu and fever,G\nthe match,S\na goal,S\nnurse,G\ncoach,S\nward,G\n")
+    own.write_text(
+        "text,label\nflu and fever,G\nthe match,S\na goal,S\nnurse,G\ncoach,S\nward,G\n"
+    )
     settings = make_settings(
         f"data.path={own}",
         "data.test_path=null",
@@ -84,7 +112,9 @@ def test_a_sites_own_label_names_are_translated(make_settings: Make, tmp_path: P
     assert data.label_names == ("health", "sport")
     health = {"flu and fever", "nurse", "ward"}
     for part in (data.train, data.test):
-        assert [label == 0 for label in part.labels] == [text in health for text in part.texts]
+        assert [label == 0 for label in part.labels] == [
+            text in health for text in part.texts
+        ]
     assert len(data.train) + len(data.test) == 6
 
 
@@ -94,7 +124,9 @@ class RealSites(LocalGrid):
     def __init__(self, site_files: dict[str, Path]) -> None:
         super().__init__(client_app, len(site_files))
         # Names and node ids in different orders, as real registrations have them.
-        self.names = dict(zip(self.contexts, sorted(site_files, reverse=True), strict=True))
+        self.names = dict(
+            zip(self.contexts, sorted(site_files, reverse=True), strict=True)
+        )
         for node_id, name in self.names.items():
             self.contexts[node_id].node_config = {"site-file": str(site_files[name])}
         self.bounds: dict[str, int | None] = dict.fromkeys(site_files)
@@ -132,10 +164,17 @@ def write_site(folder: Path, name: str, data: Path, **data_keys: Any) -> Path:
 
 @pytest.mark.parametrize(
     ("drawn", "num_examples"),
-    [((), [10, 24, 17]), (("data.train_examples=12", "data.test_examples=3"), [10, 12, 12])],
+    [
+        ((), [10, 24, 17]),
+        (("data.train_examples=12", "data.test_examples=3"), [10, 12, 12]),
+    ],
 )
 def test_real_sites_equal_the_simulation(
-    drawn: tuple[str, ...], num_examples: list[int], make_settings: Make, tiny_model: Path, tmp_path: Path
+    drawn: tuple[str, ...],
+    num_examples: list[int],
+    make_settings: Make,
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     """Three sites with unequal files: same model and same counts every round."""
     folder = tmp_path / "data"
@@ -144,16 +183,31 @@ def test_real_sites_equal_the_simulation(
     for number, (name, size) in enumerate(sizes.items()):
         write_texts(folder / f"{name}.csv", size, seed=number)
     labels = "data.label_names=[health,money,sport]"
-    common = ["evaluation.where=sites", labels, "data.test_path=null", "data.split_seed=0", *drawn]
+    common = [
+        "evaluation.where=sites",
+        labels,
+        "data.test_path=null",
+        "data.split_seed=0",
+        *drawn,
+    ]
     simulated = make_settings(
-        *common, f"data.path={folder}", "partition=by_site", f"run_dir={tmp_path / 'simulated'}"
+        *common,
+        f"data.path={folder}",
+        "partition=by_site",
+        f"run_dir={tmp_path / 'simulated'}",
     )
     simulate(simulated)
     deployed = make_settings(
-        *common, f"data.path={folder}", "engine=deployment", f"run_dir={tmp_path / 'deployed'}"
+        *common,
+        f"data.path={folder}",
+        "engine=deployment",
+        f"run_dir={tmp_path / 'deployed'}",
     )
     grid = RealSites(
-        {name: write_site(tmp_path, name, folder / f"{name}.csv", model=tiny_model) for name in sizes}
+        {
+            name: write_site(tmp_path, name, folder / f"{name}.csv", model=tiny_model)
+            for name in sizes
+        }
     )
     conduct(NamedClients(grid), deployed, grid.bounds)
     ours, theirs = history(tmp_path / "simulated"), history(tmp_path / "deployed")
@@ -166,13 +220,23 @@ def test_real_sites_equal_the_simulation(
         ]
         assert [site["site"] for site in one["sites"]] == ["alpha", "beta", "gamma"]
         assert one["sites"] == other["sites"]
-        named = [[(client["client"], client["site"]) for client in line["clients"]] for line in (one, other)]
-        assert named == [[] if one["round"] == 0 else [(0, "alpha"), (1, "beta"), (2, "gamma")]] * 2
+        named = [
+            [(client["client"], client["site"]) for client in line["clients"]]
+            for line in (one, other)
+        ]
+        assert (
+            named
+            == [[] if one["round"] == 0 else [(0, "alpha"), (1, "beta"), (2, "gamma")]]
+            * 2
+        )
     assert [client["num_examples"] for client in theirs[-1]["clients"]] == num_examples
 
 
 def test_the_server_can_name_no_path_of_a_site(
-    make_settings: Make, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_settings: Make,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     texts = write_texts(tmp_path / "texts.csv", 6, seed=0)
     labels = "data.label_names=[health,money,sport]"
@@ -195,13 +259,17 @@ def test_a_package_holds_its_models_inside(make_settings: Make, folder: str) -> 
 
 
 @pytest.mark.parametrize("package", ["numpy.testing", "", "a-b", "os.path"])
-def test_looking_for_a_package_imports_nothing(make_settings: Make, package: str) -> None:
+def test_looking_for_a_package_imports_nothing(
+    make_settings: Make, package: str
+) -> None:
     model = replace(make_settings().model, source="package", name=f"{package}:model")
     with pytest.raises(ValueError, match="no name of a package"):
         locate(model)
 
 
-def test_labels_the_consortium_does_not_know_keep_a_site_out(make_settings: Make, tmp_path: Path) -> None:
+def test_labels_the_consortium_does_not_know_keep_a_site_out(
+    make_settings: Make, tmp_path: Path
+) -> None:
     odd = tmp_path / "odd.csv"
     odd.write_text("text,label\n" + "the match,CONFIDENTIAL\na goal,sport\n" * 6)
     settings = make_settings(
@@ -214,13 +282,19 @@ def test_labels_the_consortium_does_not_know_keep_a_site_out(make_settings: Make
         "data.reader=hub",
     )
     grid = RealSites({"odd": write_site(tmp_path, "odd", odd)})
-    with pytest.raises(RunFailed, match="odd cannot take part: its texts, its model or the settings") as end:
+    with pytest.raises(
+        RunFailed, match="odd cannot take part: its texts, its model or the settings"
+    ) as end:
         conduct(NamedClients(grid), settings, grid.bounds)
     assert "CONFIDENTIAL" not in str(end.value)
 
 
 def test_as_many_sites_as_clients(make_settings: Make, tmp_path: Path) -> None:
-    settings = make_settings("engine=deployment", "data.label_names=[a,b]", "num_clients=3")
+    settings = make_settings(
+        "engine=deployment", "data.label_names=[a,b]", "num_clients=3"
+    )
     grid = RealSites({"odd": write_site(tmp_path, "odd", tmp_path / "x.csv")})
-    with pytest.raises(ValueError, match=r"1 sites are registered \(odd\)\. Set num_clients=1"):
+    with pytest.raises(
+        ValueError, match=r"1 sites are registered \(odd\)\. Set num_clients=1"
+    ):
         conduct(NamedClients(grid), settings, grid.bounds)

@@ -17,8 +17,20 @@ def test_this_version_is_the_one_these_tests_are_about() -> None:
 @pytest.mark.parametrize(
     ("theirs", "works"),
     [
-        *(("0.1.0", True), ("0.1.7", True), ("0.2.0", True), ("0.0.9", True), ("0.2", True)),
-        *(("0.3.0", False), ("1.1.0", False), ("10.1.0", False), ("", False), ("new", False)),
+        *(
+            ("0.1.0", True),
+            ("0.1.7", True),
+            ("0.2.0", True),
+            ("0.0.9", True),
+            ("0.2", True),
+        ),
+        *(
+            ("0.3.0", False),
+            ("1.1.0", False),
+            ("10.1.0", False),
+            ("", False),
+            ("new", False),
+        ),
     ],
 )
 def test_one_minor_version_apart_works(theirs: str, works: bool) -> None:

@@ -22,7 +22,16 @@ LINK = '=HYPERLINK("http://example.org","look")'
     "text",
     [
         *(LINK, "+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", "\tx", "\rx"),
-        *("  =1", "'=1", '"=1"', " \u00a0=1", "\uff1d1", "\uff0b1", "\uff0d1", "\uff201"),
+        *(
+            "  =1",
+            "'=1",
+            '"=1"',
+            " \u00a0=1",
+            "\uff1d1",
+            "\uff0b1",
+            "\uff0d1",
+            "\uff201",
+        ),
     ],
 )
 def test_a_text_that_begins_a_formula_gets_a_mark(text: str) -> None:
@@ -36,7 +45,9 @@ def test_a_cell_can_begin_after_another_separator() -> None:
     assert safe_text("a; -b") == "a;' -b"
 
 
-@pytest.mark.parametrize("text", ["", "a=1", "x - y", "0.5", "a\n- b", "it's", "'quoted'", "a;b", "1;2"])
+@pytest.mark.parametrize(
+    "text", ["", "a=1", "x - y", "0.5", "a\n- b", "it's", "'quoted'", "a;b", "1;2"]
+)
 def test_other_texts_stay(text: str) -> None:
     assert safe_text(text) == text
 
@@ -57,13 +68,21 @@ def test_numbers_stay_numbers() -> None:
     assert out.getvalue() == "text,value\n'-1,-1.5\n,3\n"
 
 
-def test_predict_writes_no_formula(learned_run: tuple[list[str], Said], tmp_path: Path) -> None:
+def test_predict_writes_no_formula(
+    learned_run: tuple[list[str], Said], tmp_path: Path
+) -> None:
     """Neither of a text, nor of a label that a model's folder names."""
     folder = copy_of(run_dir_of(learned_run[0]) / "model", tmp_path / "model")
     labels = {"0": "health", "1": "=1+1", "2": "\x1b[2Jsport"}
-    change_json(folder / "config.json", id2label=labels, label2id={v: int(k) for k, v in labels.items()})
+    change_json(
+        folder / "config.json",
+        id2label=labels,
+        label2id={v: int(k) for k, v in labels.items()},
+    )
     texts = [LINK, "  @bank loan", "bank loan", "-"]
-    said = wardround("predict", str(folder), *(word for text in texts for word in ("--text", text)))
+    said = wardround(
+        "predict", str(folder), *(word for text in texts for word in ("--text", text))
+    )
     assert said.code == 0, said.err
     header, *rows = csv.reader(said.out.splitlines(keepends=True))
     assert header == ["text", "label", "health", "'=1+1", " [2Jsport"]
@@ -71,4 +90,9 @@ def test_predict_writes_no_formula(learned_run: tuple[list[str], Said], tmp_path
     assert rows[2][1] == "'=1+1"
     for row in rows:
         assert sum(map(float, row[2:])) == pytest.approx(1, abs=2e-4)
-    assert not [cell for row in [header, *rows] for cell in row if cell.lstrip().startswith(tuple("=+-@"))]
+    assert not [
+        cell
+        for row in [header, *rows]
+        for cell in row
+        if cell.lstrip().startswith(tuple("=+-@"))
+    ]

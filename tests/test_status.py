@@ -17,7 +17,13 @@ from wardround.common.files import write_json
 from wardround.common.wire.signing import PLAN, Plan, sign
 from wardround.server.deployment import superlink
 from wardround.server.deployment.folder import Addresses, RegisteredSite, ServerFolder
-from wardround.server.deployment.status import Watch, folder_and_run, is_held, live_of, standing_of
+from wardround.server.deployment.status import (
+    Watch,
+    folder_and_run,
+    is_held,
+    live_of,
+    standing_of,
+)
 from wardround.server.deployment.submit import settings_to_submit
 from wardround.server.deployment.superlink import NodeState
 from wardround.server.record import RoundRecord
@@ -31,11 +37,22 @@ def test_status_tells_who_is_missing_and_for_how_long(
 ) -> None:
     folder = ServerFolder.create(tmp_path / "server", Addresses(("localhost",)))
     with folder.changing_sites() as sites:
-        sites["ward-a"] = RegisteredSite("ecdsa-sha2-nistp384 QQ==", "ssh-ed25519 QQ==", "SHA256:a", 500)
-        sites["ward-b"] = RegisteredSite("ecdsa-sha2-nistp384 Qg==", "ssh-ed25519 Qg==", "SHA256:b")
-        sites["ward-c"] = RegisteredSite("ecdsa-sha2-nistp384 Qw==", "ssh-ed25519 Qw==", "SHA256:c")
-    states = {"ward-a": NodeState("online", 5.0, "", {}), "ward-b": NodeState("registered", 0.0, "", {})}
-    states["ward-c"] = NodeState("offline", 0.0, "2026-01-01 00:00:00", {"not its own": 2})
+        sites["ward-a"] = RegisteredSite(
+            "ecdsa-sha2-nistp384 QQ==", "ssh-ed25519 QQ==", "SHA256:a", 500
+        )
+        sites["ward-b"] = RegisteredSite(
+            "ecdsa-sha2-nistp384 Qg==", "ssh-ed25519 Qg==", "SHA256:b"
+        )
+        sites["ward-c"] = RegisteredSite(
+            "ecdsa-sha2-nistp384 Qw==", "ssh-ed25519 Qw==", "SHA256:c"
+        )
+    states = {
+        "ward-a": NodeState("online", 5.0, "", {}),
+        "ward-b": NodeState("registered", 0.0, "", {}),
+    }
+    states["ward-c"] = NodeState(
+        "offline", 0.0, "2026-01-01 00:00:00", {"not its own": 2}
+    )
     monkeypatch.setattr(superlink, "fleet_states", lambda folder: states)
     settings = settings_to_submit(words_for(tmp_path, "num_rounds=4"))
     run = write_run(settings, "running", "", 0.25, 0.75)
@@ -46,7 +63,9 @@ def test_status_tells_who_is_missing_and_for_how_long(
         "waiting_for": ["ward-b"],
         "since": since.isoformat(),
     }
-    live["warnings"] = ["round 1: ward-b: no answer within 60 s; the round goes on without it"]
+    live["warnings"] = [
+        "round 1: ward-b: no answer within 60 s; the round goes on without it"
+    ]
     write_json(run.path / "live.json", live)
     run.write_refused({"ward-c": {"forged": 3}})
     found = live_of(run, since + timedelta(seconds=90))
@@ -72,7 +91,11 @@ def test_status_tells_who_is_missing_and_for_how_long(
         "answers of ward-c that did not count: forged 3",
     ]
     read = json.loads(standing.to_json())
-    assert (read["state"], read["accuracy"], read["live"]["missing"]) == ("running", 0.75, {"ward-b": 90.0})
+    assert (read["state"], read["accuracy"], read["live"]["missing"]) == (
+        "running",
+        0.75,
+        {"ward-b": 90.0},
+    )
 
 
 @pytest.mark.parametrize("name", NASTY)
@@ -85,10 +108,19 @@ def test_words_of_sites_imitate_no_line_of_the_status(
     for word in ("word", NASTY[name]):
         settings = settings_to_submit(words_for(tmp_path / str(len(told))))
         run = write_run(settings, "running", f"because {word}", 0.25)
-        live = {"round": 1, "answered": [word], "waiting_for": [f"{word}2"], "warnings": [f"round 1: {word}"]}
-        write_json(run.path / "live.json", live | {"since": datetime.now(UTC).isoformat()})
+        live = {
+            "round": 1,
+            "answered": [word],
+            "waiting_for": [f"{word}2"],
+            "warnings": [f"round 1: {word}"],
+        }
+        write_json(
+            run.path / "live.json", live | {"since": datetime.now(UTC).isoformat()}
+        )
         (run.path / "plan.json").write_text(sign(PLAN, PLANNED, new_key("signing")))  # type: ignore[arg-type]
-        run.write_approvals({f"site {word}": {"code": "refused", "words": f"no: {word}"}})
+        run.write_approvals(
+            {f"site {word}": {"code": "refused", "words": f"no: {word}"}}
+        )
         run.write_refused({f"site {word}": {f"reason {word}": 2}})
         standing = standing_of(run, None)
         told[word] = standing.to_text().split("\n")
@@ -100,13 +132,17 @@ def test_words_of_sites_imitate_no_line_of_the_status(
         assert re.findall(" {2,}", line) == re.findall(" {2,}", usual), line
 
 
-def test_status_and_submit_tell_of_a_collapse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_and_submit_tell_of_a_collapse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = settings_to_submit(words_for(tmp_path, "train.collapse_rounds=2"))
     run = write_run(settings, "running", "")
     write_json(run.path / "labels.json", {"label_names": ["a", "b", "c", "d", "e"]})
     watch = Watch(run, settings)
     for number in (0, 1, 2):
-        run.append_history(RoundRecord.read(told_line(number, 0.2, [0.0, 1.0, 0.0, 0.0, 0.0])))
+        run.append_history(
+            RoundRecord.read(told_line(number, 0.2, [0.0, 1.0, 0.0, 0.0, 0.0]))
+        )
     for _ in range(2):
         watch.look()
     reason = "single class since round 1: at least 95% of the test predictions are 'b'"

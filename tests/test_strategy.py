@@ -16,7 +16,14 @@ from flwr.serverapp import Grid
 
 from tests.support import contract
 from tests.support.runs import bare_record, history
-from tests.support.tampering import CONTINUE, shared, tampering, training_as, with_tensors, with_value
+from tests.support.tampering import (
+    CONTINUE,
+    shared,
+    tampering,
+    training_as,
+    with_tensors,
+    with_value,
+)
 from tests.support.tiny import Make, write_texts
 from wardround.client.app import app as honest_app
 from wardround.common.model.counts import Counts
@@ -42,7 +49,14 @@ from wardround.server.app import conduct
 from wardround.server.deployment.status import live_of
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.report.load import load_run
-from wardround.server.rounds.clients import Answer, Broadcast, GridClients, Member, Request, RunFailed
+from wardround.server.rounds.clients import (
+    Answer,
+    Broadcast,
+    GridClients,
+    Member,
+    Request,
+    RunFailed,
+)
 from wardround.server.rounds.loop import RoundState
 from wardround.server.run_folder import RunFolder
 
@@ -62,47 +76,89 @@ def ask(grid: Grid, content: RecordDict, kind: str) -> Answer:
 BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
     "nan": (lambda update: with_value(update, float("nan")), "not finite"),
     "infinite": (lambda update: with_value(update, float("inf")), "not finite"),
-    "huge": (lambda update: with_value(update, 1e20), "larger than weights are: training diverged"),
-    "old round": (lambda update: replace(update, round=update.round - 1), "belongs to round"),
+    "huge": (
+        lambda update: with_value(update, 1e20),
+        "larger than weights are: training diverged",
+    ),
+    "old round": (
+        lambda update: replace(update, round=update.round - 1),
+        "belongs to round",
+    ),
     "other model": (lambda update: replace(update, layout="0" * 64), "names or shapes"),
     "too long": (
-        lambda update: with_tensors(update, np.concatenate([shared(update), shared(update)])),
+        lambda update: with_tensors(
+            update, np.concatenate([shared(update), shared(update)])
+        ),
         "names or shapes",
     ),
-    "too short": (lambda update: with_tensors(update, shared(update)[:-1]), "names or shapes"),
-    "other type": (lambda update: with_tensors(update, shared(update).astype(np.float64)), "float64"),
+    "too short": (
+        lambda update: with_tensors(update, shared(update)[:-1]),
+        "names or shapes",
+    ),
+    "other type": (
+        lambda update: with_tensors(update, shared(update).astype(np.float64)),
+        "float64",
+    ),
     "other form": (
-        lambda update: replace(update, payload=Payload("zip", {"shared": shared(update)})),
+        lambda update: replace(
+            update, payload=Payload("zip", {"shared": shared(update)})
+        ),
         "a form named 'zip'",
     ),
     "false form": (
-        lambda update: replace(update, payload=Payload("exact", {"shared": shared(update)})),
+        lambda update: replace(
+            update, payload=Payload("exact", {"shared": shared(update)})
+        ),
         "not of the form exact: no 'widths'",
     ),
-    "no examples": (lambda update: replace(update, num_examples=0), "claims 0 examples"),
-    "negative": (lambda update: replace(update, num_examples=-16), "claims -16 examples"),
-    "no step": (lambda update: replace(update, num_steps=0), "claims 0 optimiser steps"),
-    "endless steps": (lambda update: replace(update, num_steps=2**40), "optimiser steps"),
-    "loss that is no number": (lambda update: replace(update, loss=float("nan")), "a loss of nan"),
+    "no examples": (
+        lambda update: replace(update, num_examples=0),
+        "claims 0 examples",
+    ),
+    "negative": (
+        lambda update: replace(update, num_examples=-16),
+        "claims -16 examples",
+    ),
+    "no step": (
+        lambda update: replace(update, num_steps=0),
+        "claims 0 optimiser steps",
+    ),
+    "endless steps": (
+        lambda update: replace(update, num_steps=2**40),
+        "optimiser steps",
+    ),
+    "loss that is no number": (
+        lambda update: replace(update, loss=float("nan")),
+        "a loss of nan",
+    ),
     "absurd loss": (lambda update: replace(update, loss=1e308), r"a loss of 1e\+308"),
     "absurd test loss": (
-        lambda update: replace(update, test=Counts(-1e308, np.ones((3, 3), dtype=np.int64), ())),
+        lambda update: replace(
+            update, test=Counts(-1e308, np.ones((3, 3), dtype=np.int64), ())
+        ),
         r"a summed loss of -1e\+308",
     ),
     "endless": (lambda update: replace(update, seconds=float("inf")), "took inf s"),
     "other labels": (
-        lambda update: replace(update, test=Counts(1.0, np.ones((2, 2), dtype=np.int64), ())),
+        lambda update: replace(
+            update, test=Counts(1.0, np.ones((2, 2), dtype=np.int64), ())
+        ),
         "counts are of 2 labels, not of the run's 3",
     ),
     "nothing held out": (
-        lambda update: replace(update, test=Counts(0.0, np.zeros((3, 3), dtype=np.int64), ())),
+        lambda update: replace(
+            update, test=Counts(0.0, np.zeros((3, 3), dtype=np.int64), ())
+        ),
         "counts are of 0 held-out examples",
     ),
     "absurd counts": (
         lambda update: replace(update, test=Counts(1.0, np.full((3, 3), 2**62), ())),
         "held-out examples",
     ),
-    "absurd": (lambda update: replace(update, num_examples=10**9), "claims 1000000000 examples"),
+    "absurd": (
+        lambda update: replace(update, num_examples=10**9),
+        "claims 1000000000 examples",
+    ),
 }
 
 
@@ -117,21 +173,37 @@ def test_bad_update_ends_the_run_by_name(make_settings: Make, kind: str) -> None
     assert "client 1" in status["reason"]
 
 
-def test_bad_update_is_left_out_of_the_mean(make_settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_update_is_left_out_of_the_mean(
+    make_settings: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = make_settings("num_rounds=2", CONTINUE)
-    run_on(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
+    run_on(
+        LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3),
+        settings,
+    )
     lines = history(Path(settings.run_dir))
-    assert [[entry["client"] for entry in line["clients"]] for line in lines] == [[], [0, 2], [0, 2]]
+    assert [[entry["client"] for entry in line["clients"]] for line in lines] == [
+        [],
+        [0, 2],
+        [0, 2],
+    ]
     assert lines[1]["train"]["num_examples"] == 32
     reason = "its update holds values that are not finite"
-    assert [line.get("left_out") for line in lines] == [None, *[[{"client": 1, "reason": reason}]] * 2]
+    assert [line.get("left_out") for line in lines] == [
+        None,
+        *[[{"client": 1, "reason": reason}]] * 2,
+    ]
     live = live_of(RunFolder(Path(settings.run_dir)))
     assert live is not None
     assert live.warnings == tuple(
-        f"round {number}: client 1: {reason}; the round goes on without it" for number in (1, 2)
+        f"round {number}: client 1: {reason}; the round goes on without it"
+        for number in (1, 2)
     )
     assert lines[1]["bytes"]["up"] * 3 == lines[1]["bytes"]["down"] * 2
-    assert "round 1: client 1: its update holds values that are not finite" in capsys.readouterr().err
+    assert (
+        "round 1: client 1: its update holds values that are not finite"
+        in capsys.readouterr().err
+    )
 
 
 def test_sites_of_a_simulation_are_called_by_their_files(
@@ -141,35 +213,58 @@ def test_sites_of_a_simulation_are_called_by_their_files(
     folder.mkdir()
     for seed, name in enumerate(("ward_7", "lakeside", "st_marys")):
         write_texts(folder / f"{name}.csv", 12, seed)
-    settings = make_settings(f"data.path={folder}", "partition=by_site", "num_rounds=1", CONTINUE)
-    run_on(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
-    run, reason = RunFolder(Path(settings.run_dir)), "its update holds values that are not finite"
+    settings = make_settings(
+        f"data.path={folder}", "partition=by_site", "num_rounds=1", CONTINUE
+    )
+    run_on(
+        LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3),
+        settings,
+    )
+    run, reason = (
+        RunFolder(Path(settings.run_dir)),
+        "its update holds values that are not finite",
+    )
     initial, line = history(run.path)
     # By name of the file: lakeside is client 0, st_marys client 1.
-    assert [(entry["client"], entry["site"]) for entry in line["clients"]] == [(0, "lakeside"), (2, "ward_7")]
+    assert [(entry["client"], entry["site"]) for entry in line["clients"]] == [
+        (0, "lakeside"),
+        (2, "ward_7"),
+    ]
     assert line.pop("left_out") == [{"client": 1, "reason": reason, "site": "st_marys"}]
     for told in (initial, line):
         contract.check_history_line(told, of_sites=True)
     live = live_of(run)
     assert live is not None
     assert (live.answered, list(live.missing)) == (("lakeside", "ward_7"), ["st_marys"])
-    assert live.warnings == (f"round 1: st_marys: {reason}; the round goes on without it",)
+    assert live.warnings == (
+        f"round 1: st_marys: {reason}; the round goes on without it",
+    )
     assert f"round 1: st_marys: {reason}" in capsys.readouterr().err
     assert list(load_run(run.path).clients["name"]) == ["lakeside", "ward_7"]
 
 
-def test_a_simulated_site_that_fails_ends_the_run_by_its_name(make_settings: Make, tmp_path: Path) -> None:
+def test_a_simulated_site_that_fails_ends_the_run_by_its_name(
+    make_settings: Make, tmp_path: Path
+) -> None:
     folder = tmp_path / "sites"
     folder.mkdir()
     for seed, name in enumerate(("north", "south", "west")):
         write_texts(folder / f"{name}.csv", 12, seed)
     settings = make_settings(f"data.path={folder}", "partition=by_site", "num_rounds=1")
     with pytest.raises(RunFailed, match="round 1: south: its update holds"):
-        run_on(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
+        run_on(
+            LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3),
+            settings,
+        )
     # Under another partition the files are no clients.
-    mixed = make_settings(f"data.path={folder}", f"run_dir={tmp_path / 'mixed'}", "num_rounds=1")
+    mixed = make_settings(
+        f"data.path={folder}", f"run_dir={tmp_path / 'mixed'}", "num_rounds=1"
+    )
     with pytest.raises(RunFailed, match="round 1: client 1: its update holds"):
-        run_on(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), mixed)
+        run_on(
+            LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3),
+            mixed,
+        )
 
 
 @pytest.mark.parametrize("words", [[], [CONTINUE]], ids=["fail", "continue"])
@@ -186,7 +281,9 @@ def test_a_refused_client_is_told_why(make_settings: Make, words: list[str]) -> 
     with suppress(RunFailed):
         run_on(LocalGrid(app, 3), make_settings("num_rounds=1", *words))
     (text,) = told
-    assert text.startswith("round 1: its update claims -1 examples, but it joined with 16")
+    assert text.startswith(
+        "round 1: its update claims -1 examples, but it joined with 16"
+    )
 
 
 def test_answers_can_be_fetched_after_a_round_but_no_work_begins(
@@ -210,7 +307,9 @@ def test_answers_can_be_fetched_after_a_round_but_no_work_begins(
         content_of(honest_app(late, context))
 
 
-def test_a_reply_that_flower_cannot_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_that_flower_cannot_read_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def broken(ids: Iterable[str]) -> Iterable[Message]:
         raise IndexError("list index out of range")
 
@@ -227,8 +326,13 @@ def test_who_was_left_alone_too_long_is_sent_the_whole(
 ) -> None:
     layout = Layout.of({"weight": (4096,)})
     tensors = torch.zeros(4096), torch.full((4096,), 1e-44)
-    records = (bare_record(number, model_sha256(layout, each)) for number, each in enumerate(tensors))
-    before, after = (RoundState(layout, *both) for both in zip(tensors, records, strict=True))
+    records = (
+        bare_record(number, model_sha256(layout, each))
+        for number, each in enumerate(tensors)
+    )
+    before, after = (
+        RoundState(layout, *both) for both in zip(tensors, records, strict=True)
+    )
     clients = Recording(LocalGrid(honest_app, 1))
     member, broadcast = Member(0, "alpha", 2, 10), Broadcast(clients, make_settings())
     broadcast.note(member, before.version, time.monotonic() - alone)
@@ -246,8 +350,13 @@ def test_a_notice_reaches_the_clients_log(caplog: pytest.LogCaptureFixture) -> N
 
 def test_too_few_updates_end_the_run(make_settings: Make) -> None:
     settings = make_settings(CONTINUE, "strategy.min_sites=3")
-    with pytest.raises(RunFailed, match=r"round 1: 2 updates came, but strategy\.min_sites asks for 3"):
-        run_on(LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3), settings)
+    with pytest.raises(
+        RunFailed, match=r"round 1: 2 updates came, but strategy\.min_sites asks for 3"
+    ):
+        run_on(
+            LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3),
+            settings,
+        )
 
 
 def test_crashing_client_is_named_but_its_texts_are_not(make_settings: Make) -> None:
@@ -255,7 +364,9 @@ def test_crashing_client_is_named_but_its_texts_are_not(make_settings: Make) -> 
         message.content.config_records["task"]["settings"] = '{"secret": "patient 17"}'
         return honest_app(message, context)
 
-    with pytest.raises(RunFailed, match="round 1: client 0: its texts, its model or the settings") as caught:
+    with pytest.raises(
+        RunFailed, match="round 1: client 0: its texts, its model or the settings"
+    ) as caught:
         run_on(LocalGrid(training_as(train), 3), make_settings())
     assert "patient" not in str(caught.value)
 
@@ -263,7 +374,9 @@ def test_crashing_client_is_named_but_its_texts_are_not(make_settings: Make) -> 
 class Recording(GridClients):
     """Keeps what was asked."""
 
-    def ask(self, requests: Iterable[Request], kind: str, round: int, timeout: float) -> Iterator[Answer]:
+    def ask(
+        self, requests: Iterable[Request], kind: str, round: int, timeout: float
+    ) -> Iterator[Answer]:
         self.requests = list(requests)
         return iter([RecordDict()] * len(self.requests))
 
@@ -283,7 +396,9 @@ class Deaf(LocalGrid):
         for message_id in message_ids:
             message = self._waiting.get(message_id)
             is_train = message is not None and message.metadata.message_type == "train"
-            if message is None or not (is_train and message.metadata.dst_node_id == self.silent):
+            if message is None or not (
+                is_train and message.metadata.dst_node_id == self.silent
+            ):
                 heard.append(message_id)
         return super().pull_messages(heard)
 
@@ -295,7 +410,9 @@ def test_silent_client_is_given_up_at_the_bound(make_settings: Make) -> None:
 
 
 def test_the_others_are_heard_after_the_bound(make_settings: Make) -> None:
-    settings = make_settings("num_rounds=1", "strategy.round_timeout_seconds=0.3", CONTINUE)
+    settings = make_settings(
+        "num_rounds=1", "strategy.round_timeout_seconds=0.3", CONTINUE
+    )
     run_on(Deaf(silent=2), settings)
     (last,) = history(Path(settings.run_dir))[1:]
     assert [entry["client"] for entry in last["clients"]] == [1, 2]
@@ -303,14 +420,19 @@ def test_the_others_are_heard_after_the_bound(make_settings: Make) -> None:
 
 def test_clients_that_never_come_end_the_run(make_settings: Make) -> None:
     settings = make_settings("strategy.wait_seconds=0.2")
-    with pytest.raises(RunFailed, match=r"only 2 of 3 clients connected .* set num_clients=2"):
+    with pytest.raises(
+        RunFailed, match=r"only 2 of 3 clients connected .* set num_clients=2"
+    ):
         run_on(Deaf(silent=None, missing=1), settings)
 
 
 def test_a_model_that_diverged_is_not_kept(make_settings: Make) -> None:
     """One step: the training loss is finite, but the weights after it are absurd."""
     settings = make_settings(
-        "num_clients=1", "train.batch_size=48", "train.local_epochs=1", "train.learning_rate=1e30"
+        "num_clients=1",
+        "train.batch_size=48",
+        "train.local_epochs=1",
+        "train.learning_rate=1e30",
     )
     folder = RunFolder(Path(settings.run_dir))
     with pytest.raises(RunFailed, match=r"round 1: client 0: .*: training diverged"):

@@ -80,7 +80,9 @@ def test_labels_of_a_deployment_are_named(tmp_path: Path) -> None:
             submit.settings_to_submit(["model=minilm", "data=files", *words])
 
 
-def test_what_the_sites_can_ask_for_names_nothing(flwr: Flwr, folder: ServerFolder, tmp_path: Path) -> None:
+def test_what_the_sites_can_ask_for_names_nothing(
+    flwr: Flwr, folder: ServerFolder, tmp_path: Path
+) -> None:
     """GetRun gives the run config to every node: no settings, no paths, no names or keys of other sites."""
     settings = submit.settings_to_submit(words_for(tmp_path))
     sites = folder.sites()
@@ -91,10 +93,15 @@ def test_what_the_sites_can_ask_for_names_nothing(flwr: Flwr, folder: ServerFold
     assert folder.last_run() == {"run_id": "77", "run_dir": str(tmp_path / "run")}
     # The bundle is built from these and nothing else.
     file = folder.path / "tickets" / f"{given['ticket']}.json"
-    assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(file.parent.stat().st_mode)) == (0o600, 0o700)
+    assert (
+        stat.S_IMODE(file.stat().st_mode),
+        stat.S_IMODE(file.parent.stat().st_mode),
+    ) == (0o600, 0o700)
     left = json.loads(file.read_text())
     assert Settings.from_dict(left["settings"]) == settings
-    assert {name: RegisteredSite(**site) for name, site in left["sites"].items()} == sites
+    assert {
+        name: RegisteredSite(**site) for name, site in left["sites"].items()
+    } == sites
 
 
 def test_without_keys_the_run_config_holds_the_settings(
@@ -108,9 +115,17 @@ def test_without_keys_the_run_config_holds_the_settings(
 
 
 def test_few_sites_are_warned_of(tmp_path: Path) -> None:
-    words = words_for(tmp_path, "num_clients=2", "strategy.on_missing=continue", "strategy.min_sites=1")
+    words = words_for(
+        tmp_path,
+        "num_clients=2",
+        "strategy.on_missing=continue",
+        "strategy.min_sites=1",
+    )
     two = submit.warnings_of(submit.settings_to_submit(words))
-    assert [text.split(",")[0].split(":")[0] for text in two] == ["with two sites", "strategy.min_sites is 1"]
+    assert [text.split(",")[0].split(":")[0] for text in two] == [
+        "with two sites",
+        "strategy.min_sites is 1",
+    ]
     three = words_for(tmp_path, "num_clients=3")
     assert submit.warnings_of(submit.settings_to_submit(three)) == []
 
@@ -124,7 +139,10 @@ def test_heads_that_sites_draw_are_warned_of(tmp_path: Path) -> None:
 def test_sites_are_as_many_as_clients(folder: ServerFolder) -> None:
     assert submit.choose_sites(folder, [], 2) == ["ward-a", "ward-b"]
     assert submit.choose_sites(folder, ["ward-b"], 1) == ["ward-b"]
-    with pytest.raises(ValueError, match=r"num_clients is 3 but 2 sites are registered \(ward-a, ward-b\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"num_clients is 3 but 2 sites are registered \(ward-a, ward-b\)",
+    ):
         submit.choose_sites(folder, [], 3)
     with pytest.raises(ValueError, match="--site"):
         submit.choose_sites(folder, [], 1)
@@ -169,10 +187,16 @@ def test_a_run_is_followed_to_its_end(
     assert "round 1/1  accuracy 0.7500" in capsys.readouterr().err
 
 
-def test_an_error_before_the_run_folder_is_told(flwr: Flwr, folder: ServerFolder, tmp_path: Path) -> None:
-    flwr.ends("finished:failed", "ServerApp failed with exception: data.path is missing")
+def test_an_error_before_the_run_folder_is_told(
+    flwr: Flwr, folder: ServerFolder, tmp_path: Path
+) -> None:
+    flwr.ends(
+        "finished:failed", "ServerApp failed with exception: data.path is missing"
+    )
     outcome = submit.submit(words_for(tmp_path), folder)
-    assert outcome == standing.Outcome(False, "ServerApp failed with exception: data.path is missing")
+    assert outcome == standing.Outcome(
+        False, "ServerApp failed with exception: data.path is missing"
+    )
 
 
 def test_the_end_of_an_earlier_attempt_does_not_count(
@@ -188,14 +212,19 @@ def test_the_end_of_an_earlier_attempt_does_not_count(
 def test_a_server_app_that_was_killed_is_written_down(tmp_path: Path) -> None:
     settings = submit.settings_to_submit(words_for(tmp_path))
     run = write_run(settings, "running", "", 0.5)
-    for state, ending in (("finished:failed", "failed"), ("finished:stopped", "stopped")):
+    for state, ending in (
+        ("finished:failed", "failed"),
+        ("finished:stopped", "stopped"),
+    ):
         run.write_status("running", "")
         outcome = standing.conclude(RunState(state, ""), run.status(), run)
         assert not outcome.is_finished
         assert run.status()["state"] == ending
 
 
-def test_an_interrupt_stops_the_run(flwr: Flwr, folder: ServerFolder, tmp_path: Path) -> None:
+def test_an_interrupt_stops_the_run(
+    flwr: Flwr, folder: ServerFolder, tmp_path: Path
+) -> None:
     flwr.ends("running")
     interrupt = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
     interrupt.start()
@@ -215,7 +244,9 @@ def test_a_lost_superlink_ends_the_wait(
     monkeypatch.setattr(standing, "_LOST_SECONDS", 0.2)
     settings = submit.settings_to_submit(words_for(tmp_path))
     run = RunFolder(Path(settings.run_dir))
-    with pytest.raises(RunFailed, match=r"wardround server up, then wardround submit --resume"):
+    with pytest.raises(
+        RunFailed, match=r"wardround server up, then wardround submit --resume"
+    ):
         standing.follow(folder, "77", standing.Watch(run, settings), ["ward-a"])
 
 
@@ -223,7 +254,9 @@ def test_what_flower_refuses_is_told(flwr: Flwr, folder: ServerFolder) -> None:
     said = "Using SuperLink: wardround (127.0.0.1:8000)\n\n[code: 23] Run is over."
     flwr.answers["stop"] = {"success": False, "error-message": said}
     flwr.write()
-    with pytest.raises(SuperLinkError, match=r"`flwr stop 77` failed: \[code: 23\] Run is over"):
+    with pytest.raises(
+        SuperLinkError, match=r"`flwr stop 77` failed: \[code: 23\] Run is over"
+    ):
         superlink.stop_run(folder, "77")
 
 

@@ -17,22 +17,38 @@ from wardround.common.data.texts import numbered_by_name, shares_of
 
 def table(path: Path, rows: list[tuple[str, str]]) -> str:
     """A CSV of (text, label) rows."""
-    return write(path, "\n".join(["text,label", *(f'"{text}",{label}' for text, label in rows)]) + "\n")
+    return write(
+        path,
+        "\n".join(["text,label", *(f'"{text}",{label}' for text, label in rows)])
+        + "\n",
+    )
 
 
 def labelled(**counts: int) -> list[tuple[str, str]]:
     """`labelled(a=2, b=1)` is a0, a1, b0 with their labels."""
-    return [(f"{label}{n}", label) for label, count in counts.items() for n in range(count)]
+    return [
+        (f"{label}{n}", label) for label, count in counts.items() for n in range(count)
+    ]
 
 
 # --- empty texts ------------------------------------------------------------------------------------------
 
-GAPS = [("x", "a"), ("", "a"), (" ", "b"), ("y", "b"), ("", "a"), ("z", "a"), ("w", "b")]
+GAPS = [
+    ("x", "a"),
+    ("", "a"),
+    (" ", "b"),
+    ("y", "b"),
+    ("", "a"),
+    ("z", "a"),
+    ("w", "b"),
+]
 
 
 def test_empty_texts_are_counted_and_the_first_is_placed(tmp_path: Path) -> None:
     said = message(path=table(tmp_path / "a.csv", GAPS))
-    assert said.startswith("train: 3 of 7 examples have an empty or missing text, the first in ")
+    assert said.startswith(
+        "train: 3 of 7 examples have an empty or missing text, the first in "
+    )
     assert "a.csv, line 3." in said
     assert "data.drop_empty=true" in said
 
@@ -48,10 +64,23 @@ def test_empty_texts_are_dropped_and_reported_if_asked(tmp_path: Path) -> None:
 
 
 def test_texts_are_cut_to_their_first_words(tmp_path: Path) -> None:
-    rows = [("one  two\tthree", "a"), ("four", "b"), ("five six", "a"), ("seven eight", "b")]
-    path, test = table(tmp_path / "a.csv", rows), table(tmp_path / "t" / "t.csv", [("x y z", "b")])
+    rows = [
+        ("one  two\tthree", "a"),
+        ("four", "b"),
+        ("five six", "a"),
+        ("seven eight", "b"),
+    ]
+    path, test = (
+        table(tmp_path / "a.csv", rows),
+        table(tmp_path / "t" / "t.csv", [("x y z", "b")]),
+    )
     data = read(path=path, test_path=test, max_words=2)
-    assert pairs(data) == [("one two", "a"), ("four", "b"), ("five six", "a"), ("seven eight", "b")]
+    assert pairs(data) == [
+        ("one two", "a"),
+        ("four", "b"),
+        ("five six", "a"),
+        ("seven eight", "b"),
+    ]
     assert data.test.texts == ["x y"]
     assert pairs(read(path=path, test_path=test))[0] == ("one  two\tthree", "a")
 
@@ -66,7 +95,9 @@ def test_places_survive_the_dropping(tmp_path: Path) -> None:
 def test_site_without_any_text(tmp_path: Path) -> None:
     table(tmp_path / "n.csv", labelled(a=1, b=1))
     table(tmp_path / "s.csv", [("", "a"), ("", "b")])
-    assert "s.csv: no example has a text" in message(path=str(tmp_path), drop_empty=True)
+    assert "s.csv: no example has a text" in message(
+        path=str(tmp_path), drop_empty=True
+    )
 
 
 # --- labels -----------------------------------------------------------------------------------------------
@@ -77,7 +108,10 @@ def test_labels_are_numbered_in_declared_order(tmp_path: Path) -> None:
     assert read(path=path).label_names == ("a", "b")
     data = read(path=path, label_names=("b", "a"))
     assert data.label_names == ("b", "a")
-    assert {text[0]: number for text, number in zip(data.train.texts, data.train.labels, strict=True)} == {
+    assert {
+        text[0]: number
+        for text, number in zip(data.train.texts, data.train.labels, strict=True)
+    } == {
         "a": 1,
         "b": 0,
     }
@@ -97,27 +131,37 @@ def test_fewer_than_two_labels(tmp_path: Path) -> None:
 
 def test_label_named_twice(tmp_path: Path) -> None:
     path = table(tmp_path / "a.csv", labelled(a=2, b=2))
-    assert "data.label_names holds 'a' more than once" in message(path=path, label_names=("a", "b", "a"))
+    assert "data.label_names holds 'a' more than once" in message(
+        path=path, label_names=("a", "b", "a")
+    )
 
 
 def test_label_in_test_that_training_never_saw(tmp_path: Path) -> None:
     path = table(tmp_path / "a.csv", labelled(sport=1, money=1))
     test = table(tmp_path / "t.csv", [("x", "sport"), ("y", "sports")])
     said = message(path=path, test_path=test)
-    assert said.startswith("test: 1 example(s) carry a label that training never saw, the first 'sports' in ")
+    assert said.startswith(
+        "test: 1 example(s) carry a label that training never saw, the first 'sports' in "
+    )
     assert "t.csv, line 3." in said
     assert "Known are: money, sport. Nearest: 'sport'." in said
 
 
 def test_declared_label_that_only_test_has_is_a_finding(tmp_path: Path) -> None:
     path = table(tmp_path / "a.csv", labelled(a=1, b=1))
-    data = read(path=path, test_path=table(tmp_path / "t.csv", labelled(c=1)), label_names=("a", "b", "c"))
+    data = read(
+        path=path,
+        test_path=table(tmp_path / "t.csv", labelled(c=1)),
+        label_names=("a", "b", "c"),
+    )
     assert data.findings == ("train: no example of 1 of 3 labels: c",)
     assert data.test.labels.tolist() == [2]
 
 
 def test_label_that_is_not_declared(tmp_path: Path) -> None:
-    said = message(path=table(tmp_path / "a.csv", labelled(a=1, b=1, c=2)), label_names=("a", "b"))
+    said = message(
+        path=table(tmp_path / "a.csv", labelled(a=1, b=1, c=2)), label_names=("a", "b")
+    )
     assert said.startswith(
         "train: 2 example(s) carry a label that data.label_names does not hold, the first 'c'"
     )
@@ -130,7 +174,10 @@ def test_label_sets_that_differ_between_sites(tmp_path: Path) -> None:
     said = message(path=str(tmp_path))
     assert "site 'south' has no example of a; all sites together have a, b." in said
     assert "data.label_names=[a,b]" in said
-    assert read(path=str(tmp_path), label_names=("a", "b")).site_sizes == (("north", 2), ("south", 2))
+    assert read(path=str(tmp_path), label_names=("a", "b")).site_sizes == (
+        ("north", 2),
+        ("south", 2),
+    )
 
 
 # --- hold-out ---------------------------------------------------------------------------------------------
@@ -147,7 +194,11 @@ def testshares_of_by_largest_remainder() -> None:
 def test_hold_out_is_even_by_label_and_keeps_the_order(tmp_path: Path) -> None:
     rows = labelled(a=20, b=10, c=5)
     data = read(path=table(tmp_path / "a.csv", rows), test_fraction=0.2)
-    assert Counter(label for _, label in pairs(data, "test")) == {"a": 4, "b": 2, "c": 1}
+    assert Counter(label for _, label in pairs(data, "test")) == {
+        "a": 4,
+        "b": 2,
+        "c": 1,
+    }
     held = set(pairs(data, "test"))
     assert pairs(data) == [row for row in rows if row not in held]
     assert pairs(data, "test") == [row for row in rows if row in held]
@@ -165,21 +216,35 @@ def test_hold_out_does_not_depend_on_the_order_of_the_labels(tmp_path: Path) -> 
     """A server chooses the order: two plans would train on texts that differ by a few."""
     path = table(tmp_path / "a.csv", labelled(a=30, b=30, c=6, d=7))
     once = read(path=path, label_names=("a", "b", "c", "d"))
-    for names in (("a", "b", "d", "c"), ("d", "c", "b", "a"), ("a", "2", "b", "c", "10", "d")):
+    for names in (
+        ("a", "b", "d", "c"),
+        ("d", "c", "b", "a"),
+        ("a", "2", "b", "c", "10", "d"),
+    ):
         assert read(path=path, label_names=names).test.texts == once.test.texts
-    assert numbered_by_name(np.array([0, 1, 2, 3]), ("b", "10", "a", "9")).tolist() == [3, 1, 2, 0]
+    assert numbered_by_name(np.array([0, 1, 2, 3]), ("b", "10", "a", "9")).tolist() == [
+        3,
+        1,
+        2,
+        0,
+    ]
 
 
 def test_hold_out_leaves_one_of_each_label_to_learn_from(tmp_path: Path) -> None:
     data = read(path=table(tmp_path / "a.csv", labelled(a=9, b=1)), test_fraction=0.9)
     # 9 of 10 asked: 8.1 and 0.9; b stays, so a gives 8, and no more than all but one.
     assert sorted(data.train.labels.tolist()) == [0, 1]
-    assert "too few to hold out" in message(path=table(tmp_path / "b.csv", labelled(a=1, b=1)))
+    assert "too few to hold out" in message(
+        path=table(tmp_path / "b.csv", labelled(a=1, b=1))
+    )
 
 
 def test_hold_out_within_each_site(tmp_path: Path) -> None:
     for site, size in (("east", 10), ("north", 5)):
-        table(tmp_path / f"{site}.csv", [(f"{site}{n}{label}", label) for n in range(size) for label in "ab"])
+        table(
+            tmp_path / f"{site}.csv",
+            [(f"{site}{n}{label}", label) for n in range(size) for label in "ab"],
+        )
     data = read(path=str(tmp_path), test_fraction=0.2)
     assert data.site_sizes == (("east", 16), ("north", 8))
     assert [text[:4] for text in data.train.texts] == ["east"] * 16 + ["nort"] * 8
@@ -194,15 +259,23 @@ def test_hold_out_within_each_site(tmp_path: Path) -> None:
 def test_another_site_leaves_a_sites_test_texts_alone(tmp_path: Path) -> None:
     table(tmp_path / "north.csv", labelled(a=20, b=20))
     alone = read(path=str(tmp_path)).test.texts
-    table(tmp_path / "east.csv", [(f"east {text}", label) for text, label in labelled(a=3, b=3)])
-    assert [text for text in read(path=str(tmp_path)).test.texts if "east" not in text] == alone
+    table(
+        tmp_path / "east.csv",
+        [(f"east {text}", label) for text, label in labelled(a=3, b=3)],
+    )
+    assert [
+        text for text in read(path=str(tmp_path)).test.texts if "east" not in text
+    ] == alone
 
 
 # --- drawing ----------------------------------------------------------------------------------------------
 
 
 def test_draws_are_even_by_label_and_keep_the_order(tmp_path: Path) -> None:
-    rows, test_rows = labelled(a=60, b=30, c=10), [(f"t{text}", label) for text, label in labelled(a=5, b=5)]
+    rows, test_rows = (
+        labelled(a=60, b=30, c=10),
+        [(f"t{text}", label) for text, label in labelled(a=5, b=5)],
+    )
     settings: dict[str, Any] = {
         "path": table(tmp_path / "a.csv", rows),
         "test_path": table(tmp_path / "t.csv", test_rows),
@@ -219,19 +292,28 @@ def test_draws_are_even_by_label_and_keep_the_order(tmp_path: Path) -> None:
 
 def test_draws_keep_the_sitesshares_of(tmp_path: Path) -> None:
     for site, size in (("east", 12), ("north", 4)):
-        table(tmp_path / f"{site}.csv", [(f"{site}{n}{label}", label) for n in range(size) for label in "ab"])
+        table(
+            tmp_path / f"{site}.csv",
+            [(f"{site}{n}{label}", label) for n in range(size) for label in "ab"],
+        )
     test = table(tmp_path / "t" / "t.csv", labelled(a=1, b=1))
     (tmp_path / "t").rename(tmp_path / ".t")
-    data = read(path=str(tmp_path), test_path=test.replace("/t/", "/.t/"), train_examples=8)
+    data = read(
+        path=str(tmp_path), test_path=test.replace("/t/", "/.t/"), train_examples=8
+    )
     # 4 of each label; within a label 12 to 4, so 3 to 1.
     assert data.site_sizes == (("east", 6), ("north", 2))
     assert [text[:4] for text in data.train.texts] == ["east"] * 6 + ["nort"] * 2
 
 
-@pytest.mark.parametrize(("key", "available"), [("train_examples", 2), ("test_examples", 2)])
+@pytest.mark.parametrize(
+    ("key", "available"), [("train_examples", 2), ("test_examples", 2)]
+)
 def test_more_examples_than_there_are(tmp_path: Path, key: str, available: int) -> None:
     path = table(tmp_path / "a.csv", labelled(a=2, b=2))
-    assert f"data.{key} is 3, but there are only {available} examples" in message(path=path, **{key: 3})
+    assert f"data.{key} is 3, but there are only {available} examples" in message(
+        path=path, **{key: 3}
+    )
 
 
 # --- what a person is told --------------------------------------------------------------------------------
@@ -243,7 +325,9 @@ def test_texts_that_stand_on_both_sides_are_told(tmp_path: Path) -> None:
     assert data.findings == ("test: 2 of 3 texts also stand in train, word for word",)
 
 
-def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_may_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = table(tmp_path / "a.csv", labelled(a=2, b=2))
 
     def refuse(self: Path, *args: object, **kwargs: object) -> None:

@@ -34,7 +34,9 @@ def load(model: Path) -> Any:
     return AutoTokenizer.from_pretrained(model)
 
 
-def cut(tokenizer: Any, cache: Path | None, texts: list[str] = TEXTS, max_length: int = 8) -> TokenisedTexts:
+def cut(
+    tokenizer: Any, cache: Path | None, texts: list[str] = TEXTS, max_length: int = 8
+) -> TokenisedTexts:
     """The texts as token ids."""
     return tokenise(texts, np.arange(len(texts)), tokenizer, max_length, cache)
 
@@ -70,7 +72,9 @@ def no_cutting(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_what_was_cut_once_is_read(tiny_model: Path, cache: Path, request: pytest.FixtureRequest) -> None:
+def test_what_was_cut_once_is_read(
+    tiny_model: Path, cache: Path, request: pytest.FixtureRequest
+) -> None:
     tokenizer = load(tiny_model)
     plain, first = cut(tokenizer, None), cut(tokenizer, cache)
     assert plain.starts.tolist() == [0, 4, 10, 13]
@@ -89,7 +93,9 @@ def test_no_texts_are_texts_too(tiny_model: Path, cache: Path) -> None:
         assert cut(load(tiny_model), cache, []).starts.tolist() == [0]
 
 
-def test_whatever_changes_the_ids_finds_nothing(tiny_model: Path, cache: Path, tmp_path: Path) -> None:
+def test_whatever_changes_the_ids_finds_nothing(
+    tiny_model: Path, cache: Path, tmp_path: Path
+) -> None:
     cut(load(tiny_model), cache)
     others = (
         (TEXTS, 7),
@@ -105,7 +111,10 @@ def test_whatever_changes_the_ids_finds_nothing(tiny_model: Path, cache: Path, t
     (model / "tokenizer.json").write_text(words.replace('"goal"', '"gaol"'))
     known, unknown = cut(load(tiny_model), cache), cut(load(model), cache)
     assert len(files(cache)) == len(others) + 2
-    assert (known.ids[2], unknown.ids[2]) == (load(tiny_model).vocab["goal"], load(model).unk_token_id)
+    assert (known.ids[2], unknown.ids[2]) == (
+        load(tiny_model).vocab["goal"],
+        load(model).unk_token_id,
+    )
 
 
 @pytest.mark.parametrize("library", ["transformers", "tokenizers"])
@@ -113,13 +122,17 @@ def test_another_version_of_a_library_finds_nothing(
     tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, library: str
 ) -> None:
     cut(load(tiny_model), cache)
-    monkeypatch.setattr(tokens, "version", lambda name: "0" if name == library else version(name))
+    monkeypatch.setattr(
+        tokens, "version", lambda name: "0" if name == library else version(name)
+    )
     cut(load(tiny_model), cache)
     assert len(files(cache)) == 2
 
 
 @pytest.mark.parametrize("length", [0, 1, 31, 40, NUM_BYTES - 1])
-def test_a_file_cut_short_is_made_anew(tiny_model: Path, cache: Path, length: int) -> None:
+def test_a_file_cut_short_is_made_anew(
+    tiny_model: Path, cache: Path, length: int
+) -> None:
     plain = cut(load(tiny_model), cache)
     whole = files(cache)[0].read_bytes()
     files(cache)[0].write_bytes(whole[:length])
@@ -128,7 +141,9 @@ def test_a_file_cut_short_is_made_anew(tiny_model: Path, cache: Path, length: in
 
 
 @pytest.mark.parametrize("position", [0, 8, 60, NUM_BYTES - 1])
-def test_a_damaged_file_is_made_anew(tiny_model: Path, cache: Path, position: int) -> None:
+def test_a_damaged_file_is_made_anew(
+    tiny_model: Path, cache: Path, position: int
+) -> None:
     plain = cut(load(tiny_model), cache)
     whole = files(cache)[0].read_bytes()
     damaged = bytearray(whole)
@@ -186,7 +201,10 @@ def test_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
     assert cache_folder("auto") == Path("/var/cache/wardround/tokens")
-    for unset in ("", "relative/path"):  # to be ignored, says the XDG Base Directory Specification
+    for unset in (
+        "",
+        "relative/path",
+    ):  # to be ignored, says the XDG Base Directory Specification
         monkeypatch.setenv("XDG_CACHE_HOME", unset)
         assert cache_folder("auto") == Path("/home/ada/.cache/wardround/tokens")
     assert cache_folder("~/tokens") == Path("/home/ada/tokens")
@@ -194,7 +212,9 @@ def test_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_word_is_no_folder(make_settings: Make) -> None:
-    with pytest.raises(ValueError, match=r"data\.token_cache is 'off'\. Give auto, null, or a folder"):
+    with pytest.raises(
+        ValueError, match=r"data\.token_cache is 'off'\. Give auto, null, or a folder"
+    ):
         make_settings("data.token_cache=off")
 
 
@@ -209,7 +229,9 @@ def test_a_run_is_the_same_bit_for_bit(
     make_settings: Make, cache: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     def run(name: str, setting: str) -> list[str]:
-        return hashes(make_settings(f"run_dir={tmp_path / name}", f"data.token_cache={setting}"))
+        return hashes(
+            make_settings(f"run_dir={tmp_path / name}", f"data.token_cache={setting}")
+        )
 
     without, cold = run("without", "null"), run("cold", str(cache))
     request.getfixturevalue("no_cutting")
@@ -228,13 +250,19 @@ def test_workers_share_what_was_mapped(make_settings: Make, cache: Path) -> None
     os.close(shared)
 
 
-def test_a_site_keeps_no_tokens_unless_its_own_file_says_so(make_settings: Make, tmp_path: Path) -> None:
+def test_a_site_keeps_no_tokens_unless_its_own_file_says_so(
+    make_settings: Make, tmp_path: Path
+) -> None:
     sent = make_settings(
-        f"data.token_cache={tmp_path / 'theirs'}", "engine=deployment", "data.label_names=[a,b]"
+        f"data.token_cache={tmp_path / 'theirs'}",
+        "engine=deployment",
+        "data.label_names=[a,b]",
     )
     sent = sent.for_sites()
     assert sent.data.token_cache is None
     site = make_site(tmp_path, 9092, tmp_path / "texts.csv")
     assert RealSite(site).localise(sent).data.token_cache is None
-    willing = make_site(tmp_path, 9092, tmp_path / "texts.csv", token_cache=tmp_path / "ours")
+    willing = make_site(
+        tmp_path, 9092, tmp_path / "texts.csv", token_cache=tmp_path / "ours"
+    )
     assert RealSite(willing).localise(sent).data.token_cache == str(tmp_path / "ours")

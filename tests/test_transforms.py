@@ -45,7 +45,9 @@ def test_exact_comes_back_bit_for_bit(step: float) -> None:
 
 def test_exact_keeps_what_arithmetic_would_not() -> None:
     """Zeros of both signs, numbers that are none, the largest and the smallest, jumps across zero."""
-    odd = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 3.4e38, 1e-45, -1e-45], dtype=np.float32)
+    odd = np.array(
+        [0.0, -0.0, np.nan, np.inf, -np.inf, 3.4e38, 1e-45, -1e-45], dtype=np.float32
+    )
     base, trained = np.resize(odd, SIZE), np.resize(odd[::-1], SIZE)
     out = np.empty_like(base)
     exact.decode(exact.encode(trained, base), base, out)
@@ -71,19 +73,29 @@ def test_exact_halves_what_a_small_learning_rate_moves() -> None:
     assert encode(EXACT, numbers(5, 0.04, 100_000), base).form == WHOLE
 
 
-@pytest.mark.parametrize(("name", "bits", "share"), [("bf16", 8, 0.5), ("fp16", 11, 0.5), ("int8", 8, 0.25)])
-def test_rounded_deltas_are_off_by_half_a_unit(name: str, bits: int, share: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "bits", "share"), [("bf16", 8, 0.5), ("fp16", 11, 0.5), ("int8", 8, 0.25)]
+)
+def test_rounded_deltas_are_off_by_half_a_unit(
+    name: str, bits: int, share: float
+) -> None:
     """bf16 and fp16: half a unit in the last place of each; int8: half a 127th of the group's largest."""
-    base = np.zeros(SIZE, dtype=np.float32)  # so that adding the delta rounds nothing more
+    base = np.zeros(
+        SIZE, dtype=np.float32
+    )  # so that adding the delta rounds nothing more
     trained = numbers(1, 1e-6)
     payload = encode(name, trained, base)
     error = np.abs(decode(payload, base) - trained)
     if name == "int8":
         groups = [trained[start : start + GROUP] for start in range(0, SIZE, GROUP)]
-        allowed = np.concatenate([np.full(len(part), np.abs(part).max() / 127 / 2) for part in groups])
+        allowed = np.concatenate(
+            [np.full(len(part), np.abs(part).max() / 127 / 2) for part in groups]
+        )
     else:
         allowed = np.abs(trained) * 2.0**-bits
-        if name == "fp16":  # below 2**-14 of the group's scale it counts in steps of 2**-24
+        if (
+            name == "fp16"
+        ):  # below 2**-14 of the group's scale it counts in steps of 2**-24
             allowed = np.maximum(allowed, 2.0**-24 * np.abs(trained).max())
     assert (error <= allowed * (1 + 1e-5)).all()
     assert error.max() > 0
@@ -95,7 +107,9 @@ def test_what_is_lost_is_sent_later(name: str) -> None:
     """The same small delta ten times: the sum of what arrives is the sum of the deltas, to one rounding."""
     base, delta = np.zeros(SIZE, dtype=np.float32), numbers(1, 1e-3)
     residual = np.zeros(SIZE, dtype=np.float32)
-    with_feedback = sum(decode(encode(name, delta, base, residual), base) for _ in range(10))
+    with_feedback = sum(
+        decode(encode(name, delta, base, residual), base) for _ in range(10)
+    )
     without = 10 * decode(encode(name, delta, base), base)
     lost = np.linalg.norm(with_feedback - 10 * delta)
     assert lost == pytest.approx(np.linalg.norm(residual), rel=1e-2)
@@ -156,7 +170,9 @@ def listed(taken: np.ndarray | None) -> list[float] | None:
     return None if taken is None else list(taken.tolist())
 
 
-def test_residuals_of_a_simulation_survive_a_round_that_is_done_again(tmp_path: Path) -> None:
+def test_residuals_of_a_simulation_survive_a_round_that_is_done_again(
+    tmp_path: Path,
+) -> None:
     files = CarriedFiles(tmp_path / "residuals", client=3)
     assert files.take("run", 1, 4) is None
     for number in (1, 2, 3, 4):
@@ -178,17 +194,25 @@ def test_residuals_of_a_site_belong_to_one_run_and_one_round() -> None:
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_a_simulation_sends_what_sites_would(make_settings: Make, tmp_path: Path, name: str) -> None:
+def test_a_simulation_sends_what_sites_would(
+    make_settings: Make, tmp_path: Path, name: str
+) -> None:
     """Stopped and gone on with, in one process or in two workers: the same numbers, in fewer bytes."""
     common = [f"transforms={name}", "train.learning_rate=0.01"]
-    exact_run = make_settings("train.learning_rate=0.01", f"run_dir={tmp_path / 'exact'}")
+    exact_run = make_settings(
+        "train.learning_rate=0.01", f"run_dir={tmp_path / 'exact'}"
+    )
     whole = make_settings(*common, f"run_dir={tmp_path / 'whole'}")
     simulate(exact_run)
     simulate(whole)
     for rounds in (1, 3):
-        parts = make_settings(*common, f"run_dir={tmp_path / 'parts'}", f"num_rounds={rounds}")
+        parts = make_settings(
+            *common, f"run_dir={tmp_path / 'parts'}", f"num_rounds={rounds}"
+        )
         simulate(parts)
-    workers = make_settings(*common, f"run_dir={tmp_path / 'workers'}", "engine.workers=2", "threads=1")
+    workers = make_settings(
+        *common, f"run_dir={tmp_path / 'workers'}", "engine.workers=2", "threads=1"
+    )
     one_thread = make_settings(*common, f"run_dir={tmp_path / 'one'}", "threads=1")
     simulate(workers)
     simulate(one_thread)

@@ -26,7 +26,14 @@ from wardround.common.model.flat import files_sha256
 from wardround.common.model.state import open_model
 from wardround.common.provenance import FILE_NAME, Claim, Provenance, Unproven
 from wardround.common.settings import Settings
-from wardround.common.wire.signing import MODEL, RUN, RunStatement, open_envelope, read_statement, sign
+from wardround.common.wire.signing import (
+    MODEL,
+    RUN,
+    RunStatement,
+    open_envelope,
+    read_statement,
+    sign,
+)
 from wardround.server.engines.simulate import simulate
 from wardround.server.model_folder import save_model
 from wardround.server.record import RoundRecord
@@ -38,17 +45,26 @@ ALL = tuple(CHECKS)
 @pytest.fixture
 def plan_settings(make_settings: Make) -> Settings:
     """Of a deployment with two sites and two rounds."""
-    words = ("engine=deployment", "data.label_names=[health,money,sport]", "evaluation.where=server")
+    words = (
+        "engine=deployment",
+        "data.label_names=[health,money,sport]",
+        "evaluation.where=server",
+    )
     return make_settings(*words, "num_clients=2", "num_rounds=2", "threads=1")
 
 
 @pytest.fixture
 def released(
-    learned_run: tuple[list[str], Said], tiny_texts: Path, plan_settings: Settings, tmp_path: Path
+    learned_run: tuple[list[str], Said],
+    tiny_texts: Path,
+    plan_settings: Settings,
+    tmp_path: Path,
 ) -> Released:
     """Of a run that went as it should."""
     run = run_dir_of(learned_run[0])
-    return Released(tmp_path / "world", tiny_texts, run / "model", plan_settings, hashes(run)[-1])
+    return Released(
+        tmp_path / "world", tiny_texts, run / "model", plan_settings, hashes(run)[-1]
+    )
 
 
 def states(made: Released) -> dict[str, str]:
@@ -58,9 +74,14 @@ def states(made: Released) -> dict[str, str]:
 
 def test_what_a_plan_made_is_verified(released: Released, tmp_path: Path) -> None:
     checks = verify_model(released.site, released.folder)
-    assert [(check.name, check.state) for check in checks] == [(name, "ok") for name in ALL]
+    assert [(check.name, check.state) for check in checks] == [
+        (name, "ok") for name in ALL
+    ]
     assert is_verified(checks)
-    assert "2 of this site are in it, of 2 that its ledger says left" in checks[ALL.index("updates")].words
+    assert (
+        "2 of this site are in it, of 2 that its ledger says left"
+        in checks[ALL.index("updates")].words
+    )
     assert verdict(released.folder, checks).startswith("verified: ")
 
 
@@ -114,7 +135,8 @@ def other_plan_than_the_keys(made: Released) -> None:
 def updates(made: Released, **changed: str) -> tuple[tuple[int, str, str], ...]:
     """Those of the provenance; args: by name of a site, its answers' hash."""
     return tuple(
-        (number, name, changed.get(name, answer)) for number, name, answer in made.provenance.updates
+        (number, name, changed.get(name, answer))
+        for number, name, answer in made.provenance.updates
     )
 
 
@@ -122,13 +144,22 @@ def no_ledger_line(made: Released) -> None:
     """The site sent for another plan, so that nothing left for this one."""
     ledger = made.site.state / "ledger.jsonl"
     ledger.unlink()
-    made.write(updates=tuple(entry for entry in made.provenance.updates if entry[1] == "lakeside"))
+    made.write(
+        updates=tuple(
+            entry for entry in made.provenance.updates if entry[1] == "lakeside"
+        )
+    )
     with Ledger(made.site.state, made.site.name, made.own) as opened:
         opened.opened()
 
 
 ATTACKS = [
-    Attack("tokenizer", lambda made: change_tokenizer(made.folder), "files", "changed: tokenizer.json"),
+    Attack(
+        "tokenizer",
+        lambda made: change_tokenizer(made.folder),
+        "files",
+        "changed: tokenizer.json",
+    ),
     Attack("weight", change_weight, "files", "changed: model.safetensors"),
     Attack(
         "settings",
@@ -142,22 +173,47 @@ ATTACKS = [
         "files",
         "not named there: adapter_config.json, adapter_model.safetensors",
     ),
-    Attack("gone", lambda made: file_of(made, "README.md").unlink(), "files", "missing: README.md"),
+    Attack(
+        "gone",
+        lambda made: file_of(made, "README.md").unlink(),
+        "files",
+        "missing: README.md",
+    ),
     Attack(
         "link to a folder",
         lambda made: file_of(made, "more").symlink_to(made.site.state),
         "files",
         "not named there: more",
     ),
-    Attack("tensors", lambda made: made.write(model_sha256="0" * 64), "tensors", "not those that the run"),
+    Attack(
+        "tensors",
+        lambda made: made.write(model_sha256="0" * 64),
+        "tensors",
+        "not those that the run",
+    ),
     Attack("another coordinator", of_another_coordinator, "run", "forged"),
     Attack("another run", of_another_run, "statement", "not signed with the run's key"),
     Attack(
-        "another hand", lambda made: made.write(run_key=new_key("signing")), "statement", "not signed with"
+        "another hand",
+        lambda made: made.write(run_key=new_key("signing")),
+        "statement",
+        "not signed with",
     ),
-    Attack("another plan", of_another_plan, "plan", "was not told of plan eeeeeeeeeeee"),
-    Attack("plan of another key", other_plan_than_the_keys, "statement", "names another plan"),
-    Attack("pending", lambda made: made.decide("pending"), "plan", "waits for your decision"),
+    Attack(
+        "another plan", of_another_plan, "plan", "was not told of plan eeeeeeeeeeee"
+    ),
+    Attack(
+        "plan of another key",
+        other_plan_than_the_keys,
+        "statement",
+        "names another plan",
+    ),
+    Attack(
+        "pending",
+        lambda made: made.decide("pending"),
+        "plan",
+        "waits for your decision",
+    ),
     Attack("rejected", lambda made: made.decide("rejected"), "plan", "rejected"),
     Attack("revoked", lambda made: made.decide("revoked"), "plan", "approval revoked"),
     Attack(
@@ -180,7 +236,9 @@ ATTACKS = [
     ),
     Attack(
         "an update of a stranger",
-        lambda made: made.write(updates=(*made.provenance.updates, (1, "mallory", "a" * 64))),
+        lambda made: made.write(
+            updates=(*made.provenance.updates, (1, "mallory", "a" * 64))
+        ),
         "updates",
         "round 1 of mallory",
     ),
@@ -192,7 +250,9 @@ ATTACKS = [
     ),
     Attack(
         "more rounds than it had",
-        lambda made: made.write(updates=(*made.provenance.updates, (3, "lakeside", "a" * 64))),
+        lambda made: made.write(
+            updates=(*made.provenance.updates, (3, "lakeside", "a" * 64))
+        ),
         "updates",
         "round 3 of lakeside",
     ),
@@ -209,17 +269,39 @@ ATTACKS = [
         "files",
         "version 1 names no files",
     ),
-    Attack("nothing said", lambda made: file_of(made, FILE_NAME).unlink(), "run", "there is no prov"),
-    Attack("no JSON", lambda made: file_of(made, FILE_NAME).write_text("["), "run", "cannot be read"),
-    Attack("other JSON", lambda made: file_of(made, FILE_NAME).write_text("{}"), "run", "does not hold"),
-    Attack("a later version", lambda made: made.write(version=3), "statement", "none of version 1 or 2"),
+    Attack(
+        "nothing said",
+        lambda made: file_of(made, FILE_NAME).unlink(),
+        "run",
+        "there is no prov",
+    ),
+    Attack(
+        "no JSON",
+        lambda made: file_of(made, FILE_NAME).write_text("["),
+        "run",
+        "cannot be read",
+    ),
+    Attack(
+        "other JSON",
+        lambda made: file_of(made, FILE_NAME).write_text("{}"),
+        "run",
+        "does not hold",
+    ),
+    Attack(
+        "a later version",
+        lambda made: made.write(version=3),
+        "statement",
+        "none of version 1 or 2",
+    ),
 ]
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_what_no_plan_made_is_not_verified(attack: Attack, released: Released) -> None:
     attack.make(released)
-    checks = {check.name: check for check in verify_model(released.site, released.folder)}
+    checks = {
+        check.name: check for check in verify_model(released.site, released.folder)
+    }
     assert tuple(checks) == ALL
     assert checks[attack.check].state == "no"
     assert attack.words in checks[attack.check].words
@@ -228,7 +310,9 @@ def test_what_no_plan_made_is_not_verified(attack: Attack, released: Released) -
     # What stands before is not blamed; a changed weight is seen twice.
     before = ALL[: ALL.index(attack.check)]
     assert {checks[name].state for name in before} <= {"ok"}
-    assert (checks["tensors"].state == "no") == (attack.name in ("weight", "tensors", "adapter"))
+    assert (checks["tensors"].state == "no") == (
+        attack.name in ("weight", "tensors", "adapter")
+    )
 
 
 def test_nothing_that_is_not_signed_is_looked_at(released: Released) -> None:
@@ -238,7 +322,9 @@ def test_nothing_that_is_not_signed_is_looked_at(released: Released) -> None:
 
 def test_a_model_of_adapters_is_proved_by_its_files(released: Released) -> None:
     released.write(model_sha256="0" * 64, tensors_as_trained=False)
-    checks = {check.name: check for check in verify_model(released.site, released.folder)}
+    checks = {
+        check.name: check for check in verify_model(released.site, released.folder)
+    }
     assert checks["tensors"].state == "ok"
     assert "adapters were merged" in checks["tensors"].words
 
@@ -253,7 +339,9 @@ def test_a_foreign_name_moves_no_cursor(released: Released) -> None:
 
 
 def test_verify_model_as_an_engineer_types_it(
-    released: Released, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    released: Released,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     place = released.folder.parent
     write_site_file(released.site, place / "site.yaml")
@@ -282,13 +370,23 @@ def test_verify_model_as_an_engineer_types_it(
     assert code == 2
 
 
-def test_personalise_takes_what_is_verified(make_settings: Make, tiny_texts: Path, tmp_path: Path) -> None:
-    words = ("evaluation.where=sites", "evaluation.validation_fraction=0.5", "data.test_path=null")
+def test_personalise_takes_what_is_verified(
+    make_settings: Make, tiny_texts: Path, tmp_path: Path
+) -> None:
+    words = (
+        "evaluation.where=sites",
+        "evaluation.validation_fraction=0.5",
+        "data.test_path=null",
+    )
     settings = make_settings(*words, "data.test_fraction=0.4", "num_rounds=1")
     simulate(settings)
     run = Path(settings.run_dir)
     told = make_settings(
-        *("engine=deployment", "data.label_names=[health,money,sport]", "evaluation.where=server"),
+        *(
+            "engine=deployment",
+            "data.label_names=[health,money,sport]",
+            "evaluation.where=server",
+        ),
         *("num_clients=2", "num_rounds=2", "threads=1"),
     )
     facts: dict[str, Any] = {"model": Path(settings.model.name), "test_fraction": 0.4}
@@ -298,8 +396,12 @@ def test_personalise_takes_what_is_verified(make_settings: Make, tiny_texts: Pat
     asked = {"name": "fine_tuned", "epochs": 1}
     record = personalise(made.site, made.folder, tmp_path / "own", asked)
     assert record.sites[0].name == "st_marys"
-    (made.folder / "wardround.json").write_text((made.folder / "wardround.json").read_text() + " ")
-    with pytest.raises(ValueError, match=r"files: changed: wardround\.json.*--unverified"):
+    (made.folder / "wardround.json").write_text(
+        (made.folder / "wardround.json").read_text() + " "
+    )
+    with pytest.raises(
+        ValueError, match=r"files: changed: wardround\.json.*--unverified"
+    ):
         personalise(made.site, made.folder, tmp_path / "two", asked)
     assert not (tmp_path / "two").exists()
     personalise(made.site, made.folder, tmp_path / "three", asked, unverified=True)
@@ -317,7 +419,9 @@ def predicted(made: Released, *words: str) -> Said:
     return wardround("predict", str(made.folder), "--text", "goal match", *words)
 
 
-def test_predict_holds_a_folder_against_its_provenance(released: Released, tmp_path: Path) -> None:
+def test_predict_holds_a_folder_against_its_provenance(
+    released: Released, tmp_path: Path
+) -> None:
     honest = predicted(released)
     assert honest.code == 0
     assert "for want of the coordinator's key (--key coordinator.pub)" in honest.err
@@ -326,14 +430,19 @@ def test_predict_holds_a_folder_against_its_provenance(released: Released, tmp_p
     assert (trusted.code, trusted.out, trusted.err) == (0, honest.out, "")
     stranger = tmp_path / "stranger.pub"
     stranger.write_text(public_line(new_key("signing")))
-    assert "not signed with the coordinator's key" in predicted(released, "--key", str(stranger)).err
+    assert (
+        "not signed with the coordinator's key"
+        in predicted(released, "--key", str(stranger)).err
+    )
     stranger.write_text("no key")
     assert predicted(released, "--key", str(stranger)).code == 2
     change_tokenizer(released.folder)
     for more in ((), ("--key", key)):
         said = predicted(released, *more)
         assert (said.code, said.out) == (2, "")
-        assert "is not what its provenance.json says: changed: tokenizer.json" in said.err
+        assert (
+            "is not what its provenance.json says: changed: tokenizer.json" in said.err
+        )
 
 
 def test_predict_says_what_version_1_leaves_open(released: Released) -> None:
@@ -349,7 +458,9 @@ def test_predict_takes_a_folder_without_a_provenance(
     run = run_dir_of(learned_run[0])
     said = wardround("predict", str(run), "--text", "goal match")
     assert (said.code, said.err) == (0, "")
-    said = wardround("predict", str(run), "--text", "a", "--key", str(released.site.coordinator_key))
+    said = wardround(
+        "predict", str(run), "--text", "a", "--key", str(released.site.coordinator_key)
+    )
     assert said.code == 2
     assert "holds no provenance.json" in said.err
 
@@ -368,25 +479,38 @@ class Signer:
     def provenance_of(self, run: RunFolder, kept: RoundRecord) -> Provenance:
         """As in `Certifier`."""
         assert kept.model_sha256 is not None
-        return Provenance(2, "0" * 64, {"alpha": "SHA256:a"}, kept.model_sha256, (), kept.round)
+        return Provenance(
+            2, "0" * 64, {"alpha": "SHA256:a"}, kept.model_sha256, (), kept.round
+        )
 
     def sign_provenance(self, provenance: Provenance) -> dict[str, str]:
         """As in `Certifier`."""
         run = RunStatement("trial", public_line(self.key), 0.0, 1.0, "0" * 64)
-        signed = {"run": sign(RUN, run, self.coordinator), "statement": sign(MODEL, provenance, self.key)}
+        signed = {
+            "run": sign(RUN, run, self.coordinator),
+            "statement": sign(MODEL, provenance, self.key),
+        }
         read = read_statement(
-            RunStatement, open_envelope(signed["run"], RUN, [public_line(self.coordinator)])
+            RunStatement,
+            open_envelope(signed["run"], RUN, [public_line(self.coordinator)]),
         )
         assert read == run
         return signed
 
 
-@pytest.mark.parametrize("more", [(), ("adapters=lora",), ("model.activation=abu",)], ids=str)
-def test_a_released_folder_names_all_its_files(more: tuple[str, ...], make_settings: Make) -> None:
+@pytest.mark.parametrize(
+    "more", [(), ("adapters=lora",), ("model.activation=abu",)], ids=str
+)
+def test_a_released_folder_names_all_its_files(
+    more: tuple[str, ...], make_settings: Make
+) -> None:
     settings = make_settings("num_rounds=1", *more)
     simulate(settings)
     folder, labels = RunFolder(Path(settings.run_dir)), ("health", "money", "sport")
-    state, checkpoint = open_model(settings, labels, fresh=True), folder.load_checkpoint()
+    state, checkpoint = (
+        open_model(settings, labels, fresh=True),
+        folder.load_checkpoint(),
+    )
     assert checkpoint is not None
     for name, view in state.layout.views(state.flat).items():
         view.copy_(checkpoint.tensors[name])
@@ -395,7 +519,11 @@ def test_a_released_folder_names_all_its_files(more: tuple[str, ...], make_setti
     model = folder.path / "model"
     claim = Claim(model, public_line(signer.coordinator))
     assert claim.provenance.tensors_as_trained == (more != ("adapters=lora",))
-    there = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
+    there = {
+        path.relative_to(model).as_posix()
+        for path in model.rglob("*")
+        if path.is_file()
+    }
     assert set(claim.provenance.files) == there - {FILE_NAME}
     assert claim.provenance.round == 1
     claim.check_files()
@@ -409,7 +537,10 @@ def test_a_released_folder_names_all_its_files(more: tuple[str, ...], make_setti
 
 def test_a_provenance_of_before_is_read(released: Released) -> None:
     """As version 1 was written: without the fields that version 2 has more."""
-    told = {name: getattr(released.provenance, name) for name in ("plan", "sites", "model_sha256", "updates")}
+    told = {
+        name: getattr(released.provenance, name)
+        for name in ("plan", "sites", "model_sha256", "updates")
+    }
 
     @dataclass(frozen=True)
     class Old:

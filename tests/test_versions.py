@@ -24,7 +24,10 @@ KINDS = ("even", "odd")
 
 def rows(*numbers: int, out: tuple[int, ...] = ()) -> str:
     """A file of these texts; those in `out` have opted out."""
-    lines = (f"text {number},{KINDS[number % 2]},{'yes' if number in out else 'no'}" for number in numbers)
+    lines = (
+        f"text {number},{KINDS[number % 2]},{'yes' if number in out else 'no'}"
+        for number in numbers
+    )
     return "\n".join(["text,label,out", *lines]) + "\n"
 
 
@@ -34,7 +37,9 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.file = folder / "texts.csv"
         policy = Policy(min_changed_texts=5)
-        self.site = make_site(folder, 9092, self.file, opt_out_column="out", policy=policy)
+        self.site = make_site(
+            folder, 9092, self.file, opt_out_column="out", policy=policy
+        )
         self.versions = Versions(self.site)
 
     def read(self, text: str) -> Version:
@@ -72,11 +77,16 @@ def lab(tmp_path: Path) -> Lab:
         (rows(*range(100, 120)), ""),
         (rows(*range(20), out=(3,)), "data_too_close"),
         (rows(*range(20), 3), "data_too_close"),  # a text twice
-        (rows(*range(20)).replace("text 3,odd", "text 3,even"), "data_too_close"),  # another label
+        (
+            rows(*range(20)).replace("text 3,odd", "text 3,even"),
+            "data_too_close",
+        ),  # another label
         (rows(*range(20)).replace("text 3,", "text  3,"), "data_too_close"),
     ],
 )
-def test_texts_that_differ_by_a_few_are_refused(lab: Lab, content: str, code: str) -> None:
+def test_texts_that_differ_by_a_few_are_refused(
+    lab: Lab, content: str, code: str
+) -> None:
     assert lab.code(content) == code
 
 
@@ -117,7 +127,9 @@ def test_a_late_opt_out_moves_no_other_text(lab: Lab) -> None:
     assert late is not None
     after = read_texts(data, 0, lab.site.name, late=late)
     gone = {"text 3", "text 8", "text 11"}
-    assert after.train.texts == [text for text in before.train.texts if text not in gone]
+    assert after.train.texts == [
+        text for text in before.train.texts if text not in gone
+    ]
     assert after.test.texts == [text for text in before.test.texts if text not in gone]
 
 
@@ -141,6 +153,8 @@ def test_texts_without_late_opt_outs_are_a_version_of_their_own(lab: Lab) -> Non
     RealSite(lab.site)._late_opt_outs(order)
     answered = [(PLAN, "d1"), (PLAN, data)]
     after = lab.read(rows(*range(20), out=tuple(range(7))))
-    lab.versions.check_distance(after, iter(answered[:1]))  # 7 from those of the approval
+    lab.versions.check_distance(
+        after, iter(answered[:1])
+    )  # 7 from those of the approval
     with pytest.raises(Declines, match="1 texts differ"):
         lab.versions.check_distance(after, iter(answered))

@@ -23,7 +23,9 @@ pytestmark = pytest.mark.slow
 
 def run(*words: str | Path, folder: Path) -> str:
     """Run a command to its end; its output. The test fails if the command does."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+    }
     done = subprocess.run(
         list(map(str, words)),
         cwd=folder,
@@ -39,7 +41,17 @@ def run(*words: str | Path, folder: Path) -> str:
 
 def build(kind: str, source: Path, target: Path) -> Path:
     """Build an `sdist` or a `wheel`."""
-    run(sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", target, folder=source)
+    run(
+        sys.executable,
+        "-m",
+        "hatchling",
+        "build",
+        "-t",
+        kind,
+        "-d",
+        target,
+        folder=source,
+    )
     (built,) = target.iterdir()
     return built
 
@@ -52,7 +64,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(sdist) as opened:
         opened.extractall(folder / "source", filter="data")
     (source,) = (folder / "source").iterdir()
-    assert [path.name for path in (source / "wardround").iterdir() if path.is_dir()] == []
+    assert [
+        path.name for path in (source / "wardround").iterdir() if path.is_dir()
+    ] == []
     return build("wheel", source, folder / "wheel")
 
 
@@ -72,20 +86,33 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_wheel_installs_one_name(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
-    assert {name.split("/")[0] for name in names} == {"wardround", "wardround-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "wardround",
+        "wardround-0.1.0.dist-info",
+    }
     ours = {
         f"wardround/{path.relative_to(ROOT).as_posix()}"
         for name in ("server", "client", "common", "conf")
         for path in (ROOT / name).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    added = {"__init__.py", "api.py", "py.typed", "server/bundle/LICENSE", "server/bundle/pyproject.toml"}
+    added = {
+        "__init__.py",
+        "api.py",
+        "py.typed",
+        "server/bundle/LICENSE",
+        "server/bundle/pyproject.toml",
+    }
     held = {name for name in names if name.startswith("wardround/")}
     assert held == ours | {f"wardround/{name}" for name in added}
 
 
 def test_a_wheel_simulates_sweeps_and_makes_a_site(
-    programs: Path, tmp_path: Path, tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path
+    programs: Path,
+    tmp_path: Path,
+    tiny_model: Path,
+    tiny_texts: Path,
+    tiny_test_texts: Path,
 ) -> None:
     (tmp_path / "server.py").write_text("raise SystemExit('a file of the user')\n")
     (tmp_path / "common").mkdir()
@@ -93,9 +120,24 @@ def test_a_wheel_simulates_sweeps_and_makes_a_site(
     assert run(wardround, "--version", folder=tmp_path).strip() == "wardround 0.1.0"
     words = tiny(tiny_model, tiny_texts, tiny_test_texts, tmp_path / "run")
     assert "accuracy" in run(wardround, "simulate", *words, folder=tmp_path)
-    rounds = ("data.budget_rounds=1", "data.second_threshold_rounds=1", "num_clients=1,2")
-    kept = [word for word in words if not word.startswith(("num_clients=", "num_rounds=", "run_dir="))]
-    told = run(wardround, "sweep", *kept, *rounds, f"run_dir={tmp_path / 'sweep'}", folder=tmp_path)
+    rounds = (
+        "data.budget_rounds=1",
+        "data.second_threshold_rounds=1",
+        "num_clients=1,2",
+    )
+    kept = [
+        word
+        for word in words
+        if not word.startswith(("num_clients=", "num_rounds=", "run_dir="))
+    ]
+    told = run(
+        wardround,
+        "sweep",
+        *kept,
+        *rounds,
+        f"run_dir={tmp_path / 'sweep'}",
+        folder=tmp_path,
+    )
     report = tmp_path / "sweep" / "report"
     assert f"report: {report / 'index.html'}" in told
     assert "The paper's claims" in (report / "summary.md").read_text(encoding="utf-8")
@@ -108,7 +150,10 @@ def test_a_wheel_simulates_sweeps_and_makes_a_site(
     assert (tmp_path / "site" / "site.yaml").is_file()
     code = f"from pathlib import Path; {STAGE}(Path({str(tmp_path / 'app')!r}))"
     run(programs / "python", "-c", code, folder=tmp_path)
-    assert sorted(path.name for path in (tmp_path / "app").iterdir()) == ["LICENSE", "pyproject.toml"]
+    assert sorted(path.name for path in (tmp_path / "app").iterdir()) == [
+        "LICENSE",
+        "pyproject.toml",
+    ]
 
 
 def test_a_checkout_without_links_is_importable(tmp_path: Path) -> None:
@@ -121,7 +166,13 @@ def test_a_checkout_without_links_is_importable(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(ROOT / name)
         (package / name).write_text(f"../{name}")
     code = "import wardround.common.places as p; print(p.__name__)"
-    assert run(sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, '.'); {code}", folder=tmp_path)
+    assert run(
+        sys.executable,
+        "-P",
+        "-c",
+        f"import sys; sys.path.insert(0, '.'); {code}",
+        folder=tmp_path,
+    )
 
 
 @pytest.mark.parametrize("name", ["server", "client", "common"])

@@ -32,11 +32,37 @@ def test_any_words_are_made_fit(word: str) -> None:
 
 def test_no_sign_that_is_printable_by_its_name_is_forgotten() -> None:
     """Of all signs: those that Unicode says to ignore when they are shown never come through."""
-    ignorable = [0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x3164, 0xFFA0]
-    ignorable += [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), *range(0x200B, 0x2010)]
-    assert [hex(code) for code in ignorable if printable(f"a{chr(code)}b") != "a b"] == []
-    passing = [chr(code) for code in range(sys.maxunicode + 1) if printable(f"a{chr(code)}b") != "a b"]
-    assert faults("".join(sign for sign in passing if sign.isprintable() and not _is_mark(sign))) == []
+    ignorable = [
+        0x034F,
+        0x115F,
+        0x1160,
+        0x17B4,
+        0x17B5,
+        *range(0x180B, 0x1810),
+        0x3164,
+        0xFFA0,
+    ]
+    ignorable += [
+        *range(0xFE00, 0xFE10),
+        *range(0xE0100, 0xE01F0),
+        *range(0x200B, 0x2010),
+    ]
+    assert [
+        hex(code) for code in ignorable if printable(f"a{chr(code)}b") != "a b"
+    ] == []
+    passing = [
+        chr(code)
+        for code in range(sys.maxunicode + 1)
+        if printable(f"a{chr(code)}b") != "a b"
+    ]
+    assert (
+        faults(
+            "".join(
+                sign for sign in passing if sign.isprintable() and not _is_mark(sign)
+            )
+        )
+        == []
+    )
 
 
 def _is_mark(sign: str) -> bool:
@@ -46,7 +72,9 @@ def _is_mark(sign: str) -> bool:
 
 
 def test_plain_names_stand_as_they_are_and_others_in_quotation_marks() -> None:
-    assert [shown(name) for name in ("st_marys", "google-bert/bert@1.0", "Ärzte", "0.5")] == [
+    assert [
+        shown(name) for name in ("st_marys", "google-bert/bert@1.0", "Ärzte", "0.5")
+    ] == [
         "st_marys",
         "google-bert/bert@1.0",
         "Ärzte",
@@ -70,7 +98,9 @@ def test_our_own_layout_stays() -> None:
 
 def test_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     def fails() -> None:
-        raise ValueError("run_dir is '\x1b[2J\u202e\x9b'. Choose another.\nAnd read this.")
+        raise ValueError(
+            "run_dir is '\x1b[2J\u202e\x9b'. Choose another.\nAnd read this."
+        )
 
     said: list[str] = []
     assert guarded(fails, said.append, "stopped") == 2

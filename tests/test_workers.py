@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,11 @@ from wardround.server.engines import simulate as door
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.engines.pool import WorkerPool
 from wardround.server.engines.simulate import count_workers, simulate
-from wardround.server.engines.worker import corpus_from_memory, corpus_to_memory, tensors_in
+from wardround.server.engines.worker import (
+    corpus_from_memory,
+    corpus_to_memory,
+    tensors_in,
+)
 from wardround.server.rounds.clients import GridClients, RunFailed
 
 
@@ -46,12 +49,18 @@ def children(pid: int) -> set[int]:
 def run_in_pool(settings: Settings, num_workers: int) -> WorkerPool:
     """A run in a pool of exactly so many; returns the pool, closed."""
     with WorkerPool(num_workers, settings) as pool:
-        conduct(GridClients(LocalGrid(client_app, settings.num_clients, pool)), settings)
+        conduct(
+            GridClients(LocalGrid(client_app, settings.num_clients, pool)), settings
+        )
     return pool
 
 
-@pytest.mark.parametrize("where", ["server", pytest.param("sites", marks=pytest.mark.slow)])
-def test_one_worker_equals_four_equals_none(make_settings: Make, tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize(
+    "where", ["server", pytest.param("sites", marks=pytest.mark.slow)]
+)
+def test_one_worker_equals_four_equals_none(
+    make_settings: Make, tmp_path: Path, where: str
+) -> None:
     """Every number of the history but the seconds, in every round; five clients of unequal size."""
     common = ["num_clients=5", f"evaluation.where={where}", "data.train_examples=47"]
     simulate(make_settings(*common, f"run_dir={tmp_path / 'none'}"))
@@ -67,13 +76,18 @@ def test_one_worker_equals_four_equals_none(make_settings: Make, tmp_path: Path,
 def test_memory_follows_the_workers_and_not_the_clients(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wardround.server.engines.pool._SPARE_BYTES", 0)  # as for a model of more than 64 MiB
+    monkeypatch.setattr(
+        "wardround.server.engines.pool._SPARE_BYTES", 0
+    )  # as for a model of more than 64 MiB
     pool = run_in_pool(make_settings("num_clients=12", "num_rounds=1"), 2)
     assert len(pool._slots) == 3
 
 
 def broken_pool(
-    monkeypatch: pytest.MonkeyPatch, settings: Settings, sign: signal.Signals, first: int = 1
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings,
+    sign: signal.Signals,
+    first: int = 1,
 ) -> None:
     """Run in two workers; when round 1 has been handed out, one of them gets the signal."""
     begin, open_, rounds = WorkerPool.begin, WorkerPool.open, []
@@ -118,7 +132,9 @@ def test_a_worker_that_stops_is_given_up_and_replaced(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_settings(
-        "strategy.on_missing=continue", "num_rounds=3", "strategy.round_timeout_seconds=6"
+        "strategy.on_missing=continue",
+        "num_rounds=3",
+        "strategy.round_timeout_seconds=6",
     )
     broken_pool(monkeypatch, settings, signal.SIGSTOP, first=2)
     lines = history(Path(settings.run_dir))
@@ -130,7 +146,9 @@ def test_a_worker_that_stops_is_given_up_and_replaced(
 def test_no_process_outlives_its_simulation(
     overrides: list[str], tmp_path: Path, kind: signal.Signals
 ) -> None:
-    process = start("simulate", with_keys(overrides, num_rounds=5000, **{"engine.workers": 2}))
+    process = start(
+        "simulate", with_keys(overrides, num_rounds=5000, **{"engine.workers": 2})
+    )
     wait_for_round(process, tmp_path / "run", 2)
     (fork_server,) = children(process.pid)
     family = {fork_server} | children(fork_server)
@@ -160,16 +178,27 @@ def assert_gone(pids: set[int]) -> None:
     ],
 )
 def test_how_many_workers(
-    make_settings: Make, monkeypatch: pytest.MonkeyPatch, more: list[str], cpus: int, expected: int
+    make_settings: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    more: list[str],
+    cpus: int,
+    expected: int,
 ) -> None:
     """Three clients, one thread each unless said otherwise."""
-    resolve: Callable[[Any], int] = lambda threads: cpus if threads == "auto" else threads  # noqa: E731
+
+    def resolve(threads: Any) -> int:
+        return cpus if threads == "auto" else int(threads)
+
     monkeypatch.setattr(door, "resolve_threads", resolve)
     assert count_workers(make_settings(*more)) == expected
 
 
-def test_workers_that_would_fight_over_the_cpus_are_refused(make_settings: Make) -> None:
-    with pytest.raises(ValueError, match=r"engine\.workers is 2 but threads is auto.*threads=1"):
+def test_workers_that_would_fight_over_the_cpus_are_refused(
+    make_settings: Make,
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"engine\.workers is 2 but threads is auto.*threads=1"
+    ):
         simulate(make_settings("engine.workers=2", "threads=auto"))
     with pytest.raises(ValueError, match=r"engine\.workers is 0"):
         make_settings("engine.workers=0")
@@ -182,16 +211,24 @@ def test_texts_come_back_from_memory_as_they_were(make_settings: Make) -> None:
     os.close(fd)
     for part in ("train", "test"):
         for name in ("ids", "starts", "labels"):
-            ours, theirs = (getattr(getattr(side, part), name) for side in (corpus, again))
+            ours, theirs = (
+                getattr(getattr(side, part), name) for side in (corpus, again)
+            )
             assert ours.dtype == theirs.dtype
             assert np.array_equal(ours, theirs)
-    assert (again.label_names, again.site_sizes) == (corpus.label_names, corpus.site_sizes)
+    assert (again.label_names, again.site_sizes) == (
+        corpus.label_names,
+        corpus.site_sizes,
+    )
     assert again.train.pad_id == corpus.train.pad_id
 
 
 def test_tensors_in_memory_are_seen_by_all_who_look() -> None:
     fd = create(3 * 4 * 1008)
-    ours, theirs = tensors_in(fd, 1008), tensors_in(fd, 1008)  # a layout's size is a multiple of 16
+    ours, theirs = (
+        tensors_in(fd, 1008),
+        tensors_in(fd, 1008),
+    )  # a layout's size is a multiple of 16
     os.close(fd)
     assert len(ours) == 3
     ours[1].fill_(2.5)

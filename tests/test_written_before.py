@@ -14,7 +14,11 @@ import wardround
 from tests.support.door import wardround as command
 from tests.support.site_door import site_command
 from wardround.common.credentials import fingerprint, public_line
-from wardround.server.deployment.folder import ServerFolder, coordinator_line, signing_key
+from wardround.server.deployment.folder import (
+    ServerFolder,
+    coordinator_line,
+    signing_key,
+)
 
 WRITTEN = Path(__file__).parent / "data" / "written_by_14d4ec1"
 PLAN = "b349dcb4fa3e"
@@ -50,7 +54,9 @@ def test_a_model(old: Path) -> None:
 def test_a_server_folder(old: Path) -> None:
     folder = ServerFolder(old / "server")
     assert sorted(folder.sites()) == ["alpha", "beta", "gamma"]
-    assert fingerprint(public_line(signing_key(folder))) == fingerprint(coordinator_line(folder))
+    assert fingerprint(public_line(signing_key(folder))) == fingerprint(
+        coordinator_line(folder)
+    )
     folder.renew()
 
 
@@ -64,7 +70,10 @@ def test_a_sites_plans_and_ledger(old: Path) -> None:
     verified = site_command("ledger", "verify", folder=old / "site")
     assert verified.returncode == 0, verified.stderr
     ledger = str(old / "site" / "state" / "ledger.jsonl")
-    assert "4 answers are the same in both" in command("audit", str(old / "run"), "--ledger", ledger).out
+    assert (
+        "4 answers are the same in both"
+        in command("audit", str(old / "run"), "--ledger", ledger).out
+    )
 
 
 def test_a_sites_checks(old: Path) -> None:

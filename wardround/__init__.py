@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 if not (3, 11) <= sys.version_info < (3, 15):
-    raise ImportError(f"Wardround needs Python 3.11 to 3.14; this is {sys.version.split()[0]}.")
+    raise ImportError(
+        f"Wardround needs Python 3.11 to 3.14; this is {sys.version.split()[0]}."
+    )
 
 from wardround.api import Run, Sweep, load_run, predict, simulate, sweep
 

@@ -105,7 +105,11 @@ def sweep(*overrides: str) -> Sweep:
     report = run(overrides).report
     path = report.parent.parent
     cells = load_sweep(path).cells.drop(columns="run")
-    folders = sorted(folder for folder in (path / "cells").iterdir() if (folder / "settings.json").is_file())
+    folders = sorted(
+        folder
+        for folder in (path / "cells").iterdir()
+        if (folder / "settings.json").is_file()
+    )
     return Sweep(path, cells, tuple(load_run(folder) for folder in folders), report)
 
 
@@ -119,15 +123,25 @@ def load_run(path: str | Path) -> Run:
 
     folder = Path(path)
     if not (folder / "settings.json").is_file():
-        raise ValueError(f"'{folder}' holds no run (it has no settings.json). Give the run_dir of a run.")
+        raise ValueError(
+            f"'{folder}' holds no run (it has no settings.json). Give the run_dir of a run."
+        )
     found = load(folder)
     if found.problems or found.settings is None:
-        raise ValueError(f"'{folder}': {'; '.join(found.problems)}. Put the file back, or run it anew.")
-    return Run(folder, found.settings, found.state or "running", found.table, found.clients)
+        raise ValueError(
+            f"'{folder}': {'; '.join(found.problems)}. Put the file back, or run it anew."
+        )
+    return Run(
+        folder, found.settings, found.state or "running", found.table, found.clients
+    )
 
 
 def predict(
-    model: str | Path, texts: Sequence[str], *, device: str = "auto", key: str | Path | None = None
+    model: str | Path,
+    texts: Sequence[str],
+    *,
+    device: str = "auto",
+    key: str | Path | None = None,
 ) -> pd.DataFrame:
     """Label texts with the model of a run folder or of a model folder.
 
@@ -145,6 +159,11 @@ def predict(
 
     from wardround.server.predict import open_classifier
 
-    classifier = open_classifier(Path(model), device, key=None if key is None else Path(key))
-    rows = [[text, label, *shares] for text, label, shares in classifier.classify(list(texts))]
+    classifier = open_classifier(
+        Path(model), device, key=None if key is None else Path(key)
+    )
+    rows = [
+        [text, label, *shares]
+        for text, label, shares in classifier.classify(list(texts))
+    ]
     return pd.DataFrame(rows, columns=["text", "label", *classifier.label_names])

@@ -21,7 +21,9 @@ class Classifier(nn.Module):
         super().__init__()
         from transformers import AutoModelForSequenceClassification
 
-        inner: Any = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+        inner: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=2
+        )
         # The same names as in the clients' model.
         for name, child in inner.named_children():
             self.add_module(name, child)
@@ -40,12 +42,16 @@ def main() -> None:
         received = flare.receive()
         with (Path(job.folder) / "received.txt").open("a", encoding="utf-8") as file:
             file.write(f"{received.current_round} {time.time()}\n")
-        weights = {name: torch.as_tensor(value) for name, value in received.params.items()}
+        weights = {
+            name: torch.as_tensor(value) for name, value in received.params.items()
+        }
         model.load_state_dict(weights)
         if job.has_steps:
             train(model, own)
         meta = {"NUM_STEPS_CURRENT_ROUND": len(own[1])}
-        tensors = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
+        tensors = {
+            name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()
+        }
         flare.send(flare.FLModel(params=tensors, metrics={"accuracy": 0.0}, meta=meta))
 
 

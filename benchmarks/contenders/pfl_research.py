@@ -29,17 +29,23 @@ class Classifier(nn.Module):
         from transformers import AutoModelForSequenceClassification, logging
 
         logging.set_verbosity_error()
-        self.inner: Any = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+        self.inner: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=2
+        )
 
     def loss(self, input_ids: Tensor, labels: Tensor, eval: bool = False) -> Tensor:
         """Mean cross-entropy of a batch."""
         self.inner.train(not eval)
         loss: Tensor = self.inner(
-            input_ids=input_ids.long(), attention_mask=torch.ones_like(input_ids), labels=labels.long()
+            input_ids=input_ids.long(),
+            attention_mask=torch.ones_like(input_ids),
+            labels=labels.long(),
         ).loss
         return loss
 
-    def metrics(self, input_ids: Tensor, labels: Tensor, eval: bool = True) -> dict[str, Any]:
+    def metrics(
+        self, input_ids: Tensor, labels: Tensor, eval: bool = True
+    ) -> dict[str, Any]:
         """Nothing is evaluated."""
         return {}
 
@@ -55,20 +61,30 @@ class Times(TrainingProcessCallback):  # type: ignore[misc]
         self._clock.begin()
         return super().on_train_begin(model=model)
 
-    def after_central_iteration(self, aggregate_metrics: Any, model: Any, *, central_iteration: int) -> Any:
+    def after_central_iteration(
+        self, aggregate_metrics: Any, model: Any, *, central_iteration: int
+    ) -> Any:
         """A round has ended."""
         self._clock.end(central_iteration + 1)
-        return super().after_central_iteration(aggregate_metrics, model, central_iteration=central_iteration)
+        return super().after_central_iteration(
+            aggregate_metrics, model, central_iteration=central_iteration
+        )
 
 
 def datasets(job: Job) -> FederatedDataset:
     """Every client's texts, dealt like cards."""
     content = json.loads(Path(job.token_ids).read_text(encoding="utf-8"))
-    input_ids, labels = torch.tensor(content["input_ids"]), torch.tensor(content["labels"])
+    input_ids, labels = (
+        torch.tensor(content["input_ids"]),
+        torch.tensor(content["labels"]),
+    )
     data = {
-        k: [input_ids[k :: job.num_clients], labels[k :: job.num_clients]] for k in range(job.num_clients)
+        k: [input_ids[k :: job.num_clients], labels[k :: job.num_clients]]
+        for k in range(job.num_clients)
     }
-    return FederatedDataset.from_slices(data, get_user_sampler("minimize_reuse", list(data)))
+    return FederatedDataset.from_slices(
+        data, get_user_sampler("minimize_reuse", list(data))
+    )
 
 
 def main() -> None:
@@ -89,7 +105,9 @@ def main() -> None:
             train_cohort_size=job.num_clients,
             val_cohort_size=None,
         ),
-        backend=SimulatedBackend(training_data=data, val_data=data, postprocessors=[WeightByDatapoints()]),
+        backend=SimulatedBackend(
+            training_data=data, val_data=data, postprocessors=[WeightByDatapoints()]
+        ),
         model=model,
         model_train_params=NNTrainHyperParams(
             local_batch_size=BATCH,

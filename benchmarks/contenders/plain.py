@@ -21,7 +21,9 @@ def build(job: Job) -> nn.Module:
 
     logging.set_verbosity_error()
     torch.manual_seed(0)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(job.model, num_labels=2)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        job.model, num_labels=2
+    )
     network: nn.Module = model.to(job.device).train()
     return network
 
@@ -29,9 +31,15 @@ def build(job: Job) -> nn.Module:
 def parts(job: Job) -> list[Data]:
     """Every client's texts, dealt like cards."""
     content = json.loads(Path(job.token_ids).read_text(encoding="utf-8"))
-    input_ids, labels = torch.tensor(content["input_ids"]), torch.tensor(content["labels"])
+    input_ids, labels = (
+        torch.tensor(content["input_ids"]),
+        torch.tensor(content["labels"]),
+    )
     return [
-        (input_ids[k :: job.num_clients].to(job.device), labels[k :: job.num_clients].to(job.device))
+        (
+            input_ids[k :: job.num_clients].to(job.device),
+            labels[k :: job.num_clients].to(job.device),
+        )
         for k in range(job.num_clients)
     ]
 
@@ -39,7 +47,9 @@ def parts(job: Job) -> list[Data]:
 def train(model: nn.Module, data: Data) -> None:
     """One epoch of SGD."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    for input_ids, labels in zip(data[0].split(BATCH), data[1].split(BATCH), strict=True):
+    for input_ids, labels in zip(
+        data[0].split(BATCH), data[1].split(BATCH), strict=True
+    ):
         mask = torch.ones_like(input_ids)
         model(input_ids=input_ids, attention_mask=mask, labels=labels).loss.backward()
         optimizer.step()
@@ -99,8 +109,13 @@ def run_together(job: Job) -> None:
     """Several processes; the global tensors and each one's sum lie in shared memory."""
     torch.set_num_threads(job.threads)
     clock, model, data = Clock(job), build(job), parts(job)
-    shared = [parameter.detach().clone().share_memory_() for parameter in model.parameters()]
-    totals = [[torch.zeros_like(tensor).share_memory_() for tensor in shared] for _ in range(job.processes)]
+    shared = [
+        parameter.detach().clone().share_memory_() for parameter in model.parameters()
+    ]
+    totals = [
+        [torch.zeros_like(tensor).share_memory_() for tensor in shared]
+        for _ in range(job.processes)
+    ]
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(job.processes)
     others = [
@@ -123,7 +138,9 @@ def run_together(job: Job) -> None:
     clock.write()
 
 
-def work(job: Job, rank: int, shared: list[Tensor], total: list[Tensor], barrier: Barrier) -> None:
+def work(
+    job: Job, rank: int, shared: list[Tensor], total: list[Tensor], barrier: Barrier
+) -> None:
     """What a process beside the first does."""
     torch.set_num_threads(job.threads)
     model, data = build(job), parts(job)

@@ -34,7 +34,9 @@ def main() -> None:
         server_app=server_app,
         client_app=client_app,
         num_supernodes=job.num_clients,
-        backend_config={"client_resources": {"num_cpus": job.threads, "num_gpus": gpus}},
+        backend_config={
+            "client_resources": {"num_cpus": job.threads, "num_gpus": gpus}
+        },
     )
     for line in rounds.read_text(encoding="utf-8").splitlines():
         number, ended = line.split()

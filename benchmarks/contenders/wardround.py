@@ -26,10 +26,18 @@ def overrides(job: Job) -> list[str]:
     """The words a person would give to `wardround simulate`."""
     return [
         *("model=hf", f"model.name={job.model}", "model.label=benchmark", "data=files"),
-        *(f"data.path={job.texts}", f"data.test_path={job.test_texts}", "train.local_epochs=1"),
+        *(
+            f"data.path={job.texts}",
+            f"data.test_path={job.test_texts}",
+            "train.local_epochs=1",
+        ),
         *(f"train.batch_size={BATCH}", f"train.max_length={job.max_length}"),
         *(f"train.learning_rate={LEARNING_RATE}", f"num_clients={job.num_clients}"),
-        *(f"num_rounds={job.num_rounds}", f"device={job.device}", f"threads={job.threads}"),
+        *(
+            f"num_rounds={job.num_rounds}",
+            f"device={job.device}",
+            f"threads={job.threads}",
+        ),
         *(f"run_dir={job.folder}/run", *job.overrides),
     ]
 

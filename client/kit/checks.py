@@ -91,7 +91,9 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(shown, names))
 
 
-_ok, _warning, _problem = (partial(Finding, "", state) for state in ("ok", "warning", "problem"))
+_ok, _warning, _problem = (
+    partial(Finding, "", state) for state in ("ok", "warning", "problem")
+)
 
 
 class _NotChecked(Exception):
@@ -138,7 +140,9 @@ class Subject:
         except ValueError as error:
             return error
         except OSError as error:
-            return ValueError(f"{_DATA_KEY}: {path} cannot be read: {error.strerror}. Give it read access.")
+            return ValueError(
+                f"{_DATA_KEY}: {path} cannot be read: {error.strerror}. Give it read access."
+            )
 
     @property
     def rows(self) -> Table:
@@ -165,9 +169,13 @@ class Subject:
 def _versions(on: Subject) -> Finding:
     """Installed versions; compared with those that were told."""
     expect = on.options.expect
-    found = {name: _installed(name) for name in (*_EXPECTED, *expect) if name != "python"}
+    found = {
+        name: _installed(name) for name in (*_EXPECTED, *expect) if name != "python"
+    }
     found["python"] = platform.python_version()
-    said = ", ".join(f"{shown(name)} {number or 'missing'}" for name, number in found.items())
+    said = ", ".join(
+        f"{shown(name)} {number or 'missing'}" for name, number in found.items()
+    )
     wrong = [
         f"{shown(name)} is {found[name] or 'missing'}, not {shown(number)}"
         for name, number in ({"flwr": _FLOWER} | dict(expect)).items()
@@ -180,7 +188,9 @@ def _versions(on: Subject) -> Finding:
         return _ok(f"{said}; not compared with the server's (--expect flwr=…)")
     theirs = expect.get(NAME, "")
     if theirs and not str(found[NAME]).startswith(theirs):
-        return _ok(f"{said}; the coordinator's {NAME} is {shown(theirs)}, which works with this one")
+        return _ok(
+            f"{said}; the coordinator's {NAME} is {shown(theirs)}, which works with this one"
+        )
     return _ok(said)
 
 
@@ -203,11 +213,16 @@ def _key(on: Subject) -> Finding:
     private, public = on.site.private_key, on.site.public_key
     key = read_private_key(private, "node", "key.private", NEW_KEYS)
     signing_keys(on.site)
-    for setting, secret in (("key.private", private), ("key.signing", on.site.signing_key or private)):
+    for setting, secret in (
+        ("key.private", private),
+        ("key.signing", on.site.signing_key or private),
+    ):
         mode = stat.S_IMODE(secret.stat().st_mode)
         if mode & 0o077:
             step = f"chmod 600 {secret}; if others have logins here, make new keys and have them registered."
-            return _problem(f"{setting}: {secret} can be read by others (mode {mode:04o})", step)
+            return _problem(
+                f"{setting}: {secret} can be read by others (mode {mode:04o})", step
+            )
     anew = f"ssh-keygen -yf {private} > {public}"
     try:
         given = public.read_text(encoding="ascii").split()[:2]
@@ -232,14 +247,24 @@ def _weights(folder: Path) -> list[Path]:
 def _disk(on: Subject) -> Finding:
     """Room for the model, if it has to be fetched, and 1 GiB beside it, where Flower and the hub write."""
     needed = _DISK_BESIDE + (_USUAL_MODEL_BYTES if on.site.model is None else 0)
-    homes = [Path(os.environ.get(name) or Path.home()).absolute() for name in ("FLWR_HOME", "HF_HOME")]
-    folders = {next(path for path in (home, *home.parents) if path.exists()): None for home in homes}
+    homes = [
+        Path(os.environ.get(name) or Path.home()).absolute()
+        for name in ("FLWR_HOME", "HF_HOME")
+    ]
+    folders = {
+        next(path for path in (home, *home.parents) if path.exists()): None
+        for home in homes
+    }
     for folder in folders:
         free = shutil.disk_usage(folder).free
         if free < needed:
             said = f"{free / _GIB:.1f} GiB free in {folder}; {needed / _GIB:.1f} are needed"
-            return _problem(said, "Make room, or set FLWR_HOME and HF_HOME to a larger disk.")
-    return _ok(f"at least {needed / _GIB:.1f} GiB free in {' and '.join(map(str, folders))}")
+            return _problem(
+                said, "Make room, or set FLWR_HOME and HF_HOME to a larger disk."
+            )
+    return _ok(
+        f"at least {needed / _GIB:.1f} GiB free in {' and '.join(map(str, folders))}"
+    )
 
 
 def _memory(on: Subject) -> Finding:
@@ -305,21 +330,23 @@ def _hub_model(name: str, timeout_seconds: float) -> Finding:
     cached = in_cache(name)
     if cached is not None and (cached / CONFIG).is_file() and _weights(cached):
         try:
-            return _ok(f"{name} is in this machine's cache{_hashes(read_model_files(cached))}")
+            return _ok(
+                f"{name} is in this machine's cache{_hashes(read_model_files(cached))}"
+            )
         except ValueError as error:
             return _refused(f"--model: {name}", error)
     try:
         facts = HfApi().model_info(name, files_metadata=True, timeout=timeout_seconds)
     except Exception as error:  # the hub's client raises kinds of four libraries
-        step = (
-            "Copy the model's folder here and set model: <that folder>, or let this machine out to the hub."
-        )
+        step = "Copy the model's folder here and set model: <that folder>, or let this machine out to the hub."
         said = f"--model: {name} is no folder here, not in the cache, and the hub does not give it"
         return _problem(f"{said} ({type(error).__name__})", step)
     sizes = {file.rfilename: file.size or 0 for file in facts.siblings or ()}
     if ADAPTER in sizes:
         step = "Ask the coordinator for a model in which the adapter is merged."
-        return _problem(f"--model: {name} holds {ADAPTER}, and adapters are not read here", step)
+        return _problem(
+            f"--model: {name} holds {ADAPTER}, and adapters are not read here", step
+        )
     for suffix in (".safetensors", ".bin"):
         weights = [size for file, size in sizes.items() if file.endswith(suffix)]
         if weights:
@@ -336,12 +363,17 @@ def _local_model(folder: Path, setting: str) -> Finding:
         what = "is a file; a folder is needed" if folder.exists() else "is not there"
         where = "--model" if setting == "--model" else "model: in site.yaml"
         return _problem(
-            f"{named} {what}", f"Copy the folder of the pre-trained model there, or correct {where}."
+            f"{named} {what}",
+            f"Copy the folder of the pre-trained model there, or correct {where}.",
         )
     weights = _weights(folder)
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     missing += [] if weights else ["model.safetensors"]
-    missing += [] if any((folder / name).is_file() for name in _TOKENIZERS) else ["tokenizer.json"]
+    missing += (
+        []
+        if any((folder / name).is_file() for name in _TOKENIZERS)
+        else ["tokenizer.json"]
+    )
     if missing:
         step = "Copy the whole folder of the pre-trained model there."
         return _problem(f"{named} lacks {', '.join(missing)}", step)
@@ -352,9 +384,14 @@ def _local_model(folder: Path, setting: str) -> Finding:
         return _refused(named, error)
     if "model_type" not in config:
         step = "Copy the folder of a pre-trained text model there, as save_pretrained writes it."
-        return _problem(f"{named} has a config.json without model_type, so that it is no model's", step)
+        return _problem(
+            f"{named} has a config.json without model_type, so that it is no model's",
+            step,
+        )
     size = sum((folder / name).stat().st_size for name in files.weights()) / 1e6
-    return _ok(f"{folder} holds a model of {size:.0f} MB and its tokenizer{_hashes(files)}")
+    return _ok(
+        f"{folder} holds a model of {size:.0f} MB and its tokenizer{_hashes(files)}"
+    )
 
 
 def _refused(named: str, error: ValueError) -> Finding:
@@ -366,7 +403,9 @@ def _refused(named: str, error: ValueError) -> Finding:
 def _hashes(files: ModelFiles) -> str:
     """The two hashes of a model, as `policy.models` names them."""
     weights = files.weights_digest()
-    alone = "they lie in several files" if weights is None else f"{WEIGHTS_PREFIX}{weights}"
+    alone = (
+        "they lie in several files" if weights is None else f"{WEIGHTS_PREFIX}{weights}"
+    )
     names = ", ".join(files.names)
     return f";\nweights alone: {alone};\nall files:     {FILES_PREFIX}{files.digest()} ({names})"
 
@@ -388,7 +427,9 @@ def _proxy(on: Subject) -> Finding:
         return _ok(f"no proxy stands between this site and {link.host}")
     variable, host, port = link.proxy
     step = f"If the proxy may not tunnel to port {link.port}: export no_proxy={link.host} (small letters)."
-    return _warning(f"{variable} sends the connection to {link.host} through {host}:{port}", step)
+    return _warning(
+        f"{variable} sends the connection to {link.host} through {host}:{port}", step
+    )
 
 
 def _address(on: Subject) -> Finding:
@@ -439,11 +480,11 @@ def _tls(on: Subject) -> Finding:
         said = "the server's certificate, or the authority's, is outside its dates"
         step = "See the finding `certificate`."
     elif code in (_OTHER_NAME, _OTHER_ADDRESS):
-        names = _listed(presented.names) or "no name at all" if presented else "other names"
-        said = f"the server's certificate is good for {names}, not for {link.host}"
-        step = (
-            f"Set server.address to one of them, or ask the coordinator for a certificate with {link.host}."
+        names = (
+            _listed(presented.names) or "no name at all" if presented else "other names"
         )
+        said = f"the server's certificate is good for {names}, not for {link.host}"
+        step = f"Set server.address to one of them, or ask the coordinator for a certificate with {link.host}."
     elif isinstance(error, ssl.SSLCertVerificationError):
         issuer = quoted(presented.issuer) if presented else "somebody else"
         said = f"the server's certificate is signed by {issuer}, not by {quoted(authority.subject)} of "
@@ -452,9 +493,7 @@ def _tls(on: Subject) -> Finding:
         step += "signer is your own firewall, it opens TLS: have this server exempted."
     else:
         said = f"no TLS could be agreed on ({getattr(error, 'reason', None) or error})"
-        step = (
-            "The port answers, but not as a server of this kind: check server.address with the coordinator."
-        )
+        step = "The port answers, but not as a server of this kind: check server.address with the coordinator."
     return _problem(said, step)
 
 
@@ -469,11 +508,13 @@ def _certificate(on: Subject) -> Finding:
     held["the authority's certificate"] = authority
     now = datetime.now(UTC)
     for name, certificate in held.items():
-        start, end, here = certificate.not_before, certificate.not_after, f"this machine has {now:{_MINUTE}}"
+        start, end, here = (
+            certificate.not_before,
+            certificate.not_after,
+            f"this machine has {now:{_MINUTE}}",
+        )
         if end < now:
-            step = (
-                "Ask the coordinator to run: wardround server renew. For a new authority, install its ca.crt."
-            )
+            step = "Ask the coordinator to run: wardround server renew. For a new authority, install its ca.crt."
             return _problem(f"{name} expired on {end:{_MINUTE}} UTC; {here}", step)
         if now < start:
             said = f"{name} is valid from {start:{_MINUTE}} UTC on; {here}"
@@ -523,12 +564,18 @@ def _registered(on: Subject) -> Finding:
             said = f"the server says: {quoted(detail, LONGEST_TEXT)}"
             return _problem(said, "Install the version the coordinator names.")
     step = "Ask the coordinator whether this address is the fleet port of a wardround server."
-    return _problem(f"the server gave another answer: {quoted(detail, LONGEST_TEXT)}", step)
+    return _problem(
+        f"the server gave another answer: {quoted(detail, LONGEST_TEXT)}", step
+    )
 
 
 def _answer(link: Link) -> str | None:
     """`registered`, why the server refuses the key, or None where it cannot be asked: other checks tell."""
-    if link.unreached is not None or not link.site.ca.is_file() or link.handshake.error is not None:
+    if (
+        link.unreached is not None
+        or not link.site.ca.is_file()
+        or link.handshake.error is not None
+    ):
         return None
     try:
         refusal = link.refusal
@@ -545,7 +592,9 @@ def _answer(link: Link) -> str | None:
 def _data(on: Subject) -> Finding:
     """The file can be read, whole."""
     if isinstance(on.table, MissingColumn):
-        return _ok(f"{on.site.data_path} can be read; its rows were not, for want of a column")
+        return _ok(
+            f"{on.site.data_path} can be read; its rows were not, for want of a column"
+        )
     if isinstance(on.table, ValueError):
         raise on.table
     out = len(on.table.opted_out)
@@ -566,13 +615,23 @@ def _labels(on: Subject) -> Finding:
     """Every example has a label; how many there are of each."""
     bare = [row for row, label in enumerate(on.rows.labels) if label is None]
     if bare:
-        said = f"{len(bare)} examples have no label, the first in {on.rows.place(bare[0])}"
+        said = (
+            f"{len(bare)} examples have no label, the first in {on.rows.place(bare[0])}"
+        )
         return _problem(said, "Label them or take them out.")
     counts = on.label_counts
-    said = ", ".join(f"{shown(label)} {count}" for label, count in counts.most_common(_MOST_SHOWN))
-    said += f" and {len(counts) - _MOST_SHOWN} more labels" if len(counts) > _MOST_SHOWN else ""
+    said = ", ".join(
+        f"{shown(label)} {count}" for label, count in counts.most_common(_MOST_SHOWN)
+    )
+    said += (
+        f" and {len(counts) - _MOST_SHOWN} more labels"
+        if len(counts) > _MOST_SHOWN
+        else ""
+    )
     if len(counts) > max(_MOST_SHOWN, len(on.texts) // 2):
-        return _problem(said, "Almost every example has its own: check data.label_column.")
+        return _problem(
+            said, "Almost every example has its own: check data.label_column."
+        )
     if len(counts) < 2:
         return _warning(said, "One label teaches little: check data.label_column.")
     few = [label for label, count in counts.items() if count < 2]
@@ -587,7 +646,9 @@ def _mapping(on: Subject) -> Finding:
     named = {own: mapping.get(own, own) for own in on.label_counts}
     strange = [own for own, name in named.items() if known and name not in known]
     if strange:
-        said = f"not among the consortium's labels ({_listed(known)}): {_listed(strange)}"
+        said = (
+            f"not among the consortium's labels ({_listed(known)}): {_listed(strange)}"
+        )
         step = f"Map it: data.labels: {{{quoted(strange[0])}: …}}.{nearest(named[strange[0]], known)}"
         return _problem(said, step)
     unused = [own for own in mapping if own not in named]
@@ -595,7 +656,10 @@ def _mapping(on: Subject) -> Finding:
         said = f"data.labels maps labels that no example has: {_listed(unused)}"
         return _warning(said, "Correct their spelling, or take them out.")
     pairs = sorted(named.items())[:_MOST_SHOWN]
-    said = ", ".join(shown(own) if own == name else f"{shown(own)} -> {shown(name)}" for own, name in pairs)
+    said = ", ".join(
+        shown(own) if own == name else f"{shown(own)} -> {shown(name)}"
+        for own, name in pairs
+    )
     if known:
         return _ok(said)
     kept = [own for own in named if own not in mapping and own not in mapping.values()]
@@ -627,7 +691,9 @@ def _lengths(on: Subject) -> Finding:
         lengths = np.array([len(text.split()) * _TOKENS_PER_WORD for text in sample])
         how = f"estimated from words; no tokenizer here, {len(sample)} texts looked at"
     else:
-        lengths = np.array([len(ids) for ids in tokenizer(sample, verbose=False)["input_ids"]])
+        lengths = np.array(
+            [len(ids) for ids in tokenizer(sample, verbose=False)["input_ids"]]
+        )
         how = f"{len(sample)} texts tokenised"
     cut = float(np.mean(lengths > limit))
     said = f"{cut:.0%} of the texts are longer than {limit} tokens and are cut; half have at most "
@@ -660,7 +726,9 @@ def _batch(on: Subject) -> Finding:
     """Enough examples for one batch."""
     number, size = len(on.texts), on.options.batch_size
     if number < 2:
-        return _problem(f"{number} example(s)", "A site needs one to train on, one to test on.")
+        return _problem(
+            f"{number} example(s)", "A site needs one to train on, one to test on."
+        )
     if number < size:
         step = "It works, with short batches; the site's weight in the mean is small."
         return _warning(f"{number} examples, less than one batch of {size}", step)
@@ -694,10 +762,17 @@ def finding_of(check: str, subject: Subject) -> Finding:
         message, _, step = str(error).rpartition(". ")
         found = _problem(message or step, step if message else "")
     # Names of the data, of the invitation and of certificates were written by others.
-    return replace(found, check=check, message=cleaned(found.message), next_step=cleaned(found.next_step))
+    return replace(
+        found,
+        check=check,
+        message=cleaned(found.message),
+        next_step=cleaned(found.next_step),
+    )
 
 
-def run_checks(site: SiteFile, options: Options, skip: Collection[str] = ()) -> list[Finding]:
+def run_checks(
+    site: SiteFile, options: Options, skip: Collection[str] = ()
+) -> list[Finding]:
     """All findings but those of the checks in `skip`, in the order of the table.
 
     Sends to the server, and only there: a TLS greeting, and the public key with a signed time stamp. With

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from wardround.client.policy import Limits
     from wardround.client.site_file import SiteFile
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say, the findings say in words
+os.environ.setdefault(
+    "GRPC_VERBOSITY", "NONE"
+)  # what it has to say, the findings say in words
 app = new_app(
     "Take part in a federation with data that stays here: init, check, join, plans, approve, approvers, "
     "peers, trust, ledger, verify-model, personalise."
@@ -48,30 +50,53 @@ def _option(name: str, help: str, metavar: str | None = None, **more: Any) -> An
 
 Site = Annotated[Path, _option("--site", "The site file.", "FILE")]
 Released = Annotated[
-    Path, _option("--model", "The run's released model, as got from the coordinator.", "DIR")
+    Path,
+    _option("--model", "The run's released model, as got from the coordinator.", "DIR"),
 ]
-PlanName = Annotated[str, typer.Argument(metavar="ID", help="As `plans` shows it; the beginning will do.")]
-SkipCheck = Annotated[list[str] | None, _option("--skip-check", "May be repeated.", "NAME")]
+PlanName = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="As `plans` shows it; the beginning will do."),
+]
+SkipCheck = Annotated[
+    list[str] | None, _option("--skip-check", "May be repeated.", "NAME")
+]
 
 
 @command(app)
 def init(
-    invitation: Annotated[Path, _option("--invitation", "As got from the coordinator.", "FILE")],
+    invitation: Annotated[
+        Path, _option("--invitation", "As got from the coordinator.", "FILE")
+    ],
     data: Annotated[Path, _option("--data", "CSV, JSONL or Parquet.", "FILE")],
-    text: Annotated[list[str], _option("--text", "May be given several times.", "COLUMN")],
+    text: Annotated[
+        list[str], _option("--text", "May be given several times.", "COLUMN")
+    ],
     label: Annotated[str, _option("--label", "Column that holds the label.", "COLUMN")],
     delimiter: Annotated[
-        str | None, _option("--delimiter", "Between the columns of a CSV: one character, or tab.", "SIGN")
+        str | None,
+        _option(
+            "--delimiter",
+            "Between the columns of a CSV: one character, or tab.",
+            "SIGN",
+        ),
     ] = None,
     encoding: Annotated[
-        str | None, _option("--encoding", "Of a CSV or JSONL file, for example windows-1252.", "NAME")
+        str | None,
+        _option(
+            "--encoding", "Of a CSV or JSONL file, for example windows-1252.", "NAME"
+        ),
     ] = None,
     folder: Annotated[Path, _option("--dir", "Where to write.", "DIR")] = Path(),
     device: Annotated[str, _option("--device", "auto, cpu, cuda ...")] = "auto",
-    model: Annotated[Path | None, _option("--model", "Local copy of the pre-trained model.", "DIR")] = None,
-    image: Annotated[str, _option("--image", "Image for compose.yaml.")] = "wardround-client",
+    model: Annotated[
+        Path | None, _option("--model", "Local copy of the pre-trained model.", "DIR")
+    ] = None,
+    image: Annotated[
+        str, _option("--image", "Image for compose.yaml.")
+    ] = "wardround-client",
     policy: Annotated[
-        Path | None, _option("--policy", "Limits in place of the strict ones, as YAML.", "FILE")
+        Path | None,
+        _option("--policy", "Limits in place of the strict ones, as YAML.", "FILE"),
     ] = None,
 ) -> None:
     """Make this site's keys and files: site.yaml, registration.json, a systemd unit, a compose file.
@@ -100,7 +125,9 @@ def init(
         device=device,
         policy=Policy() if policy is None else read_policy(policy),
     )
-    absent = [str(path) for path in (site.data_path, site.model) if path and not path.exists()]
+    absent = [
+        str(path) for path in (site.data_path, site.model) if path and not path.exists()
+    ]
     typer.echo(
         f"Invited as {site.name} to {site.server_address}\n"
         f"  the invitation's fingerprint is  {invited}\n"
@@ -116,8 +143,12 @@ def init(
 
 @command(app)
 def trust(
-    rotation: Annotated[Path, typer.Argument(metavar="FILE", help="As got from the coordinator.")],
-    fingerprint: Annotated[str, _option("--fingerprint", "As told by the coordinator.")],
+    rotation: Annotated[
+        Path, typer.Argument(metavar="FILE", help="As got from the coordinator.")
+    ],
+    fingerprint: Annotated[
+        str, _option("--fingerprint", "As told by the coordinator.")
+    ],
     site: Site = Path("site.yaml"),
 ) -> None:
     """Trust the coordinator's next signing key, which is signed with the one trusted so far.
@@ -138,12 +169,19 @@ def trust(
 def check(
     site: Site = Path("site.yaml"),
     as_json: Annotated[bool, _option("--json", "Print JSON.")] = False,
-    expect: Annotated[list[str] | None, _option("--expect", "May be repeated.", "PACKAGE=VERSION")] = None,
-    labels: Annotated[str, _option("--labels", "The consortium's labels.", "A,B,C")] = "",
-    model: Annotated[
-        str | None, _option("--model", "Hub id, or folder, of the model of the run.", "ID")
+    expect: Annotated[
+        list[str] | None, _option("--expect", "May be repeated.", "PACKAGE=VERSION")
     ] = None,
-    max_length: Annotated[int, _option("--max-length", "Tokens per text.", min=3)] = 128,
+    labels: Annotated[
+        str, _option("--labels", "The consortium's labels.", "A,B,C")
+    ] = "",
+    model: Annotated[
+        str | None,
+        _option("--model", "Hub id, or folder, of the model of the run.", "ID"),
+    ] = None,
+    max_length: Annotated[
+        int, _option("--max-length", "Tokens per text.", min=3)
+    ] = 128,
     skip_check: SkipCheck = None,
 ) -> None:
     """Look whether this site is ready, one finding a line with its next step.
@@ -171,7 +209,11 @@ def check(
 
 
 def _options(
-    site: SiteFile, expect: Sequence[str], labels: str, model: str | None, max_length: int
+    site: SiteFile,
+    expect: Sequence[str],
+    labels: str,
+    model: str | None,
+    max_length: int,
 ) -> Options:
     """What the invitation says, and what was given by hand in its place."""
     from wardround.client.kit.checks import Options
@@ -181,12 +223,18 @@ def _options(
     for item in expect:
         package, _, versions[package] = item.partition("=")
         if not package or not versions[package]:
-            raise ValueError(f"--expect is '{item}'; it must be PACKAGE=VERSION, for example flwr=1.39.0.")
+            raise ValueError(
+                f"--expect is '{item}'; it must be PACKAGE=VERSION, for example flwr=1.39.0."
+            )
     names = tuple(name.strip() for name in labels.split(",") if name.strip())
     if site.invitation is not None and site.invitation.exists():
         invited, _ = read_paper(Invitation, site.invitation)
         # Other Python and PyTorch work together; another Wardround or Flower may not.
-        told = {name: invited.versions[name] for name in ("wardround", "flwr") if name in invited.versions}
+        told = {
+            name: invited.versions[name]
+            for name in ("wardround", "flwr")
+            if name in invited.versions
+        }
         versions, names = told | versions, names or invited.labels
     return Options(versions, names, model, max_length)
 
@@ -196,7 +244,8 @@ def join(
     site: Site = Path("site.yaml"),
     skip_check: SkipCheck = None,
     retry_seconds: Annotated[
-        float, _option("--retry-seconds", "First wait before another try; doubles.", min=0.1)
+        float,
+        _option("--retry-seconds", "First wait before another try; doubles.", min=0.1),
     ] = 5.0,
 ) -> None:
     """Check, then take part until told to stop: one connection to the server, one process that trains.
@@ -210,7 +259,9 @@ def join(
     from wardround.client.kit.join import join as run
     from wardround.client.site_file import load_site_file
 
-    raise typer.Exit(run(site, load_site_file(site), _show, skip_check or [], retry_seconds))
+    raise typer.Exit(
+        run(site, load_site_file(site), _show, skip_check or [], retry_seconds)
+    )
 
 
 @command(app)
@@ -230,7 +281,9 @@ def plans(site: Site = Path("site.yaml")) -> None:
 def plan(
     plan: PlanName,
     site: Site = Path("site.yaml"),
-    everything: Annotated[bool, _option("--all", "Every setting, and what the policy says to it.")] = False,
+    everything: Annotated[
+        bool, _option("--all", "Every setting, and what the policy says to it.")
+    ] = False,
 ) -> None:
     """Say in plain words what a plan asks, what it costs here, what leaves, and what the policy says.
 
@@ -256,8 +309,12 @@ def plan(
 @command(app)
 def approve(
     plan: PlanName,
-    name: Annotated[str | None, _option("--as", "Who approves (`approvers list`).", "NAME")] = None,
-    key: Annotated[Path | None, _option("--key", "That person's private key.", "FILE")] = None,
+    name: Annotated[
+        str | None, _option("--as", "Who approves (`approvers list`).", "NAME")
+    ] = None,
+    key: Annotated[
+        Path | None, _option("--key", "That person's private key.", "FILE")
+    ] = None,
     site: Site = Path("site.yaml"),
 ) -> None:
     """Let a plan be executed, with the texts as they are now.
@@ -276,7 +333,9 @@ def approve(
     opened, loaded = _plans(site)
     known, person = opened.find(plan), _person(name, key)
     try:
-        is_approved = put_approval(opened, known, loaded, _limits(loaded), "hand", person)
+        is_approved = put_approval(
+            opened, known, loaded, _limits(loaded), "hand", person
+        )
     except Declines as no:
         raise ValueError(
             f"plan {known.short} cannot be approved ({no.code}): {printable(str(no))}. Reject it, or change "
@@ -287,7 +346,9 @@ def approve(
             f"Approved: {known.short}. It is executed with the texts of now, until somebody revokes it."
         )
     else:
-        typer.echo(f"Noted: {name} approves {known.short}. It waits for another person.")
+        typer.echo(
+            f"Noted: {name} approves {known.short}. It waits for another person."
+        )
 
 
 def _person(name: str | None, key: Path | None) -> Person | None:
@@ -351,18 +412,29 @@ def verify_model(model: Released, site: Site = Path("site.yaml")) -> None:
 @command(app)
 def personalise(
     model: Released,
-    out: Annotated[Path, _option("--out", "Where to write; it must not be there yet.", "DIR")],
+    out: Annotated[
+        Path, _option("--out", "Where to write; it must not be there yet.", "DIR")
+    ],
     site: Site = Path("site.yaml"),
     method: Annotated[
-        Method, _option("--method", "What is made and compared with the released model.")
+        Method,
+        _option("--method", "What is made and compared with the released model."),
     ] = Method.all,
-    epochs: Annotated[int | None, _option("--epochs", "Passes over the texts here.", min=1)] = None,
-    learning_rate: Annotated[float | None, _option("--learning-rate", "Step size.")] = None,
+    epochs: Annotated[
+        int | None, _option("--epochs", "Passes over the texts here.", min=1)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, _option("--learning-rate", "Step size.")
+    ] = None,
     validation_fraction: Annotated[
-        float | None, _option("--validation-fraction", "Of the held-out texts: what the choice goes by.")
+        float | None,
+        _option(
+            "--validation-fraction", "Of the held-out texts: what the choice goes by."
+        ),
     ] = None,
     unverified: Annotated[
-        bool, _option("--unverified", "Take a model that `verify-model` does not verify.")
+        bool,
+        _option("--unverified", "Take a model that `verify-model` does not verify."),
     ] = False,
 ) -> None:
     """Make this site's own model of a released one, and choose by texts held out here. Nothing is sent.
@@ -417,13 +489,18 @@ app.add_typer(peers, name="peers")
 @command(peers)
 def add(
     registration: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The other hospital's registration.json.")
+        Path,
+        typer.Argument(metavar="FILE", help="The other hospital's registration.json."),
     ],
     name: Annotated[
-        str | None, _option("--name", "Its name in plans, if the file has another.", "NAME")
+        str | None,
+        _option("--name", "Its name in plans, if the file has another.", "NAME"),
     ] = None,
     fingerprint: Annotated[
-        str | None, _option("--fingerprint", "As that hospital reads it out; else it is asked for.")
+        str | None,
+        _option(
+            "--fingerprint", "As that hospital reads it out; else it is asked for."
+        ),
     ] = None,
     site: Site = Path("site.yaml"),
 ) -> None:
@@ -438,7 +515,9 @@ def add(
     """
     from wardround.client.kit.peers import pin
 
-    known_as, pinned = pin(site, registration, name, partial(_compare, given=fingerprint))
+    known_as, pinned = pin(
+        site, registration, name, partial(_compare, given=fingerprint)
+    )
     typer.echo(f"Pinned: {known_as}, whose key is {pinned.key}")
 
 
@@ -451,7 +530,9 @@ def _compare(found: str, given: str | None) -> None:
                 "--fingerprint is missing, and there is no terminal to ask at. Give it as the other hospital "
                 "reads it out by telephone."
             )
-        typer.confirm("Does the other hospital read out the same by telephone?", abort=True)
+        typer.confirm(
+            "Does the other hospital read out the same by telephone?", abort=True
+        )
     elif given.strip() != found:
         raise ValueError(
             f"--fingerprint is '{given}', but the fingerprint of the file is {found}. Ask the other hospital "
@@ -473,7 +554,9 @@ def list_peers(site: Site = Path("site.yaml")) -> None:
 
 @command(peers)
 def remove(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As `peers list` shows it.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="As `peers list` shows it.")
+    ],
     site: Site = Path("site.yaml"),
 ) -> None:
     """Forget the pinned key of a hospital.
@@ -488,14 +571,20 @@ def remove(
     typer.echo(f"{name} is not pinned any more")
 
 
-approvers = new_app("The people who approve plans, if the policy asks for two: add, list, remove.")
+approvers = new_app(
+    "The people who approve plans, if the policy asks for two: add, list, remove."
+)
 app.add_typer(approvers, name="approvers")
 
 
 @command(approvers, name="add")
 def add_approver(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Small letters, digits, - and _.")],
-    key: Annotated[Path, _option("--key", "Public half of the person's key (.pub).", "FILE")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Small letters, digits, - and _.")
+    ],
+    key: Annotated[
+        Path, _option("--key", "Public half of the person's key (.pub).", "FILE")
+    ],
     site: Site = Path("site.yaml"),
 ) -> None:
     """Let a person approve plans here, with a key of the person's own.
@@ -512,7 +601,9 @@ def add_approver(
     try:
         line = key.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--key is '{key}', which cannot be read ({error}). Give the .pub file.") from None
+        raise ValueError(
+            f"--key is '{key}', which cannot be read ({error}). Give the .pub file."
+        ) from None
     found = Approvers(load_site_file(site).state).add(name, line)
     typer.echo(f"{name} may approve plans here, with the key {found}")
 
@@ -530,12 +621,17 @@ def list_approvers(site: Site = Path("site.yaml")) -> None:
 
     keys = Approvers(load_site_file(site).state).keys()
     lines = [f"{name:<20}  {fingerprint(key)}" for name, key in keys.items()]
-    typer.echo("\n".join(lines) or "Nobody yet. Next: wardround-site approvers add NAME --key FILE")
+    typer.echo(
+        "\n".join(lines)
+        or "Nobody yet. Next: wardround-site approvers add NAME --key FILE"
+    )
 
 
 @command(approvers, name="remove")
 def remove_approver(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As `approvers list` shows it.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="As `approvers list` shows it.")
+    ],
     site: Site = Path("site.yaml"),
 ) -> None:
     """Let a person approve no more. What this person approved counts no more either.
@@ -550,7 +646,9 @@ def remove_approver(
     typer.echo(f"{name} approves no plans here any more")
 
 
-ledger = new_app("What came to this site and what left it: show, verify, export, accept.")
+ledger = new_app(
+    "What came to this site and what left it: show, verify, export, accept."
+)
 app.add_typer(ledger, name="ledger")
 
 
@@ -567,7 +665,10 @@ def show(
     from wardround.common.ledger import walk
 
     newest = deque((entry for _, entry in walk(_ledger_of(site))), maxlen=last)
-    typer.echo("\n".join(entry.in_words() for entry in newest) or "Nothing came and nothing left.")
+    typer.echo(
+        "\n".join(entry.in_words() for entry in newest)
+        or "Nothing came and nothing left."
+    )
 
 
 @command(ledger)
@@ -584,12 +685,16 @@ def verify(site: Site = Path("site.yaml")) -> None:
     path = _ledger_of(site)
     number, newest = _verified(path)
     files = len(parts_of(path))
-    typer.echo(f"{number} lines in {files} files, each follows the one before. The newest is {newest}")
+    typer.echo(
+        f"{number} lines in {files} files, each follows the one before. The newest is {newest}"
+    )
 
 
 @command(ledger)
 def export(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; it must not be there yet.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where to; it must not be there yet.")
+    ],
     site: Site = Path("site.yaml"),
 ) -> None:
     """Copy the ledger, all its files as one, for an audit. It holds no text, label or path.
@@ -624,7 +729,9 @@ def accept(
     from wardround.common.wire.objects import is_id
 
     if not is_id(missing):
-        raise ValueError(f"HASH is '{missing}'; it must be the 64 letters and digits that `join` named.")
+        raise ValueError(
+            f"HASH is '{missing}'; it must be the 64 letters and digits that `join` named."
+        )
     loaded = load_site_file(site)
     own = fingerprint(public_line(signing_keys(loaded)[0]))
     with Journal(loaded.state, own), Ledger(loaded.state, loaded.name, own) as opened:
@@ -681,7 +788,11 @@ def _show(findings: Sequence[Finding]) -> None:
 def main() -> None:
     """Run the command line and turn what went wrong into words and an exit code."""
     keep_private()
-    sys.exit(guarded(lambda: app(standalone_mode=False), partial(typer.echo, err=True), "stopped"))
+    sys.exit(
+        guarded(
+            lambda: app(standalone_mode=False), partial(typer.echo, err=True), "stopped"
+        )
+    )
 
 
 if __name__ == "__main__":

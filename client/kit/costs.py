@@ -71,16 +71,27 @@ def look_at(site: SiteFile, known: Known, limits: Limits) -> Here:
     """
     here = Here(num_answers=Answers(site.state).num_answers())
     if any(refusals_of(known.plan, known.settings, limits)):
-        return replace(here, why_not="the policy refuses the plan, so that nothing of it was tried out")
+        return replace(
+            here,
+            why_not="the policy refuses the plan, so that nothing of it was tried out",
+        )
     try:
         sizes = sizes_of(site, known.settings)
-        refused = [words for _, _, words in size_refusals(known.settings, sizes, site.policy)]
-        here = replace(here, sizes=sizes, refusals=(*refused, *_state_refusals(site, known, here)))
+        refused = [
+            words for _, _, words in size_refusals(known.settings, sizes, site.policy)
+        ]
+        here = replace(
+            here, sizes=sizes, refusals=(*refused, *_state_refusals(site, known, here))
+        )
         if refused:
             return replace(here, why_not="this site's texts do not fit the plan")
         sizes, costs = _measure(site, known.settings)
-        tokens = [words for _, _, words in size_refusals(known.settings, sizes, site.policy)]
-        return replace(here, sizes=sizes, costs=costs, refusals=(*tokens, *here.refusals))
+        tokens = [
+            words for _, _, words in size_refusals(known.settings, sizes, site.policy)
+        ]
+        return replace(
+            here, sizes=sizes, costs=costs, refusals=(*tokens, *here.refusals)
+        )
     except Declines as no:
         return replace(here, refusals=(*here.refusals, str(no)), why_not=str(no))
     except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
@@ -129,10 +140,14 @@ def _measure(site: SiteFile, said: Settings) -> tuple[Sizes, Costs]:
     if settings.evaluation.where == "sites":
         texts += _READING * num_held_out
     width = _BYTES[settings.transforms.name] + _DOWN_BYTES
-    return sizes, Costs(width * state.layout.size, texts * _seconds_of_a_text(state, settings, examples))
+    return sizes, Costs(
+        width * state.layout.size, texts * _seconds_of_a_text(state, settings, examples)
+    )
 
 
-def _seconds_of_a_text(state: ModelState, settings: Settings, examples: Examples) -> float:
+def _seconds_of_a_text(
+    state: ModelState, settings: Settings, examples: Examples
+) -> float:
     """Time to train on one text here: the second of two small steps."""
     from wardround.common.model.train import Place, train_epochs
 

@@ -13,17 +13,39 @@ from typing import Any
 
 from wardround.client.policy import Policy
 from wardround.client.site_file import SiteFile, signing_keys, write_site_file
-from wardround.common.credentials import new_key, public_line, refuse_to_overwrite, write_key_pair
+from wardround.common.credentials import (
+    new_key,
+    public_line,
+    refuse_to_overwrite,
+    write_key_pair,
+)
 from wardround.common.files import write_atomically
-from wardround.common.model_files import FILES_PREFIX, WEIGHTS_PREFIX, NotLoaded, read_model_files
-from wardround.common.wire.invitation import Invitation, Registration, Rotation, read_paper, write_paper
+from wardround.common.model_files import (
+    FILES_PREFIX,
+    WEIGHTS_PREFIX,
+    NotLoaded,
+    read_model_files,
+)
+from wardround.common.wire.invitation import (
+    Invitation,
+    Registration,
+    Rotation,
+    read_paper,
+    write_paper,
+)
 
 _TEMPLATES = Path(__file__).resolve().parent / "files"
-UNIT, COMPOSE, REGISTRATION = "wardround-site.service", "compose.yaml", "registration.json"
+UNIT, COMPOSE, REGISTRATION = (
+    "wardround-site.service",
+    "compose.yaml",
+    "registration.json",
+)
 _MEMORY_SHARE = 0.8
 
 
-def write_kit(invited: Path, folder: Path, image: str, **facts: Any) -> tuple[SiteFile, str, str]:
+def write_kit(
+    invited: Path, folder: Path, image: str, **facts: Any
+) -> tuple[SiteFile, str, str]:
     """Make the keys and write the files, readable in `folder`.
 
     Args:
@@ -39,8 +61,18 @@ def write_kit(invited: Path, folder: Path, image: str, **facts: Any) -> tuple[Si
     """
     folder, invited = folder.absolute(), invited.absolute()
     invitation, fingerprint = read_paper(Invitation, invited)
-    names = ("ca.crt", "coordinator.pub", "site.key", "site.pub", "signing.key", "state", "invitation.json")
-    ca, coordinator, private, public, secret, state, copy = (folder / name for name in names)
+    names = (
+        "ca.crt",
+        "coordinator.pub",
+        "site.key",
+        "site.pub",
+        "signing.key",
+        "state",
+        "invitation.json",
+    )
+    ca, coordinator, private, public, secret, state, copy = (
+        folder / name for name in names
+    )
     site = SiteFile(
         name=invitation.site,
         server_address=invitation.address,
@@ -55,7 +87,9 @@ def write_kit(invited: Path, folder: Path, image: str, **facts: Any) -> tuple[Si
     )
     for path in (folder, site.data_path, site.model or folder):
         if any(letter in str(path) for letter in "\"'\\\n$%"):
-            raise ValueError(f"{path}: quotes, backslashes, $ and % cannot stand in a path here. Move it.")
+            raise ValueError(
+                f"{path}: quotes, backslashes, $ and % cannot stand in a path here. Move it."
+            )
     texts = {
         copy: invited.read_text(encoding="ascii"),
         ca: invitation.ca,
@@ -72,11 +106,15 @@ def write_kit(invited: Path, folder: Path, image: str, **facts: Any) -> tuple[Si
     state.chmod(0o700)
     node, signing = new_key("node"), new_key("signing")
     write_key_pair(node, private, public, comment=site.name)
-    write_key_pair(signing, secret, secret.with_suffix(".pub"), comment=f"{site.name}-signing")
+    write_key_pair(
+        signing, secret, secret.with_suffix(".pub"), comment=f"{site.name}-signing"
+    )
     for path, text in texts.items():
         _write(path, text)
     write_site_file(site, folder / "site.yaml")
-    answer = Registration(site.name, public_line(node), public_line(signing), fingerprint)
+    answer = Registration(
+        site.name, public_line(node), public_line(signing), fingerprint
+    )
     return site, fingerprint, write_paper(answer, folder / REGISTRATION, signing)  # type: ignore[arg-type]
 
 
@@ -90,7 +128,11 @@ def _with_pinned_model(facts: dict[str, Any]) -> dict[str, Any]:
     except (NotLoaded, OSError):
         return facts  # `check` says what is wrong with the folder
     weights = files.weights_digest()
-    pin = f"{FILES_PREFIX}{files.digest()}" if weights is None else f"{WEIGHTS_PREFIX}{weights}"
+    pin = (
+        f"{FILES_PREFIX}{files.digest()}"
+        if weights is None
+        else f"{WEIGHTS_PREFIX}{weights}"
+    )
     return facts | {"policy": replace(policy, models=(pin,))}
 
 
@@ -111,7 +153,9 @@ def _unit(site: SiteFile, folder: Path) -> str:
 def _compose(site: SiteFile, folder: Path, image: str) -> str:
     outside = [path for path in (site.data_path, site.model) if path is not None]
     read = [folder, *(path for path in outside if not path.is_relative_to(folder))]
-    mounts = {_quoted(path): ", read_only: true" for path in read} | {_quoted(site.state): ""}
+    mounts = {_quoted(path): ", read_only: true" for path in read} | {
+        _quoted(site.state): ""
+    }
     return _template(COMPOSE).substitute(
         name=site.name,
         image=json.dumps(image),
@@ -120,7 +164,8 @@ def _compose(site: SiteFile, folder: Path, image: str) -> str:
         gid=os.getgid(),
         memory=_most_memory_mib(),
         volumes="\n".join(
-            f"      - {{type: bind, source: {path}, target: {path}{how}}}" for path, how in mounts.items()
+            f"      - {{type: bind, source: {path}, target: {path}{how}}}"
+            for path, how in mounts.items()
         ),
     )
 

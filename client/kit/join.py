@@ -13,7 +13,13 @@ from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
 
-from wardround.client.kit.checks import Finding, Options, Subject, finding_of, run_checks
+from wardround.client.kit.checks import (
+    Finding,
+    Options,
+    Subject,
+    finding_of,
+    run_checks,
+)
 from wardround.client.node.connection import Connection, Heartbeat, Refused, Unreachable
 from wardround.client.node.journal import Journal
 from wardround.client.node.ledger import Ledger
@@ -73,9 +79,15 @@ def join(
     """
     findings = run_checks(site, Options(), skip)
     show(findings)
-    lasting = [finding for finding in findings if finding.state == "problem" and finding.check not in HEALING]
+    lasting = [
+        finding
+        for finding in findings
+        if finding.state == "problem" and finding.check not in HEALING
+    ]
     if lasting:
-        say(f"not ready: {', '.join(finding.check for finding in lasting)}. Nothing was started.")
+        say(
+            f"not ready: {', '.join(finding.check for finding in lasting)}. Nothing was started."
+        )
         return 1
     if site.model is not None:
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -90,7 +102,9 @@ def join(
         worker.start()
         say(f"joining {site.server_address} as {site.name}")
         file = WatchedFile(path, site, say)
-        reason = _take_part(site, worker, (journal, ledger, file), stopping.is_set, retry_seconds)
+        reason = _take_part(
+            site, worker, (journal, ledger, file), stopping.is_set, retry_seconds
+        )
     if reason is None:
         say("left; no process of this site is running")
         return 0
@@ -163,7 +177,11 @@ class Judge:
 
     def __call__(self, error: Refused | Unreachable) -> Verdict:
         """What to do about it."""
-        return self._lost(error) if isinstance(error, Unreachable) else self._refused(error)
+        return (
+            self._lost(error)
+            if isinstance(error, Unreachable)
+            else self._refused(error)
+        )
 
     def _lost(self, error: Unreachable) -> Verdict:
         on = Subject(self._site, self._options)
@@ -171,7 +189,9 @@ class Judge:
             why = on.link.unreached.strerror or on.link.unreached
             return Verdict(f"the server cannot be reached ({why})")
         if _is_broken_off(on.link.handshake.error):
-            return Verdict("the server, or what stands before it, broke the TLS greeting off")
+            return Verdict(
+                "the server, or what stands before it, broke the TLS greeting off"
+            )
         for finding in (finding_of(check, on) for check in ("certificate", "tls")):
             if finding.state == "problem":
                 return Verdict(f"{finding.message}. {finding.next_step}", is_final=True)
@@ -182,21 +202,32 @@ class Judge:
             case "version":
                 step = "Install the version of Flower that the coordinator names."
                 return Verdict(
-                    f"the server says: {quoted(refused.detail, LONGEST_TEXT)}. {step}", is_final=True
+                    f"the server says: {quoted(refused.detail, LONGEST_TEXT)}. {step}",
+                    is_final=True,
                 )
             case "wrong_time":
-                return Verdict("the server refuses this machine's time; correct its clock (NTP)")
+                return Verdict(
+                    "the server refuses this machine's time; correct its clock (NTP)"
+                )
             case "unknown_key":
                 if self._was_accepted and self._refused_for() < _FORGOTTEN_SECONDS:
-                    return Verdict("the server does not know this site's key any more", is_soon=True)
+                    return Verdict(
+                        "the server does not know this site's key any more",
+                        is_soon=True,
+                    )
                 finding = finding_of("registered", Subject(self._site, self._options))
                 return Verdict(f"{finding.message}. {finding.next_step}", is_final=True)
             case "still_online":
                 is_twice = self._refused_for() > _TWICE_SECONDS
-                return Verdict(_STILL_ONLINE + (_TWICE if is_twice else ""), is_soon=True)
+                return Verdict(
+                    _STILL_ONLINE + (_TWICE if is_twice else ""), is_soon=True
+                )
         self._refused_since = None
         if refused.why == "other_node":
-            return Verdict("the server was restarted and wants this site to connect anew", is_soon=True)
+            return Verdict(
+                "the server was restarted and wants this site to connect anew",
+                is_soon=True,
+            )
         return Verdict(f"the server said no: {quoted(str(refused), LONGEST_TEXT)}")
 
     def _refused_for(self) -> float:
@@ -223,7 +254,10 @@ def _signals() -> Iterator[Event]:
             say(f"{signal.Signals(number).name}: leaving")
         seen.set()
 
-    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    old = {
+        number: signal.signal(number, note)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield seen
     finally:

@@ -60,7 +60,9 @@ class Link:
             parts = urlsplit(url if "//" in url else f"//{url}")
             return Proxy(variable, parts.hostname or "", parts.port or 80)
         except ValueError:  # the value may hold a password, and is not shown
-            raise ValueError(f"{variable} is no address of a proxy. Correct it, or unset it.") from None
+            raise ValueError(
+                f"{variable} is no address of a proxy. Correct it, or unset it."
+            ) from None
 
     @cached_property
     def addresses(self) -> list[str] | OSError:
@@ -85,7 +87,9 @@ class Link:
         """TLS as gRPC does it: this site's authority only, the server's name, HTTP/2."""
         try:
             context = ssl.create_default_context(cafile=str(self.site.ca))
-            context.hostname_checks_common_name = False  # as in gRPC: alternative names only
+            context.hostname_checks_common_name = (
+                False  # as in gRPC: alternative names only
+            )
             return Handshake(None, *self._greet(context))
         except OSError as error:
             refused = error
@@ -112,11 +116,17 @@ class Link:
         context.set_alpn_protocols(["h2"])
         with context.wrap_socket(self._connect(), server_hostname=self.host) as wrapped:
             shown = wrapped.getpeercert(binary_form=True)
-            return wrapped.selected_alpn_protocol(), certificate_of(shown) if shown else None
+            return wrapped.selected_alpn_protocol(), certificate_of(
+                shown
+            ) if shown else None
 
     def _connect(self) -> socket.socket:
         """A connection to the server, through the proxy where there is one. Raises OSError."""
-        address = (self.host, self.port) if self.proxy is None else (self.proxy.host, self.proxy.port)
+        address = (
+            (self.host, self.port)
+            if self.proxy is None
+            else (self.proxy.host, self.proxy.port)
+        )
         connection = socket.create_connection(address, timeout=self.timeout_seconds)
         try:
             if self.proxy is not None:
@@ -129,7 +139,10 @@ class Link:
 
 def _first_set(variables: tuple[str, ...]) -> tuple[str, str]:
     """Name and value of the first environment variable that is set; empty where none is."""
-    return next(((name, value) for name in variables if (value := os.environ.get(name))), ("", ""))
+    return next(
+        ((name, value) for name in variables if (value := os.environ.get(name))),
+        ("", ""),
+    )
 
 
 def is_excepted(host: str, exceptions: str) -> bool:
@@ -151,8 +164,14 @@ def _ask_proxy(connection: socket.socket, host: str, port: int) -> None:
     connection.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
     reply = b""
     # One byte at a time would be safest; a server of TLS says nothing before its client does.
-    while b"\r\n\r\n" not in reply and len(reply) < 65536 and (received := connection.recv(4096)):
+    while (
+        b"\r\n\r\n" not in reply
+        and len(reply) < 65536
+        and (received := connection.recv(4096))
+    ):
         reply += received
     status = reply.split(b"\r\n", 1)[0].decode("latin-1")
     if status.split(" ")[1:2] != ["200"]:
-        raise OSError(f"the proxy did not open a tunnel: {quoted(status) if status else 'no answer'}")
+        raise OSError(
+            f"the proxy did not open a tunnel: {quoted(status) if status else 'no answer'}"
+        )

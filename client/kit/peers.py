@@ -14,7 +14,10 @@ from wardround.common.words import printable
 
 
 def pin(
-    site_file: Path, registration: Path, name: str | None, confirm: Callable[[str], None]
+    site_file: Path,
+    registration: Path,
+    name: str | None,
+    confirm: Callable[[str], None],
 ) -> tuple[str, Pin]:
     """Pin the key in another hospital's registration.
 
@@ -51,6 +54,8 @@ def in_words(site_file: Path) -> Iterator[str]:
         yield f"READ OUT to the other hospitals: this site's registration is {registered}"
     pins = Peers.open(site.state).pins()
     for name, pinned in pins.items():
-        yield printable(f"{name:<20}  registration {pinned.registration}  key {pinned.key}", None)
+        yield printable(
+            f"{name:<20}  registration {pinned.registration}  key {pinned.key}", None
+        )
     if not pins:
         yield "No other hospital is pinned yet. Next: wardround-site peers add FILE"

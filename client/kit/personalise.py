@@ -16,7 +16,12 @@ from wardround.common.settings import Settings
 
 
 def personalise(
-    site: SiteFile, model: Path, out: Path, asked: Mapping[str, object], *, unverified: bool = False
+    site: SiteFile,
+    model: Path,
+    out: Path,
+    asked: Mapping[str, object],
+    *,
+    unverified: bool = False,
 ) -> PersonalRecord:
     """Make this site's personal models, and fill `out` with the chosen one and what each of them does.
 
@@ -80,6 +85,7 @@ def in_words(record: PersonalRecord) -> str:
     for measure, called in (("accuracy", "accuracy"), ("macro_f1", "macro F1")):
         (row,) = record.rows(measure)
         lines += [
-            f"  {called:<9} {head.lower():<11} {cell}" for head, cell in zip(HEADER[2:], row[2:], strict=True)
+            f"  {called:<9} {head.lower():<11} {cell}"
+            for head, cell in zip(HEADER[2:], row[2:], strict=True)
         ]
     return "\n".join(lines)

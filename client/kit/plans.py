@@ -37,7 +37,12 @@ def table(known: Sequence[Known]) -> str:
     return "\n".join(lines) or "This site was told of no plan."
 
 
-def describe(known: Known, before: Known | None, limits: Limits, here: Here = Here()) -> Iterator[str]:  # noqa: B008
+def describe(
+    known: Known,
+    before: Known | None,
+    limits: Limits,
+    here: Here | None = None,
+) -> Iterator[str]:
     """What a person needs to decide, on one screen: at most 40 lines.
 
     The server's words in it can imitate no line of ours.
@@ -46,6 +51,7 @@ def describe(known: Known, before: Known | None, limits: Limits, here: Here = He
         before: the plan to compare it with; None for no comparison.
         here: what the plan meets at this site.
     """
+    here = here or Here()
     plan = known.plan
     yield f"Plan {known.short}, signed by the coordinator: {STATES[known.decision.state]}"
     yield from _recipe(known.settings)
@@ -69,8 +75,14 @@ def describe(known: Known, before: Known | None, limits: Limits, here: Here = He
     yield from _next_step(known, limits, here)
 
 
-def describe_all(known: Known, before: Known | None, limits: Limits, here: Here = Here()) -> Iterator[str]:  # noqa: B008
+def describe_all(
+    known: Known,
+    before: Known | None,
+    limits: Limits,
+    here: Here | None = None,
+) -> Iterator[str]:
     """Everything a plan holds, and what the policy says to each setting."""
+    here = here or Here()
     plan = known.plan
     yield ""
     yield "Everything"
@@ -107,7 +119,11 @@ def _recipe(settings: Settings) -> Iterator[str]:
         yield f"  recipe    {shown(name)}, which this installation does not know"
         return
     found = list(_deviations(settings))
-    number = "no deviation" if not found else f"{len(found)} deviation{'s' if len(found) > 1 else ''}:"
+    number = (
+        "no deviation"
+        if not found
+        else f"{len(found)} deviation{'s' if len(found) > 1 else ''}:"
+    )
     yield f"  recipe    {name} with {number}  ({recipe.words})"
     yield from _first(found, _MOST_DEVIATIONS, indent=12)
 
@@ -138,7 +154,10 @@ def _largest(plan: Plan, limits: Limits, here: Here) -> str:
     if not plan.most_texts:
         return ""
     words = f"; up to {plan.most_texts} texts each"
-    if here.sizes is None or plan.most_texts <= limits.policy.max_size_ratio * here.sizes.num_texts:
+    if (
+        here.sizes is None
+        or plan.most_texts <= limits.policy.max_size_ratio * here.sizes.num_texts
+    ):
         return words
     ratio = plan.most_texts / here.sizes.num_texts
     return (
@@ -180,10 +199,16 @@ def _tells(settings: Settings, limits: Limits, here: Here) -> Iterator[str]:
         return
     most = limits.policy.max_influence
     influence = largest_influence(settings, max(1, here.sizes.num_texts))
-    exactly = "at most" if settings.train.optimizer == "sgd" else "by its settings at most"
+    exactly = (
+        "at most" if settings.train.optimizer == "sgd" else "by its settings at most"
+    )
     yield f"  one text:    {exactly} {influence:.2g} times its even share of an update ({most:g} is allowed)"
     width = here.sizes.hidden_size
-    if width is not None and settings.train.optimizer == "sgd" and here.sizes.num_texts < 2 * width:
+    if (
+        width is not None
+        and settings.train.optimizer == "sgd"
+        and here.sizes.num_texts < 2 * width
+    ):
         yield (
             f"  MEMBERSHIP   who holds a text can tell whether it is in here: with sgd, and fewer than "
             f"{2 * width} texts"
@@ -247,7 +272,9 @@ def _time(seconds: float) -> str:
 def _differences(known: Known, before: Known) -> list[str]:
     ours, theirs = known.settings.flat(), before.settings.flat()
     found = [
-        f"{key}: {_value(theirs[key])} -> {_value(ours[key])}" for key in ours if ours[key] != theirs[key]
+        f"{key}: {_value(theirs[key])} -> {_value(ours[key])}"
+        for key in ours
+        if ours[key] != theirs[key]
     ]
     for word, more, fewer in (("joined", known, before), ("left", before, known)):
         names = sorted(more.plan.sites.keys() - fewer.plan.sites.keys())
@@ -259,7 +286,10 @@ def _differences(known: Known, before: Known) -> list[str]:
         if known.plan.sites[name] != before.plan.sites[name]
     ]
     if known.plan.code != before.plan.code:
-        then, now = (", ".join(told for told, _ in _code(one.plan.code)) for one in (before, known))
+        then, now = (
+            ", ".join(told for told, _ in _code(one.plan.code))
+            for one in (before, known)
+        )
         found.append(f"code: {then} -> {now}")
     return found
 
@@ -269,7 +299,10 @@ def _code(code: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
     for name, wanted in code.items():
         try:
             here = version(name)
-        except (PackageNotFoundError, ValueError):  # ValueError for a name that no package can have
+        except (
+            PackageNotFoundError,
+            ValueError,
+        ):  # ValueError for a name that no package can have
             here = "not installed"
         told = f"{shown(name)} {shown(wanted)}"
         yield (told, True) if here == wanted else (f"{told} (HERE {here})", False)
@@ -302,6 +335,7 @@ def compared_with(known: Known, all_plans: Sequence[Known]) -> Known | None:
     older = [
         plan
         for plan in others
-        if plan.decision.state == "approved" and plan.plan.not_before <= known.plan.not_before
+        if plan.decision.state == "approved"
+        and plan.plan.not_before <= known.plan.not_before
     ]
     return next(iter(parents), older[-1] if older else None)

@@ -20,10 +20,14 @@ def read_policy(path: Path) -> Policy:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         return _POLICY.validate_python(without_retired(content))
     except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error, list(_POLICY.json_schema()['properties']))}") from None
+        raise ValueError(
+            f"{path}: {explain(error, list(_POLICY.json_schema()['properties']))}"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"--policy is '{path}', which cannot be read as YAML ({reason}).") from None
+        raise ValueError(
+            f"--policy is '{path}', which cannot be read as YAML ({reason})."
+        ) from None
 
 
 def in_words(limits: Limits) -> Iterator[str]:

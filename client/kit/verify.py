@@ -53,7 +53,9 @@ class _Subject:
         known = Plans(self.site, self.claim.coordinator).get(digest)
         if known is None:
             short = digest[:SHORT]
-            raise Unproven(f"this site was not told of plan {short}, or an older key signed it")
+            raise Unproven(
+                f"this site was not told of plan {short}, or an older key signed it"
+            )
         return known
 
 
@@ -69,7 +71,9 @@ def _plan(on: _Subject) -> str:
     """The plan was approved here, and still is."""
     known = on.known
     if known.decision.state != "approved":
-        raise Unproven(f"plan {known.short} at this site: {STATES[known.decision.state]}")
+        raise Unproven(
+            f"plan {known.short} at this site: {STATES[known.decision.state]}"
+        )
     day = datetime.fromtimestamp(known.decision.at, UTC).strftime("%Y-%m-%d")
     return f"plan {known.short} was approved here on {day}, by {known.decision.by or 'hand'}"
 
@@ -96,10 +100,16 @@ def _updates(on: _Subject) -> str:
         if name not in known.plan.sites or not 0 < number <= last
     ]
     if strange:
-        raise Unproven(f"updates are named that the plan does not have ({', '.join(strange)})")
+        raise Unproven(
+            f"updates are named that the plan does not have ({', '.join(strange)})"
+        )
     if len(set(places)) < len(places):
         raise Unproven("an update is named twice")
-    own = {(number, answer) for number, name, answer in found.updates if name == on.site.name}
+    own = {
+        (number, answer)
+        for number, name, answer in found.updates
+        if name == on.site.name
+    }
     left = _left(on.site, found.plan)
     unknown = sorted(number for number, answer in own if (number, answer) not in left)
     if unknown:
@@ -108,7 +118,9 @@ def _updates(on: _Subject) -> str:
             "wardround-site ledger show"
         )
     if not left:
-        raise Unproven("no update left this site for this plan: it was not executed here")
+        raise Unproven(
+            "no update left this site for this plan: it was not executed here"
+        )
     told = f"of {len(left)} that its ledger says left for this plan"
     return f"{len(own)} of this site are in it, {told}"
 
@@ -141,7 +153,11 @@ CHECKS: dict[str, Callable[[_Subject], str]] = {
 }
 """In the order in which a fault explains the next one."""
 # Without the signatures nothing is known; without the plan neither the sites nor the rounds are.
-_NEEDED = {"run": tuple(CHECKS)[1:], "statement": tuple(CHECKS)[2:], "plan": ("sites", "updates")}
+_NEEDED = {
+    "run": tuple(CHECKS)[1:],
+    "statement": tuple(CHECKS)[2:],
+    "plan": ("sites", "updates"),
+}
 
 
 def verify_model(site: SiteFile, folder: Path) -> list[Check]:
@@ -152,7 +168,9 @@ def verify_model(site: SiteFile, folder: Path) -> list[Check]:
         OSError: a file cannot be read.
     """
     if not folder.is_dir():
-        raise ValueError(f"--model is '{folder}', which is no folder. Give a run's folder `model`.")
+        raise ValueError(
+            f"--model is '{folder}', which is no folder. Give a run's folder `model`."
+        )
     own, coordinator = signing_keys(site)
     subject = _Subject(site, Claim(folder, coordinator), fingerprint(public_line(own)))
     return list(_checks(subject))

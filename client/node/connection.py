@@ -33,7 +33,13 @@ from wardround.client.site_file import SiteFile, read_authority
 from wardround.common.credentials import NEW_KEYS, pem_of, public_line, read_private_key
 from wardround.common.wire.arrays import PIECE_BYTES
 from wardround.common.wire.messages import LATE_SECONDS
-from wardround.common.wire.objects import Object, content_id, content_object, make_object, wait_for_object
+from wardround.common.wire.objects import (
+    Object,
+    content_id,
+    content_object,
+    make_object,
+    wait_for_object,
+)
 from wardround.common.words import LONGEST_TEXT, printable, quoted
 
 if TYPE_CHECKING:
@@ -57,7 +63,15 @@ _LONGEST_PAUSE = 8.0
 # Flower's codes for what it refuses, as they stand in a status' details.
 _OTHER_VERSION, _NOT_ACTIVATED = 1001, 2004
 
-Why = Literal["unknown_key", "wrong_time", "other_node", "version", "still_online", "dropped", "other"]
+Why = Literal[
+    "unknown_key",
+    "wrong_time",
+    "other_node",
+    "version",
+    "still_online",
+    "dropped",
+    "other",
+]
 
 
 class Unreachable(Exception):
@@ -143,7 +157,9 @@ class Connection:
         host, port = site.host_and_port
         self._target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._authority = site.ca.read_bytes()
-        self._version = RuntimeVersionMetadata.from_local_component("SuperNode").append_to_grpc_metadata(None)
+        self._version = RuntimeVersionMetadata.from_local_component(
+            "SuperNode"
+        ).append_to_grpc_metadata(None)
         self._signed: tuple[float, list[tuple[str, Any]]] = (0.0, [])
         self._signing = threading.Lock()
         self._channel: Any = None
@@ -161,7 +177,9 @@ class Connection:
                 headers = {
                     "flwr-public-key-bin": self._public,
                     "flwr-timestamp": now,
-                    "flwr-signature-bin": self._key.sign(now.encode("ascii"), ec.ECDSA(hashes.SHA256())),
+                    "flwr-signature-bin": self._key.sign(
+                        now.encode("ascii"), ec.ECDSA(hashes.SHA256())
+                    ),
                 }
                 self._signed = time.monotonic(), [*self._version, *headers.items()]
             return self._signed[1]
@@ -170,7 +188,9 @@ class Connection:
         """Dial, in place of any connection there was. Nothing is sent yet."""
         self.close()
         credentials = grpc.ssl_channel_credentials(self._authority)
-        self._channel = grpc.secure_channel(self._target, credentials, options=list(_CHANNEL.items()))
+        self._channel = grpc.secure_channel(
+            self._target, credentials, options=list(_CHANNEL.items())
+        )
         self._stub = FleetStub(self._channel)
         self._signed = (0.0, [])
 
@@ -190,7 +210,9 @@ class Connection:
     def call(self, name: str, request: Any, seconds: float = _CALL_SECONDS) -> Any:
         """One call of the Fleet API. Raises Refused or Unreachable."""
         try:
-            return getattr(self._stub, name)(request, timeout=seconds, metadata=self._credentials())
+            return getattr(self._stub, name)(
+                request, timeout=seconds, metadata=self._credentials()
+            )
         except grpc.RpcError as error:
             raise _explained(error) from None
 
@@ -203,19 +225,27 @@ class Connection:
             Refused or Unreachable: it does not, or another server answers.
         """
         try:
-            self.call("PullMessages", fleet.PullMessagesRequest(node=Node(node_id=0)), seconds)
+            self.call(
+                "PullMessages", fleet.PullMessagesRequest(node=Node(node_id=0)), seconds
+            )
         except Refused as refused:
             if refused.why != "other_node":
                 raise
 
     def activate(self) -> None:
         """Come online. Raises Refused or Unreachable."""
-        request = fleet.ActivateNodeRequest(public_key=self._public, heartbeat_interval=_BEAT)
+        request = fleet.ActivateNodeRequest(
+            public_key=self._public, heartbeat_interval=_BEAT
+        )
         self.node = Node(node_id=self.call("ActivateNode", request).node_id)
 
     def leave(self, seconds: float = 5.0) -> None:
         """Go offline. Raises Refused or Unreachable."""
-        self.call("DeactivateNode", fleet.DeactivateNodeRequest(node_id=self.node.node_id), seconds)
+        self.call(
+            "DeactivateNode",
+            fleet.DeactivateNodeRequest(node_id=self.node.node_id),
+            seconds,
+        )
 
     def beat(self) -> None:
         """Say that this site is there. Raises Refused or Unreachable."""
@@ -226,13 +256,19 @@ class Connection:
     def pull(self) -> Letter | None:
         """The next message, or None. The server counts it as delivered from now on."""
         response = self.call("PullMessages", fleet.PullMessagesRequest(node=self.node))
-        return Letter(response.SerializeToString()) if len(response.messages_list) else None
+        return (
+            Letter(response.SerializeToString())
+            if len(response.messages_list)
+            else None
+        )
 
     def content_of(self, letter: Letter, until: float) -> str:
         """Object id of a message's content. Raises NotAuthentic, Refused or Unreachable."""
         return content_id(letter.message_id, partial(self.fetch, letter, until=until))
 
-    def fetch(self, letter: Letter, ids: Sequence[str], until: float) -> Iterator[bytes]:
+    def fetch(
+        self, letter: Letter, ids: Sequence[str], until: float
+    ) -> Iterator[bytes]:
         """The contents of these objects, in their order, a few ahead of what is asked for.
 
         Args:
@@ -243,9 +279,13 @@ class Connection:
         """
 
         def request_for(object_id: str) -> Any:
-            return wire.PullObjectRequest(node=self.node, run_id=letter.run_id, object_id=object_id)
+            return wire.PullObjectRequest(
+                node=self.node, run_id=letter.run_id, object_id=object_id
+            )
 
-        for request, response in self._windowed("PullObject", map(request_for, ids), until):
+        for request, response in self._windowed(
+            "PullObject", map(request_for, ids), until
+        ):
             content = response.object_content
             if not response.object_available:
                 pull = partial(self._again, "PullObject", request, until)
@@ -254,7 +294,9 @@ class Connection:
                 raise Refused("dropped", "an object of the message is not there")
             yield content
 
-    def _windowed(self, name: str, requests: Iterable[Any], until: float) -> Iterator[tuple[Any, Any]]:
+    def _windowed(
+        self, name: str, requests: Iterable[Any], until: float
+    ) -> Iterator[tuple[Any, Any]]:
         """Each request with its response, in their order; `_IN_FLIGHT` of them are under way."""
         method, waiting = getattr(self._stub, name), deque[tuple[Any, Any]]()
 
@@ -270,7 +312,9 @@ class Connection:
 
         try:
             for request in requests:
-                future = method.future(request, timeout=_seconds(until), metadata=self._credentials())
+                future = method.future(
+                    request, timeout=_seconds(until), metadata=self._credentials()
+                )
                 waiting.append((request, future))
                 if len(waiting) == _IN_FLIGHT:
                     yield first()
@@ -305,7 +349,9 @@ class Connection:
         message = letter.reply()
         # As Flower writes it: without content, which the one child stands for.
         root = make_object(
-            "Message", message.SerializeToString(deterministic=True), [content_object(content)]
+            "Message",
+            message.SerializeToString(deterministic=True),
+            [content_object(content)],
         )
         message.metadata.message_id = root.object_id
         message.content.SetInParent()  # empty, but there: Flower asks
@@ -327,10 +373,16 @@ class Connection:
                 object_content=part.write(),
             )
 
-        parts = {part.object_id: part for part in root.walk() if part.object_id in wanted}
-        for _, stored in self._windowed("PushObject", map(pushed, parts.values()), until):
+        parts = {
+            part.object_id: part for part in root.walk() if part.object_id in wanted
+        }
+        for _, stored in self._windowed(
+            "PushObject", map(pushed, parts.values()), until
+        ):
             if not stored.stored:
-                raise Refused("dropped", "the server did not keep an object of the answer")
+                raise Refused(
+                    "dropped", "the server did not keep an object of the answer"
+                )
 
     def confirm(self, letter: Letter) -> None:
         """Let the server forget a message. Raises Refused or Unreachable."""
@@ -354,7 +406,9 @@ class Heartbeat(threading.Thread):
         while not self._over.wait(_HEARTBEAT_SECONDS):
             try:
                 self._connection.beat()
-            except Unreachable:  # the next one may get through; the work under way finds out for itself
+            except (
+                Unreachable
+            ):  # the next one may get through; the work under way finds out for itself
                 continue
             except Refused as refused:
                 self.refused = refused
@@ -381,7 +435,14 @@ _TOLD: dict[str, Why] = {
     "other_node": "other_node",
     "Invalid node ID": "other_node",
 }
-_LOST = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED", "UNKNOWN", "INTERNAL"}
+_LOST = {
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "CANCELLED",
+    "RESOURCE_EXHAUSTED",
+    "UNKNOWN",
+    "INTERNAL",
+}
 
 
 def _explained(error: Any) -> Refused | Unreachable:

@@ -27,7 +27,12 @@ class Journal:
         """Args: key: fingerprint of the key that signs the site's answers; empty for any."""
         self._folder, self._file, self._key = folder, folder / "journal.json", key
         self._lock = FileLock(folder / ".lock")
-        self._content: dict[str, Any] = {"answered": {}, "in_hand": "", "refused": {}, "plans": {}}
+        self._content: dict[str, Any] = {
+            "answered": {},
+            "in_hand": "",
+            "refused": {},
+            "plans": {},
+        }
         self._content["key"] = ""
 
     def __enter__(self) -> Journal:
@@ -100,8 +105,14 @@ class Journal:
             raise NotAuthentic("replayed")
         # No question of a run counts after its end, so older runs can be forgotten.
         now = time.time()
-        kept = {name: told for name, told in answered.items() if told["ends"] + 2 * CLOCK_SECONDS > now}
-        self._write(answered=kept | {run: {"attempt": attempt, "ends": question.run_ends}})
+        kept = {
+            name: told
+            for name, told in answered.items()
+            if told["ends"] + 2 * CLOCK_SECONDS > now
+        }
+        self._write(
+            answered=kept | {run: {"attempt": attempt, "ends": question.run_ends}}
+        )
 
     def last_round_before(self, plan: str) -> int:
         """The last round that a version of this program answered which stored no answers; 0 for none.

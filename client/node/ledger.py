@@ -155,7 +155,9 @@ class Ledger:
             first, last = first_line(parts[-2]), last_line(parts[-2])
             begin, end = entry_of(first), entry_of(last)
             if begin is None or end is None:
-                raise ValueError(f"{parts[-2]}: its first or last line is no line of a ledger. {STEP}")
+                raise ValueError(
+                    f"{parts[-2]}: its first or last line is no line of a ledger. {STEP}"
+                )
             holder = begin.key
             self._number, self._head = end.number, hash_of(last)
         for found, entry in walk_part(self._newest.path, self._number + 1, self._head):
@@ -180,7 +182,11 @@ class Ledger:
         A run that is resumed after months hands an old hash back. So older files are searched as well: the
         newest 64 of them, about 500,000 lines. Raises OSError.
         """
-        return found in self._known or found in self._accepted or self._is_in_older_parts(found)
+        return (
+            found in self._known
+            or found in self._accepted
+            or self._is_in_older_parts(found)
+        )
 
     def _is_in_older_parts(self, found: str) -> bool:
         oldest = max(1, self._newest.number - _MOST_PARTS_BACK)
@@ -201,7 +207,9 @@ class Ledger:
         """The program has connected for the first time since it was started."""
         return self._append("opened", site=self._site, key=self._key)
 
-    def approved(self, plan: str, at: float, by: str, people: Mapping[str, str]) -> None:
+    def approved(
+        self, plan: str, at: float, by: str, people: Mapping[str, str]
+    ) -> None:
         """A plan is executed from now on. Of one decision there is one line.
 
         Args:
@@ -234,7 +242,11 @@ class Ledger:
         self._count(AGAIN)
 
     def leaves(
-        self, kind: str, question: Question | None, contents: Contents, update_norm: float | None
+        self,
+        kind: str,
+        question: Question | None,
+        contents: Contents,
+        update_norm: float | None,
     ) -> str:
         """An answer is about to be sent; returns the hash that goes along with it.
 
@@ -250,7 +262,9 @@ class Ledger:
         if line is not None:
             self._count(AGAIN)
             return line
-        line = self._append("leaves", update_norm=update_norm, **_about(kind, question, contents))
+        line = self._append(
+            "leaves", update_norm=update_norm, **_about(kind, question, contents)
+        )
         self._is_leaving = True
         return line
 
@@ -313,8 +327,12 @@ class Ledger:
 
     def _begin(self) -> None:
         """Write the first line of a file: whose ledger it is."""
-        to_disk(self.path.parent)  # the file's name; a file without a line is as good as none
-        self._write("begins" if self._number == 0 else "goes_on", site=self._site, key=self._key)
+        to_disk(
+            self.path.parent
+        )  # the file's name; a file without a line is as good as none
+        self._write(
+            "begins" if self._number == 0 else "goes_on", site=self._site, key=self._key
+        )
 
     def _write(self, what: str, **facts: Any) -> str:
         entry = Entry(

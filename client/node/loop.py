@@ -12,7 +12,13 @@ from flwr.app import ConfigRecord, RecordDict
 
 from wardround.client.answers import Answers, Begun
 from wardround.client.declines import Declines
-from wardround.client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
+from wardround.client.node.connection import (
+    Connection,
+    Heartbeat,
+    Letter,
+    Refused,
+    Unreachable,
+)
 from wardround.client.node.journal import Journal
 from wardround.client.node.ledger import Ledger
 from wardround.client.node.watched import WatchedFile
@@ -34,7 +40,13 @@ from wardround.common.wire.messages import (
     pack_refusal,
     unpack_notice,
 )
-from wardround.common.wire.objects import ENVELOPE, read_content, read_signed, record_objects, sizes
+from wardround.common.wire.objects import (
+    ENVELOPE,
+    read_content,
+    read_signed,
+    record_objects,
+    sizes,
+)
 from wardround.common.wire.signing import (
     ANSWER,
     NotAuthentic,
@@ -87,7 +99,10 @@ class Loop:
         self._site, self._site_file = site, file
         self._key, self._coordinator = signing_keys(site)
         self._own, self._name = fingerprint(public_line(self._key)), site.name
-        self._plans, self._limits = Plans(site, self._coordinator), limits_of(site, self._key)
+        self._plans, self._limits = (
+            Plans(site, self._coordinator),
+            limits_of(site, self._key),
+        )
         self._answers = Answers(site.state)
         self._update_norm: float | None = None
         """L2 norm of the update in the answer under way, for the ledger."""
@@ -121,7 +136,10 @@ class Loop:
                 self._tidy()
                 self._sleep(self._pause())
                 continue
-            self._last_task, self._round_ends = time.monotonic(), letter.ends - LATE_SECONDS
+            self._last_task, self._round_ends = (
+                time.monotonic(),
+                letter.ends - LATE_SECONDS,
+            )
             self._note(partial(self._journal.take, letter.written))
             self._handle(letter)
 
@@ -143,7 +161,10 @@ class Loop:
     def _go_on(self) -> None:
         """Take up the message that was in hand when this program ended, if it was sent to this node."""
         letter = Letter(self._journal.in_hand)
-        if letter.node_id == self._connection.node.node_id and letter.ends > time.time():
+        if (
+            letter.node_id == self._connection.node.node_id
+            and letter.ends > time.time()
+        ):
             self._say("going on with the message that was in hand")
             self._handle(letter)
         else:
@@ -157,7 +178,9 @@ class Loop:
                 return write()
             except OSError as error:
                 if not was_told:
-                    self._say(f"{error.filename}: {error.strerror}; nothing is answered until then")
+                    self._say(
+                        f"{error.filename}: {error.strerror}; nothing is answered until then"
+                    )
                 was_told = True
             self._sleep(_DISK_PAUSE)
             if self._is_stopping():
@@ -179,7 +202,9 @@ class Loop:
             self._say(f"a message of type {shown(letter.kind)} was given up: {refused}")
         except (Unreachable, Stopped, LedgerBehind):
             raise
-        except Exception as error:  # whatever it was in that message, it costs that message
+        except (
+            Exception
+        ) as error:  # whatever it was in that message, it costs that message
             self._count(letter, "damaged", f" ({type(error).__name__})")
         self._note(self._journal.put_down)
 
@@ -211,11 +236,20 @@ class Loop:
         room = Room()
         question: Question | None = None
         try:
-            soon = min(letter.ends, time.time() + _ENVELOPE_SECONDS)  # nobody has signed for this wait yet
+            soon = min(
+                letter.ends, time.time() + _ENVELOPE_SECONDS
+            )  # nobody has signed for this wait yet
             read = partial(self._connection.fetch, letter, until=soon)
-            names, envelopes = read_signed(self._connection.content_of(letter, soon), read)
-            question = check_question(envelopes, self._coordinator, self._own, letter.kind)
-            if question.statement.ledger and question.statement.ledger not in self._ledger:
+            names, envelopes = read_signed(
+                self._connection.content_of(letter, soon), read
+            )
+            question = check_question(
+                envelopes, self._coordinator, self._own, letter.kind
+            )
+            if (
+                question.statement.ledger
+                and question.statement.ledger not in self._ledger
+            ):
                 raise LedgerBehind(question.statement.ledger)
             if self._journal.was_begun(question):
                 return self._signed(pack_refusal(LOST), question, letter)
@@ -224,13 +258,19 @@ class Loop:
             # Nothing tells yet how large the model is; but what does not fit here cannot be trained either.
             free = available_memory() if letter.kind in (TRAIN, EVALUATE) else 0
             content = read_content(
-                names, question.statement.records, fetch, room, inf if free is None else free
+                names,
+                question.statement.records,
+                fetch,
+                room,
+                inf if free is None else free,
             )
             asked = describe(content, question.statement.records)
             self._note(partial(self._ledger.came, letter.kind, question, asked))
             self._note(partial(self._journal.begin, question))
             told = envelopes.get("plan", "")
-            return self._signed(self._work(letter, content, room, question, told), question, letter)
+            return self._signed(
+                self._work(letter, content, room, question, told), question, letter
+            )
         except NotAuthentic as error:
             self._count(letter, error.reason)
             return self._signed(pack_refusal(error.reason), question, letter)
@@ -240,17 +280,26 @@ class Loop:
             if question is None:
                 self._count(letter, "damaged", f" ({type(error).__name__})")
             else:
-                self._say(f"a message cannot be answered: {type(error).__name__}: {error}")
+                self._say(
+                    f"a message cannot be answered: {type(error).__name__}: {error}"
+                )
             return self._signed(pack_refusal("failed"), question, letter)
         finally:
             room.close()
 
     def _work(
-        self, letter: Letter, content: RecordDict, room: Room, question: Question, told: str
+        self,
+        letter: Letter,
+        content: RecordDict,
+        room: Room,
+        question: Question,
+        told: str,
     ) -> RecordDict:
         """Args: told: the signed plan that came along; empty for none."""
         if letter.kind == NOTICE:
-            self._say(f"the server says: {quoted(unpack_notice(content), LONGEST_TEXT)}")
+            self._say(
+                f"the server says: {quoted(unpack_notice(content), LONGEST_TEXT)}"
+            )
             return RecordDict()
         if letter.kind not in _KINDS:
             return pack_refusal("unknown_kind")
@@ -261,18 +310,29 @@ class Loop:
             self._heed_site_file()
             order = self._ordered(question, told)
         except Declines as no:
-            if (text := f"a message of type {shown(letter.kind)} is refused: {no}") != self._told_of:
+            if (
+                text := f"a message of type {shown(letter.kind)} is refused: {no}"
+            ) != self._told_of:
                 self._say(text)
-            self._told_of = text  # a server that waits for a decision asks again and again
+            self._told_of = (
+                text  # a server that waits for a decision asks again and again
+            )
             return pack_refusal(no.code, no.key)
         self._told_of = ""
         if letter.kind == HELLO:
-            return self._worker.answer(letter.kind, content, room, letter.seconds_left, order.to_dict())
+            return self._worker.answer(
+                letter.kind, content, room, letter.seconds_left, order.to_dict()
+            )
         return self._answered_once(letter, content, room, order)
 
-    def _answered_once(self, letter: Letter, content: RecordDict, room: Room, order: Order) -> RecordDict:
+    def _answered_once(
+        self, letter: Letter, content: RecordDict, room: Room, order: Order
+    ) -> RecordDict:
         """The answer to a round: the one that was stored for it, or a new one, which is stored."""
-        begun = Begun(model=str(content.config_records["task"]["version"]), data=self._data_now(order))
+        begun = Begun(
+            model=str(content.config_records["task"]["version"]),
+            data=self._data_now(order),
+        )
         begin = partial(
             self._answers.begin,
             *(order.plan, letter.kind, order.round, begun),
@@ -282,13 +342,17 @@ class Loop:
         try:
             stored = self._note(begin)
         except Declines as no:
-            self._say(f"round {order.round} of plan {order.plan[:12]} is not answered: {no}")
+            self._say(
+                f"round {order.round} of plan {order.plan[:12]} is not answered: {no}"
+            )
             return pack_refusal(no.code, no.key)
         if stored is not None:
             self._say(f"the stored answer to round {order.round} is sent again")
             self._update_norm = stored.update_norm
             return stored.content
-        found = self._worker.answer(letter.kind, content, room, letter.seconds_left, order.to_dict())
+        found = self._worker.answer(
+            letter.kind, content, room, letter.seconds_left, order.to_dict()
+        )
         self._update_norm = self._worker.update_norm
         keep = partial(self._answers.keep, order.plan, letter.kind, order.round)
         self._note(partial(keep, found, self._update_norm))
@@ -315,9 +379,17 @@ class Loop:
         """What is to be done, of a plan that was approved. Raises Declines, or NotAuthentic of `told`."""
         if told and self._note(partial(self._plans.add, told)) != question.plan:
             raise NotAuthentic("forged")
-        known = self._note(partial(executed, self._plans, question.plan, self._site, self._limits))
+        known = self._note(
+            partial(executed, self._plans, question.plan, self._site, self._limits)
+        )
         decision = known.decision
-        approved = partial(self._ledger.approved, question.plan, decision.at, decision.by, decision.people)
+        approved = partial(
+            self._ledger.approved,
+            question.plan,
+            decision.at,
+            decision.by,
+            decision.people,
+        )
         self._note(approved)
         said = question.statement
         first = 1 if said.kind == TRAIN else 0
@@ -335,7 +407,9 @@ class Loop:
             most_texts=known.plan.most_texts,
         )
 
-    def _signed(self, content: RecordDict, question: Question | None, letter: Letter) -> RecordDict:
+    def _signed(
+        self, content: RecordDict, question: Question | None, letter: Letter
+    ) -> RecordDict:
         """A content with its envelope, once the ledger tells of it on the disk.
 
         Without a question that was found authentic it answers none, and the ledger counts it only.
@@ -343,7 +417,9 @@ class Loop:
         asked = question.statement if question else None
         records = sizes(record_objects(content, {}))
         norm = self._update_norm if content.array_records else None
-        leaves = partial(self._ledger.leaves, letter.kind, question, describe(content, records), norm)
+        leaves = partial(
+            self._ledger.leaves, letter.kind, question, describe(content, records), norm
+        )
         statement = Statement(
             version=1,
             run=asked.run if asked else "",
@@ -358,7 +434,9 @@ class Loop:
             expires=letter.ends,
             ledger=self._note(leaves),
         )
-        content[ENVELOPE] = ConfigRecord({"statement": sign(ANSWER, statement, self._key)})
+        content[ENVELOPE] = ConfigRecord(
+            {"statement": sign(ANSWER, statement, self._key)}
+        )
         return content
 
     def _sleep(self, seconds: float) -> None:

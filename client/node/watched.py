@@ -45,7 +45,11 @@ class WatchedFile:
                 self._stamp = stamp
         except (OSError, ValueError) as error:
             self._stamp = None  # it is read again with every message, until it is right
-            self._tell(f"{self._path}: {error.strerror}." if isinstance(error, OSError) else str(error))
+            self._tell(
+                f"{self._path}: {error.strerror}."
+                if isinstance(error, OSError)
+                else str(error)
+            )
             raise Declines("bad_input", words=f"{self._path} cannot be used") from None
         if self._trouble:
             self._say(f"{self._path} is right again")
@@ -60,14 +64,20 @@ class WatchedFile:
 
     def _take(self, read: SiteFile) -> None:
         kept = replace(read, **{field: getattr(self._start, field) for field in _FIXED})
-        changed = [key for field, key in _FIXED.items() if getattr(read, field) != getattr(kept, field)]
+        changed = [
+            key
+            for field, key in _FIXED.items()
+            if getattr(read, field) != getattr(kept, field)
+        ]
         if changed:
             self._say(
                 f"{self._path}: {', '.join(changed)} has changed, which counts after a restart of "
                 "wardround-site join only"
             )
         if kept != self._site:
-            self._say(f"{self._path} has changed: it counts from now on, its policy too")
+            self._say(
+                f"{self._path} has changed: it counts from now on, its policy too"
+            )
         self._site = kept
 
 

@@ -38,7 +38,9 @@ from wardround.common.words import cleaned
 
 _TICK = 0.2
 _MARGIN_SECONDS = 5.0
-_OUT_OF_MEMORY_SCORE = "600"  # proc_pid_oom_score_adj(5): the worker goes before the connection does
+_OUT_OF_MEMORY_SCORE = (
+    "600"  # proc_pid_oom_score_adj(5): the worker goes before the connection does
+)
 # Fresh memory is dear: pages of 2 MiB are made 512 times as rarely. Threads that wait for each other sleep:
 # spinning costs others on the machine, and sites that share one cost each other, several times the work.
 TUNED = {"OMP_WAIT_POLICY": "passive", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -98,12 +100,20 @@ class Worker:
         self.end()
         path = os.environ.get("PYTHONPATH", "")
         self._process, self._socket = local.start_process(
-            "wardround.client.node.worker", str(self._site_file), path=[path], env=TUNED | os.environ
+            "wardround.client.node.worker",
+            str(self._site_file),
+            path=[path],
+            env=TUNED | os.environ,
         )
         self._last_used = time.monotonic()
 
     def answer(
-        self, kind: str, content: RecordDict, room: Room, seconds: float, order: dict[str, Any]
+        self,
+        kind: str,
+        content: RecordDict,
+        room: Room,
+        seconds: float,
+        order: dict[str, Any],
     ) -> RecordDict:
         """Have a message answered; a refusal where no answer comes within `seconds`, or the worker ends.
 
@@ -131,12 +141,16 @@ class Worker:
             self._last_used = time.monotonic()
             return answered
         except TimeoutError:
-            self._say("the worker process hangs and is ended; the next message starts another")
+            self._say(
+                "the worker process hangs and is ended; the next message starts another"
+            )
             self.end()
             return pack_refusal("hangs")
         except Gone:
             how, code = self._how_it_ended()
-            self._say(f"the worker process ended ({how}); the next message starts another")
+            self._say(
+                f"the worker process ended ({how}); the next message starts another"
+            )
             self.end()
             return pack_refusal(code)
 
@@ -163,8 +177,13 @@ class Worker:
 
     def rest_if_idle(self) -> None:
         """End it if nothing was asked of it for long; what it holds is let go."""
-        if self._process is not None and time.monotonic() - self._last_used > self._idle_seconds:
-            self._say("the worker process was idle and is ended; the next message starts another")
+        if (
+            self._process is not None
+            and time.monotonic() - self._last_used > self._idle_seconds
+        ):
+            self._say(
+                "the worker process was idle and is ended; the next message starts another"
+            )
             self.end()
 
     def end(self) -> None:
@@ -174,7 +193,9 @@ class Worker:
         self._process = self._socket = None
 
 
-def _send(connection: socket.socket, words: dict[str, Any], rest: RecordDict, fds: list[int]) -> None:
+def _send(
+    connection: socket.socket, words: dict[str, Any], rest: RecordDict, fds: list[int]
+) -> None:
     """Send a content whose arrays lie in the memory behind the descriptor. Raises Gone."""
     local.send_frame(connection, write_content(words, rest), fds)
 
@@ -184,7 +205,9 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], RecordDict]:
     written, descriptors = local.receive_frame(connection)
     words, content = read_content(written)
     for descriptor in descriptors:
-        put_arrays(content, local.read_arrays(local.bytes_of(descriptor), words["table"]))
+        put_arrays(
+            content, local.read_arrays(local.bytes_of(descriptor), words["table"])
+        )
         os.close(descriptor)
     return words, content
 
@@ -203,7 +226,9 @@ def main(descriptor: int, site_file: Path) -> None:
     log.setFormatter(_Cleaned("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[log])
     with suppress(OSError):  # where the system has no such thing
-        Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_SCORE, encoding="ascii")
+        Path("/proc/self/oom_score_adj").write_text(
+            _OUT_OF_MEMORY_SCORE, encoding="ascii"
+        )
     connection = socket.socket(fileno=descriptor)
     Thread(target=local.end_with, args=(connection,), daemon=True).start()
     from wardround.client.round import answer, warm_up
@@ -217,7 +242,11 @@ def main(descriptor: int, site_file: Path) -> None:
             words, content = _receive(connection)
             kept.update_norm = None
             order = Order.from_dict(words["order"])
-            found = answer(words["kind"], content, lambda: RealSite(load_site_file(site_file), kept, order))  # noqa: B023 - called at once
+
+            def open_site(order: Order = order) -> RealSite:
+                return RealSite(load_site_file(site_file), kept, order)
+
+            found = answer(words["kind"], content, open_site)
             rest, arrays = take_arrays(found)
             memory, table = local.memory_for(arrays)
             try:

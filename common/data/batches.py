@@ -51,17 +51,24 @@ def training_steps(
     """
     pad_to = settings.max_length if settings.padding == "max_length" else None
     for chosen in _chosen(texts, indices, settings, order):
-        micro_batches = MICRO_BATCHES[settings.micro_batches](texts.lengths_of(chosen), device.type)
+        micro_batches = MICRO_BATCHES[settings.micro_batches](
+            texts.lengths_of(chosen), device.type
+        )
         # Only where padding is hidden from attention may a step be cut, and there its width changes nothing.
         width = pad_to if settings.micro_batches == "none" else None
         yield [
-            texts.batch(chosen[rows], pad_to=width, mask=settings.attention_mask, device=device)
+            texts.batch(
+                chosen[rows], pad_to=width, mask=settings.attention_mask, device=device
+            )
             for rows in micro_batches
         ]
 
 
 def _chosen(
-    texts: TokenisedTexts, indices: np.ndarray, settings: TrainSettings, order: np.random.Generator
+    texts: TokenisedTexts,
+    indices: np.ndarray,
+    settings: TrainSettings,
+    order: np.random.Generator,
 ) -> Iterator[np.ndarray]:
     """The texts of each step, (B,) int64 each."""
     size = settings.batch_size
@@ -100,7 +107,10 @@ def _group_by_length(texts: TokenisedTexts, epoch: np.ndarray, size: int) -> np.
     """The same texts, sorted by length inside each stretch of `_GROUPED_BATCHES` batches."""
     reach = size * _GROUPED_BATCHES
     return np.concatenate(
-        [by_length(texts, epoch[start : start + reach]) for start in range(0, len(epoch), reach)]
+        [
+            by_length(texts, epoch[start : start + reach])
+            for start in range(0, len(epoch), reach)
+        ]
     )
 
 
@@ -118,7 +128,9 @@ def _cut_by_length(lengths: np.ndarray, device_type: str) -> list[np.ndarray]:
     price = _PASS_TOKENS.get(device_type, _PASS_TOKENS_ELSEWHERE)
     rows = np.argsort(lengths, kind="stable")
     widths = lengths[rows]
-    best = np.zeros(len(rows) + 1, dtype=np.int64)  # best[j]: cheapest way to work through the j shortest
+    best = np.zeros(
+        len(rows) + 1, dtype=np.int64
+    )  # best[j]: cheapest way to work through the j shortest
     cut_before = np.zeros(len(rows) + 1, dtype=np.int64)
     for end in range(1, len(rows) + 1):
         costs = best[:end] + price + (end - np.arange(end)) * widths[end - 1]
@@ -138,11 +150,17 @@ MICRO_BATCHES: dict[str, Callable[[np.ndarray, str], list[np.ndarray]]] = {
 
 
 def evaluation_batches(
-    texts: TokenisedTexts, indices: np.ndarray, settings: TrainSettings, size: int, device: torch.device
+    texts: TokenisedTexts,
+    indices: np.ndarray,
+    settings: TrainSettings,
+    size: int,
+    device: torch.device,
 ) -> Iterator[Batch]:
     """Batches of `size` texts in the order of `indices`, seen by the model as in training."""
     # Where padding is hidden from attention, it changes nothing but the time it takes.
     pad_to = None if settings.attention_mask else settings.max_length
     for start in range(0, len(indices), size):
         chosen = indices[start : start + size]
-        yield texts.batch(chosen, pad_to=pad_to, mask=settings.attention_mask, device=device)
+        yield texts.batch(
+            chosen, pad_to=pad_to, mask=settings.attention_mask, device=device
+        )

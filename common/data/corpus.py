@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from wardround.common.data.texts import NO_LATE_OPT_OUTS, PARTS, LateOptOuts, TextData, read_texts
+from wardround.common.data.texts import (
+    NO_LATE_OPT_OUTS,
+    PARTS,
+    LateOptOuts,
+    TextData,
+    read_texts,
+)
 from wardround.common.data.tokens import TokenisedTexts, cache_folder, tokenise
 from wardround.common.pretrained import load_tokenizer
 from wardround.common.settings import DataSettings, ModelSettings, Settings
@@ -17,22 +23,39 @@ _corpora: dict[_Key, Corpus] = {}  # newest last
 def _key(settings: Settings, site: str | None, late: LateOptOuts) -> _Key:
     of_each_site = settings.partition.name == "by_site"
     max_length = settings.train.max_length
-    return settings.data, settings.model, max_length, settings.seed, site, of_each_site, late
+    return (
+        settings.data,
+        settings.model,
+        max_length,
+        settings.seed,
+        site,
+        of_each_site,
+        late,
+    )
 
 
 def _read(settings: Settings, site: str | None, late: LateOptOuts) -> Corpus:
     of_each_site = settings.partition.name == "by_site"
-    texts = read_texts(settings.data, settings.seed, site, of_each_site=of_each_site, late=late)
-    tokenizer, cache = load_tokenizer(settings.model), cache_folder(settings.data.token_cache)
+    texts = read_texts(
+        settings.data, settings.seed, site, of_each_site=of_each_site, late=late
+    )
+    tokenizer, cache = (
+        load_tokenizer(settings.model),
+        cache_folder(settings.data.token_cache),
+    )
     parts = {name: getattr(texts, name) for name in PARTS}
     tokenised = {
-        name: tokenise(part.texts, part.labels, tokenizer, settings.train.max_length, cache)
+        name: tokenise(
+            part.texts, part.labels, tokenizer, settings.train.max_length, cache
+        )
         for name, part in parts.items()
     }
     return Corpus(**vars(texts) | tokenised)
 
 
-def open_corpus(settings: Settings, site: str | None = None, late: LateOptOuts = NO_LATE_OPT_OUTS) -> Corpus:
+def open_corpus(
+    settings: Settings, site: str | None = None, late: LateOptOuts = NO_LATE_OPT_OUTS
+) -> Corpus:
     """Read and tokenise the run's texts, or those of one site, once per process.
 
     Args:

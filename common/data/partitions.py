@@ -71,12 +71,17 @@ def split_held_out(
             "split in two. Hold out more (data.test_fraction), or set evaluation.validation_fraction=0."
         )
     total = min(max(1, int(len(indices) * fraction + 0.5)), len(indices) - 1)
-    chosen = np.isin(indices, pick_evenly(indices, labels, total, numpy_stream(seed, "validation")))
+    chosen = np.isin(
+        indices, pick_evenly(indices, labels, total, numpy_stream(seed, "validation"))
+    )
     return indices[chosen], indices[~chosen]
 
 
 def deal_alike(
-    parts: Sequence[Indices], train_labels: np.ndarray, labels: np.ndarray, indices: np.ndarray
+    parts: Sequence[Indices],
+    train_labels: np.ndarray,
+    labels: np.ndarray,
+    indices: np.ndarray,
 ) -> list[Indices]:
     """Deal held-out examples so that each client gets each label in the share in which it trains on it.
 
@@ -89,7 +94,9 @@ def deal_alike(
     dealt: list[list[Indices]] = [[] for _ in parts]
     for label in np.unique(labels[indices]):
         rows = indices[labels[indices] == label]
-        held = np.array([np.count_nonzero(train_labels[part] == label) for part in parts])
+        held = np.array(
+            [np.count_nonzero(train_labels[part] == label) for part in parts]
+        )
         if held.any():
             ends = np.cumsum(shares_of(held, len(rows)))
             for client, piece in enumerate(np.split(rows, ends[:-1])):
@@ -98,20 +105,30 @@ def deal_alike(
 
 
 def _split_evenly(
-    settings: PartitionSettings, labels: np.ndarray, num_clients: int, seed: int, sites: SiteSizes
+    settings: PartitionSettings,
+    labels: np.ndarray,
+    num_clients: int,
+    seed: int,
+    sites: SiteSizes,
 ) -> list[Indices]:
     order = numpy_stream(seed, "partition").permutation(len(labels))
     return _consecutive(order, num_clients, settings.drop_remainder)
 
 
 def _split_sorted(
-    settings: PartitionSettings, labels: np.ndarray, num_clients: int, seed: int, sites: SiteSizes
+    settings: PartitionSettings,
+    labels: np.ndarray,
+    num_clients: int,
+    seed: int,
+    sites: SiteSizes,
 ) -> list[Indices]:
     order = np.argsort(labels, kind="stable")
     return _consecutive(order, num_clients, settings.drop_remainder)
 
 
-def _consecutive(order: np.ndarray, num_clients: int, drop_remainder: bool) -> list[Indices]:
+def _consecutive(
+    order: np.ndarray, num_clients: int, drop_remainder: bool
+) -> list[Indices]:
     """Cut into K runs whose lengths differ by at most one, or not at all."""
     if drop_remainder:
         order = order[: len(order) // num_clients * num_clients]
@@ -119,7 +136,11 @@ def _consecutive(order: np.ndarray, num_clients: int, drop_remainder: bool) -> l
 
 
 def _split_by_label_skew(
-    settings: PartitionSettings, labels: np.ndarray, num_clients: int, seed: int, sites: SiteSizes
+    settings: PartitionSettings,
+    labels: np.ndarray,
+    num_clients: int,
+    seed: int,
+    sites: SiteSizes,
 ) -> list[Indices]:
     """Deal each label in Dirichlet(alpha) proportions (Hsu et al. 2019, arXiv:1909.06335)."""
     from datasets import Dataset
@@ -133,9 +154,13 @@ def _split_by_label_skew(
         self_balancing=False,
         seed=stream_seed(seed, "partition") % 2**32,
     )
-    partitioner.dataset = Dataset.from_dict({"label": labels, "index": np.arange(len(labels))})
+    partitioner.dataset = Dataset.from_dict(
+        {"label": labels, "index": np.arange(len(labels))}
+    )
     try:
-        parts = [partitioner.load_partition(client)["index"] for client in range(num_clients)]
+        parts = [
+            partitioner.load_partition(client)["index"] for client in range(num_clients)
+        ]
     except ValueError as error:
         raise ValueError(
             f"partition.alpha is {settings.alpha}: no draw gave each of the {num_clients} clients an "
@@ -145,7 +170,11 @@ def _split_by_label_skew(
 
 
 def _split_by_site(
-    settings: PartitionSettings, labels: np.ndarray, num_clients: int, seed: int, sites: SiteSizes
+    settings: PartitionSettings,
+    labels: np.ndarray,
+    num_clients: int,
+    seed: int,
+    sites: SiteSizes,
 ) -> list[Indices]:
     if not sites:
         raise ValueError(
@@ -161,7 +190,9 @@ def _split_by_site(
     return np.split(np.arange(len(labels)), ends[:-1])
 
 
-Partitioner = Callable[[PartitionSettings, np.ndarray, int, int, SiteSizes], list[Indices]]
+Partitioner = Callable[
+    [PartitionSettings, np.ndarray, int, int, SiteSizes], list[Indices]
+]
 PARTITIONS: dict[str, Partitioner] = {
     "iid": _split_evenly,
     "dirichlet": _split_by_label_skew,

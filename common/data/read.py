@@ -33,7 +33,11 @@ class Columns:
     @property
     def names(self) -> tuple[str, ...]:
         """All of them."""
-        return (*self.text, self.label, *([] if self.opt_out is None else [self.opt_out]))
+        return (
+            *self.text,
+            self.label,
+            *([] if self.opt_out is None else [self.opt_out]),
+        )
 
 
 class MissingColumn(ValueError):
@@ -70,7 +74,10 @@ class Table:
 
 
 def table_of(
-    name: str, rows: Iterable[tuple[int, Mapping[str, Any]]], columns: Columns, unit: str = "line"
+    name: str,
+    rows: Iterable[tuple[int, Mapping[str, Any]]],
+    columns: Columns,
+    unit: str = "line",
 ) -> Table:
     """Make a table of rows, each with its number and its values by column.
 
@@ -80,17 +87,36 @@ def table_of(
     Raises:
         ValueError: there is no row, or a text, label or wish has a type it cannot have.
     """
-    numbers, texts, labels, opted_out = list[int](), list[str | None](), list[str | None](), list[int]()
+    numbers, texts, labels, opted_out = (
+        list[int](),
+        list[str | None](),
+        list[str | None](),
+        list[int](),
+    )
     for number, row in rows:
         place = f"{name}, {unit} {number}"
-        texts.append(join_texts([as_text(row.get(column), column, place) for column in columns.text]))
+        texts.append(
+            join_texts(
+                [as_text(row.get(column), column, place) for column in columns.text]
+            )
+        )
         labels.append(as_label(row.get(columns.label), columns.label, place))
-        if columns.opt_out is not None and as_wish(row.get(columns.opt_out), columns.opt_out, place):
+        if columns.opt_out is not None and as_wish(
+            row.get(columns.opt_out), columns.opt_out, place
+        ):
             opted_out.append(len(numbers))
         numbers.append(number)
     if not numbers:
-        raise ValueError(f"{name} is empty: it holds no example. Check that it was written whole.")
-    return Table(name, texts, labels, lambda index: f"{name}, {unit} {numbers[index]}", tuple(opted_out))
+        raise ValueError(
+            f"{name} is empty: it holds no example. Check that it was written whole."
+        )
+    return Table(
+        name,
+        texts,
+        labels,
+        lambda index: f"{name}, {unit} {numbers[index]}",
+        tuple(opted_out),
+    )
 
 
 def join_texts(parts: Sequence[str | None]) -> str | None:
@@ -116,7 +142,9 @@ def as_label(value: Any, column: str, place: str) -> str | None:
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, float) and value.is_integer():  # pandas makes whole numbers with gaps floats
+    if (
+        isinstance(value, float) and value.is_integer()
+    ):  # pandas makes whole numbers with gaps floats
         value = int(value)
     if isinstance(value, str | int):
         return str(value).strip() or None
@@ -147,7 +175,9 @@ def as_wish(value: Any, column: str, place: str) -> bool:
 
 def require_columns(columns: Columns, present: Sequence[str], where: str) -> None:
     """Raise MissingColumn, naming the columns there are, unless all of `columns` are among them."""
-    wanted = [("data.text_columns", name) for name in columns.text] + [("data.label_column", columns.label)]
+    wanted = [("data.text_columns", name) for name in columns.text] + [
+        ("data.label_column", columns.label)
+    ]
     there = ", ".join(map(shown, present))
     for key, name in [*wanted, ("data.opt_out_column", columns.opt_out)]:
         if name is not None and name not in present:
@@ -187,14 +217,24 @@ def read_csv(path: Path, columns: Columns, form: FileForm | None = None) -> Tabl
     _, header = next(rows, (0, list[str]()))
     if header:
         missing = [name for name in columns.names if name not in header]
-        other = looks_like(path, form, columns.names) if missing and form is not None else None
+        other = (
+            looks_like(path, form, columns.names)
+            if missing and form is not None
+            else None
+        )
         if other is not None:
             raise MissingColumn(f"{path} has no column '{missing[0]}'; {other}")
         require_columns(columns, header, str(path))
     for name in columns.names:
         if header.count(name) > 1:
-            raise ValueError(f"{path}: {header.count(name)} columns are called '{name}'. Rename all but one.")
-    return table_of(str(path), ((line, dict(zip(header, row, strict=True))) for line, row in rows), columns)
+            raise ValueError(
+                f"{path}: {header.count(name)} columns are called '{name}'. Rename all but one."
+            )
+    return table_of(
+        str(path),
+        ((line, dict(zip(header, row, strict=True))) for line, row in rows),
+        columns,
+    )
 
 
 def csv_rows(
@@ -215,7 +255,9 @@ def csv_rows(
     with path.open(encoding=said.codec, newline="") as file:
         reader = csv.reader(file, delimiter=said.separator, strict=True)
         while True:
-            line = reader.line_num + 1  # a quoted field can span lines: name the one it starts on
+            line = (
+                reader.line_num + 1
+            )  # a quoted field can span lines: name the one it starts on
             try:
                 row = next(reader, None)
             except UnicodeError:
@@ -241,7 +283,11 @@ def csv_rows(
 def _remedy(path: Path, form: FileForm | None, wanted: Sequence[str]) -> str:
     """Behind what is wrong with quotes: they break, too, where columns are told apart by another sign."""
     other = looks_like(path, form, wanted) if form is not None else None
-    return f"; {other}" if other else ". Close every quote that is opened, and double a quote inside a field."
+    return (
+        f"; {other}"
+        if other
+        else ". Close every quote that is opened, and double a quote inside a field."
+    )
 
 
 def read_jsonl(path: Path, columns: Columns, form: FileForm) -> Table:
@@ -256,7 +302,11 @@ def read_jsonl(path: Path, columns: Columns, form: FileForm) -> Table:
         except UnicodeError:
             raise ValueError(undecodable(path, form)) from None
     if rows:
-        require_columns(columns, list(dict.fromkeys(key for _, row in rows for key in row)), str(path))
+        require_columns(
+            columns,
+            list(dict.fromkeys(key for _, row in rows for key in row)),
+            str(path),
+        )
     return table_of(str(path), rows, columns)
 
 
@@ -269,7 +319,9 @@ def _json_object(path: Path, line: int, content: str) -> dict[str, Any]:
             "Write one whole JSON object on each line."
         ) from None
     if not isinstance(row, dict):
-        raise ValueError(f"{path}, line {line}: not a JSON object. Write {{...}} with named fields.")
+        raise ValueError(
+            f"{path}, line {line}: not a JSON object. Write {{...}} with named fields."
+        )
     return row
 
 
@@ -300,12 +352,22 @@ FILE_READERS: dict[str, Callable[[Path, Columns, FileForm], Table]] = {
 def require_file(path: Path, key: str) -> None:
     """Raise ValueError unless `path` is a file with something in it."""
     if not path.exists():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(f"{key}: {path} does not exist.{nearest(path.name, siblings)} Correct {key}.")
+        siblings = (
+            [entry.name for entry in path.parent.iterdir()]
+            if path.parent.is_dir()
+            else []
+        )
+        raise ValueError(
+            f"{key}: {path} does not exist.{nearest(path.name, siblings)} Correct {key}."
+        )
     if not path.is_file():
-        raise ValueError(f"{key}: {path} is a folder; a file is needed. Set {key}=<file>.")
+        raise ValueError(
+            f"{key}: {path} is a folder; a file is needed. Set {key}=<file>."
+        )
     if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes). Check that the file was written whole.")
+        raise ValueError(
+            f"{path} is empty (0 bytes). Check that the file was written whole."
+        )
 
 
 def undecodable(path: Path, form: FileForm | None, wanted: Sequence[str] = ()) -> str:

@@ -66,7 +66,11 @@ def read_hub(settings: DataSettings) -> Source:
             f"{settings.hub_name} has no split 'train'; it has: {', '.join(splits)}. "
             "Export the split you want to a file and set data=files data.path=<file>."
         )
-    train, *test = (hub_table(splits[name], name, settings) for name in ("train", "test") if name in splits)
+    train, *test = (
+        hub_table(splits[name], name, settings)
+        for name in ("train", "test")
+        if name in splits
+    )
     names = class_names(splits["train"], settings.label_column)
     return Source((train,), tuple(test), label_names=names)
 
@@ -82,7 +86,9 @@ def load_splits(settings: DataSettings) -> Any:
     from huggingface_hub.errors import EntryNotFoundError
 
     if settings.hub_name is None:
-        raise ValueError("data.hub_name is missing; reader 'hub' needs a data set id. Set data.hub_name=...")
+        raise ValueError(
+            "data.hub_name is missing; reader 'hub' needs a data set id. Set data.hub_name=..."
+        )
     known = (OSError, ValueError, RuntimeError, httpx.HTTPError, EntryNotFoundError)
     try:
         return datasets.load_dataset(settings.hub_name, revision=settings.hub_revision)
@@ -107,7 +113,9 @@ def _local_form(settings: DataSettings) -> str:
         "files": "data.path=<a CSV, JSONL or Parquet file>",
     }
     folder = "data.hub_name=<a folder in hub layout: data/train-*.parquet and data/test-*.parquet>"
-    return " or ".join([*([forms[settings.local_reader]] if settings.local_reader else []), folder])
+    return " or ".join(
+        [*([forms[settings.local_reader]] if settings.local_reader else []), folder]
+    )
 
 
 def hub_table(split: Any, name: str, settings: DataSettings) -> Table:
@@ -127,14 +135,23 @@ def hub_table(split: Any, name: str, settings: DataSettings) -> Table:
         _hub_label(value, order, f"{where}, row {row}")
         for row, value in enumerate(split[columns.label][:], 1)
     ]
-    names, values = (*columns.text, columns.label), (split[column][:] for column in columns.text)
-    rows = (dict(zip(names, row, strict=True)) for row in zip(*values, labels, strict=True))
+    names, values = (
+        (*columns.text, columns.label),
+        (split[column][:] for column in columns.text),
+    )
+    rows = (
+        dict(zip(names, row, strict=True)) for row in zip(*values, labels, strict=True)
+    )
     return table_of(where, enumerate(rows, start=1), columns, "row")
 
 
-def _require_same_labels(order: Sequence[str], given: Sequence[str], name: str | None) -> None:
+def _require_same_labels(
+    order: Sequence[str], given: Sequence[str], name: str | None
+) -> None:
     """Other spellings are welcome, another order of the same names would swap classes."""
-    if len(order) != len(given) or (sorted(order) == sorted(given) and list(order) != list(given)):
+    if len(order) != len(given) or (
+        sorted(order) == sorted(given) and list(order) != list(given)
+    ):
         raise ValueError(
             f"data.label_names is [{', '.join(order)}], but the labels of {name} are, in this order: "
             f"{', '.join(given)}. Name them all in this order, or set data.label_names=null."
@@ -164,7 +181,11 @@ def _hub_columns(settings: DataSettings, present: Sequence[str]) -> Columns:
 
 def _hub_label(value: Any, order: Sequence[str] | None, place: str) -> Any:
     """Numbers count through `order` from 0; the hub writes -1 where there is no label."""
-    if not isinstance(value, int) or isinstance(value, bool) or (order is None and value >= 0):
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or (order is None and value >= 0)
+    ):
         return value
     if value < 0:
         return None
@@ -208,7 +229,9 @@ def read_imdb_folders(settings: DataSettings) -> Source:
     """
     root = _local_path(settings)
     if not (root / "train").is_dir() and (root / "aclImdb" / "train").is_dir():
-        raise ValueError(f"data.path is {root}, one folder too high. Set data.path={root / 'aclImdb'}")
+        raise ValueError(
+            f"data.path is {root}, one folder too high. Set data.path={root / 'aclImdb'}"
+        )
     tables = []
     for split in ("train", "test"):
         folders = [root / split / label for label in ("neg", "pos")]
@@ -222,9 +245,16 @@ def read_imdb_folders(settings: DataSettings) -> Source:
     return Source((tables[0],), (tables[1],))
 
 
-def _text_files(root: Path, folders: Sequence[Path], fallback: str | None = None) -> Table:
+def _text_files(
+    root: Path, folders: Sequence[Path], fallback: str | None = None
+) -> Table:
     """One example a file, labelled with its folder's name; `fallback` is tried where UTF-8 fails."""
-    texts, labels, files, odd = list[str | None](), list[str | None](), list[Path](), list[str]()
+    texts, labels, files, odd = (
+        list[str | None](),
+        list[str | None](),
+        list[Path](),
+        list[str](),
+    )
     for folder in folders:
         for file in sorted(folder.glob("*.txt")):
             content = file.read_bytes()
@@ -239,12 +269,14 @@ def _text_files(root: Path, folders: Sequence[Path], fallback: str | None = None
             labels.append(folder.name)
             files.append(file)
     if not texts:
-        raise ValueError(f"{root} holds no text: expected <label>/*.txt below it. Check the folder.")
-    found = (
-        f"{len(odd)} of {len(files)} files are not UTF-8 and were read as {fallback}: {', '.join(odd[:5])}"
-    )
+        raise ValueError(
+            f"{root} holds no text: expected <label>/*.txt below it. Check the folder."
+        )
+    found = f"{len(odd)} of {len(files)} files are not UTF-8 and were read as {fallback}: {', '.join(odd[:5])}"
     findings = (found,) if odd else ()
-    return Table(str(root), texts, labels, lambda index: str(files[index]), findings=findings)
+    return Table(
+        str(root), texts, labels, lambda index: str(files[index]), findings=findings
+    )
 
 
 def read_zhang_folder(settings: DataSettings) -> Source:
@@ -257,11 +289,16 @@ def read_zhang_folder(settings: DataSettings) -> Source:
     names = ("train.csv", "test.csv")
     for name in names:
         require_file(root / name, "data.path")
-    tables = [read_zhang_csv(root / n, settings.text_columns, settings.label_names) for n in names]
+    tables = [
+        read_zhang_csv(root / n, settings.text_columns, settings.label_names)
+        for n in names
+    ]
     return Source((tables[0],), (tables[1],))
 
 
-def read_zhang_csv(path: Path, text_columns: Sequence[str], label_names: Sequence[str] | None) -> Table:
+def read_zhang_csv(
+    path: Path, text_columns: Sequence[str], label_names: Sequence[str] | None
+) -> Table:
     """Read a CSV of Zhang et al. (2015): no header, class number from 1, then the texts.
 
     A quote is doubled and a line break is written as backslash and n, as the source's readme says;
@@ -275,7 +312,9 @@ def read_zhang_csv(path: Path, text_columns: Sequence[str], label_names: Sequenc
         positions: list[int] = []
         for line, row in csv_rows(path):
             positions = positions or _zhang_positions(path, len(row), text_columns)
-            text = join_texts([row[position].replace("\\n", "\n") for position in positions])
+            text = join_texts(
+                [row[position].replace("\\n", "\n") for position in positions]
+            )
             label = _zhang_label(row[0], label_names, f"{path}, line {line}")
             yield line, {"text": text, "label": label}
 
@@ -323,7 +362,9 @@ def read_spooky_csv(settings: DataSettings) -> Source:
     """
     path = _local_path(settings)
     require_file(path, "data.path")
-    return Source((read_csv(path, Columns(settings.text_columns, settings.label_column)),))
+    return Source(
+        (read_csv(path, Columns(settings.text_columns, settings.label_column)),)
+    )
 
 
 def read_local_files(settings: DataSettings) -> Source:
@@ -333,9 +374,16 @@ def read_local_files(settings: DataSettings) -> Source:
         ValueError: as `read_file` does; the folder holds something else than one file a site; or a setting
             is about no file that is read.
     """
-    path, columns = _local_path(settings), Columns(settings.text_columns, settings.label_column)
-    training = replace(columns, opt_out=settings.opt_out_column)  # nobody trains on a test file
-    tests = [] if settings.test_path is None else [Path(settings.test_path).expanduser()]
+    path, columns = (
+        _local_path(settings),
+        Columns(settings.text_columns, settings.label_column),
+    )
+    training = replace(
+        columns, opt_out=settings.opt_out_column
+    )  # nobody trains on a test file
+    tests = (
+        [] if settings.test_path is None else [Path(settings.test_path).expanduser()]
+    )
     if any(test.resolve() == path.resolve() for test in tests):
         raise ValueError(
             f"data.test_path and data.path are both {path}; a test on training texts says nothing. "
@@ -355,7 +403,11 @@ def read_local_files(settings: DataSettings) -> Source:
 def _site_files(folder: Path, tests: Sequence[Path]) -> list[Path]:
     """Files of a folder by name, without hidden ones and the test file; each must be a site's."""
     tested = [test.resolve() for test in tests]
-    files = [p for p in sorted(folder.iterdir()) if p.name[0] != "." and p.resolve() not in tested]
+    files = [
+        p
+        for p in sorted(folder.iterdir())
+        if p.name[0] != "." and p.resolve() not in tested
+    ]
     stems = [file.stem.lower() for file in files]
     for file in files:
         if not file.is_file() or file.suffix.lower() not in FILE_READERS:
@@ -364,11 +416,17 @@ def _site_files(folder: Path, tests: Sequence[Path]) -> list[Path]:
                 "for each site and nothing else: move this away."
             )
         if stems.count(file.stem.lower()) > 1:
-            raise ValueError(f"{folder} holds two files for site '{file.stem}'. Merge or rename them.")
+            raise ValueError(
+                f"{folder} holds two files for site '{file.stem}'. Merge or rename them."
+            )
     if not files:
-        raise ValueError(f"data.path: folder {folder} is empty. Put one file for each site there.")
+        raise ValueError(
+            f"data.path: folder {folder} is empty. Put one file for each site there."
+        )
     if set(stems) == {"train", "test"}:
-        test, train = (file.name for file in sorted(files, key=lambda file: file.stem.lower()))
+        test, train = (
+            file.name for file in sorted(files, key=lambda file: file.stem.lower())
+        )
         raise ValueError(
             f"data.path: {folder} holds {train} and {test}, which would be read as two sites. "
             f"Set data.path={folder / train} data.test_path={folder / test}"

@@ -70,7 +70,11 @@ class LateOptOuts:
     def staying(self, examples: LabelledTexts, names: Sequence[str]) -> np.ndarray:
         """Positions of the examples that have not opted out, (n,) int64. Args: names: of the labels."""
         rows = zip(examples.texts, examples.labels, strict=True)
-        stays = [not self.holds(text, names[label]) for text, label in rows] if self.hashes else []
+        stays = (
+            [not self.holds(text, names[label]) for text, label in rows]
+            if self.hashes
+            else []
+        )
         return np.flatnonzero(stays) if stays else np.arange(len(examples))
 
 
@@ -134,7 +138,9 @@ def read_texts(
     if settings.label_names is not None:
         _check_declared(settings.label_names)
     try:
-        source = _as_site(READERS[settings.reader](settings), site, dict(settings.label_map))
+        source = _as_site(
+            READERS[settings.reader](settings), site, dict(settings.label_map)
+        )
     except OSError as error:
         raise ValueError(
             f"{error.filename} cannot be read: {error.strerror}. Check its permissions."
@@ -143,24 +149,45 @@ def read_texts(
     test_tables, test_findings = _drop_empty(source.test, "test", settings.drop_empty)
     tables, out_tables = _opted_out(tables, late)
     names = _label_names(settings, source, tables, test_tables, out_tables)
-    train, test, opted_out = (_join(part, names) for part in (tables, test_tables, out_tables))
+    train, test, opted_out = (
+        _join(part, names) for part in (tables, test_tables, out_tables)
+    )
     sites = np.repeat(np.arange(len(tables)), [len(table.texts) for table in tables])
     test_sites = np.zeros(len(test), dtype=np.int64)
     if not source.test:
         split_seed = seed if settings.split_seed is None else settings.split_seed
         kinds = numbered_by_name(train.labels, names)
-        held = _hold_out(kinds, sites, source.site_names, settings.test_fraction, split_seed)
-        train, test = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
+        held = _hold_out(
+            kinds, sites, source.site_names, settings.test_fraction, split_seed
+        )
+        train, test = (
+            train.take(np.flatnonzero(~held)),
+            train.take(np.flatnonzero(held)),
+        )
         sites, test_sites = sites[~held], sites[held]
     staying, test_staying = late.staying(train, names), late.staying(test, names)
     train, sites = train.take(staying), sites[staying]
     test, test_sites = test.take(test_staying), test_sites[test_staying]
     names_of_sites = source.site_names if of_each_site or site is not None else ()
-    kept = _draw(train.labels, sites, settings.train_examples, seed, "train_examples", names_of_sites)
+    kept = _draw(
+        train.labels,
+        sites,
+        settings.train_examples,
+        seed,
+        "train_examples",
+        names_of_sites,
+    )
     train, sites = train.take(kept), sites[kept]
     test_owners = names_of_sites if not source.test else ()
     owned_by = test_sites if test_owners else np.zeros_like(test.labels)
-    test_kept = _draw(test.labels, owned_by, settings.test_examples, seed, "test_examples", test_owners)
+    test_kept = _draw(
+        test.labels,
+        owned_by,
+        settings.test_examples,
+        seed,
+        "test_examples",
+        test_owners,
+    )
     test, test_sites = test.take(test_kept), test_sites[test_kept]
     sizes = _sizes(sites, tables)
     return TextData(
@@ -180,7 +207,12 @@ def _as_site(source: Source, site: str | None, label_map: dict[str, str]) -> Sou
 
     def rename(tables: tuple[Table, ...]) -> tuple[Table, ...]:
         return tuple(
-            replace(table, labels=[label and label_map.get(label, label) for label in table.labels])
+            replace(
+                table,
+                labels=[
+                    label and label_map.get(label, label) for label in table.labels
+                ],
+            )
             for table in tables
         )
 
@@ -193,7 +225,9 @@ def _sizes(sites: np.ndarray, tables: Sequence[Table]) -> tuple[int, ...]:
     return tuple(np.bincount(sites, minlength=len(tables)).tolist())
 
 
-def _drop_empty(tables: Sequence[Table], part: str, drop: bool) -> tuple[list[Table], list[str]]:
+def _drop_empty(
+    tables: Sequence[Table], part: str, drop: bool
+) -> tuple[list[Table], list[str]]:
     """Tables without the rows that have no text, and what to say about them."""
     findings = [finding for table in tables for finding in table.findings]
     filled = [[row for row, text in enumerate(table.texts) if text] for table in tables]
@@ -202,26 +236,40 @@ def _drop_empty(tables: Sequence[Table], part: str, drop: bool) -> tuple[list[Ta
     if not empty:
         return list(tables), findings
     if not drop:
-        first = next(t.place(row) for t in tables for row, text in enumerate(t.texts) if not text)
+        first = next(
+            t.place(row) for t in tables for row, text in enumerate(t.texts) if not text
+        )
         raise ValueError(
             f"{part}: {empty} of {total} examples have an empty or missing text, the first in {first}. "
             "Complete them, or set data.drop_empty=true to leave them out."
         )
     for table, rows in zip(tables, filled, strict=True):
         if not rows:
-            raise ValueError(f"{table.name}: no example has a text. Check data.text_columns and the file.")
-    findings.append(f"{part}: {empty} example{'s' if empty > 1 else ''} with empty text left out")
-    return [table.keep(rows) for table, rows in zip(tables, filled, strict=True)], findings
+            raise ValueError(
+                f"{table.name}: no example has a text. Check data.text_columns and the file."
+            )
+    findings.append(
+        f"{part}: {empty} example{'s' if empty > 1 else ''} with empty text left out"
+    )
+    return [
+        table.keep(rows) for table, rows in zip(tables, filled, strict=True)
+    ], findings
 
 
-def _opted_out(tables: Sequence[Table], late: LateOptOuts) -> tuple[list[Table], list[Table]]:
+def _opted_out(
+    tables: Sequence[Table], late: LateOptOuts
+) -> tuple[list[Table], list[Table]]:
     """The tables of what takes part, and those of what does not; `late` texts are still among the former.
 
     Raises:
         ValueError: of a table nothing takes part.
     """
     out = [
-        {row for row in table.opted_out if not late.holds(table.texts[row], table.labels[row])}
+        {
+            row
+            for row in table.opted_out
+            if not late.holds(table.texts[row], table.labels[row])
+        }
         for table in tables
     ]
     for table, rows in zip(tables, out, strict=True):
@@ -232,10 +280,14 @@ def _opted_out(tables: Sequence[Table], late: LateOptOuts) -> tuple[list[Table],
                 "client in personalisation.opt_out_clients."
             )
     taking_part = [
-        table.keep([row for row in range(len(table.texts)) if row not in rows]) if rows else table
+        table.keep([row for row in range(len(table.texts)) if row not in rows])
+        if rows
+        else table
         for table, rows in zip(tables, out, strict=True)
     ]
-    return taking_part, [table.keep(sorted(rows)) for table, rows in zip(tables, out, strict=True)]
+    return taking_part, [
+        table.keep(sorted(rows)) for table, rows in zip(tables, out, strict=True)
+    ]
 
 
 def _label_names(
@@ -259,11 +311,15 @@ def _label_names(
 def _join(tables: Sequence[Table], names: Sequence[str]) -> LabelledTexts:
     number = {name: position for position, name in enumerate(names)}
     texts = [text for table in tables for text in table.texts if text is not None]
-    labels = [number[label] for table in tables for label in table.labels if label is not None]
+    labels = [
+        number[label] for table in tables for label in table.labels if label is not None
+    ]
     return LabelledTexts(texts, np.array(labels, dtype=np.int64))
 
 
-def _rows(tables: Sequence[Table], is_wrong: Callable[[str | None], bool]) -> list[tuple[str | None, str]]:
+def _rows(
+    tables: Sequence[Table], is_wrong: Callable[[str | None], bool]
+) -> list[tuple[str | None, str]]:
     """Label and place of every row whose label is wrong."""
     return [
         (label, table.place(row))
@@ -277,7 +333,9 @@ def _check_declared(names: Sequence[str]) -> None:
     """Raise ValueError if `data.label_names` repeats a name or holds fewer than two."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"data.label_names holds '{twice[0]}' more than once. Name each label once.")
+        raise ValueError(
+            f"data.label_names holds '{twice[0]}' more than once. Name each label once."
+        )
     if len(names) < 2:
         raise ValueError(
             f"data.label_names holds {len(names)} label(s); a classifier needs at least 2. Name all labels."
@@ -296,7 +354,9 @@ def _check_present(tables: Sequence[Table], part: str, column: str) -> None:
         )
 
 
-def _labels_in_training(tables: Sequence[Table], site_names: Sequence[str]) -> tuple[str, ...]:
+def _labels_in_training(
+    tables: Sequence[Table], site_names: Sequence[str]
+) -> tuple[str, ...]:
     """The labels of all tables, sorted; as numbers if all of them are whole numbers.
 
     Raises:
@@ -322,7 +382,9 @@ def _labels_in_training(tables: Sequence[Table], site_names: Sequence[str]) -> t
     return names
 
 
-def _check_known(tables: Sequence[Table], part: str, known: Sequence[str], *, declared: bool) -> None:
+def _check_known(
+    tables: Sequence[Table], part: str, known: Sequence[str], *, declared: bool
+) -> None:
     """Raise ValueError, with the first place, if an example carries a label that is not `known`.
 
     Args:
@@ -334,7 +396,10 @@ def _check_known(tables: Sequence[Table], part: str, known: Sequence[str], *, de
         return
     label, place = strange[0]
     if declared:
-        rule, step = "data.label_names does not hold", "Correct the label, or add it to data.label_names."
+        rule, step = (
+            "data.label_names does not hold",
+            "Correct the label, or add it to data.label_names.",
+        )
     else:
         rule = "training never saw"
         step = "Correct it, give training examples of it, or name all labels in data.label_names."
@@ -345,7 +410,11 @@ def _check_known(tables: Sequence[Table], part: str, known: Sequence[str], *, de
 
 
 def _hold_out(
-    labels: np.ndarray, sites: np.ndarray, site_names: Sequence[str], fraction: float, seed: int
+    labels: np.ndarray,
+    sites: np.ndarray,
+    site_names: Sequence[str],
+    fraction: float,
+    seed: int,
 ) -> np.ndarray:
     """(N,) bool, true for what goes to the test set: `fraction` of each site, evenly by label.
 
@@ -361,7 +430,9 @@ def _hold_out(
         rows = np.flatnonzero(sites == site)
         total = min(int(len(rows) * fraction + 0.5), len(rows) - 1)
         # Named by the site: another site's file in the folder leaves this one's test texts alone.
-        stream = numpy_stream(seed, f"hold_out.{site_names[site]}" if site_names else "hold_out")
+        stream = numpy_stream(
+            seed, f"hold_out.{site_names[site]}" if site_names else "hold_out"
+        )
         held[pick_evenly(rows, labels, total, stream, keep=1)] = True
     if not held.any():
         raise ValueError(
@@ -394,7 +465,12 @@ def _draw(
     if site_names:
         of_sites = [np.flatnonzero(sites == site) for site in range(len(site_names))]
         drawn = [
-            pick_evenly(rows, labels, min(total, len(rows)), numpy_stream(seed, f"{purpose}.{name}"))
+            pick_evenly(
+                rows,
+                labels,
+                min(total, len(rows)),
+                numpy_stream(seed, f"{purpose}.{name}"),
+            )
             for name, rows in zip(site_names, of_sites, strict=True)
         ]
         return np.sort(np.concatenate(drawn))
@@ -437,7 +513,11 @@ def _place_of(name: str) -> tuple[bool, int, str]:
 
 
 def pick_evenly(
-    rows: np.ndarray, kinds: np.ndarray, total: int, stream: np.random.Generator, keep: int = 0
+    rows: np.ndarray,
+    kinds: np.ndarray,
+    total: int,
+    stream: np.random.Generator,
+    keep: int = 0,
 ) -> np.ndarray:
     """`total` of these rows, drawn evenly by their kind, `keep` of each kind left behind.
 
@@ -445,7 +525,10 @@ def pick_evenly(
         kinds: (N,) int64, by row.
     """
     shares = shares_of(np.bincount(kinds[rows]), total, keep)
-    drawn = [stream.permutation(rows[kinds[rows] == kind])[:size] for kind, size in enumerate(shares)]
+    drawn = [
+        stream.permutation(rows[kinds[rows] == kind])[:size]
+        for kind, size in enumerate(shares)
+    ]
     return np.concatenate([rows[:0], *drawn])
 
 
@@ -457,20 +540,28 @@ def shares_of(counts: np.ndarray, total: int, keep: int = 0) -> np.ndarray:
     shares, remainders = np.divmod(counts * total, max(int(counts.sum()), 1))
     left = total - int(shares.sum())
     by_remainder = np.argsort(-remainders, kind="stable")
-    growing = by_remainder[shares[by_remainder] + 1 + keep <= counts[by_remainder]][:left]
+    growing = by_remainder[shares[by_remainder] + 1 + keep <= counts[by_remainder]][
+        :left
+    ]
     shares[growing] += 1
     return shares
 
 
-def _remarks(train: LabelledTexts, test: LabelledTexts, names: Sequence[str]) -> list[str]:
+def _remarks(
+    train: LabelledTexts, test: LabelledTexts, names: Sequence[str]
+) -> list[str]:
     """What is odd about the parts together, yet no error."""
     remarks = []
     seen = set(train.labels.tolist())
     unseen = [name for number, name in enumerate(names) if number not in seen]
     if unseen:
-        remarks.append(f"train: no example of {len(unseen)} of {len(names)} labels: {', '.join(unseen)}")
+        remarks.append(
+            f"train: no example of {len(unseen)} of {len(names)} labels: {', '.join(unseen)}"
+        )
     known = set(train.texts)
     repeated = sum(text in known for text in test.texts)
     if repeated:
-        remarks.append(f"test: {repeated} of {len(test.texts)} texts also stand in train, word for word")
+        remarks.append(
+            f"test: {repeated} of {len(test.texts)} texts also stand in train, word for word"
+        )
     return remarks

@@ -74,10 +74,15 @@ class TokenisedTexts:
     def take(self, indices: np.ndarray) -> TokenisedTexts:
         """The texts at these positions, in this order."""
         lengths = self.lengths_of(indices)
-        pieces = [self.ids[self.starts[index] : self.starts[index + 1]] for index in indices]
+        pieces = [
+            self.ids[self.starts[index] : self.starts[index + 1]] for index in indices
+        ]
         starts = np.cumsum([0, *lengths], dtype=np.int64)
         return TokenisedTexts(
-            np.concatenate([self.ids[:0], *pieces]), starts, self.labels[indices], self.pad_id
+            np.concatenate([self.ids[:0], *pieces]),
+            starts,
+            self.labels[indices],
+            self.pad_id,
         )
 
     def lengths_of(self, indices: np.ndarray) -> np.ndarray:
@@ -85,17 +90,30 @@ class TokenisedTexts:
         lengths: np.ndarray = self.starts[indices + 1] - self.starts[indices]
         return lengths
 
-    def batch(self, indices: np.ndarray, *, pad_to: int | None, mask: bool, device: torch.device) -> Batch:
+    def batch(
+        self,
+        indices: np.ndarray,
+        *,
+        pad_to: int | None,
+        mask: bool,
+        device: torch.device,
+    ) -> Batch:
         """Pad the chosen texts on the right to `pad_to` tokens, or to the longest of them for None."""
         lengths = self.lengths_of(indices)
         width = pad_to or int(lengths.max())
         input_ids = np.full((len(indices), width), self.pad_id, dtype=np.int64)
         for row, index in enumerate(indices):
-            input_ids[row, : lengths[row]] = self.ids[self.starts[index] : self.starts[index + 1]]
-        attention = (np.arange(width) < lengths[:, None]).astype(np.int64) if mask else None
+            input_ids[row, : lengths[row]] = self.ids[
+                self.starts[index] : self.starts[index + 1]
+            ]
+        attention = (
+            (np.arange(width) < lengths[:, None]).astype(np.int64) if mask else None
+        )
         return Batch(
             input_ids=torch.from_numpy(input_ids).to(device),
-            attention_mask=None if attention is None else torch.from_numpy(attention).to(device),
+            attention_mask=None
+            if attention is None
+            else torch.from_numpy(attention).to(device),
             labels=torch.from_numpy(self.labels[indices]).to(device),
             rows=torch.from_numpy(np.ascontiguousarray(indices)),
         )
@@ -128,14 +146,20 @@ def tokenise(
         )
 
     ids, starts = _remembered(cache, texts, tokenizer, max_length)
-    return TokenisedTexts(ids, starts, np.asarray(labels, dtype=np.int64), int(tokenizer.pad_token_id))
+    return TokenisedTexts(
+        ids, starts, np.asarray(labels, dtype=np.int64), int(tokenizer.pad_token_id)
+    )
 
 
-def _cut(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Ragged:
+def _cut(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Ragged:
     ids = [
         np.asarray(tokens, dtype=np.int32)
         for chunk in _chunks(texts)
-        for tokens in tokenizer(chunk, truncation=True, max_length=max_length)["input_ids"]
+        for tokens in tokenizer(chunk, truncation=True, max_length=max_length)[
+            "input_ids"
+        ]
     ]
     starts = np.cumsum([0, *map(len, ids)], dtype=np.int64)
     return np.concatenate([np.zeros(0, dtype=np.int32), *ids]), starts
@@ -153,11 +177,18 @@ def cache_folder(setting: str | None) -> Path | None:
     if setting != "auto":
         return Path(setting).expanduser()
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "wardround" / "tokens"
+    return (
+        (Path(base) if base.startswith("/") else Path.home() / ".cache")
+        / "wardround"
+        / "tokens"
+    )
 
 
 def _remembered(
-    folder: Path | None, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+    folder: Path | None,
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
 ) -> Ragged:
     """What `_cut` gives for these texts: read from `folder` where it stands there, else made and left there.
 
@@ -199,7 +230,9 @@ def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _key(texts: Sequence[str], tokenizer_content: str, max_length: int) -> str:
-    digest = hashlib.sha256(json.dumps([tokenizer_content, max_length, len(texts)]).encode())
+    digest = hashlib.sha256(
+        json.dumps([tokenizer_content, max_length, len(texts)]).encode()
+    )
     for chunk in _chunks(texts):
         # With the lengths beside it, the joined text can be taken apart in one way only.
         digest.update(np.fromiter(map(len, chunk), np.int64, len(chunk)).tobytes())
@@ -216,7 +249,10 @@ def _read(file: Path) -> Ragged | None:
     with suppress(OSError):
         os.utime(file)  # used just now: among the last to be removed
     content, seal = memory[:-_SEAL], memory[-_SEAL:]
-    if len(content) < 2 * _WORD or hashlib.sha256(content.data).digest() != seal.tobytes():
+    if (
+        len(content) < 2 * _WORD
+        or hashlib.sha256(content.data).digest() != seal.tobytes()
+    ):
         return None
     ids_at = _WORD * (2 + int(content[:_WORD].view(np.int64)[0]))
     return content[ids_at:].view(np.int32), content[_WORD:ids_at].view(np.int64)
@@ -230,7 +266,9 @@ def _write(file: Path, ragged: Ragged) -> None:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with suppress(PermissionError):  # somebody else's
         file.parent.chmod(0o700)
-    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=file.parent)  # mode 0600
+    descriptor, name = tempfile.mkstemp(
+        prefix=".", suffix=".part", dir=file.parent
+    )  # mode 0600
     try:
         digest = hashlib.sha256()
         with os.fdopen(descriptor, "wb") as opened:

@@ -20,17 +20,24 @@ if TYPE_CHECKING:
 
 _ATTENTION = ("q_proj", "v_proj")
 TARGETS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert"), ("query", "value")),
+    **dict.fromkeys(
+        ("bert", "roberta", "xlm-roberta", "electra", "albert"), ("query", "value")
+    ),
     "distilbert": ("q_lin", "v_lin"),
     "deberta-v2": ("query_proj", "value_proj"),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _ATTENTION),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
+        _ATTENTION,
+    ),
 }
 """By a model's `model_type`: the linear layers that LoRA's authors adapt, those of queries and values."""
 _NAME = "default"  # as peft calls an adapter that has no name
 _A, _B, _BASE = f"lora_A.{_NAME}.", f"lora_B.{_NAME}.", "base_layer."
 
 
-def add_adapters(classifier: Classifier, settings: AdapterSettings, seed: int) -> Classifier:
+def add_adapters(
+    classifier: Classifier, settings: AdapterSettings, seed: int
+) -> Classifier:
     """Put LoRA (Hu et al. 2022, arXiv:2106.09685) beside a model's layers; freeze all but it and the head.
 
     W x becomes W x + alpha/rank B A x. A is drawn from stream `adapter`, uniform in ±1/sqrt(inputs), and B is
@@ -52,7 +59,9 @@ def add_adapters(classifier: Classifier, settings: AdapterSettings, seed: int) -
             if _A in name:
                 drawn = torch.empty(parameters[name].shape)
                 bound = 1 / sqrt(drawn.shape[1])
-                parameters[name].copy_(drawn.uniform_(-bound, bound, generator=generator))
+                parameters[name].copy_(
+                    drawn.uniform_(-bound, bound, generator=generator)
+                )
     moving = (_B,) if settings.name == "lora_ffa" else (_A, _B)
     frozen = {
         name
@@ -61,7 +70,12 @@ def add_adapters(classifier: Classifier, settings: AdapterSettings, seed: int) -
     }
     for name, parameter in parameters.items():
         parameter.requires_grad_(name not in frozen)
-        if settings.base_precision == "bf16" and name in frozen and parameter.dim() > 1 and _A not in name:
+        if (
+            settings.base_precision == "bf16"
+            and name in frozen
+            and parameter.dim() > 1
+            and _A not in name
+        ):
             parameter.data = parameter.data.bfloat16()
     return replace(classifier, frozen=frozenset(frozen))
 
@@ -111,7 +125,9 @@ def merged_tensors(model: nn.Module, settings: AdapterSettings) -> dict[str, Ten
     """The state dict of the model without adapters, of weights W + alpha/rank B A in fp32."""
     state = model.state_dict()
     merged = {
-        name.replace(_BASE, ""): tensor.float() if tensor.is_floating_point() else tensor
+        name.replace(_BASE, ""): tensor.float()
+        if tensor.is_floating_point()
+        else tensor
         for name, tensor in state.items()
         if _A not in name and _B not in name
     }
@@ -123,7 +139,9 @@ def merged_tensors(model: nn.Module, settings: AdapterSettings) -> dict[str, Ten
     return merged
 
 
-def save_adapter(classifier: Classifier, settings: AdapterSettings, base: str, folder: Path) -> None:
+def save_adapter(
+    classifier: Classifier, settings: AdapterSettings, base: str, folder: Path
+) -> None:
     """Write adapters and new head as peft does: `PeftModel.from_pretrained(base_model, folder)` reads them.
 
     Args:
@@ -132,10 +150,19 @@ def save_adapter(classifier: Classifier, settings: AdapterSettings, base: str, f
     from safetensors.torch import save_file
 
     heads = sorted({name.rpartition(".")[0] for name in classifier.new_head})
-    more = {"task_type": "SEQ_CLS", "modules_to_save": heads, "base_model_name_or_path": base}
-    lora_config(settings, classifier.model, inference_mode=True, **more).save_pretrained(str(folder))
+    more = {
+        "task_type": "SEQ_CLS",
+        "modules_to_save": heads,
+        "base_model_name_or_path": base,
+    }
+    lora_config(
+        settings, classifier.model, inference_mode=True, **more
+    ).save_pretrained(str(folder))
     tensors = {
-        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor.detach().cpu().contiguous().clone()
+        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor.detach()
+        .cpu()
+        .contiguous()
+        .clone()
         for name, tensor in classifier.model.named_parameters()
         if _A in name or _B in name or name in classifier.new_head
     }

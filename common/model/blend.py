@@ -31,7 +31,9 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _OWN = {
     "ReLU": "relu",
     "Tanh": "tanh",
-    **dict.fromkeys(("GELUActivation", "NewGELUActivation", "GELUTanh", "GELU"), "gelu"),
+    **dict.fromkeys(
+        ("GELUActivation", "NewGELUActivation", "GELUTanh", "GELU"), "gelu"
+    ),
     **dict.fromkeys(("SiLUActivation", "SiLU"), "swish"),
 }
 _PLACES = ("intermediate_act_fn", "activation", "act_fn", "pooler_activation")
@@ -62,7 +64,10 @@ class Blend(nn.Module):
             name: own,
         }
         self.normalise = NORMALISATIONS[normalisation]
-        start = [float(function == name and normalisation != "softmax") for function in self.functions]
+        start = [
+            float(function == name and normalisation != "softmax")
+            for function in self.functions
+        ]
         self.alpha = nn.Parameter(torch.tensor(start))
         self.beta = nn.Parameter(torch.ones(1))
 
@@ -70,10 +75,14 @@ class Blend(nn.Module):
         """Any shape."""
         weights = self.normalise(self.alpha)
         parts = zip(weights, self.functions.values(), strict=True)
-        return sum((weight * function(x) for weight, function in parts), torch.zeros_like(x))
+        return sum(
+            (weight * function(x) for weight, function in parts), torch.zeros_like(x)
+        )
 
     def _swish(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.beta[0] * x)  # a number: what autocast made bf16 stays bf16
+        return x * torch.sigmoid(
+            self.beta[0] * x
+        )  # a number: what autocast made bf16 stays bf16
 
 
 def blend_activations(model: Any, settings: ModelSettings) -> None:
@@ -85,9 +94,15 @@ def blend_activations(model: Any, settings: ModelSettings) -> None:
     places = list(_places(model))
     if settings.abu_where == "head":
         places = [(module, name) for module, name in places if _is_head(module, name)]
-    odd = {type(getattr(module, name)).__name__ for module, name in places} - _OWN.keys()
+    odd = {
+        type(getattr(module, name)).__name__ for module, name in places
+    } - _OWN.keys()
     if odd or not places:
-        what = f"activations of kind {', '.join(sorted(odd))}" if odd else "no activation there"
+        what = (
+            f"activations of kind {', '.join(sorted(odd))}"
+            if odd
+            else "no activation there"
+        )
         raise ValueError(
             f"model.activation is abu in {settings.abu_where}, but '{settings.name}' has {what}. Set "
             "model.activation=own, or model.abu_where=all where only the head has none."
@@ -109,7 +124,10 @@ def _places(model: Any) -> Iterator[tuple[Any, str]]:
 
 
 def _is_head(module: Any, name: str) -> bool:
-    return name in ("head_activation", "pooler_activation") or "Pooler" in type(module).__name__
+    return (
+        name in ("head_activation", "pooler_activation")
+        or "Pooler" in type(module).__name__
+    )
 
 
 def _blended_distilbert() -> type:
@@ -120,8 +138,12 @@ def _blended_distilbert() -> type:
     class BlendedDistilBert(DistilBertForSequenceClassification):
         head_activation: nn.Module
 
-        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
-            state = self.distilbert(input_ids=input_ids, attention_mask=attention_mask)[0][:, 0]  # (B, d)
+        def forward(
+            self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+        ) -> Any:
+            state = self.distilbert(input_ids=input_ids, attention_mask=attention_mask)[
+                0
+            ][:, 0]  # (B, d)
             state = self.dropout(self.head_activation(self.pre_classifier(state)))
             return SequenceClassifierOutput(logits=self.classifier(state))
 
@@ -151,7 +173,8 @@ def save_blended(model: Any, settings: ModelSettings, folder: Path) -> None:
     }
     (folder / CONFIG).write_text(json.dumps(told, indent=2), encoding="utf-8")
     tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in model.state_dict().items()
     }
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
@@ -173,7 +196,9 @@ def load_blended(folder: Path) -> Any:
 
     told = read_json(folder / CONFIG)
     model: Any = empty_classifier(folder, told["base"])
-    where = ModelSettings("", "hub", str(folder), None, "own", "abu", told["where"], told["normalisation"])
+    where = ModelSettings(
+        "", "hub", str(folder), None, "own", "abu", told["where"], told["normalisation"]
+    )
     blend_activations(model, where)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))

@@ -56,7 +56,10 @@ class Classifier:
 
 
 def build_classifier(
-    settings: ModelSettings, label_names: tuple[str, ...], seed: int, attention: str | None = None
+    settings: ModelSettings,
+    label_names: tuple[str, ...],
+    seed: int,
+    attention: str | None = None,
 ) -> Classifier:
     """Load the pre-trained encoder in fp32, with a head for `label_names` drawn from stream `head`.
 
@@ -79,7 +82,9 @@ def build_classifier(
     )
     if tokenizer.pad_token_id is not None:
         # Decoders look for the last token that is no padding, by this number alone.
-        model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        model.config.pad_token_id = model.config.get_text_config().pad_token_id = (
+            tokenizer.pad_token_id
+        )
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     new_head = tuple(sorted(set(info["missing_keys"]) | mismatched))
     _refuse_new_encoder(settings, model, new_head)
@@ -91,7 +96,9 @@ def build_classifier(
     return Classifier(model, tokenizer, new_head, len(label_names))
 
 
-def draw_head(model: nn.Module, names: tuple[str, ...], seed: int, *, client: int = 0) -> None:
+def draw_head(
+    model: nn.Module, names: tuple[str, ...], seed: int, *, client: int = 0
+) -> None:
     """Draw the named parameters anew, in place, as BERT's heads are: N(0, initializer_range), biases 0.
 
     `client` 0 is the server's one shared head; clients that draw their own use their number + 1.
@@ -105,7 +112,9 @@ def draw_head(model: nn.Module, names: tuple[str, ...], seed: int, *, client: in
         for name in names:
             parameter = parameters[name]
             if parameter.dim() > 1:
-                drawn = torch.empty(parameter.shape).normal_(0.0, deviation, generator=generator)
+                drawn = torch.empty(parameter.shape).normal_(
+                    0.0, deviation, generator=generator
+                )
                 parameter.copy_(drawn)
             else:
                 # One-dimensional: a bias, or the gain of a normalisation layer.
@@ -121,9 +130,13 @@ def shrink_head(classifier: Classifier, scale: float) -> None:
             parameters[name].data.mul_(scale)
 
 
-def _refuse_new_encoder(settings: ModelSettings, model: Any, new_head: tuple[str, ...]) -> None:
+def _refuse_new_encoder(
+    settings: ModelSettings, model: Any, new_head: tuple[str, ...]
+) -> None:
     prefix = f"{model.base_model_prefix}."
-    encoder = [name for name in new_head if name.startswith(prefix) and "pooler" not in name]
+    encoder = [
+        name for name in new_head if name.startswith(prefix) and "pooler" not in name
+    ]
     if encoder:
         raise ValueError(
             f"model.name is '{settings.name}', whose files hold no weights for {len(encoder)} parameters of "
@@ -133,7 +146,9 @@ def _refuse_new_encoder(settings: ModelSettings, model: Any, new_head: tuple[str
 
 
 def _refuse_undone_head(settings: ModelSettings, new_head: tuple[str, ...]) -> None:
-    if settings.abu_normalisation == "softmax" and all(name.startswith("classifier.") for name in new_head):
+    if settings.abu_normalisation == "softmax" and all(
+        name.startswith("classifier.") for name in new_head
+    ):
         raise ValueError(
             f"model.abu_normalisation is 'softmax', which begins even and would undo what '{settings.name}' "
             "has learned below its classifier. Set model.head=distilbert on a BERT encoder, whose "
@@ -141,11 +156,15 @@ def _refuse_undone_head(settings: ModelSettings, new_head: tuple[str, ...]) -> N
         )
 
 
-def _own(settings: ModelSettings, model: PreTrainedModel, new_head: tuple[str, ...]) -> Headed:
+def _own(
+    settings: ModelSettings, model: PreTrainedModel, new_head: tuple[str, ...]
+) -> Headed:
     return model, new_head
 
 
-def _distilbert(settings: ModelSettings, model: Any, new_head: tuple[str, ...]) -> Headed:
+def _distilbert(
+    settings: ModelSettings, model: Any, new_head: tuple[str, ...]
+) -> Headed:
     """The same BERT encoder under `pre_classifier`, ReLU, dropout and classifier, all of them new.
 
     Weights are copied one by one. DistilBERT has no token types, so row 0, which every token of a single
@@ -166,7 +185,9 @@ def _distilbert(settings: ModelSettings, model: Any, new_head: tuple[str, ...]) 
             hidden_dim=config.intermediate_size,
             dropout=config.hidden_dropout_prob,
             attention_dropout=config.attention_probs_dropout_prob,
-            seq_classif_dropout=config.hidden_dropout_prob if dropout is None else dropout,
+            seq_classif_dropout=config.hidden_dropout_prob
+            if dropout is None
+            else dropout,
             activation=config.hidden_act,
         )
     )
@@ -178,10 +199,14 @@ def _distilbert(settings: ModelSettings, model: Any, new_head: tuple[str, ...]) 
     }
     token_types = encoder.pop("distilbert.embeddings.token_type_embeddings.weight")
     positions = encoder["distilbert.embeddings.position_embeddings.weight"]
-    encoder["distilbert.embeddings.position_embeddings.weight"] = positions + token_types[0]
+    encoder["distilbert.embeddings.position_embeddings.weight"] = (
+        positions + token_types[0]
+    )
     missing, unexpected = worn.load_state_dict(encoder, strict=False)
     assert not unexpected, unexpected
-    assert all(name.startswith(("pre_classifier.", "classifier.")) for name in missing), missing
+    assert all(
+        name.startswith(("pre_classifier.", "classifier.")) for name in missing
+    ), missing
     return worn, tuple(sorted(missing))
 
 
@@ -200,7 +225,9 @@ def _refuse_other_encoder(settings: ModelSettings, config: Any) -> None:
         )
 
 
-HEADS: dict[str, Callable[[ModelSettings, PreTrainedModel, tuple[str, ...]], Headed]] = {
+HEADS: dict[
+    str, Callable[[ModelSettings, PreTrainedModel, tuple[str, ...]], Headed]
+] = {
     "own": _own,
     "distilbert": _distilbert,
 }

@@ -12,7 +12,9 @@ from wardround.common.runtime import numpy_stream
 MOST_COUNTED = 2**40
 """In a cell of a table, of a client's examples or steps: sums over all of them stay inside 64 bits. A loss
 beyond it is none."""
-_Z = 1.959964  # of a normal distribution, 95 % lie within so many deviations of the mean
+_Z = (
+    1.959964  # of a normal distribution, 95 % lie within so many deviations of the mean
+)
 _DRAWS = 1000
 
 Interval = tuple[float, float]
@@ -54,15 +56,22 @@ class Counts:
         """Wilson's score interval (1927), which stays inside [0, 1] and holds for few examples too."""
         share, num = self.accuracy, self.num_examples
         spread = _Z * sqrt(share * (1 - share) / num + (_Z / (2 * num)) ** 2)
-        low, high = ((share + _Z**2 / (2 * num) + sign * spread) / (1 + _Z**2 / num) for sign in (-1, 1))
+        low, high = (
+            (share + _Z**2 / (2 * num) + sign * spread) / (1 + _Z**2 / num)
+            for sign in (-1, 1)
+        )
         return max(0.0, low), min(1.0, high)  # rounding may lead past them
 
     @property
     def macro_f1_interval(self) -> Interval:
         """Percentile bootstrap (Efron 1979): 1,000 draws of as many examples, the same draws each time."""
         shares = self.confusion.ravel() / self.num_examples
-        drawn = numpy_stream(0, "bootstrap").multinomial(self.num_examples, shares, _DRAWS)
-        low, high = np.quantile(_macro_f1(drawn.reshape(-1, *self.confusion.shape)), [0.025, 0.975])
+        drawn = numpy_stream(0, "bootstrap").multinomial(
+            self.num_examples, shares, _DRAWS
+        )
+        low, high = np.quantile(
+            _macro_f1(drawn.reshape(-1, *self.confusion.shape)), [0.025, 0.975]
+        )
         return float(low), float(high)
 
     @property
@@ -71,12 +80,16 @@ class Counts:
         return (self,) if self.validation is None else (self, self.validation)
 
     def __add__(self, other: Counts) -> Counts:
-        assert (self.validation is None) == (other.validation is None), "one lacks a validation part"
+        assert (self.validation is None) == (other.validation is None), (
+            "one lacks a validation part"
+        )
         return Counts(
             self.loss_sum + other.loss_sum,
             self.confusion + other.confusion,
             self.batch_accuracies + other.batch_accuracies,
-            self.validation + other.validation if self.validation and other.validation else None,
+            self.validation + other.validation
+            if self.validation and other.validation
+            else None,
         )
 
 

@@ -44,7 +44,13 @@ class Layout:
             offsets.append(end)
             end += -(-prod(shapes[name]) // _ALIGNMENT) * _ALIGNMENT
         names = tuple(sorted(shapes))
-        return cls(names, tuple(tuple(shapes[name]) for name in names), tuple(offsets), end, base)
+        return cls(
+            names,
+            tuple(tuple(shapes[name]) for name in names),
+            tuple(offsets),
+            end,
+            base,
+        )
 
     @property
     def digest(self) -> str:
@@ -56,7 +62,9 @@ class Layout:
         """Name -> view into `flat`, (size,) fp32, in name order."""
         return {
             name: flat[start : start + prod(shape)].view(shape)
-            for name, shape, start in zip(self.names, self.shapes, self.offsets, strict=True)
+            for name, shape, start in zip(
+                self.names, self.shapes, self.offsets, strict=True
+            )
         }
 
     def num_elements(self) -> tuple[int, ...]:
@@ -90,7 +98,9 @@ def flatten_model(
         trained = {name for name, _ in model.named_parameters()} - frozen
         base = _sha256((name, shared[name]) for name in sorted(shared.keys() - trained))
         shared = {name: shared[name] for name in trained}
-    layout = Layout.of({name: tuple(tensor.shape) for name, tensor in shared.items()}, base)
+    layout = Layout.of(
+        {name: tuple(tensor.shape) for name, tensor in shared.items()}, base
+    )
     flat = torch.zeros(layout.size, dtype=torch.float32, device=device)
     for name, view in layout.views(flat).items():
         view.copy_(shared[name].detach())
@@ -116,10 +126,14 @@ def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def tensors_to_flat(layout: Layout, tensors: dict[str, Tensor]) -> Tensor:
     """Inverse of `Layout.views`, on the CPU. Raises ValueError where names or shapes differ."""
-    found = Layout.of({name: tuple(tensor.shape) for name, tensor in tensors.items()}, layout.base)
+    found = Layout.of(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, layout.base
+    )
     if found.digest != layout.digest:
         odd = sorted(set(found.names) ^ set(layout.names)) or "their shapes"
-        raise ValueError(f"these tensors belong to another model; they differ in {odd}.")
+        raise ValueError(
+            f"these tensors belong to another model; they differ in {odd}."
+        )
     flat = torch.zeros(layout.size, dtype=torch.float32)
     for name, view in layout.views(flat).items():
         view.copy_(tensors[name])
@@ -143,7 +157,9 @@ def cosine(product: float, norms: float) -> float:
 def tensor_of(array: np.ndarray) -> Tensor:
     """A tensor on an array's memory, to be read and never written: what was received may be read-only."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        warnings.filterwarnings(
+            "ignore", message="The given NumPy array is not writable"
+        )
         return torch.from_numpy(array)
 
 
@@ -182,5 +198,13 @@ def _sha256(tensors: Iterable[tuple[str, Tensor]], first: str = "") -> str:
     digest = hashlib.sha256(first.encode())
     for name, tensor in tensors:
         digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False).data)
+        digest.update(
+            tensor.detach()
+            .float()
+            .cpu()
+            .contiguous()
+            .numpy()
+            .astype("<f4", copy=False)
+            .data
+        )
     return digest.hexdigest()

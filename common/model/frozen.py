@@ -44,7 +44,9 @@ def _embedding_parameters(model: PreTrainedModel) -> set[str]:
     width = _width_of_words(model)
     found: set[str] = set()
     for name, module in _outside_of_layers(model):
-        is_embedding = isinstance(module, nn.Embedding) or "emb" in name.rpartition(".")[2].lower()
+        is_embedding = (
+            isinstance(module, nn.Embedding) or "emb" in name.rpartition(".")[2].lower()
+        )
         if is_embedding or _maps_embeddings(module, width, model):
             found |= {f"{name}.{own}" for own, _ in module.named_parameters()}
     # A tensor that two modules share has one name among the model's parameters.

@@ -20,7 +20,9 @@ from wardround.common.data.batches import CUTS, count_steps
 from wardround.common.settings import TrainSettings
 
 
-def learning_rate_at(peak: float, settings: TrainSettings, step: int, total_steps: int) -> float:
+def learning_rate_at(
+    peak: float, settings: TrainSettings, step: int, total_steps: int
+) -> float:
     """Learning rate of one step: constant, or warmed up linearly and then decayed to zero.
 
     Args:
@@ -81,14 +83,18 @@ class RoundSteps:
         numbers stand for them, with its decoupled weight decay.
         """
         rates = self.rates(peak)
-        kept = np.abs(1 - rates * (self.settings.proximal_mu + self.settings.weight_decay))
+        kept = np.abs(
+            1 - rates * (self.settings.proximal_mu + self.settings.weight_decay)
+        )
         after = np.cumprod(kept[::-1])[::-1]
         weights: np.ndarray = rates * np.append(after[1:], 1.0)
         return weights
 
     def sizes(self) -> np.ndarray:
         """Texts in every step, (K,) int64."""
-        epoch = CUTS[self.settings.last_batch](np.arange(self.num_texts), self.settings.batch_size)
+        epoch = CUTS[self.settings.last_batch](
+            np.arange(self.num_texts), self.settings.batch_size
+        )
         sizes = np.array([len(batch) for batch in epoch[: self.per_epoch]])
         return np.tile(sizes, self.settings.local_epochs)
 
@@ -103,7 +109,9 @@ class RoundSteps:
         weights = self.weights(peak)
         if not weights.sum() > 0:
             return np.inf
-        heaviest = (weights / self.sizes()).reshape(self.settings.local_epochs, -1).max(axis=1)
+        heaviest = (
+            (weights / self.sizes()).reshape(self.settings.local_epochs, -1).max(axis=1)
+        )
         return float(self.num_texts * heaviest.sum() / weights.sum())
 
 
@@ -132,7 +140,9 @@ class Speaking:
         self._weights = self.steps.weights(self.steps.settings.learning_rate)
 
     @torch.no_grad()
-    def note(self, step: int, rows: Tensor, logits: Tensor, labels: Tensor, size: int) -> None:
+    def note(
+        self, step: int, rows: Tensor, logits: Tensor, labels: Tensor, size: int
+    ) -> None:
         """See the answers of a step, before it is taken.
 
         Args:

@@ -57,7 +57,8 @@ class Mixture(nn.Module):
         weight = self.gate(state).float()  # (B, 1), before the sigmoid
         # As a sum of exponentials: a probability too small for fp32 does not make the loss infinite.
         mixed = torch.logaddexp(
-            logsigmoid(weight) + log_softmax(self.local(**inputs).logits.float(), dim=1),
+            logsigmoid(weight)
+            + log_softmax(self.local(**inputs).logits.float(), dim=1),
             logsigmoid(-weight) + log_softmax(seen.logits.float(), dim=1),
         )
         return SequenceClassifierOutput(logits=mixed)
@@ -81,13 +82,18 @@ def _gate(width: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
 
-def save_mixture(folder: Path, mixture: Mixture, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_mixture(
+    folder: Path, mixture: Mixture, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Fill `folder`: `local/` and `global/`, each a model that transformers loads, and the gate."""
     with quietly():
         for name, expert in ((_LOCAL, mixture.local), (_GLOBAL, mixture.global_)):
             expert.save_pretrained(folder / name)
             tokenizer.save_pretrained(folder / name)
-    gate = {name: tensor.detach().cpu().contiguous() for name, tensor in mixture.gate.state_dict().items()}
+    gate = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in mixture.gate.state_dict().items()
+    }
     save_file(gate, folder / GATE)
 
 

@@ -36,7 +36,9 @@ class ModelState:
 _kept: tuple[tuple[object, ...], ModelState] | None = None
 
 
-def open_model(settings: Settings, label_names: tuple[str, ...], *, fresh: bool = False) -> ModelState:
+def open_model(
+    settings: Settings, label_names: tuple[str, ...], *, fresh: bool = False
+) -> ModelState:
     """The resident model of this process; built if it is not there, or if `fresh` is asked for.
 
     A fresh one holds the initial weights; a resident one holds whatever was trained last.
@@ -54,7 +56,9 @@ def open_model(settings: Settings, label_names: tuple[str, ...], *, fresh: bool 
     key = (*parts, head_scale, device, attention)
     if fresh or _kept is None or _kept[0] != key:
         _kept = None  # let go of the old model before the new one is built
-        classifier = build_classifier(settings.model, label_names, settings.seed, attention)
+        classifier = build_classifier(
+            settings.model, label_names, settings.seed, attention
+        )
         if is_shrunk:
             shrink_head(classifier, head_scale)
         if frozen == "embeddings":
@@ -69,7 +73,9 @@ def open_model(settings: Settings, label_names: tuple[str, ...], *, fresh: bool 
 
 def _require_new_head(settings: Settings, classifier: Classifier) -> None:
     train = settings.train
-    if not classifier.new_head and (train.head_learning_rate is not None or train.head_warmup_rounds):
+    if not classifier.new_head and (
+        train.head_learning_rate is not None or train.head_warmup_rounds
+    ):
         raise ValueError(
             f"train.head_learning_rate is {train.head_learning_rate} and train.head_warmup_rounds is "
             f"{train.head_warmup_rounds}, but '{settings.model.name}' brings its whole head, so that none of "

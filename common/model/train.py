@@ -73,7 +73,9 @@ def train_epochs(
         LossNotFinite: the loss of an epoch is NaN or infinite.
     """
     steps = RoundSteps(settings, len(indices), place.round)
-    groups = _parameter_groups(model, settings, place.round, frozenset(new_head), frozen)
+    groups = _parameter_groups(
+        model, settings, place.round, frozenset(new_head), frozen
+    )
     _recompute(model, settings.gradient_checkpointing)
     anchored = _anchored(groups) if settings.proximal_mu else []
     optimizer = OPTIMIZERS[settings.optimizer](
@@ -95,9 +97,13 @@ def train_epochs(
             loss = _add_gradients(model, batches, place, num_steps, speaking)
             for parameter, start in anchored:
                 if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - start, alpha=settings.proximal_mu)
+                    parameter.grad.add_(
+                        parameter.detach() - start, alpha=settings.proximal_mu
+                    )
             if settings.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(
+                    model.parameters(), settings.max_grad_norm
+                )
             optimizer.step()
             optimizer.zero_grad()
             if correction is not None:
@@ -135,15 +141,23 @@ def _parameter_groups(
     for name, parameter in model.named_parameters():
         if name in frozen:
             continue
-        (head if name in new_head else blends if name in blended else body).append(parameter)
+        (head if name in new_head else blends if name in blended else body).append(
+            parameter
+        )
         parameter.requires_grad_(name in new_head or not is_warmup)
-    peak = settings.learning_rate if settings.head_learning_rate is None else settings.head_learning_rate
+    peak = (
+        settings.learning_rate
+        if settings.head_learning_rate is None
+        else settings.head_learning_rate
+    )
     groups: list[dict[str, Any]] = [{"params": head, "peak": peak}]
     if is_warmup:
         return groups
     groups.append({"params": body, "peak": settings.learning_rate})
     return (
-        [*groups, {"params": blends, "peak": settings.learning_rate, "weight_decay": 0}] if blends else groups
+        [*groups, {"params": blends, "peak": settings.learning_rate, "weight_decay": 0}]
+        if blends
+        else groups
     )
 
 
@@ -162,7 +176,9 @@ def _recompute(model: Any, is_on: bool) -> None:
         raise ValueError(
             f"train.gradient_checkpointing is true, which {type(model).__name__} cannot do. Set it to false."
         )
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(
+        activation_checkpointing_kwargs={"use_reentrant": False}
+    )
 
 
 def _anchored(groups: Sequence[dict[str, Any]]) -> list[tuple[nn.Parameter, Tensor]]:
@@ -171,11 +187,19 @@ def _anchored(groups: Sequence[dict[str, Any]]) -> list[tuple[nn.Parameter, Tens
     FedProx (Li et al. 2020, arXiv:1812.06127, equation 2) adds mu/2 ||w - w_t||^2 to the loss, and so
     mu (w - w_t) to the gradient. The loss that is told is without it.
     """
-    return [(parameter, parameter.detach().clone()) for group in groups for parameter in group["params"]]
+    return [
+        (parameter, parameter.detach().clone())
+        for group in groups
+        for parameter in group["params"]
+    ]
 
 
 def _add_gradients(
-    model: nn.Module, batches: Sequence[Batch], place: Place, step: int, speaking: Speaking | None
+    model: nn.Module,
+    batches: Sequence[Batch],
+    place: Place,
+    step: int,
+    speaking: Speaking | None,
 ) -> Tensor:
     """Gradients of the mean loss over one step's micro-batches; returns it, detached, still on the device."""
     size = sum(map(len, batches))
@@ -210,23 +234,33 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, texts: TokenisedTexts, indices: np.ndarray, settings: Settings, device: torch.device
+    model: nn.Module,
+    texts: TokenisedTexts,
+    indices: np.ndarray,
+    settings: Settings,
+    device: torch.device,
 ) -> Counts:
     """Run `model` over the chosen texts, in this order, without training it."""
     model.eval()
     losses: list[Tensor] = []
     accuracies: list[Tensor] = []
     confusion: Tensor | int = 0
-    for batch in evaluation_batches(texts, indices, settings.train, settings.evaluation.batch_size, device):
+    for batch in evaluation_batches(
+        texts, indices, settings.train, settings.evaluation.batch_size, device
+    ):
         with precision_context(settings.precision, device):
             logits = forward(model, batch).float()  # (B, C)
         predicted = logits.argmax(dim=1)
         losses.append(cross_entropy(logits, batch.labels, reduction="sum"))
         num_classes = logits.shape[1]
-        cells = torch.bincount(batch.labels * num_classes + predicted, minlength=num_classes**2)
+        cells = torch.bincount(
+            batch.labels * num_classes + predicted, minlength=num_classes**2
+        )
         confusion = confusion + cells.view(num_classes, num_classes)
         accuracies.append((predicted == batch.labels).float().mean())
     assert isinstance(confusion, torch.Tensor), "nothing to evaluate"
     # Read once, at the end: reading a number makes an accelerator finish its work first.
     loss_sum = reduce(add, torch.stack(losses).tolist(), 0.0)
-    return Counts(loss_sum, confusion.cpu().numpy(), tuple(torch.stack(accuracies).tolist()))
+    return Counts(
+        loss_sum, confusion.cpu().numpy(), tuple(torch.stack(accuracies).tolist())
+    )

@@ -66,7 +66,9 @@ class Array(FlowerArray):
     def parts(self) -> tuple[bytes, memoryview]:
         """The same as header and numbers, not copied."""
         piece, header = self.whole[self.start : self.start + self.shape[0]], BytesIO()
-        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(piece))
+        np.lib.format.write_array_header_1_0(
+            header, np.lib.format.header_data_from_array_1_0(piece)
+        )
         return header.getvalue(), piece.data.cast("B")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -134,11 +136,15 @@ def read_piece(written: bytes | memoryview) -> np.ndarray:
     """
     head = BytesIO(bytes(written[:_NUMPY_HEADER]))
     if np.lib.format.read_magic(head) != (1, 0):
-        raise ValueError("a piece of the tensors is not in version 1.0 of NumPy's file format")
+        raise ValueError(
+            "a piece of the tensors is not in version 1.0 of NumPy's file format"
+        )
     shape, _, dtype = np.lib.format.read_array_header_1_0(head)
     if dtype.hasobject:
         raise ValueError("a piece of the tensors holds objects")
     piece = np.frombuffer(written, dtype, offset=head.tell())
     if shape != piece.shape:
-        raise ValueError(f"a piece of the tensors holds {len(piece)} numbers, and claims the shape {shape}")
+        raise ValueError(
+            f"a piece of the tensors holds {len(piece)} numbers, and claims the shape {shape}"
+        )
     return piece

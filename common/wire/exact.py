@@ -29,12 +29,18 @@ def encode(
     new, old = tensors.view(np.int32), base.view(np.int32)
     starts = range(0, len(new), _BLOCK)
     widths = np.empty(len(starts), dtype=np.uint8)
-    written = np.empty(4 * len(new), dtype=np.uint8)  # what is not reached is never made room for
+    written = np.empty(
+        4 * len(new), dtype=np.uint8
+    )  # what is not reached is never made room for
     others: list[np.ndarray] = []
     end = 0
     for number, start in enumerate(starts):
-        steps = new[start : start + _BLOCK] - old[start : start + _BLOCK]  # wraps, and so does the way back
-        sizes = np.abs(steps).view(np.uint32)  # the lowest int32, which has no opposite, is right as well
+        steps = (
+            new[start : start + _BLOCK] - old[start : start + _BLOCK]
+        )  # wraps, and so does the way back
+        sizes = np.abs(steps).view(
+            np.uint32
+        )  # the lowest int32, which has no opposite, is right as well
         width, has_others = _narrowest(sizes)
         if has_others:
             is_other = sizes >= _bound(width)
@@ -71,7 +77,12 @@ def _bound(width: int) -> int:
 def _lowest_bytes(steps: np.ndarray, width: int) -> np.ndarray:
     """(n,) int32 as (n * width,) uint8, lowest byte first."""
     if width == 3:
-        return steps.astype("<i4", copy=False).view(np.uint8).reshape(-1, 4)[:, :3].reshape(-1)
+        return (
+            steps.astype("<i4", copy=False)
+            .view(np.uint8)
+            .reshape(-1, 4)[:, :3]
+            .reshape(-1)
+        )
     return steps.astype(f"<i{width}", copy=False).view(np.uint8)
 
 
@@ -84,7 +95,11 @@ def decode(arrays: dict[str, np.ndarray], base: np.ndarray, out: np.ndarray) -> 
     widths, written, others = (arrays[name] for name in ("widths", "steps", "others"))
     old, new = base.view(np.int32), out.view(np.int32)
     starts = range(0, len(old), _BLOCK)
-    is_ours = [array.dtype.str for array in (widths, written, others)] == ["|u1", "|u1", "<i4"]
+    is_ours = [array.dtype.str for array in (widths, written, others)] == [
+        "|u1",
+        "|u1",
+        "<i4",
+    ]
     if not is_ours or len(widths) != len(starts) or not np.isin(widths, _WIDTHS).all():
         raise ValueError("its steps do not have the sizes of the global model")
     end = num_others = 0
@@ -92,7 +107,9 @@ def decode(arrays: dict[str, np.ndarray], base: np.ndarray, out: np.ndarray) -> 
         before = old[start : start + _BLOCK]
         low = written[end : end + width * len(before)]
         steps, end = _as_numbers(low, width), end + len(low)
-        is_other = steps == -_bound(width)  # of the narrow numbers, which takes less time
+        is_other = steps == -_bound(
+            width
+        )  # of the narrow numbers, which takes less time
         count = int(np.count_nonzero(is_other)) if width < 4 else 0
         steps = steps.astype(np.int32, copy=count > 0)
         if count:

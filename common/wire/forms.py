@@ -43,7 +43,9 @@ def whole(tensors: np.ndarray) -> Payload:
     return Payload(WHOLE, {"shared": tensors})
 
 
-def encode(form: str, tensors: np.ndarray, base: np.ndarray, residual: np.ndarray | None = None) -> Payload:
+def encode(
+    form: str, tensors: np.ndarray, base: np.ndarray, residual: np.ndarray | None = None
+) -> Payload:
     """Tensors, (P,) fp32, in a form of the table; whole where `exact` would save too little.
 
     Args:
@@ -57,7 +59,9 @@ def encode(form: str, tensors: np.ndarray, base: np.ndarray, residual: np.ndarra
     return payload
 
 
-def decode(payload: Payload, base: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def decode(
+    payload: Payload, base: np.ndarray, out: np.ndarray | None = None
+) -> np.ndarray:
     """Inverse of `encode`: (P,) fp32.
 
     Args:
@@ -70,12 +74,16 @@ def decode(payload: Payload, base: np.ndarray, out: np.ndarray | None = None) ->
     if payload.form == WHOLE:
         return _whole_tensors(payload.arrays, len(base))
     if payload.form not in FORMS:
-        raise ValueError(f"its tensors are in a form named '{payload.form[:20]}', which is not known here")
+        raise ValueError(
+            f"its tensors are in a form named '{payload.form[:20]}', which is not known here"
+        )
     out = np.empty_like(base) if out is None else out
     try:
         FORMS[payload.form].decode(payload.arrays, base, out)
     except KeyError as error:
-        raise ValueError(f"its tensors are not of the form {payload.form}: no {error}") from None
+        raise ValueError(
+            f"its tensors are not of the form {payload.form}: no {error}"
+        ) from None
     return out
 
 

@@ -82,17 +82,25 @@ class Rotation:
 
 
 Paper = TypeVar("Paper", Invitation, Registration, Rotation)
-_TYPES: dict[type, str] = {Invitation: INVITATION, Registration: REGISTRATION, Rotation: ROTATION}
+_TYPES: dict[type, str] = {
+    Invitation: INVITATION,
+    Registration: REGISTRATION,
+    Rotation: ROTATION,
+}
 
 
 def write_paper(paper: Paper, path: Path, *keys: Ed25519PrivateKey) -> str:
     """Write it, signed with each key; returns its fingerprint. What was there is replaced whole."""
     envelope = sign(_TYPES[type(paper)], paper, *keys)
-    write_atomically(path, lambda part: part.write_text(envelope + "\n", encoding="ascii"))
+    write_atomically(
+        path, lambda part: part.write_text(envelope + "\n", encoding="ascii")
+    )
     return _fingerprint(envelope)
 
 
-def read_paper(kind: type[Paper], path: Path, signed_with: Collection[str] = ()) -> tuple[Paper, str]:
+def read_paper(
+    kind: type[Paper], path: Path, signed_with: Collection[str] = ()
+) -> tuple[Paper, str]:
     """What a file says, and its fingerprint.
 
     Args:

@@ -30,7 +30,9 @@ class Gone(ConnectionError):
     """The other end has closed, or its process has ended."""
 
 
-def send_frame(connection: socket.socket, payload: bytes, descriptors: Sequence[int] = ()) -> None:
+def send_frame(
+    connection: socket.socket, payload: bytes, descriptors: Sequence[int] = ()
+) -> None:
     """Send one frame. Raises Gone."""
     header = len(payload).to_bytes(_HEADER, "little")
     try:
@@ -46,7 +48,9 @@ def send_frame(connection: socket.socket, payload: bytes, descriptors: Sequence[
 def receive_frame(connection: socket.socket) -> tuple[bytes, list[int]]:
     """Wait for one frame; returns its payload and the descriptors sent with it. Raises Gone."""
     try:
-        header, descriptors, _, _ = socket.recv_fds(connection, _HEADER, _MOST_DESCRIPTORS)
+        header, descriptors, _, _ = socket.recv_fds(
+            connection, _HEADER, _MOST_DESCRIPTORS
+        )
         header += _exactly(connection, _HEADER - len(header))
         return _exactly(connection, int.from_bytes(header, "little")), list(descriptors)
     except OSError as error:
@@ -73,7 +77,10 @@ def end_with(connection: socket.socket) -> None:
 
 
 def start_process(
-    module: str, *arguments: str, path: Iterable[str], env: Mapping[str, str] = os.environ
+    module: str,
+    *arguments: str,
+    path: Iterable[str],
+    env: Mapping[str, str] = os.environ,
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Run a module of ours with a socket's descriptor and `arguments`; returns it and the other end.
 
@@ -87,7 +94,10 @@ def start_process(
             pass_fds=[theirs.fileno()],
             process_group=0,  # Ctrl-C in a terminal is for the process that starts it alone
             stdin=subprocess.DEVNULL,
-            env={**env, "PYTHONPATH": os.pathsep.join([str(IMPORT_ROOT), *filter(None, path)])},
+            env={
+                **env,
+                "PYTHONPATH": os.pathsep.join([str(IMPORT_ROOT), *filter(None, path)]),
+            },
         )
     return process, ours
 
@@ -100,7 +110,9 @@ def end_process(process: subprocess.Popen[bytes], connection: socket.socket) -> 
     except subprocess.TimeoutExpired:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # killed already; only the kernel can keep it now
+        with suppress(
+            subprocess.TimeoutExpired
+        ):  # killed already; only the kernel can keep it now
             process.wait(END_SECONDS)
 
 

@@ -67,7 +67,15 @@ REFUSALS = {
     "ended": "its worker process ended; see the site's own log",
     **{
         reason: f"{_COUNTS_NOT}: {reason}"
-        for reason in ("unsigned", "forged", "misdirected", "replayed", "expired", "damaged", "unasked")
+        for reason in (
+            "unsigned",
+            "forged",
+            "misdirected",
+            "replayed",
+            "expired",
+            "damaged",
+            "unasked",
+        )
     },
     PENDING: "its people have not yet decided on the plan (wardround-site approve)",
     "plan_unknown": "it was not told of the plan",
@@ -174,7 +182,13 @@ class LacksBase(Exception):
 
 
 # What the records hold beside the tensors, and what is made of it.
-_TASK: _Fields = {"round": int, "layout": str, "version": str, "base": str, "mean_steps": float}
+_TASK: _Fields = {
+    "round": int,
+    "layout": str,
+    "version": str,
+    "base": str,
+    "mean_steps": float,
+}
 _UPDATE: _Fields = {"round": int, "layout": str, "holds": str}
 _METRICS: _Fields = {
     "num_examples": int,
@@ -185,13 +199,18 @@ _METRICS: _Fields = {
     "uncorrected": int,
 }
 _CARD: _Fields = {"client": int, "num_examples": int, "num_held_out": int}
-_COUNTED_PARTS = ("", "validation_")  # as in `Counts.parts`; they stand before the names in the record
+_COUNTED_PARTS = (
+    "",
+    "validation_",
+)  # as in `Counts.parts`; they stand before the names in the record
 _COUNTED = ("loss_sum", "confusion")
 FIELDS: Mapping[str, frozenset[str]] = {
     "task": frozenset({*_TASK, "form", "client", "settings"}),
     "update": frozenset({*_UPDATE, "form"}),
     "metrics": frozenset(_METRICS),
-    "counts": frozenset(f"{prefix}{name}" for prefix in _COUNTED_PARTS for name in _COUNTED),
+    "counts": frozenset(
+        f"{prefix}{name}" for prefix in _COUNTED_PARTS for name in _COUNTED
+    ),
     "card": frozenset(_CARD),
     "refusal": frozenset({"code", "key"}),
     "lacks": frozenset({"base"}),
@@ -222,9 +241,15 @@ def _refused_unless(what: str) -> Iterator[None]:
 def pack_tasks(task: Task, clients: Sequence[int]) -> list[RecordDict]:
     """One content for each client number; all of them share one record of tensors."""
     arrays = to_record(task.payload.arrays)
-    config = _written(task, _TASK) | {"form": task.payload.form} | _settings_field(task.settings)
+    config = (
+        _written(task, _TASK)
+        | {"form": task.payload.form}
+        | _settings_field(task.settings)
+    )
     return [
-        RecordDict({"tensors": arrays, "task": ConfigRecord(config | {"client": client})})
+        RecordDict(
+            {"tensors": arrays, "task": ConfigRecord(config | {"client": client})}
+        )
         for client in clients
     ]
 
@@ -247,15 +272,21 @@ def _settings(config: ConfigRecord) -> Settings | None:
 def pack_update(update: Update) -> RecordDict:
     """A client's answer to a task."""
     config = _written(update, _UPDATE) | {"form": update.payload.form}
-    content = RecordDict({"tensors": to_record(update.payload.arrays), "update": ConfigRecord(config)})
+    content = RecordDict(
+        {"tensors": to_record(update.payload.arrays), "update": ConfigRecord(config)}
+    )
     content["metrics"] = MetricRecord(_written(update, _METRICS))
     if update.test is not None:
         content["counts"] = _counts_record(update.test)
     return content
 
 
-def _payload(content: RecordDict, config: ConfigRecord, most_bytes: float = inf) -> Payload:
-    return Payload(str(config["form"]), from_record(content.array_records["tensors"], most_bytes))
+def _payload(
+    content: RecordDict, config: ConfigRecord, most_bytes: float = inf
+) -> Payload:
+    return Payload(
+        str(config["form"]), from_record(content.array_records["tensors"], most_bytes)
+    )
 
 
 def unpack_update(content: RecordDict, most_bytes: float = inf) -> Update:
@@ -268,7 +299,10 @@ def unpack_update(content: RecordDict, most_bytes: float = inf) -> Update:
         Refused: the answer does not have the form of an update.
     """
     with _refused_unless("is no update"):
-        config, metrics = content.config_records["update"], content.metric_records["metrics"]
+        config, metrics = (
+            content.config_records["update"],
+            content.metric_records["metrics"],
+        )
         return Update(
             **_read(config, _UPDATE),
             **_read(metrics, _METRICS),
@@ -323,14 +357,22 @@ def _counts(content: RecordDict) -> Counts:
     reported, validation = _COUNTED_PARTS
     counts = _counted_part(record, reported)
     is_split = f"{validation}confusion" in record
-    return replace(counts, validation=_counted_part(record, validation)) if is_split else counts
+    return (
+        replace(counts, validation=_counted_part(record, validation))
+        if is_split
+        else counts
+    )
 
 
 def _counted_part(record: MetricRecord, prefix: str) -> Counts:
     confusion = np.array(record[f"{prefix}confusion"], dtype=np.int64)
     loss_sum = float(str(record[f"{prefix}loss_sum"]))
     side = isqrt(len(confusion))
-    if side * side != len(confusion) or confusion.min(initial=0) < 0 or not isfinite(loss_sum):
+    if (
+        side * side != len(confusion)
+        or confusion.min(initial=0) < 0
+        or not isfinite(loss_sum)
+    ):
         raise ValueError("held-out counts are not a square of whole numbers")
     return Counts(loss_sum, confusion.reshape(side, side), ())
 
@@ -338,7 +380,9 @@ def _counted_part(record: MetricRecord, prefix: str) -> Counts:
 def take_arrays(content: RecordDict) -> tuple[RecordDict, dict[str, np.ndarray]]:
     """A content without its arrays, and the arrays if it has any: for memory that is shared anyway."""
     arrays = content.array_records
-    rest = RecordDict({name: record for name, record in content.items() if name not in arrays})
+    rest = RecordDict(
+        {name: record for name, record in content.items() if name not in arrays}
+    )
     return rest, from_record(arrays["tensors"]) if arrays else {}
 
 
@@ -351,8 +395,12 @@ def put_arrays(content: RecordDict, arrays: dict[str, np.ndarray]) -> None:
 def write_content(words: dict[str, Any], content: RecordDict) -> bytes:
     """A content without arrays and bytes, and a few words, for another process of this machine."""
     records = {
-        "config": {name: dict(record) for name, record in content.config_records.items()},
-        "metric": {name: dict(record) for name, record in content.metric_records.items()},
+        "config": {
+            name: dict(record) for name, record in content.config_records.items()
+        },
+        "metric": {
+            name: dict(record) for name, record in content.metric_records.items()
+        },
     }
     return json.dumps({"words": words, **records}).encode()
 
@@ -360,7 +408,9 @@ def write_content(words: dict[str, Any], content: RecordDict) -> bytes:
 def read_content(written: bytes) -> tuple[dict[str, Any], RecordDict]:
     """Inverse of `write_content`."""
     read = json.loads(written)
-    content = RecordDict({name: ConfigRecord(record) for name, record in read["config"].items()})
+    content = RecordDict(
+        {name: ConfigRecord(record) for name, record in read["config"].items()}
+    )
     for name, record in read["metric"].items():
         content[name] = MetricRecord(record)
     return read["words"], content
@@ -406,7 +456,9 @@ def seconds_left_of(message: Message) -> float:
 def content_of(message: Message) -> RecordDict:
     """What a message of Flower's carries. Raises Declined where that is no answer."""
     if message.has_error():
-        raise Declined(f"Flower reports error {message.error.code}: {quoted(str(message.error.reason))}")
+        raise Declined(
+            f"Flower reports error {message.error.code}: {quoted(str(message.error.reason))}"
+        )
     return check_not_declined(message.content)
 
 
@@ -417,5 +469,7 @@ def check_not_declined(content: RecordDict) -> RecordDict:
         code, key = (str(refusal.get(name, "")) for name in ("code", "key"))
         if code not in REFUSALS:
             raise Declined("it refuses, without a reason that is known here")
-        raise Declined(REFUSALS[code] + (f" ({key})" if key in known_keys() else ""), code)
+        raise Declined(
+            REFUSALS[code] + (f" ({key})" if key in known_keys() else ""), code
+        )
     return content

@@ -61,7 +61,9 @@ class Object:
         An object that is a child more than once, as pieces with the same content are, stands there once.
         """
         children = {child.object_id: child for child in self.children}.values()
-        return make(object_id=self.object_id, children=[child.tree(make) for child in children])
+        return make(
+            object_id=self.object_id, children=[child.tree(make) for child in children]
+        )
 
 
 def make_object(kind: str, body: bytes, children: Sequence[Object] = ()) -> Object:
@@ -69,7 +71,9 @@ def make_object(kind: str, body: bytes, children: Sequence[Object] = ()) -> Obje
     ids = dict.fromkeys(child.object_id for child in children)
     content = _head(kind, list(ids), len(body)) + body
     num_bytes = len(content) + sum(child.num_bytes for child in children)
-    return Object(hashlib.sha256(content).hexdigest(), num_bytes, tuple(children), lambda: content)
+    return Object(
+        hashlib.sha256(content).hexdigest(), num_bytes, tuple(children), lambda: content
+    )
 
 
 def content_object(content: RecordDict) -> Object:
@@ -101,7 +105,9 @@ def content_of_records(records: Mapping[str, Object]) -> Object:
 def _record_object(record: Any) -> Object:
     if not isinstance(record, ArrayRecord):
         content = record.deflate()
-        return Object(hashlib.sha256(content).hexdigest(), len(content), (), lambda: content)
+        return Object(
+            hashlib.sha256(content).hexdigest(), len(content), (), lambda: content
+        )
     arrays = {name: _array_object(array) for name, array in record.items()}
     refs = {name: array.object_id for name, array in arrays.items()}
     return make_object("ArrayRecord", json.dumps(refs).encode(), list(arrays.values()))
@@ -112,8 +118,15 @@ def _array_object(array: Any) -> Object:
     parts, digest = _chunk(array), hashlib.sha256()
     for part in parts:
         digest.update(part)
-    chunk = Object(digest.hexdigest(), sum(map(len, parts)), (), lambda: b"".join(_chunk(array)))
-    described = {"dtype": array.dtype, "shape": array.shape, "stype": array.stype, "arraychunk_ids": [0]}
+    chunk = Object(
+        digest.hexdigest(), sum(map(len, parts)), (), lambda: b"".join(_chunk(array))
+    )
+    described = {
+        "dtype": array.dtype,
+        "shape": array.shape,
+        "stype": array.stype,
+        "arraychunk_ids": [0],
+    }
     return make_object("Array", json.dumps(described).encode(), [chunk])
 
 
@@ -200,7 +213,9 @@ def read_content(
     content = RecordDict()
     for name, (object_id, num_bytes) in signed.items():
         if name == "tensors":
-            content[name] = to_record(_read_arrays(object_id, num_bytes, fetch, make_room, most_bytes))
+            content[name] = to_record(
+                _read_arrays(object_id, num_bytes, fetch, make_room, most_bytes)
+            )
         else:
             content[name] = read_small(object_id, fetch, num_bytes)
     return content
@@ -218,14 +233,19 @@ def _read_arrays(
     left = num_bytes - len(written)
     keys = _references(written, "ArrayRecord")
     pieces: dict[str, list[_Piece]] = {}
-    for key, described in zip(keys, _checked(list(keys.values()), fetch, left), strict=True):
+    for key, described in zip(
+        keys, _checked(list(keys.values()), fetch, left), strict=True
+    ):
         left -= len(described)
         name, _, number = key.rpartition(".")
         _require(number == f"{len(pieces.setdefault(name, [])):05d}")
         pieces[name].append(_Piece.read(described))
-    _require(all(len({piece.dtype for piece in parts}) == 1 for parts in pieces.values()))
+    _require(
+        all(len({piece.dtype for piece in parts}) == 1 for parts in pieces.values())
+    )
     table: Table = [
-        (name, str(parts[0].dtype), sum(piece.length for piece in parts)) for name, parts in pieces.items()
+        (name, str(parts[0].dtype), sum(piece.length for piece in parts))
+        for name, parts in pieces.items()
     ]
     in_order = [piece for parts in pieces.values() for piece in parts]
     _require(sum(piece.num_bytes for piece in in_order) <= min(most_bytes, num_bytes))
@@ -261,7 +281,11 @@ class _Piece:
         try:
             said = json.loads(bytes(body))
             (length,) = said["shape"]
-            _require(said["dtype"] in _DTYPES and said["arraychunk_ids"] == [0] and len(children) == 1)
+            _require(
+                said["dtype"] in _DTYPES
+                and said["arraychunk_ids"] == [0]
+                and len(children) == 1
+            )
             _require(isinstance(length, int) and 0 <= length < 2**40)
             return cls(np.dtype(said["dtype"]), length, children[0])
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -284,7 +308,11 @@ def _references(written: bytes, kind: str) -> dict[str, str]:
         refs = json.loads(bytes(body))
     except (ValueError, RecursionError):
         raise NotAuthentic("damaged") from None
-    _require(isinstance(refs, dict) and all(map(is_id, refs.values())) and len(refs) <= _MOST_PIECES)
+    _require(
+        isinstance(refs, dict)
+        and all(map(is_id, refs.values()))
+        and len(refs) <= _MOST_PIECES
+    )
     _require(set(refs.values()) == set(children))
     return {str(name): object_id for name, object_id in refs.items()}
 
@@ -300,7 +328,9 @@ def _checked(ids: Sequence[str], fetch: Fetch, most_bytes: float) -> Iterator[by
 
 def sizes(records: Mapping[str, Object]) -> dict[str, tuple[str, int]]:
     """Object ids and sizes of records, as a statement lists them."""
-    return {name: (record.object_id, record.num_bytes) for name, record in records.items()}
+    return {
+        name: (record.object_id, record.num_bytes) for name, record in records.items()
+    }
 
 
 def read_signed(content: str, fetch: Fetch) -> tuple[dict[str, str], dict[str, str]]:
@@ -320,7 +350,9 @@ def read_signed(content: str, fetch: Fetch) -> tuple[dict[str, str], dict[str, s
     return names, {str(key): str(value) for key, value in envelope.items()}
 
 
-def wait_for_object(pull: Callable[[], Any], is_over: Callable[[], bool]) -> bytes | None:
+def wait_for_object(
+    pull: Callable[[], Any], is_over: Callable[[], bool]
+) -> bytes | None:
     """The content of an object that its sender may still be pushing; None where it is not there.
 
     Args:

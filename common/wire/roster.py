@@ -15,7 +15,9 @@ def roster_fingerprint(roster: Mapping[str, str]) -> str:
     it by telephone.
     """
     pairs = sorted(roster.items())
-    return sha256_text(json.dumps(pairs, ensure_ascii=False, separators=(",", ":")).encode())
+    return sha256_text(
+        json.dumps(pairs, ensure_ascii=False, separators=(",", ":")).encode()
+    )
 
 
 def names_with_one_key(roster: Mapping[str, str]) -> list[str]:

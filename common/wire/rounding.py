@@ -30,7 +30,9 @@ class Rounding:
 def _to_bf16(delta: np.ndarray) -> np.ndarray:
     """The upper half of fp32, to the nearest even."""
     bits = delta.view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    rounded = (
+        bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    ) >> np.uint32(16)
     return rounded.astype(np.uint16)
 
 
@@ -40,12 +42,16 @@ def _from_bf16(values: np.ndarray) -> np.ndarray:
 
 def _power_of_two(largest: np.ndarray) -> np.ndarray:
     """Dividing by it loses nothing, so that small deltas keep all 11 bits."""
-    scales: np.ndarray = np.ldexp(np.float32(1), np.clip(np.frexp(largest)[1], -120, 120))
+    scales: np.ndarray = np.ldexp(
+        np.float32(1), np.clip(np.frexp(largest)[1], -120, 120)
+    )
     return scales
 
 
 def _share_of_int8(largest: np.ndarray) -> np.ndarray:
-    scales: np.ndarray = np.maximum(largest / np.float32(_MOST_INT8), np.finfo(np.float32).tiny)
+    scales: np.ndarray = np.maximum(
+        largest / np.float32(_MOST_INT8), np.finfo(np.float32).tiny
+    )
     return scales
 
 
@@ -99,10 +105,16 @@ def encode(
         values[block] = row.round(delta if row.scale is None else delta / scale)
         if residual is not None:
             residual[block] = delta - row.restore(values[block]) * scale
-    return {"values": values} if row.scale is None else {"values": values, "scales": scales}
+    return (
+        {"values": values}
+        if row.scale is None
+        else {"values": values, "scales": scales}
+    )
 
 
-def decode(row: Rounding, arrays: dict[str, np.ndarray], base: np.ndarray, out: np.ndarray) -> None:
+def decode(
+    row: Rounding, arrays: dict[str, np.ndarray], base: np.ndarray, out: np.ndarray
+) -> None:
     """base + delta into `out`, (P,) fp32.
 
     Raises:

@@ -32,11 +32,22 @@ if TYPE_CHECKING:
 _LONGEST_VERSION = 40
 PLAN, RUN, TASK, ANSWER, MODEL, INVITATION, REGISTRATION, ROTATION = (
     f"application/vnd.wardround.{name}+json"
-    for name in ("plan", "run", "task", "answer", "model", "invitation", "registration", "rotation")
+    for name in (
+        "plan",
+        "run",
+        "task",
+        "answer",
+        "model",
+        "invitation",
+        "registration",
+        "rotation",
+    )
 )
 CLOCK_SECONDS = 300.0
 """By how much two machines' clocks may differ."""
-Reason = Literal["unsigned", "forged", "misdirected", "replayed", "expired", "damaged", "unasked"]
+Reason = Literal[
+    "unsigned", "forged", "misdirected", "replayed", "expired", "damaged", "unasked"
+]
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 # What is signed is written down, shown to people and used in paths: nothing else than its own form counts.
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -147,15 +158,25 @@ def with_signatures(envelope: str, *keys: Ed25519PrivateKey) -> str:
     content = json.loads(envelope)
     payload_type, payload = content["payloadType"], base64.b64decode(content["payload"])
     signatures = [
-        {"keyid": fingerprint(public_line(key)), "sig": _text(key.sign(_signed_bytes(payload_type, payload)))}
+        {
+            "keyid": fingerprint(public_line(key)),
+            "sig": _text(key.sign(_signed_bytes(payload_type, payload))),
+        }
         for key in keys
     ]
     return _envelope(payload_type, payload, signatures)
 
 
-def _envelope(payload_type: str, payload: bytes, signatures: list[dict[str, str]]) -> str:
+def _envelope(
+    payload_type: str, payload: bytes, signatures: list[dict[str, str]]
+) -> str:
     return json.dumps(
-        {"payloadType": payload_type, "payload": _text(payload), "signatures": signatures}, sort_keys=True
+        {
+            "payloadType": payload_type,
+            "payload": _text(payload),
+            "signatures": signatures,
+        },
+        sort_keys=True,
     )
 
 
@@ -180,7 +201,11 @@ def open_envelope(envelope: str, payload_type: str, keys: Collection[str]) -> by
             load_ssh_public_key(key.encode()).verify(  # type: ignore[call-arg]
                 signature, _signed_bytes(payload_type, payload)
             )
-        except (KeyError, ValueError, InvalidSignature):  # not signed with it, no key, or another's work
+        except (
+            KeyError,
+            ValueError,
+            InvalidSignature,
+        ):  # not signed with it, no key, or another's work
             continue
         return payload
     raise NotAuthentic("forged")
@@ -196,7 +221,10 @@ def read_envelope(envelope: str, payload_type: str) -> tuple[bytes, dict[str, by
         content = json.loads(envelope)
         claimed = content["payloadType"]
         payload = base64.b64decode(content["payload"], validate=True)
-        signatures = {str(item["keyid"]): base64.b64decode(item["sig"]) for item in content["signatures"]}
+        signatures = {
+            str(item["keyid"]): base64.b64decode(item["sig"])
+            for item in content["signatures"]
+        }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise NotAuthentic("damaged") from None
     if claimed != payload_type:
@@ -246,7 +274,11 @@ class Question:
 
 
 def check_question(
-    envelopes: Mapping[str, str], coordinator: str, receiver: str, kind: str, now: float | None = None
+    envelopes: Mapping[str, str],
+    coordinator: str,
+    receiver: str,
+    kind: str,
+    now: float | None = None,
 ) -> Question:
     """Whether a question comes from a run of the coordinator, is for us, and is still of use.
 
@@ -296,13 +328,18 @@ def open_plan(envelope: str, coordinator: str) -> tuple[Plan, str]:
 def _version_of(payload: bytes) -> str:
     """The version of Wardround that made a plan, whatever else the plan holds. Raises NotAuthentic."""
     try:
-        return printable(str(json.loads(payload)["code"].get(NAME, installed())), _LONGEST_VERSION)
+        return printable(
+            str(json.loads(payload)["code"].get(NAME, installed())), _LONGEST_VERSION
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise NotAuthentic("damaged") from None
 
 
 def check_answer(
-    envelope: str, sender_key: str, asked: Mapping[str, Statement], now: float | None = None
+    envelope: str,
+    sender_key: str,
+    asked: Mapping[str, Statement],
+    now: float | None = None,
 ) -> Statement:
     """Whether an answer comes from the one who was asked, and to a question that was asked.
 

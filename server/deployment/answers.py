@@ -96,7 +96,9 @@ class Account:
 
     def has(self, object_id: str) -> bool:
         """Whether an object belongs to a question of the node."""
-        return any(object_id in question.objects for question in self.questions.values())
+        return any(
+            object_id in question.objects for question in self.questions.values()
+        )
 
     def answer_in(self, session: str) -> Answer | None:
         """The answer that is being pushed in a session."""
@@ -150,9 +152,13 @@ class OwnMessages(FleetServicer):
         """As Flower's; what the node is given it may fetch. Questions that are settled are passed over."""
         settled = self._state.message_ins_id_to_message_res_id
         response = super().PullMessages(request, context)
-        while any(message.metadata.message_id in settled for message in response.messages_list):
+        while any(
+            message.metadata.message_id in settled for message in response.messages_list
+        ):
             response = super().PullMessages(request, context)
-        for message, tree in zip(response.messages_list, response.message_object_trees, strict=True):
+        for message, tree in zip(
+            response.messages_list, response.message_object_trees, strict=True
+        ):
             self._give(request.node.node_id, message.metadata, tree)
         return response
 
@@ -187,7 +193,9 @@ class OwnMessages(FleetServicer):
         """As Flower's, of the node's own questions."""
         account = self._account(request, request.run_id)
         with account.lock:
-            self._require(account.has(request.object_id), "not_its_own", request, context)
+            self._require(
+                account.has(request.object_id), "not_its_own", request, context
+            )
         response = super().PullObject(request, context)
         if response.object_available:
             with account.lock:
@@ -209,7 +217,9 @@ class OwnMessages(FleetServicer):
             question = account.questions.get(said.reply_to_message_id)
             sender = (said.src_node_id, said.dst_node_id)
             is_own = sender == (request.node.node_id, SUPERLINK_NODE_ID)
-            self._require(is_own and question is not None, "not_its_own", request, context)
+            self._require(
+                is_own and question is not None, "not_its_own", request, context
+            )
             assert question is not None
             ids = _ids_within_bounds(tree)
             is_tree = bool(ids) and ids[0] == said.message_id
@@ -220,17 +230,27 @@ class OwnMessages(FleetServicer):
             if answer is None:
                 return PushMessagesResponse()  # nobody waits for it any more
             missing = [object_id for object_id in ids if object_id in answer.missing]
-            return PushMessagesResponse(objects_to_push=missing, session_id=answer.session)
+            return PushMessagesResponse(
+                objects_to_push=missing, session_id=answer.session
+            )
 
-    def _begin(self, question: Question, ids: list[str], request: Any, context: Any) -> None:
+    def _begin(
+        self, question: Question, ids: list[str], request: Any, context: Any
+    ) -> None:
         """Have Flower take another answer than the one there was, which must not be whole."""
         root, before = ids[0], question.answer
-        self._require(before is None or bool(before.missing), "answered", request, context)
+        self._require(
+            before is None or bool(before.missing), "answered", request, context
+        )
         self._require(not self._is_message(root), "no_answer", request, context)
         question.num_sessions += 1
-        self._require(question.num_sessions <= MOST_SESSIONS, "too_often", request, context)
+        self._require(
+            question.num_sessions <= MOST_SESSIONS, "too_often", request, context
+        )
         self._forget(question)
-        session = super().PushMessages(_rewritten(request, question), context).session_id
+        session = (
+            super().PushMessages(_rewritten(request, question), context).session_id
+        )
         if self._is_message(root):
             question.answer = Answer(root, session, set(ids))
         else:
@@ -297,7 +317,10 @@ class OwnMessages(FleetServicer):
 
     def ConfirmMessageReceived(self, request: Any, context: Any) -> Any:
         """As Flower's, of the node's own questions."""
-        is_own = request.message_object_id in self._account(request, request.run_id).questions
+        is_own = (
+            request.message_object_id
+            in self._account(request, request.run_id).questions
+        )
         self._require(is_own, "not_its_own", request, context)
         return super().ConfirmMessageReceived(request, context)
 

@@ -42,7 +42,10 @@ class AnswerBook:
     def __post_init__(self) -> None:
         """Raises ValueError where the run's file is not what was written."""
         if self.run_dir is not None:
-            self.heads = {key: statement.ledger for _, key, statement in _read_answers(self.run_dir)}
+            self.heads = {
+                key: statement.ledger
+                for _, key, statement in _read_answers(self.run_dir)
+            }
 
     def keep(self, site: str, key: str, envelope: str, statement: Statement) -> None:
         """Add one.
@@ -63,7 +66,9 @@ class AnswerBook:
         self.heads[key] = statement.ledger
 
 
-def provenance_of(run: RunFolder, plan: str, sites: Mapping[str, str], kept: RoundRecord) -> Provenance:
+def provenance_of(
+    run: RunFolder, plan: str, sites: Mapping[str, str], kept: RoundRecord
+) -> Provenance:
     """What a run's folder tells of the model after the round `kept`; its files are not in it yet.
 
     Args:
@@ -86,7 +91,9 @@ def provenance_of(run: RunFolder, plan: str, sites: Mapping[str, str], kept: Rou
         for site, _, statement, statement_digest in _read_lines(run.path)
         if statement.kind == TRAIN and (statement.round, site) in taken
     }
-    updates = tuple((number, site, found) for (number, site), found in sorted(newest.items()))
+    updates = tuple(
+        (number, site, found) for (number, site), found in sorted(newest.items())
+    )
     prints = {name: fingerprint(key) for name, key in sorted(sites.items())}
     return Provenance(2, plan, prints, kept.model_sha256, updates, kept.round)
 
@@ -111,7 +118,12 @@ def _read_lines(run_dir: Path) -> Iterator[tuple[str, str, Statement, str]]:
         try:
             content = json.loads(line)
             payload = open_envelope(content["envelope"], ANSWER, [content["key"]])
-            yield content["site"], content["key"], read_statement(Statement, payload), digest(payload)
+            yield (
+                content["site"],
+                content["key"],
+                read_statement(Statement, payload),
+                digest(payload),
+            )
         except (ValueError, KeyError, TypeError, NotAuthentic):
             raise ValueError(
                 f"{path}, line {number}: it is not signed with the key that stands there. Somebody has "
@@ -139,16 +151,22 @@ def audit(run_dir: Path, ledgers: Sequence[Path]) -> list[Audit]:
     """
     answers = list(_read_answers(run_dir))
     if not answers:
-        raise ValueError(f"RUN_DIR is '{run_dir}', which holds no signed answers of sites ({FILE_NAME}).")
+        raise ValueError(
+            f"RUN_DIR is '{run_dir}', which holds no signed answers of sites ({FILE_NAME})."
+        )
     return [_compare(path, read_ledger(path), answers) for path in ledgers]
 
 
 def _compare(
-    path: Path, entries: Mapping[str, Entry], answers: Sequence[tuple[str, str, Statement]]
+    path: Path,
+    entries: Mapping[str, Entry],
+    answers: Sequence[tuple[str, str, Statement]],
 ) -> Audit:
     holders = [entry for entry in entries.values() if entry.key]
     if not holders:
-        raise ValueError(f"{path} does not say whose ledger it is: it holds no start of `join`.")
+        raise ValueError(
+            f"{path} does not say whose ledger it is: it holds no start of `join`."
+        )
     keys = {entry.key for entry in holders}
     of_site = [statement for _, key, statement in answers if fingerprint(key) in keys]
     differ, lacking, num_same = [], [], 0
@@ -157,7 +175,9 @@ def _compare(
         if entry is None:
             lacking.append(f"the ledger lacks what the server has: {_words(statement)}")
         elif not _is_same(entry, statement):
-            differ.append(f"line {entry.number} of the ledger tells of another answer: {_words(statement)}")
+            differ.append(
+                f"line {entry.number} of the ledger tells of another answer: {_words(statement)}"
+            )
         else:
             num_same += 1
     runs = {statement.run for statement in of_site}
@@ -178,13 +198,29 @@ def _compare(
 
 def _is_same(entry: Entry, statement: Statement) -> bool:
     told = entry.contents.signed()
-    ours = (entry.what, entry.kind, entry.run, entry.round, entry.attempt, entry.question, told)
+    ours = (
+        entry.what,
+        entry.kind,
+        entry.run,
+        entry.round,
+        entry.attempt,
+        entry.question,
+        told,
+    )
     kind = known_kind(statement.kind)
-    theirs = (kind, statement.run, statement.round, statement.attempt, statement.answers)
+    theirs = (
+        kind,
+        statement.run,
+        statement.round,
+        statement.attempt,
+        statement.answers,
+    )
     return ours == ("leaves", *theirs, told_of(statement.records))
 
 
 def _words(of: Statement | Entry) -> str:
     """Which answer; the words of a ledger may be anybody's."""
-    round, attempt = (printable(str(number), _LONGEST_NUMBER) for number in (of.round, of.attempt))
+    round, attempt = (
+        printable(str(number), _LONGEST_NUMBER) for number in (of.round, of.attempt)
+    )
     return f"answer to {shown(of.kind)}, round {round}, attempt {attempt}"

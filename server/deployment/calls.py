@@ -57,7 +57,10 @@ _STREAMS = 32  # calls over one connection
 _API = "/flwr.proto.Fleet/"
 _SMALL_BYTES = 4096
 _TREE_BYTES = 72 * MOST_OBJECTS  # of the message that names an answer's objects
-_SECONDS, _PIECE_SECONDS = 30.0, 180.0  # as long as a site's program waits for a call, or for a piece
+_SECONDS, _PIECE_SECONDS = (
+    30.0,
+    180.0,
+)  # as long as a site's program waits for a call, or for a piece
 _REMEMBERED = 4096
 _LONGEST_TIME_STAMP = 64
 _LOOK_SECONDS = 0.5
@@ -127,7 +130,9 @@ class Place:
 class Places:
     """The calls that are being served: so many of each key, each for its time."""
 
-    def __init__(self, num_keys: Callable[[], int], say_slow: Callable[[str], None]) -> None:
+    def __init__(
+        self, num_keys: Callable[[], int], say_slow: Callable[[str], None]
+    ) -> None:
         """Args:
         num_keys: how many are registered now.
         say_slow: is told the name of a caller whose call was ended, since its time was over.
@@ -220,34 +225,52 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._seen: set[_SignedTime] = set()
-        self.places = Places(registry.num_keys, lambda name: registry.count(name, "too_slow"))
+        self.places = Places(
+            registry.num_keys, lambda name: registry.count(name, "too_slow")
+        )
 
-    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+    def intercept_service(
+        self, continuation: Callable[[Any], Any], details: Any
+    ) -> Any:
         """Serve each call of the API as one with a stream of requests, of which one is read."""
         handler = continuation(details)
         if handler is None or handler.unary_unary is None:
             return None
         return grpc.stream_unary_rpc_method_handler(
-            partial(self._serve, details, handler), response_serializer=handler.response_serializer
+            partial(self._serve, details, handler),
+            response_serializer=handler.response_serializer,
         )
 
-    def _serve(self, details: Any, handler: Any, bodies: Iterator[bytes], context: Any) -> Any:
+    def _serve(
+        self, details: Any, handler: Any, bodies: Iterator[bytes], context: Any
+    ) -> Any:
         """Look who calls, then for a place, and only then at the body."""
         headers = dict(details.invocation_metadata)
         caller = self._known(headers, context)
         method = METHODS.get(str(details.method).removeprefix(_API))
         if method is None:
-            self._refuse(context, caller.name, "not_offered", grpc.StatusCode.UNIMPLEMENTED)
+            self._refuse(
+                context, caller.name, "not_offered", grpc.StatusCode.UNIMPLEMENTED
+            )
         place = self.places.take(caller, context, method.body_seconds)
         if place is None:
-            self._refuse(context, caller.name, "too_many_calls", grpc.StatusCode.RESOURCE_EXHAUSTED)
+            self._refuse(
+                context,
+                caller.name,
+                "too_many_calls",
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+            )
         body = next(bodies, None)
-        if body is None:  # its sender has hung up, or has nothing to say, or its time is over
+        if (
+            body is None
+        ):  # its sender has hung up, or has nothing to say, or its time is over
             self._refuse(context, None, "no_body", grpc.StatusCode.INVALID_ARGUMENT)
         place.until = time.monotonic() + method.answer_seconds
         request = _parsed(body, method, handler.request_deserializer)
         if request is None:
-            self._refuse(context, caller.name, "malformed", grpc.StatusCode.INVALID_ARGUMENT)
+            self._refuse(
+                context, caller.name, "malformed", grpc.StatusCode.INVALID_ARGUMENT
+            )
         sender = method.speaks_for(request)
         if sender not in (caller.node_id, headers[PUBLIC_KEY_HEADER]):
             # A site that looks before it joins asks in the name of no node: that is no offence.
@@ -270,7 +293,9 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
             return True
         try:
             public: Any = load_pem_public_key(signed.key)
-            public.verify(signed.signature, signed.time.encode("ascii"), ec.ECDSA(hashes.SHA256()))
+            public.verify(
+                signed.signature, signed.time.encode("ascii"), ec.ECDSA(hashes.SHA256())
+            )
         except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
             return False
         if len(self._seen) >= _REMEMBERED:

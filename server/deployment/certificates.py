@@ -15,7 +15,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from wardround.common.credentials import Certificate, read_certificate, refuse_to_overwrite, write_secret
+from wardround.common.credentials import (
+    Certificate,
+    read_certificate,
+    refuse_to_overwrite,
+    write_secret,
+)
 from wardround.common.files import write_atomically
 
 AUTHORITY_DAYS = 3650
@@ -25,7 +30,13 @@ _HEAD_START = timedelta(hours=1)
 _DNS_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 _AUTHORITY = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Wardround CA")])
 _USAGES = (
-    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+    *(
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+    ),
     *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
 )
 
@@ -39,7 +50,9 @@ class Pair:
 
     def read(self) -> Certificate:
         """What the certificate says. Raises ValueError if the file holds none."""
-        return read_certificate(self.certificate, "the server folder", "Bring it back, or renew it.")
+        return read_certificate(
+            self.certificate, "the server folder", "Bring it back, or renew it."
+        )
 
     @property
     def is_encrypted(self) -> bool:
@@ -49,18 +62,32 @@ class Pair:
     @property
     def next(self) -> Pair:
         """Where the pair that will replace this one is made."""
-        return Pair(*(path.with_name(f"{path.name}.next") for path in (self.certificate, self.key)))
+        return Pair(
+            *(
+                path.with_name(f"{path.name}.next")
+                for path in (self.certificate, self.key)
+            )
+        )
 
     def finish_renewal(self) -> None:
         """Put the next pair in place, if it was made whole: its certificate is written last."""
         if self.next.certificate.exists():
-            for made, place in ((self.next.key, self.key), (self.next.certificate, self.certificate)):
-                with suppress(FileNotFoundError):  # done before a kill, or by another process now
+            for made, place in (
+                (self.next.key, self.key),
+                (self.next.certificate, self.certificate),
+            ):
+                with suppress(
+                    FileNotFoundError
+                ):  # done before a kill, or by another process now
                     made.replace(place)
 
 
 def make_authority(
-    target: Pair, *, days: int = AUTHORITY_DAYS, now: datetime | None = None, passphrase: str = ""
+    target: Pair,
+    *,
+    days: int = AUTHORITY_DAYS,
+    now: datetime | None = None,
+    passphrase: str = "",
 ) -> None:
     """Write a new certificate authority.
 
@@ -73,8 +100,16 @@ def make_authority(
     """
     refuse_to_overwrite(target.certificate, target.key)
     key = ec.generate_private_key(ec.SECP384R1())
-    what_for = (x509.BasicConstraints(ca=True, path_length=0), _usage("key_cert_sign", "crl_sign"))
-    _write(target, _sign(_AUTHORITY, key, _AUTHORITY, key, days, now, what_for), key, passphrase)
+    what_for = (
+        x509.BasicConstraints(ca=True, path_length=0),
+        _usage("key_cert_sign", "crl_sign"),
+    )
+    _write(
+        target,
+        _sign(_AUTHORITY, key, _AUTHORITY, key, days, now, what_for),
+        key,
+        passphrase,
+    )
 
 
 def issue_server_certificate(
@@ -105,7 +140,9 @@ def issue_server_certificate(
     signing_key = _authority_key(authority.key, passphrase)
     key = ec.generate_private_key(ec.SECP384R1())
     what_for = (
-        x509.SubjectAlternativeName([general_name(name) for name in dict.fromkeys(names)]),
+        x509.SubjectAlternativeName(
+            [general_name(name) for name in dict.fromkeys(names)]
+        ),
         x509.BasicConstraints(ca=False, path_length=None),
         _usage("digital_signature"),
         x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
@@ -113,14 +150,22 @@ def issue_server_certificate(
     )
     # A common name holds 64 characters; the alternative names are what counts.
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
-    target.next.certificate.unlink(missing_ok=True)  # from a renewal that was never finished
-    _write(target.next, _sign(subject, key, signer.subject, signing_key, days, now, what_for), key)
+    target.next.certificate.unlink(
+        missing_ok=True
+    )  # from a renewal that was never finished
+    _write(
+        target.next,
+        _sign(subject, key, signer.subject, signing_key, days, now, what_for),
+        key,
+    )
     target.finish_renewal()
 
 
 def _authority_key(path: Path, passphrase: str) -> ec.EllipticCurvePrivateKey:
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), passphrase.encode() or None)
+        key = serialization.load_pem_private_key(
+            path.read_bytes(), passphrase.encode() or None
+        )
     except OSError as error:
         raise ValueError(
             f"'{path}' cannot be read ({error.strerror}). Bring ca.key back from where it is kept."
@@ -140,7 +185,11 @@ def general_name(name: str) -> x509.GeneralName:
     with suppress(ValueError):
         return x509.IPAddress(ip_address(name))
     labels = name.split(".")
-    if len(name) > 253 or not all(_DNS_LABEL.fullmatch(label) for label in labels) or labels[-1].isdigit():
+    if (
+        len(name) > 253
+        or not all(_DNS_LABEL.fullmatch(label) for label in labels)
+        or labels[-1].isdigit()
+    ):
         raise ValueError(
             f"'{name}' is neither a DNS name nor an IP address. Give the name under which the sites reach "
             "the server, without port or scheme, for example --name server.example.org."
@@ -160,9 +209,16 @@ def _sign(
     """A certificate that holds `days`; what it must not be used for is critical in it."""
     start = now or datetime.now(UTC)
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
-    builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
-    builder = builder.not_valid_before(start - _HEAD_START).not_valid_after(start + timedelta(days=days))
-    for extension in (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), *extensions):
+    builder = builder.public_key(key.public_key()).serial_number(
+        x509.random_serial_number()
+    )
+    builder = builder.not_valid_before(start - _HEAD_START).not_valid_after(
+        start + timedelta(days=days)
+    )
+    for extension in (
+        x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
+        *extensions,
+    ):
         is_critical = isinstance(extension, x509.BasicConstraints | x509.KeyUsage)
         builder = builder.add_extension(extension, is_critical)
     return builder.sign(issuer_key, hashes.SHA384())
@@ -173,7 +229,10 @@ def _usage(*allowed: str) -> x509.KeyUsage:
 
 
 def _write(
-    target: Pair, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, passphrase: str = ""
+    target: Pair,
+    certificate: x509.Certificate,
+    key: ec.EllipticCurvePrivateKey,
+    passphrase: str = "",
 ) -> None:
     kept: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if passphrase:

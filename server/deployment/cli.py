@@ -23,7 +23,9 @@ UNLIMITED = "unlimited"
 """What `register --max-examples` takes for no bound."""
 _SOON_DAYS = 30
 
-app = new_app("Run the coordinator's server: certificates, the SuperLink, and the sites that may connect.")
+app = new_app(
+    "Run the coordinator's server: certificates, the SuperLink, and the sites that may connect."
+)
 app.callback()(keep_private)
 Dir = Annotated[
     Path,
@@ -34,7 +36,10 @@ Dir = Annotated[
         help="The server folder; else the environment's WARDROUND_SERVER_DIR.",
     ),
 ]
-Days = Annotated[int, typer.Option("--days", min=1, help="Days that the server certificate is valid.")]
+Days = Annotated[
+    int,
+    typer.Option("--days", min=1, help="Days that the server certificate is valid."),
+]
 Site = Annotated[str, typer.Argument(metavar="SITE")]
 
 
@@ -43,24 +48,37 @@ def init(
     names: Annotated[
         list[str],
         typer.Option(
-            "--name", help="DNS name or IP address by which sites reach the server; may be repeated."
+            "--name",
+            help="DNS name or IP address by which sites reach the server; may be repeated.",
         ),
     ],
     days: Days = 365,
     path: Dir = DEFAULT_FOLDER,
-    fleet_host: Annotated[str, typer.Option(help="Where sites are listened for.")] = "0.0.0.0",
-    fleet_port: Annotated[int, typer.Option(min=1, max=65535, help="The one port that sites need.")] = 9092,
+    fleet_host: Annotated[
+        str, typer.Option(help="Where sites are listened for.")
+    ] = "0.0.0.0",
+    fleet_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="The one port that sites need.")
+    ] = 9092,
     control_host: Annotated[
-        str, typer.Option(help="Where commands are listened for; never the sites' network.")
+        str,
+        typer.Option(help="Where commands are listened for; never the sites' network."),
     ] = "127.0.0.1",
-    control_port: Annotated[int, typer.Option(min=1, max=65535, help="Port for commands.")] = 8000,
+    control_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port for commands.")
+    ] = 8000,
     encrypt: Annotated[
-        bool, typer.Option("--encrypt-ca-key", help="Keep ca.key encrypted with a passphrase.")
+        bool,
+        typer.Option(
+            "--encrypt-ca-key", help="Keep ca.key encrypted with a passphrase."
+        ),
     ] = False,
     public_key: Annotated[
         Path | None,
         typer.Option(
-            "--public-key", metavar="FILE", help="signing.pub of a signing key that stays on another machine."
+            "--public-key",
+            metavar="FILE",
+            help="signing.pub of a signing key that stays on another machine.",
         ),
     ] = None,
 ) -> None:
@@ -78,7 +96,9 @@ def init(
     from wardround.server.deployment.folder import Addresses, ServerFolder
     from wardround.server.deployment.signing_key import read_public_line
 
-    addresses = Addresses(tuple(names), fleet_host, fleet_port, control_host, control_port)
+    addresses = Addresses(
+        tuple(names), fleet_host, fleet_port, control_host, control_port
+    )
     signing_line = "" if public_key is None else read_public_line(public_key)
     passphrase = _passphrase(confirm=True) if encrypt else ""
     folder = ServerFolder.create(path, addresses, days, passphrase, signing_line)
@@ -89,7 +109,9 @@ def init(
             "it elsewhere until `wardround server renew`, or make the folder with --encrypt-ca-key.",
             err=True,
         )
-    typer.echo("Next: wardround server up, and for each site: wardround server invite NAME")
+    typer.echo(
+        "Next: wardround server up, and for each site: wardround server invite NAME"
+    )
 
 
 @command(app)
@@ -119,10 +141,16 @@ def up(
     ] = False,
     fleet_host: Annotated[
         str | None,
-        typer.Option(metavar="HOST", help="Listen for sites there this time, not where server.yaml says."),
+        typer.Option(
+            metavar="HOST",
+            help="Listen for sites there this time, not where server.yaml says.",
+        ),
     ] = None,
     health: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Serve Flower's gRPC health check there.")
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Serve Flower's gRPC health check there."
+        ),
     ] = None,
 ) -> None:
     """Serve, until stopped: sites connect over TLS with registered keys.
@@ -146,14 +174,20 @@ def up(
         _check_certificate(folder)
         typer.echo(_described(folder), err=True)
     addresses = folder.addresses
-    typer.echo(f"sites connect to {addresses.fleet}; commands to {addresses.control}", err=True)
+    typer.echo(
+        f"sites connect to {addresses.fleet}; commands to {addresses.control}", err=True
+    )
     superlink.serve(folder, insecure=insecure, health_address=health)
 
 
 def _warn_of_insecure(folder: ServerFolder) -> None:
-    typer.echo("WARNING: --insecure: nothing is encrypted, and any node may connect.", err=True)
+    typer.echo(
+        "WARNING: --insecure: nothing is encrypted, and any node may connect.", err=True
+    )
     if folder.addresses.is_loopback:
-        text = "Only programs of this machine reach it. Others do with --fleet-host HOST."
+        text = (
+            "Only programs of this machine reach it. Others do with --fleet-host HOST."
+        )
     else:
         text = f"Whoever reaches {folder.addresses.fleet} can take part and run the app of every run."
     typer.echo(text, err=True)
@@ -163,17 +197,25 @@ def _warn_of_insecure(folder: ServerFolder) -> None:
 def invite(
     site: Site,
     address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where this site dials, if elsewhere.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where this site dials, if elsewhere."),
     ] = None,
     labels: Annotated[
-        str, typer.Option(metavar="A,B,C", help="The consortium's label names, in their order.")
+        str,
+        typer.Option(
+            metavar="A,B,C", help="The consortium's label names, in their order."
+        ),
     ] = "",
     unsigned: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write it there, to be signed where the signing key is."),
+        typer.Option(
+            metavar="FILE",
+            help="Write it there, to be signed where the signing key is.",
+        ),
     ] = None,
     signed: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Take over the invitation that was signed.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Take over the invitation that was signed."),
     ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
@@ -194,7 +236,9 @@ def invite(
     names = [name.strip() for name in labels.split(",")] if labels else []
     if signed is not None:
         if address or labels or unsigned:
-            raise ValueError("--signed takes an invitation as it is. Leave out what else is given.")
+            raise ValueError(
+                "--signed takes an invitation as it is. Leave out what else is given."
+            )
         file, fingerprint = signed, keep_invitation(folder, site, signed)
     elif unsigned is not None:
         request_invitation(folder, site, unsigned, address=address, labels=names)
@@ -215,7 +259,9 @@ def invite(
 @command(app, unlimited=UNLIMITED)
 def register(
     site: Site,
-    answer: Annotated[Path, typer.Argument(metavar="FILE", help="The site's registration.json.")],
+    answer: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The site's registration.json.")
+    ],
     max_examples: Annotated[
         str | None,
         typer.Option(
@@ -250,7 +296,11 @@ def _ask_for_most_examples(site: str) -> str:
             f"--max-examples is missing. Say how many texts '{site}' may claim in a round: --max-examples N, "
             f"or --max-examples {UNLIMITED}."
         )
-    return str(typer.prompt(f"How many texts may {site} claim in a round (a number, or '{UNLIMITED}')"))
+    return str(
+        typer.prompt(
+            f"How many texts may {site} claim in a round (a number, or '{UNLIMITED}')"
+        )
+    )
 
 
 def _most_examples(words: str) -> int | None:
@@ -279,13 +329,24 @@ def unregister(site: Site, path: Dir = DEFAULT_FOLDER) -> None:
 
 @command(app)
 def sign(
-    request: Annotated[Path, typer.Argument(metavar="FILE", help="What `--unsigned` wrote.")],
-    key: Annotated[
-        Path, typer.Option("--key", metavar="FILE", help="The coordinator's private signing key.")
+    request: Annotated[
+        Path, typer.Argument(metavar="FILE", help="What `--unsigned` wrote.")
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the signed request goes.")],
+    key: Annotated[
+        Path,
+        typer.Option(
+            "--key", metavar="FILE", help="The coordinator's private signing key."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE", help="Where the signed request goes."),
+    ],
     show_all: Annotated[
-        bool, typer.Option("--all", help="Show every setting of the plan, and every site's key.")
+        bool,
+        typer.Option(
+            "--all", help="Show every setting of the plan, and every site's key."
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -304,7 +365,9 @@ def sign(
         if yes:
             return
         if not sys.stdin.isatty():
-            raise ValueError("there is no terminal to ask at. Read the lines above, then give --yes.")
+            raise ValueError(
+                "there is no terminal to ask at. Read the lines above, then give --yes."
+            )
         typer.confirm("Sign it?", abort=True)
 
     sign_request(request, key, out, agree, shows_all=show_all)
@@ -315,11 +378,19 @@ def sign(
 def rotate_key(
     key: Annotated[
         Path | None,
-        typer.Option("--key", metavar="FILE", help="A signing key that stands in no server folder."),
+        typer.Option(
+            "--key",
+            metavar="FILE",
+            help="A signing key that stands in no server folder.",
+        ),
     ] = None,
     signed: Annotated[
         Path | None,
-        typer.Option("--signed", metavar="FILE", help="rotation.json, made where the signing key is."),
+        typer.Option(
+            "--signed",
+            metavar="FILE",
+            help="rotation.json, made where the signing key is.",
+        ),
     ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
@@ -345,17 +416,23 @@ def rotate_key(
             )
         folder = _open(path)
         if folder.signing_key.exists():
-            raise ValueError(f"--signed is '{signed}', but the signing key is here. Leave --signed out.")
+            raise ValueError(
+                f"--signed is '{signed}', but the signing key is here. Leave --signed out."
+            )
         take_rotation(folder.public_key, signed)
         typer.echo("The new key is known here. Send rotation.json to every site.")
         return
     rotated = rotate(_open(path).signing_key if key is None else key)
     if rotated is None:
-        typer.echo("The first signing key is made. Next, for each site: wardround server invite NAME")
+        typer.echo(
+            "The first signing key is made. Next, for each site: wardround server invite NAME"
+        )
         return
     file, fingerprint = rotated
     typer.echo(f"SEND to every site:  {file}\n  its fingerprint is  {fingerprint}")
-    typer.echo("  read it out by telephone: wardround-site trust rotation.json --fingerprint SHA256:...")
+    typer.echo(
+        "  read it out by telephone: wardround-site trust rotation.json --fingerprint SHA256:..."
+    )
 
 
 @command(app)
@@ -383,7 +460,11 @@ def sites(path: Dir = DEFAULT_FOLDER) -> None:
         notes = [site.bound, *([f"{refused} calls refused"] if refused else [])]
         status = state.status if state else "?"
         fingerprint = shown(site.fingerprint)
-        typer.echo("  ".join((f"{shown(name):<20}", f"{shown(status):<10}", fingerprint, *notes)))
+        typer.echo(
+            "  ".join(
+                (f"{shown(name):<20}", f"{shown(status):<10}", fingerprint, *notes)
+            )
+        )
     if not registered:
         typer.echo("no site is registered yet. Next: wardround server invite SITE")
         return
@@ -416,14 +497,21 @@ def _check_certificate(folder: ServerFolder) -> None:
             "wardround server renew"
         )
     if days < _SOON_DAYS:
-        typer.echo(f"WARNING: the server certificate ends in {days} days: wardround server renew", err=True)
+        typer.echo(
+            f"WARNING: the server certificate ends in {days} days: wardround server renew",
+            err=True,
+        )
 
 
 def _passphrase(*, confirm: bool = False) -> str:
     """Of the authority's key: from the environment, or asked for."""
     given = os.environ.get(PASSPHRASE)
     if given is None:
-        given = typer.prompt("Passphrase of ca.key", hide_input=True, confirmation_prompt=confirm)
+        given = typer.prompt(
+            "Passphrase of ca.key", hide_input=True, confirmation_prompt=confirm
+        )
     if not given:
-        raise ValueError(f"{PASSPHRASE} is empty. Give a passphrase, or leave --encrypt-ca-key out.")
+        raise ValueError(
+            f"{PASSPHRASE} is empty. Give a passphrase, or leave --encrypt-ca-key out."
+        )
     return str(given)

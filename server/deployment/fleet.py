@@ -39,7 +39,9 @@ _UP_SECONDS = 120.0
 class Registrar(threading.Thread):
     """Lets nodes in and out as `sites.json` says, and writes down what is known of them."""
 
-    def __init__(self, folder: ServerFolder, state: InMemoryLinkState, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: ServerFolder, state: InMemoryLinkState, say: Callable[[str], None]
+    ) -> None:
         super().__init__(daemon=True, name="registrar")
         self._folder, self._state, self._say = folder, state, say
         self._sites: dict[str, RegisteredSite] = {}
@@ -97,13 +99,17 @@ class Registrar(threading.Thread):
                 self._forget(key, caller)
         for key, name in wanted.items():
             if key not in self._callers:
-                node_id = self._state.create_node(flower.NOOP_FLWR_AID, flower.NOOP_ACCOUNT_NAME, key, 0)
+                node_id = self._state.create_node(
+                    flower.NOOP_FLWR_AID, flower.NOOP_ACCOUNT_NAME, key, 0
+                )
                 self._callers[key] = Caller(name, node_id)
 
     def _forget(self, key: bytes, caller: Caller) -> None:
         del self._callers[key]
         self._state.delete_node(flower.NOOP_FLWR_AID, caller.node_id)
-        self._state.node_public_key_to_node_id.pop(key, None)  # so that it can be let in again
+        self._state.node_public_key_to_node_id.pop(
+            key, None
+        )  # so that it can be let in again
         self._refused.pop(caller.name, None)
 
     def _told(self) -> dict[str, Any]:
@@ -122,7 +128,9 @@ class Registrar(threading.Thread):
 
 def replace_parts(folder: ServerFolder, say: Callable[[str], None]) -> None:
     """Put the four parts in the place of Flower's own, before its SuperLink is made."""
-    superlink = sys.modules[flower_superlink.__module__]  # its package has a function of this name
+    superlink = sys.modules[
+        flower_superlink.__module__
+    ]  # its package has a function of this name
 
     @cache
     def registrar(state_factory: Any) -> Registrar:
@@ -135,13 +143,19 @@ def replace_parts(folder: ServerFolder, say: Callable[[str], None]) -> None:
         return OwnMessages(count, state_factory=state_factory, **given)
 
     parts: list[tuple[Any, str, Callable[..., Any]]] = [
-        (superlink, "NodeAuthServerInterceptor", lambda states: KnownNodes(registrar(states))),
+        (
+            superlink,
+            "NodeAuthServerInterceptor",
+            lambda states: KnownNodes(registrar(states)),
+        ),
         (superlink, "FleetServicer", own_messages),
         (superlink, "generic_create_grpc_server", bounded_server),
         (config_loader, "ObjectStoreFactory", TreeStores),
     ]
     for module, name, part in parts:
-        assert hasattr(module, name), f"Flower's {module.__name__} has no {name} any more"
+        assert hasattr(module, name), (
+            f"Flower's {module.__name__} has no {name} any more"
+        )
         setattr(module, name, part)
 
 
@@ -156,7 +170,9 @@ def _say_when_up(folder: ServerFolder) -> None:
     while time.monotonic() < until:
         if is_up(folder):
             num_sites = len(folder.sites())
-            _say(f"the server is up; {num_sites} {'site' if num_sites == 1 else 'sites'} may connect")
+            _say(
+                f"the server is up; {num_sites} {'site' if num_sites == 1 else 'sites'} may connect"
+            )
             return
         time.sleep(_LOOK_SECONDS)
 

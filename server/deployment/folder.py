@@ -33,7 +33,12 @@ from wardround.common.credentials import (
 )
 from wardround.common.errors import explain
 from wardround.common.files import write_atomically, write_json
-from wardround.common.wire.invitation import Invitation, Registration, read_paper, write_paper
+from wardround.common.wire.invitation import (
+    Invitation,
+    Registration,
+    read_paper,
+    write_paper,
+)
 from wardround.common.words import quoted, shown
 from wardround.server.deployment.certificates import (
     SERVER_DAYS,
@@ -118,7 +123,9 @@ class Addresses:
     @property
     def certified(self) -> tuple[str, ...]:
         """Every name the server certificate must hold: the sites', and this machine's for itself."""
-        return tuple(dict.fromkeys((*self.names, "localhost", "127.0.0.1", self.control_name)))
+        return tuple(
+            dict.fromkeys((*self.names, "localhost", "127.0.0.1", self.control_name))
+        )
 
 
 @dataclass(frozen=True)
@@ -190,15 +197,21 @@ class ServerFolder:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         make_authority(authority, passphrase=passphrase)
         server = Pair(path / "server.crt", path / "server.key")
-        issue_server_certificate(authority, server, addresses.certified, days=days, passphrase=passphrase)
+        issue_server_certificate(
+            authority, server, addresses.certified, days=days, passphrase=passphrase
+        )
         if signing_line:
             keep_public_line(path / "signing.pub", signing_line)
         else:
             make_signing_key(path / "signing.key")
         write_json(path / "sites.json", {})
-        text = yaml.safe_dump(asdict(addresses) | {"names": list(addresses.names)}, sort_keys=False)
+        text = yaml.safe_dump(
+            asdict(addresses) | {"names": list(addresses.names)}, sort_keys=False
+        )
         # Last: a folder without it is no folder yet.
-        write_atomically(path / "server.yaml", lambda part: part.write_text(text, encoding="utf-8"))
+        write_atomically(
+            path / "server.yaml", lambda part: part.write_text(text, encoding="utf-8")
+        )
         folder = cls(path)
         folder.write_flower_config(insecure=False)
         return folder
@@ -207,7 +220,12 @@ class ServerFolder:
         """A new server key and certificate from the same authority: no site has to change anything."""
         names = self.addresses.certified
         issue_server_certificate(
-            self.authority, self.server, names, days=days, renew=True, passphrase=passphrase
+            self.authority,
+            self.server,
+            names,
+            days=days,
+            renew=True,
+            passphrase=passphrase,
         )
 
     def _read_addresses(self) -> Addresses:
@@ -218,19 +236,27 @@ class ServerFolder:
                 "wardround server init --name NAME, or name another with --dir."
             )
         try:
-            return _ADDRESSES.validate_python(yaml.safe_load(file.read_text(encoding="utf-8")))
+            return _ADDRESSES.validate_python(
+                yaml.safe_load(file.read_text(encoding="utf-8"))
+            )
         except yaml.YAMLError as error:
             raise ValueError(f"'{file}' is not YAML: {error}") from None
         except ValidationError as error:
-            steps = {"names": "Say under which DNS name or IP address sites reach the server."}
+            steps = {
+                "names": "Say under which DNS name or IP address sites reach the server."
+            }
             known = [key.name for key in fields(Addresses)]
-            raise ValueError(f"'{file}' is wrong: {explain(error, known, steps)}") from None
+            raise ValueError(
+                f"'{file}' is wrong: {explain(error, known, steps)}"
+            ) from None
 
     @property
     def is_insecure(self) -> bool:
         """Whether the server was last started without TLS and node authentication."""
         with suppress(FileNotFoundError):
-            read = tomllib.loads((self.flower_home / "config.toml").read_text(encoding="utf-8"))
+            read = tomllib.loads(
+                (self.flower_home / "config.toml").read_text(encoding="utf-8")
+            )
             return bool(read["superlink"][SUPERLINK].get("insecure", False))
         return False
 
@@ -254,7 +280,10 @@ class ServerFolder:
             found = file.stat()
             stamp = (found.st_ino, found.st_mtime_ns)
             if stamp != self._sites[0]:
-                self._sites = stamp, dict(sorted(_SITES.validate_json(file.read_bytes()).items()))
+                self._sites = (
+                    stamp,
+                    dict(sorted(_SITES.validate_json(file.read_bytes()).items())),
+                )
         except FileNotFoundError:
             pass
         except ValidationError as error:
@@ -276,7 +305,10 @@ class ServerFolder:
                 sites = self.sites()
                 yield sites
                 if sites != self.sites():
-                    write_json(self.path / "sites.json", {name: asdict(site) for name, site in sites.items()})
+                    write_json(
+                        self.path / "sites.json",
+                        {name: asdict(site) for name, site in sites.items()},
+                    )
         except Timeout:
             raise ValueError(
                 f"another command has been changing '{self.path / 'sites.json'}' for {_LOCK_SECONDS:.0f} s. "
@@ -290,7 +322,9 @@ class ServerFolder:
     def last_run(self) -> dict[str, str] | None:
         """`run_id` and `run_dir` of the run that was submitted last."""
         with suppress(FileNotFoundError):
-            read: dict[str, str] = json.loads((self.path / "last_run.json").read_text(encoding="utf-8"))
+            read: dict[str, str] = json.loads(
+                (self.path / "last_run.json").read_text(encoding="utf-8")
+            )
             return read
         return None
 
@@ -309,7 +343,11 @@ def toml_string(text: object) -> str:
 
 
 def invite_site(
-    folder: ServerFolder, name: str, *, address: str | None = None, labels: Sequence[str] = ()
+    folder: ServerFolder,
+    name: str,
+    *,
+    address: str | None = None,
+    labels: Sequence[str] = (),
 ) -> tuple[Path, str]:
     """Write what a site needs to know before it joins; a later invitation takes an earlier one's place.
 
@@ -330,17 +368,27 @@ def invite_site(
 
 
 def draft_invitation(
-    folder: ServerFolder, name: str, *, address: str | None = None, labels: Sequence[str] = ()
+    folder: ServerFolder,
+    name: str,
+    *,
+    address: str | None = None,
+    labels: Sequence[str] = (),
 ) -> Invitation:
     """An invitation that is not signed yet. Arguments and ValueError as of `invite_site`."""
     if not _SITE_NAME.fullmatch(name):
-        raise ValueError(f"'{name}' is no site name; use small letters, digits, '-' and '_', as in st-mary.")
+        raise ValueError(
+            f"'{name}' is no site name; use small letters, digits, '-' and '_', as in st-mary."
+        )
     _refuse_to_replace(name, folder.sites())
     address = address or _joined(folder.addresses.names[0], folder.addresses.fleet_port)
     if not _ADDRESS.fullmatch(address):
-        raise ValueError(f"--address is '{address}'; it must be HOST:PORT, for example fl.example.org:9092.")
+        raise ValueError(
+            f"--address is '{address}'; it must be HOST:PORT, for example fl.example.org:9092."
+        )
     if len(set(labels)) != len(labels) or not all(labels):
-        raise ValueError(f"--labels is '{','.join(labels)}'; every label needs a name of its own.")
+        raise ValueError(
+            f"--labels is '{','.join(labels)}'; every label needs a name of its own."
+        )
     return Invitation(
         site=name,
         address=address,
@@ -358,9 +406,13 @@ def keep_invitation(folder: ServerFolder, name: str, signed: Path) -> str:
         ValueError: the coordinator has not signed it, it is for another site, or that is registered already.
         OSError: it cannot be written.
     """
-    invitation, told = read_paper(Invitation, signed, signed_with=[coordinator_line(folder)])
+    invitation, told = read_paper(
+        Invitation, signed, signed_with=[coordinator_line(folder)]
+    )
     if invitation.site != name:
-        raise ValueError(f"'{signed}' is the invitation of '{invitation.site}', not of '{name}'.")
+        raise ValueError(
+            f"'{signed}' is the invitation of '{invitation.site}', not of '{name}'."
+        )
     _refuse_to_replace(name, folder.sites())
     content = signed.read_bytes()
     write_atomically(folder.invitation(name), lambda part: part.write_bytes(content))
@@ -382,13 +434,17 @@ def register_site(
     """
     registration, registered = read_paper(Registration, answer)
     if registration.site != name:
-        raise ValueError(f"'{answer}' is the registration of {quoted(registration.site)}, not of '{name}'.")
+        raise ValueError(
+            f"'{answer}' is the registration of {quoted(registration.site)}, not of '{name}'."
+        )
     _check_invited(folder, registration, answer)
     try:
         node_key = check_public_line(registration.node_key, "node")
         signing = check_public_line(registration.signing_key, "signing")
     except ValueError as error:
-        raise ValueError(f"'{answer}': {error}. Ask the site for the file again.") from None
+        raise ValueError(
+            f"'{answer}': {error}. Ask the site for the file again."
+        ) from None
     with folder.changing_sites() as sites:
         _refuse_to_replace(name, sites)
         new = {fingerprint(node_key), fingerprint(signing)}
@@ -406,7 +462,9 @@ def unregister_site(folder: ServerFolder, name: str) -> None:
     """Let a site in no more, from now on; its invitation is void. Raises ValueError for an unknown name."""
     with folder.changing_sites() as sites:
         if name not in sites:
-            raise ValueError(f"no site '{name}' is registered. There are: {', '.join(sites) or 'none'}.")
+            raise ValueError(
+                f"no site '{name}' is registered. There are: {', '.join(sites) or 'none'}."
+            )
         del sites[name]
     folder.invitation(name).unlink(missing_ok=True)
 
@@ -449,11 +507,15 @@ def _refuse_to_replace(name: str, sites: Mapping[str, RegisteredSite]) -> None:
         )
 
 
-def _check_invited(folder: ServerFolder, registration: Registration, answer: Path) -> None:
+def _check_invited(
+    folder: ServerFolder, registration: Registration, answer: Path
+) -> None:
     file = folder.invitation(registration.site)
     again = f"Invite it with: wardround server invite {registration.site}"
     if not file.exists():
-        raise ValueError(f"'{registration.site}' was not invited, or its invitation is void. {again}")
+        raise ValueError(
+            f"'{registration.site}' was not invited, or its invitation is void. {again}"
+        )
     invitation, fingerprint = read_paper(Invitation, file)
     if registration.invitation != fingerprint:
         raise ValueError(
@@ -462,7 +524,9 @@ def _check_invited(folder: ServerFolder, registration: Registration, answer: Pat
             "was given another file on the way."
         )
     if check_public_line(invitation.signing_key, "signing") != coordinator_line(folder):
-        raise ValueError(f"the invitation of '{registration.site}' is older than the signing key. {again}")
+        raise ValueError(
+            f"the invitation of '{registration.site}' is older than the signing key. {again}"
+        )
 
 
 def _versions() -> dict[str, str]:

@@ -42,7 +42,9 @@ def roster_of(sites: Mapping[str, RegisteredSite]) -> dict[str, str]:
     Raises:
         ValueError: two of them have one key, and would be counted twice.
     """
-    roster = {name: fingerprint(site.signing_key) for name, site in sorted(sites.items())}
+    roster = {
+        name: fingerprint(site.signing_key) for name, site in sorted(sites.items())
+    }
     if twins := names_with_one_key(roster):
         raise ValueError(
             f"the sites {' and '.join(twins)} have one key ({roster[twins[0]]}), and would be counted twice. "
@@ -52,7 +54,10 @@ def roster_of(sites: Mapping[str, RegisteredSite]) -> dict[str, str]:
 
 
 def plan_of(
-    settings: Settings, sites: Mapping[str, RegisteredSite], run_dir: Path, key: Ed25519PrivateKey
+    settings: Settings,
+    sites: Mapping[str, RegisteredSite],
+    run_dir: Path,
+    key: Ed25519PrivateKey,
 ) -> str:
     """The signed plan of a run: that in its folder, if nothing has changed, so that approvals still hold.
 
@@ -76,11 +81,16 @@ def plan_of(
 def keep_plan(run_dir: Path, envelope: str) -> None:
     """Leave a signed plan in the run's folder. Raises OSError if it cannot be written."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(run_dir / FILE_NAME, lambda part: part.write_text(envelope, encoding="ascii"))
+    write_atomically(
+        run_dir / FILE_NAME, lambda part: part.write_text(envelope, encoding="ascii")
+    )
 
 
 def draft_plan(
-    settings: Settings, sites: Mapping[str, RegisteredSite], run_dir: Path, coordinator: str
+    settings: Settings,
+    sites: Mapping[str, RegisteredSite],
+    run_dir: Path,
+    coordinator: str,
 ) -> str:
     """The signed plan in a run's folder, if nothing has changed; else a new one that nobody has signed yet.
 
@@ -104,7 +114,10 @@ def draft_plan(
             told = (before.settings, before.sites, before.most_texts)
             if told == (asked, roster, most_texts) and now + _DAY < before.not_after:
                 return envelope
-        except (NotAuthentic, OtherVersion):  # of a key before a rotation, or of a distant version
+        except (
+            NotAuthentic,
+            OtherVersion,
+        ):  # of a key before a rotation, or of a distant version
             parent = ""
     code = {name: version(name) for name in _AT_SITES}
     plan = Plan(2, asked, roster, now, now + PLAN_DAYS * _DAY, code, parent, most_texts)

@@ -12,11 +12,20 @@ from typing import Any, TypeVar
 from flwr.app import Message, RecordDict
 from flwr.common.serde import message_to_proto
 from flwr.proto import message_pb2 as proto
-from flwr.proto.runtime_pb2 import GetNodesRequest, PullAppMessagesRequest, PushAppMessagesRequest
+from flwr.proto.runtime_pb2 import (
+    GetNodesRequest,
+    PullAppMessagesRequest,
+    PushAppMessagesRequest,
+)
 from flwr.supercore.constant import NodeStatus
 from flwr.superlink.grid import HttpGrid
 
-from wardround.common.wire.objects import Object, content_id, make_object, wait_for_object
+from wardround.common.wire.objects import (
+    Object,
+    content_id,
+    make_object,
+    wait_for_object,
+)
 
 T = TypeVar("T")
 _IN_FLIGHT = 3
@@ -85,11 +94,16 @@ class Runtime:
         response = self._api.PushMessages(messages)
         wanted = set(response.objects_to_push)
         parts = {
-            part.object_id: part for _, root in written for part in root.walk() if part.object_id in wanted
+            part.object_id: part
+            for _, root in written
+            for part in root.walk()
+            if part.object_id in wanted
         }
 
         def store(part: Object) -> None:
-            request = proto.PushObjectRequest(**self._own, session_id=response.session_id)
+            request = proto.PushObjectRequest(
+                **self._own, session_id=response.session_id
+            )
             request.object_id, request.object_content = part.object_id, part.write()
             self._api.PushObject(request)
 
@@ -99,7 +113,9 @@ class Runtime:
 
     def claim(self, message_ids: Iterable[str]) -> list[Reply]:
         """The replies to these messages that have come. Each is given once."""
-        response = self._api.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        response = self._api.PullMessages(
+            PullAppMessagesRequest(message_ids=message_ids)
+        )
         return [
             Reply(
                 to=message.metadata.reply_to_message_id,
@@ -134,7 +150,9 @@ class Runtime:
 
     def confirm(self, reply: Reply) -> None:
         """Let the SuperLink forget a reply."""
-        request = proto.ConfirmMessageReceivedRequest(**self._own, message_object_id=reply.message_id)
+        request = proto.ConfirmMessageReceivedRequest(
+            **self._own, message_object_id=reply.message_id
+        )
         self._api.ConfirmMessageReceived(request)
 
     def _ahead(self, work: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
@@ -155,10 +173,18 @@ class Runtime:
 def _written(parcel: Parcel) -> tuple[proto.Message, Object]:
     """A message as Flower writes it: without content, which the one child of its root stands for."""
     message = message_to_proto(
-        Message(RecordDict(), parcel.node_id, parcel.kind, ttl=parcel.ttl, group_id=parcel.group)
+        Message(
+            RecordDict(),
+            parcel.node_id,
+            parcel.kind,
+            ttl=parcel.ttl,
+            group_id=parcel.group,
+        )
     )
     message.metadata.message_id = ""
-    body = proto.Message(metadata=message.metadata).SerializeToString(deterministic=True)
+    body = proto.Message(metadata=message.metadata).SerializeToString(
+        deterministic=True
+    )
     root = make_object("Message", body, [parcel.content])
     message.metadata.message_id = root.object_id
     return message, root

@@ -8,7 +8,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from wardround.common.credentials import certificate_of, check_public_line, fingerprint, public_line
+from wardround.common.credentials import (
+    certificate_of,
+    check_public_line,
+    fingerprint,
+    public_line,
+)
 from wardround.common.files import write_atomically, write_json
 from wardround.common.settings import Settings
 from wardround.common.wire.invitation import Invitation
@@ -36,7 +41,12 @@ _INVITATION: TypeAdapter[Invitation] = TypeAdapter(Invitation)
 
 
 def sign_request(
-    file: Path, key: Path, out: Path, agree: Callable[[Sequence[str]], None], *, shows_all: bool = False
+    file: Path,
+    key: Path,
+    out: Path,
+    agree: Callable[[Sequence[str]], None],
+    *,
+    shows_all: bool = False,
 ) -> None:
     """Sign what a request asks for, once a person has agreed to it.
 
@@ -58,11 +68,15 @@ def sign_request(
         else:
             words = list(_run_in_words(request, line, shows_all))
     except (NotAuthentic, TypeError, KeyError, AttributeError):
-        raise ValueError(f"'{file}' is damaged, or was made by another version. Ask for it again.") from None
+        raise ValueError(
+            f"'{file}' is damaged, or was made by another version. Ask for it again."
+        ) from None
     except ValueError as error:
         raise ValueError(f"'{file}' cannot be signed: {error}") from None
     agree([cleaned(text) for text in words])
-    signed = {name: with_signatures(envelope, signer) for name, envelope in request.items()}
+    signed = {
+        name: with_signatures(envelope, signer) for name, envelope in request.items()
+    }
     if "invitation" in signed:
         text = signed["invitation"] + "\n"
         write_atomically(out, lambda part: part.write_text(text, encoding="ascii"))
@@ -70,7 +84,9 @@ def sign_request(
         write_json(out, signed)
 
 
-def _run_in_words(request: Mapping[str, str], signer: str, shows_all: bool) -> Iterator[str]:
+def _run_in_words(
+    request: Mapping[str, str], signer: str, shows_all: bool
+) -> Iterator[str]:
     """What is signed for a run. Raises NotAuthentic or ValueError if it cannot be good."""
     plan = read_statement(Plan, read_envelope(request["plan"], PLAN)[0])
     run = read_statement(RunStatement, read_envelope(request["run"], RUN)[0])
@@ -82,7 +98,9 @@ def _run_in_words(request: Mapping[str, str], signer: str, shows_all: bool) -> I
     if run.plan != plan_digest:
         raise ValueError("its run belongs to another plan.")
     if twins := names_with_one_key(plan.sites):
-        raise ValueError(f"{' and '.join(twins)} have one key, and would be counted twice.")
+        raise ValueError(
+            f"{' and '.join(twins)} have one key, and would be counted twice."
+        )
     if is_signed(request["plan"]):
         open_plan(request["plan"], signer)
         yield f"Plan {plan_digest[:12]}, which you have signed before; nothing in it has changed"
@@ -100,8 +118,14 @@ def _run_in_words(request: Mapping[str, str], signer: str, shows_all: bool) -> I
     yield f"  roster   {roster_fingerprint(plan.sites)}"
     yield f"  good     from {printable_day(plan.not_before)} to {printable_day(plan.not_after)}"
     if shows_all:
-        yield from (f"  {key} = {printable(str(value), None)}" for key, value in settings.flat().items())
-        yield from (f"  {shown(name)} signs with {shown(key)}" for name, key in sorted(plan.sites.items()))
+        yield from (
+            f"  {key} = {printable(str(value), None)}"
+            for key, value in settings.flat().items()
+        )
+        yield from (
+            f"  {shown(name)} signs with {shown(key)}"
+            for name, key in sorted(plan.sites.items())
+        )
     first, last = printable_day(run.not_before), printable_day(run.not_after)
     yield f"Run's key {run_key}"
     yield f"  it may ask questions of this plan from {first} to {last}"

@@ -130,7 +130,11 @@ class SignedClients:
         self._runtime, self._key = runtime, key
         self._sites = sites
         self._by_key = {pem_of(site.public_key): name for name, site in sites.items()}
-        self._registered, self._ask_again_seconds, self._note = registered, ask_again_seconds, note
+        self._registered, self._ask_again_seconds, self._note = (
+            registered,
+            ask_again_seconds,
+            note,
+        )
         self.most_bytes = 0.0
         self._sender = fingerprint(public_line(key.private))
         self._run = payload_digest(key.envelope)
@@ -156,18 +160,24 @@ class SignedClients:
         self._online, self._looked_at = online, time.monotonic()
         return found
 
-    def ask(self, requests: Iterable[Request], kind: str, round: int, timeout: float) -> Iterator[Answer]:
+    def ask(
+        self, requests: Iterable[Request], kind: str, round: int, timeout: float
+    ) -> Iterator[Answer]:
         """As in `Clients`. While an answer is worked on, the next one is fetched."""
         self.online()
         deadline = time.time() + timeout
-        questions = [self._question(request, kind, round, deadline) for request in requests]
+        questions = [
+            self._question(request, kind, round, deadline) for request in requests
+        ]
         self._send(questions)
         return self._answers(questions)
 
     def _answers(self, questions: list[_Question]) -> Iterator[Answer]:
         beside = ThreadPoolExecutor(1)
         try:
-            waits = [beside.submit(self._answer_to, question) for question in questions[:1]]
+            waits = [
+                beside.submit(self._answer_to, question) for question in questions[:1]
+            ]
             for question in questions[1:]:
                 answer = waits.pop().result()
                 waits.append(beside.submit(self._answer_to, question))
@@ -194,7 +204,10 @@ class SignedClients:
 
     def sign_provenance(self, provenance: Provenance) -> dict[str, str]:
         """As in `Certifier`."""
-        return {"run": self._key.envelope, "statement": sign(MODEL, provenance, self._key.private)}
+        return {
+            "run": self._key.envelope,
+            "statement": sign(MODEL, provenance, self._key.private),
+        }
 
     def close(self) -> None:
         """Give the last notices a moment to arrive: the SuperLink drops them when the run ends."""
@@ -203,9 +216,13 @@ class SignedClients:
             self._claim()
             time.sleep(POLL_SECONDS)
 
-    def _question(self, request: Request, kind: str, round: int, deadline: float) -> _Question:
+    def _question(
+        self, request: Request, kind: str, round: int, deadline: float
+    ) -> _Question:
         name = self._names[request.node_id]
-        return _Question(name, self._sites[name].signing_key, request, kind, round, deadline)
+        return _Question(
+            name, self._sites[name].signing_key, request, kind, round, deadline
+        )
 
     def _send(self, questions: Iterable[_Question]) -> None:
         """Ask those whose sites are online, each as a new attempt."""
@@ -224,7 +241,9 @@ class SignedClients:
 
     def _parcel(self, question: _Question, known: dict[int, Object]) -> Parcel:
         with self._claiming:
-            attempt = self._attempts[question.name] = self._attempts.get(question.name, 0) + 1
+            attempt = self._attempts[question.name] = (
+                self._attempts.get(question.name, 0) + 1
+            )
         records = record_objects(question.request.content, known)
         statement = Statement(
             version=1,
@@ -247,7 +266,9 @@ class SignedClients:
         written = {ENVELOPE: ConfigRecord(said)}  # type: ignore[arg-type]
         content = content_of_records(records | record_objects(written, known))  # type: ignore[arg-type]
         ttl = question.deadline - time.time() + LATE_SECONDS
-        return Parcel(question.request.node_id, question.kind, content, ttl, str(question.round))
+        return Parcel(
+            question.request.node_id, question.kind, content, ttl, str(question.round)
+        )
 
     def _answer_to(self, question: _Question) -> Answer:
         """Wait for an answer, fetch it and look at it; looks at least once, also past the deadline."""
@@ -262,7 +283,9 @@ class SignedClients:
                         return self._read(question, reply)
                     except ObjectGone:
                         question.is_lost = True
-                        self._looked_at = -inf  # perhaps its node has just gone: no attempt is to be wasted
+                        self._looked_at = (
+                            -inf
+                        )  # perhaps its node has just gone: no attempt is to be wasted
                 if question.name not in self._registered():
                     return Declined("it is not registered any more")
                 if question.is_over():
@@ -270,7 +293,9 @@ class SignedClients:
                 if self._is_gone(question):
                     return Declined("its node is not connected any more")
                 if question.is_lost and len(question.asked) >= _MOST_ATTEMPTS:
-                    return Declined(f"its answer did not come through, {_MOST_ATTEMPTS} times")
+                    return Declined(
+                        f"its answer did not come through, {_MOST_ATTEMPTS} times"
+                    )
                 if self._is_to_be_asked_again(question):
                     self._send([question])
                 time.sleep(POLL_SECONDS)
@@ -309,8 +334,12 @@ class SignedClients:
             return self._runtime.fetch(ids, is_over)
 
         try:
-            names, envelopes = read_signed(self._runtime.content_of(reply, is_over), fetch)
-            statement = check_answer(envelopes.get("statement", ""), question.signing_key, question.asked)
+            names, envelopes = read_signed(
+                self._runtime.content_of(reply, is_over), fetch
+            )
+            statement = check_answer(
+                envelopes.get("statement", ""), question.signing_key, question.asked
+            )
             # A small object can be named a thousand times: what was signed says nothing of the room it takes.
             most_bytes = self.most_bytes if question.kind == TRAIN else 0
             content = read_content(names, statement.records, fetch, _room, most_bytes)
@@ -318,7 +347,9 @@ class SignedClients:
             self._runtime.confirm(reply)  # its objects are of no use to anybody
             self._note(question.name, error.reason)
             return Refused(f"its answer does not count: {error.reason}")
-        self._book.keep(question.name, question.signing_key, envelopes["statement"], statement)
+        self._book.keep(
+            question.name, question.signing_key, envelopes["statement"], statement
+        )
         self._runtime.confirm(reply)
         try:
             check_not_declined(content)

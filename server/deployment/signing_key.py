@@ -57,12 +57,16 @@ def read_public_line(path: Path) -> str:
             f"'{path}' cannot be read ({error.strerror}). Give the coordinator's .pub file."
         ) from None
     except ValueError as error:
-        raise ValueError(f"'{path}': {error}. Give the coordinator's .pub file.") from None
+        raise ValueError(
+            f"'{path}': {error}. Give the coordinator's .pub file."
+        ) from None
 
 
 def keep_public_line(path: Path, line: str) -> None:
     """Write a public key to a file; what was there is replaced whole. Raises OSError."""
-    write_atomically(path, lambda part: part.write_text(f"{line} coordinator\n", encoding="ascii"))
+    write_atomically(
+        path, lambda part: part.write_text(f"{line} coordinator\n", encoding="ascii")
+    )
 
 
 def rotate_key(key: Path) -> tuple[Path, str] | None:

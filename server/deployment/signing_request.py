@@ -33,7 +33,11 @@ from wardround.common.wire.signing import (
     read_statement,
     unsigned,
 )
-from wardround.server.deployment.folder import ServerFolder, coordinator_line, draft_invitation
+from wardround.server.deployment.folder import (
+    ServerFolder,
+    coordinator_line,
+    draft_invitation,
+)
 from wardround.server.deployment.plan import draft_plan
 from wardround.server.deployment.ticket import Draft, draft_run
 
@@ -72,7 +76,10 @@ def read_request(file: Path) -> dict[str, str]:
 
 
 def request_run(
-    folder: ServerFolder, settings: Settings, sites: Mapping[str, RegisteredSite], file: Path
+    folder: ServerFolder,
+    settings: Settings,
+    sites: Mapping[str, RegisteredSite],
+    file: Path,
 ) -> Draft:
     """Write what is to be signed for a run, and keep the rest here, the run's private key with it.
 
@@ -118,17 +125,24 @@ def take_signed_run(folder: ServerFolder, file: Path) -> Draft:
             f"'{file}' is not signed with the coordinator's key, whose public half is "
             f"'{folder.public_key}'. On the machine that has the key: wardround server sign FILE"
         ) from None
-    draft = next((found for _, found in _drafts(folder) if found.name == run.name), None)
+    draft = next(
+        (found for _, found in _drafts(folder) if found.name == run.name), None
+    )
     again = "Make a new request: wardround submit … --unsigned FILE"
     if draft is None:
         raise ValueError(
             f"'{file}' answers no request that waits in '{folder.path}': it was used, or replaced. {again}"
         )
-    if (payload_digest(draft.plan), payload_digest(draft.run)) != (plan_digest, digest(payload)):
+    if (payload_digest(draft.plan), payload_digest(draft.run)) != (
+        plan_digest,
+        digest(payload),
+    ):
         raise ValueError(f"'{file}' says something else than its request did. {again}")
     registered = folder.sites()
     if {name: registered.get(name) for name in draft.sites} != draft.sites:
-        raise ValueError(f"the sites of '{file}' have changed since it was requested. {again}")
+        raise ValueError(
+            f"the sites of '{file}' have changed since it was requested. {again}"
+        )
     assert plan.sites.keys() == draft.sites.keys()
     return replace(draft, plan=signed["plan"], run=signed["run"])
 
@@ -139,7 +153,12 @@ def forget_run(folder: ServerFolder, draft: Draft) -> None:
 
 
 def request_invitation(
-    folder: ServerFolder, name: str, file: Path, *, address: str | None = None, labels: Sequence[str] = ()
+    folder: ServerFolder,
+    name: str,
+    file: Path,
+    *,
+    address: str | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
     """Write an invitation that is to be signed. Arguments and errors as of `invite_site`."""
     invitation = draft_invitation(folder, name, address=address, labels=labels)

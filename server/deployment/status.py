@@ -92,7 +92,10 @@ class Standing:
 
         loader = FileSystemLoader(Path(__file__).parent)
         templates = Environment(
-            loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+            loader=loader,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
         )
         templates.filters["printable"] = printable
         told = _printable(asdict(self) | {"personal": None})
@@ -112,27 +115,39 @@ def _printable(told: Any) -> Any:
     return told
 
 
-def folder_and_run(run_dir: Path | None, folder_path: Path) -> tuple[RunFolder, ServerFolder | None]:
+def folder_and_run(
+    run_dir: Path | None, folder_path: Path
+) -> tuple[RunFolder, ServerFolder | None]:
     """What `wardround status [RUN_DIR]` is about: without a run folder, the run submitted last.
 
     Raises:
         ValueError: there is neither.
     """
-    folder = ServerFolder(folder_path) if (folder_path / "server.yaml").exists() else None
+    folder = (
+        ServerFolder(folder_path) if (folder_path / "server.yaml").exists() else None
+    )
     if run_dir is None:
         last = folder.last_run() if folder else None
         if last is None:
-            where = f"'{folder_path}' has no run yet" if folder else f"'{folder_path}' is no server folder"
+            where = (
+                f"'{folder_path}' has no run yet"
+                if folder
+                else f"'{folder_path}' is no server folder"
+            )
             raise ValueError(
                 f"{where}. Name a run folder: wardround status RUN_DIR, or a server folder with --dir."
             )
         return RunFolder(Path(last["run_dir"])), folder
     if not run_dir.is_dir():
-        raise ValueError(f"'{run_dir}' is no folder. Give the run folder that `wardround submit` named.")
+        raise ValueError(
+            f"'{run_dir}' is no folder. Give the run folder that `wardround submit` named."
+        )
     return RunFolder(run_dir), folder
 
 
-def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | None = None) -> Standing:
+def standing_of(
+    run: RunFolder, folder: ServerFolder | None, now: datetime | None = None
+) -> Standing:
     """Read the files of `run` and ask the SuperLink of `folder`, if there is one.
 
     Raises:
@@ -143,7 +158,11 @@ def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | Non
     if state == "running" and not is_held(run):
         state = "interrupted"
     sites, trouble = _ask_sites(folder) if folder else (None, None)
-    goes_on = state in ("failed", "stopped", "interrupted") and settings and not settings.engine.is_simulated
+    goes_on = (
+        state in ("failed", "stopped", "interrupted")
+        and settings
+        and not settings.engine.is_simulated
+    )
     return Standing(
         run_dir=str(run.path),
         cell=settings.cell if settings else None,
@@ -153,7 +172,12 @@ def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | Non
         num_rounds=settings.num_rounds if settings else None,
         accuracy=records[-1].accuracy if records else None,
         rounds=tuple(
-            {"round": r.round, "accuracy": r.accuracy, "loss": r.train.loss, "seconds": r.seconds.total}
+            {
+                "round": r.round,
+                "accuracy": r.accuracy,
+                "loss": r.train.loss,
+                "seconds": r.seconds.total,
+            }
             for r in records
         ),
         best=best_told(records),
@@ -169,7 +193,9 @@ def standing_of(run: RunFolder, folder: ServerFolder | None, now: datetime | Non
     )
 
 
-def _ask_sites(folder: ServerFolder) -> tuple[dict[str, dict[str, Any]] | None, str | None]:
+def _ask_sites(
+    folder: ServerFolder,
+) -> tuple[dict[str, dict[str, Any]] | None, str | None]:
     """State of every registered site, or why it is not known."""
     try:
         states = superlink.fleet_states(folder)
@@ -188,9 +214,13 @@ def live_of(run: RunFolder, now: datetime | None = None) -> Live | None:
         read = json.loads((run.path / "live.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    waited = ((now or datetime.now(UTC)) - datetime.fromisoformat(read["since"])).total_seconds()
+    waited = (
+        (now or datetime.now(UTC)) - datetime.fromisoformat(read["since"])
+    ).total_seconds()
     missing = dict.fromkeys(read["waiting_for"], max(0.0, waited))
-    return Live(read["round"], tuple(read["answered"]), missing, tuple(read["warnings"]))
+    return Live(
+        read["round"], tuple(read["answered"]), missing, tuple(read["warnings"])
+    )
 
 
 def best_told(records: Sequence[RoundRecord]) -> dict[str, Any] | None:
@@ -209,8 +239,14 @@ def collapses_of(
     run: RunFolder, settings: Settings, records: Sequence[RoundRecord]
 ) -> tuple[dict[str, Any], ...]:
     """Every flag of these rounds: the round it was raised in, whether it is up, a line for people."""
-    names, found = run.label_names(), find_collapses(looks_of(records), settings.train.collapse_rounds)
-    return tuple({"round": flag.round, "is_up": flag.is_up, "words": flag.words(names)} for flag in found)
+    names, found = (
+        run.label_names(),
+        find_collapses(looks_of(records), settings.train.collapse_rounds),
+    )
+    return tuple(
+        {"round": flag.round, "is_up": flag.is_up, "words": flag.words(names)}
+        for flag in found
+    )
 
 
 def is_held(run: RunFolder) -> bool:
@@ -247,7 +283,9 @@ class Watch:
 
     def status(self) -> dict[str, str] | None:
         """`state` and `reason` as this run wrote them; None before it did."""
-        return None if self._marks()["status.json"] == self._stale else self.run.status()
+        return (
+            None if self._marks()["status.json"] == self._stale else self.run.status()
+        )
 
     def look(self) -> bool:
         """Show new rounds and answers; returns whether there was any news."""
@@ -262,7 +300,9 @@ class Watch:
                 self._told.add(text)
         live = live_of(self.run)
         if live is not None:
-            display().show_updates(live.round, len(live.answered), len(live.answered) + len(live.missing))
+            display().show_updates(
+                live.round, len(live.answered), len(live.answered) + len(live.missing)
+            )
         before, self._seen = self._seen, self._marks()
         return before != self._seen
 
@@ -276,14 +316,18 @@ class Watch:
 
     def _marks(self) -> dict[str, int]:
         """When each file was written last; 0 where it is not there."""
-        marks = dict.fromkeys(("status.json", "history.jsonl", "live.json", "approvals.json"), 0)
+        marks = dict.fromkeys(
+            ("status.json", "history.jsonl", "live.json", "approvals.json"), 0
+        )
         for name in marks:
             with suppress(FileNotFoundError):
                 marks[name] = (self.run.path / name).stat().st_mtime_ns
         return marks
 
 
-def follow(folder: ServerFolder, run_id: str, watch: Watch, sites: Sequence[str]) -> Outcome:
+def follow(
+    folder: ServerFolder, run_id: str, watch: Watch, sites: Sequence[str]
+) -> Outcome:
     """Show the rounds of a run until it ends; only its own bounds end it.
 
     What it waits for is said when nothing has happened for a while, ever more rarely.
@@ -299,11 +343,15 @@ def follow(folder: ServerFolder, run_id: str, watch: Watch, sites: Sequence[str]
         if watch.look():
             news, patience = time.monotonic(), _STALL_SECONDS
         elif (quiet := time.monotonic() - news) > patience:
-            display().say(f"no news for {quiet:.0f} s: {waiting_for(folder, run, sites)}")
+            display().say(
+                f"no news for {quiet:.0f} s: {waiting_for(folder, run, sites)}"
+            )
             patience = 2 * quiet
         status = watch.status()
         is_over = status is not None and status["state"] != "running"
-        if time.monotonic() - asked < (_ASK_AT_END_SECONDS if is_over else _ASK_SECONDS):
+        if time.monotonic() - asked < (
+            _ASK_AT_END_SECONDS if is_over else _ASK_SECONDS
+        ):
             continue
         try:
             state = superlink.run_state(folder, run_id)
@@ -328,29 +376,41 @@ def conclude(state: RunState, status: dict[str, str] | None, run: RunFolder) -> 
     """
     if status is None:
         if state.status == "finished:completed":
-            return Outcome(False, f"it ended, but wrote no run folder at '{run.path}' on this machine")
-        return Outcome(False, state.details or f"it ended as {state.status} before its first round")
+            return Outcome(
+                False,
+                f"it ended, but wrote no run folder at '{run.path}' on this machine",
+            )
+        return Outcome(
+            False, state.details or f"it ended as {state.status} before its first round"
+        )
     if status["state"] == "running":
         if state.status == "finished:stopped":
             status = {"state": "stopped", "reason": "stopped by the coordinator"}
         else:
-            reason = state.details or f"the server app ended without a word ({state.status})"
+            reason = (
+                state.details or f"the server app ended without a word ({state.status})"
+            )
             status = {"state": "failed", "reason": reason}
         run.write_status(**status)
     if status["state"] == "finished" and state.status == "finished:completed":
         return Outcome(True, status["reason"])
     reason = (status["reason"] or state.details or state.status).rstrip(".")
     return Outcome(
-        False, f"{reason}. To go on from the last whole round: wardround submit --resume {run.path}"
+        False,
+        f"{reason}. To go on from the last whole round: wardround submit --resume {run.path}",
     )
 
 
 def awaited_by(run: RunFolder) -> list[str]:
     """A line that says whose decision on the plan is awaited; none where nobody's is."""
-    undecided = [name for name, said in run.approvals().items() if said["code"] == PENDING]
+    undecided = [
+        name for name, said in run.approvals().items() if said["code"] == PENDING
+    ]
     if not undecided:
         return []
-    return [f"plan {plan_id(run.path)[:12]} waits for the decision of {', '.join(undecided)}"]
+    return [
+        f"plan {plan_id(run.path)[:12]} waits for the decision of {', '.join(undecided)}"
+    ]
 
 
 def waiting_for(folder: ServerFolder, run: RunFolder, sites: Sequence[str]) -> str:
@@ -364,6 +424,14 @@ def waiting_for(folder: ServerFolder, run: RunFolder, sites: Sequence[str]) -> s
         states = superlink.fleet_states(folder)
     except SuperLinkError as error:
         return str(error)
-    told = {name: states[name].status if name in states else "unknown" for name in sites}
-    absent = [f"{name} ({status})" for name, status in told.items() if status != "online"]
-    return f"not online: {', '.join(absent)}" if absent else "all sites are online; the server is at work"
+    told = {
+        name: states[name].status if name in states else "unknown" for name in sites
+    }
+    absent = [
+        f"{name} ({status})" for name, status in told.items() if status != "online"
+    ]
+    return (
+        f"not online: {', '.join(absent)}"
+        if absent
+        else "all sites are online; the server is at work"
+    )

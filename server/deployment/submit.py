@@ -21,7 +21,11 @@ from wardround.server.compose import compose
 from wardround.server.deployment import superlink
 from wardround.server.deployment.folder import RegisteredSite, ServerFolder, signing_key
 from wardround.server.deployment.plan import keep_plan, plan_id, roster_of
-from wardround.server.deployment.signing_request import forget_run, request_run, take_signed_run
+from wardround.server.deployment.signing_request import (
+    forget_run,
+    request_run,
+    take_signed_run,
+)
 from wardround.server.deployment.status import Outcome, Watch, follow, is_held
 from wardround.server.deployment.ticket import leave_ticket, write_ticket
 from wardround.server.display import display
@@ -32,7 +36,11 @@ _STOP_SECONDS, _LOOK_SECONDS = 20.0, 0.2
 
 
 def submit(
-    overrides: Sequence[str], folder: ServerFolder, *, resume: Path | None = None, sites: Sequence[str] = ()
+    overrides: Sequence[str],
+    folder: ServerFolder,
+    *,
+    resume: Path | None = None,
+    sites: Sequence[str] = (),
 ) -> Outcome:
     """Run one federation over the registered sites.
 
@@ -68,11 +76,15 @@ def request(
     """
     settings, chosen = _prepared(overrides, folder, resume, sites)
     if not chosen:
-        raise ValueError("--unsigned is for a server with registered sites; here is nothing to be signed.")
+        raise ValueError(
+            "--unsigned is for a server with registered sites; here is nothing to be signed."
+        )
     draft = request_run(folder, settings, chosen, file)
     plan = payload_digest(draft.plan)[:12]
     display().say(f"{settings.cell}: {_roster_told(chosen)}")
-    display().say(f"{settings.cell}: plan {plan} waits for its signature; the request is {file}")
+    display().say(
+        f"{settings.cell}: plan {plan} waits for its signature; the request is {file}"
+    )
 
 
 def submit_signed(file: Path, folder: ServerFolder) -> Outcome:
@@ -90,10 +102,17 @@ def submit_signed(file: Path, folder: ServerFolder) -> Outcome:
 
 
 def _prepared(
-    overrides: Sequence[str], folder: ServerFolder, resume: Path | None, wanted: Sequence[str]
+    overrides: Sequence[str],
+    folder: ServerFolder,
+    resume: Path | None,
+    wanted: Sequence[str],
 ) -> tuple[Settings, dict[str, RegisteredSite]]:
     """The settings of a run and its sites by name, found to go together. Raises ValueError."""
-    settings = settings_to_resume(resume, overrides) if resume else settings_to_submit(overrides)
+    settings = (
+        settings_to_resume(resume, overrides)
+        if resume
+        else settings_to_submit(overrides)
+    )
     RunFolder(Path(settings.run_dir)).check_owner(settings)
     chosen = choose_sites(folder, wanted, settings.num_clients)
     registered = folder.sites()
@@ -118,7 +137,9 @@ def _run(
         display().say(f"{settings.cell}: {_roster_told(sites)}")
     if run.approvals():
         run.write_approvals({})  # of an earlier start: nobody was asked by this one
-    watch = Watch(run, settings)  # before the start: what is written from now on is this run's
+    watch = Watch(
+        run, settings
+    )  # before the start: what is written from now on is this run's
     with deferred_interrupts() as interrupted:
         run_id = start_run()
     try:
@@ -130,7 +151,9 @@ def _run(
         raise
 
 
-def start(folder: ServerFolder, settings: Settings, sites: Mapping[str, RegisteredSite]) -> str:
+def start(
+    folder: ServerFolder, settings: Settings, sites: Mapping[str, RegisteredSite]
+) -> str:
     """Leave a ticket for the server app and start it; returns Flower's run id.
 
     Args:
@@ -150,9 +173,13 @@ def _start(folder: ServerFolder, settings: Settings, config: Mapping[str, str]) 
         app = stage_app(Path(temporary) / "app")
         run_id = superlink.start_run(folder, app, config)
     folder.remember_run(run_id, settings.run_dir)
-    display().say(f"{settings.cell}: run {run_id} started; run folder: {settings.run_dir}")
+    display().say(
+        f"{settings.cell}: run {run_id} started; run folder: {settings.run_dir}"
+    )
     if plan := plan_id(Path(settings.run_dir)):
-        display().say(f"{settings.cell}: plan {plan[:12]}; its sites decide: wardround-site plan {plan[:12]}")
+        display().say(
+            f"{settings.cell}: plan {plan[:12]}; its sites decide: wardround-site plan {plan[:12]}"
+        )
     return run_id
 
 
@@ -182,10 +209,12 @@ def warnings_of(settings: Settings) -> list[str]:
         "with two sites, each can work out the other's update from the model that comes back. Take three or "
         "more.": settings.num_clients == 2,
         "strategy.min_sites is 1: a round with one answer hands that site's tensors to all the others. Set "
-        "strategy.min_sites=3 or more.": strategy.on_missing == "continue" and strategy.min_sites < 2,
+        "strategy.min_sites=3 or more.": strategy.on_missing == "continue"
+        and strategy.min_sites < 2,
         "train.head_init=per_site: the mean of heads that are drawn apart is shorter than each of them, by "
         "about the root of their number, and learning starts from there (docs/collapse.md). Set "
-        "train.head_init=shared.": settings.train.head_init == "per_site" and settings.num_clients > 1,
+        "train.head_init=shared.": settings.train.head_init == "per_site"
+        and settings.num_clients > 1,
     }
     return [text for text, holds in warnings.items() if holds]
 
@@ -202,9 +231,16 @@ def settings_to_submit(overrides: Sequence[str]) -> Settings:
             f"'{engines[-1]}' is for simulations; submit runs over real sites. Leave engine=... out, or use: "
             "wardround simulate"
         )
-    settings = compose([*overrides, *(() if engines else ("engine=deployment",))]).settings
-    model, files = settings.model, {"path": settings.data.path, "test_path": settings.data.test_path}
-    absolute: Any = {key: _absolute(file) for key, file in files.items() if file is not None}
+    settings = compose(
+        [*overrides, *(() if engines else ("engine=deployment",))]
+    ).settings
+    model, files = (
+        settings.model,
+        {"path": settings.data.path, "test_path": settings.data.test_path},
+    )
+    absolute: Any = {
+        key: _absolute(file) for key, file in files.items() if file is not None
+    }
     if model.source == "hub" and Path(model.name).is_dir():
         model = replace(model, name=str(Path(model.name).absolute()))
     data, run_dir = replace(settings.data, **absolute), _absolute(settings.run_dir)
@@ -239,7 +275,9 @@ def settings_to_resume(run_dir: Path, overrides: Sequence[str]) -> Settings:
         )
     settings = RunFolder(run_dir).settings()
     if settings is None:
-        raise ValueError(f"'{run_dir}' holds no run (it has no settings.json). Check --resume.")
+        raise ValueError(
+            f"'{run_dir}' holds no run (it has no settings.json). Check --resume."
+        )
     if settings.engine.is_simulated:
         raise ValueError(
             f"'{run_dir}' holds a simulation. Go on with: wardround simulate, as it was started."
@@ -247,7 +285,9 @@ def settings_to_resume(run_dir: Path, overrides: Sequence[str]) -> Settings:
     return replace(settings, run_dir=str(run_dir.absolute()))
 
 
-def choose_sites(folder: ServerFolder, wanted: Sequence[str], num_clients: int) -> list[str]:
+def choose_sites(
+    folder: ServerFolder, wanted: Sequence[str], num_clients: int
+) -> list[str]:
     """Names of the sites that take part, as many as `num_clients`; none on a server without node keys.
 
     Raises:
@@ -266,9 +306,13 @@ def choose_sites(folder: ServerFolder, wanted: Sequence[str], num_clients: int) 
     named = f"num_clients is {num_clients} but {len(chosen)} {what} ({', '.join(chosen) or 'none'})"
     if len(chosen) < num_clients:
         smaller = f", or set num_clients={len(chosen)}" if chosen else ""
-        raise ValueError(f"{named}. Let more in with: wardround server invite SITE{smaller}.")
+        raise ValueError(
+            f"{named}. Let more in with: wardround server invite SITE{smaller}."
+        )
     if len(chosen) > num_clients:
-        raise ValueError(f"{named}. Set num_clients={len(chosen)}, or name those that take part with --site.")
+        raise ValueError(
+            f"{named}. Set num_clients={len(chosen)}, or name those that take part with --site."
+        )
     return sorted(chosen)
 
 
@@ -277,7 +321,10 @@ def deferred_interrupts() -> Iterator[list[int]]:
     """Collect Ctrl-C and SIGTERM in the list given, so that a run is never started and its number lost."""
     collected: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
-    before = {kind: signal.signal(kind, lambda number, _: collected.append(number)) for kind in kinds}
+    before = {
+        kind: signal.signal(kind, lambda number, _: collected.append(number))
+        for kind in kinds
+    }
     try:
         yield collected
     finally:
@@ -297,5 +344,10 @@ def _stop(folder: ServerFolder, run_id: str, run: RunFolder) -> None:
         time.sleep(_LOOK_SECONDS)
     # Where its process was ended before it could say so.
     if run.status()["state"] == "running" and not is_held(run):
-        run.write_status("stopped", "stopped by the coordinator; --resume goes on from the last whole round")
-    display().say(f"stopped. To go on from the last whole round: wardround submit --resume {run.path}")
+        run.write_status(
+            "stopped",
+            "stopped by the coordinator; --resume goes on from the last whole round",
+        )
+    display().say(
+        f"stopped. To go on from the last whole round: wardround submit --resume {run.path}"
+    )

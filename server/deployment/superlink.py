@@ -60,45 +60,80 @@ class RunState:
         return self.status.startswith("finished")
 
 
-def options(folder: ServerFolder, *, insecure: bool, health_address: str | None = None) -> list[str]:
+def options(
+    folder: ServerFolder, *, insecure: bool, health_address: str | None = None
+) -> list[str]:
     """Options of Flower's SuperLink that serve this folder, its state in memory."""
     addresses, server = folder.addresses, folder.server
     if insecure:
         words = ["--insecure"]
     else:
-        words = ["--enable-supernode-auth", "--ssl-ca-certfile", str(folder.authority.certificate)]
-        words += ["--ssl-certfile", str(server.certificate), "--ssl-keyfile", str(server.key)]
+        words = [
+            "--enable-supernode-auth",
+            "--ssl-ca-certfile",
+            str(folder.authority.certificate),
+        ]
+        words += [
+            "--ssl-certfile",
+            str(server.certificate),
+            "--ssl-keyfile",
+            str(server.key),
+        ]
     words += ["--fleet-api-type", "grpc-rere", "--fleet-api-address", addresses.fleet]
     words += ["--host", addresses.control_host, "--port", str(addresses.control_port)]
     words += ["--isolation", "subprocess", "--disable-runtime-dependency-installation"]
-    return words if health_address is None else [*words, "--health-server-address", health_address]
+    return (
+        words
+        if health_address is None
+        else [*words, "--health-server-address", health_address]
+    )
 
 
 def environment(folder: ServerFolder) -> dict[str, str]:
     """This process's environment for Flower's programs: own home, own programs first, nobody told."""
-    new = os.environ | {
-        "FLWR_HOME": str(folder.flower_home),
-        "WARDROUND_SERVER_DIR": str(folder.path),  # for the server app, which finds its ticket there
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds until a process starts for what has come
-        # At INFO the SuperLink prints a line for each of the server app's questions, five a second.
-        "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
-        # Flower starts its other programs by name.
-        "PATH": os.pathsep.join((str(BIN), os.environ.get("PATH", os.defpath))),
-    }
+    new = (
+        os.environ
+        | {
+            "FLWR_HOME": str(folder.flower_home),
+            "WARDROUND_SERVER_DIR": str(
+                folder.path
+            ),  # for the server app, which finds its ticket there
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds until a process starts for what has come
+            # At INFO the SuperLink prints a line for each of the server app's questions, five a second.
+            "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
+            # Flower starts its other programs by name.
+            "PATH": os.pathsep.join((str(BIN), os.environ.get("PATH", os.defpath))),
+        }
+    )
     for name in ("NO_PROXY", "no_proxy"):  # the control port is on this machine
-        hosts = (new.get(name, ""), "localhost", "127.0.0.1", folder.addresses.control_name)
+        hosts = (
+            new.get(name, ""),
+            "localhost",
+            "127.0.0.1",
+            folder.addresses.control_name,
+        )
         new[name] = ",".join(dict.fromkeys(filter(None, hosts)))
     return new
 
 
-def serve(folder: ServerFolder, *, insecure: bool, health_address: str | None = None) -> NoReturn:
+def serve(
+    folder: ServerFolder, *, insecure: bool, health_address: str | None = None
+) -> NoReturn:
     """Become the SuperLink: signals reach it, and it keeps this process's number."""
     folder.write_flower_config(insecure=insecure)
-    words = [sys.executable, "-P", "-m", "wardround.server.deployment.fleet", str(folder.path)]
+    words = [
+        sys.executable,
+        "-P",
+        "-m",
+        "wardround.server.deployment.fleet",
+        str(folder.path),
+    ]
     words += options(folder, insecure=insecure, health_address=health_address)
-    path = os.pathsep.join(filter(None, [str(IMPORT_ROOT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(
+        filter(None, [str(IMPORT_ROOT), os.environ.get("PYTHONPATH")])
+    )
     os.execvpe(words[0], words, environment(folder) | {"PYTHONPATH": path})
 
 
@@ -123,10 +158,14 @@ def check_ports(folder: ServerFolder) -> None:
 def is_up(folder: ServerFolder) -> bool:
     """Whether a SuperLink answers at the control address, with this folder's certificate."""
     # Only without TLS there is nothing to verify.
-    trusted = not folder.is_insecure and ssl.create_default_context(cafile=folder.authority.certificate)
+    trusted = not folder.is_insecure and ssl.create_default_context(
+        cafile=folder.authority.certificate
+    )
     url = f"{'https' if trusted else 'http'}://{folder.addresses.control}/health"
     try:
-        answer = httpx.get(url, verify=trusted, timeout=_HEALTH_SECONDS, trust_env=False)
+        answer = httpx.get(
+            url, verify=trusted, timeout=_HEALTH_SECONDS, trust_env=False
+        )
     except (OSError, httpx.HTTPError):
         return False
     return answer.status_code == httpx.codes.OK
@@ -154,7 +193,9 @@ def flower(folder: ServerFolder, *words: str) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         step = f"Look at what `wardround server up` prints for '{folder.path}'."
-        raise SuperLinkError(f"{asked} got no answer within {_ANSWER_SECONDS:g} s. {step}") from None
+        raise SuperLinkError(
+            f"{asked} got no answer within {_ANSWER_SECONDS:g} s. {step}"
+        ) from None
     except FileNotFoundError:
         step = "Install Wardround again: pip install wardround"
         raise SuperLinkError(f"'{BIN / 'flwr'}' is missing. {step}") from None
@@ -165,9 +206,13 @@ def flower(folder: ServerFolder, *words: str) -> dict[str, Any]:
         return answer
     if not is_up(folder):
         raise SuperLinkError(not_running(folder))
-    said = str(answer.get("error-message", "")) if answer else done.stderr or done.stdout
+    said = (
+        str(answer.get("error-message", "")) if answer else done.stderr or done.stdout
+    )
     lines = [line.strip(" │╭╰─╮╯") for line in said.splitlines()]
-    reason = " ".join(line for line in lines if line and not line.startswith("Using SuperLink:"))
+    reason = " ".join(
+        line for line in lines if line and not line.startswith("Using SuperLink:")
+    )
     raise SuperLinkError(f"{asked} failed: {reason}")
 
 
@@ -195,11 +240,15 @@ def fleet_states(folder: ServerFolder) -> dict[str, NodeState]:
     if folder.is_insecure or not folder.fleet_file.exists():
         return {}
     now, states = datetime.now(UTC), {}
-    for name, told in json.loads(folder.fleet_file.read_text(encoding="utf-8"))["sites"].items():
+    for name, told in json.loads(folder.fleet_file.read_text(encoding="utf-8"))[
+        "sites"
+    ].items():
         states[name] = state = NodeState(told["status"], 0.0, "", told["refused"])
         if state.status == "online":
             since = datetime.fromisoformat(told["online_since"])
-            states[name] = replace(state, online_seconds=max(0.0, (now - since).total_seconds()))
+            states[name] = replace(
+                state, online_seconds=max(0.0, (now - since).total_seconds())
+            )
         elif state.status == "offline":
             gone = datetime.fromisoformat(told["offline_at"])
             states[name] = replace(state, offline_at=f"{gone:%Y-%m-%d %H:%M:%S}")
@@ -215,7 +264,11 @@ def start_run(folder: ServerFolder, app: Path, run_config: Mapping[str, str]) ->
         file = Path(temporary) / "run.toml"
         lines = (f"{key} = {toml_string(value)}\n" for key, value in run_config.items())
         file.write_text("".join(lines), encoding="utf-8")
-        return str(flower(folder, "run", str(app), SUPERLINK, "--run-config", str(file))["run-id"])
+        return str(
+            flower(folder, "run", str(app), SUPERLINK, "--run-config", str(file))[
+                "run-id"
+            ]
+        )
 
 
 def run_state(folder: ServerFolder, run_id: str) -> RunState:

@@ -18,9 +18,20 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.serverapp import Grid
 
-from wardround.common.credentials import new_key, private_text, public_line, write_secret
+from wardround.common.credentials import (
+    new_key,
+    private_text,
+    public_line,
+    write_secret,
+)
 from wardround.common.settings import Settings
-from wardround.common.wire.signing import RUN, RunStatement, payload_digest, unsigned, with_signatures
+from wardround.common.wire.signing import (
+    RUN,
+    RunStatement,
+    payload_digest,
+    unsigned,
+    with_signatures,
+)
 from wardround.server.deployment.audit import AnswerBook
 from wardround.server.deployment.folder import RegisteredSite, ServerFolder
 from wardround.server.deployment.plan import plan_of
@@ -65,7 +76,9 @@ class Draft:
         """Inverse of `to_json`."""
         content = json.loads(written)
         settings = Settings.from_dict(content["settings"])
-        sites = {name: RegisteredSite(**site) for name, site in content["sites"].items()}
+        sites = {
+            name: RegisteredSite(**site) for name, site in content["sites"].items()
+        }
         return cls(**content | {"settings": settings, "sites": sites})
 
 
@@ -82,8 +95,12 @@ def draft_run(
     """
     now = time.time() if now is None else now
     key, name = new_key("signing"), secrets.token_hex(16)
-    statement = RunStatement(name, public_line(key), now, now + RUN_DAYS * 86_400, payload_digest(plan))
-    return Draft(name, settings, dict(sites), private_text(key), unsigned(RUN, statement), plan)
+    statement = RunStatement(
+        name, public_line(key), now, now + RUN_DAYS * 86_400, payload_digest(plan)
+    )
+    return Draft(
+        name, settings, dict(sites), private_text(key), unsigned(RUN, statement), plan
+    )
 
 
 def write_ticket(
@@ -106,7 +123,9 @@ def write_ticket(
     """
     plan = plan_of(settings, sites, Path(settings.run_dir), signing_key)
     draft = draft_run(settings, sites, plan, now)
-    return leave_ticket(folder, replace(draft, run=with_signatures(draft.run, signing_key)))
+    return leave_ticket(
+        folder, replace(draft, run=with_signatures(draft.run, signing_key))
+    )
 
 
 def leave_ticket(folder: ServerFolder, draft: Draft) -> str:
@@ -117,14 +136,18 @@ def leave_ticket(folder: ServerFolder, draft: Draft) -> str:
     return draft.name
 
 
-def open_ticket(name: str, grid: Grid) -> tuple[Settings, SignedClients, dict[str, int | None]]:
+def open_ticket(
+    name: str, grid: Grid
+) -> tuple[Settings, SignedClients, dict[str, int | None]]:
     """Settings, the sites as clients, and the most examples that each of them may claim.
 
     Raises:
         RunFailed: there is no such ticket here, or it was used.
     """
     if len(name) != 32 or not set(name) <= set("0123456789abcdef"):
-        raise RunFailed("the run config names no ticket. Submit the run with: wardround submit")
+        raise RunFailed(
+            "the run config names no ticket. Submit the run with: wardround submit"
+        )
     folder = ServerFolder(Path(os.environ.get(FOLDER, "")))
     ticket = _take(_path(folder.path, name))
     settings, sites = ticket.settings, ticket.sites
@@ -158,10 +181,16 @@ def _path(folder: Path, name: str) -> Path:
     return folder / "tickets" / f"{name}.json"
 
 
-def _unchanged(sites: Mapping[str, RegisteredSite], now: Mapping[str, RegisteredSite]) -> set[str]:
+def _unchanged(
+    sites: Mapping[str, RegisteredSite], now: Mapping[str, RegisteredSite]
+) -> set[str]:
     """Names of a run's sites that are still registered, under the keys they had when it was submitted."""
     keys = {name: (site.public_key, site.signing_key) for name, site in now.items()}
-    return {name for name, site in sites.items() if keys.get(name) == (site.public_key, site.signing_key)}
+    return {
+        name
+        for name, site in sites.items()
+        if keys.get(name) == (site.public_key, site.signing_key)
+    }
 
 
 class Refusals:

@@ -108,7 +108,11 @@ class TreeStore(ObjectStore):
                     self._objects.setdefault(object_id, _Kept()).num_messages += 1
             elif self._messages[root].tree != object_tree:
                 raise ValueError("a message is there already, with another tree")
-            return [object_id for object_id in ids if self._objects[object_id].content is None]
+            return [
+                object_id
+                for object_id in ids
+                if self._objects[object_id].content is None
+            ]
 
     def get_object_tree(self, object_id: str) -> Any:
         """The tree that a message came with. Raises NoObjectInStoreError for what is no message here."""

@@ -40,7 +40,12 @@ class Look:
     def of(cls, record: RoundRecord) -> Look | None:
         """What a record tells; None where it tells nothing of predictions."""
         test, told = record.test, record.diagnostics
-        if test is None or test.accuracy is None or test.loss is None or test.num_examples is None:
+        if (
+            test is None
+            or test.accuracy is None
+            or test.loss is None
+            or test.num_examples is None
+        ):
             return None
         if told.predicted_shares is None or told.largest_class_share is None:
             return None
@@ -131,14 +136,21 @@ class Collapse:
         told = [self.spells[0]]
         if told[0].last < self.last:
             told.append(next(spell for spell in self.spells if spell.last == self.last))
-        reasons = [spell.words(label_names, self.is_up and spell.last == self.last) for spell in told]
+        reasons = [
+            spell.words(label_names, self.is_up and spell.last == self.last)
+            for spell in told
+        ]
         over = [] if self.is_up else [f"over since round {self.last + 1}"]
         return f"collapse flagged in round {self.round}: {'; '.join([*reasons, *over])}"
 
     def alarm(self, label_names: Sequence[str], settings: Settings) -> str:
         """Those words, and while it is up what to try (docs/collapse.md)."""
         words = self.words(label_names)
-        return f"{words}. {what_to_try(self.spells[0].kind, settings)}" if self.is_up else words
+        return (
+            f"{words}. {what_to_try(self.spells[0].kind, settings)}"
+            if self.is_up
+            else words
+        )
 
 
 def what_to_try(kind: str, settings: Settings) -> str:
@@ -146,7 +158,11 @@ def what_to_try(kind: str, settings: Settings) -> str:
     train = settings.train
     if kind == "diverged":
         return f"Lower train.learning_rate (now {train.learning_rate:g})."
-    rate = train.learning_rate if train.head_learning_rate is None else train.head_learning_rate
+    rate = (
+        train.learning_rate
+        if train.head_learning_rate is None
+        else train.head_learning_rate
+    )
     if train.draws_heads and settings.num_clients > 1:
         return (
             "Begin again with one head for all sites (train.head_init=shared), or with larger steps of the "
@@ -198,7 +214,11 @@ def find_collapses(looks: Iterable[Look], num_rounds: int) -> tuple[Collapse, ..
             groups.append([spell])
     now = trained[-1].round if trained else 0
     return tuple(
-        Collapse(group[0].first + num_rounds - 1, tuple(group), max(spell.last for spell in group) == now)
+        Collapse(
+            group[0].first + num_rounds - 1,
+            tuple(group),
+            max(spell.last for spell in group) == now,
+        )
         for group in groups
     )
 
@@ -218,7 +238,9 @@ def find_spells(looks: Sequence[Look], kind: str) -> list[Spell]:
     return spells
 
 
-def standing_collapse(records: Iterable[RoundRecord], num_rounds: int) -> Collapse | None:
+def standing_collapse(
+    records: Iterable[RoundRecord], num_rounds: int
+) -> Collapse | None:
     """The flag that is up after the last of these rounds; None where the run is sound."""
     found = find_collapses(looks_of(records), num_rounds)
     return found[-1] if found and found[-1].is_up else None

@@ -28,7 +28,13 @@ class Head:
     def of(cls, layout: Layout, names: Sequence[str]) -> Head:
         """Args: names: the head's parameters, as in `Classifier.new_head`."""
         places = zip(layout.names, layout.shapes, layout.offsets, strict=True)
-        return cls(tuple(slice(start, start + prod(shape)) for name, shape, start in places if name in names))
+        return cls(
+            tuple(
+                slice(start, start + prod(shape))
+                for name, shape, start in places
+                if name in names
+            )
+        )
 
     def body_norm(self, trained: Tensor, start: Tensor) -> float:
         """L2 norm of `trained - start`, both (P,) fp32, over all but the head.
@@ -47,7 +53,9 @@ class Head:
 
     def length(self, tensors: Tensor) -> float:
         """L2 norm of the head in `tensors`, (P,) fp32; 0 where there is no new head."""
-        return sqrt(sum(tensors[part].dot(tensors[part]).item() for part in self.slices))
+        return sqrt(
+            sum(tensors[part].dot(tensors[part]).item() for part in self.slices)
+        )
 
 
 def describe_updates(
@@ -63,7 +71,10 @@ def describe_updates(
     """
     told: dict[str, float] = {"head_length": head_length}
     if outcome is not None:
-        told |= {"mean_update_norm": outcome.update_norm, "norm_ratio": norm_ratio(outcome)}
+        told |= {
+            "mean_update_norm": outcome.update_norm,
+            "norm_ratio": norm_ratio(outcome),
+        }
         told |= {"head_norm": head_norm, "body_norm": body_norm}
     return Diagnostics.model_validate(dict.fromkeys(Diagnostics.model_fields) | told)
 
@@ -75,7 +86,9 @@ def norm_ratio(outcome: RoundMean) -> float:
     0: they cancel, or nothing moved.
     """
     pairs = zip(outcome.agreements, outcome.weights, strict=True)
-    mean_of_norms = sum(agreement.update_norm * weight for agreement, weight in pairs) / sum(outcome.weights)
+    mean_of_norms = sum(
+        agreement.update_norm * weight for agreement, weight in pairs
+    ) / sum(outcome.weights)
     return min(1.0, outcome.update_norm / mean_of_norms) if mean_of_norms > 0 else 0.0
 
 
@@ -97,7 +110,9 @@ def cosines_to_others(outcome: RoundMean) -> list[float | None]:
         share, norm = weight / total, agreement.update_norm
         with_mean = agreement.cosine_to_mean * norm * outcome.update_norm  # <d, m>
         with_others = with_mean - share * norm**2  # <d, m - p d>
-        others_squared = outcome.update_norm**2 - 2 * share * with_mean + (share * norm) ** 2
+        others_squared = (
+            outcome.update_norm**2 - 2 * share * with_mean + (share * norm) ** 2
+        )
         scale = norm * sqrt(max(0.0, others_squared))
         cosines.append(cosine(with_others, scale))
     return cosines
@@ -114,7 +129,8 @@ def describe_predictions(counts: Counts) -> dict[str, Any]:
     return {
         "predicted_shares": shares,
         "prediction_entropy": entropy(shares),
-        "largest_class_share": float(counts.confusion.sum(axis=1).max()) / counts.num_examples,
+        "largest_class_share": float(counts.confusion.sum(axis=1).max())
+        / counts.num_examples,
     }
 
 

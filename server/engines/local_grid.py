@@ -28,19 +28,29 @@ _CLIENT_FAILED = 0  # Flower's error code for an unknown failure
 class LocalGrid(Grid):
     """Runs a ClientApp for `num_clients` nodes: one message at a time, or in the workers of a pool."""
 
-    def __init__(self, client_app: ClientApp, num_clients: int, pool: WorkerPool | None = None) -> None:
+    def __init__(
+        self, client_app: ClientApp, num_clients: int, pool: WorkerPool | None = None
+    ) -> None:
         self._app, self._pool = client_app, pool
         self._run = Run.create_empty(run_id=1)
         self._run.federation_id = NOOP_FEDERATION_ID
         # A message cannot be made without knowing who makes it.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, self._run.run_id, _SERVER
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = (
+            1,
+            self._run.run_id,
+            _SERVER,
+        )
         self._waiting: dict[str, Message] = {}
         self.contexts: dict[int, Context] = {}
         """By node id, in the order of the clients' numbers."""
         for client in range(num_clients):
             node_id = _SERVER + 1 + client
             self.contexts[node_id] = Context(
-                1, node_id, {"partition-id": client, "num-partitions": num_clients}, RecordDict(), {}
+                1,
+                node_id,
+                {"partition-id": client, "num-partitions": num_clients},
+                RecordDict(),
+                {},
             )
 
     def set_run(self, run: Run) -> None:
@@ -76,16 +86,28 @@ class LocalGrid(Grid):
             pushed[message_id] = message
         if self._pool is not None:
             self._pool.open()  # the workers get ready while this process goes on
-            jobs = {id: self._job(message) for id, message in pushed.items() if _is_for_worker(message)}
+            jobs = {
+                id: self._job(message)
+                for id, message in pushed.items()
+                if _is_for_worker(message)
+            }
             if jobs:  # nobody works any more on what was sent before
-                self._waiting = {id: old for id, old in self._waiting.items() if not _is_for_worker(old)}
+                self._waiting = {
+                    id: old
+                    for id, old in self._waiting.items()
+                    if not _is_for_worker(old)
+                }
                 self._pool.begin(jobs)
         self._waiting |= pushed
         return list(pushed)
 
     def _job(self, message: Message) -> Job:
         context = self.contexts[message.metadata.dst_node_id]
-        return Job(message.metadata.message_type, int(context.node_config["partition-id"]), message.content)
+        return Job(
+            message.metadata.message_type,
+            int(context.node_config["partition-id"]),
+            message.content,
+        )
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are asked for: each client is run, or waited for until its message expires."""
@@ -96,7 +118,9 @@ class LocalGrid(Grid):
                 continue
             try:
                 if self._pool is None or not _is_for_worker(message):
-                    reply = self._app(message, self.contexts[message.metadata.dst_node_id])
+                    reply = self._app(
+                        message, self.contexts[message.metadata.dst_node_id]
+                    )
                 else:
                     deadline = time.monotonic() + seconds_left_of(message)
                     content = self._pool.reply(message_id, deadline)

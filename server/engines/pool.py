@@ -26,7 +26,12 @@ from wardround.common.model.state import open_model
 from wardround.common.settings import Settings
 from wardround.common.wire import local
 from wardround.common.wire.local import Gone
-from wardround.common.wire.messages import put_arrays, read_content, take_arrays, write_content
+from wardround.common.wire.messages import (
+    put_arrays,
+    read_content,
+    take_arrays,
+    write_content,
+)
 from wardround.server.engines.worker import corpus_to_memory, tensors_in
 from wardround.server.rounds.clients import RunFailed
 
@@ -96,7 +101,9 @@ class WorkerPool:
         texts, facts = corpus_to_memory(corpus)
         self._global, *self._slots = tensors_in(memory, size)
         self._free = list(range(num_slots))
-        opening = json.dumps({"settings": self.settings.to_json(), "corpus": facts}).encode()
+        opening = json.dumps(
+            {"settings": self.settings.to_json(), "corpus": facts}
+        ).encode()
         self._tell_fork_server(opening, memory, texts)
         os.close(memory)
         os.close(texts)
@@ -130,7 +137,9 @@ class WorkerPool:
             self._lent = -1
         while job not in self._done:
             self._hand_out()
-            if not self._is_under_way(job) or not self._collect(deadline - time.monotonic()):
+            if not self._is_under_way(job) or not self._collect(
+                deadline - time.monotonic()
+            ):
                 return None
         written, slot = self._done.pop(job)
         self._hand_out()
@@ -139,7 +148,10 @@ class WorkerPool:
             raise WorkerEnded
         self._lent = slot
         words, content = read_content(written)
-        put_arrays(content, local.read_arrays(self._slots[slot].numpy().view(np.uint8), words["table"]))
+        put_arrays(
+            content,
+            local.read_arrays(self._slots[slot].numpy().view(np.uint8), words["table"]),
+        )
         return content
 
     def close(self) -> None:
@@ -162,12 +174,16 @@ class WorkerPool:
                 worker.slot = self._free.pop()
                 words = {"kind": job.kind, "client": job.client, "slot": worker.slot}
                 with suppress(Gone):  # seen when its answer is collected
-                    local.send_frame(worker.connection, write_content(words, job.content))
+                    local.send_frame(
+                        worker.connection, write_content(words, job.content)
+                    )
 
     def _collect(self, seconds: float) -> bool:
         """Wait for at least one answer, or for a worker to end; False if neither came in time."""
         watch = select.poll()
-        by_descriptor = {worker.connection.fileno(): worker for worker in self._workers if worker.job}
+        by_descriptor = {
+            worker.connection.fileno(): worker for worker in self._workers if worker.job
+        }
         for descriptor in by_descriptor:
             watch.register(descriptor, select.POLLIN)
         ready = watch.poll(max(0.0, seconds) * 1000)
@@ -194,7 +210,9 @@ class WorkerPool:
 
     def _start(self, number: int) -> None:
         ours, theirs = socket.socketpair()
-        ours.settimeout(local.END_SECONDS)  # for what is left of a frame once it has begun
+        ours.settimeout(
+            local.END_SECONDS
+        )  # for what is left of a frame once it has begun
         with theirs:
             self._tell_fork_server(str(number).encode(), theirs.fileno())
         self._workers.append(_Worker(number, ours))

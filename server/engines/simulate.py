@@ -30,7 +30,9 @@ def simulate(settings: Settings) -> None:
         ValueError: bad input. RunFailed: the run could not be finished.
     """
     if not settings.engine.is_simulated:
-        raise ValueError("engine=deployment runs across real sites; use `wardround submit` for that.")
+        raise ValueError(
+            "engine=deployment runs across real sites; use `wardround submit` for that."
+        )
     if settings.personalisation.name == "none":
         ENGINES[settings.engine.name](settings)
         return
@@ -49,7 +51,9 @@ def _judged(settings: Settings, own_texts: Sequence[OwnTexts]) -> list[OwnTexts]
             "(data.test_fraction), or lower num_clients."
         )
     if left:
-        display().say(f"{settings.cell}: too few held-out texts for personal models of client {left}")
+        display().say(
+            f"{settings.cell}: too few held-out texts for personal models of client {left}"
+        )
     return judged
 
 
@@ -58,7 +62,9 @@ def _personalise(settings: Settings, own_texts: Sequence[OwnTexts]) -> None:
     folder = RunFolder(Path(settings.run_dir))
     reason = folder.status()["reason"]
     with folder.open(settings), recorded(folder):
-        personaliser = Personaliser(settings, folder.label_names(), folder.path / "model")
+        personaliser = Personaliser(
+            settings, folder.label_names(), folder.path / "model"
+        )
         record = personaliser.record.or_started(folder.path)
         for own in own_texts[len(record.sites) :]:
             personal = personaliser.personalise(own)
@@ -79,7 +85,9 @@ def _in_process(settings: Settings) -> None:
         conduct(GridClients(LocalGrid(client_app, settings.num_clients)), settings)
         return
     with WorkerPool(num_workers, settings) as pool:
-        conduct(GridClients(LocalGrid(client_app, settings.num_clients, pool)), settings)
+        conduct(
+            GridClients(LocalGrid(client_app, settings.num_clients, pool)), settings
+        )
 
 
 def count_workers(settings: Settings) -> int:
@@ -97,7 +105,11 @@ def count_workers(settings: Settings) -> int:
     elif asked == "auto":
         import torch
 
-        asked = torch.accelerator.device_count() if settings.device in ("auto", device.type) else 1
+        asked = (
+            torch.accelerator.device_count()
+            if settings.device in ("auto", device.type)
+            else 1
+        )
     elif asked > 1 and device.type == "cpu" and settings.threads == "auto":
         raise ValueError(
             f"engine.workers is {asked} but threads is auto, so that each of them would use every CPU. Set "
@@ -110,7 +122,9 @@ def _on_ray(settings: Settings) -> None:
     try:
         import ray  # noqa: F401
     except ImportError:
-        raise ValueError("engine=ray needs Ray; install it with: pip install 'wardround[ray]'") from None
+        raise ValueError(
+            "engine=ray needs Ray; install it with: pip install 'wardround[ray]'"
+        ) from None
     from flwr.simulation import run_simulation
 
     server_app = ServerApp()
@@ -120,19 +134,27 @@ def _on_ray(settings: Settings) -> None:
         conduct(GridClients(grid), settings)
 
     engine = settings.engine
-    init_args: dict[str, Any] = {} if engine.address is None else {"address": engine.address}
+    init_args: dict[str, Any] = (
+        {} if engine.address is None else {"address": engine.address}
+    )
     run_simulation(
         server_app=server_app,
         client_app=client_app,
         num_supernodes=settings.num_clients,
         backend_config={
             "init_args": init_args,
-            "client_resources": {"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus},
+            "client_resources": {
+                "num_cpus": engine.num_cpus,
+                "num_gpus": engine.num_gpus,
+            },
         },
     )
 
 
-ENGINES: dict[str, Callable[[Settings], None]] = {"inprocess": _in_process, "ray": _on_ray}
+ENGINES: dict[str, Callable[[Settings], None]] = {
+    "inprocess": _in_process,
+    "ray": _on_ray,
+}
 
 
 def answer_for(kind: str, client: int, content: RecordDict) -> RecordDict:

@@ -30,7 +30,12 @@ from wardround.common.model.state import move_into, open_model
 from wardround.common.settings import Settings
 from wardround.common.wire import local
 from wardround.common.wire.local import Gone
-from wardround.common.wire.messages import put_arrays, read_content, take_arrays, write_content
+from wardround.common.wire.messages import (
+    put_arrays,
+    read_content,
+    take_arrays,
+    write_content,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +76,13 @@ def run_fork_server(descriptor: int, answer: Answer) -> None:
             if pids[number] == 0:
                 control.close()
                 _choose_gpu(settings, number)
-                _run_worker(socket.socket(fileno=worker_fd), settings, corpus.label_names, tensors, answer)
+                _run_worker(
+                    socket.socket(fileno=worker_fd),
+                    settings,
+                    corpus.label_names,
+                    tensors,
+                    answer,
+                )
             os.close(worker_fd)
     with suppress(ChildProcessError):
         while True:
@@ -85,7 +96,9 @@ def _end(pid: int) -> None:
     os.waitpid(pid, 0)
 
 
-def _build_model(settings: Settings, label_names: tuple[str, ...], tensors_fd: int) -> list[Tensor]:
+def _build_model(
+    settings: Settings, label_names: tuple[str, ...], tensors_fd: int
+) -> list[Tensor]:
     """Build what every worker inherits; returns the shared tensors, the global ones first.
 
     On one thread, since a process that has computed on several cannot be forked safely, and on the CPU, since
@@ -103,7 +116,11 @@ def _choose_gpu(settings: Settings, number: int) -> None:
 
     if settings.device in ("auto", "cuda") and torch.cuda.device_count() > 0:
         allowed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        names = allowed.split(",") if allowed else [str(gpu) for gpu in range(torch.cuda.device_count())]
+        names = (
+            allowed.split(",")
+            if allowed
+            else [str(gpu) for gpu in range(torch.cuda.device_count())]
+        )
         os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
 
 
@@ -166,7 +183,10 @@ def corpus_from_memory(fd: int, facts: dict[str, Any]) -> Corpus:
     memory.flags.writeable = False
     arrays = local.read_arrays(memory, facts["table"])
     parts = {
-        part: TokenisedTexts(**{name: arrays[f"{part}.{name}"] for name in _ARRAYS}, pad_id=facts["pad_id"])
+        part: TokenisedTexts(
+            **{name: arrays[f"{part}.{name}"] for name in _ARRAYS},
+            pad_id=facts["pad_id"],
+        )
         for part in PARTS
     }
     return Corpus(

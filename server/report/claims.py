@@ -20,7 +20,13 @@ import yaml
 from wardround.common.places import CONF
 from wardround.server.compose import compose
 from wardround.server.report.findings import TEMPLATES, Findings
-from wardround.server.report.load import DEFAULT_TARGET_FRACTION, Run, Sweep, display_name, joined
+from wardround.server.report.load import (
+    DEFAULT_TARGET_FRACTION,
+    Run,
+    Sweep,
+    display_name,
+    joined,
+)
 
 Finding = Literal["holds", "fails", "open"]
 Verdict = Literal["supported", "contradicted", "not_tested"]
@@ -35,12 +41,26 @@ Rule = Callable[[pd.DataFrame], Found]
 """Takes rows of `gather`'s table."""
 
 _PAPER = yaml.safe_load((CONF / "experiment" / "paper.yaml").read_text())["sweep"]
-PAPER_MODELS, PAPER_DATA, PAPER_CLIENTS = (tuple(_PAPER[axis]) for axis in ("model", "data", "num_clients"))
+PAPER_MODELS, PAPER_DATA, PAPER_CLIENTS = (
+    tuple(_PAPER[axis]) for axis in ("model", "data", "num_clients")
+)
 # What the paper's text and its authors' code agree on (section 3.4). The switches in which the two differ
 # (head, mask, shuffling, last batch, weighting, columns) are free: both are "the paper".
 PAPER_KEYS = (
-    *("train.local_epochs", "train.batch_size", "train.learning_rate", "train.max_length", "train.optimizer"),
-    *("train.weight_decay", "train.schedule", "train.max_grad_norm", "partition.name", "data.train_examples"),
+    *(
+        "train.local_epochs",
+        "train.batch_size",
+        "train.learning_rate",
+        "train.max_length",
+        "train.optimizer",
+    ),
+    *(
+        "train.weight_decay",
+        "train.schedule",
+        "train.max_grad_norm",
+        "partition.name",
+        "data.train_examples",
+    ),
     *("data.test_examples", "data.budget_rounds", "data.second_threshold_rounds"),
 )
 
@@ -98,23 +118,36 @@ def gather(sweep: Sweep) -> pd.DataFrame:
     """
 
     rows = {key: _draw_together(seeds) for key, seeds in sweep.cells.groupby(AXES)}
-    index = pd.MultiIndex.from_product([PAPER_MODELS, PAPER_DATA, PAPER_CLIENTS], names=AXES)
+    index = pd.MultiIndex.from_product(
+        [PAPER_MODELS, PAPER_DATA, PAPER_CLIENTS], names=AXES
+    )
     columns = ["accuracy", "reached", "curves"]
-    table = pd.DataFrame([rows.get(key, (nan, nan, None)) for key in index], index, columns)
+    table = pd.DataFrame(
+        [rows.get(key, (nan, nan, None)) for key in index], index, columns
+    )
     for column, read in (("chance", sweep.chance), ("budget", sweep.budget)):
         by_data = {data: read(data) or nan for data in PAPER_DATA}
         table[column] = [by_data[data] for _, data, _ in index]
     table["baseline"] = [table["accuracy"][model, data, 1] for model, data, _ in index]
     table["learned"] = table["baseline"] - table["chance"] > LEARNED_MARGIN
-    share = (table["accuracy"] - table["chance"]) / (table["baseline"] - table["chance"])
+    share = (table["accuracy"] - table["chance"]) / (
+        table["baseline"] - table["chance"]
+    )
     table["share"] = share.where(table["learned"])
-    table["settled"] = table["reached"].where(index.get_level_values("num_clients") > 1, table["accuracy"])
+    table["settled"] = table["reached"].where(
+        index.get_level_values("num_clients") > 1, table["accuracy"]
+    )
     return table
 
 
-def _draw_together(seeds: pd.DataFrame) -> tuple[float, float, list[list[float]] | None]:
+def _draw_together(
+    seeds: pd.DataFrame,
+) -> tuple[float, float, list[list[float]] | None]:
     """Accuracy, reached and curves of one cell."""
-    is_reached, is_settled = seeds["outcome"] == "reached", seeds["outcome"].isin(["reached", "not reached"])
+    is_reached, is_settled = (
+        seeds["outcome"] == "reached",
+        seeds["outcome"].isin(["reached", "not reached"]),
+    )
     curves = [_curve(run) for run in seeds["run"]]
     # A curve that a collapse cut off cannot show whether the plateau would have ended.
     is_whole = (seeds["status"] == "finished") & (seeds["outcome"] != "collapsed")
@@ -154,7 +187,9 @@ def declines_gradually(shares: Shares, is_whole: bool) -> tuple[Finding, str]:
     return _holds(shares[end] <= 1 + RISE_TOLERANCE), note
 
 
-def drops_steeply(shares: Shares, is_whole: bool, ends_from: int) -> tuple[Finding, str]:
+def drops_steeply(
+    shares: Shares, is_whole: bool, ends_from: int
+) -> tuple[Finding, str]:
     """Some doubling that ends at `ends_from` clients or more loses more than SHARP_DROP."""
     at, drop = largest_drop(shares, ends_from)
     finding = _holds(drop > SHARP_DROP) if drop > SHARP_DROP or is_whole else "open"
@@ -164,7 +199,9 @@ def drops_steeply(shares: Shares, is_whole: bool, ends_from: int) -> tuple[Findi
 def is_near_chance(shares: Shares, is_whole: bool) -> tuple[Finding, str]:
     """At most NEAR_CHANCE of the accuracy above chance is left at the largest K."""
     share = shares[max(shares)]
-    return _holds(share <= NEAR_CHANCE), f"{share:.2f} of the accuracy above chance is left"
+    return _holds(
+        share <= NEAR_CHANCE
+    ), f"{share:.2f} of the accuracy above chance is left"
 
 
 def by_k(rule: Callable[..., tuple[Finding, str]], *options: int) -> Rule:
@@ -172,8 +209,16 @@ def by_k(rule: Callable[..., tuple[Finding, str]], *options: int) -> Rule:
 
     def judge_cells(cells: pd.DataFrame) -> Found:
         shares = cells["share"].droplevel(["model", "data"]).dropna().to_dict()
-        finding, note = rule(shares, len(shares) == len(cells), *options) if len(shares) > 1 else ("open", "")
-        return finding, {"retained_by_k": {str(k): round(share, 4) for k, share in shares.items()}}, note
+        finding, note = (
+            rule(shares, len(shares) == len(cells), *options)
+            if len(shares) > 1
+            else ("open", "")
+        )
+        return (
+            finding,
+            {"retained_by_k": {str(k): round(share, 4) for k, share in shares.items()}},
+            note,
+        )
 
     return judge_cells
 
@@ -184,7 +229,11 @@ def struggles(cells: pd.DataFrame) -> Found:
     if pd.isna(cell.share):
         return "open", {}, ""
     accuracy, baseline = float(cell.accuracy), float(cell.baseline)
-    numbers = {"accuracy": accuracy, "baseline": baseline, "share": round(accuracy / baseline, 4)}
+    numbers = {
+        "accuracy": accuracy,
+        "baseline": baseline,
+        "share": round(accuracy / baseline, 4),
+    }
     note = f"{accuracy:.3f}, {accuracy / baseline:.0%} of K = 1"
     return _holds(accuracy < STRUGGLING_SHARE * baseline), numbers, note
 
@@ -194,7 +243,11 @@ def misses_target(cells: pd.DataFrame) -> Found:
     cell = cells.iloc[-1]
     if pd.isna(cell.reached) or not cell.learned:
         return "open", {}, ""
-    note = "target reached" if cell.reached else "target not reached within the second threshold"
+    note = (
+        "target reached"
+        if cell.reached
+        else "target not reached within the second threshold"
+    )
     return _holds(not cell.reached), {"reached": bool(cell.reached)}, note
 
 
@@ -202,9 +255,15 @@ def mostly_reached(cells: pd.DataFrame) -> Found:
     """At least MOSTLY of the cells with K > 1 reach the target; decided early only if none left can help."""
     cells = cells[cells.index.get_level_values("num_clients") > 1]
     settled = cells["reached"][cells["learned"]].dropna()
-    total, reached, missed = len(cells), int((settled == 1).sum()), int((settled == 0).sum())
+    total, reached, missed = (
+        len(cells),
+        int((settled == 1).sum()),
+        int((settled == 0).sum()),
+    )
     is_lost = (total - missed) / total < MOSTLY
-    finding: Finding = "fails" if is_lost else "holds" if len(settled) == total else "open"
+    finding: Finding = (
+        "fails" if is_lost else "holds" if len(settled) == total else "open"
+    )
     note = f"{reached} of {total} cells reached the target, {missed} did not"
     return finding, {"reached": reached, "missed": missed, "cells": total}, note
 
@@ -215,7 +274,11 @@ def rounds_at_chance(curve: Sequence[float], chance: float) -> int:
     Args:
         curve: test accuracy of round 0, 1, 2 …
     """
-    left = (number for number, accuracy in enumerate(curve) if accuracy > chance + AT_CHANCE_MARGIN)
+    left = (
+        number
+        for number, accuracy in enumerate(curve)
+        if accuracy > chance + AT_CHANCE_MARGIN
+    )
     return max(next(left, len(curve)) - 1, 0)
 
 
@@ -233,14 +296,22 @@ def some_curve(rule: Callable[[Sequence[float], float, float], bool]) -> Rule:
     """Some curve is as the rule says. One is enough; only all of them can show that it is not there."""
 
     def judge_cells(cells: pd.DataFrame) -> Found:
-        known = cells.dropna(subset=["curves", "chance", "budget"]).droplevel(["model", "data"])
+        known = cells.dropna(subset=["curves", "chance", "budget"]).droplevel(
+            ["model", "data"]
+        )
         waited, seen = {}, []
-        for k, seeds, chance, budget in known[["curves", "chance", "budget"]].itertuples():
+        for k, seeds, chance, budget in known[
+            ["curves", "chance", "budget"]
+        ].itertuples():
             waited[k] = [rounds_at_chance(curve, chance) for curve in seeds]
             seen += [k] * any(rule(curve, chance, budget) for curve in seeds)
         if not waited:
             return "open", {}, ""
-        note = f"seen with K = {joined(seen)}" if seen else f"not seen with K = {joined(waited)}"
+        note = (
+            f"seen with K = {joined(seen)}"
+            if seen
+            else f"not seen with K = {joined(waited)}"
+        )
         finding = _holds(bool(seen)) if seen or len(known) == len(cells) else "open"
         return finding, {"rounds_at_chance_by_k": waited, "seen_with_k": seen}, note
 
@@ -250,11 +321,20 @@ def some_curve(rule: Callable[[Sequence[float], float, float], bool]) -> Rule:
 def steepest_on_imdb(cells: pd.DataFrame) -> Found:
     """IMDB's mean loss of retained accuracy over K > 1 exceeds every other by more than STEEPER_MARGIN."""
     several = cells["share"][cells.index.get_level_values("num_clients") > 1]
-    losses = (1 - several).groupby("data", sort=False).agg(lambda lost: sum(lost) / len(lost)).dropna()
-    numbers: dict[str, Any] = {"mean_loss": {data: round(loss, 4) for data, loss in losses.items()}}
+    losses = (
+        (1 - several)
+        .groupby("data", sort=False)
+        .agg(lambda lost: sum(lost) / len(lost))
+        .dropna()
+    )
+    numbers: dict[str, Any] = {
+        "mean_loss": {data: round(loss, 4) for data, loss in losses.items()}
+    }
     if len(losses) < len(PAPER_DATA):
         return "open", numbers, ""
-    told = ", ".join(f"{display_name(data)} {loss:.2f}" for data, loss in losses.items())
+    told = ", ".join(
+        f"{display_name(data)} {loss:.2f}" for data, loss in losses.items()
+    )
     is_steepest = losses["imdb"] > losses.drop("imdb").max() + STEEPER_MARGIN
     return _holds(is_steepest), numbers, f"mean loss over K > 1: {told}"
 
@@ -317,12 +397,24 @@ CLAIMS = (
         "accuracy",
         ("SHARP_DROP", "NEAR_CHANCE", "STRUGGLING_SHARE", "LEARNED_MARGIN"),
         [
-            *(Part("steep drop", _DISTIL, [d], PAPER_CLIENTS, by_k(drops_steeply, k)) for d, k in STEEP_FROM),
             *(
-                Part("near chance with K = 32", _DISTIL, [d], (1, 32), by_k(is_near_chance))
+                Part("steep drop", _DISTIL, [d], PAPER_CLIENTS, by_k(drops_steeply, k))
+                for d, k in STEEP_FROM
+            ),
+            *(
+                Part(
+                    "near chance with K = 32",
+                    _DISTIL,
+                    [d],
+                    (1, 32),
+                    by_k(is_near_chance),
+                )
                 for d in NEAR_CHANCE_ON
             ),
-            *(Part(f"struggles with K = {k}", _DISTIL, [d], (1, k), struggles) for d, k in STRUGGLES_AT),
+            *(
+                Part(f"struggles with K = {k}", _DISTIL, [d], (1, k), struggles)
+                for d, k in STRUGGLES_AT
+            ),
         ],
     ),
     Criterion(
@@ -331,9 +423,24 @@ CLAIMS = (
         "settled",
         ("MOSTLY", "LEARNED_MARGIN"),
         [
-            Part("mostly reaches the target", "bert", PAPER_DATA, PAPER_CLIENTS, mostly_reached),
-            Part("mostly reaches the target", "albert", PAPER_DATA, PAPER_CLIENTS, mostly_reached),
-            *(Part(f"target missed with K = {k}", _DISTIL, [d], (1, k), misses_target) for d, k in MISSES_AT),
+            Part(
+                "mostly reaches the target",
+                "bert",
+                PAPER_DATA,
+                PAPER_CLIENTS,
+                mostly_reached,
+            ),
+            Part(
+                "mostly reaches the target",
+                "albert",
+                PAPER_DATA,
+                PAPER_CLIENTS,
+                mostly_reached,
+            ),
+            *(
+                Part(f"target missed with K = {k}", _DISTIL, [d], (1, k), misses_target)
+                for d, k in MISSES_AT
+            ),
         ],
     ),
     Criterion(
@@ -349,14 +456,23 @@ CLAIMS = (
                 LARGE_CLIENTS,
                 some_curve(waits_then_moves),
             ),
-            Part("stays at chance", _DISTIL, ["imdb"], LARGE_CLIENTS, some_curve(never_moves)),
+            Part(
+                "stays at chance",
+                _DISTIL,
+                ["imdb"],
+                LARGE_CLIENTS,
+                some_curve(never_moves),
+            ),
         ],
     ),
     Criterion(
         "The decline is steepest for IMDB.",
         "accuracy",
         ("STEEPER_MARGIN", "LEARNED_MARGIN"),
-        [Part("", model, PAPER_DATA, PAPER_CLIENTS, steepest_on_imdb) for model in PAPER_MODELS],
+        [
+            Part("", model, PAPER_DATA, PAPER_CLIENTS, steepest_on_imdb)
+            for model in PAPER_MODELS
+        ],
     ),
 )
 
@@ -368,7 +484,11 @@ def findings(sweep: Sweep) -> Findings:
     parts = {
         claim.id: pd.DataFrame(
             [
-                (part["part"], words[part["finding"]], part.get("note") or part.get("missing", ""))
+                (
+                    part["part"],
+                    words[part["finding"]],
+                    part.get("note") or part.get("missing", ""),
+                )
                 for part in claim.numbers["parts"]
             ],
             columns=columns,
@@ -386,11 +506,18 @@ def judge(sweep: Sweep) -> list[Claim]:
     """
     table, differences = gather(sweep), _differences(sweep)
     told = table, len(sweep.seeds), differences
-    return [_judge(number, criterion, *told) for number, criterion in enumerate(CLAIMS, start=1)]
+    return [
+        _judge(number, criterion, *told)
+        for number, criterion in enumerate(CLAIMS, start=1)
+    ]
 
 
 def _judge(
-    number: int, criterion: Criterion, table: pd.DataFrame, num_seeds: int, differences: list[str]
+    number: int,
+    criterion: Criterion,
+    table: pd.DataFrame,
+    num_seeds: int,
+    differences: list[str],
 ) -> Claim:
     have = set(table.index[table[criterion.have].notna()])
     dull = _dull_baselines(table) if "LEARNED_MARGIN" in criterion.thresholds else {}
@@ -399,13 +526,29 @@ def _judge(
     reasons: dict[str, None] = {}
     for part in criterion.parts:
         finding, numbers, note = part.rule(table.loc[part.needs])
-        entries.append({"part": part.name, "finding": finding, **numbers} | ({"note": note} if note else {}))
+        entries.append(
+            {"part": part.name, "finding": finding, **numbers}
+            | ({"note": note} if note else {})
+        )
         if finding == "open":
-            why = "; ".join(dull[part.model, data] for data in part.data_sets if (part.model, data) in dull)
-            entries[-1]["missing"] = "; ".join(filter(None, [why, describe_missing(part.needs, have)]))
-            needed, reasons = needed + part.needs, reasons | ({why: None} if why else {})
+            why = "; ".join(
+                dull[part.model, data]
+                for data in part.data_sets
+                if (part.model, data) in dull
+            )
+            entries[-1]["missing"] = "; ".join(
+                filter(None, [why, describe_missing(part.needs, have)])
+            )
+            needed, reasons = (
+                needed + part.needs,
+                reasons | ({why: None} if why else {}),
+            )
     findings = [entry["finding"] for entry in entries]
-    failing = [f"{entry['part']} ({entry['note']})" for entry in entries if entry["finding"] == "fails"]
+    failing = [
+        f"{entry['part']} ({entry['note']})"
+        for entry in entries
+        if entry["finding"] == "fails"
+    ]
     missing, is_tested = describe_missing(needed, have), set(findings) != {"open"}
     sentences = {
         f"No verdict, because the runs leave the paper's protocol: {'; '.join(differences)}. "
@@ -415,7 +558,9 @@ def _judge(
         f"Finished runs that are missing: {missing}.": missing,
         f"Cannot be measured: {'; '.join(reasons)}.": reasons,
     }
-    explanation = " ".join(sentence for sentence, is_said in sentences.items() if is_said)
+    explanation = " ".join(
+        sentence for sentence, is_said in sentences.items() if is_said
+    )
     numbers = {
         "thresholds": {name.lower(): globals()[name] for name in criterion.thresholds},
         "num_seeds": num_seeds,
@@ -435,11 +580,20 @@ def combine(findings: Collection[Finding]) -> Verdict:
 
 def _dull_baselines(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     """By model and data set, words for a K = 1 run that learned nothing above chance."""
-    baselines = table.xs(1, level="num_clients").query("not learned").dropna(subset=["baseline", "chance"])
+    baselines = (
+        table.xs(1, level="num_clients")
+        .query("not learned")
+        .dropna(subset=["baseline", "chance"])
+    )
     return {
-        (model, data): f"{display_name(model)} on {display_name(data)} with K = 1 did not learn "
+        (
+            model,
+            data,
+        ): f"{display_name(model)} on {display_name(data)} with K = 1 did not learn "
         f"({baseline:.3f} against chance {chance:.3f})"
-        for (model, data), baseline, chance in baselines[["baseline", "chance"]].itertuples()
+        for (model, data), baseline, chance in baselines[
+            ["baseline", "chance"]
+        ].itertuples()
     }
 
 
@@ -453,8 +607,13 @@ def describe_missing(needed: Iterable[Key], have: Collection[Key]) -> str:
         groups: dict[tuple[Any, ...], list[Any]] = {}
         for row in rows:
             groups.setdefault(row[:column] + row[column + 1 :], []).append(row[column])
-        rows = [(*rest[:column], joined(name(several)), *rest[column:]) for rest, several in groups.items()]
-    text = "; ".join(f"{models} on {data} with K = {counts}" for models, data, counts in rows)
+        rows = [
+            (*rest[:column], joined(name(several)), *rest[column:])
+            for rest, several in groups.items()
+        ]
+    text = "; ".join(
+        f"{models} on {data} with K = {counts}" for models, data, counts in rows
+    )
     return f"{text} (none of them is here)" if 0 < num_missing == len(wanted) else text
 
 
@@ -466,15 +625,23 @@ def _differences(sweep: Sweep) -> list[str]:
     """Where the runs leave the paper's protocol, each said once."""
     found = []
     if sweep.target_fraction != DEFAULT_TARGET_FRACTION:
-        found.append(f"target {sweep.target_fraction:g} of the baseline (paper: {DEFAULT_TARGET_FRACTION:g})")
-    cells = sweep.cells[sweep.cells["model"].isin(PAPER_MODELS) & sweep.cells["data"].isin(PAPER_DATA)]
+        found.append(
+            f"target {sweep.target_fraction:g} of the baseline (paper: {DEFAULT_TARGET_FRACTION:g})"
+        )
+    cells = sweep.cells[
+        sweep.cells["model"].isin(PAPER_MODELS) & sweep.cells["data"].isin(PAPER_DATA)
+    ]
     for cell in cells[cells["status"] != "pending"].itertuples():
         if cell.run is None or cell.run.settings is None:
             found.append("some cells have no readable settings.json")
             continue
         ours, theirs = cell.run.settings.flat(), _paper_settings(cell.data)
         for key in (key for key in PAPER_KEYS if ours[key] != theirs[key]):
-            name = f"{cell.data} {key}" if key.endswith("_rounds") else key.removesuffix(".name")
+            name = (
+                f"{cell.data} {key}"
+                if key.endswith("_rounds")
+                else key.removesuffix(".name")
+            )
             found.append(f"{name} {_plain(ours[key])} (paper: {_plain(theirs[key])})")
     return list(dict.fromkeys(found))
 

@@ -15,11 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from wardround.common.personal import FILE_NAME as PERSONAL
 from wardround.common.personal import PersonalRecord
 from wardround.common.settings import Settings
-from wardround.server.diagnostics.collapse import Collapse, Look, find_collapses, looks_of
+from wardround.server.diagnostics.collapse import (
+    Collapse,
+    Look,
+    find_collapses,
+    looks_of,
+)
 from wardround.server.record import ClientRecord, Diagnostics, RoundRecord, best_of
 from wardround.server.run_folder import SWEEP_COLUMNS, SweepRow
 
-Outcome = Literal["reached", "not reached", "not yet", "failed", "collapsed", "no baseline"]
+Outcome = Literal[
+    "reached", "not reached", "not yet", "failed", "collapsed", "no baseline"
+]
 DEFAULT_TARGET_FRACTION = 0.9
 KEYS = ["model", "data", "arm", "num_clients", "seed"]
 """Columns that tell one cell of a sweep from another."""
@@ -101,7 +108,11 @@ class Run:
     @property
     def largest_share(self) -> float | None:
         """Accuracy of always naming the label most test texts have; `chance` where the run does not tell."""
-        return max(self.test_counts) / sum(self.test_counts) if any(self.test_counts) else self.chance
+        return (
+            max(self.test_counts) / sum(self.test_counts)
+            if any(self.test_counts)
+            else self.chance
+        )
 
     @property
     def last_round(self) -> int:
@@ -121,19 +132,29 @@ class Run:
     @cached_property
     def collapses(self) -> tuple[Collapse, ...]:
         """Every flag of the run; empty where the settings, and with them its rule, are not known."""
-        return find_collapses(self.looks, self.settings.train.collapse_rounds) if self.settings else ()
+        return (
+            find_collapses(self.looks, self.settings.train.collapse_rounds)
+            if self.settings
+            else ()
+        )
 
     @property
     def is_ended_by_collapse(self) -> bool:
         """Whether `train.on_collapse=stop` ended the run."""
         is_up = bool(self.collapses) and self.collapses[-1].is_up
-        return is_up and self.settings is not None and self.settings.train.on_collapse == "stop"
+        return (
+            is_up
+            and self.settings is not None
+            and self.settings.train.on_collapse == "stop"
+        )
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row a round: columns as in `_COLUMNS`, NaN where the line says nothing."""
         parts = {"clients", "left_out", "sites"}
-        lines = pd.json_normalize([record.model_dump(exclude=parts) for record in self.rounds])
+        lines = pd.json_normalize(
+            [record.model_dump(exclude=parts) for record in self.rounds]
+        )
         table = lines.reindex(columns=list(_COLUMNS)).rename(columns=_COLUMNS)
         numbers = table.columns.difference(["round", "predicted_shares"])
         return table.astype(dict.fromkeys(numbers, float) | {"round": int})
@@ -146,8 +167,12 @@ class Run:
             for record in self.rounds
             for client in record.clients
         ]
-        table = pd.DataFrame(rows, columns=["round", "name", *ClientRecord.model_fields])
-        return table.astype(dict.fromkeys(table.columns.difference(["round", "name", "site"]), float))
+        table = pd.DataFrame(
+            rows, columns=["round", "name", *ClientRecord.model_fields]
+        )
+        return table.astype(
+            dict.fromkeys(table.columns.difference(["round", "name", "site"]), float)
+        )
 
 
 @dataclass(frozen=True)
@@ -163,11 +188,17 @@ class Spread:
     def of(cls, values: pd.Series) -> Spread | None:
         """Over the values that are there; None where none is."""
         known = values.dropna()
-        return cls(known.mean(), known.min(), known.max(), len(known)) if len(known) else None
+        return (
+            cls(known.mean(), known.min(), known.max(), len(known))
+            if len(known)
+            else None
+        )
 
     def text(self, pattern: str) -> str:
         """The mean, followed by `(low–high)` where there is more than one seed."""
-        mean, low, high = (format(value, pattern) for value in (self.mean, self.low, self.high))
+        mean, low, high = (
+            format(value, pattern) for value in (self.mean, self.low, self.high)
+        )
         return mean if self.count == 1 else f"{mean} ({low}–{high})"
 
 
@@ -193,7 +224,9 @@ class Group:
     @property
     def share(self) -> Spread | None:
         """Accuracy at the budget over the K = 1 accuracy of the same seed."""
-        return Spread.of(self.cells["accuracy"] / self.cells["baseline"].replace(0, None))
+        return Spread.of(
+            self.cells["accuracy"] / self.cells["baseline"].replace(0, None)
+        )
 
     @property
     def rounds(self) -> Spread | None:
@@ -206,12 +239,17 @@ class Group:
         if self.rounds is None:
             return self.words("outcome")
         is_part = self.rounds.count < len(self.cells)
-        return self.rounds.text(".4g") + (f"; {self.words('outcome')}" if is_part else "")
+        return self.rounds.text(".4g") + (
+            f"; {self.words('outcome')}" if is_part else ""
+        )
 
     def words(self, column: str) -> str:
         """What the cells have in the column `status` or `outcome`, with counts where the seeds differ."""
         counts = self.cells[column].value_counts(sort=False)
-        return ", ".join(f"{count} {word}" if len(counts) > 1 else word for word, count in counts.items())
+        return ", ".join(
+            f"{count} {word}" if len(counts) > 1 else word
+            for word, count in counts.items()
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +302,11 @@ class Sweep:
             if cell.run is not None and cell.run.rounds
         ]
         columns = [*KEYS, *_COLUMNS.values()]
-        return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+        return (
+            pd.concat(tables, ignore_index=True)[columns]
+            if tables
+            else pd.DataFrame(columns=columns)
+        )
 
     def groups(self) -> list[Group]:
         """All that there are, in the order of models and data sets, K ascending."""
@@ -278,16 +320,25 @@ class Sweep:
 
     def budget(self, data: str) -> int | None:
         """Rounds at which accuracies are compared; None until a run has written its settings."""
-        return self._first(data, lambda run: run.settings.data.budget_rounds if run.settings else None)
+        return self._first(
+            data, lambda run: run.settings.data.budget_rounds if run.settings else None
+        )
 
     def second_threshold(self, data: str) -> int | None:
         """Rounds after which a target counts as not reached; None as for `budget`."""
         return self._first(
-            data, lambda run: run.settings.data.second_threshold_rounds if run.settings else None
+            data,
+            lambda run: (
+                run.settings.data.second_threshold_rounds if run.settings else None
+            ),
         )
 
     def _first(self, data: str, read: Callable[[Run], T | None]) -> T | None:
-        found = (read(run) for run in self.cells.loc[self.cells["data"] == data, "run"] if run is not None)
+        found = (
+            read(run)
+            for run in self.cells.loc[self.cells["data"] == data, "run"]
+            if run is not None
+        )
         return next((value for value in found if value is not None), None)
 
 
@@ -298,25 +349,45 @@ def load_sweep(folder: Path) -> Sweep:
         ValueError: `sweep.csv` lacks a column or holds a value it cannot hold; names file and line.
     """
     lines = _read_lines(folder / "sweep.csv")
-    cells = pd.DataFrame([line.model_dump() for line in lines], columns=list(SweepRow.model_fields))
-    cells = cells.rename(columns={"accuracy_at_budget": "accuracy", "baseline_accuracy": "baseline"})
-    cells = cells.astype(dict.fromkeys(["accuracy", "baseline", "rounds_to_target"], float))
+    cells = pd.DataFrame(
+        [line.model_dump() for line in lines], columns=list(SweepRow.model_fields)
+    )
+    cells = cells.rename(
+        columns={"accuracy_at_budget": "accuracy", "baseline_accuracy": "baseline"}
+    )
+    cells = cells.astype(
+        dict.fromkeys(["accuracy", "baseline", "rounds_to_target"], float)
+    )
     folders = [folder / "cells" / line.folder for line in lines]
-    cells["run"] = pd.Series([load_run(path) if path.is_dir() else None for path in folders], dtype=object)
-    cells["outcome"] = [_outcome(line, run) for line, run in zip(lines, cells["run"], strict=True)]
-    return Sweep(folder.name, cells, _read(folder / "sweep.json", _Plan, _Plan(), []).target_fraction)
+    cells["run"] = pd.Series(
+        [load_run(path) if path.is_dir() else None for path in folders], dtype=object
+    )
+    cells["outcome"] = [
+        _outcome(line, run) for line, run in zip(lines, cells["run"], strict=True)
+    ]
+    return Sweep(
+        folder.name,
+        cells,
+        _read(folder / "sweep.json", _Plan, _Plan(), []).target_fraction,
+    )
 
 
 def load_run(folder: Path) -> Run:
     """Read one run folder; a file that is missing or damaged is named in `problems`, not raised."""
     problems: list[str] = []
     settings = _read_settings(folder / "settings.json", problems)
-    status: dict[str, str | None] = _read(folder / "status.json", dict[str, str | None], {}, problems)
+    status: dict[str, str | None] = _read(
+        folder / "status.json", dict[str, str | None], {}, problems
+    )
     labels = _read(folder / "labels.json", _Labels, _Labels(), problems)
     approvals: dict[str, dict[str, str]] = _read(
         folder / "approvals.json", dict[str, dict[str, str]], {}, problems
     )
-    names = labels.label_names if labels.label_names is not None else settings and settings.data.label_names
+    names = (
+        labels.label_names
+        if labels.label_names is not None
+        else settings and settings.data.label_names
+    )
     return Run(
         settings=settings,
         state=status.get("state"),
@@ -325,7 +396,9 @@ def load_run(folder: Path) -> Run:
         problems=tuple(problems),
         label_names=names or (),
         test_counts=labels.test_counts or (),
-        approvals={name: said.get("words", "") for name, said in sorted(approvals.items())},
+        approvals={
+            name: said.get("words", "") for name, said in sorted(approvals.items())
+        },
         personal=_read(folder / PERSONAL, PersonalRecord, None, problems),
     )
 
@@ -347,7 +420,9 @@ def _read_lines(path: Path) -> list[SweepRow]:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
         missing = [name for name in SWEEP_COLUMNS if name not in table]
         if missing:
-            raise ValueError(f"column {', '.join(missing)} is missing; there are {', '.join(SWEEP_COLUMNS)}")
+            raise ValueError(
+                f"column {', '.join(missing)} is missing; there are {', '.join(SWEEP_COLUMNS)}"
+            )
         return TypeAdapter(list[SweepRow]).validate_python(table.to_dict("records"))
     except ValidationError as error:
         first = error.errors()[0]
@@ -403,14 +478,20 @@ def _read(path: Path, kind: Any, otherwise: T, problems: list[str]) -> T:
 
 def _read_history(path: Path, problems: list[str]) -> tuple[RoundRecord, ...]:
     rounds: dict[int, RoundRecord] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    lines = (
+        path.read_text(encoding="utf-8", errors="replace").split("\n")
+        if path.is_file()
+        else []
+    )
     for number, line in enumerate(lines, start=1):
         try:
             record = RoundRecord.read(line)
         except ValueError:
             # What follows the last newline is empty, or a line that a kill cut in the middle.
             if number < len(lines):
-                problems.append(f"{path.name} line {number} cannot be read and was left out")
+                problems.append(
+                    f"{path.name} line {number} cannot be read and was left out"
+                )
             continue
         rounds[record.round] = record
     return tuple(rounds[number] for number in sorted(rounds))

@@ -19,9 +19,22 @@ from markupsafe import Markup, escape
 from wardround.common.errors import DIVERGED
 from wardround.common.files import write_atomically
 from wardround.common.personal import HEADER
-from wardround.server.diagnostics.collapse import Collapse, Spell, find_spells, label_name, stretch
+from wardround.server.diagnostics.collapse import (
+    Collapse,
+    Spell,
+    find_spells,
+    label_name,
+    stretch,
+)
 from wardround.server.report.findings import TEMPLATES, Findings
-from wardround.server.report.load import Run, Sweep, display_name, joined, load_run, load_sweep
+from wardround.server.report.load import (
+    Run,
+    Sweep,
+    display_name,
+    joined,
+    load_run,
+    load_sweep,
+)
 
 if TYPE_CHECKING:
     from wardround.server.report.figures import Drawing
@@ -36,7 +49,9 @@ EXPECTED_TO_DIFFER = (
 """Beginnings of the settings in which the cells of a sweep are meant to differ."""
 
 
-def write_report(folder: Path, study: Callable[[Sweep], Findings] | None = None) -> Path:
+def write_report(
+    folder: Path, study: Callable[[Sweep], Findings] | None = None
+) -> Path:
     """Write `<folder>/report/` anew and return the path of its `index.html`.
 
     The same input files give the same bytes. Every file is replaced in one step.
@@ -67,7 +82,9 @@ def write_report(folder: Path, study: Callable[[Sweep], Findings] | None = None)
     return target / "index.html"
 
 
-def sweep_files(sweep: Sweep, study: Callable[[Sweep], Findings] | None = None) -> dict[str, bytes]:
+def sweep_files(
+    sweep: Sweep, study: Callable[[Sweep], Findings] | None = None
+) -> dict[str, bytes]:
     """The report of a sweep, by file name."""
     # Matplotlib takes half a second to import; who only loads need not wait for it.
     from wardround.server.report.figures import sweep_figures
@@ -84,13 +101,24 @@ def sweep_files(sweep: Sweep, study: Callable[[Sweep], Findings] | None = None) 
         sweep=sweep,
         drawings=drawings,
         states=joined(f"{count} {status}" for status, count in states.items()),
-        budgets=joined(f"{budget} rounds on {data}" for data, budget in budgets.items() if budget),
+        budgets=joined(
+            f"{budget} rounds on {data}" for data, budget in budgets.items() if budget
+        ),
         result_table=_result_table(sweep),
         entries=found.entries,
         **found.facts,
     )
-    verdicts = json.dumps([asdict(entry) for entry in found.entries], indent=2, ensure_ascii=False) + "\n"
-    return pages | _pictures(drawings) | ({found.file: verdicts.encode()} if found.file else {})
+    verdicts = (
+        json.dumps(
+            [asdict(entry) for entry in found.entries], indent=2, ensure_ascii=False
+        )
+        + "\n"
+    )
+    return (
+        pages
+        | _pictures(drawings)
+        | ({found.file: verdicts.encode()} if found.file else {})
+    )
 
 
 def own_findings(sweep: Sweep) -> Findings:
@@ -109,30 +137,53 @@ def run_files(name: str, run: Run) -> dict[str, bytes]:
 
     drawings = run_figures(run)
     title, story = f"Wardround run: {name}", tell_story(run)
-    facts = {"name": name, "run": run, "drawings": drawings, "story": story, "totals": _totals(run)}
+    facts = {
+        "name": name,
+        "run": run,
+        "drawings": drawings,
+        "story": story,
+        "totals": _totals(run),
+    }
     measures = ("accuracy", "macro_f1") if run.personal and run.personal.sites else ()
     facts["gains"] = [
-        pd.DataFrame(run.personal.rows(measure), columns=HEADER) for measure in measures if run.personal
+        pd.DataFrame(run.personal.rows(measure), columns=HEADER)
+        for measure in measures
+        if run.personal
     ]
-    return render_pages(TEMPLATES / "run.j2", title, [run], **facts) | _pictures(drawings)
+    return render_pages(TEMPLATES / "run.j2", title, [run], **facts) | _pictures(
+        drawings
+    )
 
 
-def render_pages(template: Path, title: str, runs: Iterable[Run], **facts: Any) -> dict[str, bytes]:
+def render_pages(
+    template: Path, title: str, runs: Iterable[Run], **facts: Any
+) -> dict[str, bytes]:
     """A template as HTML and as Markdown, with the settings that the runs share, and the keys that differ."""
     flat = [run.settings.flat() for run in runs if run.settings]
     keys = sorted({key for settings in flat for key in settings})
-    shared = [key for key in keys if all(settings.get(key) == flat[0][key] for settings in flat)]
+    shared = [
+        key
+        for key in keys
+        if all(settings.get(key) == flat[0][key] for settings in flat)
+    ]
     facts |= {
         "shared": pd.DataFrame(
-            [(key, _value(flat[0][key])) for key in shared if key != "run_dir"], columns=["Setting", "Value"]
+            [(key, _value(flat[0][key])) for key in shared if key != "run_dir"],
+            columns=["Setting", "Value"],
         ),
-        "odd": [key for key in keys if key not in shared and not key.startswith(EXPECTED_TO_DIFFER)],
+        "odd": [
+            key
+            for key in keys
+            if key not in shared and not key.startswith(EXPECTED_TO_DIFFER)
+        ],
     }
     pages = {}
     for kind, file in PAGES.items():
         environment = _environment(kind, template.parent)
         say: Any = environment.get_template(f"{kind}.j2").module
-        page = say.page(title, environment.get_template(template.name).render(facts, say=say))
+        page = say.page(
+            title, environment.get_template(template.name).render(facts, say=say)
+        )
         pages[file] = (re.sub(r"\n{3,}", "\n\n", page).strip() + "\n").encode()
     return pages
 
@@ -141,7 +192,11 @@ def tell_story(run: Run) -> str:
     """What happened in the run, as one paragraph; empty before the first round."""
     plateaus = find_spells([look for look in run.looks if look.round > 0], "at chance")
     template = _environment("text", TEMPLATES).get_template("story.j2")
-    return " ".join(template.render(run=run, plateaus=plateaus, diverged=DIVERGED, when=_when).split())
+    return " ".join(
+        template.render(
+            run=run, plateaus=plateaus, diverged=DIVERGED, when=_when
+        ).split()
+    )
 
 
 def _when(spell: Spell, collapse: Collapse) -> str:
@@ -166,12 +221,26 @@ def _result_table(sweep: Sweep) -> pd.DataFrame:
 
 
 def _totals(run: Run) -> pd.DataFrame:
-    phases = {"train": "seconds_train", "aggregate": "seconds_aggregate", "evaluate": "seconds_evaluate"}
-    sums = run.table[[*phases.values(), "seconds", "bytes_down", "bytes_up"]].sum(min_count=1)
-    rows = [(f"Seconds: {phase}", sums[column]) for phase, column in (phases | {"total": "seconds"}).items()]
-    told = [(what, f"{seconds:.1f}") for what, seconds in rows if not math.isnan(seconds)]
+    phases = {
+        "train": "seconds_train",
+        "aggregate": "seconds_aggregate",
+        "evaluate": "seconds_evaluate",
+    }
+    sums = run.table[[*phases.values(), "seconds", "bytes_down", "bytes_up"]].sum(
+        min_count=1
+    )
+    rows = [
+        (f"Seconds: {phase}", sums[column])
+        for phase, column in (phases | {"total": "seconds"}).items()
+    ]
+    told = [
+        (what, f"{seconds:.1f}") for what, seconds in rows if not math.isnan(seconds)
+    ]
     sent = {"Sent to the clients": "bytes_down", "Sent by the clients": "bytes_up"}
-    told += [(what, _bytes(0 if math.isnan(sums[column]) else sums[column])) for what, column in sent.items()]
+    told += [
+        (what, _bytes(0 if math.isnan(sums[column]) else sums[column]))
+        for what, column in sent.items()
+    ]
     return pd.DataFrame(told, columns=["What", "Total"])
 
 
@@ -185,7 +254,9 @@ def _bytes(count: float) -> str:
 
 def _pictures(drawings: Sequence[Drawing]) -> dict[str, bytes]:
     return {
-        f"{drawing.name}.{kind}": getattr(drawing, kind) for drawing in drawings for kind in ("png", "svg")
+        f"{drawing.name}.{kind}": getattr(drawing, kind)
+        for drawing in drawings
+        for kind in ("png", "svg")
     }
 
 
@@ -216,7 +287,10 @@ def _environment(kind: str, templates: Path) -> Environment:
         "sentence": lambda text: " ".join(text.split()).rstrip(".") + ".",
         "base64": lambda content: base64.b64encode(content).decode("ascii"),
     }
-    environment.tests |= {"missing": pd.isna, "number": lambda text: re.match(r"-?\d", text)}
+    environment.tests |= {
+        "missing": pd.isna,
+        "number": lambda text: re.match(r"-?\d", text),
+    }
     return environment
 
 

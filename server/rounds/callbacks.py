@@ -25,7 +25,9 @@ class Callback:
     def before_round(self, round: int, names: Sequence[str]) -> None:
         """The tensors go out to these clients."""
 
-    def after_update(self, round: int, name: str, num_done: int, num_clients: int) -> None:
+    def after_update(
+        self, round: int, name: str, num_done: int, num_clients: int
+    ) -> None:
         """One more client's update of this round is in the mean."""
 
     def after_average(self, record: RoundRecord, tensors: Tensor) -> None:
@@ -66,8 +68,13 @@ class Checkpoints(Callback):
     def after_average(self, record: RoundRecord, tensors: Tensor) -> None:
         self.writer.wait()
         # The next round changes the state, and the record of a model that the sites have yet to measure.
-        state = {name: self.layout.views(kept.clone()) for name, kept in self.server_step.state.items()}
-        checkpoint = Checkpoint(record.model_copy(deep=True), self.layout.views(tensors), state)
+        state = {
+            name: self.layout.views(kept.clone())
+            for name, kept in self.server_step.state.items()
+        }
+        checkpoint = Checkpoint(
+            record.model_copy(deep=True), self.layout.views(tensors), state
+        )
         self.writer.write(self.folder.save_checkpoint, checkpoint)
 
 
@@ -92,7 +99,9 @@ class Best(Callback):
 
     def resumed(self, last_round: int) -> str | None:
         kept = self.folder.load_best()
-        if self._best is not None and (kept is None or kept.record.round != self._best.round):
+        if self._best is not None and (
+            kept is None or kept.record.round != self._best.round
+        ):
             self.folder.keep_best(self._best.round)  # the run was killed before it was
         return self._reason_to_stop(last_round)
 
@@ -103,6 +112,10 @@ class Best(Callback):
         return self._reason_to_stop(record.round)
 
     def _reason_to_stop(self, last_round: int) -> str | None:
-        if self.patience is None or self._best is None or last_round - self._best.round < self.patience:
+        if (
+            self.patience is None
+            or self._best is None
+            or last_round - self._best.round < self.patience
+        ):
             return None
         return f"no better model since round {self._best.round} (evaluation.patience is {self.patience})"

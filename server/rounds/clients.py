@@ -64,7 +64,9 @@ class Clients(Protocol):
     def online(self) -> Mapping[int, str]:
         """Node ids of those that can be asked now, each with its site's name ("" where it has none)."""
 
-    def ask(self, requests: Iterable[Request], kind: str, round: int, timeout: float) -> Iterator[Answer]:
+    def ask(
+        self, requests: Iterable[Request], kind: str, round: int, timeout: float
+    ) -> Iterator[Answer]:
         """Send all requests; the iterator then gives one answer for each, in their order.
 
         An answer is fetched only when its turn has come: those that are early wait where they are, so no
@@ -94,11 +96,19 @@ class GridClients:
         """As in `Clients`."""
         return dict.fromkeys(sorted(self._grid.get_node_ids()), "")
 
-    def ask(self, requests: Iterable[Request], kind: str, round: int, timeout: float) -> Iterator[Answer]:
+    def ask(
+        self, requests: Iterable[Request], kind: str, round: int, timeout: float
+    ) -> Iterator[Answer]:
         """As in `Clients`."""
         deadline = time.monotonic() + timeout
         messages = [
-            Message(request.content, request.node_id, kind, ttl=timeout + LATE_SECONDS, group_id=str(round))
+            Message(
+                request.content,
+                request.node_id,
+                kind,
+                ttl=timeout + LATE_SECONDS,
+                group_id=str(round),
+            )
             for request in requests
         ]
         num_messages = len(messages)
@@ -113,7 +123,13 @@ class GridClients:
 
     def tell(self, request: Request, kind: str, round: int) -> None:
         """As in `Clients`."""
-        message = Message(request.content, request.node_id, kind, ttl=LATE_SECONDS, group_id=str(round))
+        message = Message(
+            request.content,
+            request.node_id,
+            kind,
+            ttl=LATE_SECONDS,
+            group_id=str(round),
+        )
         # Asked for once, since a grid in this process works only when it is asked.
         list(self._grid.pull_messages(self._grid.push_messages([message])))
 
@@ -124,13 +140,19 @@ class GridClients:
                 found = list(self._grid.pull_messages([message_id]))
             except (OSError, HTTPError, RunFailed):  # not the client's doing
                 raise
-            except Exception as error:  # whatever a client may have sent in place of a message
+            except (
+                Exception
+            ) as error:  # whatever a client may have sent in place of a message
                 return Refused(f"its answer cannot be read ({type(error).__name__})")
             is_over = time.monotonic() >= deadline - (_CLOCK_SECONDS if found else 0)
             if found:
                 reply = found[0]
                 # Flower's own word that no answer came in time.
-                if is_over and reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE:
+                if (
+                    is_over
+                    and reply.has_error()
+                    and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+                ):
                     return None
                 try:
                     return content_of(reply)
@@ -161,7 +183,11 @@ class Member:
     @property
     def weight(self) -> int:
         """Examples that its update is weighted by."""
-        return self.num_examples if self.most_examples is None else min(self.num_examples, self.most_examples)
+        return (
+            self.num_examples
+            if self.most_examples is None
+            else min(self.num_examples, self.most_examples)
+        )
 
 
 class Broadcast:
@@ -183,13 +209,22 @@ class Broadcast:
         """
         timeout = self._settings.strategy.round_timeout_seconds
         deadline = time.monotonic() + timeout
-        answers = self._clients.ask(self._requests(members, state, number), kind, number, timeout)
+        answers = self._clients.ask(
+            self._requests(members, state, number), kind, number, timeout
+        )
         for member, answer in zip(members, answers, strict=True):
             if isinstance(answer, RecordDict) and is_lack(answer):
                 self.note(member, "")
                 request = self._requests([member], state, number)
-                (answer,) = self._clients.ask(request, kind, number, max(0.0, deadline - time.monotonic()))
-            yield member, Declined(f"no answer within {timeout:g} s") if answer is None else answer
+                (answer,) = self._clients.ask(
+                    request, kind, number, max(0.0, deadline - time.monotonic())
+                )
+            yield (
+                member,
+                Declined(f"no answer within {timeout:g} s")
+                if answer is None
+                else answer,
+            )
 
     def tell_refused(self, member: Member, number: int, refusal: Refused) -> None:
         """Tell a client why its answer does not count, if it cannot know."""
@@ -204,32 +239,51 @@ class Broadcast:
             answered: when, by `time.monotonic()`. Its answer may have waited long for the others', and by
                 then the client may keep nothing any more: asking it once more costs the round its time.
         """
-        self._holds[member.node_id] = (version, answered + KEPT_SECONDS - _MARGIN_SECONDS)
+        self._holds[member.node_id] = (
+            version,
+            answered + KEPT_SECONDS - _MARGIN_SECONDS,
+        )
 
-    def step_from(self, before: RoundState, state: RoundState) -> tuple[str, Payload] | None:
+    def step_from(
+        self, before: RoundState, state: RoundState
+    ) -> tuple[str, Payload] | None:
         """The version before, and the tensors of `state` written against it, if any client still holds it."""
         if before.version not in {version for version, _ in self._holds.values()}:
             return None
         step = encode(EXACT, state.tensors.numpy(), before.tensors.numpy())
         return None if step.form == WHOLE else (before.version, step)
 
-    def _requests(self, members: Sequence[Member], state: RoundState, number: int) -> list[Request]:
+    def _requests(
+        self, members: Sequence[Member], state: RoundState, number: int
+    ) -> list[Request]:
         """A task for each member, in their order; all with the same tensors share one record of them."""
         tensors = whole(state.tensors.numpy())
         settings = None if self._clients.approve_plans else self._settings.for_sites()
         task = Task(
-            number, state.layout.digest, tensors, settings, state.version, mean_steps=state.mean_steps
+            number,
+            state.layout.digest,
+            tensors,
+            settings,
+            state.version,
+            mean_steps=state.mean_steps,
         )
         steps = [state.step] if state.step else []
-        tasks = [task, *(replace(task, payload=payload, base=base) for base, payload in steps)]
+        tasks = [
+            task,
+            *(replace(task, payload=payload, base=base) for base, payload in steps),
+        ]
         groups: dict[str, list[Member]] = {task.base: [] for task in tasks}
         for member in members:
             held, until = self._holds.get(member.node_id, ("", 0.0))
-            groups[held if held in groups and time.monotonic() < until else ""].append(member)
+            groups[held if held in groups and time.monotonic() < until else ""].append(
+                member
+            )
         contents: dict[int, RecordDict] = {}
         for task in tasks:
             group = groups[task.base]
             self.bytes_sent += task.payload.num_bytes * len(group)
             packed = pack_tasks(task, [member.client for member in group])
-            contents |= dict(zip((member.node_id for member in group), packed, strict=True))
+            contents |= dict(
+                zip((member.node_id for member in group), packed, strict=True)
+            )
         return [Request(member.node_id, contents[member.node_id]) for member in members]

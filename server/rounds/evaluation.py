@@ -36,17 +36,27 @@ class Evaluation:
     round; until then the record waits.
     """
 
-    def __init__(self, settings: Settings, model_state: ModelState, test: TokenisedTexts | None) -> None:
+    def __init__(
+        self, settings: Settings, model_state: ModelState, test: TokenisedTexts | None
+    ) -> None:
         """Args: test: the central test set; None where the sites measure."""
         self.settings, self.model_state, self.test = settings, model_state, test
         self.num_labels = model_state.classifier.num_labels
         fraction = settings.evaluation.validation_fraction
         self.num_parts = 2 if fraction else 1
         """Of what is counted: that which is reported, and that which chooses the best model."""
-        self._parts: tuple[np.ndarray, ...] = ()  # of the central test set, (n,) int64 each, in that order
+        self._parts: tuple[
+            np.ndarray, ...
+        ] = ()  # of the central test set, (n,) int64 each, in that order
         if test is not None:
-            seed = settings.seed if settings.data.split_seed is None else settings.data.split_seed
-            validation, reported = split_held_out(test.labels, np.arange(len(test)), fraction, seed)
+            seed = (
+                settings.seed
+                if settings.data.split_seed is None
+                else settings.data.split_seed
+            )
+            validation, reported = split_held_out(
+                test.labels, np.arange(len(test)), fraction, seed
+            )
             self._parts = (reported, validation)[: self.num_parts]
         self.waiting: RoundRecord | None = None
         """For the counts of the sites."""
@@ -63,14 +73,20 @@ class Evaluation:
             counts = self.count(self.test, by_length(self.test, reported))
             accuracy = counts.accuracy
         for part in validation:
-            counts = replace(counts, validation=self.count(self.test, by_length(self.test, part)))
+            counts = replace(
+                counts, validation=self.count(self.test, by_length(self.test, part))
+            )
         return counts, accuracy
 
-    def _over_parts(self, test: TokenisedTexts, chosen: np.ndarray) -> tuple[Counts, float]:
+    def _over_parts(
+        self, test: TokenisedTexts, chosen: np.ndarray
+    ) -> tuple[Counts, float]:
         """The authors' code: cut the test set into K parts, and average batch accuracies in each."""
         parts = np.array_split(chosen, min(self.settings.num_clients, len(chosen)))
         counts = [self.count(test, part) for part in parts]
-        return reduce(add, counts), float(np.mean([np.mean(part.batch_accuracies) for part in counts]))
+        return reduce(add, counts), float(
+            np.mean([np.mean(part.batch_accuracies) for part in counts])
+        )
 
     def check(self, update: Update, member: Member) -> None:
         """Refuse an update whose counts are not as asked. Raises Refused as `check_counts` does."""
@@ -99,7 +115,9 @@ class Evaluation:
         if record is None:
             return None
         if not counts:
-            no_counts = "no site sent counts of its held-out texts; set evaluation.where=server"
+            no_counts = (
+                "no site sent counts of its held-out texts; set evaluation.where=server"
+            )
             raise RunFailed(f"round {record.round}: {no_counts}")
         total = reduce(add, counts.values())
         _add_test(record, total, total.accuracy)
@@ -130,14 +148,21 @@ def check_finite(round: int, what: str, value: float) -> None:
 
 def _add_test(record: RoundRecord, counts: Counts, accuracy: float) -> None:
     record.test = _measured(record.round, "test loss", counts, accuracy)
-    record.diagnostics = record.diagnostics.model_copy(update=describe_predictions(counts))
+    record.diagnostics = record.diagnostics.model_copy(
+        update=describe_predictions(counts)
+    )
     if counts.validation is not None:
         validation = counts.validation
-        record.validation = _measured(record.round, "validation loss", validation, validation.accuracy)
+        record.validation = _measured(
+            record.round, "validation loss", validation, validation.accuracy
+        )
 
 
 def _measured(round: int, what: str, counts: Counts, accuracy: float) -> TestRecord:
     check_finite(round, what, counts.loss)
     return TestRecord(
-        loss=counts.loss, accuracy=accuracy, macro_f1=counts.macro_f1, num_examples=counts.num_examples
+        loss=counts.loss,
+        accuracy=accuracy,
+        macro_f1=counts.macro_f1,
+        num_examples=counts.num_examples,
     )

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 18
 """Elements worked on at a time, so that temporaries stay in the cache; also those of an update's sketch."""
-_MOST_SQUARED = 1e30  # sum of squares of all weights: beyond it, norms and means would overflow
+_MOST_SQUARED = (
+    1e30  # sum of squares of all weights: beyond it, norms and means would overflow
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ class WeightedMean:
         memory: of the means before, to go on with.
         """
         self._global = global_tensors
-        self._half = min(len(global_tensors), -(-len(global_tensors) // (2 * BLOCK)) * BLOCK)
+        self._half = min(
+            len(global_tensors), -(-len(global_tensors) // (2 * BLOCK)) * BLOCK
+        )
         self._memory = SumMemory() if memory is None else memory
         self._delta = torch.empty(min(BLOCK, len(global_tensors)))
         self._total: float = 0
@@ -94,8 +98,12 @@ class WeightedMean:
         self._norms: list[float] = []
         self._sketches: list[Tensor] = []
         generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, (BLOCK,), generator=generator).mul_(2).sub_(1).float()
-        self._signs = torch.cat([signs, signs])  # every rotation of them is a part of this
+        signs = (
+            torch.randint(0, 2, (BLOCK,), generator=generator).mul_(2).sub_(1).float()
+        )
+        self._signs = torch.cat(
+            [signs, signs]
+        )  # every rotation of them is a part of this
 
     def add(self, trained: Tensor, weight: float) -> None:
         """Fold one update in. `trained` is (P,) fp32 and not kept; `weight` is positive."""
@@ -112,7 +120,9 @@ class WeightedMean:
             norm_squared += torch.dot(delta, delta).item()
             # A different rotation of the signs for each block makes them independent between blocks.
             turned = BLOCK - block.start // BLOCK % BLOCK
-            sketch[: len(delta)].addcmul_(delta, self._signs[turned : turned + len(delta)])
+            sketch[: len(delta)].addcmul_(
+                delta, self._signs[turned : turned + len(delta)]
+            )
         self._total += weight
         self._weights.append(weight)
         self._norms.append(sqrt(norm_squared))
@@ -128,12 +138,19 @@ class WeightedMean:
             mean = tensors[block].copy_(total / self._total)
             delta = torch.sub(mean, self._global[block], out=self._delta[: len(mean)])
             norm_squared += torch.dot(delta, delta).item()
-        self._memory.pieces.append(self._memory.pieces.pop(0))  # the mean is kept for a round
+        self._memory.pieces.append(
+            self._memory.pieces.pop(0)
+        )  # the mean is kept for a round
         mean_norm = sqrt(norm_squared)
         weighted = zip(self._sketches, self._weights, strict=True)
-        mean_sketch = sum((sketch * weight for sketch, weight in weighted), torch.zeros(BLOCK)) / self._total
+        mean_sketch = (
+            sum((sketch * weight for sketch, weight in weighted), torch.zeros(BLOCK))
+            / self._total
+        )
         agreements = tuple(
-            Agreement(norm, cosine(torch.dot(sketch, mean_sketch).item(), norm * mean_norm))
+            Agreement(
+                norm, cosine(torch.dot(sketch, mean_sketch).item(), norm * mean_norm)
+            )
             for sketch, norm in zip(self._sketches, self._norms, strict=True)
         )
         return RoundMean(tensors, mean_norm, agreements, tuple(self._weights))
@@ -142,10 +159,15 @@ class WeightedMean:
         """Every block of the tensors, in order, and its fp64 sums."""
         size, half = len(self._global), self._half
         self._memory.reserve(2 * half)
-        for sums, first, end in zip(self._memory.pieces, (0, half), (half, size), strict=False):
+        for sums, first, end in zip(
+            self._memory.pieces, (0, half), (half, size), strict=False
+        ):
             for start in range(first, end, BLOCK):
                 block = slice(start, min(start + BLOCK, end))
-                yield block, sums.view(torch.float64)[block.start - first : block.stop - first]
+                yield (
+                    block,
+                    sums.view(torch.float64)[block.start - first : block.stop - first],
+                )
 
 
 class ServerStep:
@@ -161,7 +183,10 @@ class ServerStep:
     """
 
     def __init__(
-        self, settings: Settings, state: Mapping[str, Tensor] | None = None, head: Sequence[slice] = ()
+        self,
+        settings: Settings,
+        state: Mapping[str, Tensor] | None = None,
+        head: Sequence[slice] = (),
     ) -> None:
         """Args:
         state: `state` of the server that goes on, as its checkpoint holds it.
@@ -196,7 +221,9 @@ class ServerStep:
         rate, decay = strategy.server_learning_rate, strategy.server_momentum
         if number < self._first_round:
             for part, norms in zip(self._head, self._head_norms, strict=True):
-                mean[part].mul_(norms / self._weight / max(float(mean[part].norm()), 1e-12))
+                mean[part].mul_(
+                    norms / self._weight / max(float(mean[part].norm()), 1e-12)
+                )
             return mean
         if strategy.optimizer != "sgd":
             return self._adaptive(tensors, mean)
@@ -217,7 +244,9 @@ class ServerStep:
             momentum[block].lerp_(delta, 1 - strategy.beta_1)
             follow(squares[block], delta.square(), strategy.beta_2)
             step = momentum[block] / squares[block].sqrt().add_(strategy.tau)
-            torch.add(tensors[block], step, alpha=strategy.server_learning_rate, out=delta)
+            torch.add(
+                tensors[block], step, alpha=strategy.server_learning_rate, out=delta
+            )
         return mean
 
     def _kept(self, name: str, tensors: Tensor, start: float) -> Tensor:
@@ -228,7 +257,9 @@ class ServerStep:
 
 SECOND_MOMENTS: dict[str, Callable[[Tensor, Tensor, float], object]] = {
     "adam": lambda v, squared, beta_2: v.lerp_(squared, 1 - beta_2),
-    "yogi": lambda v, squared, beta_2: v.sub_(squared * torch.sign(v - squared), alpha=1 - beta_2),
+    "yogi": lambda v, squared, beta_2: v.sub_(
+        squared * torch.sign(v - squared), alpha=1 - beta_2
+    ),
     "adagrad": lambda v, squared, beta_2: v.add_(squared),
 }
 """By `strategy.optimizer`: v, in place, from the squared update."""
@@ -238,7 +269,9 @@ class ExamplesChanged(Refused):
     """A client has other examples than it introduced itself with: its file has grown, say."""
 
 
-def check_counts(counts: Counts, num_labels: int, num_parts: int, member: Member) -> None:
+def check_counts(
+    counts: Counts, num_labels: int, num_parts: int, member: Member
+) -> None:
     """Refuse held-out counts that cannot be added to the other sites', or are not of as many examples as the
     client introduced itself with.
 
@@ -249,10 +282,14 @@ def check_counts(counts: Counts, num_labels: int, num_parts: int, member: Member
         Refused.
     """
     if len(counts.parts) != num_parts:
-        raise Refused(f"its counts are of {len(counts.parts)} part(s) of its held-out texts, not {num_parts}")
+        raise Refused(
+            f"its counts are of {len(counts.parts)} part(s) of its held-out texts, not {num_parts}"
+        )
     for part in counts.parts:
         if part.confusion.shape != (num_labels, num_labels):
-            raise Refused(f"its counts are of {len(part.confusion)} labels, not of the run's {num_labels}")
+            raise Refused(
+                f"its counts are of {len(part.confusion)} labels, not of the run's {num_labels}"
+            )
         if part.confusion.max() > MOST_COUNTED or part.num_examples == 0:
             raise Refused(f"its counts are of {part.num_examples} held-out examples")
         if not _is_sane(part.loss_sum):
@@ -285,14 +322,18 @@ def check_update(update: Update, number: int, layout: Layout, member: Member) ->
     if update.round != number:
         raise Refused(f"its update belongs to round {update.round}")
     if update.layout != layout.digest:
-        raise Refused("its update has other tensor names or shapes than the global model")
+        raise Refused(
+            "its update has other tensor names or shapes than the global model"
+        )
     if update.num_examples != member.num_examples:
         raise ExamplesChanged(
             f"its update claims {update.num_examples} examples, but it joined with {member.num_examples}; it "
             "will be asked to introduce itself again"
         )
     if not (_is_sane(update.loss) and _is_sane(update.seconds)):
-        raise Refused(f"its update has a loss of {update.loss} and took {update.seconds} s")
+        raise Refused(
+            f"its update has a loss of {update.loss} and took {update.seconds} s"
+        )
     if not 0 < update.num_steps < MOST_COUNTED:
         raise Refused(f"its update claims {update.num_steps} optimiser steps")
 
@@ -307,24 +348,36 @@ def open_tensors(update: Update, global_tensors: Tensor, scratch: np.ndarray) ->
         tensors = tensor_of(decode(update.payload, global_tensors.numpy(), scratch))
     except ValueError as error:
         raise Refused(str(error)) from None
-    if not float(torch.dot(tensors, tensors)) <= _MOST_SQUARED:  # not a number is not less either
+    if (
+        not float(torch.dot(tensors, tensors)) <= _MOST_SQUARED
+    ):  # not a number is not less either
         if not bool(torch.isfinite(tensors).all()):
             raise Refused("its update holds values that are not finite")
-        raise Refused(f"its update holds values larger than weights are: {DIVERGED}; lower the learning rate")
+        raise Refused(
+            f"its update holds values larger than weights are: {DIVERGED}; lower the learning rate"
+        )
     return tensors
 
 
-def weights_of(members: Sequence[Member], settings: StrategySettings) -> dict[int, float]:
+def weights_of(
+    members: Sequence[Member], settings: StrategySettings
+) -> dict[int, float]:
     """Weight of each member's update in the mean, by client number.
 
     Bounded by `max_share` of all members; where some do not answer, the shares of the others grow alike.
     """
     is_by_examples = settings.weighting == "examples"
-    weights: dict[int, float] = {m.client: m.weight if is_by_examples else 1 for m in members}
-    return weights if settings.max_share is None else capped(weights, settings.max_share)
+    weights: dict[int, float] = {
+        m.client: m.weight if is_by_examples else 1 for m in members
+    }
+    return (
+        weights if settings.max_share is None else capped(weights, settings.max_share)
+    )
 
 
-def mean_steps(last: RoundRecord, members: Sequence[Member], weights: Mapping[int, float]) -> float:
+def mean_steps(
+    last: RoundRecord, members: Sequence[Member], weights: Mapping[int, float]
+) -> float:
     """Optimiser steps of the clients in the last round, in its mean: what SCAFFOLD's clients have to be told.
 
     0 where control variates start anew: in round 1, after a round in which a client had none, and where
@@ -335,11 +388,18 @@ def mean_steps(last: RoundRecord, members: Sequence[Member], weights: Mapping[in
         weights: of the members' updates in the mean, by client number.
     """
     total = sum(weights.values())
-    then = {client.client: (client.num_examples, client.share) for client in last.clients}
-    now = {member.client: (member.num_examples, weights[member.client] / total) for member in members}
+    then = {
+        client.client: (client.num_examples, client.share) for client in last.clients
+    }
+    now = {
+        member.client: (member.num_examples, weights[member.client] / total)
+        for member in members
+    }
     if then != now or any(client.uncorrected for client in last.clients):
         return 0.0
-    return sum((client.share or 0.0) * (client.num_steps or 0) for client in last.clients)
+    return sum(
+        (client.share or 0.0) * (client.num_steps or 0) for client in last.clients
+    )
 
 
 def capped(weights: Mapping[int, float], max_share: float) -> dict[int, float]:
@@ -354,7 +414,10 @@ def capped(weights: Mapping[int, float], max_share: float) -> dict[int, float]:
         share_left = 1 - max_share * number
         bound = max_share * rest / share_left if share_left > 1e-12 else 0.0
         if weight <= bound:
-            return {client: min(own, bound) if number else own for client, own in weights.items()}
+            return {
+                client: min(own, bound) if number else own
+                for client, own in weights.items()
+            }
         rest -= weight
     return {client: min(largest_first) for client in weights}
 
@@ -362,7 +425,9 @@ def capped(weights: Mapping[int, float], max_share: float) -> dict[int, float]:
 class NormBound:
     """Largest L2 norm of an update; relative to the median of what earlier rounds took, if so set."""
 
-    def __init__(self, settings: StrategySettings, earlier: Iterable[float] = ()) -> None:
+    def __init__(
+        self, settings: StrategySettings, earlier: Iterable[float] = ()
+    ) -> None:
         """Args: earlier: norms of all updates that the run's rounds took so far."""
         self._settings = settings
         self._norms = list(earlier)
@@ -380,7 +445,9 @@ class NormBound:
         """Take the norms of a round's updates into account from the next round on."""
         self._norms += norms
 
-    def apply(self, trained: Tensor, global_tensors: Tensor) -> tuple[Tensor, float | None]:
+    def apply(
+        self, trained: Tensor, global_tensors: Tensor
+    ) -> tuple[Tensor, float | None]:
         """The update within its bound, both (P,) fp32, and its norm as received if that was beyond it.
 
         Raises:
@@ -393,5 +460,9 @@ class NormBound:
         if norm <= largest:
             return trained, None
         if self._settings.on_excess == "refuse":
-            raise Refused(f"its update has a norm of {norm:.4g}, and {largest:.4g} is the most here")
-        return torch.sub(trained, global_tensors).mul_(largest / norm).add_(global_tensors), norm
+            raise Refused(
+                f"its update has a norm of {norm:.4g}, and {largest:.4g} is the most here"
+            )
+        return torch.sub(trained, global_tensors).mul_(largest / norm).add_(
+            global_tensors
+        ), norm

@@ -15,8 +15,18 @@ from wardround.common.model.counts import Counts
 from wardround.common.model.flat import Layout, model_sha256
 from wardround.common.settings import Settings
 from wardround.common.wire.forms import WHOLE
-from wardround.common.wire.messages import EVALUATE, TRAIN, Refused, unpack_counts, unpack_update
-from wardround.server.diagnostics.updates import Head, cosines_to_others, describe_updates
+from wardround.common.wire.messages import (
+    EVALUATE,
+    TRAIN,
+    Refused,
+    unpack_counts,
+    unpack_update,
+)
+from wardround.server.diagnostics.updates import (
+    Head,
+    cosines_to_others,
+    describe_updates,
+)
 from wardround.server.record import (
     ClientRecord,
     Diagnostics,
@@ -126,8 +136,12 @@ class FederatedAveraging:
         """Go on after `last`, the checkpoint's record, which need not stand in the history yet."""
         is_told = any(record.round == last.round for record in history)
         for record in history if is_told else [*history, last]:
-            self._norm_bound.close_round(client.update_norm or 0.0 for client in record.clients)
-            self._total_steps |= {client.client: client.total_steps or 0 for client in record.clients}
+            self._norm_bound.close_round(
+                client.update_norm or 0.0 for client in record.clients
+            )
+            self._total_steps |= {
+                client.client: client.total_steps or 0 for client in record.clients
+            }
         if is_told:
             self._ended = self._tell(Callback.resumed, last.round)
         else:
@@ -151,9 +165,16 @@ class FederatedAveraging:
             state = self._average(state, answers)
             self._tell(Callback.after_average, state.record, state.tensors)
             reason = self._show(state.record) or reason
-        if self.evaluation.waiting is not None:  # no round will bring the sites' counts of the last model
-            reason = self._show(self.evaluation.hear(self._ask_for_counts(state))) or reason
-        return state.tensors, reason or f"all {self.settings.num_rounds} rounds are done"
+        if (
+            self.evaluation.waiting is not None
+        ):  # no round will bring the sites' counts of the last model
+            reason = (
+                self._show(self.evaluation.hear(self._ask_for_counts(state))) or reason
+            )
+        return (
+            state.tensors,
+            reason or f"all {self.settings.num_rounds} rounds are done",
+        )
 
     def _train(self, state: RoundState) -> Answers:
         """Have every client train, and fold in what comes back, in client order."""
@@ -164,7 +185,9 @@ class FederatedAveraging:
         if self._has_variates:
             state.mean_steps = mean_steps(state.record, members, weights)
             if number > 1 and state.mean_steps == 0:
-                self._tell(Callback.warn, f"round {number}: the control variates start anew")
+                self._tell(
+                    Callback.warn, f"round {number}: the control variates start anew"
+                )
         answers = Answers(mean := WeightedMean(state.tensors, self._memory))
         self.broadcast.bytes_sent = 0
         scratch = np.empty(0, dtype=np.float32)
@@ -175,7 +198,9 @@ class FederatedAveraging:
                 update = unpack_update(_content(answer), layout.most_update_bytes())
                 check_update(update, number, layout, member)
                 self.evaluation.check(update, member)
-                if update.payload.form != WHOLE and not len(scratch):  # made once, when it is needed
+                if update.payload.form != WHOLE and not len(
+                    scratch
+                ):  # made once, when it is needed
                     scratch = np.empty(layout.size, dtype=np.float32)
                 trained = open_tensors(update, state.tensors, scratch)
                 trained, norm_received = self._norm_bound.apply(trained, state.tensors)
@@ -192,7 +217,8 @@ class FederatedAveraging:
                     seconds=update.seconds,
                     num_bytes=update.payload.num_bytes,
                     num_steps=update.num_steps,
-                    total_steps=self._total_steps.get(member.client, 0) + update.num_steps,
+                    total_steps=self._total_steps.get(member.client, 0)
+                    + update.num_steps,
                     head_norm=self.head.update_norm(trained, state.tensors),
                     norm_received=norm_received,
                     site=member.site,
@@ -207,13 +233,24 @@ class FederatedAveraging:
                     Callback.warn,
                     f"round {number}: {member.name}: its update was clipped (strategy.max_update_norm)",
                 )
-            self.broadcast.note(member, update.holds, min(time.monotonic(), sent + update.seconds))
+            self.broadcast.note(
+                member, update.holds, min(time.monotonic(), sent + update.seconds)
+            )
             if update.test is not None:
                 answers.counts[member.name] = update.test
             elif update.withheld:
-                self._tell(Callback.warn, f"round {number}: {member.name} keeps its counts (its policy)")
+                self._tell(
+                    Callback.warn,
+                    f"round {number}: {member.name} keeps its counts (its policy)",
+                )
             answers.fold_seconds += time.perf_counter() - folding
-            self._tell(Callback.after_update, number, member.name, len(answers.clients), len(members))
+            self._tell(
+                Callback.after_update,
+                number,
+                member.name,
+                len(answers.clients),
+                len(members),
+            )
         answers.train_seconds = time.perf_counter() - started - answers.fold_seconds
         if len(answers.clients) < self.strategy.min_sites:
             raise RunFailed(
@@ -229,37 +266,63 @@ class FederatedAveraging:
         number, clients = state.round + 1, answers.clients
         assert answers.mean is not None
         outcome = answers.mean.finish()
-        answers.mean = None  # and with it what the clients started from: a model's worth of memory
+        answers.mean = (
+            None  # and with it what the clients started from: a model's worth of memory
+        )
         check_finite(number, "the mean update's norm", outcome.update_norm)
         # Of the clients' mean, whatever the server makes of it.
         head_norm = self.head.update_norm(outcome.tensors, state.tensors)
         body_norm = self.head.body_norm(outcome.tensors, state.tensors)
         tensors = self.server_step.apply(number, state.tensors, outcome.tensors)
         answers.fold_seconds += time.perf_counter() - folding
-        agreements = zip(outcome.agreements, cosines_to_others(outcome), outcome.weights, strict=True)
-        for client, (agreement, to_others, weight) in zip(clients, agreements, strict=True):
-            client.update_norm, client.cosine_to_mean = agreement.update_norm, agreement.cosine_to_mean
+        agreements = zip(
+            outcome.agreements, cosines_to_others(outcome), outcome.weights, strict=True
+        )
+        for client, (agreement, to_others, weight) in zip(
+            clients, agreements, strict=True
+        ):
+            client.update_norm, client.cosine_to_mean = (
+                agreement.update_norm,
+                agreement.cosine_to_mean,
+            )
             client.cosine_to_others = to_others
             client.share = weight / sum(outcome.weights) if self._tells_shares else None
-        self._norm_bound.close_round(agreement.update_norm for agreement in outcome.agreements)
-        self._total_steps |= {client.client: client.total_steps or 0 for client in clients}
-        diagnostics = describe_updates(outcome, head_norm, body_norm, self.head.length(tensors))
+        self._norm_bound.close_round(
+            agreement.update_norm for agreement in outcome.agreements
+        )
+        self._total_steps |= {
+            client.client: client.total_steps or 0 for client in clients
+        }
+        diagnostics = describe_updates(
+            outcome, head_norm, body_norm, self.head.length(tensors)
+        )
         after = self._new_state(number, state.layout, tensors, answers, diagnostics)
         after.step = self.broadcast.step_from(state, after)
         return after
 
     def _new_state(
-        self, number: int, layout: Layout, tensors: Tensor, answers: Answers, diagnostics: Diagnostics
+        self,
+        number: int,
+        layout: Layout,
+        tensors: Tensor,
+        answers: Answers,
+        diagnostics: Diagnostics,
     ) -> RoundState:
         """Measure the model, and write the round down."""
         started = time.perf_counter()
         with ThreadPoolExecutor(max_workers=1) as beside:
             version = beside.submit(model_sha256, layout, tensors)
             measured = self.evaluation.measure(tensors)
-        spent = (answers.train_seconds, answers.fold_seconds, time.perf_counter() - started)
+        spent = (
+            answers.train_seconds,
+            answers.fold_seconds,
+            time.perf_counter() - started,
+        )
         clients = answers.clients
         num_examples = sum(client.num_examples or 0 for client in clients)
-        summed_loss = sum((client.loss or 0.0) * (client.num_examples or 0) for client in clients)
+        summed_loss = sum(
+            (client.loss or 0.0) * (client.num_examples or 0) for client in clients
+        )
         mean_loss = summed_loss / num_examples if num_examples else None
         record = RoundRecord(
             round=number,
@@ -267,9 +330,12 @@ class FederatedAveraging:
             train=TrainRecord(loss=mean_loss, num_examples=num_examples),
             clients=clients,
             diagnostics=diagnostics,
-            seconds=Seconds(train=spent[0], aggregate=spent[1], evaluate=spent[2], total=sum(spent)),
+            seconds=Seconds(
+                train=spent[0], aggregate=spent[1], evaluate=spent[2], total=sum(spent)
+            ),
             bytes=Traffic(
-                down=self.broadcast.bytes_sent, up=sum(client.num_bytes or 0 for client in clients)
+                down=self.broadcast.bytes_sent,
+                up=sum(client.num_bytes or 0 for client in clients),
             ),
             model_sha256=version.result(),
             left_out=answers.left_out,
@@ -280,17 +346,23 @@ class FederatedAveraging:
     def _ask_for_counts(self, state: RoundState) -> dict[str, Counts]:
         """The sites' counts for the last model, which no training message carries any more."""
         members, counts = self.cohort.members(), {}
-        self._tell(Callback.before_round, state.round, [member.name for member in members])
+        self._tell(
+            Callback.before_round, state.round, [member.name for member in members]
+        )
         for member, answer in self.broadcast.ask(members, state, EVALUATE, state.round):
             try:
                 found = unpack_counts(_content(answer))
-                check_counts(found, self.evaluation.num_labels, self.evaluation.num_parts, member)
+                check_counts(
+                    found, self.evaluation.num_labels, self.evaluation.num_parts, member
+                )
                 counts[member.name] = found
             except Refused as refusal:
                 self._leave_out(state.round, member, refusal)
         return counts
 
-    def _leave_out(self, number: int, member: Member, refusal: Refused) -> LeftOutRecord:
+    def _leave_out(
+        self, number: int, member: Member, refusal: Refused
+    ) -> LeftOutRecord:
         """Count an answer as missing. Raises RunFailed where none may be."""
         if isinstance(refusal, ExamplesChanged):
             self.cohort.forget(member)
@@ -299,16 +371,22 @@ class FederatedAveraging:
         if self.strategy.on_missing == "fail":
             raise RunFailed(text)
         self._tell(Callback.warn, f"{text}; the round goes on without it")
-        return LeftOutRecord(client=member.client, reason=str(refusal), site=member.site)
+        return LeftOutRecord(
+            client=member.client, reason=str(refusal), site=member.site
+        )
 
     def _tell(self, event: Callable[..., str | None], *facts: object) -> str | None:
         """Call a method of `Callback` on all of them; the first reason to stop that one gives, or None."""
-        reasons = [getattr(callback, event.__name__)(*facts) for callback in self.callbacks]
+        reasons = [
+            getattr(callback, event.__name__)(*facts) for callback in self.callbacks
+        ]
         return next(filter(None, reasons), None)
 
     def _show(self, record: RoundRecord | None) -> str | None:
         """Tell of a round if it is measured; as `_tell`."""
-        return self._tell(Callback.after_round, record) if record and record.test else None
+        return (
+            self._tell(Callback.after_round, record) if record and record.test else None
+        )
 
 
 def _content(answer: RecordDict | Refused) -> RecordDict:

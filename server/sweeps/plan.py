@@ -66,9 +66,15 @@ def _sort(overrides: Sequence[str]) -> _Words:
         key, line = override.key_or_group, str(override.input_line)
         if key in (*AXES, "arm"):
             several = override.is_sweep_override()
-            words.axes[key] = list(override.sweep_string_iterator()) if several else [str(override.value())]
+            words.axes[key] = (
+                list(override.sweep_string_iterator())
+                if several
+                else [str(override.value())]
+            )
         elif override.is_sweep_override():
-            raise ValueError(f"'{line}' sweeps over '{key}'; the axes of a sweep are {', '.join(AXES)}.")
+            raise ValueError(
+                f"'{line}' sweeps over '{key}'; the axes of a sweep are {', '.join(AXES)}."
+            )
         elif key in _SET_BY_SWEEP:
             raise ValueError(
                 f"'{line}' is for one run; a sweep takes its rounds from data.budget_rounds "
@@ -85,19 +91,34 @@ def _sort(overrides: Sequence[str]) -> _Words:
 
 def _arms(words: _Words, written: DictConfig) -> dict[str, _Words]:
     """The arms that take part, by name; one without a name and without words where there are none."""
-    arms = {str(name): _sort([str(word) for word in arm]) for name, arm in written.items()}
+    arms = {
+        str(name): _sort([str(word) for word in arm]) for name, arm in written.items()
+    }
     chosen = words.axes.get("arm", list(arms))
     for name in chosen:
         if name not in arms:
-            known = f" There are: {', '.join(arms)}." if arms else " This sweep has none (sweep.arms)."
+            known = (
+                f" There are: {', '.join(arms)}."
+                if arms
+                else " This sweep has none (sweep.arms)."
+            )
             raise ValueError(f"unknown arm '{name}'.{nearest(name, arms)}{known}")
         arm = arms[name]
         if arm.for_hydra or arm.run_dir or "arm" in arm.axes:
-            raise ValueError(f"sweep.arms.{name} sets hydra, run_dir or arm; an arm sets settings and axes.")
-        undone = [(words.shared[key], arm.shared[key]) for key in arm.shared.keys() & words.shared.keys()]
+            raise ValueError(
+                f"sweep.arms.{name} sets hydra, run_dir or arm; an arm sets settings and axes."
+            )
+        undone = [
+            (words.shared[key], arm.shared[key])
+            for key in arm.shared.keys() & words.shared.keys()
+        ]
         for axis in ("model", "data"):  # other settings of the arm are about its own
             ours, given = (",".join(side.axes.get(axis, ())) for side in (arm, words))
-            undone += [(f"{axis}={given}", f"{axis}={ours}")] if ours and given not in ("", ours) else []
+            undone += (
+                [(f"{axis}={given}", f"{axis}={ours}")]
+                if ours and given not in ("", ours)
+                else []
+            )
         for given, own in undone:
             raise ValueError(
                 f"'{given}' would undo '{own}', which arm '{name}' is about. Leave it out, or choose other "
@@ -110,14 +131,24 @@ def _cells(words: _Words, arms: dict[str, _Words], defaults: Any) -> list[list[s
     """Overrides of each cell, by K, then as arms and axes were written: a baseline before what it judges."""
     cells: list[tuple[int, list[str]]] = []
     for name, arm in arms.items():
-        axes = {axis: [str(value) for value in defaults[axis]] for axis in AXES} | arm.axes | words.axes
+        axes = (
+            {axis: [str(value) for value in defaults[axis]] for axis in AXES}
+            | arm.axes
+            | words.axes
+        )
         for axis in AXES:
             if not axes[axis]:
-                raise ValueError(f"sweep.{axis} is empty; a sweep needs at least one value of each axis.")
+                raise ValueError(
+                    f"sweep.{axis} is empty; a sweep needs at least one value of each axis."
+                )
         own = [*arm.shared.values(), f"arm={name}"] if name else []
         for values in product(*(axes[axis] for axis in AXES)):
             named = dict(zip(AXES, values, strict=True))
             text = named["num_clients"]
-            overrides = [*words.shared.values(), *own, *(f"{axis}={value}" for axis, value in named.items())]
+            overrides = [
+                *words.shared.values(),
+                *own,
+                *(f"{axis}={value}" for axis, value in named.items()),
+            ]
             cells.append((int(text) if text.isdigit() else 0, overrides))
     return [overrides for _, overrides in sorted(cells, key=lambda cell: cell[0])]

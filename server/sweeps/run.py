@@ -44,7 +44,9 @@ class Cell:
     overrides: tuple[str, ...]
 
 
-def sweep(overrides: Sequence[str], study: Callable[[Sweep], Findings] | None = None) -> Outcome:
+def sweep(
+    overrides: Sequence[str], study: Callable[[Sweep], Findings] | None = None
+) -> Outcome:
     """Run or finish all cells and draw the report, with what the study finds in it.
 
     Raises:
@@ -53,13 +55,21 @@ def sweep(overrides: Sequence[str], study: Callable[[Sweep], Findings] | None = 
     plan = compose_sweep(overrides)
     folder = SweepFolder(Path(plan.run_dir))
     if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"run_dir is '{folder.path}', which is a file. Choose another run_dir=...")
+        raise ValueError(
+            f"run_dir is '{folder.path}', which is a file. Choose another run_dir=..."
+        )
     cells = [_cell(folder, cell_overrides) for cell_overrides in plan.cells]
     for cell in cells:
         folder.run_folder(cell.settings.cell).check_owner(cell.settings)
-    folder.write_plan([PlannedCell.of(cell.settings) for cell in cells], plan.target_fraction)
+    folder.write_plan(
+        [PlannedCell.of(cell.settings) for cell in cells], plan.target_fraction
+    )
     try:
-        _launch(plan, folder, [cell.overrides for cell in cells if not _at_budget(folder, cell)])
+        _launch(
+            plan,
+            folder,
+            [cell.overrides for cell in cells if not _at_budget(folder, cell)],
+        )
         _launch(plan, folder, _to_target(folder, cells, plan.target_fraction))
     finally:
         rows = folder.write_table()
@@ -82,18 +92,33 @@ def _cell(folder: SweepFolder, overrides: Sequence[str]) -> Cell:
 def _at_budget(folder: SweepFolder, cell: Cell) -> bool:
     """Whether the cell's first phase is done; a reached target, or a collapse, may have ended it early."""
     finished = folder.run_folder(cell.settings.cell).status()["state"] == "finished"
-    accuracies, target = folder.accuracies(cell.settings.cell), cell.settings.evaluation.target_accuracy
+    accuracies, target = (
+        folder.accuracies(cell.settings.cell),
+        cell.settings.evaluation.target_accuracy,
+    )
     has_accuracy = cell.settings.data.budget_rounds in accuracies
-    is_there = target is not None and any(accuracies[number] >= target for number in accuracies if number > 0)
-    return finished and (has_accuracy or is_there or _is_ended_by_collapse(folder, cell))
+    is_there = target is not None and any(
+        accuracies[number] >= target for number in accuracies if number > 0
+    )
+    return finished and (
+        has_accuracy or is_there or _is_ended_by_collapse(folder, cell)
+    )
 
 
 def _is_ended_by_collapse(folder: SweepFolder, cell: Cell) -> bool:
-    train, records = cell.settings.train, folder.run_folder(cell.settings.cell).history()
-    return train.on_collapse == "stop" and standing_collapse(records, train.collapse_rounds) is not None
+    train, records = (
+        cell.settings.train,
+        folder.run_folder(cell.settings.cell).history(),
+    )
+    return (
+        train.on_collapse == "stop"
+        and standing_collapse(records, train.collapse_rounds) is not None
+    )
 
 
-def _to_target(folder: SweepFolder, cells: Sequence[Cell], fraction: float) -> list[tuple[str, ...]]:
+def _to_target(
+    folder: SweepFolder, cells: Sequence[Cell], fraction: float
+) -> list[tuple[str, ...]]:
     """Overrides of the cells that are under their target and may go on to the second threshold.
 
     A learning rate that has decayed to zero by the budget learns nothing more, and what collapsed under
@@ -101,7 +126,10 @@ def _to_target(folder: SweepFolder, cells: Sequence[Cell], fraction: float) -> l
     """
     jobs = []
     for cell, row in zip(cells, folder.rows(), strict=True):  # both in the plan's order
-        baseline, threshold = row.baseline_accuracy, cell.settings.data.second_threshold_rounds
+        baseline, threshold = (
+            row.baseline_accuracy,
+            cell.settings.data.second_threshold_rounds,
+        )
         if (
             baseline is not None
             and row.rounds_to_target is None
@@ -110,13 +138,17 @@ def _to_target(folder: SweepFolder, cells: Sequence[Cell], fraction: float) -> l
             and cell.settings.train.schedule == "constant"
             and max(folder.accuracies(cell.settings.cell)) < threshold
         ):
-            target = min(1.0, fraction * baseline)  # a fraction above 1 may ask for more than there is
+            target = min(
+                1.0, fraction * baseline
+            )  # a fraction above 1 may ask for more than there is
             goal = (f"num_rounds={threshold}", f"evaluation.target_accuracy={target!r}")
             jobs.append((*cell.overrides[:-1], *goal))
     return jobs
 
 
-def _launch(plan: SweepPlan, folder: SweepFolder, jobs: Sequence[Sequence[str]]) -> None:
+def _launch(
+    plan: SweepPlan, folder: SweepFolder, jobs: Sequence[Sequence[str]]
+) -> None:
     """Hand jobs to Hydra's launcher: one after the other here, or wherever a plug-in takes them."""
     if jobs:
         _show(folder)

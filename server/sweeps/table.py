@@ -61,7 +61,10 @@ class SweepFolder:
 
     def write_plan(self, cells: Iterable[PlannedCell], target_fraction: float) -> None:
         """Say what belongs to the sweep."""
-        plan = {"target_fraction": target_fraction, "cells": [asdict(cell) for cell in cells]}
+        plan = {
+            "target_fraction": target_fraction,
+            "cells": [asdict(cell) for cell in cells],
+        }
         write_json(self.path / "sweep.json", plan)
 
     def read_plan(self) -> tuple[list[PlannedCell], float]:
@@ -72,7 +75,11 @@ class SweepFolder:
     def accuracies(self, name: str) -> dict[int, float]:
         """Test accuracy of the cell of this name after each whole round."""
         records = self.run_folder(name).history()
-        return {record.round: record.accuracy for record in records if record.accuracy is not None}
+        return {
+            record.round: record.accuracy
+            for record in records
+            if record.accuracy is not None
+        }
 
     def rows(self) -> list[SweepRow]:
         """How every cell stands, in the order of the plan."""
@@ -102,15 +109,28 @@ class SweepFolder:
 
     def _write_rows(self, rows: list[SweepRow]) -> list[SweepRow]:
         text = io.StringIO()
-        columns = [name for name in SweepRow.model_fields if name != "arm" or any(row.arm for row in rows)]
-        write_rows(text, [columns, *([getattr(row, name) for name in columns] for row in rows)])
-        write_atomically(self.path / "sweep.csv", lambda part: part.write_text(text.getvalue()))
+        columns = [
+            name
+            for name in SweepRow.model_fields
+            if name != "arm" or any(row.arm for row in rows)
+        ]
+        write_rows(
+            text, [columns, *([getattr(row, name) for name in columns] for row in rows)]
+        )
+        write_atomically(
+            self.path / "sweep.csv", lambda part: part.write_text(text.getvalue())
+        )
         return rows
 
 
-def rounds_to(accuracies: dict[int, float], baseline: float | None, fraction: float) -> int | None:
+def rounds_to(
+    accuracies: dict[int, float], baseline: float | None, fraction: float
+) -> int | None:
     """First trained round with accuracy >= fraction * baseline (the paper, section 3.4), or None."""
     if baseline is None:
         return None
     target = fraction * baseline
-    return min((round for round, value in accuracies.items() if round > 0 and value >= target), default=None)
+    return min(
+        (round for round, value in accuracies.items() if round > 0 and value >= target),
+        default=None,
+    )

@@ -30,7 +30,9 @@ def federation(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Feder
         if request.node.stash.get(_FAILED, False):
             for log in sorted(made.root.glob("*.log")):
                 lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-                sys.stdout.write("\n".join([f"--- {log.name}", *lines[-_LAST_LINES:], ""]))
+                sys.stdout.write(
+                    "\n".join([f"--- {log.name}", *lines[-_LAST_LINES:], ""])
+                )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -46,13 +48,17 @@ def pytest_runtest_makereport(
 
 def _engine_answers() -> bool:
     try:
-        ran = subprocess.run(["docker", "version"], capture_output=True, timeout=15, check=False)
+        ran = subprocess.run(
+            ["docker", "version"], capture_output=True, timeout=15, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return ran.returncode == 0
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     """Leave Docker tests out where no engine answers; the last lines of the session say so."""
     docker = [item for item in items if item.get_closest_marker("docker")]
     if docker and not _engine_answers():
@@ -61,8 +67,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in docker]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Say plainly what was left out."""
     left_out = config.stash.get(_LEFT_OUT, 0)
     if left_out:
-        terminalreporter.write_line(f"{left_out} docker tests left out: no Docker engine answers")
+        terminalreporter.write_line(
+            f"{left_out} docker tests left out: no Docker engine answers"
+        )

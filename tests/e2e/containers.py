@@ -35,15 +35,30 @@ class Stack:
             timeout=seconds,
             check=False,
         )
-        assert done.returncode == 0, f"docker compose {words[0]}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
+        assert done.returncode == 0, (
+            f"docker compose {words[0]}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
+        )
         return done.stdout
 
     def up(self, *options: str, overrides: str = "") -> subprocess.Popen[bytes]:
         """Start the documented command, which ends with the run and its exit code."""
-        words = ["docker", "compose", "up", *options, "--attach", "run", "--exit-code-from", "run"]
+        words = [
+            "docker",
+            "compose",
+            "up",
+            *options,
+            "--attach",
+            "run",
+            "--exit-code-from",
+            "run",
+        ]
         with (self.folder / "up.log").open("ab") as log:
             environment = self._environment() | {"OVERRIDES": overrides}
-            self.ups.append(subprocess.Popen(words, cwd=self.folder, env=environment, stdout=log, stderr=log))
+            self.ups.append(
+                subprocess.Popen(
+                    words, cwd=self.folder, env=environment, stdout=log, stderr=log
+                )
+            )
         return self.ups[-1]
 
     def _environment(self) -> dict[str, str]:
@@ -60,13 +75,18 @@ class Stack:
     def inspect(self, service: str) -> Any:
         """All that the engine knows of a service's container."""
         container = self.compose("ps", "--all", "--quiet", service).strip()
-        found = subprocess.run(["docker", "inspect", container], capture_output=True, check=True)
+        found = subprocess.run(
+            ["docker", "inspect", container], capture_output=True, check=True
+        )
         return json.loads(found.stdout)[0]
 
     def addresses(self, service: str) -> dict[str, str]:
         """Its IP address in each network, by the network's name in the compose file."""
         networks = self.inspect(service)["NetworkSettings"]["Networks"]
-        return {name.rpartition("_")[2]: facts["IPAddress"] for name, facts in networks.items()}
+        return {
+            name.rpartition("_")[2]: facts["IPAddress"]
+            for name, facts in networks.items()
+        }
 
     def end(self, up: subprocess.Popen[bytes], seconds: float) -> int:
         """Wait for the run's end; returns the exit code."""
@@ -92,10 +112,25 @@ class Stack:
 def torch_of_this_machine() -> dict[str, str]:
     """TORCH_SHA256 of the build of PyTorch that pip takes on this machine, if it is not the published one."""
     hashed = (ROOT / "requirements" / "torch.txt").read_text(encoding="ascii")
-    pinned = next(line.split()[0] for line in hashed.splitlines() if line.startswith("torch=="))
-    words = ("install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-", pinned)
+    pinned = next(
+        line.split()[0] for line in hashed.splitlines() if line.startswith("torch==")
+    )
+    words = (
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--no-deps",
+        "--quiet",
+        "--report",
+        "-",
+        pinned,
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "pip", *words], stdout=subprocess.PIPE, text=True, check=True, timeout=600
+        [sys.executable, "-m", "pip", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=600,
     )
     (found,) = json.loads(done.stdout)["install"]
     digest = str(found["download_info"]["archive_info"]["hashes"]["sha256"])
@@ -103,17 +138,36 @@ def torch_of_this_machine() -> dict[str, str]:
 
 
 def _as_list(read: Any) -> list[Any]:
-    return read if isinstance(read, list) else [read]  # older versions of compose print one list
+    return (
+        read if isinstance(read, list) else [read]
+    )  # older versions of compose print one list
 
 
 def copy_project(target: Path) -> None:
     """What a fresh clone has, as far as it matters here."""
     target.mkdir()
-    for name in ("wardround", "common", "client", "server", "conf", "docker", "requirements"):
+    for name in (
+        "wardround",
+        "common",
+        "client",
+        "server",
+        "conf",
+        "docker",
+        "requirements",
+    ):
         shutil.copytree(
-            ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True
+            ROOT / name,
+            target / name,
+            ignore=shutil.ignore_patterns("__pycache__"),
+            symlinks=True,
         )
-    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", ".dockerignore"):
+    for name in (
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+        ".dockerignore",
+    ):
         shutil.copy(ROOT / name, target / name)
     for path in ROOT.glob("docker-compose*.yml"):
         if path.name != "docker-compose.override.yml":

@@ -20,7 +20,13 @@ from tests.e2e.processes import Process, command_line, free_port, wait_for
 from tests.support.site_lab import WIDE, pinned
 from wardround.client.kit.init import REGISTRATION, write_kit
 from wardround.server.deployment import superlink
-from wardround.server.deployment.folder import SUPERLINK, Addresses, ServerFolder, invite_site, register_site
+from wardround.server.deployment.folder import (
+    SUPERLINK,
+    Addresses,
+    ServerFolder,
+    invite_site,
+    register_site,
+)
 from wardround.server.deployment.superlink import NodeState
 from wardround.server.run_folder import RunFolder
 
@@ -66,22 +72,36 @@ class Federation:
         self._mark = secrets.token_hex(8)
         self._num_logs = 0
         self.root.mkdir(parents=True, exist_ok=True)
-        addresses = Addresses(("localhost",), "127.0.0.1", free_port(), "127.0.0.1", free_port())
+        addresses = Addresses(
+            ("localhost",), "127.0.0.1", free_port(), "127.0.0.1", free_port()
+        )
         folder = self.root / "server"
-        self.folder = ServerFolder.create(folder, addresses, signing_line=self.signing_line)
+        self.folder = ServerFolder.create(
+            folder, addresses, signing_line=self.signing_line
+        )
 
     @property
     def fleet_address(self) -> str:
         """What sites dial: a name in the certificate."""
         return f"localhost:{self.folder.addresses.fleet_port}"
 
-    def start(self, name: str, *words: str, environment: Mapping[str, str] | None = None) -> Process:
+    def start(
+        self, name: str, *words: str, environment: Mapping[str, str] | None = None
+    ) -> Process:
         """Start one of this installation's programs."""
         self._num_logs += 1
         log = self.root / f"{self._num_logs:02d}-{name}.log"
         path = os.pathsep.join((str(BIN), os.environ.get("PATH", os.defpath)))
-        given = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
-        given |= {"PATH": path, _MARK: self._mark} | dict(self.environment) | dict(environment or {})
+        given = {
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        given |= (
+            {"PATH": path, _MARK: self._mark}
+            | dict(self.environment)
+            | dict(environment or {})
+        )
         with log.open("wb") as file:
             popen = subprocess.Popen(
                 [str(BIN / words[0]), *words[1:]],
@@ -102,11 +122,19 @@ class Federation:
     def up(self, *options: str) -> Process:
         """`wardround server up`, and wait until it says so."""
         self.server = self.start(
-            "server", "wardround", "server", "up", "--dir", str(self.folder.path), *options
+            "server",
+            "wardround",
+            "server",
+            "up",
+            "--dir",
+            str(self.folder.path),
+            *options,
         )
         server = self.server
         wait_for(
-            lambda: "the server is up" in server.text() or not server.is_alive(), UP_SECONDS, "the server"
+            lambda: "the server is up" in server.text() or not server.is_alive(),
+            UP_SECONDS,
+            "the server",
         )
         assert server.is_alive(), server.text()
         return server
@@ -134,7 +162,9 @@ class Federation:
         address = facts.pop("address", self.fleet_address)
         if invited is None:
             invited, _ = invite_site(self.folder, name, address=address)
-        site = TestSite(name, folder, folder / "site.yaml", folder / "site.key", folder / "site.pub")
+        site = TestSite(
+            name, folder, folder / "site.yaml", folder / "site.key", folder / "site.pub"
+        )
         policy = pinned(facts.pop("policy", WIDE), facts.get("model"))
         given: dict[str, Any] = {"data_path": data, "policy": policy}
         given |= {"text_columns": ("text",), "label_column": "label", "device": "cpu"}
@@ -145,18 +175,24 @@ class Federation:
         content |= {key: str(value) for key, value in facts.items()}
         site.site_file.write_text(yaml.safe_dump(content), encoding="utf-8")
         if register:
-            register_site(self.folder, name, folder / REGISTRATION, max_examples=max_examples)
+            register_site(
+                self.folder, name, folder / REGISTRATION, max_examples=max_examples
+            )
         self.sites[name] = site
         return site
 
-    def join(self, site: TestSite, environment: Mapping[str, str] | None = None) -> Process:
+    def join(
+        self, site: TestSite, environment: Mapping[str, str] | None = None
+    ) -> Process:
         """`wardround-site join`, which keeps itself alive."""
         words = ("wardround-site", "join", "--site", str(site.site_file))
         given = {_SITE_MARK: site.name} | dict(environment or {})
         site.node = self.start(f"join-{site.name}", *words, environment=given)
         return site.node
 
-    def join_bare(self, site: TestSite, *, trust: Sequence[str] | None = None) -> Process:
+    def join_bare(
+        self, site: TestSite, *, trust: Sequence[str] | None = None
+    ) -> Process:
         """Start a plain `flower-supernode` for it, dialling where its site file says.
 
         Args:
@@ -164,7 +200,9 @@ class Federation:
         """
         ca, key = str(self.folder.authority.certificate), str(site.private_key)
         keys = ["--root-certificates", ca, "--auth-supernode-private-key", key]
-        address = yaml.safe_load(site.site_file.read_text(encoding="utf-8"))["server"]["address"]
+        address = yaml.safe_load(site.site_file.read_text(encoding="utf-8"))["server"][
+            "address"
+        ]
         site.node = self.start(
             f"node-{site.name}",
             "flower-supernode",
@@ -180,14 +218,20 @@ class Federation:
         """Flower's own SuperLink and SuperNodes in place of Wardround's, with the same keys."""
         options = superlink.options(self.folder, insecure=False)
         environment = superlink.environment(self.folder)
-        self.server = self.start("superlink", "flower-superlink", *options, environment=environment)
+        self.server = self.start(
+            "superlink", "flower-superlink", *options, environment=environment
+        )
         wait_for(lambda: superlink.is_up(self.folder), UP_SECONDS, "the SuperLink")
         for site in sites:
-            superlink.flower(self.folder, "supernode", "register", str(site.public_key), SUPERLINK)
+            superlink.flower(
+                self.folder, "supernode", "register", str(site.public_key), SUPERLINK
+            )
             self.join_bare(site)
 
         def are_online() -> bool:
-            nodes = superlink.flower(self.folder, "supernode", "list", SUPERLINK)["nodes"]
+            nodes = superlink.flower(self.folder, "supernode", "list", SUPERLINK)[
+                "nodes"
+            ]
             return [node["status"] for node in nodes] == ["online"] * len(sites)
 
         wait_for(are_online, ONLINE_SECONDS, "the SuperNodes to come online")
@@ -202,13 +246,17 @@ class Federation:
 
         def look() -> bool:
             states = self.node_states()
-            return all(name in states and states[name].status == "online" for name in names)
+            return all(
+                name in states and states[name].status == "online" for name in names
+            )
 
         wait_for(look, seconds, f"{', '.join(names)} to come online")
 
     def submit(self, *words: str) -> Process:
         """`wardround submit WORDS`, in the background."""
-        return self.start("submit", "wardround", "submit", "--dir", str(self.folder.path), *words)
+        return self.start(
+            "submit", "wardround", "submit", "--dir", str(self.folder.path), *words
+        )
 
     def run(self, *words: str, run_dir: Path, seconds: float) -> RunFolder:
         """Submit, wait for the end, and expect it to be good."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
@@ -15,7 +16,13 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 
 from tests.e2e.processes import wait_for
-from wardround.client.node.connection import Connection, Heartbeat, Letter, Refused, Unreachable
+from wardround.client.node.connection import (
+    Connection,
+    Heartbeat,
+    Letter,
+    Refused,
+    Unreachable,
+)
 from wardround.client.node.journal import Journal
 from wardround.client.node.ledger import Ledger
 from wardround.client.node.loop import Loop
@@ -26,7 +33,14 @@ from wardround.client.site_file import load_site_file, signing_keys
 from wardround.common.credentials import fingerprint, public_line
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.forms import whole
-from wardround.common.wire.messages import NOTICE, TRAIN, Update, pack_update, unpack_notice, unpack_update
+from wardround.common.wire.messages import (
+    NOTICE,
+    TRAIN,
+    Update,
+    pack_update,
+    unpack_notice,
+    unpack_update,
+)
 from wardround.common.wire.objects import Object, make_object
 from wardround.common.wire.signing import Question
 
@@ -46,7 +60,9 @@ class HostileSite(Loop):
         self.letters: list[Letter] = []
         self.pushed: list[RecordDict] = []
         """Signed contents of its answers, newest last."""
-        self.push_honestly: Callable[[Letter, RecordDict, float], None] = self.connection.push
+        self.push_honestly: Callable[[Letter, RecordDict, float], None] = (
+            self.connection.push
+        )
         self.push: Callable[[Letter, RecordDict, float], None] = self.push_honestly
         """How an answer is sent; a test may put another way in its place."""
         own = fingerprint(public_line(signing_keys(site)[0]))
@@ -70,13 +86,22 @@ class HostileSite(Loop):
             self.pushed.append(content)
 
     def _work(
-        self, letter: Letter, content: RecordDict, room: Room, question: Question, told: str
+        self,
+        letter: Letter,
+        content: RecordDict,
+        room: Room,
+        question: Question,
+        told: str,
     ) -> RecordDict:
         if letter.kind == NOTICE:
             self.said.append(unpack_notice(content))
             return RecordDict()
         order = self._ordered(question, told)
-        honest = answer(letter.kind, content, lambda: RealSite(load_site_file(self._file), self._kept, order))
+        honest = answer(
+            letter.kind,
+            content,
+            lambda: RealSite(load_site_file(self._file), self._kept, order),
+        )
         return self.tamper(letter.kind, honest)
 
     def _activate(self) -> bool:
@@ -120,18 +145,29 @@ def honest(kind: str, content: RecordDict) -> RecordDict:
     return content
 
 
-def push_objects(connection: Connection, letter: Letter, inner: Object, pause: float = 0.0) -> None:
+def push_objects(
+    connection: Connection, letter: Letter, inner: Object, pause: float = 0.0
+) -> None:
     """Answer with any object in place of a content, `pause` seconds before each piece of it."""
     message = letter.reply()
-    root = make_object("Message", message.SerializeToString(deterministic=True), [inner])
+    root = make_object(
+        "Message", message.SerializeToString(deterministic=True), [inner]
+    )
     message.metadata.message_id = root.object_id
     message.content.SetInParent()
     tree = ObjectTree(object_id=root.object_id, children=[inner.tree(ObjectTree)])
     request = PushMessagesRequest(
-        node=connection.node, messages_list=[message], message_object_trees=[tree], clientapp_runtime_list=[1]
+        node=connection.node,
+        messages_list=[message],
+        message_object_trees=[tree],
+        clientapp_runtime_list=[1],
     )
     response = connection.call("PushMessages", request)
-    parts = {part.object_id: part for part in root.walk() if part.object_id in response.objects_to_push}
+    parts = {
+        part.object_id: part
+        for part in root.walk()
+        if part.object_id in response.objects_to_push
+    }
     for part in parts.values():
         time.sleep(pause)
         connection.call(
@@ -150,7 +186,9 @@ def num_numbers(payload: Payload) -> int:
     """Of the whole tiny model."""
     if payload.form == "whole":
         return len(payload.arrays["shared"])
-    return len(payload.arrays["steps"]) // int(payload.arrays["widths"][0])  # a tiny model is one block
+    return len(payload.arrays["steps"]) // int(
+        payload.arrays["widths"][0]
+    )  # a tiny model is one block
 
 
 def _cut(payload: Payload) -> Payload:
@@ -158,21 +196,27 @@ def _cut(payload: Payload) -> Payload:
     return dataclasses.replace(payload, form="exact", arrays=arrays)
 
 
-LIES: tuple[tuple[str, Callable[[Update], Update]], ...] = tuple(
-    (reason, lambda update, change=change: dataclasses.replace(update, **change(update)))  # type: ignore[misc]
-    for reason, change in (
-        ("not finite", lambda u: {"payload": whole(np.full(num_numbers(u.payload), np.nan, np.float32))}),
-        ("names or shapes", lambda u: {"layout": "0" * 64}),
-        ("names or shapes", lambda u: {"payload": whole(np.zeros(2 * num_numbers(u.payload), np.float32))}),
-        ("of the global model", lambda u: {"payload": _cut(u.payload)}),
-        ("claims -", lambda u: {"num_examples": -u.num_examples}),
-        ("claims 0 examples", lambda u: {"num_examples": 0}),
-        ("claims 1000000000000 examples", lambda u: {"num_examples": 10**12}),
-        ("belongs to round", lambda u: {"round": u.round - 1}),
-        ("no counts", lambda u: {"test": None}),
-    )
+Changes = dict[str, Any]
+"""New values of some fields of an update."""
+
+
+def _filled(update: Update, value: float, times: int = 1) -> Changes:
+    size = times * num_numbers(update.payload)
+    return {"payload": whole(np.full(size, value, np.float32))}
+
+
+LIES: tuple[tuple[str, Callable[[Update], Changes]], ...] = (
+    ("not finite", lambda u: _filled(u, np.nan)),
+    ("names or shapes", lambda u: {"layout": "0" * 64}),
+    ("names or shapes", lambda u: _filled(u, 0.0, times=2)),
+    ("of the global model", lambda u: {"payload": _cut(u.payload)}),
+    ("claims -", lambda u: {"num_examples": -u.num_examples}),
+    ("claims 0 examples", lambda u: {"num_examples": 0}),
+    ("claims 1000000000000 examples", lambda u: {"num_examples": 10**12}),
+    ("belongs to round", lambda u: {"round": u.round - 1}),
+    ("no counts", lambda u: {"test": None}),
 )
-"""Why an update must be refused, and the update."""
+"""Why an update must be refused, and what is changed in an honest one."""
 
 
 def lying(kind: str, honest: RecordDict) -> RecordDict:
@@ -181,4 +225,4 @@ def lying(kind: str, honest: RecordDict) -> RecordDict:
         return honest
     update = unpack_update(honest)
     _, lie = LIES[(update.round - 1) % len(LIES)]
-    return pack_update(lie(update))
+    return pack_update(dataclasses.replace(update, **lie(update)))

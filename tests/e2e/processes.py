@@ -70,7 +70,12 @@ class Process:
 def command_line(pid: int) -> str:
     """How that process was started; empty once it is gone."""
     try:
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return (
+            (Path("/proc") / str(pid) / "cmdline")
+            .read_bytes()
+            .replace(b"\0", b" ")
+            .decode()
+        )
     except OSError:
         return ""
 
@@ -79,5 +84,9 @@ def write_keys(private: Path, public: Path) -> None:
     """A P-384 pair in OpenSSH form."""
     key = ec.generate_private_key(ec.SECP384R1())
     private.touch(mode=0o600)
-    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    public.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
+    private.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    )
+    public.write_bytes(
+        key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
+    )

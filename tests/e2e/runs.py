@@ -46,7 +46,9 @@ def start_sites(federation: Federation, texts: Path, model: Path, **facts: Any) 
         facts: see `Federation.add_site`.
     """
     for name in SIZES:
-        federation.join(federation.add_site(name, texts / f"{name}.csv", model=model, **facts))
+        federation.join(
+            federation.add_site(name, texts / f"{name}.csv", model=model, **facts)
+        )
     federation.wait_online(*SIZES, seconds=JOIN_SECONDS)
 
 
@@ -54,15 +56,30 @@ def add_two(federation: Federation, folder: Path, model: Path, **facts: Any) -> 
     """Register alpha and beta, with 30 texts each. Args: facts: of beta alone, see `Federation.add_site`."""
     for seed, name in enumerate(("alpha", "beta")):
         texts = write_texts(folder / f"{name}.csv", 30, seed=seed)
-        federation.add_site(name, texts, model=model, **(facts if name == "beta" else {}))
+        federation.add_site(
+            name, texts, model=model, **(facts if name == "beta" else {})
+        )
 
 
-def simulated(make_settings: Make, texts: Path, run_dir: Path, num_rounds: int, *more: str) -> Path:
+def simulated(
+    make_settings: Make, texts: Path, run_dir: Path, num_rounds: int, *more: str
+) -> Path:
     """Run the same in one process, with more overrides."""
     simulate(
         make_settings(
-            *("evaluation.where=sites", LABELS, EVEN, f"data.path={texts}", "data.test_path=null"),
-            *("partition=by_site", "data.split_seed=0", f"num_rounds={num_rounds}", f"run_dir={run_dir}"),
+            *(
+                "evaluation.where=sites",
+                LABELS,
+                EVEN,
+                f"data.path={texts}",
+                "data.test_path=null",
+            ),
+            *(
+                "partition=by_site",
+                "data.split_seed=0",
+                f"num_rounds={num_rounds}",
+                f"run_dir={run_dir}",
+            ),
             *more,
         )
     )
@@ -82,7 +99,9 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 
 def took_part(run_dir: Path) -> list[list[int]]:
     """Numbers of the clients whose updates were averaged, by round from 1. Alpha is 0, gamma 2."""
-    return [[client["client"] for client in line["clients"]] for line in lines(run_dir)[1:]]
+    return [
+        [client["client"] for client in line["clients"]] for line in lines(run_dir)[1:]
+    ]
 
 
 def wait_for_round(process: Process, run_dir: Path, number: int) -> None:
@@ -96,12 +115,18 @@ def wait_for_round(process: Process, run_dir: Path, number: int) -> None:
     wait_for(look, RUN_SECONDS, f"round {number} to begin")
 
 
-def wait_for_clients(process: Process, run_dir: Path, clients: list[int], after: int = 0) -> int:
+def wait_for_clients(
+    process: Process, run_dir: Path, clients: list[int], after: int = 0
+) -> int:
     """The first round past `after` in which just these took part, as soon as it is closed."""
 
     def look() -> int:
         rounds = took_part(run_dir)
-        found = [number for number, who in enumerate(rounds, 1) if number > after and who == clients]
+        found = [
+            number
+            for number, who in enumerate(rounds, 1)
+            if number > after and who == clients
+        ]
         assert found or process.is_alive(), process.text()
         return found[0] if found else 0
 

@@ -42,7 +42,14 @@ from flwr.proto.run_pb2 import GetRunRequest
 from safetensors.numpy import load_file
 
 from tests.e2e.federation import Federation
-from tests.e2e.hostile import HostileSite, Tamper, honest, hostile_site, num_numbers, push_objects
+from tests.e2e.hostile import (
+    HostileSite,
+    Tamper,
+    honest,
+    hostile_site,
+    num_numbers,
+    push_objects,
+)
 from tests.e2e.processes import Process, command_line, wait_for
 from tests.e2e.runs import EVEN, JOIN_SECONDS, LABELS, RUN_SECONDS, lines
 from tests.support.tiny import write_model, write_texts
@@ -50,7 +57,14 @@ from wardround.client.node.connection import Connection, Letter, Refused
 from wardround.client.site_file import load_site_file
 from wardround.common.credentials import new_key, pem_of, write_key_pair
 from wardround.common.wire.forms import whole
-from wardround.common.wire.messages import HELLO, TRAIN, pack_card, pack_update, unpack_card, unpack_update
+from wardround.common.wire.messages import (
+    HELLO,
+    TRAIN,
+    pack_card,
+    pack_update,
+    unpack_card,
+    unpack_update,
+)
 from wardround.common.wire.objects import Object, content_object, make_object
 from wardround.server.deployment import superlink
 from wardround.server.deployment.answers import SPARE_BYTES, UP_TO_DOWN
@@ -103,7 +117,11 @@ class Ward:
 
     def wait_refused(self, reason: str, least: int, name: str = "mallory") -> None:
         """Return once so many calls of a site were refused for this reason."""
-        wait_for(lambda: self.refused(name).get(reason, 0) >= least, 5, f"{least} refusals: {reason}")
+        wait_for(
+            lambda: self.refused(name).get(reason, 0) >= least,
+            5,
+            f"{least} refusals: {reason}",
+        )
 
 
 def taken(line: dict[str, Any]) -> list[int]:
@@ -114,7 +132,10 @@ def taken(line: dict[str, Any]) -> list[int]:
 def reasons(found: list[dict[str, Any]]) -> list[str]:
     """Why mallory's answers were left out of these rounds."""
     return [
-        left["reason"] for line in found for left in line.get("left_out", []) if left["client"] == MALLORY
+        left["reason"]
+        for line in found
+        for left in line.get("left_out", [])
+        if left["client"] == MALLORY
     ]
 
 
@@ -132,7 +153,9 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
             site = federation.add_site(name, texts, model=model, max_examples=100)
             if name != "mallory":
                 federation.join(site)
-        mallory = stack.enter_context(hostile_site(federation.sites["mallory"].site_file, honest))
+        mallory = stack.enter_context(
+            hostile_site(federation.sites["mallory"].site_file, honest)
+        )
         federation.wait_online("alpha", "beta", "mallory", seconds=JOIN_SECONDS)
         process = federation.submit(*words(model, root / "run"))
         made = Ward(federation, mallory, process, root / "run")
@@ -143,8 +166,21 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
 def words(model: Path, run_dir: Path) -> list[str]:
     """A run without an end."""
     return [
-        *("model=hf", f"model.name={model}", "data=files", LABELS, "evaluation.where=sites"),
-        *("device=cpu", "threads=1", EVEN, "train.batch_size=4", "train.max_length=16", "num_clients=3"),
+        *(
+            "model=hf",
+            f"model.name={model}",
+            "data=files",
+            LABELS,
+            "evaluation.where=sites",
+        ),
+        *(
+            "device=cpu",
+            "threads=1",
+            EVEN,
+            "train.batch_size=4",
+            "train.max_length=16",
+            "num_clients=3",
+        ),
         *("num_rounds=100000", "strategy.on_missing=continue", "strategy.min_sites=2"),
         *(f"strategy.round_timeout_seconds={ROUND_SECONDS}", "strategy.max_share=0.4"),
         *(f"strategy.max_update_norm={MOST_NORM}", f"run_dir={run_dir}"),
@@ -187,7 +223,9 @@ def test_a_site_speaks_for_nobody_else(ward: Ward) -> None:
         )
 
     alphas = Node(node_id=alpha)
-    alpha_key = pem_of(" ".join(ward.federation.sites["alpha"].public_key.read_text().split()[:2]))
+    alpha_key = pem_of(
+        " ".join(ward.federation.sites["alpha"].public_key.read_text().split()[:2])
+    )
     attempts: list[tuple[str, Any]] = [
         ("PushMessages", message(server, server, own.message_id)),
         ("PushMessages", message(server, alpha, "")),
@@ -198,27 +236,40 @@ def test_a_site_speaks_for_nobody_else(ward: Ward) -> None:
         ("PullMessages", PullMessagesRequest(node=alphas)),
         (
             "PullObject",
-            PullObjectRequest(node=connection.node, run_id=others.run_id, object_id=others.message_id),
+            PullObjectRequest(
+                node=connection.node, run_id=others.run_id, object_id=others.message_id
+            ),
         ),
         (
             "ConfirmMessageReceived",
             ConfirmMessageReceivedRequest(
-                node=connection.node, run_id=others.run_id, message_object_id=others.message_id
+                node=connection.node,
+                run_id=others.run_id,
+                message_object_id=others.message_id,
             ),
         ),
         (
             "PushObject",
             PushObjectRequest(
-                node=connection.node, run_id=own.run_id, object_id="0" * 64, object_content=b"x"
+                node=connection.node,
+                run_id=own.run_id,
+                object_id="0" * 64,
+                object_content=b"x",
             ),
         ),
-        ("ActivateNode", ActivateNodeRequest(public_key=alpha_key, heartbeat_interval=30)),
+        (
+            "ActivateNode",
+            ActivateNodeRequest(public_key=alpha_key, heartbeat_interval=30),
+        ),
         ("DeactivateNode", DeactivateNodeRequest(node_id=alpha)),
     ]
     for name, request in attempts:
         with pytest.raises(Refused) as refused:
             connection.call(name, request)
-        assert refused.value.why in ("dropped", "other_node"), (name, refused.value.detail)
+        assert refused.value.why in ("dropped", "other_node"), (
+            name,
+            refused.value.detail,
+        )
     ward.rounds()
     counts = ward.refused()
     assert counts["not_its_own"] >= 9
@@ -227,18 +278,28 @@ def test_a_site_speaks_for_nobody_else(ward: Ward) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "body"),
-    [("RecordDict", b"\xff\xfe no json"), ("RecordDict", b'{"a": 1}'), ("Array", b"{}")],
+    [
+        ("RecordDict", b"\xff\xfe no json"),
+        ("RecordDict", b'{"a": 1}'),
+        ("Array", b"{}"),
+    ],
 )
-def test_an_answer_that_nobody_can_read_is_refused(ward: Ward, kind: str, body: bytes) -> None:
+def test_an_answer_that_nobody_can_read_is_refused(
+    ward: Ward, kind: str, body: bytes
+) -> None:
     """Finding 5: it ended any run."""
     inner = make_object(kind, body)
-    ward.mallory.push = lambda letter, *_: push_objects(ward.mallory.connection, letter, inner)
+    ward.mallory.push = lambda letter, *_: push_objects(
+        ward.mallory.connection, letter, inner
+    )
     assert "its answer does not count: damaged" in reasons(ward.rounds())
 
 
 def test_an_old_answer_and_one_with_another_signature_do_not_count(ward: Ward) -> None:
     mallory, (key, old) = ward.mallory, (ward.mallory._key, ward.mallory.pushed[-1])
-    mallory.push = lambda letter, content, seconds: mallory.push_honestly(letter, old, seconds)
+    mallory.push = lambda letter, content, seconds: mallory.push_honestly(
+        letter, old, seconds
+    )
     assert "its answer does not count: unasked" in reasons(ward.rounds())
     mallory.push, mallory._key = mallory.push_honestly, new_key("signing")  # type: ignore[assignment]
     try:
@@ -248,14 +309,20 @@ def test_an_old_answer_and_one_with_another_signature_do_not_count(ward: Ward) -
     refused = ward.federation.root.parent / "run" / "refused.json"
     assert '"unasked"' in refused.read_text()
     assert '"forged"' in refused.read_text()
-    code, said = ward.federation.wardround("status", "--dir", str(ward.federation.folder.path))
+    code, said = ward.federation.wardround(
+        "status", "--dir", str(ward.federation.folder.path)
+    )
     assert (code, "answers of mallory that did not count: " in said) == (0, True), said
 
 
 def test_an_answer_that_trickles_in_keeps_the_rounds_bound(ward: Ward) -> None:
     """Finding 6: one object each few minutes held a round for hours."""
-    inner = make_object("RecordDict", b"{}", [make_object("ArrayRecord", bytes([n])) for n in range(5)])
-    ward.mallory.push = lambda letter, *_: push_objects(ward.mallory.connection, letter, inner, pause=5)
+    inner = make_object(
+        "RecordDict", b"{}", [make_object("ArrayRecord", bytes([n])) for n in range(5)]
+    )
+    ward.mallory.push = lambda letter, *_: push_objects(
+        ward.mallory.connection, letter, inner, pause=5
+    )
     started = time.monotonic()
     assert f"no answer within {ROUND_SECONDS} s" in reasons(ward.rounds())
     assert time.monotonic() - started < 10 * ROUND_SECONDS
@@ -267,7 +334,9 @@ def test_a_newcomer_that_says_nothing_holds_nobody_up(ward: Ward) -> None:
             time.sleep(12)
             return content
         update = unpack_update(content)
-        return pack_update(type(update)(**(vars(update) | {"num_examples": 7})))  # asked to introduce itself
+        return pack_update(
+            type(update)(**(vars(update) | {"num_examples": 7}))
+        )  # asked to introduce itself
 
     ward.mallory.tamper = silent
     ward.rounds(6)
@@ -313,7 +382,9 @@ def test_more_than_a_site_may_send_is_refused(ward: Ward) -> None:
 
 def test_what_a_site_may_send_does_not_grow_with_the_rounds(ward: Ward) -> None:
     """It was four times all that it had fetched in the run: 34 GiB for one answer in round 20."""
-    model_bytes = 4 * len(np.concatenate([array.ravel() for array in tensors_of(ward).values()]))
+    model_bytes = 4 * len(
+        np.concatenate([array.ravel() for array in tensors_of(ward).values()])
+    )
     ward.rounds(max(0, 40 - len(lines(ward.run_dir))))
     before = ward.refused().get("too_much", 0)
     ward.round_of_all()
@@ -338,12 +409,16 @@ def test_a_small_tree_stands_for_no_more_objects_than_it_holds(ward: Ward) -> No
         message.metadata.message_id = tree.object_id
         message.content.SetInParent()
         request = PushMessagesRequest(
-            node=mallory.connection.node, messages_list=[message], message_object_trees=[tree]
+            node=mallory.connection.node,
+            messages_list=[message],
+            message_object_trees=[tree],
         )
         mallory.connection.call("PushMessages", request)
 
     ward.round_of_all()
-    (server,) = ward.federation.processes(program="wardround.server.deployment.fleet")[:1]
+    (server,) = ward.federation.processes(program="wardround.server.deployment.fleet")[
+        :1
+    ]
     Path(f"/proc/{server}/clear_refs").write_text("5")  # its peak counts from now on
     memory, started = memory_of(server, "VmHWM"), time.monotonic()
     mallory.push = push
@@ -358,7 +433,9 @@ def doubling(depth: int) -> ObjectTree:
     tree = ObjectTree(object_id=hashlib.sha256(b"0").hexdigest())
     for level in range(1, depth):
         below = ObjectTree(object_id=tree.object_id)
-        tree = ObjectTree(object_id=hashlib.sha256(b"%d" % level).hexdigest(), children=[tree, below])
+        tree = ObjectTree(
+            object_id=hashlib.sha256(b"%d" % level).hexdigest(), children=[tree, below]
+        )
     return tree
 
 
@@ -371,7 +448,9 @@ def memory_of(pid: int, what: str) -> int:
 def test_calls_without_a_body_hold_nobody_up(ward: Ward, tmp_path: Path) -> None:
     """64 of 96 calls held all the server's slots for 90 s; all others were told to come back."""
     texts = write_texts(tmp_path / "bystander.csv", 24, seed=9)
-    bystander = ward.federation.add_site("bystander", texts)  # registered, and not of the run
+    bystander = ward.federation.add_site(
+        "bystander", texts
+    )  # registered, and not of the run
     site = load_site_file(bystander.site_file)
     never = Event()
 
@@ -409,7 +488,12 @@ def test_what_no_site_asks_for_is_offered_to_none(ward: Ward) -> None:
     letter, connection = ward.mallory.letters[-1], ward.mallory.connection
     for name, request in (
         ("GetRun", GetRunRequest(node=connection.node, run_id=letter.run_id)),
-        ("GetFab", GetFabRequest(node=connection.node, run_id=letter.run_id, hash_str="0" * 64)),
+        (
+            "GetFab",
+            GetFabRequest(
+                node=connection.node, run_id=letter.run_id, hash_str="0" * 64
+            ),
+        ),
         ("RegisterNode", RegisterNodeFleetRequest(public_key=connection._public)),
         ("UnregisterNode", UnregisterNodeFleetRequest(node_id=connection.node.node_id)),
     ):
@@ -423,22 +507,39 @@ def test_a_site_opens_no_port_and_shows_no_secret(ward: Ward) -> None:
     pids = ward.federation.processes("alpha")
     assert len(pids) >= 2
     for pid in pids:
-        sockets = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+        sockets = {
+            str(fd.readlink())
+            for fd in Path(f"/proc/{pid}/fd").iterdir()
+            if fd.is_symlink()
+        }
         for table in ("tcp", "tcp6"):
             for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
                 state, inode = row.split()[3], row.split()[9]
-                assert state != "0A" or f"socket:[{inode}]" not in sockets, command_line(pid)
-        assert not any(word in command_line(pid) for word in ("token", "PRIVATE", "--key"))
+                assert state != "0A" or f"socket:[{inode}]" not in sockets, (
+                    command_line(pid)
+                )
+        assert not any(
+            word in command_line(pid) for word in ("token", "PRIVATE", "--key")
+        )
 
 
 def test_two_hundred_strangers_cost_little_memory(ward: Ward, tmp_path: Path) -> None:
     """Finding 7: gRPC buffered messages of 2 GiB before any check."""
     site = load_site_file(ward.federation.sites["alpha"].site_file)
-    write_key_pair(new_key("node"), tmp_path / "stranger.key", tmp_path / "stranger.pub", "stranger")
-    request = PushObjectRequest(object_id="0" * 64, object_content=bytes(MOST_MESSAGE_BYTES - 1024))
+    write_key_pair(
+        new_key("node"),
+        tmp_path / "stranger.key",
+        tmp_path / "stranger.pub",
+        "stranger",
+    )
+    request = PushObjectRequest(
+        object_id="0" * 64, object_content=bytes(MOST_MESSAGE_BYTES - 1024)
+    )
 
     def knock(_: int) -> str:
-        with Connection(type(site)(**(vars(site) | {"private_key": tmp_path / "stranger.key"}))) as stranger:
+        with Connection(
+            type(site)(**(vars(site) | {"private_key": tmp_path / "stranger.key"}))
+        ) as stranger:
             try:
                 stranger.call("PushObject", request, 20)
             except Exception as error:
@@ -449,12 +550,15 @@ def test_two_hundred_strangers_cost_little_memory(ward: Ward, tmp_path: Path) ->
         said = list(callers.map(knock, range(200)))
     assert "let in" not in said
     assert sum("unknown_key" in text for text in said) > 20, said[:5]
-    (server,) = ward.federation.processes(program="wardround.server.deployment.fleet")[:1]
+    (server,) = ward.federation.processes(program="wardround.server.deployment.fleet")[
+        :1
+    ]
     peak = memory_of(server, "VmHWM")
     assert peak < 512 * 1024, f"{peak / 1024:.0f} MiB"
     with pytest.raises(Exception, match=r"RESOURCE_EXHAUSTED|larger than max"):
         ward.mallory.connection.call(
-            "PushObject", PushObjectRequest(object_content=bytes(MOST_MESSAGE_BYTES + 1))
+            "PushObject",
+            PushObjectRequest(object_content=bytes(MOST_MESSAGE_BYTES + 1)),
         )
     ward.rounds()
 
@@ -485,8 +589,14 @@ def mutated(content: RecordDict, dice: random.Random) -> Object:
             written = written.replace(old.object_id.encode(), new.object_id.encode())
         if part.object_id == chosen:
             at, length = dice.randrange(len(written) + 1), dice.choice((0, 1, 1, 40))
-            written = written[:at] + dice.randbytes(dice.choice((0, 1, 1, 40))) + written[at + length :]
-        return Object(hashlib.sha256(written).hexdigest(), len(written), children, lambda: written)
+            written = (
+                written[:at]
+                + dice.randbytes(dice.choice((0, 1, 1, 40)))
+                + written[at + length :]
+            )
+        return Object(
+            hashlib.sha256(written).hexdigest(), len(written), children, lambda: written
+        )
 
     return rebuilt(root)
 
@@ -504,7 +614,9 @@ def test_claimed_texts_that_nobody_can_have_do_not_count(ward: Ward) -> None:
     def introducing(kind: str, content: RecordDict) -> RecordDict:
         if kind == HELLO:
             return pack_card(replace(unpack_card(content), num_held_out=claimed))
-        return pack_update(replace(unpack_update(content), num_examples=7))  # to be greeted anew
+        return pack_update(
+            replace(unpack_update(content), num_examples=7)
+        )  # to be greeted anew
 
     ward.round_of_all()
     ward.mallory.tamper = counting
@@ -522,9 +634,15 @@ def test_claimed_texts_that_nobody_can_have_do_not_count(ward: Ward) -> None:
 
 def test_who_is_unregistered_is_out_at_once(ward: Ward) -> None:
     unregister_site(ward.federation.folder, "mallory")
-    wait_for(lambda: "mallory" not in ward.federation.node_states(), 5, "the site to be forgotten")
+    wait_for(
+        lambda: "mallory" not in ward.federation.node_states(),
+        5,
+        "the site to be forgotten",
+    )
     with pytest.raises(Refused) as refused:
-        ward.mallory.connection.call("PullMessages", PullMessagesRequest(node=ward.mallory.connection.node))
+        ward.mallory.connection.call(
+            "PullMessages", PullMessagesRequest(node=ward.mallory.connection.node)
+        )
     assert refused.value.why == "unknown_key"
     assert MALLORY not in taken(ward.rounds()[-1])
 
@@ -558,7 +676,12 @@ def test_the_servers_bundle_runs_at_no_site(ward: Ward, tmp_path: Path) -> None:
     (app / "pyproject.toml").write_text(project, encoding="utf-8")
     folder = ward.federation.folder
     run_dir = tmp_path / "run"
-    shorter = ["num_rounds=3", "num_clients=2", "strategy.max_share=null", f"run_dir={run_dir}"]
+    shorter = [
+        "num_rounds=3",
+        "num_clients=2",
+        "strategy.max_share=null",
+        f"run_dir={run_dir}",
+    ]
     changed = {word.split("=")[0] for word in shorter}
     longer = words(ward.run_dir.parent / "model", run_dir)
     kept = [word for word in longer if word.split("=")[0] not in changed]
@@ -566,12 +689,20 @@ def test_the_servers_bundle_runs_at_no_site(ward: Ward, tmp_path: Path) -> None:
     sites = {name: folder.sites()[name] for name in ("alpha", "beta")}
     config = {"ticket": write_ticket(folder, settings, sites, signing_key(folder))}
     run_id = superlink.start_run(folder, app, config)
-    wait_for(lambda: superlink.run_state(folder, run_id).has_ended, RUN_SECONDS, "the run to end")
+    wait_for(
+        lambda: superlink.run_state(folder, run_id).has_ended,
+        RUN_SECONDS,
+        "the run to end",
+    )
     assert superlink.run_state(folder, run_id).status == "finished:completed"
     assert [taken(line) for line in lines(run_dir)[1:]] == [[0, 1]] * 3
     programs = mark.read_bytes().splitlines()
-    assert any(b"flwr-serverapp" in program for program in programs)  # it runs at the coordinator's …
+    assert any(
+        b"flwr-serverapp" in program for program in programs
+    )  # it runs at the coordinator's …
     at_sites = [
-        program for program in programs if b"wardround-site" in program or b"wardround.client.node" in program
+        program
+        for program in programs
+        if b"wardround-site" in program or b"wardround.client.node" in program
     ]
     assert at_sites == []  # … and at no site

@@ -20,7 +20,9 @@ def clients_sh(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     if not script.exists():
         script.parent.mkdir()
         shutil.copy(ROOT / "docker" / "clients.sh", script)
-    return subprocess.run(["sh", str(script), *words], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["sh", str(script), *words], capture_output=True, text=True, check=False
+    )
 
 
 def override(folder: Path) -> Any:
@@ -29,12 +31,16 @@ def override(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("clients", [5, 32])
-def test_more_clients_each_have_their_own_network_and_volume(clients: int, tmp_path: Path) -> None:
+def test_more_clients_each_have_their_own_network_and_volume(
+    clients: int, tmp_path: Path
+) -> None:
     assert clients_sh(tmp_path, str(clients)).returncode == 0
     written = override(tmp_path)
     added = [f"site-{number}" for number in range(5, clients + 1)]
     services = written["services"]
-    assert [service["environment"] for service in (services["init"], services["run"])] == [
+    assert [
+        service["environment"] for service in (services["init"], services["run"])
+    ] == [
         {"CLIENTS": str(clients)},
         {"CLIENTS": str(clients)},
     ]
@@ -43,7 +49,10 @@ def test_more_clients_each_have_their_own_network_and_volume(clients: int, tmp_p
     states = [site.replace("site", "state") for site in added]
     assert sorted(written["volumes"]) == sorted([*added, *states])
     assert all(network["internal"] for network in written["networks"].values())
-    subnets = [network["ipam"]["config"][0]["subnet"] for network in written["networks"].values()]
+    subnets = [
+        network["ipam"]["config"][0]["subnet"]
+        for network in written["networks"].values()
+    ]
     assert len(set(subnets)) == len(added)
     for site in added:
         client = services[site.replace("site", "client")]
@@ -59,7 +68,8 @@ def test_fewer_clients_are_left_out(tmp_path: Path) -> None:
     services = override(tmp_path)["services"]
     assert services["client-3"] == services["client-4"] == {"profiles": ["left-out"]}
     devices = [
-        services[f"client-{number}"]["deploy"]["resources"]["reservations"]["devices"] for number in (1, 2)
+        services[f"client-{number}"]["deploy"]["resources"]["reservations"]["devices"]
+        for number in (1, 2)
     ]
     assert [device["device_ids"] for (device,) in devices] == [["0"], ["1"]]
 
@@ -80,7 +90,9 @@ def test_four_is_what_stands_in_the_compose_file(tmp_path: Path) -> None:
         (["8", "--cpu"], "'--cpu' is unknown"),
     ],
 )
-def test_wrong_numbers_are_refused(words: Sequence[str], message: str, tmp_path: Path) -> None:
+def test_wrong_numbers_are_refused(
+    words: Sequence[str], message: str, tmp_path: Path
+) -> None:
     done = clients_sh(tmp_path, *words)
     assert done.returncode == 2
     assert message in done.stderr

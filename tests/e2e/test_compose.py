@@ -88,7 +88,9 @@ class TestFederation:
 
         wait_for(look, 300, "all containers to be healthy")
 
-    def test_a_client_reaches_the_fleet_port_and_nothing_else(self, stack: Stack) -> None:
+    def test_a_client_reaches_the_fleet_port_and_nothing_else(
+        self, stack: Stack
+    ) -> None:
         server = stack.addresses("server")
         places: dict[str, tuple[str, int]] = {
             "fleet": ("server", FLEET),
@@ -118,7 +120,9 @@ class TestFederation:
         assert found["capabilities"] == 0
         assert found["no_new_privileges"] == "1"
         assert found["written"] == ["/site/state", "/tmp"]
-        assert {"site.key", "signing.key", "site.yaml", "texts.csv", "ca.crt"} <= set(found["site"])
+        assert {"site.key", "signing.key", "site.yaml", "texts.csv", "ca.crt"} <= set(
+            found["site"]
+        )
         assert found["others"] == []
         for service in ("server", "run", *CLIENTS):
             host = stack.inspect(service)["HostConfig"]
@@ -128,7 +132,9 @@ class TestFederation:
         for name in ("/server/ca.key", "/authority", "/sites"):
             stack.compose("exec", "-T", "server", "sh", "-c", f"! test -e {name}")
 
-    def test_the_run_leaves_its_folder_on_the_host_and_exits_0(self, stack: Stack) -> None:
+    def test_the_run_leaves_its_folder_on_the_host_and_exits_0(
+        self, stack: Stack
+    ) -> None:
         assert stack.end(stack.ups[0], RUN_SECONDS) == 0, stack.log()
         run = stack.folder / "outputs" / "compose-k4"
         assert json.loads((run / "status.json").read_text())["state"] == "finished"
@@ -162,7 +168,11 @@ class TestFederation:
     @staticmethod
     def probe(stack: Stack, places: dict[str, tuple[str, int]]) -> Any:
         """What `PROBE` finds in the first client's container."""
-        return json.loads(stack.compose("exec", "-T", "client-1", "python", "-c", PROBE, json.dumps(places)))
+        return json.loads(
+            stack.compose(
+                "exec", "-T", "client-1", "python", "-c", PROBE, json.dumps(places)
+            )
+        )
 
 
 def _gateway(address: str) -> str:
@@ -171,7 +181,9 @@ def _gateway(address: str) -> str:
 
 
 def _history(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()
+    ]
 
 
 def _model_sha256(run: Path) -> str:
@@ -180,7 +192,9 @@ def _model_sha256(run: Path) -> str:
     The hash of the embeddings, which are frozen, comes before the tensors that were trained.
     """
     tensors = load_file(run / "model" / "model.safetensors")
-    frozen = {name: tensor for name, tensor in tensors.items() if ".embeddings." in name}
+    frozen = {
+        name: tensor for name, tensor in tensors.items() if ".embeddings." in name
+    }
     trained = {name: tensor for name, tensor in tensors.items() if name not in frozen}
     assert frozen
     return _sha256_of(trained, first=_sha256_of(frozen))

@@ -17,7 +17,11 @@ from tests.e2e.runs import RUN_SECONDS, words_of
 from tests.support.runs import history
 from tests.support.tiny import write_texts
 from wardround.server.deployment import superlink
-from wardround.server.deployment.certificates import Pair, issue_server_certificate, make_authority
+from wardround.server.deployment.certificates import (
+    Pair,
+    issue_server_certificate,
+    make_authority,
+)
 from wardround.server.deployment.folder import invite_site, unregister_site
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -41,7 +45,9 @@ def strangers(fleet: Path) -> dict[str, int]:
     return dict(json.loads(fleet.read_text())["strangers"]) if fleet.exists() else {}
 
 
-def test_only_registered_keys_over_tls_come_in(federation: Federation, tmp_path: Path) -> None:
+def test_only_registered_keys_over_tls_come_in(
+    federation: Federation, tmp_path: Path
+) -> None:
     texts = write_texts(tmp_path / "texts.csv", 12, seed=0)
     server = federation.up()
     known = federation.add_site("known", texts)
@@ -50,19 +56,31 @@ def test_only_registered_keys_over_tls_come_in(federation: Federation, tmp_path:
     deceived = federation.add_site("deceived", texts, register=False)
     other = Pair(tmp_path / "other.crt", tmp_path / "other.key")
     make_authority(other)
-    trust = ["--root-certificates", str(other.certificate), "--auth-supernode-private-key"]
+    trust = [
+        "--root-certificates",
+        str(other.certificate),
+        "--auth-supernode-private-key",
+    ]
 
     federation.join_bare(known)
     refused = federation.join_bare(stranger)
     plain_node = federation.join_bare(plain, trust=["--insecure"])
-    deceived_node = federation.join_bare(deceived, trust=[*trust, str(known.private_key)])
+    deceived_node = federation.join_bare(
+        deceived, trust=[*trust, str(known.private_key)]
+    )
     federation.wait_online("known")
     folder = federation.folder
-    wait_for(lambda: strangers(folder.fleet_file).get("unknown_key"), SECONDS, "the stranger's call")
+    wait_for(
+        lambda: strangers(folder.fleet_file).get("unknown_key"),
+        SECONDS,
+        "the stranger's call",
+    )
     wait_to_read(plain_node, "Connection attempt failed")
     wait_to_read(deceived_node, "Connection attempt failed")
     assert list(federation.node_states()) == ["known"]
-    assert "SuperNode ID" not in refused.text() + plain_node.text() + deceived_node.text()
+    assert (
+        "SuperNode ID" not in refused.text() + plain_node.text() + deceived_node.text()
+    )
 
     where = ("--dir", str(federation.folder.path))
     code, said = federation.wardround("server", "sites", *where)
@@ -90,7 +108,9 @@ def test_a_key_is_good_for_one_site_at_a_time(
     invite_site(federation.folder, "second")
     answer = str(first.folder / "registration.json")
     bound = ("--max-examples", "100")
-    code, said = federation.wardround("server", "register", "second", answer, *bound, *where)
+    code, said = federation.wardround(
+        "server", "register", "second", answer, *bound, *where
+    )
     assert (code, "first" in said) == (2, True), said
     federation.join(first)
     federation.wait_online("first", seconds=SECONDS)
@@ -120,10 +140,15 @@ def test_flowers_own_nodes_still_work_where_keys_are_off_by_name(
         texts = write_texts(tmp_path / f"{name}.csv", 24, seed=number)
         site = federation.add_site(name, texts, register=False, model=tiny_model)
         federation.join_bare(site, trust=["--insecure"])
-    words = words_of([word for word in overrides if not word.startswith("num_clients")], "num_clients=2")
+    words = words_of(
+        [word for word in overrides if not word.startswith("num_clients")],
+        "num_clients=2",
+    )
     run_dir = tmp_path / "run"
     run = federation.run(*words, "num_rounds=1", run_dir=run_dir, seconds=RUN_SECONDS)
-    assert [[client["client"] for client in line["clients"]] for line in history(run.path)] == [[], [0, 1]]
+    assert [
+        [client["client"] for client in line["clients"]] for line in history(run.path)
+    ] == [[], [0, 1]]
 
 
 def test_an_expired_certificate_ends_join_in_clear_words(
@@ -132,18 +157,33 @@ def test_an_expired_certificate_ends_join_in_clear_words(
     folder = federation.folder
     last_year = datetime.now(UTC) - timedelta(days=400)
     names = folder.addresses.names
-    issue_server_certificate(folder.authority, folder.server, names, now=last_year, renew=True)
+    issue_server_certificate(
+        folder.authority, folder.server, names, now=last_year, renew=True
+    )
     code, said = federation.wardround("server", "up", "--dir", str(folder.path))
-    assert (code, "has expired" in said, "wardround server renew" in said) == (2, True, True), said
+    assert (code, "has expired" in said, "wardround server renew" in said) == (
+        2,
+        True,
+        True,
+    ), said
 
     # One that was good when the server was started.
     options = superlink.options(folder, insecure=False)
-    words = ("python", "-m", "wardround.server.deployment.fleet", str(folder.path), *options)
+    words = (
+        "python",
+        "-m",
+        "wardround.server.deployment.fleet",
+        str(folder.path),
+        *options,
+    )
     federation.start("server", *words, environment={"FLWR_LOG_LEVEL": "INFO"})
     fleet = (folder.addresses.fleet_host, folder.addresses.fleet_port)
     wait_for(lambda: listens(*fleet), UP_SECONDS, "the server")
     site = federation.add_site(
-        "site", write_texts(tmp_path / "texts.csv", 30, seed=0), model=tiny_model, register=False
+        "site",
+        write_texts(tmp_path / "texts.csv", 30, seed=0),
+        model=tiny_model,
+        register=False,
     )
     node = federation.join(site)
     assert node.wait(UP_SECONDS) == 1

@@ -46,7 +46,9 @@ def test_bad_updates_are_refused_and_the_site_is_told(
     add_two(federation, tmp_path, tiny_model)
     federation.join(federation.sites["alpha"])
     run_dir = tmp_path / "run"
-    words = words_of(overrides, f"num_rounds={2 * len(LIES)}", "num_clients=2", CONTINUE)
+    words = words_of(
+        overrides, f"num_rounds={2 * len(LIES)}", "num_clients=2", CONTINUE
+    )
     with hostile_site(federation.sites["beta"].site_file, lying) as beta:
         federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
         process = federation.submit(*words, f"run_dir={run_dir}")
@@ -62,7 +64,11 @@ def test_bad_updates_are_refused_and_the_site_is_told(
 
 def left_out_of(line: dict[str, Any], client: int) -> list[str]:
     """Why that client was left out of a round."""
-    return [str(left["reason"]) for left in line.get("left_out", []) if left["client"] == client]
+    return [
+        str(left["reason"])
+        for left in line.get("left_out", [])
+        if left["client"] == client
+    ]
 
 
 def test_killed_hanging_and_slow_sites(
@@ -73,7 +79,11 @@ def test_killed_hanging_and_slow_sites(
     words = words_of(overrides, "strategy.min_sites=2")
     run_dir = tmp_path / "goes-on"
     process = federation.submit(
-        *words, LONG, CONTINUE, "strategy.round_timeout_seconds=30", f"run_dir={run_dir}"
+        *words,
+        LONG,
+        CONTINUE,
+        "strategy.round_timeout_seconds=30",
+        f"run_dir={run_dir}",
     )
     wait_for_round(process, run_dir, 2)
 
@@ -91,12 +101,20 @@ def test_killed_hanging_and_slow_sites(
     slow = wait_for_clients(process, run_dir, [1, 2])
     wait_for_clients(process, run_dir, [0, 1, 2], after=slow)  # with another worker
     node = federation.sites["alpha"].program
-    wait_for(lambda: "the worker process hangs and is ended" in node.text(), 30, "the site to say so")
-    assert "alpha: no answer within 30 s; the round goes on without it" in process.text()
+    wait_for(
+        lambda: "the worker process hangs and is ended" in node.text(),
+        30,
+        "the site to say so",
+    )
+    assert (
+        "alpha: no answer within 30 s; the round goes on without it" in process.text()
+    )
 
     assert federation.signal(signal.SIGKILL, "beta") >= 2
     without = wait_for_clients(process, run_dir, [0, 2])
-    federation.join(federation.sites["beta"])  # refused while the server counts it as online
+    federation.join(
+        federation.sites["beta"]
+    )  # refused while the server counts it as online
     wait_for_clients(process, run_dir, [0, 1, 2], after=without)
     stop(federation, process)
 
@@ -115,7 +133,11 @@ def relay(federation: Federation) -> Iterator[Relay]:
 
 
 def test_a_cut_network(
-    federation: Federation, relay: Relay, overrides: list[str], tiny_model: Path, tmp_path: Path
+    federation: Federation,
+    relay: Relay,
+    overrides: list[str],
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     federation.up()
     add_two(federation, tmp_path, tiny_model, address=f"localhost:{relay.port}")
@@ -145,19 +167,28 @@ def test_other_label_names_and_a_file_that_vanishes_grows_or_is_torn(
 ) -> None:
     texts = write_sites(tmp_path / "texts")
     federation.up()
-    start_sites(federation, texts, tiny_model, policy=replace(WIDE, data_may_change=True))
+    start_sites(
+        federation, texts, tiny_model, policy=replace(WIDE, data_may_change=True)
+    )
     wrong = "data.label_names=[illness,money,sport]"
     words = [word for word in words_of(overrides) if word != LABELS]
-    failing = federation.submit(*words, wrong, "num_rounds=1", f"run_dir={tmp_path / 'fails'}")
+    failing = federation.submit(
+        *words, wrong, "num_rounds=1", f"run_dir={tmp_path / 'fails'}"
+    )
     assert failing.wait(RUN_SECONDS) == 1, failing.text()
     for name in federation.sites:
-        assert f"{name} cannot take part: its texts, its model or the settings" in failing.text()
+        assert (
+            f"{name} cannot take part: its texts, its model or the settings"
+            in failing.text()
+        )
     assert "health" not in failing.text()  # what the site's file says stays there
     node = federation.sites["alpha"].program
     assert "'health'" in node.text()
 
     run_dir = tmp_path / "goes-on"
-    process = federation.submit(*words_of(overrides), LONG, CONTINUE, f"run_dir={run_dir}")
+    process = federation.submit(
+        *words_of(overrides), LONG, CONTINUE, f"run_dir={run_dir}"
+    )
     wait_for_round(process, run_dir, 2)
     file, away = texts / "beta.csv", tmp_path / "away.csv"
     whole = file.read_text(encoding="utf-8")
@@ -170,18 +201,28 @@ def test_other_label_names_and_a_file_that_vanishes_grows_or_is_torn(
     # Ten more letters have come: the site introduces itself anew, and they count.
     header, *rows = whole.splitlines(keepends=True)
     write_over(file, header + "".join(rows[:10]) + whole.removeprefix(header))
-    wait_for(lambda: num_examples(run_dir) == before + 8, RUN_SECONDS, "the new letters to count")
+    wait_for(
+        lambda: num_examples(run_dir) == before + 8,
+        RUN_SECONDS,
+        "the new letters to count",
+    )
 
     # A file that somebody is writing just now.
     write_over(file, whole + '"half a letter')
     torn = wait_for_clients(process, run_dir, [0, 2], after=len(took_part(run_dir)))
     write_over(file, whole)
     wait_for_clients(process, run_dir, [0, 1, 2], after=torn)
-    wait_for(lambda: num_examples(run_dir) == before, RUN_SECONDS, "the old letters to count")
+    wait_for(
+        lambda: num_examples(run_dir) == before, RUN_SECONDS, "the old letters to count"
+    )
     stop(federation, process)
     assert "beta.csv" not in process.text()
     assert all("beta.csv" not in str(line) for line in lines(run_dir))
-    wait_for(lambda: RunFolder(run_dir).status()["state"] == "stopped", 60, "the run folder to say so")
+    wait_for(
+        lambda: RunFolder(run_dir).status()["state"] == "stopped",
+        60,
+        "the run folder to say so",
+    )
 
 
 def write_over(file: Path, text: str) -> None:
@@ -193,4 +234,11 @@ def write_over(file: Path, text: str) -> None:
 
 def num_examples(run_dir: Path, number: int = -1) -> int:
     """How many examples beta had in a round; 0 where it took no part."""
-    return next((int(c["num_examples"]) for c in lines(run_dir)[number]["clients"] if c["client"] == 1), 0)
+    return next(
+        (
+            int(c["num_examples"])
+            for c in lines(run_dir)[number]["clients"]
+            if c["client"] == 1
+        ),
+        0,
+    )

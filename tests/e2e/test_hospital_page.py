@@ -20,7 +20,9 @@ from tests.e2e.processes import free_port, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "hospital.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "hospital.md").read_text(
+    encoding="utf-8"
+)
 BIN = Path(sys.executable).parent
 SITES = ("st_marys", "lakeside")
 
@@ -36,6 +38,11 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith(("wardround ", "wardround-site "))
 ]
+
+
+def wait_to_read(log: Path, text: str, name: str) -> None:
+    """Return once the log has this text. Args: name: of what is waited for."""
+    wait_for(lambda: text in log.read_text(), 120, name)
 
 
 class Typist:
@@ -85,8 +92,14 @@ class Typist:
 
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join((str(BIN), os.environ.get("PATH", os.defpath)))
-        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
-        return os.environ | quiet | {"PATH": path, "WARDROUND_CA_PASSPHRASE": "a long one"}
+        quiet = {
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        return (
+            os.environ | quiet | {"PATH": path, "WARDROUND_CA_PASSPHRASE": "a long one"}
+        )
 
     def close(self) -> None:
         """Everything ends as its people end it."""
@@ -115,18 +128,28 @@ def typist(tmp_path: Path) -> Iterator[Typist]:
 def write_letters(path: Path, own_name: str) -> None:
     """80 letters of two departments; one is called by a name of the site's own."""
     words = {own_name: "heart pulse valve", "surgery": "knife wound suture"}
-    lines = [f"{text} {number},{department}" for number in range(40) for department, text in words.items()]
+    lines = [
+        f"{text} {number},{department}"
+        for number in range(40)
+        for department, text in words.items()
+    ]
     path.write_text("\n".join(["letter,department", *lines]) + "\n", encoding="utf-8")
 
 
-def test_the_page_typed_through(typist: Typist, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_page_typed_through(
+    typist: Typist, tiny_model: Path, tmp_path: Path
+) -> None:
     office = tmp_path / "office"
     homes = {name: tmp_path / name for name in SITES}
     for folder in (office, *homes.values()):
         folder.mkdir()
 
     # 1 and 2: the server, and an invitation for each site.
-    ports = [f"--fleet-port={free_port()}", f"--control-port={free_port()}", "--fleet-host=127.0.0.1"]
+    ports = [
+        f"--fleet-port={free_port()}",
+        f"--control-port={free_port()}",
+        "--fleet-host=127.0.0.1",
+    ]
     init = typist.words("wardround server init", **{"fl.example.org": "localhost"})
     typist.type(office, [*init, *ports])
     log = typist.start(office, typist.words("wardround server up"), "server.log")
@@ -141,7 +164,9 @@ def test_the_page_typed_through(typist: Typist, tiny_model: Path, tmp_path: Path
     sites = {name: home / "wardround-site" for name, home in homes.items()}
     for name, home in homes.items():
         (home / "policy.yaml").write_text(policy)
-        write_letters(home / "letters.csv", "kardio" if name == "st_marys" else "cardiology")
+        write_letters(
+            home / "letters.csv", "kardio" if name == "st_marys" else "cardiology"
+        )
         init = typist.words("wardround-site init", **{"st_marys.json": f"{name}.json"})
         typist.type(home, [*init, "--model", str(tiny_model), "--device", "cpu"])
         copy(sites[name] / "registration.json", office)
@@ -156,9 +181,13 @@ def test_the_page_typed_through(typist: Typist, tiny_model: Path, tmp_path: Path
         copy(sites[other] / "registration.json", sites[name] / f"{other}.json")
         shown = typist.type(sites[other], typist.words("wardround-site peers list"))
         (told,) = re.findall(r"this site's registration is (SHA256:\S+)", shown)
-        pin = typist.words("wardround-site peers add", **{"lakeside": other, "SHA256:…": told})
+        pin = typist.words(
+            "wardround-site peers add", **{"lakeside": other, "SHA256:…": told}
+        )
         typist.type(sites[name], pin)
-        assert other in typist.type(sites[name], typist.words("wardround-site peers list"))
+        assert other in typist.type(
+            sites[name], typist.words("wardround-site peers list")
+        )
 
     # 5 and 6: check, join.
     (check,) = {line for line in COMMANDS if line.startswith("wardround-site check")}
@@ -169,37 +198,61 @@ def test_the_page_typed_through(typist: Typist, tiny_model: Path, tmp_path: Path
         assert "A person approves each plan" in shown
     logs = {
         name: typist.start(
-            folder, [*typist.words("wardround-site join"), "--skip-check", "device"], f"{name}.log"
+            folder,
+            [*typist.words("wardround-site join"), "--skip-check", "device"],
+            f"{name}.log",
         )
         for name, folder in sites.items()
     }
     for log in logs.values():
-        wait_for(lambda: "connected to the server" in log.read_text(), 120, "a site to join")  # noqa: B023
+        wait_to_read(log, "connected to the server", "a site to join")
 
     # 7: train. The tiny model in place of BERT, for a round.
-    submit = typist.words("wardround submit", **{"model=bert": f"model=hf model.name={tiny_model}"})
-    size = ["num_rounds=1", "threads=1", "device=cpu", "train.max_length=16", "strategy.wait_seconds=240"]
+    submit = typist.words(
+        "wardround submit", **{"model=bert": f"model=hf model.name={tiny_model}"}
+    )
+    size = [
+        "num_rounds=1",
+        "threads=1",
+        "device=cpu",
+        "train.max_length=16",
+        "strategy.wait_seconds=240",
+    ]
     followed = typist.start(office, [*submit, *size], "submit.log")
     status = typist.words("wardround status outputs/trial")
     listed = typist.words("wardround server sites")
     for name, log in logs.items():
-        wait_for(lambda: "wardround-site approve" in log.read_text(), 120, f"{name} to be asked")  # noqa: B023
-    for name in SITES:
-        wait_for(lambda: f"{name}: not decided yet" in typist.type(office, status), 60, name)  # noqa: B023
+        wait_to_read(log, "wardround-site approve", f"{name} to be asked")
+
+    def are_undecided() -> bool:
+        said = typist.type(office, status)
+        return all(f"{name}: not decided yet" in said for name in SITES)
+
+    wait_for(are_undecided, 120, "the status to name both sites")
 
     # 8: decide. Both see the roster that the coordinator sees.
-    rosters = set(re.findall(r"roster of these 2 sites: (SHA256:\S+)", typist.type(office, listed)))
+    rosters = set(
+        re.findall(
+            r"roster of these 2 sites: (SHA256:\S+)", typist.type(office, listed)
+        )
+    )
     for folder in sites.values():
         (plan,) = re.findall(
-            r"^([0-9a-f]{12}) ", typist.type(folder, typist.words("wardround-site plans")), re.M
+            r"^([0-9a-f]{12}) ",
+            typist.type(folder, typist.words("wardround-site plans")),
+            re.M,
         )
-        shown = typist.type(folder, typist.words("wardround-site plan ", **{"3f8a90c2d1e4": plan}))
+        shown = typist.type(
+            folder, typist.words("wardround-site plan ", **{"3f8a90c2d1e4": plan})
+        )
         assert "to tell apart: cardiology, surgery" in shown
         assert "recipe    fine_tune@1 with 2 deviations:" in shown
         assert "costs     a round: up to" in shown
         assert "pinned here with this key: " in shown
         rosters |= set(re.findall(r"roster +(SHA256:\S+)", shown))
-        typist.type(folder, typist.words("wardround-site approve", **{"3f8a90c2d1e4": plan}))
+        typist.type(
+            folder, typist.words("wardround-site approve", **{"3f8a90c2d1e4": plan})
+        )
     assert typist.started[-1].wait(300) == 0, followed.read_text()
     shown = typist.type(office, status)
     for name in SITES:
@@ -221,4 +274,7 @@ def test_the_page_typed_through(typist: Typist, tiny_model: Path, tmp_path: Path
         copytree(office / "outputs" / "trial" / "model", folder / "model")
         shown = typist.type(folder, typist.words("wardround-site verify-model"))
         assert shown.splitlines()[-1].startswith("verified: "), shown
-    assert json.loads((office / "outputs/trial/status.json").read_text())["state"] == "finished"
+    assert (
+        json.loads((office / "outputs/trial/status.json").read_text())["state"]
+        == "finished"
+    )

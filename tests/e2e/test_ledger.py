@@ -38,7 +38,9 @@ def ledger_of(federation: Federation, name: str) -> Path:
 
 def two(overrides: list[str], *more: str) -> list[str]:
     """Overrides of a run of alpha and beta."""
-    kept = [word for word in overrides if not word.startswith(("num_clients", "num_rounds"))]
+    kept = [
+        word for word in overrides if not word.startswith(("num_clients", "num_rounds"))
+    ]
     return words_of(kept, "num_clients=2", *more)
 
 
@@ -67,13 +69,21 @@ def test_what_left_is_in_both_books_also_after_a_kill_before_sending(
     for path in paths:
         entries = list(read_ledger(path).values())
         for before, entry in pairwise(entries):
-            assert (before.what == "leaves") or (entry.what not in ("left", "stayed")), entry
-            assert (entry.update_norm is not None) == ("tensors" in entry.records and entry.what == "leaves")
+            assert (before.what == "leaves") or (
+                entry.what not in ("left", "stayed")
+            ), entry
+            assert (entry.update_norm is not None) == (
+                "tensors" in entry.records and entry.what == "leaves"
+            )
         text = path.read_text(encoding="ascii")
         assert not [label for label in TOPICS if label in text]
-        assert not [word for words in TOPICS.values() for word in words if f'"{word}' in text]
+        assert not [
+            word for words in TOPICS.values() for word in words if f'"{word}' in text
+        ]
         assert str(tmp_path) not in text
-    code, said = federation.wardround("audit", str(run_dir), *(f"--ledger={path}" for path in paths))
+    code, said = federation.wardround(
+        "audit", str(run_dir), *(f"--ledger={path}" for path in paths)
+    )
     assert code == 0, said
     assert "answers are the same in both" in said
 
@@ -110,11 +120,19 @@ def test_an_old_copy_of_the_ledger_stops_the_site_until_a_person_says_so(
     assert again.wait(RUN_SECONDS) == 1  # starting it again changes nothing
 
     site_file = str(federation.sites["beta"].site_file)
-    accept = federation.start("accept", "wardround-site", "ledger", "accept", found[1], "--site", site_file)
+    accept = federation.start(
+        "accept", "wardround-site", "ledger", "accept", found[1], "--site", site_file
+    )
     assert accept.wait(60) == 0, accept.text()
     federation.join(federation.sites["beta"])
     wait_for_clients(process, run_dir, [0, 1], after=without)
-    wait_for(lambda: b"accepted" in path.read_bytes(), 10, "the ledger to say that it was accepted")
+    wait_for(
+        lambda: b"accepted" in path.read_bytes(),
+        10,
+        "the ledger to say that it was accepted",
+    )
     stop(federation, process)
     (beta,) = audit(run_dir, [path])
-    assert beta.findings[0].startswith("the ledger lacks what the server has: answer to ")
+    assert beta.findings[0].startswith(
+        "the ledger lacks what the server has: answer to "
+    )

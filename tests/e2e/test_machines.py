@@ -44,7 +44,10 @@ NUM_ROUNDS = 30
 def small_disk(folder: Path, kibibytes: int) -> Iterator[Path]:
     """A file system of that size at `folder`, which needs the rights of root."""
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", folder], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", folder],
+        check=True,
+    )
     try:
         yield folder
     finally:
@@ -63,15 +66,28 @@ def fill(folder: Path) -> Path:
 
 
 def test_full_disks_at_the_server_and_at_a_site(
-    federation: Federation, overrides: list[str], make_settings: Make, tiny_model: Path, tmp_path: Path
+    federation: Federation,
+    overrides: list[str],
+    make_settings: Make,
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     texts = write_sites(tmp_path / "texts")
-    expected = hashes(simulated(make_settings, texts, tmp_path / "simulated", NUM_ROUNDS))
+    expected = hashes(
+        simulated(make_settings, texts, tmp_path / "simulated", NUM_ROUNDS)
+    )
     federation.up()
-    with small_disk(tmp_path / "disk", 4096) as disk, small_disk(tmp_path / "state", 256) as state:
+    with (
+        small_disk(tmp_path / "disk", 4096) as disk,
+        small_disk(tmp_path / "state", 256) as state,
+    ):
         for name in ("alpha", "beta", "gamma"):
             facts: dict[str, Any] = {"state": state} if name == "beta" else {}
-            federation.join(federation.add_site(name, texts / f"{name}.csv", model=tiny_model, **facts))
+            federation.join(
+                federation.add_site(
+                    name, texts / f"{name}.csv", model=tiny_model, **facts
+                )
+            )
         federation.wait_online("alpha", "beta", "gamma", seconds=JOIN_SECONDS)
         run_dir = disk / "run"
         words = words_of(overrides, f"num_rounds={NUM_ROUNDS}", f"run_dir={run_dir}")
@@ -88,7 +104,11 @@ def test_full_disks_at_the_server_and_at_a_site(
         wait_for_round(process, run_dir, len(lines(run_dir)) + 2)
         filler = fill(state)
         node = federation.sites["beta"].program
-        wait_for(lambda: "nothing is answered until then" in node.text(), 60, "the site to say so")
+        wait_for(
+            lambda: "nothing is answered until then" in node.text(),
+            60,
+            "the site to say so",
+        )
         filler.unlink()
         assert process.wait(RUN_SECONDS) == 0, process.text()
         assert hashes(run_dir) == expected
@@ -101,7 +121,9 @@ def test_a_worker_out_of_memory(
     federation.up()
     start_sites(federation, write_sites(tmp_path / "texts"), tiny_model)
     run_dir = tmp_path / "run"
-    process = federation.submit(*words_of(overrides), CONTINUE, LONG, f"run_dir={run_dir}")
+    process = federation.submit(
+        *words_of(overrides), CONTINUE, LONG, f"run_dir={run_dir}"
+    )
     wait_for_round(process, run_dir, 2)
     (worker,) = federation.processes("beta", "wardround.client.node.worker")
     resource.prlimit(worker, resource.RLIMIT_AS, (2**20, 2**20))
@@ -124,7 +146,10 @@ def test_clocks_that_are_wrong(
     federation.up()
     for name, seconds in (("alpha", 0), ("beta", -240), ("gamma", -600)):
         site = federation.add_site(name, texts / f"{name}.csv", model=tiny_model)
-        clock = {"PYTHONPATH": str(Path(__file__).parent / "clock"), "WARDROUND_TEST_CLOCK": str(seconds)}
+        clock = {
+            "PYTHONPATH": str(Path(__file__).parent / "clock"),
+            "WARDROUND_TEST_CLOCK": str(seconds),
+        }
         federation.join(site, environment=clock if seconds else {})
     gamma = federation.sites["gamma"].program
     assert gamma.wait(JOIN_SECONDS) == 1
@@ -132,16 +157,24 @@ def test_clocks_that_are_wrong(
     assert "timedatectl set-ntp true" in gamma.text()
     federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
     two = ("--site", "alpha", "--site", "beta", "num_clients=2", "num_rounds=2")
-    words = words_of([word for word in overrides if not word.startswith("num_clients")], *two)
+    words = words_of(
+        [word for word in overrides if not word.startswith("num_clients")], *two
+    )
     run = federation.run(*words, run_dir=tmp_path / "run", seconds=RUN_SECONDS)
     assert [len(line["clients"]) for line in history(run.path)] == [0, 2, 2]
 
 
 def test_a_certificate_that_expires_in_mid_run(
-    federation: Federation, overrides: list[str], make_settings: Make, tiny_model: Path, tmp_path: Path
+    federation: Federation,
+    overrides: list[str],
+    make_settings: Make,
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     texts = write_sites(tmp_path / "texts")
-    expected = hashes(simulated(make_settings, texts, tmp_path / "simulated", NUM_ROUNDS))
+    expected = hashes(
+        simulated(make_settings, texts, tmp_path / "simulated", NUM_ROUNDS)
+    )
     folder = federation.folder
     ends = timedelta(seconds=75)
     issue_server_certificate(
@@ -167,7 +200,9 @@ def test_a_certificate_that_expires_in_mid_run(
     server.wait(END_SECONDS)
     federation.up()
     for site in federation.sites.values():
-        if not site.program.is_alive():  # it was told to get a new certificate, and ended
+        if (
+            not site.program.is_alive()
+        ):  # it was told to get a new certificate, and ended
             federation.join(site)
     federation.wait_online("alpha", "beta", "gamma", seconds=JOIN_SECONDS)
     before = len(lines(run_dir))

@@ -29,7 +29,14 @@ from wardround.common.model.flat import Layout, model_sha256, tensor_of
 from wardround.common.model.state import open_model
 from wardround.common.settings import Settings
 from wardround.common.wire.forms import decode, whole
-from wardround.common.wire.messages import EVALUATE, TRAIN, Task, pack_hello, pack_tasks, unpack_update
+from wardround.common.wire.messages import (
+    EVALUATE,
+    TRAIN,
+    Task,
+    pack_hello,
+    pack_tasks,
+    unpack_update,
+)
 from wardround.common.wire.objects import record_objects, sizes
 from wardround.common.wire.signing import (
     MODEL,
@@ -67,7 +74,11 @@ class Room:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        size = {"num_rounds": NUM_ROUNDS, "evaluation.where": "server", "train.local_epochs": 1}
+        size = {
+            "num_rounds": NUM_ROUNDS,
+            "evaluation.where": "server",
+            "train.local_epochs": 1,
+        }
         size |= {"train.frozen": "embeddings"}
         self.base = with_changes(world.settings, size)
         site = RealSite(world.site)
@@ -99,20 +110,34 @@ class Room:
         """What comes of a greeting: a code, or `card`."""
         return self._outcome(self.world.hello())
 
-    def ask(self, round: int, tensors: np.ndarray | None = None, kind: str = TRAIN, **task: Any) -> str:
+    def ask(
+        self,
+        round: int,
+        tensors: np.ndarray | None = None,
+        kind: str = TRAIN,
+        **task: Any,
+    ) -> str:
         """What comes of a task: a code, or what the answer holds."""
         numbers = self.start if tensors is None else tensors
         version = model_sha256(self.layout, tensor_of(numbers))
         said = Task(round, self.layout.digest, whole(numbers), None, version)
         content = pack_tasks(replace(said, **task), [0])[0]
         fleet, key = self.world.fleet, self.world.key
-        sent = fleet.ask(kind, content, key, change=lambda statement: replace(statement, round=round))
+        sent = fleet.ask(
+            kind, content, key, change=lambda statement: replace(statement, round=round)
+        )
         return self._outcome(sent)
 
     def _outcome(self, sent: Any) -> str:
         content = self.last = self.world.fleet.answer(sent, self.world.key)
         refusal = content.config_records.get("refusal")
-        return str(refusal["code"]) if refusal else "update" if "update" in content else "card"
+        return (
+            str(refusal["code"])
+            if refusal
+            else "update"
+            if "update" in content
+            else "card"
+        )
 
     def trained(self, base: np.ndarray) -> np.ndarray:
         """The trained tensors of the newest answer, (P,) fp32. Args: base: the model that was sent."""
@@ -141,10 +166,14 @@ class Room:
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Texts and a model."""
     root = tmp_path_factory.mktemp("plans")
-    return write_texts(root / "texts.csv", 48, seed=0), write_model(root / "model", "bert")
+    return write_texts(root / "texts.csv", 48, seed=0), write_model(
+        root / "model", "bert"
+    )
 
 
-def joined(folder: Path, files: tuple[Path, Path], policy: Policy, **facts: Any) -> Iterator[Room]:
+def joined(
+    folder: Path, files: tuple[Path, Path], policy: Policy, **facts: Any
+) -> Iterator[Room]:
     """At work under this policy. Args: facts: more of the `SiteFile`."""
     texts, model = files
     own = folder / "texts.csv"
@@ -158,24 +187,37 @@ def joined(folder: Path, files: tuple[Path, Path], policy: Policy, **facts: Any)
 @pytest.fixture
 def by_hand(tmp_path: Path, files: tuple[Path, Path]) -> Iterator[Room]:
     """A site whose people approve each plan."""
-    limits = replace(LIMITS, approve="by_hand", max_step_ratio=10.0, min_changed_texts=50)
+    limits = replace(
+        LIMITS, approve="by_hand", max_step_ratio=10.0, min_changed_texts=50
+    )
     yield from joined(tmp_path / "site", files, limits)
 
 
 @pytest.fixture(scope="module")
-def standing(tmp_path_factory: pytest.TempPathFactory, files: tuple[Path, Path]) -> Iterator[Room]:
+def standing(
+    tmp_path_factory: pytest.TempPathFactory, files: tuple[Path, Path]
+) -> Iterator[Room]:
     """A site that approves what lies inside its limits."""
     yield from joined(tmp_path_factory.mktemp("standing") / "site", files, LIMITS)
 
 
 @pytest.mark.parametrize("key", HOSTILE)
-def test_a_hostile_value_of_each_setting_is_refused_or_of_no_account(standing: Room, key: str) -> None:
+def test_a_hostile_value_of_each_setting_is_refused_or_of_no_account(
+    standing: Room, key: str
+) -> None:
     """What is refused is refused at the greeting; what is not, leaves the texts what they are."""
     standing.plan(hostile(standing.base, key))
     rule = RULES[key]
-    changes_nothing = rule.kind == "harmless" or "this site's own" in rule.says(standing.world.limits)
+    changes_nothing = rule.kind == "harmless" or "this site's own" in rule.says(
+        standing.world.limits
+    )
     # The plan names fewer sites than clients, or is one of a simulation.
-    others = ("num_clients", "strategy.min_sites", "strategy.on_missing", "personalisation.opt_out_clients")
+    others = (
+        "num_clients",
+        "strategy.min_sites",
+        "strategy.on_missing",
+        "personalisation.opt_out_clients",
+    )
     if key in others:
         assert standing.hello() == "policy"
     elif key == "model.sha256":  # held against the file, when a round is to be trained
@@ -185,7 +227,9 @@ def test_a_hostile_value_of_each_setting_is_refused_or_of_no_account(standing: R
         assert standing.world.num_examples() == 38
     else:
         assert standing.hello() == "policy"
-        assert key.removesuffix("_2") in standing.world.said()  # of two betas the first is named
+        assert (
+            key.removesuffix("_2") in standing.world.said()
+        )  # of two betas the first is named
 
 
 def test_nothing_is_done_before_people_have_decided(by_hand: Room) -> None:
@@ -195,7 +239,11 @@ def test_nothing_is_done_before_people_have_decided(by_hand: Room) -> None:
     assert by_hand.ask(1) == "plan_pending"
     assert f"{digest[:12]}" in by_hand.site("plans")
     shown = by_hand.site("plan", digest[:6], "--all")
-    for words in ("waits for your decision", "What leaves this site", "ok  train.batch_size = 32"):
+    for words in (
+        "waits for your decision",
+        "What leaves this site",
+        "ok  train.batch_size = 32",
+    ):
         assert words in shown
     by_hand.site("approve", digest[:6])
     assert by_hand.hello() == "card"
@@ -213,7 +261,9 @@ def test_another_plan_than_the_approved_one_waits(by_hand: Room) -> None:
     assert "train.local_epochs: 1 -> 9" in by_hand.site("plan", second)
     by_hand.site("reject", second, "--why", "too often")
     assert by_hand.hello() == by_hand.ask(1) == "plan_rejected"
-    assert "too often" not in json.dumps([str(call) for call in by_hand.world.fleet.calls])
+    assert "too often" not in json.dumps(
+        [str(call) for call in by_hand.world.fleet.calls]
+    )
     assert "Rejected because: too often" in by_hand.site("plan", second)
 
 
@@ -249,9 +299,13 @@ def test_a_text_that_opts_out_is_left_out_from_the_next_round_on(
     texts, model = files
     rows = texts.read_text().splitlines()
     marked = tmp_path / "marked.csv"
-    marked.write_text("\n".join([f"{rows[0]},out", *(f"{row},no" for row in rows[1:])]) + "\n")
+    marked.write_text(
+        "\n".join([f"{rows[0]},out", *(f"{row},no" for row in rows[1:])]) + "\n"
+    )
     limits = replace(LIMITS, approve="by_hand", min_changed_texts=50)
-    for room in joined(tmp_path / "site", (marked, model), limits, opt_out_column="out"):
+    for room in joined(
+        tmp_path / "site", (marked, model), limits, opt_out_column="out"
+    ):
         room.approved_plan()
         assert room.ask(1) == "update"
         num_before = unpack_update(room.last).num_examples
@@ -331,7 +385,11 @@ def test_plans_that_are_no_good(standing: Room) -> None:
     sent = standing.world.hello(envelope=lambda said: said | {"plan": forged})
     assert standing.world.fleet.refusal_of(sent) == "forged"
     # Signed, and another than the run's own.
-    other = sign(PLAN, replace(plan, not_after=plan.not_after + 1), standing.world.fleet.coordinator)
+    other = sign(
+        PLAN,
+        replace(plan, not_after=plan.not_after + 1),
+        standing.world.fleet.coordinator,
+    )
     sent = standing.world.hello(envelope=lambda said: said | {"plan": other})
     assert standing.world.fleet.refusal_of(sent) == "forged"
     assert standing.world.num_examples() == 38
@@ -346,14 +404,22 @@ def test_counts_do_not_leave_by_another_message(standing: Room) -> None:
 def test_settings_that_a_message_brings_do_not_count(standing: Room) -> None:
     standing.plan(with_changes(standing.base, {"seed": 4}))
     fleet, key = standing.world.fleet, standing.world.key
-    bad = with_changes(standing.base, {"data.train_examples": 1, "train.local_epochs": 999})
-    card = fleet.answer(fleet.ask("query", pack_hello(bad), key), key).config_records["card"]
+    bad = with_changes(
+        standing.base, {"data.train_examples": 1, "train.local_epochs": 999}
+    )
+    card = fleet.answer(fleet.ask("query", pack_hello(bad), key), key).config_records[
+        "card"
+    ]
     assert card["num_examples"] == 38
     site = RealSite(standing.world.site)
-    state = open_model(site.localise(with_changes(standing.base, {"seed": 4})), LABELS, fresh=True)
+    state = open_model(
+        site.localise(with_changes(standing.base, {"seed": 4})), LABELS, fresh=True
+    )
     start = state.flat.detach().cpu().clone()
     version = model_sha256(state.layout, start)
-    content = pack_tasks(Task(1, state.layout.digest, whole(start.numpy()), bad, version), [0])[0]
+    content = pack_tasks(
+        Task(1, state.layout.digest, whole(start.numpy()), bad, version), [0]
+    )[0]
     update = unpack_update(fleet.answer(fleet.ask(TRAIN, content, key), key))
     assert (update.num_examples, update.num_steps) == (38, 1)
 
@@ -361,14 +427,20 @@ def test_settings_that_a_message_brings_do_not_count(standing: Room) -> None:
 # --- a whole federation ------------------------------------------------------------------------------------
 
 
-def test_two_hospitals_that_approve_by_hand(overrides: list[str], tiny_model: Path, tmp_path: Path) -> None:
+def test_two_hospitals_that_approve_by_hand(
+    overrides: list[str], tiny_model: Path, tmp_path: Path
+) -> None:
     federation = Federation(tmp_path / "federation")
     policy = replace(WIDE, approve="by_hand", min_sites=2)
     run_dir = tmp_path / "run"
-    words = words_of(overrides, "num_clients=2", "num_rounds=1", "strategy.wait_seconds=240")
+    words = words_of(
+        overrides, "num_clients=2", "num_rounds=1", "strategy.wait_seconds=240"
+    )
 
     def site(name: str, *said: str) -> str:
-        done = site_command(*said, "--site", "site.yaml", folder=federation.sites[name].folder)
+        done = site_command(
+            *said, "--site", "site.yaml", folder=federation.sites[name].folder
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -388,7 +460,9 @@ def test_two_hospitals_that_approve_by_hand(overrides: list[str], tiny_model: Pa
         federation.up()
         for seed, name in enumerate(("alpha", "beta")):
             texts = write_texts(tmp_path / f"{name}.csv", 30, seed=seed)
-            federation.join(federation.add_site(name, texts, model=tiny_model, policy=policy))
+            federation.join(
+                federation.add_site(name, texts, model=tiny_model, policy=policy)
+            )
         federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
         process = federation.submit(*words, f"run_dir={run_dir}")
         wait_for(lambda: said_by("beta") == "plan_pending", 90, "the sites to be asked")
@@ -404,11 +478,16 @@ def test_two_hospitals_that_approve_by_hand(overrides: list[str], tiny_model: Pa
         # The model says whose updates it is of, under the key that the coordinator signed for this plan.
         signed = json.loads((run_dir / "model" / "provenance.json").read_text())
         coordinator = public_line(signing_key(federation.folder))
-        run = read_statement(RunStatement, open_envelope(signed["run"], RUN, [coordinator]))
+        run = read_statement(
+            RunStatement, open_envelope(signed["run"], RUN, [coordinator])
+        )
         told = json.loads(open_envelope(signed["statement"], MODEL, [run.key]))
         assert told["plan"] == run.plan == digest
         assert set(told["sites"]) == {"alpha", "beta"}
-        assert [tuple(update[:2]) for update in told["updates"]] == [(1, "alpha"), (1, "beta")]
+        assert [tuple(update[:2]) for update in told["updates"]] == [
+            (1, "alpha"),
+            (1, "beta"),
+        ]
         card = (run_dir / "model" / "README.md").read_text()
         assert digest in card
         assert told["sites"]["alpha"] in card
@@ -418,9 +497,18 @@ def test_two_hospitals_that_approve_by_hand(overrides: list[str], tiny_model: Pa
             assert said.splitlines()[-1].startswith("verified: "), said
             assert "1 of this site are in it, of 1 that its ledger says left" in said
         changed = change_tokenizer(copy_of(run_dir / "model", tmp_path / "changed"))
-        words_to_alpha = ("verify-model", "--model", str(changed), "--site", "site.yaml")
+        words_to_alpha = (
+            "verify-model",
+            "--model",
+            str(changed),
+            "--site",
+            "site.yaml",
+        )
         done = site_command(*words_to_alpha, folder=federation.sites["alpha"].folder)
-        assert (done.returncode, "changed: tokenizer.json" in done.stdout) == (1, True), done.stderr
+        assert (done.returncode, "changed: tokenizer.json" in done.stdout) == (
+            1,
+            True,
+        ), done.stderr
         # More rounds are another plan, which says what it goes on from; one says no.
         more = [text for text in words if not text.startswith("num_rounds")]
         process = federation.submit(*more, "num_rounds=2", f"run_dir={run_dir}")
@@ -431,7 +519,9 @@ def test_two_hospitals_that_approve_by_hand(overrides: list[str], tiny_model: Pa
         assert "num_rounds: 1 -> 2" in site("beta", "plan", second)
         site("beta", "reject", second, "--why", "one round was agreed on")
         assert process.wait(RUN_SECONDS) != 0
-        assert "beta cannot take part: its people have rejected the plan" in process.text()
+        assert (
+            "beta cannot take part: its people have rejected the plan" in process.text()
+        )
         assert "agreed on" not in process.text()
     finally:
         federation.close()

@@ -45,7 +45,8 @@ class Shell:
             popen = subprocess.Popen(
                 [str(BIN / words[0]), *words[1:]],
                 cwd=self.root,
-                env=os.environ | {"PATH": path, "FLWR_TELEMETRY_ENABLED": "0", "HF_HUB_OFFLINE": "1"},
+                env=os.environ
+                | {"PATH": path, "FLWR_TELEMETRY_ENABLED": "0", "HF_HUB_OFFLINE": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -86,7 +87,9 @@ def open_to_others(folder: Path) -> list[str]:
     """What below a folder, or the folder itself, somebody else could read or write."""
     paths = [folder, *folder.rglob("*")]
     return [
-        str(path) for path in paths if stat.S_IMODE(path.lstat().st_mode) & 0o077 and not path.is_symlink()
+        str(path)
+        for path in paths
+        if stat.S_IMODE(path.lstat().st_mode) & 0o077 and not path.is_symlink()
     ]
 
 
@@ -108,7 +111,12 @@ def test_what_the_programs_write_is_for_their_user_alone(
     shell.run("wardround", "server", "invite", "alpha", *where)
     (tmp_path / "policy.yaml").write_text(LIMITS)
     shell.run(
-        *("wardround-site", "init", "--invitation", str(server / "invitations" / "alpha.json")),
+        *(
+            "wardround-site",
+            "init",
+            "--invitation",
+            str(server / "invitations" / "alpha.json"),
+        ),
         *(
             "--data",
             str(write_texts(tmp_path / "alpha.csv", 30, seed=0)),
@@ -117,14 +125,38 @@ def test_what_the_programs_write_is_for_their_user_alone(
             "--label",
             "label",
         ),
-        *("--policy", str(tmp_path / "policy.yaml"), "--model", str(tiny_model), "--device", "cpu"),
+        *(
+            "--policy",
+            str(tmp_path / "policy.yaml"),
+            "--model",
+            str(tiny_model),
+            "--device",
+            "cpu",
+        ),
         *("--dir", str(site)),
     )
-    shell.run("wardround", "server", "register", "alpha", str(site / "registration.json"), *bound)
+    shell.run(
+        "wardround",
+        "server",
+        "register",
+        "alpha",
+        str(site / "registration.json"),
+        *bound,
+    )
     key = new_key("signing")
-    other = Registration("north", public_line(new_key("node")), public_line(key), "SHA256:x")
+    other = Registration(
+        "north", public_line(new_key("node")), public_line(key), "SHA256:x"
+    )
     told = write_paper(other, tmp_path / "north.json", key)  # type: ignore[arg-type]
-    shell.run("wardround-site", "peers", "add", str(tmp_path / "north.json"), "--fingerprint", told, *mine)
+    shell.run(
+        "wardround-site",
+        "peers",
+        "add",
+        str(tmp_path / "north.json"),
+        "--fingerprint",
+        told,
+        *mine,
+    )
     up = shell.start("wardround", "server", "up", *where)
     wait_for(lambda: "the server is up" in up.text(), SECONDS, "the server")
     join = shell.start("wardround-site", "join", "--skip-check", "device", *mine)
@@ -142,15 +174,27 @@ def test_what_the_programs_write_is_for_their_user_alone(
         *("evaluation.where=sites", "run_dir=run", "device=cpu", "threads=1", *where),
     )
     wait_for(
-        lambda: "wardround-site approve" in join.text() or "is refused" in join.text(), SECONDS, "a plan"
+        lambda: "wardround-site approve" in join.text() or "is refused" in join.text(),
+        SECONDS,
+        "a plan",
     )
-    (plan,) = re.findall(r"^([0-9a-f]{12}) ", shell.run("wardround-site", "plans", *mine), re.MULTILINE)
+    (plan,) = re.findall(
+        r"^([0-9a-f]{12}) ", shell.run("wardround-site", "plans", *mine), re.MULTILINE
+    )
     shell.run("wardround-site", "reject", plan, "--why", "no", *mine)
     assert run.wait(SECONDS) != 0
 
     names = {path.name for path in (site / "state").rglob("*")}
-    assert {"plan.json", "decision.json", "journal.json", "ledger.jsonl", "peers.json"} <= names
-    assert {"signing.key", "ca.key", "server.key", "fleet.json"} <= {path.name for path in server.iterdir()}
+    assert {
+        "plan.json",
+        "decision.json",
+        "journal.json",
+        "ledger.jsonl",
+        "peers.json",
+    } <= names
+    assert {"signing.key", "ca.key", "server.key", "fleet.json"} <= {
+        path.name for path in server.iterdir()
+    }
     assert open_to_others(site) == []
     assert open_to_others(server) == []
     assert open_to_others(tmp_path / "run") == []

@@ -28,8 +28,13 @@ def key_line() -> str:
 def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A site that approves what lies inside its limits, and wants to know the others."""
     folder = tmp_path_factory.mktemp("rosters")
-    texts, model = write_texts(folder / "texts.csv", 48, seed=0), write_model(folder / "model", "bert")
-    with joined_world(folder, texts, model, policy=replace(WIDE, require_peers=True)) as world:
+    texts, model = (
+        write_texts(folder / "texts.csv", 48, seed=0),
+        write_model(folder / "model", "bert"),
+    )
+    with joined_world(
+        folder, texts, model, policy=replace(WIDE, require_peers=True)
+    ) as world:
         world.join()
         yield world
 
@@ -37,7 +42,10 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def code_of(world: World, others: dict[str, str]) -> str:
     """What the site says to a plan with these other sites: a code; empty if it takes part."""
     sites = {world.site.name: world.key} | others
-    world.plan(settings=with_changes(world.settings, {"num_clients": len(sites)}).to_dict(), sites=sites)
+    world.plan(
+        settings=with_changes(world.settings, {"num_clients": len(sites)}).to_dict(),
+        sites=sites,
+    )
     content = world.fleet.answer(world.hello(), world.key)
     refusal = content.config_records.get("refusal")
     return str(refusal["code"]) if refusal else ""
@@ -46,9 +54,13 @@ def code_of(world: World, others: dict[str, str]) -> str:
 def pin(world: World, name: str) -> str:
     """`wardround-site peers add`, beside the running `join`; the public key that is pinned."""
     key: Any = new_key("signing")
-    registration = Registration(name, public_line(new_key("node")), public_line(key), "SHA256:invitation")
+    registration = Registration(
+        name, public_line(new_key("node")), public_line(key), "SHA256:invitation"
+    )
     told = write_paper(registration, world.folder / f"{name}.json", key)
-    done = site_command("peers", "add", f"{name}.json", "--fingerprint", told, folder=world.folder)
+    done = site_command(
+        "peers", "add", f"{name}.json", "--fingerprint", told, folder=world.folder
+    )
     assert done.returncode == 0, done.stderr
     return registration.signing_key
 
@@ -60,7 +72,10 @@ def test_one_party_that_is_counted_twice(joined: World) -> None:
 
 
 def test_invented_sites(joined: World) -> None:
-    assert code_of(joined, {f"site-{number}": key_line() for number in range(64)}) == "policy"
+    assert (
+        code_of(joined, {f"site-{number}": key_line() for number in range(64)})
+        == "policy"
+    )
     assert "policy.max_sites is 64" in joined.said()
     assert code_of(joined, {"nobody-knows": key_line()}) == "unknown_peer"
 

@@ -17,7 +17,11 @@ from wardround.common.credentials import fingerprint
 from wardround.common.wire.roster import roster_fingerprint
 from wardround.common.wire.signing import ANSWER, read_envelope
 from wardround.server.deployment.plan import plan_id
-from wardround.server.deployment.signing_key import make_signing_key, public_half, read_public_line
+from wardround.server.deployment.signing_key import (
+    make_signing_key,
+    public_half,
+    read_public_line,
+)
 from wardround.server.run_folder import RunFolder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -36,14 +40,25 @@ class Office:
 
     def server(self, *words: str) -> str:
         """`wardround WORDS --dir SERVER_FOLDER` on the server's machine, which is good; what it prints."""
-        code, text = self.federation.wardround(*words, "--dir", str(self.federation.folder.path))
+        code, text = self.federation.wardround(
+            *words, "--dir", str(self.federation.folder.path)
+        )
         assert code == 0, text
         return text
 
     def sign(self, request: Path, name: str) -> tuple[Path, str]:
         """`wardround server sign` on the other machine; the file it writes, and what it shows."""
         out = self.folder / name
-        words = ("server", "sign", str(request), "--key", str(self.key), "--out", str(out), "--yes")
+        words = (
+            "server",
+            "sign",
+            str(request),
+            "--key",
+            str(self.key),
+            "--out",
+            str(out),
+            "--yes",
+        )
         code, text = self.federation.wardround(*words)
         assert code == 0, text
         return out, text
@@ -52,7 +67,8 @@ class Office:
 def runs_that_were_answered(run_dir: Path) -> set[str]:
     """Hash of the statement of every run that the sites have answered."""
     envelopes = [
-        json.loads(line)["envelope"] for line in (run_dir / "answers.jsonl").read_text().splitlines()
+        json.loads(line)["envelope"]
+        for line in (run_dir / "answers.jsonl").read_text().splitlines()
     ]
     payloads = [read_envelope(envelope, ANSWER)[0] for envelope in envelopes]
     return {json.loads(payload)["run"] for payload in payloads}
@@ -68,13 +84,21 @@ def test_a_run_without_the_signing_key_on_the_servers_machine(
     try:
         federation.up()
         office.server(
-            "server", "invite", "alpha", "--address", federation.fleet_address, "--unsigned", str(request)
+            "server",
+            "invite",
+            "alpha",
+            "--address",
+            federation.fleet_address,
+            "--unsigned",
+            str(request),
         )
         invited, shown = office.sign(request, "alpha.json")
         assert f"dials      {federation.fleet_address}" in shown
         office.server("server", "invite", "alpha", "--signed", str(invited))
         texts = write_texts(tmp_path / "alpha.csv", 30, seed=0)
-        federation.join(federation.add_site("alpha", texts, model=tiny_model, invited=invited))
+        federation.join(
+            federation.add_site("alpha", texts, model=tiny_model, invited=invited)
+        )
         federation.wait_online("alpha", seconds=JOIN_SECONDS)
 
         # Without a signature nothing starts, and the next step is named.
@@ -85,7 +109,10 @@ def test_a_run_without_the_signing_key_on_the_servers_machine(
         office.server("submit", *words, "--unsigned", str(request))
         signed, shown = office.sign(request, "signed.json")
         (site,) = federation.folder.sites().values()
-        assert f"roster   {roster_fingerprint({'alpha': fingerprint(site.signing_key)})}" in shown
+        assert (
+            f"roster   {roster_fingerprint({'alpha': fingerprint(site.signing_key)})}"
+            in shown
+        )
         run = federation.submit("--signed", str(signed))
         assert run.wait(RUN_SECONDS) == 0, run.text()
         first = plan_id(run_dir)

@@ -53,9 +53,14 @@ def one_of(*values: str) -> Schema:
 # Keys that are null in round 0, which has trained nothing.
 NULL_AT_FIRST = {
     "train.loss",
-    *(f"diagnostics.{key}" for key in ("mean_update_norm", "norm_ratio", "head_norm", "body_norm")),
+    *(
+        f"diagnostics.{key}"
+        for key in ("mean_update_norm", "norm_ratio", "head_norm", "body_norm")
+    ),
 }
-_CLIENT = {key for key, field in ClientRecord.model_fields.items() if field.is_required()}
+_CLIENT = {
+    key for key, field in ClientRecord.model_fields.items() if field.is_required()
+}
 
 
 def published(name: str) -> Path:
@@ -71,7 +76,11 @@ def schema_text(name: str) -> str:
 
 def check(value: Any, schema: Schema | str) -> None:
     """Raise unless `value` has the form. Args: schema: or the name of a published one."""
-    form = json.loads(published(schema).read_text("utf-8")) if isinstance(schema, str) else schema
+    form = (
+        json.loads(published(schema).read_text("utf-8"))
+        if isinstance(schema, str)
+        else schema
+    )
     Draft202012Validator.check_schema(form)
     Draft202012Validator(form).validate(value)
 
@@ -87,7 +96,11 @@ def check_history_line(line: dict[str, Any], *, of_sites: bool = False) -> None:
     check(line, "round_record")
     check(line["model_sha256"], SHA256)
     assert len(line["diagnostics"]["predicted_shares"]) >= 2
-    clients, traffic, num_examples = line["clients"], line["bytes"], line["train"]["num_examples"]
+    clients, traffic, num_examples = (
+        line["clients"],
+        line["bytes"],
+        line["train"]["num_examples"],
+    )
     if line["round"] == 0:
         assert nulls(line) == NULL_AT_FIRST
         assert (clients, traffic, num_examples) == ([], {"down": 0, "up": 0}, 0)
@@ -96,13 +109,18 @@ def check_history_line(line: dict[str, Any], *, of_sites: bool = False) -> None:
     assert nulls(line) == ({"clients.cosine_to_others"} if len(clients) == 1 else set())
     assert min(len(clients), traffic["down"], traffic["up"], num_examples) >= 1
     assert all(client["update_norm"] > 0 for client in clients)
-    assert all(client.keys() == _CLIENT | ({"site"} if of_sites else set()) for client in clients)
+    assert all(
+        client.keys() == _CLIENT | ({"site"} if of_sites else set())
+        for client in clients
+    )
 
 
 def nulls(value: Any, path: str = "") -> set[str]:
     """Dotted keys below `value` that are null; items of a list stand under the list's own key."""
     if isinstance(value, dict):
-        return set().union(*(nulls(item, f"{path}.{key}".lstrip(".")) for key, item in value.items()))
+        return set().union(
+            *(nulls(item, f"{path}.{key}".lstrip(".")) for key, item in value.items())
+        )
     if isinstance(value, list):
         return set().union(*(nulls(item, path) for item in value))
     return {path} if value is None else set()
@@ -110,7 +128,9 @@ def nulls(value: Any, path: str = "") -> set[str]:
 
 PARTITION = {
     "type": "object",
-    "patternProperties": {"^(0|[1-9][0-9]*)$": {"type": "array", "items": COUNT, "minItems": 1}},
+    "patternProperties": {
+        "^(0|[1-9][0-9]*)$": {"type": "array", "items": COUNT, "minItems": 1}
+    },
     "additionalProperties": False,
 }
 STATUS = closed(state=one_of("running", "finished", "failed", "stopped"), reason=STRING)

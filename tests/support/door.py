@@ -33,7 +33,11 @@ def wardround(*arguments: str) -> Said:
     umask = os.umask(0o022)
     forget_corpora()
     try:
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
             patch.setattr(sys, "argv", ["wardround", *arguments])
             with pytest.raises(SystemExit) as end:
                 main()
@@ -72,7 +76,11 @@ def changed(overrides: Sequence[str], *more: str) -> list[str]:
 
 def run_dir_of(overrides: Sequence[str]) -> Path:
     """Where a run of these writes."""
-    (found,) = (text.removeprefix("run_dir=") for text in overrides if text.startswith("run_dir="))
+    (found,) = (
+        text.removeprefix("run_dir=")
+        for text in overrides
+        if text.startswith("run_dir=")
+    )
     return Path(found)
 
 
@@ -83,4 +91,8 @@ def for_sweep(overrides: Sequence[str]) -> list[str]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below `folder`, with its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }

@@ -102,7 +102,9 @@ class FakeFleet(FleetServicer):
         self._attempt = 0
         self._lock = threading.Lock()
 
-    def make_plan(self, settings: dict[str, Any], sites: dict[str, str], **changed: Any) -> None:
+    def make_plan(
+        self, settings: dict[str, Any], sites: dict[str, str], **changed: Any
+    ) -> None:
         """Sign a plan, and with it the run's key anew.
 
         Args:
@@ -111,10 +113,14 @@ class FakeFleet(FleetServicer):
         """
         now = time.time()
         roster = {name: fingerprint(key) for name, key in sites.items()}
-        plan = replace(Plan(1, settings, roster, now - 60, now + 3600, {}, ""), **changed)
+        plan = replace(
+            Plan(1, settings, roster, now - 60, now + 3600, {}, ""), **changed
+        )
         self.plan_envelope = sign(PLAN, plan, self.coordinator)
         digest = payload_digest(self.plan_envelope)
-        run = RunStatement("a run", public_line(self.run_key), now - 60, now + 3600, digest)
+        run = RunStatement(
+            "a run", public_line(self.run_key), now - 60, now + 3600, digest
+        )
         self.run_envelope = sign(RUN, run, self.coordinator)
 
     def _note(self, name: str, request: Any, context: Any) -> None:
@@ -125,19 +131,27 @@ class FakeFleet(FleetServicer):
             details = f'{{"code": {self.code}, "public_message": "no", "public_details": null}}'
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, details)
 
-    def ActivateNode(self, request: ActivateNodeRequest, context: Any) -> ActivateNodeResponse:
+    def ActivateNode(
+        self, request: ActivateNodeRequest, context: Any
+    ) -> ActivateNodeResponse:
         self._note("ActivateNode", request, context)
         return ActivateNodeResponse(node_id=NODE)
 
-    def DeactivateNode(self, request: DeactivateNodeRequest, context: Any) -> DeactivateNodeResponse:
+    def DeactivateNode(
+        self, request: DeactivateNodeRequest, context: Any
+    ) -> DeactivateNodeResponse:
         self._note("DeactivateNode", request, context)
         return DeactivateNodeResponse()
 
-    def SendNodeHeartbeat(self, request: SendNodeHeartbeatRequest, context: Any) -> SendNodeHeartbeatResponse:
+    def SendNodeHeartbeat(
+        self, request: SendNodeHeartbeatRequest, context: Any
+    ) -> SendNodeHeartbeatResponse:
         self._note("SendNodeHeartbeat", request, context)
         return SendNodeHeartbeatResponse(success=True)
 
-    def PullMessages(self, request: PullMessagesRequest, context: Any) -> PullMessagesResponse:
+    def PullMessages(
+        self, request: PullMessagesRequest, context: Any
+    ) -> PullMessagesResponse:
         self._note("PullMessages", request, context)
         if request.node.node_id != NODE:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "other_node")
@@ -145,15 +159,21 @@ class FakeFleet(FleetServicer):
             found = [self._queue.pop(0).message] if self._queue else []
         return PullMessagesResponse(messages_list=found)
 
-    def PullObject(self, request: PullObjectRequest, context: Any) -> PullObjectResponse:
+    def PullObject(
+        self, request: PullObjectRequest, context: Any
+    ) -> PullObjectResponse:
         self._note("PullObject", request, context)
         self.before_object(request.object_id)
         content = self.objects.get(request.object_id)
         return PullObjectResponse(
-            object_found=content is not None, object_available=bool(content), object_content=content or b""
+            object_found=content is not None,
+            object_available=bool(content),
+            object_content=content or b"",
         )
 
-    def PushMessages(self, request: PushMessagesRequest, context: Any) -> PushMessagesResponse:
+    def PushMessages(
+        self, request: PushMessagesRequest, context: Any
+    ) -> PushMessagesResponse:
         self._note("PushMessages", request, context)
         (message,) = request.messages_list
         for sent in self.sent:
@@ -162,7 +182,9 @@ class FakeFleet(FleetServicer):
         wanted = list(_ids(request.message_object_trees[0]))
         return PushMessagesResponse(objects_to_push=wanted, session_id="session")
 
-    def PushObject(self, request: PushObjectRequest, context: Any) -> PushObjectResponse:
+    def PushObject(
+        self, request: PushObjectRequest, context: Any
+    ) -> PushObjectResponse:
         self._note("PushObject", request, context)
         self.objects[request.object_id] = request.object_content
         return PushObjectResponse(stored=True)
@@ -190,7 +212,9 @@ class FakeFleet(FleetServicer):
         *,
         change: Callable[[Statement], Statement] = lambda statement: statement,
         key: Any = None,
-        after: Callable[[dict[str, Object]], Mapping[str, Object]] = lambda records: records,
+        after: Callable[[dict[str, Object]], Mapping[str, Object]] = lambda records: (
+            records
+        ),
         envelope: Callable[[dict[str, str]], dict[str, str] | None] = lambda said: said,
         mutate: Callable[[dict[str, bytes]], None] = lambda objects: None,
         seconds: float = 60.0,
@@ -231,7 +255,9 @@ class FakeFleet(FleetServicer):
             written = RecordDict({ENVELOPE: ConfigRecord(said)})  # type: ignore[arg-type]
             travelling |= record_objects(written, {})
         inner = content_of_records(travelling)
-        return self._send(kind, inner, statement, payload_digest(signed), mutate, seconds)
+        return self._send(
+            kind, inner, statement, payload_digest(signed), mutate, seconds
+        )
 
     def again(self, sent: Sent) -> Sent:
         """Put the very same message into the queue once more."""
@@ -275,7 +301,9 @@ class FakeFleet(FleetServicer):
         """The site's answer, found authentic."""
         reply = self.reply(sent, seconds)
         names, said = read_signed(self._content_of(reply), self._fetch)
-        statement = check_answer(said["statement"], site_key, {sent.digest: sent.statement})
+        statement = check_answer(
+            said["statement"], site_key, {sent.digest: sent.statement}
+        )
         return read_content(names, statement.records, self._fetch, _room)
 
     def refusal_of(self, sent: Sent, seconds: float = 60.0) -> str:
@@ -319,7 +347,9 @@ def fleet_server(pair: Pair, fleet: FakeFleet) -> Iterator[int]:
     """Serve it on loopback; gives its port."""
     server = grpc.server(ThreadPoolExecutor(8))
     add_FleetServicer_to_server(fleet, server)
-    credentials = grpc.ssl_server_credentials([(pair.key.read_bytes(), pair.certificate.read_bytes())])
+    credentials = grpc.ssl_server_credentials(
+        [(pair.key.read_bytes(), pair.certificate.read_bytes())]
+    )
     port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     try:

@@ -50,17 +50,30 @@ class Flwr:
 
     def ends(self, status: str, details: str = "N/A") -> None:
         """What `flwr list --run-id` says of the run from now on."""
-        self.answers["list"] = {"success": True, "runs": [{"status": status, "status-details": details}]}
+        self.answers["list"] = {
+            "success": True,
+            "runs": [{"status": status, "status-details": details}],
+        }
         self.write()
 
     def asked(self) -> list[list[str]]:
-        return [json.loads(line) for line in (self.folder / "asked.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line)
+            for line in (self.folder / "asked.jsonl").read_text().splitlines()
+        ]
 
 
 def words_for(tmp_path: Path, *more: str) -> list[str]:
     name = 'model.name="it\'s/odd = {x}"'  # JSON, TOML and shells would each cut it elsewhere
     labels = "data.label_names=[a,b]"
-    return ["model=hf", name, labels, "num_clients=2", f"run_dir={tmp_path / 'run'}", *more]
+    return [
+        "model=hf",
+        name,
+        labels,
+        "num_clients=2",
+        f"run_dir={tmp_path / 'run'}",
+        *more,
+    ]
 
 
 def record(number: int, accuracy: float) -> RoundRecord:
@@ -73,7 +86,9 @@ def record(number: int, accuracy: float) -> RoundRecord:
     return RoundRecord.read(json.dumps(line))
 
 
-def write_run(settings: Settings, state: str, reason: str, *accuracies: float) -> RunFolder:
+def write_run(
+    settings: Settings, state: str, reason: str, *accuracies: float
+) -> RunFolder:
     """What a server app leaves behind."""
     run = RunFolder(Path(settings.run_dir))
     run.path.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.wires import Draft, Objects, Packed, Wire, draft_of, metadata_of, objects_of
+from tests.support.wires import (
+    Draft,
+    Objects,
+    Packed,
+    Wire,
+    draft_of,
+    metadata_of,
+    objects_of,
+)
 from wardround.common.credentials import fingerprint, new_key, pem_of, public_line
 from wardround.common.wire.objects import read_signed
 from wardround.common.wire.signing import (
@@ -22,7 +30,13 @@ from wardround.common.wire.signing import (
     sign,
 )
 from wardround.server.deployment.folder import RegisteredSite
-from wardround.server.deployment.runtime_link import ObjectGone, OnlineNode, Parcel, Reply, Runtime
+from wardround.server.deployment.runtime_link import (
+    ObjectGone,
+    OnlineNode,
+    Parcel,
+    Reply,
+    Runtime,
+)
 from wardround.server.deployment.signed import RunKey
 
 
@@ -43,7 +57,9 @@ class FakeSite:
         self.name, self.node_id = name, node_id
         self.node_key: Any = new_key("node")
         self.key: Any = new_key("signing")
-        self.registered = RegisteredSite(public_line(self.node_key), public_line(self.key), "")
+        self.registered = RegisteredSite(
+            public_line(self.node_key), public_line(self.key), ""
+        )
         """As the server knows it."""
 
     def draft(self, asked: Asked, packed: Packed) -> Draft:
@@ -51,7 +67,9 @@ class FakeSite:
         question = asked.statement
         return draft_of(
             packed,
-            metadata_of(question.kind, self.node_id, 1, reply_to_message_id=asked.message_id),
+            metadata_of(
+                question.kind, self.node_id, 1, reply_to_message_id=asked.message_id
+            ),
             payload_type=ANSWER,
             key=self.key,
             statement={
@@ -100,15 +118,23 @@ class FakeRuntime(Runtime):
 
     def push(self, parcels: Sequence[Parcel]) -> list[str]:
         """As in `Runtime`; a node that is offline cannot be sent to."""
-        return [self._push(parcel) if parcel.node_id in self.online else "" for parcel in parcels]
+        return [
+            self._push(parcel) if parcel.node_id in self.online else ""
+            for parcel in parcels
+        ]
 
     def _push(self, parcel: Parcel) -> str:
         objects = objects_of([parcel.content])
-        _, said = read_signed(parcel.content.object_id, lambda ids: (objects[object_id] for object_id in ids))
+        _, said = read_signed(
+            parcel.content.object_id,
+            lambda ids: (objects[object_id] for object_id in ids),
+        )
         run = read_statement(RunStatement, open_envelope_unchecked(said["run"]))
         payload = open_envelope(said["statement"], TASK, [run.key])
         message_id = f"message {len(self.asked)}"
-        asked = Asked(message_id, parcel, read_statement(Statement, payload), digest(payload))
+        asked = Asked(
+            message_id, parcel, read_statement(Statement, payload), digest(payload)
+        )
         self.asked.append(asked)
         self.deliver(message_id, self.behave(asked))
         return message_id

@@ -53,7 +53,12 @@ def bring_code_in_blends(folder: Path, marker: Path) -> Path:
     """
     (folder / "evil.py").write_text(_CODE.format(marker=str(marker)))
     base = {"model_type": "vit", "name_or_path": str(folder), "auto_map": _MAP}
-    told = {"model_type": "wardround_blended", "where": "head", "normalisation": "none", "base": base}
+    told = {
+        "model_type": "wardround_blended",
+        "where": "head",
+        "normalisation": "none",
+        "base": base,
+    }
     (folder / "config.json").write_text(json.dumps(told))
     return folder
 
@@ -82,7 +87,10 @@ def bring_adapter(folder: Path) -> Path:
 
 def name_other_weights(folder: Path) -> Path:
     """Let `config.json` name other weights than `model.safetensors`; returns the folder."""
-    tensors = {name: tensor + 1 for name, tensor in load_file(folder / "model.safetensors").items()}
+    tensors = {
+        name: tensor + 1
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     save_file(tensors, folder / "other.safetensors", metadata={"format": "pt"})
     change_json(folder / "config.json", transformers_weights="other.safetensors")
     return folder
@@ -93,6 +101,8 @@ def change_tokenizer(folder: Path) -> Path:
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())
     words = content["model"]["vocab"]
-    content["model"]["vocab"] = dict(zip(words, [0, 1, 2, 3, 4, *range(len(words) - 1, 4, -1)], strict=True))
+    content["model"]["vocab"] = dict(
+        zip(words, [0, 1, 2, 3, 4, *range(len(words) - 1, 4, -1)], strict=True)
+    )
     file.write_text(json.dumps(content))
     return folder

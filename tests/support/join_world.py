@@ -73,7 +73,11 @@ class World:
                 stderr=subprocess.STDOUT,
             )
         self.processes.append(process)
-        wait_for(lambda: self.said().count("connected to the server") > before, SECONDS, "the connection")
+        wait_for(
+            lambda: self.said().count("connected to the server") > before,
+            SECONDS,
+            "the connection",
+        )
         return process
 
     def said(self) -> str:
@@ -94,16 +98,26 @@ class World:
 
     def worker(self) -> int:
         """Process number of the worker."""
-        return wait_for(lambda: next(iter(_workers_of(self.processes[-1].pid)), 0), SECONDS, "a worker")
+        return wait_for(
+            lambda: next(iter(_workers_of(self.processes[-1].pid)), 0),
+            SECONDS,
+            "a worker",
+        )
 
 
 def _workers_of(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if "wardround.client.node.worker" in command_line_of(int(child))]
+    return [
+        int(child)
+        for child in children
+        if "wardround.client.node.worker" in command_line_of(int(child))
+    ]
 
 
 @contextmanager
-def joined_world(folder: Path, texts: Path, model: Path, **facts: Any) -> Iterator[World]:
+def joined_world(
+    folder: Path, texts: Path, model: Path, **facts: Any
+) -> Iterator[World]:
     """With a server that knows the site's key; all its processes end with it.
 
     Args:
@@ -114,7 +128,11 @@ def joined_world(folder: Path, texts: Path, model: Path, **facts: Any) -> Iterat
         (folder / "coordinator.pub").write_text(public_line(fleet.coordinator))
         site = make_site(folder, port, texts, model=model, **facts)
         write_site_file(site, folder / "site.yaml")
-        words = ["engine=deployment", "evaluation.where=sites", "data.label_names=[health,money,sport]"]
+        words = [
+            "engine=deployment",
+            "evaluation.where=sites",
+            "data.label_names=[health,money,sport]",
+        ]
         words += ["train.last_batch=even"]
         size = [
             "num_clients=1",

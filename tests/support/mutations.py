@@ -9,7 +9,17 @@ from typing import Any
 
 from flwr.app import ConfigRecord
 
-from tests.support.wires import BODIES, NUMBERS, TOKENS, Dice, Draft, Wire, parts, sha256, written
+from tests.support.wires import (
+    BODIES,
+    NUMBERS,
+    TOKENS,
+    Dice,
+    Draft,
+    Wire,
+    parts,
+    sha256,
+    written,
+)
 from wardround.common.wire.objects import ENVELOPE
 
 Courier = Callable[[Wire, Dice, Sequence[Wire]], None]
@@ -41,13 +51,34 @@ def change_head(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
     object_id = dice.pick(list(wire.objects))
     kind, children, body = parts(wire.objects[object_id])
     kind = dice.pick(
-        (kind, "Array", "ArrayChunk", "ConfigRecord", "MetricRecord", "RecordDict", "Message", "")
+        (
+            kind,
+            "Array",
+            "ArrayChunk",
+            "ConfigRecord",
+            "MetricRecord",
+            "RecordDict",
+            "Message",
+            "",
+        )
     )
     ids = dice.pick(
-        (children, [], children * 2, children[:-1], [*children, "x"], [sha256(b"")], ["0" * 64] * 9)
+        (
+            children,
+            [],
+            children * 2,
+            children[:-1],
+            [*children, "x"],
+            [sha256(b"")],
+            ["0" * 64] * 9,
+        )
     )
-    length = dice.pick((str(len(body)), "-1", "1_0", "9" * 5000, "x", "", "0", f" {len(body)}", "1e9"))
-    wire.objects[object_id] = f"{kind} {','.join(ids)} {length}".encode() + b"\x00" + body
+    length = dice.pick(
+        (str(len(body)), "-1", "1_0", "9" * 5000, "x", "", "0", f" {len(body)}", "1e9")
+    )
+    wire.objects[object_id] = (
+        f"{kind} {','.join(ids)} {length}".encode() + b"\x00" + body
+    )
     _perhaps_rehash(wire, dice)
 
 
@@ -101,7 +132,10 @@ def change_names(wire: Wire, dice: Dice, others: Sequence[Wire]) -> None:
         names[one], names[two] = names[two], names[one]
         pairs = [(name, to) for name, (_, to) in zip(names, pairs, strict=True)]
     elif how == 1:
-        pairs[one] = (dice.pick(("", "tensors", "update", "envelope ", "Envelope", "\x00")), pairs[one][1])
+        pairs[one] = (
+            dice.pick(("", "tensors", "update", "envelope ", "Envelope", "\x00")),
+            pairs[one][1],
+        )
     elif how == 2:
         pairs.append((pairs[one][0], pairs[two][1]))
     elif how == 3:
@@ -155,7 +189,9 @@ def change_envelope(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
         said = dict(zip(said, reversed(said.values()), strict=True))
     elif how == 4:
         payload = dice.change(base64.b64decode(content["payload"]))
-        said[name] = json.dumps(content | {"payload": base64.b64encode(payload).decode()})
+        said[name] = json.dumps(
+            content | {"payload": base64.b64encode(payload).decode()}
+        )
     else:
         field = dice.pick(("payload", "payloadType", "signatures", "keyid", "sig"))
         if field in ("keyid", "sig"):
@@ -235,9 +271,13 @@ def claim_too_much(draft: Draft, dice: Dice) -> None:
     object_id = draft.records["tensors"]
     first = json.loads(parts(draft.objects[object_id])[2])["shared.00000"]
     refs = {f"shared.{number:05d}": first for number in range(dice.pick((1, 4, 100)))}
-    draft.objects[object_id] = written("ArrayRecord", [first], json.dumps(refs).encode())
+    draft.objects[object_id] = written(
+        "ArrayRecord", [first], json.dumps(refs).encode()
+    )
     _, children, body = parts(draft.objects[first])
-    claimed = json.dumps(json.loads(body) | {"shape": [2**40 - dice.pick((1, 2**39, 2**40 - 2**20))]})
+    claimed = json.dumps(
+        json.loads(body) | {"shape": [2**40 - dice.pick((1, 2**39, 2**40 - 2**20))]}
+    )
     draft.objects[first] = written("Array", children, claimed.encode())
     draft.rehash()
     draft.sizes["tensors"] = 2**60
@@ -251,13 +291,32 @@ def say_anything(draft: Draft, dice: Dice) -> None:
 def say_of_array(draft: Draft, dice: Dice) -> None:
     """What an array says about itself."""
     field = dice.pick(("dtype", "shape", "stype", "arraychunk_ids", "another"))
-    kinds = ('"float32"', '"float64"', '"object"', '"int32"', '"uint8"', '"bool"', '"<f4"', '"U9"', '["f4"]')
-    told = {"dtype": kinds, "shape": ("[5, 1]", "[]", "[-5]", "[4]", "[true]", "[5.0]", "[1099511627776]")}
+    kinds = (
+        '"float32"',
+        '"float64"',
+        '"object"',
+        '"int32"',
+        '"uint8"',
+        '"bool"',
+        '"<f4"',
+        '"U9"',
+        '["f4"]',
+    )
+    told = {
+        "dtype": kinds,
+        "shape": ("[5, 1]", "[]", "[-5]", "[4]", "[true]", "[5.0]", "[1099511627776]"),
+    }
     _array_says(draft, dice, field, dice.pick((*told.get(field, ()), *TOKENS)))
 
 
 def _array_says(draft: Draft, dice: Dice, field: str, raw: str) -> None:
-    object_id = dice.pick([name for name, content in draft.objects.items() if parts(content)[0] == "Array"])
+    object_id = dice.pick(
+        [
+            name
+            for name, content in draft.objects.items()
+            if parts(content)[0] == "Array"
+        ]
+    )
     _, children, body = parts(draft.objects[object_id])
     said = json.dumps(json.loads(body) | {field: "TOKEN"}).replace('"TOKEN"', raw)
     draft.objects[object_id] = written("Array", children, said.encode())
@@ -266,7 +325,9 @@ def _array_says(draft: Draft, dice: Dice, field: str, raw: str) -> None:
 
 def change_piece(draft: Draft, dice: Dice) -> None:
     """NumPy's file format, in and around its header."""
-    object_id = dice.pick([name for name, item in draft.objects.items() if parts(item)[0] == "ArrayChunk"])
+    object_id = dice.pick(
+        [name for name, item in draft.objects.items() if parts(item)[0] == "ArrayChunk"]
+    )
     _, _, body = parts(draft.objects[object_id])
     how = dice.number(4)
     if how == 0:
@@ -287,12 +348,27 @@ def change_piece(draft: Draft, dice: Dice) -> None:
             "'''",
             "1 if",
         )
-        shapes = ("(5, 1)", "()", "(-5,)", "(10**15,)", "(True,)", "'x'", "[5]", "(5", "5")
-        descr, shape = (dice.pick(types), "(5,)") if how == 2 else ("'<f4'", dice.pick(shapes))
-        head = (
-            f"{{'descr': {descr}, 'fortran_order': {dice.pick(('False', 'True', '1'))}, 'shape': {shape}, }}"
+        shapes = (
+            "(5, 1)",
+            "()",
+            "(-5,)",
+            "(10**15,)",
+            "(True,)",
+            "'x'",
+            "[5]",
+            "(5",
+            "5",
         )
-        new = b"\x93NUMPY\x01\x00v\x00" + head.encode().ljust(117)[:117] + b"\n" + body[128:]
+        descr, shape = (
+            (dice.pick(types), "(5,)") if how == 2 else ("'<f4'", dice.pick(shapes))
+        )
+        head = f"{{'descr': {descr}, 'fortran_order': {dice.pick(('False', 'True', '1'))}, 'shape': {shape}, }}"
+        new = (
+            b"\x93NUMPY\x01\x00v\x00"
+            + head.encode().ljust(117)[:117]
+            + b"\n"
+            + body[128:]
+        )
     draft.objects[object_id] = written("ArrayChunk", [], new)
     draft.rehash()
 
@@ -301,7 +377,9 @@ def change_record(draft: Draft, dice: Dice) -> None:
     """The bytes of any object, signed as they are then."""
     object_id = dice.pick(list(draft.objects))
     kind, children, body = parts(draft.objects[object_id])
-    draft.objects[object_id] = written(kind, children, dice.pick((dice.change(body), *BODIES)))
+    draft.objects[object_id] = written(
+        kind, children, dice.pick((dice.change(body), *BODIES))
+    )
     draft.rehash()
 
 
@@ -313,7 +391,9 @@ def change_pieces(draft: Draft, dice: Dice) -> None:
     how = dice.number(5)
     if how == 0:
         refs[at] = (
-            dice.pick(("shared.00002", "shared", "", ".", "shared.0", "é.00000", "none.00000")),
+            dice.pick(
+                ("shared.00002", "shared", "", ".", "shared.0", "é.00000", "none.00000")
+            ),
             refs[at][1],
         )
     elif how == 1:
@@ -321,10 +401,17 @@ def change_pieces(draft: Draft, dice: Dice) -> None:
     elif how == 2:
         refs.reverse()
     elif how == 3:
-        refs += [(f"shared.{number:05d}", refs[0][1]) for number in range(2, 2 + dice.pick((1, 40)))]
+        refs += [
+            (f"shared.{number:05d}", refs[0][1])
+            for number in range(2, 2 + dice.pick((1, 40)))
+        ]
     else:
         refs = refs[:at]
-    body = "{" + ", ".join(f"{json.dumps(name)}: {json.dumps(to)}" for name, to in refs) + "}"
+    body = (
+        "{"
+        + ", ".join(f"{json.dumps(name)}: {json.dumps(to)}" for name, to in refs)
+        + "}"
+    )
     draft.objects[object_id] = written(
         "ArrayRecord", list(dict.fromkeys(to for _, to in refs)), body.encode()
     )
@@ -338,9 +425,9 @@ def other_records(draft: Draft, dice: Dice) -> None:
     names = list(draft.records)
     how, name = dice.number(3), dice.pick(names)
     if how == 0:
-        draft.records[dice.pick(("", "refusal", "lacks", "counts", ENVELOPE, "\x1b[31m"))] = draft.records[
-            name
-        ]
+        draft.records[
+            dice.pick(("", "refusal", "lacks", "counts", ENVELOPE, "\x1b[31m"))
+        ] = draft.records[name]
     elif how == 1:
         del draft.records[name]
     else:
@@ -350,14 +437,29 @@ def other_records(draft: Draft, dice: Dice) -> None:
 COURIERS: dict[str, Courier] = {
     courier.__name__: courier
     for courier in (
-        *(change_bytes, change_body, change_head, swap_objects, lose_object, change_metadata),
+        *(
+            change_bytes,
+            change_body,
+            change_head,
+            swap_objects,
+            lose_object,
+            change_metadata,
+        ),
         *(change_names, other_envelope, other_message, change_envelope, no_envelope),
     )
 }
 SIGNERS: dict[str, Signer] = {
     signer.__name__: signer
     for signer in (
-        *(say_of_round, say_of_time, say_of_run, say_of_size, claim_too_much, say_anything, say_of_array),
+        *(
+            say_of_round,
+            say_of_time,
+            say_of_run,
+            say_of_size,
+            claim_too_much,
+            say_anything,
+            say_of_array,
+        ),
         *(change_piece, change_record, change_pieces, other_records),
     )
 }

@@ -24,7 +24,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.targets += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "data")]
+        self.targets += [
+            value or ""
+            for key, value in attrs
+            if key in ("src", "href", "srcset", "data")
+        ]
         self.alts += [dict(attrs).get("alt") or ""] if tag == "img" else []
         if tag not in VOID:
             self.open_tags.append(tag)

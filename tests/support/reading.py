@@ -61,4 +61,7 @@ def write(path: Path, content: str | bytes) -> str:
 def pairs(data: TextData[LabelledTexts], part: str = "train") -> list[tuple[str, str]]:
     """(text, label name) of every example of a part."""
     texts = getattr(data, part)
-    return [(text, data.label_names[number]) for text, number in zip(texts.texts, texts.labels, strict=True)]
+    return [
+        (text, data.label_names[number])
+        for text, number in zip(texts.texts, texts.labels, strict=True)
+    ]

@@ -18,7 +18,16 @@ from wardround.common.ledger import Contents
 from wardround.common.provenance import FILE_NAME, Provenance, folder_hashes
 from wardround.common.settings import Settings
 from wardround.common.wire.messages import TRAIN
-from wardround.common.wire.signing import MODEL, PLAN, RUN, Plan, Question, RunStatement, Statement, sign
+from wardround.common.wire.signing import (
+    MODEL,
+    PLAN,
+    RUN,
+    Plan,
+    Question,
+    RunStatement,
+    Statement,
+    sign,
+)
 
 DAY = 86_400.0
 NUM_ROUNDS = 2
@@ -28,7 +37,13 @@ class Released:
     """What both sides hold."""
 
     def __init__(
-        self, place: Path, texts: Path, made: Path, settings: Settings, model_sha256: str, **facts: Any
+        self,
+        place: Path,
+        texts: Path,
+        made: Path,
+        settings: Settings,
+        model_sha256: str,
+        **facts: Any,
     ) -> None:
         """Args:
         made: a model folder without a provenance; it is copied.
@@ -38,7 +53,9 @@ class Released:
         """
         self.coordinator, self.run_key = _key(), _key()
         place.mkdir()
-        (place / "coordinator.pub").write_text(public_line(self.coordinator), encoding="ascii")
+        (place / "coordinator.pub").write_text(
+            public_line(self.coordinator), encoding="ascii"
+        )
         policy = replace(WIDE, approve="by_hand")
         self.site: SiteFile = make_site(place, 9092, texts, policy=policy, **facts)
         own, coordinator = signing_keys(self.site)
@@ -56,7 +73,9 @@ class Released:
         )
         self.digest = self.plans.add(sign(PLAN, self.plan, self.coordinator))
         self.decide("approved")
-        self.run = RunStatement("trial", public_line(self.run_key), now - DAY, now + DAY, self.digest)
+        self.run = RunStatement(
+            "trial", public_line(self.run_key), now - DAY, now + DAY, self.digest
+        )
         self.site.state.mkdir(exist_ok=True)
         with Ledger(self.site.state, self.site.name, self.own) as ledger:
             ledger.opened()
@@ -65,7 +84,11 @@ class Released:
                 ledger.left(answer_of(self.site.name, number))
         self.folder = copy_of(made, place / "model")
         names = sorted(self.plan.sites)
-        updates = [(number, name, answer_of(name, number)) for number in (1, 2) for name in names]
+        updates = [
+            (number, name, answer_of(name, number))
+            for number in (1, 2)
+            for name in names
+        ]
         self.provenance = Provenance(
             version=2,
             plan=self.digest,
@@ -78,7 +101,9 @@ class Released:
         self.write()
 
     def _question(self, number: int) -> Question:
-        said = Statement(1, "f" * 64, number, number, TRAIN, "run", self.own, "n", "", {}, 0.0)
+        said = Statement(
+            1, "f" * 64, number, number, TRAIN, "run", self.own, "n", "", {}, 0.0
+        )
         return Question(said, f"{number:064x}", "key", 0.0, self.digest)
 
     def decide(self, state: Any) -> None:
@@ -95,7 +120,9 @@ class Released:
         """
         signed = {
             "run": run or sign(RUN, self.run, self.coordinator),
-            "statement": sign(MODEL, replace(self.provenance, **changed), run_key or self.run_key),
+            "statement": sign(
+                MODEL, replace(self.provenance, **changed), run_key or self.run_key
+            ),
         }
         (self.folder / FILE_NAME).write_text(json.dumps(signed), encoding="ascii")
 

@@ -26,7 +26,9 @@ def compose_settings(*overrides: str) -> Settings:
     with hydra.initialize_config_dir(str(CONF), version_base=None):
         config = hydra.compose("config", list(overrides))
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return Settings.from_dict({key: values[key] for key in values if key not in ("sweep", "experiment")})
+    return Settings.from_dict(
+        {key: values[key] for key in values if key not in ("sweep", "experiment")}
+    )
 
 
 def settings_with(*overrides: str) -> Settings:
@@ -34,13 +36,23 @@ def settings_with(*overrides: str) -> Settings:
     return compose_settings("experiment=demo", *overrides)
 
 
-def told_line(number: int, accuracy: float, shares: Sequence[float], num_clients: int = 4) -> str:
+def told_line(
+    number: int, accuracy: float, shares: Sequence[float], num_clients: int = 4
+) -> str:
     """A line with diagnostics: 320 test texts of 5 classes alike; each client takes 5 steps a round."""
     line = json.loads(history_line(number, accuracy, num_clients))
     for client in line["clients"]:
         steps = {"num_steps": 5, "total_steps": 5 * number}
-        client |= steps | {"head_norm": 0.15, "cosine_to_others": -0.125 if num_clients > 1 else None}
-    norms = {"mean_update_norm": 0.125, "norm_ratio": 0.5, "head_norm": 0.075, "body_norm": 0.1}
+        client |= steps | {
+            "head_norm": 0.15,
+            "cosine_to_others": -0.125 if num_clients > 1 else None,
+        }
+    norms = {
+        "mean_update_norm": 0.125,
+        "norm_ratio": 0.5,
+        "head_norm": 0.075,
+        "body_norm": 0.1,
+    }
     line["diagnostics"] = {
         **(norms if number else dict.fromkeys(norms)),
         "predicted_shares": list(shares),
@@ -51,13 +63,30 @@ def told_line(number: int, accuracy: float, shares: Sequence[float], num_clients
 
 
 def history_line(number: int, accuracy: float, num_clients: int = 1) -> str:
-    client = {"num_examples": 160, "loss": 0.5, "update_norm": 0.25, "cosine_to_mean": 0.9, "seconds": 1.5}
+    client = {
+        "num_examples": 160,
+        "loss": 0.5,
+        "update_norm": 0.25,
+        "cosine_to_mean": 0.9,
+        "seconds": 1.5,
+    }
     return json.dumps(
         {
             "round": number,
-            "test": {"loss": 1.0, "accuracy": accuracy, "macro_f1": accuracy, "num_examples": 320},
-            "train": {"loss": 0.5 if number else None, "num_examples": 640 if number else 0},
-            "clients": [{"client": str(k), **client} for k in range(num_clients if number else 0)],
+            "test": {
+                "loss": 1.0,
+                "accuracy": accuracy,
+                "macro_f1": accuracy,
+                "num_examples": 320,
+            },
+            "train": {
+                "loss": 0.5 if number else None,
+                "num_examples": 640 if number else 0,
+            },
+            "clients": [
+                {"client": str(k), **client}
+                for k in range(num_clients if number else 0)
+            ],
             "seconds": {"train": 2.0, "aggregate": 0.5, "evaluate": 0.5, "total": 3.0},
             "bytes": {"down": 1000, "up": 500},
             "model_sha256": "0" * 64,
@@ -66,13 +95,22 @@ def history_line(number: int, accuracy: float, num_clients: int = 1) -> str:
 
 
 def write_run(
-    folder: Path, settings: Settings, curve: Sequence[float], state: str = "finished", reason: str = ""
+    folder: Path,
+    settings: Settings,
+    curve: Sequence[float],
+    state: str = "finished",
+    reason: str = "",
 ) -> Path:
     folder.mkdir(parents=True)
     (folder / "settings.json").write_text(settings.to_json())
-    (folder / "labels.json").write_text(json.dumps({"label_names": ["a", "b", "c", "d", "e"]}))
+    (folder / "labels.json").write_text(
+        json.dumps({"label_names": ["a", "b", "c", "d", "e"]})
+    )
     (folder / "status.json").write_text(json.dumps({"state": state, "reason": reason}))
-    lines = [history_line(r, accuracy, settings.num_clients) + "\n" for r, accuracy in enumerate(curve)]
+    lines = [
+        history_line(r, accuracy, settings.num_clients) + "\n"
+        for r, accuracy in enumerate(curve)
+    ]
     (folder / "history.jsonl").write_text("".join(lines))
     return folder
 
@@ -85,7 +123,10 @@ def write_table(folder: Path, rows: Sequence[Sequence[object]]) -> None:
 
 def demo_sweep(folder: Path) -> Path:
     """K = 1 reaches 0.9 in 4 rounds; K = 4 has 0.72 then and reaches 0.81 = 90 % in round 5."""
-    for num_clients, curve in ((1, [0.2, 0.8, 0.85, 0.88, 0.9]), (4, [0.2, 0.4, 0.5, 0.6, 0.72, 0.81])):
+    for num_clients, curve in (
+        (1, [0.2, 0.8, 0.85, 0.88, 0.9]),
+        (4, [0.2, 0.4, 0.5, 0.6, 0.72, 0.81]),
+    ):
         settings = settings_with(f"num_clients={num_clients}")
         write_run(folder / "cells" / settings.cell, settings, curve)
     write_table(
@@ -99,7 +140,10 @@ def demo_sweep(folder: Path) -> Path:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
 
 
 def write_report(folder: Path) -> Path:

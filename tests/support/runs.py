@@ -65,7 +65,11 @@ def history(run_dir: Path | str) -> list[dict[str, Any]]:
     return [record.model_dump() for record in RunFolder(Path(run_dir)).history()]
 
 
-def bare_record(number: int, version: str = "", accuracy: float | None = None) -> RoundRecord:
+def bare_record(
+    number: int, version: str = "", accuracy: float | None = None
+) -> RoundRecord:
     """A record that tells no more than this."""
     test = None if accuracy is None else {"accuracy": accuracy}
-    return RoundRecord.read(json.dumps({"round": number, "model_sha256": version, "test": test}))
+    return RoundRecord.read(
+        json.dumps({"round": number, "model_sha256": version, "test": test})
+    )

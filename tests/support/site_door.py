@@ -19,7 +19,11 @@ def command_line(*words: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Ours, without its proxies."""
-    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.lower().endswith("_proxy")
+    }
     return kept | {"PYTHONPATH": str(ROOT)}
 
 

@@ -17,7 +17,11 @@ from wardround.client.policy import Policy
 from wardround.client.site_file import SiteFile
 from wardround.common.credentials import new_key, public_line, write_key_pair
 from wardround.common.model_files import NotLoaded, read_model_files
-from wardround.server.deployment.certificates import Pair, issue_server_certificate, make_authority
+from wardround.server.deployment.certificates import (
+    Pair,
+    issue_server_certificate,
+    make_authority,
+)
 
 WIDE = Policy(
     approve="within_policy",
@@ -52,7 +56,10 @@ def make_certificates(
 ) -> Pair:
     """An authority `ca.crt` in `folder` and a server certificate from it."""
     folder.mkdir(parents=True, exist_ok=True)
-    authority, server = (Pair(folder / f"{name}.crt", folder / f"{name}.key") for name in ("ca", "server"))
+    authority, server = (
+        Pair(folder / f"{name}.crt", folder / f"{name}.key")
+        for name in ("ca", "server")
+    )
     make_authority(authority, now=datetime.now(UTC) - timedelta(days=400))
     start = datetime.now(UTC) - timedelta(days=started_days_ago)
     issue_server_certificate(authority, server, names, days=days, now=start)
@@ -79,7 +86,9 @@ def make_site(folder: Path, port: int, data: Path, **facts: Any) -> SiteFile:
         write_key_pair(new_key("node"), private, public, "st_marys")
         write_key_pair(new_key("signing"), signing, folder / "signing.pub", "st_marys")
     if not coordinator.exists():
-        coordinator.write_text(public_line(new_key("signing")) + " coordinator\n", encoding="ascii")
+        coordinator.write_text(
+            public_line(new_key("signing")) + " coordinator\n", encoding="ascii"
+        )
     values: dict[str, Any] = {
         "name": "st_marys",
         "server_address": f"localhost:{port}",
@@ -157,7 +166,9 @@ def look(site: SiteFile, *names: str, **options: Any) -> dict[str, Finding]:
     subject = Subject(site, Options(**({"timeout_seconds": 2.0} | options)))
     findings = {name: finding_of(name, subject) for name in names}
     # Whatever is wrong, a person is told what to do next.
-    assert all(finding.next_step for finding in findings.values() if finding.state == "problem"), findings
+    assert all(
+        finding.next_step for finding in findings.values() if finding.state == "problem"
+    ), findings
     return findings
 
 

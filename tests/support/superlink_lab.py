@@ -42,7 +42,9 @@ class Lab:
 
     def __init__(self) -> None:
         stores: Any = TreeStores()
-        states = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), stores)
+        states = LinkStateFactory(
+            FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), stores
+        )
         self.state = cast(Any, states.state())
         self.refused: list[tuple[int, str]] = []
         self.door: Any = OwnMessages(
@@ -65,7 +67,11 @@ class Lab:
         return int(node_id)
 
     def ask(
-        self, node_id: int, content: Object | None = None, seconds: float = 60.0, kind: str = "train"
+        self,
+        node_id: int,
+        content: Object | None = None,
+        seconds: float = 60.0,
+        kind: str = "train",
     ) -> str:
         """The server app asks a node something; returns the message's id."""
         metadata = wire.Metadata(
@@ -78,7 +84,9 @@ class Lab:
             message_type=kind,
         )
         written = wire.Message(metadata=metadata).SerializeToString(deterministic=True)
-        root = make_object("Message", written, [small() if content is None else content])
+        root = make_object(
+            "Message", written, [small() if content is None else content]
+        )
         metadata.message_id = root.object_id
         message = wire.Message(metadata=metadata)
         message.content.SetInParent()
@@ -87,9 +95,13 @@ class Lab:
         )
         response = server_app.push_messages(request, self.state, self._task)
         wanted = set(response.objects_to_push)
-        parts = {part.object_id: part for part in root.walk() if part.object_id in wanted}
+        parts = {
+            part.object_id: part for part in root.walk() if part.object_id in wanted
+        }
         for part in parts.values():
-            pushed = self._object(SERVER, response.session_id, part.object_id, part.write())
+            pushed = self._object(
+                SERVER, response.session_id, part.object_id, part.write()
+            )
             assert server_app.push_object(pushed, self.state, self._task).stored
         return root.object_id
 
@@ -100,10 +112,14 @@ class Lab:
 
     def read(self, object_id: str) -> Any:
         """The server app fetches an object; Flower's response."""
-        request = wire.PullObjectRequest(node=Node(node_id=SERVER), run_id=self.run_id, object_id=object_id)
+        request = wire.PullObjectRequest(
+            node=Node(node_id=SERVER), run_id=self.run_id, object_id=object_id
+        )
         return server_app.pull_object(request, self.state, self._task)
 
-    def _object(self, node_id: int, session: str, object_id: str, content: bytes) -> Any:
+    def _object(
+        self, node_id: int, session: str, object_id: str, content: bytes
+    ) -> Any:
         return wire.PushObjectRequest(
             node=Node(node_id=node_id),
             run_id=self.run_id,
@@ -118,11 +134,15 @@ class Lab:
 
     def pull(self, node_id: int) -> Any:
         """A node looks for a question; Flower's response."""
-        return self.call("PullMessages", fleet.PullMessagesRequest(node=Node(node_id=node_id)))
+        return self.call(
+            "PullMessages", fleet.PullMessagesRequest(node=Node(node_id=node_id))
+        )
 
     def fetch(self, node_id: int, object_id: str) -> Any:
         """A node fetches an object; Flower's response."""
-        request = wire.PullObjectRequest(node=Node(node_id=node_id), run_id=self.run_id, object_id=object_id)
+        request = wire.PullObjectRequest(
+            node=Node(node_id=node_id), run_id=self.run_id, object_id=object_id
+        )
         return self.call("PullObject", request)
 
     def confirm(self, node_id: int, question: str) -> Any:
@@ -152,7 +172,9 @@ class Lab:
         message = wire.Message(metadata=wire.Metadata(**(facts | changed)))
         message.content.SetInParent()
         request = fleet.PushMessagesRequest(
-            node=Node(node_id=node_id), messages_list=[message], message_object_trees=[tree]
+            node=Node(node_id=node_id),
+            messages_list=[message],
+            message_object_trees=[tree],
         )
         return self.call("PushMessages", request)
 

@@ -39,7 +39,9 @@ def tampering(change: Callable[[Update], Update], client: int = 1) -> ClientApp:
         reply = honest_app(message, context)
         if context.node_config["partition-id"] != client:
             return reply
-        return Message(pack_update(change(unpack_update(reply.content))), reply_to=message)
+        return Message(
+            pack_update(change(unpack_update(reply.content))), reply_to=message
+        )
 
     return training_as(train)
 

@@ -32,7 +32,10 @@ def write_texts(path: Path, num_examples: int, seed: int) -> Path:
         writer.writerow(["text", "label"])
         for number in range(num_examples):
             label = names[number % len(names)]
-            words = [*random.choice(TOPICS[label], 3), *random.choice(FILLER, random.integers(2, 9))]
+            words = [
+                *random.choice(TOPICS[label], 3),
+                *random.choice(FILLER, random.integers(2, 9)),
+            ]
             writer.writerow([" ".join(random.permutation(words)), label])
     return path
 
@@ -43,8 +46,17 @@ def model_at(folder: Path | str, head: str = "own", **more: str) -> ModelSetting
     Args:
         more: of `abu_where` and `abu_normalisation`; given, its activations are blended.
     """
-    blends = {"activation": "abu" if more else "own", "abu_where": "head", "abu_normalisation": "none"} | more
-    fields: dict[str, Any] = {"label": "tiny", "source": "hub", "name": str(folder), "revision": None}
+    blends = {
+        "activation": "abu" if more else "own",
+        "abu_where": "head",
+        "abu_normalisation": "none",
+    } | more
+    fields: dict[str, Any] = {
+        "label": "tiny",
+        "source": "hub",
+        "name": str(folder),
+        "revision": None,
+    }
     return ModelSettings(**fields, head=head, **blends)  # type: ignore[arg-type]
 
 
@@ -62,8 +74,18 @@ def write_model(folder: Path, kind: str, dropout: float = 0.1) -> Path:
 
     if kind in ("llama", "qwen2"):
         return _write_decoder(folder, kind)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLER, *chain.from_iterable(TOPICS.values())]
-    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)}, model_max_length=32)
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *FILLER,
+        *chain.from_iterable(TOPICS.values()),
+    ]
+    tokenizer = BertTokenizer(
+        vocab={word: number for number, word in enumerate(words)}, model_max_length=32
+    )
     common: dict[str, Any] = {"vocab_size": len(words), "max_position_embeddings": 32}
     bert: dict[str, Any] = {
         "hidden_size": 16,
@@ -78,10 +100,20 @@ def write_model(folder: Path, kind: str, dropout: float = 0.1) -> Path:
     if kind == "bert":
         model = BertModel(BertConfig(**common, **bert))
     elif kind == "albert":
-        model = AlbertModel(AlbertConfig(**common, **bert, embedding_size=8, classifier_dropout_prob=dropout))
+        model = AlbertModel(
+            AlbertConfig(
+                **common, **bert, embedding_size=8, classifier_dropout_prob=dropout
+            )
+        )
     else:
         config = DistilBertConfig(
-            **common, dim=16, n_layers=2, n_heads=2, hidden_dim=32, dropout=dropout, attention_dropout=dropout
+            **common,
+            dim=16,
+            n_layers=2,
+            n_heads=2,
+            hidden_dim=32,
+            dropout=dropout,
+            attention_dropout=dropout,
         )
         model = DistilBertModel(config)
     model.save_pretrained(folder)
@@ -95,15 +127,36 @@ def _write_decoder(folder: Path, kind: str) -> Path:
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
     from tokenizers.processors import TemplateProcessing
-    from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2Model
+    from transformers import (
+        LlamaConfig,
+        LlamaModel,
+        PreTrainedTokenizerFast,
+        Qwen2Config,
+        Qwen2Model,
+    )
 
-    words = ["<unk>", "<s>", "</s>", "<pad>", *FILLER, *chain.from_iterable(TOPICS.values())]
-    core = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    words = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "<pad>",
+        *FILLER,
+        *chain.from_iterable(TOPICS.values()),
+    ]
+    core = Tokenizer(
+        WordLevel(
+            {word: number for number, word in enumerate(words)}, unk_token="<unk>"
+        )
+    )
     core.pre_tokenizer = Whitespace()
-    core.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    core.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     special |= {"pad_token": "<pad>"} if kind == "qwen2" else {}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=32, **special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, model_max_length=32, **special
+    )
     size: dict[str, Any] = {
         "vocab_size": len(words),
         "hidden_size": 16,
@@ -114,7 +167,11 @@ def _write_decoder(folder: Path, kind: str) -> Path:
         "max_position_embeddings": 32,
     }
     torch.manual_seed(0)
-    model: Any = LlamaModel(LlamaConfig(**size)) if kind == "llama" else Qwen2Model(Qwen2Config(**size))
+    model: Any = (
+        LlamaModel(LlamaConfig(**size))
+        if kind == "llama"
+        else Qwen2Model(Qwen2Config(**size))
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

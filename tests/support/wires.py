@@ -33,14 +33,58 @@ Objects = dict[str, bytes]
 _ID = re.compile(rb"[0-9a-f]{64}")
 NUMBERS = (nan, inf, -inf, -1.0, 0.0, 1e308, 1.7e9)
 TOKENS = (
-    *("NaN", "Infinity", "-Infinity", "-1", "0", "1", "1.5", "1e308", "1e999", "9223372036854775808"),
-    *("1" + "0" * 400, "1" + "0" * 5000, "null", "true", "[]", "{}", "[[1]]", '""', '"x"', '"5"'),
-    *(r'"\ud800"', r'"\u0000"', '"' + "0" * 64 + '"', "[" * 20_000 + "]" * 20_000, "[" * 500, '{"a":' * 500),
+    *(
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "-1",
+        "0",
+        "1",
+        "1.5",
+        "1e308",
+        "1e999",
+        "9223372036854775808",
+    ),
+    *(
+        "1" + "0" * 400,
+        "1" + "0" * 5000,
+        "null",
+        "true",
+        "[]",
+        "{}",
+        "[[1]]",
+        '""',
+        '"x"',
+        '"5"',
+    ),
+    *(
+        r'"\ud800"',
+        r'"\u0000"',
+        '"' + "0" * 64 + '"',
+        "[" * 20_000 + "]" * 20_000,
+        "[" * 500,
+        '{"a":' * 500,
+    ),
 )
 """What may stand in JSON where something else should."""
 BODIES = (
-    *(b"", b"{}", b"[]", b"null", b"NaN", b'"', b"\xff\xfe{\x00}\x00", b"\xc3\x28", b"\x00" * 9),
-    *(b"[" * 20_000, b'{"a":' * 20_000, b'{"tensors": 1}', b'{"tensors": "' + b"0" * 64 + b'"}'),
+    *(
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"NaN",
+        b'"',
+        b"\xff\xfe{\x00}\x00",
+        b"\xc3\x28",
+        b"\x00" * 9,
+    ),
+    *(
+        b"[" * 20_000,
+        b'{"a":' * 20_000,
+        b'{"tensors": 1}',
+        b'{"tensors": "' + b"0" * 64 + b'"}',
+    ),
     "{}".encode("utf-16"),
 )
 """What may stand in an object where something else should."""
@@ -58,13 +102,23 @@ def small_content() -> RecordDict:
     for key, numbers in pieces.items():
         arrays[key] = Array(numbers)
     task = ConfigRecord({"round": 1, "layout": "abc", "client": 0, "notice": "words"})
-    return RecordDict({"tensors": arrays, "task": task, "metrics": MetricRecord({"loss": 0.5, "steps": 3})})
+    return RecordDict(
+        {
+            "tensors": arrays,
+            "task": task,
+            "metrics": MetricRecord({"loss": 0.5, "steps": 3}),
+        }
+    )
 
 
 def is_small_content(found: RecordDict) -> bool:
     """Whether this is what `small_content` gives, its pieces put together."""
     expected = small_content()
-    arrays = from_record(ArrayRecord(dict(found.array_records["tensors"]))) if "tensors" in found else {}
+    arrays = (
+        from_record(ArrayRecord(dict(found.array_records["tensors"])))
+        if "tensors" in found
+        else {}
+    )
     whole: dict[str, np.ndarray] = {
         "shared": np.arange(8, dtype=np.float32),
         "steps": np.array([-1, 0, 1], dtype=np.int8),
@@ -92,7 +146,11 @@ def envelope(payload_type: str, payload: bytes, key: Any, **changed: Any) -> str
     kind = payload_type.encode()
     signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
     signature = {"keyid": fingerprint(public_of(key)), "sig": _text(key.sign(signed))}
-    content = {"payloadType": payload_type, "payload": _text(payload), "signatures": [signature]}
+    content = {
+        "payloadType": payload_type,
+        "payload": _text(payload),
+        "signatures": [signature],
+    }
     return json.dumps(content | changed)
 
 
@@ -113,7 +171,11 @@ def written(kind: str, children: Sequence[str], body: bytes) -> bytes:
 def parts(content: bytes) -> tuple[str, list[str], bytes]:
     """Type, children and body of an object that may be damaged."""
     head, _, body = content.partition(b"\x00")
-    return head.split(b" ")[0].decode("ascii", "replace"), [i.decode() for i in _ID.findall(head)], body
+    return (
+        head.split(b" ")[0].decode("ascii", "replace"),
+        [i.decode() for i in _ID.findall(head)],
+        body,
+    )
 
 
 def size_of(objects: Mapping[str, bytes], object_id: str) -> int:
@@ -126,16 +188,22 @@ def rehash(objects: Objects) -> dict[str, str]:
     """Name every object by its content again, and its new name wherever the old one stood; new ids by old."""
     moved: dict[str, str] = {}
     for _ in range(32):  # an object that holds its own name never comes to rest
-        wrong = next((old for old, content in objects.items() if sha256(content) != old), None)
+        wrong = next(
+            (old for old, content in objects.items() if sha256(content) != old), None
+        )
         if wrong is None:
             break
         new = sha256(objects[wrong])
-        moved = {start: new if end == wrong else end for start, end in ({wrong: wrong} | moved).items()}
+        moved = {
+            start: new if end == wrong else end
+            for start, end in ({wrong: wrong} | moved).items()
+        }
         for object_id, content in list(objects.items()):
             if wrong.encode() in content:
                 objects[object_id] = content.replace(wrong.encode(), new.encode())
         order = {
-            (new if object_id == wrong else object_id): content for object_id, content in objects.items()
+            (new if object_id == wrong else object_id): content
+            for object_id, content in objects.items()
         }
         objects.clear()
         objects.update(order)
@@ -159,12 +227,16 @@ class Wire:
     def rehash(self) -> None:
         """Make all ids true again, up to the message's own."""
         metadata = self.message.metadata
-        metadata.message_id = rehash(self.objects).get(metadata.message_id, metadata.message_id)
+        metadata.message_id = rehash(self.objects).get(
+            metadata.message_id, metadata.message_id
+        )
 
     @property
     def content_id(self) -> str:
         """Id of its RecordDict."""
-        return (parts(self.objects.get(self.message.metadata.message_id, b""))[1] or [""])[0]
+        return (
+            parts(self.objects.get(self.message.metadata.message_id, b""))[1] or [""]
+        )[0]
 
     @property
     def names(self) -> dict[str, str]:
@@ -179,7 +251,11 @@ class Wire:
         """Replace its RecordDict's table of names; the ids are true afterwards."""
         if self.content_id not in self.objects:
             return
-        body = "{" + ", ".join(f"{json.dumps(name)}: {json.dumps(to)}" for name, to in pairs) + "}"
+        body = (
+            "{"
+            + ", ".join(f"{json.dumps(name)}: {json.dumps(to)}" for name, to in pairs)
+            + "}"
+        )
         self.objects[self.content_id] = written(
             "RecordDict", list(dict.fromkeys(to for _, to in pairs)), body.encode()
         )
@@ -213,7 +289,10 @@ class Draft:
     def rehash(self) -> None:
         """Make all ids true again."""
         moved = rehash(self.objects)
-        self.records = {name: moved.get(object_id, object_id) for name, object_id in self.records.items()}
+        self.records = {
+            name: moved.get(object_id, object_id)
+            for name, object_id in self.records.items()
+        }
 
     @property
     def signed_bytes(self) -> int:
@@ -228,22 +307,35 @@ class Draft:
         said, statement = {}, dict(self.statement)
         if self.run:
             run_payload = _json(self.run, self.raw_run)
-            said["run"] = envelope("application/vnd.wardround.run+json", run_payload, self.coordinator)
+            said["run"] = envelope(
+                "application/vnd.wardround.run+json", run_payload, self.coordinator
+            )
             statement["run"] = sha256(run_payload)
         statement["records"] = {
-            name: [object_id, self._size(name)] for name, object_id in self.records.items()
+            name: [object_id, self._size(name)]
+            for name, object_id in self.records.items()
         }
         payload = self.payload_change(_json(statement, self.raw))
         said["statement"] = envelope(self.payload_type, payload, self.key)
         sealed = ConfigRecord(said).deflate()  # type: ignore[arg-type]
-        return self.assemble(self.records | {ENVELOPE: sha256(sealed)}, {sha256(sealed): sealed})
+        return self.assemble(
+            self.records | {ENVELOPE: sha256(sealed)}, {sha256(sealed): sealed}
+        )
 
     def assemble(self, names: Mapping[str, str], more: Objects) -> Wire:
         """A message of these records."""
         objects = self.objects | more
-        content = written("RecordDict", list(dict.fromkeys(names.values())), json.dumps(dict(names)).encode())
+        content = written(
+            "RecordDict",
+            list(dict.fromkeys(names.values())),
+            json.dumps(dict(names)).encode(),
+        )
         objects[sha256(content)] = content
-        root = written("Message", [sha256(content)], ProtoMessage(metadata=self.metadata).SerializeToString())
+        root = written(
+            "Message",
+            [sha256(content)],
+            ProtoMessage(metadata=self.metadata).SerializeToString(),
+        )
         objects[sha256(root)] = root
         message = ProtoMessage(metadata=self.metadata)
         message.metadata.message_id = sha256(root)
@@ -254,13 +346,19 @@ def _json(fields: Mapping[str, Any], raw: Mapping[str, str]) -> bytes:
     """An object of JSON; what stands in `raw` is written as it is."""
     texts = {name: json.dumps(value) for name, value in fields.items()} | dict(raw)
     return (
-        "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, text in texts.items() if text) + "}"
+        "{"
+        + ", ".join(
+            f"{json.dumps(name)}: {text}" for name, text in texts.items() if text
+        )
+        + "}"
     ).encode()
 
 
 def objects_of(roots: Any) -> Objects:
     """Contents of objects and of all below them."""
-    found: dict[str, Object] = {part.object_id: part for root in roots for part in root.walk()}
+    found: dict[str, Object] = {
+        part.object_id: part for root in roots for part in root.walk()
+    }
     return {object_id: part.write() for object_id, part in found.items()}
 
 
@@ -276,7 +374,10 @@ class Packed:
 def pack(content: RecordDict) -> Packed:
     """All its objects."""
     records = record_objects(content, {})
-    return Packed({name: record.object_id for name, record in records.items()}, objects_of(records.values()))
+    return Packed(
+        {name: record.object_id for name, record in records.items()},
+        objects_of(records.values()),
+    )
 
 
 SMALL = pack(small_content())
@@ -284,7 +385,12 @@ SMALL = pack(small_content())
 
 def draft_of(packed: Packed, metadata: Metadata, **facts: Any) -> Draft:
     """A draft of a message with this content."""
-    return Draft(metadata=metadata, records=dict(packed.records), objects=dict(packed.objects), **facts)
+    return Draft(
+        metadata=metadata,
+        records=dict(packed.records),
+        objects=dict(packed.objects),
+        **facts,
+    )
 
 
 def metadata_of(kind: str, source: int, target: int, **facts: Any) -> Metadata:
@@ -320,11 +426,17 @@ class Dice:
         """Bytes with a bit flipped, cut short, made longer, or a part repeated or wiped out."""
         how, at, few = self.number(5), self.number(len(content) + 1), 1 + self.number(8)
         if how == 0 and at < len(content):
-            return content[:at] + bytes([content[at] ^ 1 << few - 1]) + content[at + 1 :]
+            return (
+                content[:at] + bytes([content[at] ^ 1 << few - 1]) + content[at + 1 :]
+            )
         if how == 1:
             return content[:at]
         if how == 2:
-            return content[:at] + self.number(256**few).to_bytes(few, "little") + content[at:]
+            return (
+                content[:at]
+                + self.number(256**few).to_bytes(few, "little")
+                + content[at:]
+            )
         if how == 3:
             return content[:at] + content[max(0, at - few) :]
         return content[:at] + bytes(few) + content[at + few :]

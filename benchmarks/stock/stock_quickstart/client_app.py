@@ -1,6 +1,13 @@
 """The clients: every message builds the model and loads the full state dict."""
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 from stock_quickstart.task import get_model, load_data, perturb, train_epoch
 
@@ -16,7 +23,10 @@ def train(message: Message, context: Context) -> Message:
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     model.to(device)
     node = context.node_config
-    partition, num_partitions = int(str(node.get("partition-id", 0))), int(str(node.get("num-partitions", 1)))
+    partition, num_partitions = (
+        int(str(node.get("partition-id", 0))),
+        int(str(node.get("num-partitions", 1))),
+    )
     data = load_data(str(config["texts-file"]), partition, num_partitions)
     loss = 0.0
     if data is None:
@@ -24,8 +34,12 @@ def train(message: Message, context: Context) -> Message:
     else:
         rate, size = float(str(config["learning-rate"])), int(str(config["batch-size"]))
         loss = train_epoch(model, (data[0].to(device), data[1].to(device)), rate, size)
-    metrics = MetricRecord({"train_loss": loss, "num-examples": 1 if data is None else len(data[1])})
-    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
+    metrics = MetricRecord(
+        {"train_loss": loss, "num-examples": 1 if data is None else len(data[1])}
+    )
+    content = RecordDict(
+        {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}
+    )
     return Message(content=content, reply_to=message)
 
 

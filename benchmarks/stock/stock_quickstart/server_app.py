@@ -17,7 +17,9 @@ class TimedFedAvg(FedAvg):
 
     rounds_file = Path()
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
         """Stock aggregation, then the time."""
         metrics = super().aggregate_evaluate(server_round, replies)
         with self.rounds_file.open("a", encoding="utf-8") as file:
@@ -34,7 +36,9 @@ def main(grid: Grid, context: Context) -> None:
 def run(grid: Grid, config: Mapping[str, str]) -> None:
     """Run the rounds; the clients are told the same configuration."""
     nodes = int(config["num-nodes"])
-    strategy = TimedFedAvg(min_train_nodes=nodes, min_evaluate_nodes=nodes, min_available_nodes=nodes)
+    strategy = TimedFedAvg(
+        min_train_nodes=nodes, min_evaluate_nodes=nodes, min_available_nodes=nodes
+    )
     strategy.rounds_file = Path(config["rounds-file"])
     strategy.start(
         grid=grid,

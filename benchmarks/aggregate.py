@@ -16,8 +16,9 @@ from wardround.common.model.flat import Layout, flatten_model
 from wardround.common.pretrained import read_classifier
 from wardround.common.wire.arrays import to_record
 from wardround.common.wire.messages import unpack_update
-from wardround.server.rounds.clients import Member
-from wardround.server.rounds.fedavg import WeightedMean, check_update, open_tensors
+from wardround.server.rounds.checks import check_update, open_tensors
+from wardround.server.rounds.mean import WeightedMean
+from wardround.server.rounds.members import Member
 
 _NUM_EXAMPLES = 100
 

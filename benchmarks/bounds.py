@@ -39,7 +39,8 @@ from wardround.common.settings import Settings
 from wardround.common.wire.forms import decode, whole
 from wardround.common.wire.messages import TRAIN, Task, pack_tasks, unpack_update
 from wardround.server.deployment.submit import settings_to_submit
-from wardround.server.rounds.fedavg import ServerStep, WeightedMean
+from wardround.server.rounds.mean import WeightedMean
+from wardround.server.rounds.server_step import ServerStep
 
 SIZES = {"small": 50, "middle": 400, "large": 5_000}
 """Training texts by site."""

@@ -29,7 +29,7 @@ from wardround.server.compose import compose
 from wardround.server.engines import pool
 from wardround.server.engines.simulate import simulate
 from wardround.server.rounds import loop
-from wardround.server.rounds.fedavg import WeightedMean
+from wardround.server.rounds.mean import WeightedMean
 
 # Phase -> the call it is; none of them calls another.
 PHASES: dict[str, tuple[Any, str]] = {

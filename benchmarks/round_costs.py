@@ -16,14 +16,10 @@ from benchmarks.aggregate import build, global_tensors
 from wardround.common.model.counts import Counts
 from wardround.common.model.flat import model_sha256
 from wardround.server.diagnostics.collapse import find_collapses, looks_of
-from wardround.server.diagnostics.updates import (
-    Head,
-    cosines_to_others,
-    describe_predictions,
-    describe_updates,
-)
+from wardround.server.diagnostics.predictions import describe_predictions
 from wardround.server.record import ClientRecord, RoundRecord
-from wardround.server.rounds.fedavg import BLOCK, RoundMean, WeightedMean
+from wardround.server.rounds.mean import BLOCK, RoundMean, WeightedMean
+from wardround.server.rounds.updates import Head, cosines_to_others, describe_updates
 from wardround.server.run_folder import Checkpoint, RunFolder
 
 _BATCH, _TOKENS = 32, 128

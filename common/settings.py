@@ -342,7 +342,7 @@ class StrategySettings:
     weighting: Literal["examples", "uniform"]
     """Weight of an update in the mean: its example count, or one (the authors' code)."""
     optimizer: Literal["sgd", "adam", "yogi", "adagrad"] = "sgd"
-    """What makes the server's step of the mean update: a row of the table in `server/rounds/fedavg.py`."""
+    """What makes the server's step of the mean update: a row of the table in `server/rounds/server_step.py`."""
     server_learning_rate: PositiveFloat
     """How far the server goes from the old global model towards the mean; 1 is FedAvg with `sgd`. For the
     others about the largest step of a single weight."""

@@ -18,15 +18,16 @@ from wardround.common.files import Writer, write_json
 from wardround.common.model.flat import tensors_to_flat
 from wardround.common.model.state import ModelState, open_model
 from wardround.common.settings import Settings
-from wardround.server.cohort import Cohort
-from wardround.server.diagnostics.updates import Head
 from wardround.server.display import display
 from wardround.server.model_folder import Certifier, save_model
 from wardround.server.rounds.callbacks import Best, Callback, Checkpoints, History
 from wardround.server.rounds.clients import Clients, GridClients, RunFailed
+from wardround.server.rounds.cohort import Cohort
 from wardround.server.rounds.evaluation import Evaluation
-from wardround.server.rounds.fedavg import ServerStep
-from wardround.server.rounds.loop import FederatedAveraging, RoundState
+from wardround.server.rounds.loop import FederatedAveraging
+from wardround.server.rounds.server_step import ServerStep
+from wardround.server.rounds.state import RoundState
+from wardround.server.rounds.updates import Head
 from wardround.server.run_folder import RunFolder
 from wardround.server.watchers import CollapseAlarm, Live, Progress, Target
 

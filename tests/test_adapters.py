@@ -24,7 +24,7 @@ from wardround.common.settings import Settings
 from wardround.server.engines.simulate import simulate
 from wardround.server.predict import predict
 from wardround.server.rounds.callbacks import Checkpoints
-from wardround.server.rounds.fedavg import WeightedMean
+from wardround.server.rounds.mean import WeightedMean
 
 KINDS = ("bert", "distilbert", "albert", "llama", "qwen2")
 DECODERS = ("llama", "qwen2")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from wardround.server.rounds.checks import check_finite
 from wardround.server.rounds.clients import RunFailed
-from wardround.server.rounds.evaluation import check_finite
-from wardround.server.rounds.fedavg import BLOCK, SumMemory, WeightedMean
+from wardround.server.rounds.mean import BLOCK, SumMemory, WeightedMean
 
 
 def average(

@@ -14,11 +14,13 @@ from tests.support.tiny import Make
 from wardround.client.app import app
 from wardround.common.model.counts import Counts
 from wardround.common.wire.messages import Card, Refused
-from wardround.server.cohort import Cohort
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.engines.simulate import simulate
-from wardround.server.rounds.clients import GridClients, Member
-from wardround.server.rounds.fedavg import NormBound, capped, check_counts, weights_of
+from wardround.server.rounds.bounds import NormBound
+from wardround.server.rounds.checks import check_counts
+from wardround.server.rounds.clients import GridClients
+from wardround.server.rounds.cohort import Cohort
+from wardround.server.rounds.members import Member, capped, weights_of
 
 WEIGHTS = {0: 60.0, 1: 30.0, 2: 10.0}
 

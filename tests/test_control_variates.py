@@ -29,8 +29,9 @@ from wardround.common.wire.forms import whole
 from wardround.common.wire.messages import Refused, Task, check_not_declined
 from wardround.server.app import conduct
 from wardround.server.engines.simulate import simulate
-from wardround.server.rounds.clients import Answer, Member, Request, RunFailed
-from wardround.server.rounds.fedavg import mean_steps
+from wardround.server.rounds.clients import Answer, Request, RunFailed
+from wardround.server.rounds.control_variates import mean_steps
+from wardround.server.rounds.members import Member
 from wardround.server.run_folder import RunFolder
 
 ON = "train.control_variates=true"

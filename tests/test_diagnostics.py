@@ -17,18 +17,17 @@ from wardround.common.model.counts import Counts
 from wardround.common.model.flat import Layout
 from wardround.common.wire.messages import Update
 from wardround.server.app import conduct
-from wardround.server.diagnostics.updates import (
-    Head,
-    cosines_to_others,
-    describe_predictions,
-    describe_updates,
-    entropy,
-    norm_ratio,
-)
+from wardround.server.diagnostics.predictions import describe_predictions, entropy
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.engines.simulate import simulate
 from wardround.server.rounds.clients import GridClients
-from wardround.server.rounds.fedavg import RoundMean, WeightedMean
+from wardround.server.rounds.mean import RoundMean, WeightedMean
+from wardround.server.rounds.updates import (
+    Head,
+    cosines_to_others,
+    describe_updates,
+    norm_ratio,
+)
 
 
 def mean_of(*deltas: tuple[list[float], int]) -> RoundMean:

@@ -39,7 +39,6 @@ from wardround.common.wire.messages import (
     pack_refusal,
 )
 from wardround.common.wire.signing import PLAN, NotAuthentic, Plan, sign
-from wardround.server.cohort import Cohort
 from wardround.server.compose import compose
 from wardround.server.deployment.folder import RegisteredSite
 from wardround.server.deployment.plan import plan_id, plan_of
@@ -47,6 +46,7 @@ from wardround.server.deployment.status import standing_of
 from wardround.server.deployment.submit import settings_to_submit
 from wardround.server.report.render import write_report
 from wardround.server.rounds.clients import Answer, Request, RunFailed
+from wardround.server.rounds.cohort import Cohort
 from wardround.server.run_folder import RunFolder
 
 DAY = 86_400.0

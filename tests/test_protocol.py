@@ -21,7 +21,7 @@ from wardround.common.model.influence import learning_rate_at
 from wardround.common.model.state import open_model
 from wardround.server.engines.simulate import simulate
 from wardround.server.rounds.evaluation import Evaluation
-from wardround.server.rounds.fedavg import WeightedMean
+from wardround.server.rounds.mean import WeightedMean
 
 CPU = torch.device("cpu")
 # Three texts of 3, 5 and 4 tokens.

@@ -27,7 +27,8 @@ from wardround.common.model.flat import Layout, model_sha256, tensors_to_flat
 from wardround.server.engines.simulate import simulate
 from wardround.server.record import RoundRecord
 from wardround.server.rounds.callbacks import Callback, Checkpoints, History
-from wardround.server.rounds.loop import FederatedAveraging, RoundState
+from wardround.server.rounds.loop import FederatedAveraging
+from wardround.server.rounds.state import RoundState
 from wardround.server.run_folder import Checkpoint, RunFolder
 from wardround.server.sweeps.run import sweep
 from wardround.server.sweeps.table import SweepFolder

@@ -16,7 +16,8 @@ from tests.support.tiny import Make
 from wardround.server.engines.simulate import simulate
 from wardround.server.record import RoundRecord
 from wardround.server.rounds.callbacks import Checkpoints
-from wardround.server.rounds.fedavg import BLOCK, ServerStep
+from wardround.server.rounds.mean import BLOCK
+from wardround.server.rounds.server_step import ServerStep
 from wardround.server.run_folder import RunFolder
 
 MOMENTUM = ("strategy.server_momentum=0.5", "strategy.server_learning_rate=2")

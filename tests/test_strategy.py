@@ -49,15 +49,10 @@ from wardround.server.app import conduct
 from wardround.server.deployment.status import live_of
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.report.load import load_run
-from wardround.server.rounds.clients import (
-    Answer,
-    Broadcast,
-    GridClients,
-    Member,
-    Request,
-    RunFailed,
-)
-from wardround.server.rounds.loop import RoundState
+from wardround.server.rounds.broadcast import Broadcast
+from wardround.server.rounds.clients import Answer, GridClients, Request, RunFailed
+from wardround.server.rounds.members import Member
+from wardround.server.rounds.state import RoundState
 from wardround.server.run_folder import RunFolder
 
 

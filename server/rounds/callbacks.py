@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from wardround.common.files import Writer
 from wardround.common.model.flat import Layout
 from wardround.server.record import RoundRecord, best_of
-from wardround.server.rounds.fedavg import ServerStep
+from wardround.server.rounds.server_step import ServerStep
 from wardround.server.run_folder import Checkpoint, RunFolder
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
-from math import isfinite
 from operator import add
 from typing import TYPE_CHECKING
 
@@ -14,16 +13,16 @@ import numpy as np
 from wardround.common.data.batches import by_length
 from wardround.common.data.partitions import split_held_out
 from wardround.common.data.tokens import TokenisedTexts
-from wardround.common.errors import DIVERGED
 from wardround.common.model.counts import Counts
 from wardround.common.model.state import ModelState
 from wardround.common.model.train import evaluate
 from wardround.common.settings import Settings
 from wardround.common.wire.messages import Refused, Update
-from wardround.server.diagnostics.updates import describe_predictions
+from wardround.server.diagnostics.predictions import describe_predictions
 from wardround.server.record import RoundRecord, SiteRecord, TestRecord
-from wardround.server.rounds.clients import Member, RunFailed
-from wardround.server.rounds.fedavg import check_counts
+from wardround.server.rounds.checks import check_counts, check_finite
+from wardround.server.rounds.clients import RunFailed
+from wardround.server.rounds.members import Member
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,13 +136,6 @@ class Evaluation:
         """Evaluate the chosen test examples in this order."""
         model, device = self.model_state.classifier.model, self.model_state.device
         return evaluate(model, test, indices, self.settings, device)
-
-
-def check_finite(round: int, what: str, value: float) -> None:
-    """Raise RunFailed where a number of the round's record is none."""
-    if not isfinite(value):
-        rule = "Lower train.learning_rate; the last good checkpoint is kept."
-        raise RunFailed(f"round {round}: {what} is {value}: {DIVERGED}. {rule}")
 
 
 def _add_test(record: RoundRecord, counts: Counts, accuracy: float) -> None:

@@ -22,11 +22,6 @@ from wardround.common.wire.messages import (
     unpack_counts,
     unpack_update,
 )
-from wardround.server.diagnostics.updates import (
-    Head,
-    cosines_to_others,
-    describe_updates,
-)
 from wardround.server.record import (
     ClientRecord,
     Diagnostics,
@@ -36,51 +31,29 @@ from wardround.server.record import (
     Traffic,
     TrainRecord,
 )
+from wardround.server.rounds.bounds import NormBound
+from wardround.server.rounds.broadcast import Broadcast
 from wardround.server.rounds.callbacks import Callback
-from wardround.server.rounds.clients import Broadcast, Clients, Member, RunFailed
-from wardround.server.rounds.evaluation import Evaluation, check_finite
-from wardround.server.rounds.fedavg import (
+from wardround.server.rounds.checks import (
     ExamplesChanged,
-    NormBound,
-    ServerStep,
-    SumMemory,
-    WeightedMean,
     check_counts,
+    check_finite,
     check_update,
-    mean_steps,
     open_tensors,
-    weights_of,
 )
+from wardround.server.rounds.clients import Clients, RunFailed
+from wardround.server.rounds.control_variates import mean_steps
+from wardround.server.rounds.evaluation import Evaluation
+from wardround.server.rounds.mean import SumMemory, WeightedMean
+from wardround.server.rounds.members import Member, weights_of
+from wardround.server.rounds.server_step import ServerStep
+from wardround.server.rounds.state import RoundState
+from wardround.server.rounds.updates import Head, cosines_to_others, describe_updates
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wardround.common.wire.arrays import Payload
-    from wardround.server.cohort import Cohort
-
-
-@dataclass
-class RoundState:
-    """Where a run stands: the global tensors after a whole round, and that round's record."""
-
-    layout: Layout
-    tensors: Tensor  # (P,) fp32 on the CPU
-    record: RoundRecord
-    """Its `test` is None until the model has been measured, which sites do a round later."""
-    step: tuple[str, Payload] | None = None
-    """The version before the last round, and the tensors written against it; None where nobody holds it."""
-    mean_steps: float = 0.0
-    """Of the clients in the last round; 0 where control variates are not used, or start anew."""
-
-    @property
-    def version(self) -> str:
-        """SHA-256 of the tensors."""
-        return str(self.record.model_sha256)
-
-    @property
-    def round(self) -> int:
-        """The last whole round; 0 is the initial model."""
-        return self.record.round
+    from wardround.server.rounds.cohort import Cohort
 
 
 @dataclass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import hypot, log, prod, sqrt
-from typing import TYPE_CHECKING, Any
+from math import hypot, prod, sqrt
+from typing import TYPE_CHECKING
 
 from wardround.common.model.flat import cosine, distance
 from wardround.server.record import Diagnostics
@@ -13,9 +13,8 @@ from wardround.server.record import Diagnostics
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wardround.common.model.counts import Counts
     from wardround.common.model.flat import Layout
-    from wardround.server.rounds.fedavg import RoundMean
+    from wardround.server.rounds.mean import RoundMean
 
 
 @dataclass(frozen=True)
@@ -116,24 +115,3 @@ def cosines_to_others(outcome: RoundMean) -> list[float | None]:
         scale = norm * sqrt(max(0.0, others_squared))
         cosines.append(cosine(with_others, scale))
     return cosines
-
-
-def describe_predictions(counts: Counts) -> dict[str, Any]:
-    """Share of the test predictions in each class, their entropy, and the largest class's true share.
-
-    The entropy is that of the shares, in nats: 0 where all predictions are one class, ln C where the C
-    classes are predicted equally often.
-    """
-    predicted = counts.confusion.sum(axis=0) / counts.num_examples  # (C,)
-    shares = [float(share) for share in predicted]
-    return {
-        "predicted_shares": shares,
-        "prediction_entropy": entropy(shares),
-        "largest_class_share": float(counts.confusion.sum(axis=1).max())
-        / counts.num_examples,
-    }
-
-
-def entropy(shares: Sequence[float]) -> float:
-    """-sum p ln p, in nats."""
-    return sum(-share * log(share) for share in shares if share > 0)

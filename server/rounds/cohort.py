@@ -21,10 +21,10 @@ from wardround.server.rounds.clients import (
     POLL_SECONDS,
     Answer,
     Clients,
-    Member,
     Request,
     RunFailed,
 )
+from wardround.server.rounds.members import Member
 
 # Between questions whether people have decided: a decision takes minutes to days.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 20.0

@@ -277,7 +277,7 @@ def outcomes(settings: Settings, trusts: Sequence[str]) -> dict[str, Outcome]:
     checkpoint = folder.load_checkpoint()
     assert checkpoint is not None, "a run leaves one"
     state.load(tensors_to_flat(state.layout, checkpoint.tensors))
-    model = state.classifier.model
+    model = state.text_model.model
     found, ends = {}, np.cumsum(corpus.test_sizes)
     for trust, end, size in zip(trusts, ends, corpus.test_sizes, strict=True):
         # Split site by site whatever the arm, so that all arms are tested on the same texts.

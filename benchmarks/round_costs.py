@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from benchmarks.aggregate import build, global_tensors
-from wardround.common.model.counts import Counts
 from wardround.common.model.flat import model_sha256
+from wardround.common.tasks.sums import Sums
 from wardround.server.diagnostics.collapse import find_collapses, looks_of
 from wardround.server.diagnostics.predictions import describe_predictions
 from wardround.server.record import ClientRecord, RoundRecord
@@ -35,7 +35,7 @@ def measure_costs(
     trained = flat + 1e-4
     run_dir.mkdir()
     folder = RunFolder(run_dir)
-    counts = Counts(50.0, np.array([[25, 25], [25, 25]]), (0.5,))
+    counts = Sums(50.0, np.array([[25, 25], [25, 25]]), (0.5,))
     head = Head.of(
         layout, [name for name in layout.names if name.startswith("classifier")]
     )

@@ -109,7 +109,7 @@ def wardround(job: Job) -> Speed:
             precision=job.precision,
         )
         return train_epochs(
-            model_state.classifier.model,
+            model_state.text_model.model,
             texts,
             np.arange(num_texts),
             settings.train,

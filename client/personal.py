@@ -18,7 +18,6 @@ from wardround.common.data.batches import by_length
 from wardround.common.data.partitions import deal_alike
 from wardround.common.data.tokens import TokenisedTexts
 from wardround.common.files import write_atomically
-from wardround.common.model.counts import Counts
 from wardround.common.model.flat import Layout, model_sha256, tensors_to_flat
 from wardround.common.model.mixture import Mixture, new_gate, save_mixture
 from wardround.common.model.state import ModelState, open_model
@@ -35,6 +34,7 @@ from wardround.common.personal import (
 from wardround.common.pretrained import RUN_SETTINGS, quietly
 from wardround.common.runtime import stream_seed
 from wardround.common.settings import Settings
+from wardround.common.tasks.sums import Sums
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -136,7 +136,7 @@ class Personaliser:
         (folder / RUN_SETTINGS).write_text(told + "\n", encoding="utf-8")
         model = self.module(personal.record.chosen, personal.record.name)
         model.load_state_dict(personal.weights)
-        tokenizer = self._state.classifier.tokenizer
+        tokenizer = self._state.text_model.tokenizer
         if isinstance(model, Mixture):
             save_mixture(folder, model, tokenizer)
             return
@@ -146,7 +146,7 @@ class Personaliser:
 
     def module(self, method: str, owner: str) -> nn.Module:
         """What is trained by a method, a row of `METHODS`, as it stands at first."""
-        state, model = self._state, self._state.classifier.model
+        state, model = self._state, self._state.text_model.model
         state.load(self._start if method == "local" else self.released)
         if method != "mixture":
             return model
@@ -227,7 +227,7 @@ class Personaliser:
         model.load_state_dict(weights)
         return best
 
-    def _measure(self, model: nn.Module, texts: TokenisedTexts) -> Counts:
+    def _measure(self, model: nn.Module, texts: TokenisedTexts) -> Sums:
         order = by_length(texts, np.arange(len(texts)))
         return evaluate(model, texts, order, self.settings, self._state.device)
 
@@ -262,7 +262,7 @@ def _copies(model: nn.Module) -> dict[str, Tensor]:
 
 def _new_head(model: nn.Module, state: ModelState) -> tuple[str, ...]:
     """Parameters that no pre-training brought, under the module's own names."""
-    new_head = state.classifier.new_head
+    new_head = state.text_model.new_head
     if not isinstance(model, Mixture):
         return new_head
     gate = (f"gate.{name}" for name, _ in model.gate.named_parameters())

@@ -20,15 +20,15 @@ from wardround.client.policy import Policy, is_pinned, names_of
 from wardround.client.site import Examples, RealSite, Site
 from wardround.client.variates import Variates
 from wardround.common.data.batches import by_length
-from wardround.common.model.build import draw_head
-from wardround.common.model.counts import Counts
 from wardround.common.model.flat import distance, model_sha256, tensor_of
+from wardround.common.model.heads import draw_head
 from wardround.common.model.influence import RoundSteps, Speaking
 from wardround.common.model.state import ModelState, open_model
 from wardround.common.model.train import LossNotFinite, Place, evaluate, train_epochs
 from wardround.common.model_files import FILES_PREFIX, WEIGHTS_PREFIX
 from wardround.common.pretrained import files_of
 from wardround.common.settings import ModelSettings, Settings
+from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.forms import EXACT, decode, encode, whole
 from wardround.common.wire.messages import (
@@ -136,8 +136,8 @@ def run_local_round(task: Task, site: Site) -> Update:
     is_withheld = test is not None and _is_withheld(test, site)
     if task.round == 1 and settings.train.draws_heads:
         draw_head(
-            state.classifier.model,
-            state.classifier.new_head,
+            state.text_model.model,
+            state.text_model.new_head,
             settings.seed,
             client=task.client + 1,
         )
@@ -149,7 +149,7 @@ def run_local_round(task: Task, site: Site) -> Update:
                 tensor_of(variates.correction).to(state.device)
             )
     speaking = None if site.order is None else Speaking(steps)
-    classifier = state.classifier
+    classifier = state.text_model
     loss = train_epochs(
         classifier.model,
         examples.corpus.train,
@@ -221,7 +221,7 @@ def _keep_yardstick(
     held.wait()
 
 
-def count_held_out(task: Task, site: Site) -> Counts:
+def count_held_out(task: Task, site: Site) -> Sums:
     """Put the global model through the site's held-out texts. Raises as `run_local_round` does."""
     settings = site.localise(_settings_of(task))
     examples = site.examples(settings)
@@ -240,7 +240,7 @@ def _settings_of(task: Task) -> Settings:
     return task.settings
 
 
-def _is_withheld(counts: Counts, site: Site) -> bool:
+def _is_withheld(counts: Sums, site: Site) -> bool:
     """Whether the policy keeps these counts at the site: a small one may tell of a single text."""
     if site.order is None:
         return False
@@ -272,7 +272,7 @@ def _load(
             "the same model files and library versions."
         )
     if site.order is not None:
-        config = state.classifier.model.config.get_text_config()
+        config = state.text_model.model.config.get_text_config()
         site.check_sizes(settings, examples, getattr(config, "hidden_size", None))
     received = _received(task, state, site)
     if site.order is not None:
@@ -323,7 +323,7 @@ def _check_received(
         raise ValueError(
             "the global tensors are not those that the task names by their SHA-256"
         )
-    head = frozenset(state.classifier.new_head)
+    head = frozenset(state.text_model.new_head)
     plan = RoundOfPlan(
         settings, site.file.policy, len(examples.train), order.most_texts, head
     )
@@ -336,13 +336,13 @@ def _check_received(
         first = fresh.flat.detach().cpu().numpy().copy()
         number = max(1, order.round)
         train_epochs(
-            fresh.classifier.model,
+            fresh.text_model.model,
             examples.corpus.train,
             examples.train,
             settings.train,
             _place(settings, replace(task, round=number), fresh),
-            fresh.classifier.new_head,
-            fresh.classifier.frozen,
+            fresh.text_model.new_head,
+            fresh.text_model.frozen,
         )
         trained = fresh.flat.detach().cpu().numpy()
         return measure(fresh.layout, trained, first, plan.sum_of_rates(number), None)
@@ -401,10 +401,10 @@ def _payload(
     return payload
 
 
-def _count(state: ModelState, settings: Settings, examples: Examples) -> Counts:
-    model, texts = state.classifier.model, examples.corpus.test
+def _count(state: ModelState, settings: Settings, examples: Examples) -> Sums:
+    model, texts = state.text_model.model, examples.corpus.test
 
-    def count(indices: np.ndarray) -> Counts:
+    def count(indices: np.ndarray) -> Sums:
         counts = evaluate(
             model, texts, by_length(texts, indices), settings, state.device
         )

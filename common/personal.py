@@ -10,8 +10,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardround.common.files import write_json
-from wardround.common.model.counts import Counts
 from wardround.common.settings import PersonalisationSettings
+from wardround.common.tasks.sums import Sums
 
 FILE_NAME = "personal.json"
 HEADER = ("Site", "Texts", "Local", "Global", "Fine-tuned", "Mixture", "Chosen")
@@ -39,7 +39,7 @@ class Measure(_Record):
     """95 %, percentile bootstrap."""
 
     @classmethod
-    def of(cls, counts: Counts) -> Measure:
+    def of(cls, counts: Sums) -> Measure:
         """The same in shares."""
         names = cls.model_fields
         return cls(**{name: getattr(counts, name) for name in names})

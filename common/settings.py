@@ -73,7 +73,7 @@ class ModelSettings:
     revision: str | None
     """Commit, tag or branch on the hub; None is the default branch."""
     head: Literal["own", "distilbert"]
-    """Row of HEADS in `common/model/build.py`: the architecture's own, or DistilBERT's on a BERT encoder."""
+    """Row of HEADS in `common/model/heads.py`: the architecture's own, or DistilBERT's on a BERT encoder."""
     activation: Literal["own", "abu"] = "own"
     """`abu`: adaptive blending units in place of activations (`common/model/blend.py`)."""
     abu_where: Literal["head", "all"] = "head"

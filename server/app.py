@@ -132,7 +132,7 @@ def conduct(
             if best is None
             else tensors_to_flat(model_state.layout, best.tensors)
         )
-        save_model(folder, settings, model_state.classifier, certifier)
+        save_model(folder, settings, model_state.text_model, certifier)
         folder.write_status("finished", reason)
 
 
@@ -166,7 +166,7 @@ def _train(
     layout, checkpoint = model_state.layout, folder.load_checkpoint()
     clients.most_bytes = layout.most_update_bytes()
     kept = checkpoint.server_state if checkpoint else {}
-    head = Head.of(layout, model_state.classifier.new_head)
+    head = Head.of(layout, model_state.text_model.new_head)
     server_state = {
         name: tensors_to_flat(layout, state) for name, state in kept.items()
     }

@@ -10,7 +10,7 @@ from typing import Protocol
 from wardround.common.files import write_atomically
 from wardround.common.model.adapters import merged_tensors, save_adapter
 from wardround.common.model.blend import save_blended
-from wardround.common.model.build import Classifier
+from wardround.common.model.build import TextModel
 from wardround.common.model.flat import files_sha256
 from wardround.common.model_files import read_model_files
 from wardround.common.pretrained import RUN_SETTINGS, quietly
@@ -40,7 +40,7 @@ class Certifier(Protocol):
 def save_model(
     folder: RunFolder,
     settings: Settings,
-    classifier: Classifier,
+    text_model: TextModel,
     certifier: Certifier | None = None,
 ) -> None:
     """Write `model/`: weights, config with label names, tokenizer, settings, card, whose updates it is of.
@@ -50,7 +50,7 @@ def save_model(
     history = folder.history()
     kept = best_of(history) or history[-1]
     provenance = certifier.provenance_of(folder, kept) if certifier else None
-    label_names = tuple((classifier.model.config.id2label or {}).values())
+    label_names = tuple((text_model.model.config.id2label or {}).values())
     # The labels are in the order of the model's outputs, whether they were declared or found.
     told = replace(
         settings, data=replace(settings.data, label_names=label_names)
@@ -60,14 +60,14 @@ def save_model(
         part.mkdir()
         with quietly():
             if settings.adapters.name != "none":
-                _save_adapted(classifier, settings, part)
+                _save_adapted(text_model, settings, part)
             elif settings.model.activation == "abu":
-                save_blended(classifier.model, settings.model, part)
+                save_blended(text_model.model, settings.model, part)
             else:
-                classifier.model.save_pretrained(part)
-            classifier.tokenizer.save_pretrained(part)
+                text_model.model.save_pretrained(part)
+            text_model.tokenizer.save_pretrained(part)
         (part / "README.md").write_text(
-            _card(kept, history[-1].round, settings, classifier, provenance),
+            _card(kept, history[-1].round, settings, text_model, provenance),
             encoding="utf-8",
         )
         (part / RUN_SETTINGS).write_text(told.to_json() + "\n", encoding="utf-8")
@@ -87,25 +87,25 @@ def _with_files(provenance: Provenance, part: Path) -> Provenance:
     return replace(provenance, files=folder_hashes(part), tensors_as_trained=as_trained)
 
 
-def _save_adapted(classifier: Classifier, settings: Settings, part: Path) -> None:
+def _save_adapted(text_model: TextModel, settings: Settings, part: Path) -> None:
     """The merged model, and beside it the adapters by themselves where their base is a model of its own."""
-    merged = merged_tensors(classifier.model, settings.adapters)
-    classifier.model.save_pretrained(part, state_dict=merged)
+    merged = merged_tensors(text_model.model, settings.adapters)
+    text_model.model.save_pretrained(part, state_dict=merged)
     if settings.model.head == "own":
         base = settings.for_sites().model.name
-        save_adapter(classifier, settings.adapters, base, part / ADAPTER)
+        save_adapter(text_model, settings.adapters, base, part / ADAPTER)
 
 
 def _card(
     kept: RoundRecord,
     last_round: int,
     settings: Settings,
-    classifier: Classifier,
+    text_model: TextModel,
     provenance: Provenance | None,
 ) -> str:
     assert kept.test is not None, "a run ends with a model that was measured"
     labels = ", ".join(
-        f"`{name}`" for name in (classifier.model.config.id2label or {}).values()
+        f"`{name}`" for name in (text_model.model.config.id2label or {}).values()
     )
     train = settings.train
     return f"""---

@@ -18,7 +18,8 @@ import typer
 from torch.nn.functional import cross_entropy
 
 from wardround.common.data.texts import LabelledTexts, TextData, read_texts
-from wardround.common.model.build import Classifier, build_classifier, draw_head
+from wardround.common.model.build import TextModel, build_model
+from wardround.common.model.heads import draw_head
 from wardround.common.runtime import prepare
 from wardround.common.settings import Settings
 from wardround.server.compose import compose
@@ -38,7 +39,7 @@ COLUMNS = (
 )
 
 
-def mean_head(classifier: Classifier, seed: int, num_clients: int) -> None:
+def mean_head(classifier: TextModel, seed: int, num_clients: int) -> None:
     """Give the model the mean of the heads that `num_clients` sites draw, in place."""
     parameters = dict(classifier.model.named_parameters())
     sums = {name: torch.zeros_like(parameters[name]) for name in classifier.new_head}
@@ -51,7 +52,7 @@ def mean_head(classifier: Classifier, seed: int, num_clients: int) -> None:
 
 
 def measure(
-    classifier: Classifier, data: TextData[LabelledTexts], max_length: int
+    classifier: TextModel, data: TextData[LabelledTexts], max_length: int
 ) -> list[float]:
     """In the order of COLUMNS: three norms of gradients, and before them that of the new head's matrices, and
     the standard deviation of the logits over the texts, mean over the classes."""
@@ -98,7 +99,7 @@ def table(settings: Settings, counts: Sequence[int], seeds: Sequence[int]) -> st
         data = read_texts(settings.data, seed)
         for head in HEADS:
             model = replace(settings.model, head=head)
-            classifier = build_classifier(model, data.label_names, seed)
+            classifier = build_model(model, data.label_names, seed)
             for num_clients in (1, *counts):
                 mean_head(classifier, seed, num_clients)
                 found.setdefault((head, num_clients), []).append(

@@ -17,7 +17,7 @@ from tests.support.runs import PowerCut, hashes, history, measured
 from tests.support.tiny import Make, write_model
 from wardround.common.data.corpus import open_corpus
 from wardround.common.model.adapters import merged_tensors
-from wardround.common.model.build import build_classifier
+from wardround.common.model.build import build_model
 from wardround.common.model.state import ModelState, open_model
 from wardround.common.model.train import forward
 from wardround.common.settings import Settings
@@ -62,7 +62,7 @@ def make(
 def opened(settings: Settings) -> ModelState:
     """A fresh model, on its starting weights, without dropout."""
     state = open_model(settings, LABELS, fresh=True)
-    state.classifier.model.eval()
+    state.text_model.model.eval()
     return state
 
 
@@ -70,7 +70,7 @@ def logits(state: ModelState) -> torch.Tensor:
     """Of a few token ids, (3, 3)."""
     ids = torch.arange(5, 23).reshape(3, 6)
     with torch.no_grad():
-        found: torch.Tensor = state.classifier.model(input_ids=ids).logits
+        found: torch.Tensor = state.text_model.model(input_ids=ids).logits
     return found
 
 
@@ -78,7 +78,7 @@ def logits(state: ModelState) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["lora", "lora_ffa"])
 def test_round_0_is_the_base_model(make: Make, kind: str, name: str) -> None:
     settings = make(kind, f"adapters={name}")
-    plain = build_classifier(settings.model, LABELS, settings.seed).model.eval()
+    plain = build_model(settings.model, LABELS, settings.seed).model.eval()
     with torch.no_grad():
         expected = plain(input_ids=torch.arange(5, 23).reshape(3, 6)).logits
     assert torch.equal(logits(opened(settings)), expected)
@@ -90,14 +90,14 @@ def test_adapters_and_the_whole_new_head_are_all_that_is_trained(
 ) -> None:
     for name, parts in (("lora", ("lora_A", "lora_B")), ("lora_ffa", ("lora_B",))):
         state = opened(make(kind, f"adapters={name}"))
-        new_head = state.classifier.new_head
+        new_head = state.text_model.new_head
         assert new_head
         assert set(new_head) <= set(state.layout.names)
         for tensor in set(state.layout.names) - set(new_head):
             assert any(part in tensor for part in parts), tensor
         trained = {
             name
-            for name, weight in state.classifier.model.named_parameters()
+            for name, weight in state.text_model.model.named_parameters()
             if weight.requires_grad
         }
         assert trained == set(state.layout.names)
@@ -184,7 +184,7 @@ def test_sites_draw_the_same_frozen_matrix(make: Make) -> None:
     first, second = (
         {
             name: tensor.clone()
-            for name, tensor in opened(settings).classifier.model.state_dict().items()
+            for name, tensor in opened(settings).text_model.model.state_dict().items()
         }
         for _ in range(2)
     )
@@ -193,7 +193,7 @@ def test_sites_draw_the_same_frozen_matrix(make: Make) -> None:
     assert all(torch.equal(first[name], second[name]) for name in drawn)
     other = opened(
         replace(settings, seed=settings.seed + 1)
-    ).classifier.model.state_dict()
+    ).text_model.model.state_dict()
     assert not torch.equal(first[drawn[0]], other[drawn[0]])
 
 
@@ -259,12 +259,12 @@ def test_merging_is_w_plus_alpha_over_rank_b_a(make: Make) -> None:
     state = opened(settings)
     state.flat.fill_(1.0)
     name = "bert.encoder.layer.0.attention.self.query.weight"
-    base = state.classifier.model.state_dict()[
+    base = state.text_model.model.state_dict()[
         name.replace(".weight", ".base_layer.weight")
     ]
     # B A of ones is the rank in every place: alpha / rank * rank = 6.
     torch.testing.assert_close(
-        merged_tensors(state.classifier.model, settings.adapters)[name], base + 6
+        merged_tensors(state.text_model.model, settings.adapters)[name], base + 6
     )
 
 
@@ -281,7 +281,7 @@ def test_a_decoders_logits_do_not_depend_on_the_batch(
     with torch.no_grad():
         together, *single = (
             forward(
-                state.classifier.model,
+                state.text_model.model,
                 texts.batch(rows, pad_to=pad_to, mask=True, device=torch.device("cpu")),
             )
             for rows in (
@@ -296,7 +296,7 @@ def test_a_decoders_logits_do_not_depend_on_the_batch(
 def test_padding_is_no_token_that_texts_end_with(make: Make) -> None:
     found = {}
     for kind in DECODERS:
-        classifier = opened(make(kind)).classifier
+        classifier = opened(make(kind)).text_model
         assert classifier.model.config.pad_token_id == classifier.tokenizer.pad_token_id
         found[kind] = classifier.tokenizer.pad_token
     # The first has none of its own, and takes what texts begin with.
@@ -337,10 +337,10 @@ def test_a_frozen_base_may_be_bf16(make: Make) -> None:
     state = opened(settings)
     kinds = {
         name: weight.dtype
-        for name, weight in state.classifier.model.named_parameters()
+        for name, weight in state.text_model.model.named_parameters()
         if weight.dim() > 1
     }
-    frozen = state.classifier.frozen
+    frozen = state.text_model.frozen
     assert {kind for name, kind in kinds.items() if name in frozen} == {torch.bfloat16}
     assert {kind for name, kind in kinds.items() if name not in frozen} == {
         torch.float32

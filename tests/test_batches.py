@@ -79,7 +79,7 @@ def trained(settings: Settings) -> tuple[torch.Tensor, float, int]:
     steps: list[object] = []
     hook = register_optimizer_step_post_hook(lambda *_: steps.append(None))
     loss = train_epochs(
-        model_state.classifier.model, corpus.train, indices, settings.train, place
+        model_state.text_model.model, corpus.train, indices, settings.train, place
     )
     hook.remove()
     return model_state.flat.clone(), loss, len(steps)
@@ -204,5 +204,5 @@ def test_attention_follows_device_and_precision(
 def test_the_model_is_built_with_the_attention_asked_for(make_settings: Make) -> None:
     for more, built in (([], "sdpa"), (["attention=eager"], "eager")):
         settings = make_settings(*more)
-        config: Any = open_model(settings, ("a", "b")).classifier.model.config
+        config: Any = open_model(settings, ("a", "b")).text_model.model.config
         assert config._attn_implementation == built

@@ -13,7 +13,7 @@ from torch import nn
 from tests.support.runs import PowerCut, hashes, measured
 from tests.support.tiny import Make, model_at, write_model
 from wardround.common.model.blend import Blend, blend_parameters, load_blended
-from wardround.common.model.build import build_classifier
+from wardround.common.model.build import build_model
 from wardround.common.model.state import open_model
 from wardround.common.model.train import _parameter_groups
 from wardround.common.settings import Settings
@@ -52,9 +52,9 @@ def test_an_even_beginning_is_for_new_heads(models: dict[str, Path], kind: str) 
     with pytest.raises(
         ValueError, match=r"undo what .* has learned .* model\.head=distilbert"
     ):
-        build_classifier(model_at(models[kind], **even), ("a", "b"), seed=0)
-    build_classifier(model_at(models["distilbert"], **even), ("a", "b"), seed=0)
-    build_classifier(model_at(models["bert"], "distilbert", **even), ("a", "b"), seed=0)
+        build_model(model_at(models[kind], **even), ("a", "b"), seed=0)
+    build_model(model_at(models["distilbert"], **even), ("a", "b"), seed=0)
+    build_model(model_at(models["bert"], "distilbert", **even), ("a", "b"), seed=0)
 
 
 def test_softmax_begins_even() -> None:
@@ -115,10 +115,10 @@ def test_round_0_is_the_model_as_it_was(
             ValueError,
             match=r"model\.activation is abu in head, but .* has no activation",
         ):
-            build_classifier(model_at(models[kind], abu_where="head"), ("a", "b"), 0)
+            build_model(model_at(models[kind], abu_where="head"), ("a", "b"), 0)
         return
-    plain = build_classifier(model_at(models[kind]), ("a", "b"), 0)
-    blended = build_classifier(model_at(models[kind], abu_where=where), ("a", "b"), 0)
+    plain = build_model(model_at(models[kind]), ("a", "b"), 0)
+    blended = build_model(model_at(models[kind], abu_where=where), ("a", "b"), 0)
     num_layers = {"bert": 2, "distilbert": 2, "albert": 1, "llama": 2}[
         kind
     ]  # ALBERT's share theirs
@@ -137,7 +137,7 @@ def test_round_0_is_the_model_as_it_was(
 def test_blends_do_not_decay(models: dict[str, Path], make_settings: Make) -> None:
     settings = make_settings("train.weight_decay=0.1").train
     plain, blended = (
-        build_classifier(where, ("a", "b"), 0).model
+        build_model(where, ("a", "b"), 0).model
         for where in (
             model_at(models["bert"]),
             model_at(models["bert"], abu_where="all"),
@@ -181,7 +181,7 @@ def test_a_run_learns_blends_and_its_folder_needs_our_loader(
     assert len(alphas) == 3
     assert all(not torch.equal(state.flat[part], start[part]) for part in alphas)
     with torch.no_grad():
-        expected = state.classifier.model.eval()(input_ids=IDS).logits
+        expected = state.text_model.model.eval()(input_ids=IDS).logits
         assert torch.equal(load_blended(run / "model")(input_ids=IDS).logits, expected)
     # Without the blends the weights would be another model: plain transformers refuses the folder by name.
     with pytest.raises(ValueError, match="wardround_blended"):

@@ -12,7 +12,7 @@ import torch
 from tests.support.runs import history
 from tests.support.tiny import Make
 from wardround.client.app import app
-from wardround.common.model.counts import Counts
+from wardround.common.tasks.sums import Sums
 from wardround.common.wire.messages import Card, Refused
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.engines.simulate import simulate
@@ -127,11 +127,11 @@ def test_more_held_out_texts_than_a_site_is_registered_for_are_refused(
         cohort._add(1, "a", Card(-1, 50, 2**40))
     cohort._add(1, "a", Card(-1, 50, 100))
     (member,) = cohort._members.values()
-    too_many = Counts(0.0, np.diag([101, 0, 0]), ())
+    too_many = Sums(0.0, np.diag([101, 0, 0]), ())
     with pytest.raises(Refused, match=r"of 101 held-out examples.* 100 at most"):
         check_counts(too_many, 3, 1, member)
-    check_counts(Counts(0.0, np.diag([100, 0, 0]), ()), 3, 1, member)
-    in_two = replace(too_many, validation=Counts(0.0, np.diag([0, 1, 0]), ()))
+    check_counts(Sums(0.0, np.diag([100, 0, 0]), ()), 3, 1, member)
+    in_two = replace(too_many, validation=Sums(0.0, np.diag([0, 1, 0]), ()))
     with pytest.raises(Refused, match=r"of 102 held-out examples.* 100 at most"):
         check_counts(in_two, 3, 2, member)
 

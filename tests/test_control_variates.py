@@ -152,7 +152,7 @@ def published(settings: Settings, num_rounds: int) -> torch.Tensor:
     examples = [SimulatedSite(client).examples(settings) for client in clients]
     corpus = examples[0].corpus
     state = open_model(settings, corpus.label_names, fresh=True)
-    model, rate = state.classifier.model.train(), settings.train.learning_rate
+    model, rate = state.text_model.model.train(), settings.train.learning_rate
     x = state.flat.clone()
     c, own = torch.zeros_like(x), [torch.zeros_like(x) for _ in clients]
     for number in range(1, num_rounds + 1):

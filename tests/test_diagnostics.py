@@ -13,8 +13,8 @@ import torch
 from tests.support.runs import history
 from tests.support.tampering import CONTINUE, tampering, with_value
 from tests.support.tiny import Make
-from wardround.common.model.counts import Counts
 from wardround.common.model.flat import Layout
+from wardround.common.tasks.sums import Sums
 from wardround.common.wire.messages import Update
 from wardround.server.app import conduct
 from wardround.server.diagnostics.predictions import describe_predictions, entropy
@@ -109,14 +109,14 @@ def test_head_and_body_share_the_norm() -> None:
 
 def test_predictions_are_the_columns_and_the_truth_the_rows() -> None:
     # 4 + 4 true examples; 6 predictions of the first class, 2 of the second.
-    told = describe_predictions(Counts(1.0, np.array([[3, 1], [3, 1]]), ()))
+    told = describe_predictions(Sums(1.0, np.array([[3, 1], [3, 1]]), ()))
     assert told["predicted_shares"] == [0.75, 0.25]
     assert told["prediction_entropy"] == pytest.approx(
         2 * log(2) - 0.75 * log(3)
     )  # = -3/4 ln 3/4 - 1/4 ln 1/4
     assert told["largest_class_share"] == 0.5
     assert (
-        describe_predictions(Counts(1.0, np.array([[1, 0], [5, 0]]), ()))[
+        describe_predictions(Sums(1.0, np.array([[1, 0], [5, 0]]), ()))[
             "largest_class_share"
         ]
         == 5 / 6

@@ -31,7 +31,7 @@ from wardround.client.site import Kept, Order, RealSite
 from wardround.client.site_file import write_site_file
 from wardround.common.data.corpus import forget_corpora
 from wardround.common.files import file_sha256
-from wardround.common.model.build import build_classifier
+from wardround.common.model.build import build_model
 from wardround.common.model.mixture import GATE
 from wardround.common.model.state import open_model
 from wardround.common.settings import Settings
@@ -221,7 +221,7 @@ def test_what_could_bring_other_weights_is_refused(
     folder = copy_of(tiny_model, tmp_path / "model")
     spoil(folder)
     with pytest.raises(ValueError, match=words) as refused:
-        build_classifier(model_at(folder), LABELS, seed=0)
+        build_model(model_at(folder), LABELS, seed=0)
     assert str(refused.value).startswith(f"model.name is '{folder}': ")
 
 

@@ -54,8 +54,8 @@ def test_what_is_frozen(make_settings: Make, tmp_path: Path, kind: str) -> None:
         LABELS,
         fresh=True,
     )
-    assert state.classifier.frozen == EMBEDDINGS[kind]
-    everything = {name for name, _ in state.classifier.model.named_parameters()}
+    assert state.text_model.frozen == EMBEDDINGS[kind]
+    everything = {name for name, _ in state.text_model.model.named_parameters()}
     assert set(state.layout.names) == everything - EMBEDDINGS[kind]
 
 
@@ -84,7 +84,7 @@ def test_clipping_does_not_see_what_is_frozen(make_settings: Make) -> None:
     settings = make_settings("train.frozen=embeddings", "train.max_grad_norm=1")
     corpus = open_corpus(settings)
     state = open_model(settings, corpus.label_names, fresh=True)
-    classifier = state.classifier
+    classifier = state.text_model
     place = Place(settings.seed, 1, 0, state.device, settings.precision)
     indices = np.arange(len(corpus.train))
     arguments = (settings.train, place, classifier.new_head, classifier.frozen)

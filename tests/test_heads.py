@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.tiny import Make, model_at, write_model
-from wardround.common.model.build import Classifier, build_classifier
+from wardround.common.model.build import TextModel, build_model
 from wardround.common.settings import ModelSettings, Settings
 from wardround.server.compose import compose
 from wardround.server.engines.simulate import simulate
@@ -34,9 +34,7 @@ def both(
 ) -> tuple[Any, Any]:
     """The model under its own head, and under DistilBERT's; dropout off."""
     worn = replace(settings, head="distilbert")
-    own, other = (
-        build_classifier(each, label_names, seed=3) for each in (settings, worn)
-    )
+    own, other = (build_model(each, label_names, seed=3) for each in (settings, worn))
     assert (own.new_head, other.new_head) == (NEW[:2], NEW)
     return own.model.eval(), other.model.eval()
 
@@ -100,9 +98,7 @@ def test_the_heads_share_their_last_layer_and_their_dropout(tiny_model: Path) ->
 @needs_minilm
 def test_minilms_pooler_looks_drawn_and_not_trained() -> None:
     """docs/collapse.md says so: the bias is zero, and the spectrum that of independent normal numbers."""
-    built = build_classifier(
-        compose(["model=minilm"]).settings.model, ("a", "b"), seed=0
-    )
+    built = build_model(compose(["model=minilm"]).settings.model, ("a", "b"), seed=0)
     state = built.model.state_dict()
 
     def excess(name: str) -> float:
@@ -125,7 +121,7 @@ def test_minilms_pooler_looks_drawn_and_not_trained() -> None:
 def test_only_bert_can_wear_it(tmp_path: Path, kind: str) -> None:
     where = model_at(write_model(tmp_path / kind, kind), "distilbert")
     with pytest.raises(ValueError, match=rf"model_type {kind} .* Set model\.head=own"):
-        build_classifier(where, ("a", "b"), seed=0)
+        build_model(where, ("a", "b"), seed=0)
 
 
 def test_a_trained_one_is_saved_loaded_and_asked(
@@ -147,7 +143,7 @@ def test_a_trained_one_is_saved_loaded_and_asked(
     assert type(again.model).__name__ == "DistilBertForSequenceClassification"
 
 
-def reload(settings: Settings) -> Classifier:
+def reload(settings: Settings) -> TextModel:
     """The run's model folder, as `model=hf` reads it."""
     where = model_at(f"{settings.run_dir}/model")
-    return build_classifier(where, ("health", "money", "sport"), seed=0)
+    return build_model(where, ("health", "money", "sport"), seed=0)

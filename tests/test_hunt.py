@@ -276,7 +276,7 @@ def leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def update_of(plan: Settings, texts: TokenisedTexts, number: int) -> torch.Tensor:
     """What a round moves, (P,) fp32."""
     state = open_model(plan, ("health", "money", "sport"), fresh=True)
-    start, classifier = state.flat.clone(), state.classifier
+    start, classifier = state.flat.clone(), state.text_model
     place = Place(plan.seed, number, 0, CPU, "fp32")
     heads = (classifier.new_head, classifier.frozen)
     train_epochs(

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 
 from tests.support.tiny import Make
 from wardround.client.app import app as client_app
-from wardround.common.model.counts import Counts
+from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import PIECE_BYTES, Payload, from_record, to_record
 from wardround.common.wire.messages import (
     REFUSALS,
@@ -38,7 +38,7 @@ from wardround.common.wire.messages import (
 from wardround.server.engines.local_grid import LocalGrid
 
 PIECE = PIECE_BYTES // 4
-COUNTS = Counts(loss_sum=2.5, confusion=np.array([[3, 1], [0, 4]]), batch_accuracies=())
+COUNTS = Sums(loss_sum=2.5, confusion=np.array([[3, 1], [0, 4]]), batch_accuracies=())
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def numbers(count: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(count, dtype=np.float32)
 
 
-def update(tensors: np.ndarray, test: Counts | None = None) -> Update:
+def update(tensors: np.ndarray, test: Sums | None = None) -> Update:
     """An update with these tensors."""
     payload = Payload("whole", {"shared": tensors})
     return Update(
@@ -213,7 +213,7 @@ def test_pieces_survive_being_sent_to_another_process_of_ray() -> None:
 
 
 @pytest.mark.parametrize("test", [None, COUNTS])
-def test_update_round_trip(request_message: Message, test: Counts | None) -> None:
+def test_update_round_trip(request_message: Message, test: Sums | None) -> None:
     sent = update(numbers(7), test)
     message = Message(pack_update(sent), reply_to=request_message)
     arrays = message.content.array_records["tensors"]

@@ -22,7 +22,7 @@ def trained(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The initial tensors and those after the run."""
     settings = make_settings(f"run_dir={run_dir}", "num_clients=2", "threads=1", *more)
-    initial = open_model(settings, LABELS, fresh=True).classifier.model.state_dict()
+    initial = open_model(settings, LABELS, fresh=True).text_model.model.state_dict()
     before = {name: tensor.clone() for name, tensor in initial.items()}
     simulate(settings)
     return before, load_file(run_dir / "model" / "model.safetensors")

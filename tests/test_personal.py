@@ -27,7 +27,6 @@ from wardround.client.personal import Personaliser, load_released, texts_of_clie
 from wardround.client.site_file import load_site_file
 from wardround.common.data.corpus import forget_corpora
 from wardround.common.data.partitions import deal_alike
-from wardround.common.model.counts import Counts
 from wardround.common.model.mixture import GATE, Mixture, load_mixture, new_gate
 from wardround.common.model.state import open_model
 from wardround.common.personal import (
@@ -38,6 +37,7 @@ from wardround.common.personal import (
     choose,
 )
 from wardround.common.settings import Settings
+from wardround.common.tasks.sums import Sums
 from wardround.server.engines.simulate import simulate
 from wardround.server.run_folder import RunFolder
 
@@ -195,18 +195,18 @@ def test_only_the_local_expert_and_the_gate_are_trained() -> None:
 
 
 def test_intervals() -> None:
-    counts = Counts(0.0, np.array([[4, 1], [1, 4]]), ())
+    counts = Sums(0.0, np.array([[4, 1], [1, 4]]), ())
     # Wilson (1927) for 8 of 10: (0.8 + z²/20 ± z √(0.016 + z²/400)) / (1 + z²/10), z = 1.96
     assert counts.accuracy_interval == pytest.approx((0.4902, 0.9433), abs=1e-4)
     low, high = counts.macro_f1_interval
     assert low < counts.macro_f1 < high
     assert counts.macro_f1_interval == (low, high)  # the same draws each time
-    all_right = Counts(0.0, np.diag([5, 5]), ())
+    all_right = Sums(0.0, np.diag([5, 5]), ())
     assert all_right.accuracy_interval == pytest.approx((0.7225, 1.0), abs=1e-4)
     assert all_right.macro_f1_interval == (1.0, 1.0)
     for number in range(1, 200):
         for right in (0, number):
-            found = Counts(0.0, np.array([[right, number - right], [0, 0]]), ())
+            found = Sums(0.0, np.array([[right, number - right], [0, 0]]), ())
             assert 0 <= found.accuracy_interval[0] <= found.accuracy_interval[1] <= 1
 
 
@@ -321,7 +321,7 @@ def test_what_is_kept_did_best_on_the_validation_part(
     own, losses = texts_of_clients(settings)[1], list[float]()
     measure = Personaliser._measure
 
-    def noted(self: Personaliser, model: nn.Module, texts: Any) -> Counts:
+    def noted(self: Personaliser, model: nn.Module, texts: Any) -> Sums:
         counts = measure(self, model, texts)
         if texts is own.validation:
             losses.append(counts.loss)

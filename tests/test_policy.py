@@ -20,11 +20,11 @@ from wardround.client.round import answer
 from wardround.client.site import Kept, Order, RealSite
 from wardround.common.data.corpus import forget_corpora
 from wardround.common.files import file_sha256
-from wardround.common.model.counts import Counts
 from wardround.common.model.flat import model_sha256
 from wardround.common.model.state import open_model
 from wardround.common.recipes import pinned_models
 from wardround.common.settings import Settings, known_keys
+from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.forms import FORMS, decode, whole
 from wardround.common.wire.messages import (
@@ -47,7 +47,7 @@ from wardround.common.wire.messages import (
 from wardround.common.wire.signing import Plan, Statement
 
 LABELS = ("health", "money", "sport")
-COUNTS = Counts(1.0, np.eye(3, dtype=np.int64), ())
+COUNTS = Sums(1.0, np.eye(3, dtype=np.int64), ())
 STRICT = Policy(
     approve="within_policy",
     min_sites=1,

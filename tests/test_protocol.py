@@ -14,11 +14,12 @@ from tests.support.runs import history
 from tests.support.tiny import Make, model_at, write_model
 from wardround.common.data.batches import count_steps, training_steps
 from wardround.common.data.tokens import TokenisedTexts
-from wardround.common.model.build import build_classifier, draw_head
-from wardround.common.model.counts import Counts
+from wardround.common.model.build import build_model
 from wardround.common.model.flat import flatten_model
+from wardround.common.model.heads import draw_head
 from wardround.common.model.influence import learning_rate_at
 from wardround.common.model.state import open_model
+from wardround.common.tasks.sums import Sums
 from wardround.server.engines.simulate import simulate
 from wardround.server.rounds.evaluation import Evaluation
 from wardround.server.rounds.mean import WeightedMean
@@ -99,8 +100,8 @@ def test_new_head_is_what_pretraining_did_not_bring(
     tmp_path: Path, kind: str, head: tuple[str, ...]
 ) -> None:
     where = model_at(write_model(tmp_path / kind, kind))
-    first = build_classifier(where, ("a", "b"), seed=1)
-    again, other = (build_classifier(where, ("a", "b"), seed=seed) for seed in (1, 2))
+    first = build_model(where, ("a", "b"), seed=1)
+    again, other = (build_model(where, ("a", "b"), seed=seed) for seed in (1, 2))
     assert first.new_head == head
     weights = [
         dict(built.model.named_parameters())["classifier.weight"]
@@ -158,9 +159,9 @@ def test_a_shrunk_head_is_as_long_as_a_mean_of_drawn_ones(make_settings: Make) -
         )
         for name in ("shared", "shared_shrunk")
     )
-    for name, tensor in shared.classifier.model.named_parameters():
+    for name, tensor in shared.text_model.model.named_parameters():
         factor = 0.5 if name == "classifier.weight" else 1.0  # 1 / sqrt(4)
-        assert torch.equal(shrunk.classifier.model.get_parameter(name), tensor * factor)
+        assert torch.equal(shrunk.text_model.model.get_parameter(name), tensor * factor)
 
 
 def test_attention_mask_off_attends_to_padding(make_settings: Make) -> None:
@@ -186,8 +187,8 @@ def test_parts_accuracy_is_a_mean_of_batch_means(make_settings: Make) -> None:
     )
     batches = {0: (1.0, 0.0), 3: (0.5,)}
 
-    def count(test: TokenisedTexts, indices: np.ndarray) -> Counts:
-        return Counts(1.0, np.diag([len(indices), 0, 0]), batches[int(indices[0])])
+    def count(test: TokenisedTexts, indices: np.ndarray) -> Sums:
+        return Sums(1.0, np.diag([len(indices), 0, 0]), batches[int(indices[0])])
 
     evaluation.count = count  # type: ignore[method-assign]
     measured = evaluation.measure(evaluation.model_state.flat.clone())
@@ -205,7 +206,7 @@ def _five() -> TokenisedTexts:
 
 def test_accuracy_loss_and_macro_f1_by_hand() -> None:
     # Class 0: 2 right of 3; class 1: 1 right of 1, and one 0 taken for 1; class 2 is not there.
-    counts = Counts(
+    counts = Sums(
         loss_sum=6.0,
         confusion=np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0]]),
         batch_accuracies=(),

@@ -29,14 +29,14 @@ def trained(settings_of: Make, num_steps: int, mu: float, *more: str) -> torch.T
     corpus = open_corpus(settings)
     state = open_model(settings, corpus.label_names, fresh=True)
     place = Place(settings.seed, 1, 0, torch.device("cpu"), settings.precision)
-    model, texts = state.classifier.model, corpus.train
+    model, texts = state.text_model.model, corpus.train
     train_epochs(
         model,
         texts,
         np.arange(len(texts)),
         settings.train,
         place,
-        state.classifier.new_head,
+        state.text_model.new_head,
     )
     return state.flat.clone()
 

@@ -30,7 +30,7 @@ def reference_model(settings: Settings) -> Any:
     )
     initial = open_model(
         settings, ("health", "money", "sport"), fresh=True
-    ).classifier.model
+    ).text_model.model
     head = {
         name: tensor
         for name, tensor in initial.state_dict().items()

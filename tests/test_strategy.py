@@ -26,9 +26,9 @@ from tests.support.tampering import (
 )
 from tests.support.tiny import Make, write_texts
 from wardround.client.app import app as honest_app
-from wardround.common.model.counts import Counts
 from wardround.common.model.flat import Layout, model_sha256
 from wardround.common.settings import Settings
+from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.messages import (
     HELLO,
@@ -129,25 +129,25 @@ BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
     "absurd loss": (lambda update: replace(update, loss=1e308), r"a loss of 1e\+308"),
     "absurd test loss": (
         lambda update: replace(
-            update, test=Counts(-1e308, np.ones((3, 3), dtype=np.int64), ())
+            update, test=Sums(-1e308, np.ones((3, 3), dtype=np.int64), ())
         ),
         r"a summed loss of -1e\+308",
     ),
     "endless": (lambda update: replace(update, seconds=float("inf")), "took inf s"),
     "other labels": (
         lambda update: replace(
-            update, test=Counts(1.0, np.ones((2, 2), dtype=np.int64), ())
+            update, test=Sums(1.0, np.ones((2, 2), dtype=np.int64), ())
         ),
         "counts are of 2 labels, not of the run's 3",
     ),
     "nothing held out": (
         lambda update: replace(
-            update, test=Counts(0.0, np.zeros((3, 3), dtype=np.int64), ())
+            update, test=Sums(0.0, np.zeros((3, 3), dtype=np.int64), ())
         ),
         "counts are of 0 held-out examples",
     ),
     "absurd counts": (
-        lambda update: replace(update, test=Counts(1.0, np.full((3, 3), 2**62), ())),
+        lambda update: replace(update, test=Sums(1.0, np.full((3, 3), 2**62), ())),
         "held-out examples",
     ),
     "absurd": (

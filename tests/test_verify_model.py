@@ -515,7 +515,7 @@ def test_a_released_folder_names_all_its_files(
     for name, view in state.layout.views(state.flat).items():
         view.copy_(checkpoint.tensors[name])
     signer = Signer(settings)
-    save_model(folder, settings, state.classifier, signer)
+    save_model(folder, settings, state.text_model, signer)
     model = folder.path / "model"
     claim = Claim(model, public_line(signer.coordinator))
     assert claim.provenance.tensors_as_trained == (more != ("adapters=lora",))

@@ -128,7 +128,7 @@ def _measure(site: SiteFile, said: Settings) -> tuple[Sizes, Costs]:
     check_model_file(model, site)
     examples = real.examples(settings)
     state = open_model(settings, examples.corpus.label_names, fresh=True)
-    config = state.classifier.model.config.get_text_config()
+    config = state.text_model.model.config.get_text_config()
     num_held_out = len(examples.test) + len(examples.validation)
     sizes = Sizes(
         num_texts=len(examples.train),
@@ -157,13 +157,13 @@ def _seconds_of_a_text(
     for _ in range(2):
         started = time.perf_counter()
         train_epochs(
-            state.classifier.model,
+            state.text_model.model,
             examples.corpus.train,
             some,
             step,
             Place(settings.seed, 1, 0, state.device, settings.precision),
-            state.classifier.new_head,
-            state.classifier.frozen,
+            state.text_model.new_head,
+            state.text_model.frozen,
         )
         seconds = time.perf_counter() - started
     return seconds / len(some)

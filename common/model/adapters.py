@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wardround.common.model.build import Classifier
+from wardround.common.model.build import TextModel
 from wardround.common.runtime import stream_seed
 from wardround.common.settings import AdapterSettings
 
@@ -36,8 +36,8 @@ _A, _B, _BASE = f"lora_A.{_NAME}.", f"lora_B.{_NAME}.", "base_layer."
 
 
 def add_adapters(
-    classifier: Classifier, settings: AdapterSettings, seed: int
-) -> Classifier:
+    text_model: TextModel, settings: AdapterSettings, seed: int
+) -> TextModel:
     """Put LoRA (Hu et al. 2022, arXiv:2106.09685) beside a model's layers; freeze all but it and the head.
 
     W x becomes W x + alpha/rank B A x. A is drawn from stream `adapter`, uniform in ±1/sqrt(inputs), and B is
@@ -49,8 +49,8 @@ def add_adapters(
     """
     from peft import inject_adapter_in_model
 
-    model = classifier.model
-    _check_targets(settings, classifier)
+    model = text_model.model
+    _check_targets(settings, text_model)
     inject_adapter_in_model(lora_config(settings, model), model)
     parameters = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(stream_seed(seed, "adapter"))
@@ -66,7 +66,7 @@ def add_adapters(
     frozen = {
         name
         for name in parameters
-        if name not in classifier.new_head and not any(part in name for part in moving)
+        if name not in text_model.new_head and not any(part in name for part in moving)
     }
     for name, parameter in parameters.items():
         parameter.requires_grad_(name not in frozen)
@@ -77,7 +77,7 @@ def add_adapters(
             and _A not in name
         ):
             parameter.data = parameter.data.bfloat16()
-    return replace(classifier, frozen=frozenset(frozen))
+    return replace(text_model, frozen=frozenset(frozen))
 
 
 def lora_config(settings: AdapterSettings, model: Any, **more: Any) -> LoraConfig:
@@ -93,8 +93,8 @@ def lora_config(settings: AdapterSettings, model: Any, **more: Any) -> LoraConfi
     )
 
 
-def _check_targets(settings: AdapterSettings, classifier: Classifier) -> None:
-    model = classifier.model
+def _check_targets(settings: AdapterSettings, text_model: TextModel) -> None:
+    model = text_model.model
     targets = settings.targets or TARGETS.get(model.config.model_type)
     layers = list(_linear_layers(model))
     linear = sorted({name.rpartition(".")[2] for name in layers})
@@ -106,7 +106,7 @@ def _check_targets(settings: AdapterSettings, classifier: Classifier) -> None:
         )
     for name in layers:
         last = name.rpartition(".")[2]
-        if f"{name}.weight" in classifier.frozen and last in targets:
+        if f"{name}.weight" in text_model.frozen and last in targets:
             raise ValueError(
                 f"adapters.targets names '{last}', which train.frozen=embeddings leaves as it is. Take it "
                 "out of adapters.targets, or set train.frozen=none."
@@ -140,7 +140,7 @@ def merged_tensors(model: nn.Module, settings: AdapterSettings) -> dict[str, Ten
 
 
 def save_adapter(
-    classifier: Classifier, settings: AdapterSettings, base: str, folder: Path
+    text_model: TextModel, settings: AdapterSettings, base: str, folder: Path
 ) -> None:
     """Write adapters and new head as peft does: `PeftModel.from_pretrained(base_model, folder)` reads them.
 
@@ -149,21 +149,21 @@ def save_adapter(
     """
     from safetensors.torch import save_file
 
-    heads = sorted({name.rpartition(".")[0] for name in classifier.new_head})
+    heads = sorted({name.rpartition(".")[0] for name in text_model.new_head})
     more = {
         "task_type": "SEQ_CLS",
         "modules_to_save": heads,
         "base_model_name_or_path": base,
     }
     lora_config(
-        settings, classifier.model, inference_mode=True, **more
+        settings, text_model.model, inference_mode=True, **more
     ).save_pretrained(str(folder))
     tensors = {
         f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor.detach()
         .cpu()
         .contiguous()
         .clone()
-        for name, tensor in classifier.model.named_parameters()
-        if _A in name or _B in name or name in classifier.new_head
+        for name, tensor in text_model.model.named_parameters()
+        if _A in name or _B in name or name in text_model.new_head
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from wardround.common.model.build import Classifier
+from wardround.common.model.build import TextModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def freeze_embeddings(classifier: Classifier) -> Classifier:
-    """The same classifier; word, position and type embeddings are not trained and do not travel.
+def freeze_embeddings(text_model: TextModel) -> TextModel:
+    """The same model; word, position and type embeddings are not trained and do not travel.
 
     Frozen as well are their normalisation layers, and a layer that maps an embedding to the width of the
     encoder (ALBERT, ELECTRA), for its input is the embedding of one token.
@@ -27,8 +27,8 @@ def freeze_embeddings(classifier: Classifier) -> Classifier:
     Raises:
         ValueError: the architecture does not say which of its parts holds the word embeddings.
     """
-    model = classifier.model
-    names = frozenset(_embedding_parameters(model)) - set(classifier.new_head)
+    model = text_model.model
+    names = frozenset(_embedding_parameters(model)) - set(text_model.new_head)
     if not names:
         raise ValueError(
             f"train.frozen is embeddings, but {type(model).__name__} does not say which of its parameters "
@@ -36,7 +36,7 @@ def freeze_embeddings(classifier: Classifier) -> Classifier:
         )
     for name in names:
         model.get_parameter(name).requires_grad_(False)
-    return replace(classifier, frozen=classifier.frozen | names)
+    return replace(text_model, frozen=text_model.frozen | names)
 
 
 def _embedding_parameters(model: PreTrainedModel) -> set[str]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from wardround.common.model.adapters import add_adapters
-from wardround.common.model.build import Classifier, build_classifier, shrink_head
+from wardround.common.model.build import TextModel, build_model
 from wardround.common.model.flat import Layout, flatten_model, move_model
 from wardround.common.model.frozen import freeze_embeddings
+from wardround.common.model.heads import shrink_head
 from wardround.common.runtime import prepare, resolve_attention
 from wardround.common.settings import Settings
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class ModelState:
     """The resident model. Its `flat` buffer is scratch space: load it before every use."""
 
-    classifier: Classifier
+    text_model: TextModel
     layout: Layout
     flat: Tensor  # (layout.size,) fp32 on `device`; the model's parameters are views of it
     device: torch.device
@@ -56,24 +57,22 @@ def open_model(
     key = (*parts, head_scale, device, attention)
     if fresh or _kept is None or _kept[0] != key:
         _kept = None  # let go of the old model before the new one is built
-        classifier = build_classifier(
-            settings.model, label_names, settings.seed, attention
-        )
+        text_model = build_model(settings.model, label_names, settings.seed, attention)
         if is_shrunk:
-            shrink_head(classifier, head_scale)
+            shrink_head(text_model.model, text_model.new_head, head_scale)
         if frozen == "embeddings":
-            classifier = freeze_embeddings(classifier)
+            text_model = freeze_embeddings(text_model)
         if settings.adapters.name != "none":
-            classifier = add_adapters(classifier, settings.adapters, settings.seed)
-        layout, flat = flatten_model(classifier.model, device, classifier.frozen)
-        _kept = (key, ModelState(classifier, layout, flat, device))
-    _require_new_head(settings, _kept[1].classifier)
+            text_model = add_adapters(text_model, settings.adapters, settings.seed)
+        layout, flat = flatten_model(text_model.model, device, text_model.frozen)
+        _kept = (key, ModelState(text_model, layout, flat, device))
+    _require_new_head(settings, _kept[1].text_model)
     return _kept[1]
 
 
-def _require_new_head(settings: Settings, classifier: Classifier) -> None:
+def _require_new_head(settings: Settings, text_model: TextModel) -> None:
     train = settings.train
-    if not classifier.new_head and (
+    if not text_model.new_head and (
         train.head_learning_rate is not None or train.head_warmup_rounds
     ):
         raise ValueError(
@@ -89,5 +88,5 @@ def move_into(flat: Tensor) -> None:
     assert _kept is not None, "no model is resident"
     key, state = _kept
     if state.flat is not flat:
-        move_model(state.classifier.model, state.layout, flat)
+        move_model(state.text_model.model, state.layout, flat)
         _kept = (key, replace(state, flat=flat))

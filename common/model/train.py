@@ -16,10 +16,10 @@ from wardround.common.data.batches import evaluation_batches, training_steps
 from wardround.common.data.tokens import Batch, TokenisedTexts
 from wardround.common.errors import DIVERGED
 from wardround.common.model.blend import blend_parameters
-from wardround.common.model.counts import Counts
 from wardround.common.model.influence import RoundSteps, Speaking
 from wardround.common.runtime import numpy_stream, precision_context, torch_stream
 from wardround.common.settings import Settings, TrainSettings
+from wardround.common.tasks.sums import Sums
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -239,7 +239,7 @@ def evaluate(
     indices: np.ndarray,
     settings: Settings,
     device: torch.device,
-) -> Counts:
+) -> Sums:
     """Run `model` over the chosen texts, in this order, without training it."""
     model.eval()
     losses: list[Tensor] = []
@@ -261,6 +261,6 @@ def evaluate(
     assert isinstance(confusion, torch.Tensor), "nothing to evaluate"
     # Read once, at the end: reading a number makes an accelerator finish its work first.
     loss_sum = reduce(add, torch.stack(losses).tolist(), 0.0)
-    return Counts(
+    return Sums(
         loss_sum, confusion.cpu().numpy(), tuple(torch.stack(accuracies).tolist())
     )

@@ -38,8 +38,8 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from wardround.common.errors import DIVERGED
-from wardround.common.model.counts import Counts
 from wardround.common.settings import Settings, known_keys
+from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import Payload, from_record, to_record
 from wardround.common.words import LONGEST_TEXT, printable, quoted
 
@@ -138,7 +138,7 @@ class Update:
     num_steps: int
     loss: float
     seconds: float
-    test: Counts | None
+    test: Sums | None
     """The received model on the client's held-out texts, where sites evaluate."""
     holds: str = ""
     """The version that the next task may be written against; empty where nothing is kept."""
@@ -202,7 +202,7 @@ _CARD: _Fields = {"client": int, "num_examples": int, "num_held_out": int}
 _COUNTED_PARTS = (
     "",
     "validation_",
-)  # as in `Counts.parts`; they stand before the names in the record
+)  # as in `Sums.parts`; they stand before the names in the record
 _COUNTED = ("loss_sum", "confusion")
 FIELDS: Mapping[str, frozenset[str]] = {
     "task": frozenset({*_TASK, "form", "client", "settings"}),
@@ -332,18 +332,18 @@ def unpack_card(content: RecordDict) -> Card:
         return Card(**_read(content.config_records["card"], _CARD))
 
 
-def pack_counts(counts: Counts) -> RecordDict:
+def pack_counts(counts: Sums) -> RecordDict:
     """A client's answer to evaluate."""
     return RecordDict({"counts": _counts_record(counts)})
 
 
-def unpack_counts(content: RecordDict) -> Counts:
+def unpack_counts(content: RecordDict) -> Sums:
     """Inverse of `pack_counts`. Raises Refused as `unpack_update` does."""
     with _refused_unless("holds no counts"):
         return _counts(content)
 
 
-def _counts_record(counts: Counts) -> MetricRecord:
+def _counts_record(counts: Sums) -> MetricRecord:
     record = MetricRecord()
     for prefix, part in zip(_COUNTED_PARTS, counts.parts, strict=False):
         record[f"{prefix}loss_sum"] = part.loss_sum
@@ -351,7 +351,7 @@ def _counts_record(counts: Counts) -> MetricRecord:
     return record
 
 
-def _counts(content: RecordDict) -> Counts:
+def _counts(content: RecordDict) -> Sums:
     """Raises KeyError or ValueError where they are not a square of counts and a finite sum."""
     record = content.metric_records["counts"]
     reported, validation = _COUNTED_PARTS
@@ -364,7 +364,7 @@ def _counts(content: RecordDict) -> Counts:
     )
 
 
-def _counted_part(record: MetricRecord, prefix: str) -> Counts:
+def _counted_part(record: MetricRecord, prefix: str) -> Sums:
     confusion = np.array(record[f"{prefix}confusion"], dtype=np.int64)
     loss_sum = float(str(record[f"{prefix}loss_sum"]))
     side = isqrt(len(confusion))
@@ -374,7 +374,7 @@ def _counted_part(record: MetricRecord, prefix: str) -> Counts:
         or not isfinite(loss_sum)
     ):
         raise ValueError("held-out counts are not a square of whole numbers")
-    return Counts(loss_sum, confusion.reshape(side, side), ())
+    return Sums(loss_sum, confusion.reshape(side, side), ())
 
 
 def take_arrays(content: RecordDict) -> tuple[RecordDict, dict[str, np.ndarray]]:

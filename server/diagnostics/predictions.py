@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from math import log
 from typing import Any
 
-from wardround.common.model.counts import Counts
+from wardround.common.tasks.sums import Sums
 
 
-def describe_predictions(counts: Counts) -> dict[str, Any]:
+def describe_predictions(counts: Sums) -> dict[str, Any]:
     """Share of the test predictions in each class, their entropy, and the largest class's true share.
 
     The entropy is that of the shares, in nats: 0 where all predictions are one class, ln C where the C

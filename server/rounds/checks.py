@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from wardround.common.errors import DIVERGED
-from wardround.common.model.counts import MOST_COUNTED, Counts
 from wardround.common.model.flat import Layout, tensor_of
+from wardround.common.tasks.sums import MOST_COUNTED, Sums
 from wardround.common.wire.forms import decode
 from wardround.common.wire.messages import Refused, Update
 from wardround.server.rounds.clients import RunFailed
@@ -76,9 +76,7 @@ def open_tensors(update: Update, global_tensors: Tensor, scratch: np.ndarray) ->
     return tensors
 
 
-def check_counts(
-    counts: Counts, num_labels: int, num_parts: int, member: Member
-) -> None:
+def check_counts(counts: Sums, num_labels: int, num_parts: int, member: Member) -> None:
     """Refuse held-out counts that cannot be added to the other sites', or are not of as many examples as the
     client introduced itself with.
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from wardround.common.model.counts import MOST_COUNTED
 from wardround.common.settings import Settings
+from wardround.common.tasks.sums import MOST_COUNTED
 from wardround.common.wire.messages import (
     HELLO,
     PENDING,

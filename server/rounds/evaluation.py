@@ -13,10 +13,10 @@ import numpy as np
 from wardround.common.data.batches import by_length
 from wardround.common.data.partitions import split_held_out
 from wardround.common.data.tokens import TokenisedTexts
-from wardround.common.model.counts import Counts
 from wardround.common.model.state import ModelState
 from wardround.common.model.train import evaluate
 from wardround.common.settings import Settings
+from wardround.common.tasks.sums import Sums
 from wardround.common.wire.messages import Refused, Update
 from wardround.server.diagnostics.predictions import describe_predictions
 from wardround.server.record import RoundRecord, SiteRecord, TestRecord
@@ -40,7 +40,7 @@ class Evaluation:
     ) -> None:
         """Args: test: the central test set; None where the sites measure."""
         self.settings, self.model_state, self.test = settings, model_state, test
-        self.num_labels = model_state.classifier.num_labels
+        self.num_labels = model_state.text_model.num_labels
         fraction = settings.evaluation.validation_fraction
         self.num_parts = 2 if fraction else 1
         """Of what is counted: that which is reported, and that which chooses the best model."""
@@ -60,8 +60,8 @@ class Evaluation:
         self.waiting: RoundRecord | None = None
         """For the counts of the sites."""
 
-    def measure(self, tensors: Tensor) -> tuple[Counts, float] | None:
-        """Counts and accuracy of the model with these weights, (P,) fp32; None where the sites measure."""
+    def measure(self, tensors: Tensor) -> tuple[Sums, float] | None:
+        """Sums and accuracy of the model with these weights, (P,) fp32; None where the sites measure."""
         if self.test is None:
             return None
         self.model_state.load(tensors)
@@ -79,7 +79,7 @@ class Evaluation:
 
     def _over_parts(
         self, test: TokenisedTexts, chosen: np.ndarray
-    ) -> tuple[Counts, float]:
+    ) -> tuple[Sums, float]:
         """The authors' code: cut the test set into K parts, and average batch accuracies in each."""
         parts = np.array_split(chosen, min(self.settings.num_clients, len(chosen)))
         counts = [self.count(test, part) for part in parts]
@@ -94,14 +94,14 @@ class Evaluation:
         elif self.test is None and not update.withheld:
             raise Refused("its update holds no counts of held-out examples")
 
-    def enter(self, record: RoundRecord, measured: tuple[Counts, float] | None) -> None:
+    def enter(self, record: RoundRecord, measured: tuple[Sums, float] | None) -> None:
         """Put what `measure` gave into the record, or have it wait. Raises RunFailed as `hear` does."""
         if measured is None:
             self.waiting = record
         else:
             _add_test(record, *measured)
 
-    def hear(self, counts: Mapping[str, Counts]) -> RoundRecord | None:
+    def hear(self, counts: Mapping[str, Sums]) -> RoundRecord | None:
         """The record that waited, with the exact sum of what the sites counted, and what each did.
 
         Args:
@@ -132,13 +132,13 @@ class Evaluation:
         ]
         return record
 
-    def count(self, test: TokenisedTexts, indices: np.ndarray) -> Counts:
+    def count(self, test: TokenisedTexts, indices: np.ndarray) -> Sums:
         """Evaluate the chosen test examples in this order."""
-        model, device = self.model_state.classifier.model, self.model_state.device
+        model, device = self.model_state.text_model.model, self.model_state.device
         return evaluate(model, test, indices, self.settings, device)
 
 
-def _add_test(record: RoundRecord, counts: Counts, accuracy: float) -> None:
+def _add_test(record: RoundRecord, counts: Sums, accuracy: float) -> None:
     record.test = _measured(record.round, "test loss", counts, accuracy)
     record.diagnostics = record.diagnostics.model_copy(
         update=describe_predictions(counts)
@@ -150,7 +150,7 @@ def _add_test(record: RoundRecord, counts: Counts, accuracy: float) -> None:
         )
 
 
-def _measured(round: int, what: str, counts: Counts, accuracy: float) -> TestRecord:
+def _measured(round: int, what: str, counts: Sums, accuracy: float) -> TestRecord:
     check_finite(round, what, counts.loss)
     return TestRecord(
         loss=counts.loss,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import RecordDict
 
-from wardround.common.model.counts import Counts
 from wardround.common.model.flat import Layout, model_sha256
 from wardround.common.settings import Settings
+from wardround.common.tasks.sums import Sums
 from wardround.common.wire.forms import WHOLE
 from wardround.common.wire.messages import (
     EVALUATE,
@@ -65,7 +65,7 @@ class Answers:
     clients: list[ClientRecord] = field(default_factory=list)
     """Whose updates are in the mean, in the order they were folded in."""
     left_out: list[LeftOutRecord] = field(default_factory=list)
-    counts: dict[str, Counts] = field(default_factory=dict)
+    counts: dict[str, Sums] = field(default_factory=dict)
     """Of the sites' held-out texts, for the model they were sent, by name."""
     fold_seconds: float = 0.0
     train_seconds: float = 0.0
@@ -316,7 +316,7 @@ class FederatedAveraging:
         self.evaluation.enter(record, measured)
         return RoundState(layout, tensors, record)
 
-    def _ask_for_counts(self, state: RoundState) -> dict[str, Counts]:
+    def _ask_for_counts(self, state: RoundState) -> dict[str, Sums]:
         """The sites' counts for the last model, which no training message carries any more."""
         members, counts = self.cohort.members(), {}
         self._tell(

@@ -22,13 +22,13 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Counts:
+class Sums:
     """Sums over evaluated examples; the sums of several evaluations add up exactly."""
 
     loss_sum: float
     confusion: np.ndarray  # (C, C) int64, rows are true classes, columns predicted ones
     batch_accuracies: tuple[float, ...]
-    validation: Counts | None = None
+    validation: Sums | None = None
     """Of the texts that choose the best model, which are none of the above; None where there are none."""
 
     @property
@@ -75,15 +75,15 @@ class Counts:
         return float(low), float(high)
 
     @property
-    def parts(self) -> tuple[Counts, ...]:
+    def parts(self) -> tuple[Sums, ...]:
         """These counts, and those of the validation part where there is one."""
         return (self,) if self.validation is None else (self, self.validation)
 
-    def __add__(self, other: Counts) -> Counts:
+    def __add__(self, other: Sums) -> Sums:
         assert (self.validation is None) == (other.validation is None), (
             "one lacks a validation part"
         )
-        return Counts(
+        return Sums(
             self.loss_sum + other.loss_sum,
             self.confusion + other.confusion,
             self.batch_accuracies + other.batch_accuracies,

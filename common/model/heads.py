@@ -1,0 +1,152 @@
+"""The heads that a model can have: how each is built, drawn and scaled.
+
+A variant of a head is a row of `HEADS`. Everything that a study does to a head is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wardround.common.runtime import stream_seed
+from wardround.common.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+Headed = tuple["PreTrainedModel", tuple[str, ...]]
+"""A classifier, and the names of its parameters that no pre-training brought."""
+
+# BERT's names and DistilBERT's for the same tensors; the first that fits a name counts.
+_RENAMED = (
+    ("bert.embeddings.", "distilbert.embeddings."),
+    ("bert.encoder.layer.", "distilbert.transformer.layer."),
+    (".attention.self.query.", ".attention.q_lin."),
+    (".attention.self.key.", ".attention.k_lin."),
+    (".attention.self.value.", ".attention.v_lin."),
+    (".attention.output.dense.", ".attention.out_lin."),
+    (".attention.output.LayerNorm.", ".sa_layer_norm."),
+    (".intermediate.dense.", ".ffn.lin1."),
+    (".output.dense.", ".ffn.lin2."),
+    (".output.LayerNorm.", ".output_layer_norm."),
+)
+# What both configurations call the same.
+_SAME_FACTS = (
+    *("vocab_size", "max_position_embeddings", "initializer_range"),
+    *("pad_token_id", "id2label", "label2id"),
+)
+# DistilBERT's normalisation layers have no other.
+_LAYER_NORM_EPSILON = 1e-12
+
+
+def draw_head(
+    model: nn.Module, names: tuple[str, ...], seed: int, *, client: int = 0
+) -> None:
+    """Draw the named parameters anew, in place, as BERT's heads are: N(0, initializer_range), biases 0.
+
+    `client` 0 is the server's one shared head; clients that draw their own use their number + 1.
+    """
+    deviation = float(getattr(model.config, "initializer_range", 0.02))
+    parameters = dict(model.named_parameters())
+    generator = torch.Generator().manual_seed(stream_seed(seed, "head", client=client))
+    with torch.no_grad():
+        for name in names:
+            parameter = parameters[name]
+            if parameter.dim() > 1:
+                drawn = torch.empty(parameter.shape).normal_(
+                    0.0, deviation, generator=generator
+                )
+                parameter.copy_(drawn)
+            else:
+                # One-dimensional: a bias, or the gain of a normalisation layer.
+                is_gain = "norm" in name.lower() and name.endswith("weight")
+                parameter.fill_(1.0 if is_gain else 0.0)
+
+
+def shrink_head(model: nn.Module, names: Iterable[str], scale: float) -> None:
+    """Multiply the named matrices by `scale`, in place; biases stay at 0."""
+    parameters = dict(model.named_parameters())
+    for name in names:
+        if parameters[name].dim() > 1:
+            parameters[name].data.mul_(scale)
+
+
+def _own(
+    settings: ModelSettings, model: PreTrainedModel, new_head: tuple[str, ...]
+) -> Headed:
+    return model, new_head
+
+
+def _distilbert(
+    settings: ModelSettings, model: Any, new_head: tuple[str, ...]
+) -> Headed:
+    """The same BERT encoder under `pre_classifier`, ReLU, dropout and classifier, all of them new.
+
+    Weights are copied one by one. DistilBERT has no token types, so row 0, which every token of a single
+    text has, goes into the position embeddings; the pooler is left behind. The dropout before the
+    classifier stays BERT's, so that the two heads differ in their layers only.
+    """
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    config = model.config
+    _refuse_other_encoder(settings, config)
+    dropout = config.classifier_dropout
+    worn = DistilBertForSequenceClassification(
+        DistilBertConfig(
+            **{name: getattr(config, name) for name in _SAME_FACTS},
+            n_layers=config.num_hidden_layers,
+            n_heads=config.num_attention_heads,
+            dim=config.hidden_size,
+            hidden_dim=config.intermediate_size,
+            dropout=config.hidden_dropout_prob,
+            attention_dropout=config.attention_probs_dropout_prob,
+            seq_classif_dropout=config.hidden_dropout_prob
+            if dropout is None
+            else dropout,
+            activation=config.hidden_act,
+        )
+    )
+    worn.set_attn_implementation(config._attn_implementation)
+    encoder = {
+        _renamed(name): tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith(("bert.embeddings.", "bert.encoder."))
+    }
+    token_types = encoder.pop("distilbert.embeddings.token_type_embeddings.weight")
+    positions = encoder["distilbert.embeddings.position_embeddings.weight"]
+    encoder["distilbert.embeddings.position_embeddings.weight"] = (
+        positions + token_types[0]
+    )
+    missing, unexpected = worn.load_state_dict(encoder, strict=False)
+    assert not unexpected, unexpected
+    assert all(
+        name.startswith(("pre_classifier.", "classifier.")) for name in missing
+    ), missing
+    return worn, tuple(sorted(missing))
+
+
+def _renamed(name: str) -> str:
+    for ours, theirs in _RENAMED:
+        name = name.replace(ours, theirs)
+    return name
+
+
+def _refuse_other_encoder(settings: ModelSettings, config: Any) -> None:
+    if config.model_type != "bert" or config.layer_norm_eps != _LAYER_NORM_EPSILON:
+        raise ValueError(
+            f"model.head is '{settings.head}', which needs a BERT encoder with layer_norm_eps 1e-12; "
+            f"'{settings.name}' has model_type {config.model_type} and layer_norm_eps "
+            f"{getattr(config, 'layer_norm_eps', 'none')}. Set model.head=own."
+        )
+
+
+HEADS: dict[
+    str, Callable[[ModelSettings, PreTrainedModel, tuple[str, ...]], Headed]
+] = {
+    "own": _own,
+    "distilbert": _distilbert,
+}
+"""By `model.head`: the head an encoder wears, its own architecture's or DistilBERT's."""

@@ -15,7 +15,7 @@ import torch
 from benchmarks.aggregate import build, global_tensors
 from wardround.common.model.flat import model_sha256
 from wardround.common.tasks.sums import Sums
-from wardround.server.diagnostics.collapse import find_collapses, looks_of
+from wardround.server.diagnostics.collapse import collapses_in
 from wardround.server.diagnostics.predictions import describe_predictions
 from wardround.server.record import ClientRecord, RoundRecord
 from wardround.server.rounds.mean import BLOCK, RoundMean, WeightedMean
@@ -81,7 +81,7 @@ def measure_costs(
         )
         updates = describe_updates(mean, *norms, head.length(mean.tensors))
         record.diagnostics = updates.model_copy(update=describe_predictions(counts))
-        find_collapses(looks_of([record] * _ROUNDS), 5)
+        collapses_in([record] * _ROUNDS, 5)
 
     seconds_to_diagnose = _seconds(diagnose, num_repeats)
     checkpoint = Checkpoint(record, layout.views(flat))

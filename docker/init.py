@@ -17,8 +17,8 @@ import numpy as np
 
 from wardround.common.data.texts import LabelledTexts, read_texts
 from wardround.server.compose import compose
-from wardround.server.deployment.folder import (
-    ServerFolder,
+from wardround.server.deployment.folder import ServerFolder
+from wardround.server.deployment.sites import (
     invite_site,
     register_site,
     unregister_site,

@@ -204,9 +204,12 @@ def status(
 
     Without RUN_DIR: the run submitted last from the server folder.
     """
-    from wardround.server.deployment.status import folder_and_run, standing_of
+    from wardround.server.deployment.status import (
+        find_run,
+        read_status,
+    )
 
-    standing = standing_of(*folder_and_run(run_dir, path))
+    standing = read_status(*find_run(run_dir, path))
     typer.echo(standing.to_json() if as_json else standing.to_text())
 
 

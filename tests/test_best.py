@@ -18,7 +18,7 @@ from wardround.common.data.partitions import split_held_out
 from wardround.common.files import Writer
 from wardround.common.model.flat import model_sha256, tensors_to_flat
 from wardround.common.model.state import open_model
-from wardround.server.deployment.status import standing_of
+from wardround.server.deployment.status import read_status
 from wardround.server.engines.simulate import simulate
 from wardround.server.record import RoundRecord, best_of
 from wardround.server.report.render import write_report
@@ -121,7 +121,7 @@ def test_a_run_leaves_its_best_model(
     assert best.model_sha256 in card
     assert f"| rounds | {best.round}, the best of 6 on the validation part" in card
     # So do `status` and the page.
-    standing = standing_of(folder, None)
+    standing = read_status(folder, None)
     assert standing.best is not None
     assert standing.best["round"] == best.round
     assert f"kept: round {best.round}, " in standing.to_text()

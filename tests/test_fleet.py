@@ -17,7 +17,7 @@ from wardround.common.tasks.sums import Sums
 from wardround.common.wire.forms import FORMS, encode, whole
 from wardround.common.wire.messages import Task, Update, pack_tasks, pack_update
 from wardround.common.wire.objects import Object, content_object
-from wardround.server.deployment import answers
+from wardround.server.deployment import servicer
 from wardround.server.deployment.trees import (
     MOST_DEPTH,
     MOST_OBJECTS,
@@ -224,7 +224,7 @@ def task(tensors: np.ndarray) -> Task:
 def test_an_answer_is_as_large_as_four_times_its_question_and_some_to_spare(
     lab: Lab, site: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "SPARE_BYTES", 1000)
+    monkeypatch.setattr(servicer, "SPARE_BYTES", 1000)
     question = asked(lab, site, small("q" * 200))
     largest = 0
     for object_id in (question, small("q" * 200).object_id):
@@ -242,7 +242,7 @@ def test_an_answer_is_as_large_as_four_times_its_question_and_some_to_spare(
 def test_the_bound_of_an_answer_does_not_grow_with_the_rounds(
     lab: Lab, site: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "SPARE_BYTES", 0)
+    monkeypatch.setattr(servicer, "SPARE_BYTES", 0)
     for number in range(20):
         content = small(f"{number:0500d}")
         question = asked(lab, site, content)
@@ -259,7 +259,7 @@ def test_a_small_difference_may_be_answered_with_a_whole_model(
     lab: Lab, site: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A site that has the model before is sent a small step, and may answer with all tensors."""
-    monkeypatch.setattr(answers, "SPARE_BYTES", 0)
+    monkeypatch.setattr(servicer, "SPARE_BYTES", 0)
     tensors = np.arange(1000, dtype=np.float32)
     model = content_object(pack_tasks(task(tensors), [0])[0])
     asked(lab, site, model)
@@ -283,8 +283,8 @@ def test_no_honest_update_is_larger_than_an_answer_may_be(form: str, size: int) 
         update = Update(1, "0" * 64, payload, 2**40, 2**40, 0.1, 0.1, counts, "0" * 64)
         num_bytes = content_object(pack_update(update)).num_bytes
         assert num_bytes <= 2 * largest + 2**18
-    assert answers.UP_TO_DOWN >= 2
-    assert answers.SPARE_BYTES >= 2**18
+    assert servicer.UP_TO_DOWN >= 2
+    assert servicer.SPARE_BYTES >= 2**18
 
 
 def test_one_answer_at_a_time_takes_the_place_of_the_one_before(
@@ -311,9 +311,9 @@ def test_an_answer_can_be_begun_a_few_times_only(lab: Lab, site: int) -> None:
     question = asked(lab, site)
     said = [
         lab.why(lambda: lab.begin(site, question, tree(name(100 + number))))  # noqa: B023
-        for number in range(answers.MOST_SESSIONS + 1)
+        for number in range(servicer.MOST_SESSIONS + 1)
     ]
-    assert said == [*("" for _ in range(answers.MOST_SESSIONS)), "too_often"]
+    assert said == [*("" for _ in range(servicer.MOST_SESSIONS)), "too_often"]
 
 
 def test_a_call_that_is_made_again_goes_on_where_it_stopped(
@@ -396,12 +396,12 @@ def test_a_node_is_found_gone_when_all_others_are(lab: Lab, site: int) -> None:
 def test_what_is_long_over_is_forgotten(lab: Lab, site: int) -> None:
     """Answers that the server app never reads do not pile up, nor do questions."""
     questions = []
-    for number in range(answers.MOST_QUESTIONS + 3):
+    for number in range(servicer.MOST_QUESTIONS + 3):
         question = asked(lab, site, small(str(number)))
         lab.answer(site, question, reply(blob(str(number), 100)))
         questions.append(question)
     account = lab.door._accounts[site, lab.run_id]
-    assert list(account.questions) == questions[-answers.MOST_QUESTIONS :]
+    assert list(account.questions) == questions[-servicer.MOST_QUESTIONS :]
     for number in range(3):
         assert not lab.read(blob(str(number), 100).object_id).object_found
     over = asked(lab, site, seconds=0.3)

@@ -21,8 +21,8 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid import HttpGrid
 
 from wardround.common.credentials import new_key, pem_of, public_line
-from wardround.server.deployment.answers import OwnMessages
 from wardround.server.deployment.calls import METHODS
+from wardround.server.deployment.servicer import OwnMessages
 from wardround.server.deployment.trees import TreeStore, TreeStores
 
 

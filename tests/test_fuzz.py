@@ -67,7 +67,7 @@ from wardround.common.wire.signing import (
     open_envelope,
     sign,
 )
-from wardround.server.deployment.signed import SignedClients
+from wardround.server.deployment.signed_clients import SignedClients
 from wardround.server.rounds.clients import Answer, Request
 
 pytestmark = pytest.mark.slow
@@ -469,8 +469,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> ServerWorld:
         rooms.append(num_bytes)
         return np.empty(num_bytes, dtype=np.uint8)
 
-    monkeypatch.setattr("wardround.server.deployment.signed._room", measured)
-    monkeypatch.setattr("wardround.server.deployment.signed.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("wardround.server.deployment.signed_clients._room", measured)
+    monkeypatch.setattr("wardround.server.deployment.signed_clients.POLL_SECONDS", 0.0)
     sites = [FakeSite("a", 7), FakeSite("b", 8)]
     runtime = FakeRuntime(sites, lambda asked: None)
     clients = SignedClients(

@@ -41,10 +41,12 @@ from wardround.common.wire.invitation import (
 from wardround.common.wire.messages import REFUSALS
 from wardround.common.wire.roster import names_with_one_key, roster_fingerprint
 from wardround.common.wire.signing import PLAN, Plan, sign
+from wardround.server.deployment.addresses import Addresses
 from wardround.server.deployment.folder import (
-    Addresses,
     RegisteredSite,
     ServerFolder,
+)
+from wardround.server.deployment.sites import (
     invite_site,
     register_site,
 )

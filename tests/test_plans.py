@@ -42,7 +42,7 @@ from wardround.common.wire.signing import PLAN, NotAuthentic, Plan, sign
 from wardround.server.compose import compose
 from wardround.server.deployment.folder import RegisteredSite
 from wardround.server.deployment.plan import plan_id, plan_of
-from wardround.server.deployment.status import standing_of
+from wardround.server.deployment.status import read_status
 from wardround.server.deployment.submit import settings_to_submit
 from wardround.server.report.render import write_report
 from wardround.server.rounds.clients import Answer, Request, RunFailed
@@ -512,7 +512,7 @@ def test_status_and_report_tell_what_the_sites_said(tmp_path: Path) -> None:
             },
         }
     )
-    standing = standing_of(run, None)
+    standing = read_status(run, None)
     assert standing.approvals["c"]["code"] == "policy"
     lines = standing.to_text().splitlines()
     start = lines.index(f"plan {plan_id(run.path)[:12]}")

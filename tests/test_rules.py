@@ -36,7 +36,7 @@ PUBLIC = {
 }
 USERS_OF_THE_REST = {
     "client/node/connection.py",
-    "server/deployment/answers.py",
+    "server/deployment/servicer.py",
     "server/deployment/fleet.py",
     "server/deployment/runtime_link.py",
     "server/deployment/trees.py",

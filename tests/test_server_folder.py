@@ -30,18 +30,20 @@ from wardround.common.wire.invitation import (
     write_paper,
 )
 from wardround.server.deployment import superlink
+from wardround.server.deployment.addresses import Addresses
 from wardround.server.deployment.cli import UNLIMITED
 from wardround.server.deployment.folder import (
-    Addresses,
     RegisteredSite,
     ServerFolder,
-    invite_site,
-    register_site,
     signing_key,
     toml_string,
-    unregister_site,
 )
 from wardround.server.deployment.signing_key import rotate_key
+from wardround.server.deployment.sites import (
+    invite_site,
+    register_site,
+    unregister_site,
+)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from wardround.common.wire.messages import (
     pack_refusal,
 )
 from wardround.server.deployment.runtime_link import Reply
-from wardround.server.deployment.signed import SignedClients
+from wardround.server.deployment.signed_clients import SignedClients
 from wardround.server.rounds.clients import Answer, Request
 
 
@@ -60,8 +60,10 @@ class Sites:
 @pytest.fixture
 def sites(monkeypatch: pytest.MonkeyPatch) -> Sites:
     """Both online and registered."""
-    monkeypatch.setattr("wardround.server.deployment.signed._OFFLINE_SECONDS", 0.3)
-    monkeypatch.setattr("wardround.server.deployment.signed._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "wardround.server.deployment.signed_clients._OFFLINE_SECONDS", 0.3
+    )
+    monkeypatch.setattr("wardround.server.deployment.signed_clients._LOOK_SECONDS", 0.0)
     one, two = FakeSite("one", 7), FakeSite("two", 8)
     noted: list[tuple[str, str]] = []
     registered = {"one", "two"}
@@ -104,7 +106,9 @@ def test_no_room_is_made_for_a_piece_that_is_named_a_thousand_times(
 ) -> None:
     """Pieces with the same content travel once: 64 MiB of zeros are a few hundred bytes, whatever is said."""
     rooms: list[int] = []
-    monkeypatch.setattr("wardround.server.deployment.signed._room", rooms.append)
+    monkeypatch.setattr(
+        "wardround.server.deployment.signed_clients._room", rooms.append
+    )
     bomb = pack(
         RecordDict({"tensors": to_record({"shared": np.zeros(1 << 24, np.float32)})})
     )
@@ -170,8 +174,10 @@ def test_no_attempt_is_wasted_on_a_node_that_has_just_gone(
     sites: Sites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Flower says that the node is gone, while who is online was looked up a moment ago."""
-    monkeypatch.setattr("wardround.server.deployment.signed._LOOK_SECONDS", 1.0)
-    monkeypatch.setattr("wardround.server.deployment.signed._OFFLINE_SECONDS", 5.0)
+    monkeypatch.setattr("wardround.server.deployment.signed_clients._LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(
+        "wardround.server.deployment.signed_clients._OFFLINE_SECONDS", 5.0
+    )
 
     def behave(asked: Asked) -> Wire | Reply:
         if asked.parcel.node_id == sites.two.node_id or asked.statement.attempt > 1:

@@ -37,14 +37,11 @@ from wardround.common.wire.signing import (
     unsigned,
 )
 from wardround.server.deployment import superlink
+from wardround.server.deployment.addresses import Addresses
 from wardround.server.deployment.folder import (
-    Addresses,
     RegisteredSite,
     ServerFolder,
     coordinator_line,
-    invite_site,
-    keep_invitation,
-    register_site,
     signing_key,
 )
 from wardround.server.deployment.plan import plan_id, roster_of
@@ -62,6 +59,11 @@ from wardround.server.deployment.signing_request import (
     request_invitation,
     request_run,
     take_signed_run,
+)
+from wardround.server.deployment.sites import (
+    invite_site,
+    keep_invitation,
+    register_site,
 )
 from wardround.server.deployment.submit import settings_to_submit, submit, submit_signed
 

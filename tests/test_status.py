@@ -16,13 +16,17 @@ from wardround.common.credentials import new_key
 from wardround.common.files import write_json
 from wardround.common.wire.signing import PLAN, Plan, sign
 from wardround.server.deployment import superlink
-from wardround.server.deployment.folder import Addresses, RegisteredSite, ServerFolder
+from wardround.server.deployment.addresses import Addresses
+from wardround.server.deployment.folder import (
+    RegisteredSite,
+    ServerFolder,
+)
+from wardround.server.deployment.follow import RunWatch
 from wardround.server.deployment.status import (
-    Watch,
-    folder_and_run,
+    find_run,
     is_held,
-    live_of,
-    standing_of,
+    read_open_round,
+    read_status,
 )
 from wardround.server.deployment.submit import settings_to_submit
 from wardround.server.deployment.superlink import NodeState
@@ -68,13 +72,13 @@ def test_status_tells_who_is_missing_and_for_how_long(
     ]
     write_json(run.path / "live.json", live)
     run.write_refused({"ward-c": {"forged": 3}})
-    found = live_of(run, since + timedelta(seconds=90))
+    found = read_open_round(run, since + timedelta(seconds=90))
     assert found is not None
     assert (found.answered, found.missing) == (("ward-a",), {"ward-b": 90.0})
     # Nobody holds the folder: the server app was killed.
-    assert standing_of(run, None).state == "interrupted"
+    assert read_status(run, None).state == "interrupted"
     monkeypatch.setattr("wardround.server.deployment.status.is_held", lambda run: True)
-    standing = standing_of(run, folder, since + timedelta(seconds=90))
+    standing = read_status(run, folder, since + timedelta(seconds=90))
     assert standing.to_text().splitlines() == [
         f"{settings.cell}: running",
         "round 1 of 4, accuracy 0.7500",
@@ -122,7 +126,7 @@ def test_words_of_sites_imitate_no_line_of_the_status(
             {f"site {word}": {"code": "refused", "words": f"no: {word}"}}
         )
         run.write_refused({f"site {word}": {f"reason {word}": 2}})
-        standing = standing_of(run, None)
+        standing = read_status(run, None)
         told[word] = standing.to_text().split("\n")
         assert standing.to_json().isascii()
     honest, hostile = told["word"], told[NASTY[name]]
@@ -138,7 +142,7 @@ def test_status_and_submit_tell_of_a_collapse(
     settings = settings_to_submit(words_for(tmp_path, "train.collapse_rounds=2"))
     run = write_run(settings, "running", "")
     write_json(run.path / "labels.json", {"label_names": ["a", "b", "c", "d", "e"]})
-    watch = Watch(run, settings)
+    watch = RunWatch(run, settings)
     for number in (0, 1, 2):
         run.append_history(
             RoundRecord.read(told_line(number, 0.2, [0.0, 1.0, 0.0, 0.0, 0.0]))
@@ -150,7 +154,7 @@ def test_status_and_submit_tell_of_a_collapse(
     said = capsys.readouterr().err
     assert said.count(f"{settings.cell}: {flagged}") == 1
     assert "train.head_learning_rate=" in said
-    standing = standing_of(run, None)
+    standing = read_status(run, None)
     assert flagged in standing.to_text().splitlines()
     found = {"round": 2, "is_up": True, "words": flagged}
     assert json.loads(standing.to_json())["collapses"] == [found]
@@ -159,7 +163,7 @@ def test_status_and_submit_tell_of_a_collapse(
 def test_status_names_the_way_back(tmp_path: Path) -> None:
     settings = settings_to_submit(words_for(tmp_path))
     run = write_run(settings, "failed", "round 2: ward-b: no answer within 60 s", 0.25)
-    standing = standing_of(run, None)
+    standing = read_status(run, None)
     assert standing.next_step == f"wardround submit --resume {run.path}"
     assert "ward-b: no answer" in standing.to_text()
 
@@ -167,13 +171,13 @@ def test_status_names_the_way_back(tmp_path: Path) -> None:
 def test_without_a_run_folder_it_is_the_last_submitted(tmp_path: Path) -> None:
     folder = ServerFolder.create(tmp_path / "server", Addresses(("localhost",)))
     with pytest.raises(ValueError, match="no run yet"):
-        folder_and_run(None, folder.path)
+        find_run(None, folder.path)
     folder.remember_run("77", str(tmp_path / "run"))
-    run, _ = folder_and_run(None, folder.path)
+    run, _ = find_run(None, folder.path)
     assert run.path == tmp_path / "run"
-    assert standing_of(run, None).state == "pending"
-    with pytest.raises(ValueError, match="no folder"):
-        folder_and_run(tmp_path / "nowhere", folder.path)
+    assert read_status(run, None).state == "pending"
+    with pytest.raises(ValueError, match="not a folder"):
+        find_run(tmp_path / "nowhere", folder.path)
 
 
 def test_a_run_folder_in_use_is_held(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ from wardround.common.wire.messages import (
     unpack_task,
 )
 from wardround.server.app import conduct
-from wardround.server.deployment.status import live_of
+from wardround.server.deployment.status import read_open_round
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.report.load import load_run
 from wardround.server.rounds.broadcast import Broadcast
@@ -188,7 +188,7 @@ def test_bad_update_is_left_out_of_the_mean(
         None,
         *[[{"client": 1, "reason": reason}]] * 2,
     ]
-    live = live_of(RunFolder(Path(settings.run_dir)))
+    live = read_open_round(RunFolder(Path(settings.run_dir)))
     assert live is not None
     assert live.warnings == tuple(
         f"round {number}: client 1: {reason}; the round goes on without it"
@@ -228,7 +228,7 @@ def test_sites_of_a_simulation_are_called_by_their_files(
     assert line.pop("left_out") == [{"client": 1, "reason": reason, "site": "st_marys"}]
     for told in (initial, line):
         contract.check_history_line(told, of_sites=True)
-    live = live_of(run)
+    live = read_open_round(run)
     assert live is not None
     assert (live.answered, list(live.missing)) == (("lakeside", "ward_7"), ["st_marys"])
     assert live.warnings == (

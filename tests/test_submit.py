@@ -18,9 +18,12 @@ import pytest
 from tests.support.fake_flwr import Flwr, words_for, write_run
 from wardround.common.credentials import new_key, public_line
 from wardround.common.settings import Settings
-from wardround.server.deployment import status as standing
-from wardround.server.deployment import submit, superlink
-from wardround.server.deployment.folder import Addresses, RegisteredSite, ServerFolder
+from wardround.server.deployment import follow, submit, superlink
+from wardround.server.deployment.addresses import Addresses
+from wardround.server.deployment.folder import (
+    RegisteredSite,
+    ServerFolder,
+)
 from wardround.server.deployment.superlink import RunState, SuperLinkError
 from wardround.server.rounds.clients import RunFailed
 from wardround.server.run_folder import RunFolder
@@ -32,9 +35,9 @@ def flwr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flwr:
     made = Flwr(tmp_path / "bin")
     monkeypatch.setattr(superlink, "BIN", made.folder)
     monkeypatch.setattr(superlink, "is_up", lambda folder: True)
-    monkeypatch.setattr(standing, "_LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(standing, "_ASK_SECONDS", 0.1)
-    monkeypatch.setattr(standing, "_ASK_AT_END_SECONDS", 0.02)
+    monkeypatch.setattr(follow, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(follow, "_ASK_SECONDS", 0.1)
+    monkeypatch.setattr(follow, "_ASK_AT_END_SECONDS", 0.02)
     return made
 
 
@@ -194,7 +197,7 @@ def test_an_error_before_the_run_folder_is_told(
         "finished:failed", "ServerApp failed with exception: data.path is missing"
     )
     outcome = submit.submit(words_for(tmp_path), folder)
-    assert outcome == standing.Outcome(
+    assert outcome == follow.RunEnd(
         False, "ServerApp failed with exception: data.path is missing"
     )
 
@@ -206,7 +209,7 @@ def test_the_end_of_an_earlier_attempt_does_not_count(
     run = write_run(settings, "finished", "all rounds are done", 0.5)
     flwr.ends("finished:failed", "No heartbeat received from the task")
     outcome = submit.submit([], folder, resume=run.path)
-    assert outcome == standing.Outcome(False, "No heartbeat received from the task")
+    assert outcome == follow.RunEnd(False, "No heartbeat received from the task")
 
 
 def test_a_server_app_that_was_killed_is_written_down(tmp_path: Path) -> None:
@@ -217,7 +220,7 @@ def test_a_server_app_that_was_killed_is_written_down(tmp_path: Path) -> None:
         ("finished:stopped", "stopped"),
     ):
         run.write_status("running", "")
-        outcome = standing.conclude(RunState(state, ""), run.status(), run)
+        outcome = follow.conclude(RunState(state, ""), run.status(), run)
         assert not outcome.is_finished
         assert run.status()["state"] == ending
 
@@ -241,13 +244,13 @@ def test_a_lost_superlink_ends_the_wait(
 ) -> None:
     flwr.answers["list"] = {"success": False, "error-message": "gone"}
     flwr.write()
-    monkeypatch.setattr(standing, "_LOST_SECONDS", 0.2)
+    monkeypatch.setattr(follow, "_LOST_SECONDS", 0.2)
     settings = submit.settings_to_submit(words_for(tmp_path))
     run = RunFolder(Path(settings.run_dir))
     with pytest.raises(
         RunFailed, match=r"wardround server up, then wardround submit --resume"
     ):
-        standing.follow(folder, "77", standing.Watch(run, settings), ["ward-a"])
+        follow.follow(folder, "77", follow.RunWatch(run, settings), ["ward-a"])
 
 
 def test_what_flower_refuses_is_told(flwr: Flwr, folder: ServerFolder) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from wardround.client.node.connection import Connection, Refused, Unreachable
 from wardround.client.site_file import SiteFile
+from wardround.common.addresses import host_and_port
 from wardround.common.credentials import Certificate, certificate_of
 from wardround.common.words import quoted
 
@@ -160,7 +161,7 @@ def is_excepted(host: str, exceptions: str) -> bool:
 
 def _ask_proxy(connection: socket.socket, host: str, port: int) -> None:
     """Have an HTTP proxy open a tunnel. Raises OSError if it does not."""
-    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    target = host_and_port(host, port)
     connection.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
     reply = b""
     # One byte at a time would be safest; a server of TLS says nothing before its client does.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
 from wardround.client.site_file import SiteFile, read_authority
+from wardround.common.addresses import host_and_port
 from wardround.common.credentials import NEW_KEYS, pem_of, public_line, read_private_key
 from wardround.common.wire.arrays import PIECE_BYTES
 from wardround.common.wire.messages import LATE_SECONDS
@@ -40,6 +40,7 @@ from wardround.common.wire.objects import (
     make_object,
     wait_for_object,
 )
+from wardround.common.wire.window import in_order
 from wardround.common.words import LONGEST_TEXT, printable, quoted
 
 if TYPE_CHECKING:
@@ -154,8 +155,7 @@ class Connection:
         key = read_private_key(site.private_key, "node", "key.private", NEW_KEYS)
         self._key: EllipticCurvePrivateKey = key  # type: ignore[assignment]
         self._public = pem_of(public_line(key))
-        host, port = site.host_and_port
-        self._target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._target = host_and_port(*site.host_and_port)
         self._authority = site.ca.read_bytes()
         self._version = RuntimeVersionMetadata.from_local_component(
             "SuperNode"
@@ -298,31 +298,21 @@ class Connection:
         self, name: str, requests: Iterable[Any], until: float
     ) -> Iterator[tuple[Any, Any]]:
         """Each request with its response, in their order; `_IN_FLIGHT` of them are under way."""
-        method, waiting = getattr(self._stub, name), deque[tuple[Any, Any]]()
+        method = getattr(self._stub, name)
 
-        def first() -> tuple[Any, Any]:
-            request, future = waiting.popleft()
+        def start(request: Any) -> Any:
+            timeout = _seconds(until)
+            return method.future(request, timeout=timeout, metadata=self._credentials())
+
+        for request, call in in_order(start, requests, _IN_FLIGHT):
             try:
-                return request, future.result()
+                response = call.result()
             except grpc.RpcError as error:
                 failed = _explained(error)
-            if isinstance(failed, Refused):
-                raise failed
-            return request, self._again(name, request, until)
-
-        try:
-            for request in requests:
-                future = method.future(
-                    request, timeout=_seconds(until), metadata=self._credentials()
-                )
-                waiting.append((request, future))
-                if len(waiting) == _IN_FLIGHT:
-                    yield first()
-            while waiting:
-                yield first()
-        finally:
-            for _, future in waiting:
-                future.cancel()
+                if isinstance(failed, Refused):
+                    raise failed from None
+                response = self._again(name, request, until)
+            yield request, response
 
     def _again(self, name: str, request: Any, until: float) -> Any:
         """Call until it works. Raises Refused, or Unreachable once `until` has passed."""

@@ -93,7 +93,8 @@ def init(
     Nobody needs ca.key until the certificate is renewed: encrypt it, or keep it elsewhere. The passphrase is
     asked for, or taken from the environment's {passphrase}.
     """
-    from wardround.server.deployment.folder import Addresses, ServerFolder
+    from wardround.server.deployment.addresses import Addresses
+    from wardround.server.deployment.folder import ServerFolder
     from wardround.server.deployment.signing_key import read_public_line
 
     addresses = Addresses(
@@ -229,8 +230,11 @@ def invite(
 
     Send the file; nothing in it is secret. Compare its fingerprint with the site by telephone.
     """
-    from wardround.server.deployment.folder import invite_site, keep_invitation
     from wardround.server.deployment.signing_request import request_invitation
+    from wardround.server.deployment.sites import (
+        invite_site,
+        keep_invitation,
+    )
 
     folder = _open(path)
     names = [name.strip() for name in labels.split(",")] if labels else []
@@ -280,7 +284,7 @@ def register(
     Compare the fingerprint with the site by telephone. The texts that a site claims decide how much its
     update and its counts weigh: --max-examples bounds both. Without it the bound is asked for.
     """
-    from wardround.server.deployment.folder import register_site
+    from wardround.server.deployment.sites import register_site
 
     most = _most_examples(max_examples or _ask_for_most_examples(site))
     made = register_site(_open(path), site, answer, max_examples=most)
@@ -321,7 +325,7 @@ def unregister(site: Site, path: Dir = DEFAULT_FOLDER) -> None:
     Examples:
       wardround server unregister st-mary
     """
-    from wardround.server.deployment.folder import unregister_site
+    from wardround.server.deployment.sites import unregister_site
 
     unregister_site(_open(path), site)
     typer.echo(f"{site} can connect no more, and its invitation is void")
@@ -473,9 +477,7 @@ def sites(path: Dir = DEFAULT_FOLDER) -> None:
 
 
 def _open(path: Path) -> ServerFolder:
-    from wardround.server.deployment.folder import (
-        ServerFolder,  # slow to import, and `--help` needs none of it
-    )
+    from wardround.server.deployment.folder import ServerFolder
 
     return ServerFolder(path)
 

@@ -27,9 +27,12 @@ from flwr.superlink.cli.flower_superlink import flower_superlink
 
 from wardround.common.credentials import pem_of
 from wardround.common.files import write_json
-from wardround.server.deployment.answers import OwnMessages
 from wardround.server.deployment.calls import Caller, KnownNodes, bounded_server
-from wardround.server.deployment.folder import RegisteredSite, ServerFolder
+from wardround.server.deployment.folder import (
+    RegisteredSite,
+    ServerFolder,
+)
+from wardround.server.deployment.servicer import OwnMessages
 from wardround.server.deployment.trees import TreeStores
 
 _LOOK_SECONDS = 0.25

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -26,6 +25,7 @@ from wardround.common.wire.objects import (
     make_object,
     wait_for_object,
 )
+from wardround.common.wire.window import in_order
 
 T = TypeVar("T")
 _IN_FLIGHT = 3
@@ -46,7 +46,7 @@ class OnlineNode:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class OutgoingMessage:
     """What is sent to one node."""
 
     node_id: int
@@ -84,7 +84,7 @@ class Runtime:
             if node.status == NodeStatus.ONLINE
         }
 
-    def push(self, parcels: Sequence[Parcel]) -> list[str]:
+    def push(self, parcels: Sequence[OutgoingMessage]) -> list[str]:
         """Send; returns the messages' ids, "" for one that could not be sent. What they share goes once."""
         written = [_written(parcel) for parcel in parcels]
         messages = PushAppMessagesRequest(
@@ -156,21 +156,13 @@ class Runtime:
         self._api.ConfirmMessageReceived(request)
 
     def _ahead(self, work: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
-        """What `work` gives for each item, in their order."""
-        waiting = deque[Future[T]]()
-        try:
-            for item in items:
-                waiting.append(self._pool.submit(work, item))
-                if len(waiting) == _IN_FLIGHT:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        """Yield the result of `work` for each item, in order; a few are fetched ahead."""
+        start = partial(self._pool.submit, work)
+        for _, call in in_order(start, items, _IN_FLIGHT):
+            yield call.result()
 
 
-def _written(parcel: Parcel) -> tuple[proto.Message, Object]:
+def _written(parcel: OutgoingMessage) -> tuple[proto.Message, Object]:
     """A message as Flower writes it: without content, which the one child of its root stands for."""
     message = message_to_proto(
         Message(

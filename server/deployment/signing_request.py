@@ -36,9 +36,9 @@ from wardround.common.wire.signing import (
 from wardround.server.deployment.folder import (
     ServerFolder,
     coordinator_line,
-    draft_invitation,
 )
 from wardround.server.deployment.plan import draft_plan
+from wardround.server.deployment.sites import draft_invitation
 from wardround.server.deployment.ticket import Draft, draft_run
 
 if TYPE_CHECKING:

@@ -19,14 +19,23 @@ from wardround.common.wire.roster import roster_fingerprint
 from wardround.common.wire.signing import payload_digest
 from wardround.server.compose import compose
 from wardround.server.deployment import superlink
-from wardround.server.deployment.folder import RegisteredSite, ServerFolder, signing_key
+from wardround.server.deployment.folder import (
+    RegisteredSite,
+    ServerFolder,
+    signing_key,
+)
+from wardround.server.deployment.follow import (
+    RunEnd,
+    RunWatch,
+    follow,
+)
 from wardround.server.deployment.plan import keep_plan, plan_id, roster_of
 from wardround.server.deployment.signing_request import (
     forget_run,
     request_run,
     take_signed_run,
 )
-from wardround.server.deployment.status import Outcome, Watch, follow, is_held
+from wardround.server.deployment.status import is_held
 from wardround.server.deployment.ticket import leave_ticket, write_ticket
 from wardround.server.display import display
 from wardround.server.rounds.clients import RunFailed
@@ -41,7 +50,7 @@ def submit(
     *,
     resume: Path | None = None,
     sites: Sequence[str] = (),
-) -> Outcome:
+) -> RunEnd:
     """Run one federation over the registered sites.
 
     Args:
@@ -87,7 +96,7 @@ def request(
     )
 
 
-def submit_signed(file: Path, folder: ServerFolder) -> Outcome:
+def submit_signed(file: Path, folder: ServerFolder) -> RunEnd:
     """Run the federation of a request that was signed on another machine. Raises as `submit` does."""
     draft = take_signed_run(folder, file)
     RunFolder(Path(draft.settings.run_dir)).check_owner(draft.settings)
@@ -126,7 +135,7 @@ def _run(
     settings: Settings,
     sites: Mapping[str, RegisteredSite],
     start_run: Callable[[], str],
-) -> Outcome:
+) -> RunEnd:
     """Start a run and follow it to its end. Args: start_run: returns Flower's run id. Raises as `submit`."""
     run = RunFolder(Path(settings.run_dir))
     if not superlink.is_up(folder):
@@ -137,7 +146,7 @@ def _run(
         display().say(f"{settings.cell}: {_roster_told(sites)}")
     if run.approvals():
         run.write_approvals({})  # of an earlier start: nobody was asked by this one
-    watch = Watch(
+    watch = RunWatch(
         run, settings
     )  # before the start: what is written from now on is this run's
     with deferred_interrupts() as interrupted:

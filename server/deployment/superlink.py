@@ -19,7 +19,11 @@ from typing import Any, NoReturn
 import httpx
 
 from wardround.common.places import IMPORT_ROOT
-from wardround.server.deployment.folder import SUPERLINK, ServerFolder, toml_string
+from wardround.server.deployment.folder import (
+    SUPERLINK,
+    ServerFolder,
+    toml_string,
+)
 from wardround.server.rounds.clients import RunFailed
 
 BIN = Path(sys.executable).parent

@@ -33,10 +33,13 @@ from wardround.common.wire.signing import (
     with_signatures,
 )
 from wardround.server.deployment.audit import AnswerBook
-from wardround.server.deployment.folder import RegisteredSite, ServerFolder
+from wardround.server.deployment.folder import (
+    RegisteredSite,
+    ServerFolder,
+)
 from wardround.server.deployment.plan import plan_of
 from wardround.server.deployment.runtime_link import Runtime
-from wardround.server.deployment.signed import RunKey, SignedClients
+from wardround.server.deployment.signed_clients import RunKey, SignedClients
 from wardround.server.rounds.clients import RunFailed
 from wardround.server.run_folder import RunFolder
 

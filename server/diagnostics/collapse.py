@@ -223,6 +223,13 @@ def find_collapses(looks: Iterable[Look], num_rounds: int) -> tuple[Collapse, ..
     )
 
 
+def collapses_in(
+    records: Iterable[RoundRecord], num_rounds: int
+) -> tuple[Collapse, ...]:
+    """Return all flags of these rounds, as `find_collapses` does."""
+    return find_collapses(looks_of(records), num_rounds)
+
+
 def find_spells(looks: Sequence[Look], kind: str) -> list[Spell]:
     """The longest stretches of rounds in which the condition held, for one and the same class."""
     spells: list[Spell] = []
@@ -242,5 +249,5 @@ def standing_collapse(
     records: Iterable[RoundRecord], num_rounds: int
 ) -> Collapse | None:
     """The flag that is up after the last of these rounds; None where the run is sound."""
-    found = find_collapses(looks_of(records), num_rounds)
+    found = collapses_in(records, num_rounds)
     return found[-1] if found and found[-1].is_up else None

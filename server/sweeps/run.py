@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SweepResult:
     """What a sweep leaves."""
 
     rows: list[SweepRow]
@@ -46,7 +46,7 @@ class Cell:
 
 def sweep(
     overrides: Sequence[str], study: Callable[[Sweep], Findings] | None = None
-) -> Outcome:
+) -> SweepResult:
     """Run or finish all cells and draw the report, with what the study finds in it.
 
     Raises:
@@ -76,7 +76,7 @@ def sweep(
         display().close()
     from wardround.server.report.render import write_report
 
-    return Outcome(rows, write_report(folder.path, study))
+    return SweepResult(rows, write_report(folder.path, study))
 
 
 def _cell(folder: SweepFolder, overrides: Sequence[str]) -> Cell:

@@ -20,10 +20,12 @@ from tests.e2e.processes import Process, command_line, free_port, wait_for
 from tests.support.site_lab import WIDE, pinned
 from wardround.client.kit.init import REGISTRATION, write_kit
 from wardround.server.deployment import superlink
+from wardround.server.deployment.addresses import Addresses
 from wardround.server.deployment.folder import (
     SUPERLINK,
-    Addresses,
     ServerFolder,
+)
+from wardround.server.deployment.sites import (
     invite_site,
     register_site,
 )

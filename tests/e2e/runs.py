@@ -10,7 +10,7 @@ from tests.e2e.federation import Federation
 from tests.e2e.processes import Process, wait_for
 from tests.support.runs import history
 from tests.support.tiny import Make, write_texts
-from wardround.server.deployment.status import live_of
+from wardround.server.deployment.status import read_open_round
 from wardround.server.engines.simulate import simulate
 from wardround.server.run_folder import RunFolder
 
@@ -109,7 +109,7 @@ def wait_for_round(process: Process, run_dir: Path, number: int) -> None:
 
     def look() -> bool:
         assert process.is_alive(), process.text()
-        live = live_of(RunFolder(run_dir))
+        live = read_open_round(RunFolder(run_dir))
         return live is not None and live.round >= number
 
     wait_for(look, RUN_SECONDS, f"round {number} to begin")

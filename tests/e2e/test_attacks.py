@@ -67,9 +67,10 @@ from wardround.common.wire.messages import (
 )
 from wardround.common.wire.objects import Object, content_object, make_object
 from wardround.server.deployment import superlink
-from wardround.server.deployment.answers import SPARE_BYTES, UP_TO_DOWN
 from wardround.server.deployment.calls import CALLS_PER_KEY, MOST_MESSAGE_BYTES
-from wardround.server.deployment.folder import signing_key, unregister_site
+from wardround.server.deployment.folder import signing_key
+from wardround.server.deployment.servicer import SPARE_BYTES, UP_TO_DOWN
+from wardround.server.deployment.sites import unregister_site
 from wardround.server.deployment.submit import settings_to_submit, stage_app
 from wardround.server.deployment.ticket import write_ticket
 

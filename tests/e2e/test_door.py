@@ -22,7 +22,10 @@ from wardround.server.deployment.certificates import (
     issue_server_certificate,
     make_authority,
 )
-from wardround.server.deployment.folder import invite_site, unregister_site
+from wardround.server.deployment.sites import (
+    invite_site,
+    unregister_site,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -33,11 +33,11 @@ from wardround.server.deployment.folder import RegisteredSite
 from wardround.server.deployment.runtime_link import (
     ObjectGone,
     OnlineNode,
-    Parcel,
+    OutgoingMessage,
     Reply,
     Runtime,
 )
-from wardround.server.deployment.signed import RunKey
+from wardround.server.deployment.signed_clients import RunKey
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Asked:
     """A question as it reached a site."""
 
     message_id: str
-    parcel: Parcel
+    parcel: OutgoingMessage
     statement: Statement
     digest: str
 
@@ -116,14 +116,14 @@ class FakeRuntime(Runtime):
             if site.node_id in self.online
         }
 
-    def push(self, parcels: Sequence[Parcel]) -> list[str]:
+    def push(self, parcels: Sequence[OutgoingMessage]) -> list[str]:
         """As in `Runtime`; a node that is offline cannot be sent to."""
         return [
             self._push(parcel) if parcel.node_id in self.online else ""
             for parcel in parcels
         ]
 
-    def _push(self, parcel: Parcel) -> str:
+    def _push(self, parcel: OutgoingMessage) -> str:
         objects = objects_of([parcel.content])
         _, said = read_signed(
             parcel.content.object_id,

@@ -18,7 +18,7 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.servicer.runtime import runtime_handlers as server_app
 
 from wardround.common.wire.objects import Object, content_object, make_object
-from wardround.server.deployment.answers import OwnMessages
+from wardround.server.deployment.servicer import OwnMessages
 from wardround.server.deployment.trees import TreeStores
 
 SERVER = 1

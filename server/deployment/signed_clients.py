@@ -48,7 +48,12 @@ from wardround.common.wire.signing import (
 )
 from wardround.server.deployment.audit import AnswerBook, provenance_of
 from wardround.server.deployment.folder import RegisteredSite
-from wardround.server.deployment.runtime_link import ObjectGone, Parcel, Reply, Runtime
+from wardround.server.deployment.runtime_link import (
+    ObjectGone,
+    OutgoingMessage,
+    Reply,
+    Runtime,
+)
 from wardround.server.record import RoundRecord
 from wardround.server.rounds.clients import POLL_SECONDS, Answer, Request
 
@@ -239,7 +244,7 @@ class SignedClients:
                 with self._claiming:
                     self._outstanding.add(message_id)
 
-    def _parcel(self, question: _Question, known: dict[int, Object]) -> Parcel:
+    def _parcel(self, question: _Question, known: dict[int, Object]) -> OutgoingMessage:
         with self._claiming:
             attempt = self._attempts[question.name] = (
                 self._attempts.get(question.name, 0) + 1
@@ -266,7 +271,7 @@ class SignedClients:
         written = {ENVELOPE: ConfigRecord(said)}  # type: ignore[arg-type]
         content = content_of_records(records | record_objects(written, known))  # type: ignore[arg-type]
         ttl = question.deadline - time.time() + LATE_SECONDS
-        return Parcel(
+        return OutgoingMessage(
             question.request.node_id, question.kind, content, ttl, str(question.round)
         )
 

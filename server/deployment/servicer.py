@@ -35,7 +35,7 @@ MOST_SESSIONS = 16
 
 
 @dataclass
-class Answer:
+class PushedAnswer:
     """An answer that a node pushes."""
 
     root: str
@@ -66,7 +66,7 @@ class Question:
     """Of those."""
     num_sessions: int = 0
     """How often an answer to it was begun."""
-    answer: Answer | None = None
+    answer: PushedAnswer | None = None
     """The one that is being pushed, or was."""
 
 
@@ -100,7 +100,7 @@ class Account:
             object_id in question.objects for question in self.questions.values()
         )
 
-    def answer_in(self, session: str) -> Answer | None:
+    def answer_in(self, session: str) -> PushedAnswer | None:
         """The answer that is being pushed in a session."""
         for question in self.questions.values():
             if question.answer is not None and question.answer.session == session:
@@ -252,7 +252,7 @@ class OwnMessages(FleetServicer):
             super().PushMessages(_rewritten(request, question), context).session_id
         )
         if self._is_message(root):
-            question.answer = Answer(root, session, set(ids))
+            question.answer = PushedAnswer(root, session, set(ids))
         else:
             self._state._cleanup_push_session(session, cleanup_messages=False)
 
@@ -290,7 +290,7 @@ class OwnMessages(FleetServicer):
         is_there = bool(self._state.object_store.get(request.object_id))
         return is_there and _sha256(request.object_content) == request.object_id
 
-    def _give_up(self, account: Account, answer: Answer) -> None:
+    def _give_up(self, account: Account, answer: PushedAnswer) -> None:
         """Let go of an answer of which a piece cannot be had; its server app sees that it is not there."""
         for question in account.questions.values():
             if question.answer is answer:
@@ -303,7 +303,7 @@ class OwnMessages(FleetServicer):
             self._drop(question.answer, with_message=True)
             question.answer = None
 
-    def _drop(self, answer: Answer, *, with_message: bool) -> None:
+    def _drop(self, answer: PushedAnswer, *, with_message: bool) -> None:
         """Let go of an answer's objects.
 
         Args:

@@ -1,0 +1,210 @@
+"""Shows the rounds of a submitted run until it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from wardround.common.settings import Settings
+from wardround.common.wire.messages import PENDING
+from wardround.server.deployment import superlink
+from wardround.server.deployment.folder import ServerFolder
+from wardround.server.deployment.plan import plan_id
+from wardround.server.deployment.status import read_open_round
+from wardround.server.deployment.superlink import RunState, SuperLinkError
+from wardround.server.diagnostics.collapse import collapses_in
+from wardround.server.display import display
+from wardround.server.record import RoundRecord
+from wardround.server.rounds.clients import RunFailed
+from wardround.server.run_folder import RunFolder
+
+_LOOK_SECONDS = 0.5
+_ASK_SECONDS = 10.0
+# A question to the SuperLink costs a second of CPU time: ask more often only if the run folder shows the end.
+_ASK_AT_END_SECONDS = 1.0
+_STALL_SECONDS = 60.0
+_LOST_SECONDS = 60.0
+_WATCHED_FILES = ("status.json", "history.jsonl", "live.json", "approvals.json")
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """The end of a run."""
+
+    is_finished: bool
+    reason: str
+
+
+class RunWatch:
+    """Shows what changes in a run folder after the watch was made."""
+
+    def __init__(self, run: RunFolder, settings: Settings) -> None:
+        self.run = run
+        self._settings = settings
+        self._versions = self._file_versions()
+        self._old_status = self._versions["status.json"]
+        records = run.history()
+        self._last_shown = max((record.round for record in records), default=-1)
+        self._shown_texts = set(self._texts(records))
+        display().start_rounds(settings.cell, settings.num_rounds)
+
+    def status(self) -> dict[str, str] | None:
+        """Return `state` and `reason` as this run wrote them; None if it has not yet."""
+        if self._file_versions()["status.json"] == self._old_status:
+            return None
+        return self.run.status()
+
+    def look(self) -> bool:
+        """Show new rounds, answers and warnings. Returns True if a file has changed."""
+        records = self.run.history()
+        for record in records:
+            if record.round > self._last_shown:
+                self._last_shown = record.round
+                display().show_round(record.round, f"accuracy {record.accuracy:.4f}")
+        for text in self._texts(records):
+            if text not in self._shown_texts:
+                display().say(f"{self._settings.cell}: {text}")
+                self._shown_texts.add(text)
+        current = read_open_round(self.run)
+        if current is not None:
+            num_answered = len(current.answered)
+            num_sites = num_answered + len(current.missing)
+            display().show_updates(current.round, num_answered, num_sites)
+        before = self._versions
+        self._versions = self._file_versions()
+        return self._versions != before
+
+    def _texts(self, records: Sequence[RoundRecord]) -> list[str]:
+        """Return the messages about the run so far: open decisions, warnings, collapses."""
+        settings = self._settings
+        texts = pending_decisions(self.run)
+        current = read_open_round(self.run)
+        if current is not None:
+            texts.extend(current.warnings)
+        names = self.run.label_names()
+        for collapse in collapses_in(records, settings.train.collapse_rounds):
+            texts.append(collapse.alarm(names, settings))
+        return texts
+
+    def _file_versions(self) -> dict[str, int]:
+        """Return the time at which each file was last written; 0 if it does not exist."""
+        versions = dict.fromkeys(_WATCHED_FILES, 0)
+        for name in versions:
+            with suppress(FileNotFoundError):
+                versions[name] = (self.run.path / name).stat().st_mtime_ns
+        return versions
+
+
+def follow(
+    folder: ServerFolder, run_id: str, watch: RunWatch, sites: Sequence[str]
+) -> RunEnd:
+    """Show the rounds of a run until it ends. No limit of time here ends it.
+
+    If nothing changes for a minute, it says what the run waits for, at growing intervals.
+
+    Raises:
+        RunFailed: the SuperLink has not answered for a minute.
+    """
+    run = watch.run
+    asked = answered = changed = time.monotonic()
+    patience = _STALL_SECONDS
+    while True:
+        time.sleep(_LOOK_SECONDS)
+        if watch.look():
+            changed = time.monotonic()
+            patience = _STALL_SECONDS
+        quiet = time.monotonic() - changed
+        if quiet > patience:
+            reason = reason_to_wait(folder, run, sites)
+            display().say(f"no news for {quiet:.0f} s: {reason}")
+            patience = 2 * quiet
+        status = watch.status()
+        is_over = status is not None and status["state"] != "running"
+        pause = _ASK_AT_END_SECONDS if is_over else _ASK_SECONDS
+        if time.monotonic() - asked < pause:
+            continue
+        try:
+            state = superlink.run_state(folder, run_id)
+            answered = time.monotonic()
+            if state.has_ended:
+                watch.look()
+                return conclude(state, watch.status(), run)
+        except SuperLinkError as error:
+            if time.monotonic() - answered > _LOST_SECONDS:
+                raise RunFailed(
+                    f"the SuperLink does not answer ({error}). Whole rounds are safe in '{run.path}'. To "
+                    "continue: wardround server up, then wardround submit --resume "
+                    f"{run.path}"
+                ) from None
+        asked = time.monotonic()
+
+
+def conclude(state: RunState, status: dict[str, str] | None, run: RunFolder) -> RunEnd:
+    """Judge the end of a run by the SuperLink and by its folder.
+
+    If the process could not write its end into the folder, this writes it.
+
+    Args:
+        status: the status that this run wrote into its folder; None if it wrote none.
+    """
+    if status is None:
+        if state.status == "finished:completed":
+            reason = (
+                f"it ended, but wrote no run folder at '{run.path}' on this machine"
+            )
+        else:
+            reason = f"it ended as {state.status} before its first round"
+            reason = state.details or reason
+        return RunEnd(False, reason)
+    if status["state"] == "running":
+        if state.status == "finished:stopped":
+            status = {"state": "stopped", "reason": "stopped by the coordinator"}
+        else:
+            reason = f"the server app ended without a message ({state.status})"
+            status = {"state": "failed", "reason": state.details or reason}
+        run.write_status(**status)
+    if status["state"] == "finished" and state.status == "finished:completed":
+        return RunEnd(True, status["reason"])
+    reason = (status["reason"] or state.details or state.status).rstrip(".")
+    step = (
+        f"To continue from the last whole round: wardround submit --resume {run.path}"
+    )
+    return RunEnd(False, f"{reason}. {step}")
+
+
+def pending_decisions(run: RunFolder) -> list[str]:
+    """Return a line that names the sites that have not decided on the plan; empty if all have."""
+    undecided = [
+        name
+        for name, decision in run.approvals().items()
+        if decision["code"] == PENDING
+    ]
+    if not undecided:
+        return []
+    plan = plan_id(run.path)[:12]
+    return [f"plan {plan} waits for the decision of {', '.join(undecided)}"]
+
+
+def reason_to_wait(folder: ServerFolder, run: RunFolder, sites: Sequence[str]) -> str:
+    """Return the reason why a run makes no progress."""
+    pending = pending_decisions(run)
+    if pending:
+        return pending[0]
+    current = read_open_round(run)
+    is_running = run.status()["state"] == "running"
+    if current is not None and current.missing and is_running:
+        return f"round {current.round} waits for {', '.join(current.missing)}"
+    try:
+        states = superlink.fleet_states(folder)
+    except SuperLinkError as error:
+        return str(error)
+    absent = []
+    for name in sites:
+        status = states[name].status if name in states else "unknown"
+        if status != "online":
+            absent.append(f"{name} ({status})")
+    if absent:
+        return f"not online: {', '.join(absent)}"
+    return "all sites are online; the server is at work"

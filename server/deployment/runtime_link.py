@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -157,7 +157,10 @@ class Runtime:
 
     def _ahead(self, work: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
         """Yield the result of `work` for each item, in order; a few are fetched ahead."""
-        start = partial(self._pool.submit, work)
+
+        def start(item: Any) -> Future[T]:
+            return self._pool.submit(work, item)
+
         for _, call in in_order(start, items, _IN_FLIGHT):
             yield call.result()
 

@@ -14,7 +14,7 @@ import pytest
 from tests.support.reading import DEFAULTS, message, pairs, read, write
 from tests.support.site_lab import look, make_site
 from tests.support.tiny import Make
-from wardround.client.kit.checks import DATA_CHECKS
+from wardround.client.kit.checks.table import DATA_CHECKS
 from wardround.client.site import RealSite
 from wardround.client.site_file import load_site_file, write_site_file
 from wardround.common.data.texts import read_texts

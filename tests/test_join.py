@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.fake_fleet import FakeFleet, fleet_server
 from tests.support.site_lab import free_port, make_certificates, make_site, tls_server
-from wardround.client.kit.join import Judge
+from wardround.client.kit.reconnect import LinkJudge
 from wardround.client.node.connection import Connection, Refused, Unreachable
 
 STILL_ONLINE, UNKNOWN, LOST = (
@@ -25,10 +25,12 @@ STILL_ONLINE, UNKNOWN, LOST = (
 def test_a_node_that_is_still_online_is_tried_again(
     tmp_path: Path, tiny_texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = Judge(make_site(tmp_path, free_port(), tiny_texts))
+    judge = LinkJudge(make_site(tmp_path, free_port(), tiny_texts))
     first = judge(STILL_ONLINE)
     now = time.monotonic()
-    monkeypatch.setattr("wardround.client.kit.join.time.monotonic", lambda: now + 200)
+    monkeypatch.setattr(
+        "wardround.client.kit.reconnect.time.monotonic", lambda: now + 200
+    )
     later = judge(STILL_ONLINE)
     assert (first.is_final, first.is_soon) == (False, True)
     assert "still counts this site as online" in first.reason
@@ -43,7 +45,7 @@ def test_an_unknown_key_ends_unless_the_server_knew_it(
     fleet.refusal = "unknown_key"
     with fleet_server(make_certificates(tmp_path), fleet) as port:
         site = make_site(tmp_path, port, tiny_texts)
-        stranger, known = Judge(site), Judge(site)
+        stranger, known = LinkJudge(site), LinkJudge(site)
         verdict = stranger(UNKNOWN)
         assert (verdict.is_final, "wardround server register" in verdict.reason) == (
             True,
@@ -55,7 +57,9 @@ def test_an_unknown_key_ends_unless_the_server_knew_it(
 
 
 def test_a_restarted_server_is_joined_anew(tmp_path: Path, tiny_texts: Path) -> None:
-    verdict = Judge(make_site(tmp_path, free_port(), tiny_texts))(Refused("other_node"))
+    verdict = LinkJudge(make_site(tmp_path, free_port(), tiny_texts))(
+        Refused("other_node")
+    )
     assert (verdict.is_final, verdict.is_soon) == (False, True)
 
 
@@ -65,13 +69,13 @@ def test_a_restarted_server_is_joined_anew(tmp_path: Path, tiny_texts: Path) -> 
 def test_what_heals_and_what_does_not(
     why: str, is_final: bool, tmp_path: Path, tiny_texts: Path
 ) -> None:
-    judge = Judge(make_site(tmp_path, free_port(), tiny_texts))
+    judge = LinkJudge(make_site(tmp_path, free_port(), tiny_texts))
     assert judge(Refused(why)).is_final == is_final  # type: ignore[arg-type]
 
 
 def test_a_server_that_is_away_is_waited_for(tmp_path: Path, tiny_texts: Path) -> None:
     make_certificates(tmp_path)
-    verdict = Judge(make_site(tmp_path, free_port(), tiny_texts))(LOST)
+    verdict = LinkJudge(make_site(tmp_path, free_port(), tiny_texts))(LOST)
     assert (verdict.is_final, "cannot be reached" in verdict.reason) == (False, True)
 
 
@@ -88,9 +92,11 @@ def test_a_greeting_that_is_broken_off_is_tried_again(
                     door.accept()[0].close()
 
         Thread(target=hang_up, daemon=True).start()
-        verdict = Judge(make_site(tmp_path, door.getsockname()[1], tiny_texts))(LOST)
+        verdict = LinkJudge(make_site(tmp_path, door.getsockname()[1], tiny_texts))(
+            LOST
+        )
         door.shutdown(socket.SHUT_RDWR)
-    assert (verdict.is_final, "broke the TLS greeting off" in verdict.reason) == (
+    assert (verdict.is_final, "TLS handshake" in verdict.reason) == (
         False,
         True,
     )
@@ -101,10 +107,10 @@ def test_wrong_authority_and_expired_certificate_end(
 ) -> None:
     make_certificates(tmp_path)
     with tls_server(make_certificates(tmp_path / "stranger")) as port:
-        stranger = Judge(make_site(tmp_path, port, tiny_texts))(LOST)
+        stranger = LinkJudge(make_site(tmp_path, port, tiny_texts))(LOST)
     old = tmp_path / "old"
     with tls_server(make_certificates(old, started_days_ago=20, days=10)) as port:
-        expired = Judge(make_site(old, port, tiny_texts))(LOST)
+        expired = LinkJudge(make_site(old, port, tiny_texts))(LOST)
     assert (stranger.is_final, "is signed by" in stranger.reason) == (True, True)
     assert (expired.is_final, "expired on" in expired.reason) == (True, True)
 
@@ -118,7 +124,7 @@ def test_words_of_the_server_reach_the_terminal_without_control_characters(
         site = make_site(tmp_path, port, tiny_texts)
         with Connection(site) as connection, pytest.raises(Refused) as refused:
             connection.activate()
-    verdict = Judge(site)(refused.value)
+    verdict = LinkJudge(site)(refused.value)
     assert (verdict.is_final, verdict.reason.isprintable()) == (False, True)
-    assert 'the server said no: "[2Jyou are owned!!!' in verdict.reason
+    assert 'the server refused this site: "[2Jyou are owned!!!' in verdict.reason
     assert len(verdict.reason) < 400

@@ -20,7 +20,7 @@ from tests.support.site_door import site_command
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
 from wardround.client.declines import Declines
-from wardround.client.kit.plans import describe
+from wardround.client.kit.words.plan import describe
 from wardround.client.peers import FILE_NAME, UNKNOWN_PEER, Peers, roster_refusals
 from wardround.client.plans import Plans, approve, limits_of
 from wardround.client.policy import Limits, Policy

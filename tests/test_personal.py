@@ -617,7 +617,7 @@ def test_personalise_as_an_engineer_types_it(
     assert record is not None
     (row,) = record.rows("accuracy")
     assert said.stdout.startswith(
-        "beta: 36 texts to learn from, of which 0 opted out; 12 to choose by, 12 to"
+        "beta: 36 texts to learn from (0 of them opted out), 12 to choose by, 12 to"
     )
     assert f"accuracy  global      {row[3]}" in said.stdout
     assert f"accuracy  mixture     {row[5]}" in said.stdout

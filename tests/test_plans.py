@@ -19,8 +19,8 @@ from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
 from wardround.client.answers import Answers, Begun
 from wardround.client.declines import Declines
-from wardround.client.kit.costs import Costs, Here, look_at
-from wardround.client.kit.plans import describe, describe_all, table
+from wardround.client.kit.costs import Costs, Here, measure_here
+from wardround.client.kit.words.plan import describe, describe_all, list_of_plans
 from wardround.client.plans import Decision, Known, Plans, approve, executed, limits_of
 from wardround.client.policy import Limits, Policy, refusals_of
 from wardround.client.site_file import SiteFile, signing_keys
@@ -191,7 +191,7 @@ def test_a_plan_in_words(lab: Lab) -> None:
     second = lab.plans.find(
         lab.add(settings=lab.plan.settings | {"num_rounds": 9}, parent=first.digest)
     )
-    assert [line[:12] for line in table(lab.plans.all()).splitlines()] == [
+    assert [line[:12] for line in list_of_plans(lab.plans.all()).splitlines()] == [
         first.short,
         second.short,
     ]
@@ -199,8 +199,8 @@ def test_a_plan_in_words(lab: Lab) -> None:
     for text in (
         "sites     lakeside, st_marys; this one is st_marys",
         "code      torch 0.0 (HERE ",
-        "to tell apart: health, money, sport",
-        "in up to 9 rounds",
+        "labels    health, money, sport",
+        "up to 9 rounds",
         "num_rounds: 3 -> 9",
         "seed = 7",
         f"Next: wardround-site approve {second.short}",
@@ -251,7 +251,7 @@ def test_a_plan_fits_a_screen(lab: Lab) -> None:
         "more (--all)",
         "60 texts to train on, 10 held out",
         "a round: up to 1.0 GB and about 60 min; in all: up to 3.0 GB and about 3.0 h",
-        "MEMBERSHIP   who holds a text can tell whether it is in here",
+        "MEMBERSHIP   anybody who has a text",
         "its even share of an update (4 is allowed)",
         "answers given so far: 17 of 600, for this plan up to 3 more",
         "Approved by: anna",
@@ -311,7 +311,8 @@ def test_a_plan_in_words_moves_no_cursor(lab: Lab) -> None:
     words = read_out(known, None, lab.limits)
     assert any('"torch [2A [8m" "1 2"' in line for line in words)
     assert all(
-        line.isprintable() for line in [*words, *table(lab.plans.all()).splitlines()]
+        line.isprintable()
+        for line in [*words, *list_of_plans(lab.plans.all()).splitlines()]
     )
 
 
@@ -335,7 +336,10 @@ def hostile_plan(lab: Lab, word: str) -> list[str]:
         has_own_model=False,
     )
     invited = replace(strict, labels=(word,))
-    told = [*table(lab.plans.all()).splitlines(), *read_out(known, before, invited)]
+    told = [
+        *list_of_plans(lab.plans.all()).splitlines(),
+        *read_out(known, before, invited),
+    ]
     decided = lab.plans.find(digest)
     told += read_out(decided, None, invited)
     for folder in (lab.site.state / "plans").iterdir():
@@ -545,9 +549,9 @@ def test_nothing_of_a_refused_plan_is_tried_out(lab: Lab) -> None:
     settings = with_changes(Settings.from_json(json.dumps(lab.plan.settings)), huge)
     known = lab.plans.find(lab.add(settings=settings.to_dict()))
     strict = replace(lab.limits, policy=Policy())
-    here = look_at(replace(lab.site, policy=Policy()), known, strict)
+    here = measure_here(replace(lab.site, policy=Policy()), known, strict)
     assert (here.sizes, here.costs) == (None, None)
-    assert "nothing of it was tried out" in here.why_not
+    assert "it was not tried" in here.why_not
     words = "\n".join(
         [*describe(known, None, strict, here), *describe_all(known, None, strict, here)]
     )
@@ -570,10 +574,10 @@ def test_a_plan_is_shown_with_what_this_site_has_left_for_it(lab: Lab) -> None:
         site = replace(
             lab.site, policy=replace(WIDE, max_total_answers=1, min_changed_texts=5)
         )
-        return list(look_at(site, lab.plans.find(digest), lab.limits).refusals)
+        return list(measure_here(site, lab.plans.find(digest), lab.limits).refusals)
 
     over = [
-        "it was good until 1970-01-02",
+        "it was valid until 1970-01-02",
         "1 rounds are answered; policy.max_total_answers is 1",
     ]
     assert told() == over

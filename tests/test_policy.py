@@ -14,7 +14,8 @@ import pytest
 from tests.support.hostile_settings import HOSTILE, hostile, with_changes
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
-from wardround.client.kit.policy import in_words, read_policy
+from wardround.client.kit.policy_file import read_policy
+from wardround.client.kit.words.policy import policy_in_words
 from wardround.client.policy import RULES, Limits, Policy, Rule, lines_of, refusals_of
 from wardround.client.round import answer
 from wardround.client.site import Kept, Order, RealSite
@@ -474,7 +475,7 @@ def test_a_policy_is_strict_unless_it_says_otherwise() -> None:
         3,
         True,
     )
-    words = "; ".join(in_words(Limits(strict, "a", "k", has_own_model=False)))
+    words = "; ".join(policy_in_words(Limits(strict, "a", "k", has_own_model=False)))
     for text in (
         "A person approves each plan",
         "at least 3 sites",

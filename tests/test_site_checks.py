@@ -18,16 +18,16 @@ import pytest
 
 from tests.support.nasty import NASTY, faults
 from tests.support.site_lab import free_port, look, make_site, states
-from wardround.client.kit import checks
-from wardround.client.kit.checks import (
+from wardround.client.kit.checks import machine
+from wardround.client.kit.checks.subject import Options
+from wardround.client.kit.checks.table import (
     CHECKS,
     DATA_CHECKS,
-    Options,
-    as_json,
+    findings_as_json,
     is_ready,
     run_checks,
 )
-from wardround.client.kit.cli import _show
+from wardround.client.kit.words.findings import print_findings
 
 
 def test_versions(tmp_path: Path, tiny_texts: Path) -> None:
@@ -84,19 +84,23 @@ def test_disk_and_memory(
     site = make_site(tmp_path, 9092, tiny_texts)
     usage = type("Usage", (), {"free": 2**20})
     monkeypatch.setattr(
-        "wardround.client.kit.checks.shutil.disk_usage", lambda _: usage
+        "wardround.client.kit.checks.machine.shutil.disk_usage", lambda _: usage
     )
     assert look(site, "disk")["disk"].state == "problem"
     usage.free = 2**40  # type: ignore[attr-defined]
     assert look(site, "disk")["disk"].state == "ok"
-    monkeypatch.setattr(checks, "available_memory", lambda: 2**30)
+    monkeypatch.setattr(machine, "available_memory", lambda: 2**30)
     scarce = look(site, "memory")["memory"]
     # 4 x 440 MB + 2 GiB = 3.6 GiB
-    assert (scarce.state, "1.0 GiB free, about 3.6 needed" in scarce.message) == (
+    assert (
+        scarce.state,
+        "about 3.6 GiB needed for a model of the size of BERT-base; 1.0 GiB free"
+        in scarce.message,
+    ) == (
         "warning",
         True,
     )
-    monkeypatch.setattr(checks, "available_memory", lambda: 2**35)
+    monkeypatch.setattr(machine, "available_memory", lambda: 2**35)
     assert look(site, "memory")["memory"].state == "ok"
 
 
@@ -145,8 +149,8 @@ def a_file(folder: Path) -> None:
 
 
 MODELS = [
-    Model("gone", shutil.rmtree, "is not there"),
-    Model("gone/too/deep", shutil.rmtree, "is not there"),
+    Model("gone", shutil.rmtree, "does not exist"),
+    Model("gone/too/deep", shutil.rmtree, "does not exist"),
     Model("file", a_file, "is a file; a folder is"),
     Model(
         "letters", without("*"), "lacks config.json, model.safetensors, tokenizer.json"
@@ -371,7 +375,7 @@ def test_labels_and_columns_of_others_imitate_no_finding(
         for line in (finding.message, finding.next_step):
             assert faults(line, 2000) == [], finding
             assert "  " not in line, finding
-    _show(findings)
+    print_findings(findings)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(findings) + sum(
         bool(finding.next_step) for finding in findings
@@ -433,6 +437,6 @@ def test_order_skipping_and_json(tmp_path: Path, tiny_texts: Path) -> None:
         "batch",
     ]
     assert not is_ready(findings)
-    assert as_json(site, findings)["ready"] is False
+    assert findings_as_json(site, findings)["ready"] is False
     with pytest.raises(ValueError, match="Nearest: 'memory'"):
         run_checks(site, Options(), ["memmory"])

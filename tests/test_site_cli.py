@@ -238,7 +238,7 @@ def test_a_model_that_is_not_there_is_a_line_of_the_table(
     gone = str(tmp_path / "no" / "such" / "model")
     plain = site_command("check", "--model", gone, *QUICK, folder=tmp_path)
     assert (plain.returncode, plain.stderr) == (1, "")
-    assert f"problem model       --model {gone} is not there\n" in plain.stdout
+    assert f"problem model       --model {gone} does not exist\n" in plain.stdout
     assert "ok      labels      sport 16, money 16, health 16" in plain.stdout
     told = json.loads(
         site_command("check", "--json", "--model", gone, *QUICK, folder=tmp_path).stdout

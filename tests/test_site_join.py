@@ -106,7 +106,7 @@ def test_a_second_join_is_refused(world: World) -> None:
     [
         (
             lambda fleet: setattr(fleet, "refusal", "other_node"),
-            "wants this site to connect anew",
+            "this site must connect again",
         ),
         (lambda fleet: setattr(fleet, "refusal", "wrong_time"), "correct its clock"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wardround.client.kit.checks import _fits
+from wardround.client.kit.checks.machine import fits
 from wardround.common.versions import installed, work_together
 
 HERE = "0.1.0"
@@ -36,4 +36,4 @@ def test_this_version_is_the_one_these_tests_are_about() -> None:
 def test_one_minor_version_apart_works(theirs: str, works: bool) -> None:
     assert work_together(HERE, theirs) is works
     assert work_together(theirs, HERE) is works
-    assert _fits("wardround", HERE, theirs) is works
+    assert fits("wardround", HERE, theirs) is works

@@ -18,7 +18,7 @@ from tests.support.runs import hashes
 from tests.support.tiny import Make
 from wardround.client.kit.cli import main
 from wardround.client.kit.personalise import personalise
-from wardround.client.kit.verify import CHECKS, is_verified, verdict, verify_model
+from wardround.client.kit.verify import PROOFS, is_verified, verdict, verify_model
 from wardround.client.node.ledger import Ledger
 from wardround.client.site_file import write_site_file
 from wardround.common.credentials import new_key, public_line
@@ -39,7 +39,7 @@ from wardround.server.model_folder import save_model
 from wardround.server.record import RoundRecord
 from wardround.server.run_folder import RunFolder
 
-ALL = tuple(CHECKS)
+ALL = tuple(PROOFS)
 
 
 @pytest.fixture
@@ -79,8 +79,7 @@ def test_what_a_plan_made_is_verified(released: Released, tmp_path: Path) -> Non
     ]
     assert is_verified(checks)
     assert (
-        "2 of this site are in it, of 2 that its ledger says left"
-        in checks[ALL.index("updates")].words
+        "2 of this site are in it, of 2 that left" in checks[ALL.index("updates")].words
     )
     assert verdict(released.folder, checks).startswith("verified: ")
 
@@ -200,7 +199,7 @@ ATTACKS = [
         "not signed with",
     ),
     Attack(
-        "another plan", of_another_plan, "plan", "was not told of plan eeeeeeeeeeee"
+        "another plan", of_another_plan, "plan", "did not receive plan eeeeeeeeeeee"
     ),
     Attack(
         "plan of another key",
@@ -220,13 +219,13 @@ ATTACKS = [
         "another roster",
         lambda made: made.write(sites=made.provenance.sites | {"mallory": "SHA256:m"}),
         "sites",
-        "others than in the plan",
+        "differ from the plan",
     ),
     Attack(
         "an update it did not send",
         lambda made: made.write(updates=updates(made, st_marys="a" * 64)),
         "updates",
-        "update of round 1 is not one that its ledger says left",
+        "update of round 1 did not leave",
     ),
     Attack(
         "its update in another round",
@@ -357,15 +356,15 @@ def test_verify_model_as_an_engineer_types_it(
     code, lines = said("--model", "model")
     assert code == 0
     assert [line.split()[:2] for line in lines[:-1]] == [["ok", name] for name in ALL]
-    assert lines[-1] == "verified: 'model' is what an approved plan of this site made"
+    assert lines[-1] == "verified: an approved plan of this site made 'model'"
     change_tokenizer(released.folder)
     code, lines = said("--model", "model", "--site", "site.yaml")
     assert code == 1
     assert [line.split()[0] for line in lines[:-1]].count("no") == 1
-    assert lines[-1].startswith("NOT verified: 'model'")
+    assert lines[-1].startswith("NOT verified: ")
     code, lines = said("--model", "gone")
     assert code == 2
-    assert "which is no folder" in lines[-1]
+    assert "not a folder" in lines[-1]
     code, lines = said("--model", "model", "--site", "gone.yaml")
     assert code == 2
 

@@ -1,6 +1,6 @@
-"""The costs of a plan at this site: bytes and seconds, measured with a few steps on its own texts.
+"""The costs of a plan at this site: bytes, and seconds measured on its own texts.
 
-Nothing is sent, and nothing of the steps is kept.
+Nothing is sent, and nothing of the measured steps is kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _STEP_TEXTS = 8
 _READING = 1 / 3
-"""Seconds of a text that is only read, as a share of one that is trained on: one pass of three."""
+"""Time to read a text, as a share of the time to train on it: one pass of three."""
 _BYTES = {"exact": 4, "bf16": 2, "fp16": 2, "int8": 1}
 """Most bytes for each number of an update, by `transforms.name`."""
 _DOWN_BYTES = 4
@@ -38,7 +38,7 @@ _DOWN_BYTES = 4
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one round."""
+    """The costs of one round."""
 
     bytes: int
     """Most that are sent and received."""
@@ -58,72 +58,69 @@ class Here:
     refusals: tuple[str, ...] = ()
     """Why this site's texts or files do not fit the plan, in words."""
     why_not: str = ""
-    """Why something is not known, in words."""
+    """Why `sizes` or `costs` is not known, in words."""
 
 
-def look_at(site: SiteFile, known: Known, limits: Limits) -> Here:
-    """Sizes and costs of a plan at this site.
+def measure_here(site: SiteFile, known: Known, limits: Limits) -> Here:
+    """Measure sizes and costs of a plan at this site.
 
-    Of a plan that the policy refuses nothing is tried out: its numbers can be of any size.
+    A plan that the policy refuses is not tried: its numbers can be of any size.
 
     Raises:
         OSError: the site's state cannot be read.
     """
     here = Here(num_answers=Answers(site.state).num_answers())
     if any(refusals_of(known.plan, known.settings, limits)):
-        return replace(
-            here,
-            why_not="the policy refuses the plan, so that nothing of it was tried out",
-        )
+        return replace(here, why_not="the policy refuses the plan, so it was not tried")
     try:
         sizes = sizes_of(site, known.settings)
-        refused = [
-            words for _, _, words in size_refusals(known.settings, sizes, site.policy)
-        ]
-        here = replace(
-            here, sizes=sizes, refusals=(*refused, *_state_refusals(site, known, here))
-        )
+        refused = _size_refusals(site, known, sizes)
+        state_refusals = tuple(_state_refusals(site, known, here.num_answers))
+        here = replace(here, sizes=sizes, refusals=(*refused, *state_refusals))
         if refused:
             return replace(here, why_not="this site's texts do not fit the plan")
         sizes, costs = _measure(site, known.settings)
-        tokens = [
-            words for _, _, words in size_refusals(known.settings, sizes, site.policy)
-        ]
+        refused = _size_refusals(site, known, sizes)
         return replace(
-            here, sizes=sizes, costs=costs, refusals=(*tokens, *here.refusals)
+            here, sizes=sizes, costs=costs, refusals=(*refused, *here.refusals)
         )
-    except Declines as no:
-        return replace(here, refusals=(*here.refusals, str(no)), why_not=str(no))
+    except Declines as error:
+        return replace(here, refusals=(*here.refusals, str(error)), why_not=str(error))
     except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
         return replace(here, why_not=f"{error}" or type(error).__name__)
 
 
-def _state_refusals(site: SiteFile, known: Known, here: Here) -> Iterator[str]:
-    """Reasons against an answer: the plan's days, the budget, and texts too close to answered ones."""
+def _size_refusals(site: SiteFile, known: Known, sizes: Sizes) -> list[str]:
+    found = size_refusals(known.settings, sizes, site.policy)
+    return [words for _, _, words in found]
+
+
+def _state_refusals(site: SiteFile, known: Known, num_answers: int) -> Iterator[str]:
+    """Return reasons against an answer: days, budget, texts close to answered ones."""
     if time.time() > known.plan.not_after:
-        yield f"it was good until {printable_day(known.plan.not_after)}"
+        yield f"it was valid until {printable_day(known.plan.not_after)}"
     most = site.policy.max_total_answers
-    if here.num_answers >= most:
-        yield f"{here.num_answers} rounds are answered; policy.max_total_answers is {most}"
+    if num_answers >= most:
+        yield f"{num_answers} rounds are answered; policy.max_total_answers is {most}"
     versions = Versions(site)
     try:
         versions.check_distance(versions.read(), Answers(site.state).answered())
-    except Declines as no:
-        yield str(no)
+    except Declines as error:
+        yield str(error)
 
 
-def _measure(site: SiteFile, said: Settings) -> tuple[Sizes, Costs]:
-    """Raises ValueError or Declines if the texts or the model are not as the plan asks."""
+def _measure(site: SiteFile, planned: Settings) -> tuple[Sizes, Costs]:
+    """Raises ValueError or Declines if texts or model are not as the plan asks."""
     from wardround.client.round import check_model_file
     from wardround.common.model.state import open_model
 
     real = RealSite(site)
-    settings = real.localise(said)
+    settings = real.localise(planned)
     model = settings.model
     if model.source == "hub" and not Path(model.name).is_dir():
         raise ValueError(
-            "the model is not on this machine, and is not fetched to look at a plan. To have it here: "
-            "wardround-site check --model NAME"
+            "the model is not on this machine, and is not fetched only to measure. "
+            "See: wardround-site check --model NAME"
         )
     check_model_file(model, site)
     examples = real.examples(settings)
@@ -140,15 +137,14 @@ def _measure(site: SiteFile, said: Settings) -> tuple[Sizes, Costs]:
     if settings.evaluation.where == "sites":
         texts += _READING * num_held_out
     width = _BYTES[settings.transforms.name] + _DOWN_BYTES
-    return sizes, Costs(
-        width * state.layout.size, texts * _seconds_of_a_text(state, settings, examples)
-    )
+    seconds = texts * _seconds_per_text(state, settings, examples)
+    return sizes, Costs(width * state.layout.size, seconds)
 
 
-def _seconds_of_a_text(
+def _seconds_per_text(
     state: ModelState, settings: Settings, examples: Examples
 ) -> float:
-    """Time to train on one text here: the second of two small steps."""
+    """Time the second of two small training steps here."""
     from wardround.common.model.train import Place, train_epochs
 
     some = np.random.default_rng(0).permutation(examples.train)[:_STEP_TEXTS]

@@ -1,4 +1,4 @@
-"""Pinning other hospitals: what is compared, and the pins in words."""
+"""Pins other hospitals' keys, and describes the pins."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ def pin(
     """Pin the key in another hospital's registration.
 
     Args:
-        name: of that site in plans; None takes the one in the file.
-        confirm: takes the registration's fingerprint, and raises unless people have compared it.
+        name: the name of that site in plans; None takes the one in the file.
+        confirm: receives the registration's fingerprint. It raises unless people have
+            compared it.
 
     Returns:
-        The name, and what is pinned under it.
+        The name, and the pin under it.
 
     Raises:
         ValueError: the file is no registration, or is this site's own; or as `Peers.add`.
-        OSError: it cannot be written.
+        OSError: the pin cannot be written.
     """
     site = load_site_file(site_file)
     read, found = read_paper(Registration, registration)
@@ -38,20 +39,22 @@ def pin(
     own = public_line(signing_keys(site)[0])
     if chosen == site.name or check_public_line(read.signing_key, "signing") == own:
         raise ValueError(
-            f"'{registration}' has the name or the key of this site itself. Ask the other hospital "
-            f"for its {REGISTRATION}."
+            f"'{registration}' has the name or the key of this site itself. Ask the other "
+            f"hospital for its {REGISTRATION}."
         )
     confirm(found)
     return chosen, Peers.open(site.state).add(chosen, read, found)
 
 
-def in_words(site_file: Path) -> Iterator[str]:
-    """The pins, a line each, after what this site has to read out."""
+def peers_in_words(site_file: Path) -> Iterator[str]:
+    """Return this site's own fingerprint, then one line for each pin."""
     site = load_site_file(site_file)
     own = site_file.expanduser().absolute().with_name(REGISTRATION)
     if own.exists():
         _, registered = read_paper(Registration, own)
-        yield f"READ OUT to the other hospitals: this site's registration is {registered}"
+        yield (
+            f"READ OUT to the other hospitals: this site's registration is {registered}"
+        )
     pins = Peers.open(site.state).pins()
     for name, pinned in pins.items():
         yield printable(

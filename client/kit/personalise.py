@@ -1,4 +1,4 @@
-"""`wardround-site personalise`: a released model, this site's own texts, and what comes of them, here."""
+"""`wardround-site personalise`: makes this site's own model from a released one, here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from wardround.common.personal import HEADER, PersonalRecord
 from wardround.common.pretrained import RUN_SETTINGS, settings_of_model
 from wardround.common.settings import Settings
 
+_MEASURES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+
 
 def personalise(
     site: SiteFile,
@@ -23,20 +25,24 @@ def personalise(
     *,
     unverified: bool = False,
 ) -> PersonalRecord:
-    """Make this site's personal models, and fill `out` with the chosen one and what each of them does.
+    """Make this site's personal models; write the best one and all results to `out`.
 
-    Nothing is sent. It reads the site's file of texts, its pre-trained model, `model`, and what proves
-    that: the site's plans and its ledger.
+    Nothing is sent. It reads the site's texts, its pre-trained model, and `model`; to
+    verify that one, the site's plans and ledger.
 
     Args:
-        asked: keys of `personalisation`, and `validation_fraction`; None leaves one to the run's settings.
-        unverified: take `model` although nothing proves that an approved plan of this site made it.
+        asked: keys of `personalisation`, and `validation_fraction`. None stands for the
+            value of the run's settings.
+        unverified: use `model` although no approved plan of this site is proved to have
+            made it.
 
     Raises:
-        ValueError: bad input; `out` is there already; `model` is not verified.
+        ValueError: bad input; `out` exists; `model` is not verified.
     """
     if out.exists():
-        raise ValueError(f"--out is '{out}', which is there already. Name another.")
+        raise ValueError(
+            f"--out is '{out}', which exists already. Choose another name."
+        )
     check_folder(model)
     if not unverified:
         require_verified(site, model)
@@ -54,21 +60,22 @@ def personalise(
 
 
 def _settings(model: Path, asked: Mapping[str, object]) -> Settings:
-    """The run's, with what is asked for here in their place."""
-    told = settings_of_model(model)
-    if told is None:
+    """Return the run's settings, changed as asked."""
+    run = settings_of_model(model)
+    if run is None:
         raise ValueError(
-            f"--model is '{model}', which holds no {RUN_SETTINGS}. Give the folder `model` of a finished run "
-            "as the coordinator sent it, whole."
+            f"--model is '{model}', which lacks {RUN_SETTINGS}. Give the whole folder "
+            "`model` of a finished run, as the coordinator sent it."
         )
     given = {key: value for key, value in asked.items() if value is not None}
-    fraction = given.pop("validation_fraction", told.evaluation.validation_fraction)
+    fraction = given.pop("validation_fraction", run.evaluation.validation_fraction)
     if not fraction:
         raise ValueError(
-            "the run had no validation part (evaluation.validation_fraction), by which a model is chosen. "
-            "Say which share of the held-out texts is to be it: --validation-fraction 0.5"
+            "the run had no validation part (evaluation.validation_fraction), so there "
+            "are no texts to choose a model by. Give their share of the held-out texts, "
+            "for example: --validation-fraction 0.5"
         )
-    values = told.to_dict()
+    values = run.to_dict()
     values["engine"]["name"] = "deployment"
     values["evaluation"]["validation_fraction"] = fraction
     values["personalisation"] |= {"opt_out_clients": (), **given}
@@ -76,16 +83,16 @@ def _settings(model: Path, asked: Mapping[str, object]) -> Settings:
 
 
 def in_words(record: PersonalRecord) -> str:
-    """What each model does on the site's own test part, and which is chosen, for people."""
+    """Describe the results of each model on the site's own test texts."""
     (site,) = record.sites
+    num_test = site.candidates["global"].test.num_examples
     lines = [
-        f"{site.name}: {site.num_examples} texts to learn from, of which {site.num_opted_out} opted out; "
-        f"{site.num_validation} to choose by, {site.candidates['global'].test.num_examples} to judge by"
+        f"{site.name}: {site.num_examples} texts to learn from "
+        f"({site.num_opted_out} of them opted out), "
+        f"{site.num_validation} to choose by, {num_test} to test with"
     ]
-    for measure, called in (("accuracy", "accuracy"), ("macro_f1", "macro F1")):
+    for measure, name in _MEASURES.items():
         (row,) = record.rows(measure)
-        lines += [
-            f"  {called:<9} {head.lower():<11} {cell}"
-            for head, cell in zip(HEADER[2:], row[2:], strict=True)
-        ]
+        for heading, cell in zip(HEADER[2:], row[2:], strict=True):
+            lines.append(f"  {name:<9} {heading.lower():<11} {cell}")
     return "\n".join(lines)

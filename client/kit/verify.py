@@ -1,8 +1,8 @@
-"""`wardround-site verify-model`: whether a model folder is what an approved plan of this site made."""
+"""`wardround-site verify-model`: checks that an approved plan of this site made a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -10,35 +10,38 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from wardround.client.kit.plans import STATES
+from wardround.client.kit.words.plan import STATES
 from wardround.client.plans import SHORT, Known, Plans
 from wardround.client.site_file import SiteFile, signing_keys
 from wardround.common.credentials import fingerprint, public_line
+from wardround.common.errors import DONE, FAILED
 from wardround.common.ledger import FILE_NAME as LEDGER
 from wardround.common.ledger import read_ledger
 from wardround.common.provenance import Claim, Unproven
 from wardround.common.wire.messages import TRAIN
 from wardround.common.words import cleaned
 
+_NOT_CHECKED = "not checked, because an earlier check failed"
+
 
 @dataclass(frozen=True)
-class Check:
-    """What came of one check."""
+class Proof:
+    """The outcome of one check of a released model."""
 
     name: str
-    """Row of the table `CHECKS`."""
+    """Row of the table `PROOFS`."""
     state: Literal["ok", "no", "--"]
-    """`--`: not looked at, for what it needs is not proved."""
+    """`--`: not checked, because a check that it depends on failed."""
     words: str
 
     def in_words(self) -> str:
-        """One line for a person; it may repeat names that somebody else gave."""
+        """Return one line for a person; names that others chose are made printable."""
         return cleaned(f"{self.state:<4}{self.name:<11}{self.words}")
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """A folder, and the site that looks at it."""
+class _Released:
+    """A released model, and the site that checks it."""
 
     site: SiteFile
     claim: Claim
@@ -47,86 +50,90 @@ class _Subject:
 
     @cached_property
     def known(self) -> Known:
-        """The plan, as this site keeps it. Raises Unproven where it was not told of it."""
+        """The plan as this site keeps it. Raises Unproven if it did not receive it."""
         assert self.claim.coordinator is not None, "a site trusts a key"
         digest = self.claim.provenance.plan
         known = Plans(self.site, self.claim.coordinator).get(digest)
         if known is None:
-            short = digest[:SHORT]
             raise Unproven(
-                f"this site was not told of plan {short}, or an older key signed it"
+                f"this site did not receive plan {digest[:SHORT]}, or an older key "
+                "signed it"
             )
         return known
 
 
-def _run(on: _Subject) -> str:
+def _run(on: _Released) -> str:
     return on.claim.check_run()
 
 
-def _statement(on: _Subject) -> str:
+def _statement(on: _Released) -> str:
     return on.claim.check_statement()
 
 
-def _plan(on: _Subject) -> str:
-    """The plan was approved here, and still is."""
-    known = on.known
-    if known.decision.state != "approved":
-        raise Unproven(
-            f"plan {known.short} at this site: {STATES[known.decision.state]}"
-        )
-    day = datetime.fromtimestamp(known.decision.at, UTC).strftime("%Y-%m-%d")
-    return f"plan {known.short} was approved here on {day}, by {known.decision.by or 'hand'}"
+def _plan(on: _Released) -> str:
+    """Check that the plan was approved here, and still is."""
+    decision = on.known.decision
+    short = on.known.short
+    if decision.state != "approved":
+        raise Unproven(f"plan {short} at this site: {STATES[decision.state]}")
+    day = datetime.fromtimestamp(decision.at, UTC).strftime("%Y-%m-%d")
+    return f"plan {short} was approved here on {day}, by {decision.by or 'hand'}"
 
 
-def _sites(on: _Subject) -> str:
-    """Who took part is who stands in the plan, this site among them."""
+def _sites(on: _Released) -> str:
+    """Check that the sites of the model are those of the plan, this one among them."""
     roster = on.known.plan.sites
     if on.claim.provenance.sites != roster:
-        raise Unproven("the sites, or their keys, are others than in the plan")
+        raise Unproven("the sites or their keys differ from the plan")
     if roster.get(on.site.name) != on.own:
-        raise Unproven(f"{on.site.name} does not stand in the plan under its own key")
+        raise Unproven(f"{on.site.name} is not in the plan under its own key")
     return f"{', '.join(sorted(roster))}, as in the plan"
 
 
-def _updates(on: _Subject) -> str:
-    """Each update of this site that is named left this site, as its ledger says."""
-    found, known = on.claim.provenance, on.known
-    most = known.settings.num_rounds
-    last = min(found.round or most, most)  # version 1 does not tell the round
-    places = [(number, name) for number, name, _ in found.updates]
-    strange = [
-        f"round {number} of {name}"
-        for number, name in places
-        if name not in known.plan.sites or not 0 < number <= last
-    ]
-    if strange:
-        raise Unproven(
-            f"updates are named that the plan does not have ({', '.join(strange)})"
-        )
-    if len(set(places)) < len(places):
-        raise Unproven("an update is named twice")
+def _updates(on: _Released) -> str:
+    """Check each update of this site in the model against its ledger."""
+    found = on.claim.provenance
+    known = on.known
+    _check_rounds(on)
     own = {
         (number, answer)
         for number, name, answer in found.updates
         if name == on.site.name
     }
-    left = _left(on.site, found.plan)
+    left = _updates_that_left(on.site, found.plan)
     unknown = sorted(number for number, answer in own if (number, answer) not in left)
     if unknown:
         raise Unproven(
-            f"this site's update of round {unknown[0]} is not one that its ledger says left. See: "
-            "wardround-site ledger show"
+            f"this site's update of round {unknown[0]} did not leave it, by its ledger. "
+            "See: wardround-site ledger show"
         )
     if not left:
-        raise Unproven(
-            "no update left this site for this plan: it was not executed here"
-        )
-    told = f"of {len(left)} that its ledger says left for this plan"
-    return f"{len(own)} of this site are in it, {told}"
+        raise Unproven(f"no update left this site for plan {known.short}")
+    return (
+        f"{len(own)} of this site are in it, of {len(left)} that left for this plan by "
+        "its ledger"
+    )
 
 
-def _left(site: SiteFile, plan: str) -> set[tuple[int, str]]:
-    """Round and hash of the signed answer of every update that the ledger says left for a plan."""
+def _check_rounds(on: _Released) -> None:
+    """Raises Unproven if the model names rounds or sites that the plan does not have."""
+    found = on.claim.provenance
+    most = on.known.settings.num_rounds
+    last = min(found.round or most, most)  # version 1 does not hold the round
+    places = [(number, name) for number, name, _ in found.updates]
+    strange = [
+        f"round {number} of {name}"
+        for number, name in places
+        if name not in on.known.plan.sites or not 0 < number <= last
+    ]
+    if strange:
+        raise Unproven(f"the plan does not have these updates: {', '.join(strange)}")
+    if len(set(places)) < len(places):
+        raise Unproven("an update is named twice")
+
+
+def _updates_that_left(site: SiteFile, plan: str) -> set[tuple[int, str]]:
+    """Return round and hash of the signed answer of every update, by the ledger."""
     try:
         entries = read_ledger(site.state / LEDGER).values()
     except ValueError as error:
@@ -139,29 +146,34 @@ def _left(site: SiteFile, plan: str) -> set[tuple[int, str]]:
     }
 
 
-def _files(on: _Subject) -> str:
+def _files(on: _Released) -> str:
     return on.claim.check_files()
 
 
-def _tensors(on: _Subject) -> str:
+def _tensors(on: _Released) -> str:
     return on.claim.check_tensors()
 
 
-CHECKS: dict[str, Callable[[_Subject], str]] = {
-    check.__name__.removeprefix("_"): check
-    for check in (_run, _statement, _plan, _sites, _updates, _files, _tensors)
+PROOFS: dict[str, Callable[[_Released], str]] = {
+    "run": _run,
+    "statement": _statement,
+    "plan": _plan,
+    "sites": _sites,
+    "updates": _updates,
+    "files": _files,
+    "tensors": _tensors,
 }
-"""In the order in which a fault explains the next one."""
-# Without the signatures nothing is known; without the plan neither the sites nor the rounds are.
-_NEEDED = {
-    "run": tuple(CHECKS)[1:],
-    "statement": tuple(CHECKS)[2:],
+"""The checks, in the order in which an earlier fault explains a later one."""
+# Without the signatures nothing is known; without the plan neither sites nor rounds are.
+_DEPENDENT = {
+    "run": tuple(PROOFS)[1:],
+    "statement": tuple(PROOFS)[2:],
     "plan": ("sites", "updates"),
 }
 
 
-def verify_model(site: SiteFile, folder: Path) -> list[Check]:
-    """Every check of the table.
+def verify_model(site: SiteFile, folder: Path) -> list[Proof]:
+    """Run every check of the table.
 
     Raises:
         ValueError: there is no such folder, or the site's keys cannot be read.
@@ -169,52 +181,63 @@ def verify_model(site: SiteFile, folder: Path) -> list[Check]:
     """
     if not folder.is_dir():
         raise ValueError(
-            f"--model is '{folder}', which is no folder. Give a run's folder `model`."
+            f"--model is '{folder}', which is not a folder. Give a run's folder `model`."
         )
     own, coordinator = signing_keys(site)
-    subject = _Subject(site, Claim(folder, coordinator), fingerprint(public_line(own)))
-    return list(_checks(subject))
+    claim = Claim(folder, coordinator)
+    return list(_proofs(_Released(site, claim, fingerprint(public_line(own)))))
 
 
-def _checks(subject: _Subject) -> Iterator[Check]:
+def _proofs(released: _Released) -> Iterator[Proof]:
     skipped: set[str] = set()
-    for name, check in CHECKS.items():
+    for name, check in PROOFS.items():
         if name in skipped:
-            yield Check(name, "--", "not looked at, for what it needs is not proved")
+            yield Proof(name, "--", _NOT_CHECKED)
             continue
         try:
-            yield Check(name, "ok", check(subject))
+            yield Proof(name, "ok", check(released))
         except Unproven as error:
-            skipped.update(_NEEDED.get(name, ()))
-            yield Check(name, "no", str(error))
+            skipped.update(_DEPENDENT.get(name, ()))
+            yield Proof(name, "no", str(error))
 
 
-def is_verified(checks: list[Check]) -> bool:
-    """Whether all of them say yes."""
-    return all(check.state == "ok" for check in checks)
+def is_verified(proofs: Sequence[Proof]) -> bool:
+    """Return if every check passed."""
+    return all(proof.state == "ok" for proof in proofs)
 
 
-def verdict(folder: Path, checks: list[Check]) -> str:
-    """The last line for a person."""
-    named = cleaned(str(folder))
-    if is_verified(checks):
-        return f"verified: '{named}' is what an approved plan of this site made"
-    failed = ", ".join(check.name for check in checks if check.state == "no")
-    words = "is not proved to be what an approved plan of this site made"
-    return f"NOT verified: '{named}' {words} ({failed})"
+def exit_code(proofs: Sequence[Proof]) -> int:
+    """Return the exit code of `verify-model`."""
+    return DONE if is_verified(proofs) else FAILED
+
+
+def report(folder: Path, proofs: Sequence[Proof]) -> str:
+    """Return one line for each check, and the verdict as the last line."""
+    return "\n".join([*(proof.in_words() for proof in proofs), verdict(folder, proofs)])
+
+
+def verdict(folder: Path, proofs: Sequence[Proof]) -> str:
+    """Return the verdict in one line."""
+    name = cleaned(str(folder))
+    if is_verified(proofs):
+        return f"verified: an approved plan of this site made '{name}'"
+    failed = ", ".join(proof.name for proof in proofs if proof.state == "no")
+    return (
+        f"NOT verified: no proof that an approved plan of this site made '{name}' "
+        f"({failed})"
+    )
 
 
 def require_verified(site: SiteFile, folder: Path) -> None:
     """Refuse a folder that is not verified.
 
     Raises:
-        ValueError: names the first check that says no, and the next step; or as `verify_model` does.
+        ValueError: a check failed, which the text names; or as `verify_model` does.
     """
-    checks = verify_model(site, folder)
-    first = next((check for check in checks if check.state == "no"), None)
-    if first is not None:
-        raise ValueError(
-            f"--model is '{folder}', which is not proved to be what an approved plan of this site "
-            f"made: {first.name}: {first.words}. Look: wardround-site verify-model --model "
-            f"'{folder}'. To take it all the same: --unverified"
-        )
+    for proof in verify_model(site, folder):
+        if proof.state == "no":
+            raise ValueError(
+                f"--model is '{folder}', and there is no proof that an approved plan of "
+                f"this site made it: {proof.name}: {proof.words}. Next: wardround-site "
+                f"verify-model --model '{folder}'. To use it anyway: --unverified"
+            )

@@ -1,0 +1,75 @@
+"""Commands about the ledger: show, verify, export, accept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wardround.client.kit.commands.options import Site, option
+from wardround.client.site_file import load_site_file
+from wardround.common.command_line import command, new_app
+
+app = new_app("What came to this site and what left it: show, verify, export, accept.")
+
+
+@command(app)
+def show(
+    site: Site = Path("site.yaml"),
+    last: Annotated[int, option("--last", "Number of lines.", min=1)] = 40,
+) -> None:
+    """Print in plain words what came and what left, newest last.
+
+    Example:
+      wardround-site ledger show --last 100
+    """
+    from wardround.client.kit import ledger
+
+    typer.echo(ledger.newest_in_words(load_site_file(site), last))
+
+
+@command(app)
+def verify(site: Site = Path("site.yaml")) -> None:
+    """Check that every line of the ledger follows the one before; name the first that does not.
+
+    Example:
+      wardround-site ledger verify
+
+    Exit code: 0 whole, 2 not whole.
+    """
+    from wardround.client.kit import ledger
+
+    typer.echo(ledger.verify(load_site_file(site)))
+
+
+@command(app)
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    site: Site = Path("site.yaml"),
+) -> None:
+    """Copy the ledger into one file, for an audit. It holds no text, label or path.
+
+    Example:
+      wardround-site ledger export st_marys.jsonl
+    """
+    from wardround.client.kit import ledger
+
+    typer.echo(ledger.export(load_site_file(site), file))
+
+
+@command(app)
+def accept(
+    missing: Annotated[
+        str, typer.Argument(metavar="HASH", help="The hash that `join` named.")
+    ],
+    site: Site = Path("site.yaml"),
+) -> None:
+    """Continue although the ledger lacks a line that the server holds. The ledger records this.
+
+    Example:
+      wardround-site ledger accept 5f0c...
+    """
+    from wardround.client.kit import ledger
+
+    typer.echo(ledger.accept(load_site_file(site), missing))

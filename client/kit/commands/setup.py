@@ -1,0 +1,167 @@
+"""Commands that set a site up and run it: init, trust, check, join."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wardround.client.kit.commands.options import Site, SkipCheck, option
+from wardround.client.kit.init import REGISTRATION, trust_next_key, write_kit
+from wardround.client.kit.policy_file import read_policy
+from wardround.client.policy import Policy
+from wardround.client.site_file import load_site_file
+from wardround.common.command_line import command, new_app
+
+app = new_app("")
+
+
+@command(app)
+def init(
+    invitation: Annotated[
+        Path, option("--invitation", "The coordinator's invitation.", "FILE")
+    ],
+    data: Annotated[Path, option("--data", "CSV, JSONL or Parquet.", "FILE")],
+    text: Annotated[list[str], option("--text", "Text column; repeatable.", "COLUMN")],
+    label: Annotated[str, option("--label", "Label column.", "COLUMN")],
+    delimiter: Annotated[
+        str | None,
+        option(
+            "--delimiter", "Column separator of a CSV: a character, or tab.", "SIGN"
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        option("--encoding", "Of a CSV or JSONL file: windows-1252 ...", "NAME"),
+    ] = None,
+    folder: Annotated[Path, option("--dir", "Where to write.", "DIR")] = Path(),
+    device: Annotated[str, option("--device", "auto, cpu, cuda ...")] = "auto",
+    model: Annotated[
+        Path | None, option("--model", "Local copy of the pre-trained model.", "DIR")
+    ] = None,
+    image: Annotated[
+        str, option("--image", "Image for compose.yaml.")
+    ] = "wardround-client",
+    policy: Annotated[
+        Path | None,
+        option("--policy", "Limits that replace the strict ones, as YAML.", "FILE"),
+    ] = None,
+) -> None:
+    """Make this site's keys and files: site.yaml, registration.json, a systemd unit, a compose file.
+
+    Example:
+      wardround-site init --invitation invitation.json --data letters.csv --text letter --label department
+
+    Compare the invitation's fingerprint with the coordinator's by telephone. The private
+    keys are made here and never leave. Nothing is overwritten, nothing is sent.
+    """
+    folder = folder.absolute()
+    site, invited, registered = write_kit(
+        invitation,
+        folder,
+        image,
+        data_path=data.absolute(),
+        delimiter=delimiter,
+        encoding=encoding,
+        text_columns=tuple(text),
+        label_column=label,
+        model=None if model is None else model.absolute(),
+        device=device,
+        policy=Policy() if policy is None else read_policy(policy),
+    )
+    typer.echo(
+        f"Invited as {site.name} to {site.server_address}\n"
+        f"  the invitation's fingerprint is  {invited}\n"
+        "  COMPARE it with the coordinator's by telephone. If they differ, stop here.\n"
+        f"Wrote site.yaml, keys, {REGISTRATION}, wardround-site.service and compose.yaml "
+        f"to {folder}\n"
+        f"SEND to the coordinator:  {folder / REGISTRATION}\n"
+        f"  whose fingerprint is             {registered}\n"
+        f"NEVER send to anybody:    {site.private_key}, {site.signing_key}, "
+        f"and no text of {site.data_path}"
+    )
+    for path in (site.data_path, site.model):
+        if path is not None and not path.exists():
+            typer.echo(f"Does not exist yet:       {path}")
+    typer.echo(f"Next: wardround-site check --site {folder / 'site.yaml'}")
+
+
+@command(app)
+def trust(
+    rotation: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The coordinator's rotation file.")
+    ],
+    fingerprint: Annotated[
+        str, option("--fingerprint", "As the coordinator reads it out.")
+    ],
+    site: Site = Path("site.yaml"),
+) -> None:
+    """Trust the coordinator's next signing key, which the current one has signed.
+
+    Example:
+      wardround-site trust rotation.json --fingerprint SHA256:...
+
+    Give the fingerprint that the coordinator reads out by telephone. Restart `join`
+    afterwards.
+    """
+    trust_next_key(load_site_file(site), rotation, fingerprint)
+    typer.echo("The new key is trusted. Next: restart wardround-site join.")
+
+
+@command(app)
+def check(
+    site: Site = Path("site.yaml"),
+    as_json: Annotated[bool, option("--json", "Print JSON.")] = False,
+    expect: Annotated[
+        list[str] | None,
+        option("--expect", "A required version; repeatable.", "PACKAGE=VERSION"),
+    ] = None,
+    labels: Annotated[
+        str, option("--labels", "The consortium's labels.", "A,B,C")
+    ] = "",
+    model: Annotated[
+        str | None, option("--model", "Hub id or folder of the run's model.", "ID")
+    ] = None,
+    max_length: Annotated[int, option("--max-length", "Tokens per text.", min=3)] = 128,
+    skip_check: SkipCheck = None,
+) -> None:
+    """Check if this site is ready. Each finding is one line with its next step.
+
+    Examples:
+      wardround-site check
+      wardround-site check --expect flwr=1.39.0 --labels heart,skin --model google-bert/bert-base-cased
+      wardround-site check --json > findings.json
+
+    It sends no data. Its output names paths, labels and counts: do not send it on unread.
+    Exit code: 0 ready, 1 not ready, 2 bad input.
+    """
+    from wardround.client.kit import readiness
+
+    loaded = load_site_file(site)
+    options = readiness.read_options(loaded, expect or [], labels, model, max_length)
+    code = readiness.check(loaded, options, skip_check or [], as_json=as_json)
+    raise typer.Exit(code)
+
+
+@command(app)
+def join(
+    site: Site = Path("site.yaml"),
+    skip_check: SkipCheck = None,
+    retry_seconds: Annotated[
+        float,
+        option("--retry-seconds", "First wait before another try; doubles.", min=0.1),
+    ] = 5.0,
+) -> None:
+    """Check this site, then take part until it is stopped.
+
+    Examples:
+      wardround-site join
+      wardround-site join --site /srv/wardround/site.yaml --skip-check memory
+
+    It uses one connection to the server and one process that trains.
+    Exit code: 0 stopped by a signal, 1 not ready or refused for good, 2 bad input.
+    """
+    from wardround.client.kit import readiness
+
+    raise typer.Exit(readiness.check_and_join(site, skip_check or [], retry_seconds))

@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from wardround.client.kit.checks.findings import Finding
+from wardround.client.kit.checks.printing import print_findings
 from wardround.client.kit.checks.subject import Options
 from wardround.client.kit.checks.table import (
     findings_as_json,
@@ -16,7 +17,6 @@ from wardround.client.kit.checks.table import (
     run_checks,
 )
 from wardround.client.kit.reconnect import HEALING_CHECKS, LinkJudge
-from wardround.client.kit.words.findings import print_findings
 from wardround.client.node.join import join, say
 from wardround.client.site_file import SiteFile, load_site_file
 from wardround.common.errors import DONE, FAILED

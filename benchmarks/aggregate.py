@@ -15,7 +15,7 @@ from flwr.common.constant import SType
 from wardround.common.model.flat import Layout, flatten_model
 from wardround.common.pretrained import read_classifier
 from wardround.common.wire.arrays import to_record
-from wardround.common.wire.messages import unpack_update
+from wardround.common.wire.codec import unpack_update
 from wardround.server.rounds.checks import check_update, open_tensors
 from wardround.server.rounds.mean import WeightedMean
 from wardround.server.rounds.members import Member

@@ -36,8 +36,9 @@ from wardround.common.model.flat import Layout, model_sha256
 from wardround.common.model.influence import Speaking
 from wardround.common.model.state import open_model
 from wardround.common.settings import Settings
+from wardround.common.wire.codec import pack_requests, unpack_update
 from wardround.common.wire.forms import decode, whole
-from wardround.common.wire.messages import TRAIN, Task, pack_tasks, unpack_update
+from wardround.common.wire.messages import TRAIN, TrainRequest
 from wardround.server.deployment.submit import settings_to_submit
 from wardround.server.rounds.mean import WeightedMean
 from wardround.server.rounds.server_step import ServerStep
@@ -194,7 +195,7 @@ def run(
                 kept[name] = Kept()
             digest = file_sha256(site.data_path)
             order = Order(arm, settings, place, number, number - 1, digest, most)
-            task = Task(
+            task = TrainRequest(
                 number,
                 layout.digest,
                 whole(tensors.numpy()),
@@ -203,7 +204,7 @@ def run(
             )
             with noted(seen[name]):
                 real = RealSite(site, kept[name], order)
-                content = answer(TRAIN, pack_tasks(task, [place])[0], lambda: real)  # noqa: B023
+                content = answer(TRAIN, pack_requests(task, [place])[0], lambda: real)  # noqa: B023
             asked[name] += 1
             refusal = content.config_records.get("refusal")
             if refusal is not None:

@@ -20,18 +20,17 @@ import numpy as np
 from flwr.app import RecordDict
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from wardround.client.declines import Declines
+from wardround.common.errors import SiteRefusal
 from wardround.common.files import write_atomically, write_json
-from wardround.common.wire.local import padded_arrays, read_arrays, table_of
-from wardround.common.wire.messages import (
-    EVALUATE,
-    TRAIN,
-    is_lack,
+from wardround.common.process.shared_memory import padded_arrays, read_arrays, table_of
+from wardround.common.wire.codec import is_missing_base
+from wardround.common.wire.contents import (
+    dump_content,
+    load_content,
     put_arrays,
-    read_content,
     take_arrays,
-    write_content,
 )
+from wardround.common.wire.messages import EVALUATE, TRAIN
 
 _INDEX = "index.json"
 _LENGTH, _ALIGNMENT = 8, 64
@@ -90,7 +89,7 @@ class Answers:
             most: rounds that this site answers in all (`policy.max_total_answers`).
 
         Raises:
-            Declines: `answered_otherwise`: it was begun for another model; `answer_lost`: it left and is not
+            SiteRefusal: `answered_otherwise`: it was begun for another model; `answer_lost`: it left and is not
                 here any more; `out_of_order`: a later round was begun; `over_budget`; `beyond_plan`: held-out
                 texts were counted for another round.
             OSError: this cannot be noted, so that nothing may be answered.
@@ -100,19 +99,19 @@ class Answers:
         rounds = index.setdefault(kind, {})
         before = rounds.get(round)
         if kind == EVALUATE and rounds and before is None:
-            raise Declines("beyond_plan")
+            raise SiteRefusal("beyond_plan")
         if before is not None:
             if before.model != begun.model:
-                raise Declines("answered_otherwise")
+                raise SiteRefusal("answered_otherwise")
             if before.stored:
                 return self._read(plan, kind, round, before)
             begun = replace(before, data=begun.data)
         elif round <= floor:
-            raise Declines("answer_lost")
+            raise SiteRefusal("answer_lost")
         elif round < max(rounds, default=0):
-            raise Declines("out_of_order")
+            raise SiteRefusal("out_of_order")
         elif kind == TRAIN and self.num_answers() >= most:
-            raise Declines("over_budget")
+            raise SiteRefusal("over_budget")
         self._write(plan, index | {kind: rounds | {round: begun}})
         if kind == TRAIN:
             self._forget_before(plan, round)
@@ -161,7 +160,7 @@ class Answers:
     def _read(self, plan: str, kind: str, round: int, begun: Begun) -> Stored:
         content = _read_answer(self._path(plan, kind, round), begun.stored)
         if content is None:
-            raise Declines("answer_lost")
+            raise SiteRefusal("answer_lost")
         return Stored(content, begun.update_norm)
 
     def _forget_before(self, plan: str, round: int) -> None:
@@ -198,13 +197,13 @@ def _is_final(content: RecordDict) -> bool:
     refusal = content.config_records.get("refusal")
     if refusal is not None:
         return str(refusal["code"]) in _STORED
-    return not is_lack(content)
+    return not is_missing_base(content)
 
 
 def _write_answer(path: Path, content: RecordDict) -> str:
     """Write an answer whole or not at all; returns its SHA-256. Raises OSError."""
     rest, arrays = take_arrays(content)
-    words = write_content({"table": table_of(arrays)}, rest)
+    words = dump_content({"table": table_of(arrays)}, rest)
     # Numbers begin on a boundary of their own type; JSON may end with spaces.
     words = words.ljust(-(-(len(words) + _LENGTH) // _ALIGNMENT) * _ALIGNMENT - _LENGTH)
     digest = hashlib.sha256()
@@ -236,6 +235,6 @@ def _read_answer(path: Path, digest: str) -> RecordDict | None:
     if hashlib.sha256(memory.data).hexdigest() != digest:
         return None
     end = _LENGTH + int.from_bytes(memory[:_LENGTH].tobytes(), "little")
-    words, content = read_content(memory[_LENGTH:end].tobytes())
+    words, content = load_content(memory[_LENGTH:end].tobytes())
     put_arrays(content, read_arrays(memory[end:], words["table"]))
     return content

@@ -11,7 +11,8 @@ import logging
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from wardround.common.wire.messages import pack_refusal, seconds_left_of, unpack_notice
+from wardround.common.wire.codec import pack_refusal, unpack_notice
+from wardround.common.wire.deadlines import seconds_left_of
 from wardround.common.words import LONGEST_TEXT, quoted
 
 log = logging.getLogger(__name__)

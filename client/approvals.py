@@ -25,14 +25,9 @@ from wardround.common.credentials import (
     public_line,
     write_secret,
 )
+from wardround.common.errors import NotAuthentic
 from wardround.common.files import write_atomically
-from wardround.common.wire.signing import (
-    NotAuthentic,
-    Seconds,
-    Sha256,
-    open_envelope,
-    sign,
-)
+from wardround.common.wire.signing import Seconds, Sha256, open_envelope, sign
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

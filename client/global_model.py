@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from wardround.client.bounds import RoundOfPlan, Yardstick, step_norms, tensors_too_far
-from wardround.client.declines import Declines
 from wardround.client.held import Held, HeldModel
+from wardround.common.errors import SiteRefusal
 from wardround.common.model.flat import Layout, tensor_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def check_global_model(
     start: Callable[[], Tensor],
     rehearse: Callable[[], Yardstick],
 ) -> None:
-    """Raise Declines if the global tensors are not what could have come of the ones before.
+    """Raise SiteRefusal if the global tensors are not what could have come of the ones before.
 
     Args:
         received: (P,) fp32.
@@ -39,12 +39,12 @@ def check_global_model(
         rehearse: trains on that start, sends nothing, and says how far it went.
 
     Raises:
-        Declines: `another_start` or `too_far`.
+        SiteRefusal: `another_start` or `too_far`.
     """
     policy = plan.policy
     if age == 0:
         if policy.same_start and not torch.equal(start().cpu(), tensor_of(received)):
-            raise Declines("another_start")
+            raise SiteRefusal("another_start")
         return
     before = held.model()
     if policy.max_step_ratio is None or (before is None and not policy.same_start):
@@ -58,7 +58,7 @@ def check_global_model(
     )
     if found:
         name, times = max(found, key=lambda item: item[1])
-        raise Declines(
+        raise SiteRefusal(
             "too_far",
             words=(
                 f"{len(found)} of {len(layout.names)} tensors moved too far since round {before.age}; "

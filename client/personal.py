@@ -17,11 +17,12 @@ from wardround.client.site import Examples, SimulatedSite
 from wardround.common.data.batches import by_length
 from wardround.common.data.partitions import deal_alike
 from wardround.common.data.tokens import TokenisedTexts
+from wardround.common.errors import LossNotFinite
 from wardround.common.files import write_atomically
 from wardround.common.model.flat import Layout, model_sha256, tensors_to_flat
 from wardround.common.model.mixture import Mixture, new_gate, save_mixture
 from wardround.common.model.state import ModelState, open_model
-from wardround.common.model.train import LossNotFinite, Place, evaluate, train_epochs
+from wardround.common.model.train import Place, evaluate, train_epochs
 from wardround.common.personal import (
     METHODS,
     TRAINED,

@@ -14,18 +14,18 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from wardround.client import approvals
 from wardround.client.answers import Answers
 from wardround.client.approvals import Approvers
-from wardround.client.declines import Declines
 from wardround.client.peers import Peers
 from wardround.client.policy import Limits, refusals_of
 from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
 from wardround.common.credentials import fingerprint, public_line
 from wardround.common.data.texts import read_texts
+from wardround.common.errors import NotAuthentic, OtherVersion, SiteRefusal
 from wardround.common.files import file_sha256, write_atomically, write_json
 from wardround.common.settings import Settings
-from wardround.common.versions import NAME, OtherVersion, installed
-from wardround.common.wire.messages import PENDING
-from wardround.common.wire.signing import CLOCK_SECONDS, NotAuthentic, Plan, open_plan
+from wardround.common.versions import NAME, advice, installed
+from wardround.common.wire.refusals import PENDING
+from wardround.common.wire.signing import CLOCK_SECONDS, Plan, open_plan
 from wardround.common.words import printable
 
 if TYPE_CHECKING:
@@ -124,21 +124,21 @@ class Plans:
 
         Raises:
             NotAuthentic: the coordinator has not signed it, or its settings cannot be.
-            Declines: too many wait for a decision.
+            SiteRefusal: too many wait for a decision.
             OSError: it cannot be written.
         """
         try:
             plan, digest = open_plan(envelope, self._coordinator)
             _settings_of(plan)
         except OtherVersion as error:
-            raise Declines("other_version", words=str(error)) from None
+            raise SiteRefusal("other_version", words=str(error)) from None
         path = self._folder / digest / _PLAN
         if not path.exists():
             if (
                 sum(known.decision.state == "pending" for known in self.all())
                 >= _MOST_UNDECIDED
             ):
-                raise Declines("too_many_plans")
+                raise SiteRefusal("too_many_plans")
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomically(
                 path, lambda part: part.write_text(envelope, encoding="ascii")
@@ -206,27 +206,27 @@ def approve(
     """Let a plan be executed, with the texts as they are now. Returns whether no other person is needed.
 
     Raises:
-        Declines: the policy refuses it, the texts cannot be read, or they are too few for it, or too close to
+        SiteRefusal: the policy refuses it, the texts cannot be read, or they are too few for it, or too close to
             texts that this site has answered for.
         ValueError: people must sign here, and nobody did, or this person is no approver.
         OSError: this cannot be written.
     """
     _check_person(person, site)
     for code, key, words in refusals_of(known.plan, known.settings, limits):
-        raise Declines(code, key, words)
+        raise SiteRefusal(code, key, words)
     versions = Versions(site)
     try:
         data = file_sha256(site.data_path)
         version = versions.read()
         sizes = sizes_of(site, known.settings)
     except OSError as error:
-        raise Declines(
+        raise SiteRefusal(
             "bad_input", words=f"{error.filename}: {error.strerror}"
         ) from None
     except ValueError as error:
-        raise Declines("bad_input", words=str(error)) from None
+        raise SiteRefusal("bad_input", words=str(error)) from None
     for code, key, words in size_refusals(known.settings, sizes, site.policy):
-        raise Declines(code, key, words)
+        raise SiteRefusal(code, key, words)
     versions.check_distance(version, Answers(site.state).answered())
     people = _sign_approval(plans, known, site, data, person)
     if (
@@ -283,26 +283,26 @@ def executed(
     """The plan, if it is to be executed now; if the policy says so, it is approved on this occasion.
 
     Raises:
-        Declines: says why not.
+        SiteRefusal: says why not.
         OSError: a decision cannot be written.
     """
     now = time.time() if now is None else now
     known = plans.get(digest)
     if known is None:
-        raise Declines("plan_unknown")
+        raise SiteRefusal("plan_unknown")
     if known.decision.state in ("rejected", "revoked"):
-        raise Declines(f"plan_{known.decision.state}")
+        raise SiteRefusal(f"plan_{known.decision.state}")
     for code, key, words in refusals_of(known.plan, known.settings, limits):
-        raise Declines(code, key, words)
+        raise SiteRefusal(code, key, words)
     if (
         not known.plan.not_before - CLOCK_SECONDS
         <= now
         <= known.plan.not_after + CLOCK_SECONDS
     ):
-        raise Declines("plan_over")
+        raise SiteRefusal("plan_over")
     if known.decision.state == "pending":
         if limits.policy.approve == "by_hand":
-            raise Declines(
+            raise SiteRefusal(
                 PENDING,
                 words=f"plan {known.short} waits for: wardround-site approve {known.short}",
             )
@@ -313,7 +313,7 @@ def executed(
 
 
 def _check_people(plans: Plans, known: Known, site: SiteFile) -> None:
-    """Raise Declines if the policy asks for more people than have approved."""
+    """Raise SiteRefusal if the policy asks for more people than have approved."""
     needed = site.policy.approvals
     if needed == 1:
         return
@@ -322,7 +322,7 @@ def _check_people(plans: Plans, known: Known, site: SiteFile) -> None:
         words = (
             f"plan {known.short} has the approval of {len(people)} of {needed} people"
         )
-        raise Declines(PENDING, words=words)
+        raise SiteRefusal(PENDING, words=words)
 
 
 def limits_of(site: SiteFile, key: Any) -> Limits:
@@ -351,5 +351,5 @@ def _settings_of(plan: Plan) -> Settings:
     except (ValueError, TypeError, KeyError, AttributeError):
         theirs = printable(plan.code.get(NAME, installed()))
         if theirs != installed():
-            raise OtherVersion(theirs) from None
+            raise OtherVersion(advice(theirs)) from None
         raise NotAuthentic("damaged") from None

@@ -13,39 +13,40 @@ import numpy as np
 from flwr.app import RecordDict
 
 from wardround.client.bounds import RoundOfPlan, Yardstick
-from wardround.client.declines import Declines
 from wardround.client.global_model import check_global_model, measure
 from wardround.client.held import HeldModel
 from wardround.client.policy import Policy, is_pinned, names_of
 from wardround.client.site import Examples, RealSite, Site
 from wardround.client.variates import Variates
 from wardround.common.data.batches import by_length
+from wardround.common.errors import LossNotFinite, MissingBase, SiteRefusal
 from wardround.common.model.flat import distance, model_sha256, tensor_of
 from wardround.common.model.heads import draw_head
 from wardround.common.model.influence import RoundSteps, Speaking
 from wardround.common.model.state import ModelState, open_model
-from wardround.common.model.train import LossNotFinite, Place, evaluate, train_epochs
+from wardround.common.model.train import Place, evaluate, train_epochs
 from wardround.common.model_files import FILES_PREFIX, WEIGHTS_PREFIX
 from wardround.common.pretrained import files_of
 from wardround.common.settings import ModelSettings, Settings
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import Payload
+from wardround.common.wire.codec import (
+    pack_counts,
+    pack_introduction,
+    pack_missing_base,
+    pack_refusal,
+    pack_update,
+    unpack_hello,
+    unpack_request,
+)
 from wardround.common.wire.forms import EXACT, decode, encode, whole
 from wardround.common.wire.messages import (
     EVALUATE,
     HELLO,
     TRAIN,
-    Card,
-    LacksBase,
-    Task,
+    Introduction,
+    TrainRequest,
     Update,
-    pack_card,
-    pack_counts,
-    pack_lack,
-    pack_refusal,
-    pack_update,
-    unpack_hello,
-    unpack_task,
 )
 
 if TYPE_CHECKING:
@@ -71,14 +72,14 @@ def answer(kind: str, content: RecordDict, find_site: Callable[[], Site]) -> Rec
         unpack, work, pack = WORK[kind]
         site = find_site()
         return pack(work(_ordered(unpack(content), site), site))
-    except Declines as no:
+    except SiteRefusal as no:
         log.info("a message of type %s is not answered: %s", kind, no)
         return pack_refusal(no.code, no.key)
-    except LacksBase as lack:
+    except MissingBase as lack:
         log.info(
             "the tensors that a task is written against are not held here; asking for all of them"
         )
-        return pack_lack(str(lack))
+        return pack_missing_base(str(lack))
     except LossNotFinite as error:
         log.warning("%s", error)
         return pack_refusal("diverged")
@@ -92,7 +93,7 @@ def _ordered(asked: Any, site: Site) -> Any:
     order = site.order
     if order is None:
         return asked
-    if isinstance(asked, Task):
+    if isinstance(asked, TrainRequest):
         return replace(
             asked, settings=order.settings, client=order.client, round=order.round
         )
@@ -104,15 +105,15 @@ def warm_up() -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
 
 
-def introduce(settings: Settings, site: Site) -> Card:
-    """Say who this is and how many examples it trains on. Raises ValueError or Declines for its data."""
+def introduce(settings: Settings, site: Site) -> Introduction:
+    """Say who this is and how many examples it trains on. Raises ValueError or SiteRefusal for its data."""
     examples = site.examples(site.localise(settings))
-    return Card(
+    return Introduction(
         site.client, len(examples.train), len(examples.test) + len(examples.validation)
     )
 
 
-def run_local_round(task: Task, site: Site) -> Update:
+def run_local_round(task: TrainRequest, site: Site) -> Update:
     """Train the global model on the site's own examples.
 
     If sites evaluate, the model as received is first put through the site's held-out texts.
@@ -122,9 +123,9 @@ def run_local_round(task: Task, site: Site) -> Update:
 
     Raises:
         ValueError: the server's model is not the one these settings describe here.
-        LacksBase: the task is written against tensors that this process does not hold.
+        MissingBase: the task is written against tensors that this process does not hold.
         LossNotFinite: training diverged.
-        Declines: the site's policy does not allow it.
+        SiteRefusal: the site's policy does not allow it.
     """
     started = time.perf_counter()
     settings = site.localise(_settings_of(task))
@@ -187,17 +188,17 @@ def run_local_round(task: Task, site: Site) -> Update:
     )
 
 
-def _place(settings: Settings, task: Task, state: ModelState) -> Place:
+def _place(settings: Settings, task: TrainRequest, state: ModelState) -> Place:
     return Place(
         settings.seed, task.round, task.client, state.device, settings.precision
     )
 
 
 def _check_speaking(speaking: Speaking, policy: Policy) -> None:
-    """Raise Declines if almost all of an update comes from a few texts."""
+    """Raise SiteRefusal if almost all of an update comes from a few texts."""
     found = speaking.num_speaking()
     if found < policy.min_speaking_texts:
-        raise Declines(
+        raise SiteRefusal(
             "few_speak",
             words=(
                 f"{found:.1f} texts speak in the update; policy.min_speaking_texts is "
@@ -221,7 +222,7 @@ def _keep_yardstick(
     held.wait()
 
 
-def count_held_out(task: Task, site: Site) -> Sums:
+def count_held_out(task: TrainRequest, site: Site) -> Sums:
     """Put the global model through the site's held-out texts. Raises as `run_local_round` does."""
     settings = site.localise(_settings_of(task))
     examples = site.examples(settings)
@@ -230,11 +231,11 @@ def count_held_out(task: Task, site: Site) -> Sums:
     if site.order is not None:
         site.held.wait()
     if _is_withheld(counts, site):
-        raise Declines("counts_withheld")
+        raise SiteRefusal("counts_withheld")
     return counts
 
 
-def _settings_of(task: Task) -> Settings:
+def _settings_of(task: TrainRequest) -> Settings:
     if task.settings is None:
         raise ValueError("a task came without settings, and no plan was approved")
     return task.settings
@@ -251,15 +252,15 @@ def _is_withheld(counts: Sums, site: Site) -> bool:
 WORK: dict[
     str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., RecordDict]]
 ] = {
-    HELLO: (unpack_hello, introduce, pack_card),
-    TRAIN: (unpack_task, run_local_round, pack_update),
-    EVALUATE: (unpack_task, count_held_out, pack_counts),
+    HELLO: (unpack_hello, introduce, pack_introduction),
+    TRAIN: (unpack_request, run_local_round, pack_update),
+    EVALUATE: (unpack_request, count_held_out, pack_counts),
 }
 """By message type: what unpacks the content, the work on that and the site, and what packs its result."""
 
 
 def _load(
-    task: Task, settings: Settings, examples: Examples, site: Site
+    task: TrainRequest, settings: Settings, examples: Examples, site: Site
 ) -> tuple[ModelState, np.ndarray]:
     """The resident model with the global tensors, and those tensors, (P,) fp32."""
     label_names = examples.corpus.label_names
@@ -284,14 +285,14 @@ def _load(
     return state, received
 
 
-def _received(task: Task, state: ModelState, site: Site) -> np.ndarray:
+def _received(task: TrainRequest, state: ModelState, site: Site) -> np.ndarray:
     """The global tensors, (P,) fp32, from the task alone or from those this site has kept."""
     # A payload that is whole needs no more of its base than the length.
     base = np.broadcast_to(np.float32(0), (state.layout.size,))
     if task.base:
         held = _kept_tensors(site)
         if held is None or held.version != task.base:
-            raise LacksBase(task.base)
+            raise MissingBase(task.base)
         base = held.tensors
     received = decode(task.payload, base)
     if site.kept is not None and site.order is None:
@@ -310,13 +311,13 @@ def _kept_tensors(site: Site) -> HeldModel | None:
 
 def _check_received(
     received: np.ndarray,
-    task: Task,
+    task: TrainRequest,
     state: ModelState,
     settings: Settings,
     examples: Examples,
     site: RealSite,
 ) -> None:
-    """Hold the global tensors against those before, and keep them. Raises Declines or ValueError."""
+    """Hold the global tensors against those before, and keep them. Raises SiteRefusal or ValueError."""
     order, label_names = site.order, examples.corpus.label_names
     assert order is not None
     if model_sha256(state.layout, tensor_of(received)) != task.version:
@@ -356,7 +357,7 @@ def _check_received(
 
 
 def check_model_file(model: ModelSettings, site: SiteFile) -> None:
-    """Raise Declines unless the model's files are those that plan and policy name by their hashes.
+    """Raise SiteRefusal unless the model's files are those that plan and policy name by their hashes.
 
     The hash of the weights alone is enough for a folder of the site's own: of another one the configuration
     and the tokenizer could be anybody's.
@@ -375,11 +376,11 @@ def check_model_file(model: ModelSettings, site: SiteFile) -> None:
     is_planned = model.sha256 is None or weights == WEIGHTS_PREFIX + model.sha256
     is_listed = not is_listed_by_hash or bool(found & listed)
     if not (is_planned and is_listed):
-        raise Declines("another_model")
+        raise SiteRefusal("another_model")
 
 
 def _payload(
-    task: Task, site: Site, trained: np.ndarray, received: np.ndarray
+    task: TrainRequest, site: Site, trained: np.ndarray, received: np.ndarray
 ) -> Payload:
     """The trained tensors as they travel. Inside one machine they need not be made smaller without loss."""
     settings = _settings_of(task)

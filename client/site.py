@@ -13,13 +13,13 @@ import numpy as np
 
 from wardround.client.answers import Answers
 from wardround.client.carried import Carried, CarriedFiles, CarriedMemory, What
-from wardround.client.declines import Declines
 from wardround.client.held import Held
 from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
 from wardround.common.data.corpus import Corpus, forget_corpora, open_corpus
 from wardround.common.data.partitions import partition, split_held_out
 from wardround.common.data.texts import NO_LATE_OPT_OUTS, LateOptOuts, numbered_by_name
+from wardround.common.errors import SiteRefusal
 from wardround.common.files import file_sha256
 from wardround.common.settings import PartitionSettings, Settings
 
@@ -193,7 +193,7 @@ class RealSite:
 
         Raises:
             ValueError: bad data.
-            Declines: the file is not the one for which the plan was approved, or its texts are too few for
+            SiteRefusal: the file is not the one for which the plan was approved, or its texts are too few for
                 the plan.
         """
         self._notice_changes()
@@ -213,7 +213,7 @@ class RealSite:
     def check_sizes(
         self, settings: Settings, examples: Examples, hidden_size: int | None = None
     ) -> None:
-        """Raise Declines if the texts are too few, or a step of the plan is too much, for the policy.
+        """Raise SiteRefusal if the texts are too few, or a step of the plan is too much, for the policy.
 
         Args:
             hidden_size: of the model; None before it is opened.
@@ -222,17 +222,17 @@ class RealSite:
         num_held_out = len(examples.test) + len(examples.validation)
         sizes = Sizes(len(examples.train), num_held_out, num_tokens, hidden_size)
         for code, key, words in size_refusals(settings, sizes, self.file.policy):
-            raise Declines(code, key, words)
+            raise SiteRefusal(code, key, words)
 
     def _late_opt_outs(self, order: Order) -> LateOptOuts:
-        """Texts that have opted out since the approval. Raises Declines if the file changed otherwise."""
+        """Texts that have opted out since the approval. Raises SiteRefusal if the file changed otherwise."""
         found = file_sha256(self.file.data_path)
         if found == order.data:
             return NO_LATE_OPT_OUTS
         versions = Versions(self.file)
         late = versions.late_opt_outs(order.plan, order.data)
         if late is None and not self.file.policy.data_may_change:
-            raise Declines("data_changed")
+            raise SiteRefusal("data_changed")
         version = versions.read()
         if late is None:
             versions.check_distance(version, Answers(self.file.state).answered())

@@ -30,7 +30,7 @@ from wardround.common.credentials import (
     read_private_key,
 )
 from wardround.common.data.read import Columns
-from wardround.common.errors import explain
+from wardround.common.explain import explain
 from wardround.common.file_form import FileForm
 from wardround.common.files import write_atomically
 from wardround.common.settings import DataSettings

@@ -18,7 +18,7 @@ import numpy as np
 
 from wardround.client.site import Site
 from wardround.common.settings import Settings
-from wardround.common.wire.messages import Task
+from wardround.common.wire.messages import TrainRequest
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Variates:
     @classmethod
     def open(
         cls,
-        task: Task,
+        task: TrainRequest,
         settings: Settings,
         site: Site,
         received: np.ndarray,
@@ -84,7 +84,7 @@ class Variates:
 
     def keep(
         self,
-        task: Task,
+        task: TrainRequest,
         settings: Settings,
         site: Site,
         received: np.ndarray,

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wardround.client.declines import Declines
 from wardround.common.credentials import write_secret
 from wardround.common.data.read import read_file
 from wardround.common.data.texts import LateOptOuts, digest_of_row
+from wardround.common.errors import SiteRefusal
 from wardround.common.files import write_json
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Versions:
     def check_distance(
         self, version: Version, answered: Iterator[tuple[str, str]]
     ) -> None:
-        """Raise Declines if a version differs by a few texts from one that was answered.
+        """Raise SiteRefusal if a version differs by a few texts from one that was answered.
 
         Args:
             answered: SHA-256 of a plan and of the data file of each of its answers.
@@ -119,7 +119,7 @@ class Versions:
         for plan, data in answered:
             before = self.kept(plan, data)
             if before is None:
-                raise Declines(
+                raise SiteRefusal(
                     "data_too_close",
                     words=(
                         f"'{self._path(plan, data)}' is not there, so that nobody knows which texts plan "
@@ -128,7 +128,7 @@ class Versions:
                 )
             distance = version.distance(before)
             if 0 < distance < least:
-                raise Declines(
+                raise SiteRefusal(
                     "data_too_close",
                     words=(
                         f"{distance} texts differ from those that plan {plan[:12]} was answered for; "

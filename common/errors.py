@@ -1,121 +1,178 @@
-"""What went wrong, in words a person can act on, and an exit code a shell can use."""
+"""The errors of Wardround, in one tree.
+
+    WardroundError
+    +-- Failed               the work could not be finished
+    |   +-- RunFailed        a run ended early
+    +-- SiteRefusal          a site does not do what the server asks
+    +-- MissingBase          a client no longer holds the tensors that a request builds on
+    +-- BadAnswer            an answer is not what the server asked for
+    |   +-- NoAnswer         the client gave no answer
+    |   +-- ExamplesChanged  the client has other examples than it said
+    +-- NotAuthentic         a signed message does not count
+    +-- NotProven            a model folder differs from its provenance
+    +-- Unreachable    the server does not answer in time
+    +-- Refused        the server answers with an error
+    +-- LedgerBehind         the server holds a line that this ledger lacks
+    +-- ObjectMissing        a part of an answer did not arrive
+    +-- ProcessGone          the other process has closed its socket (ConnectionError)
+    +-- WorkerEnded          a worker process ended before it answered
+    +-- Stopped              a signal ended the work
+    +-- LossNotFinite        the training loss is not finite (ArithmeticError)
+    +-- OtherVersion         another version of Wardround wrote this (ValueError)
+    +-- ModelNotLoaded       a model folder cannot be loaded (ValueError)
+    +-- MissingColumn        a file lacks a column (ValueError)
+    +-- FolderInUse          another process uses the folder (ValueError)
+
+Wrong settings and files of people raise plain ValueError. `common/explain.py` puts errors into words.
+"""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
 from wardround.common.words import cleaned, printable
 
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 DIVERGED = "training diverged"
-"""Stands in the text of every failure whose cause is a number that is none, so that it can be told apart."""
+"""Part of the text of every failure that a number which is not finite has caused."""
+
+Reason = Literal[
+    "unsigned", "forged", "misdirected", "replayed", "expired", "damaged", "unasked"
+]
+"""Why a signed message does not count."""
+Why = Literal[
+    "unknown_key",
+    "wrong_time",
+    "other_node",
+    "version",
+    "still_online",
+    "dropped",
+    "other",
+]
+"""Why the server refuses a call of a site."""
 
 
-class Failed(Exception):
-    """The work could not be finished. The text says what, where and the next step."""
+class WardroundError(Exception):
+    """The base of all errors in this file."""
 
 
-def guarded(run: Callable[[], Any], say: Callable[[str], None], stopped: str) -> int:
-    """Run a command line to its exit code; whatever a person can act on is said, not traced.
-
-    Args:
-        run: the typer app, called with `standalone_mode=False`.
-        say: shows one text to the person.
-        stopped: what to say after Ctrl-C.
-    """
-    from click.exceptions import Abort, ClickException, Exit
-
-    try:
-        code = run()
-    except Exit as error:
-        code = error.exit_code
-    except (KeyboardInterrupt, Abort):
-        code = INTERRUPTED
-    except ClickException as error:
-        error.show()
-        return BAD_INPUT
-    except (ValueError, OSError, Failed) as error:
-        if os.environ.get("WARDROUND_DEBUG"):
-            raise
-        say(f"error: {cleaned(_explained(error))}")
-        return BAD_INPUT if isinstance(error, ValueError) else FAILED
-    if code == INTERRUPTED:  # typer makes Ctrl-C an exit of its own
-        say(stopped)
-    return code if isinstance(code, int) else DONE
+class Failed(WardroundError):
+    """The work could not be finished. The text says what failed, where, and the next step."""
 
 
-def explain(
-    error: ValidationError,
-    known: Iterable[str] = (),
-    steps: Mapping[str, str] | None = None,
-) -> str:
-    """What pydantic found, a line each: the dotted key, its value, the rule and the next step.
-
-    Args:
-        known: the keys there are, to name the one that is nearest to an unknown one.
-        steps: next steps by dotted key, by pydantic's type of error, for example `missing`, or by both, with
-            a space between them; the most particular counts, and a type of error before a key.
-    """
-    lines: dict[str, str] = {}
-    steps = steps or {}
-    for item in error.errors(include_url=False):
-        # Which of several types a value was held against stands behind its key.
-        parts = [
-            str(part)
-            for part in item["loc"]
-            if not re.match(r"constrained-|literal\[", str(part))
-        ]
-        key, kind = ".".join(parts) or "the whole", item["type"]
-        step = next(
-            (steps[name] for name in (f"{key} {kind}", kind, key) if name in steps), ""
-        )
-        match kind:
-            case "value_error":  # a whole sentence, about several keys
-                line = item["msg"].removeprefix("Value error, ")
-            case "missing":
-                line = f"{key} is missing."
-            case "extra_forbidden" | "unexpected_keyword_argument":
-                line = f"{key} is {item['input']!r}, but there is no such key.{nearest(key, known)}"
-            case "string_pattern_mismatch" if step:  # which says it in words
-                line = f"{key} is {item['input']!r}."
-            case _:
-                line = f"{key} is {item['input']!r}; {re.sub(r'^.* should ', 'it must ', item['msg'])}."
-        lines.setdefault(key, f"{line} {step}" if step else line)
-    return "\n".join(lines.values())
+class RunFailed(Failed):
+    """The run ended early. The text names the round, the client and the next step."""
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
-    """` Nearest: 'x', 'y'.`: up to three names that are like `word`, whole or behind their last dot."""
-    by_part = {
-        part.lower(): name for name in names for part in (name.rsplit(".", 1)[-1], name)
-    }
-    close = dict.fromkeys(
-        by_part[part] for part in get_close_matches(word.lower(), by_part)
-    )
-    return f" Nearest: {', '.join(map(_in_quotes, close))}." if close else ""
+class SiteRefusal(WardroundError):
+    """A site does not do what the server asks. `code` and `key` may be sent, the text may not."""
+
+    def __init__(self, code: str, key: str = "", words: str = "") -> None:
+        """Create the refusal.
+
+        Args:
+            code: a key of `wire.refusals.REFUSALS`.
+            key: the setting in question; empty for none.
+            words: the reason, for people at the site.
+        """
+        super().__init__(words or code)
+        self.code = code
+        self.key = key
 
 
-def _in_quotes(name: str) -> str:
-    return f"'{printable(name)}'"
+class MissingBase(WardroundError):
+    """A client does not hold the tensors that a request builds on. The text is their version."""
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind if it says nothing.
+class BadAnswer(WardroundError):
+    """An answer is not what the server asked for. The text says why; a client may have written it."""
 
-    It may repeat what somebody else wrote into a file, so that no sign in it moves a cursor.
-    """
-    return cleaned((str(error).strip().splitlines() or [type(error).__name__])[0])
+    def __init__(self, text: str) -> None:
+        """Make the text printable and short: it is shown in terminals, logs and files."""
+        super().__init__(printable(text))
 
 
-def _explained(error: Exception) -> str:
-    if not isinstance(error, OSError):
-        return str(error)
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}. Make room or give access, then run the same command again."
+class NoAnswer(BadAnswer):
+    """The client refused the request or failed, or its node has gone."""
+
+    def __init__(self, text: str, code: str = "") -> None:
+        """Create the error.
+
+        Args:
+            text: the reason, in words.
+            code: a key of `wire.refusals.REFUSALS`, if the client gave one.
+        """
+        super().__init__(text)
+        self.code = code
+
+
+class ExamplesChanged(BadAnswer):
+    """A client has other examples than it introduced itself with, for example a longer file."""
+
+
+class NotAuthentic(WardroundError):
+    """A signed message does not count. `reason` may be sent to the other side."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason: Reason = reason
+
+
+class NotProven(WardroundError):
+    """A model folder differs from its provenance, or the provenance is incomplete."""
+
+    def __init__(self, words: str) -> None:
+        """Clean the text: it may repeat a foreign file."""
+        super().__init__(cleaned(words))
+
+
+class Unreachable(WardroundError):
+    """The server did not answer in time. Another try may help."""
+
+
+class Refused(WardroundError):
+    """The server answered a call of this site with an error."""
+
+    def __init__(self, why: Why, detail: str = "") -> None:
+        super().__init__(detail or why)
+        self.why: Why = why
+        self.detail = detail
+
+
+class LedgerBehind(WardroundError):
+    """The server holds a line of this site's ledger that is not in it. The text is the line's hash."""
+
+
+class ObjectMissing(WardroundError):
+    """A part of an answer is missing: its sender could not send all of it."""
+
+
+class ProcessGone(WardroundError, ConnectionError):
+    """The other process has ended or has closed its socket."""
+
+
+class WorkerEnded(WardroundError):
+    """A worker process ended before it gave an answer."""
+
+
+class Stopped(WardroundError):
+    """A signal arrived while the worker was busy."""
+
+
+class LossNotFinite(WardroundError, ArithmeticError):
+    """The training loss became NaN or infinite."""
+
+
+class OtherVersion(WardroundError, ValueError):
+    """A version of Wardround that does not work with this one wrote an authentic message."""
+
+
+class ModelNotLoaded(WardroundError, ValueError):
+    """A model folder cannot be loaded. The text says why, and names the next step."""
+
+
+class MissingColumn(WardroundError, ValueError):
+    """A file can be read, but lacks a column."""
+
+
+class FolderInUse(WardroundError, ValueError):
+    """Another process runs in this folder and owns its files."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from encodings.aliases import aliases
 from pathlib import Path
 
-from wardround.common.errors import nearest
+from wardround.common.explain import nearest
 
 COMMA, TAB = ",", "\t"
 # A tab is hard to write on a command line, and harder to see in a file.

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from wardround.common.wire.messages import FIELDS, KINDS
-from wardround.common.wire.signing import Reason
+from wardround.common.errors import Reason
+from wardround.common.wire.codec import FIELDS
+from wardround.common.wire.messages import KINDS
 from wardround.common.words import printable, shown
 
 if TYPE_CHECKING:

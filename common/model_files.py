@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wardround.common.errors import ModelNotLoaded
 from wardround.common.files import file_sha256
 
 CONFIG, WEIGHTS, INDEX = (
@@ -77,10 +78,6 @@ _ATTENTION = ("attn_implementation", "_attn_implementation")
 _OTHER_MODEL = "Take a model whose architecture transformers knows itself."
 
 
-class NotLoaded(ValueError):
-    """A model folder is not loaded. The text says why, and names the next step."""
-
-
 @dataclass(frozen=True)
 class ModelFiles:
     """The files of a folder that decide what its model computes."""
@@ -120,12 +117,12 @@ def read_model_files(folder: Path) -> ModelFiles:
     """The files that decide, of a folder that may be loaded.
 
     Raises:
-        NotLoaded: the folder holds no whole model, or is refused.
+        ModelNotLoaded: the folder holds no whole model, or is refused.
         OSError: a file cannot be read.
     """
     check_folder(folder)
     if not (folder / CONFIG).is_file():
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{folder}' lacks {CONFIG}. Give the whole folder of a pre-trained model."
         )
     tokenizer = {name for name in TOKENIZER_FILES if (folder / name).is_file()}
@@ -136,11 +133,11 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder that brings code, or brings weights from elsewhere.
 
     Raises:
-        NotLoaded: says what the folder holds, and the next step.
+        ModelNotLoaded: says what the folder holds, and the next step.
         OSError: a file cannot be read.
     """
     if (folder / ADAPTER).exists():
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{folder}' holds {ADAPTER}, so that transformers would add an adapter to the model, or "
             "load another model that this file names. Merge the adapter into its model (peft: "
             f"merge_and_unload), or take {ADAPTER} out of the folder."
@@ -153,7 +150,7 @@ def check_folder(folder: Path) -> None:
             _check_code(folder, name)
     _check_architecture(folder)
     if not any(folder.glob("*.safetensors")) and any(folder.glob(_PICKLES)):
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{folder}' holds its weights as a pickle ({_PICKLES}), which can run code and is not read "
             f"here. Ask for the model with {WEIGHTS}."
         )
@@ -163,7 +160,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty where there is no file.
 
     Raises:
-        NotLoaded: the file holds something else.
+        ModelNotLoaded: the file holds something else.
         OSError: it cannot be read.
     """
     if not path.is_file():
@@ -172,11 +169,11 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         reason = type(error).__name__
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{path}' cannot be read as JSON ({reason}). Copy the folder anew."
         ) from None
     if not isinstance(content, dict):
-        raise NotLoaded(f"'{path}' holds no JSON object. Copy the folder anew.")
+        raise ModelNotLoaded(f"'{path}' holds no JSON object. Copy the folder anew.")
     return content
 
 
@@ -194,12 +191,12 @@ def _keys_of(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _check_key(folder: Path, name: str, key: str, value: Any) -> None:
     if key in _ELSEWHERE and value:
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{folder / name}' holds the key {key}: {_ELSEWHERE[key]}. Save the model anew, in full "
             "precision, with save_pretrained of transformers."
         )
     if key in _ATTENTION and "/" in str(value):
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{folder / name}' holds the key {key}, which names code on a hub, and such code is not "
             f"run here. Take the key out of {name}."
         )
@@ -209,7 +206,7 @@ def _check_code(folder: Path, name: str) -> None:
     """Refuse `auto_map` beside Python files, whether transformers needs them or not."""
     python = sorted(path.name for path in folder.glob("*.py"))
     if python:
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{folder}' brings code of its own (auto_map in {name}, and {python[0]!r}), and code from "
             f"a model folder is not run here. {_OTHER_MODEL} If it knows this one, take the Python "
             "files out."
@@ -225,7 +222,7 @@ def _check_architecture(folder: Path) -> None:
 
     kind = str(content.get("model_type"))
     if kind not in CONFIG_MAPPING:
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{folder}' needs code of its own (auto_map in {CONFIG}): transformers does not know a "
             f"model of type {kind!r}, and code from a model folder is not run here. {_OTHER_MODEL}"
         )
@@ -236,7 +233,7 @@ def _weights(folder: Path) -> set[str]:
     if (folder / WEIGHTS).is_file():
         return {WEIGHTS}
     if not (folder / INDEX).is_file():
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{folder}' lacks {WEIGHTS}. Give the whole folder of a model with {WEIGHTS}."
         )
     shards = read_json(folder / INDEX).get("weight_map")
@@ -244,14 +241,14 @@ def _weights(folder: Path) -> set[str]:
     odd = sorted(name for name in names if not _SHARD.fullmatch(name))
     if odd or not names:
         named = odd[0] if odd else "no file"
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{folder / INDEX}' names {named!r} as a part of the weights; parts are called "
             "model-00001-of-00002.safetensors. Save the model anew with save_pretrained of "
             "transformers."
         )
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{folder}' lacks {missing[0]}, a part of the weights. Copy the whole folder."
         )
     return {INDEX, *names}

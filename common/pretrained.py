@@ -14,13 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wardround.common.errors import first_line
+from wardround.common.errors import ModelNotLoaded
+from wardround.common.explain import first_line
 from wardround.common.model_files import (
     FETCHED,
     TOKENIZER_CONFIG,
     TOKENIZER_FILES,
     ModelFiles,
-    NotLoaded,
     check_folder,
     read_json,
     read_model_files,
@@ -64,7 +64,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder.
 
     Raises:
-        NotLoaded: the folder is refused (`check_folder`), or holds no tokenizer.
+        ModelNotLoaded: the folder is refused (`check_folder`), or holds no tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -90,7 +90,7 @@ def read_classifier(
         `mismatched_keys` (those they hold in another shape).
 
     Raises:
-        NotLoaded: the folder is refused (`read_model_files`), or holds no such model.
+        ModelNotLoaded: the folder is refused (`read_model_files`), or holds no such model.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -104,7 +104,7 @@ def read_classifier(
 
 
 def read_encoder(folder: Path) -> PreTrainedModel:
-    """The encoder of a model folder, without a head. Raises NotLoaded as `read_classifier` does."""
+    """The encoder of a model folder, without a head. Raises ModelNotLoaded as `read_classifier` does."""
     from transformers import AutoModel
 
     read_model_files(folder)
@@ -121,7 +121,7 @@ def empty_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
         config: content of a `config.json`, with its `model_type`.
 
     Raises:
-        NotLoaded: transformers knows no such model, or the folder is refused.
+        ModelNotLoaded: transformers knows no such model, or the folder is refused.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -145,13 +145,13 @@ def _check_sources(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     names = getattr(type(tokenizer), "vocab_files_names", None)
     if names is None:
         kind = type(tokenizer).__name__
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{folder}' has a tokenizer of an unknown kind ({kind}). {step}"
         )
     found = {name for name in names.values() if name and (folder / name).is_file()}
     odd = sorted(found - TOKENIZER_FILES)
     if odd:
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{folder}' has a tokenizer that reads {odd[0]}, an unknown file. {step}"
         )
     for key, value in read_json(folder / TOKENIZER_CONFIG).items():
@@ -160,7 +160,7 @@ def _check_sources(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
             "tokenizer_object",
         )
         if value and names_a_file and key not in _OVERRULED | names.keys():
-            raise NotLoaded(
+            raise ModelNotLoaded(
                 f"'{folder / TOKENIZER_CONFIG}' holds the key {key!r}, so that the tokenizer can be "
                 f"read from another file. Take the key out. {step}"
             )
@@ -168,15 +168,15 @@ def _check_sources(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turn what libraries raise for a model folder into NotLoaded, with a next step."""
+    """Turn what libraries raise for a model folder into ModelNotLoaded, with a next step."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except NotLoaded:
+    except ModelNotLoaded:
         raise
     except (*_FAULTS, SafetensorError) as error:
-        raise NotLoaded(
+        raise ModelNotLoaded(
             f"'{folder}' holds a model that cannot be loaded ({first_line(error)}). Give the folder of "
             "a finished run, or one written by save_pretrained with its tokenizer."
         ) from None

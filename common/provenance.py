@@ -16,17 +16,16 @@ from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from wardround.common.errors import NotAuthentic, NotProven
 from wardround.common.files import file_sha256
 from wardround.common.model_files import read_model_files
 from wardround.common.wire.signing import (
     MODEL,
     RUN,
-    NotAuthentic,
     RunStatement,
     open_envelope,
     read_statement,
 )
-from wardround.common.words import cleaned
 
 FILE_NAME = "provenance.json"
 _MOST_BYTES = 64 * 2**20
@@ -35,14 +34,6 @@ _AGAIN = (
     "Ask the coordinator for the folder as this version writes it; wardround submit --resume RUN_DIR "
     "writes that of an older run anew."
 )
-
-
-class Unproven(Exception):
-    """A folder is not what its provenance says, or that says too little. The text says why."""
-
-    def __init__(self, words: str) -> None:
-        """Args: words: may repeat a foreign file; here they lose what would move a cursor."""
-        super().__init__(cleaned(words))
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,7 @@ def folder_hashes(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Claim:
-    """What `provenance.json` says of its folder; each check gives words, or raises Unproven."""
+    """What `provenance.json` says of its folder; each check gives words, or raises NotProven."""
 
     folder: Path
     coordinator: str | None
@@ -105,18 +96,20 @@ class Claim:
         path = self.folder / FILE_NAME
         try:
             if path.stat().st_size > _MOST_BYTES:
-                raise Unproven(f"{FILE_NAME} is larger than {_MOST_BYTES // 2**20} MiB")
+                raise NotProven(
+                    f"{FILE_NAME} is larger than {_MOST_BYTES // 2**20} MiB"
+                )
             content = json.loads(path.read_text(encoding="ascii"))
         except FileNotFoundError:
-            raise Unproven(
+            raise NotProven(
                 f"there is no {FILE_NAME}: nobody says where the model is from"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
-            raise Unproven(
+            raise NotProven(
                 f"{FILE_NAME} cannot be read ({type(error).__name__})"
             ) from None
         if not isinstance(content, dict) or set(content) != {"run", "statement"}:
-            raise Unproven(f"{FILE_NAME} does not hold run and statement")
+            raise NotProven(f"{FILE_NAME} does not hold run and statement")
         return {name: str(envelope) for name, envelope in content.items()}
 
     @cached_property
@@ -132,12 +125,12 @@ class Claim:
                 payload = open_envelope(envelope, RUN, [self.coordinator])
             return read_statement(RunStatement, payload)
         except NotAuthentic as error:
-            raise Unproven(
+            raise NotProven(
                 "the run's key is not signed with the coordinator's key that is trusted here "
                 f"({error.reason})"
             ) from None
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise Unproven("the run's key cannot be read (damaged)") from None
+            raise NotProven("the run's key cannot be read (damaged)") from None
 
     @cached_property
     def provenance(self) -> Provenance:
@@ -146,17 +139,17 @@ class Claim:
             payload = open_envelope(self.envelopes["statement"], MODEL, [self.run.key])
         except NotAuthentic as error:
             reason = error.reason
-            raise Unproven(
+            raise NotProven(
                 f"the statement is not signed with the run's key ({reason})"
             ) from None
         try:
             found = _PROVENANCE.validate_json(payload)
         except (ValidationError, RecursionError):
-            raise Unproven(
+            raise NotProven(
                 "the statement is none of version 1 or 2. A later version of this program may read it"
             ) from None
         if found.plan != self.run.plan:
-            raise Unproven(
+            raise NotProven(
                 "the statement names another plan than the run's key is good for"
             )
         return found
@@ -175,7 +168,7 @@ class Claim:
         claimed = self.provenance.files
         if self.provenance.version == 1:
             unproved = "tokenizer and configuration are not proved"
-            raise Unproven(f"version 1 names no files: {unproved}. {_AGAIN}")
+            raise NotProven(f"version 1 names no files: {unproved}. {_AGAIN}")
         found = folder_hashes(self.folder)
         both = found.keys() & claimed.keys()
         odd = {
@@ -185,7 +178,7 @@ class Claim:
         }
         told = [f"{what}: {_some(names)}" for what, names in odd.items() if names]
         if told:
-            raise Unproven("; ".join(told))
+            raise NotProven("; ".join(told))
         return f"all {len(found)} files are as they were signed, and there is no other"
 
     def check_tensors(self) -> str:
@@ -203,14 +196,14 @@ class Claim:
             files = read_model_files(self.folder)
             found = files_sha256([self.folder / name for name in files.weights()])
         except (ValueError, OSError, SafetensorError) as error:
-            raise Unproven(f"the weights cannot be read ({error})") from None
+            raise NotProven(f"the weights cannot be read ({error})") from None
         if found != self.provenance.model_sha256:
             older = (
                 ", or adapters were merged into them"
                 if self.provenance.version == 1
                 else ""
             )
-            raise Unproven(f"the weights are not those that the run made{older}")
+            raise NotProven(f"the weights are not those that the run made{older}")
         return f"the weights are those of the run, {found}"
 
 

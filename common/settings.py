@@ -22,7 +22,7 @@ from pydantic import (
     ValidationError,
 )
 
-from wardround.common.errors import explain
+from wardround.common.explain import explain
 from wardround.common.file_form import FileForm
 
 # What a resumed run may change: how far it goes and the machine it runs on, never its numbers.

@@ -9,14 +9,6 @@ NAME = "wardround"
 _NUMBER = re.compile(r"(\d+)\.(\d+)(?:\.|$)")
 
 
-class OtherVersion(ValueError):
-    """A message is authentic, and a version of Wardround wrote it that this one does not work with."""
-
-    def __init__(self, theirs: str) -> None:
-        """Args: theirs: the version that wrote it."""
-        super().__init__(advice(theirs))
-
-
 def installed() -> str:
     """The version that runs here."""
     return version(NAME)

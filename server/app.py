@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from wardround.common.data.batches import count_steps
 from wardround.common.data.corpus import Corpus, open_corpus
 from wardround.common.data.partitions import partition
+from wardround.common.errors import RunFailed
 from wardround.common.files import Writer, write_json
 from wardround.common.model.flat import tensors_to_flat
 from wardround.common.model.state import ModelState, open_model
@@ -21,7 +22,7 @@ from wardround.common.settings import Settings
 from wardround.server.display import display
 from wardround.server.model_folder import Certifier, save_model
 from wardround.server.rounds.callbacks import Best, Callback, Checkpoints, History
-from wardround.server.rounds.clients import Clients, GridClients, RunFailed
+from wardround.server.rounds.clients import Clients, GridClients
 from wardround.server.rounds.cohort import Cohort
 from wardround.server.rounds.evaluation import Evaluation
 from wardround.server.rounds.loop import FederatedAveraging

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from wardround.common.command_line import add_version, command, new_app
-from wardround.common.errors import FAILED, guarded
+from wardround.common.exits import FAILED, guarded
 from wardround.common.files import keep_private
 from wardround.common.words import cleaned
 from wardround.server.deployment.cli import DEFAULT_FOLDER, Dir

@@ -18,7 +18,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from wardround.common.errors import first_line, nearest
+from wardround.common.explain import first_line, nearest
 from wardround.common.places import CONF
 from wardround.common.recipes import ABOUT as ABOUT_RECIPE
 from wardround.common.settings import Settings, known_keys

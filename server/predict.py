@@ -12,7 +12,8 @@ import torch
 from wardround.common.credentials import check_public_line
 from wardround.common.data.read import csv_rows, require_file
 from wardround.common.data.texts import cut_words
-from wardround.common.errors import first_line, nearest
+from wardround.common.errors import NotProven
+from wardround.common.explain import first_line, nearest
 from wardround.common.model.blend import is_blended, load_blended
 from wardround.common.model.mixture import GATE, load_mixture
 from wardround.common.pretrained import (
@@ -22,7 +23,7 @@ from wardround.common.pretrained import (
     settings_of_model,
 )
 from wardround.common.provenance import FILE_NAME as PROVENANCE
-from wardround.common.provenance import Claim, Unproven
+from wardround.common.provenance import Claim
 from wardround.common.runtime import resolve_device
 from wardround.common.settings import Settings
 from wardround.common.words import cleaned
@@ -164,7 +165,7 @@ def check_provenance(
             )
         else:
             claim.check_files()
-    except Unproven as error:
+    except NotProven as error:
         raise ValueError(
             f"'{location}' is not what its {PROVENANCE} says: {error}. Get the folder anew from the "
             "coordinator; a file of your own does not belong there."

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from wardround.common.errors import NotAuthentic
 from wardround.common.pretrained import weights_digest
 from wardround.common.settings import ModelSettings, Settings
-from wardround.common.wire.signing import NotAuthentic, Plan, read_statement
+from wardround.common.wire.signing import Plan, read_statement
 from wardround.server.compose import compose, parse
 
 _OWN_GROUPS = frozenset({"data", "partition", "engine"})

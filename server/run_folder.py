@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, BeforeValidator
 
+from wardround.common.errors import FolderInUse
 from wardround.common.files import named, write_atomically, write_json
 from wardround.common.settings import Settings
 from wardround.server.record import RoundRecord
@@ -60,10 +61,6 @@ SWEEP_COLUMNS = [
     key for key, field in SweepRow.model_fields.items() if field.is_required()
 ]
 """Those that every `sweep.csv` has."""
-
-
-class FolderInUse(ValueError):
-    """Another process runs in this folder; what it writes there is its own."""
 
 
 @dataclass(frozen=True)

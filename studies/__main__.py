@@ -10,7 +10,7 @@ import typer
 
 from studies import findings
 from wardround.common.command_line import command, new_app
-from wardround.common.errors import FAILED, guarded
+from wardround.common.exits import FAILED, guarded
 from wardround.server.display import display
 
 app = new_app(

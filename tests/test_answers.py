@@ -9,18 +9,16 @@ import pytest
 from flwr.app import RecordDict
 
 from wardround.client.answers import Answers, Begun, Stored
-from wardround.client.declines import Declines
+from wardround.common.errors import SiteRefusal
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import Payload
-from wardround.common.wire.messages import (
-    EVALUATE,
-    TRAIN,
-    Update,
+from wardround.common.wire.codec import (
     pack_counts,
-    pack_lack,
+    pack_missing_base,
     pack_refusal,
     pack_update,
 )
+from wardround.common.wire.messages import EVALUATE, TRAIN, Update
 from wardround.common.wire.objects import record_objects, sizes
 
 PLAN, OTHER = "p" * 64, "q" * 64
@@ -56,7 +54,7 @@ def begin(
     """What comes of it: the stored answer, None, or the code of a refusal."""
     try:
         return answers.begin(plan, kind, round, begun, floor, most)
-    except Declines as no:
+    except SiteRefusal as no:
         return no.code
 
 
@@ -135,7 +133,7 @@ def test_a_refusal_that_tells_of_the_texts_is_an_answer(answers: Answers) -> Non
 
 
 @pytest.mark.parametrize(
-    "content", [pack_refusal("killed"), pack_refusal("failed"), pack_lack("v")]
+    "content", [pack_refusal("killed"), pack_refusal("failed"), pack_missing_base("v")]
 )
 def test_the_word_of_a_process_that_could_not_is_no_answer(
     answers: Answers, content: RecordDict

@@ -13,7 +13,6 @@ from tests.support.site_door import site_command
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
 from wardround.client.approvals import FILE_NAME, Approvers, who_approved
-from wardround.client.declines import Declines
 from wardround.client.node.journal import Journal
 from wardround.client.node.ledger import Ledger
 from wardround.client.plans import Person, Plans, approve, executed, limits_of
@@ -24,8 +23,9 @@ from wardround.common.credentials import (
     public_line,
     write_key_pair,
 )
+from wardround.common.errors import SiteRefusal
 from wardround.common.ledger import walk
-from wardround.common.wire.messages import PENDING
+from wardround.common.wire.refusals import PENDING
 from wardround.common.wire.signing import PLAN, Plan, sign
 
 DAY = 86_400.0
@@ -71,7 +71,7 @@ class Office:
         """What a task would be told."""
         try:
             executed(self.plans, self.digest, self.site, self.limits, now=10 * DAY)
-        except Declines as no:
+        except SiteRefusal as no:
             return no.code
         return ""
 

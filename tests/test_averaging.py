@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from wardround.common.errors import RunFailed
 from wardround.server.rounds.checks import check_finite
-from wardround.server.rounds.clients import RunFailed
 from wardround.server.rounds.mean import BLOCK, SumMemory, WeightedMean
 
 

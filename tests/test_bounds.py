@@ -21,10 +21,10 @@ from wardround.client.bounds import (
     step_norms,
     tensors_too_far,
 )
-from wardround.client.declines import Declines
 from wardround.client.global_model import check_global_model
 from wardround.client.held import Held, HeldModel
 from wardround.client.policy import Policy
+from wardround.common.errors import SiteRefusal
 from wardround.common.model.flat import Layout
 
 LAYOUT = Layout.of({"a": (4,), "b": (2, 6)})
@@ -185,7 +185,7 @@ class Lab:
                 start=lambda: self.start,
                 rehearse=self.rehearse,
             )
-        except Declines as no:
+        except SiteRefusal as no:
             return no.code
         self.held.keep_model(HeldModel("v", age, model.numpy()))
         self.held.wait()

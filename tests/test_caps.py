@@ -12,8 +12,9 @@ import torch
 from tests.support.runs import history
 from tests.support.tiny import Make
 from wardround.client.app import app
+from wardround.common.errors import BadAnswer
 from wardround.common.tasks.sums import Sums
-from wardround.common.wire.messages import Card, Refused
+from wardround.common.wire.messages import Introduction
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.engines.simulate import simulate
 from wardround.server.rounds.bounds import NormBound
@@ -56,7 +57,7 @@ def test_more_examples_than_a_site_is_registered_for_weigh_no_more(
 def test_an_update_beyond_its_norm_is_refused_or_shrunk(make_settings: Make) -> None:
     received, trained = torch.zeros(2), torch.tensor([3.0, 4.0])  # a norm of 5
     refusing = NormBound(make_settings("strategy.max_update_norm=4").strategy)
-    with pytest.raises(Refused, match="a norm of 5, and 4 is the most"):
+    with pytest.raises(BadAnswer, match="a norm of 5, and 4 is the most"):
         refusing.apply(trained, received)
     clipping = NormBound(
         make_settings(
@@ -102,13 +103,13 @@ def test_a_site_that_claims_more_than_it_is_registered_for(make_settings: Make) 
     facts = ("engine=deployment", "evaluation.where=sites", "num_clients=1", labels)
     refusing = Cohort(GridClients(grid), make_settings(*facts), {"a": 100})
     with pytest.raises(
-        Refused, match="says it has 101 examples, but is registered with 100 at most"
+        BadAnswer, match="says it has 101 examples, but is registered with 100 at most"
     ):
-        refusing._add(1, "a", Card(-1, 101, 5))
+        refusing._add(1, "a", Introduction(-1, 101, 5))
     clipping = Cohort(
         GridClients(grid), make_settings(*facts, "strategy.on_excess=clip"), {"a": 100}
     )
-    clipping._add(1, "a", Card(-1, 101, 5))
+    clipping._add(1, "a", Introduction(-1, 101, 5))
     assert clipping._members[1].weight == 100
 
 
@@ -122,17 +123,17 @@ def test_more_held_out_texts_than_a_site_is_registered_for_are_refused(
     settings = make_settings(*facts, labels, f"strategy.on_excess={on_excess}")
     cohort = Cohort(GridClients(LocalGrid(app, 1)), settings, {"a": 100})
     with pytest.raises(
-        Refused, match=r"holds out 1099511627776 examples.* 100 at most"
+        BadAnswer, match=r"holds out 1099511627776 examples.* 100 at most"
     ):
-        cohort._add(1, "a", Card(-1, 50, 2**40))
-    cohort._add(1, "a", Card(-1, 50, 100))
+        cohort._add(1, "a", Introduction(-1, 50, 2**40))
+    cohort._add(1, "a", Introduction(-1, 50, 100))
     (member,) = cohort._members.values()
     too_many = Sums(0.0, np.diag([101, 0, 0]), ())
-    with pytest.raises(Refused, match=r"of 101 held-out examples.* 100 at most"):
+    with pytest.raises(BadAnswer, match=r"of 101 held-out examples.* 100 at most"):
         check_counts(too_many, 3, 1, member)
     check_counts(Sums(0.0, np.diag([100, 0, 0]), ()), 3, 1, member)
     in_two = replace(too_many, validation=Sums(0.0, np.diag([0, 1, 0]), ()))
-    with pytest.raises(Refused, match=r"of 102 held-out examples.* 100 at most"):
+    with pytest.raises(BadAnswer, match=r"of 102 held-out examples.* 100 at most"):
         check_counts(in_two, 3, 2, member)
 
 
@@ -144,7 +145,7 @@ def test_without_a_bound_held_out_texts_are_what_a_site_says(
     cohort = Cohort(
         GridClients(LocalGrid(app, 1)), make_settings(*facts, labels), {"a": None}
     )
-    cohort._add(1, "a", Card(-1, 50, 10**6))
+    cohort._add(1, "a", Introduction(-1, 50, 10**6))
     assert cohort._members[1].num_held_out == 10**6
 
 

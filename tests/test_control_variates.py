@@ -20,16 +20,18 @@ from wardround.client.round import answer
 from wardround.client.site import Kept, RealSite, SimulatedSite
 from wardround.client.variates import Variates
 from wardround.common.data.batches import training_steps
+from wardround.common.errors import BadAnswer, RunFailed
 from wardround.common.model.flat import tensors_to_flat
 from wardround.common.model.state import open_model
 from wardround.common.model.train import forward
 from wardround.common.runtime import numpy_stream
 from wardround.common.settings import Settings
+from wardround.common.wire.codec import check_answered
 from wardround.common.wire.forms import whole
-from wardround.common.wire.messages import Refused, Task, check_not_declined
+from wardround.common.wire.messages import TrainRequest
 from wardround.server.app import conduct
 from wardround.server.engines.simulate import simulate
-from wardround.server.rounds.clients import Answer, Request, RunFailed
+from wardround.server.rounds.clients import Answer, Request
 from wardround.server.rounds.control_variates import mean_steps
 from wardround.server.rounds.members import Member
 from wardround.server.run_folder import RunFolder
@@ -61,7 +63,7 @@ class Quadratics:
 
     def round(self, number: int, *, corrected: bool = True) -> None:
         """Train both, and average."""
-        task = Task(
+        task = TrainRequest(
             number,
             "",
             whole(self.x),
@@ -374,8 +376,8 @@ class Sites:
         for request in requests:
             try:
                 site = self.sites[names[request.node_id]]
-                yield check_not_declined(answer(kind, request.content, lambda: site))  # noqa: B023
-            except Refused as refusal:
+                yield check_answered(answer(kind, request.content, lambda: site))  # noqa: B023
+            except BadAnswer as refusal:
                 yield refusal
 
     def tell(self, request: Request, kind: str, round: int) -> None:
@@ -496,11 +498,11 @@ def test_a_mean_of_steps_that_cannot_be_is_refused(
     # 8 steps here, of two clients: the mean is 4 at least, or the server's part could lead anywhere.
     x = np.zeros(4, dtype=np.float32)
     settings = make_settings(ON, "num_clients=2")
-    task = Task(2, "", whole(x), mean_steps=claimed)
+    task = TrainRequest(2, "", whole(x), mean_steps=claimed)
     with pytest.raises(ValueError, match="that cannot be"):
         Variates.open(task, settings, SimulatedSite(0), x, 8)
     Variates.open(
-        Task(2, "", whole(x), mean_steps=4.0), settings, SimulatedSite(0), x, 8
+        TrainRequest(2, "", whole(x), mean_steps=4.0), settings, SimulatedSite(0), x, 8
     )
 
 

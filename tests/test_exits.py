@@ -8,8 +8,8 @@ import pytest
 import typer
 
 from tests.support.door import wardround
-from wardround.common.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, guarded
-from wardround.server.rounds.clients import RunFailed
+from wardround.common.errors import RunFailed
+from wardround.common.exits import BAD_INPUT, DONE, FAILED, INTERRUPTED, guarded
 
 
 def raising(error: BaseException) -> Callable[[], object]:

@@ -14,8 +14,9 @@ from flwr.proto.node_pb2 import Node
 
 from tests.support.superlink_lab import Lab, blob, name, num_nodes, reply, small, tree
 from wardround.common.tasks.sums import Sums
+from wardround.common.wire.codec import pack_requests, pack_update
 from wardround.common.wire.forms import FORMS, encode, whole
-from wardround.common.wire.messages import Task, Update, pack_tasks, pack_update
+from wardround.common.wire.messages import TrainRequest, Update
 from wardround.common.wire.objects import Object, content_object
 from wardround.server.deployment import servicer
 from wardround.server.deployment.trees import (
@@ -165,7 +166,7 @@ def test_trees_of_several_answers_do_not_grow_into_each_other(
 
 def test_a_tree_makes_no_other_message_wrong(lab: Lab, site: int, mallory: int) -> None:
     """Who knew the first model could say beforehand that its record has no pieces: nobody got them."""
-    model = content_object(pack_tasks(task(np.ones(3, np.float32)), [0])[0])
+    model = content_object(pack_requests(task(np.ones(3, np.float32)), [0])[0])
     (record,) = (part for part in model.children if part.children)
     poisoned = asked(lab, mallory, small("hello"))
     lab.begin(mallory, poisoned, tree(name(5), tree(record.object_id)))
@@ -216,9 +217,9 @@ def test_who_guesses_an_object_has_to_know_all_of_it(
     assert not lab.push(mallory, session, unknown).stored
 
 
-def task(tensors: np.ndarray) -> Task:
+def task(tensors: np.ndarray) -> TrainRequest:
     """A round's question."""
-    return Task(1, "", whole(tensors))
+    return TrainRequest(1, "", whole(tensors))
 
 
 def test_an_answer_is_as_large_as_four_times_its_question_and_some_to_spare(
@@ -261,7 +262,7 @@ def test_a_small_difference_may_be_answered_with_a_whole_model(
     """A site that has the model before is sent a small step, and may answer with all tensors."""
     monkeypatch.setattr(servicer, "SPARE_BYTES", 0)
     tensors = np.arange(1000, dtype=np.float32)
-    model = content_object(pack_tasks(task(tensors), [0])[0])
+    model = content_object(pack_requests(task(tensors), [0])[0])
     asked(lab, site, model)
     for part in model.walk():
         lab.fetch(site, part.object_id)
@@ -275,7 +276,7 @@ def test_a_small_difference_may_be_answered_with_a_whole_model(
 def test_no_honest_update_is_larger_than_an_answer_may_be(form: str, size: int) -> None:
     """Twice a whole model, and a small part of what is to spare: for any form, and whatever has moved."""
     base = np.random.default_rng(0).standard_normal(size).astype(np.float32)
-    largest = content_object(pack_tasks(task(base), [0])[0]).num_bytes
+    largest = content_object(pack_requests(task(base), [0])[0]).num_bytes
     moved = [base, -base, base * np.float32(1.001), base[::-1].copy()]
     for trained in moved:
         payload = whole(trained) if form == "whole" else encode(form, trained, base)

@@ -36,8 +36,9 @@ from wardround.common.model.mixture import GATE
 from wardround.common.model.state import open_model
 from wardround.common.settings import Settings
 from wardround.common.wire.arrays import Payload
+from wardround.common.wire.codec import pack_requests
 from wardround.common.wire.forms import whole
-from wardround.common.wire.messages import TRAIN, Task, pack_tasks
+from wardround.common.wire.messages import TRAIN, TrainRequest
 
 LABELS = ("health", "money", "sport")
 YES = "y\n" * 20
@@ -247,7 +248,7 @@ def test_a_listed_hash_lets_nothing_else_in(
     order = Order("the plan", settings, 0, 1, 0, file_sha256(file.data_path))
     site = RealSite(file, Kept(), order)
     start, layout = start_of(site.localise(settings), tiny_model)
-    task = pack_tasks(Task(1, layout, start, None, "v1"), [0])[0]
+    task = pack_requests(TrainRequest(1, layout, start, None, "v1"), [0])[0]
     forget_corpora()
     sent = answer(TRAIN, task, lambda: site)
     assert "update" not in sent

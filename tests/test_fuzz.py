@@ -37,7 +37,6 @@ from tests.support.wires import (
 )
 from wardround.client.node import journal as journal_module
 from wardround.client.node.connection import Connection, Heartbeat, Letter
-from wardround.client.node.connection import Refused as CallRefused
 from wardround.client.node.journal import Journal
 from wardround.client.node.ledger import Ledger
 from wardround.client.node.loop import Loop
@@ -45,28 +44,18 @@ from wardround.client.node.worker import Room, Worker
 from wardround.client.site import Order
 from wardround.client.site_file import signing_keys
 from wardround.common.credentials import fingerprint, new_key, public_line
-from wardround.common.wire.messages import (
-    HELLO,
-    TRAIN,
-    Declined,
-    Refused,
+from wardround.common.errors import BadAnswer, NoAnswer, Reason
+from wardround.common.errors import BadAnswer as CallRefused
+from wardround.common.wire.codec import (
     pack_refusal,
-    take_arrays,
-    unpack_card,
     unpack_counts,
+    unpack_introduction,
     unpack_update,
-    write_content,
 )
+from wardround.common.wire.contents import dump_content, take_arrays
+from wardround.common.wire.messages import HELLO, TRAIN
 from wardround.common.wire.objects import ENVELOPE
-from wardround.common.wire.signing import (
-    ANSWER,
-    PLAN,
-    TASK,
-    Plan,
-    Reason,
-    open_envelope,
-    sign,
-)
+from wardround.common.wire.signing import ANSWER, PLAN, TASK, Plan, open_envelope, sign
 from wardround.server.deployment.signed_clients import SignedClients
 from wardround.server.rounds.clients import Answer, Request
 
@@ -166,7 +155,7 @@ class FakeWorker(Worker):
         json.dumps(order)
         self.given.append(RecordDict(dict(content)))
         rest, _ = take_arrays(content)
-        write_content({"kind": kind}, rest)
+        dump_content({"kind": kind}, rest)
         return RecordDict({"card": ConfigRecord({"client": -1})})
 
     def rest_if_idle(self) -> None:
@@ -519,14 +508,14 @@ def test_no_change_to_an_answer_gets_past_the_server(server: ServerWorld) -> Non
             seen["taken"] += 1
             assert signer or is_small_content(answer)
             assert server.noted == []
-            for unpack in (unpack_update, unpack_card, unpack_counts):
-                with pytest.raises(Refused):
+            for unpack in (unpack_update, unpack_introduction, unpack_counts):
+                with pytest.raises(BadAnswer):
                     unpack(answer)
-        elif isinstance(answer, Declined):
+        elif isinstance(answer, NoAnswer):
             seen["declined"] += 1
             assert signer
         else:
-            assert isinstance(answer, Refused)
+            assert isinstance(answer, BadAnswer)
             ((name, reason),) = server.noted
             assert (name, str(answer)) == ("a", f"its answer does not count: {reason}")
             seen[reason] += 1

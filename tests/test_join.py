@@ -13,7 +13,8 @@ import pytest
 from tests.support.fake_fleet import FakeFleet, fleet_server
 from tests.support.site_lab import free_port, make_certificates, make_site, tls_server
 from wardround.client.kit.reconnect import LinkJudge
-from wardround.client.node.connection import Connection, Refused, Unreachable
+from wardround.client.node.connection import Connection
+from wardround.common.errors import Refused, Unreachable
 
 STILL_ONLINE, UNKNOWN, LOST = (
     Refused("still_online"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from wardround.client.node.journal import Journal
-from wardround.common.wire.signing import NotAuthentic, Question, Statement
+from wardround.common.errors import NotAuthentic
+from wardround.common.wire.signing import Question, Statement
 
 STATEMENT = Statement(1, "run", 1, 1, "train", "a", "b", "n", "", {}, 0.0)
 

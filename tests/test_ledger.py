@@ -41,21 +41,19 @@ from wardround.common.ledger import (
 )
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import to_record
-from wardround.common.wire.forms import FORMS, encode, whole
-from wardround.common.wire.messages import (
+from wardround.common.wire.codec import (
     FIELDS,
-    Card,
-    Task,
-    Update,
-    pack_card,
     pack_counts,
     pack_hello,
-    pack_lack,
+    pack_introduction,
+    pack_missing_base,
     pack_notice,
     pack_refusal,
-    pack_tasks,
+    pack_requests,
     pack_update,
 )
+from wardround.common.wire.forms import FORMS, encode, whole
+from wardround.common.wire.messages import Introduction, TrainRequest, Update
 from wardround.common.wire.objects import record_objects, sizes
 from wardround.common.wire.signing import (
     ANSWER,
@@ -183,12 +181,14 @@ def test_it_names_all_that_this_version_sends(make_settings: Make) -> None:
     counts = replace(part, validation=part)
     messages = [
         pack_hello(make_settings()),
-        pack_card(Card(0, 1, 1)),
+        pack_introduction(Introduction(0, 1, 1)),
         pack_counts(counts),
     ]
-    messages += [pack_refusal("late"), pack_lack("0" * 64), pack_notice("no")]
+    messages += [pack_refusal("late"), pack_missing_base("0" * 64), pack_notice("no")]
     for payload in payloads:
-        messages += pack_tasks(Task(1, "layout", payload, make_settings()), [0])
+        messages += pack_requests(
+            TrainRequest(1, "layout", payload, make_settings()), [0]
+        )
         messages.append(
             pack_update(Update(1, "layout", payload, 1, 1, 0.5, 1.0, counts))
         )

@@ -12,29 +12,26 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 
 from tests.support.tiny import Make
 from wardround.client.app import app as client_app
+from wardround.common.errors import BadAnswer, NoAnswer
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import PIECE_BYTES, Payload, from_record, to_record
-from wardround.common.wire.messages import (
-    REFUSALS,
-    Card,
-    Declined,
-    Refused,
-    Task,
-    Update,
-    check_not_declined,
+from wardround.common.wire.codec import (
+    check_answered,
     content_of,
-    pack_card,
     pack_counts,
     pack_hello,
+    pack_introduction,
     pack_refusal,
-    pack_tasks,
+    pack_requests,
     pack_update,
-    unpack_card,
     unpack_counts,
     unpack_hello,
-    unpack_task,
+    unpack_introduction,
+    unpack_request,
     unpack_update,
 )
+from wardround.common.wire.messages import Introduction, TrainRequest, Update
+from wardround.common.wire.refusals import REFUSALS
 from wardround.server.engines.local_grid import LocalGrid
 
 PIECE = PIECE_BYTES // 4
@@ -142,7 +139,7 @@ def test_bytes_that_are_no_piece_are_refused(
     message.content.array_records["tensors"]["shared.00000"] = FlowerArray(
         "float32", (5,), "numpy.ndarray", data
     )
-    with pytest.raises(Refused, match="its answer is no update"):
+    with pytest.raises(BadAnswer, match="its answer is no update"):
         unpack_update(message.content)
 
 
@@ -155,7 +152,7 @@ def test_a_claimed_size_makes_no_room(request_message: Message) -> None:
         "float32", (1,), "numpy.ndarray", claims
     )
     with pytest.raises(
-        Refused, match=r"holds 1 numbers, and claims the shape \(99999999999,\)"
+        BadAnswer, match=r"holds 1 numbers, and claims the shape \(99999999999,\)"
     ):
         unpack_update(message.content)
 
@@ -167,13 +164,13 @@ def test_pieces_that_share_their_content_make_no_room(request_message: Message) 
     piece = over_the_wire(record["shared.00000"])
     for number in range(1000):
         record[f"shared.{number:05d}"] = piece
-    with pytest.raises(Refused, match="larger than the model"):
+    with pytest.raises(BadAnswer, match="larger than the model"):
         unpack_update(message.content, most_bytes=100 * len(piece.data))
 
 
 def test_a_clients_words_are_made_printable_and_short(request_message: Message) -> None:
     words = "\x1b[31mno\n2026-01-01 forged" + "x" * 10_000
-    refused = Refused(words)
+    refused = BadAnswer(words)
     assert str(refused).startswith("[31mno 2026-01-01 forgedx")
     assert len(str(refused)) == 300
     for code, key in (
@@ -183,7 +180,7 @@ def test_a_clients_words_are_made_printable_and_short(request_message: Message) 
         ("", ""),
     ):
         record = ConfigRecord({"code": code, "key": key})
-        with pytest.raises(Declined) as declined:
+        with pytest.raises(NoAnswer) as declined:
             content_of(
                 Message(RecordDict({"refusal": record}), reply_to=request_message)
             )
@@ -192,10 +189,10 @@ def test_a_clients_words_are_made_printable_and_short(request_message: Message) 
             if code == "late"
             else "it refuses, without a reason that is known here"
         )
-    with pytest.raises(Declined):
-        check_not_declined(RecordDict({"refusal": ConfigRecord()}))
-    for unpack in (unpack_update, unpack_card, unpack_counts):
-        with pytest.raises(Refused):
+    with pytest.raises(NoAnswer):
+        check_answered(RecordDict({"refusal": ConfigRecord()}))
+    for unpack in (unpack_update, unpack_introduction, unpack_counts):
+        with pytest.raises(BadAnswer):
             unpack(RecordDict())
 
 
@@ -238,10 +235,10 @@ def test_update_round_trip(request_message: Message, test: Sums | None) -> None:
 def test_task_round_trip_shares_the_tensors(make_settings: Make) -> None:
     settings = make_settings()
     tensors = numbers(5)
-    task = Task(
+    task = TrainRequest(
         3, "digest", Payload("whole", {"shared": tensors}), settings, "v3", "v2"
     )
-    first, second = (unpack_task(content) for content in pack_tasks(task, [0, 5]))
+    first, second = (unpack_request(content) for content in pack_requests(task, [0, 5]))
     assert (first.client, second.client) == (0, 5)
     assert first.settings == settings
     assert (first.round, first.layout, first.version, first.base) == (
@@ -256,7 +253,9 @@ def test_task_round_trip_shares_the_tensors(make_settings: Make) -> None:
 def test_hello_card_and_counts_round_trip(make_settings: Make) -> None:
     settings = make_settings()
     assert unpack_hello(pack_hello(settings)) == settings
-    assert unpack_card(pack_card(Card(3, 40, 8))) == Card(3, 40, 8)
+    assert unpack_introduction(
+        pack_introduction(Introduction(3, 40, 8))
+    ) == Introduction(3, 40, 8)
     assert unpack_counts(pack_counts(COUNTS)).accuracy == 7 / 8
 
 
@@ -264,7 +263,7 @@ def test_refusals_and_errors_are_told_apart_from_answers(
     request_message: Message,
 ) -> None:
     with pytest.raises(
-        Declined, match=r"its policy does not allow it \(train.batch_size\)"
+        NoAnswer, match=r"its policy does not allow it \(train.batch_size\)"
     ) as declined:
         content_of(
             Message(
@@ -272,7 +271,7 @@ def test_refusals_and_errors_are_told_apart_from_answers(
             )
         )
     assert declined.value.code == "policy"
-    with pytest.raises(Declined, match='error 2: "gone"'):
+    with pytest.raises(NoAnswer, match='error 2: "gone"'):
         content_of(Message(Error(code=2, reason="gone"), reply_to=request_message))
 
 
@@ -282,10 +281,10 @@ def test_what_is_no_update_is_refused() -> None:
         RecordDict({"update": ConfigRecord({"round": "one"})}),
         RecordDict({"card": ConfigRecord({"client": 1})}),
     ):
-        with pytest.raises(Refused, match="no update"):
+        with pytest.raises(BadAnswer, match="no update"):
             unpack_update(content)
-        with pytest.raises(Refused, match=r"no (card|counts)"):
-            unpack_card(content)
+        with pytest.raises(BadAnswer, match=r"no (card|counts)"):
+            unpack_introduction(content)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +298,7 @@ def test_what_is_no_update_is_refused() -> None:
 )
 def test_counts_that_cannot_be_are_refused(record: dict[str, object]) -> None:
     content = RecordDict({"counts": MetricRecord(record)})  # type: ignore[arg-type]
-    with pytest.raises(Refused, match="no counts"):
+    with pytest.raises(BadAnswer, match="no counts"):
         unpack_counts(content)
 
 

@@ -19,7 +19,6 @@ from tests.support.fake_flwr import words_for
 from tests.support.site_door import site_command
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
-from wardround.client.declines import Declines
 from wardround.client.kit.words.plan import describe
 from wardround.client.peers import FILE_NAME, UNKNOWN_PEER, Peers, roster_refusals
 from wardround.client.plans import Plans, approve, limits_of
@@ -31,6 +30,7 @@ from wardround.common.credentials import (
     new_key,
     public_line,
 )
+from wardround.common.errors import SiteRefusal
 from wardround.common.settings import Settings
 from wardround.common.wire.invitation import (
     Invitation,
@@ -38,7 +38,7 @@ from wardround.common.wire.invitation import (
     read_paper,
     write_paper,
 )
-from wardround.common.wire.messages import REFUSALS
+from wardround.common.wire.refusals import REFUSALS
 from wardround.common.wire.roster import names_with_one_key, roster_fingerprint
 from wardround.common.wire.signing import PLAN, Plan, sign
 from wardround.server.deployment.addresses import Addresses
@@ -265,7 +265,7 @@ def test_a_plan_says_who_is_known(
         f"NO  north has another key (SHA256:north) than the one pinned here ({compared})"
         in shown()
     )
-    with pytest.raises(Declines) as no:
+    with pytest.raises(SiteRefusal) as no:
         approve(plans, plans.find(digest), site, limits, "hand")
     assert no.value.code == UNKNOWN_PEER
 

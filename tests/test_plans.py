@@ -18,7 +18,6 @@ from tests.support.nasty import NASTY, faults
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
 from wardround.client.answers import Answers, Begun
-from wardround.client.declines import Declines
 from wardround.client.kit.costs import Costs, Here, measure_here
 from wardround.client.kit.words.plan import describe, describe_all, list_of_plans
 from wardround.client.plans import Decision, Known, Plans, approve, executed, limits_of
@@ -27,25 +26,20 @@ from wardround.client.site_file import SiteFile, signing_keys
 from wardround.client.sizes import Sizes
 from wardround.client.versions import Versions
 from wardround.common.credentials import fingerprint, new_key, public_line
+from wardround.common.errors import NoAnswer, NotAuthentic, RunFailed, SiteRefusal
 from wardround.common.files import file_sha256
 from wardround.common.settings import Settings
-from wardround.common.wire.messages import (
-    PENDING,
-    REFUSALS,
-    TRAIN,
-    Card,
-    Declined,
-    pack_card,
-    pack_refusal,
-)
-from wardround.common.wire.signing import PLAN, NotAuthentic, Plan, sign
+from wardround.common.wire.codec import pack_introduction, pack_refusal
+from wardround.common.wire.messages import TRAIN, Introduction
+from wardround.common.wire.refusals import PENDING, REFUSALS
+from wardround.common.wire.signing import PLAN, Plan, sign
 from wardround.server.compose import compose
 from wardround.server.deployment.folder import RegisteredSite
 from wardround.server.deployment.plan import plan_id, plan_of
 from wardround.server.deployment.status import read_status
 from wardround.server.deployment.submit import settings_to_submit
 from wardround.server.report.render import write_report
-from wardround.server.rounds.clients import Answer, Request, RunFailed
+from wardround.server.rounds.clients import Answer, Request
 from wardround.server.rounds.cohort import Cohort
 from wardround.server.run_folder import RunFolder
 
@@ -106,7 +100,7 @@ class Lab:
         """Why a plan is not executed; empty where it is."""
         try:
             executed(self.plans, digest, self.site, self.limits, now)
-        except Declines as no:
+        except SiteRefusal as no:
             return no.code
         return ""
 
@@ -137,7 +131,7 @@ def test_a_stricter_policy_holds_for_what_was_approved_before(lab: Lab) -> None:
     approve(lab.plans, lab.plans.find(digest), lab.site, lab.limits, "hand")
     lab.limits = replace(lab.limits, policy=replace(WIDE, min_sites=3))
     assert lab.code(digest) == "policy"
-    with pytest.raises(Declines, match=r"policy\.min_sites is 3"):
+    with pytest.raises(SiteRefusal, match=r"policy\.min_sites is 3"):
         approve(lab.plans, lab.plans.find(digest), lab.site, lab.limits, "hand")
 
 
@@ -145,7 +139,7 @@ def test_no_more_than_sixty_four_plans_wait(lab: Lab) -> None:
     first = lab.add()
     for number in range(63):
         lab.add(not_after=40 * DAY + number)
-    with pytest.raises(Declines, match="too_many_plans"):
+    with pytest.raises(SiteRefusal, match="too_many_plans"):
         lab.add(not_after=50 * DAY)
     lab.plans.decide(first, Decision("rejected", DAY, "hand", why="no"))
     assert lab.add(not_after=50 * DAY)
@@ -461,7 +455,10 @@ def gather(
 
 
 def test_who_has_not_decided_is_asked_again(settings: Settings, tmp_path: Path) -> None:
-    card, pending = pack_card(Card(-1, 10, 2)), Declined("its people …", PENDING)
+    card, pending = (
+        pack_introduction(Introduction(-1, 10, 2)),
+        NoAnswer("its people …", PENDING),
+    )
     clients, said = gather(
         settings,
         RunFolder(tmp_path / "run"),
@@ -473,8 +470,8 @@ def test_who_has_not_decided_is_asked_again(settings: Settings, tmp_path: Path) 
 
 def test_a_no_ends_the_wait(settings: Settings, tmp_path: Path) -> None:
     answers = {
-        "a": Declined("its people …", PENDING),
-        "b": Declined("rejected", "plan_rejected"),
+        "a": NoAnswer("its people …", PENDING),
+        "b": NoAnswer("rejected", "plan_rejected"),
     }
     run = RunFolder(tmp_path / "run")
     patient = replace(settings, strategy=replace(settings.strategy, wait_seconds=1e9))
@@ -492,7 +489,7 @@ def test_a_wait_for_people_ends(settings: Settings, tmp_path: Path) -> None:
         gather(
             short,
             RunFolder(tmp_path / "run"),
-            lambda name, _: Declined("its people …", PENDING),
+            lambda name, _: NoAnswer("its people …", PENDING),
         )
 
 
@@ -597,7 +594,7 @@ def code_of(lab: Lab, **changed: Any) -> tuple[str, str]:
     """The refusal of a plan, with its words; empty if it is taken."""
     try:
         lab.add(**changed)
-    except Declines as no:
+    except SiteRefusal as no:
         return no.code, str(no)
     return "", ""
 

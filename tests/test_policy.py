@@ -27,24 +27,26 @@ from wardround.common.recipes import pinned_models
 from wardround.common.settings import Settings, known_keys
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import Payload
+from wardround.common.wire.codec import (
+    pack_counts,
+    pack_hello,
+    pack_introduction,
+    pack_missing_base,
+    pack_refusal,
+    pack_requests,
+    pack_update,
+    unpack_introduction,
+    unpack_update,
+)
 from wardround.common.wire.forms import FORMS, decode, whole
 from wardround.common.wire.messages import (
     HELLO,
-    REFUSALS,
     TRAIN,
-    Card,
-    Task,
+    Introduction,
+    TrainRequest,
     Update,
-    pack_card,
-    pack_counts,
-    pack_hello,
-    pack_lack,
-    pack_refusal,
-    pack_tasks,
-    pack_update,
-    unpack_card,
-    unpack_update,
 )
+from wardround.common.wire.refusals import REFUSALS
 from wardround.common.wire.signing import Plan, Statement
 
 LABELS = ("health", "money", "sport")
@@ -289,7 +291,7 @@ def test_the_plan_itself_has_limits(
 
 def first_task(
     site: RealSite, settings: Settings, said: Settings | None = None
-) -> tuple[Task, np.ndarray]:
+) -> tuple[TrainRequest, np.ndarray]:
     """The task of round 1, and the model that goes along with it, (P,) fp32.
 
     Args:
@@ -298,7 +300,7 @@ def first_task(
     state = open_model(site.localise(settings), LABELS, fresh=True)
     start = state.flat.detach().cpu().clone()
     version = model_sha256(state.layout, start)
-    return Task(
+    return TrainRequest(
         1, state.layout.digest, whole(start.numpy()), said, version
     ), start.numpy()
 
@@ -325,7 +327,7 @@ class Trained:
         forget_corpora()
         site = RealSite(self.site, Kept(), self.order(settings))
         task, start = first_task(site, settings, said)
-        found = unpack_update(answer(TRAIN, pack_tasks(task, [5])[0], lambda: site))
+        found = unpack_update(answer(TRAIN, pack_requests(task, [5])[0], lambda: site))
         return decode(found.payload, start)
 
 
@@ -404,7 +406,7 @@ def test_limits_that_need_the_files(
 ) -> None:
     lab = Trained(tmp_path / "site", tiny_texts, tiny_model, replace(WIDE, **policy))
     site = RealSite(lab.site, Kept(), lab.order(base))
-    task = pack_tasks(first_task(site, base)[0], [0])[0]
+    task = pack_requests(first_task(site, base)[0], [0])[0]
     found = answer(kind, pack_hello(None) if kind == HELLO else task, lambda: site)
     assert found.config_records["refusal"]["code"] == code
 
@@ -431,14 +433,14 @@ def test_small_counts_stay_at_the_site(
             replace(WIDE, min_count=min_count),
         )
         site = RealSite(lab.site, Kept(), lab.order(settings))
-        task = pack_tasks(first_task(site, settings)[0], [0])[0]
+        task = pack_requests(first_task(site, settings)[0], [0])[0]
         found = unpack_update(answer(TRAIN, task, lambda: site))  # noqa: B023 - called at once
         assert (found.withheld, found.test is None) == (is_withheld, bool(is_withheld))
 
 
 def test_hello_tells_no_more_than_two_numbers(trained: Trained, base: Settings) -> None:
     site = RealSite(trained.site, Kept(), trained.order(base))
-    card = unpack_card(answer(HELLO, pack_hello(None), lambda: site))
+    card = unpack_introduction(answer(HELLO, pack_hello(None), lambda: site))
     assert (card.num_examples, card.num_held_out) == (38, 10)
 
 
@@ -524,11 +526,11 @@ def test_the_page_names_every_field_that_leaves() -> None:
         COUNTS,
     )
     packed = {
-        "card": pack_card(Card(-1, 1, 1)),
+        "card": pack_introduction(Introduction(-1, 1, 1)),
         "update": pack_update(update),
         "counts": pack_counts(COUNTS),
         "refusal": pack_refusal("late"),
-        "lacks": pack_lack("v"),
+        "lacks": pack_missing_base("v"),
     }
     sent = {
         f"{name}/{field}"

@@ -13,15 +13,11 @@ from flwr.app import RecordDict
 
 from tests.support.fake_runtime import Asked, FakeRuntime, FakeSite, make_run_key
 from tests.support.wires import SMALL, Wire, is_small_content, pack
+from wardround.common.errors import BadAnswer, NoAnswer
 from wardround.common.wire.arrays import to_record
-from wardround.common.wire.messages import (
-    HELLO,
-    LOST,
-    TRAIN,
-    Declined,
-    Refused,
-    pack_refusal,
-)
+from wardround.common.wire.codec import pack_refusal
+from wardround.common.wire.messages import HELLO, TRAIN
+from wardround.common.wire.refusals import LOST
 from wardround.server.deployment.runtime_link import Reply
 from wardround.server.deployment.signed_clients import SignedClients
 from wardround.server.rounds.clients import Answer, Request
@@ -93,7 +89,7 @@ def test_answers_come_in_the_order_of_the_questions(sites: Sites) -> None:
 def test_an_answer_in_anothers_name_does_not_count(sites: Sites) -> None:
     first, second = sites.ask(lambda asked: sites.one.draft(asked, SMALL).seal())
     assert isinstance(first, RecordDict)
-    assert isinstance(second, Refused)
+    assert isinstance(second, BadAnswer)
     assert sites.noted == [("two", "forged")]
     assert sorted(sites.runtime.confirmed) == [
         "message 0",
@@ -121,7 +117,7 @@ def test_no_room_is_made_for_a_piece_that_is_named_a_thousand_times(
 
     for kind in (TRAIN, HELLO):
         answer, _ = sites.ask(behave, kind=kind)
-        assert isinstance(answer, Refused), kind
+        assert isinstance(answer, BadAnswer), kind
     assert rooms == []
     assert sites.noted.count(("one", "damaged")) == 2
 
@@ -135,7 +131,7 @@ def test_an_answer_to_another_question_does_not_count(sites: Sites) -> None:
 
     first, second = sites.ask(replay)
     assert isinstance(first, RecordDict)
-    assert isinstance(second, Refused)
+    assert isinstance(second, BadAnswer)
     assert sites.noted[0][0] == "two"
 
 
@@ -165,7 +161,7 @@ def test_three_lost_answers_are_given_up(sites: Sites) -> None:
         return Reply(asked.message_id, "0" * 64, "") if is_one else sites.honest(asked)
 
     first, second = sites.ask(behave)
-    assert isinstance(first, Declined)
+    assert isinstance(first, NoAnswer)
     assert "did not come through, 3 times" in str(first)
     assert isinstance(second, RecordDict)
 
@@ -228,7 +224,7 @@ def test_a_site_that_leaves_before_it_is_asked_does_not_end_the_run(
 ) -> None:
     sites.runtime.online.discard(sites.one.node_id)
     first, second = sites.ask(sites.honest)
-    assert isinstance(first, Declined)
+    assert isinstance(first, NoAnswer)
     assert "not connected" in str(first)
     assert isinstance(second, RecordDict)
 
@@ -272,7 +268,7 @@ def test_a_site_that_is_unregistered_counts_no_more(sites: Sites) -> None:
         )
 
     first, second = sites.ask(behave)
-    assert isinstance(first, Declined)
+    assert isinstance(first, NoAnswer)
     assert "not registered any more" in str(first)
     assert isinstance(second, RecordDict)
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from wardround.common.credentials import fingerprint, new_key, public_line
+from wardround.common.errors import NotAuthentic
 from wardround.common.wire.signing import (
     ANSWER,
     CLOCK_SECONDS,
     RUN,
     TASK,
-    NotAuthentic,
     RunStatement,
     Statement,
     _signed_bytes,

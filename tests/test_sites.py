@@ -15,11 +15,12 @@ from wardround.client.app import app as client_app
 from wardround.client.site import RealSite
 from wardround.client.site_file import SiteFile, load_site_file, write_site_file
 from wardround.common.data.texts import read_texts
+from wardround.common.errors import RunFailed
 from wardround.common.pretrained import locate
 from wardround.server.app import conduct
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.engines.simulate import simulate
-from wardround.server.rounds.clients import GridClients, RunFailed
+from wardround.server.rounds.clients import GridClients
 
 
 def test_counts_of_sites_add_up_to_the_central_test(

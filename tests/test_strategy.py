@@ -26,31 +26,26 @@ from tests.support.tampering import (
 )
 from tests.support.tiny import Make, write_texts
 from wardround.client.app import app as honest_app
+from wardround.common.errors import BadAnswer, NoAnswer, RunFailed
 from wardround.common.model.flat import Layout, model_sha256
 from wardround.common.settings import Settings
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import Payload
-from wardround.common.wire.messages import (
-    HELLO,
-    KEPT_SECONDS,
-    LATE_SECONDS,
-    NOTICE,
-    TRAIN,
-    Declined,
-    Refused,
-    Update,
+from wardround.common.wire.codec import (
     content_of,
     pack_hello,
     pack_notice,
     unpack_notice,
-    unpack_task,
+    unpack_request,
 )
+from wardround.common.wire.deadlines import KEPT_SECONDS, LATE_SECONDS
+from wardround.common.wire.messages import HELLO, NOTICE, TRAIN, Update
 from wardround.server.app import conduct
 from wardround.server.deployment.status import read_open_round
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.report.load import load_run
 from wardround.server.rounds.broadcast import Broadcast
-from wardround.server.rounds.clients import Answer, GridClients, Request, RunFailed
+from wardround.server.rounds.clients import Answer, GridClients, Request
 from wardround.server.rounds.members import Member
 from wardround.server.rounds.state import RoundState
 from wardround.server.run_folder import RunFolder
@@ -298,7 +293,7 @@ def test_answers_can_be_fetched_after_a_round_but_no_work_begins(
     context = grid.contexts[node_id]
     context.node_config = {"site-file": "nowhere.yaml"}
     late = Message(hello, node_id, HELLO, ttl=LATE_SECONDS - 1)
-    with pytest.raises(Declined, match="came after the round was over"):
+    with pytest.raises(NoAnswer, match="came after the round was over"):
         content_of(honest_app(late, context))
 
 
@@ -311,7 +306,7 @@ def test_a_reply_that_flower_cannot_read_is_refused(
     grid = LocalGrid(honest_app, 1)
     monkeypatch.setattr(grid, "pull_messages", broken)
     answer = ask(grid, pack_notice("?"), NOTICE)
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, BadAnswer)
     assert "cannot be read (IndexError)" in str(answer)
 
 
@@ -334,7 +329,7 @@ def test_who_was_left_alone_too_long_is_sent_the_whole(
     after.step = broadcast.step_from(before, after)
     list(broadcast.ask([member], after, TRAIN, 2))
     (request,) = clients.requests
-    assert unpack_task(request.content).base == ("" if is_whole else before.version)
+    assert unpack_request(request.content).base == ("" if is_whole else before.version)
 
 
 def test_a_notice_reaches_the_clients_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.fake_flwr import Flwr, words_for, write_run
 from wardround.common.credentials import new_key, public_line
+from wardround.common.errors import RunFailed
 from wardround.common.settings import Settings
 from wardround.server.deployment import follow, submit, superlink
 from wardround.server.deployment.addresses import Addresses
@@ -25,7 +26,6 @@ from wardround.server.deployment.folder import (
     ServerFolder,
 )
 from wardround.server.deployment.superlink import RunState, SuperLinkError
-from wardround.server.rounds.clients import RunFailed
 from wardround.server.run_folder import RunFolder
 
 

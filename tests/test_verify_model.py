@@ -22,9 +22,10 @@ from wardround.client.kit.verify import PROOFS, is_verified, verdict, verify_mod
 from wardround.client.node.ledger import Ledger
 from wardround.client.site_file import write_site_file
 from wardround.common.credentials import new_key, public_line
+from wardround.common.errors import NotProven
 from wardround.common.model.flat import files_sha256
 from wardround.common.model.state import open_model
-from wardround.common.provenance import FILE_NAME, Claim, Provenance, Unproven
+from wardround.common.provenance import FILE_NAME, Claim, Provenance
 from wardround.common.settings import Settings
 from wardround.common.wire.signing import (
     MODEL,
@@ -530,7 +531,7 @@ def test_a_released_folder_names_all_its_files(
     if claim.provenance.tensors_as_trained:
         assert files_sha256([model / "model.safetensors"]) == hashes(folder.path)[-1]
     (model / "README.md").write_text("another card")
-    with pytest.raises(Unproven, match=r"changed: README\.md"):
+    with pytest.raises(NotProven, match=r"changed: README\.md"):
         claim.check_files()
 
 

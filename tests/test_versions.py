@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.support.site_lab import make_site
-from wardround.client.declines import Declines
 from wardround.client.policy import Policy
 from wardround.client.site import RealSite
 from wardround.client.versions import Version, Versions
 from wardround.common.data.texts import NO_LATE_OPT_OUTS, read_texts
+from wardround.common.errors import SiteRefusal
 from wardround.common.files import file_sha256
 from wardround.common.settings import DataSettings
 from wardround.server.compose import compose
@@ -51,7 +51,7 @@ class Lab:
         """Whether a plan on this content is refused, after `PLAN` was answered for the data `d1`."""
         try:
             self.versions.check_distance(self.read(text), iter([(PLAN, "d1")]))
-        except Declines as no:
+        except SiteRefusal as no:
             return no.code
         return ""
 
@@ -156,5 +156,5 @@ def test_texts_without_late_opt_outs_are_a_version_of_their_own(lab: Lab) -> Non
     lab.versions.check_distance(
         after, iter(answered[:1])
     )  # 7 from those of the approval
-    with pytest.raises(Declines, match="1 texts differ"):
+    with pytest.raises(SiteRefusal, match="1 texts differ"):
         lab.versions.check_distance(after, iter(answered))

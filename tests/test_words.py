@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.nasty import NASTY, faults
-from wardround.common.errors import guarded
+from wardround.common.exits import guarded
 from wardround.common.words import LONGEST_WORD, cleaned, printable, quoted, shown
 
 

@@ -17,8 +17,9 @@ from tests.support.runs import history, measured, start, wait_for_round, with_ke
 from tests.support.tiny import Make
 from wardround.client.app import app as client_app
 from wardround.common.data.corpus import open_corpus
+from wardround.common.errors import RunFailed
+from wardround.common.process.shared_memory import create
 from wardround.common.settings import Settings
-from wardround.common.wire.local import create
 from wardround.server.app import conduct
 from wardround.server.engines import simulate as door
 from wardround.server.engines.local_grid import LocalGrid
@@ -29,7 +30,7 @@ from wardround.server.engines.worker import (
     corpus_to_memory,
     tensors_in,
 )
-from wardround.server.rounds.clients import GridClients, RunFailed
+from wardround.server.rounds.clients import GridClients
 
 
 def children(pid: int) -> set[int]:

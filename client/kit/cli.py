@@ -17,7 +17,7 @@ from wardround.client.kit.commands import (
     setup,
 )
 from wardround.common.command_line import add_version, new_app
-from wardround.common.errors import guarded
+from wardround.common.exits import guarded
 from wardround.common.files import keep_private
 
 # The findings of `check` explain what gRPC would log.

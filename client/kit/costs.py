@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wardround.client.answers import Answers
-from wardround.client.declines import Declines
 from wardround.client.plans import Known, sizes_of
 from wardround.client.policy import Limits, refusals_of
 from wardround.client.site import Examples, RealSite
 from wardround.client.site_file import SiteFile
 from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
+from wardround.common.errors import SiteRefusal
 from wardround.common.settings import Settings
 from wardround.common.words import printable_day
 
@@ -84,7 +84,7 @@ def measure_here(site: SiteFile, known: Known, limits: Limits) -> Here:
         return replace(
             here, sizes=sizes, costs=costs, refusals=(*refused, *here.refusals)
         )
-    except Declines as error:
+    except SiteRefusal as error:
         return replace(here, refusals=(*here.refusals, str(error)), why_not=str(error))
     except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
         return replace(here, why_not=f"{error}" or type(error).__name__)
@@ -105,12 +105,12 @@ def _state_refusals(site: SiteFile, known: Known, num_answers: int) -> Iterator[
     versions = Versions(site)
     try:
         versions.check_distance(versions.read(), Answers(site.state).answered())
-    except Declines as error:
+    except SiteRefusal as error:
         yield str(error)
 
 
 def _measure(site: SiteFile, planned: Settings) -> tuple[Sizes, Costs]:
-    """Raises ValueError or Declines if texts or model are not as the plan asks."""
+    """Raises ValueError or SiteRefusal if texts or model are not as the plan asks."""
     from wardround.client.round import check_model_file
     from wardround.common.model.state import open_model
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from wardround.client.declines import Declines
 from wardround.client.kit.costs import measure_here
 from wardround.client.kit.words.comparison import plan_to_compare
 from wardround.client.kit.words.plan import describe, describe_all, list_of_plans
@@ -16,6 +15,7 @@ from wardround.client.plans import Person, Plans, approve, limits_of
 from wardround.client.policy import Limits
 from wardround.client.site_file import SiteFile, load_site_file, signing_keys
 from wardround.common.credentials import read_private_key
+from wardround.common.errors import SiteRefusal
 from wardround.common.words import printable
 
 _NEW_PERSONAL_KEY = 'Make one with: ssh-keygen -t ed25519 -N "" -f FILE'
@@ -61,7 +61,7 @@ def approve_plan(site_file: Path, plan: str, name: str | None, key: Path | None)
     person = _person(name, key)
     try:
         is_approved = approve(plans, known, site, _limits(site), "hand", person)
-    except Declines as error:
+    except SiteRefusal as error:
         raise ValueError(
             f"plan {known.short} cannot be approved ({error.code}): "
             f"{printable(str(error))}. Reject it, or change the policy in '{site_file}', "

@@ -19,13 +19,9 @@ from wardround.common.credentials import (
     refuse_to_overwrite,
     write_key_pair,
 )
+from wardround.common.errors import ModelNotLoaded
 from wardround.common.files import write_atomically
-from wardround.common.model_files import (
-    FILES_PREFIX,
-    WEIGHTS_PREFIX,
-    NotLoaded,
-    read_model_files,
-)
+from wardround.common.model_files import FILES_PREFIX, WEIGHTS_PREFIX, read_model_files
 from wardround.common.wire.invitation import (
     Invitation,
     Registration,
@@ -125,7 +121,7 @@ def _with_pinned_model(facts: dict[str, Any]) -> dict[str, Any]:
         return facts
     try:
         files = read_model_files(model)
-    except (NotLoaded, OSError):
+    except (ModelNotLoaded, OSError):
         return facts  # `check` says what is wrong with the folder
     weights = files.weights_digest()
     pin = (

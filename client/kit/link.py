@@ -14,10 +14,11 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from wardround.client.node.connection import Connection, Refused, Unreachable
+from wardround.client.node.connection import Connection
 from wardround.client.site_file import SiteFile
 from wardround.common.addresses import host_and_port
 from wardround.common.credentials import Certificate, certificate_of
+from wardround.common.errors import Refused, Unreachable
 from wardround.common.words import quoted
 
 # In the order in which gRPC looks at them; it knows small letters only.

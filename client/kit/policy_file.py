@@ -8,7 +8,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from wardround.client.policy import Policy, without_retired
-from wardround.common.errors import explain
+from wardround.common.explain import explain
 
 _POLICY: TypeAdapter[Policy] = TypeAdapter(Policy)
 _STEPS = {"tuple_type": "Write a list, for example [a, b]."}

@@ -19,7 +19,7 @@ from wardround.client.kit.checks.table import (
 from wardround.client.kit.reconnect import HEALING_CHECKS, LinkJudge
 from wardround.client.node.join import join, say
 from wardround.client.site_file import SiteFile, load_site_file
-from wardround.common.errors import DONE, FAILED
+from wardround.common.exits import DONE, FAILED
 from wardround.common.wire.invitation import Invitation, read_paper
 
 

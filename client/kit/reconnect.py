@@ -8,9 +8,9 @@ import time
 from wardround.client.kit.checks.findings import Finding
 from wardround.client.kit.checks.subject import Options, Subject
 from wardround.client.kit.checks.table import finding_of
-from wardround.client.node.connection import Refused, Unreachable
 from wardround.client.node.join import Verdict
 from wardround.client.site_file import SiteFile
+from wardround.common.errors import Refused, Unreachable
 from wardround.common.words import LONGEST_TEXT, quoted
 
 # A network that is down at boot comes up, and a server that is down comes back.

@@ -14,10 +14,11 @@ from wardround.client.kit.words.plan import STATES
 from wardround.client.plans import SHORT, Known, Plans
 from wardround.client.site_file import SiteFile, signing_keys
 from wardround.common.credentials import fingerprint, public_line
-from wardround.common.errors import DONE, FAILED
+from wardround.common.errors import NotProven
+from wardround.common.exits import DONE, FAILED
 from wardround.common.ledger import FILE_NAME as LEDGER
 from wardround.common.ledger import read_ledger
-from wardround.common.provenance import Claim, Unproven
+from wardround.common.provenance import Claim
 from wardround.common.wire.messages import TRAIN
 from wardround.common.words import cleaned
 
@@ -50,12 +51,12 @@ class _Released:
 
     @cached_property
     def known(self) -> Known:
-        """The plan as this site keeps it. Raises Unproven if it did not receive it."""
+        """The plan as this site keeps it. Raises NotProven if it did not receive it."""
         assert self.claim.coordinator is not None, "a site trusts a key"
         digest = self.claim.provenance.plan
         known = Plans(self.site, self.claim.coordinator).get(digest)
         if known is None:
-            raise Unproven(
+            raise NotProven(
                 f"this site did not receive plan {digest[:SHORT]}, or an older key "
                 "signed it"
             )
@@ -75,7 +76,7 @@ def _plan(on: _Released) -> str:
     decision = on.known.decision
     short = on.known.short
     if decision.state != "approved":
-        raise Unproven(f"plan {short} at this site: {STATES[decision.state]}")
+        raise NotProven(f"plan {short} at this site: {STATES[decision.state]}")
     day = datetime.fromtimestamp(decision.at, UTC).strftime("%Y-%m-%d")
     return f"plan {short} was approved here on {day}, by {decision.by or 'hand'}"
 
@@ -84,9 +85,9 @@ def _sites(on: _Released) -> str:
     """Check that the sites of the model are those of the plan, this one among them."""
     roster = on.known.plan.sites
     if on.claim.provenance.sites != roster:
-        raise Unproven("the sites or their keys differ from the plan")
+        raise NotProven("the sites or their keys differ from the plan")
     if roster.get(on.site.name) != on.own:
-        raise Unproven(f"{on.site.name} is not in the plan under its own key")
+        raise NotProven(f"{on.site.name} is not in the plan under its own key")
     return f"{', '.join(sorted(roster))}, as in the plan"
 
 
@@ -103,12 +104,12 @@ def _updates(on: _Released) -> str:
     left = _updates_that_left(on.site, found.plan)
     unknown = sorted(number for number, answer in own if (number, answer) not in left)
     if unknown:
-        raise Unproven(
+        raise NotProven(
             f"this site's update of round {unknown[0]} did not leave it, by its ledger. "
             "See: wardround-site ledger show"
         )
     if not left:
-        raise Unproven(f"no update left this site for plan {known.short}")
+        raise NotProven(f"no update left this site for plan {known.short}")
     return (
         f"{len(own)} of this site are in it, of {len(left)} that left for this plan by "
         "its ledger"
@@ -116,7 +117,7 @@ def _updates(on: _Released) -> str:
 
 
 def _check_rounds(on: _Released) -> None:
-    """Raises Unproven if the model names rounds or sites that the plan does not have."""
+    """Raises NotProven if the model names rounds or sites that the plan does not have."""
     found = on.claim.provenance
     most = on.known.settings.num_rounds
     last = min(found.round or most, most)  # version 1 does not hold the round
@@ -127,9 +128,9 @@ def _check_rounds(on: _Released) -> None:
         if name not in on.known.plan.sites or not 0 < number <= last
     ]
     if strange:
-        raise Unproven(f"the plan does not have these updates: {', '.join(strange)}")
+        raise NotProven(f"the plan does not have these updates: {', '.join(strange)}")
     if len(set(places)) < len(places):
-        raise Unproven("an update is named twice")
+        raise NotProven("an update is named twice")
 
 
 def _updates_that_left(site: SiteFile, plan: str) -> set[tuple[int, str]]:
@@ -137,7 +138,7 @@ def _updates_that_left(site: SiteFile, plan: str) -> set[tuple[int, str]]:
     try:
         entries = read_ledger(site.state / LEDGER).values()
     except ValueError as error:
-        raise Unproven(f"the ledger cannot be read: {error}") from None
+        raise NotProven(f"the ledger cannot be read: {error}") from None
     wanted = ("leaves", TRAIN, plan, "left")
     return {
         (before.round, entry.statement)
@@ -196,7 +197,7 @@ def _proofs(released: _Released) -> Iterator[Proof]:
             continue
         try:
             yield Proof(name, "ok", check(released))
-        except Unproven as error:
+        except NotProven as error:
             skipped.update(_DEPENDENT.get(name, ()))
             yield Proof(name, "no", str(error))
 

@@ -31,8 +31,9 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from wardround.client.site_file import SiteFile, read_authority
 from wardround.common.addresses import host_and_port
 from wardround.common.credentials import NEW_KEYS, pem_of, public_line, read_private_key
+from wardround.common.errors import Refused, Unreachable
 from wardround.common.wire.arrays import PIECE_BYTES
-from wardround.common.wire.messages import LATE_SECONDS
+from wardround.common.wire.deadlines import LATE_SECONDS
 from wardround.common.wire.objects import (
     Object,
     content_id,
@@ -73,19 +74,6 @@ Why = Literal[
     "dropped",
     "other",
 ]
-
-
-class Unreachable(Exception):
-    """No answer, or none in time: trying again may help."""
-
-
-class Refused(Exception):
-    """The server answered, and said no."""
-
-    def __init__(self, why: Why, detail: str = "") -> None:
-        super().__init__(detail or why)
-        self.why: Why = why
-        self.detail = detail
 
 
 @dataclass(frozen=True)

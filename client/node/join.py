@@ -13,14 +13,15 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
 
-from wardround.client.node.connection import Connection, Heartbeat, Refused, Unreachable
+from wardround.client.node.connection import Connection, Heartbeat
 from wardround.client.node.journal import Journal
 from wardround.client.node.ledger import Ledger
-from wardround.client.node.loop import LedgerBehind, Loop
+from wardround.client.node.loop import Loop
 from wardround.client.node.watched import WatchedFile
-from wardround.client.node.worker import Stopped, Worker
+from wardround.client.node.worker import Worker
 from wardround.client.site_file import SiteFile, signing_keys
 from wardround.common.credentials import fingerprint, public_line
+from wardround.common.errors import LedgerBehind, Refused, Stopped, Unreachable
 from wardround.common.words import printable
 
 _LONGEST_WAIT_SECONDS = 60.0

@@ -10,8 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from wardround.common.errors import NotAuthentic
 from wardround.common.files import write_json
-from wardround.common.wire.signing import CLOCK_SECONDS, NotAuthentic, Question
+from wardround.common.wire.signing import CLOCK_SECONDS, Question
 from wardround.common.words import shown
 
 

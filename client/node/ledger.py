@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from wardround.common.errors import Reason
 from wardround.common.files import named, to_disk
 from wardround.common.ledger import (
     AGAIN,
@@ -40,7 +41,7 @@ from wardround.common.ledger import (
     walk_part,
     written_line,
 )
-from wardround.common.wire.signing import Question, Reason
+from wardround.common.wire.signing import Question
 from wardround.common.words import shown
 
 PART_BYTES = 4 << 20

@@ -11,35 +11,30 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, RecordDict
 
 from wardround.client.answers import Answers, Begun
-from wardround.client.declines import Declines
-from wardround.client.node.connection import (
-    Connection,
-    Heartbeat,
-    Letter,
-    Refused,
-    Unreachable,
-)
+from wardround.client.node.connection import Connection, Heartbeat, Letter
 from wardround.client.node.journal import Journal
 from wardround.client.node.ledger import Ledger
 from wardround.client.node.watched import WatchedFile
-from wardround.client.node.worker import Room, Stopped, Worker
+from wardround.client.node.worker import Room, Worker
 from wardround.client.plans import Plans, executed, limits_of
 from wardround.client.site import Order
 from wardround.client.site_file import SiteFile, signing_keys
 from wardround.common.credentials import fingerprint, public_line
+from wardround.common.errors import (
+    LedgerBehind,
+    NotAuthentic,
+    Reason,
+    Refused,
+    SiteRefusal,
+    Stopped,
+    Unreachable,
+)
 from wardround.common.files import file_sha256
 from wardround.common.ledger import describe
 from wardround.common.runtime import available_memory
-from wardround.common.wire.messages import (
-    EVALUATE,
-    HELLO,
-    LATE_SECONDS,
-    LOST,
-    NOTICE,
-    TRAIN,
-    pack_refusal,
-    unpack_notice,
-)
+from wardround.common.wire.codec import pack_refusal, unpack_notice
+from wardround.common.wire.deadlines import LATE_SECONDS
+from wardround.common.wire.messages import EVALUATE, HELLO, NOTICE, TRAIN
 from wardround.common.wire.objects import (
     ENVELOPE,
     read_content,
@@ -47,11 +42,10 @@ from wardround.common.wire.objects import (
     record_objects,
     sizes,
 )
+from wardround.common.wire.refusals import LOST
 from wardround.common.wire.signing import (
     ANSWER,
-    NotAuthentic,
     Question,
-    Reason,
     Statement,
     check_question,
     payload_digest,
@@ -67,10 +61,6 @@ _TIDY_SECONDS = 60.0
 _ENVELOPE_SECONDS = 60.0
 _KINDS = (HELLO, TRAIN, EVALUATE)
 T = TypeVar("T")
-
-
-class LedgerBehind(Exception):
-    """The server holds a line of this site's ledger that is not in it. The text is that line's hash."""
 
 
 class Loop:
@@ -309,7 +299,7 @@ class Loop:
         try:
             self._heed_site_file()
             order = self._ordered(question, told)
-        except Declines as no:
+        except SiteRefusal as no:
             if (
                 text := f"a message of type {shown(letter.kind)} is refused: {no}"
             ) != self._told_of:
@@ -341,7 +331,7 @@ class Loop:
         )
         try:
             stored = self._note(begin)
-        except Declines as no:
+        except SiteRefusal as no:
             self._say(
                 f"round {order.round} of plan {order.plan[:12]} is not answered: {no}"
             )
@@ -366,17 +356,17 @@ class Loop:
             return order.data
 
     def _heed_site_file(self) -> None:
-        """Go by the policy as the site's file says it now. Raises Declines if the file is wrong."""
+        """Go by the policy as the site's file says it now. Raises SiteRefusal if the file is wrong."""
         if self._site_file is None:
             return
         self._site = self._site_file.now()
         try:
             self._limits = limits_of(self._site, self._key)
         except ValueError as error:  # its invitation
-            raise Declines("bad_input", words=str(error)) from None
+            raise SiteRefusal("bad_input", words=str(error)) from None
 
     def _ordered(self, question: Question, told: str) -> Order:
-        """What is to be done, of a plan that was approved. Raises Declines, or NotAuthentic of `told`."""
+        """What is to be done, of a plan that was approved. Raises SiteRefusal, or NotAuthentic of `told`."""
         if told and self._note(partial(self._plans.add, told)) != question.plan:
             raise NotAuthentic("forged")
         known = self._note(
@@ -394,9 +384,9 @@ class Loop:
         said = question.statement
         first = 1 if said.kind == TRAIN else 0
         if not first <= said.round <= known.settings.num_rounds:
-            raise Declines("beyond_plan")
+            raise SiteRefusal("beyond_plan")
         if said.kind == EVALUATE and known.settings.evaluation.where != "sites":
-            raise Declines("policy", "evaluation.where")
+            raise SiteRefusal("policy", "evaluation.where")
         return Order(
             plan=question.plan,
             settings=known.settings,

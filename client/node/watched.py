@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from wardround.client.declines import Declines
 from wardround.client.site_file import SiteFile, load_site_file
+from wardround.common.errors import SiteRefusal
 
 _FIXED = {
     "name": "name",
@@ -36,7 +36,7 @@ class WatchedFile:
         """What the file says now; what needs a restart is as it was at the start.
 
         Raises:
-            Declines: `bad_input`: it cannot be read, or is wrong.
+            SiteRefusal: `bad_input`: it cannot be read, or is wrong.
         """
         try:
             stamp = _stamp_of(self._path)
@@ -50,7 +50,9 @@ class WatchedFile:
                 if isinstance(error, OSError)
                 else str(error)
             )
-            raise Declines("bad_input", words=f"{self._path} cannot be used") from None
+            raise SiteRefusal(
+                "bad_input", words=f"{self._path} cannot be used"
+            ) from None
         if self._trouble:
             self._say(f"{self._path} is right again")
         self._trouble = ""

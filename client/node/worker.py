@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
-from wardround.common.wire import local
-from wardround.common.wire.local import Gone
-from wardround.common.wire.messages import (
-    KEPT_SECONDS,
-    pack_refusal,
+from wardround.common.errors import ProcessGone, Stopped
+from wardround.common.process import frames, shared_memory
+from wardround.common.wire.codec import pack_refusal
+from wardround.common.wire.contents import (
+    dump_content,
+    load_content,
     put_arrays,
-    read_content,
     take_arrays,
-    write_content,
 )
+from wardround.common.wire.deadlines import KEPT_SECONDS
 from wardround.common.words import cleaned
 
 _TICK = 0.2
@@ -46,10 +46,6 @@ _OUT_OF_MEMORY_SCORE = (
 TUNED = {"OMP_WAIT_POLICY": "passive", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
-class Stopped(Exception):
-    """A signal came while the worker was at work."""
-
-
 class Room:
     """Shared memory that a message's tensors are read into, and handed over in."""
 
@@ -58,8 +54,8 @@ class Room:
 
     def __call__(self, num_bytes: int) -> np.ndarray:
         """Memory for `num_bytes`, (n,) uint8; once."""
-        self.descriptor = local.create(max(1, num_bytes))
-        return local.bytes_of(self.descriptor)[:num_bytes]
+        self.descriptor = shared_memory.create(max(1, num_bytes))
+        return shared_memory.bytes_of(self.descriptor)[:num_bytes]
 
     def close(self) -> None:
         """Let go of it here; a process that it was handed to keeps it."""
@@ -99,7 +95,7 @@ class Worker:
             return
         self.end()
         path = os.environ.get("PYTHONPATH", "")
-        self._process, self._socket = local.start_process(
+        self._process, self._socket = frames.start_process(
             "wardround.client.node.worker",
             str(self._site_file),
             path=[path],
@@ -131,7 +127,7 @@ class Worker:
             descriptors = [room.descriptor] if arrays else []
             _send(
                 self._socket,
-                {"kind": kind, "table": local.table_of(arrays), "order": order},
+                {"kind": kind, "table": shared_memory.table_of(arrays), "order": order},
                 rest,
                 descriptors,
             )
@@ -146,7 +142,7 @@ class Worker:
             )
             self.end()
             return pack_refusal("hangs")
-        except Gone:
+        except ProcessGone:
             how, code = self._how_it_ended()
             self._say(
                 f"the worker process ended ({how}); the next message starts another"
@@ -168,7 +164,7 @@ class Worker:
         """In words, and as a code of `REFUSALS`."""
         assert self._process is not None
         try:
-            code = self._process.wait(local.END_SECONDS)
+            code = self._process.wait(frames.END_SECONDS)
         except subprocess.TimeoutExpired:
             return "it closed its socket", "ended"
         if code == -signal.SIGKILL:
@@ -189,24 +185,27 @@ class Worker:
     def end(self) -> None:
         """Let it end, by force where it must be."""
         if self._process is not None and self._socket is not None:
-            local.end_process(self._process, self._socket)
+            frames.end_process(self._process, self._socket)
         self._process = self._socket = None
 
 
 def _send(
     connection: socket.socket, words: dict[str, Any], rest: RecordDict, fds: list[int]
 ) -> None:
-    """Send a content whose arrays lie in the memory behind the descriptor. Raises Gone."""
-    local.send_frame(connection, write_content(words, rest), fds)
+    """Send a content whose arrays lie in the memory behind the descriptor. Raises ProcessGone."""
+    frames.send_frame(connection, dump_content(words, rest), fds)
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], RecordDict]:
-    """Inverse of `_send`; the arrays are views of the memory. Raises Gone."""
-    written, descriptors = local.receive_frame(connection)
-    words, content = read_content(written)
+    """Inverse of `_send`; the arrays are views of the memory. Raises ProcessGone."""
+    written, descriptors = frames.receive_frame(connection)
+    words, content = load_content(written)
     for descriptor in descriptors:
         put_arrays(
-            content, local.read_arrays(local.bytes_of(descriptor), words["table"])
+            content,
+            shared_memory.read_arrays(
+                shared_memory.bytes_of(descriptor), words["table"]
+            ),
         )
         os.close(descriptor)
     return words, content
@@ -230,14 +229,14 @@ def main(descriptor: int, site_file: Path) -> None:
             _OUT_OF_MEMORY_SCORE, encoding="ascii"
         )
     connection = socket.socket(fileno=descriptor)
-    Thread(target=local.end_with, args=(connection,), daemon=True).start()
+    Thread(target=frames.end_with, args=(connection,), daemon=True).start()
     from wardround.client.round import answer, warm_up
     from wardround.client.site import Kept, Order, RealSite
     from wardround.client.site_file import load_site_file
 
     warm_up()
     kept = Kept()
-    with suppress(Gone):
+    with suppress(ProcessGone):
         while True:
             words, content = _receive(connection)
             kept.update_norm = None
@@ -248,7 +247,7 @@ def main(descriptor: int, site_file: Path) -> None:
 
             found = answer(words["kind"], content, open_site)
             rest, arrays = take_arrays(found)
-            memory, table = local.memory_for(arrays)
+            memory, table = shared_memory.memory_for(arrays)
             try:
                 told = {"table": table, "update_norm": kept.update_norm}
                 _send(connection, told, rest, [memory] if arrays else [])

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wardround.common.errors import first_line, nearest
+from wardround.common.errors import MissingColumn
+from wardround.common.explain import first_line, nearest
 from wardround.common.file_form import COMMA, FileForm, decoding_fault, looks_like
 from wardround.common.words import shown
 
@@ -38,10 +39,6 @@ class Columns:
             self.label,
             *([] if self.opt_out is None else [self.opt_out]),
         )
-
-
-class MissingColumn(ValueError):
-    """A file can be read, but lacks a column."""
 
 
 @dataclass(frozen=True)

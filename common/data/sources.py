@@ -21,7 +21,7 @@ from wardround.common.data.read import (
     table_of,
     undecodable,
 )
-from wardround.common.errors import first_line, nearest
+from wardround.common.explain import first_line, nearest
 
 if TYPE_CHECKING:
     from wardround.common.settings import DataSettings

@@ -16,7 +16,7 @@ import numpy as np
 
 from wardround.common.data.read import Table
 from wardround.common.data.sources import READERS, Source
-from wardround.common.errors import nearest
+from wardround.common.explain import nearest
 
 if TYPE_CHECKING:
     from wardround.common.settings import DataSettings

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from wardround.common.data.batches import evaluation_batches, training_steps
 from wardround.common.data.tokens import Batch, TokenisedTexts
-from wardround.common.errors import DIVERGED
+from wardround.common.errors import DIVERGED, LossNotFinite
 from wardround.common.model.blend import blend_parameters
 from wardround.common.model.influence import RoundSteps, Speaking
 from wardround.common.runtime import numpy_stream, precision_context, torch_stream
@@ -28,10 +28,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adamw": torch.optim.AdamW,
 }
-
-
-class LossNotFinite(ArithmeticError):
-    """The training loss became NaN or infinite."""
 
 
 @dataclass(frozen=True)

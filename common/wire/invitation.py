@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from wardround.common.credentials import check_public_line, sha256_text
+from wardround.common.errors import NotAuthentic
 from wardround.common.files import write_atomically
 from wardround.common.wire.signing import (
     INVITATION,
     REGISTRATION,
     ROTATION,
-    NotAuthentic,
     open_envelope,
     sign,
 )

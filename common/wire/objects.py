@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from wardround.common.errors import NotAuthentic
+from wardround.common.process.shared_memory import ArrayTable, read_arrays, table_bytes
 from wardround.common.wire.arrays import Array, read_piece, to_record
-from wardround.common.wire.local import Table, read_arrays, table_bytes
-from wardround.common.wire.signing import NotAuthentic
 
 ENVELOPE = "envelope"
 """The record that holds the signed statement about the others."""
@@ -243,7 +243,7 @@ def _read_arrays(
     _require(
         all(len({piece.dtype for piece in parts}) == 1 for parts in pieces.values())
     )
-    table: Table = [
+    table: ArrayTable = [
         (name, str(parts[0].dtype), sum(piece.length for piece in parts))
         for name, parts in pieces.items()
     ]

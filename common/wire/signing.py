@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from wardround.common.credentials import check_public_line, fingerprint, public_line
-from wardround.common.versions import NAME, OtherVersion, installed, work_together
+from wardround.common.errors import NotAuthentic, OtherVersion
+from wardround.common.versions import NAME, advice, installed, work_together
 from wardround.common.words import printable
 
 if TYPE_CHECKING:
@@ -55,14 +56,6 @@ Sha256OrEmpty = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Whole = Annotated[int, Field(ge=0, lt=2**53)]
 Seconds = Annotated[float, Field(ge=0, lt=2**37)]
 """Since 1970, up to the year 6325."""
-
-
-class NotAuthentic(Exception):
-    """A message does not count. `reason` is one of a closed set and may cross the wire."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason)
-        self.reason: Reason = reason
 
 
 @dataclass(frozen=True)
@@ -316,13 +309,13 @@ def open_plan(envelope: str, coordinator: str) -> tuple[Plan, str]:
     payload = open_envelope(envelope, PLAN, [coordinator])
     theirs = _version_of(payload)
     if not work_together(theirs, installed()):
-        raise OtherVersion(theirs)
+        raise OtherVersion(advice(theirs))
     try:
         return read_statement(Plan, payload), digest(payload)
     except NotAuthentic:
         if theirs == installed():
             raise
-        raise OtherVersion(theirs) from None
+        raise OtherVersion(advice(theirs)) from None
 
 
 def _version_of(payload: bytes) -> str:

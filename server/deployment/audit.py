@@ -10,13 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from wardround.common.credentials import fingerprint
+from wardround.common.errors import NotAuthentic
 from wardround.common.files import named
 from wardround.common.ledger import Entry, known_kind, read_ledger, told_of
 from wardround.common.provenance import Provenance
 from wardround.common.wire.messages import NOTICE, TRAIN
 from wardround.common.wire.signing import (
     ANSWER,
-    NotAuthentic,
     Statement,
     digest,
     open_envelope,

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from wardround.common.credentials import public_line, refuse_to_overwrite
-from wardround.common.errors import explain
+from wardround.common.explain import explain
 from wardround.common.files import write_atomically, write_json
 from wardround.server.deployment.addresses import Addresses
 from wardround.server.deployment.certificates import (

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from wardround.common.errors import RunFailed
 from wardround.common.settings import Settings
-from wardround.common.wire.messages import PENDING
+from wardround.common.wire.refusals import PENDING
 from wardround.server.deployment import superlink
 from wardround.server.deployment.folder import ServerFolder
 from wardround.server.deployment.plan import plan_id
@@ -17,7 +18,6 @@ from wardround.server.deployment.superlink import RunState, SuperLinkError
 from wardround.server.diagnostics.collapse import collapses_in
 from wardround.server.display import display
 from wardround.server.record import RoundRecord
-from wardround.server.rounds.clients import RunFailed
 from wardround.server.run_folder import RunFolder
 
 _LOOK_SECONDS = 0.5

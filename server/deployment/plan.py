@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wardround.common.credentials import fingerprint, public_line
+from wardround.common.errors import NotAuthentic, OtherVersion
 from wardround.common.files import write_atomically
 from wardround.common.settings import Settings
-from wardround.common.versions import OtherVersion
 from wardround.common.wire.roster import names_with_one_key
 from wardround.common.wire.signing import (
     PLAN,
-    NotAuthentic,
     Plan,
     is_signed,
     open_plan,

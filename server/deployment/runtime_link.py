@@ -19,6 +19,7 @@ from flwr.proto.runtime_pb2 import (
 from flwr.supercore.constant import NodeStatus
 from flwr.superlink.grid import HttpGrid
 
+from wardround.common.errors import ObjectMissing
 from wardround.common.wire.objects import (
     Object,
     content_id,
@@ -29,10 +30,6 @@ from wardround.common.wire.window import in_order
 
 T = TypeVar("T")
 _IN_FLIGHT = 3
-
-
-class ObjectGone(Exception):
-    """An object of a reply is not there: its sender did not get it through."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ class Runtime:
         ]
 
     def content_of(self, reply: Reply, is_over: Callable[[], bool]) -> str:
-        """Object id of a reply's content. Raises NotAuthentic or ObjectGone."""
+        """Object id of a reply's content. Raises NotAuthentic or ObjectMissing."""
         return content_id(reply.message_id, partial(self.fetch, is_over=is_over))
 
     def fetch(self, ids: Sequence[str], is_over: Callable[[], bool]) -> Iterator[bytes]:
@@ -136,14 +133,14 @@ class Runtime:
             is_over: whether to wait no longer for what is still on its way.
 
         Raises:
-            ObjectGone: one is not there by then, or will never be.
+            ObjectMissing: one is not there by then, or will never be.
         """
 
         def pull(object_id: str) -> bytes:
             request = proto.PullObjectRequest(**self._own, object_id=object_id)
             content = wait_for_object(partial(self._api.PullObject, request), is_over)
             if content is None:
-                raise ObjectGone
+                raise ObjectMissing
             return content
 
         return self._ahead(pull, ids)

@@ -14,6 +14,7 @@ from wardround.common.credentials import (
     fingerprint,
     public_line,
 )
+from wardround.common.errors import NotAuthentic
 from wardround.common.files import write_atomically, write_json
 from wardround.common.settings import Settings
 from wardround.common.wire.invitation import Invitation
@@ -22,7 +23,6 @@ from wardround.common.wire.signing import (
     INVITATION,
     PLAN,
     RUN,
-    NotAuthentic,
     Plan,
     RunStatement,
     is_signed,

@@ -19,15 +19,10 @@ import numpy as np
 from flwr.app import ConfigRecord
 
 from wardround.common.credentials import fingerprint, pem_of, public_line
-from wardround.common.wire.messages import (
-    HELLO,
-    LATE_SECONDS,
-    LOST,
-    TRAIN,
-    Declined,
-    Refused,
-    check_not_declined,
-)
+from wardround.common.errors import BadAnswer, NoAnswer, NotAuthentic, ObjectMissing
+from wardround.common.wire.codec import check_answered
+from wardround.common.wire.deadlines import LATE_SECONDS
+from wardround.common.wire.messages import HELLO, TRAIN
 from wardround.common.wire.objects import (
     ENVELOPE,
     Object,
@@ -37,10 +32,10 @@ from wardround.common.wire.objects import (
     record_objects,
     sizes,
 )
+from wardround.common.wire.refusals import LOST
 from wardround.common.wire.signing import (
     MODEL,
     TASK,
-    NotAuthentic,
     Statement,
     check_answer,
     payload_digest,
@@ -48,12 +43,7 @@ from wardround.common.wire.signing import (
 )
 from wardround.server.deployment.audit import AnswerBook, provenance_of
 from wardround.server.deployment.folder import RegisteredSite
-from wardround.server.deployment.runtime_link import (
-    ObjectGone,
-    OutgoingMessage,
-    Reply,
-    Runtime,
-)
+from wardround.server.deployment.runtime_link import OutgoingMessage, Reply, Runtime
 from wardround.server.record import RoundRecord
 from wardround.server.rounds.clients import POLL_SECONDS, Answer, Request
 
@@ -286,19 +276,19 @@ class SignedClients:
                         continue
                     try:
                         return self._read(question, reply)
-                    except ObjectGone:
+                    except ObjectMissing:
                         question.is_lost = True
                         self._looked_at = (
                             -inf
                         )  # perhaps its node has just gone: no attempt is to be wasted
                 if question.name not in self._registered():
-                    return Declined("it is not registered any more")
+                    return NoAnswer("it is not registered any more")
                 if question.is_over():
                     return None
                 if self._is_gone(question):
-                    return Declined("its node is not connected any more")
+                    return NoAnswer("its node is not connected any more")
                 if question.is_lost and len(question.asked) >= _MOST_ATTEMPTS:
-                    return Declined(
+                    return NoAnswer(
                         f"its answer did not come through, {_MOST_ATTEMPTS} times"
                     )
                 if self._is_to_be_asked_again(question):
@@ -330,9 +320,9 @@ class SignedClients:
                 self._arrived[reply.to] = reply
 
     def _read(self, question: _Question, reply: Reply) -> Answer:
-        """An answer, if it is authentic. Raises ObjectGone."""
+        """An answer, if it is authentic. Raises ObjectMissing."""
         if reply.error:  # Flower's word: its node has gone, or the time is over
-            raise ObjectGone
+            raise ObjectMissing
         is_over = question.is_over
 
         def fetch(ids: Sequence[str]) -> Iterator[bytes]:
@@ -351,16 +341,16 @@ class SignedClients:
         except NotAuthentic as error:
             self._runtime.confirm(reply)  # its objects are of no use to anybody
             self._note(question.name, error.reason)
-            return Refused(f"its answer does not count: {error.reason}")
+            return BadAnswer(f"its answer does not count: {error.reason}")
         self._book.keep(
             question.name, question.signing_key, envelopes["statement"], statement
         )
         self._runtime.confirm(reply)
         try:
-            check_not_declined(content)
-        except Declined as declined:
+            check_answered(content)
+        except NoAnswer as declined:
             if declined.code == LOST:
-                raise ObjectGone from None
+                raise ObjectMissing from None
             return declined
         return content
 

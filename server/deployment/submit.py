@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wardround.common.errors import RunFailed
 from wardround.common.places import project_file
 from wardround.common.pretrained import weights_digest
 from wardround.common.settings import ModelSettings, Settings
@@ -38,7 +39,6 @@ from wardround.server.deployment.signing_request import (
 from wardround.server.deployment.status import is_held
 from wardround.server.deployment.ticket import leave_ticket, write_ticket
 from wardround.server.display import display
-from wardround.server.rounds.clients import RunFailed
 from wardround.server.run_folder import RunFolder
 
 _STOP_SECONDS, _LOOK_SECONDS = 20.0, 0.2

@@ -18,13 +18,13 @@ from typing import Any, NoReturn
 
 import httpx
 
+from wardround.common.errors import RunFailed
 from wardround.common.places import IMPORT_ROOT
 from wardround.server.deployment.folder import (
     SUPERLINK,
     ServerFolder,
     toml_string,
 )
-from wardround.server.rounds.clients import RunFailed
 
 BIN = Path(sys.executable).parent
 """Where Flower's programs stand: those of this installation, not of another one on the PATH."""

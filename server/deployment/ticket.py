@@ -24,6 +24,7 @@ from wardround.common.credentials import (
     public_line,
     write_secret,
 )
+from wardround.common.errors import RunFailed
 from wardround.common.settings import Settings
 from wardround.common.wire.signing import (
     RUN,
@@ -40,7 +41,6 @@ from wardround.server.deployment.folder import (
 from wardround.server.deployment.plan import plan_of
 from wardround.server.deployment.runtime_link import Runtime
 from wardround.server.deployment.signed_clients import RunKey, SignedClients
-from wardround.server.rounds.clients import RunFailed
 from wardround.server.run_folder import RunFolder
 
 if TYPE_CHECKING:

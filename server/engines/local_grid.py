@@ -17,9 +17,9 @@ from flwr.supercore.constant import NOOP_FEDERATION_ID
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from wardround.common.wire.messages import seconds_left_of
-from wardround.server.engines.pool import Job, WorkerEnded, WorkerPool
-from wardround.server.rounds.clients import RunFailed
+from wardround.common.errors import RunFailed, WorkerEnded
+from wardround.common.wire.deadlines import seconds_left_of
+from wardround.server.engines.pool import Job, WorkerPool
 
 _SERVER = 1
 _CLIENT_FAILED = 0  # Flower's error code for an unknown failure

@@ -22,18 +22,17 @@ import numpy as np
 from flwr.app import RecordDict
 
 from wardround.common.data.corpus import open_corpus
+from wardround.common.errors import ProcessGone, RunFailed, WorkerEnded
 from wardround.common.model.state import open_model
+from wardround.common.process import frames, shared_memory
 from wardround.common.settings import Settings
-from wardround.common.wire import local
-from wardround.common.wire.local import Gone
-from wardround.common.wire.messages import (
+from wardround.common.wire.contents import (
+    dump_content,
+    load_content,
     put_arrays,
-    read_content,
     take_arrays,
-    write_content,
 )
 from wardround.server.engines.worker import corpus_to_memory, tensors_in
-from wardround.server.rounds.clients import RunFailed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,10 +42,6 @@ FORK_SERVER = "wardround.server.engines.simulate"
 # A slot more than there are workers lets one of them work on while its update waits for an earlier one;
 # small models get more of them.
 _SPARE_BYTES = 64 << 20
-
-
-class WorkerEnded(Exception):
-    """A worker's process ended before it gave an answer."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ class WorkerPool:
         """Args: settings: the run's; workers are ready for it, and take part in no other."""
         self.settings = settings
         self._num_workers = num_workers
-        self._process, self._control = local.start_process(FORK_SERVER, path=sys.path)
+        self._process, self._control = frames.start_process(FORK_SERVER, path=sys.path)
         self._global: Tensor | None = None
         self._slots: list[Tensor] = []
         self._free: list[int] = []
@@ -97,7 +92,7 @@ class WorkerPool:
         size = open_model(self.settings, corpus.label_names).layout.size
         spare = max(1, min(self._num_workers, _SPARE_BYTES // (4 * size)))
         num_slots = self._num_workers + spare
-        memory = local.create((1 + num_slots) * 4 * size)
+        memory = shared_memory.create((1 + num_slots) * 4 * size)
         texts, facts = corpus_to_memory(corpus)
         self._global, *self._slots = tensors_in(memory, size)
         self._free = list(range(num_slots))
@@ -147,10 +142,12 @@ class WorkerPool:
             self._free.append(slot)
             raise WorkerEnded
         self._lent = slot
-        words, content = read_content(written)
+        words, content = load_content(written)
         put_arrays(
             content,
-            local.read_arrays(self._slots[slot].numpy().view(np.uint8), words["table"]),
+            shared_memory.read_arrays(
+                self._slots[slot].numpy().view(np.uint8), words["table"]
+            ),
         )
         return content
 
@@ -159,7 +156,7 @@ class WorkerPool:
         for worker in self._workers:
             worker.connection.close()
         self._workers.clear()
-        local.end_process(self._process, self._control)
+        frames.end_process(self._process, self._control)
 
     def _is_under_way(self, job: str) -> bool:
         return any(job == worker.job for worker in self._workers) or any(
@@ -173,9 +170,9 @@ class WorkerPool:
                 worker.job, job = self._waiting.popleft()
                 worker.slot = self._free.pop()
                 words = {"kind": job.kind, "client": job.client, "slot": worker.slot}
-                with suppress(Gone):  # seen when its answer is collected
-                    local.send_frame(
-                        worker.connection, write_content(words, job.content)
+                with suppress(ProcessGone):  # seen when its answer is collected
+                    frames.send_frame(
+                        worker.connection, dump_content(words, job.content)
                     )
 
     def _collect(self, seconds: float) -> bool:
@@ -190,8 +187,8 @@ class WorkerPool:
         for descriptor, _ in ready:
             worker = by_descriptor[descriptor]
             try:
-                written: bytes | None = local.receive_frame(worker.connection)[0]
-            except Gone:
+                written: bytes | None = frames.receive_frame(worker.connection)[0]
+            except ProcessGone:
                 written = None
             self._done[worker.job] = (written, worker.slot)
             worker.job = ""
@@ -204,14 +201,14 @@ class WorkerPool:
         worker.connection.close()
         self._workers.remove(worker)
         self._start(worker.number)
-        self._control.settimeout(local.END_SECONDS)
+        self._control.settimeout(frames.END_SECONDS)
         with _fork_server_needed():
-            local.receive_frame(self._control)
+            frames.receive_frame(self._control)
 
     def _start(self, number: int) -> None:
         ours, theirs = socket.socketpair()
         ours.settimeout(
-            local.END_SECONDS
+            frames.END_SECONDS
         )  # for what is left of a frame once it has begun
         with theirs:
             self._tell_fork_server(str(number).encode(), theirs.fileno())
@@ -219,14 +216,14 @@ class WorkerPool:
 
     def _tell_fork_server(self, payload: bytes, *descriptors: int) -> None:
         with _fork_server_needed():
-            local.send_frame(self._control, payload, descriptors)
+            frames.send_frame(self._control, payload, descriptors)
 
 
 @contextmanager
 def _fork_server_needed() -> Iterator[None]:
     try:
         yield
-    except Gone:
+    except ProcessGone:
         raise RunFailed(
             "the process that starts workers has ended; what it wrote last stands above. Run the same "
             "command again: it goes on from the last whole round. Without workers: engine.workers=1."

@@ -26,15 +26,15 @@ from flwr.app import RecordDict
 from wardround.common.data.corpus import Corpus, keep_corpus
 from wardround.common.data.texts import PARTS
 from wardround.common.data.tokens import TokenisedTexts
+from wardround.common.errors import ProcessGone
 from wardround.common.model.state import move_into, open_model
+from wardround.common.process import frames, shared_memory
 from wardround.common.settings import Settings
-from wardround.common.wire import local
-from wardround.common.wire.local import Gone
-from wardround.common.wire.messages import (
+from wardround.common.wire.contents import (
+    dump_content,
+    load_content,
     put_arrays,
-    read_content,
     take_arrays,
-    write_content,
 )
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def run_fork_server(descriptor: int, answer: Answer) -> None:
     """
     from transformers import AutoModelForSequenceClassification  # noqa: F401 - slow, so before anybody waits
 
-    with socket.socket(fileno=descriptor) as control, suppress(Gone):
-        written, (tensors_fd, corpus_fd) = local.receive_frame(control)
+    with socket.socket(fileno=descriptor) as control, suppress(ProcessGone):
+        written, (tensors_fd, corpus_fd) = frames.receive_frame(control)
         opening = json.loads(written)
         settings = Settings.from_json(opening["settings"])
         corpus = corpus_from_memory(corpus_fd, opening["corpus"])
@@ -67,11 +67,11 @@ def run_fork_server(descriptor: int, answer: Answer) -> None:
         tensors = _build_model(settings, corpus.label_names, tensors_fd)
         pids: dict[int, int] = {}
         while True:
-            request, (worker_fd,) = local.receive_frame(control)
+            request, (worker_fd,) = frames.receive_frame(control)
             number = int(request)
             if number in pids:
                 _end(pids[number])
-                local.send_frame(control, b"its memory is free")
+                frames.send_frame(control, b"its memory is free")
             pids[number] = os.fork()
             if pids[number] == 0:
                 control.close()
@@ -132,22 +132,22 @@ def _run_worker(
     answer: Answer,
 ) -> None:
     """Answer jobs until the simulation closes the socket; never returns."""
-    Thread(target=local.end_with, args=(connection,), daemon=True).start()
+    Thread(target=frames.end_with, args=(connection,), daemon=True).start()
     try:
         state = open_model(settings, label_names)
         global_tensors, *slots = tensors
         while True:
-            job, _ = local.receive_frame(connection)
-            words, content = read_content(job)
+            job, _ = frames.receive_frame(connection)
+            words, content = load_content(job)
             put_arrays(content, {"shared": global_tensors.numpy()})
             slot = slots[words["slot"]]
             if state.device.type == "cpu":
                 move_into(slot)  # what is trained lies where the simulation reads it
             answered = answer(words["kind"], words["client"], content)
             _, arrays = take_arrays(answered)
-            table = local.write_arrays(slot.numpy().view(np.uint8), arrays)
-            local.send_frame(connection, write_content({"table": table}, answered))
-    except Gone:
+            table = shared_memory.write_arrays(slot.numpy().view(np.uint8), arrays)
+            frames.send_frame(connection, dump_content({"table": table}, answered))
+    except ProcessGone:
         os._exit(0)
     except BaseException:
         import traceback
@@ -171,7 +171,7 @@ def corpus_to_memory(corpus: Corpus) -> tuple[int, dict[str, Any]]:
         for part in PARTS
         for name in _ARRAYS
     }
-    fd, table = local.memory_for(arrays)
+    fd, table = shared_memory.memory_for(arrays)
     names = ("label_names", "site_sizes", "test_sizes", "opted_out_sizes")
     facts = {name: getattr(corpus, name) for name in names}
     return fd, {"table": table, "pad_id": corpus.train.pad_id} | facts
@@ -179,9 +179,9 @@ def corpus_to_memory(corpus: Corpus) -> tuple[int, dict[str, Any]]:
 
 def corpus_from_memory(fd: int, facts: dict[str, Any]) -> Corpus:
     """Inverse of `corpus_to_memory`; the arrays are views, read only, and there are no findings."""
-    memory = local.bytes_of(fd)
+    memory = shared_memory.bytes_of(fd)
     memory.flags.writeable = False
-    arrays = local.read_arrays(memory, facts["table"])
+    arrays = shared_memory.read_arrays(memory, facts["table"])
     parts = {
         part: TokenisedTexts(
             **{name: arrays[f"{part}.{name}"] for name in _ARRAYS},

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from wardround.common.errors import BadAnswer
 from wardround.common.model.flat import distance
 from wardround.common.settings import StrategySettings
-from wardround.common.wire.messages import Refused
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ class NormBound:
         """The update within its bound, both (P,) fp32, and its norm as received if that was beyond it.
 
         Raises:
-            Refused: it is beyond, and `strategy.on_excess` is `refuse`.
+            BadAnswer: it is beyond, and `strategy.on_excess` is `refuse`.
         """
         largest = self.largest
         if largest is None:
@@ -54,7 +54,7 @@ class NormBound:
         if norm <= largest:
             return trained, None
         if self._settings.on_excess == "refuse":
-            raise Refused(
+            raise BadAnswer(
                 f"its update has a norm of {norm:.4g}, and {largest:.4g} is the most here"
             )
         return torch.sub(trained, global_tensors).mul_(largest / norm).add_(

@@ -9,18 +9,12 @@ from typing import TYPE_CHECKING
 
 from flwr.app import RecordDict
 
+from wardround.common.errors import BadAnswer, NoAnswer
 from wardround.common.settings import Settings
+from wardround.common.wire.codec import is_missing_base, pack_notice, pack_requests
+from wardround.common.wire.deadlines import KEPT_SECONDS
 from wardround.common.wire.forms import EXACT, WHOLE, encode, whole
-from wardround.common.wire.messages import (
-    KEPT_SECONDS,
-    NOTICE,
-    Declined,
-    Refused,
-    Task,
-    is_lack,
-    pack_notice,
-    pack_tasks,
-)
+from wardround.common.wire.messages import NOTICE, TrainRequest
 from wardround.server.rounds.clients import Clients, Request
 from wardround.server.rounds.members import Member
 from wardround.server.rounds.state import RoundState
@@ -43,7 +37,7 @@ class Broadcast:
 
     def ask(
         self, members: Sequence[Member], state: RoundState, kind: str, number: int
-    ) -> Iterator[tuple[Member, RecordDict | Refused]]:
+    ) -> Iterator[tuple[Member, RecordDict | BadAnswer]]:
         """Send the global tensors of `state` to all members, and yield what each answers, in their order.
 
         One that does not hold the tensors which its task was written against is sent the whole at once.
@@ -54,7 +48,7 @@ class Broadcast:
             self._requests(members, state, number), kind, number, timeout
         )
         for member, answer in zip(members, answers, strict=True):
-            if isinstance(answer, RecordDict) and is_lack(answer):
+            if isinstance(answer, RecordDict) and is_missing_base(answer):
                 self.note(member, "")
                 request = self._requests([member], state, number)
                 (answer,) = self._clients.ask(
@@ -62,14 +56,14 @@ class Broadcast:
                 )
             yield (
                 member,
-                Declined(f"no answer within {timeout:g} s")
+                NoAnswer(f"no answer within {timeout:g} s")
                 if answer is None
                 else answer,
             )
 
-    def tell_refused(self, member: Member, number: int, refusal: Refused) -> None:
+    def tell_refused(self, member: Member, number: int, refusal: BadAnswer) -> None:
         """Tell a client why its answer does not count, if it cannot know."""
-        if not isinstance(refusal, Declined):
+        if not isinstance(refusal, NoAnswer):
             request = Request(member.node_id, pack_notice(f"round {number}: {refusal}"))
             self._clients.tell(request, NOTICE, number)
 
@@ -100,7 +94,7 @@ class Broadcast:
         """A task for each member, in their order; all with the same tensors share one record of them."""
         tensors = whole(state.tensors.numpy())
         settings = None if self._clients.approve_plans else self._settings.for_sites()
-        task = Task(
+        task = TrainRequest(
             number,
             state.layout.digest,
             tensors,
@@ -123,7 +117,7 @@ class Broadcast:
         for task in tasks:
             group = groups[task.base]
             self.bytes_sent += task.payload.num_bytes * len(group)
-            packed = pack_tasks(task, [member.client for member in group])
+            packed = pack_requests(task, [member.client for member in group])
             contents |= dict(
                 zip((member.node_id for member in group), packed, strict=True)
             )

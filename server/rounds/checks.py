@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from wardround.common.errors import DIVERGED
+from wardround.common.errors import DIVERGED, BadAnswer, ExamplesChanged, RunFailed
 from wardround.common.model.flat import Layout, tensor_of
 from wardround.common.tasks.sums import MOST_COUNTED, Sums
 from wardround.common.wire.forms import decode
-from wardround.common.wire.messages import Refused, Update
-from wardround.server.rounds.clients import RunFailed
+from wardround.common.wire.messages import Update
 from wardround.server.rounds.members import Member
 
 if TYPE_CHECKING:
@@ -24,22 +23,18 @@ _MOST_SQUARED = (
 )
 
 
-class ExamplesChanged(Refused):
-    """A client has other examples than it introduced itself with: its file has grown, say."""
-
-
 def check_update(update: Update, number: int, layout: Layout, member: Member) -> None:
     """Refuse what must not go into the mean. What sites counted is held against `check_counts`.
 
     Raises:
-        Refused: the update is from another round, of another model, holds a loss that is none, or claims no
+        BadAnswer: the update is from another round, of another model, holds a loss that is none, or claims no
             optimiser step.
         ExamplesChanged: it claims another example count than the client introduced itself with.
     """
     if update.round != number:
-        raise Refused(f"its update belongs to round {update.round}")
+        raise BadAnswer(f"its update belongs to round {update.round}")
     if update.layout != layout.digest:
-        raise Refused(
+        raise BadAnswer(
             "its update has other tensor names or shapes than the global model"
         )
     if update.num_examples != member.num_examples:
@@ -48,29 +43,29 @@ def check_update(update: Update, number: int, layout: Layout, member: Member) ->
             "will be asked to introduce itself again"
         )
     if not (_is_sane(update.loss) and _is_sane(update.seconds)):
-        raise Refused(
+        raise BadAnswer(
             f"its update has a loss of {update.loss} and took {update.seconds} s"
         )
     if not 0 < update.num_steps < MOST_COUNTED:
-        raise Refused(f"its update claims {update.num_steps} optimiser steps")
+        raise BadAnswer(f"its update claims {update.num_steps} optimiser steps")
 
 
 def open_tensors(update: Update, global_tensors: Tensor, scratch: np.ndarray) -> Tensor:
     """The trained tensors of an update, (P,) fp32, in the message's memory or in `scratch`.
 
     Raises:
-        Refused: they are of another size or form, not finite, or so large that norms would not be.
+        BadAnswer: they are of another size or form, not finite, or so large that norms would not be.
     """
     try:
         tensors = tensor_of(decode(update.payload, global_tensors.numpy(), scratch))
     except ValueError as error:
-        raise Refused(str(error)) from None
+        raise BadAnswer(str(error)) from None
     if (
         not float(torch.dot(tensors, tensors)) <= _MOST_SQUARED
     ):  # not a number is not less either
         if not bool(torch.isfinite(tensors).all()):
-            raise Refused("its update holds values that are not finite")
-        raise Refused(
+            raise BadAnswer("its update holds values that are not finite")
+        raise BadAnswer(
             f"its update holds values larger than weights are: {DIVERGED}; lower the learning rate"
         )
     return tensors
@@ -84,25 +79,25 @@ def check_counts(counts: Sums, num_labels: int, num_parts: int, member: Member) 
         num_parts: 2 where a validation part chooses the best model, else 1.
 
     Raises:
-        Refused.
+        BadAnswer.
     """
     if len(counts.parts) != num_parts:
-        raise Refused(
+        raise BadAnswer(
             f"its counts are of {len(counts.parts)} part(s) of its held-out texts, not {num_parts}"
         )
     for part in counts.parts:
         if part.confusion.shape != (num_labels, num_labels):
-            raise Refused(
+            raise BadAnswer(
                 f"its counts are of {len(part.confusion)} labels, not of the run's {num_labels}"
             )
         if part.confusion.max() > MOST_COUNTED or part.num_examples == 0:
-            raise Refused(f"its counts are of {part.num_examples} held-out examples")
+            raise BadAnswer(f"its counts are of {part.num_examples} held-out examples")
         if not _is_sane(part.loss_sum):
-            raise Refused(f"its counts have a summed loss of {part.loss_sum}")
+            raise BadAnswer(f"its counts have a summed loss of {part.loss_sum}")
     num_examples = sum(part.num_examples for part in counts.parts)
     most = member.most_examples
     if most is not None and num_examples > most:
-        raise Refused(
+        raise BadAnswer(
             f"its counts are of {num_examples} held-out examples, but it is registered with {most} at most"
         )
     if num_examples != member.num_held_out:

@@ -12,22 +12,15 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from httpx import HTTPError
 
-from wardround.common.errors import Failed
-from wardround.common.wire.messages import (
-    LATE_SECONDS,
-    Refused,
-    content_of,
-)
+from wardround.common.errors import BadAnswer, RunFailed
+from wardround.common.wire.codec import content_of
+from wardround.common.wire.deadlines import LATE_SECONDS
 
 if TYPE_CHECKING:
     pass
 
 POLL_SECONDS = 0.2
 _CLOCK_SECONDS = 1.0  # by which Flower's end of a message and ours may differ
-
-
-class RunFailed(Failed):
-    """The run cannot go on. The text names the round, the client and the next step."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,7 @@ class Request:
     content: RecordDict
 
 
-Answer = RecordDict | Refused | None
+Answer = RecordDict | BadAnswer | None
 """What came back: a content, why there is none or it does not count, or None where nothing came in time."""
 
 
@@ -132,7 +125,7 @@ class GridClients:
             except (
                 Exception
             ) as error:  # whatever a client may have sent in place of a message
-                return Refused(f"its answer cannot be read ({type(error).__name__})")
+                return BadAnswer(f"its answer cannot be read ({type(error).__name__})")
             is_over = time.monotonic() >= deadline - (_CLOCK_SECONDS if found else 0)
             if found:
                 reply = found[0]
@@ -145,7 +138,7 @@ class GridClients:
                     return None
                 try:
                     return content_of(reply)
-                except Refused as refusal:
+                except BadAnswer as refusal:
                     return refusal
             if is_over:
                 return None

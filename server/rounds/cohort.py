@@ -6,24 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from wardround.common.errors import BadAnswer, NoAnswer, RunFailed
 from wardround.common.settings import Settings
 from wardround.common.tasks.sums import MOST_COUNTED
-from wardround.common.wire.messages import (
-    HELLO,
-    PENDING,
-    Card,
-    Declined,
-    Refused,
-    pack_hello,
-    unpack_card,
-)
-from wardround.server.rounds.clients import (
-    POLL_SECONDS,
-    Answer,
-    Clients,
-    Request,
-    RunFailed,
-)
+from wardround.common.wire.codec import pack_hello, unpack_introduction
+from wardround.common.wire.messages import HELLO, Introduction
+from wardround.common.wire.refusals import PENDING
+from wardround.server.rounds.clients import POLL_SECONDS, Answer, Clients, Request
 from wardround.server.rounds.members import Member
 
 # Between questions whether people have decided: a decision takes minutes to days.
@@ -204,12 +193,12 @@ class Cohort:
                         "silent",
                         f"{name} did not introduce itself within {hello.timeout:g} s",
                     )
-                elif isinstance(answer, Refused):
+                elif isinstance(answer, BadAnswer):
                     raise answer
                 else:
-                    self._add(node_id, site, unpack_card(answer))
-            except Refused as refusal:
-                code = refusal.code if isinstance(refusal, Declined) else ""
+                    self._add(node_id, site, unpack_introduction(answer))
+            except BadAnswer as refusal:
+                code = refusal.code if isinstance(refusal, NoAnswer) else ""
                 code, words = code or "refused", f"{name} cannot take part: {refusal}"
             refusals += [words] if words else []
             if site and self._numbers:
@@ -218,7 +207,7 @@ class Cohort:
             self._note(self._said)
         return refusals
 
-    def _add(self, node_id: int, site: str, card: Card) -> None:
+    def _add(self, node_id: int, site: str, card: Introduction) -> None:
         client, num_clients = (
             self._numbers.get(site, card.client),
             self._settings.num_clients,
@@ -229,7 +218,7 @@ class Cohort:
             client = min(set(range(num_clients)) - taken, default=-1)
         self._check_claims(site, card)
         if not 0 <= client < num_clients:
-            raise Refused(f"it says it is client {client} of {num_clients}")
+            raise BadAnswer(f"it says it is client {client} of {num_clients}")
         called = site or (
             self.simulated_sites[client] if self.simulated_sites else None
         )
@@ -240,14 +229,14 @@ class Cohort:
             if not site or member.name != site
         }
         if any(member.client == client for member in self._members.values()):
-            raise Refused(f"another node is client {client} already")
+            raise BadAnswer(f"another node is client {client} already")
         name = called or f"client {client}"
         most = self._most_examples.get(site)
         self._members[node_id] = Member(
             client, name, node_id, card.num_examples, card.num_held_out, most, called
         )
 
-    def _check_claims(self, site: str, card: Card) -> None:
+    def _check_claims(self, site: str, card: Introduction) -> None:
         """Refuse a client that claims more texts than there can be, or than its site is registered for.
 
         With `strategy.on_excess=clip` an update's weight is lowered to the bound. Counts of held-out texts
@@ -256,15 +245,17 @@ class Cohort:
         """
         claimed, held_out = card.num_examples, card.num_held_out
         if not (1 <= claimed <= MOST_COUNTED and 0 <= held_out <= MOST_COUNTED):
-            raise Refused(f"it says it has {claimed} examples, and {held_out} held out")
+            raise BadAnswer(
+                f"it says it has {claimed} examples, and {held_out} held out"
+            )
         most = self._most_examples.get(site)
         if most is None:
             return
         if claimed > most and self._settings.strategy.on_excess == "refuse":
-            raise Refused(
+            raise BadAnswer(
                 f"it says it has {claimed} examples, but is registered with {most} at most"
             )
         if held_out > most:
-            raise Refused(
+            raise BadAnswer(
                 f"it says it holds out {held_out} examples, but is registered with {most} at most"
             )

@@ -13,15 +13,15 @@ import numpy as np
 from wardround.common.data.batches import by_length
 from wardround.common.data.partitions import split_held_out
 from wardround.common.data.tokens import TokenisedTexts
+from wardround.common.errors import BadAnswer, RunFailed
 from wardround.common.model.state import ModelState
 from wardround.common.model.train import evaluate
 from wardround.common.settings import Settings
 from wardround.common.tasks.sums import Sums
-from wardround.common.wire.messages import Refused, Update
+from wardround.common.wire.messages import Update
 from wardround.server.diagnostics.predictions import describe_predictions
 from wardround.server.record import RoundRecord, SiteRecord, TestRecord
 from wardround.server.rounds.checks import check_counts, check_finite
-from wardround.server.rounds.clients import RunFailed
 from wardround.server.rounds.members import Member
 
 if TYPE_CHECKING:
@@ -88,11 +88,11 @@ class Evaluation:
         )
 
     def check(self, update: Update, member: Member) -> None:
-        """Refuse an update whose counts are not as asked. Raises Refused as `check_counts` does."""
+        """Refuse an update whose counts are not as asked. Raises BadAnswer as `check_counts` does."""
         if update.test is not None:
             check_counts(update.test, self.num_labels, self.num_parts, member)
         elif self.test is None and not update.withheld:
-            raise Refused("its update holds no counts of held-out examples")
+            raise BadAnswer("its update holds no counts of held-out examples")
 
     def enter(self, record: RoundRecord, measured: tuple[Sums, float] | None) -> None:
         """Put what `measure` gave into the record, or have it wait. Raises RunFailed as `hear` does."""

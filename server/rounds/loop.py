@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import RecordDict
 
+from wardround.common.errors import BadAnswer, ExamplesChanged, RunFailed
 from wardround.common.model.flat import Layout, model_sha256
 from wardround.common.settings import Settings
 from wardround.common.tasks.sums import Sums
+from wardround.common.wire.codec import unpack_counts, unpack_update
 from wardround.common.wire.forms import WHOLE
-from wardround.common.wire.messages import (
-    EVALUATE,
-    TRAIN,
-    Refused,
-    unpack_counts,
-    unpack_update,
-)
+from wardround.common.wire.messages import EVALUATE, TRAIN
 from wardround.server.record import (
     ClientRecord,
     Diagnostics,
@@ -35,13 +31,12 @@ from wardround.server.rounds.bounds import NormBound
 from wardround.server.rounds.broadcast import Broadcast
 from wardround.server.rounds.callbacks import Callback
 from wardround.server.rounds.checks import (
-    ExamplesChanged,
     check_counts,
     check_finite,
     check_update,
     open_tensors,
 )
-from wardround.server.rounds.clients import Clients, RunFailed
+from wardround.server.rounds.clients import Clients
 from wardround.server.rounds.control_variates import mean_steps
 from wardround.server.rounds.evaluation import Evaluation
 from wardround.server.rounds.mean import SumMemory, WeightedMean
@@ -177,7 +172,7 @@ class FederatedAveraging:
                     scratch = np.empty(layout.size, dtype=np.float32)
                 trained = open_tensors(update, state.tensors, scratch)
                 trained, norm_received = self._norm_bound.apply(trained, state.tensors)
-            except Refused as refusal:
+            except BadAnswer as refusal:
                 answers.left_out.append(self._leave_out(number, member, refusal))
                 continue
             mean.add(trained, weights[member.client])
@@ -329,12 +324,12 @@ class FederatedAveraging:
                     found, self.evaluation.num_labels, self.evaluation.num_parts, member
                 )
                 counts[member.name] = found
-            except Refused as refusal:
+            except BadAnswer as refusal:
                 self._leave_out(state.round, member, refusal)
         return counts
 
     def _leave_out(
-        self, number: int, member: Member, refusal: Refused
+        self, number: int, member: Member, refusal: BadAnswer
     ) -> LeftOutRecord:
         """Count an answer as missing. Raises RunFailed where none may be."""
         if isinstance(refusal, ExamplesChanged):
@@ -362,8 +357,8 @@ class FederatedAveraging:
         )
 
 
-def _content(answer: RecordDict | Refused) -> RecordDict:
-    """Raises Refused where there is none."""
-    if isinstance(answer, Refused):
+def _content(answer: RecordDict | BadAnswer) -> RecordDict:
+    """Raises BadAnswer where there is none."""
+    if isinstance(answer, BadAnswer):
         raise answer
     return answer

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from wardround.common.errors import nearest
+from wardround.common.explain import nearest
 from wardround.server.compose import AXES, compose_tree, parse
 
 _SET_BY_SWEEP = ("num_rounds", "evaluation.target_accuracy", "evaluation.patience")

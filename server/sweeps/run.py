@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from wardround.common.errors import FolderInUse, RunFailed
 from wardround.common.settings import Settings
 from wardround.server.compose import compose, launch, settings_of
 from wardround.server.diagnostics.collapse import standing_collapse
 from wardround.server.display import display
 from wardround.server.engines.simulate import simulate
-from wardround.server.rounds.clients import RunFailed
-from wardround.server.run_folder import FolderInUse, SweepRow
+from wardround.server.run_folder import SweepRow
 from wardround.server.sweeps.plan import SweepPlan, compose_sweep
 from wardround.server.sweeps.table import PlannedCell, SweepFolder
 

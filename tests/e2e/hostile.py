@@ -16,13 +16,7 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 
 from tests.e2e.processes import wait_for
-from wardround.client.node.connection import (
-    Connection,
-    Heartbeat,
-    Letter,
-    Refused,
-    Unreachable,
-)
+from wardround.client.node.connection import Connection, Heartbeat, Letter
 from wardround.client.node.journal import Journal
 from wardround.client.node.ledger import Ledger
 from wardround.client.node.loop import Loop
@@ -31,16 +25,11 @@ from wardround.client.round import answer
 from wardround.client.site import Kept, RealSite
 from wardround.client.site_file import load_site_file, signing_keys
 from wardround.common.credentials import fingerprint, public_line
+from wardround.common.errors import Refused, Unreachable
 from wardround.common.wire.arrays import Payload
+from wardround.common.wire.codec import pack_update, unpack_notice, unpack_update
 from wardround.common.wire.forms import whole
-from wardround.common.wire.messages import (
-    NOTICE,
-    TRAIN,
-    Update,
-    pack_update,
-    unpack_notice,
-    unpack_update,
-)
+from wardround.common.wire.messages import NOTICE, TRAIN, Update
 from wardround.common.wire.objects import Object, make_object
 from wardround.common.wire.signing import Question
 

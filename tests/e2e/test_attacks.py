@@ -53,18 +53,18 @@ from tests.e2e.hostile import (
 from tests.e2e.processes import Process, command_line, wait_for
 from tests.e2e.runs import EVEN, JOIN_SECONDS, LABELS, RUN_SECONDS, lines
 from tests.support.tiny import write_model, write_texts
-from wardround.client.node.connection import Connection, Letter, Refused
+from wardround.client.node.connection import Connection, Letter
 from wardround.client.site_file import load_site_file
 from wardround.common.credentials import new_key, pem_of, write_key_pair
-from wardround.common.wire.forms import whole
-from wardround.common.wire.messages import (
-    HELLO,
-    TRAIN,
-    pack_card,
+from wardround.common.errors import Refused
+from wardround.common.wire.codec import (
+    pack_introduction,
     pack_update,
-    unpack_card,
+    unpack_introduction,
     unpack_update,
 )
+from wardround.common.wire.forms import whole
+from wardround.common.wire.messages import HELLO, TRAIN
 from wardround.common.wire.objects import Object, content_object, make_object
 from wardround.server.deployment import superlink
 from wardround.server.deployment.calls import CALLS_PER_KEY, MOST_MESSAGE_BYTES
@@ -614,7 +614,9 @@ def test_claimed_texts_that_nobody_can_have_do_not_count(ward: Ward) -> None:
 
     def introducing(kind: str, content: RecordDict) -> RecordDict:
         if kind == HELLO:
-            return pack_card(replace(unpack_card(content), num_held_out=claimed))
+            return pack_introduction(
+                replace(unpack_introduction(content), num_held_out=claimed)
+            )
         return pack_update(
             replace(unpack_update(content), num_examples=7)
         )  # to be greeted anew

@@ -20,22 +20,13 @@ from tests.support.join_world import World, joined_world
 from tests.support.nasty import NASTY, faults
 from tests.support.tiny import write_model, write_texts
 from wardround.common.credentials import new_key, public_line
+from wardround.common.errors import Reason
 from wardround.common.wire.arrays import to_record
-from wardround.common.wire.messages import (
-    HELLO,
-    LATE_SECONDS,
-    TRAIN,
-    pack_hello,
-    pack_notice,
-)
+from wardround.common.wire.codec import pack_hello, pack_notice
+from wardround.common.wire.deadlines import LATE_SECONDS
+from wardround.common.wire.messages import HELLO, TRAIN
 from wardround.common.wire.objects import Object, record_objects
-from wardround.common.wire.signing import (
-    RUN,
-    Reason,
-    RunStatement,
-    payload_digest,
-    sign,
-)
+from wardround.common.wire.signing import RUN, RunStatement, payload_digest, sign
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 

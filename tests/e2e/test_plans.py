@@ -28,15 +28,9 @@ from wardround.common.credentials import new_key, public_line
 from wardround.common.model.flat import Layout, model_sha256, tensor_of
 from wardround.common.model.state import open_model
 from wardround.common.settings import Settings
+from wardround.common.wire.codec import pack_hello, pack_requests, unpack_update
 from wardround.common.wire.forms import decode, whole
-from wardround.common.wire.messages import (
-    EVALUATE,
-    TRAIN,
-    Task,
-    pack_hello,
-    pack_tasks,
-    unpack_update,
-)
+from wardround.common.wire.messages import EVALUATE, TRAIN, TrainRequest
 from wardround.common.wire.objects import record_objects, sizes
 from wardround.common.wire.signing import (
     MODEL,
@@ -120,8 +114,8 @@ class Room:
         """What comes of a task: a code, or what the answer holds."""
         numbers = self.start if tensors is None else tensors
         version = model_sha256(self.layout, tensor_of(numbers))
-        said = Task(round, self.layout.digest, whole(numbers), None, version)
-        content = pack_tasks(replace(said, **task), [0])[0]
+        said = TrainRequest(round, self.layout.digest, whole(numbers), None, version)
+        content = pack_requests(replace(said, **task), [0])[0]
         fleet, key = self.world.fleet, self.world.key
         sent = fleet.ask(
             kind, content, key, change=lambda statement: replace(statement, round=round)
@@ -417,8 +411,8 @@ def test_settings_that_a_message_brings_do_not_count(standing: Room) -> None:
     )
     start = state.flat.detach().cpu().clone()
     version = model_sha256(state.layout, start)
-    content = pack_tasks(
-        Task(1, state.layout.digest, whole(start.numpy()), bad, version), [0]
+    content = pack_requests(
+        TrainRequest(1, state.layout.digest, whole(start.numpy()), bad, version), [0]
     )[0]
     update = unpack_update(fleet.answer(fleet.ask(TRAIN, content, key), key))
     assert (update.num_examples, update.num_steps) == (38, 1)

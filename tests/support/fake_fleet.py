@@ -39,7 +39,8 @@ from flwr.proto.message_pb2 import (
 
 from tests.e2e.processes import wait_for
 from wardround.common.credentials import fingerprint, new_key, public_line
-from wardround.common.wire.messages import HELLO, LATE_SECONDS
+from wardround.common.wire.deadlines import LATE_SECONDS
+from wardround.common.wire.messages import HELLO
 from wardround.common.wire.objects import (
     ENVELOPE,
     Object,

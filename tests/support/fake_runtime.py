@@ -17,6 +17,7 @@ from tests.support.wires import (
     objects_of,
 )
 from wardround.common.credentials import fingerprint, new_key, pem_of, public_line
+from wardround.common.errors import ObjectMissing
 from wardround.common.wire.objects import read_signed
 from wardround.common.wire.signing import (
     ANSWER,
@@ -31,7 +32,6 @@ from wardround.common.wire.signing import (
 )
 from wardround.server.deployment.folder import RegisteredSite
 from wardround.server.deployment.runtime_link import (
-    ObjectGone,
     OnlineNode,
     OutgoingMessage,
     Reply,
@@ -158,7 +158,7 @@ class FakeRuntime(Runtime):
             self.waiting()
             content = self.objects.get(object_id)
             if content is None:
-                raise ObjectGone
+                raise ObjectMissing
             yield content
 
     def confirm(self, reply: Reply) -> None:

@@ -19,7 +19,8 @@ from wardround.client.policy import Limits
 from wardround.client.site_file import SiteFile, signing_keys, write_site_file
 from wardround.common.credentials import public_line
 from wardround.common.settings import Settings
-from wardround.common.wire.messages import HELLO, pack_hello, unpack_card
+from wardround.common.wire.codec import pack_hello, unpack_introduction
+from wardround.common.wire.messages import HELLO
 from wardround.server.compose import compose
 
 SECONDS = 60.0
@@ -94,7 +95,9 @@ class World:
 
     def num_examples(self, **how: Any) -> int:
         """How many examples it says it has."""
-        return unpack_card(self.fleet.answer(self.hello(**how), self.key)).num_examples
+        return unpack_introduction(
+            self.fleet.answer(self.hello(**how), self.key)
+        ).num_examples
 
     def worker(self) -> int:
         """Process number of the worker."""

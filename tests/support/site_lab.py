@@ -18,7 +18,8 @@ from wardround.client.kit.checks.table import finding_of
 from wardround.client.policy import Policy
 from wardround.client.site_file import SiteFile
 from wardround.common.credentials import new_key, public_line, write_key_pair
-from wardround.common.model_files import NotLoaded, read_model_files
+from wardround.common.errors import ModelNotLoaded
+from wardround.common.model_files import read_model_files
 from wardround.server.deployment.certificates import (
     Pair,
     issue_server_certificate,
@@ -74,7 +75,7 @@ def pinned(policy: Policy, model: Path | None) -> Policy:
         return policy
     try:
         digest = read_model_files(model).digest()
-    except NotLoaded:
+    except ModelNotLoaded:
         digest = "0" * 64
     return replace(policy, models=(f"files:{digest}",))
 

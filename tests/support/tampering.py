@@ -11,11 +11,8 @@ from flwr.clientapp import ClientApp
 
 from wardround.client.app import app as honest_app
 from wardround.common.wire.arrays import Payload
-from wardround.common.wire.messages import (
-    Update,
-    pack_update,
-    unpack_update,
-)
+from wardround.common.wire.codec import pack_update, unpack_update
+from wardround.common.wire.messages import Update
 
 CONTINUE = "strategy.on_missing=continue"
 

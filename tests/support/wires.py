@@ -24,7 +24,7 @@ from flwr.proto.message_pb2 import Metadata
 
 from wardround.common.credentials import fingerprint, public_line
 from wardround.common.wire.arrays import Array, from_record
-from wardround.common.wire.messages import LATE_SECONDS
+from wardround.common.wire.deadlines import LATE_SECONDS
 from wardround.common.wire.objects import ENVELOPE, Object, record_objects
 
 T = TypeVar("T")

@@ -17,8 +17,8 @@ from wardround.client.kit.checks.findings import (
     warning,
 )
 from wardround.client.kit.checks.subject import Subject
-from wardround.common.data.read import MissingColumn
-from wardround.common.errors import nearest
+from wardround.common.errors import MissingColumn
+from wardround.common.explain import nearest
 from wardround.common.words import quoted, shown
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from wardround.client.kit.checks.findings import (
 )
 from wardround.client.kit.checks.subject import Subject
 from wardround.client.kit.link import Link
-from wardround.client.node.connection import Refused, Unreachable
 from wardround.client.site_file import SiteFile, read_authority
 from wardround.common.credentials import Certificate
+from wardround.common.errors import Refused, Unreachable
 from wardround.common.words import LONGEST_TEXT, quoted
 
 _SOON_DAYS = 30

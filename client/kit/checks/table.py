@@ -12,7 +12,7 @@ from wardround.client.kit.checks.subject import Options, Subject
 from wardround.client.kit.words.policy import policy_in_words
 from wardround.client.plans import limits_of
 from wardround.client.site_file import SiteFile, signing_keys
-from wardround.common.errors import nearest
+from wardround.common.explain import nearest
 
 
 def _policy(on: Subject) -> Finding:

@@ -44,8 +44,7 @@ from wardround.client.node.worker import Room, Worker
 from wardround.client.site import Order
 from wardround.client.site_file import signing_keys
 from wardround.common.credentials import fingerprint, new_key, public_line
-from wardround.common.errors import BadAnswer, NoAnswer, Reason
-from wardround.common.errors import BadAnswer as CallRefused
+from wardround.common.errors import BadAnswer, NoAnswer, Reason, Refused
 from wardround.common.wire.codec import (
     pack_refusal,
     unpack_counts,
@@ -123,7 +122,7 @@ class Courier(Connection):
         """As in `Connection`."""
         for object_id in ids:
             if object_id not in self.objects:
-                raise CallRefused("dropped", "an object of the message is not there")
+                raise Refused("dropped", "an object of the message is not there")
             self.num_fetched += len(self.objects[object_id])
             yield self.objects[object_id]
 

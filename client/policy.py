@@ -25,7 +25,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Policy:
     """The section `policy` of site.yaml, in the order of that file."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     approve: Literal["by_hand", "within_policy"] = "by_hand"
     """`by_hand`: a person approves each plan; `within_policy`: every plan inside these limits is approved."""

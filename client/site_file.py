@@ -1,12 +1,12 @@
-"""A site's own file, site.yaml: the facts about a site that no server sets."""
+"""A site's own file, site.yaml: the settings of a site that no server can change."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from string import Template
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
@@ -45,37 +45,34 @@ _STEPS = {
     "missing": "Set it.",
     "string_type": "Put it in quotes.",
     "bool_type": "Write true or false.",
-    **dict.fromkeys(
-        ("data.text_columns", "data.text_columns missing"),
-        "Write for example text_columns: [subject, body].",
-    ),
+    "tuple_type": "Write a list, for example [a, b].",
+    "data.text_columns": "Write for example text_columns: [subject, body].",
+    "data.text_columns missing": "Write for example text_columns: [subject, body].",
 }
 
 
 def _text(value: Any) -> Any:
     if value is None:
-        raise PydanticCustomError("missing", "Nothing stands there")
+        raise PydanticCustomError("missing", "There is no value")
     if not isinstance(value, str) or not value.strip():
         raise PydanticCustomError("string_type", "The value should be a text")
     return value
 
 
 def _located(value: Any, info: ValidationInfo) -> Path:
-    """The path a text stands for; a relative one is taken from the folder of the file."""
+    """Return a path; a relative one starts at the folder of the file."""
     folder: Any = info.context
-    return Path(
-        folder, value if isinstance(value, Path) else Path(_text(value)).expanduser()
-    )
+    if isinstance(value, Path):
+        return Path(folder, value)
+    return Path(folder, Path(_text(value)).expanduser())
 
 
 def _columns(value: Any) -> Any:
     if isinstance(value, str):
         return (value,)
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise PydanticCustomError(
-            "columns", "The value should be a list of column names"
-        )
-    return value
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return value
+    raise PydanticCustomError("columns", "The value should be a list of column names")
 
 
 def _label_pairs(value: Any) -> list[tuple[str, str]]:
@@ -83,19 +80,17 @@ def _label_pairs(value: Any) -> list[tuple[str, str]]:
         return []
     if not isinstance(value, dict):
         raise ValueError(
-            f"data.labels is {value!r}; own names and the consortium's are needed in pairs. "
-            'Write for example labels: {"kardio": cardiology}, or labels: {} where they are the same.'
+            f"data.labels is {value!r}; it must hold pairs of your own label name and the "
+            'consortium\'s. Write for example labels: {"kardio": cardiology}, or labels: {} '
+            "if the names are the same."
         )
     for own, common in value.items():
-        # YAML reads 1 as a number and yes as a truth value; a label that is a truth value was a slip.
-        if (
-            isinstance(own, bool)
-            or isinstance(common, bool)
-            or not isinstance(common, str | int)
-        ):
+        # YAML reads 1 as a number, and a bare yes as true, which was a slip.
+        has_bool = isinstance(own, bool) or isinstance(common, bool)
+        if has_bool or not isinstance(common, str | int):
             raise ValueError(
-                f"data.labels holds {own!r}: {common!r}; both must be names. Put them in quotes, for example "
-                '"yes": "positive".'
+                f"data.labels holds {own!r}: {common!r}; both must be names. Put them in "
+                'quotes, for example "yes": "positive".'
             )
     return [(str(own), str(common)) for own, common in value.items()]
 
@@ -108,89 +103,95 @@ LabelPairs = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_label_pairs
 
 @dataclass(frozen=True, kw_only=True)
 class SiteFile:
-    """What one site says about itself, in the order of its file. Paths are absolute.
+    """The settings of one site, in the order of its file. Paths are absolute.
+
+    The docstrings of the fields stand as comments in the site.yaml that `init` writes.
 
     Raises:
-        ValueError: a name, an address, a column list, a delimiter or an encoding that cannot be; names key,
-            value, rule and next step.
+        ValueError: a name, address, column list, delimiter or encoding is wrong. The text
+            has key, value, rule and next step.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid", validate_default=True)
+    __pydantic_config__ = ConfigDict(
+        extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
 
     name: Text
-    """As the coordinator registers the site; small letters, digits, `_` and `-`."""
+    """Name under which the coordinator registers the site: small letters, digits, `_`, `-`."""
     server_address: Annotated[Text, Field(alias="server.address")]
-    """`host:port` of the server's fleet port, the one address this site dials."""
+    """`host:port` of the server, the only address this site connects to."""
     ca: Annotated[Place, Field(alias="server.ca")]
-    """Certificate of the authority that signed the server's certificate, PEM. No other server is trusted."""
+    """The server's certificate authority (PEM), from the coordinator. No other is trusted."""
     coordinator_key: Annotated[Place | None, Field(alias="server.signing_key")] = None
-    """The coordinator's public signing key: what is not signed under it does not count. `join` needs it."""
+    """The coordinator's public signing key. A message that it has not signed is refused."""
     private_key: Annotated[Place, Field(alias="key.private")]
-    """The site's private key, OpenSSH form; readable by its owner only, and never sent anywhere."""
+    """The site's private key, in OpenSSH form. Only its owner may read it; it never leaves."""
     public_key: Annotated[Place, Field(alias="key.public")]
-    """The public half, which the coordinator registers."""
+    """The public half, for the coordinator."""
     signing_key: Annotated[Place | None, Field(alias="key.signing")] = None
-    """The private key that signs this site's answers, OpenSSH form. `join` needs it."""
+    """The private key that signs this site's answers, in OpenSSH form. It never leaves."""
     data_path: Annotated[Place, Field(alias="data.path")]
     """Labelled texts: a CSV file with a header, JSONL or Parquet."""
     delimiter: Annotated[str | None, Field(alias="data.delimiter")] = None
-    """Stands between the columns of a CSV: one character or `tab`; None is a comma."""
+    """Column separator of a CSV: one character in quotes, or tab; null is a comma."""
     encoding: Annotated[str | None, Field(alias="data.encoding")] = None
-    """Encoding of a CSV or JSONL file, a Python codec; None is UTF-8."""
+    """Encoding of a CSV or JSONL file, for example windows-1252; null is UTF-8."""
     text_columns: Annotated[ColumnNames, Field(alias="data.text_columns")]
-    """Columns joined with one space to make the text."""
+    """Columns that form the text, joined with one space."""
     label_column: Annotated[Text, Field(alias="data.label_column")]
-    """Column that holds the label."""
+    """Column of the label."""
     labels: Annotated[LabelPairs, Field(alias="data.labels")] = ()
-    """Pairs (own label name, the consortium's name); a label that is not here keeps its name."""
+    """Pairs of own label name: the consortium's name. A label without a pair keeps its name."""
     drop_empty: Annotated[StrictBool, Field(alias="data.drop_empty")] = False
-    """Leave out examples without a text; otherwise one of them stops the training."""
+    """true leaves out examples without a text. With false, one of them stops the training."""
     opt_out_column: Annotated[
         str | None, Field(alias="data.opt_out_column", min_length=1)
     ] = None
-    """Column that is true where a text takes part in no round; it still serves this site's own models."""
+    """Column that is true, 1 or yes if a text takes part in no round; null: no such column.
+    The text still serves this site's own models."""
     test_fraction: Annotated[float, Field(alias="data.test_fraction", gt=0, lt=1)] = 0.2
-    """Share of the texts that is held out, evenly by label, and never trained on; the same in every run."""
+    """Share of the texts of each label that is never trained on; the same in every run."""
     split_seed: Annotated[int, Field(alias="data.split_seed", ge=0, lt=2**63)] = 0
-    """Draws which texts are held out; the same in every run."""
+    """Number that decides which texts are held out; the same in every run."""
     token_cache: Annotated[Place | None, Field(alias="data.token_cache")] = None
-    """Folder to keep the texts in as token ids, which can be read back as texts; None keeps none."""
+    """Folder that keeps texts as token ids, which can be turned back into texts; null: none."""
     model: Place | None = None
-    """Folder with the pre-trained model, where no hub is in reach; None takes what the run names."""
+    """Folder of the pre-trained model; null takes the model that the run names, from a hub."""
     device: Text = "auto"
-    """Where to train: `auto`, `cpu`, `cuda`, `cuda:1` …"""
+    """Device that trains: auto, cpu, cuda, cuda:1 …"""
     state: Place = Path("state")
-    """Folder where `join` notes what it must not forget."""
+    """Folder for plans, journal and ledger. They must survive a restart."""
     invitation: Place | None = None
-    """What the coordinator sent; `check` compares versions and labels with it."""
+    """The coordinator's invitation; `check` compares versions and labels with it."""
     policy: Policy = field(default_factory=Policy)
-    """What no plan can exceed."""
+    """Limits that no plan can exceed."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(
-                f"name is {quoted(self.name)}; a site's name is made of up to 64 small letters, digits, _ "
-                "and -. Take the name you agreed on with the coordinator, for example st_marys."
+                f"name is {quoted(self.name)}; it must be 1 to 64 small letters, digits, _ "
+                "or -. Use the name you agreed on with the coordinator, for example st_marys."
             )
-        self.host_and_port  # noqa: B018 - checked at birth
+        self.host_and_port  # noqa: B018 - raises ValueError
         if not self.text_columns or not all(self.text_columns):
             raise ValueError(
-                "data.text_columns is empty; name at least one column, for example text_columns: [text]."
+                "data.text_columns is empty; name at least one column, for example "
+                "text_columns: [text]."
             )
-        self.form  # noqa: B018 - checked at birth
+        self.form  # noqa: B018 - raises ValueError
 
     @property
     def columns(self) -> Columns:
-        """The columns that are read."""
+        """The columns to read."""
         return Columns(self.text_columns, self.label_column, self.opt_out_column)
 
     @property
     def form(self) -> FileForm:
-        """How the file of texts is written."""
+        """The form of the file of texts."""
         return FileForm(self.delimiter, self.encoding, is_in_site_file=True)
 
     def data_settings(self, settings: DataSettings) -> DataSettings:
-        """How this site reads its texts, under a plan's labels."""
+        """Replace everything about files in a plan's settings by this site's own."""
         return replace(
             settings,
             reader="files",
@@ -212,38 +213,41 @@ class SiteFile:
     def host_and_port(self) -> tuple[str, int]:
         """The server's address in its two parts; the host of an IPv6 address has no brackets."""
         host, _, port = self.server_address.rpartition(":")
-        bracketed = host.startswith("[") and host.endswith("]")
-        bare = host[1:-1] if bracketed else host
-        ambiguous = (
-            ":" in host and not bracketed
-        )  # an IPv6 address has to stand in brackets
+        is_bracketed = host.startswith("[") and host.endswith("]")
+        bare = host[1:-1] if is_bracketed else host
+        is_ambiguous = ":" in host and not is_bracketed
         is_port = port.isdecimal() and 0 < int(port) < 65536
-        if not bare or ambiguous or not _HOST.fullmatch(bare) or not is_port:
+        if is_ambiguous or not is_port or not _HOST.fullmatch(bare):
             raise ValueError(
-                f"server.address is {quoted(self.server_address)}; it must be host:port without a scheme. "
-                "The coordinator gives it, for example fl.example.org:9092."
+                f"server.address is {quoted(self.server_address)}; it must be host:port "
+                "without a scheme, and an IPv6 address needs brackets. The coordinator "
+                "gives it, for example fl.example.org:9092."
             )
         return bare, int(port)
 
 
-# A name, an IPv4 address, or an IPv6 address with its zone; no sign that a terminal takes for a command.
+# A name, an IPv4 address, or an IPv6 address with its zone.
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 _FILE: TypeAdapter[SiteFile] = TypeAdapter(SiteFile)
-_KEYS = tuple(_FILE.json_schema()["properties"])
-_FORM = Path(__file__).parent / "kit" / "files" / "site.yaml"
-"""A template; it is no part of the bundle, so that it is read only where a kit is written."""
+_SCHEMA = _FILE.json_schema()
+_KEYS = tuple(_SCHEMA["properties"])
+_HEADING = (
+    "# The settings of this site. The file stays here; the coordinator gets the public key.",
+    "# Relative paths start at the folder of this file.",
+)
 
 
 def load_site_file(path: Path) -> SiteFile:
-    """Read a site file; its relative paths are taken from its own folder.
+    """Read a site file. Its relative paths start at its own folder.
 
     Raises:
-        ValueError: the file is missing or no YAML, a key is unknown or missing, or a value cannot be.
+        ValueError: the file is missing or not YAML, or a key or value is wrong.
     """
     path = path.expanduser().absolute()
     if not path.is_file():
         raise ValueError(
-            f"{path} does not exist. Make one with: wardround-site init --invitation FILE …, or set --site."
+            f"{path} does not exist. Make one with: wardround-site init --invitation "
+            "FILE …, or set --site."
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -256,24 +260,22 @@ def load_site_file(path: Path) -> SiteFile:
         raise ValueError(
             f"{path} is not YAML ({reason}). Compare it with docs/hospital.md."
         ) from None
+    known = f"Known: {', '.join(_KEYS)}. Correct or remove it."
+    steps = _STEPS | {"unexpected_keyword_argument": known}
     try:
         return _FILE.validate_python(_dotted(content), context=path.parent)
     except ValidationError as error:
-        steps = _STEPS | {
-            "unexpected_keyword_argument": f"Known: {', '.join(_KEYS)}. Correct or remove it."
-        }
         raise ValueError(f"{path}: {explain(error, _KEYS, steps)}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def _dotted(content: Any) -> dict[str, Any]:
-    """The values by dotted key. Raises ValueError where the file, or a section of it, is no mapping."""
+    """Return the values by dotted key. Raises ValueError if a section is no mapping."""
     top = _mapping(content)
     for key in top:
-        if (
-            "." in str(key)
-        ):  # else it would pass for what stands in a section, and lose against it in silence
+        # Otherwise it would lose against the same key in its section, without a word.
+        if "." in str(key):
             raise ValueError(
                 f"{key} is no key of a site file. Write it as a key of its section."
             )
@@ -289,67 +291,89 @@ def _dotted(content: Any) -> dict[str, Any]:
 def _mapping(content: Any, section: str = "") -> dict[Any, Any]:
     if isinstance(content, dict):
         return content
-    keys = (
-        key.removeprefix(f"{section}.").partition(".")[0]
-        for key in _KEYS
-        if key.startswith(section)
-    )
-    known = ", ".join(dict.fromkeys(keys))
+    prefix = f"{section}." if section else ""
+    keys = [key.removeprefix(prefix) for key in _KEYS if key.startswith(prefix)]
+    known = dict.fromkeys(key.partition(".")[0] for key in keys)
     raise ValueError(
-        f"{section or 'the file'} must hold: {known}. Write them as key: value."
+        f"{section or 'the file'} must hold: {', '.join(known)}. "
+        "Write them as key: value."
     )
 
 
 def write_site_file(site: SiteFile, path: Path) -> None:
-    """Write a site file that `load_site_file` reads back to an equal object; paths below it are relative."""
+    """Write a site file that `load_site_file` reads back to an equal object.
+
+    Paths below its folder become relative. The docstring of each key is its comment.
+    """
     folder = path.absolute().parent
-
-    def written(value: Any) -> str:
-        if isinstance(value, Path):
-            value = str(
-                value.relative_to(folder) if value.is_relative_to(folder) else value
-            )
-        return json.dumps(value, ensure_ascii=False)  # JSON is YAML
-
-    values = asdict(site.policy) | vars(site)
-    values |= {"labels": dict(site.labels), "policy_labels": site.policy.labels}
-    del values["policy"]
-    form = Template(_FORM.read_text(encoding="utf-8"))
-    text = form.substitute({name: written(value) for name, value in values.items()})
+    lines = [*_HEADING]
+    previous = ""
+    for key, value in _values(site).items():
+        section, _, name = key.rpartition(".")
+        if section and section != previous:
+            lines.append(f"{section}:")
+        previous = section
+        indent = "  " if section else ""
+        lines += [f"{indent}# {line}" for line in wrap(_description(key), 96)]
+        lines.append(f"{indent}{name}: {_as_yaml(value, folder)}")
+    text = "\n".join(lines) + "\n"
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
+def _values(site: SiteFile) -> dict[str, Any]:
+    """Return every value by its dotted key, the policy's last."""
+    values: dict[str, Any] = _FILE.dump_python(site, by_alias=True)
+    policy = values.pop("policy")
+    values["data.labels"] = dict(site.labels)
+    return values | {f"policy.{key}": value for key, value in policy.items()}
+
+
+def _description(key: str) -> str:
+    properties = _SCHEMA["properties"]
+    if key.startswith("policy."):
+        properties = _SCHEMA["$defs"]["Policy"]["properties"]
+        key = key.removeprefix("policy.")
+    text: str = properties[key].get("description", "")
+    return text.replace("None", "null")  # as YAML writes it
+
+
+def _as_yaml(value: Any, folder: Path) -> str:
+    if isinstance(value, Path):
+        value = str(
+            value.relative_to(folder) if value.is_relative_to(folder) else value
+        )
+    return json.dumps(value, ensure_ascii=False)  # JSON is YAML
+
+
 def read_authority(site: SiteFile) -> Certificate:
-    """The certificate of the server's authority. Raises ValueError if the file does not hold one."""
+    """Read the certificate of the server's authority. Raises ValueError if it is wrong."""
     step = "Get the file ca.crt from the coordinator and set server.ca to it."
     return read_certificate(site.ca, "server.ca", step)
 
 
 def signing_keys(site: SiteFile) -> tuple[Ed25519PrivateKey, str]:
-    """The site's private signing key, and the coordinator's public one in OpenSSH form.
+    """Return the site's private signing key, and the coordinator's public one.
+
+    The public key is in OpenSSH form.
 
     Raises:
-        ValueError: one of them is not there, or is no such key.
+        ValueError: one of them is missing or cannot be read.
     """
-    for setting, path in (
-        ("key.signing", site.signing_key),
-        ("server.signing_key", site.coordinator_key),
-    ):
-        if path is None:
-            raise ValueError(f"{setting} is missing in site.yaml. {NEW_KEYS}")
-    assert site.signing_key is not None
-    assert site.coordinator_key is not None
-    own = read_private_key(site.signing_key, "signing", "key.signing", NEW_KEYS)
+    own = read_private_key(
+        _key_file(site.signing_key, "key.signing"), "signing", "key.signing", NEW_KEYS
+    )
+    path = _key_file(site.coordinator_key, "server.signing_key")
     try:
-        coordinator = check_public_line(
-            site.coordinator_key.read_text(encoding="ascii"), "signing"
+        coordinator = check_public_line(path.read_text(encoding="ascii"), "signing")
+    except (OSError, ValueError) as error:
+        reason = (
+            f"cannot be read: {error.strerror}" if isinstance(error, OSError) else error
         )
-    except OSError as error:
-        raise ValueError(
-            f"server.signing_key: {site.coordinator_key} cannot be read: {error.strerror}. {NEW_KEYS}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(
-            f"server.signing_key: {site.coordinator_key}: {error}. {NEW_KEYS}"
-        ) from None
+        raise ValueError(f"server.signing_key: {path}: {reason}. {NEW_KEYS}") from None
     return own, coordinator  # type: ignore[return-value]
+
+
+def _key_file(path: Path | None, setting: str) -> Path:
+    if path is None:
+        raise ValueError(f"{setting} is missing in site.yaml. {NEW_KEYS}")
+    return path

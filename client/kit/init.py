@@ -1,4 +1,4 @@
-"""The files that `wardround-site init` writes: keys, site.yaml, registration, systemd unit, compose file."""
+"""The files that `wardround-site init` writes, and the key that `trust` replaces."""
 
 from __future__ import annotations
 
@@ -31,104 +31,97 @@ from wardround.common.wire.invitation import (
 )
 
 _TEMPLATES = Path(__file__).resolve().parent / "files"
-UNIT, COMPOSE, REGISTRATION = (
-    "wardround-site.service",
-    "compose.yaml",
-    "registration.json",
-)
+UNIT = "wardround-site.service"
+COMPOSE = "compose.yaml"
+REGISTRATION = "registration.json"
 _MEMORY_SHARE = 0.8
+_UNSAFE_LETTERS = "\"'\\\n$%"
 
 
 def write_kit(
     invited: Path, folder: Path, image: str, **facts: Any
 ) -> tuple[SiteFile, str, str]:
-    """Make the keys and write the files, readable in `folder`.
+    """Make the keys and write the site's files to `folder`.
 
     Args:
         invited: the invitation's file, which is copied.
-        facts: of the `SiteFile`, beside what the invitation says and where the files stand.
+        image: container image for the compose file.
+        facts: fields of `SiteFile` that the invitation does not hold.
 
     Returns:
         The site, the fingerprint of the invitation, and that of the registration.
 
     Raises:
-        ValueError: one of the files is there already, then none is written; a path cannot stand in them; or
-            the invitation or a fact is none.
+        ValueError: one of the files exists (then none is written), a path holds a letter
+            that the files cannot hold, or the invitation or a fact is wrong.
     """
-    folder, invited = folder.absolute(), invited.absolute()
+    folder = folder.absolute()
+    invited = invited.absolute()
     invitation, fingerprint = read_paper(Invitation, invited)
-    names = (
-        "ca.crt",
-        "coordinator.pub",
-        "site.key",
-        "site.pub",
-        "signing.key",
-        "state",
-        "invitation.json",
-    )
-    ca, coordinator, private, public, secret, state, copy = (
-        folder / name for name in names
-    )
+    copy = folder / "invitation.json"
+    secret = folder / "signing.key"
+    coordinator = folder / "coordinator.pub"
     site = SiteFile(
         name=invitation.site,
         server_address=invitation.address,
-        ca=ca,
+        ca=folder / "ca.crt",
         coordinator_key=coordinator,
-        private_key=private,
-        public_key=public,
+        private_key=folder / "site.key",
+        public_key=folder / "site.pub",
         signing_key=secret,
-        state=state,
+        state=folder / "state",
         invitation=copy,
         **_with_pinned_model(facts),
     )
     for path in (folder, site.data_path, site.model or folder):
-        if any(letter in str(path) for letter in "\"'\\\n$%"):
+        if any(letter in str(path) for letter in _UNSAFE_LETTERS):
             raise ValueError(
-                f"{path}: quotes, backslashes, $ and % cannot stand in a path here. Move it."
+                f"{path}: this path holds a quote, a backslash, $ or %. Rename it."
             )
     texts = {
-        copy: invited.read_text(encoding="ascii"),
-        ca: invitation.ca,
+        site.ca: invitation.ca,
         coordinator: f"{invitation.signing_key} coordinator\n",
         folder / UNIT: _unit(site, folder),
         folder / COMPOSE: _compose(site, folder, image),
     }
-    if invited == copy:
-        del texts[copy]
-    others = (folder / name for name in ("site.yaml", REGISTRATION))
-    refuse_to_overwrite(private, public, secret, *texts, *others)
+    if invited != copy:
+        texts[copy] = invited.read_text(encoding="ascii")
+    site_file = folder / "site.yaml"
+    registration = folder / REGISTRATION
+    refuse_to_overwrite(
+        site.private_key, site.public_key, secret, *texts, site_file, registration
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    state.mkdir(exist_ok=True)
-    state.chmod(0o700)
+    site.state.mkdir(exist_ok=True)
+    site.state.chmod(0o700)
     node, signing = new_key("node"), new_key("signing")
-    write_key_pair(node, private, public, comment=site.name)
+    write_key_pair(node, site.private_key, site.public_key, comment=site.name)
     write_key_pair(
         signing, secret, secret.with_suffix(".pub"), comment=f"{site.name}-signing"
     )
     for path, text in texts.items():
         _write(path, text)
-    write_site_file(site, folder / "site.yaml")
+    write_site_file(site, site_file)
     answer = Registration(
         site.name, public_line(node), public_line(signing), fingerprint
     )
-    return site, fingerprint, write_paper(answer, folder / REGISTRATION, signing)  # type: ignore[arg-type]
+    return site, fingerprint, write_paper(answer, registration, signing)  # type: ignore[arg-type]
 
 
 def _with_pinned_model(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts with the model's folder pinned in the policy, unless the policy lists models itself."""
-    model, policy = facts.get("model"), facts.get("policy", Policy())
+    """Pin the model's folder in the policy, unless the policy lists models itself."""
+    model = facts.get("model")
+    policy = facts.get("policy", Policy())
     if policy.models is not None or model is None:
         return facts
     try:
         files = read_model_files(model)
     except (ModelNotLoaded, OSError):
-        return facts  # `check` says what is wrong with the folder
+        return facts  # `check` reports what is wrong with the folder
     weights = files.weights_digest()
-    pin = (
-        f"{FILES_PREFIX}{files.digest()}"
-        if weights is None
-        else f"{WEIGHTS_PREFIX}{weights}"
-    )
+    pin = f"{WEIGHTS_PREFIX}{weights}"
+    if weights is None:
+        pin = f"{FILES_PREFIX}{files.digest()}"
     return facts | {"policy": replace(policy, models=(pin,))}
 
 
@@ -147,11 +140,15 @@ def _unit(site: SiteFile, folder: Path) -> str:
 
 
 def _compose(site: SiteFile, folder: Path, image: str) -> str:
-    outside = [path for path in (site.data_path, site.model) if path is not None]
-    read = [folder, *(path for path in outside if not path.is_relative_to(folder))]
-    mounts = {_quoted(path): ", read_only: true" for path in read} | {
-        _quoted(site.state): ""
-    }
+    mounts = {folder: ", read_only: true"}
+    for path in (site.data_path, site.model):
+        if path is not None and not path.is_relative_to(folder):
+            mounts[path] = ", read_only: true"
+    mounts[site.state] = ""
+    volumes = [
+        f"      - {{type: bind, source: {_quoted(path)}, target: {_quoted(path)}{mode}}}"
+        for path, mode in mounts.items()
+    ]
     return _template(COMPOSE).substitute(
         name=site.name,
         image=json.dumps(image),
@@ -159,15 +156,12 @@ def _compose(site: SiteFile, folder: Path, image: str) -> str:
         uid=os.getuid(),
         gid=os.getgid(),
         memory=_most_memory_mib(),
-        volumes="\n".join(
-            f"      - {{type: bind, source: {path}, target: {path}{how}}}"
-            for path, how in mounts.items()
-        ),
+        volumes="\n".join(volumes),
     )
 
 
 def _most_memory_mib() -> int:
-    """How much memory the container may take, in MiB: as the unit's MemoryMax, of this machine's."""
+    """Return the container's memory limit in MiB, the same share as the unit's MemoryMax."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(_MEMORY_SHARE * total / 2**20)
 
@@ -188,17 +182,18 @@ def _user() -> str:
 
 
 def trust_next_key(site: SiteFile, rotation: Path, fingerprint: str) -> None:
-    """Trust the key of a rotation in place of the coordinator's present one.
+    """Replace the coordinator's current key by that of a rotation.
 
     Raises:
-        ValueError: it is not signed with the present key, or its fingerprint is another one.
+        ValueError: the current key has not signed it, or its fingerprint differs.
     """
-    _, present = signing_keys(site)
+    _, current = signing_keys(site)
     assert site.coordinator_key is not None
-    announced, found = read_paper(Rotation, rotation, signed_with=[present])
+    announced, found = read_paper(Rotation, rotation, signed_with=[current])
     if found != fingerprint.strip():
         raise ValueError(
-            f"--fingerprint is '{fingerprint}', but the fingerprint of '{rotation}' is {found}. Ask the "
-            "coordinator by telephone, and change nothing until they are the same."
+            f"--fingerprint is '{fingerprint}', but the fingerprint of '{rotation}' is "
+            f"{found}. Ask the coordinator by telephone, and change nothing until they "
+            "are the same."
         )
     _write(site.coordinator_key, f"{announced.signing_key} coordinator\n")

@@ -24,6 +24,8 @@ Natural = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
+Line = str | bytes
+"""A line of `history.jsonl`, as text or UTF-8."""
 
 
 class Record(BaseModel):
@@ -199,7 +201,7 @@ class RoundRecord(Record):
     sites: list[SiteRecord] = []
 
     @classmethod
-    def read(cls, line: str) -> RoundRecord:
+    def read(cls, line: Line) -> RoundRecord:
         """A line of `history.jsonl`, whichever version wrote it.
 
         Raises:

@@ -5,17 +5,16 @@ Every write is whole or not there.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from wardround.common.errors import FolderInUse
 from wardround.common.files import named, write_atomically, write_json
@@ -25,6 +24,7 @@ from wardround.server.record import RoundRecord
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 STATES = ("running", "finished", "failed", "stopped")
 Empty = BeforeValidator(lambda value: None if value == "" else value)
 """Of a number in a table of texts: there is none yet."""
@@ -61,6 +61,17 @@ SWEEP_COLUMNS = [
     key for key, field in SweepRow.model_fields.items() if field.is_required()
 ]
 """Those that every `sweep.csv` has."""
+
+
+class Labels(BaseModel):
+    """The content of `labels.json`."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    label_names: tuple[str, ...] | None = None
+    """In the order of their numbers."""
+    test_counts: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Test examples of each label; None if the test texts are at the sites."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +144,7 @@ class RunFolder:
 
     def refused(self) -> dict[str, dict[str, int]]:
         """How many answers of each site did not count, by reason."""
-        read: dict[str, dict[str, int]] = self._read("refused.json", {})
-        return read
+        return self._read("refused.json", dict[str, dict[str, int]], {})
 
     def write_refused(self, refused: Mapping[str, Mapping[str, int]]) -> None:
         """Write what `refused` reads."""
@@ -142,16 +152,19 @@ class RunFolder:
 
     def approvals(self) -> dict[str, dict[str, str]]:
         """What each site said to the plan: `code`, empty where it takes part, and the same in `words`."""
-        read: dict[str, dict[str, str]] = self._read("approvals.json", {})
-        return read
+        return self._read("approvals.json", dict[str, dict[str, str]], {})
 
     def write_approvals(self, approvals: Mapping[str, Mapping[str, str]]) -> None:
         """Write what `approvals` reads."""
         write_json(self.path / "approvals.json", approvals)
 
+    def labels(self) -> Labels:
+        """Return the content of `labels.json`; its fields are None if it is not there yet."""
+        return self._read("labels.json", Labels, Labels())
+
     def label_names(self) -> tuple[str, ...]:
-        """The labels in the order of their numbers; empty where none are written yet."""
-        return tuple(self._read("labels.json", {"label_names": ()})["label_names"])
+        """Return the labels in the order of their numbers; empty if none are written yet."""
+        return self.labels().label_names or ()
 
     def write_status(self, state: str, reason: str) -> None:
         """Say where the run stands."""
@@ -160,20 +173,19 @@ class RunFolder:
 
     def status(self) -> dict[str, str]:
         """`state` and `reason`; a folder without one has state `pending`."""
-        status: dict[str, str] = self._read(
-            "status.json", {"state": "pending", "reason": ""}
-        )
-        return status
+        pending = {"state": "pending", "reason": ""}
+        return self._read("status.json", dict[str, str], pending)
 
     def history(self) -> list[RoundRecord]:
-        """The records of whole rounds, oldest first."""
+        """Return the records of whole rounds, oldest first. Raises ValueError for a damaged line."""
+        return [RoundRecord.read(line) for line in self.history_lines()]
+
+    def history_lines(self) -> list[bytes]:
+        """Return the lines of the history. A line that a kill cut short, without its end, is left out."""
         file = self.path / "history.jsonl"
-        lines = (
-            file.read_text(encoding="utf-8").splitlines(keepends=True)
-            if file.exists()
-            else []
-        )
-        return [RoundRecord.read(line) for line in lines if line.endswith("\n")]
+        if not file.exists():
+            return []
+        return file.read_bytes().split(b"\n")[:-1]
 
     def append_history(self, record: RoundRecord) -> None:
         """Add one round."""
@@ -227,12 +239,12 @@ class RunFolder:
         folder = self.path / "checkpoint" / "best"
         return _load(folder) if folder.exists() else None
 
-    def _read(self, name: str, otherwise: Any) -> Any:
-        """What a JSON file holds; `otherwise` where it is not there yet."""
+    def _read(self, name: str, kind: type[T], otherwise: T) -> T:
+        """Read a JSON file; return `otherwise` if it is not there yet. Raises ValueError if it is wrong."""
         file = self.path / name
-        return (
-            json.loads(file.read_text(encoding="utf-8")) if file.exists() else otherwise
-        )
+        if not file.exists():
+            return otherwise
+        return TypeAdapter(kind).validate_json(file.read_bytes())
 
     def _last_round(self) -> int:
         """Number of the newest checkpoint's round, -1 where there is none."""

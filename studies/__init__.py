@@ -6,10 +6,10 @@ They stand beside the product and are not installed: `python -m studies --help` 
 from __future__ import annotations
 
 from wardround.server.report.findings import Findings
-from wardround.server.report.load import Sweep
+from wardround.server.report.sweep import SweepData
 
 
-def findings(sweep: Sweep) -> Findings:
+def findings(sweep: SweepData) -> Findings:
     """The findings of the study that a sweep's arms are about; without arms, those of `wardround report`."""
     # All draw or compose, which takes a second to import; `--help` need not wait for it.
     if not sweep.arms:

@@ -25,7 +25,8 @@ from wardround.server.report.figures import (
     styled,
 )
 from wardround.server.report.findings import Findings
-from wardround.server.report.load import Sweep, joined
+from wardround.server.report.names import joined
+from wardround.server.report.sweep import SweepData
 
 MARGIN = 0.05
 """Mean accuracy over the rounds by which two runs have to differ to differ at all."""
@@ -44,7 +45,7 @@ def blended_pairs(curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-def judge(sweep: Sweep) -> list[Answer]:
+def judge(sweep: SweepData) -> list[Answer]:
     """A verdict for each arm with blends, in the sweep's order."""
     return [
         _judge(arm, pairs)
@@ -130,7 +131,7 @@ def draw_curves(curves: pd.DataFrame) -> Drawing:
     )
 
 
-def findings(sweep: Sweep) -> Findings:
+def findings(sweep: SweepData) -> Findings:
     """The page of the study: the verdicts, the curves, every run."""
     curves = learning_curves(sweep)
     answers = [_judge(arm, pairs) for arm, pairs in blended_pairs(curves).items()]

@@ -21,7 +21,8 @@ from wardround.server.report.figures import (
     styled,
 )
 from wardround.server.report.findings import Findings
-from wardround.server.report.load import Sweep, joined
+from wardround.server.report.names import joined
+from wardround.server.report.sweep import SweepData
 
 LEAST_FACTOR = 1.25
 """By which two sides' rounds to the target have to differ, to differ at all."""
@@ -104,7 +105,7 @@ QUESTIONS = {
 }
 
 
-def reaching_curves(sweep: Sweep) -> pd.DataFrame:
+def reaching_curves(sweep: SweepData) -> pd.DataFrame:
     """`learning_curves` of the runs that reached their target or are over, and what that took.
 
     More columns: limit (rounds there are at most), reached (the first round at the target; inf: none),
@@ -200,7 +201,7 @@ def verdict_of(told: dict[str, Any]) -> str:
     )
 
 
-def judge(sweep: Sweep) -> list[Answer]:
+def judge(sweep: SweepData) -> list[Answer]:
     """A verdict for each question, then on the clock, then for each remedy."""
     curves = reaching_curves(sweep)
     answers = [
@@ -399,7 +400,7 @@ WHY = {
 
 
 @styled
-def draw_why(sweep: Sweep) -> Drawing:
+def draw_why(sweep: SweepData) -> Drawing:
     """Of each arm without a remedy at the largest K, the mean over its seeds, round by round."""
     plain = _untreated(reaching_curves(sweep))
     arms = list(plain["arm"].unique())
@@ -448,7 +449,7 @@ def _diagnostic(record: Any, key: str) -> float | None:
     return fmean(cosines) if cosines else None
 
 
-def findings(sweep: Sweep) -> Findings:
+def findings(sweep: SweepData) -> Findings:
     """The page of the study: each question with its verdict, the two figures, every run."""
     curves, answers = reaching_curves(sweep), judge(sweep)
     reached = curves["reached"].map(

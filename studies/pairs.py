@@ -15,7 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from wardround.common.data.batches import count_steps
 from wardround.server.report.figures import draw_chance
-from wardround.server.report.load import Run, Sweep
+from wardround.server.report.run import RunData
+from wardround.server.report.sweep import SweepData
 
 NEUTRAL = {
     "train.head_learning_rate": None,
@@ -37,7 +38,7 @@ class Answer:
     explanation: str
 
 
-def learning_curves(sweep: Sweep) -> pd.DataFrame:
+def learning_curves(sweep: SweepData) -> pd.DataFrame:
     """One row for each cell that has trained and whose files tell enough, under its number there.
 
     Columns: arm (with the model where it has several, the data set where the sweep has), num_clients,
@@ -84,7 +85,7 @@ def learning_curves(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), list(rows), told)
 
 
-def steps_so_far(run: Run) -> list[int]:
+def steps_so_far(run: RunData) -> list[int]:
     """Optimiser steps a client has made by the end of each round, as the history tells or settings imply.
 
     Of several clients the largest count.

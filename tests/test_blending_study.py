@@ -12,7 +12,7 @@ import pytest
 from studies.blending import judge
 from studies.pairs import interval
 from tests.support.report_folders import compose_settings, write_report, write_run
-from wardround.server.report.load import load_sweep
+from wardround.server.report.sweep import load_sweep
 from wardround.server.run_folder import SWEEP_COLUMNS
 
 ARMS = {

@@ -22,7 +22,8 @@ from wardround.server.report.claims import (
     describe_missing,
     judge,
 )
-from wardround.server.report.load import Run, Sweep
+from wardround.server.report.run import RunData
+from wardround.server.report.sweep import SweepData
 
 NUM_LABELS = {"imdb": 2, "yelp_full": 5, "ag_news": 4}
 TOP = {"imdb": 0.9, "yelp_full": 0.6, "ag_news": 0.9}
@@ -77,7 +78,7 @@ def a_cell(
         for number in range(last + 1)
     ]
     rounds: Any = tuple(SimpleNamespace(accuracy=value) for value in curve)
-    run = Run(
+    run = RunData(
         settings,
         "finished",
         None,
@@ -103,7 +104,7 @@ def a_sweep(
     changes: Mapping[Key, float] | None = None,
     without: Iterable[Key] = (),
     train: Any = None,
-) -> Sweep:
+) -> SweepData:
     """All 54 cells as the paper tells it, with some accuracies changed and some cells left out."""
     accuracies = as_the_paper_says() | dict(changes or {})
     cells = []
@@ -113,16 +114,16 @@ def a_sweep(
         cells.append(
             a_cell(key, accuracies[key], accuracies[key[0], key[1], 1], settings)
         )
-    return Sweep("paper", pd.DataFrame(cells))
+    return SweepData("paper", pd.DataFrame(cells))
 
 
-def claim(number: int, sweep: Sweep) -> Claim:
+def claim(number: int, sweep: SweepData) -> Claim:
     found = judge(sweep)[number - 1]
     assert found.id == number
     return found
 
 
-def verdicts(sweep: Sweep) -> list[str]:
+def verdicts(sweep: SweepData) -> list[str]:
     return [found.verdict for found in judge(sweep)]
 
 
@@ -219,7 +220,9 @@ def test_a_sharp_drop_contradicts_before_all_cells_are_there() -> None:
 def test_the_demo_tests_nothing_and_says_what_is_missing() -> None:
     cell = a_cell(("bert", "imdb", 1), 0.9, 0.9, settings_for("imdb"))
     for found in judge(
-        Sweep("demo", pd.DataFrame([cell | {"model": "minilm", "data": "bbc_news"}]))
+        SweepData(
+            "demo", pd.DataFrame([cell | {"model": "minilm", "data": "bbc_news"}])
+        )
     ):
         assert found.verdict == "not_tested"
         assert found.explanation.startswith("Finished runs that are missing: ")
@@ -227,7 +230,7 @@ def test_the_demo_tests_nothing_and_says_what_is_missing() -> None:
 
 
 def test_an_empty_sweep_tests_nothing() -> None:
-    assert set(verdicts(Sweep("empty", a_sweep().cells.head(0)))) == {"not_tested"}
+    assert set(verdicts(SweepData("empty", a_sweep().cells.head(0)))) == {"not_tested"}
 
 
 def test_other_settings_than_the_papers_give_numbers_but_no_verdict() -> None:
@@ -264,7 +267,7 @@ def test_a_seed_that_is_not_done_leaves_its_cell_out() -> None:
     ]
     half = half.assign(seed=1, status="running", outcome="not yet", accuracy=None)
     found = judge(
-        Sweep(
+        SweepData(
             "seeds",
             pd.concat([cells, half.astype({"accuracy": float})], ignore_index=True),
         )

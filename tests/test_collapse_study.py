@@ -16,7 +16,8 @@ from studies.collapse import judge, reaching_curves
 from studies.pairs import Answer, steps_so_far
 from tests.support.report_folders import write_report, write_run
 from wardround.server.compose import compose
-from wardround.server.report.load import load_run, load_sweep
+from wardround.server.report.run import load_run
+from wardround.server.report.sweep import load_sweep
 from wardround.server.run_folder import SWEEP_COLUMNS
 from wardround.server.sweeps.plan import compose_sweep
 

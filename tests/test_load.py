@@ -16,7 +16,8 @@ from tests.support.report_folders import (
     write_run,
     write_table,
 )
-from wardround.server.report.load import load_run, load_sweep
+from wardround.server.report.run import load_run
+from wardround.server.report.sweep import load_sweep
 
 
 def test_several_seeds_show_mean_and_range(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from tests.support.report_folders import (
     write_run,
     write_table,
 )
-from wardround.server.report.load import load_run, load_sweep
 from wardround.server.report.render import tell_story
+from wardround.server.report.run import load_run
+from wardround.server.report.sweep import load_sweep
 
 EVEN = (0.2, 0.2, 0.2, 0.2, 0.2)
 ONE = (0.0, 0.0, 1.0, 0.0, 0.0)

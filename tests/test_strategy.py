@@ -43,7 +43,7 @@ from wardround.common.wire.messages import HELLO, NOTICE, TRAIN, Update
 from wardround.server.app import conduct
 from wardround.server.deployment.status import read_open_round
 from wardround.server.engines.local_grid import LocalGrid
-from wardround.server.report.load import load_run
+from wardround.server.report.run import load_run
 from wardround.server.rounds.broadcast import Broadcast
 from wardround.server.rounds.clients import Answer, GridClients, Request
 from wardround.server.rounds.members import Member

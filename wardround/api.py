@@ -99,7 +99,7 @@ def sweep(*overrides: str) -> Sweep:
     Raises:
         ValueError: bad input; nothing was run.
     """
-    from wardround.server.report.load import load_sweep
+    from wardround.server.report.sweep import load_sweep
     from wardround.server.sweeps.run import sweep as run
 
     report = run(overrides).report
@@ -119,7 +119,7 @@ def load_run(path: str | Path) -> Run:
     Raises:
         ValueError: there is no run, or one of its files is damaged.
     """
-    from wardround.server.report.load import load_run as load
+    from wardround.server.report.run import load_run as load
 
     folder = Path(path)
     if not (folder / "settings.json").is_file():

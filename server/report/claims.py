@@ -20,12 +20,14 @@ import yaml
 from wardround.common.places import CONF
 from wardround.server.compose import compose
 from wardround.server.report.findings import TEMPLATES, Findings
-from wardround.server.report.load import (
-    DEFAULT_TARGET_FRACTION,
-    Run,
-    Sweep,
+from wardround.server.report.names import (
     display_name,
     joined,
+)
+from wardround.server.report.run import RunData
+from wardround.server.report.sweep import (
+    DEFAULT_TARGET_FRACTION,
+    SweepData,
 )
 
 Finding = Literal["holds", "fails", "open"]
@@ -108,7 +110,7 @@ class Claim:
     explanation: str
 
 
-def gather(sweep: Sweep) -> pd.DataFrame:
+def gather(sweep: SweepData) -> pd.DataFrame:
     """One row for each of the paper's cells (index: model, data, num_clients), its seeds drawn together.
 
     Columns: accuracy (mean at the budget), reached (whether most seeds reached the target), settled (that,
@@ -158,7 +160,7 @@ def _draw_together(
     )
 
 
-def _curve(run: Run | None) -> list[Any]:
+def _curve(run: RunData | None) -> list[Any]:
     """Test accuracy by round; empty where one is missing."""
     accuracies = [record.accuracy for record in run.rounds] if run else []
     return [] if None in accuracies else accuracies
@@ -477,7 +479,7 @@ CLAIMS = (
 )
 
 
-def findings(sweep: Sweep) -> Findings:
+def findings(sweep: SweepData) -> Findings:
     """The page of a sweep with the claims, each part by part."""
     claims, columns = judge(sweep), ["Part", "Finding", "Numbers"]
     words = {"holds": "✓ holds", "fails": "✗ does not hold", "open": "? not tested"}
@@ -499,7 +501,7 @@ def findings(sweep: Sweep) -> Findings:
     return Findings(template, "claims.json", claims, facts={"parts": parts})
 
 
-def judge(sweep: Sweep) -> list[Claim]:
+def judge(sweep: SweepData) -> list[Claim]:
     """A verdict for each claim, in the order of the paper.
 
     Runs that leave the paper's protocol are measured all the same, but confirm and refute nothing.
@@ -621,7 +623,7 @@ def _names(labels: Iterable[str]) -> list[str]:
     return list(map(display_name, labels))
 
 
-def _differences(sweep: Sweep) -> list[str]:
+def _differences(sweep: SweepData) -> list[str]:
     """Where the runs leave the paper's protocol, each said once."""
     found = []
     if sweep.target_fraction != DEFAULT_TARGET_FRACTION:

@@ -19,7 +19,16 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from wardround.server.diagnostics.collapse import label_name
-from wardround.server.report.load import Group, Run, Spread, Sweep, display_name, joined
+from wardround.server.report.names import (
+    display_name,
+    joined,
+)
+from wardround.server.report.run import RunData
+from wardround.server.report.sweep import (
+    Group,
+    Spread,
+    SweepData,
+)
 
 # Okabe and Ito 2008, without yellow (too faint on white).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -53,12 +62,12 @@ class Drawing:
     """Natural width in CSS pixels."""
 
 
-def sweep_figures(sweep: Sweep) -> list[Drawing]:
+def sweep_figures(sweep: SweepData) -> list[Drawing]:
     """Figures 1 to 3 of the paper."""
     return [draw_accuracy(sweep), draw_rounds(sweep), draw_curves(sweep)]
 
 
-def run_figures(run: Run) -> list[Drawing]:
+def run_figures(run: RunData) -> list[Drawing]:
     """The curve, then the updates and the predictions as far as the history tells of them."""
     drawings = [draw_run(run)]
     if run.table["mean_update_norm"].notna().any():
@@ -228,7 +237,7 @@ def finish(figure: Figure, name: str, title: str, alt: str) -> Drawing:
 
 
 @styled
-def draw_accuracy(sweep: Sweep) -> Drawing:
+def draw_accuracy(sweep: SweepData) -> Drawing:
     """Figure 1: test accuracy at the budget against K, one panel a data set, one line a model."""
     budgets = {data: sweep.budget(data) for data in sweep.data_sets}
     rounds = {
@@ -282,7 +291,7 @@ def draw_accuracy(sweep: Sweep) -> Drawing:
 
 
 @styled
-def draw_rounds(sweep: Sweep) -> Drawing:
+def draw_rounds(sweep: SweepData) -> Drawing:
     """Figure 2: bars of rounds to the target; a cell that did not reach it is named and has no bar."""
     # One model needs no legend: the title names it.
     only = f"{display_name(sweep.models[0])} on " if len(sweep.models) == 1 else ""
@@ -389,7 +398,7 @@ def _draw_bar(
 
 
 @styled
-def draw_curves(sweep: Sweep) -> Drawing:
+def draw_curves(sweep: SweepData) -> Drawing:
     """Figure 3: test accuracy against round, rows = data sets, columns = models, one line a K."""
     places = [(data, model) for data in sweep.data_sets for model in sweep.models]
     titles = [
@@ -467,7 +476,7 @@ def _draw_seeds(axes: Axes, curves: pd.DataFrame, index: int) -> None:
 
 
 @styled
-def draw_run(run: Run) -> Drawing:
+def draw_run(run: RunData) -> Drawing:
     """Accuracy and loss of one run by round, side by side."""
     figure, (left, right) = panel_row(["Test accuracy and macro F1", "Loss"], width=5.0)
     rounds = run.table.set_index("round")
@@ -499,7 +508,7 @@ def draw_run(run: Run) -> Drawing:
 
 
 @styled
-def draw_updates(run: Run) -> Drawing:
+def draw_updates(run: RunData) -> Drawing:
     """What the updates of a run tell, round by round."""
     titles = (
         "Norm of the updates",
@@ -556,7 +565,7 @@ def draw_updates(run: Run) -> Drawing:
 
 
 @styled
-def draw_predictions(run: Run) -> Drawing:
+def draw_predictions(run: RunData) -> Drawing:
     """Shares of the most predicted classes in the order of their numbers, others as one; the entropy."""
     titles = ("Share of the test predictions by class", "Entropy of the predictions")
     figure, (left, right) = panel_row(titles, width=5.0)
@@ -614,7 +623,7 @@ def _plot(axes: Axes, values: pd.Series, name: str, index: int) -> None:
         )
 
 
-def _by_round(axes: Axes, run: Run, columns: int = 2) -> None:
+def _by_round(axes: Axes, run: RunData, columns: int = 2) -> None:
     """The axis of rounds, and the panel's own legend under it."""
     round_axis(axes, run.last_round)
     if axes.get_legend_handles_labels()[0]:

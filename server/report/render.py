@@ -27,12 +27,16 @@ from wardround.server.diagnostics.collapse import (
     stretch,
 )
 from wardround.server.report.findings import TEMPLATES, Findings
-from wardround.server.report.load import (
-    Run,
-    Sweep,
+from wardround.server.report.names import (
     display_name,
     joined,
+)
+from wardround.server.report.run import (
+    RunData,
     load_run,
+)
+from wardround.server.report.sweep import (
+    SweepData,
     load_sweep,
 )
 
@@ -50,7 +54,7 @@ EXPECTED_TO_DIFFER = (
 
 
 def write_report(
-    folder: Path, study: Callable[[Sweep], Findings] | None = None
+    folder: Path, study: Callable[[SweepData], Findings] | None = None
 ) -> Path:
     """Write `<folder>/report/` anew and return the path of its `index.html`.
 
@@ -83,7 +87,7 @@ def write_report(
 
 
 def sweep_files(
-    sweep: Sweep, study: Callable[[Sweep], Findings] | None = None
+    sweep: SweepData, study: Callable[[SweepData], Findings] | None = None
 ) -> dict[str, bytes]:
     """The report of a sweep, by file name."""
     # Matplotlib takes half a second to import; who only loads need not wait for it.
@@ -121,7 +125,7 @@ def sweep_files(
     )
 
 
-def own_findings(sweep: Sweep) -> Findings:
+def own_findings(sweep: SweepData) -> Findings:
     """The paper's claims, or results alone if the arms of a sweep ask another question."""
     if sweep.arms:
         return Findings(TEMPLATES / "sweep.j2", "", ())
@@ -131,7 +135,7 @@ def own_findings(sweep: Sweep) -> Findings:
     return claims.findings(sweep)
 
 
-def run_files(name: str, run: Run) -> dict[str, bytes]:
+def run_files(name: str, run: RunData) -> dict[str, bytes]:
     """The report of one run, by file name."""
     from wardround.server.report.figures import run_figures
 
@@ -156,7 +160,7 @@ def run_files(name: str, run: Run) -> dict[str, bytes]:
 
 
 def render_pages(
-    template: Path, title: str, runs: Iterable[Run], **facts: Any
+    template: Path, title: str, runs: Iterable[RunData], **facts: Any
 ) -> dict[str, bytes]:
     """A template as HTML and as Markdown, with the settings that the runs share, and the keys that differ."""
     flat = [run.settings.flat() for run in runs if run.settings]
@@ -188,7 +192,7 @@ def render_pages(
     return pages
 
 
-def tell_story(run: Run) -> str:
+def tell_story(run: RunData) -> str:
     """What happened in the run, as one paragraph; empty before the first round."""
     plateaus = find_spells([look for look in run.looks if look.round > 0], "at chance")
     template = _environment("text", TEMPLATES).get_template("story.j2")
@@ -204,7 +208,7 @@ def _when(spell: Spell, collapse: Collapse) -> str:
     return f"since round {spell.first}" if is_up else stretch(spell.first, spell.last)
 
 
-def _result_table(sweep: Sweep) -> pd.DataFrame:
+def _result_table(sweep: SweepData) -> pd.DataFrame:
     rows = [
         {
             "Model": display_name(group.model),
@@ -220,7 +224,7 @@ def _result_table(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _totals(run: Run) -> pd.DataFrame:
+def _totals(run: RunData) -> pd.DataFrame:
     phases = {
         "train": "seconds_train",
         "aggregate": "seconds_aggregate",

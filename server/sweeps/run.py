@@ -23,7 +23,7 @@ from wardround.server.sweeps.table import PlannedCell, SweepFolder
 
 if TYPE_CHECKING:
     from wardround.server.report.findings import Findings
-    from wardround.server.report.load import Sweep
+    from wardround.server.report.sweep import SweepData
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Cell:
 
 
 def sweep(
-    overrides: Sequence[str], study: Callable[[Sweep], Findings] | None = None
+    overrides: Sequence[str], study: Callable[[SweepData], Findings] | None = None
 ) -> SweepResult:
     """Run or finish all cells and draw the report, with what the study finds in it.
 

@@ -1,19 +1,19 @@
-"""Calls at the door: who may make which, how many at a time, and how long each may take.
+"""Limits on calls to the server: which callers and methods, how many at a time, and for how long.
 
-A place is one call that is being served: from the time its caller is known until its answer is
-taken. The arithmetic:
+A place is one call in progress, from the check of its caller until its answer has been taken. The
+arithmetic:
 
-- A registered key has `Places.per_key` places: CALLS_PER_KEY, or fewer if there are so many keys that
-  all of them together would need more than MOST_PLACES. No key can take a place of another's.
-- The pool of threads has one for each of MOST_PLACES, and SPARE_THREADS more. Those are for calls
-  that are refused before their body is read: a stranger's, or one too many. They wait for nothing.
-- A place costs 18 MiB at most, so 144 MiB for each key that attacks: three times MOST_MESSAGE_BYTES,
-  for the body as it came, the same as bytes, and the message that is made of them; or what is made of
-  a message of _TREE_BYTES that holds nothing but empty parts of two bytes, each of which takes 60.
+- A registered key has `Places.per_key` places: CALLS_PER_KEY, or fewer if all keys together would
+  need more than MOST_PLACES. No key can use the places of another key.
+- The thread pool has MOST_PLACES threads and SPARE_THREADS more. The spare threads serve calls that
+  are refused before their body is read: from an unknown key, or above the limit. They never wait.
+- A place needs at most 18 MiB, so a key that attacks costs 144 MiB. Either it holds a message three
+  times (MOST_MESSAGE_BYTES as received, as bytes and parsed), or a parsed message of _TREE_BYTES that
+  consists of empty parts, where two bytes become 60.
 
-gRPC's own way with a method of one request is to wait on a thread of the pool until the body is
-there, however long that takes, before anybody is asked. So here every method is served as one with a
-stream of requests: of such a method a body is read when its handler asks for it.
+For a method with a single request, gRPC holds a thread of the pool until the whole body has arrived,
+without a time limit, before any check of the caller. So every method is served here as one with a
+stream of requests: then gRPC reads a body only when the handler asks for it.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ from flwr.common.constant import (
     TIMESTAMP_HEADER,
     TIMESTAMP_TOLERANCE,
 )
+from grpc import StatusCode
 
 from wardround.common.wire.arrays import PIECE_BYTES
 from wardround.server.deployment.trees import MOST_OBJECTS
 
 MOST_MESSAGE_BYTES = PIECE_BYTES + 2**20
 CALLS_PER_KEY = 8
-"""In flight. A site's program makes five: four pieces, and a heartbeat."""
+"""Calls in progress at the same time. A site's program makes five: four objects and a heartbeat."""
 MOST_PLACES = 1024
 SPARE_THREADS = 64
 MOST_CONNECTIONS = 768
-"""Of all callers together: fewer than the 1,024 files that a process may have open by default."""
+"""Limit for all callers together: below the 1,024 files that a process may open by default."""
 _STREAMS = 32  # calls over one connection
 _API = "/flwr.proto.Fleet/"
 _SMALL_BYTES = 4096
 _TREE_BYTES = 72 * MOST_OBJECTS  # of the message that names an answer's objects
-_SECONDS, _PIECE_SECONDS = (
-    30.0,
-    180.0,
-)  # as long as a site's program waits for a call, or for a piece
+# As long as a site's program waits for a call, or for an object.
+_SECONDS = 30.0
+_PIECE_SECONDS = 180.0
 _REMEMBERED = 4096
 _LONGEST_TIME_STAMP = 64
 _LOOK_SECONDS = 0.5
@@ -68,21 +68,21 @@ _LOOK_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Method:
-    """What a method of the Fleet API may cost."""
+    """The limits of a method of the Fleet API."""
 
     most_bytes: int = _SMALL_BYTES
-    """Of the body."""
+    """Limit on the size of the body."""
     body_seconds: float = _SECONDS
-    """Until all of the body is here, from the time the caller is known."""
+    """Time for the whole body to arrive, after the check of the caller."""
     answer_seconds: float = _SECONDS
-    """From then on, until its answer has been taken."""
-    speaks_for: Callable[[Any], object] = attrgetter("node.node_id")
-    """Whom a request names as its sender: a node's id, or its public key."""
+    """Time from then on until the answer has been taken."""
+    sender: Callable[[Any], object] = attrgetter("node.node_id")
+    """Returns the sender that a request names: a node's id, or its public key."""
 
 
 METHODS = {
-    "ActivateNode": Method(speaks_for=attrgetter("public_key")),
-    "DeactivateNode": Method(speaks_for=attrgetter("node_id")),
+    "ActivateNode": Method(sender=attrgetter("public_key")),
+    "DeactivateNode": Method(sender=attrgetter("node_id")),
     "SendNodeHeartbeat": Method(),
     "PullMessages": Method(),
     "PullObject": Method(answer_seconds=_PIECE_SECONDS),
@@ -90,9 +90,9 @@ METHODS = {
     "PushObject": Method(MOST_MESSAGE_BYTES, body_seconds=_PIECE_SECONDS),
     "ConfirmMessageReceived": Method(),
 }
-"""All that a site's program calls. Flower's API has four more, which nobody is served: RegisterNode and
-UnregisterNode, since the coordinator registers sites; GetRun and GetFab, with which Flower's own nodes fetch
-the code that they run, and which a site of ours never does."""
+"""The methods that a site's program calls. The server refuses the other four of Flower's API: RegisterNode
+and UnregisterNode, because the coordinator registers sites; GetRun and GetFab, with which Flower's own nodes
+fetch code to run. Sites of this program never fetch code."""
 
 
 @dataclass(frozen=True)
@@ -104,50 +104,51 @@ class Caller:
 
 
 class Registry(Protocol):
-    """Who is registered."""
+    """The registered keys."""
 
     def caller(self, key: bytes) -> Caller | None:
-        """Who has this public key (PEM)."""
+        """Return the owner of this public key (PEM); None if it is not registered."""
 
     def num_keys(self) -> int:
-        """How many are registered."""
+        """Return the number of registered keys."""
 
     def count(self, name: str, reason: str) -> None:
-        """One more call that was refused; `name` is empty for a stranger."""
+        """Count a refused call; `name` is empty for an unknown key."""
 
 
 @dataclass(eq=False)
 class Place:
-    """One call that is being served."""
+    """One call in progress."""
 
     caller: Caller
     context: Any
-    """gRPC's."""
+    """gRPC's context of the call."""
     until: float
-    """By `time.monotonic()`; then it is ended."""
+    """Time (`time.monotonic()`) at which the call is cancelled."""
 
 
 class Places:
-    """The calls that are being served: so many of each key, each for its time."""
+    """The calls in progress: a limited number for each key, each for a limited time."""
 
     def __init__(
-        self, num_keys: Callable[[], int], say_slow: Callable[[str], None]
+        self, num_keys: Callable[[], int], note_slow: Callable[[str], None]
     ) -> None:
         """Args:
-        num_keys: how many are registered now.
-        say_slow: is told the name of a caller whose call was ended, since its time was over.
+        num_keys: returns the number of keys that are registered now.
+        note_slow: called with the caller's name if a call is cancelled because its time is over.
         """
-        self._num_keys, self._say_slow = num_keys, say_slow
+        self._num_keys = num_keys
+        self._note_slow = note_slow
         self._taken: set[Place] = set()
         self._num: Counter[int] = Counter()  # by node
         self._lock = threading.Lock()
 
     def per_key(self) -> int:
-        """How many places each key has now."""
+        """Return the number of places that each key has now."""
         return max(1, min(CALLS_PER_KEY, MOST_PLACES // max(1, self._num_keys())))
 
     def take(self, caller: Caller, context: Any, seconds: float) -> Place | None:
-        """A place for a call, until gRPC is done with it; None if the caller has all its places in use."""
+        """Take a place until gRPC has finished the call; None if all places of the caller are in use."""
         most = self.per_key()
         place = Place(caller, context, time.monotonic() + seconds)
         with self._lock:
@@ -155,7 +156,7 @@ class Places:
                 return None
             self._num[caller.node_id] += 1
             self._taken.add(place)
-        # Not at the end of our part: an answer that nobody takes costs memory until the call is over.
+        # Freed by gRPC, not by our handler: an answer that is not taken needs memory until the call ends.
         if not context.add_callback(partial(self._free, place)):
             self._free(place)
         return place
@@ -170,16 +171,16 @@ class Places:
                 del self._num[place.caller.node_id]
 
     def end_the_slow(self) -> None:
-        """End the calls whose time is over."""
+        """Cancel the calls whose time is over."""
         with self._lock:
             slow = [place for place in self._taken if place.until <= time.monotonic()]
         for place in slow:
             place.until = inf
-            self._say_slow(place.caller.name)
+            self._note_slow(place.caller.name)
             place.context.cancel()
 
     def watch(self) -> None:
-        """End the slow calls from now on, in a thread of its own."""
+        """Start a thread that cancels slow calls."""
 
         def run() -> None:
             while True:
@@ -190,26 +191,28 @@ class Places:
 
 
 class _SignedTime(NamedTuple):
-    """What a node's headers say."""
+    """A node's key with the time that it signed, from the headers of a call."""
 
     key: bytes
-    """Public, PEM."""
+    """Public key, PEM."""
     signature: bytes
-    """Of the time, with that key."""
+    """Signature of the time with that key."""
     time: str
 
     @classmethod
     def of(cls, headers: dict[str, Any]) -> _SignedTime | None:
-        """None if a header is missing, or is nothing of the kind."""
+        """Read the headers; None if one is missing or malformed."""
         names = (PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER)
         found = cls(*map(headers.get, names))  # type: ignore[arg-type]
         are_given = isinstance(found.key, bytes) and isinstance(found.signature, bytes)
         if not are_given or not isinstance(found.time, str):
             return None
-        return found if len(found.time) <= _LONGEST_TIME_STAMP else None
+        if len(found.time) > _LONGEST_TIME_STAMP:
+            return None
+        return found
 
-    def is_present(self) -> bool:
-        """Whether the time is not long ago, nor to come."""
+    def is_recent(self) -> bool:
+        """Return True if the time is close to now."""
         try:
             ago = datetime.now(UTC) - datetime.fromisoformat(self.time)
         except (ValueError, TypeError, OverflowError):
@@ -220,7 +223,7 @@ class _SignedTime(NamedTuple):
 
 
 class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Lets registered nodes through to what they may ask for; of others, nothing is read but the headers."""
+    """Lets registered nodes call the methods they need. Of other callers only the headers are read."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -232,7 +235,7 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
     def intercept_service(
         self, continuation: Callable[[Any], Any], details: Any
     ) -> Any:
-        """Serve each call of the API as one with a stream of requests, of which one is read."""
+        """Serve each method as one with a stream of requests, and read one request of it."""
         handler = continuation(details)
         if handler is None or handler.unary_unary is None:
             return None
@@ -244,51 +247,41 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
     def _serve(
         self, details: Any, handler: Any, bodies: Iterator[bytes], context: Any
     ) -> Any:
-        """Look who calls, then for a place, and only then at the body."""
+        """Check the caller, then take a place, and only then read the body."""
         headers = dict(details.invocation_metadata)
-        caller = self._known(headers, context)
+        caller = self._authenticate(headers, context)
+        name = caller.name
         method = METHODS.get(str(details.method).removeprefix(_API))
         if method is None:
-            self._refuse(
-                context, caller.name, "not_offered", grpc.StatusCode.UNIMPLEMENTED
-            )
+            self._refuse(context, name, "not_offered", StatusCode.UNIMPLEMENTED)
         place = self.places.take(caller, context, method.body_seconds)
         if place is None:
-            self._refuse(
-                context,
-                caller.name,
-                "too_many_calls",
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-            )
+            self._refuse(context, name, "too_many_calls", StatusCode.RESOURCE_EXHAUSTED)
         body = next(bodies, None)
-        if (
-            body is None
-        ):  # its sender has hung up, or has nothing to say, or its time is over
-            self._refuse(context, None, "no_body", grpc.StatusCode.INVALID_ARGUMENT)
+        if body is None:  # the caller has hung up or sent no body, or its time is over
+            self._refuse(context, None, "no_body", StatusCode.INVALID_ARGUMENT)
         place.until = time.monotonic() + method.answer_seconds
         request = _parsed(body, method, handler.request_deserializer)
         if request is None:
-            self._refuse(
-                context, caller.name, "malformed", grpc.StatusCode.INVALID_ARGUMENT
-            )
-        sender = method.speaks_for(request)
+            self._refuse(context, name, "malformed", StatusCode.INVALID_ARGUMENT)
+        sender = method.sender(request)
         if sender not in (caller.node_id, headers[PUBLIC_KEY_HEADER]):
-            # A site that looks before it joins asks in the name of no node: that is no offence.
-            self._refuse(context, caller.name if sender else None, "other_node")
+            # A site that checks its connection before it joins names no node. That is not counted.
+            self._refuse(context, name if sender else None, "other_node")
         return handler.unary_unary(request, context)
 
-    def _known(self, headers: dict[str, Any], context: Any) -> Caller:
-        """Flower's node authentication: the key is registered, and has signed a time not long ago."""
+    def _authenticate(self, headers: dict[str, Any], context: Any) -> Caller:
+        """Do Flower's node authentication: a registered key has signed a recent time."""
         signed = _SignedTime.of(headers)
         caller = self._registry.caller(signed.key) if signed else None
-        if signed is None or caller is None or not self._is_good(signed):
+        if signed is None or caller is None or not self._is_valid(signed):
             self._refuse(context, "", "unknown_key")
-        if not signed.is_present():
+        if not signed.is_recent():
             self._refuse(context, caller.name, "wrong_time")
         return caller
 
-    def _is_good(self, signed: _SignedTime) -> bool:
-        """Whether the key has signed the time; a signature that was good is remembered for a while."""
+    def _is_valid(self, signed: _SignedTime) -> bool:
+        """Return True if the key has signed the time. Valid signatures are remembered for a while."""
         if signed in self._seen:
             return True
         try:
@@ -308,9 +301,13 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
         context: Any,
         name: str | None,
         reason: str,
-        code: Any = grpc.StatusCode.UNAUTHENTICATED,
+        code: Any = StatusCode.UNAUTHENTICATED,
     ) -> NoReturn:
-        """Abort a call. Args: name: of the caller, "" for a stranger's; None counts nothing."""
+        """Count and abort a call.
+
+        Args:
+            name: the caller's; "" if the key is unknown; None does not count the call.
+        """
         if name is not None:
             self._registry.count(name, reason)
         context.abort(code, reason)
@@ -318,12 +315,12 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
 
 
 def _parsed(body: bytes, method: Method, parse: Callable[[bytes], Any]) -> Any:
-    """The request that a body holds; None if it holds none, or is larger than any can be."""
+    """Return the request in a body; None if it is malformed or too large."""
     if len(body) > method.most_bytes:
         return None
     try:
         return parse(body)
-    except Exception:  # whatever the parser makes of bytes that somebody chose
+    except Exception:  # an attacker chose the bytes: the parser may raise anything
         return None
 
 
@@ -334,7 +331,7 @@ def bounded_server(
     interceptors: list[Any],
     **_unbounded: Any,
 ) -> Any:
-    """A gRPC server over TLS, in place of Flower's. Who calls is looked at before all else."""
+    """Return a gRPC server over TLS, in place of Flower's. It checks the caller first."""
     options = [
         ("grpc.max_send_message_length", MOST_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES),
@@ -342,7 +339,7 @@ def bounded_server(
         ("grpc.max_allowed_incoming_connections", MOST_CONNECTIONS),
         ("grpc.max_metadata_size", 16 * 1024),
         ("grpc.server_handshake_timeout_ms", 20_000),
-        ("grpc.max_connection_idle_ms", 60_000),  # a site's heart beats every 22 s
+        ("grpc.max_connection_idle_ms", 60_000),  # sites send a heartbeat every 22 s
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

@@ -1,11 +1,11 @@
-"""The one door that sites knock at: Flower's Fleet API, for callers that may be up to anything.
+"""Flower's Fleet API, which sites call, made safe against hostile callers.
 
     python -m wardround.server.deployment.fleet FOLDER [options of flower-superlink]
 
-runs Flower's SuperLink in this process with four of its parts replaced: who may call, and how often
-at a time (`KnownNodes`); the gRPC server, with bounds (`bounded_server`); what a caller may do
-(`OwnMessages`); and where the objects of messages lie (`TreeStores`). Who is registered is read from
-`sites.json` whenever that changes; what is known of each site stands in `fleet.json`.
+runs Flower's SuperLink in this process with four replaced parts: authentication and the number of
+calls (`KnownNodes`), a gRPC server with limits (`bounded_server`), the rights of a caller
+(`OwnMessages`), and the store of message objects (`TreeStores`). The registered sites are read from
+`sites.json` whenever it changes; the state of each site is written to `fleet.json`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from wardround.server.deployment.folder import (
     ServerFolder,
 )
 from wardround.server.deployment.servicer import OwnMessages
+from wardround.server.deployment.superlink import is_up
 from wardround.server.deployment.trees import TreeStores
 
 _LOOK_SECONDS = 0.25
@@ -40,60 +41,64 @@ _UP_SECONDS = 120.0
 
 
 class Registrar(threading.Thread):
-    """Lets nodes in and out as `sites.json` says, and writes down what is known of them."""
+    """Registers and removes nodes as `sites.json` changes, and writes their state to `fleet.json`."""
 
     def __init__(
         self, folder: ServerFolder, state: InMemoryLinkState, say: Callable[[str], None]
     ) -> None:
         super().__init__(daemon=True, name="registrar")
-        self._folder, self._state, self._say = folder, state, say
+        self._folder = folder
+        self._state = state
+        self._say = say
         self._sites: dict[str, RegisteredSite] = {}
         self._callers: dict[bytes, Caller] = {}
         self._refused: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._written: dict[str, Any] = {}
-        self._trouble = ""
-        self.look()
+        self._last_error = ""
+        self.update()
 
     def run(self) -> None:
-        """For as long as the process lives; what goes wrong is said once, and tried again."""
+        """Update until the process ends. An error is printed once and tried again."""
         while True:
             time.sleep(_LOOK_SECONDS)
             try:
-                self.look()
-                self._trouble = ""
-            except Exception as error:  # a torn file, a full disk: the sites at work are not its victims
-                if str(error) != self._trouble:
+                self.update()
+                self._last_error = ""
+            except (
+                Exception
+            ) as error:  # a damaged file or a full disk must not stop connected sites
+                if str(error) != self._last_error:
                     self._say(f"the sites' files: {type(error).__name__}: {error}")
-                self._trouble = str(error)
+                self._last_error = str(error)
 
     def caller(self, key: bytes) -> Caller | None:
-        """Who has this public key (PEM)."""
+        """Return the owner of this public key (PEM); None if it is not registered."""
         return self._callers.get(key)
 
     def num_keys(self) -> int:
-        """How many keys are registered."""
+        """Return the number of registered keys."""
         return len(self._callers)
 
     def count(self, name: str, reason: str) -> None:
-        """One more call that was refused; `name` is empty for a stranger."""
+        """Count a refused call; `name` is empty for an unknown key."""
         self._refused[name][reason] += 1
 
     def count_of_node(self, node_id: int, reason: str) -> None:
-        """As `count`; a node that is not let in any more is a stranger."""
+        """Count a refused call of a node. A node that was removed counts as unknown."""
         callers = list(self._callers.values())
         names = (caller.name for caller in callers if caller.node_id == node_id)
         self.count(next(names, ""), reason)
 
-    def look(self) -> None:
-        """Once. Raises OSError or ValueError."""
+    def update(self) -> None:
+        """Read `sites.json` and write `fleet.json`, if they changed. Raises OSError or ValueError."""
         sites = self._folder.sites()
         if sites != self._sites:
             self._register(sites)
             self._sites = sites
-        told = self._told()
-        if told != self._written:
-            write_json(self._folder.fleet_file, told)
-            self._written = told
+        states = self._states()
+        if states != self._written:
+            write_json(self._folder.fleet_file, states)
+            self._written = states
 
     def _register(self, sites: dict[str, RegisteredSite]) -> None:
         wanted = {pem_of(site.public_key): name for name, site in sites.items()}
@@ -110,14 +115,14 @@ class Registrar(threading.Thread):
     def _forget(self, key: bytes, caller: Caller) -> None:
         del self._callers[key]
         self._state.delete_node(flower.NOOP_FLWR_AID, caller.node_id)
-        self._state.node_public_key_to_node_id.pop(
-            key, None
-        )  # so that it can be let in again
+        # So that the key can be registered again.
+        self._state.node_public_key_to_node_id.pop(key, None)
         self._refused.pop(caller.name, None)
 
-    def _told(self) -> dict[str, Any]:
+    def _states(self) -> dict[str, Any]:
+        """Return the content of `fleet.json`."""
         nodes = {node.node_id: node for node in self._state.get_node_info()}
-        told = {
+        sites = {
             caller.name: {
                 "status": nodes[caller.node_id].status,
                 "online_since": nodes[caller.node_id].last_activated_at,
@@ -126,14 +131,13 @@ class Registrar(threading.Thread):
             }
             for caller in self._callers.values()
         }
-        return {"sites": told, "strangers": dict(self._refused[""])}
+        return {"sites": sites, "strangers": dict(self._refused[""])}
 
 
 def replace_parts(folder: ServerFolder, say: Callable[[str], None]) -> None:
-    """Put the four parts in the place of Flower's own, before its SuperLink is made."""
-    superlink = sys.modules[
-        flower_superlink.__module__
-    ]  # its package has a function of this name
+    """Replace four parts of Flower's SuperLink before it is made."""
+    # Its package has a function of the same name, which hides the module.
+    superlink = sys.modules[flower_superlink.__module__]
 
     @cache
     def registrar(state_factory: Any) -> Registrar:
@@ -141,16 +145,15 @@ def replace_parts(folder: ServerFolder, say: Callable[[str], None]) -> None:
         made.start()
         return made
 
-    def own_messages(state_factory: Any, **given: Any) -> OwnMessages:
+    def known_nodes(state_factory: Any) -> KnownNodes:
+        return KnownNodes(registrar(state_factory))
+
+    def own_messages(state_factory: Any, **options: Any) -> OwnMessages:
         count = registrar(state_factory).count_of_node
-        return OwnMessages(count, state_factory=state_factory, **given)
+        return OwnMessages(count, state_factory=state_factory, **options)
 
     parts: list[tuple[Any, str, Callable[..., Any]]] = [
-        (
-            superlink,
-            "NodeAuthServerInterceptor",
-            lambda states: KnownNodes(registrar(states)),
-        ),
+        (superlink, "NodeAuthServerInterceptor", known_nodes),
         (superlink, "FleetServicer", own_messages),
         (superlink, "generic_create_grpc_server", bounded_server),
         (config_loader, "ObjectStoreFactory", TreeStores),
@@ -167,15 +170,12 @@ def _say(text: str) -> None:
 
 
 def _say_when_up(folder: ServerFolder) -> None:
-    from wardround.server.deployment.superlink import is_up
-
     until = time.monotonic() + _UP_SECONDS
     while time.monotonic() < until:
         if is_up(folder):
             num_sites = len(folder.sites())
-            _say(
-                f"the server is up; {num_sites} {'site' if num_sites == 1 else 'sites'} may connect"
-            )
+            noun = "site" if num_sites == 1 else "sites"
+            _say(f"the server is up; {num_sites} {noun} may connect")
             return
         time.sleep(_LOOK_SECONDS)
 

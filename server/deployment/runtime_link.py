@@ -1,4 +1,4 @@
-"""The SuperLink as a server app reaches it: messages pushed, replies claimed, objects fetched when wanted."""
+"""The server app's connection to the SuperLink: push messages, claim replies, fetch objects."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class OnlineNode:
     key: bytes
     """Public key, PEM."""
     since: str
-    """When it came online."""
+    """Time at which it came online."""
 
 
 @dataclass(frozen=True)
 class OutgoingMessage:
-    """What is sent to one node."""
+    """A message to one node."""
 
     node_id: int
     kind: str
@@ -56,17 +56,17 @@ class OutgoingMessage:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply that has been delivered, not fetched yet."""
+    """A reply that has arrived. Its content is not fetched yet."""
 
     to: str
-    """Id of the message it answers."""
+    """Id of the message that it answers."""
     message_id: str
     error: str
-    """What Flower says in place of a reply; empty where there is one."""
+    """Flower's error in place of a reply; empty if there is a reply."""
 
 
 class Runtime:
-    """Flower's Runtime API, for the run that a grid belongs to."""
+    """Flower's Runtime API for the run of a grid."""
 
     def __init__(self, grid: HttpGrid) -> None:
         self._api = grid._runtime_client
@@ -74,16 +74,19 @@ class Runtime:
         self._pool = ThreadPoolExecutor(_IN_FLIGHT)
 
     def nodes(self) -> dict[int, OnlineNode]:
-        """The nodes that are online, by node id."""
+        """Return the nodes that are online, by node id."""
         return {
             node.node_id: OnlineNode(node.public_key, node.last_activated_at)
             for node in self._api.GetNodes(GetNodesRequest()).nodes
             if node.status == NodeStatus.ONLINE
         }
 
-    def push(self, parcels: Sequence[OutgoingMessage]) -> list[str]:
-        """Send; returns the messages' ids, "" for one that could not be sent. What they share goes once."""
-        written = [_written(parcel) for parcel in parcels]
+    def push(self, outgoing: Sequence[OutgoingMessage]) -> list[str]:
+        """Send messages; return their ids, "" for one that could not be sent.
+
+        An object that several messages share is sent once.
+        """
+        written = [_written(message) for message in outgoing]
         messages = PushAppMessagesRequest(
             messages_list=[message for message, _ in written],
             message_object_trees=[root.tree(proto.ObjectTree) for _, root in written],
@@ -109,7 +112,7 @@ class Runtime:
         return list(response.message_ids)
 
     def claim(self, message_ids: Iterable[str]) -> list[Reply]:
-        """The replies to these messages that have come. Each is given once."""
+        """Return the replies to these messages that have arrived. Each is returned once."""
         response = self._api.PullMessages(
             PullAppMessagesRequest(message_ids=message_ids)
         )
@@ -123,17 +126,17 @@ class Runtime:
         ]
 
     def content_of(self, reply: Reply, is_over: Callable[[], bool]) -> str:
-        """Object id of a reply's content. Raises NotAuthentic or ObjectMissing."""
+        """Return the object id of a reply's content. Raises NotAuthentic or ObjectMissing."""
         return content_id(reply.message_id, partial(self.fetch, is_over=is_over))
 
     def fetch(self, ids: Sequence[str], is_over: Callable[[], bool]) -> Iterator[bytes]:
-        """The contents of these objects, a few ahead of what is asked for.
+        """Yield the contents of these objects; a few are fetched ahead.
 
         Args:
-            is_over: whether to wait no longer for what is still on its way.
+            is_over: returns True if an object that has not arrived is not to be waited for.
 
         Raises:
-            ObjectMissing: one is not there by then, or will never be.
+            ObjectMissing: an object has not arrived by then, or never will.
         """
 
         def pull(object_id: str) -> bytes:
@@ -162,21 +165,24 @@ class Runtime:
             yield call.result()
 
 
-def _written(parcel: OutgoingMessage) -> tuple[proto.Message, Object]:
-    """A message as Flower writes it: without content, which the one child of its root stands for."""
+def _written(outgoing: OutgoingMessage) -> tuple[proto.Message, Object]:
+    """Return a message in Flower's form and its object tree.
+
+    The message itself has no content; its content is the only child of the tree's root.
+    """
     message = message_to_proto(
         Message(
             RecordDict(),
-            parcel.node_id,
-            parcel.kind,
-            ttl=parcel.ttl,
-            group_id=parcel.group,
+            outgoing.node_id,
+            outgoing.kind,
+            ttl=outgoing.ttl,
+            group_id=outgoing.group,
         )
     )
     message.metadata.message_id = ""
     body = proto.Message(metadata=message.metadata).SerializeToString(
         deterministic=True
     )
-    root = make_object("Message", body, [parcel.content])
+    root = make_object("Message", body, [outgoing.content])
     message.metadata.message_id = root.object_id
     return message, root

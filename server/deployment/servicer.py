@@ -1,10 +1,10 @@
-"""What a node may do with messages: fetch its questions, and answer each once, within bounds.
+"""Flower's servicer with bounds: a node fetches its own questions and answers each of them once.
 
-Bytes are counted for each question. One answer may have four times the bytes of the largest question
-that its node was given in the run so far, and SPARE_BYTES more. The largest, since a question may be
-a small difference from a model that the site still holds, while its answer may be a whole model. A
-node is sent a whole model before its first difference, and an update takes at most twice the bytes of
-a whole model (`Layout.most_update_bytes`), so that no honest answer is refused.
+An answer may have four times the bytes of the largest question that its node has fetched in the run,
+and SPARE_BYTES more. The largest question counts because a later one may be a small difference from
+a model that the site still holds, while its answer may be a whole model. Every node gets a whole model
+before its first difference, and an update takes at most twice the bytes of a whole model
+(`Layout.most_update_bytes`). So no honest answer is refused.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import Message, Metadata, PushObjectResponse
 from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
 
+from wardround.server.deployment.limits import MOST_ATTEMPTS
 from wardround.server.deployment.trees import ids_of
 
 SPARE_BYTES = 64 * 2**20
 UP_TO_DOWN = 4
-"""How many times the bytes of its question an answer may have."""
-MOST_QUESTIONS = 4
-"""Of one run, that a node has in hand. A site works on one at a time; it is asked the same thing
-three times at most, and may be sent a notice."""
+"""Limit on the bytes of an answer, as a multiple of the bytes of its question."""
+MOST_QUESTIONS = MOST_ATTEMPTS + 1
+"""Open questions of a node in one run. A site works on one question, which is asked again at most
+MOST_ATTEMPTS times in all; and it may be sent a notice."""
 MOST_SESSIONS = 16
-"""How often a node may begin to push an answer to the same question."""
+"""Limit on how often a node may start to push an answer to the same question."""
 
 
 @dataclass
@@ -41,53 +42,53 @@ class PushedAnswer:
     root: str
     """The message's id."""
     session: str
-    """Flower's name for the pushing of it."""
+    """Flower's name of the push session."""
     missing: set[str]
     """Ids of the objects that this node has not pushed yet."""
     stored: set[str] = field(default_factory=set)
-    """Ids of those that it has."""
+    """Ids of the objects that it has pushed."""
     num_bytes: int = 0
-    """Pushed so far."""
+    """Bytes pushed so far."""
 
 
 @dataclass
-class Question:
-    """A message that a node was given."""
+class SentQuestion:
+    """A message that was sent to a node."""
 
     group: str
     kind: str
     ends: float
-    """By `time.time()`; nobody waits for its answer any more from then on."""
+    """Time (`time.time()`) after which the server does not wait for its answer."""
     objects: frozenset[str]
-    """Ids of what it consists of."""
+    """Ids of its objects."""
     fetched: set[str] = field(default_factory=set)
-    """Ids of those that the node has fetched."""
+    """Ids of the objects that the node has fetched."""
     num_bytes: int = 0
-    """Of those."""
+    """Bytes of the objects that the node has fetched."""
     num_sessions: int = 0
-    """How often an answer to it was begun."""
+    """Number of push sessions for answers to it."""
     answer: PushedAnswer | None = None
-    """The one that is being pushed, or was."""
+    """The answer that the node pushes or has pushed."""
 
 
 @dataclass
 class Account:
-    """One node in one run."""
+    """The messages of one node in one run."""
 
-    questions: dict[str, Question] = field(default_factory=dict)
-    """By their message's id, the newest last."""
+    questions: dict[str, SentQuestion] = field(default_factory=dict)
+    """Questions by message id, the newest last."""
     largest: int = 0
-    """Bytes of the largest question that it has fetched."""
+    """Bytes of the largest question that the node has fetched."""
     lock: threading.RLock = field(default_factory=threading.RLock)
-    """Calls of one node in one run wait for each other."""
+    """Held during a call, so that calls of one node in one run do not overlap."""
 
     @property
     def most_bytes(self) -> int:
-        """Of one answer."""
+        """Limit on the bytes of one answer."""
         return SPARE_BYTES + UP_TO_DOWN * self.largest
 
     def note_fetched(self, object_id: str, num_bytes: int) -> None:
-        """The node was given an object of its questions."""
+        """Count an object that the node has fetched."""
         for question in self.questions.values():
             if object_id in question.objects and object_id not in question.fetched:
                 question.fetched.add(object_id)
@@ -95,13 +96,13 @@ class Account:
                 self.largest = max(self.largest, question.num_bytes)
 
     def has(self, object_id: str) -> bool:
-        """Whether an object belongs to a question of the node."""
+        """Return True if the object belongs to a question of the node."""
         return any(
             object_id in question.objects for question in self.questions.values()
         )
 
     def answer_in(self, session: str) -> PushedAnswer | None:
-        """The answer that is being pushed in a session."""
+        """Return the answer that is pushed in a session; None if there is none."""
         for question in self.questions.values():
             if question.answer is not None and question.answer.session == session:
                 return question.answer
@@ -109,18 +110,18 @@ class Account:
 
 
 class OwnMessages(FleetServicer):
-    """Flower's servicer, for nodes that may touch their own messages and nothing else, within bounds.
+    """Flower's servicer for nodes that may use only their own messages, within bounds.
 
-    `KnownNodes` has made sure by then that a request's node is the one that sent it. What is handed on to
-    Flower of an answer is written here: its sender's words go no further.
+    `KnownNodes` has already checked that the node in a request is its sender. The metadata of an answer
+    are written here for Flower: nothing that its sender wrote in them is passed on.
     """
 
-    def __init__(self, refused: Callable[[int, str], None], **given: Any) -> None:
+    def __init__(self, refused: Callable[[int, str], None], **options: Any) -> None:
         """Args:
-        refused: is told of every call that was refused: the node's id, and why.
-        given: as Flower's servicer takes it.
+        refused: called with the node's id and the reason for every refused call.
+        options: the arguments of Flower's servicer.
         """
-        super().__init__(**given)
+        super().__init__(**options)
         self._refused = refused
         self._accounts: dict[tuple[int, int], Account] = {}
 
@@ -129,27 +130,30 @@ class OwnMessages(FleetServicer):
         return self.state_factory.state()
 
     def _account(self, request: Any, run_id: int) -> Account:
-        """Of a node in a run; a stranger to the run has an empty one."""
+        """Return the account of a node in a run; an empty one for a node without questions."""
         return self._accounts.get((request.node.node_id, run_id), Account())
 
     def _require(self, holds: bool, reason: str, request: Any, context: Any) -> None:
-        """Abort the call, and count it, unless the condition holds."""
+        """Count and abort the call unless the condition holds."""
         if not holds:
             self._refused(request.node.node_id, reason)
             context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
 
     def ActivateNode(self, request: Any, context: Any) -> Any:
-        """As Flower's; a node is found gone as soon as all others are, whatever it says."""
+        """Do as Flower does, with the server's heartbeat interval and not the node's.
+
+        So a node that has gone is noticed as early as any other.
+        """
         request.heartbeat_interval = HEARTBEAT_DEFAULT_INTERVAL
         return super().ActivateNode(request, context)
 
     def SendNodeHeartbeat(self, request: Any, context: Any) -> Any:
-        """As Flower's; the interval is the server's, as for `ActivateNode`."""
+        """Do as Flower does, with the server's interval, as in `ActivateNode`."""
         request.heartbeat_interval = HEARTBEAT_DEFAULT_INTERVAL
         return super().SendNodeHeartbeat(request, context)
 
     def PullMessages(self, request: Any, context: Any) -> Any:
-        """As Flower's; what the node is given it may fetch. Questions that are settled are passed over."""
+        """Do as Flower does, skip answered questions, and let the node fetch the objects of the others."""
         settled = self._state.message_ins_id_to_message_res_id
         response = super().PullMessages(request, context)
         while any(
@@ -163,12 +167,12 @@ class OwnMessages(FleetServicer):
         return response
 
     def _give(self, node_id: int, metadata: Any, tree: Any) -> None:
-        """Note a question that a node is given, and forget those before it that are over, or too many."""
+        """Note a question that a node receives; forget older ones that are over or too many."""
         if (node_id, metadata.run_id) not in self._accounts:
-            self._let_go_of_ended_runs()
+            self._forget_ended_runs()
         account = self._accounts.setdefault((node_id, metadata.run_id), Account())
         with account.lock:
-            account.questions[metadata.message_id] = Question(
+            account.questions[metadata.message_id] = SentQuestion(
                 group=metadata.group_id,
                 kind=metadata.message_type,
                 ends=metadata.created_at + metadata.ttl,
@@ -180,7 +184,7 @@ class OwnMessages(FleetServicer):
                     self._forget(question)
                     del account.questions[message_id]
 
-    def _let_go_of_ended_runs(self) -> None:
+    def _forget_ended_runs(self) -> None:
         runs = {run_id for _, run_id in list(self._accounts)}
         states = self._state.get_run_status(runs) if runs else {}
         for run_id in runs:
@@ -190,7 +194,7 @@ class OwnMessages(FleetServicer):
                     self._accounts.pop(key, None)
 
     def PullObject(self, request: Any, context: Any) -> Any:
-        """As Flower's, of the node's own questions."""
+        """Do as Flower does, for objects of the node's own questions."""
         account = self._account(request, request.run_id)
         with account.lock:
             self._require(
@@ -203,42 +207,44 @@ class OwnMessages(FleetServicer):
         return response
 
     def PushMessages(self, request: Any, context: Any) -> Any:
-        """As Flower's, of one answer, by the node, to a question that it was given.
+        """Do as Flower does, for one answer of the node to one of its questions.
 
-        An answer takes the place of one to the same question that is not whole yet; the same one goes on
-        where it stopped. The node is told to push all that it has not pushed itself, also where others have
-        pushed the same: else it could find out what they say.
+        An answer replaces an incomplete one to the same question. The same answer continues where it
+        stopped. The node must push every object that it has not pushed itself, even if another node has
+        pushed the same one. Otherwise it could find out what others have answered.
         """
         is_one = len(request.messages_list) == len(request.message_object_trees) == 1
         self._require(is_one, "no_answer", request, context)
-        said, tree = request.messages_list[0].metadata, request.message_object_trees[0]
-        account = self._account(request, said.run_id)
+        metadata = request.messages_list[0].metadata
+        tree = request.message_object_trees[0]
+        account = self._account(request, metadata.run_id)
         with account.lock:
-            question = account.questions.get(said.reply_to_message_id)
-            sender = (said.src_node_id, said.dst_node_id)
-            is_own = sender == (request.node.node_id, SUPERLINK_NODE_ID)
+            question = account.questions.get(metadata.reply_to_message_id)
+            direction = (metadata.src_node_id, metadata.dst_node_id)
+            is_own = direction == (request.node.node_id, SUPERLINK_NODE_ID)
             self._require(
                 is_own and question is not None, "not_its_own", request, context
             )
             assert question is not None
             ids = _ids_within_bounds(tree)
-            is_tree = bool(ids) and ids[0] == said.message_id
+            is_tree = bool(ids) and ids[0] == metadata.message_id
             self._require(is_tree, "no_answer", request, context)
-            if question.answer is None or question.answer.root != said.message_id:
+            if question.answer is None or question.answer.root != metadata.message_id:
                 self._begin(question, ids, request, context)
             answer = question.answer
             if answer is None:
-                return PushMessagesResponse()  # nobody waits for it any more
+                return PushMessagesResponse()  # the server does not wait for it
             missing = [object_id for object_id in ids if object_id in answer.missing]
             return PushMessagesResponse(
                 objects_to_push=missing, session_id=answer.session
             )
 
     def _begin(
-        self, question: Question, ids: list[str], request: Any, context: Any
+        self, question: SentQuestion, ids: list[str], request: Any, context: Any
     ) -> None:
-        """Have Flower take another answer than the one there was, which must not be whole."""
-        root, before = ids[0], question.answer
+        """Start a new answer in Flower. An answer before it must be incomplete; it is dropped."""
+        root = ids[0]
+        before = question.answer
         self._require(
             before is None or bool(before.missing), "answered", request, context
         )
@@ -257,11 +263,14 @@ class OwnMessages(FleetServicer):
             self._state._cleanup_push_session(session, cleanup_messages=False)
 
     def _is_message(self, message_id: str) -> bool:
-        """Whether there is a message of this id, of anybody."""
+        """Return True if any node has a message with this id."""
         return bool(self._state.object_store.is_message(message_id))
 
     def PushObject(self, request: Any, context: Any) -> Any:
-        """As Flower's, of the node's own answers, as much as it may; the same piece twice is one."""
+        """Do as Flower does, for the node's own answers within its limit of bytes.
+
+        An object that the node pushes twice counts once.
+        """
         account = self._account(request, request.run_id)
         with account.lock:
             answer = account.answer_in(request.session_id)
@@ -284,30 +293,30 @@ class OwnMessages(FleetServicer):
             return PushObjectResponse(stored=True)
 
     def _is_stored(self, request: Any, context: Any) -> bool:
-        """Whether an object is there now, pushed by this call or, the same, by another's."""
+        """Return True if the object is now stored, by this call or, with the same content, by another."""
         if super().PushObject(request, context).stored:
             return True
         is_there = bool(self._state.object_store.get(request.object_id))
         return is_there and _sha256(request.object_content) == request.object_id
 
     def _give_up(self, account: Account, answer: PushedAnswer) -> None:
-        """Let go of an answer of which a piece cannot be had; its server app sees that it is not there."""
+        """Drop an answer with an object that cannot be stored. The server app finds it missing."""
         for question in account.questions.values():
             if question.answer is answer:
                 question.answer = None
         self._drop(answer, with_message=False)
 
-    def _forget(self, question: Question) -> None:
-        """Let go of the answer to a question, and of the word that there was one."""
+    def _forget(self, question: SentQuestion) -> None:
+        """Drop the answer to a question and the message that announced it."""
         if question.answer is not None:
             self._drop(question.answer, with_message=True)
             question.answer = None
 
     def _drop(self, answer: PushedAnswer, *, with_message: bool) -> None:
-        """Let go of an answer's objects.
+        """Delete an answer's objects.
 
         Args:
-            with_message: forget also that there was one, so that another may come.
+            with_message: delete its message too, so that another answer can come.
         """
         state = self._state
         state._cleanup_push_session(answer.session, cleanup_messages=False)
@@ -316,34 +325,30 @@ class OwnMessages(FleetServicer):
             state._on_push_session_expired({answer.root})
 
     def ConfirmMessageReceived(self, request: Any, context: Any) -> Any:
-        """As Flower's, of the node's own questions."""
-        is_own = (
-            request.message_object_id
-            in self._account(request, request.run_id).questions
-        )
+        """Do as Flower does, for the node's own questions."""
+        account = self._account(request, request.run_id)
+        is_own = request.message_object_id in account.questions
         self._require(is_own, "not_its_own", request, context)
         return super().ConfirmMessageReceived(request, context)
 
 
-def _rewritten(request: Any, question: Question) -> PushMessagesRequest:
-    """An answer as Flower is told of it.
-
-    Of what its sender says, only who it is, what it answers, and the tree go on; all of that was checked.
-    """
-    said, now = request.messages_list[0].metadata, time.time()
+def _rewritten(request: Any, question: SentQuestion) -> PushMessagesRequest:
+    """Return the request for Flower. It keeps only the checked fields: ids, sender, receiver and tree."""
+    sent = request.messages_list[0].metadata
+    now = time.time()
     metadata = Metadata(
-        run_id=said.run_id,
-        message_id=said.message_id,
-        src_node_id=said.src_node_id,
-        dst_node_id=said.dst_node_id,
-        reply_to_message_id=said.reply_to_message_id,
+        run_id=sent.run_id,
+        message_id=sent.message_id,
+        src_node_id=sent.src_node_id,
+        dst_node_id=sent.dst_node_id,
+        reply_to_message_id=sent.reply_to_message_id,
         group_id=question.group,
         message_type=question.kind,
         created_at=now,
         ttl=question.ends - now,
     )
     message = Message(metadata=metadata)
-    message.content.SetInParent()  # empty, but there: Flower asks
+    message.content.SetInParent()  # Flower needs a content, even an empty one
     return PushMessagesRequest(
         node=request.node,
         messages_list=[message],
@@ -352,7 +357,7 @@ def _rewritten(request: Any, question: Question) -> PushMessagesRequest:
 
 
 def _ids_within_bounds(tree: Any) -> list[str]:
-    """The ids of an answer's objects, its own first; empty for a tree that `ids_of` refuses."""
+    """Return the ids of an answer's objects, its root first; empty for a tree that `ids_of` refuses."""
     try:
         return ids_of(tree)
     except ValueError:

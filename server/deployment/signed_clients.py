@@ -43,7 +43,12 @@ from wardround.common.wire.signing import (
 )
 from wardround.server.deployment.audit import AnswerBook, provenance_of
 from wardround.server.deployment.folder import RegisteredSite
-from wardround.server.deployment.runtime_link import OutgoingMessage, Reply, Runtime
+from wardround.server.deployment.limits import MOST_ATTEMPTS
+from wardround.server.deployment.runtime_link import (
+    OutgoingMessage,
+    Reply,
+    Runtime,
+)
 from wardround.server.record import RoundRecord
 from wardround.server.rounds.clients import POLL_SECONDS, Answer, Request
 
@@ -53,7 +58,6 @@ if TYPE_CHECKING:
     from wardround.common.provenance import Provenance
     from wardround.server.run_folder import RunFolder
 
-_MOST_ATTEMPTS = 3
 _LOOK_SECONDS = 2.0
 # A site that was killed comes back in a moment: its node may go offline and on again.
 _OFFLINE_SECONDS = 15.0
@@ -287,9 +291,9 @@ class SignedClients:
                     return None
                 if self._is_gone(question):
                     return NoAnswer("its node is not connected any more")
-                if question.is_lost and len(question.asked) >= _MOST_ATTEMPTS:
+                if question.is_lost and len(question.asked) >= MOST_ATTEMPTS:
                     return NoAnswer(
-                        f"its answer did not come through, {_MOST_ATTEMPTS} times"
+                        f"its answer did not come through, {MOST_ATTEMPTS} times"
                     )
                 if self._is_to_be_asked_again(question):
                     self._send([question])
@@ -304,7 +308,7 @@ class SignedClients:
         A site that stayed connected is at work: asked twice, it would do the work twice.
         """
         since = self._online.get(question.name)
-        if since is None or len(question.asked) >= _MOST_ATTEMPTS:
+        if since is None or len(question.asked) >= MOST_ATTEMPTS:
             return False
         came_back = since != question.asked_since
         waited = time.monotonic() - question.asked_at > self._ask_again_seconds

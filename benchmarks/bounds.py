@@ -35,7 +35,7 @@ from wardround.common.files import file_sha256
 from wardround.common.model.flat import Layout, model_sha256
 from wardround.common.model.influence import Speaking
 from wardround.common.model.state import open_model
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.codec import pack_requests, unpack_update
 from wardround.common.wire.forms import decode, whole
 from wardround.common.wire.messages import TRAIN, TrainRequest

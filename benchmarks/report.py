@@ -17,7 +17,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-_PACKAGES = ("wardround", "flwr", "torch", "transformers", "numpy")
+from wardround.common.versions import PACKAGES
+
+_PACKAGES = (*PACKAGES, "numpy")
 
 
 @dataclass

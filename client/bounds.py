@@ -24,7 +24,7 @@ import numpy as np
 from wardround.client.policy import Policy, adaptive_step
 from wardround.common.model.flat import Layout, distance
 from wardround.common.model.influence import RoundSteps
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor

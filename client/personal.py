@@ -34,7 +34,7 @@ from wardround.common.personal import (
 )
 from wardround.common.pretrained import RUN_SETTINGS, quietly
 from wardround.common.runtime import stream_seed
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from wardround.common.credentials import fingerprint, public_line
 from wardround.common.data.texts import read_texts
 from wardround.common.errors import NotAuthentic, OtherVersion, SiteRefusal
 from wardround.common.files import file_sha256, write_atomically, write_json
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.versions import NAME, advice, installed
 from wardround.common.wire.refusals import PENDING
 from wardround.common.wire.signing import CLOCK_SECONDS, Plan, open_plan

@@ -13,7 +13,8 @@ from pydantic import ConfigDict, Field
 from wardround.client.peers import roster_refusals
 from wardround.common.model_files import FILES_PREFIX, WEIGHTS_PREFIX
 from wardround.common.recipes import pinned_models, recipes
-from wardround.common.settings import ModelSettings, Settings
+from wardround.common.settings.model import ModelSettings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.signing import Plan
 
 _DAY = 86_400.0

@@ -27,7 +27,8 @@ from wardround.common.model.state import ModelState, open_model
 from wardround.common.model.train import Place, evaluate, train_epochs
 from wardround.common.model_files import FILES_PREFIX, WEIGHTS_PREFIX
 from wardround.common.pretrained import files_of
-from wardround.common.settings import ModelSettings, Settings
+from wardround.common.settings.model import ModelSettings
+from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.codec import (

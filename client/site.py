@@ -21,7 +21,8 @@ from wardround.common.data.partitions import partition, split_held_out
 from wardround.common.data.texts import NO_LATE_OPT_OUTS, LateOptOuts, numbered_by_name
 from wardround.common.errors import SiteRefusal
 from wardround.common.files import file_sha256
-from wardround.common.settings import PartitionSettings, Settings
+from wardround.common.settings.data import PartitionSettings
+from wardround.common.settings.tree import Settings
 
 if TYPE_CHECKING:
     from wardround.client.site_file import SiteFile

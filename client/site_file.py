@@ -33,7 +33,8 @@ from wardround.common.data.read import Columns
 from wardround.common.explain import explain
 from wardround.common.file_form import FileForm
 from wardround.common.files import write_atomically
-from wardround.common.settings import DataSettings
+from wardround.common.settings.data import DataSettings
+from wardround.common.settings.values import Seed
 from wardround.common.words import quoted
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class SiteFile:
     The text still serves this site's own models."""
     test_fraction: Annotated[float, Field(alias="data.test_fraction", gt=0, lt=1)] = 0.2
     """Share of the texts of each label that is never trained on; the same in every run."""
-    split_seed: Annotated[int, Field(alias="data.split_seed", ge=0, lt=2**63)] = 0
+    split_seed: Annotated[Seed, Field(alias="data.split_seed")] = 0
     """Number that decides which texts are held out; the same in every run."""
     token_cache: Annotated[Place | None, Field(alias="data.token_cache")] = None
     """Folder that keeps texts as token ids, which can be turned back into texts; null: none."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from wardround.client.policy import Policy
 from wardround.common.model.influence import RoundSteps, peaks
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 
 MOST_PULL = 0.4
 """Largest sum, over the steps of a round, of learning rate x (proximal_mu + weight_decay). Each step takes

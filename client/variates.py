@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wardround.client.site import Site
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.messages import TrainRequest
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardround.common.files import write_json
-from wardround.common.settings import PersonalisationSettings
+from wardround.common.settings.evaluation import PersonalisationSettings
 from wardround.common.tasks.sums import Sums
 
 FILE_NAME = "personal.json"

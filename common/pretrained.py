@@ -25,7 +25,8 @@ from wardround.common.model_files import (
     read_json,
     read_model_files,
 )
-from wardround.common.settings import ModelSettings, Settings
+from wardround.common.settings.model import ModelSettings
+from wardround.common.settings.tree import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

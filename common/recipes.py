@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from wardround.common.places import CONF
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 
 FOLDER = CONF / "recipe"
 ABOUT = "about_recipe"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 
 if TYPE_CHECKING:
     import torch

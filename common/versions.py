@@ -6,6 +6,8 @@ import re
 from importlib.metadata import version
 
 NAME = "wardround"
+PACKAGES = (NAME, "flwr", "torch", "transformers")
+"""Packages whose versions are compared between coordinator and sites."""
 _NUMBER = re.compile(r"(\d+)\.(\d+)(?:\.|$)")
 
 

@@ -18,7 +18,7 @@ from wardround.common.errors import RunFailed
 from wardround.common.files import Writer, write_json
 from wardround.common.model.flat import tensors_to_flat
 from wardround.common.model.state import ModelState, open_model
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.display import display
 from wardround.server.model_folder import Certifier, save_model
 from wardround.server.rounds.callbacks import Best, Callback, Checkpoints, History

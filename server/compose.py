@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from wardround.common.explain import first_line, nearest
 from wardround.common.places import CONF
 from wardround.common.recipes import ABOUT as ABOUT_RECIPE
-from wardround.common.settings import Settings, known_keys
+from wardround.common.settings.tree import Settings, known_keys
 
 AXES = ("model", "data", "num_clients", "seed")
 _GROUPS = tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))

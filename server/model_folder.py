@@ -16,7 +16,7 @@ from wardround.common.model_files import read_model_files
 from wardround.common.pretrained import RUN_SETTINGS, quietly
 from wardround.common.provenance import FILE_NAME as PROVENANCE
 from wardround.common.provenance import Provenance, folder_hashes
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.record import RoundRecord, best_of
 from wardround.server.run_folder import RunFolder
 

@@ -25,7 +25,7 @@ from wardround.common.pretrained import (
 from wardround.common.provenance import FILE_NAME as PROVENANCE
 from wardround.common.provenance import Claim
 from wardround.common.runtime import resolve_device
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.words import cleaned
 from wardround.server.run_folder import RunFolder
 from wardround.server.spreadsheet import write_rows

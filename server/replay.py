@@ -10,7 +10,8 @@ from pathlib import Path
 
 from wardround.common.errors import NotAuthentic
 from wardround.common.pretrained import weights_digest
-from wardround.common.settings import ModelSettings, Settings
+from wardround.common.settings.model import ModelSettings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.signing import Plan, read_statement
 from wardround.server.compose import compose, parse
 

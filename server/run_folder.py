@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from wardround.common.errors import FolderInUse
 from wardround.common.files import named, write_atomically, write_json
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.record import RoundRecord
 
 if TYPE_CHECKING:

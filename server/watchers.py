@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from wardround.common.files import write_json
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.diagnostics.collapse import Collapse, find_collapses, looks_of
 from wardround.server.display import display
 from wardround.server.record import RoundRecord

@@ -21,7 +21,7 @@ from wardround.common.data.texts import LabelledTexts, TextData, read_texts
 from wardround.common.model.build import TextModel, build_model
 from wardround.common.model.heads import draw_head
 from wardround.common.runtime import prepare
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose
 
 HeadName = Literal["own", "distilbert"]

@@ -17,7 +17,7 @@ import typer
 
 from studies.pairs import interval
 from wardround.common.personal import PersonalRecord
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.run_folder import RunFolder
 
 METHODS = ("local", "global", "fine_tuned", "mixture", "chosen")

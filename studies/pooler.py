@@ -26,7 +26,7 @@ from wardround.common.data.texts import read_texts
 from wardround.common.files import write_atomically
 from wardround.common.pretrained import load_encoder, load_tokenizer, quietly
 from wardround.common.runtime import numpy_stream, prepare
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose
 
 EXPERIMENT = "experiment=collapse"

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.door import Said, changed, tiny, wardround
 from tests.support.tiny import Make, write_model, write_texts
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose
 
 

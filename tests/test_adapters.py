@@ -20,7 +20,7 @@ from wardround.common.model.adapters import merged_tensors
 from wardround.common.model.build import build_model
 from wardround.common.model.state import ModelState, open_model
 from wardround.common.model.train import forward
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.engines.simulate import simulate
 from wardround.server.predict import predict
 from wardround.server.rounds.callbacks import Checkpoints

@@ -20,7 +20,7 @@ from wardround.common.data.tokens import TokenisedTexts
 from wardround.common.model.state import open_model
 from wardround.common.model.train import Place, train_epochs
 from wardround.common.runtime import resolve_attention
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.engines.simulate import simulate
 
 CPU = torch.device("cpu")

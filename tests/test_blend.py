@@ -16,7 +16,7 @@ from wardround.common.model.blend import Blend, blend_parameters, load_blended
 from wardround.common.model.build import build_model
 from wardround.common.model.state import open_model
 from wardround.common.model.train import _parameter_groups
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.engines.simulate import simulate
 from wardround.server.predict import predict
 from wardround.server.rounds.callbacks import Checkpoints

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.support.report_folders import compose_settings
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.report import claims
 from wardround.server.report.claims import (
     PAPER_CLIENTS,

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.runs import history
 from tests.support.tiny import Make
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.diagnostics.collapse import (
     Collapse,
     Look,

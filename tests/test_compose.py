@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.settings import options
 from tests.support.tiny import Make
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose
 
 PAPER_CELL = ["model=albert", "data=ag_news", "num_clients=8"]

@@ -17,7 +17,7 @@ from tests.support import contract
 from tests.support.door import Said, changed, contents, run_dir_of, wardround
 from tests.support.tiny import TOPICS
 from wardround.client import round as local_round
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from wardround.common.model.flat import tensors_to_flat
 from wardround.common.model.state import open_model
 from wardround.common.model.train import forward
 from wardround.common.runtime import numpy_stream
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.codec import check_answered
 from wardround.common.wire.forms import whole
 from wardround.common.wire.messages import TrainRequest

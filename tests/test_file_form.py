@@ -19,7 +19,8 @@ from wardround.client.site import RealSite
 from wardround.client.site_file import load_site_file, write_site_file
 from wardround.common.data.texts import read_texts
 from wardround.common.file_form import FileForm, looks_like
-from wardround.common.settings import DataSettings, Settings
+from wardround.common.settings.data import DataSettings
+from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose
 
 UMLAUTS = [("Grüße, Übelkeit", "a"), ("Fieber; Müdigkeit €", "b")]
@@ -138,7 +139,7 @@ def test_a_setting_that_would_do_nothing_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(
         ValueError,
-        match=r"reader 'hub' knows how.*Set data=files, or data\.encoding=null",
+        match=r"reader 'hub'.*Set data=files, or data\.encoding=null",
     ):
         settings(reader="hub", encoding="cp1252")
 

@@ -34,7 +34,7 @@ from wardround.common.files import file_sha256
 from wardround.common.model.build import build_model
 from wardround.common.model.mixture import GATE
 from wardround.common.model.state import open_model
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.codec import pack_requests
 from wardround.common.wire.forms import whole

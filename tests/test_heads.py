@@ -12,7 +12,8 @@ import torch
 
 from tests.support.tiny import Make, model_at, write_model
 from wardround.common.model.build import TextModel, build_model
-from wardround.common.settings import ModelSettings, Settings
+from wardround.common.settings.model import ModelSettings
+from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose
 from wardround.server.engines.simulate import simulate
 from wardround.server.predict import predict

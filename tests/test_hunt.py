@@ -34,7 +34,7 @@ from wardround.common.data.tokens import TokenisedTexts
 from wardround.common.model.influence import RoundSteps
 from wardround.common.model.state import open_model
 from wardround.common.model.train import Place, train_epochs
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.signing import Plan
 
 CPU = torch.device("cpu")

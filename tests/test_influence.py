@@ -15,7 +15,7 @@ from wardround.client.policy import Policy, adaptive_step
 from wardround.client.sizes import MOST_PULL, Sizes, largest_influence, size_refusals
 from wardround.common.data.batches import CUTS
 from wardround.common.model.influence import RoundSteps, Speaking, learning_rate_at
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 
 
 @pytest.fixture

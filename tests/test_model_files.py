@@ -34,7 +34,7 @@ from wardround.common.pretrained import (
     read_tokenizer,
     weights_digest,
 )
-from wardround.common.settings import ModelSettings
+from wardround.common.settings.model import ModelSettings
 
 LABELS = ("a", "b")
 

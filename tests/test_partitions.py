@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wardround.common.data.partitions import partition
-from wardround.common.settings import PartitionSettings
+from wardround.common.settings.data import PartitionSettings
 
 IID = PartitionSettings("iid", None, False)
 SORTED = PartitionSettings("label_sorted", None, False)

@@ -31,7 +31,7 @@ from wardround.common.credentials import (
     public_line,
 )
 from wardround.common.errors import SiteRefusal
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.invitation import (
     Invitation,
     Registration,

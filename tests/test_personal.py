@@ -36,7 +36,7 @@ from wardround.common.personal import (
     SiteRecord,
     choose,
 )
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 from wardround.server.engines.simulate import simulate
 from wardround.server.run_folder import RunFolder

@@ -28,7 +28,7 @@ from wardround.client.versions import Versions
 from wardround.common.credentials import fingerprint, new_key, public_line
 from wardround.common.errors import NoAnswer, NotAuthentic, RunFailed, SiteRefusal
 from wardround.common.files import file_sha256
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.codec import pack_introduction, pack_refusal
 from wardround.common.wire.messages import TRAIN, Introduction
 from wardround.common.wire.refusals import PENDING, REFUSALS

@@ -24,7 +24,7 @@ from wardround.common.files import file_sha256
 from wardround.common.model.flat import model_sha256
 from wardround.common.model.state import open_model
 from wardround.common.recipes import pinned_models
-from wardround.common.settings import Settings, known_keys
+from wardround.common.settings.tree import Settings, known_keys
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.codec import (

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.reading import message, pairs, read, write
 from wardround.common.data.sources import READERS
-from wardround.common.settings import DataSettings
+from wardround.common.settings.data import DataSettings
 
 AG_LABELS = ("World", "Sports", "Business", "Sci/Tech")
 

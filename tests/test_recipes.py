@@ -13,7 +13,7 @@ import pytest
 from tests.support.hostile_settings import with_changes
 from wardround.client.policy import Limits, Policy, lines_of
 from wardround.common.recipes import FREE, FREE_GROUPS, pinned_models, recipes
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose
 
 PINNED: dict[str, str] = {}

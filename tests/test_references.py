@@ -19,7 +19,7 @@ from wardround.common.data.partitions import partition
 from wardround.common.data.texts import read_texts
 from wardround.common.model.state import open_model
 from wardround.common.runtime import numpy_stream, stream_seed
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.engines.simulate import simulate
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.support.door import wardround
 from tests.support.fake_flwr import Flwr, words_for
 from wardround.common.credentials import fingerprint, new_key, public_line
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.invitation import (
     Invitation,
     Registration,

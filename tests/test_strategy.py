@@ -28,7 +28,7 @@ from tests.support.tiny import Make, write_texts
 from wardround.client.app import app as honest_app
 from wardround.common.errors import BadAnswer, NoAnswer, RunFailed
 from wardround.common.model.flat import Layout, model_sha256
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.codec import (

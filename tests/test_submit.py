@@ -18,7 +18,7 @@ import pytest
 from tests.support.fake_flwr import Flwr, words_for, write_run
 from wardround.common.credentials import new_key, public_line
 from wardround.common.errors import RunFailed
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.deployment import follow, submit, superlink
 from wardround.server.deployment.addresses import Addresses
 from wardround.server.deployment.folder import (

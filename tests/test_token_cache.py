@@ -18,7 +18,7 @@ from wardround.client.site import RealSite
 from wardround.common.data import tokens
 from wardround.common.data.corpus import forget_corpora, open_corpus
 from wardround.common.data.tokens import TokenisedTexts, cache_folder, tokenise
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.engines.simulate import simulate
 from wardround.server.engines.worker import corpus_from_memory, corpus_to_memory
 

@@ -26,7 +26,7 @@ from wardround.common.errors import NotProven
 from wardround.common.model.flat import files_sha256
 from wardround.common.model.state import open_model
 from wardround.common.provenance import FILE_NAME, Claim, Provenance
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.signing import (
     MODEL,
     RUN,

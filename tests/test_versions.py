@@ -15,7 +15,7 @@ from wardround.client.versions import Version, Versions
 from wardround.common.data.texts import NO_LATE_OPT_OUTS, read_texts
 from wardround.common.errors import SiteRefusal
 from wardround.common.files import file_sha256
-from wardround.common.settings import DataSettings
+from wardround.common.settings.data import DataSettings
 from wardround.server.compose import compose
 
 PLAN = "p" * 64

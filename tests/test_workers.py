@@ -19,7 +19,7 @@ from wardround.client.app import app as client_app
 from wardround.common.data.corpus import open_corpus
 from wardround.common.errors import RunFailed
 from wardround.common.process.shared_memory import create
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.app import conduct
 from wardround.server.engines import simulate as door
 from wardround.server.engines.local_grid import LocalGrid

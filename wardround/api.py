@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from wardround.common.settings import Settings
+    from wardround.common.settings.tree import Settings
 
 
 @dataclass(frozen=True)

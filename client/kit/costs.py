@@ -21,7 +21,7 @@ from wardround.client.site_file import SiteFile
 from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
 from wardround.common.errors import SiteRefusal
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.words import printable_day
 
 if TYPE_CHECKING:

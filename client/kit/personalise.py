@@ -12,7 +12,7 @@ from wardround.client.site_file import SiteFile
 from wardround.common.model_files import check_folder
 from wardround.common.personal import HEADER, PersonalRecord
 from wardround.common.pretrained import RUN_SETTINGS, settings_of_model
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 
 _MEASURES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 

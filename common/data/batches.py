@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wardround.common.data.tokens import Batch, TokenisedTexts
-from wardround.common.settings import TrainSettings
+from wardround.common.settings.train import TrainSettings
 
 if TYPE_CHECKING:
     import torch

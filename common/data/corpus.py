@@ -11,7 +11,9 @@ from wardround.common.data.texts import (
 )
 from wardround.common.data.tokens import TokenisedTexts, cache_folder, tokenise
 from wardround.common.pretrained import load_tokenizer
-from wardround.common.settings import DataSettings, ModelSettings, Settings
+from wardround.common.settings.data import DataSettings
+from wardround.common.settings.model import ModelSettings
+from wardround.common.settings.tree import Settings
 
 Corpus = TextData[TokenisedTexts]
 """All texts of a run as token ids."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from wardround.common.data.texts import pick_evenly, shares_of
 from wardround.common.runtime import numpy_stream, stream_seed
-from wardround.common.settings import PartitionSettings
+from wardround.common.settings.data import PartitionSettings
 
 Indices = np.ndarray  # (n_k,) int64, positions in the training set
 SiteSizes = Sequence[tuple[str, int]]

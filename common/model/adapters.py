@@ -12,7 +12,7 @@ import torch
 
 from wardround.common.model.build import TextModel
 from wardround.common.runtime import stream_seed
-from wardround.common.settings import AdapterSettings
+from wardround.common.settings.model import AdapterSettings
 
 if TYPE_CHECKING:
     from peft import LoraConfig

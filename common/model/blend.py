@@ -12,7 +12,7 @@ from torch import nn
 
 from wardround.common.model_files import CONFIG, WEIGHTS, read_json
 from wardround.common.pretrained import empty_classifier
-from wardround.common.settings import ModelSettings
+from wardround.common.settings.model import ModelSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,7 +197,15 @@ def load_blended(folder: Path) -> Any:
     told = read_json(folder / CONFIG)
     model: Any = empty_classifier(folder, told["base"])
     where = ModelSettings(
-        "", "hub", str(folder), None, "own", "abu", told["where"], told["normalisation"]
+        "",
+        "hub",
+        str(folder),
+        None,
+        "own",
+        "abu",
+        told["where"],
+        told["normalisation"],
+        None,
     )
     blend_activations(model, where)
     try:

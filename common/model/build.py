@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from wardround.common.model.blend import blend_activations
 from wardround.common.model.heads import HEADS, draw_head
 from wardround.common.pretrained import load_classifier, load_tokenizer
-from wardround.common.settings import ModelSettings
+from wardround.common.settings.model import ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wardround.common.runtime import stream_seed
-from wardround.common.settings import ModelSettings
+from wardround.common.settings.model import ModelSettings
 
 if TYPE_CHECKING:
     from torch import nn

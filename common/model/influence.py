@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from wardround.common.data.batches import CUTS, count_steps
-from wardround.common.settings import TrainSettings
+from wardround.common.settings.train import TrainSettings
 
 
 def learning_rate_at(

@@ -14,7 +14,7 @@ from wardround.common.model.flat import Layout, flatten_model, move_model
 from wardround.common.model.frozen import freeze_embeddings
 from wardround.common.model.heads import shrink_head
 from wardround.common.runtime import prepare, resolve_attention
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor

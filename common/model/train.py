@@ -18,7 +18,8 @@ from wardround.common.errors import DIVERGED, LossNotFinite
 from wardround.common.model.blend import blend_parameters
 from wardround.common.model.influence import RoundSteps, Speaking
 from wardround.common.runtime import numpy_stream, precision_context, torch_stream
-from wardround.common.settings import Settings, TrainSettings
+from wardround.common.settings.train import TrainSettings
+from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from wardround.common.errors import BadAnswer, NoAnswer
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import Payload, from_record, to_record
 from wardround.common.wire.messages import Introduction, TrainRequest, Update

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wardround.common.errors import DIVERGED
-from wardround.common.settings import known_keys
+from wardround.common.settings.tree import known_keys
 
 PENDING, LOST = "plan_pending", "lost"
 _COUNTS_NOT = "the question does not count"

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from wardround.common.errors import RunFailed
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.refusals import PENDING
 from wardround.server.deployment import superlink
 from wardround.server.deployment.folder import ServerFolder

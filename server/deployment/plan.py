@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wardround.common.credentials import fingerprint, public_line
 from wardround.common.errors import NotAuthentic, OtherVersion
 from wardround.common.files import write_atomically
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.roster import names_with_one_key
 from wardround.common.wire.signing import (
     PLAN,
@@ -32,7 +32,6 @@ FILE_NAME = "plan.json"
 PLAN_DAYS = 60
 """How long a plan may be executed; afterwards its sites are asked to approve another."""
 _DAY = 86_400.0
-_AT_SITES = ("wardround", "flwr", "torch", "transformers")
 
 
 def roster_of(sites: Mapping[str, RegisteredSite]) -> dict[str, str]:
@@ -118,7 +117,7 @@ def draft_plan(
             OtherVersion,
         ):  # of a key before a rotation, or of a distant version
             parent = ""
-    code = {name: version(name) for name in _AT_SITES}
+    code = {name: version(name) for name in PACKAGES}
     plan = Plan(2, asked, roster, now, now + PLAN_DAYS * _DAY, code, parent, most_texts)
     return unsigned(PLAN, plan)
 

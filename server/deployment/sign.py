@@ -16,7 +16,7 @@ from wardround.common.credentials import (
 )
 from wardround.common.errors import NotAuthentic
 from wardround.common.files import write_atomically, write_json
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.invitation import Invitation
 from wardround.common.wire.roster import names_with_one_key, roster_fingerprint
 from wardround.common.wire.signing import (

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from wardround.common.credentials import write_secret
 from wardround.common.errors import NotAuthentic
 from wardround.common.files import write_atomically, write_json
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.signing import (
     INVITATION,
     PLAN,

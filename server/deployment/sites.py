@@ -15,6 +15,7 @@ from pathlib import Path
 from wardround.common.addresses import host_and_port
 from wardround.common.credentials import check_public_line, fingerprint
 from wardround.common.files import write_atomically
+from wardround.common.versions import PACKAGES
 from wardround.common.wire.invitation import (
     Invitation,
     Registration,
@@ -31,7 +32,6 @@ from wardround.server.deployment.folder import (
 
 _SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
-_TOLD_PACKAGES = ("wardround", "flwr", "torch", "transformers")
 
 
 def invite_site(
@@ -198,7 +198,7 @@ def _check_invited(
 def _versions() -> dict[str, str]:
     """Return the installed version of each package that a site compares with its own."""
     found = {"python": platform.python_version()}
-    for package in _TOLD_PACKAGES:
+    for package in PACKAGES:
         # A server-only installation may lack one.
         with suppress(PackageNotFoundError):
             found[package] = version(package)

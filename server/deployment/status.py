@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from wardround.common.personal import PersonalRecord
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.words import cleaned, printable
 from wardround.server.deployment import superlink
 from wardround.server.deployment.folder import ServerFolder

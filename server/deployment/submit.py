@@ -15,7 +15,8 @@ from typing import Any
 from wardround.common.errors import RunFailed
 from wardround.common.places import project_file
 from wardround.common.pretrained import weights_digest
-from wardround.common.settings import ModelSettings, Settings
+from wardround.common.settings.model import ModelSettings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.roster import roster_fingerprint
 from wardround.common.wire.signing import payload_digest
 from wardround.server.compose import compose

@@ -25,7 +25,7 @@ from wardround.common.credentials import (
     write_secret,
 )
 from wardround.common.errors import RunFailed
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.signing import (
     RUN,
     RunStatement,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import log, sqrt
 
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.record import RoundRecord
 
 SINGLE_CLASS_SHARE = 0.95

@@ -25,7 +25,7 @@ from wardround.common.data.corpus import open_corpus
 from wardround.common.errors import ProcessGone, RunFailed, WorkerEnded
 from wardround.common.model.state import open_model
 from wardround.common.process import frames, shared_memory
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.contents import (
     dump_content,
     load_content,

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from wardround.client.app import app as client_app
 from wardround.client.personal import OwnTexts, Personaliser, texts_of_clients
 from wardround.common.runtime import resolve_device, resolve_threads
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.app import conduct, recorded
 from wardround.server.display import display
 from wardround.server.engines.local_grid import LocalGrid

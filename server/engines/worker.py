@@ -29,7 +29,7 @@ from wardround.common.data.tokens import TokenisedTexts
 from wardround.common.errors import ProcessGone
 from wardround.common.model.state import move_into, open_model
 from wardround.common.process import frames, shared_memory
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.contents import (
     dump_content,
     load_content,

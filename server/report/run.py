@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from wardround.common.personal import FILE_NAME as PERSONAL
 from wardround.common.personal import PersonalRecord
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.diagnostics.collapse import (
     Collapse,
     Look,

@@ -10,7 +10,7 @@ import torch
 
 from wardround.common.errors import BadAnswer
 from wardround.common.model.flat import distance
-from wardround.common.settings import StrategySettings
+from wardround.common.settings.strategy import StrategySettings
 
 if TYPE_CHECKING:
     from torch import Tensor

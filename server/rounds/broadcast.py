@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from flwr.app import RecordDict
 
 from wardround.common.errors import BadAnswer, NoAnswer
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.codec import is_missing_base, pack_notice, pack_requests
 from wardround.common.wire.deadlines import KEPT_SECONDS
 from wardround.common.wire.forms import EXACT, WHOLE, encode, whole

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from wardround.common.errors import BadAnswer, NoAnswer, RunFailed
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import MOST_COUNTED
 from wardround.common.wire.codec import pack_hello, unpack_introduction
 from wardround.common.wire.messages import HELLO, Introduction

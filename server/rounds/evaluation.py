@@ -16,7 +16,7 @@ from wardround.common.data.tokens import TokenisedTexts
 from wardround.common.errors import BadAnswer, RunFailed
 from wardround.common.model.state import ModelState
 from wardround.common.model.train import evaluate
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.messages import Update
 from wardround.server.diagnostics.predictions import describe_predictions

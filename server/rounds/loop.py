@@ -13,7 +13,7 @@ from flwr.app import RecordDict
 
 from wardround.common.errors import BadAnswer, ExamplesChanged, RunFailed
 from wardround.common.model.flat import Layout, model_sha256
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.codec import unpack_counts, unpack_update
 from wardround.common.wire.forms import WHOLE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from wardround.common.settings import StrategySettings
+from wardround.common.settings.strategy import StrategySettings
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.rounds.mean import BLOCK
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from wardround.common.errors import FolderInUse, RunFailed
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose, launch, settings_of
 from wardround.server.diagnostics.collapse import standing_collapse
 from wardround.server.display import display

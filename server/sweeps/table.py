@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from wardround.common.files import write_atomically, write_json
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.run_folder import RunFolder, SweepRow
 from wardround.server.spreadsheet import write_rows
 

@@ -27,7 +27,7 @@ from wardround.client.site import RealSite
 from wardround.common.credentials import new_key, public_line
 from wardround.common.model.flat import Layout, model_sha256, tensor_of
 from wardround.common.model.state import open_model
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.codec import pack_hello, pack_requests, unpack_update
 from wardround.common.wire.forms import decode, whole
 from wardround.common.wire.messages import EVALUATE, TRAIN, TrainRequest

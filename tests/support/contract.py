@@ -14,7 +14,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter
 
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.record import ClientRecord, RoundRecord
 
 Schema = dict[str, Any]

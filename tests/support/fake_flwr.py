@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from wardround.common.files import write_json
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.server.record import RoundRecord
 from wardround.server.run_folder import RunFolder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 
 # By setting: what a server that wants to learn more than it should might ask for.
 HOSTILE: dict[str, Any] = {

@@ -18,7 +18,7 @@ from wardround.client.plans import limits_of
 from wardround.client.policy import Limits
 from wardround.client.site_file import SiteFile, signing_keys, write_site_file
 from wardround.common.credentials import public_line
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.codec import pack_hello, unpack_introduction
 from wardround.common.wire.messages import HELLO
 from wardround.server.compose import compose

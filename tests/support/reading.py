@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from wardround.common.data.texts import LabelledTexts, TextData, read_texts
-from wardround.common.settings import DataSettings
+from wardround.common.settings.data import DataSettings
 
 DEFAULTS: dict[str, Any] = {
     "name": "test",

@@ -16,7 +16,7 @@ from wardround.client.site_file import SiteFile, signing_keys
 from wardround.common.credentials import fingerprint, new_key, public_line
 from wardround.common.ledger import Contents
 from wardround.common.provenance import FILE_NAME, Provenance, folder_hashes
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.messages import TRAIN
 from wardround.common.wire.signing import (
     MODEL,

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from wardround.common.settings import ModelSettings, Settings
+from wardround.common.settings.model import ModelSettings
+from wardround.common.settings.tree import Settings
 
 Make = Callable[..., Settings]
 
@@ -46,18 +47,18 @@ def model_at(folder: Path | str, head: str = "own", **more: str) -> ModelSetting
     Args:
         more: of `abu_where` and `abu_normalisation`; given, its activations are blended.
     """
-    blends = {
-        "activation": "abu" if more else "own",
-        "abu_where": "head",
-        "abu_normalisation": "none",
-    } | more
     fields: dict[str, Any] = {
         "label": "tiny",
         "source": "hub",
         "name": str(folder),
         "revision": None,
+        "head": head,
+        "activation": "abu" if more else "own",
+        "abu_where": "head",
+        "abu_normalisation": "none",
+        "sha256": None,
     }
-    return ModelSettings(**fields, head=head, **blends)  # type: ignore[arg-type]
+    return ModelSettings(**fields | more)
 
 
 def write_model(folder: Path, kind: str, dropout: float = 0.1) -> Path:

@@ -18,10 +18,9 @@ from wardround.client.kit.checks.subject import Subject
 from wardround.client.site_file import SiteFile, signing_keys
 from wardround.common.credentials import NEW_KEYS, public_line, read_private_key
 from wardround.common.runtime import available_memory, resolve_device
-from wardround.common.versions import NAME, work_together
+from wardround.common.versions import NAME, PACKAGES, work_together
 from wardround.common.words import shown
 
-_PACKAGES = ("wardround", "flwr", "torch", "transformers")
 # Later versions of Flower have dropped gRPC between site and server.
 _FLOWER = "1.39"
 _GIB = 2**30
@@ -64,7 +63,7 @@ def versions(on: Subject) -> Finding:
 
 def _installed_versions(expect: Mapping[str, str]) -> dict[str, str | None]:
     """Return the version of each package; None for one that is missing."""
-    names = [name for name in (*_PACKAGES, *expect) if name != "python"]
+    names = [name for name in (*PACKAGES, *expect) if name != "python"]
     found = {name: _installed(name) for name in names}
     found["python"] = platform.python_version()
     return found

@@ -23,7 +23,7 @@ from wardround.client.plans import Known
 from wardround.client.policy import Limits, Line, lines_of, refusals_of
 from wardround.client.sizes import largest_influence
 from wardround.common.recipes import recipes
-from wardround.common.settings import Settings
+from wardround.common.settings.tree import Settings
 from wardround.common.wire.signing import Plan
 from wardround.common.words import printable, printable_day, shown
 

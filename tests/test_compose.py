@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.support.settings import options
 from tests.support.tiny import Make
+from wardround.common.settings.earlier import EARLIER
 from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose
 
@@ -167,6 +169,35 @@ def test_json_with_an_unknown_or_missing_key_is_refused() -> None:
         Settings.from_dict(values | {"train": values["train"] | {"momentum": 0.9}})
     del values["seed"]
     with pytest.raises(ValueError, match="seed"):
+        Settings.from_dict(values)
+
+
+def test_only_conf_gives_defaults() -> None:
+    groups = vars(compose(PAPER_CELL).settings).values()
+    trees: list[Any] = [
+        Settings,
+        *(type(group) for group in groups if is_dataclass(group)),
+    ]
+    assert [
+        (tree.__name__, field.name)
+        for tree in trees
+        for field in fields(tree)
+        if field.default is not MISSING or field.default_factory is not MISSING
+    ] == []
+
+
+def test_keys_that_an_earlier_version_lacked_have_their_earlier_values() -> None:
+    settings = compose(["train.frozen=embeddings", "adapters=lora"]).settings
+    values = settings.to_dict()
+    for dotted in EARLIER:
+        group, _, key = dotted.rpartition(".")
+        del (values[group] if group else values)[key]
+    read = Settings.from_dict(values).flat()
+    assert read == settings.flat() | EARLIER
+    del values["adapters"]
+    assert Settings.from_dict(values).flat() == read
+    del values["data"]
+    with pytest.raises(ValueError, match=r"^data is missing\."):
         Settings.from_dict(values)
 
 

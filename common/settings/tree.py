@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from wardround.common.explain import explain
+from wardround.common.settings import rules
 from wardround.common.settings.data import (
     DataSettings,
     PartitionSettings,
@@ -32,7 +33,6 @@ from wardround.common.settings.model import AdapterSettings, ModelSettings
 from wardround.common.settings.steps import STEPS
 from wardround.common.settings.strategy import StrategySettings, TransformSettings
 from wardround.common.settings.train import TrainSettings
-from wardround.common.settings.tree import rules
 from wardround.common.settings.values import Seed, file_name
 
 NOT_IDENTITY = frozenset(

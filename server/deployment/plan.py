@@ -13,6 +13,7 @@ from wardround.common.credentials import fingerprint, public_line
 from wardround.common.errors import NotAuthentic, OtherVersion
 from wardround.common.files import write_atomically
 from wardround.common.settings.tree import Settings
+from wardround.common.versions import PACKAGES
 from wardround.common.wire.roster import names_with_one_key
 from wardround.common.wire.signing import (
     PLAN,

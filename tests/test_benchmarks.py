@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -25,11 +27,15 @@ from benchmarks import (
     training,
 )
 from benchmarks.inputs import SIZES, ragged_lengths
+from benchmarks.isolated import isolated
 from benchmarks.memory import PeakMemory, pss_bytes, with_descendants
 from benchmarks.plots import Curve, draw, draw_bars
 from benchmarks.report import Report, Samples, Table, parser
 from benchmarks.simulated import Contender, outcome, run
+from tests.support.door import wardround
 from tests.support.tiny import TOPICS
+
+T = TypeVar("T")
 
 
 def test_a_ratio_is_taken_repeat_by_repeat() -> None:
@@ -159,7 +165,32 @@ def rows(file: Path) -> list[dict[str, object]]:
     return found
 
 
+def in_this_process(function: Callable[..., T], *given: Any) -> tuple[T, int]:
+    """As `isolated`, without the seconds that an interpreter takes to start."""
+    return function(*given), 2**20
+
+
+def run_in_this_process(command: Sequence[str], **_: Any) -> None:
+    """`python -m wardround.server.cli WORDS`, without a new interpreter."""
+    ended = wardround(*command[3:])
+    assert ended.code == 0, ended.err
+
+
+@pytest.fixture
+def no_new_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What benchmarks run in processes of their own runs in this one."""
+    for module in (adapters, aggregation, training):
+        monkeypatch.setattr(module, "isolated", in_this_process)
+
+
+def test_a_process_of_its_own_is_measured() -> None:
+    started, peak_bytes = isolated(os.getppid)
+    assert started == os.getpid()
+    assert peak_bytes > 2**20
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_new_processes")
 def test_aggregation_runs(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     assert (
@@ -197,6 +228,7 @@ def test_accuracy_runs(tmp_path: Path, overrides: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_new_processes")
 def test_adapters_run(tmp_path: Path, overrides: list[str]) -> None:
     file, picture = tmp_path / "out.json", tmp_path / "plot.png"
     words = [
@@ -296,6 +328,7 @@ def test_hospitals_run(tmp_path: Path, tiny_model: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_new_processes")
 def test_training_runs(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     words = [
@@ -315,12 +348,15 @@ def test_training_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_new_processes")
 def test_gpu_compares_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # In place of bf16, which a CPU computes a hundred times as slowly.
     other = gpu.Way("another", on_gpu=True, overrides=("train.learning_rate=0.049",))
     monkeypatch.setattr(gpu, "WAYS", [gpu.WAYS[0], gpu.WAYS[1], other])
+    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run_in_this_process))
     file = tmp_path / "out.json"
-    assert gpu.main(["--quick", "--device", "cpu", "--json", str(file)]) == 0
+    words = ["--device", "cpu", "--threads", "1", "--json", str(file)]
+    assert gpu.main(["--quick", *words]) == 0
     (compared,) = json.loads(file.read_text())["more"].values()
     reference, same, differs = compared
     assert reference["same bits as"] == same["how"]

@@ -25,11 +25,15 @@ def hashes(run_dir: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_clients", [1, 3, 8])
+@pytest.mark.parametrize(("num_clients", "num_cpus"), [(1, 2), (3, 1), (8, 2)])
 def test_ray_equals_inprocess(
-    make_settings: Make, tmp_path: Path, num_clients: int
+    make_settings: Make, tmp_path: Path, num_clients: int, num_cpus: int
 ) -> None:
-    common = [f"num_clients={num_clients}", "num_rounds=2"]
+    common = [
+        f"num_clients={num_clients}",
+        "num_rounds=2",
+        f"engine.num_cpus={num_cpus}",
+    ]
     for engine in ("inprocess", "ray"):
         simulate(
             make_settings(*common, f"engine={engine}", f"run_dir={tmp_path / engine}")

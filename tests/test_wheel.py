@@ -18,7 +18,7 @@ from tests.support.door import tiny
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 240
 STAGE = "from wardround.server.deployment.submit import stage_app; stage_app"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def run(*words: str | Path, folder: Path) -> str:

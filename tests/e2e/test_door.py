@@ -27,7 +27,7 @@ from wardround.server.deployment.sites import (
     unregister_site,
 )
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SECONDS = 90.0
 

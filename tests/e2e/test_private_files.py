@@ -19,7 +19,7 @@ from tests.support.tiny import write_texts
 from wardround.common.credentials import new_key, public_line
 from wardround.common.wire.invitation import Registration, write_paper
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 BIN = Path(sys.executable).parent
 SECONDS = 180.0

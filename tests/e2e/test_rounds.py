@@ -110,6 +110,7 @@ def test_three_sites_equal_the_simulation(
     assert federation.end() == []
 
 
+@pytest.mark.slow
 def test_decoders_equal_the_simulation(
     federation: Federation, overrides: list[str], make_settings: Make, texts: Path
 ) -> None:

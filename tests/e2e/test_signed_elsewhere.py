@@ -24,7 +24,7 @@ from wardround.server.deployment.signing_key import (
 )
 from wardround.server.run_folder import RunFolder
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class Office:

@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 
 FILE_NAME = "plan.json"
 PLAN_DAYS = 60
-"""How long a plan may be executed; afterwards its sites are asked to approve another."""
+"""Days for which a plan is valid; afterwards its sites are asked to approve another."""
 _DAY = 86_400.0
 
 
 def roster_of(sites: Mapping[str, RegisteredSite]) -> dict[str, str]:
-    """The roster of a plan with these sites: name, and fingerprint of the key that signs its answers.
+    """Return the roster of a plan: each site's name with the fingerprint of its signing key.
 
     Raises:
-        ValueError: two of them have one key, and would be counted twice.
+        ValueError: two sites have the same key and would be counted twice.
     """
     roster = {
         name: fingerprint(site.signing_key) for name, site in sorted(sites.items())
     }
     if twins := names_with_one_key(roster):
         raise ValueError(
-            f"the sites {' and '.join(twins)} have one key ({roster[twins[0]]}), and would be counted twice. "
-            f"Take one of them out: wardround server unregister {twins[-1]}"
+            f"the sites {' and '.join(twins)} have the same key ({roster[twins[0]]}) and would be counted "
+            f"twice. Remove one of them: wardround server unregister {twins[-1]}"
         )
     return roster
 
@@ -58,16 +58,18 @@ def plan_of(
     run_dir: Path,
     key: Ed25519PrivateKey,
 ) -> str:
-    """The signed plan of a run: that in its folder, if nothing has changed, so that approvals still hold.
+    """Return the signed plan of a run. If nothing has changed, it is the one in its folder.
+
+    So approvals of an unchanged plan stay valid.
 
     Args:
-        sites: those that take part, by name.
-        run_dir: where a new one is left.
-        key: the coordinator's.
+        sites: the sites that take part, by name.
+        run_dir: folder for a new plan.
+        key: the coordinator's signing key.
 
     Raises:
-        ValueError: two sites have one key.
-        OSError: it cannot be written.
+        ValueError: two sites have the same key.
+        OSError: the plan cannot be written.
     """
     plan = draft_plan(settings, sites, run_dir, public_line(key))
     if is_signed(plan):
@@ -78,7 +80,7 @@ def plan_of(
 
 
 def keep_plan(run_dir: Path, envelope: str) -> None:
-    """Leave a signed plan in the run's folder. Raises OSError if it cannot be written."""
+    """Write a signed plan to the run's folder. Raises OSError if that fails."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(
         run_dir / FILE_NAME, lambda part: part.write_text(envelope, encoding="ascii")
@@ -91,39 +93,43 @@ def draft_plan(
     run_dir: Path,
     coordinator: str,
 ) -> str:
-    """The signed plan in a run's folder, if nothing has changed; else a new one that nobody has signed yet.
+    """Return the signed plan in a run's folder, if nothing has changed; else a new, unsigned one.
 
     Args:
-        sites: those that take part, by name.
-        coordinator: the public key that plans are signed with, OpenSSH form.
+        sites: the sites that take part, by name.
+        coordinator: the public key of the coordinator, OpenSSH form.
 
     Raises:
-        ValueError: two sites have one key.
+        ValueError: two sites have the same key.
     """
-    path, now = run_dir / FILE_NAME, time.time()
-    asked: dict[str, Any] = json.loads(settings.for_sites().to_json())
+    path = run_dir / FILE_NAME
+    now = time.time()
+    site_settings: dict[str, Any] = json.loads(settings.for_sites().to_json())
     roster = roster_of(sites)
     bounds = [site.max_examples for site in sites.values()]
     most_texts = 0 if None in bounds else max(filter(None, bounds), default=0)
+    content = (site_settings, roster, most_texts)
     parent = ""
     if path.exists():
         envelope = path.read_text(encoding="ascii")
         try:
             before, parent = open_plan(envelope, coordinator)
-            told = (before.settings, before.sites, before.most_texts)
-            if told == (asked, roster, most_texts) and now + _DAY < before.not_after:
+            is_same = content == (before.settings, before.sites, before.most_texts)
+            if is_same and now + _DAY < before.not_after:
                 return envelope
-        except (
-            NotAuthentic,
-            OtherVersion,
-        ):  # of a key before a rotation, or of a distant version
+        except (NotAuthentic, OtherVersion):
+            # Signed with a key before a rotation, or written by a distant version.
             parent = ""
     code = {name: version(name) for name in PACKAGES}
-    plan = Plan(2, asked, roster, now, now + PLAN_DAYS * _DAY, code, parent, most_texts)
+    plan = Plan(
+        2, site_settings, roster, now, now + PLAN_DAYS * _DAY, code, parent, most_texts
+    )
     return unsigned(PLAN, plan)
 
 
 def plan_id(run_dir: Path) -> str:
-    """SHA-256 of the plan in a run folder; empty where there is none."""
+    """Return the SHA-256 of the plan in a run folder; empty if there is no plan."""
     path = run_dir / FILE_NAME
-    return payload_digest(path.read_text(encoding="ascii")) if path.exists() else ""
+    if not path.exists():
+        return ""
+    return payload_digest(path.read_text(encoding="ascii"))

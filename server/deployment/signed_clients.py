@@ -1,7 +1,8 @@
-"""Real sites behind a SuperLink that is a courier and no witness: what counts is what they signed.
+"""Real sites behind a SuperLink that is not trusted: only signed answers count.
 
-Questions are signed with the run's key, answers with the site's. An answer is taken only for a question that
-was asked, from the one who was asked. A question whose answer is lost is asked again, as a new attempt.
+The run's key signs the questions; a site's key signs its answers. An answer counts only if it answers an open
+question and the site that was asked has signed it. If an answer is lost, the question is asked again as a new
+attempt.
 """
 
 from __future__ import annotations
@@ -59,54 +60,56 @@ if TYPE_CHECKING:
     from wardround.server.run_folder import RunFolder
 
 _LOOK_SECONDS = 2.0
-# A site that was killed comes back in a moment: its node may go offline and on again.
+# A site that was killed may come back soon: its node goes offline and online again.
 _OFFLINE_SECONDS = 15.0
 _CLOSING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class RunKey:
-    """What signs the questions of one run."""
+    """The key that signs the questions of one run."""
 
     private: Ed25519PrivateKey
     envelope: str
-    """The coordinator's word for it."""
+    """Envelope in which the coordinator confirms the key."""
     plan: str
-    """The signed plan, which goes along with every greeting."""
+    """Envelope of the signed plan, sent with every greeting."""
 
 
 @dataclass
 class _Question:
-    """One thing asked of one site in one round, however often."""
+    """A request to one site in one round, with all its attempts."""
 
     name: str
-    """Of the site."""
+    """Name of the site."""
     signing_key: str
-    """Of the site, OpenSSH form."""
+    """Signing key of the site, OpenSSH form."""
     request: Request
     kind: str
     round: int
     deadline: float
-    """By `time.time()`."""
+    """Time (`time.time()`) at which the wait ends."""
     asked: dict[str, Statement] = field(default_factory=dict)
     """Every attempt, by the SHA-256 of its statement."""
     message_ids: list[str] = field(default_factory=list)
     asked_at: float = 0.0
-    asked_since: str = ""
-    """When the site's node had come online that was asked last; empty where none was."""
+    """Time (`time.monotonic()`) of the last attempt."""
+    online_since: str = ""
+    """Time at which the node of the last attempt had come online; empty before the first."""
     is_lost: bool = True
-    """It did not reach the site, or its answer did not come through: it is to be asked again."""
+    """True if it did not reach the site or its answer was lost: it has to be asked again."""
     offline_since: float | None = None
+    """Time (`time.monotonic()`) at which the site was first found offline; None if it is online."""
     is_dropped: bool = False
-    """Nobody waits for the answer any more."""
+    """True if the server does not wait for the answer any more."""
 
     def is_over(self) -> bool:
-        """Whether to wait no longer for anything that belongs to it."""
+        """Return True if the server does not wait for it any more."""
         return self.is_dropped or time.time() >= self.deadline
 
 
 class SignedClients:
-    """`Clients` that take nobody's word but the sites' own."""
+    """`Clients` that accept only what the sites have signed."""
 
     approve_plans = True
 
@@ -117,23 +120,23 @@ class SignedClients:
         sites: Mapping[str, RegisteredSite],
         registered: Callable[[], Collection[str]],
         ask_again_seconds: float,
-        note: Callable[[str, str], None] = lambda name, reason: None,
+        note_refused: Callable[[str, str], None] = lambda name, reason: None,
         book: AnswerBook | None = None,
     ) -> None:
         """Args:
-        sites: those of the run, as they were registered when it was submitted.
-        registered: names of the sites that are registered now; one that is not any more counts no more.
-        note: is told of every answer that did not count: the site, and why.
-        book: keeps every answer's signed statement.
+        sites: the sites of the run as they were registered when it was submitted.
+        registered: returns the names of the sites that are registered now; the others do not count.
+        ask_again_seconds: time after which a site that has reconnected is asked again.
+        note_refused: called with the site and the reason for every answer that does not count.
+        book: keeps the signed statement of every answer.
         """
-        self._runtime, self._key = runtime, key
+        self._runtime = runtime
+        self._key = key
         self._sites = sites
         self._by_key = {pem_of(site.public_key): name for name, site in sites.items()}
-        self._registered, self._ask_again_seconds, self._note = (
-            registered,
-            ask_again_seconds,
-            note,
-        )
+        self._registered = registered
+        self._ask_again_seconds = ask_again_seconds
+        self._note_refused = note_refused
         self.most_bytes = 0.0
         self._sender = fingerprint(public_line(key.private))
         self._run = payload_digest(key.envelope)
@@ -149,20 +152,23 @@ class SignedClients:
 
     def online(self) -> Mapping[int, str]:
         """As in `Clients`."""
-        registered, found, online = self._registered(), {}, {}
+        registered = self._registered()
+        found = {}
+        online = {}
         for node_id, node in self._runtime.nodes().items():
             name = self._by_key.get(node.key)
             if name is not None and name in registered:
                 found[node_id] = name
                 online[name] = node.since
         self._names |= found
-        self._online, self._looked_at = online, time.monotonic()
+        self._online = online
+        self._looked_at = time.monotonic()
         return found
 
     def ask(
         self, requests: Iterable[Request], kind: str, round: int, timeout: float
     ) -> Iterator[Answer]:
-        """As in `Clients`. While an answer is worked on, the next one is fetched."""
+        """As in `Clients`. While the caller works on an answer, the next one is fetched."""
         self.online()
         deadline = time.time() + timeout
         questions = [
@@ -172,14 +178,14 @@ class SignedClients:
         return self._answers(questions)
 
     def _answers(self, questions: list[_Question]) -> Iterator[Answer]:
-        beside = ThreadPoolExecutor(1)
+        thread = ThreadPoolExecutor(1)
         try:
             waits = [
-                beside.submit(self._answer_to, question) for question in questions[:1]
+                thread.submit(self._answer_to, question) for question in questions[:1]
             ]
             for question in questions[1:]:
                 answer = waits.pop().result()
-                waits.append(beside.submit(self._answer_to, question))
+                waits.append(thread.submit(self._answer_to, question))
                 yield answer
                 del answer
             for wait in waits:
@@ -187,8 +193,8 @@ class SignedClients:
         finally:
             for question in questions:
                 question.is_dropped = True
-            # A run that is stopped has to say so before Flower ends its process: nobody is waited for here.
-            beside.shutdown(wait=False, cancel_futures=True)
+            # A stopped run must write its status before Flower ends its process, so it does not wait here.
+            thread.shutdown(wait=False, cancel_futures=True)
 
     def tell(self, request: Request, kind: str, round: int) -> None:
         """As in `Clients`."""
@@ -209,7 +215,7 @@ class SignedClients:
         }
 
     def close(self) -> None:
-        """Give the last notices a moment to arrive: the SuperLink drops them when the run ends."""
+        """Wait a moment until the last notices have arrived: the SuperLink drops them when the run ends."""
         until = time.monotonic() + _CLOSING_SECONDS
         while self._notices & self._outstanding and time.monotonic() < until:
             self._claim()
@@ -224,25 +230,27 @@ class SignedClients:
         )
 
     def _send(self, questions: Iterable[_Question]) -> None:
-        """Ask those whose sites are online, each as a new attempt."""
+        """Send each question whose site is online, as a new attempt."""
         known: dict[int, Object] = {}
         sent = [question for question in questions if question.name in self._online]
-        parcels = [self._parcel(question, known) for question in sent]
-        message_ids = self._runtime.push(parcels) if parcels else []
+        outgoing = [self._message(question, known) for question in sent]
+        message_ids = self._runtime.push(outgoing) if outgoing else []
         for question, message_id in zip(sent, message_ids, strict=True):
             question.asked_at = time.monotonic()
-            question.asked_since = self._online[question.name]
-            question.is_lost = not message_id  # "" where its node has just gone
+            question.online_since = self._online[question.name]
+            question.is_lost = not message_id  # "" if its node has just gone offline
             if message_id:
                 question.message_ids.append(message_id)
                 with self._claiming:
                     self._outstanding.add(message_id)
 
-    def _parcel(self, question: _Question, known: dict[int, Object]) -> OutgoingMessage:
+    def _message(
+        self, question: _Question, known: dict[int, Object]
+    ) -> OutgoingMessage:
+        """Sign a new attempt. Args: known: objects that other messages share, by id in memory."""
         with self._claiming:
-            attempt = self._attempts[question.name] = (
-                self._attempts.get(question.name, 0) + 1
-            )
+            attempt = self._attempts.get(question.name, 0) + 1
+            self._attempts[question.name] = attempt
         records = record_objects(question.request.content, known)
         statement = Statement(
             version=1,
@@ -260,17 +268,18 @@ class SignedClients:
         )
         envelope = sign(TASK, statement, self._key.private)
         question.asked[payload_digest(envelope)] = statement
-        said = {"run": self._key.envelope, "statement": envelope}
-        said |= {"plan": self._key.plan} if question.kind == HELLO else {}
-        written = {ENVELOPE: ConfigRecord(said)}  # type: ignore[arg-type]
-        content = content_of_records(records | record_objects(written, known))  # type: ignore[arg-type]
+        envelopes = {"run": self._key.envelope, "statement": envelope}
+        if question.kind == HELLO:
+            envelopes["plan"] = self._key.plan
+        signed = {ENVELOPE: ConfigRecord(envelopes)}  # type: ignore[arg-type]
+        content = content_of_records(records | record_objects(signed, known))  # type: ignore[arg-type]
         ttl = question.deadline - time.time() + LATE_SECONDS
         return OutgoingMessage(
             question.request.node_id, question.kind, content, ttl, str(question.round)
         )
 
     def _answer_to(self, question: _Question) -> Answer:
-        """Wait for an answer, fetch it and look at it; looks at least once, also past the deadline."""
+        """Wait for an answer, fetch it and check it. Looks at least once, even after the deadline."""
         try:
             while True:
                 self._claim()
@@ -282,9 +291,8 @@ class SignedClients:
                         return self._read(question, reply)
                     except ObjectMissing:
                         question.is_lost = True
-                        self._looked_at = (
-                            -inf
-                        )  # perhaps its node has just gone: no attempt is to be wasted
+                        # Its node may have just gone offline: look, so that no attempt is wasted.
+                        self._looked_at = -inf
                 if question.name not in self._registered():
                     return NoAnswer("it is not registered any more")
                 if question.is_over():
@@ -303,19 +311,19 @@ class SignedClients:
                 self._outstanding.difference_update(question.message_ids)
 
     def _is_to_be_asked_again(self, question: _Question) -> bool:
-        """Whether its answer is lost; or the site has come back since, and said nothing for long.
+        """Return True if the answer is lost, or if the site has reconnected and not answered for long.
 
-        A site that stayed connected is at work: asked twice, it would do the work twice.
+        A site that stayed connected is at work. If it were asked twice, it would do the work twice.
         """
         since = self._online.get(question.name)
         if since is None or len(question.asked) >= MOST_ATTEMPTS:
             return False
-        came_back = since != question.asked_since
-        waited = time.monotonic() - question.asked_at > self._ask_again_seconds
-        return question.is_lost or (came_back and waited)
+        has_reconnected = since != question.online_since
+        has_waited = time.monotonic() - question.asked_at > self._ask_again_seconds
+        return question.is_lost or (has_reconnected and has_waited)
 
     def _claim(self) -> None:
-        """Note every answer that was delivered, whoever gave it: then nothing can undo that it came."""
+        """Claim every answer that has arrived, so that it counts even if its site goes offline."""
         with self._claiming:
             if not self._outstanding:
                 return
@@ -324,8 +332,8 @@ class SignedClients:
                 self._arrived[reply.to] = reply
 
     def _read(self, question: _Question, reply: Reply) -> Answer:
-        """An answer, if it is authentic. Raises ObjectMissing."""
-        if reply.error:  # Flower's word: its node has gone, or the time is over
+        """Return an authentic answer. Raises ObjectMissing."""
+        if reply.error:  # Flower's error: the node is offline, or the time is over
             raise ObjectMissing
         is_over = question.is_over
 
@@ -339,12 +347,12 @@ class SignedClients:
             statement = check_answer(
                 envelopes.get("statement", ""), question.signing_key, question.asked
             )
-            # A small object can be named a thousand times: what was signed says nothing of the room it takes.
+            # A small object can be named a thousand times, so the signed sizes do not limit the memory.
             most_bytes = self.most_bytes if question.kind == TRAIN else 0
             content = read_content(names, statement.records, fetch, _room, most_bytes)
         except NotAuthentic as error:
-            self._runtime.confirm(reply)  # its objects are of no use to anybody
-            self._note(question.name, error.reason)
+            self._runtime.confirm(reply)  # so that the SuperLink deletes its objects
+            self._note_refused(question.name, error.reason)
             return BadAnswer(f"its answer does not count: {error.reason}")
         self._book.keep(
             question.name, question.signing_key, envelopes["statement"], statement
@@ -359,7 +367,7 @@ class SignedClients:
         return content
 
     def _is_gone(self, question: _Question) -> bool:
-        """Whether a site has not been connected for a while, and left no answer."""
+        """Return True if the site has been offline for a while."""
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
             self.online()
         if question.name in self._online:

@@ -1,13 +1,14 @@
-"""What `wardround submit` leaves for the server app: settings, sites, and the key that signs the questions.
+"""The ticket that `wardround submit` writes for the server app: settings, sites and the run's key.
 
-It lies in the server folder, readable for its owner only, and is taken away as soon as it was read. Flower's
-run config, which every node may ask for, holds its name and nothing else.
+It is a file in the server folder that only its owner can read. The server app deletes it after reading it.
+Flower's run config, which every node can request, holds only the ticket's name.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -47,29 +48,30 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 FOLDER = "WARDROUND_SERVER_DIR"
-"""Environment variable in which the SuperLink tells its server apps where the server folder is."""
+"""Environment variable with the server folder, which the SuperLink sets for its server apps."""
+_NAME = re.compile("[0-9a-f]{32}")
 RUN_DAYS = 60
-"""How long one submission may go on; then it is resumed by another."""
+"""Days for which one submission is valid; a longer run has to be resumed."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """All that the server app needs for one run. Who signs run and plan may be on another machine."""
+    """The data of one run for the server app. Its run and plan may be signed on another machine."""
 
     name: str
     """32 random hexadecimal digits."""
     settings: Settings
     sites: dict[str, RegisteredSite]
-    """Those that take part, by name."""
+    """The sites that take part, by name."""
     key: str
-    """The run's private key, OpenSSH form: it signs the questions, and never leaves this machine."""
+    """The run's private key, OpenSSH form. It signs the questions and never leaves this machine."""
     run: str
-    """Envelope of the `RunStatement`, signed by the coordinator before the ticket is left."""
+    """Envelope of the `RunStatement`; the coordinator signs it before the ticket is written."""
     plan: str
-    """Envelope of the `Plan`, signed likewise."""
+    """Envelope of the `Plan`, signed in the same way."""
 
     def to_json(self) -> bytes:
-        """As it stands in a file."""
+        """Return the content of a ticket file."""
         settings = self.settings.to_dict()
         sites = {name: asdict(site) for name, site in self.sites.items()}
         return json.dumps(vars(self) | {"settings": settings, "sites": sites}).encode()
@@ -91,13 +93,15 @@ def draft_run(
     plan: str,
     now: float | None = None,
 ) -> Draft:
-    """Make a key for one run; the statement that it is the run's is not signed yet.
+    """Make a key for one run. The statement that confirms the key is not signed yet.
 
     Args:
         plan: envelope of the run's plan, signed or not.
     """
-    now = time.time() if now is None else now
-    key, name = new_key("signing"), secrets.token_hex(16)
+    if now is None:
+        now = time.time()
+    key = new_key("signing")
+    name = secrets.token_hex(16)
     statement = RunStatement(
         name, public_line(key), now, now + RUN_DAYS * 86_400, payload_digest(plan)
     )
@@ -113,9 +117,9 @@ def write_ticket(
     signing_key: Ed25519PrivateKey,
     now: float | None = None,
 ) -> str:
-    """Make a key for one run, signed with the coordinator's, and leave all the server app needs.
+    """Make and sign a key for one run, and write the ticket.
 
-    The run's plan is made too, if its folder holds none that still says the same.
+    If the run's folder holds no plan with the same content, a new plan is made and signed.
 
     Returns:
         The ticket's name.
@@ -126,13 +130,12 @@ def write_ticket(
     """
     plan = plan_of(settings, sites, Path(settings.run_dir), signing_key)
     draft = draft_run(settings, sites, plan, now)
-    return leave_ticket(
-        folder, replace(draft, run=with_signatures(draft.run, signing_key))
-    )
+    signed = replace(draft, run=with_signatures(draft.run, signing_key))
+    return leave_ticket(folder, signed)
 
 
 def leave_ticket(folder: ServerFolder, draft: Draft) -> str:
-    """Leave a draft whose run and plan are signed for the server app. Returns its name; raises OSError."""
+    """Write a ticket from a draft with signed run and plan; return its name. Raises OSError."""
     path = _path(folder.path, draft.name)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     write_secret(path, draft.to_json())
@@ -142,18 +145,22 @@ def leave_ticket(folder: ServerFolder, draft: Draft) -> str:
 def open_ticket(
     name: str, grid: Grid
 ) -> tuple[Settings, SignedClients, dict[str, int | None]]:
-    """Settings, the sites as clients, and the most examples that each of them may claim.
+    """Read and delete a ticket.
+
+    Returns:
+        Settings, clients, and the limit on the texts that each site may report, by name.
 
     Raises:
-        RunFailed: there is no such ticket here, or it was used.
+        RunFailed: there is no such ticket, or it was used.
     """
-    if len(name) != 32 or not set(name) <= set("0123456789abcdef"):
+    if not _NAME.fullmatch(name):
         raise RunFailed(
             "the run config names no ticket. Submit the run with: wardround submit"
         )
     folder = ServerFolder(Path(os.environ.get(FOLDER, "")))
     ticket = _take(_path(folder.path, name))
-    settings, sites = ticket.settings, ticket.sites
+    settings = ticket.settings
+    sites = ticket.sites
     key: Any = load_ssh_private_key(ticket.key.encode("ascii"), None)
     clients = SignedClients(
         Runtime(grid),  # type: ignore[arg-type]
@@ -161,20 +168,21 @@ def open_ticket(
         sites,
         registered=lambda: _unchanged(sites, folder.sites()),
         ask_again_seconds=settings.strategy.ask_again_seconds,
-        note=Refusals(Path(settings.run_dir)),
+        note_refused=RefusedAnswers(Path(settings.run_dir)),
         book=AnswerBook(Path(settings.run_dir)),
     )
-    return settings, clients, {name: site.max_examples for name, site in sites.items()}
+    limits = {name: site.max_examples for name, site in sites.items()}
+    return settings, clients, limits
 
 
 def _take(path: Path) -> Draft:
-    """Read a ticket and take it away: the run's key is in this process alone from now on."""
+    """Read and delete a ticket: from now on only this process has the run's key."""
     try:
         ticket = Draft.from_json(path.read_bytes())
         path.unlink()
     except OSError:
         raise RunFailed(
-            "the ticket of this run is not here any more: a ticket is good for one start. Go on with: "
+            "the ticket of this run was used: a ticket is valid for one start. To continue: "
             "wardround submit --resume RUN_DIR"
         ) from None
     return ticket
@@ -187,7 +195,7 @@ def _path(folder: Path, name: str) -> Path:
 def _unchanged(
     sites: Mapping[str, RegisteredSite], now: Mapping[str, RegisteredSite]
 ) -> set[str]:
-    """Names of a run's sites that are still registered, under the keys they had when it was submitted."""
+    """Return the sites of a run that are still registered with the keys they had when it was submitted."""
     keys = {name: (site.public_key, site.signing_key) for name, site in now.items()}
     return {
         name
@@ -196,8 +204,8 @@ def _unchanged(
     }
 
 
-class Refusals:
-    """Counts answers that did not count, by site and reason, in a file of the run folder."""
+class RefusedAnswers:
+    """Counts the refused answers by site and reason in a file of the run folder."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run = RunFolder(run_dir)

@@ -467,7 +467,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> ServerWorld:
         {site.name: site.registered for site in sites},
         lambda: ["a", "b"],
         ask_again_seconds=30.0,
-        note=lambda name, reason: noted.append((name, reason)),
+        note_refused=lambda name, reason: noted.append((name, reason)),
     )
     clients.most_bytes = 1024
     return ServerWorld(sites, runtime, clients, noted, rooms)

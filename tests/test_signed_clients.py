@@ -70,7 +70,7 @@ def sites(monkeypatch: pytest.MonkeyPatch) -> Sites:
         {"one": one.registered, "two": two.registered},
         registered=lambda: frozenset(registered),
         ask_again_seconds=0.5,
-        note=lambda name, reason: noted.append((name, reason)),
+        note_refused=lambda name, reason: noted.append((name, reason)),
     )
     clients.most_bytes = 1024
     assert dict(clients.online()) == {7: "one", 8: "two"}

@@ -28,20 +28,23 @@ from wardround.common.model.state import ModelState
 from wardround.server.compose import compose
 from wardround.server.engines import pool
 from wardround.server.engines.simulate import simulate
-from wardround.server.rounds import loop
+from wardround.server.rounds import intake, loop
+from wardround.server.rounds.callbacks import Callbacks
 from wardround.server.rounds.mean import WeightedMean
 
 # Phase -> the call it is; none of them calls another.
 PHASES: dict[str, tuple[Any, str]] = {
     "fold the updates in: fp64 sum, norm, sketch": (WeightedMean, "add"),
     "the mean": (WeightedMean, "finish"),
-    "check the updates": (loop, "open_tensors"),
+    "check the updates": (intake, "open_tensors"),
     "load the model": (ModelState, "load"),
     "measure the model, its SHA-256 beside that": (
         loop.FederatedAveraging,
-        "_new_state",
+        "_close_round",
     ),
-    "tell the callbacks": (loop.FederatedAveraging, "_tell"),
+    "callbacks, after each update": (Callbacks, "after_update"),
+    "callbacks, after the mean": (Callbacks, "after_average"),
+    "callbacks, after the round": (Callbacks, "after_round"),
 }
 REST = "messages, the head's norms, the rest"
 _TEXTS, _LENGTH = 64, 16

@@ -1,4 +1,4 @@
-"""The terminal: one bar for a sweep, one for a run's rounds; plain lines where nobody watches."""
+"""The terminal: one bar for a sweep, one for a run's rounds; lines if it is not a terminal."""
 
 from __future__ import annotations
 
@@ -25,17 +25,21 @@ if TYPE_CHECKING:
 
 
 class Display:
-    """Shows where a sweep and its current run stand. Everything goes to standard error."""
+    """Shows the progress of a sweep and of its current run, on standard error."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
         self._sweep: TaskID | None = None
         self._rounds: TaskID | None = None
-        self._title, self._total, self._started, self._first = "", 0, 0.0, 0
+        self._title = ""
+        self._total = 0
+        self._started = 0.0
+        self._first = -1
+        """The first round that was shown; -1 before that."""
 
     def _bars(self) -> Progress | None:
-        """The live bars, or None when not on a terminal."""
+        """Return the live bars; None if standard error is not a terminal."""
         if self._progress is None and self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -62,13 +66,10 @@ class Display:
             bars.update(self._sweep, description=title, total=total, completed=done)
 
     def start_rounds(self, title: str, total: int) -> None:
-        """A new run of `total` rounds begins."""
-        self._title, self._total, self._started, self._first = (
-            title,
-            total,
-            time.monotonic(),
-            -1,
-        )
+        """Begin a new run of `total` rounds."""
+        self._title = title
+        self._total = total
+        self._first = -1
         bars = self._bars()
         if bars is None:
             return
@@ -77,35 +78,32 @@ class Display:
         self._rounds = bars.add_task(title, total=total, note="loading")
 
     def show_updates(self, round: int, num_done: int, num_clients: int) -> None:
-        """Within a round: so many clients are done."""
+        """Show the number of clients that are done in a round."""
         if self._progress is not None and self._rounds is not None:
             note = f"round {round}: {num_done}/{num_clients} clients"
-            self._progress.update(
-                self._rounds, completed=round - 1 + num_done / num_clients, note=note
-            )
+            completed = round - 1 + num_done / num_clients
+            self._progress.update(self._rounds, completed=completed, note=note)
 
     def show_round(self, round: int, note: str) -> None:
-        """A round is done."""
+        """Show that a round is done."""
         if self._progress is not None and self._rounds is not None:
             self._progress.update(self._rounds, completed=round, note=note)
         elif note:
-            self.say(
-                f"{self._title}: round {round}/{self._total}  {note}{self._time_left(round)}"
-            )
+            time_left = self._time_left(round)
+            self.say(f"{self._title}: round {round}/{self._total}  {note}{time_left}")
 
     def _time_left(self, round: int) -> str:
         if self._first < 0:
-            self._first, self._started = round, time.monotonic()
+            self._first = round
+            self._started = time.monotonic()
+            return ""
+        if round >= self._total:
             return ""
         per_round = (time.monotonic() - self._started) / max(1, round - self._first)
-        return (
-            f"  {per_round * (self._total - round):.0f} s left"
-            if round < self._total
-            else ""
-        )
+        return f"  {per_round * (self._total - round):.0f} s left"
 
     def say(self, text: str) -> None:
-        """One line, above the bars if there are any. Words of others in it move no cursor."""
+        """Print one line, above the bars if there are any. Control characters are removed."""
         text = cleaned(text)
         if self._progress is not None:
             self._progress.console.print(text, soft_wrap=True, markup=False)
@@ -113,7 +111,7 @@ class Display:
             print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the terminal
 
     def print_rows(self, rows: Sequence[SweepRow]) -> None:
-        """The result of a sweep as a table on standard output."""
+        """Print the result of a sweep as a table, on standard output."""
         table = Table(
             "model",
             "data",
@@ -125,23 +123,28 @@ class Display:
             "rounds to target",
         )
         for row in rows:
-            accuracy, baseline = row.accuracy_at_budget, row.baseline_accuracy
+            accuracy = row.accuracy_at_budget
+            baseline = row.baseline_accuracy
+            accuracy_text = "-"
+            share_text = "-"
+            if accuracy is not None:
+                accuracy_text = f"{accuracy:.4f}"
+                share_text = f"{accuracy / baseline:.0%}" if baseline else "-"
+            num_rounds = row.rounds_to_target
             table.add_row(
                 f"{row.model} {row.arm}".rstrip(),
                 row.data,
                 str(row.num_clients),
                 str(row.seed),
                 row.status,
-                "-" if accuracy is None else f"{accuracy:.4f}",
-                "-"
-                if accuracy is None or not baseline
-                else f"{accuracy / baseline:.0%}",
-                "-" if row.rounds_to_target is None else str(row.rounds_to_target),
+                accuracy_text,
+                share_text,
+                "-" if num_rounds is None else str(num_rounds),
             )
         Console(highlight=False).print(table)
 
     def close(self) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         if self._progress is not None:
             self._progress.stop()
         self._progress = self._sweep = self._rounds = None
@@ -151,7 +154,7 @@ _display: Display | None = None
 
 
 def display() -> Display:
-    """The display of this process; a terminal is one, so there is one."""
+    """Return the display of this process: one terminal, one display."""
     global _display
     if _display is None:
         _display = Display()

@@ -1,4 +1,4 @@
-"""The typed record of a round: a line of `history.jsonl`, and what a checkpoint holds beside its tensors."""
+"""The typed record of a round: a line of `history.jsonl`, and a part of each checkpoint."""
 
 from __future__ import annotations
 
@@ -29,32 +29,37 @@ Line = str | bytes
 
 
 class Record(BaseModel):
-    """A part of a line. Keys without a default are always written, the others only where they are set.
+    """A part of a line.
 
-    None, written as null: not known, as in round 0 or in what an older version wrote.
+    Keys without a default are always written, the others only if they are set. None,
+    written as null, means unknown: in round 0, in lines of older versions, and for
+    statistics of single updates that the server does not receive.
     """
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _of_any_version(cls, line: Any, info: ValidationInfo) -> Any:
-        """For `RoundRecord.read`: None for what an older version did not write and for numbers that are none;
-        what a later version wrote besides is passed over."""
+    def _from_any_version(cls, line: Any, info: ValidationInfo) -> Any:
+        """Complete a line for `RoundRecord.read`.
+
+        Keys that an older version did not write, and numbers that are not finite, become
+        None; keys of a later version are dropped.
+        """
         if not info.context or not isinstance(line, dict):
             return line
-        absent = _absent(cls)
-        return absent | {
-            key: None if isinstance(value, float) and not isfinite(value) else value
-            for key, value in line.items()
-            if key in cls.model_fields
-            and (value is not None or absent.get(key) is None)
-        }
+        defaults = _defaults(cls)
+        completed = dict(defaults)
+        for key, value in line.items():
+            is_missing = value is None and defaults.get(key) is not None
+            if is_missing or key not in cls.model_fields:
+                continue
+            is_finite = not isinstance(value, float) or isfinite(value)
+            completed[key] = value if is_finite else None
+        return completed
 
     @model_serializer(mode="wrap")
-    def _without_what_is_not_set(
-        self, write: SerializerFunctionWrapHandler
-    ) -> dict[str, Any]:
+    def _without_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields = type(self).model_fields
         return {
             key: value
@@ -64,21 +69,19 @@ class Record(BaseModel):
 
 
 @cache
-def _absent(kind: type[Record]) -> dict[str, Any]:
-    """What stands for the keys that a line lacks: an empty part where a part is required, else None."""
-    required = {
-        key: field.annotation
-        for key, field in kind.model_fields.items()
-        if field.is_required()
-    }
-    return {
-        key: {} if isinstance(part, type) and issubclass(part, Record) else None
-        for key, part in required.items()
-    }
+def _defaults(kind: type[Record]) -> dict[str, Any]:
+    """Return values for the required keys: an empty part if the key is a part, else None."""
+    values: dict[str, Any] = {}
+    for key, field in kind.model_fields.items():
+        if field.is_required():
+            part = field.annotation
+            is_part = isinstance(part, type) and issubclass(part, Record)
+            values[key] = {} if is_part else None
+    return values
 
 
 class TestRecord(Record):
-    """What the round's model makes of the test texts, or of all texts that the sites hold out."""
+    """Quality of the round's model on the test texts, or on all held-out texts of the sites."""
 
     loss: NotNegative | None
     accuracy: Share | None
@@ -87,7 +90,7 @@ class TestRecord(Record):
 
 
 class TrainRecord(Record):
-    """Mean training loss over all examples of the clients in the mean; null and 0 in round 0."""
+    """Mean training loss over all examples of the clients in the mean; null in round 0."""
 
     loss: NotNegative | None
     num_examples: Count | None
@@ -101,30 +104,32 @@ class ClientRecord(Record):
     loss: NotNegative | None
     seconds: NotNegative | None
     num_bytes: Natural | None
-    """Of the tensors, as they travelled."""
+    """Bytes of the tensors, as they travelled."""
     num_steps: Natural | None
     """Optimiser steps in this round."""
     total_steps: Natural | None
     """Optimiser steps in the whole run so far."""
     head_norm: NotNegative | None
-    """L2 norm of the update over the head that pre-training did not bring."""
+    """L2 norm of the update over the newly added layers."""
     norm_received: NotNegative | None = None
-    """L2 norm of the update as it came, where that was clipped."""
+    """L2 norm of the update as it came, if it was clipped."""
     site: str | None = None
-    """Its name, where the client is a site."""
+    """Its name, if the client is a site."""
     update_norm: NotNegative | None
     """L2 norm of trained - global over all shared tensors."""
     cosine_to_mean: Cosine | None
+    """Cosine of the update to the mean update."""
     cosine_to_others: Cosine | None
-    """To the weighted mean of the others; null where there are none."""
+    """Cosine of the update to the weighted mean of the others; null if it is the only one."""
     share: Share | None = None
-    """Of the mean, where shares are bounded (`strategy.max_share`), or control variates need it."""
+    """Its share of the mean, if shares are bounded (`strategy.max_share`) or control variates
+    need it."""
     uncorrected: bool | None = None
-    """True where it lacked the control variate that was to correct its steps."""
+    """True if it lacked the control variate that corrects its steps."""
 
     @property
     def name(self) -> str:
-        """How a reader knows it: a site's name, or the client's number."""
+        """The name for readers: the site's name, or the client's number."""
         return self.site or str(self.client)
 
 
@@ -136,8 +141,8 @@ class LeftOutRecord(Record):
     site: str | None = None
 
 
-class SiteRecord(Record):
-    """What one site counted on its held-out texts (`evaluation.where=sites`)."""
+class SiteTestRecord(Record):
+    """One site's counts on its held-out texts (`evaluation.where=sites`)."""
 
     site: str
     num_examples: Natural
@@ -147,20 +152,20 @@ class SiteRecord(Record):
 
 
 class Diagnostics(Record):
-    """What the updates tell together (null in round 0), and what the model predicts."""
+    """Statistics of the updates together (null in round 0), and of the model's predictions."""
 
     mean_update_norm: NotNegative | None
     norm_ratio: Share | None
     head_norm: NotNegative | None
     body_norm: NotNegative | None
     head_length: NotNegative | None = None
-    """L2 norm of the new head's weights after the round; None in histories from before it was told."""
+    """L2 norm of the newly added layers after the round; missing in older histories."""
     predicted_shares: list[Share] | None
     """Share of the test predictions in each class."""
     prediction_entropy: NotNegative | None
     """In nats."""
     largest_class_share: Share | None
-    """Of the true labels: the accuracy of always naming the most frequent class."""
+    """Share of the most frequent true class: the accuracy of always predicting it."""
 
 
 class Seconds(Record):
@@ -180,57 +185,58 @@ class Traffic(Record):
 
 
 class RoundRecord(Record):
-    """One whole round. Round 0 is the initial model, for which nobody has trained."""
+    """One whole round. Round 0 is the initial model, before any training."""
 
     round: Count
     test: TestRecord | None
-    """None only in a checkpoint, until the sites have measured the model, which they do in the next round."""
+    """None only in a checkpoint, until the sites have measured the model in the next round."""
     validation: TestRecord | None = None
-    """What it makes of the texts that choose the best model, where some do."""
+    """Quality on the validation texts, which choose the best model; None if there are none."""
     train: TrainRecord
     clients: Annotated[
         list[ClientRecord], BeforeValidator(lambda clients: clients or [])
     ]
-    """In the order in which they were folded."""
+    """In the order of folding."""
     diagnostics: Diagnostics
     seconds: Seconds
     bytes: Traffic
     model_sha256: str | None
-    """Of the global tensors after the round."""
+    """SHA-256 of the global tensors after the round."""
     left_out: list[LeftOutRecord] = []
-    sites: list[SiteRecord] = []
+    sites: list[SiteTestRecord] = []
 
     @classmethod
     def read(cls, line: Line) -> RoundRecord:
-        """A line of `history.jsonl`, whichever version wrote it.
+        """Read a line of `history.jsonl`, from any version.
 
         Raises:
-            ValueError: it is no such line (pydantic's ValidationError is one).
+            ValueError: it is not such a line (pydantic's ValidationError is one).
         """
         return cls.model_validate(json.loads(line), context={"of_any_version": True})
 
     @property
     def accuracy(self) -> float | None:
-        """On the test texts; None where they are not measured, or no number came out."""
+        """Accuracy on the test texts; None if it was not measured or is not a number."""
         return self.test.accuracy if self.test else None
 
     def line(self) -> str:
-        """As it stands in `history.jsonl`, with its newline."""
+        """Return the line for `history.jsonl`, with its newline."""
         return json.dumps(self.model_dump(), allow_nan=False) + "\n"
 
 
 def best_of(records: Iterable[RoundRecord]) -> RoundRecord | None:
-    """The round whose model is right most often on the validation part, of several the one with the smallest
-    loss there, of equals the first; None where there is none."""
-    return max(
-        (record for record in records if record.validation), key=_quality, default=None
-    )
+    """Return the round with the best model on the validation texts; None if there is none.
 
-
-def _quality(record: RoundRecord) -> tuple[float, float]:
-    accuracy, loss = (
-        (record.validation.accuracy, record.validation.loss)
-        if record.validation
-        else (0, None)
-    )
-    return accuracy or 0.0, -(inf if loss is None else loss)
+    It has the highest accuracy; of several, the smallest loss; of equals, it is the first.
+    """
+    best: RoundRecord | None = None
+    best_quality = (-inf, -inf)
+    for record in records:
+        if record.validation is None:
+            continue
+        loss = record.validation.loss
+        quality = (record.validation.accuracy or 0.0, -inf if loss is None else -loss)
+        if best is None or quality > best_quality:
+            best = record
+            best_quality = quality
+    return best

@@ -1,4 +1,4 @@
-"""A signed plan in a simulation: its settings as they were written, on files of this machine."""
+"""Simulates a signed plan: the plan's settings, with files of this machine."""
 
 from __future__ import annotations
 
@@ -30,23 +30,25 @@ _OWN_KEYS = frozenset(
 
 
 def settings_of_plan(file: Path, overrides: Sequence[str]) -> Settings:
-    """The settings of a simulation that executes a plan.
+    """Return the settings of a simulation of a plan.
 
     Args:
-        file: `plan.json` of a run folder, or of a site's state. Its signature is not looked at: nothing is
-            executed in anybody's name.
-        overrides: what sites decide for themselves: where the texts are, how they are dealt, where to write.
+        file: `plan.json` of a run folder, or of a site's state. Its signature is not
+            checked, since the simulation runs in the name of no one.
+        overrides: settings that every site chooses: the place of the texts, how they are
+            dealt, the output folder.
 
     Raises:
-        ValueError: the file is no plan, an override would change what the plan says, or the model's weights
-            are not those that the plan names.
+        ValueError: the file is not a plan, an override would change the plan, or the
+            model's weights are not those of the plan.
     """
     for override in parse(overrides):
         key = override.key_or_group
         if key.split(".")[0] not in _OWN_GROUPS and key not in _OWN_KEYS:
             raise ValueError(
-                f"{key} is part of the plan, which is run as it was written. Leave '{override.input_line}' "
-                f"out; you may set {', '.join(sorted(_OWN_GROUPS))}.* and {', '.join(sorted(_OWN_KEYS))}."
+                f"{key} is part of the plan and cannot be changed. Leave out "
+                f"'{override.input_line}'; you may set {', '.join(sorted(_OWN_GROUPS))}.* and "
+                f"{', '.join(sorted(_OWN_KEYS))}."
             )
     planned = _read(file)
     own = compose(overrides).settings
@@ -90,8 +92,8 @@ def _read(file: Path) -> Settings:
         ) from None
     except (ValueError, KeyError, TypeError, NotAuthentic) as error:
         raise ValueError(
-            f"--plan is '{file}', which is no plan of this version ({type(error).__name__}). Give the "
-            "plan.json of a run folder."
+            f"--plan is '{file}', which is not a plan of this version "
+            f"({type(error).__name__}). Give the plan.json of a run folder."
         ) from None
 
 
@@ -101,6 +103,7 @@ def _check_weights(model: ModelSettings) -> None:
     found = weights_digest(model)
     if found != model.sha256:
         raise ValueError(
-            f"model.name is '{model.name}', whose weights have the SHA-256 {found}; the plan names "
-            f"{model.sha256}. Give the folder of the plan's model: model=hf model.name=FOLDER"
+            f"model.name is '{model.name}', whose weights have the SHA-256 {found}; the plan "
+            f"has {model.sha256}. Give the folder of the plan's model: model=hf "
+            "model.name=FOLDER"
         )

@@ -1,6 +1,6 @@
-"""A run folder: settings, history, checkpoints, status; and the line of a sweep's table that tells of one.
+"""A run folder: settings, history, checkpoints, status; and its row in the table of a sweep.
 
-Every write is whole or not there.
+Every file is written whole, or not at all.
 """
 
 from __future__ import annotations
@@ -26,41 +26,39 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STATES = ("running", "finished", "failed", "stopped")
-Empty = BeforeValidator(lambda value: None if value == "" else value)
-"""Of a number in a table of texts: there is none yet."""
+EmptyIsNone = BeforeValidator(lambda value: None if value == "" else value)
+"""For a number in a table of texts: an empty text is None."""
 _KEPT_CHECKPOINTS = 2
 
 
 class SweepRow(BaseModel):
-    """A line of `sweep.csv`."""
+    """A row of `sweep.csv`."""
 
     model: str
     data: str
     arm: str = ""
-    """A column of the table only where the sweep has arms."""
+    """A column of the table only if the sweep has arms."""
     num_clients: int
     seed: int
     status: Literal["pending", "running", "finished", "failed", "stopped"]
     """`pending`, or the state of the run."""
-    accuracy_at_budget: Annotated[float | None, Empty]
-    baseline_accuracy: Annotated[float | None, Empty]
-    """Accuracy at the budget of the K = 1 run with the same model, data and seed."""
-    rounds_to_target: Annotated[int | None, Empty]
-    """First round whose accuracy reaches `target_fraction` of the baseline; None: not reached."""
+    accuracy_at_budget: Annotated[float | None, EmptyIsNone]
+    baseline_accuracy: Annotated[float | None, EmptyIsNone]
+    """Accuracy of the K = 1 run at its budget, with the same model, data and seed."""
+    rounds_to_target: Annotated[int | None, EmptyIsNone]
+    """First round with an accuracy of `target_fraction` of the baseline; None: not reached."""
 
     @property
     def folder(self) -> str:
-        """Name of the run folder, as `Settings.cell` gives it."""
-        arm = [self.arm] if self.arm else []
-        return "-".join(
-            [self.model, self.data, *arm, f"k{self.num_clients}", f"s{self.seed}"]
-        )
+        """Name of the run folder, as `Settings.cell`."""
+        arm = f"-{self.arm}" if self.arm else ""
+        return f"{self.model}-{self.data}{arm}-k{self.num_clients}-s{self.seed}"
 
 
 SWEEP_COLUMNS = [
     key for key, field in SweepRow.model_fields.items() if field.is_required()
 ]
-"""Those that every `sweep.csv` has."""
+"""The columns that every `sweep.csv` has."""
 
 
 class Labels(BaseModel):
@@ -79,10 +77,10 @@ class Checkpoint:
     """The global model after a whole round."""
 
     record: RoundRecord
-    """The round's record; its `test` is None where the model was not yet measured."""
+    """Its `test` is None if the model was not measured yet."""
     tensors: dict[str, Tensor]
     server_state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """`ServerStep.state`, each under the names of `tensors`."""
+    """`ServerStep.state`, each with the same names as `tensors`."""
 
 
 class RunFolder:
@@ -93,16 +91,17 @@ class RunFolder:
 
     @contextmanager
     def open(self, settings: Settings) -> Iterator[None]:
-        """Claim the folder for this process, write its settings, and forget rounds that are not whole.
+        """Lock the folder for this process, write its settings, and drop incomplete rounds.
 
         Raises:
-            ValueError: it cannot be written, or it belongs to a run with other settings.
-            FolderInUse: another process holds it (a ValueError too).
+            ValueError: it cannot be written, or it holds a run with other settings.
+            FolderInUse: another process runs in it (a ValueError too).
         """
         lock = FileLock(self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=1)  # `wardround status` may be looking for a moment
+            # `wardround status` may hold the lock for a moment.
+            lock.acquire(timeout=1)
         except Timeout:
             raise FolderInUse(
                 f"run_dir is '{self.path}', in which another process is running. "
@@ -122,7 +121,7 @@ class RunFolder:
             lock.release()
 
     def check_owner(self, settings: Settings) -> None:
-        """Raise ValueError, naming the differences, if the folder belongs to a run with other settings."""
+        """Raise ValueError, with the differences, if the folder holds a run with other settings."""
         existing = self.settings()
         if existing is None:
             return
@@ -130,32 +129,31 @@ class RunFolder:
         if differences:
             raise ValueError(
                 f"run_dir is '{self.path}', which holds a run with other settings: "
-                f"{'; '.join(differences)}. Choose another run_dir=..., or go back to the settings there."
+                f"{'; '.join(differences)}. Choose another run_dir=..., or use the settings "
+                "there."
             )
 
     def settings(self) -> Settings | None:
-        """The settings in the folder, or None where there are none yet."""
+        """Return the settings in the folder; None if there are none yet."""
         file = self.path / "settings.json"
-        return (
-            Settings.from_json(file.read_text(encoding="utf-8"))
-            if file.exists()
-            else None
-        )
+        if not file.exists():
+            return None
+        return Settings.from_json(file.read_text(encoding="utf-8"))
 
     def refused(self) -> dict[str, dict[str, int]]:
-        """How many answers of each site did not count, by reason."""
+        """Return the number of refused answers of each site, by reason."""
         return self._read("refused.json", dict[str, dict[str, int]], {})
 
     def write_refused(self, refused: Mapping[str, Mapping[str, int]]) -> None:
-        """Write what `refused` reads."""
+        """Write `refused`."""
         write_json(self.path / "refused.json", refused)
 
     def approvals(self) -> dict[str, dict[str, str]]:
-        """What each site said to the plan: `code`, empty where it takes part, and the same in `words`."""
+        """Return each site's answer to the plan: `code`, empty if it takes part, and `words`."""
         return self._read("approvals.json", dict[str, dict[str, str]], {})
 
     def write_approvals(self, approvals: Mapping[str, Mapping[str, str]]) -> None:
-        """Write what `approvals` reads."""
+        """Write `approvals`."""
         write_json(self.path / "approvals.json", approvals)
 
     def labels(self) -> Labels:
@@ -167,12 +165,12 @@ class RunFolder:
         return self.labels().label_names or ()
 
     def write_status(self, state: str, reason: str) -> None:
-        """Say where the run stands."""
+        """Write one of STATES, and the reason."""
         assert state in STATES, state
         write_json(self.path / "status.json", {"state": state, "reason": reason})
 
     def status(self) -> dict[str, str]:
-        """`state` and `reason`; a folder without one has state `pending`."""
+        """Return `state` and `reason`; the state is `pending` if none was written."""
         pending = {"state": "pending", "reason": ""}
         return self._read("status.json", dict[str, str], pending)
 
@@ -188,7 +186,7 @@ class RunFolder:
         return file.read_bytes().split(b"\n")[:-1]
 
     def append_history(self, record: RoundRecord) -> None:
-        """Add one round."""
+        """Append one round, and wait until it is on the disk."""
         path = self.path / "history.jsonl"
         with named(path), path.open("a", encoding="utf-8") as file:
             file.write(record.line())
@@ -196,16 +194,15 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def cut_history(self, last_round: int) -> None:
-        """Forget every round after `last_round`, and any line cut short by a kill or a full disk."""
+        """Drop every round after `last_round`, and a line that a kill or a full disk cut short."""
         path = self.path / "history.jsonl"
         if path.exists():
-            kept = "".join(
-                record.line() for record in self.history() if record.round <= last_round
-            )
-            write_atomically(path, lambda part: part.write_text(kept))
+            history = self.history()
+            kept = [record.line() for record in history if record.round <= last_round]
+            write_atomically(path, lambda part: part.write_text("".join(kept)))
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write the tensors of a whole round; the newest before it stays, older ones go first."""
+        """Write the tensors of a whole round; keep the newest before it, delete older ones first."""
         from safetensors.torch import save_file
 
         def write(part: Path) -> None:
@@ -222,7 +219,7 @@ class RunFolder:
         write_atomically(path, write)
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None where there is none."""
+        """Return the newest whole checkpoint; None if there is none."""
         folders = self._checkpoints()
         return _load(folders[-1]) if folders else None
 
@@ -235,7 +232,7 @@ class RunFolder:
         )
 
     def load_best(self) -> Checkpoint | None:
-        """What `keep_best` copied last; None where nothing was."""
+        """Return the last copy of `keep_best`; None if there is none."""
         folder = self.path / "checkpoint" / "best"
         return _load(folder) if folder.exists() else None
 
@@ -247,7 +244,7 @@ class RunFolder:
         return TypeAdapter(kind).validate_json(file.read_bytes())
 
     def _last_round(self) -> int:
-        """Number of the newest checkpoint's round, -1 where there is none."""
+        """Return the round of the newest checkpoint; -1 if there is none."""
         folders = self._checkpoints()
         return int(folders[-1].name.removeprefix("round-")) if folders else -1
 

@@ -1,4 +1,4 @@
-"""Who watches a run: the terminal, `wardround status`, and what ends it early."""
+"""Callbacks that follow a run: the terminal, `wardround status`, and reasons to end early."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from datetime import UTC, datetime
 
 from wardround.common.files import write_json
 from wardround.common.settings.tree import Settings
-from wardround.server.diagnostics.collapse import Collapse, find_collapses, looks_of
+from wardround.server.diagnostics.collapse import (
+    Collapse,
+    find_collapses,
+    scored_rounds,
+)
 from wardround.server.display import display
-from wardround.server.record import RoundRecord
+from wardround.server.record import RoundRecord, best_of
 from wardround.server.rounds.callbacks import Callback
 from wardround.server.run_folder import RunFolder
 
@@ -18,7 +22,7 @@ _KEPT_WARNINGS = 64
 
 
 class Live(Callback):
-    """Which clients have answered the round that is under way, for `wardround status` and `submit`."""
+    """Writes `live.json`, from which `wardround status` and `submit` read the current round."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -29,9 +33,10 @@ class Live(Callback):
         self._warnings: deque[str] = deque(maxlen=_KEPT_WARNINGS)
 
     def before_round(self, round: int, names: Sequence[str]) -> None:
-        self._waiting, self._answered = list(names), []
-        self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._round = round
+        self._waiting = list(names)
+        self._answered = []
+        self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._write()
 
     def after_update(
@@ -56,56 +61,85 @@ class Live(Callback):
         write_json(self.folder.path / "live.json", content)
 
 
+class Patience(Callback):
+    """Ends the run after `evaluation.patience` rounds without a better model."""
+
+    def __init__(self, folder: RunFolder, patience: int | None) -> None:
+        self.patience = patience
+        self._best = best_of(folder.history())
+
+    def resumed(self, last_round: int) -> str | None:
+        return self._reason_to_stop(last_round)
+
+    def after_round(self, record: RoundRecord) -> str | None:
+        self._best = best_of(filter(None, (self._best, record)))
+        return self._reason_to_stop(record.round)
+
+    def _reason_to_stop(self, last_round: int) -> str | None:
+        if self.patience is None or self._best is None:
+            return None
+        best_round = self._best.round
+        if last_round - best_round < self.patience:
+            return None
+        return (
+            f"no better model since round {best_round} (evaluation.patience is "
+            f"{self.patience})"
+        )
+
+
 class Target(Callback):
     """Ends the run at the first round that reaches `evaluation.target_accuracy`."""
 
     def __init__(self, folder: RunFolder, target: float | None) -> None:
-        self.folder, self.target = folder, target
+        self.folder = folder
+        self.target = target
 
     def resumed(self, last_round: int) -> str | None:
-        reasons = (self._reached(record) for record in self.folder.history())
+        reasons = map(self.after_round, self.folder.history())
         return next(filter(None, reasons), None)
 
     def after_round(self, record: RoundRecord) -> str | None:
-        return self._reached(record)
-
-    def _reached(self, record: RoundRecord) -> str | None:
         accuracy = record.accuracy
-        if (
-            self.target is None
-            or record.round == 0
-            or accuracy is None
-            or accuracy < self.target
-        ):
+        if self.target is None or accuracy is None or record.round == 0:
             return None
-        return f"accuracy {accuracy:.4f} reached the target {self.target:.4f} in round {record.round}"
+        if accuracy < self.target:
+            return None
+        return (
+            f"accuracy {accuracy:.4f} reached the target {self.target:.4f} in round "
+            f"{record.round}"
+        )
 
 
 class CollapseAlarm(Callback):
-    """Says when a run has collapsed, and when that is over; `train.on_collapse=stop` ends the run for it."""
+    """Prints when a run has collapsed and when that is over.
+
+    With `train.on_collapse=stop` a collapse ends the run.
+    """
 
     def __init__(self, folder: RunFolder, settings: Settings) -> None:
-        self.settings, self.train, self.title = settings, settings.train, settings.cell
+        self.settings = settings
+        self.train = settings.train
         self.label_names = folder.label_names()
-        self._looks = looks_of(folder.history())
-        self._told = {
-            collapse.alarm(self.label_names, settings) for collapse in self._collapses()
-        }
+        self._scored = scored_rounds(folder.history())
+        self._printed = {self._alarm(collapse) for collapse in self._collapses()}
 
     def resumed(self, last_round: int) -> str | None:
         return self._reason_to_stop()
 
     def after_round(self, record: RoundRecord) -> str | None:
-        self._looks += looks_of([record])
+        self._scored += scored_rounds([record])
         for collapse in self._collapses():
-            text = collapse.alarm(self.label_names, self.settings)
-            if text not in self._told:
-                display().say(f"{self.title}: {text}")
-                self._told.add(text)
+            text = self._alarm(collapse)
+            if text not in self._printed:
+                display().say(f"{self.settings.cell}: {text}")
+                self._printed.add(text)
         return self._reason_to_stop()
 
+    def _alarm(self, collapse: Collapse) -> str:
+        return collapse.alarm(self.label_names, self.settings)
+
     def _collapses(self) -> tuple[Collapse, ...]:
-        return find_collapses(self._looks, self.train.collapse_rounds)
+        return find_collapses(self._scored, self.train.collapse_rounds)
 
     def _reason_to_stop(self) -> str | None:
         collapses = self._collapses()
@@ -115,14 +149,14 @@ class CollapseAlarm(Callback):
 
 
 class Progress(Callback):
-    """One bar for the rounds, with accuracy and time left; plain lines where there is no terminal."""
+    """Shows the rounds as one bar with accuracy and time left, or as lines without a terminal."""
 
     def __init__(self, settings: Settings) -> None:
-        self.num_rounds, self.title = settings.num_rounds, settings.cell
-        display().start_rounds(self.title, self.num_rounds)
+        self.title = settings.cell
+        display().start_rounds(self.title, settings.num_rounds)
 
     def resumed(self, last_round: int) -> str | None:
-        display().say(f"{self.title}: goes on after round {last_round}")
+        display().say(f"{self.title}: continues after round {last_round}")
         display().show_round(last_round, "")
         return None
 
@@ -133,9 +167,9 @@ class Progress(Callback):
 
     def after_round(self, record: RoundRecord) -> str | None:
         loss = record.train.loss
-        text = f"accuracy {record.accuracy:.4f}" + (
-            "" if loss is None else f"  train loss {loss:.4f}"
-        )
+        text = f"accuracy {record.accuracy:.4f}"
+        if loss is not None:
+            text += f"  train loss {loss:.4f}"
         display().show_round(record.round, text)
         return None
 

@@ -23,8 +23,8 @@ from wardround.common.model.train import forward
 from wardround.common.settings.tree import Settings
 from wardround.server.engines.simulate import simulate
 from wardround.server.predict import predict
-from wardround.server.rounds.callbacks import Checkpoints
 from wardround.server.rounds.mean import WeightedMean
+from wardround.server.rounds.recorder import Recorder
 
 KINDS = ("bert", "distilbert", "albert", "llama", "qwen2")
 DECODERS = ("llama", "qwen2")
@@ -149,18 +149,18 @@ def test_a_killed_run_goes_on(
 ) -> None:
     words = (f"adapters={name}", "transforms=int8")
     simulate(make("bert", *words, "run_dir=whole"))
-    original = Checkpoints.after_average
+    original = Recorder.after_average
 
-    def cut(self: Checkpoints, record: Any, *rest: Any) -> None:
+    def cut(self: Recorder, record: Any, *rest: Any) -> None:
         if record.round == 2:
             raise PowerCut
         original(self, record, *rest)
 
     settings = make("bert", *words, "run_dir=cut")
-    monkeypatch.setattr(Checkpoints, "after_average", cut)
+    monkeypatch.setattr(Recorder, "after_average", cut)
     with pytest.raises(PowerCut):
         simulate(settings)
-    monkeypatch.setattr(Checkpoints, "after_average", original)
+    monkeypatch.setattr(Recorder, "after_average", original)
     simulate(settings)
     assert measured(Path("cut")) == measured(Path("whole"))
 

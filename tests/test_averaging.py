@@ -75,7 +75,8 @@ def test_memory_that_was_used_before_changes_nothing(size: int) -> None:
             fresh.add(trained, num_examples)
         outcome, expected = mean.finish(), fresh.finish()
         assert torch.equal(outcome.tensors, expected.tensors)
-        assert outcome.agreements == expected.agreements
+        assert outcome.client_norms == expected.client_norms
+        assert outcome.cosines_to_mean == expected.cosines_to_mean
         assert outcome.update_norm == expected.update_norm
         assert torch.equal(
             current, before
@@ -93,10 +94,8 @@ def test_norms_and_cosines() -> None:
     mean.add(torch.tensor([4.0, -3.0]), 2)
     outcome = mean.finish()
     assert outcome.update_norm == 3.0
-    assert [agreement.update_norm for agreement in outcome.agreements] == [5.0, 5.0]
-    assert [
-        agreement.cosine_to_mean for agreement in outcome.agreements
-    ] == pytest.approx([0.6, 0.6])
+    assert outcome.client_norms == (5.0, 5.0)
+    assert outcome.cosines_to_mean == pytest.approx((0.6, 0.6))
 
 
 def test_updates_that_cancel_have_no_direction() -> None:
@@ -105,7 +104,7 @@ def test_updates_that_cancel_have_no_direction() -> None:
     mean.add(torch.tensor([-1.0, -2.0]), 1)
     outcome = mean.finish()
     assert outcome.update_norm == 0.0
-    assert [agreement.cosine_to_mean for agreement in outcome.agreements] == [0.0, 0.0]
+    assert outcome.cosines_to_mean == (0.0, 0.0)
 
 
 def test_sketched_cosine_is_close_on_many_blocks() -> None:
@@ -117,10 +116,8 @@ def test_sketched_cosine_is_close_on_many_blocks() -> None:
     for delta in deltas:
         mean.add(delta, 1)
     exact = sum(deltas, torch.zeros(size)) / 3
-    for delta, agreement in zip(deltas, mean.finish().agreements, strict=True):
-        assert agreement.cosine_to_mean == pytest.approx(
-            _cosine(delta, exact), abs=0.01
-        )
+    expected = [_cosine(delta, exact) for delta in deltas]
+    assert mean.finish().cosines_to_mean == pytest.approx(expected, abs=0.01)
 
 
 def _cosine(left: Tensor, right: Tensor) -> float:

@@ -16,14 +16,16 @@ from tests.support.tiny import Make
 from wardround.common.data.corpus import open_corpus
 from wardround.common.data.partitions import split_held_out
 from wardround.common.files import Writer
-from wardround.common.model.flat import model_sha256, tensors_to_flat
+from wardround.common.model.flat import Layout, model_sha256, tensors_to_flat
 from wardround.common.model.state import open_model
 from wardround.server.deployment.status import read_status
 from wardround.server.engines.simulate import simulate
 from wardround.server.record import RoundRecord, best_of
 from wardround.server.report.render import write_report
-from wardround.server.rounds.callbacks import Best
-from wardround.server.run_folder import Checkpoint, RunFolder
+from wardround.server.rounds.recorder import Recorder
+from wardround.server.rounds.server_step import ServerStep
+from wardround.server.run_folder import RunFolder
+from wardround.server.watchers import Patience
 
 SPLIT = "evaluation.validation_fraction=0.5"
 
@@ -70,19 +72,30 @@ def test_the_first_of_equals_is_the_best() -> None:
     assert best_of([RoundRecord.read('{"round": 0}')]) is None
 
 
+RECORDS = (told(0, 0.2), told(1, 0.6), told(2, 0.5), told(3, 0.6))
+
+
 def test_patience_counts_rounds_since_the_best(tmp_path: Path) -> None:
+    patience = Patience(RunFolder(tmp_path), 2)
+    *reasons, last = [patience.after_round(record) for record in RECORDS]
+    assert reasons == [None, None, None]
+    assert last is not None
+    assert "since round 1" in last
+    assert "evaluation.patience" in last
+
+
+def test_the_checkpoint_of_the_best_round_is_kept(
+    make_settings: Make, tmp_path: Path
+) -> None:
     folder = RunFolder(tmp_path)
+    layout = Layout.of({"w": (1,)})
     with Writer() as writer:
-        best = Best(folder, 2, writer)
-        answers = []
-        for record in (told(0, 0.2), told(1, 0.6), told(2, 0.5), told(3, 0.6)):
-            folder.save_checkpoint(
-                Checkpoint(record, {"w": torch.tensor([float(record.round)])})
-            )
-            answers.append(best.after_round(record))
-            writer.wait()
-    assert answers[:3] == [None, None, None]
-    assert answers[3] == "no better model since round 1 (evaluation.patience is 2)"
+        step = ServerStep(make_settings())
+        recorder = Recorder(folder, layout, step, writer, waits_for_checkpoint=False)
+        for record in RECORDS:
+            tensors = torch.full((layout.size,), float(record.round))
+            recorder.after_average(record, tensors)
+            recorder.after_round(record)
     kept = folder.load_best()
     assert kept is not None
     assert (kept.record.round, kept.tensors["w"].tolist()) == (1, [1.0])
@@ -179,19 +192,19 @@ def test_a_killed_run_goes_on_to_the_same_best(
         "train.learning_rate=3",
     )
     simulate(make_settings(*swing, "run_dir=whole"))
-    original = Best.after_round
+    original = Recorder._keep_if_best
 
-    def cut(self: Best, record: RoundRecord) -> str | None:
+    def cut(self: Recorder, record: RoundRecord) -> None:
         if record.round == at:
             raise PowerCut
-        return original(self, record)
+        original(self, record)
 
     for at in range(4):
         settings = make_settings(*swing, f"run_dir=cut{at}")
-        monkeypatch.setattr(Best, "after_round", cut)
+        monkeypatch.setattr(Recorder, "_keep_if_best", cut)
         with pytest.raises(PowerCut):
             simulate(settings)
-        monkeypatch.setattr(Best, "after_round", original)
+        monkeypatch.setattr(Recorder, "_keep_if_best", original)
         simulate(settings)
         kept, expected = (
             RunFolder(Path(name)).load_best() for name in (f"cut{at}", "whole")

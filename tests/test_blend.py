@@ -19,7 +19,7 @@ from wardround.common.model.train import _parameter_groups
 from wardround.common.settings.tree import Settings
 from wardround.server.engines.simulate import simulate
 from wardround.server.predict import predict
-from wardround.server.rounds.callbacks import Checkpoints
+from wardround.server.rounds.recorder import Recorder
 
 IDS = torch.arange(5, 23).reshape(3, 6)
 KINDS = ("bert", "distilbert", "albert", "llama")
@@ -207,18 +207,18 @@ def test_a_killed_run_goes_on(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     simulate(blended_run(make_settings, models["bert"], "run_dir=whole"))
-    original = Checkpoints.after_average
+    original = Recorder.after_average
 
-    def cut(self: Checkpoints, record: object, *rest: object) -> None:
+    def cut(self: Recorder, record: object, *rest: object) -> None:
         if getattr(record, "round", 0) == 2:
             raise PowerCut
         original(self, record, *rest)  # type: ignore[arg-type]
 
     settings = blended_run(make_settings, models["bert"], "run_dir=cut")
-    monkeypatch.setattr(Checkpoints, "after_average", cut)
+    monkeypatch.setattr(Recorder, "after_average", cut)
     with pytest.raises(PowerCut):
         simulate(settings)
-    monkeypatch.setattr(Checkpoints, "after_average", original)
+    monkeypatch.setattr(Recorder, "after_average", original)
     simulate(settings)
     assert measured(Path("cut")) == measured(Path("whole"))
     plain = blended_run(

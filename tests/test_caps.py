@@ -57,7 +57,7 @@ def test_more_examples_than_a_site_is_registered_for_weigh_no_more(
 def test_an_update_beyond_its_norm_is_refused_or_shrunk(make_settings: Make) -> None:
     received, trained = torch.zeros(2), torch.tensor([3.0, 4.0])  # a norm of 5
     refusing = NormBound(make_settings("strategy.max_update_norm=4").strategy)
-    with pytest.raises(BadAnswer, match="a norm of 5, and 4 is the most"):
+    with pytest.raises(BadAnswer, match=r"norm of 5; .* 4"):
         refusing.apply(trained, received)
     clipping = NormBound(
         make_settings(

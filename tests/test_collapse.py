@@ -14,10 +14,10 @@ from tests.support.tiny import Make
 from wardround.common.settings.tree import Settings
 from wardround.server.diagnostics.collapse import (
     Collapse,
-    Look,
-    Spell,
+    Episode,
+    ScoredRound,
     find_collapses,
-    looks_of,
+    scored_rounds,
     standing_collapse,
 )
 from wardround.server.engines.simulate import simulate
@@ -38,23 +38,23 @@ def look(
     shares: tuple[float, ...] = EVEN,
     loss: float = 1.0,
     largest: float = 0.25,
-) -> Look:
+) -> ScoredRound:
     """A round on 100 examples of 4 classes: chance ends at 0.25 + 2 sqrt(0.25 * 0.75 / 100) = 0.3366."""
-    return Look(round, accuracy, loss, 100, shares, largest)
+    return ScoredRound(round, accuracy, loss, 100, shares, largest)
 
 
-def rounds(*accuracies: float) -> list[Look]:
+def rounds(*accuracies: float) -> list[ScoredRound]:
     """Rounds 0, 1 … of these accuracies, with predictions in all classes."""
     return [look(round, accuracy) for round, accuracy in enumerate(accuracies)]
 
 
 def flags(
-    looks: Sequence[Look], num_rounds: int = 3
+    looks: Sequence[ScoredRound], num_rounds: int = 3
 ) -> list[tuple[int, str, int, int, bool]]:
     """(raised, kind, first, last, still up) of each."""
     found = find_collapses(looks, num_rounds)
     return [
-        (flag.round, flag.spells[0].kind, flag.first, flag.last, flag.is_up)
+        (flag.round, flag.episodes[0].kind, flag.first, flag.last, flag.is_up)
         for flag in found
     ]
 
@@ -99,7 +99,7 @@ def test_single_class_names_the_label() -> None:
     # At chance as well, from the same round on: one flag, for the more telling reason.
     (flag,) = find_collapses(looks, 3)
     assert flag == Collapse(
-        3, (Spell("single class", 1, 1, 3), Spell("at chance", 0, 1, 3)), is_up=True
+        3, (Episode("single class", 1, 1, 3), Episode("at chance", 0, 1, 3)), is_up=True
     )
     assert flag.words(LABELS) == (
         "collapse flagged in round 3: single class since round 1: at least 95% of the test predictions are "
@@ -149,7 +149,7 @@ def test_lines_without_predictions_are_passed_over() -> None:
     waiting = {"round": 2, "test": None, "diagnostics": dict.fromkeys(told)}
     new = [{"round": number, "test": test, "diagnostics": told} for number in (3, 4)]
     lines = [RoundRecord.read(json.dumps(line)) for line in (old, waiting, *new)]
-    assert [entry.round for entry in looks_of(lines)] == [3, 4]
+    assert [entry.round for entry in scored_rounds(lines)] == [3, 4]
     assert standing_collapse(lines, 3) is None
     found = standing_collapse(lines, 2)
     assert found is not None

@@ -1,4 +1,4 @@
-"""What updates and predictions tell of a round, on numbers checkable by hand."""
+"""Statistics of updates and predictions, on numbers that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.contract import check, nulls
+from tests.support.pages import Page
 from tests.support.runs import history
 from tests.support.tampering import CONTINUE, tampering, with_value
 from tests.support.tiny import Make
@@ -17,21 +19,27 @@ from wardround.common.model.flat import Layout
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.messages import Update
 from wardround.server.app import conduct
+from wardround.server.deployment.status import standing_of
 from wardround.server.diagnostics.predictions import describe_predictions, entropy
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.engines.simulate import simulate
+from wardround.server.report.render import write_report
 from wardround.server.rounds.clients import GridClients
+from wardround.server.rounds.intake import OpenUpdate
+from wardround.server.rounds.loop import TrainedRound
 from wardround.server.rounds.mean import RoundMean, WeightedMean
+from wardround.server.rounds.members import Member
 from wardround.server.rounds.updates import (
     Head,
     cosines_to_others,
     describe_updates,
     norm_ratio,
 )
+from wardround.server.run_folder import RunFolder
 
 
 def mean_of(*deltas: tuple[list[float], int]) -> RoundMean:
-    """The round whose updates are these (delta, weight) pairs."""
+    """Return the mean of these pairs of delta and weight."""
     mean = WeightedMean(torch.zeros(len(deltas[0][0])))
     for delta, weight in deltas:
         mean.add(torch.tensor(delta), weight)
@@ -43,7 +51,7 @@ def test_two_opposite_updates() -> None:
     assert norm_ratio(outcome) == 0.0
     assert cosines_to_others(outcome) == pytest.approx([-1.0, -1.0])
     # The mean is zero, so there is no angle to it.
-    assert [agreement.cosine_to_mean for agreement in outcome.agreements] == [0.0, 0.0]
+    assert outcome.cosines_to_mean == (0.0, 0.0)
 
 
 def test_two_equal_updates() -> None:
@@ -52,13 +60,11 @@ def test_two_equal_updates() -> None:
     assert cosines_to_others(outcome) == pytest.approx([1.0, 1.0])
 
 
-def test_updates_across_each_other_are_as_independent_noise() -> None:
+def test_updates_at_right_angles_are_like_independent_noise() -> None:
     outcome = mean_of(([5.0, 0.0, 0.0], 2), ([0.0, 5.0, 0.0], 2), ([0.0, 0.0, 5.0], 2))
     assert norm_ratio(outcome) == pytest.approx(1 / sqrt(3))
     assert cosines_to_others(outcome) == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
-    assert [
-        agreement.cosine_to_mean for agreement in outcome.agreements
-    ] == pytest.approx([1 / sqrt(3)] * 3)
+    assert outcome.cosines_to_mean == pytest.approx([1 / sqrt(3)] * 3)
 
 
 def test_angles_between_two_updates() -> None:
@@ -72,7 +78,7 @@ def test_the_ratio_weighs_norms_as_the_mean_weighs_updates() -> None:
     # Mean (4*3 - 8*1) / 4 = 1; mean of norms (4*3 + 8*1) / 4 = 5.
     outcome = mean_of(([4.0], 3), ([-8.0], 1))
     assert norm_ratio(outcome) == pytest.approx(0.2)
-    # Each of the two has the other alone to look at, which goes the other way.
+    # The only other update of each points the other way.
     assert cosines_to_others(outcome) == pytest.approx([-1.0, -1.0])
 
 
@@ -100,27 +106,23 @@ def test_head_and_body_share_the_norm() -> None:
     outcome = mean.finish()
     assert head.update_norm(trained, start) == 12.0
     assert head.body_norm(trained, start) == 5.0
-    told = describe_updates(outcome, 12.0, 5.0, head.length(trained))
-    assert (told.mean_update_norm, told.norm_ratio) == pytest.approx((13.0, 1.0))
-    assert (told.head_norm, told.body_norm) == pytest.approx((12.0, 5.0))
-    assert told.head_length == 13.0  # it began at 1
+    found = describe_updates(outcome, 12.0, 5.0, head.length(trained))
+    assert (found.mean_update_norm, found.norm_ratio) == pytest.approx((13.0, 1.0))
+    assert (found.head_norm, found.body_norm) == pytest.approx((12.0, 5.0))
+    assert found.head_length == 13.0  # 1 at the start
     assert Head.of(layout, ()).update_norm(trained, start) == 0.0
 
 
 def test_predictions_are_the_columns_and_the_truth_the_rows() -> None:
     # 4 + 4 true examples; 6 predictions of the first class, 2 of the second.
-    told = describe_predictions(Sums(1.0, np.array([[3, 1], [3, 1]]), ()))
-    assert told["predicted_shares"] == [0.75, 0.25]
-    assert told["prediction_entropy"] == pytest.approx(
-        2 * log(2) - 0.75 * log(3)
-    )  # = -3/4 ln 3/4 - 1/4 ln 1/4
-    assert told["largest_class_share"] == 0.5
-    assert (
-        describe_predictions(Sums(1.0, np.array([[1, 0], [5, 0]]), ()))[
-            "largest_class_share"
-        ]
-        == 5 / 6
-    )
+    found = describe_predictions(Sums(1.0, np.array([[3, 1], [3, 1]]), ()))
+    assert found["predicted_shares"] == [0.75, 0.25]
+    # -3/4 ln 3/4 - 1/4 ln 1/4
+    expected = 2 * log(2) - 0.75 * log(3)
+    assert found["prediction_entropy"] == pytest.approx(expected)
+    assert found["largest_class_share"] == 0.5
+    uneven = describe_predictions(Sums(1.0, np.array([[1, 0], [5, 0]]), ()))
+    assert uneven["largest_class_share"] == 5 / 6
 
 
 def test_entropy_runs_from_one_class_to_an_even_guess() -> None:
@@ -134,33 +136,67 @@ def test_a_history_line_agrees_with_itself(make_settings: Make, tmp_path: Path) 
     assert first["diagnostics"]["mean_update_norm"] is None
     assert first["diagnostics"]["head_length"] > 0
     assert sum(first["diagnostics"]["predicted_shares"]) == pytest.approx(1)
-    assert first["diagnostics"]["largest_class_share"] == pytest.approx(
-        10 / 30
-    )  # 30 texts of 3 topics
+    # 30 texts of 3 topics
+    largest_class_share = first["diagnostics"]["largest_class_share"]
+    assert largest_class_share == pytest.approx(10 / 30)
     for line in rounds:
-        told, clients = line["diagnostics"], line["clients"]
-        norms = [client["update_norm"] for client in clients]
-        assert told["norm_ratio"] == pytest.approx(
-            told["mean_update_norm"] / (sum(norms) / 3)
-        )
-        assert told["head_norm"] ** 2 + told["body_norm"] ** 2 == pytest.approx(
-            told["mean_update_norm"] ** 2
-        )
-        assert 0 < told["head_norm"] < told["mean_update_norm"]
-        assert all(
-            0 < client["head_norm"] < client["update_norm"] for client in clients
-        )
+        together = line["diagnostics"]
+        clients = line["clients"]
+        mean_norm = together["mean_update_norm"]
+        mean_of_norms = sum(client["update_norm"] for client in clients) / 3
+        assert together["norm_ratio"] == pytest.approx(mean_norm / mean_of_norms)
+        squares = together["head_norm"] ** 2 + together["body_norm"] ** 2
+        assert squares == pytest.approx(mean_norm**2)
+        assert 0 < together["head_norm"] < mean_norm
+        for client in clients:
+            assert 0 < client["head_norm"] < client["update_norm"]
 
 
-def test_steps_of_a_client_that_was_away_go_on_after_a_resume(
+def test_a_server_that_receives_sums_only_records_nulls(
+    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without single updates, their statistics are unknown: null, and never 0."""
+    finish = WeightedMean.finish
+    add = TrainedRound.add
+
+    def sum_only(self: WeightedMean) -> RoundMean:
+        return replace(finish(self), client_norms=None, cosines_to_mean=None)
+
+    def add_without_norm(
+        self: TrainedRound, member: Member, update: OpenUpdate, head_norm: float | None
+    ) -> None:
+        add(self, member, update, None)
+
+    monkeypatch.setattr(WeightedMean, "finish", sum_only)
+    monkeypatch.setattr(TrainedRound, "add", add_without_norm)
+    # The second bound is relative to norms of earlier rounds, which are unknown here.
+    bounds = ("strategy.max_update_norm=100", "strategy.max_norm_ratio=2")
+    for num_rounds in (2, 3):  # the third round after a resume
+        simulate(make_settings(*bounds, f"num_rounds={num_rounds}"))
+    lines = history(tmp_path / "run")
+    assert [len(line["clients"]) for line in lines] == [0, 3, 3, 3]
+    for line in lines[1:]:
+        check(line, "round_record")
+        assert nulls(line) == {
+            "clients.update_norm",
+            "clients.head_norm",
+            "clients.cosine_to_mean",
+            "clients.cosine_to_others",
+            "diagnostics.norm_ratio",
+        }
+        assert line["diagnostics"]["mean_update_norm"] > 0
+    folder = RunFolder(tmp_path / "run")
+    assert "round 3" in standing_of(folder, None).to_text()
+    assert "Update norm" in Page(write_report(folder.path)).text
+
+
+def test_steps_of_an_absent_client_continue_after_a_resume(
     make_settings: Make, tmp_path: Path
 ) -> None:
     def away_in_round_2(update: Update) -> Update:
-        return (
-            with_value(update, float("nan"))
-            if update.round == 2
-            else replace(update, num_steps=5)
-        )
+        if update.round == 2:
+            return with_value(update, float("nan"))
+        return replace(update, num_steps=5)
 
     for num_rounds in (2, 4):
         settings = make_settings(f"num_rounds={num_rounds}", CONTINUE)
@@ -172,7 +208,7 @@ def test_steps_of_a_client_that_was_away_go_on_after_a_resume(
         }
         for line in history(tmp_path / "run")
     ]
-    # 16 texts in batches of 4, twice a round, are 8 steps; client 1 says 5.
+    # 16 texts in batches of 4, twice a round, are 8 steps; client 1 reports 5.
     assert steps == [
         {},
         {0: (8, 8), 1: (5, 5), 2: (8, 8)},
@@ -182,7 +218,7 @@ def test_steps_of_a_client_that_was_away_go_on_after_a_resume(
     ]
 
 
-def test_sites_tell_predictions_with_their_counts(
+def test_predictions_follow_from_the_counts_of_sites(
     make_settings: Make, tmp_path: Path
 ) -> None:
     simulate(make_settings("evaluation.where=sites"))
@@ -190,7 +226,6 @@ def test_sites_tell_predictions_with_their_counts(
     assert [line["round"] for line in lines] == [0, 1, 2, 3]
     for line in lines:
         assert sum(line["diagnostics"]["predicted_shares"]) == pytest.approx(1)
-        # What all sites hold out is even: a third each, so nobody can be right more often by one answer.
-        assert line["diagnostics"]["largest_class_share"] == pytest.approx(
-            1 / 3, abs=0.1
-        )
+        # The held-out texts of all sites are even: a third of each class.
+        largest_class_share = line["diagnostics"]["largest_class_share"]
+        assert largest_class_share == pytest.approx(1 / 3, abs=0.1)

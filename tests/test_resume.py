@@ -26,8 +26,9 @@ from tests.support.tiny import Make
 from wardround.common.model.flat import Layout, model_sha256, tensors_to_flat
 from wardround.server.engines.simulate import simulate
 from wardround.server.record import RoundRecord
-from wardround.server.rounds.callbacks import Callback, Checkpoints, History
+from wardround.server.rounds.callbacks import Callback
 from wardround.server.rounds.loop import FederatedAveraging
+from wardround.server.rounds.recorder import Recorder
 from wardround.server.rounds.state import RoundState
 from wardround.server.run_folder import Checkpoint, RunFolder
 from wardround.server.sweeps.run import sweep
@@ -106,10 +107,10 @@ def test_killed_sweep_skips_what_is_finished_and_goes_on(
 @pytest.mark.parametrize(
     ("callback", "moment", "where"),
     [
-        (Checkpoints, "after_average", "server"),
-        pytest.param(Checkpoints, "after_average", "sites", marks=pytest.mark.slow),
-        pytest.param(History, "after_round", "server", marks=pytest.mark.slow),
-        (History, "after_round", "sites"),
+        (Recorder, "after_average", "server"),
+        pytest.param(Recorder, "after_average", "sites", marks=pytest.mark.slow),
+        pytest.param(Recorder, "after_round", "server", marks=pytest.mark.slow),
+        (Recorder, "after_round", "sites"),
         pytest.param(Target, "after_round", "server", marks=pytest.mark.slow),
         pytest.param(Target, "after_round", "sites", marks=pytest.mark.slow),
     ],

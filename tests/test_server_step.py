@@ -15,8 +15,8 @@ from tests.support.runs import PowerCut, hashes
 from tests.support.tiny import Make
 from wardround.server.engines.simulate import simulate
 from wardround.server.record import RoundRecord
-from wardround.server.rounds.callbacks import Checkpoints
 from wardround.server.rounds.mean import BLOCK
+from wardround.server.rounds.recorder import Recorder
 from wardround.server.rounds.server_step import ServerStep
 from wardround.server.run_folder import RunFolder
 
@@ -101,9 +101,9 @@ def test_a_resumed_run_keeps_the_servers_state(
     whole = make_settings(f"run_dir={tmp_path / 'whole'}", "num_rounds=4", *kind)
     simulate(whole)
     assert len(set(hashes(tmp_path / "whole"))) == 5
-    original = Checkpoints.after_average
+    original = Recorder.after_average
 
-    def cut(self: Checkpoints, record: RoundRecord, *rest: Any) -> None:
+    def cut(self: Recorder, record: RoundRecord, *rest: Any) -> None:
         if record.round == at:
             raise PowerCut
         original(self, record, *rest)
@@ -112,10 +112,10 @@ def test_a_resumed_run_keeps_the_servers_state(
         settings = make_settings(
             f"run_dir={tmp_path / f'cut{at}'}", "num_rounds=4", *kind
         )
-        monkeypatch.setattr(Checkpoints, "after_average", cut)
+        monkeypatch.setattr(Recorder, "after_average", cut)
         with pytest.raises(PowerCut):
             simulate(settings)
-        monkeypatch.setattr(Checkpoints, "after_average", original)
+        monkeypatch.setattr(Recorder, "after_average", original)
         simulate(settings)
         assert hashes(tmp_path / f"cut{at}") == hashes(tmp_path / "whole")
 

@@ -325,8 +325,8 @@ def test_who_was_left_alone_too_long_is_sent_the_whole(
     )
     clients = Recording(LocalGrid(honest_app, 1))
     member, broadcast = Member(0, "alpha", 2, 10), Broadcast(clients, make_settings())
-    broadcast.note(member, before.version, time.monotonic() - alone)
-    after.step = broadcast.step_from(before, after)
+    broadcast.note_held(member, before.version, time.monotonic() - alone)
+    after = replace(after, step=broadcast.step_from(before, after))
     list(broadcast.ask([member], after, TRAIN, 2))
     (request,) = clients.requests
     assert unpack_request(request.content).base == ("" if is_whole else before.version)

@@ -1,4 +1,4 @@
-"""Whether a run has collapsed: predictions in one class, accuracy at chance, or a loss that blows up."""
+"""Rules that detect a collapse: one predicted class, accuracy at chance, or a diverged loss."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from wardround.common.settings.tree import Settings
 from wardround.server.record import RoundRecord
 
 SINGLE_CLASS_SHARE = 0.95
-"""Predictions sit in one class where it has at least this share of them, and the true labels do not."""
+"""Predictions are of a single class if it has at least this share of them, and a smaller
+share of the true labels."""
 CHANCE_ERRORS = 2.0
-"""Binomial standard errors by which accuracy has to exceed the largest class's share to be above chance."""
+"""Accuracy is above chance if it exceeds the largest class's share by more than this many
+binomial standard errors."""
 DIVERGED_LOSS = 10.0
-"""A loss is that of a diverged model above this multiple of ln C, the loss of an even guess."""
+"""A loss has diverged above this multiple of ln C, the loss of an even guess."""
 
 
 def chance_limit(largest_class_share: float, num_examples: int) -> float:
-    """Highest accuracy that is still chance: the share plus CHANCE_ERRORS x sqrt(p (1 - p) / n)."""
-    spread = sqrt(largest_class_share * (1 - largest_class_share) / num_examples)
-    return largest_class_share + CHANCE_ERRORS * spread
+    """Highest accuracy that is still chance: p + CHANCE_ERRORS x sqrt(p (1 - p) / n)."""
+    variance = largest_class_share * (1 - largest_class_share) / num_examples
+    return largest_class_share + CHANCE_ERRORS * sqrt(variance)
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is judged of one measured round."""
+class ScoredRound:
+    """The numbers of one measured round that the rules use."""
 
     round: int
     accuracy: float
@@ -34,66 +36,66 @@ class Look:
     shares: tuple[float, ...]
     """Share of the test predictions in each class."""
     largest_class_share: float
-    """Of the true labels: the accuracy of always guessing that class."""
+    """Share of the most frequent true class: the accuracy of always predicting it."""
 
     @classmethod
-    def of(cls, record: RoundRecord) -> Look | None:
-        """What a record tells; None where it tells nothing of predictions."""
-        test, told = record.test, record.diagnostics
-        if (
-            test is None
-            or test.accuracy is None
-            or test.loss is None
-            or test.num_examples is None
-        ):
+    def of(cls, record: RoundRecord) -> ScoredRound | None:
+        """Take the numbers from a record; return None if it lacks one of them."""
+        test = record.test
+        shares = record.diagnostics.predicted_shares
+        largest_class_share = record.diagnostics.largest_class_share
+        if test is None or shares is None or largest_class_share is None:
             return None
-        if told.predicted_shares is None or told.largest_class_share is None:
+        if test.accuracy is None or test.loss is None or test.num_examples is None:
             return None
         return cls(
             round=record.round,
             accuracy=test.accuracy,
             loss=test.loss,
             num_examples=test.num_examples,
-            shares=tuple(told.predicted_shares),
-            largest_class_share=told.largest_class_share,
+            shares=tuple(shares),
+            largest_class_share=largest_class_share,
         )
 
     @property
     def chance_limit(self) -> float:
-        """Highest accuracy that still counts as chance."""
+        """Highest accuracy that is still chance."""
         return chance_limit(self.largest_class_share, self.num_examples)
 
 
-def _diverged(look: Look) -> int | None:
-    return 0 if look.loss > DIVERGED_LOSS * log(len(look.shares)) else None
+def _diverged(scored: ScoredRound) -> int | None:
+    return 0 if scored.loss > DIVERGED_LOSS * log(len(scored.shares)) else None
 
 
-def _single_class(look: Look) -> int | None:
-    share = max(look.shares)
-    is_single = share >= SINGLE_CLASS_SHARE > look.largest_class_share
-    return look.shares.index(share) if is_single else None
+def _single_class(scored: ScoredRound) -> int | None:
+    share = max(scored.shares)
+    is_single = share >= SINGLE_CLASS_SHARE > scored.largest_class_share
+    return scored.shares.index(share) if is_single else None
 
 
-def _at_chance(look: Look) -> int | None:
-    return 0 if look.accuracy <= look.chance_limit else None
+def _at_chance(scored: ScoredRound) -> int | None:
+    return 0 if scored.accuracy <= scored.chance_limit else None
 
 
-CONDITIONS: dict[str, Callable[[Look], int | None]] = {
+CONDITIONS: dict[str, Callable[[ScoredRound], int | None]] = {
     "diverged": _diverged,
     "single class": _single_class,
     "at chance": _at_chance,
 }
-"""None where a round is sound; the most telling condition first. A single class has its label's number."""
+"""By name, the clearest sign first. A condition returns None if the round is sound, the
+number of the label for a single class, else 0."""
 
 _WORDS = {
     "diverged": f"the test loss is over {DIVERGED_LOSS:g} times that of an even guess",
-    "single class": f"at least {SINGLE_CLASS_SHARE:.0%} of the test predictions are '{{label}}'",
+    "single class": (
+        f"at least {SINGLE_CLASS_SHARE:.0%} of the test predictions are '{{label}}'"
+    ),
     "at chance": "accuracy is not above the largest class's share of the test set",
 }
 
 
 @dataclass(frozen=True)
-class Spell:
+class Episode:
     """Rounds in a row in which one condition held."""
 
     kind: str
@@ -104,150 +106,157 @@ class Spell:
     last: int
 
     def words(self, label_names: Sequence[str], is_up: bool) -> str:
-        """For example `at chance since round 3: accuracy is not above …`."""
-        name = label_name(label_names, self.label)
-        when = f"since round {self.first}" if is_up else stretch(self.first, self.last)
-        return f"{self.kind} {when}: {_WORDS[self.kind].format(label=name)}"
+        """Return for example `at chance since round 3: accuracy is not above …`."""
+        reason = _WORDS[self.kind].format(label=label_name(label_names, self.label))
+        when = f"since round {self.first}"
+        if not is_up:
+            when = in_rounds(self.first, self.last)
+        return f"{self.kind} {when}: {reason}"
 
 
 @dataclass(frozen=True)
 class Collapse:
-    """A flag: raised once, and up while one of its spells goes on."""
+    """A flag: raised in one round, and up while one of its episodes lasts."""
 
     round: int
-    """The round it was raised in."""
-    spells: tuple[Spell, ...]
-    """Those that held for long enough and overlap; the first is why it was raised."""
+    """The round in which it was raised."""
+    episodes: tuple[Episode, ...]
+    """They are long enough and overlap; the first is the reason for the flag."""
     is_up: bool
-    """Whether it still held in the last round there is."""
+    """True if one of them includes the last round of the run."""
 
     @property
     def first(self) -> int:
-        """First round of all its spells."""
-        return min(spell.first for spell in self.spells)
+        """First round of all its episodes."""
+        return min(episode.first for episode in self.episodes)
 
     @property
     def last(self) -> int:
-        """Last round of all its spells."""
-        return max(spell.last for spell in self.spells)
+        """Last round of all its episodes."""
+        return max(episode.last for episode in self.episodes)
 
     def words(self, label_names: Sequence[str]) -> str:
-        """One line that names the round and the reason, and says when it is over."""
-        told = [self.spells[0]]
-        if told[0].last < self.last:
-            told.append(next(spell for spell in self.spells if spell.last == self.last))
-        reasons = [
-            spell.words(label_names, self.is_up and spell.last == self.last)
-            for spell in told
-        ]
-        over = [] if self.is_up else [f"over since round {self.last + 1}"]
-        return f"collapse flagged in round {self.round}: {'; '.join([*reasons, *over])}"
+        """Return one line with the round, the reason, and the end if it is over."""
+        reason = self.episodes[0]
+        named = [reason]
+        if reason.last < self.last:
+            lasting = [one for one in self.episodes if one.last == self.last]
+            named.append(lasting[0])
+        parts = []
+        for episode in named:
+            is_up = self.is_up and episode.last == self.last
+            parts.append(episode.words(label_names, is_up))
+        if not self.is_up:
+            parts.append(f"over since round {self.last + 1}")
+        return f"collapse flagged in round {self.round}: {'; '.join(parts)}"
 
     def alarm(self, label_names: Sequence[str], settings: Settings) -> str:
-        """Those words, and while it is up what to try (docs/collapse.md)."""
+        """Return `words`, and the next step while it is up (docs/collapse.md)."""
         words = self.words(label_names)
-        return (
-            f"{words}. {what_to_try(self.spells[0].kind, settings)}"
-            if self.is_up
-            else words
-        )
+        if not self.is_up:
+            return words
+        return f"{words}. {_next_step(self.episodes[0].kind, settings)}"
 
 
-def what_to_try(kind: str, settings: Settings) -> str:
-    """The next step against a collapse of this kind, as far as the run's settings leave one."""
+def _next_step(kind: str, settings: Settings) -> str:
+    """Return the next step against a collapse of this kind, under these settings."""
     train = settings.train
     if kind == "diverged":
         return f"Lower train.learning_rate (now {train.learning_rate:g})."
-    rate = (
-        train.learning_rate
-        if train.head_learning_rate is None
-        else train.head_learning_rate
+    rate = train.head_learning_rate
+    if rate is None:
+        rate = train.learning_rate
+    larger_steps = (
+        "larger steps of the new head, for example "
+        f"train.head_learning_rate={10 * rate:g} (now {rate:g})"
     )
     if train.draws_heads and settings.num_clients > 1:
         return (
-            "Begin again with one head for all sites (train.head_init=shared), or with larger steps of the "
-            f"new head, for example train.head_learning_rate={10 * rate:g} (now {rate:g})."
+            "Begin again with one head for all sites (train.head_init=shared), or with "
+            f"{larger_steps}."
         )
     return (
-        "It may end by itself, sooner with more steps a round (train.local_epochs), or with larger ones of "
-        f"the new head, for example train.head_learning_rate={10 * rate:g} (now {rate:g})."
+        "It may end by itself, sooner with more steps a round (train.local_epochs) or "
+        f"{larger_steps}."
     )
 
 
 def label_name(label_names: Sequence[str], label: int) -> str:
-    """Its name, or its number where names are not known."""
+    """Return the name of a label, or its number if the names are unknown."""
     return label_names[label] if label < len(label_names) else f"class {label}"
 
 
-def stretch(first: int, last: int) -> str:
-    """`in rounds 3 to 7`, or `in round 3`."""
+def in_rounds(first: int, last: int) -> str:
+    """Return `in rounds 3 to 7`, or `in round 3`."""
     return f"in round {first}" if first == last else f"in rounds {first} to {last}"
 
 
-def looks_of(records: Iterable[RoundRecord]) -> list[Look]:
-    """Looks at those records that have something to look at."""
-    return [look for record in records if (look := Look.of(record)) is not None]
+def scored_rounds(records: Iterable[RoundRecord]) -> list[ScoredRound]:
+    """Return the rounds that have all numbers for the rules."""
+    scored = map(ScoredRound.of, records)
+    return [one for one in scored if one is not None]
 
 
-def find_collapses(looks: Iterable[Look], num_rounds: int) -> tuple[Collapse, ...]:
-    """All flags of a run in the order they were raised; the initial model, round 0, does not count.
+def find_collapses(
+    scored: Iterable[ScoredRound], num_rounds: int
+) -> tuple[Collapse, ...]:
+    """Return all flags of a run in order; the initial model, round 0, does not count.
 
     Args:
-        looks: in the order of their rounds.
-        num_rounds: rounds in a row for which a condition has to hold.
+        scored: in the order of their rounds.
+        num_rounds: number of rounds in a row for which a condition must hold.
     """
-    trained = [look for look in looks if look.round > 0]
-    order = list(CONDITIONS)
-    spells = [
-        spell
-        for kind in CONDITIONS
-        for spell in find_spells(trained, kind)
-        if spell.last - spell.first + 1 >= num_rounds
-    ]
-    spells.sort(key=lambda spell: (spell.first, order.index(spell.kind)))
-    groups: list[list[Spell]] = []
-    for spell in spells:
-        raised = spell.first + num_rounds - 1
+    trained = [one for one in scored if one.round > 0]
+    episodes: list[Episode] = []
+    for kind in CONDITIONS:
+        for episode in find_episodes(trained, kind):
+            if episode.last - episode.first + 1 >= num_rounds:
+                episodes.append(episode)
+    # The sort is stable: of those that begin together, the clearest sign stays first.
+    episodes.sort(key=lambda episode: episode.first)
+    groups: list[list[Episode]] = []
+    for episode in episodes:
+        raised = episode.first + num_rounds - 1
         if groups and raised <= max(other.last for other in groups[-1]):
-            groups[-1].append(spell)
+            groups[-1].append(episode)
         else:
-            groups.append([spell])
-    now = trained[-1].round if trained else 0
+            groups.append([episode])
+    last_round = trained[-1].round if trained else 0
     return tuple(
         Collapse(
-            group[0].first + num_rounds - 1,
-            tuple(group),
-            max(spell.last for spell in group) == now,
+            round=group[0].first + num_rounds - 1,
+            episodes=tuple(group),
+            is_up=max(episode.last for episode in group) == last_round,
         )
         for group in groups
     )
 
 
+def find_episodes(scored: Sequence[ScoredRound], kind: str) -> list[Episode]:
+    """Return the longest episodes of this condition, each for one and the same class."""
+    episodes: list[Episode] = []
+    for one in scored:
+        label = CONDITIONS[kind](one)
+        if label is None:
+            continue
+        before = episodes[-1] if episodes else None
+        if before and before.last == one.round - 1 and before.label == label:
+            episodes[-1] = Episode(kind, label, before.first, one.round)
+        else:
+            episodes.append(Episode(kind, label, one.round, one.round))
+    return episodes
+
+
 def collapses_in(
     records: Iterable[RoundRecord], num_rounds: int
 ) -> tuple[Collapse, ...]:
-    """Return all flags of these rounds, as `find_collapses` does."""
-    return find_collapses(looks_of(records), num_rounds)
-
-
-def find_spells(looks: Sequence[Look], kind: str) -> list[Spell]:
-    """The longest stretches of rounds in which the condition held, for one and the same class."""
-    spells: list[Spell] = []
-    for look in looks:
-        label = CONDITIONS[kind](look)
-        if label is None:
-            continue
-        before = spells[-1] if spells else None
-        if before and (before.last, before.label) == (look.round - 1, label):
-            spells[-1] = Spell(kind, label, before.first, look.round)
-        else:
-            spells.append(Spell(kind, label, look.round, look.round))
-    return spells
+    """Return the flags of these rounds, as `find_collapses`."""
+    return find_collapses(scored_rounds(records), num_rounds)
 
 
 def standing_collapse(
     records: Iterable[RoundRecord], num_rounds: int
 ) -> Collapse | None:
-    """The flag that is up after the last of these rounds; None where the run is sound."""
+    """Return the flag that is up after the last of these rounds; None if there is none."""
     found = collapses_in(records, num_rounds)
     return found[-1] if found and found[-1].is_up else None

@@ -10,21 +10,22 @@ from wardround.common.tasks.sums import Sums
 
 
 def describe_predictions(counts: Sums) -> dict[str, Any]:
-    """Share of the test predictions in each class, their entropy, and the largest class's true share.
+    """Return the predictions' fields of `Diagnostics`.
 
-    The entropy is that of the shares, in nats: 0 where all predictions are one class, ln C where the C
-    classes are predicted equally often.
+    These are the share of the test predictions in each class, their entropy, and the
+    share of the largest true class. The entropy is in nats: 0 if all predictions are one
+    class, ln C if the C classes are predicted equally often.
     """
-    predicted = counts.confusion.sum(axis=0) / counts.num_examples  # (C,)
-    shares = [float(share) for share in predicted]
+    num_examples = counts.num_examples
+    shares = [float(share) for share in counts.confusion.sum(axis=0) / num_examples]
+    largest_class = float(counts.confusion.sum(axis=1).max())
     return {
         "predicted_shares": shares,
         "prediction_entropy": entropy(shares),
-        "largest_class_share": float(counts.confusion.sum(axis=1).max())
-        / counts.num_examples,
+        "largest_class_share": largest_class / num_examples,
     }
 
 
 def entropy(shares: Sequence[float]) -> float:
-    """-sum p ln p, in nats."""
+    """Return -sum p ln p, in nats."""
     return sum(-share * log(share) for share in shares if share > 0)

@@ -21,10 +21,10 @@ from wardround.common.files import write_atomically
 from wardround.common.personal import HEADER
 from wardround.server.diagnostics.collapse import (
     Collapse,
-    Spell,
-    find_spells,
+    Episode,
+    find_episodes,
+    in_rounds,
     label_name,
-    stretch,
 )
 from wardround.server.report.findings import TEMPLATES, Findings
 from wardround.server.report.names import (
@@ -194,7 +194,9 @@ def render_pages(
 
 def tell_story(run: RunData) -> str:
     """What happened in the run, as one paragraph; empty before the first round."""
-    plateaus = find_spells([look for look in run.looks if look.round > 0], "at chance")
+    plateaus = find_episodes(
+        [look for look in run.looks if look.round > 0], "at chance"
+    )
     template = _environment("text", TEMPLATES).get_template("story.j2")
     return " ".join(
         template.render(
@@ -203,9 +205,13 @@ def tell_story(run: RunData) -> str:
     )
 
 
-def _when(spell: Spell, collapse: Collapse) -> str:
-    is_up = collapse.is_up and spell.last == collapse.last
-    return f"since round {spell.first}" if is_up else stretch(spell.first, spell.last)
+def _when(episode: Episode, collapse: Collapse) -> str:
+    is_up = collapse.is_up and episode.last == collapse.last
+    return (
+        f"since round {episode.first}"
+        if is_up
+        else in_rounds(episode.first, episode.last)
+    )
 
 
 def _result_table(sweep: SweepData) -> pd.DataFrame:

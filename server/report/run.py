@@ -16,9 +16,9 @@ from wardround.common.personal import PersonalRecord
 from wardround.common.settings.tree import Settings
 from wardround.server.diagnostics.collapse import (
     Collapse,
-    Look,
+    ScoredRound,
     collapses_in,
-    looks_of,
+    scored_rounds,
 )
 from wardround.server.record import ClientRecord, Diagnostics, RoundRecord, best_of
 from wardround.server.run_folder import Labels, RunFolder
@@ -89,9 +89,9 @@ class RunData:
         return best_of(self.rounds)
 
     @cached_property
-    def looks(self) -> tuple[Look, ...]:
+    def looks(self) -> tuple[ScoredRound, ...]:
         """The predictions of each round; empty if the history has no diagnostics."""
-        return tuple(looks_of(self.rounds))
+        return tuple(scored_rounds(self.rounds))
 
     @cached_property
     def collapses(self) -> tuple[Collapse, ...]:

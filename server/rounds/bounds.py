@@ -1,4 +1,4 @@
-"""A bound on the norm of each update."""
+"""The largest norm that an update may have."""
 
 from __future__ import annotations
 
@@ -17,35 +17,44 @@ if TYPE_CHECKING:
 
 
 class NormBound:
-    """Largest L2 norm of an update; relative to the median of what earlier rounds took, if so set."""
+    """Largest L2 norm of an update: fixed, or relative to the median of earlier rounds."""
 
     def __init__(
         self, settings: StrategySettings, earlier: Iterable[float] = ()
     ) -> None:
-        """Args: earlier: norms of all updates that the run's rounds took so far."""
+        """Args: earlier: norms of all updates in the means of the rounds so far."""
         self._settings = settings
         self._norms = list(earlier)
 
     @property
     def largest(self) -> float | None:
-        """The bound in this round; None for none."""
-        bound, ratio = self._settings.max_update_norm, self._settings.max_norm_ratio
+        """The bound in this round; None if there is no bound."""
+        bound = self._settings.max_update_norm
+        ratio = self._settings.max_norm_ratio
         if ratio is None or not self._norms:
             return bound
         relative = ratio * median(self._norms)
         return relative if bound is None else min(bound, relative)
 
     def close_round(self, norms: Iterable[float]) -> None:
-        """Take the norms of a round's updates into account from the next round on."""
+        """Add the norms of a round's updates; they count from the next round on."""
         self._norms += norms
 
     def apply(
         self, trained: Tensor, global_tensors: Tensor
     ) -> tuple[Tensor, float | None]:
-        """The update within its bound, both (P,) fp32, and its norm as received if that was beyond it.
+        """Return the update within its bound.
+
+        Args:
+            trained: (P,) fp32; is not changed.
+            global_tensors: (P,) fp32.
+
+        Returns:
+            The tensors, (P,) fp32, and the norm as received if it was too large, else
+            None.
 
         Raises:
-            BadAnswer: it is beyond, and `strategy.on_excess` is `refuse`.
+            BadAnswer: the norm is too large, and `strategy.on_excess` is `refuse`.
         """
         largest = self.largest
         if largest is None:
@@ -55,8 +64,7 @@ class NormBound:
             return trained, None
         if self._settings.on_excess == "refuse":
             raise BadAnswer(
-                f"its update has a norm of {norm:.4g}, and {largest:.4g} is the most here"
+                f"its update has a norm of {norm:.4g}; the most allowed is {largest:.4g}"
             )
-        return torch.sub(trained, global_tensors).mul_(largest / norm).add_(
-            global_tensors
-        ), norm
+        delta = torch.sub(trained, global_tensors)
+        return delta.mul_(largest / norm).add_(global_tensors), norm

@@ -1,4 +1,4 @@
-"""Sending the global tensors to the clients of a round."""
+"""Sends the global tensors to the clients of a round, and returns their answers."""
 
 from __future__ import annotations
 
@@ -22,103 +22,113 @@ from wardround.server.rounds.state import RoundState
 if TYPE_CHECKING:
     from wardround.common.wire.arrays import Payload
 
-_MARGIN_SECONDS = 300.0  # what a task may wait at the server before its client has it
+_MARGIN_SECONDS = 300.0
+"""The time that a task may wait at the server before its client receives it."""
 
 
 class Broadcast:
-    """Sends the global tensors out, whole or as the step from those that a client still holds."""
+    """Sends the tensors whole, or as the difference from tensors that a client still holds."""
 
     def __init__(self, clients: Clients, settings: Settings) -> None:
-        self._clients, self._settings = clients, settings
+        self._clients = clients
+        self._settings = settings
         self._holds: dict[int, tuple[str, float]] = {}
-        """The version of the model that a node said it keeps, and until when, by node id."""
+        """By node id: the version of the model that the node holds, and until when."""
         self.bytes_sent = 0
-        """Of all tensors since this was set to 0, as they travelled."""
+        """Bytes of all tensors since this was set to 0, as they travelled."""
 
     def ask(
-        self, members: Sequence[Member], state: RoundState, kind: str, number: int
+        self,
+        members: Sequence[Member],
+        state: RoundState,
+        kind: str,
+        number: int,
+        mean_steps: float = 0.0,
     ) -> Iterator[tuple[Member, RecordDict | BadAnswer]]:
-        """Send the global tensors of `state` to all members, and yield what each answers, in their order.
+        """Send the global tensors of `state` to all members; yield each answer, in their order.
 
-        One that does not hold the tensors which its task was written against is sent the whole at once.
+        A member that does not hold the base of its difference receives the whole
+        tensors at once.
+
+        Args:
+            kind: the type of the message.
+            number: the round that the messages belong to.
+            mean_steps: as `TrainRequest.mean_steps`.
         """
         timeout = self._settings.strategy.round_timeout_seconds
         deadline = time.monotonic() + timeout
         answers = self._clients.ask(
-            self._requests(members, state, number), kind, number, timeout
+            self._requests(members, state, number, mean_steps), kind, number, timeout
         )
         for member, answer in zip(members, answers, strict=True):
             if isinstance(answer, RecordDict) and is_missing_base(answer):
-                self.note(member, "")
-                request = self._requests([member], state, number)
-                (answer,) = self._clients.ask(
-                    request, kind, number, max(0.0, deadline - time.monotonic())
-                )
-            yield (
-                member,
-                NoAnswer(f"no answer within {timeout:g} s")
-                if answer is None
-                else answer,
-            )
+                self.note_held(member, "")
+                again = self._requests([member], state, number, mean_steps)
+                seconds_left = max(0.0, deadline - time.monotonic())
+                (answer,) = self._clients.ask(again, kind, number, seconds_left)
+            if answer is None:
+                answer = NoAnswer(f"no answer within {timeout:g} s")
+            yield member, answer
 
     def tell_refused(self, member: Member, number: int, refusal: BadAnswer) -> None:
-        """Tell a client why its answer does not count, if it cannot know."""
+        """Send a client the reason why its answer does not count, unless it gave that reason."""
         if not isinstance(refusal, NoAnswer):
-            request = Request(member.node_id, pack_notice(f"round {number}: {refusal}"))
-            self._clients.tell(request, NOTICE, number)
+            notice = pack_notice(f"round {number}: {refusal}")
+            self._clients.tell(Request(member.node_id, notice), NOTICE, number)
 
-    def note(self, member: Member, version: str, answered: float = 0.0) -> None:
-        """A client said which version of the model it keeps; empty for none.
+    def note_held(self, member: Member, version: str, answered: float = 0.0) -> None:
+        """Note the version of the model that a client holds; empty if it holds no model.
 
         Args:
-            answered: when, by `time.monotonic()`. Its answer may have waited long for the others', and by
-                then the client may keep nothing any more: asking it once more costs the round its time.
+            answered: time of its answer, by `time.monotonic()`. If the answer waited for
+                those of others, the client may hold nothing any more by now; a second
+                request would cost the round its time.
         """
-        self._holds[member.node_id] = (
-            version,
-            answered + KEPT_SECONDS - _MARGIN_SECONDS,
-        )
+        until = answered + KEPT_SECONDS - _MARGIN_SECONDS
+        self._holds[member.node_id] = (version, until)
 
     def step_from(
         self, before: RoundState, state: RoundState
     ) -> tuple[str, Payload] | None:
-        """The version before, and the tensors of `state` written against it, if any client still holds it."""
-        if before.version not in {version for version, _ in self._holds.values()}:
+        """Return `RoundState.step` of `state`, which follows on `before`."""
+        held = {version for version, _ in self._holds.values()}
+        if before.version not in held:
             return None
         step = encode(EXACT, state.tensors.numpy(), before.tensors.numpy())
         return None if step.form == WHOLE else (before.version, step)
 
     def _requests(
-        self, members: Sequence[Member], state: RoundState, number: int
+        self,
+        members: Sequence[Member],
+        state: RoundState,
+        number: int,
+        mean_steps: float,
     ) -> list[Request]:
-        """A task for each member, in their order; all with the same tensors share one record of them."""
-        tensors = whole(state.tensors.numpy())
-        settings = None if self._clients.approve_plans else self._settings.for_sites()
+        """One task for each member, in their order. Equal tensors share one record."""
+        has_plan = self._clients.approve_plans
         task = TrainRequest(
-            number,
-            state.layout.digest,
-            tensors,
-            settings,
-            state.version,
-            mean_steps=state.mean_steps,
+            round=number,
+            layout=state.layout.digest,
+            payload=whole(state.tensors.numpy()),
+            settings=None if has_plan else self._settings.for_sites(),
+            version=state.version,
+            mean_steps=mean_steps,
         )
-        steps = [state.step] if state.step else []
-        tasks = [
-            task,
-            *(replace(task, payload=payload, base=base) for base, payload in steps),
-        ]
-        groups: dict[str, list[Member]] = {task.base: [] for task in tasks}
+        tasks = {task.base: task}
+        if state.step is not None:
+            base, payload = state.step
+            tasks[base] = replace(task, payload=payload, base=base)
+        groups: dict[str, list[Member]] = {base: [] for base in tasks}
         for member in members:
-            held, until = self._holds.get(member.node_id, ("", 0.0))
-            groups[held if held in groups and time.monotonic() < until else ""].append(
-                member
-            )
+            groups[self._base_for(member, groups)].append(member)
         contents: dict[int, RecordDict] = {}
-        for task in tasks:
-            group = groups[task.base]
-            self.bytes_sent += task.payload.num_bytes * len(group)
-            packed = pack_requests(task, [member.client for member in group])
-            contents |= dict(
-                zip((member.node_id for member in group), packed, strict=True)
-            )
+        for base, group in groups.items():
+            self.bytes_sent += tasks[base].payload.num_bytes * len(group)
+            packed = pack_requests(tasks[base], [member.client for member in group])
+            for member, content in zip(group, packed, strict=True):
+                contents[member.node_id] = content
         return [Request(member.node_id, contents[member.node_id]) for member in members]
+
+    def _base_for(self, member: Member, bases: dict[str, list[Member]]) -> str:
+        held, until = self._holds.get(member.node_id, ("", 0.0))
+        return held if held in bases and time.monotonic() < until else ""

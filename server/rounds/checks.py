@@ -1,4 +1,4 @@
-"""Checks of answers before they may change the model."""
+"""Checks of answers, before they may count."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from wardround.server.rounds.members import Member
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MOST_SQUARED = (
-    1e30  # sum of squares of all weights: beyond it, norms and means would overflow
-)
+_MOST_SQUARED = 1e30
+"""Largest sum of squares of all weights: beyond it, norms and means would overflow."""
 
 
 def check_update(update: Update, number: int, layout: Layout, member: Member) -> None:
-    """Refuse what must not go into the mean. What sites counted is held against `check_counts`.
+    """Refuse an update that must not be in the mean. `check_counts` checks its counts.
 
     Raises:
-        BadAnswer: the update is from another round, of another model, holds a loss that is none, or claims no
-            optimiser step.
-        ExamplesChanged: it claims another example count than the client introduced itself with.
+        BadAnswer: the update is from another round or of another model, its loss or time
+            is not a sane number, or it reports no optimiser step.
+        ExamplesChanged: it reports another number of examples than when it joined.
     """
     if update.round != number:
         raise BadAnswer(f"its update belongs to round {update.round}")
@@ -39,8 +38,8 @@ def check_update(update: Update, number: int, layout: Layout, member: Member) ->
         )
     if update.num_examples != member.num_examples:
         raise ExamplesChanged(
-            f"its update claims {update.num_examples} examples, but it joined with {member.num_examples}; it "
-            "will be asked to introduce itself again"
+            f"its update claims {update.num_examples} examples, but it joined with "
+            f"{member.num_examples}; it will be asked to introduce itself again"
         )
     if not (_is_sane(update.loss) and _is_sane(update.seconds)):
         raise BadAnswer(
@@ -51,44 +50,50 @@ def check_update(update: Update, number: int, layout: Layout, member: Member) ->
 
 
 def open_tensors(update: Update, global_tensors: Tensor, scratch: np.ndarray) -> Tensor:
-    """The trained tensors of an update, (P,) fp32, in the message's memory or in `scratch`.
+    """Return the trained tensors of an update, (P,) fp32.
+
+    They lie in the memory of the message or in `scratch`.
 
     Raises:
-        BadAnswer: they are of another size or form, not finite, or so large that norms would not be.
+        BadAnswer: their size or form is wrong, or they are not finite or so large that
+            norms would not be finite.
     """
     try:
         tensors = tensor_of(decode(update.payload, global_tensors.numpy(), scratch))
     except ValueError as error:
         raise BadAnswer(str(error)) from None
-    if (
-        not float(torch.dot(tensors, tensors)) <= _MOST_SQUARED
-    ):  # not a number is not less either
-        if not bool(torch.isfinite(tensors).all()):
-            raise BadAnswer("its update holds values that are not finite")
-        raise BadAnswer(
-            f"its update holds values larger than weights are: {DIVERGED}; lower the learning rate"
-        )
-    return tensors
+    # Written so that NaN is refused too: no comparison with it is true.
+    if float(torch.dot(tensors, tensors)) <= _MOST_SQUARED:
+        return tensors
+    if not bool(torch.isfinite(tensors).all()):
+        raise BadAnswer("its update holds values that are not finite")
+    raise BadAnswer(
+        f"its update holds values larger than weights are: {DIVERGED}; lower the "
+        "learning rate"
+    )
 
 
 def check_counts(counts: Sums, num_labels: int, num_parts: int, member: Member) -> None:
-    """Refuse held-out counts that cannot be added to the other sites', or are not of as many examples as the
-    client introduced itself with.
+    """Refuse held-out counts that cannot be added to those of the other sites.
 
     Args:
-        num_parts: 2 where a validation part chooses the best model, else 1.
+        num_parts: 2 if a validation part chooses the best model, else 1.
 
     Raises:
-        BadAnswer.
+        BadAnswer: the counts have another form than asked for, or are not sane.
+        ExamplesChanged: they are of another number of examples than when the client
+            joined.
     """
     if len(counts.parts) != num_parts:
         raise BadAnswer(
-            f"its counts are of {len(counts.parts)} part(s) of its held-out texts, not {num_parts}"
+            f"its counts are of {len(counts.parts)} part(s) of its held-out texts, "
+            f"not {num_parts}"
         )
     for part in counts.parts:
         if part.confusion.shape != (num_labels, num_labels):
             raise BadAnswer(
-                f"its counts are of {len(part.confusion)} labels, not of the run's {num_labels}"
+                f"its counts are of {len(part.confusion)} labels, not of the run's "
+                f"{num_labels}"
             )
         if part.confusion.max() > MOST_COUNTED or part.num_examples == 0:
             raise BadAnswer(f"its counts are of {part.num_examples} held-out examples")
@@ -98,7 +103,8 @@ def check_counts(counts: Sums, num_labels: int, num_parts: int, member: Member) 
     most = member.most_examples
     if most is not None and num_examples > most:
         raise BadAnswer(
-            f"its counts are of {num_examples} held-out examples, but it is registered with {most} at most"
+            f"its counts are of {num_examples} held-out examples, but it is registered "
+            f"with {most} at most"
         )
     if num_examples != member.num_held_out:
         raise ExamplesChanged(
@@ -108,10 +114,12 @@ def check_counts(counts: Sums, num_labels: int, num_parts: int, member: Member) 
 
 
 def check_finite(round: int, what: str, value: float) -> None:
-    """Raise RunFailed where a number of the round's record is none."""
+    """Raise RunFailed if a number of the round's record is not finite."""
     if not isfinite(value):
-        rule = "Lower train.learning_rate; the last good checkpoint is kept."
-        raise RunFailed(f"round {round}: {what} is {value}: {DIVERGED}. {rule}")
+        raise RunFailed(
+            f"round {round}: {what} is {value}: {DIVERGED}. Lower train.learning_rate; "
+            "the last good checkpoint is kept."
+        )
 
 
 def _is_sane(value: float) -> bool:

@@ -1,4 +1,4 @@
-"""The server's part of SCAFFOLD: the mean number of steps of the last round."""
+"""The server's part of SCAFFOLD: the mean number of steps in the last round."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from wardround.server.rounds.members import Member
 def mean_steps(
     last: RoundRecord, members: Sequence[Member], weights: Mapping[int, float]
 ) -> float:
-    """Optimiser steps of the clients in the last round, in its mean: what SCAFFOLD's clients have to be told.
+    """Return the mean of the clients' optimiser steps in the last round, for the clients.
 
-    0 where control variates start anew: in round 1, after a round in which a client had none, and where
-    clients, their examples or their weights have changed since. Else the corrections would not cancel in the
-    mean, and what is left over would stay in it (docs/optimisers.md).
+    It is 0 if control variates start again: in round 1, after a round in which a client
+    had no control variate, and if clients, their examples or their weights have changed.
+    Otherwise the corrections would not cancel in the mean, and their sum would stay in
+    it (docs/optimisers.md).
 
     Args:
-        weights: of the members' updates in the mean, by client number.
+        weights: weights of the members' updates in the mean, by client number.
     """
+    if any(client.uncorrected for client in last.clients):
+        return 0.0
     total = sum(weights.values())
-    then = {
+    before = {
         client.client: (client.num_examples, client.share) for client in last.clients
     }
     now = {
         member.client: (member.num_examples, weights[member.client] / total)
         for member in members
     }
-    if then != now or any(client.uncorrected for client in last.clients):
+    if before != now:
         return 0.0
     return sum(
         (client.share or 0.0) * (client.num_steps or 0) for client in last.clients

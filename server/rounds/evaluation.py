@@ -1,4 +1,4 @@
-"""Measuring each round's model: here, on a central test set, or by the sites on texts that they hold out."""
+"""Measures each round's model: on a central test set, or at the sites on their held-out texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.messages import Update
 from wardround.server.diagnostics.predictions import describe_predictions
-from wardround.server.record import RoundRecord, SiteRecord, TestRecord
+from wardround.server.record import RoundRecord, SiteTestRecord, TestRecord
 from wardround.server.rounds.checks import check_counts, check_finite
 from wardround.server.rounds.members import Member
 
@@ -31,37 +31,41 @@ if TYPE_CHECKING:
 class Evaluation:
     """Fills the `test` of each round's record.
 
-    Sites measure the model that they are sent to train on, so their counts come with the updates of the next
-    round; until then the record waits.
+    Sites measure the model that they receive for training, so their counts come with the
+    updates of the next round. Until then the record waits.
     """
 
     def __init__(
         self, settings: Settings, model_state: ModelState, test: TokenisedTexts | None
     ) -> None:
-        """Args: test: the central test set; None where the sites measure."""
-        self.settings, self.model_state, self.test = settings, model_state, test
+        """Args: test: the central test set; None if the sites measure."""
+        self.settings = settings
+        self.model_state = model_state
+        self.test = test
         self.num_labels = model_state.text_model.num_labels
         fraction = settings.evaluation.validation_fraction
         self.num_parts = 2 if fraction else 1
-        """Of what is counted: that which is reported, and that which chooses the best model."""
-        self._parts: tuple[
-            np.ndarray, ...
-        ] = ()  # of the central test set, (n,) int64 each, in that order
+        """Number of parts that are counted: the reported one, and the one that chooses
+        the best model."""
+        self._parts: tuple[np.ndarray, ...] = ()
+        """Indices into the central test set, (n,) int64 each, in that order."""
         if test is not None:
-            seed = (
-                settings.seed
-                if settings.data.split_seed is None
-                else settings.data.split_seed
-            )
+            split_seed = settings.data.split_seed
             validation, reported = split_held_out(
-                test.labels, np.arange(len(test)), fraction, seed
+                test.labels,
+                np.arange(len(test)),
+                fraction,
+                settings.seed if split_seed is None else split_seed,
             )
             self._parts = (reported, validation)[: self.num_parts]
         self.waiting: RoundRecord | None = None
-        """For the counts of the sites."""
+        """The record that waits for the counts of the sites."""
 
     def measure(self, tensors: Tensor) -> tuple[Sums, float] | None:
-        """Sums and accuracy of the model with these weights, (P,) fp32; None where the sites measure."""
+        """Return counts and accuracy of the model with these weights, (P,) fp32.
+
+        None if the sites measure.
+        """
         if self.test is None:
             return None
         self.model_state.load(tensors)
@@ -72,56 +76,69 @@ class Evaluation:
             counts = self.count(self.test, by_length(self.test, reported))
             accuracy = counts.accuracy
         for part in validation:
-            counts = replace(
-                counts, validation=self.count(self.test, by_length(self.test, part))
-            )
+            found = self.count(self.test, by_length(self.test, part))
+            counts = replace(counts, validation=found)
         return counts, accuracy
 
     def _over_parts(
         self, test: TokenisedTexts, chosen: np.ndarray
     ) -> tuple[Sums, float]:
-        """The authors' code: cut the test set into K parts, and average batch accuracies in each."""
+        """As the authors' code: K parts of the test set, batch accuracies averaged in each."""
         parts = np.array_split(chosen, min(self.settings.num_clients, len(chosen)))
         counts = [self.count(test, part) for part in parts]
-        return reduce(add, counts), float(
-            np.mean([np.mean(part.batch_accuracies) for part in counts])
-        )
+        accuracies = [np.mean(part.batch_accuracies) for part in counts]
+        return reduce(add, counts), float(np.mean(accuracies))
+
+    def count(self, test: TokenisedTexts, indices: np.ndarray) -> Sums:
+        """Evaluate the test examples with these indices, in this order."""
+        model = self.model_state.text_model.model
+        return evaluate(model, test, indices, self.settings, self.model_state.device)
 
     def check(self, update: Update, member: Member) -> None:
-        """Refuse an update whose counts are not as asked. Raises BadAnswer as `check_counts` does."""
+        """Raise BadAnswer, as `check_counts` does, if an update lacks the counts asked for."""
         if update.test is not None:
             check_counts(update.test, self.num_labels, self.num_parts, member)
         elif self.test is None and not update.withheld:
             raise BadAnswer("its update holds no counts of held-out examples")
 
-    def enter(self, record: RoundRecord, measured: tuple[Sums, float] | None) -> None:
-        """Put what `measure` gave into the record, or have it wait. Raises RunFailed as `hear` does."""
+    def complete(
+        self, record: RoundRecord, measured: tuple[Sums, float] | None
+    ) -> None:
+        """Put the result of `measure` into the record, or let it wait if there is none.
+
+        Raises:
+            RunFailed: the loss is not finite.
+        """
         if measured is None:
             self.waiting = record
         else:
             _add_test(record, *measured)
 
-    def hear(self, counts: Mapping[str, Sums]) -> RoundRecord | None:
-        """The record that waited, with the exact sum of what the sites counted, and what each did.
+    def complete_waiting(self, counts: Mapping[str, Sums]) -> RoundRecord | None:
+        """Return the record that waited, with the exact sum of the sites' counts.
 
         Args:
-            counts: of each site, by its name.
+            counts: the counts of each site, by its name.
+
+        Returns:
+            The record; None if no record waits.
 
         Raises:
-            RunFailed: there are none, or the loss is no number.
+            RunFailed: there are no counts, or the loss is not finite.
         """
-        record, self.waiting = self.waiting, None
+        record = self.waiting
+        self.waiting = None
         if record is None:
             return None
         if not counts:
-            no_counts = (
-                "no site sent counts of its held-out texts; set evaluation.where=server"
+            raise RunFailed(
+                f"round {record.round}: no site sent counts of its held-out texts; set "
+                "evaluation.where=server"
             )
-            raise RunFailed(f"round {record.round}: {no_counts}")
         total = reduce(add, counts.values())
         _add_test(record, total, total.accuracy)
         record.sites = [
-            SiteRecord(
+            SiteTestRecord(
                 site=name,
                 num_examples=site.num_examples,
                 correct=int(np.trace(site.confusion)),
@@ -132,25 +149,19 @@ class Evaluation:
         ]
         return record
 
-    def count(self, test: TokenisedTexts, indices: np.ndarray) -> Sums:
-        """Evaluate the chosen test examples in this order."""
-        model, device = self.model_state.text_model.model, self.model_state.device
-        return evaluate(model, test, indices, self.settings, device)
-
 
 def _add_test(record: RoundRecord, counts: Sums, accuracy: float) -> None:
-    record.test = _measured(record.round, "test loss", counts, accuracy)
-    record.diagnostics = record.diagnostics.model_copy(
-        update=describe_predictions(counts)
-    )
-    if counts.validation is not None:
-        validation = counts.validation
-        record.validation = _measured(
+    record.test = _test_record(record.round, "test loss", counts, accuracy)
+    predictions = describe_predictions(counts)
+    record.diagnostics = record.diagnostics.model_copy(update=predictions)
+    validation = counts.validation
+    if validation is not None:
+        record.validation = _test_record(
             record.round, "validation loss", validation, validation.accuracy
         )
 
 
-def _measured(round: int, what: str, counts: Sums, accuracy: float) -> TestRecord:
+def _test_record(round: int, what: str, counts: Sums, accuracy: float) -> TestRecord:
     check_finite(round, what, counts.loss)
     return TestRecord(
         loss=counts.loss,

@@ -1,4 +1,4 @@
-"""The clients of a round and the weights of their updates in the mean."""
+"""The clients of a round, and the weights of their updates in the mean."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ class Member:
     client: int
     """Its number, from 0; sites are numbered in the order of their names."""
     name: str
-    """How messages call it: `client 3`, or the name of its site."""
+    """Its name in messages: `client 3`, or the name of its site."""
     node_id: int
     num_examples: int
     num_held_out: int = 0
-    """Examples it says it holds out."""
+    """Number of examples that it holds out, as it reported."""
     most_examples: int | None = None
-    """What it is registered for; None for no bound."""
+    """The most examples that its registration allows; None if there is no limit."""
     site: str | None = None
-    """What its site was registered with, or its file is called; None where clients are no sites."""
+    """The name of its site, from the registration or from the site's file in a
+    simulation; None if the client is not a site."""
 
     @property
     def weight(self) -> int:
-        """Examples that its update is weighted by."""
-        return (
-            self.num_examples
-            if self.most_examples is None
-            else min(self.num_examples, self.most_examples)
-        )
+        """The number of examples by which its update is weighted."""
+        if self.most_examples is None:
+            return self.num_examples
+        return min(self.num_examples, self.most_examples)
 
 
 def weights_of(
     members: Sequence[Member], settings: StrategySettings
 ) -> dict[int, float]:
-    """Weight of each member's update in the mean, by client number.
+    """Return the weight of each member's update in the mean, by client number.
 
-    Bounded by `max_share` of all members; where some do not answer, the shares of the others grow alike.
+    `max_share` bounds the share of each member among all members. If some do not answer,
+    the shares of the others grow by the same factor.
     """
     is_by_examples = settings.weighting == "examples"
     weights: dict[int, float] = {
-        m.client: m.weight if is_by_examples else 1 for m in members
+        member.client: member.weight if is_by_examples else 1 for member in members
     }
-    return (
-        weights if settings.max_share is None else capped(weights, settings.max_share)
-    )
+    if settings.max_share is None:
+        return weights
+    return capped(weights, settings.max_share)
 
 
 def capped(weights: Mapping[int, float], max_share: float) -> dict[int, float]:
-    """The largest weights lowered to one value, so that none is more than `max_share` of their sum.
+    """Lower the largest weights to one value, so that no share of the sum is over `max_share`.
 
-    With m lowered to c and a sum R of the others, c = max_share (m c + R); equal weights where nothing else
-    will do.
+    With m lowered to c and a sum R of the others, c = max_share (m c + R). If no such c
+    exists, all weights become equal.
     """
     largest_first = sorted(weights.values(), reverse=True)
     rest = float(sum(largest_first))
-    for number, weight in enumerate(largest_first):
-        share_left = 1 - max_share * number
+    for num_lowered, weight in enumerate(largest_first):
+        share_left = 1 - max_share * num_lowered
         bound = max_share * rest / share_left if share_left > 1e-12 else 0.0
-        if weight <= bound:
-            return {
-                client: min(own, bound) if number else own
-                for client, own in weights.items()
-            }
-        rest -= weight
-    return {client: min(largest_first) for client in weights}
+        if weight > bound:
+            rest -= weight
+            continue
+        if num_lowered == 0:
+            return dict(weights)
+        return {client: min(own, bound) for client, own in weights.items()}
+    return dict.fromkeys(weights, min(largest_first))

@@ -1,4 +1,4 @@
-"""The server's step from the mean of a round to the new global tensors."""
+"""The server's step: from the mean of a round to the new global tensors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 
 
 class ServerStep:
-    """From the clients' mean to the new global tensors, by `strategy.optimizer`.
+    """Computes the new global tensors from the clients' mean, by `strategy.optimizer`.
 
-    `sgd` is FedAvgM (Hsu, Qi, Brown 2019, arXiv:1909.06335, section 3): v <- b v + (mean - w); w <- w + a v.
-    With momentum b = 0 and learning rate a = 1, the defaults, the new global tensors are the mean itself,
-    bit for bit. Memory: one more (P,) fp32 where b > 0, none otherwise.
+    `sgd` is FedAvgM (Hsu, Qi, Brown 2019, arXiv:1909.06335, section 3):
+    v <- b v + (mean - w); w <- w + a v. With momentum b = 0 and learning rate a = 1, the
+    defaults, the new global tensors are the mean itself, bit for bit. Memory: one more
+    (P,) fp32 if b > 0.
 
-    The others are those of Reddi et al. 2021 (arXiv:2003.00295, algorithm 2), with d = mean - w:
-    m <- b1 m + (1 - b1) d; v as in `SECOND_MOMENTS`; w <- w + a m / (sqrt(v) + tau), from m = 0 and
-    v = tau^2. Memory: two more (P,) fp32.
+    The others are those of Reddi et al. 2021 (arXiv:2003.00295, algorithm 2), with
+    d = mean - w: m <- b1 m + (1 - b1) d; v as in `SECOND_MOMENTS`;
+    w <- w + a m / (sqrt(v) + tau), from m = 0 and v = tau^2. Memory: two more (P,) fp32.
     """
 
     def __init__(
@@ -33,64 +34,72 @@ class ServerStep:
         head: Sequence[slice] = (),
     ) -> None:
         """Args:
-        state: `state` of the server that goes on, as its checkpoint holds it.
-        head: where the tensors of the new head lie.
+        state: the `state` in the checkpoint of a run that is resumed.
+        head: the places of the new head's tensors in the flat buffer.
         """
         self._strategy = settings.strategy
-        # A head that every site drew anew is a replacement, no direction to go on in.
+        # The mean of heads that sites drew separately is a new start, not a direction.
         self._first_round = 2 if settings.train.draws_heads else 1
-        self._head = head if settings.train.head_init == "per_site_rescaled" else ()
-        self._head_norms, self._weight = [0.0] * len(self._head), 0.0
+        is_rescaled = settings.train.head_init == "per_site_rescaled"
+        self._head = head if is_rescaled else ()
+        self._head_norms = [0.0] * len(self._head)
+        self._weight = 0.0
         self.state: dict[str, Tensor] = dict(state or {})
-        """What goes on from round to round, (P,) fp32 each: `momentum`, `second_moment`, or nothing yet."""
+        """Kept from round to round: `momentum` and `second_moment`, (P,) fp32 each, if
+        the optimiser has them and has made a step."""
 
     def note(self, number: int, trained: Tensor, weight: float) -> None:
-        """See one update, (P,) fp32, that is going into the mean of round `number` with this weight."""
-        if number < self._first_round:
-            self._weight += weight
-            for place, part in enumerate(self._head):
-                self._head_norms[place] += weight * float(trained[part].norm())
+        """Read one update, (P,) fp32, which has this weight in the mean of round `number`."""
+        if number >= self._first_round:
+            return
+        self._weight += weight
+        for place, part in enumerate(self._head):
+            self._head_norms[place] += weight * float(trained[part].norm())
 
     def apply(self, number: int, tensors: Tensor, mean: Tensor) -> Tensor:
-        """The global tensors after round `number`.
+        """Return the global tensors after round `number`, (P,) fp32.
 
-        Heads that were drawn apart are shorter in the mean than each of them is, by about sqrt(K). With
-        `train.head_init=per_site_rescaled` each tensor of the head gets the mean of the norms back.
+        Averaging K separately drawn heads makes them shorter, by about sqrt(K). With
+        `train.head_init=per_site_rescaled` each tensor of the mean head is rescaled to
+        the mean of the clients' norms.
 
         Args:
-            tensors: (P,) fp32, what the clients started from; left as it is.
-            mean: (P,) fp32, the mean of what they trained; may be written into.
+            tensors: (P,) fp32, from which the clients started; is not changed.
+            mean: (P,) fp32, the mean of the trained tensors; may be overwritten.
         """
-        strategy = self._strategy
-        rate, decay = strategy.server_learning_rate, strategy.server_momentum
         if number < self._first_round:
-            for part, norms in zip(self._head, self._head_norms, strict=True):
-                mean[part].mul_(
-                    norms / self._weight / max(float(mean[part].norm()), 1e-12)
-                )
-            return mean
-        if strategy.optimizer != "sgd":
+            return self._rescaled(mean)
+        if self._strategy.optimizer != "sgd":
             return self._adaptive(tensors, mean)
-        if decay == 0:
-            return mean if rate == 1 else mean.sub_(tensors).mul_(rate).add_(tensors)
-        momentum = self._kept("momentum", tensors, 0.0)
-        momentum.mul_(decay).add_(mean).sub_(tensors)
-        return torch.add(tensors, momentum, alpha=rate, out=mean)
+        rate = self._strategy.server_learning_rate
+        decay = self._strategy.server_momentum
+        if decay > 0:
+            momentum = self._kept("momentum", tensors, 0.0)
+            momentum.mul_(decay).add_(mean).sub_(tensors)
+            return torch.add(tensors, momentum, alpha=rate, out=mean)
+        if rate == 1:
+            return mean
+        return mean.sub_(tensors).mul_(rate).add_(tensors)
+
+    def _rescaled(self, mean: Tensor) -> Tensor:
+        for part, norms in zip(self._head, self._head_norms, strict=True):
+            length = max(float(mean[part].norm()), 1e-12)
+            mean[part].mul_(norms / self._weight / length)
+        return mean
 
     def _adaptive(self, tensors: Tensor, mean: Tensor) -> Tensor:
         strategy = self._strategy
+        rate = strategy.server_learning_rate
         momentum = self._kept("momentum", tensors, 0.0)
         squares = self._kept("second_moment", tensors, strategy.tau**2)
-        follow = SECOND_MOMENTS[strategy.optimizer]
+        update_moment = SECOND_MOMENTS[strategy.optimizer]
         for start in range(0, len(tensors), BLOCK):
             block = slice(start, start + BLOCK)
             delta = mean[block].sub_(tensors[block])
             momentum[block].lerp_(delta, 1 - strategy.beta_1)
-            follow(squares[block], delta.square(), strategy.beta_2)
+            update_moment(squares[block], delta.square(), strategy.beta_2)
             step = momentum[block] / squares[block].sqrt().add_(strategy.tau)
-            torch.add(
-                tensors[block], step, alpha=strategy.server_learning_rate, out=delta
-            )
+            torch.add(tensors[block], step, alpha=rate, out=delta)
         return mean
 
     def _kept(self, name: str, tensors: Tensor, start: float) -> Tensor:
@@ -99,11 +108,21 @@ class ServerStep:
         return self.state[name]
 
 
-SECOND_MOMENTS: dict[str, Callable[[Tensor, Tensor, float], object]] = {
-    "adam": lambda v, squared, beta_2: v.lerp_(squared, 1 - beta_2),
-    "yogi": lambda v, squared, beta_2: v.sub_(
-        squared * torch.sign(v - squared), alpha=1 - beta_2
-    ),
-    "adagrad": lambda v, squared, beta_2: v.add_(squared),
+def _adam(v: Tensor, squared: Tensor, beta_2: float) -> None:
+    v.lerp_(squared, 1 - beta_2)
+
+
+def _yogi(v: Tensor, squared: Tensor, beta_2: float) -> None:
+    v.sub_(squared * torch.sign(v - squared), alpha=1 - beta_2)
+
+
+def _adagrad(v: Tensor, squared: Tensor, beta_2: float) -> None:
+    v.add_(squared)
+
+
+SECOND_MOMENTS: dict[str, Callable[[Tensor, Tensor, float], None]] = {
+    "adam": _adam,
+    "yogi": _yogi,
+    "adagrad": _adagrad,
 }
-"""By `strategy.optimizer`: v, in place, from the squared update."""
+"""By `strategy.optimizer`: change v in place, from the squared update."""

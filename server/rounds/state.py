@@ -14,18 +14,17 @@ if TYPE_CHECKING:
     from wardround.common.wire.arrays import Payload
 
 
-@dataclass
+@dataclass(frozen=True)
 class RoundState:
-    """Where a run stands: the global tensors after a whole round, and that round's record."""
+    """The global tensors after a whole round, and the record of that round."""
 
     layout: Layout
     tensors: Tensor  # (P,) fp32 on the CPU
     record: RoundRecord
-    """Its `test` is None until the model has been measured, which sites do a round later."""
+    """Its `test` is None until the model is measured. Sites do that in the next round."""
     step: tuple[str, Payload] | None = None
-    """The version before the last round, and the tensors written against it; None where nobody holds it."""
-    mean_steps: float = 0.0
-    """Of the clients in the last round; 0 where control variates are not used, or start anew."""
+    """The version of the tensors before this round, and these tensors written against
+    it; None if no client holds that version."""
 
     @property
     def version(self) -> str:
@@ -34,5 +33,5 @@ class RoundState:
 
     @property
     def round(self) -> int:
-        """The last whole round; 0 is the initial model."""
+        """The number of the round; 0 is the initial model."""
         return self.record.round

@@ -1,31 +1,32 @@
-"""What a round's updates and test predictions tell: how far clients agree, what they move and predict."""
+"""Statistics of the updates in a mean, and their part of the round's record."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, prod, sqrt
 from typing import TYPE_CHECKING
 
-from wardround.common.model.flat import cosine, distance
-from wardround.server.record import Diagnostics
+from wardround.common.model.flat import Layout, cosine, distance
+from wardround.server.record import ClientRecord, Diagnostics
+from wardround.server.rounds.mean import RoundMean
+from wardround.server.rounds.members import Member
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wardround.common.model.flat import Layout
-    from wardround.server.rounds.mean import RoundMean
+    from wardround.common.wire.messages import Update
 
 
 @dataclass(frozen=True)
 class Head:
-    """Where the parameters that pre-training did not bring lie in the flat buffer; all else is the body."""
+    """The places of the newly added layers in the flat buffer; the rest is the body."""
 
     slices: tuple[slice, ...]
 
     @classmethod
     def of(cls, layout: Layout, names: Sequence[str]) -> Head:
-        """Args: names: the head's parameters, as in `Classifier.new_head`."""
+        """Args: names: the head's parameters, as in `TextModel.new_head`."""
         places = zip(layout.names, layout.shapes, layout.offsets, strict=True)
         return cls(
             tuple(
@@ -36,78 +37,170 @@ class Head:
         )
 
     def body_norm(self, trained: Tensor, start: Tensor) -> float:
-        """L2 norm of `trained - start`, both (P,) fp32, over all but the head.
+        """Return the L2 norm of `trained - start`, both (P,) fp32, over the body.
 
-        As a difference of squares it would be mostly rounding when the head alone has moved.
+        A difference of squares would be mostly rounding if only the head has moved.
         """
-        ends = [*(part.start for part in self.slices), len(trained)]
         starts = [0, *(part.stop for part in self.slices)]
+        ends = [*(part.start for part in self.slices), len(trained)]
         parts = (slice(first, end) for first, end in zip(starts, ends, strict=True))
         return hypot(*(distance(trained[part], start[part]) for part in parts))
 
     def update_norm(self, trained: Tensor, start: Tensor) -> float:
-        """L2 norm of `trained - start`, both (P,) fp32, over the head alone; 0 where there is no new head."""
+        """Return the L2 norm of `trained - start`, both (P,) fp32, over the head.
+
+        It is 0 if there is no new head.
+        """
         deltas = (trained[part] - start[part] for part in self.slices)
         return sqrt(sum(delta.dot(delta).item() for delta in deltas))
 
     def length(self, tensors: Tensor) -> float:
-        """L2 norm of the head in `tensors`, (P,) fp32; 0 where there is no new head."""
-        return sqrt(
-            sum(tensors[part].dot(tensors[part]).item() for part in self.slices)
+        """Return the L2 norm of the head in `tensors`, (P,) fp32; 0 without a new head."""
+        parts = (tensors[part] for part in self.slices)
+        return sqrt(sum(part.dot(part).item() for part in parts))
+
+
+@dataclass(frozen=True)
+class FoldedUpdate:
+    """An update that is in the mean of a round, without its tensors."""
+
+    member: Member
+    num_examples: int
+    num_steps: int
+    loss: float
+    seconds: float
+    num_bytes: int
+    """Bytes of the tensors, as they travelled."""
+    is_uncorrected: bool
+    """True if the client lacked the control variate for its steps."""
+    head_norm: float | None = None
+    """L2 norm over the head; None if the server cannot see single updates."""
+    norm_received: float | None = None
+    """L2 norm as it came; None if it was not clipped."""
+
+    @classmethod
+    def of(
+        cls,
+        member: Member,
+        update: Update,
+        head_norm: float | None,
+        norm_received: float | None,
+    ) -> FoldedUpdate:
+        """Take everything but the tensors."""
+        return cls(
+            member=member,
+            num_examples=update.num_examples,
+            num_steps=update.num_steps,
+            loss=update.loss,
+            seconds=update.seconds,
+            num_bytes=update.payload.num_bytes,
+            is_uncorrected=bool(update.uncorrected),
+            head_norm=head_norm,
+            norm_received=norm_received,
         )
+
+
+def client_records(
+    updates: Sequence[FoldedUpdate],
+    outcome: RoundMean,
+    steps_before: Mapping[int, int],
+    has_shares: bool,
+) -> list[ClientRecord]:
+    """Return the record of each update, in the order of folding.
+
+    Args:
+        outcome: their mean. Statistics that it lacks are None in the records.
+        steps_before: optimiser steps in all earlier rounds, by client number.
+        has_shares: if the records name each update's share of the mean.
+    """
+    records = []
+    total_weight = sum(outcome.weights)
+    unknown = [None] * len(updates)
+    norms = outcome.client_norms or unknown
+    to_mean = outcome.cosines_to_mean or unknown
+    to_others = cosines_to_others(outcome)
+    for place, update in enumerate(updates):
+        client = update.member.client
+        share = outcome.weights[place] / total_weight
+        record = ClientRecord(
+            client=client,
+            num_examples=update.num_examples,
+            loss=update.loss,
+            seconds=update.seconds,
+            num_bytes=update.num_bytes,
+            num_steps=update.num_steps,
+            total_steps=steps_before.get(client, 0) + update.num_steps,
+            head_norm=update.head_norm,
+            norm_received=update.norm_received,
+            site=update.member.site,
+            update_norm=norms[place],
+            cosine_to_mean=to_mean[place],
+            cosine_to_others=to_others[place],
+            share=share if has_shares else None,
+            uncorrected=update.is_uncorrected or None,
+        )
+        records.append(record)
+    return records
 
 
 def describe_updates(
     outcome: RoundMean | None, head_norm: float, body_norm: float, head_length: float
 ) -> Diagnostics:
-    """What a round's updates tell together; what the model predicts is not known yet.
+    """Return the statistics of a round's updates together; those of predictions are None.
 
     Args:
         outcome: the mean and its updates; None in round 0.
         head_norm: L2 norm of the mean update over the head.
-        body_norm: L2 norm of the mean update over all else.
+        body_norm: L2 norm of the mean update over the body.
         head_length: L2 norm of the head in the new global tensors.
     """
-    told: dict[str, float] = {"head_length": head_length}
+    unknown = dict.fromkeys(Diagnostics.model_fields)
+    known: dict[str, float | None] = {"head_length": head_length}
     if outcome is not None:
-        told |= {
-            "mean_update_norm": outcome.update_norm,
-            "norm_ratio": norm_ratio(outcome),
-        }
-        told |= {"head_norm": head_norm, "body_norm": body_norm}
-    return Diagnostics.model_validate(dict.fromkeys(Diagnostics.model_fields) | told)
+        known["mean_update_norm"] = outcome.update_norm
+        known["norm_ratio"] = norm_ratio(outcome)
+        known["head_norm"] = head_norm
+        known["body_norm"] = body_norm
+    return Diagnostics.model_validate(unknown | known)
 
 
-def norm_ratio(outcome: RoundMean) -> float:
-    """Norm of the mean update over the mean of the norms, both weighted as the mean is; in [0, 1].
+def norm_ratio(outcome: RoundMean) -> float | None:
+    """Norm of the mean update over the weighted mean of the norms; in [0, 1].
 
-    1: all updates point the same way; 1/sqrt(K): K updates of equal norm and weight are as independent noise;
-    0: they cancel, or nothing moved.
+    1: all updates point the same way; 1/sqrt(K): K updates of equal norm and weight are
+    like independent noise; 0: they cancel, or nothing moved. None if the norms of single
+    updates are not known.
     """
-    pairs = zip(outcome.agreements, outcome.weights, strict=True)
-    mean_of_norms = sum(
-        agreement.update_norm * weight for agreement, weight in pairs
-    ) / sum(outcome.weights)
+    if outcome.client_norms is None:
+        return None
+    pairs = zip(outcome.client_norms, outcome.weights, strict=True)
+    weighted = sum(norm * weight for norm, weight in pairs)
+    mean_of_norms = weighted / sum(outcome.weights)
     return min(1.0, outcome.update_norm / mean_of_norms) if mean_of_norms > 0 else 0.0
 
 
 def cosines_to_others(outcome: RoundMean) -> list[float | None]:
-    """Cosine of each update to the weighted mean of the others: 0 for independent noise, whatever K is.
+    """Cosine of each update to the weighted mean of the others: 0 for independent noise.
 
-    The cosine to the mean of all holds an update's own share, and is 0 where two updates cancel; this one is
-    -1 there. With p the update's share of the weights, d the update and m the mean of all, the others point
-    along m - p d, whose products with d and with itself follow from the norms and the cosine to m.
+    The cosine to the mean of all includes the update's own share, and is 0 if two
+    updates cancel; this one is -1 then. With p the update's share of the weights, d the
+    update and m the mean of all, the others point along m - p d. Its products with d and
+    with itself follow from the norms and the cosine to m.
 
     Returns:
-        One for each update; 0 where it or the others do not move, None where there are no others.
+        One for each update: 0 if it or the others do not move; None if there are no
+        others, or if single updates are not known.
     """
-    if len(outcome.agreements) == 1:
-        return [None]
-    total = sum(outcome.weights)
+    weights = outcome.weights
+    norms = outcome.client_norms
+    to_mean = outcome.cosines_to_mean
+    if norms is None or to_mean is None or len(weights) == 1:
+        return [None] * len(weights)
+    total = sum(weights)
     cosines: list[float | None] = []
-    for agreement, weight in zip(outcome.agreements, outcome.weights, strict=True):
-        share, norm = weight / total, agreement.update_norm
-        with_mean = agreement.cosine_to_mean * norm * outcome.update_norm  # <d, m>
+    for norm, cosine_to_mean, weight in zip(norms, to_mean, weights, strict=True):
+        share = weight / total
+        with_mean = cosine_to_mean * norm * outcome.update_norm  # <d, m>
         with_others = with_mean - share * norm**2  # <d, m - p d>
         others_squared = (
             outcome.update_norm**2 - 2 * share * with_mean + (share * norm) ** 2

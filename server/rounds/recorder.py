@@ -1,0 +1,81 @@
+"""Writes a run down: checkpoints, history and the best model, always in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from wardround.common.files import Writer
+from wardround.common.model.flat import Layout
+from wardround.server.record import RoundRecord, best_of
+from wardround.server.rounds.callbacks import Callback
+from wardround.server.rounds.server_step import ServerStep
+from wardround.server.run_folder import Checkpoint, RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Recorder(Callback):
+    """Records every round, beside the rounds that follow.
+
+    One writer carries out one write after the other. So a round has its line in
+    `history.jsonl` only if its checkpoint exists, and the best model is copied from a
+    checkpoint that exists.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        layout: Layout,
+        server_step: ServerStep,
+        writer: Writer,
+        *,
+        waits_for_checkpoint: bool,
+    ) -> None:
+        """Args:
+        waits_for_checkpoint: a checkpoint is on the disk before the next round is sent.
+            Real sites answer a round once: a server that was killed must never need
+            answers to a round that the sites have left behind.
+        """
+        self._folder = folder
+        self._layout = layout
+        self._server_step = server_step
+        self._writer = writer
+        self._waits_for_checkpoint = waits_for_checkpoint
+        self._best = best_of(folder.history())
+
+    def resumed(self, last_round: int) -> str | None:
+        if self._best is None:
+            return None
+        kept = self._folder.load_best()
+        if kept is None or kept.record.round != self._best.round:
+            # The run was killed between the line in the history and the copy.
+            self._folder.keep_best(self._best.round)
+        return None
+
+    def before_round(self, round: int, names: Sequence[str]) -> None:
+        if self._waits_for_checkpoint:
+            self._writer.wait()
+
+    def after_average(self, record: RoundRecord, tensors: Tensor) -> None:
+        self._writer.wait()
+        # Copies, since the next round changes the server's state, and the record of a
+        # model that the sites have not measured yet.
+        state = {
+            name: self._layout.views(kept.clone())
+            for name, kept in self._server_step.state.items()
+        }
+        record = record.model_copy(deep=True)
+        checkpoint = Checkpoint(record, self._layout.views(tensors), state)
+        self._writer.write(self._folder.save_checkpoint, checkpoint)
+
+    def after_round(self, record: RoundRecord) -> str | None:
+        self._writer.write(self._folder.append_history, record)
+        self._keep_if_best(record)
+        return None
+
+    def _keep_if_best(self, record: RoundRecord) -> None:
+        self._best = best_of(filter(None, (self._best, record)))
+        if self._best is record:
+            self._writer.write(self._folder.keep_best, record.round)

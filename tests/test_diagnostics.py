@@ -19,7 +19,7 @@ from wardround.common.model.flat import Layout
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.messages import Update
 from wardround.server.app import conduct
-from wardround.server.deployment.status import standing_of
+from wardround.server.deployment.status import read_status
 from wardround.server.diagnostics.predictions import describe_predictions, entropy
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.engines.simulate import simulate
@@ -186,7 +186,7 @@ def test_a_server_that_receives_sums_only_records_nulls(
         }
         assert line["diagnostics"]["mean_update_norm"] > 0
     folder = RunFolder(tmp_path / "run")
-    assert "round 3" in standing_of(folder, None).to_text()
+    assert "round 3" in read_status(folder, None).to_text()
     assert "Update norm" in Page(write_report(folder.path)).text
 
 

@@ -88,7 +88,7 @@ def test_the_bound_follows_the_median_of_earlier_rounds(make_settings: Make) -> 
 
 def test_bounds_that_cannot_be_are_refused(make_settings: Make) -> None:
     for word, told in (
-        ("strategy.max_share=0.2", r"somebody has at least 1/3"),
+        ("strategy.max_share=0.2", r"one client has at least 1/3"),
         ("strategy.max_share=0", "greater than 0.* null for no bound"),
         ("strategy.max_norm_ratio=2", r"Set strategy\.max_update_norm too"),
         ("strategy.wait_seconds=inf", r"strategy\.wait_seconds is inf;"),

@@ -740,7 +740,7 @@ def test_an_audit_names_what_the_ledger_lacks(tmp_path: Path) -> None:
     (found,) = audit(tmp_path, [path])
     assert found.num_answers == 2
     assert found.findings == (
-        "the ledger lacks what the server has: answer to train, round 3, attempt 3",
+        "the ledger lacks an answer that the server has: answer to train, round 3, attempt 3",
     )
 
 
@@ -750,7 +750,7 @@ def test_an_audit_names_what_the_server_lacks(tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl").write_text("".join([answers[0], answers[2]]))
     (found,) = audit(tmp_path, [path])
     assert found.findings[0].startswith(
-        "the server lacks what left: line 7 of the ledger, answer to train, round 2"
+        "the server lacks an answer that was sent: line 7 of the ledger, answer to train, round 2"
     )
 
 
@@ -823,7 +823,10 @@ def test_the_commands_say_what_left(
     whole_file = Path(exported).read_bytes().splitlines(keepends=True)
     Path(exported).write_bytes(b"".join(whole_file[:6]))
     assert run(monkeypatch, wardround, "audit", str(state), "--ledger", exported) == 1
-    assert "alpha: the ledger lacks what the server has" in capsys.readouterr().out
+    assert (
+        "alpha: the ledger lacks an answer that the server has"
+        in capsys.readouterr().out
+    )
 
 
 def hostile(path: Path, word: str, key: str) -> Path:

@@ -385,7 +385,7 @@ def test_submit_refuses_one_key_under_two_names(
                 public_line(new_key("node")), line, f"SHA256:{name}"
             )
     with pytest.raises(
-        ValueError, match=r"a and b have one key .* wardround server unregister b"
+        ValueError, match=r"a and b have the same key .* wardround server unregister b"
     ):
         submit(words_for(tmp_path), server)
 

@@ -228,7 +228,7 @@ def test_a_site_is_invited_answers_and_is_let_in(
     assert folder.sites() == {"st-mary": site}
     unregister_site(folder, "st-mary")
     assert folder.sites() == {}
-    with pytest.raises(ValueError, match="was not invited, or its invitation is void"):
+    with pytest.raises(ValueError, match="wardround server invite st-mary"):
         register_site(folder, "st-mary", tmp_path / "a")
 
 
@@ -252,7 +252,7 @@ def test_wrong_names_and_answers_are_refused(
     named = answer(folder, "c", tmp_path / "c")
     invite_site(folder, "c")
     for name, file, told in (
-        ("a", good, "registered already"),
+        ("a", good, "wardround server unregister"),
         ("b", good, 'registration of "a", not of'),
         ("b", changed, "no registration|changed after it was signed"),
         ("b", other, "answers another invitation"),
@@ -265,11 +265,11 @@ def test_wrong_names_and_answers_are_refused(
             register_site(folder, name, file)
     with pytest.raises(ValueError, match="no site 'b'"):
         unregister_site(folder, "b")
-    with pytest.raises(ValueError, match="registered already"):
+    with pytest.raises(ValueError, match="wardround server unregister"):
         invite_site(folder, "a")
     for words, told in (
-        ({"name": "St Mary"}, "no site name"),
-        ({"name": "../a"}, "no site name"),
+        ({"name": "St Mary"}, "not a site name"),
+        ({"name": "../a"}, "not a site name"),
         ({"name": "d", "address": "nowhere"}, "HOST:PORT"),
         ({"name": "d", "labels": ["x", "x"]}, "--labels"),
     ):
@@ -474,7 +474,7 @@ def test_sites_of_an_earlier_version_are_registered_anew(folder: ServerFolder) -
         }
     }
     (folder.path / "sites.json").write_text(json.dumps(old))
-    with pytest.raises(ValueError, match="register the sites again"):
+    with pytest.raises(ValueError, match=r"registration\.json"):
         folder.sites()
 
 

@@ -158,7 +158,7 @@ def test_what_was_signed_is_what_was_requested(office: Office) -> None:
     )
     assert (run["plan"], run["name"]) == (digest, taken.name)
     forget_run(office.folder, taken)
-    with pytest.raises(ValueError, match="answers no request"):
+    with pytest.raises(ValueError, match="belongs to no open request"):
         take_signed_run(office.folder, office.signed)
 
 
@@ -183,11 +183,11 @@ def test_a_signed_plan_of_another_request_starts_nothing(office: Office) -> None
     second = json.loads(office.signed.read_text())
     office.signed.write_text(json.dumps(first))
     with pytest.raises(
-        ValueError, match="answers no request"
+        ValueError, match="belongs to no open request"
     ):  # the new one took its place
         take_signed_run(office.folder, office.signed)
     office.signed.write_text(json.dumps(first | {"run": second["run"]}))
-    with pytest.raises(ValueError, match="something else than its request"):
+    with pytest.raises(ValueError, match="differs from its request"):
         take_signed_run(office.folder, office.signed)
     assert len(list((office.folder.path / "requests").iterdir())) == 1
 
@@ -250,7 +250,7 @@ def test_what_is_signed_is_shown(office: Office) -> None:
         f"rounds   {office.settings.num_rounds}, each {office.settings.train.local_epochs} times",
         "sites    2: a, b",
         f"roster   {roster_fingerprint(roster_of(office.folder.sites()))}",
-        f"Run's key {fingerprint(run['key'])}",
+        f"Key of the run {fingerprint(run['key'])}",
     ):
         assert words in shown
     assert "train.weight_decay" not in shown
@@ -301,19 +301,19 @@ def test_a_request_that_cannot_be_good_is_not_signed(office: Office) -> None:
                 "plan": twins,
                 "run": unsigned(RUN, replace(run, plan=payload_digest(twins))),
             },
-            "have one key",
+            "have the same key",
         ),
         ({"plan": sign(PLAN, plan, stranger)}, "is damaged"),
         ({"plan": good["run"]}, "is damaged"),
         ({"plan": _with_a_second_roster(good["plan"])}, "is damaged"),
         ({"plan": "no envelope"}, "is damaged"),
-        ({"more": "x"}, "is no request to sign"),
+        ({"more": "x"}, "wardround submit --unsigned"),
     ):
         office.request.write_text(json.dumps(good | changed))
         with pytest.raises(ValueError, match=told):
             office.sign()
     office.request.write_text("[]")
-    with pytest.raises(ValueError, match="is no request to sign"):
+    with pytest.raises(ValueError, match="wardround submit --unsigned"):
         office.sign()
     assert not office.signed.exists()
 
@@ -381,7 +381,7 @@ def test_an_invitation_that_brings_another_key_is_not_signed_and_not_kept(
 ) -> None:
     request_invitation(office.folder, "c", office.request)
     make_signing_key(tmp_path / "stranger.key")
-    with pytest.raises(ValueError, match="trust another key than this one"):
+    with pytest.raises(ValueError, match="another signing key than this one"):
         office.sign(key=tmp_path / "stranger.key")
     other = ServerFolder.create(tmp_path / "other", Addresses(("localhost",)))
     stranger, _ = invite_site(other, "c")

@@ -52,7 +52,8 @@ class Addresses:
         """Return these addresses with another host for the sites' port.
 
         Args:
-            fleet_host: the host. None keeps that of `server.yaml`; without TLS it means this machine only.
+            fleet_host: the host. None keeps that of `server.yaml`; without TLS it means this
+                machine only.
         """
         if fleet_host is None and insecure:
             fleet_host = "::1" if ":" in self.fleet_host else "127.0.0.1"

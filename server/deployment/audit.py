@@ -1,4 +1,5 @@
-"""What sites have signed, kept beside a run's history, and compared with their own ledgers afterwards."""
+"""The signed answers of a run: kept beside its history, and compared with the sites' own
+ledgers."""
 
 from __future__ import annotations
 
@@ -32,15 +33,15 @@ _LONGEST_NUMBER = 20
 
 @dataclass
 class AnswerBook:
-    """Every answer that was authentic, whatever became of it: site, key, and the signed statement."""
+    """Keeps every authentic answer: site, key, and the signed statement."""
 
     run_dir: Path | None = None
-    """None keeps the newest of each site in memory only."""
+    """The run folder; None keeps only the newest answer of each site, in memory."""
     heads: dict[str, str] = field(default_factory=dict)
-    """By a site's public signing key: hash of the newest line of its ledger that an answer came with."""
+    """Hash of the newest ledger line that came with an answer, by the site's public signing key."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the run's file is not what was written."""
+        """Read the run's file. Raises ValueError if it was changed."""
         if self.run_dir is not None:
             self.heads = {
                 key: statement.ledger
@@ -48,13 +49,13 @@ class AnswerBook:
             }
 
     def keep(self, site: str, key: str, envelope: str, statement: Statement) -> None:
-        """Add one.
+        """Add an answer.
 
         Args:
-            key: public, OpenSSH form, under which the envelope was found good.
+            key: public key with which the envelope was verified, OpenSSH form.
 
         Raises:
-            OSError: it cannot be kept.
+            OSError: the file cannot be written.
         """
         if self.run_dir is not None:
             path = self.run_dir / FILE_NAME
@@ -69,50 +70,51 @@ class AnswerBook:
 def provenance_of(
     run: RunFolder, plan: str, sites: Mapping[str, str], kept: RoundRecord
 ) -> Provenance:
-    """What a run's folder tells of the model after the round `kept`; its files are not in it yet.
+    """Return the provenance of the model after the round `kept`, without the hashes of its files.
 
     Args:
-        plan: its SHA-256.
+        plan: SHA-256 of the plan.
         sites: public signing keys by name.
 
     Raises:
-        ValueError: the answers in the folder are not what was written.
+        ValueError: the answers in the folder were changed.
     """
     assert kept.model_sha256 is not None, "every round's model is hashed"
-    taken = {
+    used = {
         (record.round, client.site)
         for record in run.history()
         if record.round <= kept.round
         for client in record.clients
     }
-    # A round that was done again, after a restart, counts as it was done last.
+    # A round that was repeated after a restart counts as it was done last.
     newest = {
         (statement.round, site): statement_digest
         for site, _, statement, statement_digest in _read_lines(run.path)
-        if statement.kind == TRAIN and (statement.round, site) in taken
+        if statement.kind == TRAIN and (statement.round, site) in used
     }
     updates = tuple(
         (number, site, found) for (number, site), found in sorted(newest.items())
     )
-    prints = {name: fingerprint(key) for name, key in sorted(sites.items())}
-    return Provenance(2, plan, prints, kept.model_sha256, updates, kept.round)
+    fingerprints = {name: fingerprint(key) for name, key in sorted(sites.items())}
+    return Provenance(2, plan, fingerprints, kept.model_sha256, updates, kept.round)
 
 
 def _read_answers(run_dir: Path) -> Iterator[tuple[str, str, Statement]]:
-    """Site, public key and statement of each line. Raises ValueError as `_read_lines` does."""
+    """Yield site, public key and statement of each line. Raises ValueError as `_read_lines`
+    does."""
     return ((site, key, statement) for site, key, statement, _ in _read_lines(run_dir))
 
 
 def _read_lines(run_dir: Path) -> Iterator[tuple[str, str, Statement, str]]:
-    """Site, public key, statement and its SHA-256 of each line.
+    """Yield site, public key, statement and the statement's SHA-256 of each line.
 
     Raises:
-        ValueError: names the first line that was not signed with the key beside it.
+        ValueError: a line is not signed with the key in it; names the first one.
     """
     path = run_dir / FILE_NAME
     if not path.exists():
         return
-    # A line without its end was being written when the server app ended: that answer was not taken.
+    # The server app ended while it wrote a line without an end: that answer did not count.
     lines = path.read_text(encoding="ascii", errors="replace").split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
@@ -126,33 +128,37 @@ def _read_lines(run_dir: Path) -> Iterator[tuple[str, str, Statement, str]]:
             )
         except (ValueError, KeyError, TypeError, NotAuthentic):
             raise ValueError(
-                f"{path}, line {number}: it is not signed with the key that stands there. Somebody has "
-                "changed this file, or a disk is damaged."
+                f"{path}, line {number}: it is not signed with the key in it. The file was "
+                f"changed, or the "
+                "disk is damaged."
             ) from None
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What came of comparing one ledger with a run."""
+    """The comparison of one ledger with a run."""
 
     site: str
-    """As its ledger names it, fit to be printed."""
+    """Name of the site in its ledger, made printable."""
     num_answers: int
-    """That are in both, word for word."""
+    """Number of answers that are equal in both."""
     findings: tuple[str, ...]
-    """The first answer that differs, the first that the ledger lacks, the first that the server lacks."""
+    """The first answer that differs, the first that the ledger lacks, the first that the server
+    lacks."""
 
 
 def audit(run_dir: Path, ledgers: Sequence[Path]) -> list[Audit]:
-    """Compare what the server of a run holds of these sites with what they wrote down themselves.
+    """Compare the signed answers of a run with the ledgers of its sites.
 
     Raises:
-        ValueError: the run holds no signed answers, or a file is not what was written there; names the line.
+        ValueError: the run holds no signed answers, or a file was changed; names the line.
     """
     answers = list(_read_answers(run_dir))
     if not answers:
         raise ValueError(
-            f"RUN_DIR is '{run_dir}', which holds no signed answers of sites ({FILE_NAME})."
+            f"RUN_DIR is '{run_dir}', which holds no signed answers ({FILE_NAME}). Give the "
+            f"folder of a "
+            "run that was submitted to sites."
         )
     return [_compare(path, read_ledger(path), answers) for path in ledgers]
 
@@ -165,62 +171,60 @@ def _compare(
     holders = [entry for entry in entries.values() if entry.key]
     if not holders:
         raise ValueError(
-            f"{path} does not say whose ledger it is: it holds no start of `join`."
+            f"{path} names no site: it has no line about a start of `wardround-site join`."
         )
     keys = {entry.key for entry in holders}
     of_site = [statement for _, key, statement in answers if fingerprint(key) in keys]
-    differ, lacking, num_same = [], [], 0
+    different = []
+    not_in_ledger = []
+    num_same = 0
     for statement in of_site:
         entry = entries.get(statement.ledger)
         if entry is None:
-            lacking.append(f"the ledger lacks what the server has: {_words(statement)}")
+            not_in_ledger.append(
+                f"the ledger lacks an answer that the server has: {_words(statement)}"
+            )
         elif not _is_same(entry, statement):
-            differ.append(
-                f"line {entry.number} of the ledger tells of another answer: {_words(statement)}"
+            different.append(
+                f"line {entry.number} of the ledger differs from the server's {_words(statement)}"
             )
         else:
             num_same += 1
     runs = {statement.run for statement in of_site}
-    # A question that is asked again needs one answer only.
-    done = {(said.run, said.round, known_kind(said.kind)) for said in of_site}
-    hidden = [
-        f"the server lacks what left: line {entry.number} of the ledger, {_words(entry)} (it came too late, "
-        "or was put away)"
+    # A question that was asked several times needs only one answer.
+    done = {
+        (statement.run, statement.round, known_kind(statement.kind))
+        for statement in of_site
+    }
+    not_at_server = [
+        f"the server lacks an answer that was sent: line {entry.number} of the ledger, "
+        f"{_words(entry)} (it came too late, "
+        "or was removed)"
         for entry, after in pairwise(entries.values())
         if (entry.what, after.what) == ("leaves", "left")
         and entry.run in runs
         and entry.kind != NOTICE
         and (entry.run, entry.round, entry.kind) not in done
     ]
-    findings = tuple(found[0] for found in (differ, lacking, hidden) if found)
+    lists = (different, not_in_ledger, not_at_server)
+    findings = tuple(found[0] for found in lists if found)
     return Audit(shown(holders[-1].site), num_same, findings)
 
 
 def _is_same(entry: Entry, statement: Statement) -> bool:
-    told = entry.contents.signed()
-    ours = (
-        entry.what,
-        entry.kind,
-        entry.run,
-        entry.round,
-        entry.attempt,
-        entry.question,
-        told,
+    return (
+        entry.what == "leaves"
+        and entry.kind == known_kind(statement.kind)
+        and entry.run == statement.run
+        and entry.round == statement.round
+        and entry.attempt == statement.attempt
+        and entry.question == statement.answers
+        and entry.contents.signed() == told_of(statement.records)
     )
-    kind = known_kind(statement.kind)
-    theirs = (
-        kind,
-        statement.run,
-        statement.round,
-        statement.attempt,
-        statement.answers,
-    )
-    return ours == ("leaves", *theirs, told_of(statement.records))
 
 
 def _words(of: Statement | Entry) -> str:
-    """Which answer; the words of a ledger may be anybody's."""
-    round, attempt = (
-        printable(str(number), _LONGEST_NUMBER) for number in (of.round, of.attempt)
-    )
+    """Name an answer, made printable: a ledger may hold any text."""
+    round = printable(str(of.round), _LONGEST_NUMBER)
+    attempt = printable(str(of.attempt), _LONGEST_NUMBER)
     return f"answer to {shown(of.kind)}, round {round}, attempt {attempt}"

@@ -8,12 +8,12 @@ arithmetic:
 - The thread pool has MOST_PLACES threads and SPARE_THREADS more. The spare threads serve calls that
   are refused before their body is read: from an unknown key, or above the limit. They never wait.
 - A place needs at most 18 MiB, so a key that attacks costs 144 MiB. Either it holds a message three
-  times (MOST_MESSAGE_BYTES as received, as bytes and parsed), or a parsed message of _TREE_BYTES that
-  consists of empty parts, where two bytes become 60.
+  times (MOST_MESSAGE_BYTES as received, as bytes and parsed), or a parsed message of _TREE_BYTES
+  that consists of empty parts, where two bytes become 60.
 
-For a method with a single request, gRPC holds a thread of the pool until the whole body has arrived,
-without a time limit, before any check of the caller. So every method is served here as one with a
-stream of requests: then gRPC reads a body only when the handler asks for it.
+For a method with a single request, gRPC holds a thread of the pool until the whole body has
+arrived, without a time limit, before any check of the caller. So every method is served here as one
+with a stream of requests: then gRPC reads a body only when the handler asks for it.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ METHODS = {
     "PushObject": Method(MOST_MESSAGE_BYTES, body_seconds=_PIECE_SECONDS),
     "ConfirmMessageReceived": Method(),
 }
-"""The methods that a site's program calls. The server refuses the other four of Flower's API: RegisterNode
-and UnregisterNode, because the coordinator registers sites; GetRun and GetFab, with which Flower's own nodes
-fetch code to run. Sites of this program never fetch code."""
+"""The methods that a site's program calls. The server refuses the other four of Flower's API:
+RegisterNode and UnregisterNode, because the coordinator registers sites; GetRun and GetFab, with
+which Flower's own nodes fetch code to run. Sites of this program never fetch code."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ class Places:
         return max(1, min(CALLS_PER_KEY, MOST_PLACES // max(1, self._num_keys())))
 
     def take(self, caller: Caller, context: Any, seconds: float) -> Place | None:
-        """Take a place until gRPC has finished the call; None if all places of the caller are in use."""
+        """Take a place until gRPC has finished the call; None if all places of the caller are in
+        use."""
         most = self.per_key()
         place = Place(caller, context, time.monotonic() + seconds)
         with self._lock:
@@ -156,7 +157,8 @@ class Places:
                 return None
             self._num[caller.node_id] += 1
             self._taken.add(place)
-        # Freed by gRPC, not by our handler: an answer that is not taken needs memory until the call ends.
+        # Freed by gRPC, not by our handler: an answer that is not taken needs memory until the call
+        # ends.
         if not context.add_callback(partial(self._free, place)):
             self._free(place)
         return place
@@ -223,7 +225,8 @@ class _SignedTime(NamedTuple):
 
 
 class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Lets registered nodes call the methods they need. Of other callers only the headers are read."""
+    """Lets registered nodes call the methods they need. Of other callers only the headers are
+    read."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -281,7 +284,8 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
         return caller
 
     def _is_valid(self, signed: _SignedTime) -> bool:
-        """Return True if the key has signed the time. Valid signatures are remembered for a while."""
+        """Return True if the key has signed the time. Valid signatures are remembered for a
+        while."""
         if signed in self._seen:
             return True
         try:

@@ -30,56 +30,53 @@ _HEAD_START = timedelta(hours=1)
 _DNS_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 _AUTHORITY = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Wardround CA")])
 _USAGES = (
-    *(
-        "digital_signature",
-        "content_commitment",
-        "key_encipherment",
-        "data_encipherment",
-        "key_agreement",
-    ),
-    *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
 )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Where a certificate and its private key stand, both PEM."""
+    """The files of a certificate and its private key, both PEM."""
 
     certificate: Path
     key: Path
 
     def read(self) -> Certificate:
-        """What the certificate says. Raises ValueError if the file holds none."""
+        """Return the certificate's content. Raises ValueError if the file holds no certificate."""
         return read_certificate(
             self.certificate, "the server folder", "Bring it back, or renew it."
         )
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether the private key can be read with its passphrase only; False where there is none."""
+        """True if the private key has a passphrase; False if there is no key."""
         return self.key.exists() and b"ENCRYPTED" in self.key.read_bytes()
 
     @property
     def next(self) -> Pair:
-        """Where the pair that will replace this one is made."""
+        """The files of the pair that will replace this one."""
         return Pair(
-            *(
-                path.with_name(f"{path.name}.next")
-                for path in (self.certificate, self.key)
-            )
+            self.certificate.with_name(f"{self.certificate.name}.next"),
+            self.key.with_name(f"{self.key.name}.next"),
         )
 
     def finish_renewal(self) -> None:
-        """Put the next pair in place, if it was made whole: its certificate is written last."""
-        if self.next.certificate.exists():
-            for made, place in (
-                (self.next.key, self.key),
-                (self.next.certificate, self.certificate),
-            ):
-                with suppress(
-                    FileNotFoundError
-                ):  # done before a kill, or by another process now
-                    made.replace(place)
+        """Move the next pair into place if it is complete: its certificate is written last."""
+        if not self.next.certificate.exists():
+            return
+        # A file may be missing: an interrupted call or another process has moved it already.
+        with suppress(FileNotFoundError):
+            self.next.key.replace(self.key)
+        with suppress(FileNotFoundError):
+            self.next.certificate.replace(self.certificate)
 
 
 def make_authority(
@@ -92,24 +89,20 @@ def make_authority(
     """Write a new certificate authority.
 
     Args:
-        now: start of its validity; the present if None.
+        now: start of its validity; None means now.
         passphrase: encrypts the key; "" leaves it plain.
 
     Raises:
-        ValueError: a file is there already.
+        ValueError: a file exists already.
     """
     refuse_to_overwrite(target.certificate, target.key)
     key = ec.generate_private_key(ec.SECP384R1())
-    what_for = (
+    extensions = (
         x509.BasicConstraints(ca=True, path_length=0),
         _usage("key_cert_sign", "crl_sign"),
     )
-    _write(
-        target,
-        _sign(_AUTHORITY, key, _AUTHORITY, key, days, now, what_for),
-        key,
-        passphrase,
-    )
+    certificate = _sign(_AUTHORITY, key, _AUTHORITY, key, days, now, extensions)
+    _write(target, certificate, key, passphrase)
 
 
 def issue_server_certificate(
@@ -126,38 +119,36 @@ def issue_server_certificate(
 
     Args:
         names: DNS names and IP addresses under which the server is reached; at least one.
-        now: start of its validity; the present if None.
-        renew: replace what stands at `target`; a kill leaves the old pair or the new one, never one of each.
-        passphrase: of the authority's key.
+        now: start of its validity; None means now.
+        renew: replace the files of `target`. An interruption leaves the old or the new pair,
+            never a mix.
+        passphrase: passphrase of the authority's key.
 
     Raises:
-        ValueError: a file is there already and `renew` is False, a name is neither a DNS name nor an IP
-            address, or the authority's key cannot be read.
+        ValueError: a file exists already and `renew` is False, a name is neither a DNS name nor
+            an IP address, or the authority's key cannot be read.
     """
     if not renew:
         refuse_to_overwrite(target.certificate, target.key)
     signer = x509.load_pem_x509_certificate(authority.certificate.read_bytes())
     signing_key = _authority_key(authority.key, passphrase)
     key = ec.generate_private_key(ec.SECP384R1())
-    what_for = (
-        x509.SubjectAlternativeName(
-            [general_name(name) for name in dict.fromkeys(names)]
-        ),
+    alternatives = [general_name(name) for name in dict.fromkeys(names)]
+    extensions = (
+        x509.SubjectAlternativeName(alternatives),
         x509.BasicConstraints(ca=False, path_length=None),
         _usage("digital_signature"),
         x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
         x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()),
     )
-    # A common name holds 64 characters; the alternative names are what counts.
+    # A common name holds 64 characters; clients check the alternative names.
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
-    target.next.certificate.unlink(
-        missing_ok=True
-    )  # from a renewal that was never finished
-    _write(
-        target.next,
-        _sign(subject, key, signer.subject, signing_key, days, now, what_for),
-        key,
+    # It may be left from an interrupted renewal.
+    target.next.certificate.unlink(missing_ok=True)
+    certificate = _sign(
+        subject, key, signer.subject, signing_key, days, now, extensions
     )
+    _write(target.next, certificate, key)
     target.finish_renewal()
 
 
@@ -168,7 +159,7 @@ def _authority_key(path: Path, passphrase: str) -> ec.EllipticCurvePrivateKey:
         )
     except OSError as error:
         raise ValueError(
-            f"'{path}' cannot be read ({error.strerror}). Bring ca.key back from where it is kept."
+            f"'{path}' cannot be read ({error.strerror}). Copy ca.key back into the server folder."
         ) from None
     except (TypeError, ValueError):
         raise ValueError(f"'{path}' does not open with this passphrase.") from None
@@ -177,7 +168,7 @@ def _authority_key(path: Path, passphrase: str) -> ec.EllipticCurvePrivateKey:
 
 
 def general_name(name: str) -> x509.GeneralName:
-    """A name as certificates tell them apart: an IP address, or a DNS name.
+    """Return a name in the form of a certificate: an IP address or a DNS name.
 
     Raises:
         ValueError: it is neither.
@@ -191,8 +182,9 @@ def general_name(name: str) -> x509.GeneralName:
         or labels[-1].isdigit()
     ):
         raise ValueError(
-            f"'{name}' is neither a DNS name nor an IP address. Give the name under which the sites reach "
-            "the server, without port or scheme, for example --name server.example.org."
+            f"'{name}' is neither a DNS name nor an IP address. Give the name that the sites "
+            f"dial, without "
+            "port or scheme, for example --name server.example.org."
         )
     return x509.DNSName(name)
 
@@ -206,19 +198,21 @@ def _sign(
     now: datetime | None,
     extensions: Sequence[x509.ExtensionType],
 ) -> x509.Certificate:
-    """A certificate that holds `days`; what it must not be used for is critical in it."""
+    """Return a certificate that is valid for `days`. The limits of its use are critical
+    extensions."""
     start = now or datetime.now(UTC)
-    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
-    builder = builder.public_key(key.public_key()).serial_number(
-        x509.random_serial_number()
+    public = key.public_key()
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start - _HEAD_START)
+        .not_valid_after(start + timedelta(days=days))
     )
-    builder = builder.not_valid_before(start - _HEAD_START).not_valid_after(
-        start + timedelta(days=days)
-    )
-    for extension in (
-        x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
-        *extensions,
-    ):
+    key_id = x509.SubjectKeyIdentifier.from_public_key(public)
+    for extension in (key_id, *extensions):
         is_critical = isinstance(extension, x509.BasicConstraints | x509.KeyUsage)
         builder = builder.add_extension(extension, is_critical)
     return builder.sign(issuer_key, hashes.SHA384())
@@ -234,11 +228,11 @@ def _write(
     key: ec.EllipticCurvePrivateKey,
     passphrase: str = "",
 ) -> None:
-    kept: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if passphrase:
-        kept = serialization.BestAvailableEncryption(passphrase.encode())
+        encryption = serialization.BestAvailableEncryption(passphrase.encode())
     pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, kept)
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, encryption)
     write_atomically(target.key, lambda part: write_secret(part, private))
     public = certificate.public_bytes(pem)
     write_atomically(target.certificate, lambda part: part.write_bytes(public))

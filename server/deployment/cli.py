@@ -90,8 +90,8 @@ def init(
       wardround server init --name fl.example.org --encrypt-ca-key
       wardround server init --name fl.example.org --public-key signing.pub
 
-    Nobody needs ca.key until the certificate is renewed: encrypt it, or keep it elsewhere. The passphrase is
-    asked for, or taken from the environment's {passphrase}.
+    Nobody needs ca.key until the certificate is renewed: encrypt it, or keep it elsewhere. The
+    passphrase is asked for, or taken from the environment's {passphrase}.
     """
     from wardround.server.deployment.addresses import Addresses
     from wardround.server.deployment.folder import ServerFolder
@@ -106,8 +106,10 @@ def init(
     typer.echo(_described(folder))
     if not encrypt:
         typer.echo(
-            f"WARNING: '{folder.authority.key}' is not encrypted: who reads it can pose as this server. Keep "
-            "it elsewhere until `wardround server renew`, or make the folder with --encrypt-ca-key.",
+            f"WARNING: '{folder.authority.key}' is not encrypted: who reads it can pose as this "
+            f"server. Keep "
+            "it elsewhere until `wardround server renew`, or make the folder with "
+            "--encrypt-ca-key.",
             err=True,
         )
     typer.echo(
@@ -161,8 +163,8 @@ def up(
       wardround server up --health 127.0.0.1:9098
       wardround server up --insecure
 
-    Runs in the foreground; stop it with Ctrl-C or SIGTERM. Sites that are registered or unregistered
-    meanwhile count at once.
+    Runs in the foreground; stop it with Ctrl-C or SIGTERM. Sites that are registered or
+    unregistered meanwhile count at once.
     """
     from wardround.server.deployment import superlink
 
@@ -255,7 +257,8 @@ def invite(
         file, fingerprint = invite_site(folder, site, address=address, labels=names)
     typer.echo(
         f"SEND to {site}:  {file}\n  its fingerprint is  {fingerprint}\n"
-        "  read it out by telephone; the site sees the same one at `wardround-site init --invitation`.\n"
+        "  read it out by telephone; the site sees the same one at `wardround-site init "
+        "--invitation`.\n"
         f"Next, with its answer: wardround server register {site} registration.json"
     )
 
@@ -281,23 +284,26 @@ def register(
       wardround server register st-mary ./registration.json --max-examples 5000
       wardround server register st-mary ./registration.json --max-examples {unlimited}
 
-    Compare the fingerprint with the site by telephone. The texts that a site claims decide how much its
-    update and its counts weigh: --max-examples bounds both. Without it the bound is asked for.
+    Compare the fingerprint with the site by telephone. The texts that a site claims decide how much
+    its update and its counts weigh: --max-examples bounds both. Without it the bound is asked for.
     """
     from wardround.server.deployment.sites import register_site
 
     most = _most_examples(max_examples or _ask_for_most_examples(site))
     made = register_site(_open(path), site, answer, max_examples=most)
     typer.echo(
-        f"{site} may connect, with {made.bound}. The fingerprint of its registration is {made.fingerprint}"
+        f"{site} may connect, with {made.bound}. The fingerprint of its registration is "
+        f"{made.fingerprint}"
     )
 
 
 def _ask_for_most_examples(site: str) -> str:
-    """The bound of a site's texts, as a person types it. Raises ValueError if nobody is there to ask."""
+    """The bound of a site's texts, as a person types it. Raises ValueError if nobody is there to
+    ask."""
     if not sys.stdin.isatty():
         raise ValueError(
-            f"--max-examples is missing. Say how many texts '{site}' may claim in a round: --max-examples N, "
+            f"--max-examples is missing. Say how many texts '{site}' may claim in a round: "
+            f"--max-examples N, "
             f"or --max-examples {UNLIMITED}."
         )
     return str(
@@ -354,13 +360,15 @@ def sign(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Sign a plan, a run's key, or an invitation, on the machine that has the signing key. No server folder.
+    """Sign a plan, a run's key, or an invitation, on the machine that has the signing key. No
+    server folder.
 
     Examples:
       wardround server sign request.json --key signing.key --out signed.json
       wardround server sign request.json --key signing.key --out signed.json --all
 
-    Read what it shows before you say yes: who has taken over the server's machine can write any request.
+    Read what it shows before you say yes: who has taken over the server's machine can write any
+    request.
     """
     from wardround.server.deployment.sign import sign_request
 
@@ -405,10 +413,10 @@ def rotate_key(
       wardround server rotate-key --key signing.key
       wardround server rotate-key --signed rotation.json
 
-    Send rotation.json to every site; each trusts the new key with `wardround-site trust`. Do it between runs:
-    a site that trusts the new key answers no run of the old one. Where the old key may be in other hands,
-    that file proves nothing: delete signing.key, make a new one with this command, and invite every site
-    anew.
+    Send rotation.json to every site; each trusts the new key with `wardround-site trust`. Do it
+    between runs: a site that trusts the new key answers no run of the old one. Where the old key
+    may be in other hands, that file proves nothing: delete signing.key, make a new one with this
+    command, and invite every site anew.
     """
     from wardround.server.deployment.signing_key import rotate_key as rotate
     from wardround.server.deployment.signing_key import take_rotation

@@ -41,7 +41,8 @@ _UP_SECONDS = 120.0
 
 
 class Registrar(threading.Thread):
-    """Registers and removes nodes as `sites.json` changes, and writes their state to `fleet.json`."""
+    """Registers and removes nodes as `sites.json` changes, and writes their state to
+    `fleet.json`."""
 
     def __init__(
         self, folder: ServerFolder, state: InMemoryLinkState, say: Callable[[str], None]
@@ -90,7 +91,8 @@ class Registrar(threading.Thread):
         self.count(next(names, ""), reason)
 
     def update(self) -> None:
-        """Read `sites.json` and write `fleet.json`, if they changed. Raises OSError or ValueError."""
+        """Read `sites.json` and write `fleet.json`, if they changed. Raises OSError or
+        ValueError."""
         sites = self._folder.sites()
         if sites != self._sites:
             self._register(sites)

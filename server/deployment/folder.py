@@ -53,7 +53,8 @@ class RegisteredSite:
     fingerprint: str
     """SHA256:… of its registration, to compare by telephone."""
     max_examples: Annotated[int, Field(ge=1)] | None = None
-    """Limit on the training texts that it may report for a round, and on its test texts; None: no limit."""
+    """Limit on the training texts that it may report for a round, and on its test texts; None:
+    no limit."""
 
     @property
     def bound(self) -> str:
@@ -167,7 +168,8 @@ class ServerFolder:
         return bool(config["superlink"][SUPERLINK].get("insecure", False))
 
     def write_flower_config(self, *, insecure: bool) -> None:
-        """Write the file in which Flower's command line finds this SuperLink and its certificate."""
+        """Write the file in which Flower's command line finds this SuperLink and its
+        certificate."""
         if insecure:
             trust = "insecure = true"
         else:
@@ -203,7 +205,8 @@ class ServerFolder:
             pass
         except ValidationError as error:
             raise ValueError(
-                f"'{file}' is wrong, or an earlier version wrote it: {explain(error)} Move it away, then "
+                f"'{file}' is wrong, or an earlier version wrote it: {explain(error)} Move it "
+                f"away, then "
                 "register each site again from its registration.json."
             ) from None
         return dict(self._sites)
@@ -234,7 +237,8 @@ class ServerFolder:
         write_json(self.path / "last_run.json", {"run_id": run_id, "run_dir": run_dir})
 
     def last_run(self) -> dict[str, str] | None:
-        """Return `run_id` and `run_dir` of the run that was submitted last; None if there is none."""
+        """Return `run_id` and `run_dir` of the run that was submitted last; None if there is
+        none."""
         file = self.path / "last_run.json"
         with suppress(FileNotFoundError):
             found: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
@@ -252,7 +256,8 @@ def toml_string(text: object) -> str:
 
 
 def signing_key(folder: ServerFolder) -> Ed25519PrivateKey:
-    """Return the key that signs plans, invitations and the keys of runs. Raises ValueError if there is none."""
+    """Return the key that signs plans, invitations and the keys of runs. Raises ValueError if
+    there is none."""
     if is_signed_elsewhere(folder):
         raise ValueError(
             f"the signing key is not in '{folder.path}': it is on another machine. Give the same "

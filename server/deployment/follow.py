@@ -22,7 +22,8 @@ from wardround.server.run_folder import RunFolder
 
 _LOOK_SECONDS = 0.5
 _ASK_SECONDS = 10.0
-# A question to the SuperLink costs a second of CPU time: ask more often only if the run folder shows the end.
+# A question to the SuperLink costs a second of CPU time: ask more often only if the run folder
+# shows the end.
 _ASK_AT_END_SECONDS = 1.0
 _STALL_SECONDS = 60.0
 _LOST_SECONDS = 60.0
@@ -134,7 +135,8 @@ def follow(
         except SuperLinkError as error:
             if time.monotonic() - answered > _LOST_SECONDS:
                 raise RunFailed(
-                    f"the SuperLink does not answer ({error}). Whole rounds are safe in '{run.path}'. To "
+                    f"the SuperLink does not answer ({error}). Whole rounds are safe in "
+                    f"'{run.path}'. To "
                     "continue: wardround server up, then wardround submit --resume "
                     f"{run.path}"
                 ) from None

@@ -1,4 +1,5 @@
-"""The plan of a run: made once, signed with the coordinator's key, kept in the run folder for every start."""
+"""The plan of a run: made once, signed with the coordinator's key, kept in the run folder for
+every start."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def roster_of(sites: Mapping[str, RegisteredSite]) -> dict[str, str]:
     }
     if twins := names_with_one_key(roster):
         raise ValueError(
-            f"the sites {' and '.join(twins)} have the same key ({roster[twins[0]]}) and would be counted "
+            f"the sites {' and '.join(twins)} have the same key ({roster[twins[0]]}) and would be "
+            f"counted "
             f"twice. Remove one of them: wardround server unregister {twins[-1]}"
         )
     return roster

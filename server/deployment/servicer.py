@@ -1,10 +1,10 @@
 """Flower's servicer with bounds: a node fetches its own questions and answers each of them once.
 
-An answer may have four times the bytes of the largest question that its node has fetched in the run,
-and SPARE_BYTES more. The largest question counts because a later one may be a small difference from
-a model that the site still holds, while its answer may be a whole model. Every node gets a whole model
-before its first difference, and an update takes at most twice the bytes of a whole model
-(`Layout.most_update_bytes`). So no honest answer is refused.
+An answer may have four times the bytes of the largest question that its node has fetched in the
+run, and SPARE_BYTES more. The largest question counts because a later one may be a small difference
+from a model that the site still holds, while its answer may be a whole model. Every node gets a
+whole model before its first difference, and an update takes at most twice the bytes of a whole
+model (`Layout.most_update_bytes`). So no honest answer is refused.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class Account:
 class OwnMessages(FleetServicer):
     """Flower's servicer for nodes that may use only their own messages, within bounds.
 
-    `KnownNodes` has already checked that the node in a request is its sender. The metadata of an answer
-    are written here for Flower: nothing that its sender wrote in them is passed on.
+    `KnownNodes` has already checked that the node in a request is its sender. The metadata of an
+    answer are written here for Flower: nothing that its sender wrote in them is passed on.
     """
 
     def __init__(self, refused: Callable[[int, str], None], **options: Any) -> None:
@@ -153,7 +153,8 @@ class OwnMessages(FleetServicer):
         return super().SendNodeHeartbeat(request, context)
 
     def PullMessages(self, request: Any, context: Any) -> Any:
-        """Do as Flower does, skip answered questions, and let the node fetch the objects of the others."""
+        """Do as Flower does, skip answered questions, and let the node fetch the objects of the
+        others."""
         settled = self._state.message_ins_id_to_message_res_id
         response = super().PullMessages(request, context)
         while any(
@@ -209,9 +210,9 @@ class OwnMessages(FleetServicer):
     def PushMessages(self, request: Any, context: Any) -> Any:
         """Do as Flower does, for one answer of the node to one of its questions.
 
-        An answer replaces an incomplete one to the same question. The same answer continues where it
-        stopped. The node must push every object that it has not pushed itself, even if another node has
-        pushed the same one. Otherwise it could find out what others have answered.
+        An answer replaces an incomplete one to the same question. The same answer continues where
+        it stopped. The node must push every object that it has not pushed itself, even if another
+        node has pushed the same one. Otherwise it could find out what others have answered.
         """
         is_one = len(request.messages_list) == len(request.message_object_trees) == 1
         self._require(is_one, "no_answer", request, context)
@@ -293,7 +294,8 @@ class OwnMessages(FleetServicer):
             return PushObjectResponse(stored=True)
 
     def _is_stored(self, request: Any, context: Any) -> bool:
-        """Return True if the object is now stored, by this call or, with the same content, by another."""
+        """Return True if the object is now stored, by this call or, with the same content, by
+        another."""
         if super().PushObject(request, context).stored:
             return True
         is_there = bool(self._state.object_store.get(request.object_id))
@@ -333,7 +335,8 @@ class OwnMessages(FleetServicer):
 
 
 def _rewritten(request: Any, question: SentQuestion) -> PushMessagesRequest:
-    """Return the request for Flower. It keeps only the checked fields: ids, sender, receiver and tree."""
+    """Return the request for Flower. It keeps only the checked fields: ids, sender, receiver and
+    tree."""
     sent = request.messages_list[0].metadata
     now = time.time()
     metadata = Metadata(
@@ -357,7 +360,8 @@ def _rewritten(request: Any, question: SentQuestion) -> PushMessagesRequest:
 
 
 def _ids_within_bounds(tree: Any) -> list[str]:
-    """Return the ids of an answer's objects, its root first; empty for a tree that `ids_of` refuses."""
+    """Return the ids of an answer's objects, its root first; empty for a tree that `ids_of`
+    refuses."""
     try:
         return ids_of(tree)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Signs a request of the server's machine, on the machine that has the coordinator's key."""
+"""Sign a request from the server's machine, on the machine that has the coordinator's key."""
 
 from __future__ import annotations
 
@@ -48,32 +48,34 @@ def sign_request(
     *,
     shows_all: bool = False,
 ) -> None:
-    """Sign what a request asks for, once a person has agreed to it.
+    """Sign a request after a person has agreed to it.
 
     Args:
-        key: the coordinator's private key.
-        out: where the signed envelopes go. An invitation becomes the file for the site.
-        agree: takes what is signed, a line each, and raises if that is not wanted.
-        shows_all: every setting of the plan is among the lines.
+        key: file of the coordinator's private key.
+        out: file for the signed envelopes. A signed invitation is the file for the site.
+        agree: receives the content of the request as lines, and raises if the person does not
+            agree.
+        shows_all: include every setting of the plan in the lines.
 
     Raises:
-        ValueError: it is no request, cannot be good, or is for another key.
+        ValueError: the file is not a request, is damaged or contradictory, or is for another key.
         OSError: `out` cannot be written.
     """
-    request, signer = read_request(file), read_signing_key(key)
+    request = read_request(file)
+    signer = read_signing_key(key)
     line = public_line(signer)
     try:
         if "invitation" in request:
-            words = list(_invitation_in_words(request["invitation"], line))
+            lines = list(_invitation_in_words(request["invitation"], line))
         else:
-            words = list(_run_in_words(request, line, shows_all))
+            lines = list(_run_in_words(request, line, shows_all))
     except (NotAuthentic, TypeError, KeyError, AttributeError):
         raise ValueError(
-            f"'{file}' is damaged, or was made by another version. Ask for it again."
+            f"'{file}' is damaged, or another version made it. Ask for it again."
         ) from None
     except ValueError as error:
         raise ValueError(f"'{file}' cannot be signed: {error}") from None
-    agree([cleaned(text) for text in words])
+    agree([cleaned(text) for text in lines])
     signed = {
         name: with_signatures(envelope, signer) for name, envelope in request.items()
     }
@@ -87,7 +89,7 @@ def sign_request(
 def _run_in_words(
     request: Mapping[str, str], signer: str, shows_all: bool
 ) -> Iterator[str]:
-    """What is signed for a run. Raises NotAuthentic or ValueError if it cannot be good."""
+    """Describe the request of a run. Raises NotAuthentic or ValueError if it is wrong."""
     plan = read_statement(Plan, read_envelope(request["plan"], PLAN)[0])
     run = read_statement(RunStatement, read_envelope(request["run"], RUN)[0])
     _check_written_whole(request["plan"], PLAN, plan)
@@ -97,42 +99,47 @@ def _run_in_words(
     settings = Settings.from_json(json.dumps(plan.settings))
     if run.plan != plan_digest:
         raise ValueError("its run belongs to another plan.")
-    if twins := names_with_one_key(plan.sites):
+    twins = names_with_one_key(plan.sites)
+    if twins:
         raise ValueError(
-            f"{' and '.join(twins)} have one key, and would be counted twice."
+            f"{' and '.join(twins)} have the same key and would be counted twice."
         )
     if is_signed(request["plan"]):
         open_plan(request["plan"], signer)
         yield f"Plan {plan_digest[:12]}, which you have signed before; nothing in it has changed"
     else:
         yield f"Plan {plan_digest[:12]}, which is new"
-    train, model = settings.train, settings.model
+    train = settings.train
+    model = shown(settings.model.name)
+    if settings.model.revision:
+        model += f"@{shown(settings.model.revision)}"
+    parent = f"plan {plan.parent[:12]}" if plan.parent else "no other plan"
     yield f"  SHA-256  {plan_digest}"
-    yield f"  follows  {f'plan {plan.parent[:12]}' if plan.parent else 'no other plan'}"
-    yield f"  model    {shown(model.name)}{f'@{shown(model.revision)}' if model.revision else ''}"
+    yield f"  follows  {parent}"
+    yield f"  model    {model}"
     yield f"  labels   {', '.join(map(shown, settings.data.label_names or ()))}"
     yield f"  rounds   {settings.num_rounds}, each {train.local_epochs} times over each site's texts"
-    yield f"  by       {train.optimizer}, step size {train.learning_rate:g}"
+    yield f"  by       {train.optimizer}, learning rate {train.learning_rate:g}"
     yield f"  batches  of {train.batch_size} texts"
     yield f"  sites    {len(plan.sites)}: {', '.join(map(shown, sorted(plan.sites)))}"
     yield f"  roster   {roster_fingerprint(plan.sites)}"
-    yield f"  good     from {printable_day(plan.not_before)} to {printable_day(plan.not_after)}"
+    yield f"  valid    from {_days(plan)}"
     if shows_all:
-        yield from (
-            f"  {key} = {printable(str(value), None)}"
-            for key, value in settings.flat().items()
-        )
-        yield from (
-            f"  {shown(name)} signs with {shown(key)}"
-            for name, key in sorted(plan.sites.items())
-        )
-    first, last = printable_day(run.not_before), printable_day(run.not_after)
-    yield f"Run's key {run_key}"
-    yield f"  it may ask questions of this plan from {first} to {last}"
+        for name, value in settings.flat().items():
+            yield f"  {name} = {printable(str(value), None)}"
+        for site, key in sorted(plan.sites.items()):
+            yield f"  {shown(site)} signs with {shown(key)}"
+    yield f"Key of the run {run_key}"
+    yield f"  it may sign questions of this plan from {_days(run)}"
+
+
+def _days(signed: Plan | RunStatement) -> str:
+    """Return the first and the last day on which a statement is valid."""
+    return f"{printable_day(signed.not_before)} to {printable_day(signed.not_after)}"
 
 
 def _invitation_in_words(envelope: str, signer: str) -> Iterator[str]:
-    """What is signed for a site. Raises NotAuthentic or ValueError if it cannot be good."""
+    """Describe an invitation. Raises NotAuthentic or ValueError if it is wrong."""
     payload, _ = read_envelope(envelope, INVITATION)
     try:
         invitation = _INVITATION.validate_json(payload)
@@ -141,18 +148,18 @@ def _invitation_in_words(envelope: str, signer: str) -> Iterator[str]:
         raise NotAuthentic("damaged") from None
     _check_written_whole(envelope, INVITATION, invitation)
     if check_public_line(invitation.signing_key, "signing") != signer:
-        raise ValueError("it tells the site to trust another key than this one.")
+        raise ValueError("it names another signing key than this one.")
     yield f"Invitation of {shown(invitation.site)}"
     yield f"  dials      {shown(invitation.address)}"
     yield f"  trusts     the authority SHA-256 {authority}"
     yield f"  and        the signing key {fingerprint(signer)}"
-    yield f"  labels     {', '.join(map(shown, invitation.labels)) or 'not agreed on yet'}"
+    yield f"  labels     {', '.join(map(shown, invitation.labels)) or 'not agreed yet'}"
 
 
 def _check_written_whole(envelope: str, payload_type: str, shown: object) -> None:
-    """Raise NotAuthentic unless an envelope holds what is shown of it, byte for byte, and no more.
+    """Raise NotAuthentic unless an envelope holds exactly the shown statement, byte for byte.
 
-    JSON can name a key twice, and two readers can take two different ones.
+    JSON can name a key twice, and two readers may then take different values.
     """
     if payload_digest(envelope) != payload_digest(unsigned(payload_type, shown)):
         raise NotAuthentic("damaged")

@@ -1,8 +1,8 @@
 """Real sites behind a SuperLink that is not trusted: only signed answers count.
 
-The run's key signs the questions; a site's key signs its answers. An answer counts only if it answers an open
-question and the site that was asked has signed it. If an answer is lost, the question is asked again as a new
-attempt.
+The run's key signs the questions; a site's key signs its answers. An answer counts only if it
+answers an open question and the site that was asked has signed it. If an answer is lost, the
+question is asked again as a new attempt.
 """
 
 from __future__ import annotations
@@ -193,7 +193,8 @@ class SignedClients:
         finally:
             for question in questions:
                 question.is_dropped = True
-            # A stopped run must write its status before Flower ends its process, so it does not wait here.
+            # A stopped run must write its status before Flower ends its process, so it does not
+            # wait here.
             thread.shutdown(wait=False, cancel_futures=True)
 
     def tell(self, request: Request, kind: str, round: int) -> None:
@@ -215,7 +216,8 @@ class SignedClients:
         }
 
     def close(self) -> None:
-        """Wait a moment until the last notices have arrived: the SuperLink drops them when the run ends."""
+        """Wait a moment until the last notices have arrived: the SuperLink drops them when the
+        run ends."""
         until = time.monotonic() + _CLOSING_SECONDS
         while self._notices & self._outstanding and time.monotonic() < until:
             self._claim()
@@ -279,7 +281,8 @@ class SignedClients:
         )
 
     def _answer_to(self, question: _Question) -> Answer:
-        """Wait for an answer, fetch it and check it. Looks at least once, even after the deadline."""
+        """Wait for an answer, fetch it and check it. Looks at least once, even after the
+        deadline."""
         try:
             while True:
                 self._claim()
@@ -311,7 +314,8 @@ class SignedClients:
                 self._outstanding.difference_update(question.message_ids)
 
     def _is_to_be_asked_again(self, question: _Question) -> bool:
-        """Return True if the answer is lost, or if the site has reconnected and not answered for long.
+        """Return True if the answer is lost, or if the site has reconnected and not answered for
+        long.
 
         A site that stayed connected is at work. If it were asked twice, it would do the work twice.
         """
@@ -347,7 +351,8 @@ class SignedClients:
             statement = check_answer(
                 envelopes.get("statement", ""), question.signing_key, question.asked
             )
-            # A small object can be named a thousand times, so the signed sizes do not limit the memory.
+            # A small object can be named a thousand times, so the signed sizes do not limit the
+            # memory.
             most_bytes = self.most_bytes if question.kind == TRAIN else 0
             content = read_content(names, statement.records, fetch, _room, most_bytes)
         except NotAuthentic as error:

@@ -1,8 +1,9 @@
-"""What the coordinator signs on another machine: written as a request, taken back once it is signed.
+"""Requests for signatures, if the signing key is on another machine.
 
-    server's machine    submit --unsigned FILE   plan and run's statement; the run's private key stays
-    the key's machine   server sign FILE         says in words what it is, then signs (sign.py)
-    server's machine    submit --signed FILE     checks the signatures, and starts the run
+    server's machine    submit --unsigned FILE   writes plan and run statement; keeps the run's
+    private key the key's machine   server sign FILE         shows the request in words, then signs
+    it (sign.py) server's machine    submit --signed FILE     checks the signatures, and starts the
+    run
 
 A request is a JSON object of envelopes by name: `plan` and `run`, or `invitation`.
 """
@@ -51,7 +52,7 @@ _ENVELOPES: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
 def read_request(file: Path) -> dict[str, str]:
-    """The envelopes of a request. Raises ValueError if the file is none."""
+    """Return the envelopes of a request. Raises ValueError if the file is not a request."""
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise ValueError
@@ -64,8 +65,9 @@ def read_request(file: Path) -> dict[str, str]:
         found = {}
     if set(found) not in _KINDS:
         raise ValueError(
-            f"'{file}' is no request to sign. Give what `wardround submit --unsigned` or "
-            "`wardround server invite --unsigned` wrote."
+            f"'{file}' is not a request to sign. Give the file from `wardround submit --unsigned` "
+            f"or "
+            "`wardround server invite --unsigned`."
         )
     try:
         for name, envelope in found.items():
@@ -81,14 +83,14 @@ def request_run(
     sites: Mapping[str, RegisteredSite],
     file: Path,
 ) -> Draft:
-    """Write what is to be signed for a run, and keep the rest here, the run's private key with it.
+    """Write the request to sign a run; keep the rest here, with the run's private key.
 
     Args:
-        sites: those that take part, by name.
-        file: where the request goes; what was there is replaced whole.
+        sites: the sites that take part, by name.
+        file: path of the request; an existing file is replaced.
 
     Raises:
-        ValueError: two sites have one key, or the folder holds no public key.
+        ValueError: two sites have the same key, or the folder holds no public key.
         OSError: a file cannot be written.
     """
     plan = draft_plan(settings, sites, Path(settings.run_dir), coordinator_line(folder))
@@ -104,16 +106,16 @@ def request_run(
 
 
 def take_signed_run(folder: ServerFolder, file: Path) -> Draft:
-    """The run of a request that was signed; it stays here until `forget_run`.
+    """Return the run of a signed request. Its draft stays here until `forget_run`.
 
     Raises:
-        ValueError: the coordinator has not signed it, nothing of it waits here, or its sites have
-            changed.
+        ValueError: the coordinator has not signed it, there is no such request here, or its sites
+            have changed.
     """
     signed = read_request(file)
     if "run" not in signed:
         raise ValueError(
-            f"'{file}' is no signed run. Give what `wardround server sign` wrote of the request."
+            f"'{file}' is not a signed run. Give the file that `wardround server sign` wrote."
         )
     coordinator = coordinator_line(folder)
     try:
@@ -125,30 +127,29 @@ def take_signed_run(folder: ServerFolder, file: Path) -> Draft:
             f"'{file}' is not signed with the coordinator's key, whose public half is "
             f"'{folder.public_key}'. On the machine that has the key: wardround server sign FILE"
         ) from None
-    draft = next(
-        (found for _, found in _drafts(folder) if found.name == run.name), None
-    )
+    drafts = {draft.name: draft for _, draft in _drafts(folder)}
+    draft = drafts.get(run.name)
     again = "Make a new request: wardround submit … --unsigned FILE"
     if draft is None:
         raise ValueError(
-            f"'{file}' answers no request that waits in '{folder.path}': it was used, or replaced. {again}"
+            f"'{file}' belongs to no open request in '{folder.path}': it was used or replaced. "
+            f"{again}"
         )
-    if (payload_digest(draft.plan), payload_digest(draft.run)) != (
-        plan_digest,
-        digest(payload),
-    ):
-        raise ValueError(f"'{file}' says something else than its request did. {again}")
+    is_same_plan = payload_digest(draft.plan) == plan_digest
+    is_same_run = payload_digest(draft.run) == digest(payload)
+    if not is_same_plan or not is_same_run:
+        raise ValueError(f"'{file}' differs from its request. {again}")
     registered = folder.sites()
     if {name: registered.get(name) for name in draft.sites} != draft.sites:
         raise ValueError(
-            f"the sites of '{file}' have changed since it was requested. {again}"
+            f"the sites of '{file}' have changed since the request. {again}"
         )
     assert plan.sites.keys() == draft.sites.keys()
     return replace(draft, plan=signed["plan"], run=signed["run"])
 
 
 def forget_run(folder: ServerFolder, draft: Draft) -> None:
-    """A run was started: its request is answered."""
+    """Delete the draft of a run that was started."""
     _kept(folder, draft.name).unlink(missing_ok=True)
 
 
@@ -160,7 +161,7 @@ def request_invitation(
     address: str | None = None,
     labels: Sequence[str] = (),
 ) -> None:
-    """Write an invitation that is to be signed. Arguments and errors as of `invite_site`."""
+    """Write the request to sign an invitation. Arguments and errors as for `invite_site`."""
     invitation = draft_invitation(folder, name, address=address, labels=labels)
     write_json(file, {"invitation": unsigned(INVITATION, invitation)})
 
@@ -170,12 +171,12 @@ def _kept(folder: ServerFolder, name: str) -> Path:
 
 
 def _drafts(folder: ServerFolder) -> Iterator[tuple[Path, Draft]]:
-    """The requests that wait for their signature, each with its file."""
+    """Yield the open requests, each with its file."""
     for path in sorted((folder.path / "requests").glob("*.json")):
         try:
             draft = Draft.from_json(path.read_bytes())
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError(
-                f"'{path}' is not what this program wrote. Delete it, and make the request again."
+                f"'{path}' is damaged. Delete it, then make the request again."
             ) from None
         yield path, draft

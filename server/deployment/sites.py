@@ -44,7 +44,8 @@ def invite_site(
     """Write the invitation of a site. It replaces an earlier one.
 
     Args:
-        address: `host:port` that the site dials. Default: the server's first name and its fleet port.
+        address: `host:port` that the site dials. Default: the server's first name and its fleet
+            port.
         labels: label names of the consortium, in the order of their numbers.
 
     Returns:
@@ -69,7 +70,8 @@ def draft_invitation(
     """Return an invitation that is not signed yet. Arguments and errors as for `invite_site`."""
     if not _SITE_NAME.fullmatch(name):
         raise ValueError(
-            f"'{name}' is not a site name. Use small letters, digits, '-' and '_', for example st-mary."
+            f"'{name}' is not a site name. Use small letters, digits, '-' and '_', for example "
+            f"st-mary."
         )
     _refuse_to_replace(name, folder.sites())
     if not address:
@@ -121,8 +123,8 @@ def register_site(
 
     Args:
         answer: the site's registration.json.
-        max_examples: limit on the training texts that the site may report for a round, and on its test
-            texts; None for no limit.
+        max_examples: limit on the training texts that the site may report for a round, and on
+            its test texts; None for no limit.
 
     Raises:
         ValueError: the site was not invited, the file is wrong or for another site, or a key is
@@ -147,7 +149,8 @@ def register_site(
         for other, site in sites.items():
             if new & {fingerprint(site.public_key), fingerprint(site.signing_key)}:
                 raise ValueError(
-                    f"'{answer}' holds a key of site '{other}'. Each site must make its own keys with: "
+                    f"'{answer}' holds a key of site '{other}'. Each site must make its own keys "
+                    f"with: "
                     "wardround-site init"
                 )
         sites[name] = RegisteredSite(node_key, signing, registered, max_examples)
@@ -185,8 +188,10 @@ def _check_invited(
     invitation, fingerprint = read_paper(Invitation, file)
     if registration.invitation != fingerprint:
         raise ValueError(
-            f"'{answer}' answers another invitation (fingerprint {shown(registration.invitation)}) than "
-            f"the last one for '{registration.site}' ({fingerprint}). Ask the site to answer '{file}'. If it "
+            f"'{answer}' answers another invitation (fingerprint "
+            f"{shown(registration.invitation)}) than "
+            f"the last one for '{registration.site}' ({fingerprint}). Ask the site to answer "
+            f"'{file}'. If it "
             "did, somebody exchanged the file on its way."
         )
     if check_public_line(invitation.signing_key, "signing") != coordinator_line(folder):

@@ -43,7 +43,8 @@ class RunStatus:
     run_dir: str
     cell: str | None
     state: str
-    """`pending`, `running`, `finished`, `failed`, `stopped`, or `interrupted` (no process runs it)."""
+    """`pending`, `running`, `finished`, `failed`, `stopped`, or `interrupted` (no process runs
+    it)."""
     reason: str
     round: int | None
     """The last whole round that was measured."""
@@ -57,8 +58,8 @@ class RunStatus:
     """`round`, `is_up` and `words` of each flag."""
     live: OpenRound | None
     sites: Mapping[str, Mapping[str, Any]] | None
-    """`status`, `online_seconds`, `offline_at`, `refused` (calls by reason) and `max_examples` of each
-    registered site; None if the server does not answer."""
+    """`status`, `online_seconds`, `offline_at`, `refused` (calls by reason) and `max_examples`
+    of each registered site; None if the server does not answer."""
     superlink: str | None
     """The reason why the sites are not known."""
     plan: str
@@ -68,7 +69,8 @@ class RunStatus:
     refused: Mapping[str, Mapping[str, int]]
     """Number of answers of each site that were refused in this run, by reason."""
     personal: PersonalRecord | None
-    """The personal models of a simulation's clients, as in `personal.json`; None if there are none."""
+    """The personal models of a simulation's clients, as in `personal.json`; None if there are
+    none."""
     next_step: str
 
     def to_json(self) -> str:
@@ -92,7 +94,8 @@ class RunStatus:
 
 
 def _printable(value: Any) -> Any:
-    """Make each text in a value fit for one line: sites wrote some, and a run folder may be foreign."""
+    """Make each text in a value fit for one line: sites wrote some, and a run folder may be
+    foreign."""
     if isinstance(value, str):
         return printable(value, None)
     if isinstance(value, Mapping):
@@ -123,7 +126,8 @@ def find_run(
     if last is None:
         reason = "has no run yet" if folder else "is not a server folder"
         raise ValueError(
-            f"'{folder_path}' {reason}. Name a run folder: wardround status RUN_DIR, or a server folder "
+            f"'{folder_path}' {reason}. Name a run folder: wardround status RUN_DIR, or a server "
+            f"folder "
             "with --dir."
         )
     return RunFolder(Path(last["run_dir"])), folder

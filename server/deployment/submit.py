@@ -1,4 +1,4 @@
-"""Send a run to the sites, follow it to its end, and say how it ended."""
+"""Submit a run to the sites and follow it until it ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from wardround.common.errors import RunFailed
 from wardround.common.places import project_file
@@ -42,7 +41,8 @@ from wardround.server.deployment.ticket import leave_ticket, write_ticket
 from wardround.server.display import display
 from wardround.server.run_folder import RunFolder
 
-_STOP_SECONDS, _LOOK_SECONDS = 20.0, 0.2
+_STOP_SECONDS = 20.0
+_LOOK_SECONDS = 0.2
 
 
 def submit(
@@ -55,12 +55,12 @@ def submit(
     """Run one federation over the registered sites.
 
     Args:
-        resume: a run folder whose settings are submitted again, in place of `overrides`.
-        sites: names of the sites that take part; all registered ones if empty.
+        resume: a run folder whose settings are submitted again, instead of `overrides`.
+        sites: names of the sites that take part; empty means all registered sites.
 
     Raises:
         ValueError: bad input; nothing was started.
-        RunFailed: the SuperLink does not run, or was lost.
+        RunFailed: the SuperLink does not run, or does not answer any more.
         KeyboardInterrupt: interrupted; the run was stopped.
     """
     settings, chosen = _prepared(overrides, folder, resume, sites)
@@ -75,10 +75,10 @@ def request(
     resume: Path | None = None,
     sites: Sequence[str] = (),
 ) -> None:
-    """Write what the coordinator has to sign for such a run; nothing is started.
+    """Write the request to sign a run. Nothing is started.
 
     Args:
-        file: where the request goes; the others as of `submit`.
+        file: path of the request. The other arguments are as for `submit`.
 
     Raises:
         ValueError: bad input.
@@ -87,18 +87,18 @@ def request(
     settings, chosen = _prepared(overrides, folder, resume, sites)
     if not chosen:
         raise ValueError(
-            "--unsigned is for a server with registered sites; here is nothing to be signed."
+            "--unsigned needs registered sites, and this server has none. Leave --unsigned out."
         )
     draft = request_run(folder, settings, chosen, file)
     plan = payload_digest(draft.plan)[:12]
-    display().say(f"{settings.cell}: {_roster_told(chosen)}")
+    display().say(f"{settings.cell}: {_roster_line(chosen)}")
     display().say(
         f"{settings.cell}: plan {plan} waits for its signature; the request is {file}"
     )
 
 
 def submit_signed(file: Path, folder: ServerFolder) -> RunEnd:
-    """Run the federation of a request that was signed on another machine. Raises as `submit` does."""
+    """Run a request that was signed on another machine. Raises as `submit` does."""
     draft = take_signed_run(folder, file)
     RunFolder(Path(draft.settings.run_dir)).check_owner(draft.settings)
 
@@ -117,17 +117,17 @@ def _prepared(
     resume: Path | None,
     wanted: Sequence[str],
 ) -> tuple[Settings, dict[str, RegisteredSite]]:
-    """The settings of a run and its sites by name, found to go together. Raises ValueError."""
-    settings = (
-        settings_to_resume(resume, overrides)
-        if resume
-        else settings_to_submit(overrides)
-    )
+    """Return the settings of a run and its sites by name. Raises ValueError if they do not
+    match."""
+    if resume:
+        settings = settings_to_resume(resume, overrides)
+    else:
+        settings = settings_to_submit(overrides)
     RunFolder(Path(settings.run_dir)).check_owner(settings)
     chosen = choose_sites(folder, wanted, settings.num_clients)
     registered = folder.sites()
     sites = {name: registered[name] for name in chosen}
-    roster_of(sites)  # refuses one key under two names
+    roster_of(sites)  # refuses sites with the same key
     return settings, sites
 
 
@@ -137,19 +137,22 @@ def _run(
     sites: Mapping[str, RegisteredSite],
     start_run: Callable[[], str],
 ) -> RunEnd:
-    """Start a run and follow it to its end. Args: start_run: returns Flower's run id. Raises as `submit`."""
+    """Start a run and follow it until it ends. Raises as `submit` does.
+
+    Args:
+        start_run: starts the run and returns Flower's run id.
+    """
     run = RunFolder(Path(settings.run_dir))
     if not superlink.is_up(folder):
         raise superlink.SuperLinkError(superlink.not_running(folder))
     for warning in warnings_of(settings):
         display().say(f"WARNING: {warning}")
     if sites:
-        display().say(f"{settings.cell}: {_roster_told(sites)}")
+        display().say(f"{settings.cell}: {_roster_line(sites)}")
     if run.approvals():
-        run.write_approvals({})  # of an earlier start: nobody was asked by this one
-    watch = RunWatch(
-        run, settings
-    )  # before the start: what is written from now on is this run's
+        run.write_approvals({})  # they are from an earlier start
+    # Made before the start: all changes from now on are from this run.
+    watch = RunWatch(run, settings)
     with deferred_interrupts() as interrupted:
         run_id = start_run()
     try:
@@ -164,11 +167,11 @@ def _run(
 def start(
     folder: ServerFolder, settings: Settings, sites: Mapping[str, RegisteredSite]
 ) -> str:
-    """Leave a ticket for the server app and start it; returns Flower's run id.
+    """Write a ticket for the server app and start it; return Flower's run id.
 
     Args:
-        sites: those that take part, by name; none on a server without node keys, whose nodes are told the
-            settings and taken at their word.
+        sites: the sites that take part, by name. Empty on a server without node keys: its nodes
+            receive the settings and are trusted.
     """
     if sites:
         config = {"ticket": write_ticket(folder, settings, sites, signing_key(folder))}
@@ -178,7 +181,7 @@ def start(
 
 
 def _start(folder: ServerFolder, settings: Settings, config: Mapping[str, str]) -> str:
-    """Send the server app out with its run config; returns Flower's run id."""
+    """Start the server app with its run config; return Flower's run id."""
     with tempfile.TemporaryDirectory(prefix="wardround-") as temporary:
         app = stage_app(Path(temporary) / "app")
         run_id = superlink.start_run(folder, app, config)
@@ -186,24 +189,25 @@ def _start(folder: ServerFolder, settings: Settings, config: Mapping[str, str]) 
     display().say(
         f"{settings.cell}: run {run_id} started; run folder: {settings.run_dir}"
     )
-    if plan := plan_id(Path(settings.run_dir)):
+    plan = plan_id(Path(settings.run_dir))[:12]
+    if plan:
         display().say(
-            f"{settings.cell}: plan {plan[:12]}; its sites decide: wardround-site plan {plan[:12]}"
+            f"{settings.cell}: plan {plan}; each site decides with: wardround-site plan {plan}"
         )
     return run_id
 
 
-def _roster_told(sites: Mapping[str, RegisteredSite]) -> str:
+def _roster_line(sites: Mapping[str, RegisteredSite]) -> str:
     return f"roster of {len(sites)} sites: {roster_fingerprint(roster_of(sites))}"
 
 
 def stage_app(target: Path) -> Path:
-    """Fill the new folder `target` with the app that Flower bundles; returns it.
+    """Make the folder `target` with the app that Flower bundles; return it.
 
-    It names the server app and holds no code: a server runs what is installed on its own machine.
+    The app names the server app and holds no code: a server runs the code of its own installation.
 
     Raises:
-        ValueError: this installation lacks a part.
+        ValueError: a file is missing in this installation.
     """
     target.mkdir()
     for name in ("pyproject.toml", "LICENSE"):
@@ -212,60 +216,68 @@ def stage_app(target: Path) -> Path:
 
 
 def warnings_of(settings: Settings) -> list[str]:
-    """What a coordinator should know before sites begin: what they could learn of each other, whatever the
-    wire does, and what will cost rounds."""
+    """Return warnings for the coordinator: what sites can learn of each other, and what costs
+    rounds."""
     strategy = settings.strategy
-    warnings = {
-        "with two sites, each can work out the other's update from the model that comes back. Take three or "
-        "more.": settings.num_clients == 2,
-        "strategy.min_sites is 1: a round with one answer hands that site's tensors to all the others. Set "
-        "strategy.min_sites=3 or more.": strategy.on_missing == "continue"
-        and strategy.min_sites < 2,
-        "train.head_init=per_site: the mean of heads that are drawn apart is shorter than each of them, by "
-        "about the root of their number, and learning starts from there (docs/collapse.md). Set "
-        "train.head_init=shared.": settings.train.head_init == "per_site"
-        and settings.num_clients > 1,
-    }
-    return [text for text, holds in warnings.items() if holds]
+    warnings = []
+    if settings.num_clients == 2:
+        warnings.append(
+            "with two sites, each can compute the other's update from the new model. Take three "
+            "or more."
+        )
+    if strategy.on_missing == "continue" and strategy.min_sites < 2:
+        warnings.append(
+            "strategy.min_sites is 1: a round with one answer sends that site's tensors to all "
+            "others. Set "
+            "strategy.min_sites=3 or more."
+        )
+    if settings.train.head_init == "per_site" and settings.num_clients > 1:
+        warnings.append(
+            "train.head_init=per_site: averaging heads that started separately shrinks them by "
+            "about the "
+            "square root of their number, so learning starts slowly (docs/collapse.md). Set "
+            "train.head_init=shared."
+        )
+    return warnings
 
 
 def settings_to_submit(overrides: Sequence[str]) -> Settings:
-    """Compose a deployment, its paths made absolute: the server app works in another folder.
+    """Compose a deployment with absolute paths, because the server app runs in another folder.
 
     Raises:
-        ValueError: as `compose` does, or another engine is asked for.
+        ValueError: as `compose` does, or the overrides name another engine.
     """
     engines = [text for text in overrides if text.startswith("engine=")]
     if any(text != "engine=deployment" for text in engines):
         raise ValueError(
-            f"'{engines[-1]}' is for simulations; submit runs over real sites. Leave engine=... out, or use: "
+            f"'{engines[-1]}' is for simulations; submit runs over real sites. Leave engine=... "
+            f"out, or use: "
             "wardround simulate"
         )
-    settings = compose(
-        [*overrides, *(() if engines else ("engine=deployment",))]
-    ).settings
-    model, files = (
-        settings.model,
-        {"path": settings.data.path, "test_path": settings.data.test_path},
-    )
-    absolute: Any = {
-        key: _absolute(file) for key, file in files.items() if file is not None
-    }
+    if not engines:
+        overrides = [*overrides, "engine=deployment"]
+    settings = compose(overrides).settings
+    model = settings.model
     if model.source == "hub" and Path(model.name).is_dir():
         model = replace(model, name=str(Path(model.name).absolute()))
-    data, run_dir = replace(settings.data, **absolute), _absolute(settings.run_dir)
+    data = replace(
+        settings.data,
+        path=settings.data.path and _absolute(settings.data.path),
+        test_path=settings.data.test_path and _absolute(settings.data.test_path),
+    )
+    run_dir = _absolute(settings.run_dir)
     return replace(settings, data=data, model=_pinned(model), run_dir=run_dir)
 
 
 def _pinned(model: ModelSettings) -> ModelSettings:
-    """The model with the SHA-256 of its weights, which sites hold their own file against."""
+    """Return the model with the SHA-256 of its weights, which sites compare with their own file."""
     if model.sha256 is not None:
         return model
     try:
         # Weights in several files have no single hash.
         return replace(model, sha256=weights_digest(model))
     except ValueError:
-        return model  # a model that is not there is told when it is built
+        return model  # a missing model is reported when it is built
 
 
 def _absolute(path: str) -> str:
@@ -273,15 +285,16 @@ def _absolute(path: str) -> str:
 
 
 def settings_to_resume(run_dir: Path, overrides: Sequence[str]) -> Settings:
-    """The settings of a run folder, wherever that stands now.
+    """Return the settings of a run folder, with its current path.
 
     Raises:
-        ValueError: it holds no run, or a simulated one, or overrides are given too.
+        ValueError: it holds no run, or a simulation, or overrides are given too.
     """
     if overrides:
         raise ValueError(
-            f"--resume takes the settings from '{run_dir}', but there is also '{overrides[0]}'. Leave "
-            "it out; to go on with more rounds, submit the first command again with another num_rounds."
+            f"--resume takes the settings from '{run_dir}', but '{overrides[0]}' is given too. "
+            f"Leave "
+            "it out. For more rounds, submit the first command again with another num_rounds."
         )
     settings = RunFolder(run_dir).settings()
     if settings is None:
@@ -290,7 +303,9 @@ def settings_to_resume(run_dir: Path, overrides: Sequence[str]) -> Settings:
         )
     if settings.engine.is_simulated:
         raise ValueError(
-            f"'{run_dir}' holds a simulation. Go on with: wardround simulate, as it was started."
+            f"'{run_dir}' holds a simulation. Continue it with the `wardround simulate` command "
+            f"that "
+            "started it."
         )
     return replace(settings, run_dir=str(run_dir.absolute()))
 
@@ -298,42 +313,50 @@ def settings_to_resume(run_dir: Path, overrides: Sequence[str]) -> Settings:
 def choose_sites(
     folder: ServerFolder, wanted: Sequence[str], num_clients: int
 ) -> list[str]:
-    """Names of the sites that take part, as many as `num_clients`; none on a server without node keys.
+    """Return the names of the sites that take part; empty on a server without node keys.
 
     Raises:
-        ValueError: a wanted site is not registered, or there are fewer or more than `num_clients`.
+        ValueError: a wanted site is not registered, or their number is not `num_clients`.
     """
     registered = folder.sites()
-    if unknown := [name for name in wanted if name not in registered]:
-        raise ValueError(
-            f"no site '{unknown[0]}' is registered; there are: {', '.join(registered) or 'none'}. Let it in "
-            f"with: wardround server invite {unknown[0]}"
-        )
+    for name in wanted:
+        if name not in registered:
+            raise ValueError(
+                f"no site '{name}' is registered. Registered: {', '.join(registered) or 'none'}. "
+                f"Add it "
+                f"with: wardround server invite {name}"
+            )
     chosen = list(dict.fromkeys(wanted)) or list(registered)
     if not chosen and folder.is_insecure:
         return []
-    what = "sites are chosen" if wanted else "sites are registered"
-    named = f"num_clients is {num_clients} but {len(chosen)} {what} ({', '.join(chosen) or 'none'})"
+    state = "chosen" if wanted else "registered"
+    problem = (
+        f"num_clients is {num_clients} but {len(chosen)} sites are {state} "
+        f"({', '.join(chosen) or 'none'})"
+    )
     if len(chosen) < num_clients:
-        smaller = f", or set num_clients={len(chosen)}" if chosen else ""
+        other_step = f", or set num_clients={len(chosen)}" if chosen else ""
         raise ValueError(
-            f"{named}. Let more in with: wardround server invite SITE{smaller}."
+            f"{problem}. Add sites with: wardround server invite SITE{other_step}."
         )
     if len(chosen) > num_clients:
         raise ValueError(
-            f"{named}. Set num_clients={len(chosen)}, or name those that take part with --site."
+            f"{problem}. Set num_clients={len(chosen)}, or name the sites that take part with "
+            f"--site."
         )
     return sorted(chosen)
 
 
 @contextmanager
 def deferred_interrupts() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM in the list given, so that a run is never started and its number lost."""
+    """Collect Ctrl-C and SIGTERM in the yielded list, so that a started run's id is never lost."""
     collected: list[int] = []
-    kinds = (signal.SIGINT, signal.SIGTERM)
+
+    def collect(number: int, _frame: object) -> None:
+        collected.append(number)
+
     before = {
-        kind: signal.signal(kind, lambda number, _: collected.append(number))
-        for kind in kinds
+        kind: signal.signal(kind, collect) for kind in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         yield collected
@@ -352,12 +375,12 @@ def _stop(folder: ServerFolder, run_id: str, run: RunFolder) -> None:
     until = time.monotonic() + _STOP_SECONDS
     while is_held(run) and time.monotonic() < until:
         time.sleep(_LOOK_SECONDS)
-    # Where its process was ended before it could say so.
+    # Its process may have ended before it could write its status.
     if run.status()["state"] == "running" and not is_held(run):
         run.write_status(
             "stopped",
-            "stopped by the coordinator; --resume goes on from the last whole round",
+            "stopped by the coordinator; --resume continues from the last whole round",
         )
     display().say(
-        f"stopped. To go on from the last whole round: wardround submit --resume {run.path}"
+        f"stopped. To continue from the last whole round: wardround submit --resume {run.path}"
     )

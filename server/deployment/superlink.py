@@ -1,4 +1,5 @@
-"""Flower's SuperLink: start it in this process, and ask the running one through Flower's command line."""
+"""Flower's SuperLink: start it in this process, and ask the running one through Flower's command
+line."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ def options(
 
 
 def environment(folder: ServerFolder) -> dict[str, str]:
-    """This process's environment for Flower's programs: own home, own programs first, nobody told."""
+    """This process's environment for Flower's programs: own home, own programs first, nobody
+    told."""
     new = (
         os.environ
         | {
@@ -105,7 +107,8 @@ def environment(folder: ServerFolder) -> dict[str, str]:
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds until a process starts for what has come
-            # At INFO the SuperLink prints a line for each of the server app's questions, five a second.
+            # At INFO the SuperLink prints a line for each of the server app's questions, five a
+            # second.
             "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
             # Flower starts its other programs by name.
             "PATH": os.pathsep.join((str(BIN), os.environ.get("PATH", os.defpath))),
@@ -154,7 +157,8 @@ def check_ports(folder: ServerFolder) -> None:
                 door.bind((host, port))
             except OSError as error:
                 raise ValueError(
-                    f"{key}_host:{key}_port is {host}:{port}, which is not free ({error.strerror}). "
+                    f"{key}_host:{key}_port is {host}:{port}, which is not free "
+                    f"({error.strerror}). "
                     f"Stop what uses it, or change it in '{folder.path / 'server.yaml'}'."
                 ) from None
 
@@ -179,11 +183,13 @@ def flower(folder: ServerFolder, *words: str) -> dict[str, Any]:
     """Run `flwr WORDS --format json` and return its answer.
 
     Raises:
-        SuperLinkError: it did not answer within a minute, the SuperLink does not run, or it said no.
+        SuperLinkError: it did not answer within a minute, the SuperLink does not run, or it
+            said no.
     """
     asked = f"`flwr {' '.join(words[:2])}`"
     try:
-        # A session of its own: Ctrl-C ends a run through `flwr stop`, not by killing a half-sent request.
+        # A session of its own: Ctrl-C ends a run through `flwr stop`, not by killing a half-sent
+        # request.
         done = subprocess.run(
             [str(BIN / "flwr"), *words, "--format", "json"],
             cwd=folder.flower_home,
@@ -224,11 +230,13 @@ def not_running(folder: ServerFolder) -> str:
     """What to tell and do when nobody answers."""
     if not folder.is_insecure and folder.server.read().days_left() < 0:
         return (
-            f"the server's certificate '{folder.server.certificate}' has expired: nobody trusts it any "
+            f"the server's certificate '{folder.server.certificate}' has expired: nobody trusts "
+            f"it any "
             "more. Make another with: wardround server renew, then start again: wardround server up"
         )
     return (
-        f"no SuperLink answers at {folder.addresses.control} with the certificate in '{folder.path}'. "
+        f"no SuperLink answers at {folder.addresses.control} with the certificate in "
+        f"'{folder.path}'. "
         "Start it with: wardround server up"
     )
 

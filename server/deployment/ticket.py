@@ -1,7 +1,7 @@
 """The ticket that `wardround submit` writes for the server app: settings, sites and the run's key.
 
-It is a file in the server folder that only its owner can read. The server app deletes it after reading it.
-Flower's run config, which every node can request, holds only the ticket's name.
+It is a file in the server folder that only its owner can read. The server app deletes it after
+reading it. Flower's run config, which every node can request, holds only the ticket's name.
 """
 
 from __future__ import annotations
@@ -195,7 +195,8 @@ def _path(folder: Path, name: str) -> Path:
 def _unchanged(
     sites: Mapping[str, RegisteredSite], now: Mapping[str, RegisteredSite]
 ) -> set[str]:
-    """Return the sites of a run that are still registered with the keys they had when it was submitted."""
+    """Return the sites of a run that are still registered with the keys they had when it was
+    submitted."""
     keys = {name: (site.public_key, site.signing_key) for name, site in now.items()}
     return {
         name

@@ -1,10 +1,11 @@
 """Object trees of messages, with limits on their size.
 
-A message travels as a tree of objects. The id of each object is the SHA-256 of its content. Flower's
-own store keeps one graph for all messages: it trusts the first tree that names an object and builds
-later trees from it. So a sender can damage another sender's tree, or make its own grow without limit:
-two trees of a few kilobytes, each naming an object of the other a thousand times, stand for a million
-objects. Here each message keeps its own tree, and messages share only the content of objects.
+A message travels as a tree of objects. The id of each object is the SHA-256 of its content.
+Flower's own store keeps one graph for all messages: it trusts the first tree that names an object
+and builds later trees from it. So a sender can damage another sender's tree, or make its own grow
+without limit: two trees of a few kilobytes, each naming an object of the other a thousand times,
+stand for a million objects. Here each message keeps its own tree, and messages share only the
+content of objects.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def ids_of(tree: Any) -> list[str]:
         tree: Flower's ObjectTree, from an untrusted sender.
 
     Raises:
-        ValueError: the tree has more than MOST_OBJECTS nodes or more than MOST_DEPTH levels; an id is not
-            a SHA-256; or an object that occurs more than once has children.
+        ValueError: the tree has more than MOST_OBJECTS nodes or more than MOST_DEPTH levels; an
+            id is not a SHA-256; or an object that occurs more than once has children.
     """
     has_children: dict[str, bool] = {}
     num_nodes = 1
@@ -142,7 +143,8 @@ class TreeStore(ObjectStore):
             self._objects[object_id].content = object_content
 
     def get(self, object_id: str) -> bytes | None:
-        """Return an object's content; empty if it has not arrived, None if no message's tree names it."""
+        """Return an object's content; empty if it has not arrived, None if no message's tree
+        names it."""
         with self._lock:
             stored = self._objects.get(object_id)
             if stored is None:
@@ -186,7 +188,8 @@ class TreeStores:
     """Replaces Flower's ObjectStoreFactory: it always returns the same store in memory."""
 
     def __init__(self, database: str = "") -> None:
-        """Args: database: name of a database, which Flower passes; not used, the store is in memory."""
+        """Args: database: name of a database, which Flower passes; not used, the store is in
+        memory."""
         self._store = TreeStore()
 
     def store(self) -> TreeStore:

@@ -134,5 +134,5 @@ def test_an_old_copy_of_the_ledger_stops_the_site_until_a_person_says_so(
     stop(federation, process)
     (beta,) = audit(run_dir, [path])
     assert beta.findings[0].startswith(
-        "the ledger lacks what the server has: answer to "
+        "the ledger lacks an answer that the server has: answer to "
     )

@@ -122,7 +122,7 @@ def test_a_run_without_the_signing_key_on_the_servers_machine(
         # What was signed is good for one start.
         again = federation.submit("--signed", str(signed))
         assert again.wait(60) == 2, again.text()
-        assert "answers no request" in again.text()
+        assert "belongs to no open request" in again.text()
 
         # Going on takes a new statement of the run's key; the plan stays, and with it the approvals.
         office.server("submit", "--resume", str(run_dir), "--unsigned", str(request))

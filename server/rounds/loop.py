@@ -12,6 +12,7 @@ from wardround.common.errors import BadAnswer, ExamplesChanged, RunFailed
 from wardround.common.model.flat import Layout, model_sha256
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
+from wardround.common.wire.arrays import Payload
 from wardround.common.wire.codec import unpack_counts
 from wardround.common.wire.messages import EVALUATE, TRAIN
 from wardround.server.record import (
@@ -62,7 +63,13 @@ class TrainedRound:
     def add(self, member: Member, update: OpenUpdate, head_norm: float | None) -> None:
         """Note an update that is in the mean, and its counts."""
         message = update.message
-        folded = FoldedUpdate.of(member, message, head_norm, update.norm_received)
+        folded = FoldedUpdate(
+            member=member,
+            message=replace(message, payload=Payload(message.payload.form, {})),
+            num_bytes=message.payload.num_bytes,
+            head_norm=head_norm,
+            norm_received=update.norm_received,
+        )
         self.updates.append(folded)
         if message.test is not None:
             self.counts[member.name] = message.test
@@ -70,8 +77,9 @@ class TrainedRound:
     @property
     def train_record(self) -> TrainRecord:
         """The mean loss over all examples; None in round 0, in which nobody trains."""
-        num_examples = sum(update.num_examples for update in self.updates)
-        summed_loss = sum(update.loss * update.num_examples for update in self.updates)
+        messages = [update.message for update in self.updates]
+        num_examples = sum(message.num_examples for message in messages)
+        summed_loss = sum(message.loss * message.num_examples for message in messages)
         loss = summed_loss / num_examples if num_examples else None
         return TrainRecord(loss=loss, num_examples=num_examples)
 

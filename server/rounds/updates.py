@@ -8,14 +8,13 @@ from math import hypot, prod, sqrt
 from typing import TYPE_CHECKING
 
 from wardround.common.model.flat import Layout, cosine, distance
+from wardround.common.wire.messages import Update
 from wardround.server.record import ClientRecord, Diagnostics
 from wardround.server.rounds.mean import RoundMean
 from wardround.server.rounds.members import Member
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from wardround.common.wire.messages import Update
 
 
 @dataclass(frozen=True)
@@ -62,42 +61,17 @@ class Head:
 
 @dataclass(frozen=True)
 class FoldedUpdate:
-    """An update that is in the mean of a round, without its tensors."""
+    """An update that is in the mean of a round."""
 
     member: Member
-    num_examples: int
-    num_steps: int
-    loss: float
-    seconds: float
+    message: Update
+    """As received, without its tensors."""
     num_bytes: int
     """Bytes of the tensors, as they travelled."""
-    is_uncorrected: bool
-    """True if the client lacked the control variate for its steps."""
     head_norm: float | None = None
     """L2 norm over the head; None if the server cannot see single updates."""
     norm_received: float | None = None
     """L2 norm as it came; None if it was not clipped."""
-
-    @classmethod
-    def of(
-        cls,
-        member: Member,
-        update: Update,
-        head_norm: float | None,
-        norm_received: float | None,
-    ) -> FoldedUpdate:
-        """Take everything but the tensors."""
-        return cls(
-            member=member,
-            num_examples=update.num_examples,
-            num_steps=update.num_steps,
-            loss=update.loss,
-            seconds=update.seconds,
-            num_bytes=update.payload.num_bytes,
-            is_uncorrected=bool(update.uncorrected),
-            head_norm=head_norm,
-            norm_received=norm_received,
-        )
 
 
 def client_records(
@@ -120,16 +94,17 @@ def client_records(
     to_mean = outcome.cosines_to_mean or unknown
     to_others = cosines_to_others(outcome)
     for place, update in enumerate(updates):
+        message = update.message
         client = update.member.client
         share = outcome.weights[place] / total_weight
         record = ClientRecord(
             client=client,
-            num_examples=update.num_examples,
-            loss=update.loss,
-            seconds=update.seconds,
+            num_examples=message.num_examples,
+            loss=message.loss,
+            seconds=message.seconds,
             num_bytes=update.num_bytes,
-            num_steps=update.num_steps,
-            total_steps=steps_before.get(client, 0) + update.num_steps,
+            num_steps=message.num_steps,
+            total_steps=steps_before.get(client, 0) + message.num_steps,
             head_norm=update.head_norm,
             norm_received=update.norm_received,
             site=update.member.site,
@@ -137,7 +112,7 @@ def client_records(
             cosine_to_mean=to_mean[place],
             cosine_to_others=to_others[place],
             share=share if has_shares else None,
-            uncorrected=update.is_uncorrected or None,
+            uncorrected=bool(message.uncorrected) or None,
         )
         records.append(record)
     return records

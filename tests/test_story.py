@@ -1,4 +1,4 @@
-"""What a report says of a run that learns, waits at chance, answers with one class, or blows up."""
+"""The story in a report: a run learns, stays at chance, predicts one class, or diverges."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wardround.server.report.sweep import load_sweep
 EVEN = (0.2, 0.2, 0.2, 0.2, 0.2)
 ONE = (0.0, 0.0, 1.0, 0.0, 0.0)
 # 0.2 + 2 sqrt(0.2 * 0.8 / 320) = 0.2447
-CHANCE = "(chance is up to 0.245 here: the largest class's share of the test set, 0.200, and two standard errors)"
+CHANCE = "0.245"
 WORDS = ("num_clients=4", "train.collapse_rounds=3", "num_rounds=6")
 
 
@@ -49,51 +49,57 @@ def story(folder: Path) -> str:
     return tell_story(load_run(folder))
 
 
+def assert_all_in(text: str, *facts: str) -> None:
+    """Require all facts in the text, in this order."""
+    start = 0
+    for fact in facts:
+        assert fact in text[start:], (fact, text)
+        start = text.index(fact, start) + len(fact)
+
+
 def test_learning(tmp_path: Path) -> None:
-    assert story(told_run(tmp_path / "run", [0.2, 0.24, 0.5, 0.6])) == (
-        "Learning: test accuracy went from 0.200 in round 0 to 0.600 in round 3. It has been above chance "
-        f"since round 2 {CHANCE}."
-    )
+    text = story(told_run(tmp_path / "run", [0.2, 0.24, 0.5, 0.6]))
+    assert_all_in(text, "Learning", "0.200 in round 0", "0.600 in round 3")
+    assert_all_in(text, "since round 2", CHANCE)
+    assert "collapse" not in text
 
 
 def test_at_chance_but_not_for_long(tmp_path: Path) -> None:
-    told = f"At chance so far: test accuracy is 0.210 {CHANCE}."
-    assert story(told_run(tmp_path / "run", [0.2, 0.2, 0.21])) == told
+    text = story(told_run(tmp_path / "run", [0.2, 0.2, 0.21]))
+    assert_all_in(text, "At chance", "0.210", CHANCE)
+    assert "collapse" not in text
 
 
 def test_plateau_at_chance(tmp_path: Path) -> None:
-    assert story(told_run(tmp_path / "run", [0.2, 0.2, 0.22, 0.21, 0.2])) == (
-        "Plateau at chance since round 1 (test accuracy 0.200 to 0.220, always answering the largest class "
-        "0.200). This was flagged as a collapse in round 3."
-    )
+    text = story(told_run(tmp_path / "run", [0.2, 0.2, 0.22, 0.21, 0.2]))
+    assert_all_in(text, "Plateau at chance since round 1", "0.200 to 0.220")
+    assert_all_in(text, "collapse in round 3")
+    assert "over" not in text
 
 
 def test_plateau_that_ended(tmp_path: Path) -> None:
-    assert story(told_run(tmp_path / "run", [0.2, 0.2, 0.2, 0.2, 0.5, 0.7])) == (
-        "Learning: test accuracy went from 0.200 in round 0 to 0.700 in round 5. It has been above chance "
-        f"since round 4 {CHANCE}. Plateau at chance in rounds 1 to 3 (test accuracy 0.200, always answering "
-        "the largest class 0.200). This was flagged as a collapse in round 3; it was over in round 4."
-    )
+    text = story(told_run(tmp_path / "run", [0.2, 0.2, 0.2, 0.2, 0.5, 0.7]))
+    assert_all_in(text, "Learning", "0.700 in round 5", "since round 4", CHANCE)
+    assert_all_in(text, "Plateau at chance in rounds 1 to 3", "collapse in round 3")
+    assert_all_in(text, "collapse in round 3", "over", "round 4")
 
 
 def test_single_class_names_it(tmp_path: Path) -> None:
-    assert story(told_run(tmp_path / "run", [0.2] * 4, ONE)).startswith(
-        "Single class since round 1 (“c”, 100% of the test predictions). Plateau at chance since round 1 "
+    text = story(told_run(tmp_path / "run", [0.2] * 4, ONE))
+    assert_all_in(
+        text, "Single class since round 1", "“c”", "100%", "Plateau at chance"
     )
 
 
 def test_diverged(tmp_path: Path) -> None:
     reason = "round 3: client 1: the training loss is nan after 5 steps: training diverged; lower it"
-    told = story(
-        told_run(tmp_path / "run", [0.2, 0.4, 0.5], state="failed", reason=reason)
-    )
-    assert told.startswith(
-        "Diverged in round 3: a number was not finite any more, and the run ended."
-    )
-    assert "Learning" not in told
+    folder = told_run(tmp_path / "run", [0.2, 0.4, 0.5], state="failed", reason=reason)
+    text = story(folder)
+    assert_all_in(text, "Diverged in round 3", "train.learning_rate")
+    assert "Learning" not in text
 
 
-def test_before_the_first_round_there_is_nothing_to_tell(tmp_path: Path) -> None:
+def test_before_the_first_round_the_story_is_empty(tmp_path: Path) -> None:
     assert story(told_run(tmp_path / "run", [0.2])) == ""
 
 
@@ -117,9 +123,8 @@ def test_the_page_opens_with_it_and_draws_the_diagnostics(tmp_path: Path) -> Non
     assert len(page.alts) == 3
     assert "share of the predictions by class (a, b, c, d, e)" in page.alts[2]
     assert "| 3 | 160 | 0.5000 | 0.25 | 0.15 | 0.900 | -0.125 | 15 | 1.5 |" in summary
-    assert (
-        "| 2 | 0.2000 | 0.2000 | 1.0000 | 0.5000 | 0.500 | 1.609 | 3.0 |" in summary
-    )  # ln 5
+    # An entropy of ln 5 = 1.609
+    assert "| 2 | 0.2000 | 0.2000 | 1.0000 | 0.5000 | 0.500 | 1.609 | 3.0 |" in summary
     first = digests(index.parent)
     assert digests(write_report(folder).parent) == first
 
@@ -169,6 +174,5 @@ def test_sweep_lists_flags_and_marks_what_a_collapse_ended(tmp_path: Path) -> No
     flagged = "collapse flagged in round 3: at chance since round 1"
     assert f"MiniLM on BBC News with K = 4: {flagged}" in page.text
     assert f"MiniLM on BBC News with K = 8: {flagged}" in page.text
-    ended = "finished without an accuracy at the budget, 3 rounds done: train.on_collapse=stop: collapse flagged"
-    assert f"MiniLM on BBC News with K = 4: {ended}" in page.text
+    assert f"3 rounds done: train.on_collapse=stop: {flagged}" in page.text
     assert flagged in (sweep / "report/summary.md").read_text()

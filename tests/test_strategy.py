@@ -51,8 +51,12 @@ from wardround.server.rounds.state import RoundState
 from wardround.server.run_folder import RunFolder
 
 
+def not_finite(update: Update) -> Update:
+    return with_value(update, float("nan"))
+
+
 def run_on(grid: Grid, settings: Settings) -> None:
-    """One run over the clients of a grid."""
+    """Run over the clients of a grid."""
     conduct(GridClients(grid), settings)
 
 
@@ -68,22 +72,22 @@ BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
     "infinite": (lambda update: with_value(update, float("inf")), "not finite"),
     "huge": (
         lambda update: with_value(update, 1e20),
-        "larger than weights are: training diverged",
+        "training diverged",
     ),
     "old round": (
         lambda update: replace(update, round=update.round - 1),
-        "belongs to round",
+        "round 0",
     ),
-    "other model": (lambda update: replace(update, layout="0" * 64), "names or shapes"),
+    "other model": (lambda update: replace(update, layout="0" * 64), "shapes"),
     "too long": (
         lambda update: with_tensors(
             update, np.concatenate([shared(update), shared(update)])
         ),
-        "names or shapes",
+        "shapes",
     ),
     "too short": (
         lambda update: with_tensors(update, shared(update)[:-1]),
-        "names or shapes",
+        "shapes",
     ),
     "other type": (
         lambda update: with_tensors(update, shared(update).astype(np.float64)),
@@ -93,25 +97,25 @@ BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
         lambda update: replace(
             update, payload=Payload("zip", {"shared": shared(update)})
         ),
-        "a form named 'zip'",
+        "'zip'",
     ),
     "false form": (
         lambda update: replace(
             update, payload=Payload("exact", {"shared": shared(update)})
         ),
-        "not of the form exact: no 'widths'",
+        "'widths'",
     ),
     "no examples": (
         lambda update: replace(update, num_examples=0),
-        "claims 0 examples",
+        r"\b0 examples",
     ),
     "negative": (
         lambda update: replace(update, num_examples=-16),
-        "claims -16 examples",
+        "-16 examples",
     ),
     "no step": (
         lambda update: replace(update, num_steps=0),
-        "claims 0 optimiser steps",
+        r"\b0 optimiser steps",
     ),
     "endless steps": (
         lambda update: replace(update, num_steps=2**40),
@@ -119,27 +123,27 @@ BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
     ),
     "loss that is no number": (
         lambda update: replace(update, loss=float("nan")),
-        "a loss of nan",
+        "loss of nan",
     ),
-    "absurd loss": (lambda update: replace(update, loss=1e308), r"a loss of 1e\+308"),
+    "absurd loss": (lambda update: replace(update, loss=1e308), r"loss of 1e\+308"),
     "absurd test loss": (
         lambda update: replace(
             update, test=Sums(-1e308, np.ones((3, 3), dtype=np.int64), ())
         ),
-        r"a summed loss of -1e\+308",
+        r"loss of -1e\+308",
     ),
-    "endless": (lambda update: replace(update, seconds=float("inf")), "took inf s"),
+    "endless": (lambda update: replace(update, seconds=float("inf")), "inf s"),
     "other labels": (
         lambda update: replace(
             update, test=Sums(1.0, np.ones((2, 2), dtype=np.int64), ())
         ),
-        "counts are of 2 labels, not of the run's 3",
+        "2 labels.* 3",
     ),
     "nothing held out": (
         lambda update: replace(
             update, test=Sums(0.0, np.zeros((3, 3), dtype=np.int64), ())
         ),
-        "counts are of 0 held-out examples",
+        r"\b0 held-out examples",
     ),
     "absurd counts": (
         lambda update: replace(update, test=Sums(1.0, np.full((3, 3), 2**62), ())),
@@ -147,7 +151,7 @@ BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
     ),
     "absurd": (
         lambda update: replace(update, num_examples=10**9),
-        "claims 1000000000 examples",
+        "1000000000 examples",
     ),
 }
 
@@ -167,33 +171,22 @@ def test_bad_update_is_left_out_of_the_mean(
     make_settings: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = make_settings("num_rounds=2", CONTINUE)
-    run_on(
-        LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3),
-        settings,
-    )
+    run_on(LocalGrid(tampering(not_finite), 3), settings)
     lines = history(Path(settings.run_dir))
-    assert [[entry["client"] for entry in line["clients"]] for line in lines] == [
-        [],
-        [0, 2],
-        [0, 2],
-    ]
+    clients = [[entry["client"] for entry in line["clients"]] for line in lines]
+    assert clients == [[], [0, 2], [0, 2]]
     assert lines[1]["train"]["num_examples"] == 32
-    reason = "its update holds values that are not finite"
-    assert [line.get("left_out") for line in lines] == [
-        None,
-        *[[{"client": 1, "reason": reason}]] * 2,
-    ]
+    assert "left_out" not in lines[0]
     live = read_open_round(RunFolder(Path(settings.run_dir)))
     assert live is not None
-    assert live.warnings == tuple(
-        f"round {number}: client 1: {reason}; the round goes on without it"
-        for number in (1, 2)
-    )
+    for line, warning in zip(lines[1:], live.warnings, strict=True):
+        (left_out,) = line["left_out"]
+        assert left_out["client"] == 1
+        assert "not finite" in left_out["reason"]
+        name = f"round {line['round']}: client 1"
+        assert warning.startswith(f"{name}: {left_out['reason']}")
     assert lines[1]["bytes"]["up"] * 3 == lines[1]["bytes"]["down"] * 2
-    assert (
-        "round 1: client 1: its update holds values that are not finite"
-        in capsys.readouterr().err
-    )
+    assert live.warnings[0] in capsys.readouterr().err
 
 
 def test_sites_of_a_simulation_are_called_by_their_files(
@@ -206,30 +199,25 @@ def test_sites_of_a_simulation_are_called_by_their_files(
     settings = make_settings(
         f"data.path={folder}", "partition=by_site", "num_rounds=1", CONTINUE
     )
-    run_on(
-        LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3),
-        settings,
-    )
-    run, reason = (
-        RunFolder(Path(settings.run_dir)),
-        "its update holds values that are not finite",
-    )
+    run_on(LocalGrid(tampering(not_finite), 3), settings)
+    run = RunFolder(Path(settings.run_dir))
     initial, line = history(run.path)
     # By name of the file: lakeside is client 0, st_marys client 1.
     assert [(entry["client"], entry["site"]) for entry in line["clients"]] == [
         (0, "lakeside"),
         (2, "ward_7"),
     ]
-    assert line.pop("left_out") == [{"client": 1, "reason": reason, "site": "st_marys"}]
-    for told in (initial, line):
-        contract.check_history_line(told, of_sites=True)
+    (left_out,) = line.pop("left_out")
+    reason = left_out.pop("reason")
+    assert left_out == {"client": 1, "site": "st_marys"}
+    for each in (initial, line):
+        contract.check_history_line(each, of_sites=True)
     live = read_open_round(run)
     assert live is not None
     assert (live.answered, list(live.missing)) == (("lakeside", "ward_7"), ["st_marys"])
-    assert live.warnings == (
-        f"round 1: st_marys: {reason}; the round goes on without it",
-    )
-    assert f"round 1: st_marys: {reason}" in capsys.readouterr().err
+    (warning,) = live.warnings
+    assert warning.startswith(f"round 1: st_marys: {reason}")
+    assert warning in capsys.readouterr().err
     assert list(load_run(run.path).clients["name"]) == ["lakeside", "ward_7"]
 
 
@@ -241,39 +229,35 @@ def test_a_simulated_site_that_fails_ends_the_run_by_its_name(
     for seed, name in enumerate(("north", "south", "west")):
         write_texts(folder / f"{name}.csv", 12, seed)
     settings = make_settings(f"data.path={folder}", "partition=by_site", "num_rounds=1")
-    with pytest.raises(RunFailed, match="round 1: south: its update holds"):
-        run_on(
-            LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3),
-            settings,
-        )
-    # Under another partition the files are no clients.
+    with pytest.raises(RunFailed, match="round 1: south: "):
+        run_on(LocalGrid(tampering(not_finite), 3), settings)
+    # Under another partition the files are not clients.
     mixed = make_settings(
         f"data.path={folder}", f"run_dir={tmp_path / 'mixed'}", "num_rounds=1"
     )
-    with pytest.raises(RunFailed, match="round 1: client 1: its update holds"):
-        run_on(
-            LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3),
-            mixed,
-        )
+    with pytest.raises(RunFailed, match="round 1: client 1: "):
+        run_on(LocalGrid(tampering(not_finite), 3), mixed)
 
 
 @pytest.mark.parametrize("words", [[], [CONTINUE]], ids=["fail", "continue"])
-def test_a_refused_client_is_told_why(make_settings: Make, words: list[str]) -> None:
-    told: list[str] = []
+def test_a_refused_client_receives_the_reason(
+    make_settings: Make, words: list[str]
+) -> None:
+    notices: list[str] = []
     app = tampering(lambda update: replace(update, num_examples=-1))
 
     @app.query("notice")
     def notice(message: Message, context: Context) -> Message:
         assert context.node_config["partition-id"] == 1
-        told.append(unpack_notice(message.content))
+        notices.append(unpack_notice(message.content))
         return Message(RecordDict(), reply_to=message)
 
     with suppress(RunFailed):
         run_on(LocalGrid(app, 3), make_settings("num_rounds=1", *words))
-    (text,) = told
-    assert text.startswith(
-        "round 1: its update claims -1 examples, but it joined with 16"
-    )
+    (text,) = notices
+    assert text.startswith("round 1: ")
+    assert "-1 examples" in text
+    assert "16" in text
 
 
 def test_answers_can_be_fetched_after_a_round_but_no_work_begins(
@@ -311,7 +295,7 @@ def test_a_reply_that_flower_cannot_read_is_refused(
 
 
 @pytest.mark.parametrize(("alone", "is_whole"), [(0.0, False), (KEPT_SECONDS, True)])
-def test_who_was_left_alone_too_long_is_sent_the_whole(
+def test_a_client_left_alone_too_long_receives_the_whole_tensors(
     make_settings: Make, alone: float, is_whole: bool
 ) -> None:
     layout = Layout.of({"weight": (4096,)})
@@ -324,7 +308,8 @@ def test_who_was_left_alone_too_long_is_sent_the_whole(
         RoundState(layout, *both) for both in zip(tensors, records, strict=True)
     )
     clients = Recording(LocalGrid(honest_app, 1))
-    member, broadcast = Member(0, "alpha", 2, 10), Broadcast(clients, make_settings())
+    member = Member(0, "alpha", 2, 10)
+    broadcast = Broadcast(clients, make_settings())
     broadcast.note_held(member, before.version, time.monotonic() - alone)
     after = replace(after, step=broadcast.step_from(before, after))
     list(broadcast.ask([member], after, TRAIN, 2))
@@ -340,13 +325,8 @@ def test_a_notice_reaches_the_clients_log(caplog: pytest.LogCaptureFixture) -> N
 
 def test_too_few_updates_end_the_run(make_settings: Make) -> None:
     settings = make_settings(CONTINUE, "strategy.min_sites=3")
-    with pytest.raises(
-        RunFailed, match=r"round 1: 2 updates came, but strategy\.min_sites asks for 3"
-    ):
-        run_on(
-            LocalGrid(tampering(lambda update: with_value(update, float("nan"))), 3),
-            settings,
-        )
+    with pytest.raises(RunFailed, match=r"round 1: 2 .*strategy\.min_sites.* 3"):
+        run_on(LocalGrid(tampering(not_finite), 3), settings)
 
 
 def test_crashing_client_is_named_but_its_texts_are_not(make_settings: Make) -> None:
@@ -354,15 +334,13 @@ def test_crashing_client_is_named_but_its_texts_are_not(make_settings: Make) -> 
         message.content.config_records["task"]["settings"] = '{"secret": "patient 17"}'
         return honest_app(message, context)
 
-    with pytest.raises(
-        RunFailed, match="round 1: client 0: its texts, its model or the settings"
-    ) as caught:
+    with pytest.raises(RunFailed, match="round 1: client 0: ") as caught:
         run_on(LocalGrid(training_as(train), 3), make_settings())
     assert "patient" not in str(caught.value)
 
 
 class Recording(GridClients):
-    """Keeps what was asked."""
+    """Keeps the requests."""
 
     def ask(
         self, requests: Iterable[Request], kind: str, round: int, timeout: float
@@ -371,8 +349,8 @@ class Recording(GridClients):
         return iter([RecordDict()] * len(self.requests))
 
 
-class Deaf(LocalGrid):
-    """A grid on which one client never answers, or some never come."""
+class SilentGrid(LocalGrid):
+    """One client never answers, or some never connect."""
 
     def __init__(self, silent: int | None, missing: int = 0) -> None:
         super().__init__(honest_app, 3)
@@ -382,28 +360,28 @@ class Deaf(LocalGrid):
         return list(super().get_node_ids())[self.missing :]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        heard = []
+        answered = []
         for message_id in message_ids:
             message = self._waiting.get(message_id)
             is_train = message is not None and message.metadata.message_type == "train"
             if message is None or not (
                 is_train and message.metadata.dst_node_id == self.silent
             ):
-                heard.append(message_id)
-        return super().pull_messages(heard)
+                answered.append(message_id)
+        return super().pull_messages(answered)
 
 
 def test_silent_client_is_given_up_at_the_bound(make_settings: Make) -> None:
     settings = make_settings("num_rounds=1", "strategy.round_timeout_seconds=0.3")
     with pytest.raises(RunFailed, match=r"round 1: client 0: no answer within 0.3 s"):
-        run_on(Deaf(silent=2), settings)
+        run_on(SilentGrid(silent=2), settings)
 
 
-def test_the_others_are_heard_after_the_bound(make_settings: Make) -> None:
+def test_the_others_count_after_the_bound(make_settings: Make) -> None:
     settings = make_settings(
         "num_rounds=1", "strategy.round_timeout_seconds=0.3", CONTINUE
     )
-    run_on(Deaf(silent=2), settings)
+    run_on(SilentGrid(silent=2), settings)
     (last,) = history(Path(settings.run_dir))[1:]
     assert [entry["client"] for entry in last["clients"]] == [1, 2]
 
@@ -413,7 +391,7 @@ def test_clients_that_never_come_end_the_run(make_settings: Make) -> None:
     with pytest.raises(
         RunFailed, match=r"only 2 of 3 clients connected .* set num_clients=2"
     ):
-        run_on(Deaf(silent=None, missing=1), settings)
+        run_on(SilentGrid(silent=None, missing=1), settings)
 
 
 def test_a_model_that_diverged_is_not_kept(make_settings: Make) -> None:

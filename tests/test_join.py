@@ -1,4 +1,4 @@
-"""Whether a site tries again after its connection has ended: the verdicts, and the waits between tries."""
+"""The decision to connect again after a connection has ended."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_restarted_server_is_joined_anew(tmp_path: Path, tiny_texts: Path) -> 
 @pytest.mark.parametrize(
     ("why", "is_final"), [("wrong_time", False), ("version", True), ("other", False)]
 )
-def test_what_heals_and_what_does_not(
+def test_an_old_version_ends_and_a_wrong_clock_does_not(
     why: str, is_final: bool, tmp_path: Path, tiny_texts: Path
 ) -> None:
     judge = LinkJudge(make_site(tmp_path, free_port(), tiny_texts))
@@ -80,10 +80,10 @@ def test_a_server_that_is_away_is_waited_for(tmp_path: Path, tiny_texts: Path) -
     assert (verdict.is_final, "cannot be reached" in verdict.reason) == (False, True)
 
 
-def test_a_greeting_that_is_broken_off_is_tried_again(
+def test_a_handshake_that_is_broken_off_is_tried_again(
     tmp_path: Path, tiny_texts: Path
 ) -> None:
-    """As by a server that ends, or by a proxy whose server is away."""
+    """A server that stops does this, and a proxy whose server is away."""
     make_certificates(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as door:
 
@@ -103,7 +103,7 @@ def test_a_greeting_that_is_broken_off_is_tried_again(
     )
 
 
-def test_wrong_authority_and_expired_certificate_end(
+def test_another_authority_and_an_expired_certificate_end(
     tmp_path: Path, tiny_texts: Path
 ) -> None:
     make_certificates(tmp_path)

@@ -1,4 +1,4 @@
-"""Personal models: the mixture's arithmetic, the choice, opting out, and the same at the site itself."""
+"""Personal models: the mixture, the choice, opting out, and the command of a site."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def site_files(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def by_site(make_settings: Make, site_files: Path, tmp_path: Path) -> Make:
-    """Settings of a run over these files, with half of what is held out to choose by."""
+    """Settings of a run over these files; half of the held-out texts are for the choice."""
 
     def make(*more: str) -> Settings:
         return make_settings(
@@ -92,7 +92,7 @@ def opt_out(file: Path, rows: set[int]) -> None:
 
 
 def without(file: Path, rows: set[int]) -> None:
-    """Take these rows away."""
+    """Remove these rows from a file of texts."""
     header, *lines = file.read_text().splitlines()
     file.write_text(
         "\n".join([header, *(x for row, x in enumerate(lines) if row not in rows)])
@@ -104,7 +104,7 @@ def without(file: Path, rows: set[int]) -> None:
 
 
 class Expert(nn.Module):
-    """A classifier that says the same of every text."""
+    """A classifier with the same output for every text."""
 
     def __init__(self, *probabilities: float) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def test_an_expert_that_excludes_the_label_leaves_the_loss_finite() -> None:
     logits = Mixture(sure, Expert(0.5, 0.5), fixed_gate(0.5))(
         input_ids=torch.zeros(1, 1, dtype=torch.long)
     ).logits
-    # Of 0.5 · (1, 0) + 0.5 · (0.5, 0.5) the second is 1/4.
+    # 0.5 · (1, 0) + 0.5 · (0.5, 0.5) = (0.75, 0.25)
     assert logits.exp().detach().numpy() == pytest.approx(
         np.array([[0.75, 0.25]]), abs=1e-6
     )
@@ -156,7 +156,7 @@ def test_an_expert_that_excludes_the_label_leaves_the_loss_finite() -> None:
 def test_a_gate_at_0_or_1_is_the_global_or_the_local_model(
     weight: float, expert: str, still_model: Path
 ) -> None:
-    """To the last bit of log-probabilities, on a real encoder."""
+    """On a real encoder, the log-probabilities are equal bit for bit."""
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
@@ -225,9 +225,7 @@ def candidate(
     )
 
 
-def test_the_choice_goes_by_the_validation_part_then_its_loss_and_last_the_plainer_model() -> (
-    None
-):
+def test_the_choice_is_by_validation_accuracy_then_loss_then_simplicity() -> None:
     assert choose(
         {
             "local": candidate(0.8),
@@ -248,8 +246,8 @@ def test_the_choice_goes_by_the_validation_part_then_its_loss_and_last_the_plain
 
 
 def test_held_out_texts_are_dealt_as_the_training_texts_are() -> None:
-    # Label 0: clients train on 3 and 1 of it, and get 3 and 1 of the 4 held out; label 1 is client 1's alone;
-    # label 2 nobody's.
+    # Label 0: clients train on 3 and 1 texts, and get 3 and 1 of the 4 held out.
+    # Label 1 belongs to client 1; no client has label 2.
     train_labels = np.array([0, 0, 0, 0, 1])
     labels = np.array([0, 1, 0, 2, 0, 1, 0])
     parts = [np.array([0, 1, 2]), np.array([3, 4])]
@@ -284,7 +282,7 @@ def test_a_client_of_a_skewed_partition_is_judged_on_its_own_labels(
 
 
 def test_the_best_weights_are_copies(by_site: Make) -> None:
-    """With a step size that ruins every model at once, what is kept is what it started from."""
+    """If the step size ruins every model at once, the starting weights are kept."""
     settings = by_site("personalisation=all", "num_rounds=1")
     simulate(replace(settings, personalisation=by_site().personalisation))
     ruinous = replace(
@@ -310,7 +308,7 @@ def test_the_best_weights_are_copies(by_site: Make) -> None:
         ), method
 
 
-def test_what_is_kept_did_best_on_the_validation_part(
+def test_the_epoch_with_the_smallest_validation_loss_is_kept(
     by_site: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = by_site("personalisation=all", "num_rounds=1")
@@ -334,9 +332,8 @@ def test_what_is_kept_did_best_on_the_validation_part(
         *by_epoch, at_end = losses
         assert len(by_epoch) == 1 + settings.personalisation.epochs
         assert found.epoch == int(np.argmin(by_epoch)) > 0
-        assert at_end == min(
-            by_epoch
-        )  # the weights are those of that epoch, bit for bit
+        # The weights are those of that epoch, bit for bit.
+        assert at_end == min(by_epoch)
 
 
 def test_a_folder_that_is_another_model_is_refused(
@@ -358,7 +355,7 @@ def test_a_folder_that_is_another_model_is_refused(
 def test_the_site_makes_the_models_of_the_simulation(
     method: str, by_site: Make, site_files: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """Same numbers and same files, bit for bit, from the model folder and the site's own file alone."""
+    """The model folder and the site's own file give the same files, bit for bit."""
     opt_out(site_files / "beta.csv", {3, 4, 11})
     for other in ("alpha", "gamma"):
         opt_out(site_files / f"{other}.csv", set())
@@ -413,22 +410,21 @@ def test_the_site_makes_the_models_of_the_simulation(
 def test_personal_models_change_nothing_of_the_run(
     by_site: Make, tmp_path: Path
 ) -> None:
-    """Nothing more crosses: same rounds, same bytes, same model; a finished run can be personalised later."""
+    """The rounds, their bytes and the model stay the same, also if it is done later."""
     plain, personal = by_site(f"run_dir={tmp_path / 'a'}"), f"run_dir={tmp_path / 'b'}"
     simulate(plain)
     simulate(by_site("personalisation=mixture", personal))
     assert measured(tmp_path / "a") == measured(tmp_path / "b")
     assert not (tmp_path / "a" / "personal.json").exists()
-    assert not (
-        tmp_path / "b" / "personal"
-    ).exists()  # models are kept where that is asked for
+    # Models are kept only if the settings ask for them.
+    assert not (tmp_path / "b" / "personal").exists()
     simulate(by_site("personalisation=mixture", f"run_dir={tmp_path / 'a'}"))
     assert PersonalRecord.read(tmp_path / "a") == PersonalRecord.read(tmp_path / "b")
     assert measured(tmp_path / "a") == measured(tmp_path / "b")
 
 
 def test_a_run_of_adapters_leaves_a_model_to_go_on_from(by_site: Make) -> None:
-    """Personal models are whole ones; FedProx's pull is one of rounds."""
+    """Personal models have no adapters, and are trained without FedProx's pull."""
     settings = by_site(
         "adapters=lora",
         "personalisation=mixture",
@@ -444,10 +440,10 @@ def test_a_run_of_adapters_leaves_a_model_to_go_on_from(by_site: Make) -> None:
     assert any(site.candidates["mixture"].epoch for site in record.sites)
 
 
-def test_a_client_without_texts_to_be_judged_by_is_left_out(
+def test_a_client_with_too_few_held_out_texts_is_left_out(
     make_settings: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of 3 held-out texts a client has 1: it cannot choose by one and be judged by another."""
+    """A client with 1 held-out text cannot choose by one and test with another."""
     settings = make_settings(
         *(
             "evaluation.where=sites",
@@ -466,11 +462,11 @@ def test_a_client_without_texts_to_be_judged_by_is_left_out(
         for name in "012"
         if not len(own[name].validation) or not len(own[name].test)
     ]
-    said = capsys.readouterr().err
-    assert all(name in said.split("personal models of client ")[1] for name in left)
+    printed = capsys.readouterr().err
+    assert all(name in printed.split("personal models of client ")[1] for name in left)
 
 
-def test_a_personalisation_goes_on_where_it_was_stopped(
+def test_a_personalisation_continues_after_a_power_cut(
     by_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, cut = (
@@ -511,7 +507,7 @@ def test_a_personalisation_goes_on_where_it_was_stopped(
         "no",
         "more",
         *SIZES,
-    ]  # other settings: what stood there does not count
+    ]  # with other settings, all are made anew
 
 
 def test_one_model_loads_in_transformers_and_a_mixture_with_its_loader(
@@ -531,14 +527,14 @@ def test_one_model_loads_in_transformers_and_a_mixture_with_its_loader(
         chosen = made.record.model_copy(update={"chosen": method})
         maker.save(tmp_path / method, replace(made, record=chosen, weights=weights))
     text = "the doctor said a nurse was new today"
-    (said,) = pipeline("text-classification", str(tmp_path / "fine_tuned"))(text)
-    assert said["label"] in ("health", "money", "sport")
+    (predicted,) = pipeline("text-classification", str(tmp_path / "fine_tuned"))(text)
+    assert predicted["label"] in ("health", "money", "sport")
     tokenizer, mixture = load_mixture(str(tmp_path / "mixture"))
     with torch.no_grad():
         row = mixture(**tokenizer(text, return_tensors="pt")).logits.softmax(1)[0]
-    told = wardround("predict", str(tmp_path / "mixture"), "--text", text)
-    assert told.code == 0, told.err
-    assert told.out.splitlines()[1].split(",")[2:] == [
+    done = wardround("predict", str(tmp_path / "mixture"), "--text", text)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[1].split(",")[2:] == [
         f"{value:.4f}" for value in row.tolist()
     ]
     released = load_file(Path(settings.run_dir) / "model" / "model.safetensors")
@@ -549,7 +545,7 @@ def test_one_model_loads_in_transformers_and_a_mixture_with_its_loader(
     assert not torch.equal(trained["2.bias"], drawn["2.bias"])
 
 
-def test_the_site_is_told_what_is_missing(
+def test_bad_input_of_a_site_has_a_next_step(
     by_site: Make, site_files: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     settings = replace(
@@ -579,12 +575,10 @@ def test_the_site_is_told_what_is_missing(
             {"validation_fraction": 0.5, "learning_rate": -1.0},
             unverified=True,
         )
-    with pytest.raises(
-        ValueError, match=r"holds no wardround\.json\. Give the folder `model`"
-    ):
+    with pytest.raises(ValueError, match=r"wardround\.json.*folder `model`"):
         personalise(site, tiny_model, tmp_path / "out", {}, unverified=True)
     (tmp_path / "there").mkdir()
-    with pytest.raises(ValueError, match="which is there already"):
+    with pytest.raises(ValueError, match=r"--out is .*exists already"):
         personalise(site, model, tmp_path / "there", {})
     asked = {"validation_fraction": 0.5, "name": "mixture", "epochs": 1}
     record = personalise(site, model, tmp_path / "out", asked, unverified=True)
@@ -609,33 +603,31 @@ def test_personalise_as_an_engineer_types_it(
         "--out",
         "own",
     )
-    said = site_command(
+    done = site_command(
         *words, "--unverified", "--method", "mixture", "--epochs", "1", folder=tmp_path
     )
-    assert said.returncode == 0, said.stderr
+    assert done.returncode == 0, done.stderr
     record = PersonalRecord.read(tmp_path / "own")
     assert record is not None
     (row,) = record.rows("accuracy")
-    assert said.stdout.startswith(
-        "beta: 36 texts to learn from (0 of them opted out), 12 to choose by, 12 to"
-    )
-    assert f"accuracy  global      {row[3]}" in said.stdout
-    assert f"accuracy  mixture     {row[5]}" in said.stdout
-    assert f"chosen: {record.sites[0].chosen}, in own" in said.stdout
+    assert done.stdout.startswith("beta: 36 texts to learn from (0 of them opted out)")
+    assert f"accuracy  global      {row[3]}" in done.stdout
+    assert f"accuracy  mixture     {row[5]}" in done.stdout
+    assert f"chosen: {record.sites[0].chosen}, in own" in done.stdout
     again = site_command(*words, folder=tmp_path)
     assert again.returncode == 2
-    assert "--out is 'own', which is there already. Name another." in again.stderr
+    assert "--out is 'own'" in again.stderr
 
 
-def test_the_model_folder_names_no_place(
+def test_the_model_folder_names_no_path(
     by_site: Make, site_files: Path, tiny_model: Path
 ) -> None:
     settings = by_site("num_rounds=0")
     simulate(settings)
-    told = (Path(settings.run_dir) / "model" / "wardround.json").read_text()
-    assert Settings.from_json(told).data.label_names == ("health", "money", "sport")
+    written = (Path(settings.run_dir) / "model" / "wardround.json").read_text()
+    assert Settings.from_json(written).data.label_names == ("health", "money", "sport")
     for place in (site_files, tiny_model, settings.run_dir):
-        assert str(place) not in told
+        assert str(place) not in written
 
 
 # --- opting out --------------------------------------------------------------------------------------------
@@ -644,7 +636,7 @@ def test_the_model_folder_names_no_place(
 def test_texts_that_opt_out_are_as_if_they_were_not_there(
     by_site: Make, site_files: Path, tmp_path: Path
 ) -> None:
-    """Of the rounds every number, and the model to the last bit; of the personal models they make a part."""
+    """Rounds and model are as without them; only the personal models train on them."""
     rows = {"alpha": {0, 5}, "beta": {1, 2, 30}, "gamma": set[int]()}
     bare = tmp_path / "bare"
     shutil.copytree(site_files, bare)
@@ -708,7 +700,7 @@ def test_a_site_that_opts_out_takes_part_in_no_round_and_profits(
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_a_wish_is_read_and_not_guessed(
+def test_an_opt_out_column_holds_yes_or_no(
     kind: str, by_site: Make, tmp_path: Path
 ) -> None:
     import pyarrow as pa
@@ -718,10 +710,10 @@ def test_a_wish_is_read_and_not_guessed(
 
     wishes = ["TRUE", "1", " yes ", "False", "0", "no", "", "false"]
 
-    def write(said: list[Any]) -> Path:
+    def write(values: list[Any]) -> Path:
         rows = [
             {"text": f"text {row}", "label": "ab"[row % 2], "out": wish}
-            for row, wish in enumerate(said)
+            for row, wish in enumerate(values)
         ]
         file = tmp_path / f"texts.{kind}"
         if kind == "csv":
@@ -760,7 +752,7 @@ def test_a_wish_is_read_and_not_guessed(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["evaluation.validation_fraction=0"],
@@ -801,21 +793,21 @@ def test_a_wish_is_read_and_not_guessed(
         ),
     ],
 )
-def test_what_cannot_be_is_refused_with_a_next_step(
-    words: list[str], said: str, by_site: Make
+def test_impossible_settings_are_refused_with_a_next_step(
+    words: list[str], message: str, by_site: Make
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         by_site("personalisation=mixture", *words)
 
 
-def test_settings_of_before_are_read(by_site: Make) -> None:
+def test_settings_of_an_earlier_version_are_read(by_site: Make) -> None:
     values = by_site().to_dict()
     del values["personalisation"]
     del values["data"]["opt_out_column"]
     assert Settings.from_dict(values) == by_site()
 
 
-# --- what is told ------------------------------------------------------------------------------------------
+# --- status, report, study ------------------------------------------------------------------------------------------
 
 
 def test_report_and_status_show_each_client_and_name_the_worst(by_site: Make) -> None:
@@ -832,9 +824,9 @@ def test_report_and_status_show_each_client_and_name_the_worst(by_site: Make) ->
     assert mean[:3] == ["mean", "", f"{sum(locals_) / 3:.3f}"]
     lowest = min(site.candidates[site.chosen].test.accuracy for site in record.sites)
     assert record.worst.candidates[record.worst.chosen].test.accuracy == lowest
-    told = wardround("status", settings.run_dir).out
-    assert f"worst off: {record.worst.name}" in told
-    assert f"alpha: local {row[2]}, global {row[3]}" in told
+    printed = wardround("status", settings.run_dir).out
+    assert f"worst off: {record.worst.name}" in printed
+    assert f"alpha: local {row[2]}, global {row[3]}" in printed
     as_json = json.loads(wardround("status", settings.run_dir, "--json").out)
     assert as_json["personal"] == json.loads(
         (Path(settings.run_dir) / "personal.json").read_text()
@@ -845,7 +837,7 @@ def test_report_and_status_show_each_client_and_name_the_worst(by_site: Make) ->
     assert row[5] in page
 
 
-def test_the_study_takes_runs_together_that_differ_in_the_seed(
+def test_the_study_groups_runs_that_differ_only_in_the_seed(
     tmp_path: Path, by_site: Make
 ) -> None:
     for seed, accuracies in ((0, (0.5, 0.7)), (1, (0.9, 0.9))):
@@ -872,11 +864,11 @@ def test_the_study_takes_runs_together_that_differ_in_the_seed(
         with RunFolder(tmp_path / str(seed)).open(settings):
             record.write(tmp_path / str(seed))
     # Means over clients 0.6 and 0.9, so 0.75; their standard error is 0.3 / √2 / √2.
-    means, apart = (
+    means, gains = (
         part.splitlines()[-1]
         for part in table([tmp_path / "0", tmp_path / "1"]).split("\n\n")
     )
-    told = [
+    row = [
         "by_site, files, K = 3",
         "2",
         "–",
@@ -885,8 +877,8 @@ def test_the_study_takes_runs_together_that_differ_in_the_seed(
         "0.750 ± 0.150",
         "0.750 ± 0.150",
     ]
-    assert means.strip("| ").split(" | ") == [*told, *("–",) * 4, "mixture 4"]
-    # 20 and 50 points apart: 35 ± 12.706 x 15.
-    assert apart.split(" | ")[2] == "+35.0 [-155.6, +225.6] (+20.0, +50.0)"
+    assert means.strip("| ").split(" | ") == [*row, *("–",) * 4, "mixture 4"]
+    # Gains of 20 and 50 points: 35 ± 12.706 x 15.
+    assert gains.split(" | ")[2] == "+35.0 [-155.6, +225.6] (+20.0, +50.0)"
     with pytest.raises(ValueError, match="holds no personal models"):
         table([tmp_path])

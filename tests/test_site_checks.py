@@ -1,4 +1,4 @@
-"""Checks of a site's machine and of its texts: what passes, what does not, and what it says."""
+"""Checks of a site's machine, model and texts: states, values and next steps."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_device_and_model(tmp_path: Path, tiny_texts: Path, tiny_model: Path) ->
 
 @dataclass(frozen=True)
 class Model:
-    """A folder at `path`, how it is spoilt, and what is said of it."""
+    """A folder at `path`, how it is damaged, and words of its finding."""
 
     path: str
     spoil: Callable[[Path], object]
@@ -129,7 +129,7 @@ class Model:
 
 
 def without(pattern: str) -> Callable[[Path], object]:
-    """Removes these files of a model's folder."""
+    """Return a function that removes these files of a model's folder."""
 
     def spoil(folder: Path) -> None:
         for file in folder.glob(pattern):
@@ -139,7 +139,7 @@ def without(pattern: str) -> Callable[[Path], object]:
 
 
 def a_file(folder: Path) -> None:
-    """Puts a file in the folder's place."""
+    """Replace the folder by a file."""
     shutil.rmtree(folder)
     folder.write_text("x")
 
@@ -174,7 +174,7 @@ MODELS = [
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.path)
 @pytest.mark.parametrize("is_in_site_file", [True, False])
-def test_a_model_that_is_none_is_a_finding(
+def test_a_damaged_model_is_a_finding(
     tmp_path: Path,
     tiny_texts: Path,
     tiny_model: Path,
@@ -197,7 +197,7 @@ def test_a_model_that_is_none_is_a_finding(
     assert found.message.startswith(f"{setting} {folder} ")
     assert model.words in found.message
     assert found.next_step
-    # What is said of the others needs no model.
+    # The other checks need no model.
     assert findings["labels"].message == "sport 16, money 16, health 16"
 
 
@@ -290,7 +290,7 @@ def test_data_checks_open_no_connection(
 
 
 def letters(folder: Path, *rows: str, header: str = "text,label") -> Path:
-    """A CSV file of these lines."""
+    """Write a CSV file of these lines."""
     path = folder / "letters.csv"
     path.write_text("\n".join([header, *rows]) + "\n")
     return path
@@ -351,7 +351,7 @@ def test_labels_are_counted_mapped_and_compared(tmp_path: Path) -> None:
 def test_labels_and_columns_of_others_imitate_no_finding(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    """A label stands in a file that some other program wrote, and in the coordinator's invitation."""
+    """A label comes from a file, or from the coordinator's invitation."""
     word = NASTY[name]
     path = tmp_path / "letters.jsonl"
     rows = [

@@ -1,4 +1,4 @@
-"""`wardround-site init` and `check` as an engineer at a site types them."""
+"""`wardround-site init` and `check`, run as programs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from wardround.common.wire.invitation import (
 
 
 def init(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """`init` with what it needs."""
+    """Run `init` with its required options."""
     if not (folder / "invitation.json").exists():
         write_invitation(folder / "invitation.json")
     words = (
@@ -42,7 +42,7 @@ def init(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 
 def write_invitation(path: Path, **changes: Any) -> str:
-    """An invitation of st_marys to a server on this machine; returns its fingerprint."""
+    """Write an invitation for st_marys. Returns its fingerprint."""
     key = new_key("signing")
     facts: dict[str, Any] = {
         "site": "st_marys",
@@ -128,7 +128,7 @@ def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
     assert "$" not in unit.replace("${", "")
 
 
-def test_init_says_how_the_file_of_texts_is_written(tmp_path: Path) -> None:
+def test_init_writes_delimiter_and_encoding(tmp_path: Path) -> None:
     assert (
         init(tmp_path, "--delimiter", ";", "--encoding", "windows-1252").returncode == 0
     )
@@ -201,7 +201,7 @@ def test_bad_input_is_exit_code_2(
     assert "Traceback" not in done.stderr
 
 
-def test_check_prints_words_and_json(tmp_path: Path, tiny_texts: Path) -> None:
+def test_check_prints_lines_or_json(tmp_path: Path, tiny_texts: Path) -> None:
     fleet = FakeFleet()
     with fleet_server(make_certificates(tmp_path), fleet) as port:
         write_site_file(make_site(tmp_path, port, tiny_texts), tmp_path / "site.yaml")
@@ -229,7 +229,7 @@ def test_check_prints_words_and_json(tmp_path: Path, tiny_texts: Path) -> None:
         assert finding["next_step"] or finding["state"] != "problem"
 
 
-def test_a_model_that_is_not_there_is_a_line_of_the_table(
+def test_a_missing_model_is_a_line_of_the_table(
     tmp_path: Path, tiny_texts: Path
 ) -> None:
     write_site_file(

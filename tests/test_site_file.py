@@ -1,13 +1,19 @@
-"""site.yaml: what it says, what it refuses, and that it comes back as it was written."""
+"""site.yaml: its values, its errors, and a file that is written and read back."""
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from wardround.client.site_file import SiteFile, load_site_file, write_site_file
 
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "hospital.md").read_text(
+    encoding="utf-8"
+)
 WHOLE = """
 name: st_marys
 server: {address: "fl.example.org:9092", ca: ca.crt, signing_key: coordinator.pub}
@@ -29,7 +35,7 @@ invitation: invitation.json
 
 
 def written(folder: Path, text: str = WHOLE) -> Path:
-    """A site file with that text."""
+    """Write a site file of this text."""
     path = folder / "site.yaml"
     path.write_text(text)
     return path
@@ -200,3 +206,26 @@ def test_an_ipv6_address_stands_in_brackets(tmp_path: Path) -> None:
         written(tmp_path, WHOLE.replace("fl.example.org:9092", "[fd00::5]:9092"))
     )
     assert site.host_and_port == ("fd00::5", 9092)
+
+
+def test_every_key_has_a_comment_and_is_on_the_page(tmp_path: Path) -> None:
+    site = load_site_file(written(tmp_path))
+    write_site_file(site, tmp_path / "again.yaml")
+    lines = (tmp_path / "again.yaml").read_text().splitlines()
+    own_keys = lines[: lines.index("policy:")]
+    bare = [
+        line
+        for before, line in pairwise(own_keys)
+        if not line.endswith(":")
+        and not line.lstrip().startswith("#")
+        and not before.lstrip().startswith("#")
+    ]
+    assert bare == []
+    (example,) = re.findall(
+        r"^```yaml\n(name: .*?)^```", PAGE, re.DOTALL | re.MULTILINE
+    )
+    shown = yaml.safe_load(example)
+    written_keys = yaml.safe_load((tmp_path / "again.yaml").read_text())
+    assert shown.keys() == written_keys.keys()
+    for section in ("server", "key", "data"):
+        assert shown[section].keys() == written_keys[section].keys()

@@ -31,7 +31,7 @@ def world(tmp_path: Path, tiny_texts: Path, tiny_model: Path) -> Iterator[World]
         yield made
 
 
-def test_join_starts_nothing_where_the_site_is_not_ready(world: World) -> None:
+def test_join_starts_nothing_if_the_site_is_not_ready(world: World) -> None:
     world.fleet.refusal = "unknown_key"
     done = site_command("join", *QUICK, folder=world.folder)
     assert done.returncode == 1
@@ -50,7 +50,7 @@ def test_join_answers_and_leaves_no_process(world: World) -> None:
     assert not Path(f"/proc/{worker}").exists()
     names = [name for name, _, _ in world.fleet.calls]
     assert names[-1] == "DeactivateNode"
-    # It asks for nothing but messages and their objects: no bundle, no run config.
+    # It asks for messages and their objects only: no bundle, no run config.
     assert set(names) <= {
         *("ActivateNode", "PullMessages", "PullObject", "PushMessages", "PushObject"),
         *("ConfirmMessageReceived", "SendNodeHeartbeat", "DeactivateNode"),
@@ -73,17 +73,17 @@ def test_a_worker_that_dies_or_hangs_costs_one_message(world: World) -> None:
     assert not Path(f"/proc/{first}").exists()
 
 
-def test_a_site_that_is_killed_goes_on_with_the_message_in_hand(world: World) -> None:
+def test_a_site_that_is_killed_continues_the_interrupted_message(world: World) -> None:
     process = world.join()
     assert world.num_examples() == 38
     os.kill(world.worker(), signal.SIGSTOP)
-    in_hand = world.hello()
+    interrupted = world.hello()
     wait_for(lambda: _has_begun(world, 2), SECONDS, "the message to be begun")
     process.kill()
     process.wait(SECONDS)
     world.join()
-    # It may have answered already: it says so, and the server asks again.
-    assert world.fleet.refusal_of(in_hand) == "lost"
+    # It may have answered already. It reports that, and the server asks again.
+    assert world.fleet.refusal_of(interrupted) == "lost"
     assert world.num_examples() == 38
 
 
@@ -102,7 +102,7 @@ def test_a_second_join_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (
             lambda fleet: setattr(fleet, "refusal", "other_node"),
@@ -111,12 +111,12 @@ def test_a_second_join_is_refused(world: World) -> None:
         (lambda fleet: setattr(fleet, "refusal", "wrong_time"), "correct its clock"),
     ],
 )
-def test_join_connects_anew_after_what_heals(
-    change: Callable[[FakeFleet], None], told: str, world: World
+def test_join_connects_again_after_a_passing_refusal(
+    change: Callable[[FakeFleet], None], expected: str, world: World
 ) -> None:
     world.join()
     change(world.fleet)
-    world.wait_to_read(told)
+    world.wait_to_read(expected)
     world.fleet.refusal = ""
     wait_for(
         lambda: world.said().count("connected to the server") == 2,
@@ -127,7 +127,7 @@ def test_join_connects_anew_after_what_heals(
 
 
 def test_a_disk_that_is_full_stops_answers_not_the_program(world: World) -> None:
-    """A state folder that cannot be written stands for it: what cannot be noted is not answered."""
+    """A state folder that cannot be written: a site answers only what it can record."""
     process = world.join()
     assert world.num_examples() == 38
     state = world.folder / "state"
@@ -144,7 +144,7 @@ def test_a_disk_that_is_full_stops_answers_not_the_program(world: World) -> None
 
 
 FEW_CHECKS = ("--skip-check", "lengths", "--skip-check", "model")
-"""Of these tests, which start `join` often."""
+"""Options for tests that start `join` often."""
 SMALL_PARTS = {
     "PYTHONPATH": os.pathsep.join((str(ROOT / "tests" / "e2e" / "parts"), str(ROOT))),
     "WARDROUND_TEST_PART": "4000",
@@ -152,11 +152,11 @@ SMALL_PARTS = {
 
 
 def ledger_of(world: World) -> Path:
-    """Its first file."""
+    """Return the first file of the ledger."""
     return world.folder / "state" / FILE_NAME
 
 
-def test_what_did_not_count_is_told_when_the_program_ends(world: World) -> None:
+def test_refused_messages_are_in_the_ledger_when_the_program_ends(world: World) -> None:
     process = world.join(*FEW_CHECKS)
     for _ in range(3):
         sent = world.hello(envelope=lambda said: None)
@@ -182,7 +182,7 @@ def test_a_ledger_of_several_files_goes_on_and_an_old_copy_of_it_stops_the_site(
     oldest, *_, newest = [
         found for found, entry in lines.items() if entry.what == "leaves"
     ]
-    for known in (oldest, newest):  # of a run that is resumed, and of the last answer
+    for known in (oldest, newest):  # a run that is resumed, and the last answer
         assert (
             world.num_examples(change=lambda s, known=known: replace(s, ledger=known))
             == 38
@@ -270,7 +270,7 @@ def test_a_site_file_that_is_wrong_stops_answers_until_it_is_right(
     assert process.poll() is None
 
 
-def test_what_needs_a_restart_is_said(world: World) -> None:
+def test_a_change_that_needs_a_restart_is_reported(world: World) -> None:
     world.join(*FEW_CHECKS)
     assert world.num_examples() == 38
     write(

@@ -1,4 +1,4 @@
-"""docs/hospital.md, typed through: two sites that approve by hand, every command as it stands on the page."""
+"""The commands of docs/hospital.md, run as they stand there: two sites that approve by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SITES = ("st_marys", "lakeside")
 
 
 def blocks() -> Iterator[str]:
-    """What stands in the page's fences."""
+    """Return the content of the page's fences."""
     yield from re.findall(r"^```\w*\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
@@ -41,19 +41,19 @@ COMMANDS = [
 
 
 def wait_to_read(log: Path, text: str, name: str) -> None:
-    """Return once the log has this text. Args: name: of what is waited for."""
+    """Wait until the log has this text. Args: name: what is waited for, in words."""
     wait_for(lambda: text in log.read_text(), 120, name)
 
 
 class Typist:
-    """Types what stands on the page, each in the folder of who types it."""
+    """Runs commands of the page, each in the folder of its user."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.started: list[subprocess.Popen[bytes]] = []
 
     def words(self, start: str, **instead: str) -> list[str]:
-        """The page's one command that starts like this. Args: instead: words to put in place of others."""
+        """Return the page's one command that starts like this. Args: instead: replacements."""
         (line,) = {line for line in COMMANDS if line.startswith(start)}
         for old, new in instead.items():
             assert old in line, (old, line)
@@ -61,7 +61,7 @@ class Typist:
         return shlex.split(line)
 
     def start(self, folder: Path, words: list[str], log: str) -> Path:
-        """In the background; where it prints to."""
+        """Start a command in the background. Returns the file of its output."""
         path = self.root / log
         with path.open("wb") as file:
             process = subprocess.Popen(
@@ -77,7 +77,7 @@ class Typist:
         return path
 
     def type(self, folder: Path, words: list[str]) -> str:
-        """To its end, which is good; what it prints."""
+        """Run a command that must succeed. Returns its output."""
         done = subprocess.run(
             [str(BIN / words[0]), *words[1:]],
             cwd=folder,
@@ -102,7 +102,7 @@ class Typist:
         )
 
     def close(self) -> None:
-        """Everything ends as its people end it."""
+        """Stop everything by the signal that people use."""
         for process in reversed(self.started):
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -117,7 +117,7 @@ class Typist:
 
 @pytest.fixture
 def typist(tmp_path: Path) -> Iterator[Typist]:
-    """Everything it started is gone afterwards."""
+    """A typist, whose processes are stopped afterwards."""
     made = Typist(tmp_path)
     try:
         yield made
@@ -126,7 +126,7 @@ def typist(tmp_path: Path) -> Iterator[Typist]:
 
 
 def write_letters(path: Path, own_name: str) -> None:
-    """80 letters of two departments; one is called by a name of the site's own."""
+    """Write 80 letters of two departments. Args: own_name: the site's name for one of them."""
     words = {own_name: "heart pulse valve", "surgery": "knife wound suture"}
     lines = [
         f"{text} {number},{department}"
@@ -136,7 +136,7 @@ def write_letters(path: Path, own_name: str) -> None:
     path.write_text("\n".join(["letter,department", *lines]) + "\n", encoding="utf-8")
 
 
-def test_the_page_typed_through(
+def test_every_command_of_the_page_runs(
     typist: Typist, tiny_model: Path, tmp_path: Path
 ) -> None:
     office = tmp_path / "office"
@@ -245,7 +245,7 @@ def test_the_page_typed_through(
         shown = typist.type(
             folder, typist.words("wardround-site plan ", **{"3f8a90c2d1e4": plan})
         )
-        assert "to tell apart: cardiology, surgery" in shown
+        assert "labels    cardiology, surgery" in shown
         assert "recipe    fine_tune@1 with 2 deviations:" in shown
         assert "costs     a round: up to" in shown
         assert "pinned here with this key: " in shown

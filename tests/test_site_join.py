@@ -1,4 +1,4 @@
-"""`wardround-site join` as a program, with a server of the tests' own: what it answers, outlives, leaves."""
+"""`wardround-site join` run as a program, with a server of the tests."""
 
 from __future__ import annotations
 

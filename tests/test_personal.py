@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from studies.personal import table
 from tests.support.door import contents, wardround
@@ -27,7 +25,7 @@ from wardround.client.personal import Personaliser, load_released, texts_of_clie
 from wardround.client.site_file import load_site_file
 from wardround.common.data.corpus import forget_corpora
 from wardround.common.data.partitions import deal_alike
-from wardround.common.model.mixture import GATE, Mixture, load_mixture, new_gate
+from wardround.common.model.mixture import GATE, load_mixture, new_gate
 from wardround.common.model.state import open_model
 from wardround.common.personal import (
     Candidate,
@@ -100,98 +98,7 @@ def without(file: Path, rows: set[int]) -> None:
     )
 
 
-# --- the mixture -------------------------------------------------------------------------------------------
-
-
-class Expert(nn.Module):
-    """A classifier with the same output for every text."""
-
-    def __init__(self, *probabilities: float) -> None:
-        super().__init__()
-        self.scores = nn.Parameter(torch.tensor(probabilities).log())
-
-    def forward(self, input_ids: Tensor, output_hidden_states: bool = False) -> Any:
-        states = (torch.zeros(*input_ids.shape, 4),)
-        return SimpleNamespace(
-            logits=self.scores.expand(len(input_ids), -1), hidden_states=states
-        )
-
-
-def fixed_gate(weight: float) -> nn.Sequential:
-    """A gate with h(x) = `weight` for every text."""
-    gate = new_gate(4, 2, seed=0)
-    for parameter in gate.parameters():
-        nn.init.zeros_(parameter)
-    odds = weight / (1 - weight) if weight < 1 else math.inf
-    nn.init.constant_(gate[2].bias, math.log(odds) if odds else -math.inf)  # type: ignore[arg-type]
-    return gate
-
-
-def test_probabilities_are_mixed_and_not_their_logarithms() -> None:
-    # 0.25 · (0.9, 0.1) + 0.75 · (0.5, 0.5) = (0.6, 0.4); mixed logarithms would give (0.634, 0.366).
-    mixture = Mixture(Expert(0.9, 0.1), Expert(0.5, 0.5), fixed_gate(0.25))
-    logits = mixture(input_ids=torch.zeros(3, 5, dtype=torch.long)).logits
-    assert logits.exp().detach().numpy() == pytest.approx(
-        np.tile([0.6, 0.4], (3, 1)), abs=1e-6
-    )
-    loss = nn.functional.cross_entropy(logits, torch.tensor([0, 0, 1]))
-    assert loss.item() == pytest.approx(
-        -(2 * math.log(0.6) + math.log(0.4)) / 3, abs=1e-6
-    )
-
-
-def test_an_expert_that_excludes_the_label_leaves_the_loss_finite() -> None:
-    sure = Expert(0.5, 0.5)
-    sure.scores.data = torch.tensor([1000.0, -1000.0])
-    logits = Mixture(sure, Expert(0.5, 0.5), fixed_gate(0.5))(
-        input_ids=torch.zeros(1, 1, dtype=torch.long)
-    ).logits
-    # 0.5 · (1, 0) + 0.5 · (0.5, 0.5) = (0.75, 0.25)
-    assert logits.exp().detach().numpy() == pytest.approx(
-        np.array([[0.75, 0.25]]), abs=1e-6
-    )
-
-
-@pytest.mark.parametrize(("weight", "expert"), [(0.0, "global"), (1.0, "local")])
-def test_a_gate_at_0_or_1_is_the_global_or_the_local_model(
-    weight: float, expert: str, still_model: Path
-) -> None:
-    """On a real encoder, the log-probabilities are equal bit for bit."""
-    from transformers import AutoModelForSequenceClassification
-
-    torch.manual_seed(0)
-    local, global_ = (
-        AutoModelForSequenceClassification.from_pretrained(
-            still_model, num_labels=3
-        ).eval()
-        for _ in "ab"
-    )
-    gate = new_gate(16, 4, seed=0)
-    nn.init.constant_(gate[2].bias, math.inf if weight else -math.inf)  # type: ignore[arg-type]
-    batch = {"input_ids": torch.tensor([[2, 7, 9, 3], [2, 8, 3, 0]])}
-    batch["attention_mask"] = (batch["input_ids"] > 0).long()
-    alone = (local if expert == "local" else global_)(**batch).logits
-    assert not torch.equal(local(**batch).logits, global_(**batch).logits)
-    mixed = Mixture(local, global_, gate).eval()(**batch).logits
-    assert torch.equal(mixed, nn.functional.log_softmax(alone, dim=1))
-
-
-def test_only_the_local_expert_and_the_gate_are_trained() -> None:
-    mixture = Mixture(Expert(0.5, 0.5), Expert(0.5, 0.5), fixed_gate(0.5))
-    names = {name.split(".")[0] for name, _ in mixture.named_parameters()}
-    assert (
-        names
-        == {name.split(".")[0] for name in mixture.state_dict()}
-        == {"local", "gate"}
-    )
-    mixture.train()
-    assert not mixture.global_.training
-    assert not any(
-        parameter.requires_grad for parameter in mixture.global_.parameters()
-    )
-
-
-# --- numbers -----------------------------------------------------------------------------------------------
+# --- numbers -------------------------------------------------------------------------
 
 
 def test_intervals() -> None:
@@ -278,7 +185,7 @@ def test_a_client_of_a_skewed_partition_is_judged_on_its_own_labels(
     assert len(own[0].everyone) == sum(len(site.test) for site in own)
 
 
-# --- training ----------------------------------------------------------------------------------------------
+# --- training ------------------------------------------------------------------------
 
 
 def test_the_best_weights_are_copies(by_site: Make) -> None:
@@ -348,7 +255,7 @@ def test_a_folder_that_is_another_model_is_refused(
         load_released(tmp_path, layout)
 
 
-# --- a simulation, and the site itself ---------------------------------------------------------------------
+# --- a simulation, and the site itself -----------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["fine_tuned", "mixture", "local", "all"])
@@ -630,7 +537,7 @@ def test_the_model_folder_names_no_path(
         assert str(place) not in written
 
 
-# --- opting out --------------------------------------------------------------------------------------------
+# --- opting out ----------------------------------------------------------------------
 
 
 def test_texts_that_opt_out_are_as_if_they_were_not_there(
@@ -748,7 +655,7 @@ def test_an_opt_out_column_holds_yes_or_no(
         read_texts(replace(data, opt_out_column="opt"), seed=0)
 
 
-# --- settings ----------------------------------------------------------------------------------------------
+# --- settings ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -807,7 +714,7 @@ def test_settings_of_an_earlier_version_are_read(by_site: Make) -> None:
     assert Settings.from_dict(values) == by_site()
 
 
-# --- status, report, study ------------------------------------------------------------------------------------------
+# --- status, report, study -----------------------------------------------------------
 
 
 def test_report_and_status_show_each_client_and_name_the_worst(by_site: Make) -> None:

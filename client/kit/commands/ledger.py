@@ -31,7 +31,7 @@ def show(
 
 @command(app)
 def verify(site: Site = Path("site.yaml")) -> None:
-    """Check that every line of the ledger follows the one before; name the first that does not.
+    """Check that every line of the ledger follows the one before; name the first wrong line.
 
     Example:
       wardround-site ledger verify

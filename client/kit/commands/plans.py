@@ -93,7 +93,7 @@ def reject(
 
 @command(app)
 def revoke(plan: PlanName, site: Site = Path("site.yaml")) -> None:
-    """Take an approval back. From now on this site refuses the plan; updates already sent stay sent.
+    """Take an approval back. This site refuses the plan from now on; sent updates stay sent.
 
     Example:
       wardround-site revoke 3f8a90c2d1e4

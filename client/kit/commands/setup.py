@@ -48,10 +48,10 @@ def init(
         option("--policy", "Limits that replace the strict ones, as YAML.", "FILE"),
     ] = None,
 ) -> None:
-    """Make this site's keys and files: site.yaml, registration.json, a systemd unit, a compose file.
+    """Make this site's keys and files: site.yaml, registration.json, a systemd unit, compose file.
 
     Example:
-      wardround-site init --invitation invitation.json --data letters.csv --text letter --label department
+      wardround-site init --invitation st_marys.json --data letters.csv --text letter --label ward
 
     Compare the invitation's fingerprint with the coordinator's by telephone. The private
     keys are made here and never leave. Nothing is overwritten, nothing is sent.
@@ -130,8 +130,8 @@ def check(
 
     Examples:
       wardround-site check
-      wardround-site check --expect flwr=1.39.0 --labels heart,skin --model google-bert/bert-base-cased
-      wardround-site check --json > findings.json
+      wardround-site check --labels heart,skin --model google-bert/bert-base-cased
+      wardround-site check --expect flwr=1.39.0 --json > findings.json
 
     It sends no data. Its output names paths, labels and counts: do not send it on unread.
     Exit code: 0 ready, 1 not ready, 2 bad input.

@@ -1,4 +1,7 @@
-"""`wardround server`: the coordinator's commands."""
+"""`wardround server`: the coordinator's commands.
+
+A command imports its work inside its function, so that `--help` does not wait for slow libraries.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ if TYPE_CHECKING:
 DEFAULT_FOLDER = Path("wardround-server")
 PASSPHRASE = "WARDROUND_CA_PASSPHRASE"
 UNLIMITED = "unlimited"
-"""What `register --max-examples` takes for no bound."""
+"""Value of `register --max-examples` for no limit."""
 _SOON_DAYS = 30
 
 app = new_app(
-    "Run the coordinator's server: certificates, the SuperLink, and the sites that may connect."
+    "Run the coordinator's server: certificates, the SuperLink, and registered sites."
 )
 app.callback()(keep_private)
 Dir = Annotated[
@@ -33,12 +36,14 @@ Dir = Annotated[
         "--dir",
         envvar="WARDROUND_SERVER_DIR",
         show_envvar=False,
-        help="The server folder; else the environment's WARDROUND_SERVER_DIR.",
+        help="The server folder. Default: WARDROUND_SERVER_DIR of the environment.",
     ),
 ]
 Days = Annotated[
     int,
-    typer.Option("--days", min=1, help="Days that the server certificate is valid."),
+    typer.Option(
+        "--days", min=1, help="Days for which the server certificate is valid."
+    ),
 ]
 Site = Annotated[str, typer.Argument(metavar="SITE")]
 
@@ -49,20 +54,20 @@ def init(
         list[str],
         typer.Option(
             "--name",
-            help="DNS name or IP address by which sites reach the server; may be repeated.",
+            help="DNS name or IP address that sites dial; may be repeated.",
         ),
     ],
     days: Days = 365,
     path: Dir = DEFAULT_FOLDER,
     fleet_host: Annotated[
-        str, typer.Option(help="Where sites are listened for.")
+        str, typer.Option(help="Address that sites connect to.")
     ] = "0.0.0.0",
     fleet_port: Annotated[
         int, typer.Option(min=1, max=65535, help="The one port that sites need.")
     ] = 9092,
     control_host: Annotated[
         str,
-        typer.Option(help="Where commands are listened for; never the sites' network."),
+        typer.Option(help="Address for commands; keep it off the sites' network."),
     ] = "127.0.0.1",
     control_port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port for commands.")
@@ -78,7 +83,7 @@ def init(
         typer.Option(
             "--public-key",
             metavar="FILE",
-            help="signing.pub of a signing key that stays on another machine.",
+            help="signing.pub of a signing key on another machine.",
         ),
     ] = None,
 ) -> None:
@@ -90,8 +95,8 @@ def init(
       wardround server init --name fl.example.org --encrypt-ca-key
       wardround server init --name fl.example.org --public-key signing.pub
 
-    Nobody needs ca.key until the certificate is renewed: encrypt it, or keep it elsewhere. The
-    passphrase is asked for, or taken from the environment's {passphrase}.
+    ca.key is needed only to renew the certificate: encrypt it, or keep it elsewhere. The passphrase
+    comes from {passphrase} of the environment, or is asked for.
     """
     from wardround.server.deployment.addresses import Addresses
     from wardround.server.deployment.folder import ServerFolder
@@ -106,10 +111,9 @@ def init(
     typer.echo(_described(folder))
     if not encrypt:
         typer.echo(
-            f"WARNING: '{folder.authority.key}' is not encrypted: who reads it can pose as this "
-            f"server. Keep "
-            "it elsewhere until `wardround server renew`, or make the folder with "
-            "--encrypt-ca-key.",
+            f"WARNING: '{folder.authority.key}' is not encrypted: anyone who reads it can pretend to "
+            "be this server. Keep it elsewhere until `wardround server renew`, or make the folder "
+            "with --encrypt-ca-key.",
             err=True,
         )
     typer.echo(
@@ -119,7 +123,7 @@ def init(
 
 @command(app)
 def renew(days: Days = 365, path: Dir = DEFAULT_FOLDER) -> None:
-    """Make a new server certificate from the same authority; sites change nothing.
+    """Renew the server certificate, with the same authority. Sites change nothing.
 
     Examples:
       wardround server renew
@@ -139,14 +143,14 @@ def up(
         bool,
         typer.Option(
             "--insecure",
-            help="No TLS, and any node may connect, of this machine alone unless --fleet-host is given.",
+            help="No TLS; any node on this machine may connect. See also --fleet-host.",
         ),
     ] = False,
     fleet_host: Annotated[
         str | None,
         typer.Option(
             metavar="HOST",
-            help="Listen for sites there this time, not where server.yaml says.",
+            help="Listen there for sites, instead of the address in server.yaml.",
         ),
     ] = None,
     health: Annotated[
@@ -156,15 +160,15 @@ def up(
         ),
     ] = None,
 ) -> None:
-    """Serve, until stopped: sites connect over TLS with registered keys.
+    """Run the server: sites connect over TLS with registered keys.
 
     Examples:
       wardround server up
       wardround server up --health 127.0.0.1:9098
       wardround server up --insecure
 
-    Runs in the foreground; stop it with Ctrl-C or SIGTERM. Sites that are registered or
-    unregistered meanwhile count at once.
+    Runs in the foreground; stop it with Ctrl-C or SIGTERM. Sites can be registered and removed while
+    it runs.
     """
     from wardround.server.deployment import superlink
 
@@ -188,11 +192,10 @@ def _warn_of_insecure(folder: ServerFolder) -> None:
         "WARNING: --insecure: nothing is encrypted, and any node may connect.", err=True
     )
     if folder.addresses.is_loopback:
-        text = (
-            "Only programs of this machine reach it. Others do with --fleet-host HOST."
-        )
+        text = "Only programs on this machine can connect. To allow others: --fleet-host HOST."
     else:
-        text = f"Whoever reaches {folder.addresses.fleet} can take part and run the app of every run."
+        address = folder.addresses.fleet
+        text = f"Anyone who can connect to {address} can take part and run the app of every run."
     typer.echo(text, err=True)
 
 
@@ -201,28 +204,30 @@ def invite(
     site: Site,
     address: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Where this site dials, if elsewhere."),
+        typer.Option(
+            metavar="HOST:PORT", help="Address that this site dials, if it is another."
+        ),
     ] = None,
     labels: Annotated[
         str,
         typer.Option(
-            metavar="A,B,C", help="The consortium's label names, in their order."
+            metavar="A,B,C", help="The label names of the consortium, in order."
         ),
     ] = "",
     unsigned: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write it there, to be signed where the signing key is.",
+            help="Write a request to FILE, to be signed on another machine.",
         ),
     ] = None,
     signed: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Take over the invitation that was signed."),
+        typer.Option(metavar="FILE", help="Store the signed invitation."),
     ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
-    """Write the file with which a site makes its own: address, certificate authority, signing key.
+    """Create an invitation for a site: address, certificate authority, signing key.
 
     Examples:
       wardround server invite st-mary --labels cardiology,surgery
@@ -230,7 +235,7 @@ def invite(
       wardround server invite st-mary --unsigned request.json
       wardround server invite st-mary --signed st-mary.json
 
-    Send the file; nothing in it is secret. Compare its fingerprint with the site by telephone.
+    Send the file to the site. It is not secret. Compare its fingerprint with the site by telephone.
     """
     from wardround.server.deployment.signing_request import request_invitation
     from wardround.server.deployment.sites import (
@@ -243,9 +248,10 @@ def invite(
     if signed is not None:
         if address or labels or unsigned:
             raise ValueError(
-                "--signed takes an invitation as it is. Leave out what else is given."
+                "--signed stores a finished invitation. Leave out the other options."
             )
-        file, fingerprint = signed, keep_invitation(folder, site, signed)
+        file = signed
+        fingerprint = keep_invitation(folder, site, signed)
     elif unsigned is not None:
         request_invitation(folder, site, unsigned, address=address, labels=names)
         typer.echo(
@@ -257,8 +263,7 @@ def invite(
         file, fingerprint = invite_site(folder, site, address=address, labels=names)
     typer.echo(
         f"SEND to {site}:  {file}\n  its fingerprint is  {fingerprint}\n"
-        "  read it out by telephone; the site sees the same one at `wardround-site init "
-        "--invitation`.\n"
+        "  read it out by telephone; `wardround-site init --invitation` shows the same one.\n"
         f"Next, with its answer: wardround server register {site} registration.json"
     )
 
@@ -273,60 +278,57 @@ def register(
         str | None,
         typer.Option(
             metavar=f"N|{UNLIMITED}",
-            help="The most texts it may claim to train on in a round, and the most it may claim to hold out.",
+            help="Limit on the training texts it may report for a round, and on its test texts.",
         ),
     ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
-    """Let a site in, with its answer to the invitation. Holds at once, also while the server runs.
+    """Register a site with its answer to the invitation. A running server accepts it at once.
 
     Examples:
       wardround server register st-mary ./registration.json --max-examples 5000
       wardround server register st-mary ./registration.json --max-examples {unlimited}
 
-    Compare the fingerprint with the site by telephone. The texts that a site claims decide how much
-    its update and its counts weigh: --max-examples bounds both. Without it the bound is asked for.
+    Compare the fingerprint with the site by telephone. An update and its test counts weigh by the
+    number of texts that the site reports: --max-examples limits both. Without it you are asked.
     """
     from wardround.server.deployment.sites import register_site
 
     most = _most_examples(max_examples or _ask_for_most_examples(site))
     made = register_site(_open(path), site, answer, max_examples=most)
     typer.echo(
-        f"{site} may connect, with {made.bound}. The fingerprint of its registration is "
-        f"{made.fingerprint}"
+        f"{site} may connect: {made.bound}. Fingerprint of its registration: {made.fingerprint}"
     )
 
 
 def _ask_for_most_examples(site: str) -> str:
-    """The bound of a site's texts, as a person types it. Raises ValueError if nobody is there to
-    ask."""
+    """Ask for the limit of a site's texts. Raises ValueError if there is no terminal."""
     if not sys.stdin.isatty():
         raise ValueError(
-            f"--max-examples is missing. Say how many texts '{site}' may claim in a round: "
-            f"--max-examples N, "
-            f"or --max-examples {UNLIMITED}."
+            f"--max-examples is missing. Give the number of texts that '{site}' may report for a "
+            f"round: --max-examples N, or --max-examples {UNLIMITED}."
         )
     return str(
         typer.prompt(
-            f"How many texts may {site} claim in a round (a number, or '{UNLIMITED}')"
+            f"Texts that {site} may report for a round (a number, or '{UNLIMITED}')"
         )
     )
 
 
 def _most_examples(words: str) -> int | None:
-    """The bound that was named; None for no bound. Raises ValueError for anything else."""
+    """Read a limit; None for no limit. Raises ValueError for anything else."""
     if words == UNLIMITED:
         return None
     if not words.isdecimal() or int(words) < 1:
         raise ValueError(
-            f"--max-examples is '{words}'; it must be a number of texts from 1 on, or {UNLIMITED}."
+            f"--max-examples is '{words}'. Give a number of texts from 1, or {UNLIMITED}."
         )
     return int(words)
 
 
 @command(app)
 def unregister(site: Site, path: Dir = DEFAULT_FOLDER) -> None:
-    """Let a site in no more, from now on: the server forgets its keys and drops its node.
+    """Remove a site: the server deletes its keys and disconnects it at once.
 
     Examples:
       wardround server unregister st-mary
@@ -334,13 +336,13 @@ def unregister(site: Site, path: Dir = DEFAULT_FOLDER) -> None:
     from wardround.server.deployment.sites import unregister_site
 
     unregister_site(_open(path), site)
-    typer.echo(f"{site} can connect no more, and its invitation is void")
+    typer.echo(f"{site} can no longer connect; its invitation was withdrawn")
 
 
 @command(app)
 def sign(
     request: Annotated[
-        Path, typer.Argument(metavar="FILE", help="What `--unsigned` wrote.")
+        Path, typer.Argument(metavar="FILE", help="The file that `--unsigned` wrote.")
     ],
     key: Annotated[
         Path,
@@ -350,35 +352,33 @@ def sign(
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="FILE", help="Where the signed request goes."),
+        typer.Option("--out", metavar="FILE", help="File for the signed request."),
     ],
     show_all: Annotated[
         bool,
         typer.Option(
-            "--all", help="Show every setting of the plan, and every site's key."
+            "--all", help="Show every setting of the plan and every site's key."
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Sign a plan, a run's key, or an invitation, on the machine that has the signing key. No
-    server folder.
+    """Sign a request on the machine that has the signing key. It needs no server folder.
 
     Examples:
       wardround server sign request.json --key signing.key --out signed.json
       wardround server sign request.json --key signing.key --out signed.json --all
 
-    Read what it shows before you say yes: who has taken over the server's machine can write any
-    request.
+    Read the request before you agree: an attacker on the server's machine can write any request.
     """
     from wardround.server.deployment.sign import sign_request
 
-    def agree(words: Sequence[str]) -> None:
-        typer.echo("\n".join(words))
+    def agree(lines: Sequence[str]) -> None:
+        typer.echo("\n".join(lines))
         if yes:
             return
         if not sys.stdin.isatty():
             raise ValueError(
-                "there is no terminal to ask at. Read the lines above, then give --yes."
+                "no terminal to ask on. Read the lines above, then give --yes."
             )
         typer.confirm("Sign it?", abort=True)
 
@@ -393,7 +393,7 @@ def rotate_key(
         typer.Option(
             "--key",
             metavar="FILE",
-            help="A signing key that stands in no server folder.",
+            help="A signing key outside a server folder.",
         ),
     ] = None,
     signed: Annotated[
@@ -401,22 +401,22 @@ def rotate_key(
         typer.Option(
             "--signed",
             metavar="FILE",
-            help="rotation.json, made where the signing key is.",
+            help="rotation.json from the machine with the signing key.",
         ),
     ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
-    """Put a new signing key in the present one's place; every site has to be told.
+    """Replace the signing key. Every site has to be told.
 
     Examples:
       wardround server rotate-key
       wardround server rotate-key --key signing.key
       wardround server rotate-key --signed rotation.json
 
-    Send rotation.json to every site; each trusts the new key with `wardround-site trust`. Do it
-    between runs: a site that trusts the new key answers no run of the old one. Where the old key
-    may be in other hands, that file proves nothing: delete signing.key, make a new one with this
-    command, and invite every site anew.
+    Send rotation.json to every site; each accepts it with `wardround-site trust`. Do it between runs: a
+    site that trusts the new key answers no run of the old one. If somebody else may have the old key,
+    this file proves nothing: delete signing.key, make a new one with this command, and invite every
+    site again.
     """
     from wardround.server.deployment.signing_key import rotate_key as rotate
     from wardround.server.deployment.signing_key import take_rotation
@@ -424,7 +424,7 @@ def rotate_key(
     if signed is not None:
         if key is not None:
             raise ValueError(
-                "--signed is for the server folder, --key for the other machine. Give one of them."
+                "--signed is for the server folder, --key for the other machine. Give only one."
             )
         folder = _open(path)
         if folder.signing_key.exists():
@@ -432,12 +432,12 @@ def rotate_key(
                 f"--signed is '{signed}', but the signing key is here. Leave --signed out."
             )
         take_rotation(folder.public_key, signed)
-        typer.echo("The new key is known here. Send rotation.json to every site.")
+        typer.echo("The server uses the new key. Send rotation.json to every site.")
         return
     rotated = rotate(_open(path).signing_key if key is None else key)
     if rotated is None:
         typer.echo(
-            "The first signing key is made. Next, for each site: wardround server invite NAME"
+            "Made the first signing key. Next, for each site: wardround server invite NAME"
         )
         return
     file, fingerprint = rotated
@@ -449,7 +449,7 @@ def rotate_key(
 
 @command(app)
 def sites(path: Dir = DEFAULT_FOLDER) -> None:
-    """List the sites that may connect, whether they are online, and what of them was refused.
+    """List the registered sites, with their state and refused calls.
 
     Examples:
       wardround server sites
@@ -461,25 +461,22 @@ def sites(path: Dir = DEFAULT_FOLDER) -> None:
 
     folder = _open(path)
     registered = folder.sites()
+    if not registered:
+        typer.echo("no site is registered yet. Next: wardround server invite SITE")
+        return
     states: dict[str, superlink.NodeState] = {}
     try:
-        states = superlink.fleet_states(folder) if registered else {}
+        states = superlink.fleet_states(folder)
     except superlink.SuperLinkError as error:
         typer.echo(str(error), err=True)
     for name, site in registered.items():
         state = states.get(name)
-        refused = sum(state.refused.values()) if state else 0
-        notes = [site.bound, *([f"{refused} calls refused"] if refused else [])]
         status = state.status if state else "?"
-        fingerprint = shown(site.fingerprint)
-        typer.echo(
-            "  ".join(
-                (f"{shown(name):<20}", f"{shown(status):<10}", fingerprint, *notes)
-            )
-        )
-    if not registered:
-        typer.echo("no site is registered yet. Next: wardround server invite SITE")
-        return
+        columns = [f"{shown(name):<20}", f"{shown(status):<10}"]
+        columns += [shown(site.fingerprint), site.bound]
+        if state and state.refused:
+            columns.append(f"{sum(state.refused.values())} calls refused")
+        typer.echo("  ".join(columns))
     roster = roster_fingerprint(roster_of(registered))
     typer.echo(f"roster of these {len(registered)} sites: {roster}")
 
@@ -491,10 +488,10 @@ def _open(path: Path) -> ServerFolder:
 
 
 def _described(folder: ServerFolder) -> str:
-    said = folder.server.read()
+    certificate = folder.server.read()
     return (
-        f"server certificate for {', '.join(said.names)}\n"
-        f"  valid until {said.not_after:%Y-%m-%d %H:%M} UTC, by {said.issuer}\n"
+        f"server certificate for {', '.join(certificate.names)}\n"
+        f"  valid until {certificate.not_after:%Y-%m-%d %H:%M} UTC, by {certificate.issuer}\n"
         f"  authority   SHA-256 {folder.authority.read().fingerprint}"
     )
 
@@ -503,7 +500,7 @@ def _check_certificate(folder: ServerFolder) -> None:
     days = folder.server.read().days_left()
     if days < 0:
         raise ValueError(
-            f"'{folder.server.certificate}' has expired, so no site would connect. Renew it with: "
+            f"'{folder.server.certificate}' has expired, so no site can connect. Renew it with: "
             "wardround server renew"
         )
     if days < _SOON_DAYS:
@@ -514,7 +511,7 @@ def _check_certificate(folder: ServerFolder) -> None:
 
 
 def _passphrase(*, confirm: bool = False) -> str:
-    """Of the authority's key: from the environment, or asked for."""
+    """Return the passphrase of the authority's key, from the environment or the terminal."""
     given = os.environ.get(PASSPHRASE)
     if given is None:
         given = typer.prompt(

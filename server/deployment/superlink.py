@@ -1,5 +1,4 @@
-"""Flower's SuperLink: start it in this process, and ask the running one through Flower's command
-line."""
+"""Flower's SuperLink: start it in this process; query it through Flower's command line."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,32 +27,32 @@ from wardround.server.deployment.folder import (
 )
 
 BIN = Path(sys.executable).parent
-"""Where Flower's programs stand: those of this installation, not of another one on the PATH."""
+"""Folder of Flower's programs in this installation, not of another one on the PATH."""
 _ANSWER_SECONDS = 60.0
 _HEALTH_SECONDS = 3.0
 
 
 class SuperLinkError(RunFailed):
-    """The SuperLink does not run, does not answer, or says no."""
+    """The SuperLink does not run, does not answer, or refuses."""
 
 
 @dataclass(frozen=True)
 class NodeState:
-    """What the server knows of a registered site's node."""
+    """The state of a registered site's node."""
 
     status: str
     """`registered` (never seen), `online` or `offline`."""
     online_seconds: float
-    """How long ago it came online last; 0 for a node never seen."""
+    """Seconds since it came online; 0 if it is not online."""
     offline_at: str
-    """When it was last found gone, in UTC; empty for a node that never was."""
+    """Time at which it was found offline, in UTC; empty if it is not offline."""
     refused: dict[str, int]
-    """Calls of it that were refused, by reason."""
+    """Number of its calls that were refused, by reason."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What the SuperLink knows of a run."""
+    """The SuperLink's state of a run."""
 
     status: str
     """`pending`, `starting`, `running`, or `finished:` and `completed`, `failed` or `stopped`."""
@@ -61,119 +60,100 @@ class RunState:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing of it runs any more."""
+        """True if no part of it runs any more."""
         return self.status.startswith("finished")
 
 
 def options(
     folder: ServerFolder, *, insecure: bool, health_address: str | None = None
 ) -> list[str]:
-    """Options of Flower's SuperLink that serve this folder, its state in memory."""
-    addresses, server = folder.addresses, folder.server
+    """Return the options of Flower's SuperLink to serve this folder, with its state in memory."""
+    addresses = folder.addresses
+    server = folder.server
     if insecure:
         words = ["--insecure"]
     else:
-        words = [
-            "--enable-supernode-auth",
-            "--ssl-ca-certfile",
-            str(folder.authority.certificate),
-        ]
-        words += [
-            "--ssl-certfile",
-            str(server.certificate),
-            "--ssl-keyfile",
-            str(server.key),
-        ]
+        words = ["--enable-supernode-auth"]
+        words += ["--ssl-ca-certfile", str(folder.authority.certificate)]
+        words += ["--ssl-certfile", str(server.certificate)]
+        words += ["--ssl-keyfile", str(server.key)]
     words += ["--fleet-api-type", "grpc-rere", "--fleet-api-address", addresses.fleet]
     words += ["--host", addresses.control_host, "--port", str(addresses.control_port)]
     words += ["--isolation", "subprocess", "--disable-runtime-dependency-installation"]
-    return (
-        words
-        if health_address is None
-        else [*words, "--health-server-address", health_address]
-    )
+    if health_address is not None:
+        words += ["--health-server-address", health_address]
+    return words
 
 
 def environment(folder: ServerFolder) -> dict[str, str]:
-    """This process's environment for Flower's programs: own home, own programs first, nobody
-    told."""
-    new = (
-        os.environ
-        | {
-            "FLWR_HOME": str(folder.flower_home),
-            "WARDROUND_SERVER_DIR": str(
-                folder.path
-            ),  # for the server app, which finds its ticket there
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds until a process starts for what has come
-            # At INFO the SuperLink prints a line for each of the server app's questions, five a
-            # second.
-            "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
-            # Flower starts its other programs by name.
-            "PATH": os.pathsep.join((str(BIN), os.environ.get("PATH", os.defpath))),
-        }
-    )
-    for name in ("NO_PROXY", "no_proxy"):  # the control port is on this machine
-        hosts = (
-            new.get(name, ""),
-            "localhost",
-            "127.0.0.1",
-            folder.addresses.control_name,
-        )
-        new[name] = ",".join(dict.fromkeys(filter(None, hosts)))
+    """Return the environment for Flower's programs: our home and programs, no telemetry."""
+    path = os.environ.get("PATH", os.defpath)
+    new = {
+        **os.environ,
+        "FLWR_HOME": str(folder.flower_home),
+        # The server app finds its ticket there.
+        "WARDROUND_SERVER_DIR": str(folder.path),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        # Seconds between checks for a process to start.
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        # At INFO the SuperLink prints a line for each call of the server app, five a second.
+        "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
+        # Flower starts its other programs by name.
+        "PATH": os.pathsep.join((str(BIN), path)),
+    }
+    # The control port is on this machine, so no proxy is used for it.
+    local = ("localhost", "127.0.0.1", folder.addresses.control_name)
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = filter(None, (new.get(name, ""), *local))
+        new[name] = ",".join(dict.fromkeys(hosts))
     return new
 
 
 def serve(
     folder: ServerFolder, *, insecure: bool, health_address: str | None = None
 ) -> NoReturn:
-    """Become the SuperLink: signals reach it, and it keeps this process's number."""
+    """Replace this process by the SuperLink, which keeps its process id and receives its
+    signals."""
     folder.write_flower_config(insecure=insecure)
-    words = [
-        sys.executable,
-        "-P",
-        "-m",
-        "wardround.server.deployment.fleet",
-        str(folder.path),
-    ]
+    module = "wardround.server.deployment.fleet"
+    words = [sys.executable, "-P", "-m", module, str(folder.path)]
     words += options(folder, insecure=insecure, health_address=health_address)
-    path = os.pathsep.join(
-        filter(None, [str(IMPORT_ROOT), os.environ.get("PYTHONPATH")])
-    )
-    os.execvpe(words[0], words, environment(folder) | {"PYTHONPATH": path})
+    paths = filter(None, [str(IMPORT_ROOT), os.environ.get("PYTHONPATH")])
+    python_path = {"PYTHONPATH": os.pathsep.join(paths)}
+    os.execvpe(words[0], words, environment(folder) | python_path)
 
 
 def check_ports(folder: ServerFolder) -> None:
-    """Raise ValueError where another program listens already."""
+    """Raise ValueError if another program listens on one of the ports."""
     addresses = folder.addresses
     sites = (addresses.fleet_host, addresses.fleet_port)
     commands = (addresses.control_host, addresses.control_port)
     for key, (host, port) in (("fleet", sites), ("control", commands)):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family) as door:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                door.bind((host, port))
+                listener.bind((host, port))
             except OSError as error:
                 raise ValueError(
                     f"{key}_host:{key}_port is {host}:{port}, which is not free "
-                    f"({error.strerror}). "
-                    f"Stop what uses it, or change it in '{folder.path / 'server.yaml'}'."
+                    f"({error.strerror}). Stop the program that uses it, or change it in "
+                    f"'{folder.path / 'server.yaml'}'."
                 ) from None
 
 
 def is_up(folder: ServerFolder) -> bool:
-    """Whether a SuperLink answers at the control address, with this folder's certificate."""
-    # Only without TLS there is nothing to verify.
-    trusted = not folder.is_insecure and ssl.create_default_context(
-        cafile=folder.authority.certificate
-    )
-    url = f"{'https' if trusted else 'http'}://{folder.addresses.control}/health"
+    """Return True if a SuperLink with this folder's certificate answers at the control address."""
+    scheme = "https"
+    verify: bool | ssl.SSLContext = False
+    if folder.is_insecure:
+        scheme = "http"
+    else:
+        verify = ssl.create_default_context(cafile=folder.authority.certificate)
+    url = f"{scheme}://{folder.addresses.control}/health"
     try:
-        answer = httpx.get(
-            url, verify=trusted, timeout=_HEALTH_SECONDS, trust_env=False
-        )
+        answer = httpx.get(url, verify=verify, timeout=_HEALTH_SECONDS, trust_env=False)
     except (OSError, httpx.HTTPError):
         return False
     return answer.status_code == httpx.codes.OK
@@ -184,12 +164,11 @@ def flower(folder: ServerFolder, *words: str) -> dict[str, Any]:
 
     Raises:
         SuperLinkError: it did not answer within a minute, the SuperLink does not run, or it
-            said no.
+            refused.
     """
-    asked = f"`flwr {' '.join(words[:2])}`"
+    command = f"`flwr {' '.join(words[:2])}`"
     try:
-        # A session of its own: Ctrl-C ends a run through `flwr stop`, not by killing a half-sent
-        # request.
+        # In its own session: Ctrl-C ends a run through `flwr stop`, not in the middle of a call.
         done = subprocess.run(
             [str(BIN / "flwr"), *words, "--format", "json"],
             cwd=folder.flower_home,
@@ -204,26 +183,27 @@ def flower(folder: ServerFolder, *words: str) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         step = f"Look at what `wardround server up` prints for '{folder.path}'."
         raise SuperLinkError(
-            f"{asked} got no answer within {_ANSWER_SECONDS:g} s. {step}"
+            f"{command} got no answer within {_ANSWER_SECONDS:g} s. {step}"
         ) from None
     except FileNotFoundError:
         step = "Install Wardround again: pip install wardround"
         raise SuperLinkError(f"'{BIN / 'flwr'}' is missing. {step}") from None
     answer: dict[str, Any] = {}
-    with suppress(ValueError):  # there is a banner before it, or no answer at all
+    # There is a banner before the answer; without an answer `index` raises ValueError.
+    with suppress(ValueError):
         answer = json.loads(done.stdout[done.stdout.index("{") :])
     if answer.get("success"):
         return answer
     if not is_up(folder):
         raise SuperLinkError(not_running(folder))
-    said = (
-        str(answer.get("error-message", "")) if answer else done.stderr or done.stdout
-    )
-    lines = [line.strip(" │╭╰─╮╯") for line in said.splitlines()]
+    message = done.stderr or done.stdout
+    if answer:
+        message = str(answer.get("error-message", ""))
+    lines = [line.strip(" │╭╰─╮╯") for line in message.splitlines()]
     reason = " ".join(
         line for line in lines if line and not line.startswith("Using SuperLink:")
     )
-    raise SuperLinkError(f"{asked} failed: {reason}")
+    raise SuperLinkError(f"{command} failed: {reason}")
 
 
 def not_running(folder: ServerFolder) -> str:
@@ -242,7 +222,7 @@ def not_running(folder: ServerFolder) -> str:
 
 
 def fleet_states(folder: ServerFolder) -> dict[str, NodeState]:
-    """What the running server knows of each registered site, by name.
+    """Return the running server's state of each registered site, by name.
 
     Raises:
         SuperLinkError: it does not run.
@@ -251,45 +231,44 @@ def fleet_states(folder: ServerFolder) -> dict[str, NodeState]:
         raise SuperLinkError(not_running(folder))
     if folder.is_insecure or not folder.fleet_file.exists():
         return {}
-    now, states = datetime.now(UTC), {}
-    for name, told in json.loads(folder.fleet_file.read_text(encoding="utf-8"))[
-        "sites"
-    ].items():
-        states[name] = state = NodeState(told["status"], 0.0, "", told["refused"])
-        if state.status == "online":
-            since = datetime.fromisoformat(told["online_since"])
-            states[name] = replace(
-                state, online_seconds=max(0.0, (now - since).total_seconds())
-            )
-        elif state.status == "offline":
-            gone = datetime.fromisoformat(told["offline_at"])
-            states[name] = replace(state, offline_at=f"{gone:%Y-%m-%d %H:%M:%S}")
+    now = datetime.now(UTC)
+    content = json.loads(folder.fleet_file.read_text(encoding="utf-8"))
+    states = {}
+    for name, site in content["sites"].items():
+        online_seconds = 0.0
+        offline_at = ""
+        if site["status"] == "online":
+            since = datetime.fromisoformat(site["online_since"])
+            online_seconds = max(0.0, (now - since).total_seconds())
+        elif site["status"] == "offline":
+            gone = datetime.fromisoformat(site["offline_at"])
+            offline_at = f"{gone:%Y-%m-%d %H:%M:%S}"
+        states[name] = NodeState(
+            site["status"], online_seconds, offline_at, site["refused"]
+        )
     return states
 
 
 def start_run(folder: ServerFolder, app: Path, run_config: Mapping[str, str]) -> str:
-    """Send the app in `app` out and start it; returns the run id.
+    """Start a run of the app in `app`; return the run id.
 
-    The run config travels in a TOML file: on a command line Flower would cut values at quotes.
+    The run config goes into a TOML file because Flower cuts values at quotes on a command line.
     """
     with tempfile.TemporaryDirectory(prefix="wardround-") as temporary:
         file = Path(temporary) / "run.toml"
         lines = (f"{key} = {toml_string(value)}\n" for key, value in run_config.items())
         file.write_text("".join(lines), encoding="utf-8")
-        return str(
-            flower(folder, "run", str(app), SUPERLINK, "--run-config", str(file))[
-                "run-id"
-            ]
-        )
+        answer = flower(folder, "run", str(app), SUPERLINK, "--run-config", str(file))
+    return str(answer["run-id"])
 
 
 def run_state(folder: ServerFolder, run_id: str) -> RunState:
-    """Where that run stands."""
+    """Return the state of a run."""
     (run,) = flower(folder, "list", SUPERLINK, "--run-id", run_id)["runs"]
     details = str(run["status-details"])
     return RunState(str(run["status"]), "" if details == "N/A" else details)
 
 
 def stop_run(folder: ServerFolder, run_id: str) -> None:
-    """End that run."""
+    """Stop a run."""
     flower(folder, "stop", run_id, SUPERLINK)

@@ -1,4 +1,4 @@
-"""Named arms of a sweep: what they change, how they are chosen, where they are written."""
+"""Named arms of a sweep: the settings they change, their choice, their folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wardround.server.sweeps.run import sweep
 MINE = "+sweep.arms.mine=['train.head_init=per_site']"
 OTHER = "+sweep.arms.other=['train.shuffle=false','num_clients=2,4']"
 
-# What each part of an arm's name in conf/experiment/collapse.yaml stands for.
+# The settings behind each part of an arm's name in conf/experiment/collapse.yaml.
 SWITCHES: dict[str, tuple[str, Any]] = {
     "own": ("model.head", "own"),
     "distil": ("model.head", "distilbert"),
@@ -37,7 +37,7 @@ REMEDIES = {
 
 
 def settings_by_arm(num_clients: str) -> dict[str, dict[str, Any]]:
-    """The study's cells of this K, flat, without what names the arm and the folder."""
+    """Return the study's cells of this K, flat, without the names of arm and folder."""
     plan = compose_sweep(
         ["experiment=collapse", f"num_clients={num_clients}", "seed=0"]
     )
@@ -68,7 +68,7 @@ def test_the_studys_arms_differ_only_in_the_switches_they_name() -> None:
 
 
 @pytest.mark.parametrize("name", REMEDIES)
-def test_a_remedy_differs_from_the_worst_arm_in_itself_alone(name: str) -> None:
+def test_a_remedy_differs_from_the_worst_arm_only_in_itself(name: str) -> None:
     arms = settings_by_arm("16")
     worst, remedy = arms["distil_persite"], arms[name]
     assert {key for key in worst if worst[key] != remedy[key]} == {REMEDIES[name]}
@@ -87,7 +87,7 @@ def test_an_arm_may_name_its_own_clients_and_the_command_line_has_the_last_word(
     assert cells("arm=other") == [("other", 2), ("other", 4)]
 
 
-def test_a_sweep_without_arms_has_no_word_of_them() -> None:
+def test_a_sweep_without_arms_does_not_mention_them() -> None:
     plan = compose_sweep(["experiment=demo"])
     assert not any(word.startswith("arm") for cell in plan.cells for word in cell)
     assert compose(plan.cells[0]).settings.cell == "minilm-bbc_news-k1-s0"
@@ -122,12 +122,12 @@ def test_an_arm_without_arms_is_refused() -> None:
         compose_sweep(["experiment=demo", "arm=x"])
 
 
-def test_an_arms_name_has_to_be_a_folders_name() -> None:
+def test_an_arms_name_must_be_a_valid_folder_name() -> None:
     with pytest.raises(ValueError, match="arm is 'a b'"):
         compose(["arm='a b'"])
 
 
-def test_arms_stand_in_folders_table_and_report(
+def test_arms_are_in_folders_table_and_report(
     overrides: list[str], tmp_path: Path
 ) -> None:
     run = [
@@ -159,14 +159,14 @@ def test_arms_stand_in_folders_table_and_report(
     assert [(row["arm"], row["num_clients"], row["status"]) for row in rows] == [
         (arm, k, "finished") for k in ("1", "3") for arm in ("mine", "plain")
     ]
-    # Every arm has its own K = 1 to be measured against.
+    # Every arm is compared with its own K = 1.
     assert [row["baseline_accuracy"] for row in rows[2:]] == [
         row["accuracy_at_budget"] for row in rows[:2]
     ]
     answers = json.loads((outcome.report.parent / "study.json").read_text())
     by_id = {answer["id"]: answer for answer in answers}
     assert by_id["head"]["verdict"] == "not tested"
-    # Nobody has a target to get to, so the two are alike.
+    # Without a target, the two are equal.
     assert by_id["sites_own"]["verdict"] == "one seed, no verdict"
     assert by_id["sites_own"]["numbers"]["never"] == [1, 1]
     assert {path.suffix for path in outcome.report.parent.iterdir()} == {
@@ -200,7 +200,7 @@ def test_a_cell_ends_at_its_experiments_target_and_is_not_run_again(
             "data.test_examples=null",
             "data.max_words=null",
         ),
-        # AdamW learns the three topics within a few rounds; there are thirty.
+        # AdamW learns the three topics within a few of the thirty rounds.
         *(
             "train.optimizer=adamw",
             "train.learning_rate=0.005",
@@ -211,12 +211,12 @@ def test_a_cell_ends_at_its_experiments_target_and_is_not_run_again(
     ]
     (row,) = sweep(words, findings).rows
     (history,) = (tmp_path / "long" / "cells").glob("*/history.jsonl")
-    told = history.read_text()
-    last = json.loads(told.splitlines()[-1])
+    text = history.read_text()
+    last = json.loads(text.splitlines()[-1])
     assert row.status == "finished"
     assert last["test"]["accuracy"] >= 0.85
     assert last["round"] < 30
     capsys.readouterr()
     sweep(words, findings)
-    assert history.read_text() == told
+    assert history.read_text() == text
     assert "goes on after" not in "".join(capsys.readouterr())

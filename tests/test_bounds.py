@@ -1,4 +1,4 @@
-"""How far a model may move from round to round: numbers by hand, and what honest rounds need."""
+"""The largest step of the global model: numbers by hand, and the needs of honest rounds."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def with_settings(plan: RoundOfPlan, **changes: Any) -> RoundOfPlan:
 
 
 def yardstick(a: float, b: float) -> Yardstick:
-    """Of a site that moves the two tensors so far in a round whose rates add up to 1."""
+    """Return that of a site whose tensors move so far; the rates of its round add up to 1."""
     return Yardstick.of(np.array([a, b]), 1.0, None)
 
 
 def norms(plan: RoundOfPlan, rounds: range = range(1, 2)) -> list[float]:
-    """What the plan allows each tensor at a site that moves them by 3 and 4."""
+    """Return the bound of each tensor, for a site that moves them by 3 and 4."""
     allowed = plan.allowed(LAYOUT, yardstick(3.0, 4.0), rounds)
     assert allowed.largest == inf
     found: list[float] = allowed.norms.tolist()
@@ -74,7 +74,7 @@ def test_a_tensor_may_move_ten_times_as_far_as_the_site_moves_it(
     assert norms(plan, range(1, 201)) == pytest.approx([10 * most for most in once])
 
 
-def test_a_body_that_stands_still_has_nothing_from_the_head(plan: RoundOfPlan) -> None:
+def test_a_fixed_body_gets_no_allowance_from_the_head(plan: RoundOfPlan) -> None:
     """A plan can train the head alone, by a learning rate of its own."""
     with_head = replace(plan, head=frozenset({"a"}))
     allowed = with_head.allowed(
@@ -93,7 +93,7 @@ def test_more_texts_elsewhere_and_a_longer_server_step_widen_it(
         plan, strategy__server_momentum=0.5, strategy__server_learning_rate=0.5
     )
     assert norms(halved) == pytest.approx(own)
-    # Together they are at most policy.max_size_ratio.
+    # Both factors together are at most policy.max_size_ratio.
     strict = Policy(max_size_ratio=10)
     momentum = with_settings(larger, strategy__server_momentum=0.9)
     huge = replace(plan, most_texts=2**40)
@@ -111,7 +111,7 @@ def test_an_adaptive_server_moves_each_number_by_its_rate(plan: RoundOfPlan) -> 
     allowed = adam.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 3))
     assert allowed.norms.tolist() == [inf, inf]
     assert allowed.largest == pytest.approx(2 * 0.02345, rel=1e-3)
-    # Not all of it in one number.
+    # Not the whole distance in one number.
     before = flat(a=[0] * 4, b=[0] * 12)
     alike, alone = (
         flat(a=[0.04] * 4, b=[0.04] * 12),
@@ -135,8 +135,8 @@ def test_a_yardstick_grows_threefold_at_most_and_shrinks_at_once() -> None:
     ]
 
 
-def test_a_tensor_that_stands_still_keeps_its_yardstick() -> None:
-    first = yardstick(0.0, 2.0)  # the head alone is trained
+def test_a_fixed_tensor_keeps_its_yardstick() -> None:
+    first = yardstick(0.0, 2.0)  # only the head is trained
     second = Yardstick.of(np.array([5.0, 2.0]), 1.0, first)
     assert second.per_tensor.tolist() == [5.0, 2.0]
     third = Yardstick.of(np.array([0.0, 2.0]), 1.0, second)
@@ -144,7 +144,7 @@ def test_a_tensor_that_stands_still_keeps_its_yardstick() -> None:
 
 
 def flat(**numbers: Sequence[float]) -> torch.Tensor:
-    """A model of the layout above, (P,) fp32."""
+    """Return a model of the layout above, (P,) fp32."""
     found = torch.zeros(LAYOUT.size)
     for name, view in LAYOUT.views(found).items():
         view.copy_(torch.tensor(numbers[name]).reshape(view.shape))
@@ -166,7 +166,7 @@ def test_the_tensors_that_moved_too_far_are_named() -> None:
 
 
 class Lab:
-    """A site that has answered round 1 of a plan, and is sent models."""
+    """A site that has answered round 1 of a plan, and receives models."""
 
     def __init__(self, folder: Path, plan: RoundOfPlan) -> None:
         self.plan, self.held = plan, Held(folder)
@@ -178,7 +178,7 @@ class Lab:
         return yardstick(3.0, 4.0)
 
     def send(self, model: torch.Tensor, age: int) -> str:
-        """What is said to it; empty if it is taken."""
+        """Return the refusal; empty if the model is accepted."""
         try:
             check_global_model(
                 *(model.numpy(), age, LAYOUT, self.held, self.plan),
@@ -194,12 +194,12 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path: Path, plan: RoundOfPlan) -> Lab:
-    """Nothing was sent yet."""
+    """No model was sent yet."""
     return Lab(tmp_path / "plan", plan)
 
 
 def moved(model: torch.Tensor, by: float) -> torch.Tensor:
-    """The model with its first number moved, which lies in tensor a."""
+    """Return the model with its first number moved, which is in tensor a."""
     after = model.clone()
     after[0] += by
     return after
@@ -215,7 +215,7 @@ def test_later_models_lie_within_the_bound_of_the_one_before(lab: Lab) -> None:
     lab.held.keep_yardstick(yardstick(3.0, 4.0))
     assert lab.send(moved(lab.start, 30.5), 1) == "too_far"
     assert lab.send(moved(lab.start, 29.5), 1) == ""
-    # From the model that was taken last, also after a restart.
+    # From the last accepted model, also after a restart.
     again = Lab(lab.held.folder, lab.plan)
     assert again.send(moved(lab.start, 29.5 + 30.5), 2) == "too_far"
     assert again.send(moved(lab.start, 29.5 + 29.5), 2) == ""
@@ -232,7 +232,7 @@ def test_a_late_site_rehearses_on_its_own_start(lab: Lab) -> None:
     assert lab.send(moved(lab.start, 59), 2) == ""
 
 
-def test_a_damaged_file_of_what_is_held_is_no_model(lab: Lab) -> None:
+def test_a_damaged_file_of_the_held_model_is_not_used(lab: Lab) -> None:
     assert lab.send(lab.start, 0) == ""
     (file,) = lab.held.folder.glob("held.*")
     assert file.stat().st_mode & 0o077 == 0
@@ -240,7 +240,7 @@ def test_a_damaged_file_of_what_is_held_is_no_model(lab: Lab) -> None:
     assert lab.held.model() is None
 
 
-def test_a_policy_without_a_bound_bounds_nothing(lab: Lab) -> None:
+def test_a_policy_without_a_bound_allows_any_step(lab: Lab) -> None:
     lab.plan = replace(lab.plan, policy=Policy(max_step_ratio=None))
     assert lab.send(moved(lab.start, 1e9), 3) == ""
     assert lab.num_rehearsals == 0

@@ -1,4 +1,4 @@
-"""The collapse detector, on histories made by hand and in a run."""
+"""The rules that detect a collapse, on histories made by hand and in a run."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def look(
     loss: float = 1.0,
     largest: float = 0.25,
 ) -> ScoredRound:
-    """A round on 100 examples of 4 classes: chance ends at 0.25 + 2 sqrt(0.25 * 0.75 / 100) = 0.3366."""
+    """Return a round on 100 examples of 4 classes: chance ends at 0.25 + 2 sqrt(0.25 * 0.75 / 100) = 0.3366."""
     return ScoredRound(round, accuracy, loss, 100, shares, largest)
 
 
 def rounds(*accuracies: float) -> list[ScoredRound]:
-    """Rounds 0, 1 … of these accuracies, with predictions in all classes."""
+    """Return rounds 0, 1 … with these accuracies and predictions in all classes."""
     return [look(round, accuracy) for round, accuracy in enumerate(accuracies)]
 
 
 def flags(
     looks: Sequence[ScoredRound], num_rounds: int = 3
 ) -> list[tuple[int, str, int, int, bool]]:
-    """(raised, kind, first, last, still up) of each."""
+    """Return (round, kind, first, last, is_up) of each flag."""
     found = find_collapses(looks, num_rounds)
     return [
         (flag.round, flag.episodes[0].kind, flag.first, flag.last, flag.is_up)
@@ -75,13 +75,13 @@ def test_two_standard_errors_above_the_largest_class_is_not_chance() -> None:
     assert look(1).chance_limit == pytest.approx(0.3366, abs=5e-5)
     assert flags(rounds(0, 0.336, 0.336, 0.336)) == [(3, "at chance", 1, 3, True)]
     assert flags(rounds(0, 0.336, 0.337, 0.336)) == []
-    # Where one class is 60 % of the test set, 0.65 is no achievement: 0.6 + 2 sqrt(0.24 / 100) = 0.698.
+    # If one class is 60 % of the test set, 0.65 is still chance: 0.6 + 2 sqrt(0.24 / 100) = 0.698.
     assert flags([look(r, 0.65, largest=0.6) for r in (1, 2, 3)]) == [
         (3, "at chance", 1, 3, True)
     ]
 
 
-def test_a_plateau_that_ends_is_over_and_another_one_is_flagged_anew() -> None:
+def test_a_plateau_that_ends_is_over_and_another_is_flagged_again() -> None:
     looks = rounds(0.2, 0.2, 0.2, 0.2, 0.2, 0.5, 0.2, 0.2, 0.2)
     assert flags(looks) == [(3, "at chance", 1, 4, False), (8, "at chance", 6, 8, True)]
     (over, up) = find_collapses(looks, 3)
@@ -96,7 +96,7 @@ def test_a_plateau_that_ends_is_over_and_another_one_is_flagged_anew() -> None:
 
 def test_single_class_names_the_label() -> None:
     looks = [look(r, accuracy=0.25, shares=SECOND) for r in (1, 2, 3)]
-    # At chance as well, from the same round on: one flag, for the more telling reason.
+    # Also at chance, from the same round on: one flag, with the clearer reason.
     (flag,) = find_collapses(looks, 3)
     assert flag == Collapse(
         3, (Episode("single class", 1, 1, 3), Episode("at chance", 0, 1, 3)), is_up=True
@@ -121,7 +121,7 @@ def test_single_class_needs_95_percent_in_the_same_class() -> None:
     assert single(FIRST, FIRST, FIRST) == [(3, "single class", 1, 3, True)]
     assert single(FIRST, below, FIRST) == []
     assert single(FIRST, SECOND, FIRST) == []
-    # A test set that is nearly one class is rightly predicted so.
+    # A test set that is almost one class.
     assert single(FIRST, FIRST, FIRST, largest=0.96) == []
 
 
@@ -134,7 +134,7 @@ def test_a_flag_is_raised_once_while_the_class_changes() -> None:
     assert "at chance since round 1" in words
 
 
-def test_a_loss_that_blows_up_is_diverged() -> None:
+def test_a_very_large_loss_has_diverged() -> None:
     # Ten times ln 4 = 13.86.
     assert flags([look(r, loss=14.0) for r in (1, 2, 3)]) == [
         (3, "diverged", 1, 3, True)
@@ -142,12 +142,12 @@ def test_a_loss_that_blows_up_is_diverged() -> None:
     assert flags([look(r, loss=10 * log(4) - 0.01) for r in (1, 2, 3)]) == []
 
 
-def test_lines_without_predictions_are_passed_over() -> None:
+def test_lines_without_predictions_are_ignored() -> None:
     test = {"accuracy": 0.25, "loss": 1.4, "num_examples": 100}
-    told = {"predicted_shares": list(EVEN), "largest_class_share": 0.25}
+    shares = {"predicted_shares": list(EVEN), "largest_class_share": 0.25}
     old = {"round": 1, "test": {"accuracy": 0.25}}
-    waiting = {"round": 2, "test": None, "diagnostics": dict.fromkeys(told)}
-    new = [{"round": number, "test": test, "diagnostics": told} for number in (3, 4)]
+    waiting = {"round": 2, "test": None, "diagnostics": dict.fromkeys(shares)}
+    new = [{"round": number, "test": test, "diagnostics": shares} for number in (3, 4)]
     lines = [RoundRecord.read(json.dumps(line)) for line in (old, waiting, *new)]
     assert [entry.round for entry in scored_rounds(lines)] == [3, 4]
     assert standing_collapse(lines, 3) is None
@@ -159,16 +159,16 @@ def test_lines_without_predictions_are_passed_over() -> None:
 STILL = (
     "train.learning_rate=1e-9",
     "train.collapse_rounds=2",
-)  # nothing moves: at chance for ever
+)  # nothing moves: always at chance
 
 
-def test_a_run_says_so_once(
+def test_a_run_prints_a_collapse_once(
     make_settings: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     simulate(make_settings(*STILL))
-    said = capsys.readouterr().err
-    assert said.count("collapse flagged in round 2: ") == 1
-    assert "train.head_learning_rate=" in said
+    printed = capsys.readouterr().err
+    assert printed.count("collapse flagged in round 2: ") == 1
+    assert "train.head_learning_rate=" in printed
     simulate(make_settings(*STILL, "num_rounds=4"))
     assert "collapse flagged" not in capsys.readouterr().err
 
@@ -176,9 +176,9 @@ def test_a_run_says_so_once(
 def test_the_alarm_names_the_next_step(make_settings: Make) -> None:
     (flag,) = find_collapses(rounds(0.25, 0.25, 0.25), 2)
     apart = make_settings("train.head_init=per_site", "num_clients=2")
-    said = flag.alarm(LABELS, apart)
-    assert "train.head_init=shared" in said
-    assert "train.head_learning_rate=5 (now 0.5)" in said
+    text = flag.alarm(LABELS, apart)
+    assert "train.head_init=shared" in text
+    assert "train.head_learning_rate=5 (now 0.5)" in text
     one = make_settings("train.learning_rate=0.002")
     assert "train.head_learning_rate=0.02 (now 0.002)" in flag.alarm(LABELS, one)
     (over,) = find_collapses(rounds(0.25, 0.25, 0.25, LEARNED), 2)
@@ -191,15 +191,15 @@ def test_the_alarm_names_the_next_step(make_settings: Make) -> None:
 
 
 @pytest.mark.parametrize(("where", "last"), [("server", 2), ("sites", 3)])
-def test_stop_ends_the_run_and_warn_lets_it_go_on(
+def test_stop_ends_the_run_and_warn_does_not(
     make_settings: Make, tmp_path: Path, where: str, last: int
 ) -> None:
-    """Sites measure round 2 inside round 3, which is whole by then."""
+    """Sites measure the model of round 2 in round 3, which is whole by then."""
     words, run = (
         (*STILL, f"evaluation.where={where}", "num_rounds=5"),
         RunFolder(tmp_path / "run"),
     )
-    for _ in range(2):  # the second time it has nothing to do
+    for _ in range(2):  # the second time without further rounds
         simulate(make_settings(*words, "train.on_collapse=stop"))
         assert [line["round"] for line in history(run.path)] == list(range(last + 1))
         assert run.status()["state"] == "finished"
@@ -216,7 +216,7 @@ def test_a_collapse_needs_a_round(make_settings: Make) -> None:
         make_settings("train.collapse_rounds=0")
 
 
-def test_a_sweep_leaves_what_a_collapse_ended(
+def test_a_sweep_does_not_continue_a_collapsed_cell(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Flagged in round 2: before a budget of 3 rounds, or after one of 1, on the way to the target."""
@@ -247,7 +247,7 @@ def test_a_sweep_leaves_what_a_collapse_ended(
         with monkeypatch.context() as patch:
             patch.setattr("wardround.server.sweeps.run.simulate", refuse)
             assert sweep([*command, "train.on_collapse=stop"]).rows == rows
-        rows = sweep(command).rows  # with train.on_collapse=warn they go on
+        rows = sweep(command).rows  # train.on_collapse=warn: they continue
         assert [row.accuracy_at_budget is not None for row in rows] == [True, True]
         assert [len(history(cell)) for cell in cells] == [5, 5]
 

@@ -1,4 +1,4 @@
-"""Every way a command can end, and what the person is told."""
+"""Every way a command can end: the exit code, and the message for the person."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wardround.common.exits import BAD_INPUT, DONE, FAILED, INTERRUPTED, guarded
 
 
 def raising(error: BaseException) -> Callable[[], object]:
-    """A typer app whose one command ends like this."""
+    """Return a typer app whose one command ends like this."""
     app = typer.Typer()
 
     @app.command()
@@ -24,7 +24,7 @@ def raising(error: BaseException) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (ValueError("seed is -1"), BAD_INPUT, "error: seed is -1"),
         (RunFailed("round 3: client 1"), FAILED, "error: round 3: client 1"),
@@ -38,11 +38,11 @@ def raising(error: BaseException) -> Callable[[], object]:
         (typer.Exit(0), DONE, ""),
     ],
 )
-def test_ends(error: BaseException, code: int, said: str) -> None:
-    told: list[str] = []
-    assert guarded(raising(error), told.append, "stopped, and goes on") == code
-    assert len(told) == bool(said)
-    assert "".join(told).startswith(said)
+def test_ends(error: BaseException, code: int, message: str) -> None:
+    printed: list[str] = []
+    assert guarded(raising(error), printed.append, "stopped, and goes on") == code
+    assert len(printed) == bool(message)
+    assert "".join(printed).startswith(message)
 
 
 def test_help_is_the_docstring_above_and_below_the_options() -> None:
@@ -59,15 +59,17 @@ def test_help_is_the_docstring_above_and_below_the_options() -> None:
     assert places == sorted(places)
     assert (
         "\n    wardround submit --resume outputs/trial\n" in shown
-    )  # examples are not wrapped anew
+    )  # examples keep their lines
 
 
-def test_a_defect_of_ours_is_traced() -> None:
+def test_a_defect_prints_a_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         guarded(raising(ZeroDivisionError()), print, "")
 
 
-def test_debugging_traces_bad_input_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debugging_prints_a_traceback_for_bad_input_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("WARDROUND_DEBUG", "1")
     with pytest.raises(ValueError, match="seed"):
         guarded(raising(ValueError("seed")), print, "")

@@ -1,4 +1,4 @@
-"""What the study of the collapse measures of a mean of drawn heads."""
+"""The mean of separately drawn heads, as the study of the collapse measures it."""
 
 from __future__ import annotations
 

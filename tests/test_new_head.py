@@ -1,4 +1,4 @@
-"""What can be done to the new head alone: its learning rate, and rounds in which nothing else trains."""
+"""The new head alone: its learning rate, and rounds in which only the head trains."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABELS = ("health", "money", "sport")
 def trained(
     make_settings: Make, run_dir: Path, *more: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The initial tensors and those after the run."""
+    """Return the initial tensors and those after the run."""
     settings = make_settings(f"run_dir={run_dir}", "num_clients=2", "threads=1", *more)
     initial = open_model(settings, LABELS, fresh=True).text_model.model.state_dict()
     before = {name: tensor.clone() for name, tensor in initial.items()}
@@ -29,7 +29,7 @@ def trained(
 
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    """Names of the tensors that are no longer what they were."""
+    """Return the names of the tensors that changed."""
     return {
         name for name, tensor in after.items() if not torch.equal(tensor, before[name])
     }
@@ -59,7 +59,7 @@ def test_after_the_warm_up_everything_trains(
     before, after = trained(
         make_settings, tmp_path / "both", "train.head_warmup_rounds=1", "num_rounds=2"
     )
-    # Token type 1 and positions past 16 occur in no text, but their tensors hold rows that do.
+    # Token type 1 and positions past 16 are in no text, but other rows of these tensors are.
     assert moved(before, after) == set(after)
 
 
@@ -74,7 +74,7 @@ def test_a_resumed_warm_up_is_the_same(make_settings: Make, tmp_path: Path) -> N
 def test_the_heads_own_learning_rate(
     make_settings: Make, tmp_path: Path, still_model: Path
 ) -> None:
-    """One step of SGD is rate x gradient: the head goes ten times as far, the body does not."""
+    """One step of SGD is rate x gradient: the head moves ten times as far, the body does not."""
     one_step = (
         *(
             f"model.name={still_model}",
@@ -110,7 +110,7 @@ def test_the_same_learning_rate_by_name_changes_nothing(
 @pytest.mark.parametrize(
     "switch", ["train.head_warmup_rounds=1", "train.head_learning_rate=0.1"]
 )
-def test_a_model_whose_head_is_trained_has_no_new_one(
+def test_a_model_with_a_trained_head_has_no_new_one(
     make_settings: Make, tmp_path: Path, switch: str
 ) -> None:
     simulate(make_settings("num_rounds=1"))

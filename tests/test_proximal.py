@@ -1,4 +1,4 @@
-"""FedProx: the pull of the round's global model on what a client trains."""
+"""FedProx: the pull of the round's global model on a client's weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wardround.server.engines.simulate import simulate
 
 
 def trained(settings_of: Make, num_steps: int, mu: float, *more: str) -> torch.Tensor:
-    """The weights after this many SGD steps on the same batch, (P,) fp32."""
+    """Return the weights after this many SGD steps on the same batch, (P,) fp32."""
     settings = settings_of(
         f"train.proximal_mu={mu}",
         f"train.local_epochs={num_steps}",
@@ -41,26 +41,26 @@ def trained(settings_of: Make, num_steps: int, mu: float, *more: str) -> torch.T
     return state.flat.clone()
 
 
-def test_the_pull_is_mu_times_the_way_gone(make_settings: Make) -> None:
+def test_the_pull_is_mu_times_the_distance(make_settings: Make) -> None:
     start = open_start(make_settings)
     first, second = (trained(make_settings, num_steps, 0.0) for num_steps in (1, 2))
-    # At the start there is no way gone, and no pull.
+    # At the start the distance is 0, and so is the pull.
     assert torch.equal(trained(make_settings, 1, 0.25), first)
-    # Then w2 = w1 - 1/2 (g + 1/4 (w1 - w0)): one eighth of the way is taken back.
+    # Then w2 = w1 - 1/2 (g + 1/4 (w1 - w0)): one eighth of the distance is undone.
     pulled = trained(make_settings, 2, 0.25)
     torch.testing.assert_close(pulled, second - (first - start) / 8, rtol=0, atol=1e-6)
     assert not torch.allclose(pulled, second, atol=1e-4)
 
 
 def open_start(settings_of: Make) -> torch.Tensor:
-    """The weights before any step."""
+    """Return the weights before any step."""
     settings = settings_of()
     return open_model(
         settings, open_corpus(settings).label_names, fresh=True
     ).flat.clone()
 
 
-def test_what_stands_still_is_not_pulled(make_settings: Make) -> None:
+def test_frozen_weights_are_not_pulled(make_settings: Make) -> None:
     warmup = "train.head_warmup_rounds=1"
     start, pulled = open_start(make_settings), trained(make_settings, 2, 0.25, warmup)
     plain = trained(make_settings, 2, 0.0, warmup)
@@ -69,7 +69,9 @@ def test_what_stands_still_is_not_pulled(make_settings: Make) -> None:
     assert torch.equal(pulled != start, moved)
 
 
-def test_a_run_with_it_is_another_one(make_settings: Make, tmp_path: Path) -> None:
+def test_a_run_with_a_pull_has_other_numbers(
+    make_settings: Make, tmp_path: Path
+) -> None:
     for mu in (0, 0.5):
         simulate(
             make_settings(

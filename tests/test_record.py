@@ -1,4 +1,4 @@
-"""The typed record of a round: what is written, and which lines of other versions are read."""
+"""The typed record of a round: its lines, and the lines of other versions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read(**line: object) -> RoundRecord:
     return RoundRecord.read(json.dumps(line))
 
 
-def test_published_histories_come_back_to_the_letter() -> None:
+def test_published_histories_are_written_back_unchanged() -> None:
     assert HISTORIES
     for file in HISTORIES[::12]:
         lines = gzip.decompress(file.read_bytes()).decode().splitlines(keepends=True)
@@ -28,23 +28,18 @@ def test_published_histories_come_back_to_the_letter() -> None:
 
 
 def test_a_line_of_the_first_version_lacks_keys() -> None:
-    record = read(
-        round=3, test={"accuracy": 0.5}, clients=[{"client": 1, "num_examples": 16}]
-    )
-    assert (
-        record.accuracy,
-        record.clients[0].num_steps,
-        record.diagnostics.norm_ratio,
-    ) == (0.5, None, None)
-    assert (
-        record.train.loss,
-        record.seconds.total,
-        record.bytes.up,
-        record.model_sha256,
-    ) == (None,) * 4
+    client = {"client": 1, "num_examples": 16}
+    record = read(round=3, test={"accuracy": 0.5}, clients=[client])
+    assert record.accuracy == 0.5
+    assert record.clients[0].num_steps is None
+    assert record.diagnostics.norm_ratio is None
+    assert record.train.loss is None
+    assert record.seconds.total is None
+    assert record.bytes.up is None
+    assert record.model_sha256 is None
 
 
-def test_numbers_that_are_none_are_null() -> None:
+def test_numbers_that_are_not_finite_are_null() -> None:
     record = RoundRecord.read(
         '{"round": 1, "test": {"accuracy": NaN, "loss": Infinity}}'
     )
@@ -52,7 +47,7 @@ def test_numbers_that_are_none_are_null() -> None:
     assert (record.accuracy, record.test.loss) == (None, None)
 
 
-def test_what_a_later_version_writes_besides_is_passed_over() -> None:
+def test_keys_of_a_later_version_are_ignored() -> None:
     assert (
         "epsilon" not in read(round=1, epsilon=0.5, train={"loss": 1.0, "mu": 2}).line()
     )
@@ -61,12 +56,12 @@ def test_what_a_later_version_writes_besides_is_passed_over() -> None:
 @pytest.mark.parametrize(
     "line", ["[]", "{}", '{"round": -1}', '{"round": 1, "test": {"accuracy": 7}}', "7"]
 )
-def test_what_is_no_line_is_refused(line: str) -> None:
+def test_a_damaged_line_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match="RoundRecord"):
         RoundRecord.read(line)
 
 
-def test_keys_that_are_not_set_are_left_out_and_unknown_ones_refused() -> None:
+def test_unset_keys_are_left_out_and_unknown_keys_refused() -> None:
     written = json.loads(read(round=0).line())
     assert {"left_out", "sites"}.isdisjoint(written)
     assert written["clients"] == []

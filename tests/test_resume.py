@@ -1,4 +1,4 @@
-"""A run that was stopped, however rudely, ends with the numbers of one that was not."""
+"""A run that was stopped or killed ends with the same numbers as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NUM_ROUNDS = 40
 
 
 @pytest.mark.slow
-def test_killed_in_a_round_goes_on_to_the_same_model(
+def test_a_killed_run_continues_to_the_same_model(
     overrides: list[str], tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -63,7 +63,7 @@ def test_killed_in_a_round_goes_on_to_the_same_model(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_polite_stop_is_recorded(
+def test_a_stop_by_signal_is_recorded(
     overrides: list[str], tmp_path: Path, kind: signal.Signals
 ) -> None:
     command = with_keys(overrides, num_rounds=5000)
@@ -77,7 +77,7 @@ def test_a_polite_stop_is_recorded(
 
 
 @pytest.mark.slow
-def test_killed_sweep_skips_what_is_finished_and_goes_on(
+def test_a_killed_sweep_skips_finished_cells_and_continues(
     overrides: list[str], tmp_path: Path
 ) -> None:
     command = [
@@ -123,7 +123,7 @@ def test_resume_equals_uninterrupted_at_every_moment(
     moment: str,
     where: str,
 ) -> None:
-    """Before a checkpoint, between checkpoint and history line, after both; in each round in turn."""
+    """Stop before a checkpoint, before the history line, and after both, in every round."""
     whole = make_settings(f"run_dir={tmp_path / 'whole'}", f"evaluation.where={where}")
     simulate(whole)
     original = getattr(callback, moment)
@@ -145,7 +145,7 @@ def test_resume_equals_uninterrupted_at_every_moment(
         assert measured(Path(settings.run_dir)) == measured(tmp_path / "whole")
 
 
-def test_more_rounds_go_on_where_the_run_ended(
+def test_more_rounds_continue_after_the_last_one(
     make_settings: Make, tmp_path: Path
 ) -> None:
     simulate(make_settings(f"run_dir={tmp_path / 'five'}", "num_rounds=5"))
@@ -162,14 +162,14 @@ def test_only_the_newest_two_checkpoints_stay(
     assert names == ["round-000002", "round-000003"]
 
 
-def test_a_checkpoint_that_is_written_late_holds_its_own_round(
+def test_a_checkpoint_that_is_written_late_has_its_own_round(
     make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The sums of later rounds lie where older global tensors did; a write must be over by then.
+    # Sums of later rounds overwrite older global tensors; a write must be over by then.
     save, right = RunFolder.save_checkpoint, []
 
     def slowly(self: RunFolder, checkpoint: Checkpoint) -> None:
-        time.sleep(0.5)  # many rounds of this model
+        time.sleep(0.5)  # longer than many rounds of this model
         shapes = {
             name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()
         }
@@ -183,7 +183,7 @@ def test_a_checkpoint_that_is_written_late_holds_its_own_round(
     assert right == [True] * 6
 
 
-def test_a_cut_history_line_is_forgotten(make_settings: Make, tmp_path: Path) -> None:
+def test_a_cut_history_line_is_dropped(make_settings: Make, tmp_path: Path) -> None:
     simulate(make_settings())
     before = hashes(tmp_path / "run")
     with (tmp_path / "run" / "history.jsonl").open("a") as file:
@@ -193,7 +193,7 @@ def test_a_cut_history_line_is_forgotten(make_settings: Make, tmp_path: Path) ->
     assert len(hashes(tmp_path / "run")) == 5
 
 
-def test_sweep_goes_on_to_the_target_or_the_second_threshold(
+def test_a_sweep_continues_to_the_target_or_the_second_threshold(
     overrides: list[str], tmp_path: Path
 ) -> None:
     """K = 3 at a tiny learning rate stays at chance; K = 1's target is met by definition."""
@@ -216,17 +216,17 @@ def test_sweep_goes_on_to_the_target_or_the_second_threshold(
     assert (folder.path / "sweep.csv").read_bytes() == before
 
 
-def test_layout_is_what_checkpoints_restore() -> None:
+def test_a_layout_is_in_name_order_and_aligned() -> None:
     layout = Layout.of({"b": (3,), "a": (2, 5)})
     assert layout.names == ("a", "b")
     assert layout.offsets == (0, 16)
     assert layout.size == 32
 
 
-def test_where_a_run_starts_is_let_go_after_the_first_round(
+def test_the_first_tensors_are_freed_after_the_first_round(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model's worth of memory, which a larger model's server would notice."""
+    """They are as large as the model."""
     starts: list[weakref.ref[Tensor]] = []
     start, tell, held = FederatedAveraging.start, Live.before_round, dict[int, bool]()
 

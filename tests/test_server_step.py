@@ -1,4 +1,4 @@
-"""FedAvg, FedAvgM and the adaptive optimisers of the server, on numbers checkable by hand."""
+"""FedAvg, FedAvgM and the adaptive optimisers of the server, on numbers that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_learning_rate_goes_past_the_mean(make_settings: Make) -> None:
     assert step.state == {}
 
 
-def test_momentum_goes_on_in_the_last_direction(make_settings: Make) -> None:
+def test_momentum_continues_in_the_last_direction(make_settings: Make) -> None:
     step = ServerStep(make_settings(*MOMENTUM))
     tensors = torch.tensor([0.0])
     # v = 1, w = 0 + 2 * 1 = 2
@@ -47,7 +47,7 @@ def test_momentum_goes_on_in_the_last_direction(make_settings: Make) -> None:
     # v = 0.5 * 1 + (3 - 2) = 1.5, w = 2 + 2 * 1.5 = 5
     tensors = step.apply(2, tensors, torch.tensor([3.0]))
     assert tensors.tolist() == [5.0]
-    # The clients stand still: v = 0.75, w = 5 + 1.5
+    # The clients do not move: v = 0.75, w = 5 + 1.5
     assert step.apply(3, tensors, torch.tensor([5.0])).tolist() == [6.5]
 
 
@@ -74,7 +74,7 @@ def test_a_rescaled_head_has_the_mean_norm_of_the_heads(make_settings: Make) -> 
     assert torch.nn.functional.cosine_similarity(
         found[1:], mean[1:], dim=0
     ).item() == pytest.approx(1)
-    # Later rounds are left alone.
+    # Later rounds are not rescaled.
     step.note(2, first, 3)
     assert step.apply(2, mean, first.clone()).tolist() == first.tolist()
 
@@ -135,7 +135,7 @@ def test_a_run_without_momentum_stores_none(
 
 
 def adaptive(make_settings: Make, name: str, *more: str) -> ServerStep:
-    """With a learning rate of 1/2, b1 = 0.5, b2 = 0.75 and tau = 1/4."""
+    """Return a step with learning rate 1/2, b1 = 0.5, b2 = 0.75 and tau = 1/4."""
     rates = (
         "strategy.server_learning_rate=0.5",
         "strategy.beta_1=0.5",
@@ -149,7 +149,7 @@ def adaptive(make_settings: Make, name: str, *more: str) -> ServerStep:
 @pytest.mark.parametrize(
     ("name", "second_moment"),
     [
-        # v = 1/16 in the beginning, d = 2: 3/4 * 1/16 + 1/4 * 4
+        # v = 1/16 at the start, d = 2: 3/4 * 1/16 + 1/4 * 4
         ("adam", 1.046875),
         # 1/16 - 1/4 * 4 * sign(1/16 - 4)
         ("yogi", 1.0625),

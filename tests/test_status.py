@@ -1,4 +1,4 @@
-"""Status: what is told of a run from its files, and of the sites from the SuperLink."""
+"""`wardround status`: a run from its files, its sites from the SuperLink."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from wardround.server.run_folder import RunFolder
 PLANNED = Plan(1, {}, {}, 0.0, 1.0, {}, "")
 
 
-def test_status_tells_who_is_missing_and_for_how_long(
+def test_status_names_missing_sites_and_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = ServerFolder.create(tmp_path / "server", Addresses(("localhost",)))
@@ -75,7 +75,7 @@ def test_status_tells_who_is_missing_and_for_how_long(
     found = read_open_round(run, since + timedelta(seconds=90))
     assert found is not None
     assert (found.answered, found.missing) == (("ward-a",), {"ward-b": 90.0})
-    # Nobody holds the folder: the server app was killed.
+    # No process holds the folder: the server app was killed.
     assert read_status(run, None).state == "interrupted"
     monkeypatch.setattr("wardround.server.deployment.status.is_held", lambda run: True)
     standing = read_status(run, folder, since + timedelta(seconds=90))
@@ -103,14 +103,14 @@ def test_status_tells_who_is_missing_and_for_how_long(
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_words_of_sites_imitate_no_line_of_the_status(
+def test_words_of_sites_cannot_imitate_a_line_of_the_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Refusals, warnings and reasons hold words of sites; a run folder may be somebody else's."""
+    """Refusals, warnings and reasons contain words of sites; a run folder may come from others."""
     monkeypatch.setattr("wardround.server.deployment.status.is_held", lambda run: True)
-    told: dict[str, list[str]] = {}
+    lines: dict[str, list[str]] = {}
     for word in ("word", NASTY[name]):
-        settings = settings_to_submit(words_for(tmp_path / str(len(told))))
+        settings = settings_to_submit(words_for(tmp_path / str(len(lines))))
         run = write_run(settings, "running", f"because {word}", 0.25)
         live = {
             "round": 1,
@@ -127,16 +127,16 @@ def test_words_of_sites_imitate_no_line_of_the_status(
         )
         run.write_refused({f"site {word}": {f"reason {word}": 2}})
         standing = read_status(run, None)
-        told[word] = standing.to_text().split("\n")
+        lines[word] = standing.to_text().split("\n")
         assert standing.to_json().isascii()
-    honest, hostile = told["word"], told[NASTY[name]]
+    honest, hostile = lines["word"], lines[NASTY[name]]
     assert len(hostile) == len(honest)
     for line, usual in zip(hostile, honest, strict=True):
         assert faults(line) == []
         assert re.findall(" {2,}", line) == re.findall(" {2,}", usual), line
 
 
-def test_status_and_submit_tell_of_a_collapse(
+def test_status_and_submit_print_a_collapse(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = settings_to_submit(words_for(tmp_path, "train.collapse_rounds=2"))
@@ -151,16 +151,16 @@ def test_status_and_submit_tell_of_a_collapse(
         watch.look()
     reason = "single class since round 1: at least 95% of the test predictions are 'b'"
     flagged = f"collapse flagged in round 2: {reason}"
-    said = capsys.readouterr().err
-    assert said.count(f"{settings.cell}: {flagged}") == 1
-    assert "train.head_learning_rate=" in said
+    printed = capsys.readouterr().err
+    assert printed.count(f"{settings.cell}: {flagged}") == 1
+    assert "train.head_learning_rate=" in printed
     standing = read_status(run, None)
     assert flagged in standing.to_text().splitlines()
     found = {"round": 2, "is_up": True, "words": flagged}
     assert json.loads(standing.to_json())["collapses"] == [found]
 
 
-def test_status_names_the_way_back(tmp_path: Path) -> None:
+def test_status_names_the_next_step(tmp_path: Path) -> None:
     settings = settings_to_submit(words_for(tmp_path))
     run = write_run(settings, "failed", "round 2: ward-b: no answer within 60 s", 0.25)
     standing = read_status(run, None)

@@ -1,4 +1,4 @@
-"""Files written beside the work: in order, all of them, and no failure is lost."""
+"""Files written beside the work: all of them, in order, and every failure is raised."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from wardround.common.files import Writer
 
 
-def test_writes_keep_their_order_and_leaving_waits_for_them() -> None:
+def test_writes_keep_their_order_and_the_end_waits_for_them() -> None:
     written: list[int] = []
 
     def slowly(number: int) -> None:
@@ -23,16 +23,16 @@ def test_writes_keep_their_order_and_leaving_waits_for_them() -> None:
 
 
 def full() -> None:
-    """A disk that is full."""
+    """Fail as a full disk does."""
     raise OSError(28, "No space left on device", "history.jsonl")
 
 
-def test_a_write_that_failed_is_raised_where_it_is_waited_for() -> None:
+def test_a_failed_write_is_raised_at_the_next_wait() -> None:
     writer = Writer()
     writer.write(full)
     with pytest.raises(OSError, match="No space left"):
         writer.wait()
-    writer.wait()  # told once
+    writer.wait()  # raised once
 
 
 def test_the_last_write_is_not_lost() -> None:
@@ -41,11 +41,11 @@ def test_the_last_write_is_not_lost() -> None:
 
 
 def diverge(writer: Writer) -> None:
-    """A run that ends while a write of it fails."""
+    """Fail as a run that ends while its write fails."""
     writer.write(full)
     raise ValueError("diverged")
 
 
-def test_what_ended_the_run_is_not_hidden_by_a_write() -> None:
+def test_a_failed_write_does_not_hide_the_error_of_the_run() -> None:
     with pytest.raises(ValueError, match="diverged"), Writer() as writer:
         diverge(writer)

@@ -13,7 +13,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SType
 
 from wardround.common.model.flat import Layout, flatten_model
-from wardround.common.pretrained import read_classifier
+from wardround.common.pretrained import read_model
+from wardround.common.tasks.label import LABEL
 from wardround.common.wire.arrays import to_record
 from wardround.common.wire.codec import unpack_update
 from wardround.server.rounds.checks import check_update, open_tensors
@@ -31,7 +32,7 @@ def fold_in(model: Path, num_clients: int) -> float:
     seconds = time.perf_counter() - started
     for client, reply in enumerate(replies(layout, flat, num_clients)):
         started = time.perf_counter()
-        update = unpack_update(reply)
+        update = unpack_update(reply, LABEL)
         member = Member(client, f"site-{client}", client, _NUM_EXAMPLES)
         check_update(update, 1, layout, member)
         mean.add(open_tensors(update, flat, scratch), update.num_examples)
@@ -82,7 +83,7 @@ class FakeReply:
 
 def build(model: Path) -> Any:
     """The classifier in that folder."""
-    built, _ = read_classifier(model, num_labels=2)
+    built, _ = read_model(model, LABEL.model_class(), num_labels=2)
     return built
 
 

@@ -36,6 +36,7 @@ from wardround.common.model.flat import Layout, model_sha256
 from wardround.common.model.influence import Speaking
 from wardround.common.model.state import open_model
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
 from wardround.common.wire.codec import pack_requests, unpack_update
 from wardround.common.wire.forms import decode, whole
 from wardround.common.wire.messages import TRAIN, TrainRequest
@@ -210,7 +211,7 @@ def run(
             if refusal is not None:
                 declined[name].append(str(refusal["code"]))
                 continue
-            update = unpack_update(content)
+            update = unpack_update(content, LABEL)
             trained = torch.from_numpy(decode(update.payload, tensors.numpy()).copy())
             mean.add(trained, update.num_examples)
         tensors = step.apply(number, tensors, mean.finish().tensors).clone()

@@ -44,7 +44,7 @@ from wardround.common.personal import METHODS, PersonalRecord
 from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose
 from wardround.server.engines.simulate import simulate
-from wardround.server.predict import load_classifier
+from wardround.server.predict import load_trained
 from wardround.server.run_folder import RunFolder
 
 SETTINGS = (
@@ -284,7 +284,8 @@ def outcomes(settings: Settings, trusts: Sequence[str]) -> dict[str, Outcome]:
         held_out = np.arange(end - size, end)
         test = Examples.of(corpus, held_out[:0], held_out, held_out[:0], settings).test
         if settings.personalisation.name != "none":
-            _, model = load_classifier(folder.path / "personal" / trust, state.device)
+            personal = folder.path / "personal" / trust
+            _, model = load_trained(personal, state.text_model.task, state.device)
         found[trust] = Outcome(
             corpus.test.labels[test], _predicted(model, corpus, test, settings)
         )

@@ -14,9 +14,8 @@ import torch
 
 from benchmarks.aggregate import build, global_tensors
 from wardround.common.model.flat import model_sha256
-from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.label import LABEL, label_sums
 from wardround.server.diagnostics.collapse import collapses_in
-from wardround.server.diagnostics.predictions import describe_predictions
 from wardround.server.record import ClientRecord, RoundRecord
 from wardround.server.rounds.mean import BLOCK, RoundMean, WeightedMean
 from wardround.server.rounds.updates import Head, cosines_to_others, describe_updates
@@ -35,7 +34,7 @@ def measure_costs(
     trained = flat + 1e-4
     run_dir.mkdir()
     folder = RunFolder(run_dir)
-    counts = Sums(50.0, np.array([[25, 25], [25, 25]]), (0.5,))
+    counts = label_sums(50.0, np.array([[25, 25], [25, 25]]), (0.5,))
     head = Head.of(
         layout, [name for name in layout.names if name.startswith("classifier")]
     )
@@ -80,7 +79,7 @@ def measure_costs(
             head.body_norm(mean.tensors, flat),
         )
         updates = describe_updates(mean, *norms, head.length(mean.tensors))
-        record.diagnostics = updates.model_copy(update=describe_predictions(counts))
+        record.diagnostics = updates.model_copy(update=LABEL.describe(counts))
         collapses_in([record] * _ROUNDS, 5)
 
     seconds_to_diagnose = _seconds(diagnose, num_repeats)

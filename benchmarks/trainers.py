@@ -16,7 +16,8 @@ from benchmarks.inputs import LABELS
 from wardround.common.data.tokens import TokenisedTexts
 from wardround.common.model.state import open_model
 from wardround.common.model.train import Place, train_epochs
-from wardround.common.pretrained import read_classifier, read_tokenizer
+from wardround.common.pretrained import read_model, read_tokenizer
+from wardround.common.tasks.label import LABEL
 from wardround.server.compose import compose
 
 BATCH, LONGEST = 32, 128
@@ -110,6 +111,7 @@ def wardround(job: Job) -> Speed:
         )
         return train_epochs(
             model_state.text_model.model,
+            model_state.text_model.task,
             texts,
             np.arange(num_texts),
             settings.train,
@@ -143,7 +145,7 @@ def hugging_face(job: Job) -> Speed:
     logging.set_verbosity_error()
     torch.set_num_threads(job.threads)
     model: Any
-    model, _ = read_classifier(job.model, num_labels=len(LABELS))
+    model, _ = read_model(job.model, LABEL.model_class(), num_labels=len(LABELS))
     collator = DataCollatorWithPadding(read_tokenizer(job.model))
     rows = [
         {

@@ -98,6 +98,7 @@ class Personaliser:
             train=replace(settings.train, frozen="none"),
         )
         self._state = open_model(self.settings, label_names, fresh=True)
+        self._task = self._state.text_model.task
         self._start = self._state.flat.detach().clone()
         self.released = load_released(released, self._state.layout)
         """(P,) fp32 on the CPU."""
@@ -153,7 +154,7 @@ class Personaliser:
             return model
         hidden, seed = self.settings.personalisation.gate_hidden, self._seed(owner)
         gate = new_gate(model.config.hidden_size, hidden, seed).to(state.device)
-        return Mixture(model, copy.deepcopy(model), gate)
+        return Mixture(model, copy.deepcopy(model), gate, state.text_model.task)
 
     def _candidate(
         self, method: str, own: OwnTexts
@@ -163,14 +164,14 @@ class Personaliser:
         everyone = (
             None
             if own.everyone is None
-            else Measure.of(self._measure(model, own.everyone))
+            else Measure.of(self._task, self._measure(model, own.everyone))
         )
         validation = self._measure(model, own.validation)
         candidate = Candidate(
             epoch=epoch,
-            validation_accuracy=validation.accuracy,
+            validation_accuracy=self._task.metrics(validation)[self._task.score],
             validation_loss=validation.loss,
-            test=Measure.of(self._measure(model, own.test)),
+            test=Measure.of(self._task, self._measure(model, own.test)),
             everyone=everyone,
         )
         return candidate, _copies(model)
@@ -208,6 +209,7 @@ class Personaliser:
             try:
                 train_epochs(
                     model,
+                    self._task,
                     own.train,
                     indices,
                     once,
@@ -230,7 +232,9 @@ class Personaliser:
 
     def _measure(self, model: nn.Module, texts: TokenisedTexts) -> Sums:
         order = by_length(texts, np.arange(len(texts)))
-        return evaluate(model, texts, order, self.settings, self._state.device)
+        return evaluate(
+            model, self._task, texts, order, self.settings, self._state.device
+        )
 
     def _seed(self, owner: str) -> int:
         """Of what is drawn for one site: it and the run know both, and no number among the others is."""

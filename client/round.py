@@ -20,6 +20,7 @@ from wardround.client.site import Examples, RealSite, Site
 from wardround.client.variates import Variates
 from wardround.common.data.batches import by_length
 from wardround.common.errors import LossNotFinite, MissingBase, SiteRefusal
+from wardround.common.model.build import TextModel
 from wardround.common.model.flat import distance, model_sha256, tensor_of
 from wardround.common.model.heads import draw_head
 from wardround.common.model.influence import RoundSteps, Speaking
@@ -30,6 +31,7 @@ from wardround.common.pretrained import files_of
 from wardround.common.settings.model import ModelSettings
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.table import import_model_classes
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.codec import (
     pack_counts,
@@ -103,7 +105,9 @@ def _ordered(asked: Any, site: Site) -> Any:
 
 def warm_up() -> None:
     """Import what takes seconds, before anybody waits for it."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
+    from transformers import AutoTokenizer  # noqa: F401
+
+    import_model_classes()
 
 
 def introduce(settings: Settings, site: Site) -> Introduction:
@@ -135,7 +139,7 @@ def run_local_round(task: TrainRequest, site: Site) -> Update:
     state, received = _load(task, settings, examples, site)
     sites_measure = settings.evaluation.where == "sites"
     test = _count(state, settings, examples) if sites_measure else None
-    is_withheld = test is not None and _is_withheld(test, site)
+    is_withheld = test is not None and _is_withheld(state.text_model, test, site)
     if task.round == 1 and settings.train.draws_heads:
         draw_head(
             state.text_model.model,
@@ -151,15 +155,16 @@ def run_local_round(task: TrainRequest, site: Site) -> Update:
                 tensor_of(variates.correction).to(state.device)
             )
     speaking = None if site.order is None else Speaking(steps)
-    classifier = state.text_model
+    text_model = state.text_model
     loss = train_epochs(
-        classifier.model,
+        text_model.model,
+        text_model.task,
         examples.corpus.train,
         examples.train,
         settings.train,
         _place(settings, task, state),
-        classifier.new_head,
-        classifier.frozen,
+        text_model.new_head,
+        text_model.frozen,
         correction,
         speaking,
     )
@@ -231,7 +236,7 @@ def count_held_out(task: TrainRequest, site: Site) -> Sums:
     counts = _count(state, settings, examples)
     if site.order is not None:
         site.held.wait()
-    if _is_withheld(counts, site):
+    if _is_withheld(state.text_model, counts, site):
         raise SiteRefusal("counts_withheld")
     return counts
 
@@ -242,12 +247,12 @@ def _settings_of(task: TrainRequest) -> Settings:
     return task.settings
 
 
-def _is_withheld(counts: Sums, site: Site) -> bool:
-    """Whether the policy keeps these counts at the site: a small one may tell of a single text."""
+def _is_withheld(text_model: TextModel, sums: Sums, site: Site) -> bool:
+    """Return true if the policy keeps these counts at the site: a small one may tell of a single text."""
     if site.order is None:
         return False
-    cells = np.concatenate([part.confusion for part in counts.parts])
-    return bool(((cells > 0) & (cells < site.file.policy.min_count)).any())
+    smallest = site.file.policy.min_count
+    return any(text_model.task.has_small_cell(part, smallest) for part in sums.parts)
 
 
 WORK: dict[
@@ -339,6 +344,7 @@ def _check_received(
         number = max(1, order.round)
         train_epochs(
             fresh.text_model.model,
+            fresh.text_model.task,
             examples.corpus.train,
             examples.train,
             settings.train,
@@ -404,11 +410,12 @@ def _payload(
 
 
 def _count(state: ModelState, settings: Settings, examples: Examples) -> Sums:
-    model, texts = state.text_model.model, examples.corpus.test
+    model, task = state.text_model.model, state.text_model.task
+    texts = examples.corpus.test
 
     def count(indices: np.ndarray) -> Sums:
         counts = evaluate(
-            model, texts, by_length(texts, indices), settings, state.device
+            model, task, texts, by_length(texts, indices), settings, state.device
         )
         mean = round(counts.loss, _LOSS_DIGITS)
         return replace(counts, loss_sum=mean * counts.num_examples)

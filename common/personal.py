@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from wardround.common.files import write_json
 from wardround.common.settings.evaluation import PersonalisationSettings
 from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.task import Task
 
 FILE_NAME = "personal.json"
 HEADER = ("Site", "Texts", "Local", "Global", "Fine-tuned", "Mixture", "Chosen")
@@ -39,10 +40,16 @@ class Measure(_Record):
     """95 %, percentile bootstrap."""
 
     @classmethod
-    def of(cls, counts: Sums) -> Measure:
-        """The same in shares."""
-        names = cls.model_fields
-        return cls(**{name: getattr(counts, name) for name in names})
+    def of(cls, task: Task, sums: Sums) -> Measure:
+        """Return the metrics of an evaluation with their intervals."""
+        intervals = {
+            f"{name}_interval": interval
+            for name, interval in task.intervals(sums).items()
+        }
+        metrics = task.metrics(sums)
+        return cls.model_validate(
+            {"num_examples": sums.num_examples} | metrics | intervals
+        )
 
 
 class Candidate(_Record):

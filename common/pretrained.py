@@ -78,13 +78,14 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def read_classifier(
-    folder: Path, **more: Any
+def read_model(
+    folder: Path, model_class: Any, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The text classifier of a model folder, and what transformers tells of its loading.
+    """Return the model of a folder, and the loading report of transformers.
 
     Args:
-        more: of `from_pretrained`.
+        model_class: class of transformers with the head of a task (`Task.model_class`).
+        options: of `from_pretrained`.
 
     Returns:
         The model, and a dictionary with `missing_keys` (parameters the files do not hold) and
@@ -93,19 +94,17 @@ def read_classifier(
     Raises:
         ModelNotLoaded: the folder is refused (`read_model_files`), or holds no such model.
     """
-    from transformers import AutoModelForSequenceClassification
-
     read_model_files(folder)
-    asked = {"attn_implementation": None} | more | _SAFE_WEIGHTS
+    options = {"attn_implementation": None} | options | _SAFE_WEIGHTS
     with quietly(), explained(folder):
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            str(folder), output_loading_info=True, **asked
+        model, info = model_class.from_pretrained(
+            str(folder), output_loading_info=True, **options
         )
     return model, info
 
 
 def read_encoder(folder: Path) -> PreTrainedModel:
-    """The encoder of a model folder, without a head. Raises ModelNotLoaded as `read_classifier` does."""
+    """The encoder of a model folder, without a head. Raises ModelNotLoaded as `read_model` does."""
     from transformers import AutoModel
 
     read_model_files(folder)
@@ -114,17 +113,19 @@ def read_encoder(folder: Path) -> PreTrainedModel:
     return model
 
 
-def empty_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
-    """A text classifier with drawn weights.
+def empty_model(
+    folder: Path, config: dict[str, Any], model_class: Any
+) -> PreTrainedModel:
+    """Return a model with drawn weights.
 
     Args:
-        folder: where the configuration comes from, for the words of an error.
+        folder: origin of the configuration, for the text of an error.
         config: content of a `config.json`, with its `model_type`.
 
     Raises:
         ModelNotLoaded: transformers knows no such model, or the folder is refused.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     check_folder(folder)
     facts = {
@@ -134,9 +135,7 @@ def empty_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
     }
     with quietly(), explained(folder):
         made = AutoConfig.for_model(config["model_type"], **facts)
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
-            made, trust_remote_code=False
-        )
+        model: PreTrainedModel = model_class.from_config(made, trust_remote_code=False)
     return model
 
 
@@ -201,7 +200,7 @@ def locate(settings: ModelSettings) -> Path:
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the model. Raises ValueError as `load_classifier` does."""
+    """The tokenizer that belongs to the model. Raises ValueError as `load_model` does."""
     folder = locate(settings)
     with _named(settings):
         tokenizer = read_tokenizer(folder)
@@ -209,10 +208,10 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_classifier(
-    settings: ModelSettings, **more: Any
+def load_model(
+    settings: ModelSettings, model_class: Any, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """As `read_classifier`.
+    """As `read_model`.
 
     Raises:
         ValueError: the model is not there, is out of reach, is refused, or is no text classifier; names
@@ -220,18 +219,18 @@ def load_classifier(
     """
     folder = locate(settings)
     with _named(settings):
-        return read_classifier(folder, **more)
+        return read_model(folder, model_class, **options)
 
 
 def load_encoder(settings: ModelSettings) -> PreTrainedModel:
-    """As `read_encoder`. Raises ValueError as `load_classifier` does."""
+    """As `read_encoder`. Raises ValueError as `load_model` does."""
     folder = locate(settings)
     with _named(settings):
         return read_encoder(folder)
 
 
 def files_of(settings: ModelSettings) -> ModelFiles:
-    """The files that decide what the model computes. Raises ValueError as `load_classifier` does."""
+    """The files that decide what the model computes. Raises ValueError as `load_model` does."""
     folder = locate(settings)
     with _named(settings):
         return read_model_files(folder)
@@ -245,7 +244,7 @@ def model_digest(settings: ModelSettings) -> str:
     A file is read again only if it was written since, so that this is cheap for each message.
 
     Raises:
-        ValueError: as `load_classifier` does.
+        ValueError: as `load_model` does.
         OSError: a file cannot be read.
     """
     return files_of(settings).digest()
@@ -257,7 +256,7 @@ def weights_digest(settings: ModelSettings) -> str | None:
     It says nothing about the tokenizer and the configuration: `model_digest` does.
 
     Raises:
-        ValueError: as `load_classifier` does.
+        ValueError: as `load_model` does.
         OSError: the file cannot be read.
     """
     return files_of(settings).weights_digest()

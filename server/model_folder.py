@@ -17,7 +17,8 @@ from wardround.common.pretrained import RUN_SETTINGS, quietly
 from wardround.common.provenance import FILE_NAME as PROVENANCE
 from wardround.common.provenance import Provenance, folder_hashes
 from wardround.common.settings.tree import Settings
-from wardround.server.record import RoundRecord, best_of
+from wardround.common.tasks.task import Task
+from wardround.server.record import RoundRecord, TestRecord, best_of
 from wardround.server.run_folder import RunFolder
 
 ADAPTER = "adapter"
@@ -110,7 +111,7 @@ def _card(
     train = settings.train
     return f"""---
 library_name: transformers
-pipeline_tag: text-classification
+pipeline_tag: {text_model.task.pipeline}
 tags: [federated-learning, wardround]
 ---
 # {settings.cell}
@@ -121,28 +122,37 @@ tags: [federated-learning, wardround]
 | | |
 |---|---|
 | labels | {labels} |
-| test accuracy | {kept.test.accuracy:.4f} on {kept.test.num_examples} examples |
-| test macro F1 | {kept.test.macro_f1:.4f} |
-| rounds | {kept.round}{_choice(kept, last_round)} |
+{_metrics(kept.test, text_model.task)}| rounds | {kept.round}{_choice(kept, last_round)} |
 | protocol | {settings.protocol.name}, partition {settings.partition.name}, seed {settings.seed} |
 | local training | {train.local_epochs} epoch(s) a round, batch {train.batch_size}, {train.optimizer}, \
 learning rate {train.learning_rate:g} |
 {_trained(settings)}| text length | cut to {train.max_length} tokens |
 | SHA-256 of the shared tensors | `{kept.model_sha256}` |
 {_provenance(provenance)}
-Use: {_use(settings)}. The licence of the base model and the terms of the data apply.
+Use: {_use(settings, text_model.task)}. The licence of the base model and the terms of the data apply.
 """
 
 
-def _use(settings: Settings) -> str:
-    """How to load the folder."""
+def _metrics(test: TestRecord, task: Task) -> str:
+    """Return a row of the card for each metric."""
+    found = test.model_dump()
+    first, *others = (
+        f"| test {words} | {found[name]:.4f}"
+        for name, words in task.metric_words.items()
+    )
+    first = f"{first} on {test.num_examples} examples"
+    return "".join(f"{row} |\n" for row in (first, *others))
+
+
+def _use(settings: Settings, task: Task) -> str:
+    """Return how to load the folder."""
     if settings.model.activation == "abu":
         return (
             "its activations are blended, which plain transformers cannot load: `wardround predict`, or\n"
             "`wardround.common.model.blend.load_blended(<this folder>)` in Python"
         )
     return (
-        '`transformers.pipeline("text-classification", <this folder>)`; pass `truncation=True,\n'
+        f'`transformers.pipeline("{task.pipeline}", <this folder>)`; pass `truncation=True,\n'
         f"max_length={settings.train.max_length}` for long texts"
     )
 

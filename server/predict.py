@@ -18,7 +18,7 @@ from wardround.common.model.blend import is_blended, load_blended
 from wardround.common.model.mixture import GATE, load_mixture
 from wardround.common.pretrained import (
     explained,
-    read_classifier,
+    read_model,
     read_tokenizer,
     settings_of_model,
 )
@@ -26,11 +26,14 @@ from wardround.common.provenance import FILE_NAME as PROVENANCE
 from wardround.common.provenance import Claim
 from wardround.common.runtime import resolve_device
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import task_of
+from wardround.common.tasks.task import Task
 from wardround.common.words import cleaned
 from wardround.server.run_folder import RunFolder
 from wardround.server.spreadsheet import write_rows
 
 _BATCH = 32
+_MOST_TOKENS = 512
 
 
 def predict(
@@ -60,82 +63,91 @@ def predict(
     wanted = [*texts, *(_read_column(file, column) if file else ())]
     if not wanted:
         raise ValueError('nothing to label; give --text "..." or --file texts.csv.')
-    classifier = open_classifier(folder, device, key=key, say=say)
-    write_rows(out, _rows(classifier, wanted))
+    predictor = open_predictor(folder, device, key=key, say=say)
+    write_rows(out, _rows(predictor, wanted))
 
 
-def _rows(classifier: Classifier, wanted: Sequence[str]) -> Iterator[list[str]]:
-    """The header, then a row for each text."""
-    yield ["text", "label", *classifier.label_names]
-    for text, label, probabilities in classifier.classify(wanted):
-        yield [text, label, *(f"{value:.4f}" for value in probabilities)]
+def _rows(predictor: Predictor, texts: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the header, then a row for each text."""
+    yield predictor.columns
+    for row in predictor.answer(texts):
+        yield [value if isinstance(value, str) else f"{value:.4f}" for value in row]
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A trained model that labels texts."""
+class Predictor:
+    """A trained model that answers for texts."""
 
     tokenizer: Any
     model: Any
     settings: Settings | None
-    """Those it was trained with, if its folder tells them."""
+    """Settings of its training; None if its folder does not hold them."""
     device: torch.device
 
     @property
+    def task(self) -> Task:
+        """The task that the model was trained for."""
+        return task_of(self.settings)
+
+    @property
     def label_names(self) -> list[str]:
-        """The labels in the order of the model's outputs."""
+        """Labels in the order of the model's outputs."""
         config = self.model.config
-        return [
-            cleaned(str(config.id2label[number])) for number in range(config.num_labels)
-        ]
+        names = (config.id2label[number] for number in range(config.num_labels))
+        return [cleaned(str(name)) for name in names]
 
-    def classify(self, texts: Sequence[str]) -> Iterator[tuple[str, str, list[float]]]:
-        """Text, label and probability of each label, text by text.
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of `answer`: `text`, then those of the task."""
+        return ["text", *self.task.columns(self.label_names)]
 
-        Texts are cut to the words and tokens that the model was trained on, or to what it can take.
+    def answer(self, texts: Sequence[str]) -> Iterator[list[str | float]]:
+        """Yield a row for each text: the text and the model's answer.
+
+        Texts are cut to the words and tokens that the model was trained on, or to those that it can take.
         """
-        labels, settings = self.label_names, self.settings
-        max_length = (
-            settings.train.max_length
-            if settings
-            else min(self.tokenizer.model_max_length, 512)
-        )
+        label_names = self.label_names
+        settings = self.settings
         max_words = settings.data.max_words if settings else None
+        if settings:
+            max_length = settings.train.max_length
+        else:
+            max_length = min(self.tokenizer.model_max_length, _MOST_TOKENS)
         for start in range(0, len(texts), _BATCH):
             batch = texts[start : start + _BATCH]
-            read = [cut_words(text, max_words) for text in batch]
             inputs = self.tokenizer(
-                read,
+                [cut_words(text, max_words) for text in batch],
                 truncation=True,
                 max_length=max_length,
                 padding=True,
                 return_tensors="pt",
             )
             with torch.no_grad():
-                logits = self.model(**inputs.to(self.device)).logits  # (B, C)
-            for text, row in zip(batch, logits.softmax(dim=1).cpu(), strict=True):
-                yield text, labels[int(row.argmax())], row.tolist()
+                logits = self.model(**inputs.to(self.device)).logits
+            answers = self.task.answers(logits, label_names)
+            for text, values in zip(batch, answers, strict=True):
+                yield [text, *values]
 
 
-def open_classifier(
+def open_predictor(
     folder: Path,
     device: str,
     *,
     key: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> Classifier:
+) -> Predictor:
     """The model of a run folder or of a model folder. Args and errors: as of `predict`."""
     location = _model_folder(folder)
     target = resolve_device(device)
     check_provenance(location, key, say)
-    tokenizer, model = load_classifier(location, target)
     # A model without settings of its own was left by an earlier version, in its run folder.
     settings = (
         settings_of_model(location)
         or RunFolder(folder).settings()
         or RunFolder(folder.parent).settings()
     )
-    return Classifier(tokenizer, model, settings, target)
+    tokenizer, model = load_trained(location, task_of(settings), target)
+    return Predictor(tokenizer, model, settings, target)
 
 
 def check_provenance(
@@ -196,8 +208,8 @@ def _model_folder(folder: Path) -> Path:
     )
 
 
-def load_classifier(location: Path, device: torch.device) -> tuple[Any, Any]:
-    """Tokenizer and classifier of a model folder of any kind, ready to be asked.
+def load_trained(location: Path, task: Task, device: torch.device) -> tuple[Any, Any]:
+    """Return tokenizer and model of a model folder of any kind, in evaluation mode.
 
     Raises:
         ValueError: weights are missing, most of all the head's, or damaged; the folder brings code, or
@@ -210,7 +222,7 @@ def load_classifier(location: Path, device: torch.device) -> tuple[Any, Any]:
             return read_tokenizer(location), load_blended(location).to(device)
     tokenizer = read_tokenizer(location)
     model: Any
-    model, info = read_classifier(location)
+    model, info = read_model(location, task.model_class())
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(

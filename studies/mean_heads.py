@@ -22,6 +22,7 @@ from wardround.common.model.build import TextModel, build_model
 from wardround.common.model.heads import draw_head
 from wardround.common.runtime import prepare
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
 from wardround.server.compose import compose
 
 HeadName = Literal["own", "distilbert"]
@@ -99,7 +100,7 @@ def table(settings: Settings, counts: Sequence[int], seeds: Sequence[int]) -> st
         data = read_texts(settings.data, seed)
         for head in HEADS:
             model = replace(settings.model, head=head)
-            classifier = build_model(model, data.label_names, seed)
+            classifier = build_model(LABEL, model, data.label_names, seed)
             for num_clients in (1, *counts):
                 mean_head(classifier, seed, num_clients)
                 found.setdefault((head, num_clients), []).append(

@@ -21,6 +21,7 @@ from wardround.common.model.build import build_model
 from wardround.common.model.state import ModelState, open_model
 from wardround.common.model.train import forward
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
 from wardround.server.engines.simulate import simulate
 from wardround.server.predict import predict
 from wardround.server.rounds.mean import WeightedMean
@@ -78,7 +79,7 @@ def logits(state: ModelState) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["lora", "lora_ffa"])
 def test_round_0_is_the_base_model(make: Make, kind: str, name: str) -> None:
     settings = make(kind, f"adapters={name}")
-    plain = build_model(settings.model, LABELS, settings.seed).model.eval()
+    plain = build_model(LABEL, settings.model, LABELS, settings.seed).model.eval()
     with torch.no_grad():
         expected = plain(input_ids=torch.arange(5, 23).reshape(3, 6)).logits
     assert torch.equal(logits(opened(settings)), expected)

@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 
 from wardround.client.answers import Answers, Begun, Stored
 from wardround.common.errors import SiteRefusal
-from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.label import label_sums
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.codec import (
     pack_counts,
@@ -23,7 +23,7 @@ from wardround.common.wire.objects import record_objects, sizes
 
 PLAN, OTHER = "p" * 64, "q" * 64
 BEGUN = Begun(model="m1", data="d1")
-COUNTS = Sums(1.5, np.eye(2, dtype=np.int64), ())
+COUNTS = label_sums(1.5, np.eye(2, dtype=np.int64))
 
 
 def update(round: int = 1) -> RecordDict:

@@ -21,6 +21,7 @@ from wardround.common.model.state import open_model
 from wardround.common.model.train import Place, train_epochs
 from wardround.common.runtime import resolve_attention
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
 from wardround.server.engines.simulate import simulate
 
 CPU = torch.device("cpu")
@@ -79,7 +80,12 @@ def trained(settings: Settings) -> tuple[torch.Tensor, float, int]:
     steps: list[object] = []
     hook = register_optimizer_step_post_hook(lambda *_: steps.append(None))
     loss = train_epochs(
-        model_state.text_model.model, corpus.train, indices, settings.train, place
+        model_state.text_model.model,
+        LABEL,
+        corpus.train,
+        indices,
+        settings.train,
+        place,
     )
     hook.remove()
     return model_state.flat.clone(), loss, len(steps)

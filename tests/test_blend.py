@@ -17,6 +17,7 @@ from wardround.common.model.build import build_model
 from wardround.common.model.state import open_model
 from wardround.common.model.train import _parameter_groups
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
 from wardround.server.engines.simulate import simulate
 from wardround.server.predict import predict
 from wardround.server.rounds.recorder import Recorder
@@ -52,9 +53,11 @@ def test_an_even_beginning_is_for_new_heads(models: dict[str, Path], kind: str) 
     with pytest.raises(
         ValueError, match=r"undo what .* has learned .* model\.head=distilbert"
     ):
-        build_model(model_at(models[kind], **even), ("a", "b"), seed=0)
-    build_model(model_at(models["distilbert"], **even), ("a", "b"), seed=0)
-    build_model(model_at(models["bert"], "distilbert", **even), ("a", "b"), seed=0)
+        build_model(LABEL, model_at(models[kind], **even), ("a", "b"), seed=0)
+    build_model(LABEL, model_at(models["distilbert"], **even), ("a", "b"), seed=0)
+    build_model(
+        LABEL, model_at(models["bert"], "distilbert", **even), ("a", "b"), seed=0
+    )
 
 
 def test_softmax_begins_even() -> None:
@@ -115,10 +118,10 @@ def test_round_0_is_the_model_as_it_was(
             ValueError,
             match=r"model\.activation is abu in head, but .* has no activation",
         ):
-            build_model(model_at(models[kind], abu_where="head"), ("a", "b"), 0)
+            build_model(LABEL, model_at(models[kind], abu_where="head"), ("a", "b"), 0)
         return
-    plain = build_model(model_at(models[kind]), ("a", "b"), 0)
-    blended = build_model(model_at(models[kind], abu_where=where), ("a", "b"), 0)
+    plain = build_model(LABEL, model_at(models[kind]), ("a", "b"), 0)
+    blended = build_model(LABEL, model_at(models[kind], abu_where=where), ("a", "b"), 0)
     num_layers = {"bert": 2, "distilbert": 2, "albert": 1, "llama": 2}[
         kind
     ]  # ALBERT's share theirs
@@ -137,7 +140,7 @@ def test_round_0_is_the_model_as_it_was(
 def test_blends_do_not_decay(models: dict[str, Path], make_settings: Make) -> None:
     settings = make_settings("train.weight_decay=0.1").train
     plain, blended = (
-        build_model(where, ("a", "b"), 0).model
+        build_model(LABEL, where, ("a", "b"), 0).model
         for where in (
             model_at(models["bert"]),
             model_at(models["bert"], abu_where="all"),

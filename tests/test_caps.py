@@ -13,7 +13,7 @@ from tests.support.runs import history
 from tests.support.tiny import Make
 from wardround.client.app import app
 from wardround.common.errors import BadAnswer
-from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.label import LABEL, label_sums
 from wardround.common.wire.messages import Introduction
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.engines.simulate import simulate
@@ -128,13 +128,13 @@ def test_more_held_out_texts_than_a_site_is_registered_for_are_refused(
         cohort._add(1, "a", Introduction(-1, 50, 2**40))
     cohort._add(1, "a", Introduction(-1, 50, 100))
     (member,) = cohort._members.values()
-    too_many = Sums(0.0, np.diag([101, 0, 0]), ())
+    too_many = label_sums(0.0, np.diag([101, 0, 0]))
     with pytest.raises(BadAnswer, match=r"of 101 held-out examples.* 100 at most"):
-        check_counts(too_many, 3, 1, member)
-    check_counts(Sums(0.0, np.diag([100, 0, 0]), ()), 3, 1, member)
-    in_two = replace(too_many, validation=Sums(0.0, np.diag([0, 1, 0]), ()))
+        check_counts(too_many, LABEL, 3, 1, member)
+    check_counts(label_sums(0.0, np.diag([100, 0, 0])), LABEL, 3, 1, member)
+    in_two = replace(too_many, validation=label_sums(0.0, np.diag([0, 1, 0])))
     with pytest.raises(BadAnswer, match=r"of 102 held-out examples.* 100 at most"):
-        check_counts(in_two, 3, 2, member)
+        check_counts(in_two, LABEL, 3, 2, member)
 
 
 def test_without_a_bound_held_out_texts_are_what_a_site_says(

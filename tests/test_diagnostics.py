@@ -16,11 +16,10 @@ from tests.support.runs import history
 from tests.support.tampering import CONTINUE, tampering, with_value
 from tests.support.tiny import Make
 from wardround.common.model.flat import Layout
-from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.label import LABEL, entropy, label_sums
 from wardround.common.wire.messages import Update
 from wardround.server.app import conduct
 from wardround.server.deployment.status import read_status
-from wardround.server.diagnostics.predictions import describe_predictions, entropy
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.engines.simulate import simulate
 from wardround.server.report.render import write_report
@@ -115,13 +114,13 @@ def test_head_and_body_share_the_norm() -> None:
 
 def test_predictions_are_the_columns_and_the_truth_the_rows() -> None:
     # 4 + 4 true examples; 6 predictions of the first class, 2 of the second.
-    found = describe_predictions(Sums(1.0, np.array([[3, 1], [3, 1]]), ()))
+    found = LABEL.describe(label_sums(1.0, np.array([[3, 1], [3, 1]])))
     assert found["predicted_shares"] == [0.75, 0.25]
     # -3/4 ln 3/4 - 1/4 ln 1/4
     expected = 2 * log(2) - 0.75 * log(3)
     assert found["prediction_entropy"] == pytest.approx(expected)
     assert found["largest_class_share"] == 0.5
-    uneven = describe_predictions(Sums(1.0, np.array([[1, 0], [5, 0]]), ()))
+    uneven = LABEL.describe(label_sums(1.0, np.array([[1, 0], [5, 0]])))
     assert uneven["largest_class_share"] == 5 / 6
 
 

@@ -13,7 +13,7 @@ from flwr.proto import message_pb2 as wire
 from flwr.proto.node_pb2 import Node
 
 from tests.support.superlink_lab import Lab, blob, name, num_nodes, reply, small, tree
-from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.label import label_sums
 from wardround.common.wire.codec import pack_requests, pack_update
 from wardround.common.wire.forms import FORMS, encode, whole
 from wardround.common.wire.messages import TrainRequest, Update
@@ -280,7 +280,7 @@ def test_no_honest_update_is_larger_than_an_answer_may_be(form: str, size: int) 
     moved = [base, -base, base * np.float32(1.001), base[::-1].copy()]
     for trained in moved:
         payload = whole(trained) if form == "whole" else encode(form, trained, base)
-        counts = Sums(1.0, np.full((50, 50), 2**40, np.int64), ())
+        counts = label_sums(1.0, np.full((50, 50), 2**40, np.int64))
         update = Update(1, "0" * 64, payload, 2**40, 2**40, 0.1, 0.1, counts, "0" * 64)
         num_bytes = content_object(pack_update(update)).num_bytes
         assert num_bytes <= 2 * largest + 2**18

@@ -35,6 +35,7 @@ from wardround.common.model.build import build_model
 from wardround.common.model.mixture import GATE
 from wardround.common.model.state import open_model
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.codec import pack_requests
 from wardround.common.wire.forms import whole
@@ -222,7 +223,7 @@ def test_what_could_bring_other_weights_is_refused(
     folder = copy_of(tiny_model, tmp_path / "model")
     spoil(folder)
     with pytest.raises(ValueError, match=words) as refused:
-        build_model(model_at(folder), LABELS, seed=0)
+        build_model(LABEL, model_at(folder), LABELS, seed=0)
     assert str(refused.value).startswith(f"model.name is '{folder}': ")
 
 

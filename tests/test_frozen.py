@@ -13,6 +13,7 @@ from tests.support.tiny import Make, write_model
 from wardround.common.data.corpus import open_corpus
 from wardround.common.model.state import open_model
 from wardround.common.model.train import Place, train_epochs
+from wardround.common.tasks.label import LABEL
 from wardround.server.engines.simulate import simulate
 
 LABELS = ("health", "money", "sport")
@@ -88,7 +89,7 @@ def test_clipping_does_not_see_what_is_frozen(make_settings: Make) -> None:
     place = Place(settings.seed, 1, 0, state.device, settings.precision)
     indices = np.arange(len(corpus.train))
     arguments = (settings.train, place, classifier.new_head, classifier.frozen)
-    train_epochs(classifier.model, corpus.train, indices, *arguments)
+    train_epochs(classifier.model, LABEL, corpus.train, indices, *arguments)
     assert all(
         classifier.model.get_parameter(name).grad is None for name in classifier.frozen
     )

@@ -45,6 +45,7 @@ from wardround.client.site import Order
 from wardround.client.site_file import signing_keys
 from wardround.common.credentials import fingerprint, new_key, public_line
 from wardround.common.errors import BadAnswer, NoAnswer, Reason, Refused
+from wardround.common.tasks.label import LABEL
 from wardround.common.wire.codec import (
     pack_refusal,
     unpack_counts,
@@ -507,9 +508,12 @@ def test_no_change_to_an_answer_gets_past_the_server(server: ServerWorld) -> Non
             seen["taken"] += 1
             assert signer or is_small_content(answer)
             assert server.noted == []
-            for unpack in (unpack_update, unpack_introduction, unpack_counts):
-                with pytest.raises(BadAnswer):
-                    unpack(answer)
+            with pytest.raises(BadAnswer):
+                unpack_update(answer, LABEL)
+            with pytest.raises(BadAnswer):
+                unpack_introduction(answer)
+            with pytest.raises(BadAnswer):
+                unpack_counts(answer, LABEL)
         elif isinstance(answer, NoAnswer):
             seen["declined"] += 1
             assert signer

@@ -14,6 +14,7 @@ from tests.support.tiny import Make, model_at, write_model
 from wardround.common.model.build import TextModel, build_model
 from wardround.common.settings.model import ModelSettings
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
 from wardround.server.compose import compose
 from wardround.server.engines.simulate import simulate
 from wardround.server.predict import predict
@@ -35,7 +36,9 @@ def both(
 ) -> tuple[Any, Any]:
     """The model under its own head, and under DistilBERT's; dropout off."""
     worn = replace(settings, head="distilbert")
-    own, other = (build_model(each, label_names, seed=3) for each in (settings, worn))
+    own, other = (
+        build_model(LABEL, each, label_names, seed=3) for each in (settings, worn)
+    )
     assert (own.new_head, other.new_head) == (NEW[:2], NEW)
     return own.model.eval(), other.model.eval()
 
@@ -99,7 +102,9 @@ def test_the_heads_share_their_last_layer_and_their_dropout(tiny_model: Path) ->
 @needs_minilm
 def test_minilms_pooler_looks_drawn_and_not_trained() -> None:
     """docs/collapse.md says so: the bias is zero, and the spectrum that of independent normal numbers."""
-    built = build_model(compose(["model=minilm"]).settings.model, ("a", "b"), seed=0)
+    built = build_model(
+        LABEL, compose(["model=minilm"]).settings.model, ("a", "b"), seed=0
+    )
     state = built.model.state_dict()
 
     def excess(name: str) -> float:
@@ -122,7 +127,7 @@ def test_minilms_pooler_looks_drawn_and_not_trained() -> None:
 def test_only_bert_can_wear_it(tmp_path: Path, kind: str) -> None:
     where = model_at(write_model(tmp_path / kind, kind), "distilbert")
     with pytest.raises(ValueError, match=rf"model_type {kind} .* Set model\.head=own"):
-        build_model(where, ("a", "b"), seed=0)
+        build_model(LABEL, where, ("a", "b"), seed=0)
 
 
 def test_a_trained_one_is_saved_loaded_and_asked(
@@ -147,4 +152,4 @@ def test_a_trained_one_is_saved_loaded_and_asked(
 def reload(settings: Settings) -> TextModel:
     """The run's model folder, as `model=hf` reads it."""
     where = model_at(f"{settings.run_dir}/model")
-    return build_model(where, ("health", "money", "sport"), seed=0)
+    return build_model(LABEL, where, ("health", "money", "sport"), seed=0)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-import wardround.common.model.train as training
+import wardround.common.tasks.label as label_task
 from tests.support.hostile_settings import with_changes
 from tests.support.tiny import Make
 from wardround.client.policy import Limits, Policy, refusals_of
@@ -35,6 +35,7 @@ from wardround.common.model.influence import RoundSteps
 from wardround.common.model.state import open_model
 from wardround.common.model.train import Place, train_epochs
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
 from wardround.common.wire.signing import Plan
 
 CPU = torch.device("cpu")
@@ -161,6 +162,7 @@ def traced_influence(plan: Settings, num_texts: int, number: int) -> float:
     model, indices = Tracer(num_texts), np.arange(num_texts)
     train_epochs(
         model,
+        LABEL,
         texts,
         indices,
         plan.train,
@@ -270,7 +272,7 @@ def leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
         losses = cross_entropy(logits, labels.clamp(min=0), reduction="none")
         return (losses * (labels >= 0)).mean()
 
-    monkeypatch.setattr(training, "cross_entropy", weighted)
+    monkeypatch.setattr(label_task, "cross_entropy", weighted)
 
 
 def update_of(plan: Settings, texts: TokenisedTexts, number: int) -> torch.Tensor:
@@ -280,7 +282,7 @@ def update_of(plan: Settings, texts: TokenisedTexts, number: int) -> torch.Tenso
     place = Place(plan.seed, number, 0, CPU, "fp32")
     heads = (classifier.new_head, classifier.frozen)
     train_epochs(
-        classifier.model, texts, np.arange(len(texts)), plan.train, place, *heads
+        classifier.model, LABEL, texts, np.arange(len(texts)), plan.train, place, *heads
     )
     return state.flat - start
 
@@ -302,7 +304,9 @@ def heaviest_text(plan: Settings, num_texts: int, number: int) -> int:
     )
     model = Tracer(num_texts)
     place = Place(plan.seed, number, 0, CPU, "fp32")
-    train_epochs(model, texts, np.arange(num_texts), plan.train, place, ("trace",))
+    train_epochs(
+        model, LABEL, texts, np.arange(num_texts), plan.train, place, ("trace",)
+    )
     return int(model.trace.detach().abs().argmax())
 
 

@@ -16,6 +16,7 @@ from wardround.client.sizes import MOST_PULL, Sizes, largest_influence, size_ref
 from wardround.common.data.batches import CUTS
 from wardround.common.model.influence import RoundSteps, Speaking, learning_rate_at
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
 
 
 @pytest.fixture
@@ -205,8 +206,8 @@ def speaking_with(plan: Settings, probabilities: list[list[float]]) -> float:
     speaking = Speaking(steps)
     speaking.open(num, torch.device("cpu"))
     logits = torch.tensor(probabilities).log()
-    labels = torch.zeros(num, dtype=torch.int64)
-    speaking.note(0, torch.arange(num), logits, labels, num)
+    residuals = LABEL.residuals(logits, torch.zeros(num, dtype=torch.int64))
+    speaking.note(0, torch.arange(num), residuals, num)
     return speaking.num_speaking()
 
 
@@ -223,7 +224,6 @@ def test_a_text_speaks_in_every_step_that_it_stands_in(plan: Settings) -> None:
     steps = RoundSteps(changed(plan, local_epochs=2, batch_size=2).train, 2, 1)
     speaking = Speaking(steps)
     speaking.open(4, torch.device("cpu"))
-    labels, logits = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 2)
     for step in range(2):
-        speaking.note(step, torch.tensor([1, 3]), logits, labels, 2)
+        speaking.note(step, torch.tensor([1, 3]), torch.ones(2), 2)
     assert speaking.num_speaking() == pytest.approx(2.0)

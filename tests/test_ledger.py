@@ -39,7 +39,7 @@ from wardround.common.ledger import (
     parts_of,
     read_ledger,
 )
-from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.label import label_sums
 from wardround.common.wire.arrays import to_record
 from wardround.common.wire.codec import (
     FIELDS,
@@ -177,7 +177,7 @@ def test_it_tells_types_and_sizes_and_no_value(tmp_path: Path) -> None:
 def test_it_names_all_that_this_version_sends(make_settings: Make) -> None:
     tensors = np.arange(8, dtype=np.float32)
     payloads = [whole(tensors), *(encode(form, tensors, tensors) for form in FORMS)]
-    part = Sums(0.5, np.eye(2, dtype=np.int64), ())
+    part = label_sums(0.5, np.eye(2, dtype=np.int64))
     counts = replace(part, validation=part)
     messages = [
         pack_hello(make_settings()),

@@ -12,10 +12,13 @@ from studies.mean_heads import mean_head, table
 from tests.support.tiny import Make, model_at
 from wardround.common.model.build import build_model
 from wardround.common.model.heads import draw_head
+from wardround.common.tasks.label import LABEL
 
 
 def test_the_mean_is_of_the_heads_that_sites_draw(tiny_model: Path) -> None:
-    classifier = build_model(model_at(tiny_model, "distilbert"), ("a", "b"), seed=0)
+    classifier = build_model(
+        LABEL, model_at(tiny_model, "distilbert"), ("a", "b"), seed=0
+    )
     weight = classifier.model.get_parameter("pre_classifier.weight")
     drawn = []
     for client in (1, 2):

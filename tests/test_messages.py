@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from tests.support.tiny import Make
 from wardround.client.app import app as client_app
 from wardround.common.errors import BadAnswer, NoAnswer
+from wardround.common.tasks.label import LABEL, label_sums
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.arrays import PIECE_BYTES, Payload, from_record, to_record
 from wardround.common.wire.codec import (
@@ -35,7 +36,7 @@ from wardround.common.wire.refusals import REFUSALS
 from wardround.server.engines.local_grid import LocalGrid
 
 PIECE = PIECE_BYTES // 4
-COUNTS = Sums(loss_sum=2.5, confusion=np.array([[3, 1], [0, 4]]), batch_accuracies=())
+COUNTS = label_sums(2.5, np.array([[3, 1], [0, 4]]))
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_bytes_that_are_no_piece_are_refused(
         "float32", (5,), "numpy.ndarray", data
     )
     with pytest.raises(BadAnswer, match="its answer is no update"):
-        unpack_update(message.content)
+        unpack_update(message.content, LABEL)
 
 
 def test_a_claimed_size_makes_no_room(request_message: Message) -> None:
@@ -154,7 +155,7 @@ def test_a_claimed_size_makes_no_room(request_message: Message) -> None:
     with pytest.raises(
         BadAnswer, match=r"holds 1 numbers, and claims the shape \(99999999999,\)"
     ):
-        unpack_update(message.content)
+        unpack_update(message.content, LABEL)
 
 
 def test_pieces_that_share_their_content_make_no_room(request_message: Message) -> None:
@@ -165,7 +166,7 @@ def test_pieces_that_share_their_content_make_no_room(request_message: Message) 
     for number in range(1000):
         record[f"shared.{number:05d}"] = piece
     with pytest.raises(BadAnswer, match="larger than the model"):
-        unpack_update(message.content, most_bytes=100 * len(piece.data))
+        unpack_update(message.content, LABEL, most_bytes=100 * len(piece.data))
 
 
 def test_a_clients_words_are_made_printable_and_short(request_message: Message) -> None:
@@ -191,9 +192,12 @@ def test_a_clients_words_are_made_printable_and_short(request_message: Message) 
         )
     with pytest.raises(NoAnswer):
         check_answered(RecordDict({"refusal": ConfigRecord()}))
-    for unpack in (unpack_update, unpack_introduction, unpack_counts):
-        with pytest.raises(BadAnswer):
-            unpack(RecordDict())
+    with pytest.raises(BadAnswer):
+        unpack_update(RecordDict(), LABEL)
+    with pytest.raises(BadAnswer):
+        unpack_introduction(RecordDict())
+    with pytest.raises(BadAnswer):
+        unpack_counts(RecordDict(), LABEL)
 
 
 def test_inside_a_process_the_tensor_itself_is_handed_over() -> None:
@@ -216,7 +220,7 @@ def test_update_round_trip(request_message: Message, test: Sums | None) -> None:
     arrays = message.content.array_records["tensors"]
     for key, array in arrays.items():
         arrays[key] = over_the_wire(array)
-    received = unpack_update(message.content)
+    received = unpack_update(message.content, LABEL)
     assert received.payload.form == "whole"
     assert np.array_equal(
         received.payload.arrays["shared"], sent.payload.arrays["shared"]
@@ -228,7 +232,7 @@ def test_update_round_trip(request_message: Message, test: Sums | None) -> None:
         assert received.test is None
     else:
         assert received.test is not None
-        assert received.test.confusion.tolist() == [[3, 1], [0, 4]]
+        assert received.test.arrays["confusion"].tolist() == [[3, 1], [0, 4]]
         assert received.test.loss == 2.5 / 8
 
 
@@ -256,7 +260,8 @@ def test_hello_card_and_counts_round_trip(make_settings: Make) -> None:
     assert unpack_introduction(
         pack_introduction(Introduction(3, 40, 8))
     ) == Introduction(3, 40, 8)
-    assert unpack_counts(pack_counts(COUNTS)).accuracy == 7 / 8
+    found = unpack_counts(pack_counts(COUNTS), LABEL)
+    assert LABEL.metrics(found)["accuracy"] == 7 / 8
 
 
 def test_refusals_and_errors_are_told_apart_from_answers(
@@ -282,7 +287,7 @@ def test_what_is_no_update_is_refused() -> None:
         RecordDict({"card": ConfigRecord({"client": 1})}),
     ):
         with pytest.raises(BadAnswer, match="no update"):
-            unpack_update(content)
+            unpack_update(content, LABEL)
         with pytest.raises(BadAnswer, match=r"no (card|counts)"):
             unpack_introduction(content)
 
@@ -299,7 +304,7 @@ def test_what_is_no_update_is_refused() -> None:
 def test_counts_that_cannot_be_are_refused(record: dict[str, object]) -> None:
     content = RecordDict({"counts": MetricRecord(record)})  # type: ignore[arg-type]
     with pytest.raises(BadAnswer, match="no counts"):
-        unpack_counts(content)
+        unpack_counts(content, LABEL)
 
 
 def test_what_goes_to_sites_names_no_place_here(make_settings: Make) -> None:

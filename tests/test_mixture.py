@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wardround.common.model.mixture import Mixture, new_gate
+from wardround.common.tasks.label import LABEL
 
 
 class Expert(nn.Module):
@@ -42,7 +43,7 @@ def fixed_gate(weight: float) -> nn.Sequential:
 def test_probabilities_are_mixed_and_not_their_logarithms() -> None:
     # 0.25 · (0.9, 0.1) + 0.75 · (0.5, 0.5) = (0.6, 0.4).
     # Mixed logarithms would give (0.634, 0.366).
-    mixture = Mixture(Expert(0.9, 0.1), Expert(0.5, 0.5), fixed_gate(0.25))
+    mixture = Mixture(Expert(0.9, 0.1), Expert(0.5, 0.5), fixed_gate(0.25), LABEL)
     logits = mixture(input_ids=torch.zeros(3, 5, dtype=torch.long)).logits
     assert logits.exp().detach().numpy() == pytest.approx(
         np.tile([0.6, 0.4], (3, 1)), abs=1e-6
@@ -56,7 +57,7 @@ def test_probabilities_are_mixed_and_not_their_logarithms() -> None:
 def test_an_expert_that_excludes_the_label_leaves_the_loss_finite() -> None:
     sure = Expert(0.5, 0.5)
     sure.scores.data = torch.tensor([1000.0, -1000.0])
-    logits = Mixture(sure, Expert(0.5, 0.5), fixed_gate(0.5))(
+    logits = Mixture(sure, Expert(0.5, 0.5), fixed_gate(0.5), LABEL)(
         input_ids=torch.zeros(1, 1, dtype=torch.long)
     ).logits
     # 0.5 · (1, 0) + 0.5 · (0.5, 0.5) = (0.75, 0.25)
@@ -85,12 +86,12 @@ def test_a_gate_at_0_or_1_is_the_global_or_the_local_model(
     batch["attention_mask"] = (batch["input_ids"] > 0).long()
     alone = (local if expert == "local" else global_)(**batch).logits
     assert not torch.equal(local(**batch).logits, global_(**batch).logits)
-    mixed = Mixture(local, global_, gate).eval()(**batch).logits
+    mixed = Mixture(local, global_, gate, LABEL).eval()(**batch).logits
     assert torch.equal(mixed, nn.functional.log_softmax(alone, dim=1))
 
 
 def test_only_the_local_expert_and_the_gate_are_trained() -> None:
-    mixture = Mixture(Expert(0.5, 0.5), Expert(0.5, 0.5), fixed_gate(0.5))
+    mixture = Mixture(Expert(0.5, 0.5), Expert(0.5, 0.5), fixed_gate(0.5), LABEL)
     names = {name.split(".")[0] for name, _ in mixture.named_parameters()}
     assert (
         names

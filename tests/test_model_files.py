@@ -35,6 +35,7 @@ from wardround.common.pretrained import (
     weights_digest,
 )
 from wardround.common.settings.model import ModelSettings
+from wardround.common.tasks.label import LABEL
 
 LABELS = ("a", "b")
 
@@ -109,7 +110,8 @@ def test_what_is_not_hashed_has_no_say(kind: str, tmp_path: Path) -> None:
     (full / "onnx" / "config.json").write_text("{}")
     assert model_digest(settings_of(full)) == model_digest(settings_of(bare))
     one, other = (
-        build_model(settings_of(folder), LABELS, seed=0) for folder in (bare, full)
+        build_model(LABEL, settings_of(folder), LABELS, seed=0)
+        for folder in (bare, full)
     )
     assert one.new_head == other.new_head
     for name, tensor in one.model.state_dict().items():
@@ -189,7 +191,8 @@ def test_weights_in_parts_have_one_hash_with_the_rest(
     assert len(files.weights()) == len(list(in_parts.glob("model-*.safetensors")))
     assert weights_digest(settings_of(in_parts)) is None
     one, other = (
-        build_model(settings_of(f), LABELS, seed=0) for f in (in_parts, tiny_model)
+        build_model(LABEL, settings_of(f), LABELS, seed=0)
+        for f in (in_parts, tiny_model)
     )
     for name, tensor in one.model.state_dict().items():
         assert torch.equal(tensor, other.model.state_dict()[name]), name
@@ -326,7 +329,7 @@ def test_a_hub_model_is_its_folder_in_the_cache(hub: Path, tiny_model: Path) -> 
     with pytest.raises(
         ValueError, match=r"model\.name is 'some/model': .*adapter_config\.json"
     ):
-        build_model(settings, LABELS, seed=0)
+        build_model(LABEL, settings, LABELS, seed=0)
 
 
 def test_a_hub_model_in_the_cache_is_a_finding_with_both_hashes(
@@ -352,7 +355,7 @@ def test_a_hub_gives_files_of_the_list_and_once(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     settings = settings_of("some/model")
-    build_model(settings, LABELS, seed=0)
+    build_model(LABEL, settings, LABELS, seed=0)
     assert model_digest(settings) == model_digest(settings_of(tiny_model))
     (patterns,) = asked
 

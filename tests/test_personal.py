@@ -35,6 +35,7 @@ from wardround.common.personal import (
     choose,
 )
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL, label_sums
 from wardround.common.tasks.sums import Sums
 from wardround.server.engines.simulate import simulate
 from wardround.server.run_folder import RunFolder
@@ -102,19 +103,21 @@ def without(file: Path, rows: set[int]) -> None:
 
 
 def test_intervals() -> None:
-    counts = Sums(0.0, np.array([[4, 1], [1, 4]]), ())
+    counts = label_sums(0.0, np.array([[4, 1], [1, 4]]))
     # Wilson (1927) for 8 of 10: (0.8 + z²/20 ± z √(0.016 + z²/400)) / (1 + z²/10), z = 1.96
-    assert counts.accuracy_interval == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    low, high = counts.macro_f1_interval
-    assert low < counts.macro_f1 < high
-    assert counts.macro_f1_interval == (low, high)  # the same draws each time
-    all_right = Sums(0.0, np.diag([5, 5]), ())
-    assert all_right.accuracy_interval == pytest.approx((0.7225, 1.0), abs=1e-4)
-    assert all_right.macro_f1_interval == (1.0, 1.0)
+    found = LABEL.intervals(counts)
+    assert found["accuracy"] == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    low, high = found["macro_f1"]
+    assert low < LABEL.metrics(counts)["macro_f1"] < high
+    assert LABEL.intervals(counts) == found  # the same draws each time
+    all_right = LABEL.intervals(label_sums(0.0, np.diag([5, 5])))
+    assert all_right["accuracy"] == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert all_right["macro_f1"] == (1.0, 1.0)
     for number in range(1, 200):
         for right in (0, number):
-            found = Sums(0.0, np.array([[right, number - right], [0, 0]]), ())
-            assert 0 <= found.accuracy_interval[0] <= found.accuracy_interval[1] <= 1
+            counts = label_sums(0.0, np.array([[right, number - right], [0, 0]]))
+            low, high = LABEL.intervals(counts)["accuracy"]
+            assert 0 <= low <= high <= 1
 
 
 def candidate(

@@ -25,7 +25,7 @@ from wardround.common.model.flat import model_sha256
 from wardround.common.model.state import open_model
 from wardround.common.recipes import pinned_models
 from wardround.common.settings.tree import Settings, known_keys
-from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.label import LABEL, label_sums
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.codec import (
     pack_counts,
@@ -50,7 +50,7 @@ from wardround.common.wire.refusals import REFUSALS
 from wardround.common.wire.signing import Plan, Statement
 
 LABELS = ("health", "money", "sport")
-COUNTS = Sums(1.0, np.eye(3, dtype=np.int64), ())
+COUNTS = label_sums(1.0, np.eye(3, dtype=np.int64))
 STRICT = Policy(
     approve="within_policy",
     min_sites=1,
@@ -327,7 +327,8 @@ class Trained:
         forget_corpora()
         site = RealSite(self.site, Kept(), self.order(settings))
         task, start = first_task(site, settings, said)
-        found = unpack_update(answer(TRAIN, pack_requests(task, [5])[0], lambda: site))
+        content = answer(TRAIN, pack_requests(task, [5])[0], lambda: site)
+        found = unpack_update(content, LABEL)
         return decode(found.payload, start)
 
 
@@ -434,7 +435,7 @@ def test_small_counts_stay_at_the_site(
         )
         site = RealSite(lab.site, Kept(), lab.order(settings))
         task = pack_requests(first_task(site, settings)[0], [0])[0]
-        found = unpack_update(answer(TRAIN, task, lambda: site))  # noqa: B023 - called at once
+        found = unpack_update(answer(TRAIN, task, lambda: site), LABEL)  # noqa: B023 - called at once
         assert (found.withheld, found.test is None) == (is_withheld, bool(is_withheld))
 
 

@@ -21,6 +21,7 @@ from studies.pooler import (
 from tests.support.tiny import Make, model_at
 from wardround.common.data.texts import read_texts
 from wardround.common.model.build import build_model
+from wardround.common.tasks.label import LABEL
 from wardround.server.compose import compose
 
 ARTICLES = [
@@ -99,7 +100,7 @@ def test_two_folders_differ_in_the_pooler_alone(
         "pooler.dense.weight"
     }
     # Wardround trains what is new in it: the classifier alone.
-    built = build_model(model_at(tmp_path / "out/trained"), ("a", "b"), seed=0)
+    built = build_model(LABEL, model_at(tmp_path / "out/trained"), ("a", "b"), seed=0)
     assert built.new_head == ("classifier.bias", "classifier.weight")
 
 

@@ -19,6 +19,7 @@ from wardround.common.model.flat import flatten_model
 from wardround.common.model.heads import draw_head
 from wardround.common.model.influence import learning_rate_at
 from wardround.common.model.state import open_model
+from wardround.common.tasks.label import LABEL, label_sums
 from wardround.common.tasks.sums import Sums
 from wardround.server.engines.simulate import simulate
 from wardround.server.rounds.evaluation import Evaluation
@@ -100,8 +101,8 @@ def test_new_head_is_what_pretraining_did_not_bring(
     tmp_path: Path, kind: str, head: tuple[str, ...]
 ) -> None:
     where = model_at(write_model(tmp_path / kind, kind))
-    first = build_model(where, ("a", "b"), seed=1)
-    again, other = (build_model(where, ("a", "b"), seed=seed) for seed in (1, 2))
+    first = build_model(LABEL, where, ("a", "b"), seed=1)
+    again, other = (build_model(LABEL, where, ("a", "b"), seed=seed) for seed in (1, 2))
     assert first.new_head == head
     weights = [
         dict(built.model.named_parameters())["classifier.weight"]
@@ -188,7 +189,7 @@ def test_parts_accuracy_is_a_mean_of_batch_means(make_settings: Make) -> None:
     batches = {0: (1.0, 0.0), 3: (0.5,)}
 
     def count(test: TokenisedTexts, indices: np.ndarray) -> Sums:
-        return Sums(1.0, np.diag([len(indices), 0, 0]), batches[int(indices[0])])
+        return label_sums(1.0, np.diag([len(indices), 0, 0]), batches[int(indices[0])])
 
     evaluation.count = count  # type: ignore[method-assign]
     measured = evaluation.measure(evaluation.model_state.flat.clone())
@@ -206,15 +207,12 @@ def _five() -> TokenisedTexts:
 
 def test_accuracy_loss_and_macro_f1_by_hand() -> None:
     # Class 0: 2 right of 3; class 1: 1 right of 1, and one 0 taken for 1; class 2 is not there.
-    counts = Sums(
-        loss_sum=6.0,
-        confusion=np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0]]),
-        batch_accuracies=(),
-    )
-    assert counts.accuracy == 3 / 4
+    counts = label_sums(6.0, np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0]]))
+    metrics = LABEL.metrics(counts)
+    assert metrics["accuracy"] == 3 / 4
     assert counts.loss == 1.5
     # F1: 2*2/(3+2) = 0.8, 2*1/(1+2) = 2/3, 0
-    assert counts.macro_f1 == pytest.approx((0.8 + 2 / 3 + 0) / 3)
+    assert metrics["macro_f1"] == pytest.approx((0.8 + 2 / 3 + 0) / 3)
     both = counts + counts
     assert (both.num_examples, both.loss) == (8, 1.5)
 

@@ -13,6 +13,7 @@ from tests.support.tiny import Make
 from wardround.common.data.corpus import open_corpus
 from wardround.common.model.state import open_model
 from wardround.common.model.train import Place, train_epochs
+from wardround.common.tasks.label import LABEL
 from wardround.server.engines.simulate import simulate
 
 
@@ -32,6 +33,7 @@ def trained(settings_of: Make, num_steps: int, mu: float, *more: str) -> torch.T
     model, texts = state.text_model.model, corpus.train
     train_epochs(
         model,
+        LABEL,
         texts,
         np.arange(len(texts)),
         settings.train,

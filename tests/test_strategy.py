@@ -29,7 +29,7 @@ from wardround.client.app import app as honest_app
 from wardround.common.errors import BadAnswer, NoAnswer, RunFailed
 from wardround.common.model.flat import Layout, model_sha256
 from wardround.common.settings.tree import Settings
-from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.label import label_sums
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.codec import (
     content_of,
@@ -128,25 +128,25 @@ BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
     "absurd loss": (lambda update: replace(update, loss=1e308), r"loss of 1e\+308"),
     "absurd test loss": (
         lambda update: replace(
-            update, test=Sums(-1e308, np.ones((3, 3), dtype=np.int64), ())
+            update, test=label_sums(-1e308, np.ones((3, 3), dtype=np.int64))
         ),
         r"loss of -1e\+308",
     ),
     "endless": (lambda update: replace(update, seconds=float("inf")), "inf s"),
     "other labels": (
         lambda update: replace(
-            update, test=Sums(1.0, np.ones((2, 2), dtype=np.int64), ())
+            update, test=label_sums(1.0, np.ones((2, 2), dtype=np.int64))
         ),
         "2 labels.* 3",
     ),
     "nothing held out": (
         lambda update: replace(
-            update, test=Sums(0.0, np.zeros((3, 3), dtype=np.int64), ())
+            update, test=label_sums(0.0, np.zeros((3, 3), dtype=np.int64))
         ),
         r"\b0 held-out examples",
     ),
     "absurd counts": (
-        lambda update: replace(update, test=Sums(1.0, np.full((3, 3), 2**62), ())),
+        lambda update: replace(update, test=label_sums(1.0, np.full((3, 3), 2**62))),
         "held-out examples",
     ),
     "absurd": (

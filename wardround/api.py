@@ -41,9 +41,9 @@ class Run:
 
     def model(self, device: str = "auto") -> tuple[Any, Any]:
         """Tokenizer and trained classifier, of Transformers. Raises ValueError if there is no model yet."""
-        from wardround.server.predict import open_classifier
+        from wardround.server.predict import open_predictor
 
-        opened = open_classifier(self.path, device)
+        opened = open_predictor(self.path, device)
         return opened.tokenizer, opened.model
 
     def report(self) -> Path:
@@ -157,13 +157,10 @@ def predict(
     """
     import pandas as pd
 
-    from wardround.server.predict import open_classifier
+    from wardround.server.predict import open_predictor
 
-    classifier = open_classifier(
+    predictor = open_predictor(
         Path(model), device, key=None if key is None else Path(key)
     )
-    rows = [
-        [text, label, *shares]
-        for text, label, shares in classifier.classify(list(texts))
-    ]
-    return pd.DataFrame(rows, columns=["text", "label", *classifier.label_names])
+    rows = list(predictor.answer(list(texts)))
+    return pd.DataFrame(rows, columns=predictor.columns)

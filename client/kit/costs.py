@@ -154,6 +154,7 @@ def _seconds_per_text(
         started = time.perf_counter()
         train_epochs(
             state.text_model.model,
+            state.text_model.task,
             examples.corpus.train,
             some,
             step,

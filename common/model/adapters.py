@@ -151,7 +151,7 @@ def save_adapter(
 
     heads = sorted({name.rpartition(".")[0] for name in text_model.new_head})
     more = {
-        "task_type": "SEQ_CLS",
+        "task_type": text_model.task.peft_type,
         "modules_to_save": heads,
         "base_model_name_or_path": base,
     }

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from wardround.common.model_files import CONFIG, WEIGHTS, read_json
-from wardround.common.pretrained import empty_classifier
+from wardround.common.pretrained import empty_model, settings_of_model
 from wardround.common.settings.model import ModelSettings
+from wardround.common.tasks.table import task_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,7 +196,8 @@ def load_blended(folder: Path) -> Any:
     from safetensors.torch import load_file
 
     told = read_json(folder / CONFIG)
-    model: Any = empty_classifier(folder, told["base"])
+    task = task_of(settings_of_model(folder))
+    model: Any = empty_model(folder, told["base"], task.model_class())
     where = ModelSettings(
         "",
         "hub",

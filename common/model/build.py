@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from wardround.common.model.blend import blend_activations
 from wardround.common.model.heads import HEADS, draw_head
-from wardround.common.pretrained import load_classifier, load_tokenizer
+from wardround.common.pretrained import load_model, load_tokenizer
 from wardround.common.settings.model import ModelSettings
+from wardround.common.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,19 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextModel:
-    """A sequence classifier with its tokenizer."""
+    """A model for one task, with its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     new_head: tuple[str, ...]
     """Parameters the checkpoint did not hold: `classifier.*`, and DistilBERT's `pre_classifier.*`."""
-    num_labels: int
+    num_outputs: int
+    """Outputs of the head, C."""
+    task: Task
     frozen: frozenset[str] = frozenset()
     """Parameters that are not trained and do not travel: with adapters all but them and the new head, with
     `train.frozen=embeddings` the embeddings."""
 
 
 def build_model(
+    task: Task,
     settings: ModelSettings,
     label_names: tuple[str, ...],
     seed: int,
@@ -44,11 +48,10 @@ def build_model(
             does not fit the head of `settings.head`.
     """
     tokenizer = load_tokenizer(settings)
-    model, info = load_classifier(
+    model, info = load_model(
         settings,
-        num_labels=len(label_names),
-        id2label=dict(enumerate(label_names)),
-        label2id={name: number for number, name in enumerate(label_names)},
+        task.model_class(),
+        **task.head_options(label_names),
         dtype="float32",
         attn_implementation=attention,
         ignore_mismatched_sizes=True,
@@ -66,7 +69,7 @@ def build_model(
     if settings.activation == "abu":
         _refuse_undone_head(settings, new_head)
         blend_activations(model, settings)
-    return TextModel(model, tokenizer, new_head, len(label_names))
+    return TextModel(model, tokenizer, new_head, len(label_names), task)
 
 
 def _refuse_new_encoder(

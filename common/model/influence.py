@@ -140,19 +140,16 @@ class Speaking:
         self._weights = self.steps.weights(self.steps.settings.learning_rate)
 
     @torch.no_grad()
-    def note(
-        self, step: int, rows: Tensor, logits: Tensor, labels: Tensor, size: int
-    ) -> None:
-        """See the answers of a step, before it is taken.
+    def note(self, step: int, rows: Tensor, residuals: Tensor, size: int) -> None:
+        """Add the strengths of the texts of one step, before the step is taken.
 
         Args:
-            step: of the round, from 0.
-            rows: (b,) int64, positions in the corpus. logits: (b, C). labels: (b,) int64.
-            size: |B_k|, texts of the whole step.
+            step: number of the step in the round, from 0.
+            rows: (b,) int64, positions in the corpus.
+            residuals: (b,), lengths of the texts' residuals (`Task.residuals`).
+            size: |B_k|, number of texts in the whole step.
         """
-        residuals = logits.detach().float().softmax(dim=1)
-        residuals[torch.arange(len(labels), device=labels.device), labels] -= 1
-        strength = residuals.norm(dim=1).double() * (self._weights[step] / size)
+        strength = residuals.double() * (self._weights[step] / size)
         self._strength.index_add_(0, rows, strength)
 
     def num_speaking(self) -> float:

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.functional import log_softmax, logsigmoid
 
-from wardround.common.pretrained import quietly, read_classifier, read_tokenizer
+from wardround.common.pretrained import (
+    quietly,
+    read_model,
+    read_tokenizer,
+    settings_of_model,
+)
 from wardround.common.runtime import torch_stream
+from wardround.common.tasks.table import task_of
+from wardround.common.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,11 +36,17 @@ class Mixture(nn.Module):
     global model's encoder makes of the text. The global expert is neither trained, nor saved as a part.
     """
 
-    def __init__(self, local: Any, global_: Any, gate: nn.Module) -> None:
-        """Args: local, global_: classifiers with the same labels; gate: (B, H) -> (B, 1), on their device."""
+    def __init__(self, local: Any, global_: Any, gate: nn.Module, task: Task) -> None:
+        """Join two models for the same task and labels.
+
+        Args:
+            gate: (B, H) -> (B, 1), on the device of the models.
+        """
         super().__init__()
-        self.local, self.gate = local, gate
-        # In a tuple it is no part of what PyTorch trains, copies or puts into training mode.
+        self.local = local
+        self.gate = gate
+        self.task = task
+        # PyTorch neither trains nor copies a module in a tuple, nor puts it into training mode.
         self._frozen = (global_.eval().requires_grad_(False),)
 
     @property
@@ -49,19 +61,12 @@ class Mixture(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Any:
         """An output whose `logits`, (B, C) fp32, are log ŷ. Args: inputs: as of one of the experts."""
-        from transformers.modeling_outputs import SequenceClassifierOutput
-
         with torch.no_grad():
             seen = self.global_(**inputs, output_hidden_states=True)
         state = _mean_over_tokens(seen.hidden_states[-1], inputs.get("attention_mask"))
         weight = self.gate(state).float()  # (B, 1), before the sigmoid
-        # As a sum of exponentials: a probability too small for fp32 does not make the loss infinite.
-        mixed = torch.logaddexp(
-            logsigmoid(weight)
-            + log_softmax(self.local(**inputs).logits.float(), dim=1),
-            logsigmoid(-weight) + log_softmax(seen.logits.float(), dim=1),
-        )
-        return SequenceClassifierOutput(logits=mixed)
+        local = self.local(**inputs).logits.float()
+        return type(seen)(logits=self.task.mix(weight, local, seen.logits.float()))
 
 
 def _mean_over_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
@@ -107,15 +112,17 @@ def load_mixture(
     """
     folder = Path(folder)
     tokenizer = read_tokenizer(folder / _LOCAL)
-    local, global_ = (_expert(folder / name, device) for name in (_LOCAL, _GLOBAL))
+    task = task_of(settings_of_model(folder))
+    local = _expert(folder / _LOCAL, task, device)
+    global_ = _expert(folder / _GLOBAL, task, device)
     weights = load_file(folder / GATE)
     hidden, width = weights["0.weight"].shape
     gate = _gate(width, hidden)
     gate.load_state_dict(weights)
-    return tokenizer, Mixture(local, global_, gate.to(device)).eval()
+    return tokenizer, Mixture(local, global_, gate.to(device), task).eval()
 
 
-def _expert(folder: Path, device: torch.device | str) -> Any:
+def _expert(folder: Path, task: Task, device: torch.device | str) -> Any:
     model: Any
-    model, _ = read_classifier(folder, dtype="float32")
+    model, _ = read_model(folder, task.model_class(), dtype="float32")
     return model.to(device)

@@ -15,6 +15,7 @@ from wardround.common.model.frozen import freeze_embeddings
 from wardround.common.model.heads import shrink_head
 from wardround.common.runtime import prepare, resolve_attention
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import task_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,9 @@ def open_model(
     key = (*parts, head_scale, device, attention)
     if fresh or _kept is None or _kept[0] != key:
         _kept = None  # let go of the old model before the new one is built
-        text_model = build_model(settings.model, label_names, settings.seed, attention)
+        text_model = build_model(
+            task_of(settings), settings.model, label_names, settings.seed, attention
+        )
         if is_shrunk:
             shrink_head(text_model.model, text_model.new_head, head_scale)
         if frozen == "embeddings":

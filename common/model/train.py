@@ -1,4 +1,4 @@
-"""Train and evaluate a classifier. Plain PyTorch: no Flower, no files."""
+"""Train and evaluate a model. Plain PyTorch: no Flower, no files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 from wardround.common.data.batches import evaluation_batches, training_steps
 from wardround.common.data.tokens import Batch, TokenisedTexts
@@ -21,6 +20,7 @@ from wardround.common.runtime import numpy_stream, precision_context, torch_stre
 from wardround.common.settings.train import TrainSettings
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.task import BatchSums, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,7 +33,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Which random streams and which arithmetic one client uses in one round."""
+    """The random streams and the arithmetic of one client in one round."""
 
     seed: int
     round: int
@@ -41,9 +41,14 @@ class Place:
     device: torch.device
     precision: str
 
+    def streams(self) -> dict[str, int]:
+        """Return the names of the round's random streams."""
+        return {"round": self.round, "client": self.client}
+
 
 def train_epochs(
     model: nn.Module,
+    task: Task,
     texts: TokenisedTexts,
     indices: np.ndarray,
     settings: TrainSettings,
@@ -56,11 +61,12 @@ def train_epochs(
     """Train `model` in place for `settings.local_epochs` passes over `texts[indices]`.
 
     Args:
+        task: gives the loss.
         new_head: names of the parameters that pre-training did not bring.
-        frozen: names of those that are never trained.
-        correction: by name, on the model's device, what every step takes away from a parameter besides: of
-            SCAFFOLD's control variates (`client/variates.py`).
-        speaking: is told how every text was answered in the step that it stands in.
+        frozen: names of the parameters that are never trained.
+        correction: tensors by parameter name, on the model's device. Every step subtracts them as well
+            (SCAFFOLD's control variates, `client/variates.py`).
+        speaking: records each text's residual in each step.
 
     Returns:
         Mean loss over all examples seen in all epochs.
@@ -83,15 +89,15 @@ def train_epochs(
     if speaking is not None:
         speaking.open(len(texts), place.device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=place.device)
-    num_seen = num_steps = 0
+    num_seen = 0
+    num_steps = 0
     model.train()
-    streams = {"round": place.round, "client": place.client}
-    order = numpy_stream(place.seed, "shuffle", **streams)
-    with torch_stream(place.seed, "dropout", **streams, device=place.device):
+    order = numpy_stream(place.seed, "shuffle", **place.streams())
+    with torch_stream(place.seed, "dropout", **place.streams(), device=place.device):
         for batches in training_steps(texts, indices, settings, order, place.device):
             for group in optimizer.param_groups:
                 group["lr"] = steps.rate(group["peak"], num_steps)
-            loss = _add_gradients(model, batches, place, num_steps, speaking)
+            loss = _add_gradients(model, task, batches, place, num_steps, speaking)
             for parameter, start in anchored:
                 if parameter.grad is not None:
                     parameter.grad.add_(
@@ -104,7 +110,7 @@ def train_epochs(
             optimizer.step()
             optimizer.zero_grad()
             if correction is not None:
-                _take_away(model, correction)
+                _subtract(model, correction)
             # Weight by examples: the last batch may be short and must not count double.
             size = sum(map(len, batches))
             loss_sum += loss * size
@@ -126,9 +132,9 @@ def _parameter_groups(
     new_head: frozenset[str],
     frozen: Collection[str],
 ) -> list[dict[str, Any]]:
-    """What is trained in this round, each with the peak of its learning rate.
+    """Return the parameters to train in this round, in groups with the peak of their learning rate.
 
-    In the first `head_warmup_rounds` that is the new head alone; the encoder then needs no gradients.
+    In the first `head_warmup_rounds` only the new head is trained; the encoder then needs no gradients.
     """
     is_warmup = round <= settings.head_warmup_rounds
     head: list[nn.Parameter] = []
@@ -138,31 +144,31 @@ def _parameter_groups(
     for name, parameter in model.named_parameters():
         if name in frozen:
             continue
-        (head if name in new_head else blends if name in blended else body).append(
-            parameter
-        )
         parameter.requires_grad_(name in new_head or not is_warmup)
-    peak = (
-        settings.learning_rate
-        if settings.head_learning_rate is None
-        else settings.head_learning_rate
-    )
-    groups: list[dict[str, Any]] = [{"params": head, "peak": peak}]
+        if name in new_head:
+            head.append(parameter)
+        elif name in blended:
+            blends.append(parameter)
+        else:
+            body.append(parameter)
+    rate = settings.learning_rate
+    head_rate = settings.head_learning_rate
+    groups: list[dict[str, Any]] = [
+        {"params": head, "peak": rate if head_rate is None else head_rate}
+    ]
     if is_warmup:
         return groups
-    groups.append({"params": body, "peak": settings.learning_rate})
-    return (
-        [*groups, {"params": blends, "peak": settings.learning_rate, "weight_decay": 0}]
-        if blends
-        else groups
-    )
+    groups.append({"params": body, "peak": rate})
+    if blends:
+        groups.append({"params": blends, "peak": rate, "weight_decay": 0})
+    return groups
 
 
 def _recompute(model: Any, is_on: bool) -> None:
-    """Whether a backward pass computes activations again instead of keeping them: the same numbers.
+    """Set whether the backward pass recomputes activations instead of keeping them. The numbers are the same.
 
     Raises:
-        ValueError: the architecture cannot.
+        ValueError: the architecture does not support it.
     """
     if is_on == getattr(model, "is_activation_checkpointing", False):
         return
@@ -171,7 +177,8 @@ def _recompute(model: Any, is_on: bool) -> None:
         return
     if not model.supports_gradient_checkpointing:
         raise ValueError(
-            f"train.gradient_checkpointing is true, which {type(model).__name__} cannot do. Set it to false."
+            f"train.gradient_checkpointing is true, but {type(model).__name__} does not support it. Set it "
+            "to false."
         )
     model.activation_checkpointing_enable(
         activation_checkpointing_kwargs={"use_reentrant": False}
@@ -179,10 +186,10 @@ def _recompute(model: Any, is_on: bool) -> None:
 
 
 def _anchored(groups: Sequence[dict[str, Any]]) -> list[tuple[nn.Parameter, Tensor]]:
-    """What is trained, each beside a copy of where the round starts.
+    """Return each trained parameter with a copy of its value at the start of the round.
 
     FedProx (Li et al. 2020, arXiv:1812.06127, equation 2) adds mu/2 ||w - w_t||^2 to the loss, and so
-    mu (w - w_t) to the gradient. The loss that is told is without it.
+    mu (w - w_t) to the gradient. The reported loss is without it.
     """
     return [
         (parameter, parameter.detach().clone())
@@ -193,35 +200,41 @@ def _anchored(groups: Sequence[dict[str, Any]]) -> list[tuple[nn.Parameter, Tens
 
 def _add_gradients(
     model: nn.Module,
+    task: Task,
     batches: Sequence[Batch],
     place: Place,
     step: int,
     speaking: Speaking | None,
 ) -> Tensor:
-    """Gradients of the mean loss over one step's micro-batches; returns it, detached, still on the device."""
+    """Add the gradients of the mean loss over one step's micro-batches.
+
+    Returns:
+        The mean loss, (), detached, still on the device.
+    """
     size = sum(map(len, batches))
     mean = torch.zeros((), device=place.device)
     for batch in batches:
         with precision_context(place.precision, place.device):
             logits = forward(model, batch)  # (b, C)
         if speaking is not None:
-            speaking.note(step, batch.rows.to(place.device), logits, batch.labels, size)
+            residuals = task.residuals(logits.detach().float(), batch.labels)
+            speaking.note(step, batch.rows.to(place.device), residuals, size)
         # A micro-batch counts by its share of the step, so that the gradients add up to that of the mean.
-        loss = cross_entropy(logits.float(), batch.labels) * (len(batch) / size)
+        loss = task.loss(logits.float(), batch.labels) * (len(batch) / size)
         loss.backward()
         mean += loss.detach()
     return mean
 
 
 @torch.no_grad()
-def _take_away(model: nn.Module, correction: Mapping[str, Tensor]) -> None:
+def _subtract(model: nn.Module, correction: Mapping[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
-        if name in correction:  # what adapters freeze does not travel, and needs none
+        if name in correction:  # frozen parameters have no correction
             parameter.sub_(correction[name])
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits, (B, C)."""
+    """Return the logits, (B, ...)."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids}
     if batch.attention_mask is not None:
         inputs["attention_mask"] = batch.attention_mask
@@ -232,6 +245,7 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
+    task: Task,
     texts: TokenisedTexts,
     indices: np.ndarray,
     settings: Settings,
@@ -239,25 +253,23 @@ def evaluate(
 ) -> Sums:
     """Run `model` over the chosen texts, in this order, without training it."""
     model.eval()
-    losses: list[Tensor] = []
-    accuracies: list[Tensor] = []
-    confusion: Tensor | int = 0
+    measured: list[BatchSums] = []
+    arrays: dict[str, Tensor] = {}
     for batch in evaluation_batches(
         texts, indices, settings.train, settings.evaluation.batch_size, device
     ):
         with precision_context(settings.precision, device):
-            logits = forward(model, batch).float()  # (B, C)
-        predicted = logits.argmax(dim=1)
-        losses.append(cross_entropy(logits, batch.labels, reduction="sum"))
-        num_classes = logits.shape[1]
-        cells = torch.bincount(
-            batch.labels * num_classes + predicted, minlength=num_classes**2
-        )
-        confusion = confusion + cells.view(num_classes, num_classes)
-        accuracies.append((predicted == batch.labels).float().mean())
-    assert isinstance(confusion, torch.Tensor), "nothing to evaluate"
+            logits = forward(model, batch).float()
+        found = task.measure(logits, batch.labels)
+        measured.append(found)
+        for name, array in found.arrays.items():
+            arrays[name] = arrays[name] + array if name in arrays else array
+    assert measured, "nothing to evaluate"
     # Read once, at the end: reading a number makes an accelerator finish its work first.
-    loss_sum = reduce(add, torch.stack(losses).tolist(), 0.0)
-    return Sums(
-        loss_sum, confusion.cpu().numpy(), tuple(torch.stack(accuracies).tolist())
+    losses = torch.stack([found.loss_sum for found in measured]).tolist()
+    scores = torch.stack([found.score for found in measured]).tolist()
+    return task.sums(
+        reduce(add, losses, 0.0),
+        {name: array.cpu().numpy() for name, array in arrays.items()},
+        tuple(scores),
     )

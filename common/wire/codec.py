@@ -28,15 +28,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from math import inf, isfinite, isqrt
+from math import inf, isfinite
 from typing import Any
 
-import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from wardround.common.errors import BadAnswer, NoAnswer
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.table import TASKS
+from wardround.common.tasks.task import Task
 from wardround.common.wire.arrays import Payload, from_record, to_record
 from wardround.common.wire.messages import Introduction, TrainRequest, Update
 from wardround.common.wire.refusals import REFUSALS, refusal_text
@@ -67,7 +68,8 @@ _COUNTED_PARTS = (
     "",
     "validation_",
 )  # as in `Sums.parts`; they stand before the names in the record
-_COUNTED = ("loss_sum", "confusion")
+_LOSS_SUM = "loss_sum"
+_COUNTED = (_LOSS_SUM, *(name for task in TASKS.values() for name in task.sum_names))
 FIELDS: Mapping[str, frozenset[str]] = {
     "task": frozenset({*_TASK, "form", "client", "settings"}),
     "update": frozenset({*_UPDATE, "form"}),
@@ -157,10 +159,11 @@ def _payload(
     )
 
 
-def unpack_update(content: RecordDict, most_bytes: float = inf) -> Update:
+def unpack_update(content: RecordDict, task: Task, most_bytes: float = inf) -> Update:
     """Inverse of `pack_update`.
 
     Args:
+        task: reads the counts.
         most_bytes: of its arrays; more are refused before room is made for them.
 
     Raises:
@@ -175,7 +178,7 @@ def unpack_update(content: RecordDict, most_bytes: float = inf) -> Update:
             **_read(config, _UPDATE),
             **_read(metrics, _METRICS),
             payload=_payload(content, config, most_bytes),
-            test=_counts(content) if "counts" in content.metric_records else None,
+            test=_counts(content, task) if "counts" in content.metric_records else None,
         )
 
 
@@ -205,44 +208,37 @@ def pack_counts(counts: Sums) -> RecordDict:
     return RecordDict({"counts": _counts_record(counts)})
 
 
-def unpack_counts(content: RecordDict) -> Sums:
+def unpack_counts(content: RecordDict, task: Task) -> Sums:
     """Inverse of `pack_counts`. Raises BadAnswer as `unpack_update` does."""
     with _refused_unless("holds no counts"):
-        return _counts(content)
+        return _counts(content, task)
 
 
 def _counts_record(counts: Sums) -> MetricRecord:
     record = MetricRecord()
     for prefix, part in zip(_COUNTED_PARTS, counts.parts, strict=False):
-        record[f"{prefix}loss_sum"] = part.loss_sum
-        record[f"{prefix}confusion"] = part.confusion.flatten().tolist()
+        record[f"{prefix}{_LOSS_SUM}"] = part.loss_sum
+        for name, array in part.arrays.items():
+            record[f"{prefix}{name}"] = array.flatten().tolist()
     return record
 
 
-def _counts(content: RecordDict) -> Sums:
-    """Raises KeyError or ValueError where they are not a square of counts and a finite sum."""
+def _counts(content: RecordDict, task: Task) -> Sums:
+    """Return the sums of a record. Raises KeyError or ValueError if it holds other content."""
     record = content.metric_records["counts"]
     reported, validation = _COUNTED_PARTS
-    counts = _counted_part(record, reported)
-    is_split = f"{validation}confusion" in record
-    return (
-        replace(counts, validation=_counted_part(record, validation))
-        if is_split
-        else counts
-    )
+    counts = _counted_part(record, task, reported)
+    if f"{validation}{_LOSS_SUM}" not in record:
+        return counts
+    return replace(counts, validation=_counted_part(record, task, validation))
 
 
-def _counted_part(record: MetricRecord, prefix: str) -> Sums:
-    confusion = np.array(record[f"{prefix}confusion"], dtype=np.int64)
-    loss_sum = float(str(record[f"{prefix}loss_sum"]))
-    side = isqrt(len(confusion))
-    if (
-        side * side != len(confusion)
-        or confusion.min(initial=0) < 0
-        or not isfinite(loss_sum)
-    ):
-        raise ValueError("held-out counts are not a square of whole numbers")
-    return Sums(loss_sum, confusion.reshape(side, side), ())
+def _counted_part(record: MetricRecord, task: Task, prefix: str) -> Sums:
+    loss_sum = float(str(record[f"{prefix}{_LOSS_SUM}"]))
+    if not isfinite(loss_sum):
+        raise ValueError("the summed loss of held-out texts is not finite")
+    arrays = {name: record[f"{prefix}{name}"] for name in task.sum_names}
+    return task.read_sums(loss_sum, arrays)
 
 
 def pack_refusal(code: str, key: str = "") -> RecordDict:

@@ -30,6 +30,7 @@ from wardround.common.errors import ProcessGone
 from wardround.common.model.state import move_into, open_model
 from wardround.common.process import frames, shared_memory
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import import_model_classes
 from wardround.common.wire.contents import (
     dump_content,
     load_content,
@@ -56,7 +57,7 @@ def run_fork_server(descriptor: int, answer: Answer) -> None:
         descriptor: socket to the simulation.
         answer: what a worker does with a job.
     """
-    from transformers import AutoModelForSequenceClassification  # noqa: F401 - slow, so before anybody waits
+    import_model_classes()
 
     with socket.socket(fileno=descriptor) as control, suppress(ProcessGone):
         written, (tensors_fd, corpus_fd) = frames.receive_frame(control)

@@ -11,6 +11,7 @@ import torch
 from wardround.common.errors import DIVERGED, BadAnswer, ExamplesChanged, RunFailed
 from wardround.common.model.flat import Layout, tensor_of
 from wardround.common.tasks.sums import MOST_COUNTED, Sums
+from wardround.common.tasks.task import Task
 from wardround.common.wire.forms import decode
 from wardround.common.wire.messages import Update
 from wardround.server.rounds.members import Member
@@ -73,10 +74,13 @@ def open_tensors(update: Update, global_tensors: Tensor, scratch: np.ndarray) ->
     )
 
 
-def check_counts(counts: Sums, num_labels: int, num_parts: int, member: Member) -> None:
+def check_counts(
+    counts: Sums, task: Task, num_outputs: int, num_parts: int, member: Member
+) -> None:
     """Refuse held-out counts that cannot be added to those of the other sites.
 
     Args:
+        num_outputs: outputs of the model.
         num_parts: 2 if a validation part chooses the best model, else 1.
 
     Raises:
@@ -90,12 +94,11 @@ def check_counts(counts: Sums, num_labels: int, num_parts: int, member: Member) 
             f"not {num_parts}"
         )
     for part in counts.parts:
-        if part.confusion.shape != (num_labels, num_labels):
-            raise BadAnswer(
-                f"its counts are of {len(part.confusion)} labels, not of the run's "
-                f"{num_labels}"
-            )
-        if part.confusion.max() > MOST_COUNTED or part.num_examples == 0:
+        try:
+            task.check(part, num_outputs)
+        except ValueError as error:
+            raise BadAnswer(str(error)) from None
+        if part.num_examples == 0:
             raise BadAnswer(f"its counts are of {part.num_examples} held-out examples")
         if not _is_sane(part.loss_sum):
             raise BadAnswer(f"its counts have a summed loss of {part.loss_sum}")

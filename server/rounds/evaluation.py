@@ -19,7 +19,6 @@ from wardround.common.model.train import evaluate
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 from wardround.common.wire.messages import Update
-from wardround.server.diagnostics.predictions import describe_predictions
 from wardround.server.record import RoundRecord, SiteTestRecord, TestRecord
 from wardround.server.rounds.checks import check_counts, check_finite
 from wardround.server.rounds.members import Member
@@ -42,7 +41,8 @@ class Evaluation:
         self.settings = settings
         self.model_state = model_state
         self.test = test
-        self.num_labels = model_state.text_model.num_labels
+        self.task = model_state.text_model.task
+        self.num_outputs = model_state.text_model.num_outputs
         fraction = settings.evaluation.validation_fraction
         self.num_parts = 2 if fraction else 1
         """Number of parts that are counted: the reported one, and the one that chooses
@@ -52,7 +52,7 @@ class Evaluation:
         if test is not None:
             split_seed = settings.data.split_seed
             validation, reported = split_held_out(
-                test.labels,
+                self.task.strata(test.labels),
                 np.arange(len(test)),
                 fraction,
                 settings.seed if split_seed is None else split_seed,
@@ -62,7 +62,7 @@ class Evaluation:
         """The record that waits for the counts of the sites."""
 
     def measure(self, tensors: Tensor) -> tuple[Sums, float] | None:
-        """Return counts and accuracy of the model with these weights, (P,) fp32.
+        """Return sums and score of the model with these weights, (P,) fp32.
 
         None if the sites measure.
         """
@@ -71,35 +71,40 @@ class Evaluation:
         self.model_state.load(tensors)
         reported, *validation = self._parts
         if self.settings.evaluation.mode == "parts":
-            counts, accuracy = self._over_parts(self.test, reported)
+            sums, score = self._over_parts(self.test, reported)
         else:
-            counts = self.count(self.test, by_length(self.test, reported))
-            accuracy = counts.accuracy
+            sums = self.count(self.test, by_length(self.test, reported))
+            score = self._score(sums)
         for part in validation:
             found = self.count(self.test, by_length(self.test, part))
-            counts = replace(counts, validation=found)
-        return counts, accuracy
+            sums = replace(sums, validation=found)
+        return sums, score
 
     def _over_parts(
         self, test: TokenisedTexts, chosen: np.ndarray
     ) -> tuple[Sums, float]:
-        """As the authors' code: K parts of the test set, batch accuracies averaged in each."""
+        """As the authors' code: K parts of the test set, batch scores averaged in each."""
         parts = np.array_split(chosen, min(self.settings.num_clients, len(chosen)))
-        counts = [self.count(test, part) for part in parts]
-        accuracies = [np.mean(part.batch_accuracies) for part in counts]
-        return reduce(add, counts), float(np.mean(accuracies))
+        sums = [self.count(test, part) for part in parts]
+        scores = [np.mean(part.batch_scores) for part in sums]
+        return reduce(add, sums), float(np.mean(scores))
 
     def count(self, test: TokenisedTexts, indices: np.ndarray) -> Sums:
         """Evaluate the test examples with these indices, in this order."""
         model = self.model_state.text_model.model
-        return evaluate(model, test, indices, self.settings, self.model_state.device)
+        device = self.model_state.device
+        return evaluate(model, self.task, test, indices, self.settings, device)
 
     def check(self, update: Update, member: Member) -> None:
         """Raise BadAnswer, as `check_counts` does, if an update lacks the counts asked for."""
         if update.test is not None:
-            check_counts(update.test, self.num_labels, self.num_parts, member)
+            self.check_sums(update.test, member)
         elif self.test is None and not update.withheld:
             raise BadAnswer("its update holds no counts of held-out examples")
+
+    def check_sums(self, sums: Sums, member: Member) -> None:
+        """Refuse sums of another form than asked for. Raises BadAnswer as `check_counts` does."""
+        check_counts(sums, self.task, self.num_outputs, self.num_parts, member)
 
     def complete(
         self, record: RoundRecord, measured: tuple[Sums, float] | None
@@ -112,7 +117,7 @@ class Evaluation:
         if measured is None:
             self.waiting = record
         else:
-            _add_test(record, *measured)
+            self._add_test(record, *measured)
 
     def complete_waiting(self, counts: Mapping[str, Sums]) -> RoundRecord | None:
         """Return the record that waited, with the exact sum of the sites' counts.
@@ -136,36 +141,37 @@ class Evaluation:
                 "evaluation.where=server"
             )
         total = reduce(add, counts.values())
-        _add_test(record, total, total.accuracy)
+        self._add_test(record, total, self._score(total))
         record.sites = [
             SiteTestRecord(
                 site=name,
                 num_examples=site.num_examples,
-                correct=int(np.trace(site.confusion)),
-                accuracy=site.accuracy,
+                correct=self.task.num_correct(site),
+                accuracy=self._score(site),
                 loss=site.loss,
             )
             for name, site in sorted(counts.items())
         ]
         return record
 
+    def _score(self, sums: Sums) -> float:
+        return self.task.metrics(sums)[self.task.score]
 
-def _add_test(record: RoundRecord, counts: Sums, accuracy: float) -> None:
-    record.test = _test_record(record.round, "test loss", counts, accuracy)
-    predictions = describe_predictions(counts)
-    record.diagnostics = record.diagnostics.model_copy(update=predictions)
-    validation = counts.validation
-    if validation is not None:
-        record.validation = _test_record(
-            record.round, "validation loss", validation, validation.accuracy
+    def _add_test(self, record: RoundRecord, sums: Sums, score: float) -> None:
+        record.test = self._test_record(record.round, "test loss", sums, score)
+        predictions = self.task.describe(sums)
+        record.diagnostics = record.diagnostics.model_copy(update=predictions)
+        validation = sums.validation
+        if validation is not None:
+            record.validation = self._test_record(
+                record.round, "validation loss", validation, self._score(validation)
+            )
+
+    def _test_record(
+        self, round: int, what: str, sums: Sums, score: float
+    ) -> TestRecord:
+        check_finite(round, what, sums.loss)
+        metrics = self.task.metrics(sums) | {self.task.score: score}
+        return TestRecord.model_validate(
+            {"loss": sums.loss, "num_examples": sums.num_examples} | metrics
         )
-
-
-def _test_record(round: int, what: str, counts: Sums, accuracy: float) -> TestRecord:
-    check_finite(round, what, counts.loss)
-    return TestRecord(
-        loss=counts.loss,
-        accuracy=accuracy,
-        macro_f1=counts.macro_f1,
-        num_examples=counts.num_examples,
-    )

@@ -52,7 +52,9 @@ class Intake:
         """
         state = self._state
         content = content_or_refusal(answer)
-        update = unpack_update(content, state.layout.most_update_bytes())
+        update = unpack_update(
+            content, self._evaluation.task, state.layout.most_update_bytes()
+        )
         check_update(update, state.round + 1, state.layout, member)
         self._evaluation.check(update, member)
         if update.payload.form != WHOLE and len(self._scratch) == 0:

@@ -27,7 +27,7 @@ from wardround.server.record import (
 from wardround.server.rounds.bounds import NormBound
 from wardround.server.rounds.broadcast import Broadcast
 from wardround.server.rounds.callbacks import Callback
-from wardround.server.rounds.checks import check_counts, check_finite
+from wardround.server.rounds.checks import check_finite
 from wardround.server.rounds.clients import Clients
 from wardround.server.rounds.cohort import Cohort
 from wardround.server.rounds.control_variates import mean_steps
@@ -305,9 +305,8 @@ class FederatedAveraging:
         answers = self.broadcast.ask(members, state, EVALUATE, state.round)
         for member, answer in answers:
             try:
-                found = unpack_counts(content_or_refusal(answer))
-                num_parts = self.evaluation.num_parts
-                check_counts(found, self.evaluation.num_labels, num_parts, member)
+                found = unpack_counts(content_or_refusal(answer), self.evaluation.task)
+                self.evaluation.check_sums(found, member)
                 counts[member.name] = found
             except BadAnswer as refusal:
                 self._leave_out(state.round, member, refusal)

@@ -26,6 +26,7 @@ from wardround.client.site import Kept, RealSite
 from wardround.client.site_file import load_site_file, signing_keys
 from wardround.common.credentials import fingerprint, public_line
 from wardround.common.errors import Refused, Unreachable
+from wardround.common.tasks.label import LABEL
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.codec import pack_update, unpack_notice, unpack_update
 from wardround.common.wire.forms import whole
@@ -212,6 +213,6 @@ def lying(kind: str, honest: RecordDict) -> RecordDict:
     """Another lie each round."""
     if kind != TRAIN:
         return honest
-    update = unpack_update(honest)
+    update = unpack_update(honest, LABEL)
     _, lie = LIES[(update.round - 1) % len(LIES)]
     return pack_update(dataclasses.replace(update, **lie(update)))

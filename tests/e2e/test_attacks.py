@@ -57,6 +57,7 @@ from wardround.client.node.connection import Connection, Letter
 from wardround.client.site_file import load_site_file
 from wardround.common.credentials import new_key, pem_of, write_key_pair
 from wardround.common.errors import Refused
+from wardround.common.tasks.label import LABEL, label_sums
 from wardround.common.wire.codec import (
     pack_introduction,
     pack_update,
@@ -334,7 +335,7 @@ def test_a_newcomer_that_says_nothing_holds_nobody_up(ward: Ward) -> None:
         if kind == HELLO:
             time.sleep(12)
             return content
-        update = unpack_update(content)
+        update = unpack_update(content, LABEL)
         return pack_update(
             type(update)(**(vars(update) | {"num_examples": 7}))
         )  # asked to introduce itself
@@ -349,7 +350,7 @@ def test_one_site_cannot_own_the_model(ward: Ward) -> None:
     def far_off(kind: str, content: RecordDict) -> RecordDict:
         if kind != TRAIN:
             return content
-        update = unpack_update(content)
+        update = unpack_update(content, LABEL)
         values = np.full(num_numbers(update.payload), 1e5, np.float32)
         return pack_update(type(update)(**(vars(update) | {"payload": whole(values)})))
 
@@ -368,7 +369,7 @@ def flooding(num_bytes: int) -> Tamper:
     def flood(kind: str, content: RecordDict) -> RecordDict:
         if kind != TRAIN:
             return content
-        update = unpack_update(content)
+        update = unpack_update(content, LABEL)
         return pack_update(type(update)(**(vars(update) | {"payload": payload})))
 
     return flood
@@ -607,10 +608,10 @@ def test_claimed_texts_that_nobody_can_have_do_not_count(ward: Ward) -> None:
     claimed = 2**40
 
     def counting(kind: str, content: RecordDict) -> RecordDict:
-        update = unpack_update(content)
+        update = unpack_update(content, LABEL)
         assert update.test is not None
         sure = np.diag([claimed - 2, 1, 1]).astype(np.int64)
-        return pack_update(replace(update, test=replace(update.test, confusion=sure)))
+        return pack_update(replace(update, test=label_sums(update.test.loss_sum, sure)))
 
     def introducing(kind: str, content: RecordDict) -> RecordDict:
         if kind == HELLO:
@@ -618,7 +619,7 @@ def test_claimed_texts_that_nobody_can_have_do_not_count(ward: Ward) -> None:
                 replace(unpack_introduction(content), num_held_out=claimed)
             )
         return pack_update(
-            replace(unpack_update(content), num_examples=7)
+            replace(unpack_update(content, LABEL), num_examples=7)
         )  # to be greeted anew
 
     ward.round_of_all()

@@ -28,6 +28,7 @@ from wardround.common.credentials import new_key, public_line
 from wardround.common.model.flat import Layout, model_sha256, tensor_of
 from wardround.common.model.state import open_model
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
 from wardround.common.wire.codec import pack_hello, pack_requests, unpack_update
 from wardround.common.wire.forms import decode, whole
 from wardround.common.wire.messages import EVALUATE, TRAIN, TrainRequest
@@ -135,7 +136,7 @@ class Room:
 
     def trained(self, base: np.ndarray) -> np.ndarray:
         """The trained tensors of the newest answer, (P,) fp32. Args: base: the model that was sent."""
-        return decode(unpack_update(self.last).payload, base)
+        return decode(unpack_update(self.last, LABEL).payload, base)
 
     def restart(self) -> None:
         """End the site's program, and start it again."""
@@ -302,14 +303,16 @@ def test_a_text_that_opts_out_is_left_out_from_the_next_round_on(
     ):
         room.approved_plan()
         assert room.ask(1) == "update"
-        num_before = unpack_update(room.last).num_examples
+        num_before = unpack_update(room.last, LABEL).num_examples
         second = room.trained(room.start)
         own = room.folder / "texts.csv"
         own.write_text(own.read_text().replace(",no", ",yes", 5))
         assert room.ask(1) == "update"  # what was stored
-        assert unpack_update(room.last).num_examples == num_before
+        assert unpack_update(room.last, LABEL).num_examples == num_before
         assert room.ask(2, second) == "update"
-        assert num_before - 5 <= unpack_update(room.last).num_examples < num_before
+        assert (
+            num_before - 5 <= unpack_update(room.last, LABEL).num_examples < num_before
+        )
 
 
 def test_a_round_is_answered_once(by_hand: Room) -> None:
@@ -414,7 +417,7 @@ def test_settings_that_a_message_brings_do_not_count(standing: Room) -> None:
     content = pack_requests(
         TrainRequest(1, state.layout.digest, whole(start.numpy()), bad, version), [0]
     )[0]
-    update = unpack_update(fleet.answer(fleet.ask(TRAIN, content, key), key))
+    update = unpack_update(fleet.answer(fleet.ask(TRAIN, content, key), key), LABEL)
     assert (update.num_examples, update.num_steps) == (38, 1)
 
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from studies import findings
 from wardround.common.settings.tree import Settings
-from wardround.server.diagnostics.predictions import entropy
+from wardround.common.tasks.label import entropy
 from wardround.server.report.render import write_report as write_any_report
 from wardround.server.run_folder import SWEEP_COLUMNS
 

@@ -10,6 +10,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from wardround.client.app import app as honest_app
+from wardround.common.tasks.label import LABEL
 from wardround.common.wire.arrays import Payload
 from wardround.common.wire.codec import pack_update, unpack_update
 from wardround.common.wire.messages import Update
@@ -37,7 +38,7 @@ def tampering(change: Callable[[Update], Update], client: int = 1) -> ClientApp:
         if context.node_config["partition-id"] != client:
             return reply
         return Message(
-            pack_update(change(unpack_update(reply.content))), reply_to=message
+            pack_update(change(unpack_update(reply.content, LABEL))), reply_to=message
         )
 
     return training_as(train)

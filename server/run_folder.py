@@ -110,7 +110,7 @@ class RunFolder:
         except OSError as error:
             raise ValueError(
                 f"run_dir is '{self.path}', which cannot be written ({error.strerror}). "
-                "Choose another run_dir=..., or correct what is in its way."
+                "Choose another run_dir=..., or make it a folder that can be written."
             ) from None
         try:
             self.check_owner(settings)
@@ -175,11 +175,15 @@ class RunFolder:
         return self._read("status.json", dict[str, str], pending)
 
     def history(self) -> list[RoundRecord]:
-        """Return the records of whole rounds, oldest first. Raises ValueError for a damaged line."""
+        """Return the records of whole rounds, oldest first.
+
+        Raises:
+            ValueError: a line is damaged.
+        """
         return [RoundRecord.read(line) for line in self.history_lines()]
 
     def history_lines(self) -> list[bytes]:
-        """Return the lines of the history. A line that a kill cut short, without its end, is left out."""
+        """Return the lines of the history, without a last line that a kill cut short."""
         file = self.path / "history.jsonl"
         if not file.exists():
             return []
@@ -202,7 +206,7 @@ class RunFolder:
             write_atomically(path, lambda part: part.write_text("".join(kept)))
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write the tensors of a whole round; keep the newest before it, delete older ones first."""
+        """Write the tensors of a whole round, after deleting all but the newest checkpoint."""
         from safetensors.torch import save_file
 
         def write(part: Path) -> None:
@@ -237,7 +241,11 @@ class RunFolder:
         return _load(folder) if folder.exists() else None
 
     def _read(self, name: str, kind: type[T], otherwise: T) -> T:
-        """Read a JSON file; return `otherwise` if it is not there yet. Raises ValueError if it is wrong."""
+        """Read a JSON file; return `otherwise` if it does not exist yet.
+
+        Raises:
+            ValueError: its content is not of this kind.
+        """
         file = self.path / name
         if not file.exists():
             return otherwise

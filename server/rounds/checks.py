@@ -116,11 +116,11 @@ def check_counts(
         )
 
 
-def check_finite(round: int, what: str, value: float) -> None:
+def check_finite(round: int, name: str, value: float) -> None:
     """Raise RunFailed if a number of the round's record is not finite."""
     if not isfinite(value):
         raise RunFailed(
-            f"round {round}: {what} is {value}: {DIVERGED}. Lower train.learning_rate; "
+            f"round {round}: {name} is {value}: {DIVERGED}. Lower train.learning_rate; "
             "the last good checkpoint is kept."
         )
 

@@ -282,7 +282,9 @@ class Cohort:
             taken = {member.client for member in self._members.values()}
             client = min(set(range(num_clients)) - taken, default=-1)
         if not 0 <= client < num_clients:
-            raise BadAnswer(f"it says it is client {client} of {num_clients}")
+            raise BadAnswer(
+                f"it reports number {client}; the run has {num_clients} clients, from 0"
+            )
         return client
 
     def _check_claims(self, site: str, card: Introduction) -> None:
@@ -295,19 +297,16 @@ class Cohort:
         claimed = card.num_examples
         held_out = card.num_held_out
         if not (1 <= claimed <= MOST_COUNTED and 0 <= held_out <= MOST_COUNTED):
-            raise BadAnswer(
-                f"it says it has {claimed} examples, and {held_out} held out"
-            )
+            raise BadAnswer(f"it reports {claimed} examples, and {held_out} held out")
         most = self._most_examples.get(site)
         if most is None:
             return
         if claimed > most and self._settings.strategy.on_excess == "refuse":
             raise BadAnswer(
-                f"it says it has {claimed} examples, but is registered with {most} at "
-                "most"
+                f"it reports {claimed} examples, but is registered with {most} at most"
             )
         if held_out > most:
             raise BadAnswer(
-                f"it says it holds out {held_out} examples, but is registered with "
-                f"{most} at most"
+                f"it reports {held_out} held-out examples, but is registered with {most} "
+                "at most"
             )

@@ -168,9 +168,9 @@ class Evaluation:
             )
 
     def _test_record(
-        self, round: int, what: str, sums: Sums, score: float
+        self, round: int, name: str, sums: Sums, score: float
     ) -> TestRecord:
-        check_finite(round, what, sums.loss)
+        check_finite(round, name, sums.loss)
         metrics = self.task.metrics(sums) | {self.task.score: score}
         return TestRecord.model_validate(
             {"loss": sums.loss, "num_examples": sums.num_examples} | metrics

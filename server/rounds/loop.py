@@ -76,7 +76,7 @@ class TrainedRound:
 
     @property
     def train_record(self) -> TrainRecord:
-        """The mean loss over all examples; None in round 0, in which nobody trains."""
+        """The mean loss over all examples; None in round 0, without training."""
         messages = [update.message for update in self.updates]
         num_examples = sum(message.num_examples for message in messages)
         summed_loss = sum(message.loss * message.num_examples for message in messages)

@@ -33,7 +33,7 @@ class RoundMean:
     server received only the sum of the updates."""
     cosines_to_mean: tuple[float, ...] | None = None
     """Cosine between each client's delta and the mean delta, 0 if one of them is zero;
-    None as above."""
+    None in the same case."""
 
 
 class SumMemory:

@@ -1,4 +1,7 @@
-"""`wardround`: the coordinator's and the researcher's commands."""
+"""`wardround`: the coordinator's and the researcher's commands.
+
+A command imports its work inside its function, so that `--help` does not wait for slow libraries.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,16 @@ from wardround.server.deployment.cli import app as server_app
 from wardround.server.display import display
 
 app = new_app(
-    "Federated fine-tuning of Transformer text classifiers: simulate, sweep, submit, report, predict."
+    "Federated fine-tuning of Transformer text classifiers: simulate, sweep, submit, report, "
+    "predict."
 )
 add_version(app)
 app.add_typer(server_app, name="server")
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides.")
 ]
-_GROUPS = """Groups: model= bert albert distilbert minilm hf      data= imdb yelp_full ag_news bbc_news
+_GROUPS = """Groups: model= bert albert distilbert minilm hf      data= imdb yelp_full ag_news
+bbc_news
         spooky_author files                          protocol= paper authors_code modern
         partition= iid dirichlet label_sorted by_site  engine= inprocess ray  experiment=
         transforms= exact bf16 fp16 int8               adapters= none lora lora_ffa
@@ -39,30 +44,29 @@ def simulate(
     overrides: Overrides = None,
     plan: Annotated[
         Path | None,
-        typer.Option(
-            "--plan", metavar="FILE", help="Run a signed plan as it was written."
-        ),
+        typer.Option("--plan", metavar="FILE", help="Simulate a signed plan."),
     ] = None,
 ) -> None:
     """Run one federation on this machine (or a Ray cluster).
 
     Examples:
       wardround simulate model=albert data=ag_news num_clients=8
-      wardround simulate model=minilm data=bbc_news num_clients=4 train.learning_rate=0.05 num_rounds=4
-      wardround simulate model=hf model.name=./my-model data=files data.path=train.csv data.label_column=topic
-      wardround simulate engine=ray engine.num_gpus=0.5 num_clients=32 run_dir=outputs/big
-      wardround simulate --plan outputs/trial/plan.json data=files data.path=sites partition=by_site
+      wardround simulate model=minilm data=bbc_news num_clients=4 train.learning_rate=0.05
+      num_rounds=4 wardround simulate model=hf model.name=./my-model data=files data.path=train.csv
+      data.label_column=topic wardround simulate engine=ray engine.num_gpus=0.5 num_clients=32
+      run_dir=outputs/big wardround simulate --plan outputs/trial/plan.json data=files
+      data.path=sites partition=by_site
 
     {groups}
 
-    The same command goes on where an interrupted run stopped. Exit code: 0 done, 1 run failed, 2 bad input.
+    The same command continues an interrupted run. Exit code: 0 done, 1 run failed, 2 bad input.
     """
     from wardround.server.compose import compose
     from wardround.server.record import best_of
     from wardround.server.replay import settings_of_plan
     from wardround.server.run_folder import RunFolder
 
-    # Before the slow imports: a slip is told at once.
+    # Before the slow import: a typing error is reported at once.
     if plan is None:
         settings = compose(overrides or []).settings
     else:
@@ -73,15 +77,14 @@ def simulate(
     display().close()
     folder = RunFolder(Path(settings.run_dir))
     history = folder.history()
-    last, best = history[-1], best_of(history)
-    kept = (
-        f"; kept is the best, of round {best.round}: {best.accuracy:.4f}"
-        if best
-        else ""
-    )
+    last = history[-1]
+    best = best_of(history)
+    reason = folder.status()["reason"]
+    if best:
+        reason += f"; kept is the best, of round {best.round}: {best.accuracy:.4f}"
     typer.echo(
-        f"{settings.cell}: accuracy {last.accuracy:.4f} after round {last.round} "
-        f"({folder.status()['reason']}{kept})\nrun folder: {folder.path}"
+        f"{settings.cell}: accuracy {last.accuracy:.4f} after round {last.round} ({reason})\n"
+        f"run folder: {folder.path}"
     )
 
 
@@ -92,22 +95,25 @@ def sweep(overrides: Overrides = None) -> None:
     Examples:
       wardround sweep experiment=demo
       wardround sweep experiment=paper run_dir=outputs/paper
-      wardround sweep model=bert,distilbert data=imdb num_clients=1,4,16 seed=0,1 run_dir=outputs/imdb
-      wardround sweep experiment=paper hydra/launcher=joblib hydra.launcher.n_jobs=4
+      wardround sweep model=bert,distilbert data=imdb num_clients=1,4,16 seed=0,1
+      run_dir=outputs/imdb wardround sweep experiment=paper hydra/launcher=joblib
+      hydra.launcher.n_jobs=4
 
     {groups}
 
-    Stop it at any moment; the same command goes on. Exit code: 0 done, 1 a cell failed, 2 bad input.
+    Stop it at any time; the same command continues. Exit code: 0 done, 1 a cell failed, 2 bad
+    input.
     """
     from wardround.server.sweeps.run import sweep as run
 
-    outcome = run(overrides or [])
-    display().print_rows(outcome.rows)
-    typer.echo(f"report: {outcome.report}")
-    num_failed = sum(row.status == "failed" for row in outcome.rows)
+    result = run(overrides or [])
+    display().print_rows(result.rows)
+    typer.echo(f"report: {result.report}")
+    num_failed = sum(row.status == "failed" for row in result.rows)
     if num_failed:
         typer.echo(
-            f"{num_failed} cells failed; the report names them and says why.", err=True
+            f"{num_failed} cells failed; the report names them with the reasons.",
+            err=True,
         )
         raise typer.Exit(FAILED)
 
@@ -132,7 +138,7 @@ def submit(
         typer.Option(
             "--unsigned",
             metavar="FILE",
-            help="Start nothing: write to FILE what is to be signed on the machine that has the signing key.",
+            help="Start nothing: write a request to FILE, to be signed on another machine.",
         ),
     ] = None,
     signed: Annotated[
@@ -140,52 +146,50 @@ def submit(
         typer.Option(
             "--signed",
             metavar="FILE",
-            help="Run what was requested, now that it is signed.",
+            help="Start the signed request in FILE.",
         ),
     ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
-    """Run one federation over the registered sites, and follow it to its end.
+    """Run one federation over the registered sites, and follow it until it ends.
 
     Examples:
-      wardround submit model=bert data=files data.label_names=[low,high] num_clients=3 run_dir=outputs/trial
-      wardround submit data=files data.label_names=[low,high] num_clients=2 --site st-mary --site ward-7
-      wardround submit --resume outputs/trial
-      wardround submit --resume outputs/trial --unsigned request.json
-      wardround submit --signed signed.json
+      wardround submit model=bert data=files data.label_names=[low,high] num_clients=3
+      run_dir=outputs/trial wardround submit data=files data.label_names=[low,high] num_clients=2
+      --site st-mary --site ward-7 wardround submit --resume outputs/trial wardround submit --resume
+      outputs/trial --unsigned request.json wardround submit --signed signed.json
 
     {groups}
 
-    Ctrl-C stops the run; --resume goes on from its last whole round. Exit code: 0 finished, 1 failed, 2 bad
-    input, 130 stopped.
+    Ctrl-C stops the run; --resume continues from its last whole round. Exit code: 0 finished, 1
+    failed, 2 bad input, 130 stopped.
     """
-    from wardround.server.deployment import submit as submission
     from wardround.server.deployment.folder import ServerFolder
+    from wardround.server.deployment.submit import request, submit_signed
+    from wardround.server.deployment.submit import submit as run
 
     keep_private()
     folder = ServerFolder(path)
+    words = overrides or []
+    sites = site or ()
     if signed is not None:
         if overrides or resume or site or unsigned:
             raise ValueError(
-                "--signed goes on with a request, which says all the rest. Leave out what else is given."
+                "--signed starts a request, which holds all settings. Leave out the other options."
             )
-        outcome = submission.submit_signed(signed, folder)
+        end = submit_signed(signed, folder)
     elif unsigned is not None:
-        submission.request(
-            overrides or [], folder, unsigned, resume=resume, sites=site or ()
-        )
+        request(words, folder, unsigned, resume=resume, sites=sites)
         typer.echo(
-            f"Next, on the machine that has the signing key: wardround server sign {unsigned} "
-            "--key signing.key --out signed.json"
+            "Next, on the machine that has the signing key: wardround server sign "
+            f"{unsigned} --key signing.key --out signed.json"
         )
         return
     else:
-        outcome = submission.submit(
-            overrides or [], folder, resume=resume, sites=site or ()
-        )
+        end = run(words, folder, resume=resume, sites=sites)
     display().close()
-    typer.echo(cleaned(outcome.reason), err=not outcome.is_finished)
-    if not outcome.is_finished:
+    typer.echo(cleaned(end.reason), err=not end.is_finished)
+    if not end.is_finished:
         raise typer.Exit(FAILED)
 
 
@@ -195,22 +199,22 @@ def status(
     path: Dir = DEFAULT_FOLDER,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Say where a run stands: round, accuracy, which sites have answered, which one is missing.
+    """Show the status of a run: round, accuracy, sites that have answered, sites that are missing.
 
     Examples:
       wardround status
       wardround status outputs/trial
       wardround status outputs/trial --json
 
-    Without RUN_DIR: the run submitted last from the server folder.
+    Default of RUN_DIR: the last run that was submitted from the server folder.
     """
     from wardround.server.deployment.status import (
         find_run,
         read_status,
     )
 
-    standing = read_status(*find_run(run_dir, path))
-    typer.echo(standing.to_json() if as_json else standing.to_text())
+    found = read_status(*find_run(run_dir, path))
+    typer.echo(found.to_json() if as_json else found.to_text())
 
 
 @command(app)
@@ -218,15 +222,16 @@ def audit(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
     ledger: Annotated[
         list[Path],
-        typer.Option("--ledger", help="Of a site; may be given several times."),
+        typer.Option("--ledger", help="Ledger of a site; may be repeated."),
     ],
 ) -> None:
-    """Compare what a run holds of its sites with the ledgers that they kept themselves.
+    """Compare the signed answers in a run folder with the ledgers of its sites.
 
     Example:
       wardround audit outputs/trial --ledger st_marys.jsonl --ledger north.jsonl
 
-    Names for each site the first answer that differs, or that one side lacks. Exit code: 0 none, 1 some.
+    Names the first answer of each site that differs or that one side lacks. Exit code: 0 none, 1
+    some.
     """
     from wardround.server.deployment.audit import audit as run
 
@@ -241,7 +246,7 @@ def audit(
 
 @command(app)
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
-    """Draw the report of a sweep folder or a run folder again, from its files alone.
+    """Write the report of a sweep folder or a run folder again, from its files.
 
     Examples:
       wardround report outputs/sweep-demo
@@ -257,7 +262,7 @@ def predict(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL_DIR")],
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", help="A text; may be given several times."),
+        typer.Option("--text", help="A text; may be repeated."),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", help="A CSV file with a header.")
@@ -282,8 +287,8 @@ def predict(
       wardround predict ./my-model --file letters.csv --column body > labelled.csv
       wardround predict model --key coordinator.pub --file letters.csv > labelled.csv
 
-    A folder with a provenance.json must hold the files that it names. A text that a spreadsheet would
-    run as a formula gets a ' in front. No code of a model folder is run.
+    If the folder has a provenance.json, its files must match. A text that a spreadsheet would run
+    as a formula gets a ' in front. Code in a model folder is never run.
     """
     from wardround.server.predict import predict as run
 
@@ -291,14 +296,14 @@ def predict(
 
 
 def main() -> None:
-    """Run the command line and turn what went wrong into words and an exit code."""
+    """Run the command line; report an error as text and exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     stopped = "stopped; the same command goes on from the last whole round."
     sys.exit(guarded(lambda: app(standalone_mode=False), _say, stopped))
 
 
 def _interrupt(*_: object) -> None:
-    """A polite end from outside is the same as Ctrl-C."""
+    """Treat SIGTERM as Ctrl-C."""
     raise KeyboardInterrupt
 
 

@@ -105,7 +105,7 @@ def test_errors_keep_their_lines_in_another_form(tmp_path: Path) -> None:
 def test_delimiter_is_one_sensible_character(delimiter: str) -> None:
     with pytest.raises(
         ValueError,
-        match=r"data\.delimiter is .* it must be one character.* the word tab",
+        match=r"data\.delimiter is .* one character.*"
     ):
         settings(path="a.csv", delimiter=delimiter)
 
@@ -115,7 +115,7 @@ def test_delimiter_is_one_sensible_character(delimiter: str) -> None:
 )
 def test_encoding_is_one_of_texts(encoding: str) -> None:
     with pytest.raises(
-        ValueError, match=r"data\.encoding is .* no text encoding.*windows-1252"
+        ValueError, match=r"data\.encoding is .* not a text encoding.*windows-1252"
     ):
         settings(path="a.csv", encoding=encoding)
 

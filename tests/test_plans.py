@@ -519,7 +519,7 @@ def test_status_and_report_tell_what_the_sites_said(tmp_path: Path) -> None:
     start = lines.index(f"plan {plan_id(run.path)[:12]}")
     assert lines[start + 1 : start + 4] == [
         "  a: takes part",
-        "  b: not decided yet",
+        "  b: undecided",
         "  c: c cannot take part: its policy <does> not allow it (seed)",
     ]
     write_report(run.path)

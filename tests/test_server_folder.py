@@ -135,7 +135,7 @@ def test_flowers_programs_tell_nobody_and_go_through_no_proxy(
 
 def test_a_folder_is_made_once(folder: ServerFolder) -> None:
     before = folder.authority.key.read_bytes()
-    with pytest.raises(ValueError, match="there already"):
+    with pytest.raises(ValueError, match="never overwritten"):
         ServerFolder.create(folder.path, Addresses(("other.org",)))
     assert folder.authority.key.read_bytes() == before
 

@@ -84,7 +84,7 @@ def test_status_names_missing_sites_and_the_time(
         "round 1 of 4, accuracy 0.7500",
         "  round   0  accuracy 0.2500  train loss 0.5000  1.0 s",
         "  round   1  accuracy 0.7500  train loss 0.5000  1.0 s",
-        "round 2 under way",
+        "round 2 in progress",
         "  answered: ward-a",
         "  missing:  ward-b (for 90 s)",
         "warning: round 1: ward-b: no answer within 60 s; the round goes on without it",
@@ -92,7 +92,7 @@ def test_status_names_missing_sites_and_the_time(
         "  ward-a: online for 5 s, at most 500 texts a round",
         "  ward-b: never seen",
         "  ward-c: offline since 2026-01-01 00:00:00, calls refused: not its own 2",
-        "answers of ward-c that did not count: forged 3",
+        "refused answers of ward-c: forged 3",
     ]
     read = json.loads(standing.to_json())
     assert (read["state"], read["accuracy"], read["live"]["missing"]) == (

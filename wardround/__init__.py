@@ -2,8 +2,8 @@
 
 `simulate`, `sweep`, `load_run` and `predict` are for scripts and notebooks: see `wardround.api`.
 
-The code stands in the folders server/, client/ and common/ at the top of the repository. A wheel installs
-them below this package. In a checkout they are beside it, and are found there.
+The code is in the folders server/, client/ and common/ at the top of the repository. A wheel
+installs them below this package. A checkout has them beside it.
 """
 
 import sys

@@ -1,14 +1,14 @@
-"""For scripts and notebooks: run a federation or a sweep on this machine, read a run, label texts.
+"""The Python API: run a federation or a sweep on this machine, read a run, label texts.
 
     import wardround
 
-    run = wardround.simulate("model=minilm", "data=bbc_news", "num_clients=4", "train.learning_rate=0.05")
-    run.history[["round", "accuracy"]]
-    wardround.predict(run.path, ["The match ended two all."])
+    run = wardround.simulate("model=minilm", "data=bbc_news", "num_clients=4",
+    "train.learning_rate=0.05") run.history[["round", "accuracy"]] wardround.predict(run.path, ["The
+    match ended two all."])
 
-Settings are the words of the command line (docs/settings.md). Errors are those of the command line too:
-ValueError for bad input, which names the mistake and the next step, and `wardround.common.errors.Failed` for
-work that could not be finished.
+Settings are written as on the command line (docs/settings.md). Errors are the same as there:
+ValueError for bad input, with the mistake and the next step, and `wardround.common.errors.Failed`
+for work that could not be finished.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Libraries are imported where they are used, so that `import wardround` takes no time.
+# Functions import what they need, so that `import wardround` is fast.
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -27,27 +27,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as it was when it was read."""
+    """The content of a run folder at the time of reading."""
 
     path: Path
     settings: Settings
     state: str
     """`running`, `finished`, `failed` or `stopped`."""
     history: pd.DataFrame
-    """A row for each round; round 0 is the model before training. `accuracy` and `macro_f1` are shares in
-    [0, 1], `seconds` are seconds, `bytes_up` and `bytes_down` are bytes; NaN if a round does not tell."""
+    """A row for each round; round 0 is the model before training. `accuracy` and `macro_f1` are
+    shares in [0, 1]; `seconds`, `bytes_up` and `bytes_down` have the unit of their name. NaN:
+    not known."""
     clients: pd.DataFrame
     """A row for each round and client."""
 
     def model(self, device: str = "auto") -> tuple[Any, Any]:
-        """Tokenizer and trained classifier, of Transformers. Raises ValueError if there is no model yet."""
+        """Return tokenizer and trained model (Transformers). Raises ValueError if there is no
+        model."""
         from wardround.server.predict import open_predictor
 
         opened = open_predictor(self.path, device)
         return opened.tokenizer, opened.model
 
     def report(self) -> Path:
-        """Draw the run's report anew; returns the path of its `index.html`."""
+        """Write the run's report again; return the path of its `index.html`."""
         from wardround.server.report.render import write_report
 
         return write_report(self.path)
@@ -59,18 +61,18 @@ class Sweep:
 
     path: Path
     cells: pd.DataFrame
-    """A row for each cell: model, data, arm, num_clients, seed, status, accuracy, baseline (accuracy of one
-    client with the same model, data and seed), rounds_to_target, outcome."""
+    """A row for each cell: model, data, arm, num_clients, seed, status, accuracy, baseline
+    (accuracy of one client with the same model, data and seed), rounds_to_target, outcome."""
     runs: tuple[Run, ...]
-    """The runs of the cells that have begun, by the name of their folder."""
+    """The runs of the cells that have started, sorted by the name of their folder."""
     report: Path
-    """Its `index.html`."""
+    """Path of the report's `index.html`."""
 
 
 def simulate(*overrides: str) -> Run:
     """Run one federation on this machine, as `wardround simulate` does; progress goes to stderr.
 
-    Called again with the same `run_dir`, it goes on from the last whole round.
+    If it is called again with the same `run_dir`, it continues from the last whole round.
 
     Args:
         overrides: settings, for example `"model=minilm"` or `"num_clients=4"`.
@@ -92,7 +94,7 @@ def simulate(*overrides: str) -> Run:
 
 
 def sweep(*overrides: str) -> Sweep:
-    """Run every cell of a sweep, as `wardround sweep` does, and draw its report.
+    """Run every cell of a sweep, as `wardround sweep` does, and write its report.
 
     A cell that fails does not end the sweep: its `status` in `cells` is `failed`.
 
@@ -117,7 +119,7 @@ def load_run(path: str | Path) -> Run:
     """Read a run folder, of a simulation or of a run over sites.
 
     Raises:
-        ValueError: there is no run, or one of its files is damaged.
+        ValueError: there is no run in the folder, or one of its files is damaged.
     """
     from wardround.server.report.run import load_run as load
 
@@ -129,7 +131,7 @@ def load_run(path: str | Path) -> Run:
     found = load(folder)
     if found.problems or found.settings is None:
         raise ValueError(
-            f"'{folder}': {'; '.join(found.problems)}. Put the file back, or run it anew."
+            f"'{folder}': {'; '.join(found.problems)}. Restore the file, or run it again."
         )
     return Run(
         folder, found.settings, found.state or "running", found.table, found.clients
@@ -146,14 +148,14 @@ def predict(
     """Label texts with the model of a run folder or of a model folder.
 
     Args:
-        key: file with the coordinator's public signing key, which the model's `provenance.json` is held
-            against.
+        key: file with the coordinator's public signing key, to check the model's `provenance.json`.
 
     Returns:
-        A row for each text: `text`, `label`, and the probability of each label in a column of its name.
+        A row for each text: `text`, `label`, and the probability of each label in a column of its
+        name.
 
     Raises:
-        ValueError: the folder holds no trained model, or is not what its `provenance.json` says.
+        ValueError: the folder holds no trained model, or does not match its `provenance.json`.
     """
     import pandas as pd
 

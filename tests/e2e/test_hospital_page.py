@@ -226,7 +226,7 @@ def test_every_command_of_the_page_runs(
 
     def are_undecided() -> bool:
         said = typist.type(office, status)
-        return all(f"{name}: not decided yet" in said for name in SITES)
+        return all(f"{name}: undecided" in said for name in SITES)
 
     wait_for(are_undecided, 120, "the status to name both sites")
 

@@ -103,10 +103,7 @@ def test_errors_keep_their_lines_in_another_form(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("delimiter", ["", ";;", '"', "'", "\n", "\r", "\0", "tabs"])
 def test_delimiter_is_one_sensible_character(delimiter: str) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"data\.delimiter is .* one character.*"
-    ):
+    with pytest.raises(ValueError, match=r"data\.delimiter is .* one character.*"):
         settings(path="a.csv", delimiter=delimiter)
 
 

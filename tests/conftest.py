@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-from tests.support.door import Said, changed, tiny, wardround
+from tests.support.door import CommandResult, changed, tiny, wardround
 from tests.support.tiny import Make, write_model, write_texts
 from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose
@@ -82,7 +82,7 @@ def learned_run(
     tiny_texts: Path,
     tiny_test_texts: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[list[str], Said]:
+) -> tuple[list[str], CommandResult]:
     """Overrides of a run whose model has learned the three topics, and what it said. Not to be changed."""
     # AdamW learns them in three rounds: the labels of its model differ.
     learning = [

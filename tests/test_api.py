@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import wardround
-from tests.support.door import Said, run_dir_of
+from tests.support.door import CommandResult, run_dir_of
 from tests.support.tiny import TOPICS
 
 
@@ -27,7 +27,9 @@ def test_a_federation_a_run_and_labels(overrides: list[str]) -> None:
     assert model.config.num_labels == 3
 
 
-def test_texts_are_labelled_with_shares(learned_run: tuple[list[str], Said]) -> None:
+def test_texts_are_labelled_with_shares(
+    learned_run: tuple[list[str], CommandResult],
+) -> None:
     table = wardround.predict(
         run_dir_of(learned_run[0]), ["goal match", "nurse"], device="cpu"
     )

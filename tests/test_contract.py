@@ -14,7 +14,7 @@ from jsonschema import ValidationError
 from safetensors.numpy import load_file
 
 from tests.support import contract
-from tests.support.door import Said, changed, contents, run_dir_of, wardround
+from tests.support.door import CommandResult, changed, contents, run_dir_of, wardround
 from tests.support.tiny import TOPICS
 from wardround.client import round as local_round
 from wardround.common.settings.tree import Settings
@@ -40,7 +40,7 @@ class Run:
 
 
 @pytest.fixture
-def run(learned_run: tuple[list[str], Said]) -> Run:
+def run(learned_run: tuple[list[str], CommandResult]) -> Run:
     overrides, said = learned_run
     folder = run_dir_of(overrides)
     assert f"run folder: {folder}" in said.out

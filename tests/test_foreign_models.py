@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.door import Said, run_dir_of, wardround
+from tests.support.door import CommandResult, run_dir_of, wardround
 from tests.support.hostile_models import (
     bring_adapter,
     bring_code,
@@ -47,7 +47,7 @@ YES = "y\n" * 20
 
 
 @pytest.fixture
-def run(learned_run: tuple[list[str], Said]) -> Path:
+def run(learned_run: tuple[list[str], CommandResult]) -> Path:
     """A finished run's folder."""
     return run_dir_of(learned_run[0])
 

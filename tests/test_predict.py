@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.support.door import Said, run_dir_of, wardround
+from tests.support.door import CommandResult, run_dir_of, wardround
 from tests.support.tiny import TOPICS
 
 
 @pytest.fixture
-def run(learned_run: tuple[list[str], Said]) -> Path:
+def run(learned_run: tuple[list[str], CommandResult]) -> Path:
     """A finished run's folder."""
     return run_dir_of(learned_run[0])
 
 
-def rows(said: Said) -> list[dict[str, str]]:
+def rows(said: CommandResult) -> list[dict[str, str]]:
     """The lines it printed, by column."""
     assert said.code == 0, said.err
     return list(csv.DictReader(said.out.splitlines(keepends=True)))

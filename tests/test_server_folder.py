@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.door import Said, wardround
+from tests.support.door import CommandResult, wardround
 from tests.support.nasty import NASTY, faults
 from wardround.common.credentials import (
     fingerprint,
@@ -298,7 +298,7 @@ def test_numbers_out_of_range_are_refused_by_name(
     assert not (tmp_path / "server").exists()
 
 
-def registered(folder: ServerFolder, tmp_path: Path, *words: str) -> Said:
+def registered(folder: ServerFolder, tmp_path: Path, *words: str) -> CommandResult:
     """Invite site `a`, and register its answer."""
     invite_site(folder, "a")
     file = answer(folder, "a", tmp_path / "a")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.door import Said, run_dir_of, wardround
+from tests.support.door import CommandResult, run_dir_of, wardround
 from tests.support.hostile_models import change_json, copy_of
 from wardround.server.spreadsheet import safe_text, write_rows
 
@@ -69,7 +69,7 @@ def test_numbers_stay_numbers() -> None:
 
 
 def test_predict_writes_no_formula(
-    learned_run: tuple[list[str], Said], tmp_path: Path
+    learned_run: tuple[list[str], CommandResult], tmp_path: Path
 ) -> None:
     """Neither of a text, nor of a label that a model's folder names."""
     folder = copy_of(run_dir_of(learned_run[0]) / "model", tmp_path / "model")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.support.door import Said, run_dir_of, wardround
+from tests.support.door import CommandResult, run_dir_of, wardround
 from tests.support.hostile_models import bring_adapter, change_tokenizer
 from tests.support.released import Released, answer_of
 from tests.support.runs import hashes
@@ -56,7 +56,7 @@ def plan_settings(make_settings: Make) -> Settings:
 
 @pytest.fixture
 def released(
-    learned_run: tuple[list[str], Said],
+    learned_run: tuple[list[str], CommandResult],
     tiny_texts: Path,
     plan_settings: Settings,
     tmp_path: Path,
@@ -414,7 +414,7 @@ def test_personalise_takes_what_is_verified(
 # --- the coordinator and a researcher ----------------------------------------------------------------------
 
 
-def predicted(made: Released, *words: str) -> Said:
+def predicted(made: Released, *words: str) -> CommandResult:
     """`wardround predict` with its folder."""
     return wardround("predict", str(made.folder), "--text", "goal match", *words)
 
@@ -453,7 +453,7 @@ def test_predict_says_what_version_1_leaves_open(released: Released) -> None:
 
 
 def test_predict_takes_a_folder_without_a_provenance(
-    learned_run: tuple[list[str], Said], released: Released
+    learned_run: tuple[list[str], CommandResult], released: Released
 ) -> None:
     run = run_dir_of(learned_run[0])
     said = wardround("predict", str(run), "--text", "goal match")

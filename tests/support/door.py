@@ -1,4 +1,4 @@
-"""The command line inside the test's own process: exit code, what it says, what it leaves behind."""
+"""Runs the command line inside the test's own process: exit code, output, files."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from wardround.server.cli import main
 
 
 @dataclass(frozen=True)
-class Said:
-    """How a command ended."""
+class CommandResult:
+    """Exit code and output of a command."""
 
     code: int
     out: str
     err: str
 
 
-def wardround(*arguments: str) -> Said:
-    """Run `wardround ARGUMENTS` as a new process would: with nothing read yet."""
+def wardround(*arguments: str) -> CommandResult:
+    """Run `wardround ARGUMENTS` as a new process would, without texts in memory."""
     out, err = io.StringIO(), io.StringIO()
     handler = signal.getsignal(signal.SIGTERM)
     umask = os.umask(0o022)
@@ -45,11 +45,11 @@ def wardround(*arguments: str) -> Said:
         signal.signal(signal.SIGTERM, handler)
         os.umask(umask)
     assert isinstance(end.value.code, int)
-    return Said(end.value.code, out.getvalue(), err.getvalue())
+    return CommandResult(end.value.code, out.getvalue(), err.getvalue())
 
 
 def tiny(model: Path, train: Path, test: Path, run_dir: Path) -> list[str]:
-    """Overrides of a run of less than a second: two clients, one round of the tiny model."""
+    """Return overrides for a run of less than a second: two clients, one round, a tiny model."""
     return [
         "model=hf",
         f"model.name={model}",
@@ -69,13 +69,13 @@ def tiny(model: Path, train: Path, test: Path, run_dir: Path) -> list[str]:
 
 
 def changed(overrides: Sequence[str], *more: str) -> list[str]:
-    """`overrides` with those in `more` instead of the ones of the same key."""
+    """Return `overrides`, with those in `more` in place of the ones with the same key."""
     keys = {text.split("=")[0] for text in more}
     return [*(text for text in overrides if text.split("=")[0] not in keys), *more]
 
 
 def run_dir_of(overrides: Sequence[str]) -> Path:
-    """Where a run of these writes."""
+    """Return the run folder in these overrides."""
     (found,) = (
         text.removeprefix("run_dir=")
         for text in overrides
@@ -85,12 +85,12 @@ def run_dir_of(overrides: Sequence[str]) -> Path:
 
 
 def for_sweep(overrides: Sequence[str]) -> list[str]:
-    """`overrides` without the number of rounds, which a sweep takes from its data set."""
+    """Return `overrides` without `num_rounds`, which a sweep takes from its data set."""
     return [text for text in overrides if not text.startswith("num_rounds=")]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder`, with its bytes."""
+    """Return every file below `folder`, with its bytes."""
     return {
         str(p.relative_to(folder)): p.read_bytes()
         for p in sorted(folder.rglob("*"))

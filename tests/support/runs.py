@@ -1,4 +1,4 @@
-"""Runs as a person starts them, and what is compared of them."""
+"""Runs as a person starts them, and the parts of their history that tests compare."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ COMMAND = [sys.executable, "-m", "wardround.server.cli"]
 
 
 def hashes(run_dir: Path) -> list[str]:
-    """`model_sha256` of each round."""
+    """Return `model_sha256` of each round."""
     return [line["model_sha256"] for line in history(run_dir)]
 
 
 def start(verb: str, overrides: list[str]) -> subprocess.Popen[str]:
-    """The command line in a process of its own, output thrown away."""
+    """Start the command line in a process of its own, without its output."""
     return subprocess.Popen(
         [*COMMAND, verb, *overrides],
         stdout=subprocess.DEVNULL,
@@ -33,7 +33,7 @@ def start(verb: str, overrides: list[str]) -> subprocess.Popen[str]:
 
 
 def wait_for_round(process: subprocess.Popen[str], run_dir: Path, number: int) -> None:
-    """Until the run has written the line of this round."""
+    """Wait until the run has written the line of this round."""
     deadline = time.monotonic() + 120
     while len(history(run_dir)) <= number:
         assert process.poll() is None, process.stderr and process.stderr.read()
@@ -47,11 +47,11 @@ def with_keys(overrides: list[str], **keys: object) -> list[str]:
 
 
 class PowerCut(Exception):
-    """Stands for a machine that dies at a chosen moment."""
+    """The machine stops at a chosen moment."""
 
 
 def measured(run_dir: Path) -> list[dict[str, Any]]:
-    """History lines without what depends on the clock."""
+    """Return the history lines without the fields that depend on the clock."""
     lines = history(run_dir)
     for line in lines:
         del line["seconds"]
@@ -61,14 +61,14 @@ def measured(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def history(run_dir: Path | str) -> list[dict[str, Any]]:
-    """The records of a run's whole rounds, as plain keys and values."""
+    """Return the records of a run's whole rounds, as plain keys and values."""
     return [record.model_dump() for record in RunFolder(Path(run_dir)).history()]
 
 
 def bare_record(
     number: int, version: str = "", accuracy: float | None = None
 ) -> RoundRecord:
-    """A record that tells no more than this."""
+    """Return a record with only these values."""
     test = None if accuracy is None else {"accuracy": accuracy}
     return RoundRecord.read(
         json.dumps({"round": number, "model_sha256": version, "test": test})

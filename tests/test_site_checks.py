@@ -398,9 +398,9 @@ def test_lengths_and_batch(tmp_path: Path, tiny_model: Path) -> None:
     assert findings["lengths"].message.startswith(
         "25% of the texts are longer than 16 tokens"
     )
-    assert "the longest 32" in findings["lengths"].message
+    assert "longest 32" in findings["lengths"].message
     estimated = look(make_site(tmp_path, 9092, path), "lengths")["lengths"]
-    assert "estimated from words" in estimated.message
+    assert "estimated" in estimated.message
     alone = look(make_site(tmp_path, 9092, letters(tmp_path, "a,b")), "batch")["batch"]
     assert alone.state == "problem"
 

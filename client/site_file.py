@@ -44,9 +44,10 @@ _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _SECTIONS = ("server", "key", "data")
 _STEPS = {
     "missing": "Set it.",
+    "policy": "Write it as key: value.",
+    "unexpected_keyword_argument": "Correct or remove it.",
     "string_type": "Put it in quotes.",
     "bool_type": "Write true or false.",
-    "tuple_type": "Write a list, for example [a, b].",
     "data.text_columns": "Write for example text_columns: [subject, body].",
     "data.text_columns missing": "Write for example text_columns: [subject, body].",
 }
@@ -232,6 +233,8 @@ _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 _FILE: TypeAdapter[SiteFile] = TypeAdapter(SiteFile)
 _SCHEMA = _FILE.json_schema()
 _KEYS = tuple(_SCHEMA["properties"])
+_POLICY: dict[str, Any] = _SCHEMA["$defs"]["Policy"]["properties"]
+_KNOWN = (*_KEYS, *(f"policy.{key}" for key in _POLICY))
 _HEADING = (
     "# The settings of this site. The file stays here; the coordinator gets the public key.",
     "# Relative paths start at the folder of this file.",
@@ -261,12 +264,10 @@ def load_site_file(path: Path) -> SiteFile:
         raise ValueError(
             f"{path} is not YAML ({reason}). Compare it with docs/hospital.md."
         ) from None
-    known = f"Known: {', '.join(_KEYS)}. Correct or remove it."
-    steps = _STEPS | {"unexpected_keyword_argument": known}
     try:
         return _FILE.validate_python(_dotted(content), context=path.parent)
     except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error, _KEYS, steps)}") from None
+        raise ValueError(f"{path}: {explain(error, _KNOWN, _STEPS)}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -330,11 +331,8 @@ def _values(site: SiteFile) -> dict[str, Any]:
 
 
 def _description(key: str) -> str:
-    properties = _SCHEMA["properties"]
-    if key.startswith("policy."):
-        properties = _SCHEMA["$defs"]["Policy"]["properties"]
-        key = key.removeprefix("policy.")
-    text: str = properties[key].get("description", "")
+    facts = _SCHEMA["properties"].get(key) or _POLICY[key.removeprefix("policy.")]
+    text: str = facts.get("description", "")
     return text.replace("None", "null")  # as YAML writes it
 
 

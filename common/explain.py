@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
-_TYPE_IN_PLACE = re.compile(r"constrained-|literal\[")
+_TYPE_IN_PLACE = re.compile(r"constrained-|literal\[|tuple\[")
 """pydantic adds the type that it tried to the key."""
 
 
@@ -56,6 +56,8 @@ def _line(item: ErrorDetails, key: str, known: Iterable[str], *, has_step: bool)
             return f"{key} is {value!r}, but there is no such key.{nearest(key, known)}"
         case "string_pattern_mismatch" if has_step:  # the step explains the pattern
             return f"{key} is {value!r}."
+        case "tuple_type":
+            return f"{key} is {value!r}; it must be a list. Write for example [a, b]."
     rule = re.sub(r"^.* should ", "it must ", item["msg"])
     return f"{key} is {value!r}; {rule}."
 

@@ -129,7 +129,7 @@ def test_a_delimiter_is_written_as_it_was_read(
         (
             "ca: ca.crt",
             "insecure: true",
-            ["server.insecure", "server.address, server.ca"],
+            ["server.insecure is True", "Correct or remove it"],
         ),
         ("name: st_marys", "name: St. Mary", ['name is "St. Mary"', "small letters"]),
         ("name: st_marys", "", ["name is missing"]),

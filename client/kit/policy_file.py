@@ -11,7 +11,6 @@ from wardround.client.policy import Policy, without_retired
 from wardround.common.explain import explain
 
 _POLICY: TypeAdapter[Policy] = TypeAdapter(Policy)
-_STEPS = {"tuple_type": "Write a list, for example [a, b]."}
 
 
 def read_policy(path: Path) -> Policy:
@@ -25,7 +24,7 @@ def read_policy(path: Path) -> Policy:
         return _POLICY.validate_python(without_retired(content))
     except ValidationError as error:
         keys = list(_POLICY.json_schema()["properties"])
-        raise ValueError(f"{path}: {explain(error, keys, _STEPS)}") from None
+        raise ValueError(f"{path}: {explain(error, keys)}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(

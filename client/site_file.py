@@ -45,7 +45,6 @@ _SECTIONS = ("server", "key", "data")
 _STEPS = {
     "missing": "Set it.",
     "policy": "Write it as key: value.",
-    "unexpected_keyword_argument": "Correct or remove it.",
     "string_type": "Put it in quotes.",
     "bool_type": "Write true or false.",
     "data.text_columns": "Write for example text_columns: [subject, body].",
@@ -265,11 +264,20 @@ def load_site_file(path: Path) -> SiteFile:
             f"{path} is not YAML ({reason}). Compare it with docs/hospital.md."
         ) from None
     try:
-        return _FILE.validate_python(_dotted(content), context=path.parent)
+        values = _dotted(content)
+        steps = _STEPS | {key: _known(key) for key in values if key not in _KEYS}
+        return _FILE.validate_python(values, context=path.parent)
     except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error, _KNOWN, _STEPS)}") from None
+        raise ValueError(f"{path}: {explain(error, _KNOWN, steps)}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _known(key: str) -> str:
+    """Return the next step for an unknown key."""
+    section = key.rpartition(".")[0]
+    known = [name for name in _KEYS if name.rpartition(".")[0] == section]
+    return f"Known: {', '.join(known)}. Correct or remove it."
 
 
 def _dotted(content: Any) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def test_a_delimiter_is_written_as_it_was_read(
         (
             "ca: ca.crt",
             "insecure: true",
-            ["server.insecure is True", "Correct or remove it"],
+            ["server.insecure is True", "server.address, server.ca"],
         ),
         ("name: st_marys", "name: St. Mary", ['name is "St. Mary"', "small letters"]),
         ("name: st_marys", "", ["name is missing"]),
@@ -162,7 +162,11 @@ def test_a_delimiter_is_written_as_it_was_read(
             "delimiter: ;;",
             ["data.delimiter is ';;'", "one character", "the word tab"],
         ),
-        ('delimiter: ";"', "delimiter: '\"'", ["data.delimiter is '\"'", "no quote"]),
+        (
+            'delimiter: ";"',
+            "delimiter: '\"'",
+            ["data.delimiter is '\"'", "Give one character"],
+        ),
         ('delimiter: ";"', "delimiter: 1", ["data.delimiter is 1", "quotes"]),
         ('delimiter: ";"', "seperator: ;", ["data.seperator is ';'", "data.delimiter"]),
         (
@@ -173,7 +177,7 @@ def test_a_delimiter_is_written_as_it_was_read(
         (
             "encoding: windows-1252",
             "encoding: rot13",
-            ["data.encoding is 'rot13'", "no text encoding"],
+            ["data.encoding is 'rot13'", "windows-1252"],
         ),
         (
             "encoding: windows-1252",
@@ -183,6 +187,16 @@ def test_a_delimiter_is_written_as_it_was_read(
         ("kardio: heart", "yes: heart", ["data.labels holds True", "quotes"]),
         ("device: cuda:1", "device: 3", ["device is 3", "text"]),
         ("data:\n", "data: [\n", ["is not YAML"]),
+        (
+            "device:",
+            "policy: {max_epoch: 3}\ndevice:",
+            ["policy.max_epoch is 3", "Nearest: 'policy.max_epochs'"],
+        ),
+        (
+            "device:",
+            "policy: {forms: exact}\ndevice:",
+            ["policy.forms is 'exact'", "must be a list", "[a, b]"],
+        ),
     ],
 )
 def test_a_slip_is_named_with_the_next_step(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from torch import Tensor
 
 from wardround.common.errors import RunFailed
 from wardround.common.files import Writer, write_json
@@ -29,9 +29,6 @@ from wardround.server.rounds.state import RoundState
 from wardround.server.rounds.updates import Head
 from wardround.server.run_folder import RunFolder
 from wardround.server.watchers import CollapseAlarm, Live, Patience, Progress, Target
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 app = ServerApp()
 

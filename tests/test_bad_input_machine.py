@@ -94,7 +94,7 @@ def test_full_disk_keeps_the_last_whole_round(
     assert said.code == 1, said
     assert "error: a file could not be written" in said.err
     assert str(run / "checkpoint" / "round-000003") in said.err
-    assert "make room and run again" in said.err
+    assert "free some space" in said.err
     status = RunFolder(run).status()
     assert status["state"] == "failed"
     assert str(run / "checkpoint" / "round-000003") in status["reason"]

@@ -80,10 +80,6 @@ def test_the_bound_follows_the_median_of_earlier_rounds(make_settings: Make) -> 
     assert bound.largest == 100  # round 1 has no earlier ones
     bound.close_round([1.0, 3.0, 50.0])
     assert bound.largest == 6.0
-    assert (
-        NormBound(make_settings(*words).strategy, earlier=[1.0, 3.0, 50.0]).largest
-        == 6.0
-    )  # resumed
 
 
 def test_bounds_that_cannot_be_are_refused(make_settings: Make) -> None:

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from statistics import median
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from wardround.common.errors import BadAnswer
 from wardround.common.model.flat import distance
 from wardround.common.settings.strategy import StrategySettings
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 class NormBound:
     """Largest L2 norm of an update: fixed, or relative to the median of earlier rounds."""
 
-    def __init__(
-        self, settings: StrategySettings, earlier: Iterable[float] = ()
-    ) -> None:
-        """Args: earlier: norms of all updates in the means of the rounds so far."""
+    def __init__(self, settings: StrategySettings) -> None:
         self._settings = settings
-        self._norms = list(earlier)
+        self._norms: list[float] = []
+        """Norms of all updates in the means of earlier rounds."""
 
     @property
     def largest(self) -> float | None:

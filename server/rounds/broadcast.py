@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from flwr.app import RecordDict
 
 from wardround.common.errors import BadAnswer, NoAnswer
 from wardround.common.settings.tree import Settings
+from wardround.common.wire.arrays import Payload
 from wardround.common.wire.codec import is_missing_base, pack_notice, pack_requests
 from wardround.common.wire.deadlines import KEPT_SECONDS
 from wardround.common.wire.forms import EXACT, WHOLE, encode, whole
@@ -18,9 +18,6 @@ from wardround.common.wire.messages import NOTICE, TrainRequest
 from wardround.server.rounds.clients import Clients, Request
 from wardround.server.rounds.members import Member
 from wardround.server.rounds.state import RoundState
-
-if TYPE_CHECKING:
-    from wardround.common.wire.arrays import Payload
 
 _MARGIN_SECONDS = 300.0
 """The time that a task may wait at the server before its client receives it."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from wardround.server.record import RoundRecord
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Callback:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from math import isfinite
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from wardround.common.errors import DIVERGED, BadAnswer, ExamplesChanged, RunFailed
 from wardround.common.model.flat import Layout, tensor_of
@@ -15,9 +15,6 @@ from wardround.common.tasks.task import Task
 from wardround.common.wire.forms import decode
 from wardround.common.wire.messages import Update
 from wardround.server.rounds.members import Member
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _MOST_SQUARED = 1e30
 """Largest sum of squares of all weights: beyond it, norms and means would overflow."""

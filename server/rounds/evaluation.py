@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from wardround.common.data.batches import by_length
 from wardround.common.data.partitions import split_held_out
@@ -22,9 +22,6 @@ from wardround.common.wire.messages import Update
 from wardround.server.record import RoundRecord, SiteTestRecord, TestRecord
 from wardround.server.rounds.checks import check_counts, check_finite
 from wardround.server.rounds.members import Member
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Evaluation:

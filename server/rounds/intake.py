@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import RecordDict
+from torch import Tensor
 
 from wardround.common.errors import BadAnswer
 from wardround.common.wire.codec import unpack_update
@@ -17,9 +17,6 @@ from wardround.server.rounds.checks import check_update, open_tensors
 from wardround.server.rounds.evaluation import Evaluation
 from wardround.server.rounds.members import Member
 from wardround.server.rounds.state import RoundState
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

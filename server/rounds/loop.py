@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from wardround.common.errors import BadAnswer, ExamplesChanged, RunFailed
 from wardround.common.model.flat import Layout, model_sha256
@@ -43,9 +44,6 @@ from wardround.server.rounds.updates import (
     client_records,
     describe_updates,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass

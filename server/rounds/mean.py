@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from wardround.common.model.flat import cosine
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 BLOCK = 1 << 18
 """Elements per step of the work, so that temporaries stay in the cache. A sketch of an

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from wardround.common.files import Writer
 from wardround.common.model.flat import Layout
@@ -11,9 +12,6 @@ from wardround.server.record import RoundRecord, best_of
 from wardround.server.rounds.callbacks import Callback
 from wardround.server.rounds.server_step import ServerStep
 from wardround.server.run_folder import Checkpoint, RunFolder
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Recorder(Callback):

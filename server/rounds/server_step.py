@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from wardround.common.settings.tree import Settings
 from wardround.server.rounds.mean import BLOCK
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class ServerStep:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from wardround.common.model.flat import Layout
+from wardround.common.wire.arrays import Payload
 from wardround.server.record import RoundRecord
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from wardround.common.wire.arrays import Payload
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, prod, sqrt
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from wardround.common.model.flat import Layout, cosine, distance
 from wardround.common.wire.messages import Update
 from wardround.server.record import ClientRecord, Diagnostics
 from wardround.server.rounds.mean import RoundMean
 from wardround.server.rounds.members import Member
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

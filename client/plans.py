@@ -19,7 +19,7 @@ from wardround.client.policy import Limits, refusals_of
 from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
 from wardround.common.credentials import fingerprint, public_line
-from wardround.common.data.texts import read_texts
+from wardround.common.data.dataset import read_texts
 from wardround.common.errors import NotAuthentic, OtherVersion, SiteRefusal
 from wardround.common.files import file_sha256, write_atomically, write_json
 from wardround.common.settings.tree import Settings

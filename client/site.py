@@ -17,8 +17,9 @@ from wardround.client.held import Held
 from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
 from wardround.common.data.corpus import Corpus, forget_corpora, open_corpus
+from wardround.common.data.labels import numbered_by_name
+from wardround.common.data.opt_outs import NO_LATE_OPT_OUTS, LateOptOuts
 from wardround.common.data.partitions import partition, split_held_out
-from wardround.common.data.texts import NO_LATE_OPT_OUTS, LateOptOuts, numbered_by_name
 from wardround.common.errors import SiteRefusal
 from wardround.common.files import file_sha256
 from wardround.common.settings.data import PartitionSettings

@@ -29,7 +29,7 @@ from wardround.common.credentials import (
     read_certificate,
     read_private_key,
 )
-from wardround.common.data.read import Columns
+from wardround.common.data.tables import Columns
 from wardround.common.explain import explain
 from wardround.common.file_form import FileForm
 from wardround.common.files import write_atomically

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wardround.common.credentials import write_secret
-from wardround.common.data.read import read_file
-from wardround.common.data.texts import LateOptOuts, digest_of_row
+from wardround.common.data.file_readers import read_file
+from wardround.common.data.opt_outs import LateOptOuts, digest_of_row
 from wardround.common.errors import SiteRefusal
 from wardround.common.files import write_json
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wardround.common.data.texts import LabelledTexts, read_texts
+from wardround.common.data.dataset import read_texts
+from wardround.common.data.texts import LabelledTexts
 from wardround.server.compose import compose
 from wardround.server.deployment.folder import ServerFolder
 from wardround.server.deployment.sites import (

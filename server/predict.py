@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import torch
 
 from wardround.common.credentials import check_public_line
-from wardround.common.data.read import csv_rows, require_file
+from wardround.common.data.file_readers import csv_rows, require_file
 from wardround.common.data.texts import cut_words
 from wardround.common.errors import NotProven
 from wardround.common.explain import first_line, nearest

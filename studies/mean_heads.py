@@ -17,7 +17,8 @@ import torch
 import typer
 from torch.nn.functional import cross_entropy
 
-from wardround.common.data.texts import LabelledTexts, TextData, read_texts
+from wardround.common.data.dataset import read_texts
+from wardround.common.data.texts import LabelledTexts, TextData
 from wardround.common.model.build import TextModel, build_model
 from wardround.common.model.heads import draw_head
 from wardround.common.runtime import prepare

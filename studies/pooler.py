@@ -22,7 +22,7 @@ import torch
 import typer
 from torch.nn import functional
 
-from wardround.common.data.texts import read_texts
+from wardround.common.data.dataset import read_texts
 from wardround.common.files import write_atomically
 from wardround.common.pretrained import load_encoder, load_tokenizer, quietly
 from wardround.common.runtime import numpy_stream, prepare

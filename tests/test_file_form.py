@@ -17,7 +17,7 @@ from tests.support.tiny import Make
 from wardround.client.kit.checks.table import DATA_CHECKS
 from wardround.client.site import RealSite
 from wardround.client.site_file import load_site_file, write_site_file
-from wardround.common.data.texts import read_texts
+from wardround.common.data.dataset import read_texts
 from wardround.common.file_form import FileForm, looks_like
 from wardround.common.settings.data import DataSettings
 from wardround.common.settings.tree import Settings
@@ -251,7 +251,7 @@ def test_bytes_of_no_known_encoding_are_no_guess(tmp_path: Path) -> None:
     # 0x81 is no character of Windows-1252, and stands alone in no UTF-8.
     path = write(tmp_path / "a.csv", b"text,label\n\x81,a\n")
     assert message(path=path).endswith(
-        "is not UTF-8: byte 0x81 at offset 11, line 2. Ask whoever exported it for its encoding, and set "
+        "is not UTF-8: byte 0x81 at offset 11, line 2. Ask the person who exported it for its encoding, and set "
         "data.encoding to that."
     )
 

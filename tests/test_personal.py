@@ -616,7 +616,7 @@ def test_an_opt_out_column_holds_yes_or_no(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from wardround.common.data.texts import read_texts
+    from wardround.common.data.dataset import read_texts
 
     wishes = ["TRUE", "1", " yes ", "False", "0", "no", "", "false"]
 

@@ -19,7 +19,7 @@ from studies.pooler import (
     train_pooler,
 )
 from tests.support.tiny import Make, model_at
-from wardround.common.data.texts import read_texts
+from wardround.common.data.dataset import read_texts
 from wardround.common.model.build import build_model
 from wardround.common.tasks.label import LABEL
 from wardround.server.compose import compose

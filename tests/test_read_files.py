@@ -206,7 +206,7 @@ def test_jsonl_row_without_a_key_is_missing_text_or_label(tmp_path: Path) -> Non
 
 def test_values_of_the_wrong_type_name_their_place(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": 5, "label": "a"}\n')
-    assert "a.jsonl, line 1: column 'text' holds int where a text belongs" in message(
+    assert "a.jsonl, line 1: column 'text' holds int instead of a text" in message(
         path=path
     )
     pq.write_table(

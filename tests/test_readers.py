@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from tests.support.reading import message, pairs, read, write
-from wardround.common.data.sources import READERS
+from wardround.common.data.sources.readers import READERS
 from wardround.common.settings.data import DataSettings
 
 AG_LABELS = ("World", "Sports", "Business", "Sci/Tech")
@@ -190,7 +190,7 @@ def test_bbc_package_real_articles() -> None:
         data.findings[0]
         == "1 of 2225 files are not UTF-8 and were read as cp1252: sports/199.txt"
     )
-    assert data.findings[1].endswith("of 445 texts also stand in train, word for word")
+    assert data.findings[1].endswith("of 445 texts are also in train, word for word")
     # The one file in Windows-1252 reads like its neighbours.
     assert (
         sum(

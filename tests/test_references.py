@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.support.runs import history
 from tests.support.tiny import Make
+from wardround.common.data.dataset import read_texts
 from wardround.common.data.partitions import partition
-from wardround.common.data.texts import read_texts
 from wardround.common.model.state import open_model
 from wardround.common.runtime import numpy_stream, stream_seed
 from wardround.common.settings.tree import Settings

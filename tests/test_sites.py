@@ -14,7 +14,7 @@ from tests.support.tiny import Make, write_texts
 from wardround.client.app import app as client_app
 from wardround.client.site import RealSite
 from wardround.client.site_file import SiteFile, load_site_file, write_site_file
-from wardround.common.data.texts import read_texts
+from wardround.common.data.dataset import read_texts
 from wardround.common.errors import RunFailed
 from wardround.common.pretrained import locate
 from wardround.server.app import conduct

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tests.support.reading import message, pairs, read, write
-from wardround.common.data.texts import numbered_by_name, shares_of
+from wardround.common.data.labels import numbered_by_name
+from wardround.common.data.sampling import shares_of
 
 
 def table(path: Path, rows: list[tuple[str, str]]) -> str:
@@ -183,7 +184,7 @@ def test_label_sets_that_differ_between_sites(tmp_path: Path) -> None:
 # --- hold-out ---------------------------------------------------------------------------------------------
 
 
-def testshares_of_by_largest_remainder() -> None:
+def test_shares_of_by_largest_remainder() -> None:
     # 10 of (5, 3, 12) of 20: 2.5, 1.5, 6; the tie goes to the first.
     assert shares_of(np.array([5, 3, 12]), 10).tolist() == [3, 1, 6]
     # 2 of (1, 1, 2): 0.5, 0.5, 1; one of each must stay, so the single ones cannot go.
@@ -290,7 +291,7 @@ def test_draws_are_even_by_label_and_keep_the_order(tmp_path: Path) -> None:
     assert set(pairs(data)) < set(pairs(read(**settings, train_examples=50)))
 
 
-def test_draws_keep_the_sitesshares_of(tmp_path: Path) -> None:
+def test_draws_keep_the_shares_of_sites(tmp_path: Path) -> None:
     for site, size in (("east", 12), ("north", 4)):
         table(
             tmp_path / f"{site}.csv",
@@ -322,7 +323,7 @@ def test_more_examples_than_there_are(tmp_path: Path, key: str, available: int) 
 def test_texts_that_stand_on_both_sides_are_told(tmp_path: Path) -> None:
     test = table(tmp_path / "t.csv", [("a0", "a"), ("new", "b"), ("b0", "a")])
     data = read(path=table(tmp_path / "a.csv", labelled(a=1, b=1)), test_path=test)
-    assert data.findings == ("test: 2 of 3 texts also stand in train, word for word",)
+    assert data.findings == ("test: 2 of 3 texts are also in train, word for word",)
 
 
 def test_file_that_may_not_be_read(
@@ -339,7 +340,7 @@ def test_file_that_may_not_be_read(
 
 def test_importing_brings_no_heavy_library() -> None:
     code = (
-        "import sys, wardround.common.data.texts; "
+        "import sys, wardround.common.data.dataset; "
         "heavy = {'torch', 'flwr', 'hydra', 'datasets', 'pyarrow', 'transformers', 'client', 'server'}; "
         "sys.exit(sorted(heavy & set(sys.modules)) or 0)"
     )

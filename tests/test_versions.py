@@ -12,7 +12,8 @@ from tests.support.site_lab import make_site
 from wardround.client.policy import Policy
 from wardround.client.site import RealSite
 from wardround.client.versions import Version, Versions
-from wardround.common.data.texts import NO_LATE_OPT_OUTS, read_texts
+from wardround.common.data.dataset import read_texts
+from wardround.common.data.opt_outs import NO_LATE_OPT_OUTS
 from wardround.common.errors import SiteRefusal
 from wardround.common.files import file_sha256
 from wardround.common.settings.data import DataSettings

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from wardround.common.data.texts import pick_evenly, shares_of
+from wardround.common.data.sampling import pick_evenly, shares_of
 from wardround.common.runtime import numpy_stream, stream_seed
 from wardround.common.settings.data import PartitionSettings
 

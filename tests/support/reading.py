@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from wardround.common.data.texts import LabelledTexts, TextData, read_texts
+from wardround.common.data.dataset import read_texts
+from wardround.common.data.texts import LabelledTexts, TextData
 from wardround.common.settings.data import DataSettings
 
 DEFAULTS: dict[str, Any] = {

@@ -10,7 +10,8 @@ from functools import cached_property
 from wardround.client.kit.checks.findings import SEE_ABOVE, NotChecked
 from wardround.client.kit.link import Link
 from wardround.client.site_file import SiteFile
-from wardround.common.data.read import Table, read_file
+from wardround.common.data.file_readers import read_file
+from wardround.common.data.tables import Table
 
 _DATA_KEY = "data.path"
 

@@ -1,0 +1,158 @@
+"""Data sets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from wardround.common.data.sources.source import Source
+from wardround.common.data.tables import Columns, Table, require_columns, table_of
+from wardround.common.explain import first_line
+
+if TYPE_CHECKING:
+    from wardround.common.settings.data import DataSettings
+
+_LOCAL_FORMS = {
+    "imdb_folders": (
+        "data.path=<the folder aclImdb, with train/ and test/ that hold neg/ and pos/>"
+    ),
+    "zhang_csv": (
+        "data.path=<the folder with train.csv and test.csv of Zhang et al., no header>"
+    ),
+    "spooky_csv": "data.path=<train.csv with the columns id, text, author>",
+    "files": "data.path=<a CSV, JSONL or Parquet file>",
+}
+_HUB_FOLDER = (
+    "data.hub_name=<a folder in hub layout: data/train-*.parquet and "
+    "data/test-*.parquet>"
+)
+
+
+def read_hub(settings: DataSettings) -> Source:
+    """Read splits `train` and `test` of a hub data set, or of a local folder in hub layout.
+
+    Raises:
+        ValueError: the hub is out of reach, the data set is not there, or it lacks a split or
+            column.
+    """
+    splits = load_splits(settings)
+    if "train" not in splits:
+        raise ValueError(
+            f"{settings.hub_name} has no split 'train'; it has: {', '.join(splits)}. "
+            "Export the split you want to a file and set data=files data.path=<file>."
+        )
+    train, *test = (
+        hub_table(splits[name], name, settings)
+        for name in ("train", "test")
+        if name in splits
+    )
+    names = class_names(splits["train"], settings.label_column)
+    return Source((train,), tuple(test), label_names=names)
+
+
+def load_splits(settings: DataSettings) -> Any:
+    """Return the splits by name, downloaded or from the cache (a `datasets.DatasetDict`).
+
+    Raises:
+        ValueError: the hub is out of reach, or the data set is not there or cannot be read.
+    """
+    import datasets
+    import httpx
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if settings.hub_name is None:
+        raise ValueError(
+            "data.hub_name is missing; reader 'hub' needs a data set id. Set "
+            "data.hub_name=..."
+        )
+    known = (OSError, ValueError, RuntimeError, httpx.HTTPError, EntryNotFoundError)
+    try:
+        return datasets.load_dataset(settings.hub_name, revision=settings.hub_revision)
+    except (*known, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, ConnectionError | httpx.TransportError):
+            fault = "the hub is out of reach"
+        elif isinstance(error, FileNotFoundError):
+            fault = "not found"
+        else:
+            fault = "it cannot be read"
+        forms = [_LOCAL_FORMS[settings.local_reader]] if settings.local_reader else []
+        raise ValueError(
+            f"data.hub_name is {settings.hub_name}: {fault} "
+            f"({first_line(error.__cause__ or error)}). To use a local copy, set "
+            f"{' or '.join([*forms, _HUB_FOLDER])}."
+        ) from None
+
+
+def hub_table(split: Any, name: str, settings: DataSettings) -> Table:
+    """Return texts and labels of one split.
+
+    Raises:
+        ValueError: a column is missing, or the labels do not fit `data.label_names`.
+    """
+    where = f"{settings.hub_name}, split '{name}'"
+    columns = _columns(settings, split.column_names)
+    require_columns(columns, split.column_names, where)
+    given = class_names(split, columns.label)
+    order = settings.label_names or given
+    if given is not None and order is not None:
+        _require_same_labels(order, given, settings.hub_name)
+    labels = [
+        _label(value, order, f"{where}, row {row}")
+        for row, value in enumerate(split[columns.label][:], 1)
+    ]
+    names = (*columns.text, columns.label)
+    values = [*(split[column][:] for column in columns.text), labels]
+    rows = (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
+    return table_of(where, enumerate(rows, start=1), columns, "row")
+
+
+def _require_same_labels(
+    order: Sequence[str], given: Sequence[str], name: str | None
+) -> None:
+    """Accept other spellings of the labels; refuse another order, which would swap classes."""
+    is_reordered = sorted(order) == sorted(given) and list(order) != list(given)
+    if len(order) != len(given) or is_reordered:
+        raise ValueError(
+            f"data.label_names is [{', '.join(order)}], but the labels of {name} are, in "
+            f"this order: {', '.join(given)}. Name them all in this order, or set "
+            "data.label_names=null."
+        )
+
+
+def class_names(split: Any, column: str) -> tuple[str, ...] | None:
+    """Return the names of a ClassLabel column in the order of their numbers, or None."""
+    names = getattr(split.features[column], "names", None)
+    return tuple(names) if names else None
+
+
+def _columns(settings: DataSettings, present: Sequence[str]) -> Columns:
+    """Return the columns to read; the hub's AG News joins title and description in `text`."""
+    text = settings.text_columns
+    if "text" in present and "description" not in present:
+        if text == ("title", "description"):
+            text = ("text",)
+        elif text == ("description",):
+            raise ValueError(
+                f"data.text_columns is [description], but {settings.hub_name} on the hub "
+                "has title and description already joined in 'text'. Set "
+                "data.path=<folder with the original train.csv and test.csv>, or "
+                "data.text_columns=[text] to keep the title."
+            )
+    return Columns(text, settings.label_column)
+
+
+def _label(value: Any, order: Sequence[str] | None, place: str) -> Any:
+    """Return the name of a label number, which counts from 0; -1 is a missing label."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if not is_number or (order is None and value >= 0):
+        return value
+    if value < 0:
+        return None
+    assert order is not None
+    if value >= len(order):
+        raise ValueError(
+            f"{place}: label number {value}, but there are {len(order)} names "
+            f"({', '.join(order)}), counted from 0. Complete data.label_names, in the "
+            "order of the numbers."
+        )
+    return order[value]

@@ -1,0 +1,83 @@
+"""Files of one's own: a CSV, JSONL or Parquet file, or a folder with one for each site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wardround.common.data.file_readers import FILE_READERS, read_file
+from wardround.common.data.sources.source import Source, local_path
+from wardround.common.data.tables import Columns
+
+if TYPE_CHECKING:
+    from wardround.common.settings.data import DataSettings
+
+
+def read_own_files(settings: DataSettings) -> Source:
+    """Read `data.path`, one file or a folder with one file for each site, and `data.test_path`.
+
+    Raises:
+        ValueError: as `read_file` does; the folder holds something else; or a setting is for
+            another kind of file.
+    """
+    path = local_path(settings)
+    tests = []
+    if settings.test_path is not None:
+        tests.append(Path(settings.test_path).expanduser())
+    if any(test.resolve() == path.resolve() for test in tests):
+        raise ValueError(
+            f"data.test_path and data.path are both {path}; a test on training texts "
+            "says nothing. Set data.test_path to another file, or to null to hold out a "
+            "part."
+        )
+    sites = _site_files(path, tests) if path.is_dir() else []
+    files = sites or [path]
+    form = settings.form
+    form.require_use([*files, *tests])
+    columns = Columns(settings.text_columns, settings.label_column)
+    # No test text is trained on, so there is nothing to opt out of.
+    training_columns = replace(columns, opt_out=settings.opt_out_column)
+    test = tuple(read_file(file, columns, "data.test_path", form) for file in tests)
+    return Source(
+        tuple(read_file(file, training_columns, "data.path", form) for file in files),
+        test,
+        site_names=tuple(file.stem for file in sites),
+    )
+
+
+def _site_files(folder: Path, tests: Sequence[Path]) -> list[Path]:
+    """Return the files of a folder by name, without hidden ones and the test file.
+
+    Raises:
+        ValueError: one of them is not the file of a site.
+    """
+    not_sites = [test.resolve() for test in tests]
+    files = [
+        file
+        for file in sorted(folder.iterdir())
+        if file.name[0] != "." and file.resolve() not in not_sites
+    ]
+    stems = [file.stem.lower() for file in files]
+    for file in files:
+        if not file.is_file() or file.suffix.lower() not in FILE_READERS:
+            raise ValueError(
+                f"{file} is not one of {', '.join(FILE_READERS)}. As data.path, a folder "
+                "holds one such file for each site and nothing else: move this away."
+            )
+        if stems.count(file.stem.lower()) > 1:
+            raise ValueError(
+                f"{folder} holds two files for site '{file.stem}'. Merge or rename them."
+            )
+    if not files:
+        raise ValueError(
+            f"data.path: folder {folder} is empty. Put one file for each site there."
+        )
+    if set(stems) == {"train", "test"}:
+        test, train = sorted(files, key=lambda file: file.stem.lower())
+        raise ValueError(
+            f"data.path: {folder} holds {train.name} and {test.name}, which would be "
+            f"read as two sites. Set data.path={train} data.test_path={test}"
+        )
+    return files

@@ -1,0 +1,32 @@
+"""The tables of one source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wardround.common.data.tables import Table
+
+if TYPE_CHECKING:
+    from wardround.common.settings.data import DataSettings
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tables that a reader found, not checked yet."""
+
+    train: tuple[Table, ...]
+    """One table, or one for each site."""
+    test: tuple[Table, ...] = ()
+    """() if the source has no test set: a part of training is then held out."""
+    site_names: tuple[str, ...] = ()
+    """Names of the sites of `train`; () if the source has no sites."""
+    label_names: tuple[str, ...] | None = None
+    """Labels in the order of their numbers; None if the source does not give it."""
+
+
+def local_path(settings: DataSettings) -> Path:
+    """Return `data.path`, which the settings and `read_source` have checked."""
+    assert settings.path is not None
+    return Path(settings.path).expanduser()

@@ -15,7 +15,6 @@ from wardround.client.plans import SHORT, Known, Plans
 from wardround.client.site_file import SiteFile, signing_keys
 from wardround.common.credentials import fingerprint, public_line
 from wardround.common.errors import NotProven
-from wardround.common.exits import DONE, FAILED
 from wardround.common.ledger import FILE_NAME as LEDGER
 from wardround.common.ledger import read_ledger
 from wardround.common.provenance import Claim
@@ -61,14 +60,6 @@ class _Released:
                 "signed it"
             )
         return known
-
-
-def _run(on: _Released) -> str:
-    return on.claim.check_run()
-
-
-def _statement(on: _Released) -> str:
-    return on.claim.check_statement()
 
 
 def _plan(on: _Released) -> str:
@@ -147,22 +138,14 @@ def _updates_that_left(site: SiteFile, plan: str) -> set[tuple[int, str]]:
     }
 
 
-def _files(on: _Released) -> str:
-    return on.claim.check_files()
-
-
-def _tensors(on: _Released) -> str:
-    return on.claim.check_tensors()
-
-
 PROOFS: dict[str, Callable[[_Released], str]] = {
-    "run": _run,
-    "statement": _statement,
+    "run": lambda on: on.claim.check_run(),
+    "statement": lambda on: on.claim.check_statement(),
     "plan": _plan,
     "sites": _sites,
     "updates": _updates,
-    "files": _files,
-    "tensors": _tensors,
+    "files": lambda on: on.claim.check_files(),
+    "tensors": lambda on: on.claim.check_tensors(),
 }
 """The checks, in the order in which an earlier fault explains a later one."""
 # Without the signatures nothing is known; without the plan neither sites nor rounds are.
@@ -205,11 +188,6 @@ def _proofs(released: _Released) -> Iterator[Proof]:
 def is_verified(proofs: Sequence[Proof]) -> bool:
     """Return if every check passed."""
     return all(proof.state == "ok" for proof in proofs)
-
-
-def exit_code(proofs: Sequence[Proof]) -> int:
-    """Return the exit code of `verify-model`."""
-    return DONE if is_verified(proofs) else FAILED
 
 
 def report(folder: Path, proofs: Sequence[Proof]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wardround.client.approvals import Approvers
-from wardround.client.kit.commands.options import Site, option
+from wardround.client.kit.commands.options import SITE_FILE, Site, option
 from wardround.client.site_file import load_site_file
 from wardround.common.command_line import command, new_app
 from wardround.common.credentials import fingerprint
@@ -24,7 +24,7 @@ def add(
         str, typer.Argument(metavar="NAME", help="Small letters, digits, - and _.")
     ],
     key: Annotated[Path, option("--key", "The person's public key (.pub).", "FILE")],
-    site: Site = Path("site.yaml"),
+    site: Site = SITE_FILE,
 ) -> None:
     """Let a person approve plans here, with a key of the person's own.
 
@@ -46,7 +46,7 @@ def add(
 
 
 @command(app, name="list")
-def list_approvers(site: Site = Path("site.yaml")) -> None:
+def list_approvers(site: Site = SITE_FILE) -> None:
     """List the people who may approve plans here.
 
     Example:
@@ -62,7 +62,7 @@ def list_approvers(site: Site = Path("site.yaml")) -> None:
 @command(app)
 def remove(
     name: Annotated[str, typer.Argument(metavar="NAME", help="From `approvers list`.")],
-    site: Site = Path("site.yaml"),
+    site: Site = SITE_FILE,
 ) -> None:
     """Remove a person who approves plans. That person's earlier approvals no longer count.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wardround.client.kit.commands.options import Site, option
+from wardround.client.kit.commands.options import SITE_FILE, Site, option
 from wardround.client.site_file import load_site_file
 from wardround.common.command_line import command, new_app
 
@@ -16,7 +16,7 @@ app = new_app("What came to this site and what left it: show, verify, export, ac
 
 @command(app)
 def show(
-    site: Site = Path("site.yaml"),
+    site: Site = SITE_FILE,
     last: Annotated[int, option("--last", "Number of lines.", min=1)] = 40,
 ) -> None:
     """Print in plain words what came and what left, newest last.
@@ -30,7 +30,7 @@ def show(
 
 
 @command(app)
-def verify(site: Site = Path("site.yaml")) -> None:
+def verify(site: Site = SITE_FILE) -> None:
     """Check that every line of the ledger follows the one before; name the first wrong line.
 
     Example:
@@ -46,7 +46,7 @@ def verify(site: Site = Path("site.yaml")) -> None:
 @command(app)
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
-    site: Site = Path("site.yaml"),
+    site: Site = SITE_FILE,
 ) -> None:
     """Copy the ledger into one file, for an audit. It holds no text, label or path.
 
@@ -63,7 +63,7 @@ def accept(
     missing: Annotated[
         str, typer.Argument(metavar="HASH", help="The hash that `join` named.")
     ],
-    site: Site = Path("site.yaml"),
+    site: Site = SITE_FILE,
 ) -> None:
     """Continue although the ledger lacks a line that the server holds. The ledger records this.
 

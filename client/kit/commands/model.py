@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from wardround.client.kit.commands.options import Site, option
+from wardround.client.kit.commands.options import SITE_FILE, Site, option
 from wardround.client.site_file import load_site_file
 from wardround.common.command_line import command, new_app
+from wardround.common.exits import DONE, FAILED
 
 app = new_app("")
 Released = Annotated[
@@ -28,7 +29,7 @@ class Method(Enum):
 
 
 @command(app, "verify-model")
-def verify_model(model: Released, site: Site = Path("site.yaml")) -> None:
+def verify_model(model: Released, site: Site = SITE_FILE) -> None:
     """Check that an approved plan of this site made a released model, file by file.
 
     Example:
@@ -40,18 +41,18 @@ def verify_model(model: Released, site: Site = Path("site.yaml")) -> None:
     """
     from wardround.client.kit import verify
 
-    checks = verify.verify_model(load_site_file(site), model)
-    typer.echo(verify.report(model, checks))
-    raise typer.Exit(verify.exit_code(checks))
+    proofs = verify.verify_model(load_site_file(site), model)
+    typer.echo(verify.report(model, proofs))
+    raise typer.Exit(DONE if verify.is_verified(proofs) else FAILED)
 
 
 @command(app)
 def personalise(
     model: Released,
     out: Annotated[Path, option("--out", "A new folder to write to.", "DIR")],
-    site: Site = Path("site.yaml"),
+    site: Site = SITE_FILE,
     method: Annotated[
-        Method, option("--method", "Which models to compare with the released one.")
+        Method, option("--method", "The models to compare with the released one.")
     ] = Method.all,
     epochs: Annotated[
         int | None, option("--epochs", "Passes over the texts here.", min=1)

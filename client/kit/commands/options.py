@@ -13,6 +13,7 @@ def option(name: str, help: str, metavar: str | None = None, **more: Any) -> Any
     return typer.Option(name, help=help, metavar=metavar, **more)
 
 
+SITE_FILE = Path("site.yaml")
 Site = Annotated[Path, option("--site", "The site file.", "FILE")]
 SkipCheck = Annotated[
     list[str] | None,

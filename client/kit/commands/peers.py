@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from wardround.client.kit.commands.options import Site, option
+from wardround.client.kit.commands.options import SITE_FILE, Site, option
 from wardround.client.kit.peers import peers_in_words, pin
 from wardround.client.peers import Peers
 from wardround.client.site_file import load_site_file
@@ -32,7 +32,7 @@ def add(
         str | None,
         option("--fingerprint", "As that hospital reads it out; default: ask."),
     ] = None,
-    site: Site = Path("site.yaml"),
+    site: Site = SITE_FILE,
 ) -> None:
     """Pin another hospital's key. A plan that names it with another key is then refused.
 
@@ -73,7 +73,7 @@ def _compare(found: str, given: str | None) -> None:
 
 
 @command(app, name="list")
-def list_peers(site: Site = Path("site.yaml")) -> None:
+def list_peers(site: Site = SITE_FILE) -> None:
     """List the hospitals whose keys are pinned here, and this site's own fingerprint.
 
     Example:
@@ -85,7 +85,7 @@ def list_peers(site: Site = Path("site.yaml")) -> None:
 @command(app)
 def remove(
     name: Annotated[str, typer.Argument(metavar="NAME", help="From `peers list`.")],
-    site: Site = Path("site.yaml"),
+    site: Site = SITE_FILE,
 ) -> None:
     """Remove the pinned key of a hospital.
 

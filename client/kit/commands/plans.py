@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wardround.client.kit.commands.options import Site, option
+from wardround.client.kit.commands.options import SITE_FILE, Site, option
 from wardround.common.command_line import command, new_app
 
 app = new_app("")
@@ -17,7 +17,7 @@ PlanName = Annotated[
 
 
 @command(app)
-def plans(site: Site = Path("site.yaml")) -> None:
+def plans(site: Site = SITE_FILE) -> None:
     """List the plans this site received, and the decision about each.
 
     Example:
@@ -31,7 +31,7 @@ def plans(site: Site = Path("site.yaml")) -> None:
 @command(app)
 def plan(
     plan: PlanName,
-    site: Site = Path("site.yaml"),
+    site: Site = SITE_FILE,
     everything: Annotated[
         bool, option("--all", "Every setting, with the policy's rule for it.")
     ] = False,
@@ -42,8 +42,8 @@ def plan(
       wardround-site plan 3f8a90c2d1e4
       wardround-site plan 3f8a90c2d1e4 --all
 
-    The costs come from two small steps of training on this site's own texts. They send
-    nothing.
+    The costs come from two small steps of training on this site's own texts. Nothing
+    is sent.
     """
     from wardround.client.kit import decisions
 
@@ -54,12 +54,13 @@ def plan(
 def approve(
     plan: PlanName,
     name: Annotated[
-        str | None, option("--as", "Who approves (`approvers list`).", "NAME")
+        str | None,
+        option("--as", "The person who approves (`approvers list`).", "NAME"),
     ] = None,
     key: Annotated[
         Path | None, option("--key", "That person's private key.", "FILE")
     ] = None,
-    site: Site = Path("site.yaml"),
+    site: Site = SITE_FILE,
 ) -> None:
     """Approve a plan, with the file of texts as it is now.
 
@@ -78,8 +79,8 @@ def approve(
 @command(app)
 def reject(
     plan: PlanName,
-    why: Annotated[str, option("--why", "Stays at this site.", "TEXT")],
-    site: Site = Path("site.yaml"),
+    why: Annotated[str, option("--why", "The reason; it stays at this site.", "TEXT")],
+    site: Site = SITE_FILE,
 ) -> None:
     """Reject a plan. The coordinator learns that it was rejected, not why.
 
@@ -92,7 +93,7 @@ def reject(
 
 
 @command(app)
-def revoke(plan: PlanName, site: Site = Path("site.yaml")) -> None:
+def revoke(plan: PlanName, site: Site = SITE_FILE) -> None:
     """Take an approval back. This site refuses the plan from now on; sent updates stay sent.
 
     Example:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wardround.client.kit.commands.options import Site, SkipCheck, option
+from wardround.client.kit.commands.options import SITE_FILE, Site, SkipCheck, option
 from wardround.client.kit.init import REGISTRATION, trust_next_key, write_kit
 from wardround.client.kit.policy_file import read_policy
 from wardround.client.policy import Policy
@@ -33,7 +33,7 @@ def init(
     ] = None,
     encoding: Annotated[
         str | None,
-        option("--encoding", "Of a CSV or JSONL file: windows-1252 ...", "NAME"),
+        option("--encoding", "Encoding of a CSV or JSONL: windows-1252 ...", "NAME"),
     ] = None,
     folder: Annotated[Path, option("--dir", "Where to write.", "DIR")] = Path(),
     device: Annotated[str, option("--device", "auto, cpu, cuda ...")] = "auto",
@@ -48,7 +48,7 @@ def init(
         option("--policy", "Limits that replace the strict ones, as YAML.", "FILE"),
     ] = None,
 ) -> None:
-    """Make this site's keys and files: site.yaml, registration.json, a systemd unit, compose file.
+    """Make this site's keys and files: site.yaml, registration.json, a systemd unit and compose file.
 
     Example:
       wardround-site init --invitation st_marys.json --data letters.csv --text letter --label ward
@@ -95,7 +95,7 @@ def trust(
     fingerprint: Annotated[
         str, option("--fingerprint", "As the coordinator reads it out.")
     ],
-    site: Site = Path("site.yaml"),
+    site: Site = SITE_FILE,
 ) -> None:
     """Trust the coordinator's next signing key, which the current one has signed.
 
@@ -111,7 +111,7 @@ def trust(
 
 @command(app)
 def check(
-    site: Site = Path("site.yaml"),
+    site: Site = SITE_FILE,
     as_json: Annotated[bool, option("--json", "Print JSON.")] = False,
     expect: Annotated[
         list[str] | None,
@@ -146,7 +146,7 @@ def check(
 
 @command(app)
 def join(
-    site: Site = Path("site.yaml"),
+    site: Site = SITE_FILE,
     skip_check: SkipCheck = None,
     retry_seconds: Annotated[
         float,

@@ -1,8 +1,8 @@
-"""The files of a model folder: which decide what it computes, their hashes, what is refused.
+"""The files of a model folder that decide its results, and their hashes; unsafe folders are refused.
 
 transformers reads more from a folder than weights. It can run Python files that `auto_map` names, add
 the adapter of an `adapter_config.json`, and follow keys of `config.json` to other files. So there is a
-closed list of files that may be read. If a folder could add others, it is refused, in words.
+closed list of files that may be read. A folder that could add other files is refused with a reason.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from typing import Any
 from wardround.common.errors import ModelNotLoaded
 from wardround.common.files import file_sha256
 
-CONFIG, WEIGHTS, INDEX = (
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-)
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = frozenset(
@@ -50,7 +48,7 @@ TOKENIZER_FILES = frozenset(
         ),
     )
 )
-"""Files that a tokenizer may be read from, as far as they are there."""
+"""Names of all files that a tokenizer may be read from."""
 FETCHED = (
     *(
         CONFIG,
@@ -61,9 +59,11 @@ FETCHED = (
     ),
     ADAPTER,
 )
-"""Patterns of what is fetched from a hub: files that are read, and one that gets a model refused."""
-FILES_PREFIX, WEIGHTS_PREFIX = "files:", "sha256:"
-"""In front of the hash of all files, and of the hash of the one file of weights."""
+"""Patterns of the files to download: files that are read, and one that makes a model refused."""
+FILES_PREFIX = "files:"
+"""Precedes the hash of all files."""
+WEIGHTS_PREFIX = "sha256:"
+"""Precedes the hash of the one file of weights."""
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _PICKLES = "pytorch_model*.bin"
@@ -75,7 +75,7 @@ _ELSEWHERE = {
 }
 """Keys of the two configuration files that are refused, and why."""
 _ATTENTION = ("attn_implementation", "_attn_implementation")
-_OTHER_MODEL = "Take a model whose architecture transformers knows itself."
+_OTHER_MODEL = "Use a model whose architecture is part of transformers."
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ class ModelFiles:
 
     folder: Path
     names: tuple[str, ...]
-    """In the order of their letters."""
+    """Names in alphabetical order."""
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of each file, hexadecimal, by name. Raises OSError."""
+        """Return the SHA-256 of each file, hexadecimal, by name. Raises OSError."""
         return {name: file_sha256(self.folder / name) for name in self.names}
 
     def digest(self) -> str:
-        """One SHA-256 for all files: that of their lines `<SHA-256>  <name>`, as `sha256sum` prints them.
+        """Return one SHA-256 for all files: that of the lines `<SHA-256>  <name>` as `sha256sum` prints them.
 
         Raises:
             OSError: a file cannot be read.
@@ -99,22 +99,22 @@ class ModelFiles:
         return digest_of(self.hashes())
 
     def weights_digest(self) -> str | None:
-        """SHA-256 of `model.safetensors`; None if the weights lie in several files. Raises OSError."""
+        """Return the SHA-256 of `model.safetensors`; None if there are several files. Raises OSError."""
         return file_sha256(self.folder / WEIGHTS) if WEIGHTS in self.names else None
 
     def weights(self) -> tuple[str, ...]:
-        """Names of the files of weights."""
+        """Return the names of the files of weights."""
         return tuple(name for name in self.names if name.endswith(".safetensors"))
 
 
 def digest_of(hashes: Mapping[str, str]) -> str:
-    """What `ModelFiles.digest` is, from the hash of each file by name."""
+    """Return `ModelFiles.digest`, computed from the hash of each file by name."""
     lines = (f"{found}  {name}\n" for name, found in sorted(hashes.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def read_model_files(folder: Path) -> ModelFiles:
-    """The files that decide, of a folder that may be loaded.
+    """Return the files that decide the results of a model folder.
 
     Raises:
         ModelNotLoaded: the folder holds no whole model, or is refused.
@@ -133,14 +133,14 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder that brings code, or brings weights from elsewhere.
 
     Raises:
-        ModelNotLoaded: says what the folder holds, and the next step.
+        ModelNotLoaded: the folder is refused; the text has the reason and the next step.
         OSError: a file cannot be read.
     """
     if (folder / ADAPTER).exists():
         raise ModelNotLoaded(
             f"'{folder}' holds {ADAPTER}, so that transformers would add an adapter to the model, or "
             "load another model that this file names. Merge the adapter into its model (peft: "
-            f"merge_and_unload), or take {ADAPTER} out of the folder."
+            f"merge_and_unload), or remove {ADAPTER} from the folder."
         )
     for name in (CONFIG, TOKENIZER_CONFIG):
         content = read_json(folder / name)
@@ -157,7 +157,7 @@ def check_folder(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where there is no file.
+    """Read a JSON object from a file; it is empty if there is no file.
 
     Raises:
         ModelNotLoaded: the file holds something else.
@@ -178,7 +178,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _keys_of(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every key with its value, at every depth: a configuration can hold others."""
+    """Yield every key with its value, at every depth: a configuration can hold others."""
     waiting: list[Any] = [content]
     while waiting:
         part = waiting.pop()
@@ -198,7 +198,7 @@ def _check_key(folder: Path, name: str, key: str, value: Any) -> None:
     if key in _ATTENTION and "/" in str(value):
         raise ModelNotLoaded(
             f"'{folder / name}' holds the key {key}, which names code on a hub, and such code is not "
-            f"run here. Take the key out of {name}."
+            f"run here. Remove the key from {name}."
         )
 
 
@@ -229,7 +229,7 @@ def _check_architecture(folder: Path) -> None:
 
 
 def _weights(folder: Path) -> set[str]:
-    """The files of weights, and the index that names them where they are several."""
+    """Return the names of the files of weights; if there are several, also of the index."""
     if (folder / WEIGHTS).is_file():
         return {WEIGHTS}
     if not (folder / INDEX).is_file():

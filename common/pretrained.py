@@ -1,8 +1,8 @@
-"""The one room where models and tokenizers are loaded from files, whoever made the files.
+"""Load models and tokenizers from files. No other file does this.
 
-Every call of `from_pretrained` stands here. It reads a folder on this machine and never asks a hub; it
-runs no code of the folder, reads no pickle and adds no adapter. What a hub id names is fetched into a
-folder first.
+Every call of `from_pretrained` is here. It reads a folder on this machine and never asks a hub. It runs
+no code from the folder, reads no pickle and adds no adapter. A model on a hub is first downloaded into a
+folder.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RUN_SETTINGS = "wardround.json"
-"""In a model folder that a run left: its settings, without any place on the coordinator's machine."""
+"""File in the model folder of a run: its settings, without paths on the coordinator's machine."""
 
 _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""Of every call of `from_pretrained`."""
+"""Options of every call of `from_pretrained`."""
 _SAFE_WEIGHTS: dict[str, Any] = _SAFE | {"use_safetensors": True}
-"""Of those that read weights: the other form is read by an unpickler."""
-# Keys of tokenizer_config.json that never count: transformers puts the folder's own files there.
+"""Options of the calls that read weights: the other format needs an unpickler."""
+# Keys of tokenizer_config.json without effect: transformers replaces them by the folder's own files.
 _OVERRULED = {
     *("tokenizer_file", "tokenizer_config_file", "special_tokens_map_file"),
     *("added_tokens_file", "chat_template_file"),
 }
-# What transformers and its libraries raise for files that are missing or not as they should be.
+# Exceptions of transformers and its libraries for files that are missing or damaged.
 _FAULTS = (
     *(OSError, ValueError, KeyError, RuntimeError),
     *(TypeError, AttributeError, IndexError, ImportError),
@@ -51,18 +51,22 @@ _FAULTS = (
 
 
 def settings_of_model(folder: Path) -> Settings | None:
-    """How a run trained this model; None where none says so. Raises ValueError for other content."""
+    """Return the settings with which this model was trained; None if the folder has none.
+
+    Raises:
+        ValueError: the file has other content.
+    """
     file = folder / RUN_SETTINGS
-    return (
-        Settings.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
-    )
+    if not file.is_file():
+        return None
+    return Settings.from_json(file.read_text(encoding="utf-8"))
 
 
-# --- a folder ---------------------------------------------------------------------------------------------
+# --- a folder ---------------------------------------------------------------------------
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder.
+    """Load the tokenizer of a model folder.
 
     Raises:
         ModelNotLoaded: the folder is refused (`check_folder`), or holds no tokenizer.
@@ -104,7 +108,7 @@ def read_model(
 
 
 def read_encoder(folder: Path) -> PreTrainedModel:
-    """The encoder of a model folder, without a head. Raises ModelNotLoaded as `read_model` does."""
+    """Load the encoder of a model folder, without a head. Raises ModelNotLoaded as `read_model` does."""
     from transformers import AutoModel
 
     read_model_files(folder)
@@ -140,8 +144,8 @@ def empty_model(
 
 
 def _check_sources(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that was read from other files than those a model's hash is made of."""
-    step = "Take a model with a tokenizer.json."
+    """Refuse a tokenizer that was read from files that are not in the model's hash."""
+    step = "Use a model with a tokenizer.json."
     names = getattr(type(tokenizer), "vocab_files_names", None)
     if names is None:
         kind = type(tokenizer).__name__
@@ -161,14 +165,14 @@ def _check_sources(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         )
         if value and names_a_file and key not in _OVERRULED | names.keys():
             raise ModelNotLoaded(
-                f"'{folder / TOKENIZER_CONFIG}' holds the key {key!r}, so that the tokenizer can be "
-                f"read from another file. Take the key out. {step}"
+                f"'{folder / TOKENIZER_CONFIG}' holds the key {key!r}, so that the tokenizer can "
+                f"be read from another file. Remove the key. {step}"
             )
 
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turn what libraries raise for a model folder into ModelNotLoaded, with a next step."""
+    """Turn the exceptions of libraries for a model folder into ModelNotLoaded, with a next step."""
     from safetensors import SafetensorError
 
     try:
@@ -182,14 +186,14 @@ def explained(folder: Path) -> Iterator[None]:
         ) from None
 
 
-# --- the model of the settings ----------------------------------------------------------------------------
+# --- the model of the settings ----------------------------------------------------------
 
 
 def locate(settings: ModelSettings) -> Path:
-    """The model's folder on this machine. What a hub id names is fetched first, once in a process.
+    """Return the model's folder on this machine. A model on a hub is downloaded first, once in a process.
 
     Raises:
-        ValueError: the package is not installed, or the hub does not give the model.
+        ValueError: the package is not installed, or the hub cannot be reached or lacks the model.
     """
     if settings.source == "package":
         return _in_package(settings)
@@ -200,7 +204,7 @@ def locate(settings: ModelSettings) -> Path:
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the model. Raises ValueError as `load_model` does."""
+    """Load the tokenizer of the model. Raises ValueError as `load_model` does."""
     folder = locate(settings)
     with _named(settings):
         tokenizer = read_tokenizer(folder)
@@ -211,11 +215,11 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 def load_model(
     settings: ModelSettings, model_class: Any, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """As `read_model`.
+    """Find the model's folder and load the model, as `read_model` does.
 
     Raises:
-        ValueError: the model is not there, is out of reach, is refused, or is no text classifier; names
-            `model.name` and the next step.
+        ValueError: the model is missing, cannot be reached, is refused or does not fit the task. The
+            message has `model.name` and the next step.
     """
     folder = locate(settings)
     with _named(settings):
@@ -223,25 +227,23 @@ def load_model(
 
 
 def load_encoder(settings: ModelSettings) -> PreTrainedModel:
-    """As `read_encoder`. Raises ValueError as `load_model` does."""
+    """Load the encoder without a head. Raises ValueError as `load_model` does."""
     folder = locate(settings)
     with _named(settings):
         return read_encoder(folder)
 
 
 def files_of(settings: ModelSettings) -> ModelFiles:
-    """The files that decide what the model computes. Raises ValueError as `load_model` does."""
+    """Return the files that decide what the model computes. Raises ValueError as `load_model` does."""
     folder = locate(settings)
     with _named(settings):
         return read_model_files(folder)
 
 
 def model_digest(settings: ModelSettings) -> str:
-    """One SHA-256, hexadecimal, for all files that decide what the model computes.
+    """Return `ModelFiles.digest`: one SHA-256, hexadecimal, for all files that decide the result.
 
-    It is `ModelFiles.digest`.
-
-    A file is read again only if it was written since, so that this is cheap for each message.
+    A file is read again only after it was written, so that a call for each message is cheap.
 
     Raises:
         ValueError: as `load_model` does.
@@ -251,9 +253,9 @@ def model_digest(settings: ModelSettings) -> str:
 
 
 def weights_digest(settings: ModelSettings) -> str | None:
-    """SHA-256, hexadecimal, of `model.safetensors`; None where the weights lie in several files.
+    """Return the SHA-256, hexadecimal, of `model.safetensors`; None if there are several such files.
 
-    It says nothing about the tokenizer and the configuration: `model_digest` does.
+    It does not cover the tokenizer and the configuration: `model_digest` does.
 
     Raises:
         ValueError: as `load_model` does.
@@ -263,10 +265,10 @@ def weights_digest(settings: ModelSettings) -> str | None:
 
 
 def _pad_with(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a decoder's tokenizer that has no padding token one of its own: bos, else unk, else eos.
+    """Set a padding token if a decoder's tokenizer has none: bos, else unk, else eos.
 
-    A decoder classifies by the last token that is no padding, so it must be none that texts end with; where
-    all of them are, there is none.
+    A decoder reads the last token before the padding, so that texts must not end with the padding
+    token. If all three end texts, none is set.
     """
     if tokenizer.pad_token is not None:
         return
@@ -281,13 +283,13 @@ def _in_package(settings: ModelSettings) -> Path:
     package, _, folder = settings.name.partition(":")
     if not package.isidentifier():  # looking for a.b would import a
         raise ValueError(
-            f"model.name is '{settings.name}', but '{package}' is no name of a package. Name it as in "
+            f"model.name is '{settings.name}', but '{package}' is not the name of a package. Write "
             "package:folder."
         )
     if Path(folder).is_absolute() or ".." in Path(folder).parts:
         raise ValueError(
-            f"model.name is '{settings.name}', whose folder lies outside of the package. Name one that is in "
-            "it, as in package:folder."
+            f"model.name is '{settings.name}', whose folder is outside of the package. Write "
+            "package:folder, with a folder inside the package."
         )
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -305,18 +307,19 @@ def _reached(settings: ModelSettings) -> Path:
         return _fetched(settings.name, settings.revision)
     except (OSError, ValueError, HTTPError) as error:
         raise ValueError(
-            f"model.name is '{settings.name}': it could not be loaded ({first_line(error)}). If the "
-            "hub is out of reach, copy the model's folder here (config.json, model.safetensors, tokenizer "
-            "files) and set model.name=<that folder>; a name must be a hub id or a folder with "
-            "config.json."
+            f"model.name is '{settings.name}': it could not be loaded ({first_line(error)}). If "
+            "the hub cannot be reached, copy the model's folder here (config.json, "
+            "model.safetensors, tokenizer files) and set model.name=<that folder>. A name must be a "
+            "hub id or a folder with config.json."
         ) from None
 
 
 @lru_cache(maxsize=8)
 def _fetched(name: str, revision: str | None) -> Path:
-    """The folder in the hub's cache that holds one revision; it fetches only files that may be read.
+    """Download one revision and return its folder in the hub's cache. Only files that may be read are
+    downloaded.
 
-    It asks once in a process: what is hashed is then what is loaded, also if the hub changes.
+    The hub is asked once in a process: then the loaded files are the hashed files, also if the hub changes.
     """
     from httpx import HTTPError
     from huggingface_hub import snapshot_download
@@ -327,7 +330,7 @@ def _fetched(name: str, revision: str | None) -> Path:
                 snapshot_download(name, revision=revision, allow_patterns=list(FETCHED))
             )
     except (OSError, HTTPError):
-        # Out of reach. If the cache lacks a file, it is missed when the folder is read.
+        # The hub cannot be reached. Reading the folder finds out if the cache lacks a file.
         cached = in_cache(name, revision)
         if cached is None:
             raise
@@ -335,7 +338,7 @@ def _fetched(name: str, revision: str | None) -> Path:
 
 
 def in_cache(name: str, revision: str | None = None) -> Path | None:
-    """The folder of a hub model that was fetched before; None if there is none. Fetches nothing."""
+    """Return the folder of a hub model that was downloaded before; None if there is none."""
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -348,7 +351,7 @@ def in_cache(name: str, revision: str | None = None) -> Path | None:
 
 @contextmanager
 def _named(settings: ModelSettings) -> Iterator[None]:
-    """Let every ValueError name `model.name`."""
+    """Put `model.name` into every ValueError."""
     try:
         yield
     except ValueError as error:
@@ -357,7 +360,7 @@ def _named(settings: ModelSettings) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No loading report and no bar of the library's own while a model loads or is saved."""
+    """Switch off the library's report and progress bar while a model is loaded or saved."""
     from transformers.utils import logging
 
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

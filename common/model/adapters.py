@@ -1,4 +1,4 @@
-"""Low-rank adapters: small matrices that are trained in place of the model, which stays as it was loaded."""
+"""Low-rank adapters: small matrices are trained, and the model itself stays as it was loaded."""
 
 from __future__ import annotations
 
@@ -30,22 +30,25 @@ TARGETS: dict[str, tuple[str, ...]] = {
         _ATTENTION,
     ),
 }
-"""By a model's `model_type`: the linear layers that LoRA's authors adapt, those of queries and values."""
-_NAME = "default"  # as peft calls an adapter that has no name
-_A, _B, _BASE = f"lora_A.{_NAME}.", f"lora_B.{_NAME}.", "base_layer."
+"""Linear layers to adapt by `model_type`: those of queries and values, as LoRA's authors do."""
+_NAME = "default"  # peft's name of an adapter without one
+_A = f"lora_A.{_NAME}."
+_B = f"lora_B.{_NAME}."
+_BASE = "base_layer."
 
 
 def add_adapters(
     text_model: TextModel, settings: AdapterSettings, seed: int
 ) -> TextModel:
-    """Put LoRA (Hu et al. 2022, arXiv:2106.09685) beside a model's layers; freeze all but it and the head.
+    """Add LoRA (Hu et al. 2022, arXiv:2106.09685) to a model, and freeze all except it and the head.
 
-    W x becomes W x + alpha/rank B A x. A is drawn from stream `adapter`, uniform in ±1/sqrt(inputs), and B is
-    0, so that the model starts as it was. With `lora_ffa` A is frozen too (FFA-LoRA, Sun et al. 2024,
-    arXiv:2403.12313): every site draws the same, and the mean of the B is that of the products B A.
+    W x becomes W x + alpha/rank B A x. A is drawn from stream `adapter`, uniform in
+    ±1/sqrt(inputs), and B is 0, so that the model starts unchanged. With `lora_ffa` A is frozen too
+    (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313): every site draws the same A, so that the mean of
+    the B gives the mean of the products B A.
 
     Raises:
-        ValueError: the layers to adapt are not known, or not there.
+        ValueError: the layers to adapt are unknown or missing.
     """
     from peft import inject_adapter_in_model
 
@@ -81,7 +84,7 @@ def add_adapters(
 
 
 def lora_config(settings: AdapterSettings, model: Any, **more: Any) -> LoraConfig:
-    """What peft calls these adapters."""
+    """Return these adapters as a configuration of peft. Args: more: further fields of it."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -101,20 +104,21 @@ def _check_targets(settings: AdapterSettings, text_model: TextModel) -> None:
     if targets is None or not set(targets) <= set(linear):
         named = f"are {', '.join(targets)}" if targets else "are not known"
         raise ValueError(
-            f"adapters.targets: the layers to adapt {named}, and a model of type '{model.config.model_type}' "
-            f"has these: {', '.join(linear)}. Set adapters.targets=[…] to some of them."
+            f"adapters.targets: the layers to adapt {named}, and a model of type "
+            f"'{model.config.model_type}' has these: {', '.join(linear)}. Set "
+            "adapters.targets=[…] to some of them."
         )
     for name in layers:
         last = name.rpartition(".")[2]
         if f"{name}.weight" in text_model.frozen and last in targets:
             raise ValueError(
-                f"adapters.targets names '{last}', which train.frozen=embeddings leaves as it is. Take it "
-                "out of adapters.targets, or set train.frozen=none."
+                f"adapters.targets names '{last}', which train.frozen=embeddings freezes. Remove "
+                "it from adapters.targets, or set train.frozen=none."
             )
 
 
 def _linear_layers(model: Any) -> Iterator[str]:
-    """Names of the linear layers of the encoder or decoder under the head."""
+    """Yield the names of the linear layers of the encoder or decoder under the head."""
     prefix = f"{model.base_model_prefix}."
     for name, module in model.named_modules():
         if name.startswith(prefix) and isinstance(module, torch.nn.Linear):
@@ -122,15 +126,13 @@ def _linear_layers(model: Any) -> Iterator[str]:
 
 
 def merged_tensors(model: nn.Module, settings: AdapterSettings) -> dict[str, Tensor]:
-    """The state dict of the model without adapters, of weights W + alpha/rank B A in fp32."""
+    """Return the state dict of the model without adapters: weights W + alpha/rank B A in fp32."""
     state = model.state_dict()
-    merged = {
-        name.replace(_BASE, ""): tensor.float()
-        if tensor.is_floating_point()
-        else tensor
-        for name, tensor in state.items()
-        if _A not in name and _B not in name
-    }
+    merged = {}
+    for name, tensor in state.items():
+        if _A not in name and _B not in name:
+            is_float = tensor.is_floating_point()
+            merged[name.replace(_BASE, "")] = tensor.float() if is_float else tensor
     for name, a in state.items():
         if _A in name:
             change = state[name.replace(_A, _B)].float() @ a.float()
@@ -145,7 +147,7 @@ def save_adapter(
     """Write adapters and new head as peft does: `PeftModel.from_pretrained(base_model, folder)` reads them.
 
     Args:
-        base: what the model was loaded from, for `adapter_config.json`.
+        base: name of the model that was loaded, for `adapter_config.json`.
     """
     from safetensors.torch import save_file
 

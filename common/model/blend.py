@@ -1,4 +1,7 @@
-"""Adaptive blending units: activations that are learned as a weighted sum of known ones, layer by layer."""
+"""Adaptive blending units: each layer learns its activation as a weighted sum of known ones.
+
+Everything that a study does to activations is here.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_TYPE = "wardround_blended"
-"""In the `config.json` of a folder whose activations are blended: plain transformers refuses it by name."""
+"""`model_type` in the `config.json` of a blended model; plain transformers refuses this name."""
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "elu": nn.functional.elu,
@@ -27,8 +30,8 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "gelu": nn.functional.gelu,
 }
-"""Beside swish, x sigmoid(beta x), whose beta is trained."""
-# The names that classes of activations have in transformers and PyTorch.
+"""All functions except swish, x sigmoid(beta x), whose beta is trained."""
+# Names of the functions by the class of activation in transformers and PyTorch.
 _OWN = {
     "ReLU": "relu",
     "Tanh": "tanh",
@@ -45,18 +48,19 @@ NORMALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "positive": lambda alpha: alpha.clamp(min=0) / alpha.clamp(min=0).sum(),
     "softmax": lambda alpha: alpha.softmax(dim=0),
 }
-"""By `model.abu_normalisation`, from alpha to the weights of the functions."""
+"""Maps from alpha to the weights of the functions, by `model.abu_normalisation`."""
 
 
 class Blend(nn.Module):
     """sum_i a_i f_i(x), with a from the trained `alpha` (Sütfeld et al. 2018, arXiv:1806.10064, section 2).
 
-    The functions are the paper's (ReLU, ELU, tanh, swish, identity) and GELU. It begins as the activation it
-    takes the place of, bit for bit: all weight on that one. `softmax` cannot; it begins even.
+    The functions are the paper's (ReLU, ELU, tanh, swish, identity) and GELU. At first all weight is
+    on the activation that it replaces, so that it equals that one bit for bit. With `softmax` this
+    is impossible: it starts with equal weights.
     """
 
     def __init__(self, own: nn.Module, normalisation: str) -> None:
-        """Args: own: the activation whose place is taken, one of `_OWN`."""
+        """Args: own: the activation to replace, one of `_OWN`."""
         super().__init__()
         name = _OWN[type(own).__name__]
         self.functions: dict[str, Callable[[Tensor], Tensor]] = {
@@ -73,7 +77,7 @@ class Blend(nn.Module):
         self.beta = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
+        """Blend the functions of x, element by element; x has any shape."""
         weights = self.normalise(self.alpha)
         parts = zip(weights, self.functions.values(), strict=True)
         return sum(
@@ -81,39 +85,35 @@ class Blend(nn.Module):
         )
 
     def _swish(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(
-            self.beta[0] * x
-        )  # a number: what autocast made bf16 stays bf16
+        # beta[0] has no dimension, so that a bf16 tensor of autocast stays bf16.
+        return x * torch.sigmoid(self.beta[0] * x)
 
 
 def blend_activations(model: Any, settings: ModelSettings) -> None:
-    """Put blends in the place of a model's activations: that of its head, or of every feed-forward layer too.
+    """Replace the activation of a model's head by a blend, or also those of all feed-forward layers.
 
     Raises:
-        ValueError: the architecture has no such place, or an activation that no blend can begin as.
+        ValueError: the architecture has no such activation, or one that no blend can start as.
     """
     places = list(_places(model))
     if settings.abu_where == "head":
         places = [(module, name) for module, name in places if _is_head(module, name)]
-    odd = {
-        type(getattr(module, name)).__name__ for module, name in places
-    } - _OWN.keys()
-    if odd or not places:
-        what = (
-            f"activations of kind {', '.join(sorted(odd))}"
-            if odd
-            else "no activation there"
-        )
+    kinds = {type(getattr(module, name)).__name__ for module, name in places}
+    unknown = sorted(kinds - _OWN.keys())
+    if unknown or not places:
+        found = "no activation there"
+        if unknown:
+            found = f"activations of kind {', '.join(unknown)}"
         raise ValueError(
-            f"model.activation is abu in {settings.abu_where}, but '{settings.name}' has {what}. Set "
-            "model.activation=own, or model.abu_where=all where only the head has none."
+            f"model.activation is abu in {settings.abu_where}, but '{settings.name}' has "
+            f"{found}. Set model.activation=own, or model.abu_where=all if only the head has none."
         )
     for module, name in places:
         setattr(module, name, Blend(getattr(module, name), settings.abu_normalisation))
 
 
 def _places(model: Any) -> Iterator[tuple[Any, str]]:
-    """Modules, and under which name each holds an activation."""
+    """Yield every module with an activation, and the name of its attribute."""
     if type(model).__name__ == "DistilBertForSequenceClassification":
         model.__class__ = _blended_distilbert()
         model.head_activation = nn.ReLU()
@@ -132,7 +132,7 @@ def _is_head(module: Any, name: str) -> bool:
 
 
 def _blended_distilbert() -> type:
-    """DistilBERT's classifier writes its ReLU into `forward`; this one has it in a place of its own."""
+    """Return DistilBERT's classifier with its ReLU as a module; the original calls a function."""
     from transformers import DistilBertForSequenceClassification
     from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -142,9 +142,10 @@ def _blended_distilbert() -> type:
         def forward(
             self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
         ) -> Any:
-            state = self.distilbert(input_ids=input_ids, attention_mask=attention_mask)[
-                0
-            ][:, 0]  # (B, d)
+            encoded = self.distilbert(
+                input_ids=input_ids, attention_mask=attention_mask
+            )
+            state = encoded[0][:, 0]  # (B, d)
             state = self.dropout(self.head_activation(self.pre_classifier(state)))
             return SequenceClassifierOutput(logits=self.classifier(state))
 
@@ -152,7 +153,7 @@ def _blended_distilbert() -> type:
 
 
 def blend_parameters(model: nn.Module) -> set[str]:
-    """Names of the parameters of all blends: they are kept out of weight decay, as in the paper."""
+    """Return the names of the parameters of all blends. They have no weight decay, as in the paper."""
     return {
         f"{name}.{parameter}"
         for name, module in model.named_modules()
@@ -162,17 +163,17 @@ def blend_parameters(model: nn.Module) -> set[str]:
 
 
 def save_blended(model: Any, settings: ModelSettings, folder: Path) -> None:
-    """Write a model with blends: for `load_blended`, while plain transformers says that it cannot."""
+    """Write a model with blends, for `load_blended`. Plain transformers refuses the folder."""
     from safetensors.torch import save_file
 
     config = model.config.to_dict()
-    told = {
+    content = {
         "model_type": MODEL_TYPE,
         "where": settings.abu_where,
         "normalisation": settings.abu_normalisation,
         "base": config | {"architectures": None},
     }
-    (folder / CONFIG).write_text(json.dumps(told, indent=2), encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(content, indent=2), encoding="utf-8")
     tensors = {
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in model.state_dict().items()
@@ -181,23 +182,22 @@ def save_blended(model: Any, settings: ModelSettings, folder: Path) -> None:
 
 
 def is_blended(folder: Path) -> bool:
-    """Whether `save_blended` wrote it."""
-    told = read_json(folder / CONFIG)
-    return bool(told.get("model_type") == MODEL_TYPE)
+    """Return true if `save_blended` wrote the folder."""
+    return bool(read_json(folder / CONFIG).get("model_type") == MODEL_TYPE)
 
 
 def load_blended(folder: Path) -> Any:
-    """The classifier that a run with `model.activation=abu` left in `<run_dir>/model`.
+    """Load the model of a run with `model.activation=abu` from `<run_dir>/model`.
 
     Raises:
-        OSError, KeyError, RuntimeError, ValueError: the folder is not one that `save_blended` wrote.
+        OSError, KeyError, RuntimeError, ValueError: `save_blended` did not write the folder.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    told = read_json(folder / CONFIG)
+    content = read_json(folder / CONFIG)
     task = task_of(settings_of_model(folder))
-    model: Any = empty_model(folder, told["base"], task.model_class())
+    model: Any = empty_model(folder, content["base"], task.model_class())
     where = ModelSettings(
         "",
         "hub",
@@ -205,8 +205,8 @@ def load_blended(folder: Path) -> Any:
         None,
         "own",
         "abu",
-        told["where"],
-        told["normalisation"],
+        content["where"],
+        content["normalisation"],
         None,
     )
     blend_activations(model, where)

@@ -22,13 +22,13 @@ class TextModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     new_head: tuple[str, ...]
-    """Parameters the checkpoint did not hold: `classifier.*`, and DistilBERT's `pre_classifier.*`."""
+    """Names of the parameters that the files of the model do not hold."""
     num_outputs: int
     """Outputs of the head, C."""
     task: Task
     frozen: frozenset[str] = frozenset()
-    """Parameters that are not trained and do not travel: with adapters all but them and the new head, with
-    `train.frozen=embeddings` the embeddings."""
+    """Names of the parameters that are not trained and do not travel. With adapters these are all
+    except the adapters and the new head; with `train.frozen=embeddings`, the embeddings."""
 
 
 def build_model(
@@ -44,8 +44,8 @@ def build_model(
         attention: transformers' `attn_implementation`; None takes the model's own.
 
     Raises:
-        ValueError: the model is not there, is out of reach, is no text classifier, or has an encoder that
-            does not fit the head of `settings.head`.
+        ValueError: the model is missing, cannot be reached, does not fit the task, or its
+            encoder does not fit `settings.head`.
     """
     tokenizer = load_tokenizer(settings)
     model, info = load_model(
@@ -57,10 +57,9 @@ def build_model(
         ignore_mismatched_sizes=True,
     )
     if tokenizer.pad_token_id is not None:
-        # Decoders look for the last token that is no padding, by this number alone.
-        model.config.pad_token_id = model.config.get_text_config().pad_token_id = (
-            tokenizer.pad_token_id
-        )
+        # Decoders find the last token before the padding by this number alone.
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     new_head = tuple(sorted(set(info["missing_keys"]) | mismatched))
     _refuse_new_encoder(settings, model, new_head)
@@ -81,9 +80,9 @@ def _refuse_new_encoder(
     ]
     if encoder:
         raise ValueError(
-            f"model.name is '{settings.name}', whose files hold no weights for {len(encoder)} parameters of "
-            f"the encoder (first: {encoder[0]}). Give a pre-trained model of the architecture its "
-            "config.json names."
+            f"model.name is '{settings.name}', whose files hold no weights for {len(encoder)} "
+            f"parameters of the encoder (first: {encoder[0]}). Give a pre-trained model of the "
+            "architecture its config.json names."
         )
 
 
@@ -92,7 +91,8 @@ def _refuse_undone_head(settings: ModelSettings, new_head: tuple[str, ...]) -> N
         name.startswith("classifier.") for name in new_head
     ):
         raise ValueError(
-            f"model.abu_normalisation is 'softmax', which begins even and would undo what '{settings.name}' "
-            "has learned below its classifier. Set model.head=distilbert on a BERT encoder, whose "
-            "pre_classifier is new, or another normalisation."
+            "model.abu_normalisation is 'softmax', which starts with equal weights and would "
+            f"undo what '{settings.name}' has learned below its classifier. Set "
+            "model.head=distilbert on a BERT encoder, whose pre_classifier is new, or another "
+            "normalisation."
         )

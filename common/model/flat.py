@@ -1,14 +1,14 @@
-"""Which tensors leave a client, and the one flat buffer they live in."""
+"""The tensors that leave a client, in one flat buffer."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import ceil, prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,58 +25,56 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of the shared tensors, in name order, and where each lies in the flat buffer."""
+    """Names, shapes and places of the shared tensors in the flat buffer, in name order."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     offsets: tuple[int, ...]
     """First element of each tensor in the buffer."""
     size: int
-    """Elements of the buffer, fp32; the gaps between tensors hold zeros."""
+    """Number of elements in the buffer, fp32; the gaps between tensors hold zeros."""
     base: str = ""
-    """SHA-256 of the frozen tensors beside which these are trained; empty where there are none."""
+    """SHA-256 of the frozen tensors of the model; empty if there are none."""
 
     @classmethod
     def of(cls, shapes: dict[str, tuple[int, ...]], base: str = "") -> Layout:
-        """Lay tensors of these shapes out."""
-        offsets, end = [], 0
-        for name in sorted(shapes):
+        """Return a layout for tensors of these shapes."""
+        names = sorted(shapes)
+        offsets = []
+        end = 0
+        for name in names:
             offsets.append(end)
-            end += -(-prod(shapes[name]) // _ALIGNMENT) * _ALIGNMENT
-        names = tuple(sorted(shapes))
-        return cls(
-            names,
-            tuple(tuple(shapes[name]) for name in names),
-            tuple(offsets),
-            end,
-            base,
-        )
+            num_blocks = ceil(prod(shapes[name]) / _ALIGNMENT)
+            end += num_blocks * _ALIGNMENT
+        in_order = tuple(tuple(shapes[name]) for name in names)
+        return cls(tuple(names), in_order, tuple(offsets), end, base)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of names, shapes and base: equal digests mean buffers that can be averaged."""
-        parts = [self.names, self.shapes, *([self.base] if self.base else [])]
+        """SHA-256 of names, shapes and base. Buffers with equal digests can be averaged."""
+        parts: list[object] = [self.names, self.shapes]
+        if self.base:
+            parts.append(self.base)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Name -> view into `flat`, (size,) fp32, in name order."""
+        """Return a view into `flat`, (size,) fp32, for each name, in name order."""
+        places = zip(self.names, self.shapes, self.offsets, strict=True)
         return {
             name: flat[start : start + prod(shape)].view(shape)
-            for name, shape, start in zip(
-                self.names, self.shapes, self.offsets, strict=True
-            )
+            for name, shape, start in places
         }
 
     def num_elements(self) -> tuple[int, ...]:
-        """Numbers in each tensor, in the order of `names`."""
+        """Return the number of elements of each tensor, in the order of `names`."""
         return tuple(prod(shape) for shape in self.shapes)
 
     def num_bytes(self) -> int:
-        """Bytes of the buffer."""
+        """Return the size of the buffer in bytes."""
         return self.size * 4
 
     def most_update_bytes(self) -> int:
-        """More than an update takes in any form of `common/wire/forms.py`."""
+        """Return a size in bytes that no form of an update exceeds (`common/wire/forms.py`)."""
         return 2 * self.num_bytes()
 
 
@@ -85,8 +83,9 @@ def flatten_model(
 ) -> tuple[Layout, Tensor]:
     """Move the model's shared tensors into one buffer on `device`; its parameters become views of it.
 
-    Shared are all parameters and the floating-point buffers of the state dict; where some parameters are
-    frozen, the others. Loading global weights is then one copy, and handing over trained ones is none.
+    All parameters and the floating-point buffers of the state dict are shared. If some parameters
+    are frozen, only the other parameters are shared. Then loading global weights is one copy, and
+    reading trained weights needs no copy.
 
     Returns:
         The layout, and the buffer: (layout.size,) fp32.
@@ -98,9 +97,7 @@ def flatten_model(
         trained = {name for name, _ in model.named_parameters()} - frozen
         base = _sha256((name, shared[name]) for name in sorted(shared.keys() - trained))
         shared = {name: shared[name] for name in trained}
-    layout = Layout.of(
-        {name: tuple(tensor.shape) for name, tensor in shared.items()}, base
-    )
+    layout = Layout.of(_shapes(shared), base)
     flat = torch.zeros(layout.size, dtype=torch.float32, device=device)
     for name, view in layout.views(flat).items():
         view.copy_(shared[name].detach())
@@ -109,10 +106,14 @@ def flatten_model(
 
 
 def move_model(model: nn.Module, layout: Layout, flat: Tensor) -> None:
-    """Make the model's shared tensors views of `flat`, (layout.size,) fp32, and its numbers the model's."""
+    """Make the model's shared tensors views of `flat`, (layout.size,) fp32, with the values in it."""
     tensors = _all_tensors(model)
     for name, view in layout.views(flat).items():
         tensors[name].data = view
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -125,10 +126,8 @@ def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def tensors_to_flat(layout: Layout, tensors: dict[str, Tensor]) -> Tensor:
-    """Inverse of `Layout.views`, on the CPU. Raises ValueError where names or shapes differ."""
-    found = Layout.of(
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, layout.base
-    )
+    """Inverse of `Layout.views`, on the CPU. Raises ValueError if names or shapes differ."""
+    found = Layout.of(_shapes(tensors), layout.base)
     if found.digest != layout.digest:
         odd = sorted(set(found.names) ^ set(layout.names)) or "their shapes"
         raise ValueError(
@@ -141,7 +140,7 @@ def tensors_to_flat(layout: Layout, tensors: dict[str, Tensor]) -> Tensor:
 
 
 def distance(trained: Tensor, start: Tensor) -> float:
-    """L2 norm of (trained - start), both (P,) fp32, block by block."""
+    """Return the L2 norm of (trained - start), both (P,) fp32, computed block by block."""
     squared = 0.0
     for first in range(0, len(trained), _BLOCK):
         delta = trained[first : first + _BLOCK] - start[first : first + _BLOCK]
@@ -150,12 +149,19 @@ def distance(trained: Tensor, start: Tensor) -> float:
 
 
 def cosine(product: float, norms: float) -> float:
-    """Of two vectors, from their product and that of their norms; 0 where one of them is zero."""
-    return max(-1.0, min(1.0, product / norms)) if norms > 0 else 0.0
+    """Return the cosine of two vectors; 0 if one of them is zero.
+
+    Args:
+        product: of the vectors.
+        norms: product of their norms.
+    """
+    if not norms > 0:
+        return 0.0
+    return max(-1.0, min(1.0, product / norms))
 
 
 def tensor_of(array: np.ndarray) -> Tensor:
-    """A tensor on an array's memory, to be read and never written: what was received may be read-only."""
+    """Return a tensor on an array's memory. Never write to it: received arrays may be read-only."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="The given NumPy array is not writable"
@@ -164,17 +170,18 @@ def tensor_of(array: np.ndarray) -> Tensor:
 
 
 def model_sha256(layout: Layout, flat: Tensor) -> str:
-    """SHA-256 over the shared tensors in name order: name (UTF-8), then little-endian fp32 bytes.
+    """Return the SHA-256 over the shared tensors in name order: name (UTF-8), little-endian fp32 bytes.
 
-    Where they stand beside frozen ones, that base's SHA-256 comes first.
+    If the model has frozen tensors, the SHA-256 of this base comes first.
     """
     return _sha256(layout.views(flat).items(), layout.base)
 
 
 def files_sha256(paths: Sequence[Path]) -> str:
-    """What `model_sha256` is for a model that was saved whole, from its files of weights alone.
+    """Return the `model_sha256` of a model that was saved whole, from its files of weights.
 
-    A model with adapters has another one: they are merged into the weights when it is saved.
+    For a model with adapters the hashes differ: the adapters are merged into the weights when it is
+    saved.
 
     Raises:
         OSError, SafetensorError: a file cannot be read, or is damaged.
@@ -183,7 +190,7 @@ def files_sha256(paths: Sequence[Path]) -> str:
 
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
-        place = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        place = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no mapping
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
             for name in sorted(place):
@@ -198,13 +205,6 @@ def _sha256(tensors: Iterable[tuple[str, Tensor]], first: str = "") -> str:
     digest = hashlib.sha256(first.encode())
     for name, tensor in tensors:
         digest.update(name.encode())
-        digest.update(
-            tensor.detach()
-            .float()
-            .cpu()
-            .contiguous()
-            .numpy()
-            .astype("<f4", copy=False)
-            .data
-        )
+        array = tensor.detach().float().cpu().contiguous().numpy()
+        digest.update(array.astype("<f4", copy=False).data)
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""Which parameters of a model turn tokens into vectors, so that a run can leave them as they are.
+"""Freeze the parameters that turn tokens into vectors.
 
-Every update of a word embedding tells which words its texts use: the row of a word moves only if the word
-occurs. The same holds for each layer that reads the vector of a token and nothing else.
+An update of word embeddings reveals the words of its texts: the row of a word moves only if the word
+occurs. The same holds for each layer that reads the vector of one token and nothing else.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 def freeze_embeddings(text_model: TextModel) -> TextModel:
-    """The same model; word, position and type embeddings are not trained and do not travel.
+    """Freeze word, position and type embeddings: they are not trained and do not travel.
 
-    Frozen as well are their normalisation layers, and a layer that maps an embedding to the width of the
-    encoder (ALBERT, ELECTRA), for its input is the embedding of one token.
+    Their normalisation layers are frozen too, and a layer that maps an embedding to the width of
+    the encoder (ALBERT, ELECTRA), because its input is the embedding of one token.
 
     Raises:
-        ValueError: the architecture does not say which of its parts holds the word embeddings.
+        ValueError: the architecture does not name the part that holds the word embeddings.
     """
     model = text_model.model
     names = frozenset(_embedding_parameters(model)) - set(text_model.new_head)
     if not names:
         raise ValueError(
-            f"train.frozen is embeddings, but {type(model).__name__} does not say which of its parameters "
-            "are word embeddings. Set train.frozen=none, or choose another model."
+            f"train.frozen is embeddings, but {type(model).__name__} does not name its word "
+            "embeddings. Set train.frozen=none, or choose another model."
         )
     for name in names:
         model.get_parameter(name).requires_grad_(False)
@@ -40,7 +40,7 @@ def freeze_embeddings(text_model: TextModel) -> TextModel:
 
 
 def _embedding_parameters(model: PreTrainedModel) -> set[str]:
-    """Names of the parameters of every module that stands before the layers and makes embeddings."""
+    """Return the names of the parameters of all modules before the layers that make embeddings."""
     width = _width_of_words(model)
     found: set[str] = set()
     for name, module in _outside_of_layers(model):
@@ -54,7 +54,7 @@ def _embedding_parameters(model: PreTrainedModel) -> set[str]:
 
 
 def _outside_of_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of the encoder or decoder that stand in no list of layers, with their names."""
+    """Yield the modules of the encoder or decoder that are in no list of layers, with their names."""
     layers: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList):
@@ -65,7 +65,7 @@ def _outside_of_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]
 
 
 def _width_of_words(model: PreTrainedModel) -> int:
-    """Numbers in the embedding of a word; 0 if the model does not say which module makes it."""
+    """Return the width of a word embedding; 0 if the model does not name the module."""
     try:
         words = model.get_input_embeddings()
     except NotImplementedError:
@@ -74,7 +74,7 @@ def _width_of_words(model: PreTrainedModel) -> int:
 
 
 def _maps_embeddings(module: nn.Module, width: int, model: PreTrainedModel) -> bool:
-    """Whether a linear layer reads embeddings of another width than the encoder has."""
+    """Return true if a linear layer reads embeddings of another width than that of the encoder."""
     hidden_size = model.config.get_text_config().hidden_size
     if width == hidden_size or not isinstance(module, nn.Linear):
         return False

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Headed = tuple["PreTrainedModel", tuple[str, ...]]
-"""A classifier, and the names of its parameters that no pre-training brought."""
+"""A model, and the names of its parameters that pre-training did not bring."""
 
-# BERT's names and DistilBERT's for the same tensors; the first that fits a name counts.
+# Names of the same tensors in BERT and in DistilBERT, replaced in this order.
 _RENAMED = (
     ("bert.embeddings.", "distilbert.embeddings."),
     ("bert.encoder.layer.", "distilbert.transformer.layer."),
@@ -33,12 +33,12 @@ _RENAMED = (
     (".output.dense.", ".ffn.lin2."),
     (".output.LayerNorm.", ".output_layer_norm."),
 )
-# What both configurations call the same.
+# Fields with the same name in both configurations.
 _SAME_FACTS = (
     *("vocab_size", "max_position_embeddings", "initializer_range"),
     *("pad_token_id", "id2label", "label2id"),
 )
-# DistilBERT's normalisation layers have no other.
+# The only value that DistilBERT's normalisation layers have.
 _LAYER_NORM_EPSILON = 1e-12
 
 
@@ -47,7 +47,9 @@ def draw_head(
 ) -> None:
     """Draw the named parameters anew, in place, as BERT's heads are: N(0, initializer_range), biases 0.
 
-    `client` 0 is the server's one shared head; clients that draw their own use their number + 1.
+    Args:
+        client: 0 for the head that all clients share; a client that draws its own head uses its
+            number + 1.
     """
     deviation = float(getattr(model.config, "initializer_range", 0.02))
     parameters = dict(model.named_parameters())
@@ -83,18 +85,20 @@ def _own(
 def _distilbert(
     settings: ModelSettings, model: Any, new_head: tuple[str, ...]
 ) -> Headed:
-    """The same BERT encoder under `pre_classifier`, ReLU, dropout and classifier, all of them new.
+    """Put the BERT encoder under `pre_classifier`, ReLU, dropout and classifier, all of them new.
 
-    Weights are copied one by one. DistilBERT has no token types, so row 0, which every token of a single
-    text has, goes into the position embeddings; the pooler is left behind. The dropout before the
-    classifier stays BERT's, so that the two heads differ in their layers only.
+    Weights are copied one by one. DistilBERT has no token types. Every token of a single text has
+    type 0, so that row 0 is added to the position embeddings. The pooler is left out. The dropout
+    before the classifier stays BERT's, so that the two heads differ in their layers only.
     """
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
     config = model.config
     _refuse_other_encoder(settings, config)
     dropout = config.classifier_dropout
-    worn = DistilBertForSequenceClassification(
+    if dropout is None:
+        dropout = config.hidden_dropout_prob
+    built = DistilBertForSequenceClassification(
         DistilBertConfig(
             **{name: getattr(config, name) for name in _SAME_FACTS},
             n_layers=config.num_hidden_layers,
@@ -103,29 +107,24 @@ def _distilbert(
             hidden_dim=config.intermediate_size,
             dropout=config.hidden_dropout_prob,
             attention_dropout=config.attention_probs_dropout_prob,
-            seq_classif_dropout=config.hidden_dropout_prob
-            if dropout is None
-            else dropout,
+            seq_classif_dropout=dropout,
             activation=config.hidden_act,
         )
     )
-    worn.set_attn_implementation(config._attn_implementation)
+    built.set_attn_implementation(config._attn_implementation)
     encoder = {
         _renamed(name): tensor
         for name, tensor in model.state_dict().items()
         if name.startswith(("bert.embeddings.", "bert.encoder."))
     }
     token_types = encoder.pop("distilbert.embeddings.token_type_embeddings.weight")
-    positions = encoder["distilbert.embeddings.position_embeddings.weight"]
-    encoder["distilbert.embeddings.position_embeddings.weight"] = (
-        positions + token_types[0]
-    )
-    missing, unexpected = worn.load_state_dict(encoder, strict=False)
+    positions = "distilbert.embeddings.position_embeddings.weight"
+    encoder[positions] = encoder[positions] + token_types[0]
+    missing, unexpected = built.load_state_dict(encoder, strict=False)
     assert not unexpected, unexpected
-    assert all(
-        name.startswith(("pre_classifier.", "classifier.")) for name in missing
-    ), missing
-    return worn, tuple(sorted(missing))
+    new_layers = ("pre_classifier.", "classifier.")
+    assert all(name.startswith(new_layers) for name in missing), missing
+    return built, tuple(sorted(missing))
 
 
 def _renamed(name: str) -> str:
@@ -137,8 +136,8 @@ def _renamed(name: str) -> str:
 def _refuse_other_encoder(settings: ModelSettings, config: Any) -> None:
     if config.model_type != "bert" or config.layer_norm_eps != _LAYER_NORM_EPSILON:
         raise ValueError(
-            f"model.head is '{settings.head}', which needs a BERT encoder with layer_norm_eps 1e-12; "
-            f"'{settings.name}' has model_type {config.model_type} and layer_norm_eps "
+            f"model.head is '{settings.head}', which needs a BERT encoder with layer_norm_eps "
+            f"1e-12; '{settings.name}' has model_type {config.model_type} and layer_norm_eps "
             f"{getattr(config, 'layer_norm_eps', 'none')}. Set model.head=own."
         )
 
@@ -149,4 +148,4 @@ HEADS: dict[
     "own": _own,
     "distilbert": _distilbert,
 }
-"""By `model.head`: the head an encoder wears, its own architecture's or DistilBERT's."""
+"""Head of an encoder by `model.head`: that of its own architecture, or DistilBERT's."""

@@ -1,11 +1,11 @@
-"""How much of an update one text can be: the weight of each step, and which texts speak in it.
+"""The share of one text in an update: the weight of each step, and the residual of each text.
 
 With plain SGD, weight decay wd and the pull mu of FedProx, a round of K steps moves the weights by
 
     - sum over k of a_k g_k,    a_k = rate_k (1 - rate_{k+1} (mu + wd)) ... (1 - rate_K (mu + wd))
 
-for the gradient g_k of step k is shrunk by every later step. A text that stands in step k is 1/|B_k| of that
-step. So its share of the update is the sum of |a_k| / |B_k| over its steps, divided by the sum of all |a_k|.
+because every later step shrinks the gradient g_k of step k. A text in step k is 1/|B_k| of that step.
+So its share of the update is the sum of |a_k| / |B_k| over its steps, divided by the sum of all |a_k|.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from wardround.common.settings.train import TrainSettings
 def learning_rate_at(
     peak: float, settings: TrainSettings, step: int, total_steps: int
 ) -> float:
-    """Learning rate of one step: constant, or warmed up linearly and then decayed to zero.
+    """Return the learning rate of a step: constant, or warmed up linearly and then decayed to zero.
 
     Args:
-        peak: the largest rate of the schedule.
-        step: steps that this client has taken in the whole run so far.
-        total_steps: steps that the schedule spans.
+        peak: largest rate of the schedule.
+        step: number of steps that this client has taken in the whole run so far.
+        total_steps: number of steps in the schedule.
     """
     if settings.schedule == "constant":
         return peak
@@ -50,22 +50,27 @@ class RoundSteps:
 
     @property
     def per_epoch(self) -> int:
-        """Steps of one pass. Raises ValueError if `drop_last` leaves no step."""
+        """Number of steps in one pass. Raises ValueError if `drop_last` leaves no step."""
         return count_steps(self.num_texts, self.settings)
 
     @property
     def total(self) -> int:
-        """Steps of the round, K."""
+        """Number of steps in the round, K."""
         return self.settings.local_epochs * self.per_epoch
 
     def rate(self, peak: float, step: int) -> float:
-        """Learning rate of a step of this round, from 0. Args: peak: of the parameter's group."""
+        """Return the learning rate of a step of this round.
+
+        Args:
+            peak: largest rate of the parameter's group.
+            step: from 0.
+        """
         first_step = (self.round - 1) * self.total
         spanned = (self.settings.schedule_rounds or 0) * self.total
         return learning_rate_at(peak, self.settings, first_step + step, spanned)
 
     def rates(self, peak: float) -> np.ndarray:
-        """Learning rate of every step, (K,) fp64: `rate` for all of them at once."""
+        """Return the learning rate of every step, (K,) fp64: `rate` for all steps at once."""
         if self.settings.schedule == "constant":
             return np.full(self.total, peak)
         spanned = (self.settings.schedule_rounds or 0) * self.total
@@ -77,10 +82,10 @@ class RoundSteps:
         return rates
 
     def weights(self, peak: float) -> np.ndarray:
-        """|a_k| of every step, (K,) fp64.
+        """Return |a_k| of every step, (K,) fp64.
 
-        For AdamW there is no such closed form, since its steps do not grow with the gradient; the same
-        numbers stand for them, with its decoupled weight decay.
+        For AdamW there is no such closed form, since its steps do not grow with the gradient. The same
+        numbers are used for it, with its decoupled weight decay.
         """
         rates = self.rates(peak)
         kept = np.abs(
@@ -91,7 +96,7 @@ class RoundSteps:
         return weights
 
     def sizes(self) -> np.ndarray:
-        """Texts in every step, (K,) int64."""
+        """Return the number of texts in every step, (K,) int64."""
         epoch = CUTS[self.settings.last_batch](
             np.arange(self.num_texts), self.settings.batch_size
         )
@@ -99,9 +104,10 @@ class RoundSteps:
         return np.tile(sizes, self.settings.local_epochs)
 
     def largest_influence(self) -> float:
-        """The largest share that a text can have, as a multiple of its even share 1/n.
+        """Return the largest share that a text can have, as a multiple of its even share 1/n.
 
-        The order of the texts is drawn anew in each epoch, so a text may stand in the heaviest step of all.
+        The order of the texts is drawn anew in each epoch, so that a text may be in the heaviest
+        step of every epoch.
         """
         return max(self._largest_influence(peak) for peak in peaks(self.settings))
 
@@ -116,17 +122,17 @@ class RoundSteps:
 
 
 def peaks(settings: TrainSettings) -> tuple[float, ...]:
-    """Largest learning rate of each group of parameters: the body's, and the new head's if it has its own."""
+    """Return the largest learning rate of the body, and that of the new head if it has its own."""
     head = settings.head_learning_rate
     return (settings.learning_rate,) if head is None else (settings.learning_rate, head)
 
 
 @dataclass
 class Speaking:
-    """Collects, while a round trains, how strongly each text speaks in the update.
+    """Collects the strength of each text in the update while a round trains.
 
-    A text speaks in a step by |a_k| / |B_k| times the length of its residual p - y: what the model answers
-    minus the label. A model can be made so that all texts but a chosen one have no residual.
+    In a step this is |a_k| / |B_k| times the length of the text's residual p - y: the prediction minus
+    the label. A model can be made in such a way that only one chosen text has a residual.
     """
 
     steps: RoundSteps
@@ -135,7 +141,7 @@ class Speaking:
     _weights: np.ndarray = field(init=False)
 
     def open(self, num_rows: int, device: torch.device) -> None:
-        """Begin a round. Args: num_rows: N, texts in the corpus that the client's are a part of."""
+        """Begin a round. Args: num_rows: N, number of texts in the whole corpus."""
         self._strength = torch.zeros(num_rows, dtype=torch.float64, device=device)
         self._weights = self.steps.weights(self.steps.settings.learning_rate)
 
@@ -153,9 +159,10 @@ class Speaking:
         self._strength.index_add_(0, rows, strength)
 
     def num_speaking(self) -> float:
-        """How many texts speak: n if all do alike, 1 if one alone does.
+        """Return the effective number of texts: n if all are equally strong, 1 if only one counts.
 
-        The participation ratio (sum of s_i)^2 / sum of s_i^2 of their strengths s_i; 0 if no text speaks.
+        This is the participation ratio (sum of s_i)^2 / sum of s_i^2 of the strengths s_i; 0 if all
+        are 0.
         """
         strength = self._strength
         squares = float(strength.square().sum())

@@ -1,4 +1,4 @@
-"""Two experts and a gate that weighs them text by text: one site's personal mixture, and its folder."""
+"""One site's personal mixture: two experts and a gate that weighs them text by text."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _LOCAL, _GLOBAL = "local", "global"
 class Mixture(nn.Module):
     """ŷ = h(x)·f_local(x) + (1 − h(x))·f_global(x) (Listo Zec et al. 2020, arXiv:2010.02056, equation 1).
 
-    Probabilities are mixed, not their logarithms, so that ŷ is a distribution. What `forward` calls logits is
-    log ŷ: its softmax is ŷ, and its cross-entropy is −log ŷ of the label, so that whatever trains, measures
-    or asks a classifier does so with a mixture. The gate h is the sigmoid of a small network on what the
-    global model's encoder makes of the text. The global expert is neither trained, nor saved as a part.
+    Probabilities are mixed, not their logarithms, so that ŷ is a distribution. The logits of `forward` are
+    log ŷ: their softmax is ŷ, and their cross-entropy is −log ŷ of the label. So a mixture can be trained
+    and evaluated like any other model. The gate h is the sigmoid of a small network; its input is the
+    output of the global model's encoder. The global expert is neither trained nor part of the state dict.
     """
 
     def __init__(self, local: Any, global_: Any, gate: nn.Module, task: Task) -> None:
@@ -56,21 +56,22 @@ class Mixture(nn.Module):
 
     @property
     def config(self) -> Any:
-        """Of the local expert; the labels are those of both."""
+        """Configuration of the local expert; both experts have the same labels."""
         return self.local.config
 
     def forward(self, **inputs: Tensor) -> Any:
-        """An output whose `logits`, (B, C) fp32, are log ŷ. Args: inputs: as of one of the experts."""
+        """Return an output whose `logits`, fp32, are log ŷ. Args: inputs: the same as for an expert."""
         with torch.no_grad():
-            seen = self.global_(**inputs, output_hidden_states=True)
-        state = _mean_over_tokens(seen.hidden_states[-1], inputs.get("attention_mask"))
+            found = self.global_(**inputs, output_hidden_states=True)
+        state = _mean_over_tokens(found.hidden_states[-1], inputs.get("attention_mask"))
         weight = self.gate(state).float()  # (B, 1), before the sigmoid
         local = self.local(**inputs).logits.float()
-        return type(seen)(logits=self.task.mix(weight, local, seen.logits.float()))
+        mixed = self.task.mix(weight, local, found.logits.float())
+        return type(found)(logits=mixed)
 
 
 def _mean_over_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, T, H) -> (B, H): of the text's own tokens, for encoders and decoders alike."""
+    """(B, T, H) -> (B, H): mean over the tokens of each text, without padding."""
     if mask is None:
         return states.mean(dim=1)
     counted = mask.unsqueeze(2).to(states.dtype)
@@ -78,7 +79,7 @@ def _mean_over_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def new_gate(width: int, hidden: int, seed: int) -> nn.Sequential:
-    """A gate drawn from stream `gate`: (B, width) -> (B, 1) over `hidden` units; at first h is near 1/2."""
+    """Draw a gate from stream `gate`: (B, width) -> (B, 1) over `hidden` units. At first h is near 1/2."""
     with torch_stream(seed, "gate"):
         return _gate(width, hidden)
 
@@ -90,7 +91,7 @@ def _gate(width: int, hidden: int) -> nn.Sequential:
 def save_mixture(
     folder: Path, mixture: Mixture, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Fill `folder`: `local/` and `global/`, each a model that transformers loads, and the gate."""
+    """Write the gate, and both experts as models of transformers in `local/` and `global/`."""
     with quietly():
         for name, expert in ((_LOCAL, mixture.local), (_GLOBAL, mixture.global_)):
             expert.save_pretrained(folder / name)
@@ -105,7 +106,7 @@ def save_mixture(
 def load_mixture(
     folder: Path | str, device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedTokenizerBase, Mixture]:
-    """Tokenizer and mixture, ready to be asked; `model(**tokenizer(…)).logits.softmax(1)` is ŷ, (B, C).
+    """Load tokenizer and mixture; `model(**tokenizer(…)).logits.softmax(1)` is ŷ, (B, C).
 
     Raises:
         OSError, ValueError: a part is missing, is no model, or is refused (`check_folder`).

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelState:
-    """The resident model. Its `flat` buffer is scratch space: load it before every use."""
+    """The resident model. Its `flat` buffer is overwritten by every use: load it before."""
 
     text_model: TextModel
     layout: Layout
@@ -41,9 +41,9 @@ _kept: tuple[tuple[object, ...], ModelState] | None = None
 def open_model(
     settings: Settings, label_names: tuple[str, ...], *, fresh: bool = False
 ) -> ModelState:
-    """The resident model of this process; built if it is not there, or if `fresh` is asked for.
+    """Return the resident model of this process; build it if there is none, or if `fresh` is true.
 
-    A fresh one holds the initial weights; a resident one holds whatever was trained last.
+    A fresh model has its initial weights; a resident model has the weights that were trained last.
 
     Raises:
         ValueError: the model or the device does not exist.
@@ -57,7 +57,7 @@ def open_model(
     parts = (settings.model, settings.adapters, frozen, label_names, settings.seed)
     key = (*parts, head_scale, device, attention)
     if fresh or _kept is None or _kept[0] != key:
-        _kept = None  # let go of the old model before the new one is built
+        _kept = None  # free the old model before the new one is built
         text_model = build_model(
             task_of(settings), settings.model, label_names, settings.seed, attention
         )
@@ -79,9 +79,9 @@ def _require_new_head(settings: Settings, text_model: TextModel) -> None:
         train.head_learning_rate is not None or train.head_warmup_rounds
     ):
         raise ValueError(
-            f"train.head_learning_rate is {train.head_learning_rate} and train.head_warmup_rounds is "
-            f"{train.head_warmup_rounds}, but '{settings.model.name}' brings its whole head, so that none of "
-            "it is new. Set them to null and 0, or name a model without a trained head."
+            f"train.head_learning_rate is {train.head_learning_rate} and train.head_warmup_rounds "
+            f"is {train.head_warmup_rounds}, but '{settings.model.name}' brings its whole head, so "
+            "that none of it is new. Set them to null and 0, or name a model without a trained head."
         )
 
 

@@ -1,10 +1,10 @@
-"""One site's personal models: what it makes of a released model with its own texts, for itself alone."""
+"""Personal models of one site: a released model, trained further on its own texts for its own use."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,8 @@ from wardround.common.pretrained import RUN_SETTINGS, quietly
 from wardround.common.runtime import stream_seed
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.table import task_of
+from wardround.common.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,39 +47,39 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OwnTexts:
-    """What a site trains on, decides by, and is judged by: three parts without a text in common."""
+    """Texts of a site to train on, to choose a model by, and to test it on. No text is in two parts."""
 
     owner: str
-    """Name of the site, or number of a client that is none. It names the random streams."""
+    """Name of the site, or number of a simulated client. It names the random streams."""
     train: TokenisedTexts
-    """Those that took part in rounds, then those that did not."""
+    """The texts that took part in rounds, then those that did not."""
     num_opted_out: int
-    """How many did not."""
+    """Number of texts that did not."""
     validation: TokenisedTexts
     test: TokenisedTexts
     everyone: TokenisedTexts | None = None
-    """Test texts of all clients; None where they are not at hand, or not asked for."""
+    """Test texts of all clients; None if they are not available or not requested."""
 
     @property
     def can_be_judged(self) -> bool:
-        """Whether there are texts to choose a model by, and others to judge it by."""
+        """True if there are texts to choose a model by, and others to test it on."""
         return len(self.validation) > 0 and len(self.test) > 0
 
 
 @dataclass(frozen=True)
 class Personal:
-    """What one site has: the numbers, and the weights of the model that it chose."""
+    """Results of one site, and the weights of the model that it chose."""
 
     record: SiteRecord
     weights: Mapping[str, Tensor]
-    """Copies on the CPU, under the names of the module that `Personaliser.module` makes of the method."""
+    """Copies on the CPU, with the names of the module that `Personaliser.module` returns."""
 
 
 class Personaliser:
     """Makes personal models of one released model, for one site after the other.
 
-    No message is sent, and no random stream of the run is used. Same settings, texts, owner and released
-    model give the same personal models, bit for bit, in a simulation and at the site itself.
+    It sends no message, and uses no random stream of the run. The same settings, texts, owner and
+    released model give the same personal models, bit for bit, in a simulation and at the site itself.
     """
 
     def __init__(
@@ -88,10 +90,10 @@ class Personaliser:
         released: the model folder that the run left.
 
         Raises:
-            ValueError: the released model is not there, or is not the one that the settings describe.
+            ValueError: the released model is missing, or does not match the settings.
         """
-        # A run that froze something leaves a whole model too: from there a site goes on, and nothing of what
-        # it makes for itself is sent.
+        # A run with frozen parameters releases a whole model too. A site trains all of it: nothing
+        # is sent.
         self.settings = replace(
             settings,
             adapters=replace(settings.adapters, name="none", base_precision="fp32"),
@@ -106,16 +108,15 @@ class Personaliser:
             model_sha256=model_sha256(self._state.layout, self.released),
             settings=settings.personalisation,
         )
-        """Of what is made here, without a site yet."""
+        """Record of this machine, without a site yet."""
 
     def personalise(self, own: OwnTexts) -> Personal:
-        """Train, measure and choose. Raises ValueError where `train.drop_last` leaves no whole batch."""
-        candidates, weights = {}, {}
+        """Train, measure and choose. Raises ValueError if `train.drop_last` leaves no whole batch."""
+        candidates = {}
+        weights = {}
+        compared = ("global", *TRAINED[self.settings.personalisation.name])
         for method in METHODS:
-            if (
-                method == "global"
-                or method in TRAINED[self.settings.personalisation.name]
-            ):
+            if method in compared:
                 candidates[method], weights[method] = self._candidate(method, own)
         chosen = choose(candidates)
         record = SiteRecord(
@@ -134,8 +135,8 @@ class Personaliser:
 
     def _fill(self, folder: Path, personal: Personal) -> None:
         folder.mkdir()
-        told = self.settings.without_places().to_json()
-        (folder / RUN_SETTINGS).write_text(told + "\n", encoding="utf-8")
+        settings = self.settings.without_places().to_json()
+        (folder / RUN_SETTINGS).write_text(settings + "\n", encoding="utf-8")
         model = self.module(personal.record.chosen, personal.record.name)
         model.load_state_dict(personal.weights)
         tokenizer = self._state.text_model.tokenizer
@@ -147,25 +148,24 @@ class Personaliser:
             tokenizer.save_pretrained(folder)
 
     def module(self, method: str, owner: str) -> nn.Module:
-        """What is trained by a method, a row of `METHODS`, as it stands at first."""
-        state, model = self._state, self._state.text_model.model
-        state.load(self._start if method == "local" else self.released)
+        """Return the module that a method, one of `METHODS`, trains, with its weights at the start."""
+        model = self._state.text_model.model
+        self._state.load(self._start if method == "local" else self.released)
         if method != "mixture":
             return model
-        hidden, seed = self.settings.personalisation.gate_hidden, self._seed(owner)
-        gate = new_gate(model.config.hidden_size, hidden, seed).to(state.device)
-        return Mixture(model, copy.deepcopy(model), gate, state.text_model.task)
+        hidden = self.settings.personalisation.gate_hidden
+        gate = new_gate(model.config.hidden_size, hidden, self._seed(owner))
+        gate.to(self._state.device)
+        return Mixture(model, copy.deepcopy(model), gate, self._task)
 
     def _candidate(
         self, method: str, own: OwnTexts
     ) -> tuple[Candidate, dict[str, Tensor]]:
         model = self.module(method, own.owner)
         epoch = 0 if method == "global" else self._train(model, own)
-        everyone = (
-            None
-            if own.everyone is None
-            else Measure.of(self._task, self._measure(model, own.everyone))
-        )
+        everyone = None
+        if own.everyone is not None:
+            everyone = Measure.of(self._task, self._measure(model, own.everyone))
         validation = self._measure(model, own.validation)
         candidate = Candidate(
             epoch=epoch,
@@ -177,21 +177,24 @@ class Personaliser:
         return candidate, _copies(model)
 
     def _train(self, model: nn.Module, own: OwnTexts) -> int:
-        """Train `model` in place, and leave the weights with the lowest validation loss; returns their epoch.
+        """Train `model` in place, and keep the weights with the lowest validation loss.
 
-        An epoch is a round of local training with one pass: its own order and dropout, a fresh optimiser.
-        The best weights are copies: a reference would go on with the training, and be the last in the end.
+        An epoch is a round of local training with one pass: its own order and dropout, a fresh
+        optimiser. The best weights are copies, because training changes the tensors in place.
+
+        Returns:
+            The epoch of these weights.
         """
-        personal, train = self.settings.personalisation, self.settings.train
+        personal = self.settings.personalisation
+        train = self.settings.train
+        rate = personal.learning_rate
         once = replace(
             train,
             local_epochs=1,
-            learning_rate=train.learning_rate
-            if personal.learning_rate is None
-            else personal.learning_rate,
+            learning_rate=train.learning_rate if rate is None else rate,
             schedule="constant",
             head_warmup_rounds=0,
-            # Of rounds, between which clients meet; and what a mixture does not know how to do.
+            # These three only make sense in rounds, or a mixture does not support them.
             proximal_mu=0.0,
             control_variates=False,
             gradient_checkpointing=False,
@@ -199,12 +202,11 @@ class Personaliser:
         place = Place(
             self._seed(own.owner), 0, 0, self._state.device, self.settings.precision
         )
-        new_head, indices = _new_head(model, self._state), np.arange(len(own.train))
-        best, weights, lowest = (
-            0,
-            _copies(model),
-            self._measure(model, own.validation).loss,
-        )
+        new_head = _new_head(model, self._state)
+        indices = np.arange(len(own.train))
+        best = 0
+        weights = _copies(model)
+        lowest = self._measure(model, own.validation).loss
         for epoch in range(1, personal.epochs + 1):
             try:
                 train_epochs(
@@ -226,7 +228,9 @@ class Personaliser:
                 break
             loss = self._measure(model, own.validation).loss
             if loss < lowest:
-                best, weights, lowest = epoch, _copies(model), loss
+                best = epoch
+                weights = _copies(model)
+                lowest = loss
         model.load_state_dict(weights)
         return best
 
@@ -237,21 +241,28 @@ class Personaliser:
         )
 
     def _seed(self, owner: str) -> int:
-        """Of what is drawn for one site: it and the run know both, and no number among the others is."""
+        """Return the seed of all draws for one site.
+
+        It follows from the run's seed and the site's name, not from the site's number among others.
+        """
         return stream_seed(self.settings.seed, f"personal.{owner}")
 
 
 def load_released(folder: Path, layout: Layout) -> Tensor:
-    """The shared tensors of a model folder, (P,) fp32. Raises ValueError where there are none, or others."""
+    """Load the shared tensors of a model folder, (P,) fp32.
+
+    Raises:
+        ValueError: the folder has no weights, or those of another model.
+    """
     file = folder / "model.safetensors"
     if not file.is_file():
         raise ValueError(
             f"'{folder}' holds no model.safetensors. Give the folder `model` of a finished run."
         )
     try:
-        return tensors_to_flat(
-            layout, {n: t for n, t in load_file(file).items() if n in layout.names}
-        )
+        tensors = load_file(file)
+        shared = {name: tensors[name] for name in layout.names if name in tensors}
+        return tensors_to_flat(layout, shared)
     except ValueError as error:
         raise ValueError(
             f"'{folder}' was made of another model than the run's settings name: {error}"
@@ -266,7 +277,7 @@ def _copies(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _new_head(model: nn.Module, state: ModelState) -> tuple[str, ...]:
-    """Parameters that no pre-training brought, under the module's own names."""
+    """Return the names of the parameters, in the module, that pre-training did not bring."""
     new_head = state.text_model.new_head
     if not isinstance(model, Mixture):
         return new_head
@@ -277,7 +288,7 @@ def _new_head(model: nn.Module, state: ModelState) -> tuple[str, ...]:
 def texts_of(
     examples: Examples, owner: str, everyone: TokenisedTexts | None = None
 ) -> OwnTexts:
-    """A site's own texts: all of its file."""
+    """Return a site's own texts: all of its file."""
     corpus = examples.corpus
     out = corpus.opted_out.take(examples.opted_out)
     return OwnTexts(
@@ -290,11 +301,31 @@ def texts_of(
     )
 
 
-def texts_of_clients(settings: Settings) -> list[OwnTexts]:
-    """Those of every client of a simulation, in the order of their numbers.
+def _with_dealt_tests(examples: Sequence[Examples], task: Task) -> list[Examples]:
+    """Deal validation and test parts to the clients like their training texts."""
+    corpus = examples[0].corpus
+    train = [own.train for own in examples]
+    train_strata = task.strata(corpus.train.labels)
+    test_strata = task.strata(corpus.test.labels)
 
-    Where held-out texts are not the clients' own, as one test set for all is not, they are dealt to them as
-    the training texts are: a client is judged on labels in the shares in which it has them.
+    def deal(held_out: Sequence[np.ndarray]) -> list[np.ndarray]:
+        indices = np.sort(np.concatenate(held_out))
+        return deal_alike(train, train_strata, test_strata, indices)
+
+    validation = deal([own.validation for own in examples])
+    test = deal([own.test for own in examples])
+    parts = zip(examples, validation, test, strict=True)
+    return [
+        replace(own, validation=own_validation, test=own_test)
+        for own, own_validation, own_test in parts
+    ]
+
+
+def texts_of_clients(settings: Settings) -> list[OwnTexts]:
+    """Return the texts of every client of a simulation, in the order of their numbers.
+
+    If the test set is common to all clients, it is dealt to them like the training texts: each label
+    has the same share in a client's test part as in its training part.
     """
     examples = [
         SimulatedSite(client).examples(settings)
@@ -303,32 +334,14 @@ def texts_of_clients(settings: Settings) -> list[OwnTexts]:
     corpus = examples[0].corpus
     is_by_site = settings.partition.name == "by_site"
     if not (is_by_site and corpus.test_sizes):
-        train = [own.train for own in examples]
-        validation, test = (
-            deal_alike(
-                train,
-                corpus.train.labels,
-                corpus.test.labels,
-                np.sort(np.concatenate(held)),
-            )
-            for held in (
-                [own.validation for own in examples],
-                [own.test for own in examples],
-            )
-        )
-        parts = zip(examples, validation, test, strict=True)
-        examples = [
-            replace(own, validation=held, test=judged) for own, held, judged in parts
-        ]
+        examples = _with_dealt_tests(examples, task_of(settings))
     all_of_test = np.sort(np.concatenate([own.test for own in examples]))
     everyone = (
         corpus.test.take(all_of_test) if settings.personalisation.everyone else None
     )
-    owners = (
-        [name for name, _ in corpus.site_sizes]
-        if is_by_site
-        else map(str, range(len(examples)))
-    )
+    owners = [str(client) for client in range(len(examples))]
+    if is_by_site:
+        owners = [name for name, _ in corpus.site_sizes]
     found = [
         texts_of(own, owner, everyone)
         for own, owner in zip(examples, owners, strict=True)

@@ -1,4 +1,4 @@
-"""A client's own facts: which texts are its own, and under which settings it works here."""
+"""A client's own texts, and its settings on this machine."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from wardround.common.errors import SiteRefusal
 from wardround.common.files import file_sha256
 from wardround.common.settings.data import PartitionSettings
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import task_of
+from wardround.common.tasks.task import Task
 
 if TYPE_CHECKING:
     from wardround.client.site_file import SiteFile
@@ -34,14 +36,14 @@ class Examples:
     """A client's own share of a corpus."""
 
     corpus: Corpus
-    train: np.ndarray  # (n_k,) int64, indices into corpus.train
-    test: np.ndarray  # (m_k,) int64, indices into corpus.test, held out by this client
-    validation: (
-        np.ndarray
-    )  # (v_k,) int64, as above: they choose the best model, and are not reported
-    opted_out: (
-        np.ndarray
-    )  # (o_k,) int64, indices into corpus.opted_out: they take part in no round
+    train: np.ndarray
+    """(n_k,) int64, indices into corpus.train."""
+    test: np.ndarray
+    """(m_k,) int64, indices into corpus.test: texts that this client holds out."""
+    validation: np.ndarray
+    """(v_k,) int64, indices into corpus.test: texts that choose the best model. They are not reported."""
+    opted_out: np.ndarray
+    """(o_k,) int64, indices into corpus.opted_out: texts that take part in no round."""
 
     @classmethod
     def of(
@@ -52,17 +54,19 @@ class Examples:
         opted_out: np.ndarray,
         settings: Settings,
     ) -> Examples:
-        """Split what is held out. Raises ValueError where there is too little of it."""
-        data, fraction = settings.data, settings.evaluation.validation_fraction
-        seed = settings.seed if data.split_seed is None else data.split_seed
-        kinds = numbered_by_name(corpus.test.labels, corpus.label_names)
+        """Split the held-out texts. Raises ValueError if there are too few."""
+        fraction = settings.evaluation.validation_fraction
+        split_seed = settings.data.split_seed
+        seed = settings.seed if split_seed is None else split_seed
+        strata = task_of(settings).strata(corpus.test.labels)
+        kinds = numbered_by_name(strata, corpus.label_names)
         validation, test = split_held_out(kinds, held_out, fraction, seed)
         return cls(corpus, train, test, validation, opted_out)
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a site has approved, of the plan a message belongs to. It counts, whatever the message says."""
+    """The approved plan that a message belongs to. It overrides the message."""
 
     plan: str
     """SHA-256 of the plan."""
@@ -70,16 +74,16 @@ class Order:
     client: int
     """Number of this site among those of the plan, by name."""
     round: int
-    """As signed."""
+    """Round in the signed message."""
     age: int
-    """How many rounds the model that is sent has behind it: 0 for the first."""
+    """Number of rounds behind the model in the message: 0 for the first."""
     data: str
     """SHA-256 of the data file when the plan was approved."""
     most_texts: int = 0
     """The most training texts that a site of the plan may have; 0 if the plan does not say."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for another process of this machine."""
+        """Return plain values, for another process of this machine."""
         return vars(self) | {"settings": self.settings.to_dict()}
 
     @classmethod
@@ -90,23 +94,23 @@ class Order:
 
 @dataclass
 class Kept:
-    """What a site's process keeps from one message to the next."""
+    """State of a site's process between two messages."""
 
     version: str = ""
-    """Of `tensors`; empty before the first."""
+    """SHA-256 of `tensors`; empty before the first."""
     tensors: np.ndarray | None = None
-    """(P,) fp32, the global tensors as received last."""
+    """(P,) fp32, the global tensors that were received last."""
     came_with: tuple[str, int] = ("", 0)
     """Plan and age of `tensors`."""
     carried: dict[What, CarriedMemory] = field(
         default_factory=lambda: defaultdict(CarriedMemory)
     )
     data_stamp: tuple[int, ...] = ()
-    """Of the site's data file when it was read."""
+    """Inode, size and time of the site's data file when it was read."""
     update_norm: float | None = None
     """L2 norm of the last update, for the site's ledger; None where the last message asked for none."""
     held: Held | None = None
-    """What is kept of the plan that was executed last."""
+    """Files of the plan that was executed last."""
 
 
 @dataclass(frozen=True)
@@ -115,37 +119,46 @@ class SimulatedSite:
 
     client: int
     kept: None = None
-    """The server's tensors are within reach."""
+    """Nothing is kept: the server's tensors are in the same process."""
     order: None = None
 
     def carried(self, what: What, settings: Settings) -> Carried:
-        """In the run folder."""
+        """Return the place in the run folder."""
         return CarriedFiles(Path(settings.run_dir) / what, self.client)
 
     def localise(self, settings: Settings) -> Settings:
-        """The settings as they are: a simulation shares one machine."""
+        """Return the same settings: a simulation shares one machine."""
         return settings
 
     def examples(self, settings: Settings) -> Examples:
-        """This client's part of the run's texts. Raises ValueError for bad data."""
+        """Return this client's part of the run's texts. Raises ValueError for bad data."""
         corpus = open_corpus(settings)
-        dealt = _deal(corpus, settings.partition, settings.num_clients, settings.seed)
+        dealt = _deal(
+            corpus,
+            task_of(settings),
+            settings.partition,
+            settings.num_clients,
+            settings.seed,
+        )
         return Examples.of(corpus, *dealt[self.client], settings)
 
 
 @lru_cache(maxsize=1)
 def _deal(
-    corpus: Corpus, how: PartitionSettings, num_clients: int, seed: int
+    corpus: Corpus, task: Task, how: PartitionSettings, num_clients: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Every client's examples, to train on, held out and opted out: dealt once, for it takes as long as a
-    small round."""
-    parts = partition(how, corpus.train.labels, num_clients, seed, corpus.site_sizes)
+    """Return the training, held-out and opted-out examples of every client.
+
+    They are dealt once, because this takes as long as a small round.
+    """
+    strata = task.strata(corpus.train.labels)
+    parts = partition(how, strata, num_clients, seed, corpus.site_sizes)
     everyone = np.arange(len(corpus.test))
     if how.name == "by_site" and corpus.test_sizes:
         held_out = np.split(everyone, np.cumsum(corpus.test_sizes)[:-1])
     else:
         held_out = np.array_split(everyone, num_clients)
-    # Without sites there are none (Settings).
+    # Without sites no text can opt out (Settings).
     sizes = corpus.opted_out_sizes if how.name == "by_site" else [0] * num_clients
     opted_out = np.split(np.arange(len(corpus.opted_out)), np.cumsum(sizes)[:-1])
     return list(zip(parts, held_out, opted_out, strict=True))
@@ -153,21 +166,21 @@ def _deal(
 
 @dataclass(frozen=True)
 class RealSite:
-    """A site with a file of its own. The server can name neither paths nor columns nor the device."""
+    """A site with its own file. The server can name no path, no column and no device."""
 
     file: SiteFile
     kept: Kept | None = None
-    """None where this process ends with the message."""
+    """None if this process ends with the message."""
     order: Order | None = None
-    """None behind a stock SuperNode, whose messages bring their settings: nothing was approved there."""
+    """None behind a stock SuperNode: its messages have the settings, and nobody approved a plan."""
     client: int = -1
 
     def carried(self, what: What, settings: Settings) -> Carried | None:
-        """In memory; a process that ends with the message has nowhere to keep it."""
+        """Return the place in memory; None if the process ends with the message."""
         return None if self.kept is None else self.kept.carried[what]
 
     def localise(self, settings: Settings) -> Settings:
-        """The server's learning settings with this site's own facts put in."""
+        """Return the server's settings with this site's own data, model and device."""
         file = self.file
         data = file.data_settings(settings.data)
         model = settings.model
@@ -175,14 +188,14 @@ class RealSite:
             model = replace(model, source="hub", name=str(file.model), revision=None)
         elif model.source == "hub" and Path(model.name).expanduser().exists():
             raise ValueError(
-                f"model.name is '{model.name}', which is a path at this site; the server may not name one. "
-                "Set model: in the site's own file."
+                f"model.name is '{model.name}', which is a path at this site; the server may not "
+                "name paths. Set model: in the site's own file."
             )
         return replace(settings, data=data, model=model, device=file.device)
 
     @property
     def held(self) -> Held:
-        """What is kept of the plan that is executed."""
+        """Files of the plan that is executed."""
         assert self.order is not None, "asked for only if there is a plan"
         assert self.kept is not None, "a site that executes plans keeps something"
         folder = Answers(self.file.state).folder(self.order.plan)
@@ -191,22 +204,20 @@ class RealSite:
         return self.kept.held
 
     def examples(self, settings: Settings) -> Examples:
-        """All texts of the site's file; the same part is held out in every run.
+        """Return all texts of the site's file; the same part is held out in every run.
 
         Raises:
             ValueError: bad data.
-            SiteRefusal: the file is not the one for which the plan was approved, or its texts are too few for
-                the plan.
+            SiteRefusal: the plan was approved for another file, or the texts are too few for the
+                plan.
         """
         self._notice_changes()
         late = (
             NO_LATE_OPT_OUTS if self.order is None else self._late_opt_outs(self.order)
         )
         corpus = open_corpus(settings, self.file.name, late)
-        train, held_out, opted_out = (
-            np.arange(len(part))
-            for part in (corpus.train, corpus.test, corpus.opted_out)
-        )
+        parts = (corpus.train, corpus.test, corpus.opted_out)
+        train, held_out, opted_out = (np.arange(len(part)) for part in parts)
         examples = Examples.of(corpus, train, held_out, opted_out, settings)
         if self.order is not None:
             self.check_sizes(settings, examples)
@@ -215,10 +226,10 @@ class RealSite:
     def check_sizes(
         self, settings: Settings, examples: Examples, hidden_size: int | None = None
     ) -> None:
-        """Raise SiteRefusal if the texts are too few, or a step of the plan is too much, for the policy.
+        """Raise SiteRefusal if the policy demands more texts, or forbids such large steps.
 
         Args:
-            hidden_size: of the model; None before it is opened.
+            hidden_size: width of the model; None before the model is opened.
         """
         num_tokens = int(examples.corpus.train.lengths_of(examples.train).sum())
         num_held_out = len(examples.test) + len(examples.validation)
@@ -227,7 +238,11 @@ class RealSite:
             raise SiteRefusal(code, key, words)
 
     def _late_opt_outs(self, order: Order) -> LateOptOuts:
-        """Texts that have opted out since the approval. Raises SiteRefusal if the file changed otherwise."""
+        """Return the texts that have opted out since the approval.
+
+        Raises:
+            SiteRefusal: the file has other changes.
+        """
         found = file_sha256(self.file.data_path)
         if found == order.data:
             return NO_LATE_OPT_OUTS
@@ -238,12 +253,12 @@ class RealSite:
         version = versions.read()
         if late is None:
             versions.check_distance(version, Answers(self.file.state).answered())
-        # What is answered for these texts is compared with later ones, too.
+        # Later versions of the file are compared with this one, too.
         versions.keep(order.plan, found, version)
         return NO_LATE_OPT_OUTS if late is None else late
 
     def _notice_changes(self) -> None:
-        """Let texts go that were read from a file which has changed since. Raises OSError if it is gone."""
+        """Forget the texts if their file has changed. Raises OSError if the file is missing."""
         if self.kept is None:
             return
         found = self.file.data_path.stat()
@@ -257,7 +272,7 @@ Site = SimulatedSite | RealSite
 
 
 def site_from(node_config: Mapping[str, object]) -> Site:
-    """Who this client is: a real site where the node was started with `site-file`, else a simulated one."""
+    """Return a real site if the node was started with `site-file`, else a simulated one."""
     site_file = node_config.get("site-file")
     if site_file is not None:
         from wardround.client.site_file import load_site_file

@@ -1,8 +1,8 @@
-"""What each site made of a released model, `personal.json`: in a run folder all sites', at a site its own."""
+"""Results of the personal models, `personal.json`: in a run folder of all sites, at a site of that site."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Annotated
@@ -18,9 +18,9 @@ FILE_NAME = "personal.json"
 HEADER = ("Site", "Texts", "Local", "Global", "Fine-tuned", "Mixture", "Chosen")
 _COLUMNS = ("local", "global", "fine_tuned", "mixture")
 METHODS = ("global", "fine_tuned", "mixture", "local")
-"""Between equals in everything the site takes the one that stands first."""
+"""Between methods that are equal in everything, a site takes the first."""
 TRAINED = {"none": (), "all": METHODS[1:], **{name: (name,) for name in METHODS[1:]}}
-"""By `personalisation.name`: what is trained and compared with the global model."""
+"""Methods that are trained and compared with the global model, by `personalisation.name`."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -29,15 +29,15 @@ class _Record(BaseModel):
 
 
 class Measure(_Record):
-    """What a model makes of some texts."""
+    """Metrics of a model on some texts."""
 
     num_examples: int
     accuracy: Share
     accuracy_interval: tuple[Share, Share]
-    """95 %, Wilson's."""
+    """With 95 % confidence, Wilson's interval."""
     macro_f1: Share
     macro_f1_interval: tuple[Share, Share]
-    """95 %, percentile bootstrap."""
+    """With 95 % confidence, percentile bootstrap."""
 
     @classmethod
     def of(cls, task: Task, sums: Sums) -> Measure:
@@ -56,30 +56,30 @@ class Candidate(_Record):
     """One model that the site can choose."""
 
     epoch: int
-    """Pass over the site's own texts after which its weights were kept; 0 are those it started from."""
+    """Pass over the site's own texts whose weights were kept; 0 for the weights at the start."""
     validation_accuracy: Share
-    """What the choice goes by."""
+    """The model with the highest value is chosen."""
     validation_loss: float | None = None
-    """Mean cross-entropy, which decides between equals; None in files from before it was written."""
+    """Mean cross-entropy, which decides between equal accuracies; None in older files."""
     test: Measure
     everyone: Measure | None = None
-    """On the test texts of all clients; None where they are not at hand, or not asked for."""
+    """Metrics on the test texts of all clients; None if they were not measured."""
 
 
 class SiteRecord(_Record):
-    """What one site has."""
+    """Results of one site."""
 
     name: str
-    """Of the site, or the number of a client that is none."""
+    """Name of the site, or number of a simulated client."""
     num_examples: int
-    """Own texts to train on."""
+    """Number of its own training texts."""
     num_opted_out: int
-    """Of these, how many took part in no round."""
+    """Number of these texts that took part in no round."""
     num_validation: int
     candidates: Mapping[str, Candidate]
-    """By method, a row of `METHODS`."""
+    """Candidates by method, one of `METHODS`."""
     chosen: str
-    """One of them, by `choose`."""
+    """Method that `choose` has chosen."""
 
 
 def _cell(candidate: Candidate | None, measure: str) -> str:
@@ -89,10 +89,24 @@ def _cell(candidate: Candidate | None, measure: str) -> str:
     return f"{getattr(candidate.test, measure):.3f} ({low:.2f}–{high:.2f})"
 
 
-def choose(candidates: Mapping[str, Candidate]) -> str:
-    """The method with the most right validation texts; of several, the one with the lowest loss on them.
+def _row(site: SiteRecord, measure: str) -> list[str]:
+    cells = (_cell(site.candidates.get(method), measure) for method in _COLUMNS)
+    method = site.chosen.replace("_", "-")
+    chosen = f"{method} {_cell(site.candidates[site.chosen], measure)}"
+    return [site.name, str(site.num_examples), *cells, chosen]
 
-    A site with few texts has several methods that get all of them right.
+
+def _mean(candidates: Sequence[Candidate | None], measure: str) -> str:
+    values = [getattr(one.test, measure) for one in candidates if one]
+    if len(values) < len(candidates):
+        return "–"
+    return f"{mean(values):.3f}"
+
+
+def choose(candidates: Mapping[str, Candidate]) -> str:
+    """Return the method with the highest validation accuracy; of several, that with the lowest loss.
+
+    At a site with few texts, several methods answer all of them right.
     """
 
     def rank(method: str) -> tuple[float, float]:
@@ -103,68 +117,55 @@ def choose(candidates: Mapping[str, Candidate]) -> str:
 
 
 class PersonalRecord(_Record):
-    """All sites of a run, or one."""
+    """Results of all sites of a run, or of one."""
 
     model_sha256: str
-    """Of the released model that all of it started from."""
+    """Hash of the released model from which training started."""
     settings: PersonalisationSettings
-    """How it was trained, beside the run's own settings."""
+    """Settings of the training, in addition to those of the run."""
     sites: list[SiteRecord] = []
 
     @classmethod
     def read(cls, folder: Path) -> PersonalRecord | None:
-        """Of a folder; None where there is none. Raises ValueError where the file is none of ours."""
+        """Read the record of a folder; None if there is none. Raises ValueError for other content."""
         file = folder / FILE_NAME
-        return (
-            cls.model_validate_json(file.read_text(encoding="utf-8"))
-            if file.exists()
-            else None
-        )
+        if not file.exists():
+            return None
+        return cls.model_validate_json(file.read_text(encoding="utf-8"))
 
     def or_started(self, folder: Path) -> PersonalRecord:
-        """What a folder holds of the same model under the same settings, sites and all; else this record."""
+        """Return the record in a folder, with its sites, if model and settings are the same; else this one."""
         started = self.read(folder)
-        is_same = (
-            started is not None
-            and started.model_copy(update={"sites": self.sites}) == self
-        )
-        return started if started is not None and is_same else self
+        if started is None:
+            return self
+        is_same = started.model_copy(update={"sites": self.sites}) == self
+        return started if is_same else self
 
     def write(self, folder: Path) -> None:
-        """Inverse of `read`, whole or not at all."""
+        """Write the file, whole or not at all."""
         write_json(folder / FILE_NAME, self.model_dump(mode="json"))
 
     def rows(self, measure: str) -> list[list[str]]:
-        """Below `HEADER`, of the test part: a line a site, and where there are several their mean.
+        """Return a table of the test part: one row a site, and their mean if there are several.
 
-        Args: measure: `accuracy` or `macro_f1`; with its interval, but for the mean.
+        Args:
+            measure: `accuracy` or `macro_f1`. Each cell has its interval, except the mean.
         """
-        rows = [
-            [
-                site.name,
-                str(site.num_examples),
-                *(_cell(site.candidates.get(method), measure) for method in _COLUMNS),
-                f"{site.chosen.replace('_', '-')} {_cell(site.candidates[site.chosen], measure)}",
-            ]
-            for site in self.sites
-        ]
-        return rows if len(rows) < 2 else [*rows, ["mean", "", *self._means(measure)]]
+        rows = [_row(site, measure) for site in self.sites]
+        if len(rows) > 1:
+            rows.append(["mean", "", *self._means(measure)])
+        return rows
 
     def _means(self, measure: str) -> list[str]:
         tests = [
             [site.candidates.get(method) for site in self.sites] for method in _COLUMNS
         ]
         tests.append([site.candidates[site.chosen] for site in self.sites])
-        return [
-            "–"
-            if None in tested
-            else f"{mean(getattr(one.test, measure) for one in tested if one):.3f}"
-            for tested in tests
-        ]
+        return [_mean(candidates, measure) for candidates in tests]
 
     @property
     def worst(self) -> SiteRecord:
-        """The site whose chosen model has the lowest test accuracy; of several, the first."""
+        """Site whose chosen model has the lowest test accuracy; of several, the first."""
         return min(
             self.sites, key=lambda site: site.candidates[site.chosen].test.accuracy
         )

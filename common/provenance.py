@@ -1,7 +1,7 @@
-"""Where a released model comes from: `provenance.json`, and whether the folder is what that says.
+"""Origin of a released model: `provenance.json`, and checks of the folder against it.
 
-The file holds two envelopes of `common/wire/signing.py`: `run`, in which the coordinator's key speaks
-for the run's key, and `statement`, a `Provenance` that the run's key has signed.
+The file holds two envelopes of `common/wire/signing.py`: `run`, in which the coordinator's key certifies
+the run's key, and `statement`, a `Provenance` that the run's key has signed.
 """
 
 from __future__ import annotations
@@ -31,42 +31,42 @@ FILE_NAME = "provenance.json"
 _MOST_BYTES = 64 * 2**20
 _MOST_SHOWN = 3
 _AGAIN = (
-    "Ask the coordinator for the folder as this version writes it; wardround submit --resume RUN_DIR "
-    "writes that of an older run anew."
+    "Ask the coordinator for the folder in the format of this version; wardround submit --resume "
+    "RUN_DIR writes the folder of an older run again."
 )
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from, signed with the key of the run that made it."""
+    """Origin of a model, signed with the key of the run that made it."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     version: Literal[1, 2]
-    """1 names no files, so that nothing proves its tokenizer and its configuration."""
+    """Version 1 names no files, so that it does not prove tokenizer and configuration."""
     plan: str
     """SHA-256 of the plan."""
     sites: dict[str, str]
-    """Name, and fingerprint of the key that its answers are signed with."""
+    """Fingerprint of the key that signs a site's answers, by site name."""
     model_sha256: str
-    """Of the shared tensors, as in the round's line of the history."""
+    """Hash of the shared tensors, as in the round's line of the history."""
     updates: tuple[tuple[int, str, str], ...]
     """Round, site, and SHA-256 of the signed answer of every update in the means."""
     round: int = 0
-    """After which it is the model; 0 in version 1."""
+    """The model is that after this round; 0 in version 1."""
     files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of every file in the folder but this one, by path from there; empty in version 1."""
+    """SHA-256 of every other file in the folder, by relative path; empty in version 1."""
     tensors_as_trained: bool = True
-    """Whether the tensors in the files hash to `model_sha256`; false if adapters were merged."""
+    """True if the tensors in the files have the hash `model_sha256`; false if adapters were merged."""
 
 
 _PROVENANCE = TypeAdapter(Provenance)
 
 
 def folder_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder but `provenance.json`, by its path from there.
+    """Return the SHA-256 of every file below a folder except `provenance.json`, by relative path.
 
-    What is neither a file nor a folder, and a link to a folder, stands there with words for a hash.
+    Special files and links to folders have a text instead of a hash.
 
     Raises:
         OSError: a file cannot be read.
@@ -84,15 +84,15 @@ def folder_hashes(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Claim:
-    """What `provenance.json` says of its folder; each check gives words, or raises NotProven."""
+    """The content of `provenance.json`. Each check returns a text, or raises NotProven."""
 
     folder: Path
     coordinator: str | None
-    """Public signing key that is trusted, OpenSSH form; None where none is at hand."""
+    """Trusted public signing key, in OpenSSH form; None if there is none."""
 
     @cached_property
     def envelopes(self) -> Mapping[str, str]:
-        """`run` and `statement`."""
+        """The envelopes `run` and `statement`."""
         path = self.folder / FILE_NAME
         try:
             if path.stat().st_size > _MOST_BYTES:
@@ -102,7 +102,7 @@ class Claim:
             content = json.loads(path.read_text(encoding="ascii"))
         except FileNotFoundError:
             raise NotProven(
-                f"there is no {FILE_NAME}: nobody says where the model is from"
+                f"there is no {FILE_NAME}: the origin of the model is unknown"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise NotProven(
@@ -114,7 +114,7 @@ class Claim:
 
     @cached_property
     def run(self) -> RunStatement:
-        """The coordinator's word for the run's key; nobody's, where no key is at hand."""
+        """The coordinator's statement about the run's key; unverified if there is no trusted key."""
         envelope = self.envelopes["run"]
         try:
             if self.coordinator is None:
@@ -134,7 +134,7 @@ class Claim:
 
     @cached_property
     def provenance(self) -> Provenance:
-        """What the run's key has signed."""
+        """The statement that the run's key has signed."""
         try:
             payload = open_envelope(self.envelopes["statement"], MODEL, [self.run.key])
         except NotAuthentic as error:
@@ -146,25 +146,25 @@ class Claim:
             found = _PROVENANCE.validate_json(payload)
         except (ValidationError, RecursionError):
             raise NotProven(
-                "the statement is none of version 1 or 2. A later version of this program may read it"
+                "the statement is not of version 1 or 2. A later version of this program may read it"
             ) from None
         if found.plan != self.run.plan:
             raise NotProven(
-                "the statement names another plan than the run's key is good for"
+                "the statement names another plan than that of the run's key"
             )
         return found
 
     def check_run(self) -> str:
-        """The coordinator's signature of the run's key."""
-        return f"the coordinator's key speaks for the key of run {self.run.name}"
+        """Check the coordinator's signature of the run's key."""
+        return f"the coordinator has signed the key of run {self.run.name}"
 
     def check_statement(self) -> str:
-        """The run's signature of the statement."""
+        """Check the run's signature of the statement."""
         found = self.provenance
         return f"signed with the run's key; version {found.version}, plan {found.plan}"
 
     def check_files(self) -> str:
-        """Every file of the folder is as it was signed, and there is no other."""
+        """Check that every file of the folder is as it was signed, and that there is no other."""
         claimed = self.provenance.files
         if self.provenance.version == 1:
             unproved = "tokenizer and configuration are not proved"
@@ -176,21 +176,21 @@ class Claim:
             "missing": sorted(claimed.keys() - found.keys()),
             "not named there": sorted(found.keys() - claimed.keys()),
         }
-        told = [f"{what}: {_some(names)}" for what, names in odd.items() if names]
-        if told:
-            raise NotProven("; ".join(told))
+        faults = [f"{kind}: {_some(names)}" for kind, names in odd.items() if names]
+        if faults:
+            raise NotProven("; ".join(faults))
         return f"all {len(found)} files are as they were signed, and there is no other"
 
     def check_tensors(self) -> str:
-        """The weights are those of the round, as far as the files can tell."""
+        """Check that the weights are those of the round, if the files allow it."""
         from safetensors import SafetensorError
 
         from wardround.common.model.flat import files_sha256
 
         if not self.provenance.tensors_as_trained:
             return (
-                "not compared, for adapters were merged into the weights, or embeddings were frozen: the "
-                "files prove them"
+                "not compared, because adapters were merged into the weights or embeddings were "
+                "frozen: the files prove them"
             )
         try:
             files = read_model_files(self.folder)
@@ -198,17 +198,15 @@ class Claim:
         except (ValueError, OSError, SafetensorError) as error:
             raise NotProven(f"the weights cannot be read ({error})") from None
         if found != self.provenance.model_sha256:
-            older = (
-                ", or adapters were merged into them"
-                if self.provenance.version == 1
-                else ""
-            )
-            raise NotProven(f"the weights are not those that the run made{older}")
+            reason = "the weights are not those that the run made"
+            if self.provenance.version == 1:
+                reason = f"{reason}, or adapters were merged into them"
+            raise NotProven(reason)
         return f"the weights are those of the run, {found}"
 
 
 def _some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names, and the number of the others."""
     shown = ", ".join(names[:_MOST_SHOWN])
     more = len(names) - _MOST_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown

@@ -116,9 +116,7 @@ def test_predict_runs_no_code_of_a_folder(
             "brings code of its own (auto_map in config.json, and 'evil.py')"
             in done.stderr
         )
-        assert (
-            "Take a model whose architecture transformers knows itself" in done.stderr
-        )
+        assert "Use a model whose architecture is part of transformers" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ ATTACKS = [
         "a later version",
         lambda made: made.write(version=3),
         "statement",
-        "none of version 1 or 2",
+        "not of version 1 or 2",
     ),
 ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,7 +29,7 @@ class BatchSums:
     """(), fp32: the score of this batch alone."""
 
 
-class Task(Protocol):
+class Task(Hashable, Protocol):
     """What is learned from a text. Logits are (B, ...) fp32, targets are tensors of B texts.
 
     `B` is the number of texts in a batch, `N` the number of texts in a data set.

@@ -126,7 +126,7 @@ def test_a_setting_that_would_do_nothing_is_refused(tmp_path: Path) -> None:
     jsonl = write(tmp_path / "a.jsonl", '{"text": "x", "label": "a"}\n')
     said = message(path=jsonl, delimiter=";")
     assert said == (
-        "data.delimiter is ';', but it is about CSV files, and JSONL has no delimiter. "
+        "data.delimiter is ';', but it is for CSV files, and JSONL has no delimiter. "
         "Set data.delimiter=null."
     )
     parquet = write(tmp_path / "a.parquet", b"PAR1")
@@ -220,8 +220,8 @@ def test_a_site_is_told_what_to_set(tmp_path: Path, looks: str) -> None:
     written = (tmp_path / "site.yaml").read_text()
     for line in lines:
         key, _, value = line.removeprefix("data.").partition(": ")
-        assert f"  {key}: null  #" in written
-        written = written.replace(f"  {key}: null  #", f"  {key}: {value}  #")
+        assert f"  {key}: null\n" in written
+        written = written.replace(f"  {key}: null\n", f"  {key}: {value}\n")
     (tmp_path / "site.yaml").write_text(written)
     righted = look(load_site_file(tmp_path / "site.yaml"), "data", "columns", "labels")
     assert (righted["data"].state, righted["columns"].state) == ("ok", "ok"), righted

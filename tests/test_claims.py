@@ -13,10 +13,12 @@ import pytest
 
 from tests.support.report_folders import compose_settings
 from wardround.common.settings.tree import Settings
-from wardround.server.report import claims
-from wardround.server.report.claims import (
+from wardround.server.report import claim_rules, claims
+from wardround.server.report.claim_rules import (
     PAPER_CLIENTS,
     PAPER_DATA,
+)
+from wardround.server.report.claims import (
     Claim,
     Key,
     describe_missing,
@@ -278,17 +280,19 @@ def test_a_seed_that_is_not_done_leaves_its_cell_out() -> None:
 
 def test_retained_is_measured_above_chance() -> None:
     # K = 1 learned 0.9 - 0.5 = 0.4 above chance, 0.1 of it is left
-    table = claims.gather(a_sweep({("bert", "imdb", 2): 0.6}))
+    table = claim_rules.gather(a_sweep({("bert", "imdb", 2): 0.6}))
     assert table["share"]["bert", "imdb", 2] == pytest.approx(0.25)
 
 
 def test_largest_drop_is_per_doubling() -> None:
     # 4 -> 16 are two doublings that lose 0.6 together: 0.3 each
-    assert claims.largest_drop({1: 1.0, 4: 0.9, 16: 0.3}) == pytest.approx((16, 0.3))
-    assert claims.largest_drop({1: 1.0, 2: 0.5, 4: 0.4}, ends_from=4) == pytest.approx(
-        (4, 0.1)
+    assert claim_rules.largest_drop({1: 1.0, 4: 0.9, 16: 0.3}) == pytest.approx(
+        (16, 0.3)
     )
-    assert claims.largest_drop({1: 1.0}) == (0, 0.0)
+    assert claim_rules.largest_drop(
+        {1: 1.0, 2: 0.5, 4: 0.4}, ends_from=4
+    ) == pytest.approx((4, 0.1))
+    assert claim_rules.largest_drop({1: 1.0}) == (0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +307,7 @@ def test_largest_drop_is_per_doubling() -> None:
 def test_gradual_decline(
     shares: dict[int, float], is_whole: bool, finding: str
 ) -> None:
-    assert claims.declines_gradually(shares, is_whole)[0] == finding
+    assert claim_rules.declines_gradually(shares, is_whole)[0] == finding
 
 
 @pytest.mark.parametrize(
@@ -317,38 +321,38 @@ def test_gradual_decline(
 )
 def test_mostly_needs_three_of_four(reached: int, missed: int, finding: str) -> None:
     index = pd.MultiIndex.from_product(
-        [["bert"], PAPER_DATA, PAPER_CLIENTS[1:]], names=list(claims.AXES)
+        [["bert"], PAPER_DATA, PAPER_CLIENTS[1:]], names=list(claim_rules.AXES)
     )
     outcomes = [1.0] * reached + [0.0] * missed + [None] * (15 - reached - missed)
     cells = pd.DataFrame({"reached": outcomes, "learned": True}, index)
-    assert claims.mostly_reached(cells)[0] == finding
+    assert claim_rules.mostly_reached(cells)[0] == finding
 
 
 def test_rounds_at_chance() -> None:
-    assert claims.rounds_at_chance([0.25, 0.26, 0.29, 0.4, 0.25], chance=0.25) == 2
-    assert claims.rounds_at_chance([0.25, 0.26, 0.2], chance=0.25) == 2
-    assert claims.rounds_at_chance([0.9, 0.9], chance=0.25) == 0
-    assert claims.rounds_at_chance([], chance=0.25) == 0
+    assert claim_rules.rounds_at_chance([0.25, 0.26, 0.29, 0.4, 0.25], chance=0.25) == 2
+    assert claim_rules.rounds_at_chance([0.25, 0.26, 0.2], chance=0.25) == 2
+    assert claim_rules.rounds_at_chance([0.9, 0.9], chance=0.25) == 0
+    assert claim_rules.rounds_at_chance([], chance=0.25) == 0
 
 
 def test_plateaus_against_the_budget() -> None:
     waits = [0.5] * 3 + [
         0.8
     ]  # rounds 1 and 2 at chance, budget 10: 0.2 * 10 = 2 is long
-    assert claims.waits_then_moves(waits, 0.5, budget=10)
-    assert not claims.waits_then_moves(waits, 0.5, budget=11)
-    assert not claims.waits_then_moves([0.5] * 4, 0.5, budget=3)  # never moves
-    assert claims.never_moves([0.5] * 4, 0.5, budget=3)
-    assert not claims.never_moves([0.5] * 4, 0.5, budget=4)  # budget not reached
+    assert claim_rules.waits_then_moves(waits, 0.5, budget=10)
+    assert not claim_rules.waits_then_moves(waits, 0.5, budget=11)
+    assert not claim_rules.waits_then_moves([0.5] * 4, 0.5, budget=3)  # never moves
+    assert claim_rules.never_moves([0.5] * 4, 0.5, budget=3)
+    assert not claim_rules.never_moves([0.5] * 4, 0.5, budget=4)  # budget not reached
 
 
 @pytest.mark.parametrize(("yelp", "finding"), [(0.38, "holds"), (0.395, "fails")])
 def test_steepness_is_mean_loss_past_one_client(yelp: float, finding: str) -> None:
     index = pd.MultiIndex.from_product(
-        [["bert"], PAPER_DATA, (1, 2, 4)], names=list(claims.AXES)
+        [["bert"], PAPER_DATA, (1, 2, 4)], names=list(claim_rules.AXES)
     )
     shares = [1.0, 0.8, 0.4, 1.0, 1 - yelp, 1 - yelp, 1.0, 0.7, 0.7]
-    found = claims.steepest_on_imdb(pd.DataFrame({"share": shares}, index))
+    found = claim_rules.steepest_on_imdb(pd.DataFrame({"share": shares}, index))
     assert found[0] == finding
     assert found[1]["mean_loss"] == {
         "imdb": 0.4,
@@ -367,7 +371,7 @@ def test_steepness_is_mean_loss_past_one_client(yelp: float, finding: str) -> No
         ([], "not_tested"),
     ],
 )
-def test_combining_parts(findings: list[claims.Finding], verdict: str) -> None:
+def test_combining_parts(findings: list[claim_rules.Finding], verdict: str) -> None:
     assert claims.combine(findings) == verdict
 
 

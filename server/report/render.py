@@ -1,4 +1,4 @@
-"""Reports from Jinja2 templates: self-contained HTML, the same as Markdown, and figures."""
+"""Write reports from Jinja2 templates: self-contained HTML, the same as Markdown, and figures."""
 
 from __future__ import annotations
 
@@ -45,24 +45,30 @@ if TYPE_CHECKING:
 
 RUN_FILES = ("settings.json", "history.jsonl", "status.json")
 PAGES = {"html": "index.html", "md": "summary.md"}
-"""File of each kind of page, by the template of its parts."""
+"""File of each kind of page; the kind names its template."""
 EXPECTED_TO_DIFFER = (
-    *("run_dir", "arm", "model.", "data.", "num_clients", "num_rounds", "seed"),
+    "run_dir",
+    "arm",
+    "model.",
+    "data.",
+    "num_clients",
+    "num_rounds",
+    "seed",
     "evaluation.target_accuracy",
 )
-"""Beginnings of the settings in which the cells of a sweep are meant to differ."""
+"""Prefixes of the settings in which the cells of a sweep are meant to differ."""
 
 
 def write_report(
     folder: Path, study: Callable[[SweepData], Findings] | None = None
 ) -> Path:
-    """Write `<folder>/report/` anew and return the path of its `index.html`.
+    """Write `<folder>/report/` again and return the path of its `index.html`.
 
-    The same input files give the same bytes. Every file is replaced in one step.
+    The same input files give the same bytes. Each file is replaced in one step.
 
     Args:
-        study: makes the findings of a sweep. Without one they are the paper's claims, or nothing if the
-            sweep has arms.
+        study: makes the findings of a sweep. Default: the paper's claims, or none if the sweep has
+            arms.
 
     Raises:
         ValueError: `folder` is neither a sweep nor a run, or its `sweep.csv` is damaged.
@@ -73,9 +79,10 @@ def write_report(
     elif any((folder / name).is_file() for name in RUN_FILES):
         files = run_files(folder.name, load_run(folder))
     else:
-        what = "holds neither" if folder.is_dir() else "is not a folder with"
+        problem = "holds neither" if folder.is_dir() else "is not a folder with"
         raise ValueError(
-            f"{folder} {what} a sweep (sweep.csv) or a run ({', '.join(RUN_FILES)}). Give the folder that "
+            f"{folder} {problem} a sweep (sweep.csv) or a run ({', '.join(RUN_FILES)}). Give the "
+            f"folder that "
             "`wardround sweep` or `wardround simulate` printed when it started, for example: "
             "wardround report outputs/demo"
         )
@@ -89,9 +96,10 @@ def write_report(
 def sweep_files(
     sweep: SweepData, study: Callable[[SweepData], Findings] | None = None
 ) -> dict[str, bytes]:
-    """The report of a sweep, by file name."""
-    # Matplotlib takes half a second to import; who only loads need not wait for it.
-    from wardround.server.report.figures import sweep_figures
+    """Return the files of a sweep's report, by name."""
+    # Here, because importing matplotlib takes half a second, which not every user of this file
+    # needs.
+    from wardround.server.report.sweep_figures import sweep_figures
 
     found = (study or own_findings)(sweep)
     drawings = sweep_figures(sweep) if found.drawings is None else found.drawings
@@ -112,97 +120,80 @@ def sweep_files(
         entries=found.entries,
         **found.facts,
     )
-    verdicts = (
-        json.dumps(
-            [asdict(entry) for entry in found.entries], indent=2, ensure_ascii=False
-        )
-        + "\n"
-    )
-    return (
-        pages
-        | _pictures(drawings)
-        | ({found.file: verdicts.encode()} if found.file else {})
-    )
+    files = pages | _pictures(drawings)
+    if found.file:
+        entries = [asdict(entry) for entry in found.entries]
+        text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+        files[found.file] = text.encode()
+    return files
 
 
 def own_findings(sweep: SweepData) -> Findings:
-    """The paper's claims, or results alone if the arms of a sweep ask another question."""
+    """Return the paper's claims, or results only if the sweep has arms."""
     if sweep.arms:
         return Findings(TEMPLATES / "sweep.j2", "", ())
-    # Composing the paper's settings takes a second; a report of one run needs not wait for it.
+    # Here, because it composes the paper's settings, which takes a second.
     from wardround.server.report import claims
 
     return claims.findings(sweep)
 
 
 def run_files(name: str, run: RunData) -> dict[str, bytes]:
-    """The report of one run, by file name."""
-    from wardround.server.report.figures import run_figures
+    """Return the files of a run's report, by name."""
+    from wardround.server.report.run_figures import run_figures
 
     drawings = run_figures(run)
-    title, story = f"Wardround run: {name}", tell_story(run)
-    facts = {
-        "name": name,
-        "run": run,
-        "drawings": drawings,
-        "story": story,
-        "totals": _totals(run),
-    }
-    measures = ("accuracy", "macro_f1") if run.personal and run.personal.sites else ()
-    facts["gains"] = [
-        pd.DataFrame(run.personal.rows(measure), columns=HEADER)
-        for measure in measures
-        if run.personal
-    ]
-    return render_pages(TEMPLATES / "run.j2", title, [run], **facts) | _pictures(
-        drawings
+    gains = []
+    if run.personal and run.personal.sites:
+        for measure in ("accuracy", "macro_f1"):
+            rows = run.personal.rows(measure)
+            gains.append(pd.DataFrame(rows, columns=HEADER))
+    pages = render_pages(
+        TEMPLATES / "run.j2",
+        f"Wardround run: {name}",
+        [run],
+        name=name,
+        run=run,
+        drawings=drawings,
+        story=tell_story(run),
+        totals=_totals(run),
+        gains=gains,
     )
+    return pages | _pictures(drawings)
 
 
 def render_pages(
     template: Path, title: str, runs: Iterable[RunData], **facts: Any
 ) -> dict[str, bytes]:
-    """A template as HTML and as Markdown, with the settings that the runs share, and the keys that differ."""
+    """Render a template as HTML and Markdown, with the settings that the runs share and those
+    that differ."""
     flat = [run.settings.flat() for run in runs if run.settings]
     keys = sorted({key for settings in flat for key in settings})
-    shared = [
-        key
-        for key in keys
-        if all(settings.get(key) == flat[0][key] for settings in flat)
+    shared = [key for key in keys if all(one.get(key) == flat[0][key] for one in flat)]
+    rows = [(key, _value(flat[0][key])) for key in shared if key != "run_dir"]
+    differing = set(keys) - set(shared)
+    facts["shared"] = pd.DataFrame(rows, columns=["Setting", "Value"])
+    facts["odd"] = [
+        key for key in sorted(differing) if not key.startswith(EXPECTED_TO_DIFFER)
     ]
-    facts |= {
-        "shared": pd.DataFrame(
-            [(key, _value(flat[0][key])) for key in shared if key != "run_dir"],
-            columns=["Setting", "Value"],
-        ),
-        "odd": [
-            key
-            for key in keys
-            if key not in shared and not key.startswith(EXPECTED_TO_DIFFER)
-        ],
-    }
     pages = {}
     for kind, file in PAGES.items():
         environment = _environment(kind, template.parent)
         say: Any = environment.get_template(f"{kind}.j2").module
-        page = say.page(
-            title, environment.get_template(template.name).render(facts, say=say)
-        )
+        body = environment.get_template(template.name).render(facts, say=say)
+        page = say.page(title, body)
         pages[file] = (re.sub(r"\n{3,}", "\n\n", page).strip() + "\n").encode()
     return pages
 
 
 def tell_story(run: RunData) -> str:
-    """What happened in the run, as one paragraph; empty before the first round."""
+    """Describe the run in one paragraph; empty before the first round."""
     plateaus = find_episodes(
         [look for look in run.looks if look.round > 0], "at chance"
     )
     template = _environment("text", TEMPLATES).get_template("story.j2")
-    return " ".join(
-        template.render(
-            run=run, plateaus=plateaus, diverged=DIVERGED, when=_when
-        ).split()
-    )
+    text = template.render(run=run, plateaus=plateaus, diverged=DIVERGED, when=_when)
+    return " ".join(text.split())
 
 
 def _when(episode: Episode, collapse: Collapse) -> str:
@@ -239,19 +230,15 @@ def _totals(run: RunData) -> pd.DataFrame:
     sums = run.table[[*phases.values(), "seconds", "bytes_down", "bytes_up"]].sum(
         min_count=1
     )
-    rows = [
-        (f"Seconds: {phase}", sums[column])
-        for phase, column in (phases | {"total": "seconds"}).items()
-    ]
-    told = [
-        (what, f"{seconds:.1f}") for what, seconds in rows if not math.isnan(seconds)
-    ]
+    rows = []
+    for phase, column in (phases | {"total": "seconds"}).items():
+        if not math.isnan(sums[column]):
+            rows.append((f"Seconds: {phase}", f"{sums[column]:.1f}"))
     sent = {"Sent to the clients": "bytes_down", "Sent by the clients": "bytes_up"}
-    told += [
-        (what, _bytes(0 if math.isnan(sums[column]) else sums[column]))
-        for what, column in sent.items()
-    ]
-    return pd.DataFrame(told, columns=["What", "Total"])
+    for name, column in sent.items():
+        count = 0 if math.isnan(sums[column]) else sums[column]
+        rows.append((name, _bytes(count)))
+    return pd.DataFrame(rows, columns=["What", "Total"])
 
 
 def _bytes(count: float) -> str:
@@ -277,7 +264,7 @@ def _value(value: object) -> str:
 
 
 def _environment(kind: str, templates: Path) -> Environment:
-    """Where templates become text of a kind, a key of `_WORDS`."""
+    """Return the template environment for a kind of text, a key of `_WORDS`."""
     environment = Environment(
         loader=FileSystemLoader([templates, TEMPLATES]),
         autoescape=kind == "html",
@@ -305,12 +292,12 @@ def _environment(kind: str, templates: Path) -> Environment:
 
 
 def _html(text: str) -> Markup:
-    """On one line; K and its number are never torn apart."""
+    """Put text on one line, with no line break between K and its number."""
     return Markup(" ".join(escape(text).split()).replace("K = ", "K&nbsp;=&nbsp;"))
 
 
 def _plain(text: str) -> str:
-    """On one line, with the signs escaped that Markdown would take as its own."""
+    """Put text on one line and escape the signs of Markdown."""
     return re.sub(r"([\\`*_|<\[\]])", r"\\\1", " ".join(text.split()))
 
 
@@ -322,14 +309,14 @@ def _number(value: float | None, pattern: str) -> str:
 
 
 def _span(values: Iterable[float], pattern: str) -> str:
-    """`0.2 to 0.5`, or the one number that all are when written."""
+    """Return `0.2 to 0.5`, or one number if all are written the same."""
     known = sorted(values)
     low, high = format(known[0], pattern), format(known[-1], pattern)
     return low if low == high else f"{low} to {high}"
 
 
 def _texts(table: pd.DataFrame, columns: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
-    """A table as readers see it, from (column, number format) by header."""
+    """Return a table for readers, from (column, number format) by header."""
     shown = {
         head: table[column].map(lambda v, p=pattern: _number(v, p))
         for head, (column, pattern) in columns.items()

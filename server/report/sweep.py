@@ -99,7 +99,8 @@ class Group:
         return text
 
     def words(self, column: str) -> str:
-        """Return the values of the column `status` or `outcome`, with counts if the seeds differ."""
+        """Return the values of the column `status` or `outcome`, with counts if the seeds
+        differ."""
         counts = self.cells[column].value_counts(sort=False)
         if len(counts) == 1:
             return str(counts.index[0])
@@ -112,9 +113,9 @@ class SweepData:
 
     name: str
     cells: pd.DataFrame
-    """A row for each cell: KEYS, status, accuracy (on the test texts at the budget), baseline (accuracy of
-    K = 1 with the same model, data and seed), rounds_to_target, outcome (a TargetResult), run (a RunData or
-    None). NaN: not known."""
+    """A row for each cell: KEYS, status, accuracy (on the test texts at the budget), baseline
+    (accuracy of K = 1 with the same model, data and seed), rounds_to_target, outcome (a
+    TargetResult), run (a RunData or None). NaN: not known."""
     target_fraction: float = DEFAULT_TARGET_FRACTION
     """Share of the baseline that a cell has to reach."""
 
@@ -168,7 +169,8 @@ class SweepData:
         return [Group(*key, grouped[key]) for key in keys if key in grouped]
 
     def chance(self, data: str) -> float | None:
-        """Return the accuracy of guessing evenly; None until a run of this data set has its labels."""
+        """Return the accuracy of guessing evenly; None until a run of this data set has its
+        labels."""
         return self._first(data, lambda run: run.chance)
 
     def budget(self, data: str) -> int | None:
@@ -252,7 +254,8 @@ def _read_rows(path: Path) -> list[SweepRow]:
 
 
 def _target_result(row: SweepRow, run: RunData | None) -> TargetResult:
-    """Say if a cell reached its target. `not yet` may still change; `collapsed` ended before it could."""
+    """Say if a cell reached its target. `not yet` may still change; `collapsed` ended before it
+    could."""
     if row.rounds_to_target is not None:
         return "reached"
     if row.status == "failed":

@@ -1,9 +1,9 @@
-"""CSV that people open in a spreadsheet: no cell of it is run as a formula.
+"""CSV for spreadsheets: no cell is run as a formula.
 
-A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@`; some do so behind spaces or quotes, or
-read a tab or a line break as a sign to look further. A spreadsheet that separates cells by `;` or tab,
-and not by a comma, lets a cell begin in the middle of ours. In front of every such place a text gets a
-`'`. Numbers of this program stay numbers. Source: owasp.org/www-community/attacks/CSV_Injection.
+A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@`. Some skip spaces, quotes, tabs or
+line breaks before it. A spreadsheet that separates cells by `;` or tab, not by a comma, starts a
+cell in the middle of ours. A text gets a `'` at every such place. Numbers of this program stay
+numbers. Source: owasp.org/www-community/attacks/CSV_Injection.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DANGER = re.compile(rf"\A(?={_BREAK})|{_CELL_START}(?={_FORMULA})")
 
 
 def safe_text(text: str) -> str:
-    """A text in which no cell of a spreadsheet is a formula: `=1` becomes `'=1`."""
+    """Return a text that a spreadsheet never runs as a formula: `=1` becomes `'=1`."""
     return _DANGER.sub("'", text)
 
 

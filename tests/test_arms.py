@@ -99,11 +99,11 @@ def test_a_sweep_without_arms_does_not_mention_them() -> None:
         (["arm=min"], "unknown arm 'min'. Nearest: 'mine'. There are: mine."),
         (
             ["train.head_init=shared"],
-            "would undo 'train.head_init=per_site', which arm 'mine' is about",
+            "would undo 'train.head_init=per_site', which arm 'mine' sets",
         ),
         (
             ["+sweep.arms.own=['model=hf','model.name=m']", "model=bert"],
-            "'model=bert' would undo 'model=hf', which arm 'own' is about",
+            "'model=bert' would undo 'model=hf', which arm 'own' sets",
         ),
         (["+sweep.arms.two=['run_dir=x']"], "an arm sets settings and axes"),
         (["+sweep.arms.three=['train.shufle=false']"], "unknown key 'train.shufle'"),

@@ -15,14 +15,14 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Findings:
-    """A study's page of a sweep: its template, and a file of verdicts."""
+    """A study's page about a sweep: its template, and a file of verdicts."""
 
     template: Path
-    """Extends `sweep.j2`."""
+    """Template that extends `sweep.j2`."""
     file: str
     entries: Sequence[Any]
-    """Dataclasses: what the file holds, and `entries` in the template."""
+    """Dataclasses: the content of the file, and `entries` in the template."""
     drawings: Sequence[Drawing] | None = None
-    """Figures in the place of the sweep's own."""
+    """Figures instead of the sweep's own."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """More names for the template."""

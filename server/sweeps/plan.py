@@ -1,4 +1,5 @@
-"""Which cells a sweep has: models x data sets x arms x K x seeds, and what all cells share."""
+"""The plan of a sweep: its cells (models x data sets x arms x K x seeds) and their shared
+settings."""
 
 from __future__ import annotations
 
@@ -17,23 +18,23 @@ _SET_BY_SWEEP = ("num_rounds", "evaluation.target_accuracy", "evaluation.patienc
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep as the command line and `conf/` describe it."""
+    """A sweep, from the command line and `conf/`."""
 
     run_dir: str
     target_fraction: float
     cells: list[list[str]]
     """Overrides of each cell, without `run_dir`; K = 1 first."""
     config: DictConfig
-    """Hydra's tree of what the cells share, for the launcher."""
+    """Hydra's tree of the settings that the cells share, for the launcher."""
 
 
 @dataclass(frozen=True)
-class _Words:
-    """An override list, sorted by what each word is for."""
+class _SortedOverrides:
+    """Overrides, sorted by their purpose."""
 
     axes: dict[str, list[str]]
     shared: dict[str, str]
-    """Override by key, for every cell."""
+    """Overrides of every cell, by key."""
     for_hydra: list[str]
     run_dir: str
 
@@ -41,12 +42,13 @@ class _Words:
 def compose_sweep(overrides: Sequence[str]) -> SweepPlan:
     """Plan a sweep.
 
-    Axes come from the `sweep` node; an arm's own words (`sweep.arms`) go before it, and
-    `model=bert,albert num_clients=1,4` on the command line before both. `arm=a,b` chooses among the arms.
+    The axes are in the `sweep` node. The overrides of an arm (`sweep.arms`) take precedence over
+    it, and those of the command line (`model=bert,albert num_clients=1,4`) over both. `arm=a,b`
+    chooses arms.
 
     Raises:
-        ValueError: as `compose` does, or an axis is empty, or values are given to a key that is no axis, or
-            a word takes away what an arm is about.
+        ValueError: as `compose` does, or an axis is empty, or a key that is not an axis has several
+            values, or an override would undo a setting of an arm.
     """
     words = _sort(overrides)
     config = compose_tree([*words.for_hydra, *words.shared.values()])
@@ -59,21 +61,24 @@ def compose_sweep(overrides: Sequence[str]) -> SweepPlan:
     )
 
 
-def _sort(overrides: Sequence[str]) -> _Words:
-    words = _Words({}, {}, [], "")
+def _sort(overrides: Sequence[str]) -> _SortedOverrides:
+    axes: dict[str, list[str]] = {}
+    shared: dict[str, str] = {}
+    for_hydra: list[str] = []
     run_dir = ""
     for override in parse(overrides):
-        key, line = override.key_or_group, str(override.input_line)
+        key = override.key_or_group
+        line = str(override.input_line)
         if key in (*AXES, "arm"):
-            several = override.is_sweep_override()
-            words.axes[key] = (
-                list(override.sweep_string_iterator())
-                if several
-                else [str(override.value())]
-            )
+            if override.is_sweep_override():
+                axes[key] = list(override.sweep_string_iterator())
+            else:
+                axes[key] = [str(override.value())]
         elif override.is_sweep_override():
             raise ValueError(
-                f"'{line}' sweeps over '{key}'; the axes of a sweep are {', '.join(AXES)}."
+                f"'{line}' gives several values to '{key}'; only the axes of a sweep can have "
+                f"several: "
+                f"{', '.join(AXES)}."
             )
         elif key in _SET_BY_SWEEP:
             raise ValueError(
@@ -83,59 +88,62 @@ def _sort(overrides: Sequence[str]) -> _Words:
         elif key == "run_dir":
             run_dir = str(override.value())
         elif key.startswith("hydra"):
-            words.for_hydra.append(line)
+            for_hydra.append(line)
         else:
-            words.shared[key] = line
-    return _Words(words.axes, words.shared, words.for_hydra, run_dir)
+            shared[key] = line
+    return _SortedOverrides(axes, shared, for_hydra, run_dir)
 
 
-def _arms(words: _Words, written: DictConfig) -> dict[str, _Words]:
-    """The arms that take part, by name; one without a name and without words where there are none."""
+def _arms(words: _SortedOverrides, written: DictConfig) -> dict[str, _SortedOverrides]:
+    """Return the chosen arms by name; without arms, one with an empty name and no overrides."""
     arms = {
         str(name): _sort([str(word) for word in arm]) for name, arm in written.items()
     }
     chosen = words.axes.get("arm", list(arms))
     for name in chosen:
         if name not in arms:
-            known = (
-                f" There are: {', '.join(arms)}."
-                if arms
-                else " This sweep has none (sweep.arms)."
-            )
+            known = " This sweep has none (sweep.arms)."
+            if arms:
+                known = f" There are: {', '.join(arms)}."
             raise ValueError(f"unknown arm '{name}'.{nearest(name, arms)}{known}")
         arm = arms[name]
         if arm.for_hydra or arm.run_dir or "arm" in arm.axes:
             raise ValueError(
-                f"sweep.arms.{name} sets hydra, run_dir or arm; an arm sets settings and axes."
+                f"sweep.arms.{name} sets hydra, run_dir or arm. An arm can set only settings and "
+                f"axes."
             )
         undone = [
             (words.shared[key], arm.shared[key])
             for key in arm.shared.keys() & words.shared.keys()
         ]
-        for axis in ("model", "data"):  # other settings of the arm are about its own
-            ours, given = (",".join(side.axes.get(axis, ())) for side in (arm, words))
-            undone += (
-                [(f"{axis}={given}", f"{axis}={ours}")]
-                if ours and given not in ("", ours)
-                else []
-            )
+        for axis in (
+            "model",
+            "data",
+        ):  # the arm's other settings are for its own values
+            ours = ",".join(arm.axes.get(axis, ()))
+            given = ",".join(words.axes.get(axis, ()))
+            if ours and given not in ("", ours):
+                undone.append((f"{axis}={given}", f"{axis}={ours}"))
         for given, own in undone:
             raise ValueError(
-                f"'{given}' would undo '{own}', which arm '{name}' is about. Leave it out, or choose other "
+                f"'{given}' would undo '{own}', which arm '{name}' sets. Leave it out, or choose "
+                f"other "
                 "arms with arm=..."
             )
     return {name: arms[name] for name in chosen} or {"": _sort([])}
 
 
-def _cells(words: _Words, arms: dict[str, _Words], defaults: Any) -> list[list[str]]:
-    """Overrides of each cell, by K, then as arms and axes were written: a baseline before what it judges."""
+def _cells(
+    words: _SortedOverrides, arms: dict[str, _SortedOverrides], defaults: Any
+) -> list[list[str]]:
+    """Return the overrides of each cell, sorted by K, then as arms and axes are written.
+
+    So a baseline comes before the cells that are compared with it.
+    """
     cells: list[tuple[int, list[str]]] = []
     for name, arm in arms.items():
-        axes = (
-            {axis: [str(value) for value in defaults[axis]] for axis in AXES}
-            | arm.axes
-            | words.axes
-        )
+        axes = {axis: [str(value) for value in defaults[axis]] for axis in AXES}
+        axes |= arm.axes | words.axes
         for axis in AXES:
             if not axes[axis]:
                 raise ValueError(

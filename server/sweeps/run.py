@@ -1,4 +1,5 @@
-"""The sweep: every cell to its budget, then on to its target; stop and start as you like."""
+"""Run a sweep: every cell up to its budget, then on to its target. It can be stopped and
+continued."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep leaves."""
+    """The result of a sweep."""
 
     rows: list[SweepRow]
     report: Path
@@ -38,7 +39,7 @@ class SweepResult:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the sweep: its settings up to the budget, and the overrides they come from."""
+    """One run of the sweep: its settings up to the budget, and the overrides that give them."""
 
     settings: Settings
     overrides: tuple[str, ...]
@@ -47,10 +48,11 @@ class Cell:
 def sweep(
     overrides: Sequence[str], study: Callable[[SweepData], Findings] | None = None
 ) -> SweepResult:
-    """Run or finish all cells and draw the report, with what the study finds in it.
+    """Run or continue all cells and write the report, with the findings of the study.
 
     Raises:
-        ValueError: bad input, or a cell's folder holds a run with other settings; nothing was run then.
+        ValueError: bad input, or a cell's folder holds a run with other settings; nothing was
+            run then.
     """
     plan = compose_sweep(overrides)
     folder = SweepFolder(Path(plan.run_dir))
@@ -65,15 +67,13 @@ def sweep(
         [PlannedCell.of(cell.settings) for cell in cells], plan.target_fraction
     )
     try:
-        _launch(
-            plan,
-            folder,
-            [cell.overrides for cell in cells if not _at_budget(folder, cell)],
-        )
+        to_budget = [cell.overrides for cell in cells if not _at_budget(folder, cell)]
+        _launch(plan, folder, to_budget)
         _launch(plan, folder, _to_target(folder, cells, plan.target_fraction))
     finally:
         rows = folder.write_table()
         display().close()
+    # Here, because it loads pandas and matplotlib, which the cells do not need.
     from wardround.server.report.render import write_report
 
     return SweepResult(rows, write_report(folder.path, study))
@@ -90,46 +90,41 @@ def _cell(folder: SweepFolder, overrides: Sequence[str]) -> Cell:
 
 
 def _at_budget(folder: SweepFolder, cell: Cell) -> bool:
-    """Whether the cell's first phase is done; a reached target, or a collapse, may have ended it early."""
-    finished = folder.run_folder(cell.settings.cell).status()["state"] == "finished"
-    accuracies, target = (
-        folder.accuracies(cell.settings.cell),
-        cell.settings.evaluation.target_accuracy,
+    """Return True if the cell's first phase is done. A reached target or a collapse may end it
+    early."""
+    name = cell.settings.cell
+    if folder.run_folder(name).status()["state"] != "finished":
+        return False
+    accuracies = folder.accuracies(name)
+    if cell.settings.data.budget_rounds in accuracies:
+        return True
+    target = cell.settings.evaluation.target_accuracy
+    has_reached_target = target is not None and any(
+        accuracy >= target for round, accuracy in accuracies.items() if round > 0
     )
-    has_accuracy = cell.settings.data.budget_rounds in accuracies
-    is_there = target is not None and any(
-        accuracies[number] >= target for number in accuracies if number > 0
-    )
-    return finished and (
-        has_accuracy or is_there or _is_ended_by_collapse(folder, cell)
-    )
+    return has_reached_target or _is_ended_by_collapse(folder, cell)
 
 
 def _is_ended_by_collapse(folder: SweepFolder, cell: Cell) -> bool:
-    train, records = (
-        cell.settings.train,
-        folder.run_folder(cell.settings.cell).history(),
-    )
-    return (
-        train.on_collapse == "stop"
-        and standing_collapse(records, train.collapse_rounds) is not None
-    )
+    train = cell.settings.train
+    if train.on_collapse != "stop":
+        return False
+    records = folder.run_folder(cell.settings.cell).history()
+    return standing_collapse(records, train.collapse_rounds) is not None
 
 
 def _to_target(
     folder: SweepFolder, cells: Sequence[Cell], fraction: float
 ) -> list[tuple[str, ...]]:
-    """Overrides of the cells that are under their target and may go on to the second threshold.
+    """Return the overrides of the cells that are below their target and may continue.
 
-    A learning rate that has decayed to zero by the budget learns nothing more, and what collapsed under
-    `train.on_collapse=stop` is not to go on: such cells stay as they are.
+    Two kinds of cells do not: if the learning rate has decayed to zero by the budget, they learn
+    nothing more; and a collapse under `train.on_collapse=stop` is final.
     """
     jobs = []
     for cell, row in zip(cells, folder.rows(), strict=True):  # both in the plan's order
-        baseline, threshold = (
-            row.baseline_accuracy,
-            cell.settings.data.second_threshold_rounds,
-        )
+        baseline = row.baseline_accuracy
+        threshold = cell.settings.data.second_threshold_rounds
         if (
             baseline is not None
             and row.rounds_to_target is None
@@ -138,9 +133,8 @@ def _to_target(
             and cell.settings.train.schedule == "constant"
             and max(folder.accuracies(cell.settings.cell)) < threshold
         ):
-            target = min(
-                1.0, fraction * baseline
-            )  # a fraction above 1 may ask for more than there is
+            # A fraction above 1 may ask for an accuracy above 1.
+            target = min(1.0, fraction * baseline)
             goal = (f"num_rounds={threshold}", f"evaluation.target_accuracy={target!r}")
             jobs.append((*cell.overrides[:-1], *goal))
     return jobs
@@ -149,20 +143,21 @@ def _to_target(
 def _launch(
     plan: SweepPlan, folder: SweepFolder, jobs: Sequence[Sequence[str]]
 ) -> None:
-    """Hand jobs to Hydra's launcher: one after the other here, or wherever a plug-in takes them."""
+    """Run jobs by Hydra's launcher: one after the other here, or elsewhere by a plug-in."""
     if jobs:
         _show(folder)
         launch(plan.config, partial(_run_cell, folder.path), jobs)
 
 
 def _run_cell(root: Path, config: DictConfig) -> None:
-    """One cell, in whichever process the launcher chose. A cell that fails leaves the others alone."""
+    """Run one cell, in the process that the launcher chose. A failure does not stop the other
+    cells."""
     settings = settings_of(config)
     folder = SweepFolder(root)
     run = folder.run_folder(settings.cell)
     try:
         simulate(settings)
-    except FolderInUse as error:  # its state is for that process to write
+    except FolderInUse as error:  # that process writes its state
         display().say(f"{settings.cell} left alone: {error}")
     except (RunFailed, ValueError) as error:
         display().say(f"{settings.cell} failed: {error}")

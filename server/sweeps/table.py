@@ -1,4 +1,4 @@
-"""A sweep folder: the plan, the cells' run folders, and the table of how they did."""
+"""A sweep folder: the plan, the cells' run folders, and the table of results."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class PlannedCell:
     budget_rounds: int
     """Rounds at which accuracies are compared."""
     arm: str = ""
-    """Empty where the sweep has none."""
+    """Name of its arm; empty if the sweep has no arms."""
 
     @classmethod
     def of(cls, settings: Settings) -> PlannedCell:
-        """The cell these settings run."""
+        """Return the cell of these settings."""
         return cls(
             name=settings.cell,
             model=settings.model.short_name,
@@ -45,7 +45,7 @@ class PlannedCell:
 
     @property
     def baseline_key(self) -> tuple[str, str, str, int]:
-        """What the cell shares with its K = 1."""
+        """The part of the cell that its baseline, K = 1, shares with it."""
         return self.model, self.data, self.arm, self.seed
 
 
@@ -56,11 +56,11 @@ class SweepFolder:
         self.path = path
 
     def run_folder(self, name: str) -> RunFolder:
-        """Where the cell of this name lives."""
+        """Return the run folder of a cell."""
         return RunFolder(self.path / "cells" / name)
 
     def write_plan(self, cells: Iterable[PlannedCell], target_fraction: float) -> None:
-        """Say what belongs to the sweep."""
+        """Write the cells and the target of the sweep."""
         plan = {
             "target_fraction": target_fraction,
             "cells": [asdict(cell) for cell in cells],
@@ -73,7 +73,7 @@ class SweepFolder:
         return [PlannedCell(**cell) for cell in plan["cells"]], plan["target_fraction"]
 
     def accuracies(self, name: str) -> dict[int, float]:
-        """Test accuracy of the cell of this name after each whole round."""
+        """Return the test accuracy of a cell after each whole round."""
         records = self.run_folder(name).history()
         return {
             record.round: record.accuracy
@@ -82,7 +82,7 @@ class SweepFolder:
         }
 
     def rows(self) -> list[SweepRow]:
-        """How every cell stands, in the order of the plan."""
+        """Return the result of every cell, in the order of the plan."""
         cells, fraction = self.read_plan()
         curves = {cell.name: self.accuracies(cell.name) for cell in cells}
         baselines = {
@@ -93,17 +93,18 @@ class SweepFolder:
         rows = []
         for cell in cells:
             baseline = baselines.get(cell.baseline_key)
-            told = {
-                "status": self.run_folder(cell.name).status()["state"],
-                "accuracy_at_budget": curves[cell.name].get(cell.budget_rounds),
-                "baseline_accuracy": baseline,
-                "rounds_to_target": rounds_to(curves[cell.name], baseline, fraction),
-            }
-            rows.append(SweepRow.model_validate(asdict(cell) | told))
+            curve = curves[cell.name]
+            row = asdict(cell)
+            row["status"] = self.run_folder(cell.name).status()["state"]
+            row["accuracy_at_budget"] = curve.get(cell.budget_rounds)
+            row["baseline_accuracy"] = baseline
+            row["rounds_to_target"] = rounds_to(curve, baseline, fraction)
+            rows.append(SweepRow.model_validate(row))
         return rows
 
     def write_table(self) -> list[SweepRow]:
-        """Bring `sweep.csv` up to date; cells may end at the same time in several processes."""
+        """Update `sweep.csv`. Locked, because cells may end at the same time in several
+        processes."""
         with FileLock(self.path / ".lock", timeout=60):
             return self._write_rows(self.rows())
 
@@ -114,23 +115,25 @@ class SweepFolder:
             for name in SweepRow.model_fields
             if name != "arm" or any(row.arm for row in rows)
         ]
-        write_rows(
-            text, [columns, *([getattr(row, name) for name in columns] for row in rows)]
-        )
-        write_atomically(
-            self.path / "sweep.csv", lambda part: part.write_text(text.getvalue())
-        )
+        values = ([getattr(row, name) for name in columns] for row in rows)
+        write_rows(text, [columns, *values])
+        file = self.path / "sweep.csv"
+        write_atomically(file, lambda part: part.write_text(text.getvalue()))
         return rows
 
 
 def rounds_to(
     accuracies: dict[int, float], baseline: float | None, fraction: float
 ) -> int | None:
-    """First trained round with accuracy >= fraction * baseline (the paper, section 3.4), or None."""
+    """Return the first trained round with accuracy >= fraction * baseline (paper, section 3.4),
+    or None."""
     if baseline is None:
         return None
     target = fraction * baseline
+    reached = (
+        number for number, value in accuracies.items() if number > 0 and value >= target
+    )
     return min(
-        (round for round, value in accuracies.items() if round > 0 and value >= target),
+        reached,
         default=None,
     )

@@ -17,10 +17,10 @@ from wardround.server.report import claim_rules, claims
 from wardround.server.report.claim_rules import (
     PAPER_CLIENTS,
     PAPER_DATA,
+    Key,
 )
 from wardround.server.report.claims import (
     Claim,
-    Key,
     describe_missing,
     judge,
 )

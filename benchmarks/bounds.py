@@ -33,7 +33,7 @@ from wardround.client.site import Kept, Order, RealSite
 from wardround.client.site_file import SiteFile
 from wardround.common.files import file_sha256
 from wardround.common.model.flat import Layout, model_sha256
-from wardround.common.model.influence import Speaking
+from wardround.common.model.speaking import Speaking
 from wardround.common.model.state import open_model
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.label import LABEL

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wardround.client.policy import Policy, adaptive_step
+from wardround.client.yardstick import Yardstick
 from wardround.common.model.flat import Layout, distance
 from wardround.common.model.influence import RoundSteps
 from wardround.common.settings.tree import Settings
@@ -29,54 +30,10 @@ from wardround.common.settings.tree import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MOST_GROWTH = 3.0
-"""A yardstick is at most so many times the smallest that was measured under its plan: a server that makes a
-site move further cannot buy itself a wider bound with that."""
 _MOST_ROUNDS = 10
 """Rounds that lie between two models widen the bound up to this many: rounds do not all go one way."""
 _SLACK = 1e-6
 """Of rounding, as a share of a tensor's own norm, or of its largest number."""
-
-
-@dataclass(frozen=True)
-class Yardstick:
-    """How far this site moves each tensor of a plan's model, per unit of learning rate."""
-
-    per_tensor: np.ndarray  # (T,) fp64, in the order of `Layout.names`
-    smallest: np.ndarray  # (T,) fp64: the smallest of every tensor so far; 0 for none
-
-    @classmethod
-    def of(
-        cls, norms: np.ndarray, sum_of_rates: float, before: Yardstick | None
-    ) -> Yardstick:
-        """From one update.
-
-        Args:
-            norms: (T,) fp64, L2 norm of the update of each tensor.
-            sum_of_rates: of all optimiser steps that made it.
-            before: the yardstick so far; None if there is none.
-
-        Raises:
-            ValueError: a number is not finite.
-        """
-        measured = norms / sum_of_rates
-        if not np.isfinite(measured).all():
-            raise ValueError(
-                "this site's own update is not finite, and bounds no model"
-            )
-        smallest = measured if before is None else _smaller(before.smallest, measured)
-        # A tensor that a round leaves alone says nothing about how far it moves when it is trained.
-        previous = measured if before is None else before.per_tensor
-        moved = np.where(
-            measured > 0, np.minimum(measured, _MOST_GROWTH * smallest), previous
-        )
-        return cls(moved, smallest)
-
-
-def _smaller(before: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """The smaller of two positive numbers; 0 stands for none."""
-    both = np.minimum(before, measured)
-    return np.where(before == 0, measured, np.where(measured == 0, before, both))
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from wardround.client.bounds import RoundOfPlan, Yardstick, step_norms, tensors_too_far
+from wardround.client.bounds import RoundOfPlan, step_norms, tensors_too_far
 from wardround.client.held import Held, HeldModel
+from wardround.client.yardstick import Yardstick
 from wardround.common.errors import SiteRefusal
 from wardround.common.model.flat import Layout, tensor_of
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wardround.client.bounds import Yardstick
+from wardround.client.yardstick import Yardstick
 from wardround.common.files import Writer, write_atomically, write_json
 
 _MODEL, _YARDSTICK = "held.model", "yardstick.json"

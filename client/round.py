@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flwr.app import RecordDict
 
-from wardround.client.bounds import RoundOfPlan, Yardstick
+from wardround.client.bounds import RoundOfPlan
 from wardround.client.global_model import check_global_model, measure
 from wardround.client.held import HeldModel
 from wardround.client.policy import Policy, is_pinned, names_of
 from wardround.client.site import Examples, RealSite, Site
 from wardround.client.variates import Variates
+from wardround.client.yardstick import Yardstick
 from wardround.common.data.batches import by_length
 from wardround.common.errors import LossNotFinite, MissingBase, SiteRefusal
 from wardround.common.model.build import TextModel
 from wardround.common.model.flat import distance, model_sha256, tensor_of
 from wardround.common.model.heads import draw_head
-from wardround.common.model.influence import RoundSteps, Speaking
+from wardround.common.model.influence import RoundSteps
+from wardround.common.model.speaking import Speaking
 from wardround.common.model.state import ModelState, open_model
 from wardround.common.model.train import Place, evaluate, train_epochs
 from wardround.common.model_files import FILES_PREFIX, WEIGHTS_PREFIX

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from wardround.common.data.batches import count_steps
 from wardround.common.data.corpus import Corpus, open_corpus
 from wardround.common.data.partitions import partition
+from wardround.common.data.steps import count_steps
 from wardround.common.data.tokens import TokenisedTexts
 from wardround.common.settings.tree import Settings
 from wardround.server.rounds.clients import Clients

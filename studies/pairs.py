@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from wardround.common.data.batches import count_steps
+from wardround.common.data.steps import count_steps
 from wardround.server.report.figures import draw_chance
 from wardround.server.report.run import RunData
 from wardround.server.report.sweep import SweepData

@@ -13,8 +13,9 @@ from tests.support.hostile_settings import with_changes
 from tests.support.tiny import Make
 from wardround.client.policy import Policy, adaptive_step
 from wardround.client.sizes import MOST_PULL, Sizes, largest_influence, size_refusals
-from wardround.common.data.batches import CUTS
-from wardround.common.model.influence import RoundSteps, Speaking, learning_rate_at
+from wardround.common.data.steps import CUTS
+from wardround.common.model.influence import RoundSteps, learning_rate_at
+from wardround.common.model.speaking import Speaking
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.label import LABEL
 

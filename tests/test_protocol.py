@@ -12,7 +12,8 @@ import torch
 
 from tests.support.runs import history
 from tests.support.tiny import Make, model_at, write_model
-from wardround.common.data.batches import count_steps, training_steps
+from wardround.common.data.batches import training_steps
+from wardround.common.data.steps import count_steps
 from wardround.common.data.tokens import TokenisedTexts
 from wardround.common.model.build import build_model
 from wardround.common.model.flat import flatten_model

@@ -15,7 +15,8 @@ from wardround.common.data.batches import evaluation_batches, training_steps
 from wardround.common.data.tokens import Batch, TokenisedTexts
 from wardround.common.errors import DIVERGED, LossNotFinite
 from wardround.common.model.blend import blend_parameters
-from wardround.common.model.influence import RoundSteps, Speaking
+from wardround.common.model.influence import RoundSteps
+from wardround.common.model.speaking import Speaking
 from wardround.common.runtime import numpy_stream, precision_context, torch_stream
 from wardround.common.settings.train import TrainSettings
 from wardround.common.settings.tree import Settings

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 from wardround.client.kit.checks.findings import Finding, ok, problem, warning
 from wardround.client.kit.checks.model import find_weights
 from wardround.client.kit.checks.subject import Subject
@@ -171,6 +169,8 @@ def memory(on: Subject) -> Finding:
 
 def device(on: Subject) -> Finding:
     """Check that the device of site.yaml exists."""
+    import torch  # takes seconds; `join` imports this file and needs no torch itself
+
     try:
         found = resolve_device(on.site.device)
     except ValueError as error:

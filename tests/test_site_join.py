@@ -235,6 +235,14 @@ def write(world: World, **changed: Any) -> SiteFile:
     return site
 
 
+def test_the_process_that_connects_loads_no_torch(world: World) -> None:
+    """It takes seconds and memory; on a site without a GPU the worker alone needs it."""
+    process = world.join(*FEW_CHECKS)
+    assert world.num_examples() == 38
+    assert "libtorch" in Path(f"/proc/{world.worker()}/maps").read_text()
+    assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+
+
 def test_a_policy_that_is_tightened_holds_at_once(world: World) -> None:
     world.join(*FEW_CHECKS)
     assert world.num_examples() == 38

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -99,6 +99,9 @@ class TokenisedTexts:
         device: torch.device,
     ) -> Batch:
         """Pad the chosen texts on the right to `pad_to` tokens, or to the longest of them for None."""
+        # It takes seconds; a site's connection and its plans read this file without it.
+        import torch
+
         lengths = self.lengths_of(indices)
         width = pad_to or int(lengths.max())
         input_ids = np.full((len(indices), width), self.pad_id, dtype=np.int64)

@@ -169,7 +169,12 @@ def memory(on: Subject) -> Finding:
 
 def device(on: Subject) -> Finding:
     """Check that the device of site.yaml exists."""
-    import torch  # takes seconds; `join` imports this file and needs no torch itself
+    on_the_cpu = ok(f"cpu, {os.cpu_count()} CPUs")
+    if on.site.device == "cpu":
+        return on_the_cpu
+
+    # It takes seconds, and a site that trains on the CPU needs it in its worker alone.
+    import torch
 
     try:
         found = resolve_device(on.site.device)
@@ -187,4 +192,4 @@ def device(on: Subject) -> Finding:
             "Without a GPU: set device: cpu; it works, but is slow. "
             "With a GPU: install PyTorch's build for it.",
         )
-    return ok(f"{found}, {os.cpu_count()} CPUs")
+    return on_the_cpu if found.type == "cpu" else ok(f"{found}")

@@ -17,13 +17,13 @@ from tests.support.tiny import Make
 from wardround.client.bounds import (
     Allowed,
     RoundOfPlan,
-    Yardstick,
     step_norms,
     tensors_too_far,
 )
 from wardround.client.global_model import check_global_model
 from wardround.client.held import Held, HeldModel
 from wardround.client.policy import Policy
+from wardround.client.yardstick import Yardstick
 from wardround.common.errors import SiteRefusal
 from wardround.common.model.flat import Layout
 

@@ -27,7 +27,8 @@ from benchmarks.hospitals import write_sites
 from benchmarks.report import Report, Samples, Table, carry_out, names, parser, say
 from wardround.client import global_model
 from wardround.client.bounds import Allowed, step_norms, tensors_too_far
-from wardround.client.policy import Limits, Policy, lines_of
+from wardround.client.policy.limits import Limits, Policy
+from wardround.client.policy.verdict import judge_settings
 from wardround.client.round import answer
 from wardround.client.site import Kept, Order, RealSite
 from wardround.client.site_file import SiteFile
@@ -252,7 +253,7 @@ def check_policy(settings: Settings, sites: dict[str, SiteFile]) -> None:
             site.policy, site.name, "", False, tuple(settings.data.label_names or ())
         )
         if refused := [
-            line.key for line in lines_of(settings, limits) if not line.is_allowed
+            line.key for line in judge_settings(settings, limits) if not line.is_allowed
         ]:
             raise ValueError(f"the policy refuses {', '.join(refused)}")
 

@@ -22,7 +22,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from wardround.common.errors import SiteRefusal
 from wardround.common.files import write_atomically, write_json
-from wardround.common.process.shared_memory import padded_arrays, read_arrays, table_of
 from wardround.common.wire.codec import is_missing_base
 from wardround.common.wire.contents import (
     dump_content,
@@ -30,6 +29,7 @@ from wardround.common.wire.contents import (
     put_arrays,
     take_arrays,
 )
+from wardround.common.wire.flat_arrays import padded_arrays, read_arrays, table_of
 from wardround.common.wire.messages import EVALUATE, TRAIN
 
 _INDEX = "index.json"

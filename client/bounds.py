@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wardround.client.policy import Policy, adaptive_step
+from wardround.client.policy.limits import Policy
+from wardround.client.policy.steps import adaptive_step
 from wardround.client.yardstick import Yardstick
 from wardround.common.model.flat import Layout, distance
 from wardround.common.model.influence import RoundSteps

@@ -12,17 +12,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from wardround.common.credentials import check_public_line, fingerprint, write_secret
 from wardround.common.files import write_atomically
-from wardround.common.wire.roster import names_with_one_key, roster_fingerprint
-from wardround.common.words import shown
 
 if TYPE_CHECKING:
-    from wardround.client.policy import Limits
     from wardround.common.wire.invitation import Registration
-    from wardround.common.wire.signing import Plan
 
 FILE_NAME = "peers.json"
 UNKNOWN_PEER = "unknown_peer"
-_SITE_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+SITE_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ class Peers(Mapping[str, str]):
                 name.
             OSError: it cannot be written.
         """
-        if not _SITE_NAME.fullmatch(name):
+        if not SITE_NAME.fullmatch(name):
             raise ValueError(
                 f"--name is '{name}'; a site's name has 1 to 64 small letters, digits, _ and -. "
                 "Take the name that stands in the plan."
@@ -161,73 +157,3 @@ class Peers(Mapping[str, str]):
         content = _PINS.dump_json(dict(sorted(pins.items())), indent=2)
         self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(self.file, lambda part: write_secret(part, content))
-
-
-def roster_refusals(plan: Plan, limits: Limits) -> Iterator[tuple[str, str, str]]:
-    """Why a plan's roster is refused: a code of `REFUSALS`, the setting that is meant, and words.
-
-    The setting is empty if none is meant.
-    """
-    roster, policy = plan.sites, limits.policy
-    if len(roster) > policy.max_sites:
-        yield (
-            "policy",
-            "num_clients",
-            f"{len(roster)} sites stand in it; policy.max_sites is {policy.max_sites}",
-        )
-    if unreadable := [name for name in roster if not _SITE_NAME.fullmatch(name)]:
-        yield (
-            "policy",
-            "",
-            f"it names a site {unreadable[0]!r}, which cannot be a site's name",
-        )
-    if twins := names_with_one_key(roster):
-        yield (
-            "policy",
-            "",
-            f"{' and '.join(twins)} have one key, and would be counted twice",
-        )
-    for name in _with_another_key(plan, limits):
-        yield (
-            UNKNOWN_PEER,
-            "",
-            f"{name} has another key ({roster[name]}) than the one pinned here "
-            f"({limits.peers[name]}). Ask that hospital by telephone which is right",
-        )
-    for name in _not_pinned(plan, limits) if policy.require_peers else ():
-        yield (
-            UNKNOWN_PEER,
-            "",
-            f"{name} is not pinned here, and policy.require_peers is true. "
-            "Next: wardround-site peers add FILE",
-        )
-
-
-def roster_in_words(plan: Plan, limits: Limits, most: int) -> Iterator[str]:
-    """The lines about a roster that people see before they decide. Args: most: names in a line."""
-    yield f"  roster    {roster_fingerprint(plan.sites)}"
-    yield "            COMPARE it with the other hospitals by telephone: all must see the same"
-    another = _with_another_key(plan, limits)
-    missing = _not_pinned(plan, limits)
-    pinned = sorted(set(_others(plan, limits)) - set(another) - set(missing))
-    for words, names in (
-        ("pinned here with this key", pinned),
-        ("not pinned here", missing),
-        ("ANOTHER KEY than the one pinned here", another),
-    ):
-        if names:
-            more = f" and {len(names) - most} more" if len(names) > most else ""
-            yield f"            {words}: {', '.join(map(shown, names[:most]))}{more}"
-
-
-def _others(plan: Plan, limits: Limits) -> list[str]:
-    return sorted(name for name in plan.sites if name != limits.site)
-
-
-def _not_pinned(plan: Plan, limits: Limits) -> list[str]:
-    return [name for name in _others(plan, limits) if name not in limits.peers]
-
-
-def _with_another_key(plan: Plan, limits: Limits) -> list[str]:
-    others = [name for name in _others(plan, limits) if name in limits.peers]
-    return [name for name in others if limits.peers[name] != plan.sites[name]]

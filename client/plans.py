@@ -15,7 +15,8 @@ from wardround.client import approvals
 from wardround.client.answers import Answers
 from wardround.client.approvals import Approvers
 from wardround.client.peers import Peers
-from wardround.client.policy import Limits, refusals_of
+from wardround.client.policy.limits import Limits
+from wardround.client.policy.verdict import refusals_of
 from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
 from wardround.common.credentials import fingerprint, public_line

@@ -15,7 +15,8 @@ from flwr.app import RecordDict
 from wardround.client.bounds import RoundOfPlan
 from wardround.client.global_model import check_global_model, measure
 from wardround.client.held import HeldModel
-from wardround.client.policy import Policy, is_pinned, names_of
+from wardround.client.policy.limits import Policy
+from wardround.client.policy.models import is_pinned, names_of
 from wardround.client.site import Examples, RealSite, Site
 from wardround.client.variates import Variates
 from wardround.client.yardstick import Yardstick

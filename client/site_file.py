@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from wardround.client.policy import Policy, without_retired
+from wardround.client.policy.limits import Policy, without_retired
 from wardround.common.credentials import (
     NEW_KEYS,
     Certificate,

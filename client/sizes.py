@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from wardround.client.policy import Policy
+from wardround.client.policy.limits import Policy, Refusal
 from wardround.common.model.influence import RoundSteps, peaks
 from wardround.common.settings.tree import Settings
 
@@ -25,10 +25,6 @@ class Sizes:
     """Tokens of the training texts, as they are cut; None if they were not tokenised."""
     hidden_size: int | None = None
     """Width of the model's layers; None if the model was not opened."""
-
-
-Refusal = tuple[str, str, str]
-"""A code of `REFUSALS`, the setting that is meant or "", and words for the people of this site."""
 
 
 def size_refusals(

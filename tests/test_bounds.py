@@ -22,7 +22,7 @@ from wardround.client.bounds import (
 )
 from wardround.client.global_model import check_global_model
 from wardround.client.held import Held, HeldModel
-from wardround.client.policy import Policy
+from wardround.client.policy.limits import Policy
 from wardround.client.yardstick import Yardstick
 from wardround.common.errors import SiteRefusal
 from wardround.common.model.flat import Layout

@@ -27,7 +27,8 @@ from torch.nn.functional import cross_entropy
 import wardround.common.tasks.label as label_task
 from tests.support.hostile_settings import with_changes
 from tests.support.tiny import Make
-from wardround.client.policy import Limits, Policy, refusals_of
+from wardround.client.policy.limits import Limits, Policy
+from wardround.client.policy.verdict import refusals_of
 from wardround.client.sizes import Sizes, size_refusals
 from wardround.common.data.corpus import open_corpus
 from wardround.common.data.tokens import TokenisedTexts

@@ -11,7 +11,8 @@ import torch
 
 from tests.support.hostile_settings import with_changes
 from tests.support.tiny import Make
-from wardround.client.policy import Policy, adaptive_step
+from wardround.client.policy.limits import Policy
+from wardround.client.policy.steps import adaptive_step
 from wardround.client.sizes import MOST_PULL, Sizes, largest_influence, size_refusals
 from wardround.common.data.steps import CUTS
 from wardround.common.model.influence import RoundSteps, learning_rate_at

@@ -20,9 +20,10 @@ from tests.support.site_door import site_command
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
 from wardround.client.kit.words.plan import describe
-from wardround.client.peers import FILE_NAME, UNKNOWN_PEER, Peers, roster_refusals
+from wardround.client.peers import FILE_NAME, UNKNOWN_PEER, Peers
 from wardround.client.plans import Plans, approve, limits_of
-from wardround.client.policy import Limits, Policy
+from wardround.client.policy.limits import Limits, Policy
+from wardround.client.policy.roster import roster_refusals
 from wardround.client.site_file import signing_keys, write_site_file
 from wardround.common.credentials import (
     check_public_line,

@@ -21,7 +21,8 @@ from wardround.client.answers import Answers, Begun
 from wardround.client.kit.costs import Costs, Here, measure_here
 from wardround.client.kit.words.plan import describe, describe_all, list_of_plans
 from wardround.client.plans import Decision, Known, Plans, approve, executed, limits_of
-from wardround.client.policy import Limits, Policy, refusals_of
+from wardround.client.policy.limits import Limits, Policy
+from wardround.client.policy.verdict import refusals_of
 from wardround.client.site_file import SiteFile, signing_keys
 from wardround.client.sizes import Sizes
 from wardround.client.versions import Versions

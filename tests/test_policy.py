@@ -16,7 +16,10 @@ from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
 from wardround.client.kit.policy_file import read_policy
 from wardround.client.kit.words.policy import policy_in_words
-from wardround.client.policy import RULES, Limits, Policy, Rule, lines_of, refusals_of
+from wardround.client.policy.limits import Limits, Policy
+from wardround.client.policy.rule import Rule
+from wardround.client.policy.rules import RULES
+from wardround.client.policy.verdict import judge_settings, refusals_of
 from wardround.client.round import answer
 from wardround.client.site import Kept, Order, RealSite
 from wardround.common.data.corpus import forget_corpora
@@ -147,7 +150,7 @@ MUST_BE = [
     key
     for key in RULES
     if RULES[key].kind == "fixed"
-    and RULES[key].holds is not Rule.__dataclass_fields__["holds"].default
+    and RULES[key].allows is not Rule.__dataclass_fields__["allows"].default
 ]
 
 
@@ -167,7 +170,9 @@ def test_the_parts_of_two_plans_never_differ_by_one_text_of_many(
     def is_allowed(fraction: float) -> bool:
         settings = with_changes(base, {key: fraction})
         return next(
-            line.is_allowed for line in lines_of(settings, LIMITS) if line.key == key
+            line.is_allowed
+            for line in judge_settings(settings, LIMITS)
+            if line.key == key
         )
 
     found = [
@@ -181,7 +186,9 @@ def test_the_parts_of_two_plans_never_differ_by_one_text_of_many(
 def test_adapters_are_scaled_within_bounds(base: Settings) -> None:
     def refused(alpha: float, rank: int) -> list[str]:
         settings = with_changes(base, {"adapters.alpha": alpha, "adapters.rank": rank})
-        return [line.key for line in lines_of(settings, LIMITS) if not line.is_allowed]
+        return [
+            line.key for line in judge_settings(settings, LIMITS) if not line.is_allowed
+        ]
 
     assert refused(32.0, 4) == []
     assert refused(33.0, 4) == ["adapters.alpha"]
@@ -340,7 +347,7 @@ def trained(tmp_path: Path, tiny_texts: Path, tiny_model: Path) -> Trained:
 
 def harmless(words: str) -> list[str]:
     """Settings of a rule that says this."""
-    return [key for key, rule in RULES.items() if words in rule.says(LIMITS)]
+    return [key for key, rule in RULES.items() if words in rule.describe(LIMITS)]
 
 
 def test_what_no_site_reads_and_what_is_its_own_changes_nothing_that_leaves(
@@ -488,7 +495,7 @@ def test_a_policy_is_strict_unless_it_says_otherwise() -> None:
 
 
 def test_every_line_of_a_plan_has_words(base: Settings) -> None:
-    for line in lines_of(base, LIMITS):
+    for line in judge_settings(base, LIMITS):
         assert line.words, line.key
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.support.hostile_settings import with_changes
-from wardround.client.policy import Limits, Policy, lines_of
+from wardround.client.policy.limits import Limits, Policy
+from wardround.client.policy.verdict import judge_settings
 from wardround.common.recipes import FREE, FREE_GROUPS, pinned_models, recipes
 from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose
@@ -77,12 +78,12 @@ def test_the_strict_policy_allows_a_recipe(name: str) -> None:
         Policy(recipes=(name,), counts=True), "north", "SHA256:north", False
     )
     assert [
-        line.key for line in lines_of(settings, limits) if not line.is_allowed
+        line.key for line in judge_settings(settings, limits) if not line.is_allowed
     ] == []
     other = replace(limits, policy=Policy(recipes=("other@1",), counts=True))
-    assert [line.key for line in lines_of(settings, other) if not line.is_allowed] == [
-        "recipe"
-    ]
+    assert [
+        line.key for line in judge_settings(settings, other) if not line.is_allowed
+    ] == ["recipe"]
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
@@ -98,7 +99,9 @@ def test_every_end_of_a_range_is_within_the_strict_policy(name: str) -> None:
             ends = {key: int(value) if whole else value}  # type: ignore[call-overload]
             changed = with_changes(settings, BESIDE.get(key, {}) | ends)
             refused = [
-                line.key for line in lines_of(changed, limits) if not line.is_allowed
+                line.key
+                for line in judge_settings(changed, limits)
+                if not line.is_allowed
             ]
             assert refused == [], (key, value)
 

@@ -19,8 +19,8 @@ from wardround.common.data import tokens
 from wardround.common.data.corpus import forget_corpora, open_corpus
 from wardround.common.data.tokens import TokenisedTexts, cache_folder, tokenise
 from wardround.common.settings.tree import Settings
+from wardround.server.engines.shared_memory import corpus_from_memory, corpus_to_memory
 from wardround.server.engines.simulate import simulate
-from wardround.server.engines.worker import corpus_from_memory, corpus_to_memory
 
 TEXTS = ["the goal", "a bank said profit", "fever"]
 # Texts, their lengths with [CLS] and [SEP]: 4, 6, 3; so 13 ids. N and starts take 8 * 5, the seal 32.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.site_lab import make_site
-from wardround.client.policy import Policy
+from wardround.client.policy.limits import Policy
 from wardround.client.site import RealSite
 from wardround.client.versions import Version, Versions
 from wardround.common.data.dataset import read_texts

@@ -18,18 +18,18 @@ from tests.support.tiny import Make
 from wardround.client.app import app as client_app
 from wardround.common.data.corpus import open_corpus
 from wardround.common.errors import RunFailed
-from wardround.common.process.shared_memory import create
+from wardround.common.process.shared_memory import create_memory
 from wardround.common.settings.tree import Settings
 from wardround.server.app import conduct
 from wardround.server.engines import simulate as door
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.engines.pool import WorkerPool
-from wardround.server.engines.simulate import count_workers, simulate
-from wardround.server.engines.worker import (
+from wardround.server.engines.shared_memory import (
     corpus_from_memory,
     corpus_to_memory,
     tensors_in,
 )
+from wardround.server.engines.simulate import count_workers, simulate
 from wardround.server.rounds.clients import GridClients
 
 
@@ -225,7 +225,7 @@ def test_texts_come_back_from_memory_as_they_were(make_settings: Make) -> None:
 
 
 def test_tensors_in_memory_are_seen_by_all_who_look() -> None:
-    fd = create(3 * 4 * 1008)
+    fd = create_memory(3 * 4 * 1008)
     ours, theirs = (
         tensors_in(fd, 1008),
         tensors_in(fd, 1008),

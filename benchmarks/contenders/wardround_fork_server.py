@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 
 from benchmarks.contenders.wardround import leave_out_training
-from wardround.server.engines.simulate import answer_for
-from wardround.server.engines.worker import run_fork_server
+from wardround.server.engines.fork_server import run_fork_server
 
 if __name__ == "__main__":
     leave_out_training()
-    run_fork_server(int(sys.argv[1]), answer_for)
+    run_fork_server(int(sys.argv[1]))

@@ -15,7 +15,8 @@ import numpy as np
 
 from wardround.client.answers import Answers
 from wardround.client.plans import Known, sizes_of
-from wardround.client.policy import Limits, refusals_of
+from wardround.client.policy.limits import Limits
+from wardround.client.policy.verdict import refusals_of
 from wardround.client.site import Examples, RealSite
 from wardround.client.site_file import SiteFile
 from wardround.client.sizes import Sizes, size_refusals

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from wardround.client.policy import Policy
+from wardround.client.policy.limits import Policy
 from wardround.client.site_file import SiteFile, signing_keys, write_site_file
 from wardround.common.credentials import (
     new_key,

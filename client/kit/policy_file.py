@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from wardround.client.policy import Policy, without_retired
+from wardround.client.policy.limits import Policy, without_retired
 from wardround.common.explain import explain
 
 _POLICY: TypeAdapter[Policy] = TypeAdapter(Policy)

@@ -18,22 +18,27 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from flwr.app import RecordDict
 
 from wardround.common.errors import ProcessGone, Stopped
-from wardround.common.process import frames, shared_memory
-from wardround.common.wire.codec import pack_refusal
-from wardround.common.wire.contents import (
-    dump_content,
-    load_content,
-    put_arrays,
-    take_arrays,
+from wardround.common.process.shared_memory import bytes_of, create_memory, memory_for
+from wardround.common.process.worker import (
+    END_SECONDS,
+    Facts,
+    end_process,
+    end_with,
+    receive_message,
+    send_message,
+    serve,
+    start_process,
 )
+from wardround.common.wire.codec import pack_refusal
+from wardround.common.wire.contents import take_arrays
 from wardround.common.wire.deadlines import KEPT_SECONDS
+from wardround.common.wire.flat_arrays import table_of
 from wardround.common.words import cleaned
 
 _TICK = 0.2
@@ -54,8 +59,8 @@ class Room:
 
     def __call__(self, num_bytes: int) -> np.ndarray:
         """Memory for `num_bytes`, (n,) uint8; once."""
-        self.descriptor = shared_memory.create(max(1, num_bytes))
-        return shared_memory.bytes_of(self.descriptor)[:num_bytes]
+        self.descriptor = create_memory(max(1, num_bytes))
+        return bytes_of(self.descriptor)[:num_bytes]
 
     def close(self) -> None:
         """Let go of it here; a process that it was handed to keeps it."""
@@ -95,7 +100,7 @@ class Worker:
             return
         self.end()
         path = os.environ.get("PYTHONPATH", "")
-        self._process, self._socket = frames.start_process(
+        self._process, self._socket = start_process(
             "wardround.client.node.worker",
             str(self._site_file),
             path=[path],
@@ -124,16 +129,12 @@ class Worker:
         assert self._socket is not None
         rest, arrays = take_arrays(content)
         try:
-            descriptors = [room.descriptor] if arrays else []
-            _send(
-                self._socket,
-                {"kind": kind, "table": shared_memory.table_of(arrays), "order": order},
-                rest,
-                descriptors,
-            )
+            asked: Facts = {"kind": kind, "table": table_of(arrays), "order": order}
+            memory = room.descriptor if arrays else None
+            send_message(self._socket, asked, rest, memory)
             self._wait(seconds + _MARGIN_SECONDS)
-            words, answered = _receive(self._socket)
-            self.update_norm = words["update_norm"]
+            facts, answered = receive_message(self._socket)
+            self.update_norm = facts["update_norm"]
             self._last_used = time.monotonic()
             return answered
         except TimeoutError:
@@ -164,7 +165,7 @@ class Worker:
         """In words, and as a code of `REFUSALS`."""
         assert self._process is not None
         try:
-            code = self._process.wait(frames.END_SECONDS)
+            code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             return "it closed its socket", "ended"
         if code == -signal.SIGKILL:
@@ -185,30 +186,8 @@ class Worker:
     def end(self) -> None:
         """Let it end, by force where it must be."""
         if self._process is not None and self._socket is not None:
-            frames.end_process(self._process, self._socket)
+            end_process(self._process, self._socket)
         self._process = self._socket = None
-
-
-def _send(
-    connection: socket.socket, words: dict[str, Any], rest: RecordDict, fds: list[int]
-) -> None:
-    """Send a content whose arrays lie in the memory behind the descriptor. Raises ProcessGone."""
-    frames.send_frame(connection, dump_content(words, rest), fds)
-
-
-def _receive(connection: socket.socket) -> tuple[dict[str, Any], RecordDict]:
-    """Inverse of `_send`; the arrays are views of the memory. Raises ProcessGone."""
-    written, descriptors = frames.receive_frame(connection)
-    words, content = load_content(written)
-    for descriptor in descriptors:
-        put_arrays(
-            content,
-            shared_memory.read_arrays(
-                shared_memory.bytes_of(descriptor), words["table"]
-            ),
-        )
-        os.close(descriptor)
-    return words, content
 
 
 class _Cleaned(logging.Formatter):
@@ -219,7 +198,7 @@ class _Cleaned(logging.Formatter):
         return cleaned(super().format(record))
 
 
-def main(descriptor: int, site_file: Path) -> None:
+def main(descriptor: int, site_file: Path) -> NoReturn:
     """Answer what comes through the socket, one message after the other, until it closes; never returns."""
     log = logging.StreamHandler()
     log.setFormatter(_Cleaned("%(message)s"))
@@ -229,32 +208,26 @@ def main(descriptor: int, site_file: Path) -> None:
             _OUT_OF_MEMORY_SCORE, encoding="ascii"
         )
     connection = socket.socket(fileno=descriptor)
-    Thread(target=frames.end_with, args=(connection,), daemon=True).start()
+    end_with(connection)
     from wardround.client.round import answer, warm_up
     from wardround.client.site import Kept, Order, RealSite
     from wardround.client.site_file import load_site_file
 
     warm_up()
     kept = Kept()
-    with suppress(ProcessGone):
-        while True:
-            words, content = _receive(connection)
-            kept.update_norm = None
-            order = Order.from_dict(words["order"])
 
-            def open_site(order: Order = order) -> RealSite:
-                return RealSite(load_site_file(site_file), kept, order)
+    def work(facts: Facts, content: RecordDict) -> tuple[Facts, RecordDict, int | None]:
+        kept.update_norm = None
+        order = Order.from_dict(facts["order"])
 
-            found = answer(words["kind"], content, open_site)
-            rest, arrays = take_arrays(found)
-            memory, table = shared_memory.memory_for(arrays)
-            try:
-                told = {"table": table, "update_norm": kept.update_norm}
-                _send(connection, told, rest, [memory] if arrays else [])
-            finally:
-                os.close(memory)
-            del content, found, rest, arrays
-    os._exit(0)  # nothing is left to tidy up, and PyTorch takes its time to leave
+        def open_site() -> RealSite:
+            return RealSite(load_site_file(site_file), kept, order)
+
+        rest, arrays = take_arrays(answer(facts["kind"], content, open_site))
+        memory, table = memory_for(arrays)
+        return {"table": table, "update_norm": kept.update_norm}, rest, memory
+
+    serve(connection, work)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Processes of one machine: how one starts another, and what passes between them."""

@@ -21,8 +21,8 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from wardround.common.errors import NotAuthentic
-from wardround.common.process.shared_memory import ArrayTable, read_arrays, table_bytes
 from wardround.common.wire.arrays import Array, read_piece, to_record
+from wardround.common.wire.flat_arrays import ArrayTable, read_arrays, table_bytes
 
 ENVELOPE = "envelope"
 """The record that holds the signed statement about the others."""

@@ -24,20 +24,25 @@ from flwr.app import RecordDict
 from wardround.common.data.corpus import open_corpus
 from wardround.common.errors import ProcessGone, RunFailed, WorkerEnded
 from wardround.common.model.state import open_model
-from wardround.common.process import frames, shared_memory
-from wardround.common.settings.tree import Settings
-from wardround.common.wire.contents import (
-    dump_content,
-    load_content,
-    put_arrays,
-    take_arrays,
+from wardround.common.process.frames import receive_frame, send_frame
+from wardround.common.process.shared_memory import create_memory
+from wardround.common.process.worker import (
+    END_SECONDS,
+    Facts,
+    end_process,
+    receive_message,
+    send_message,
+    start_process,
 )
-from wardround.server.engines.worker import corpus_to_memory, tensors_in
+from wardround.common.settings.tree import Settings
+from wardround.common.wire.contents import put_arrays, take_arrays
+from wardround.common.wire.flat_arrays import read_arrays
+from wardround.server.engines.shared_memory import corpus_to_memory, tensors_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORK_SERVER = "wardround.server.engines.simulate"
+FORK_SERVER = "wardround.server.engines.fork_server"
 """The module that is run to fork the workers."""
 # A slot more than there are workers lets one of them work on while its update waits for an earlier one;
 # small models get more of them.
@@ -69,14 +74,14 @@ class WorkerPool:
         """Args: settings: the run's; workers are ready for it, and take part in no other."""
         self.settings = settings
         self._num_workers = num_workers
-        self._process, self._control = frames.start_process(FORK_SERVER, path=sys.path)
+        self._process, self._control = start_process(FORK_SERVER, path=sys.path)
         self._global: Tensor | None = None
         self._slots: list[Tensor] = []
         self._free: list[int] = []
         self._lent = -1
         self._workers: list[_Worker] = []
         self._waiting: deque[tuple[str, Job]] = deque()
-        self._done: dict[str, tuple[bytes | None, int]] = {}
+        self._done: dict[str, tuple[tuple[Facts, RecordDict] | None, int]] = {}
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -92,7 +97,7 @@ class WorkerPool:
         size = open_model(self.settings, corpus.label_names).layout.size
         spare = max(1, min(self._num_workers, _SPARE_BYTES // (4 * size)))
         num_slots = self._num_workers + spare
-        memory = shared_memory.create((1 + num_slots) * 4 * size)
+        memory = create_memory((1 + num_slots) * 4 * size)
         texts, facts = corpus_to_memory(corpus)
         self._global, *self._slots = tensors_in(memory, size)
         self._free = list(range(num_slots))
@@ -136,19 +141,15 @@ class WorkerPool:
                 deadline - time.monotonic()
             ):
                 return None
-        written, slot = self._done.pop(job)
+        answer, slot = self._done.pop(job)
         self._hand_out()
-        if written is None:
+        if answer is None:
             self._free.append(slot)
             raise WorkerEnded
         self._lent = slot
-        words, content = load_content(written)
-        put_arrays(
-            content,
-            shared_memory.read_arrays(
-                self._slots[slot].numpy().view(np.uint8), words["table"]
-            ),
-        )
+        facts, content = answer
+        memory = self._slots[slot].numpy().view(np.uint8)
+        put_arrays(content, read_arrays(memory, facts["table"]))
         return content
 
     def close(self) -> None:
@@ -156,7 +157,7 @@ class WorkerPool:
         for worker in self._workers:
             worker.connection.close()
         self._workers.clear()
-        frames.end_process(self._process, self._control)
+        end_process(self._process, self._control)
 
     def _is_under_way(self, job: str) -> bool:
         return any(job == worker.job for worker in self._workers) or any(
@@ -169,11 +170,10 @@ class WorkerPool:
             if not worker.job and self._waiting and self._free:
                 worker.job, job = self._waiting.popleft()
                 worker.slot = self._free.pop()
-                words = {"kind": job.kind, "client": job.client, "slot": worker.slot}
-                with suppress(ProcessGone):  # seen when its answer is collected
-                    frames.send_frame(
-                        worker.connection, dump_content(words, job.content)
-                    )
+                facts = {"kind": job.kind, "client": job.client, "slot": worker.slot}
+                # A worker that has ended is noticed when its answer is collected.
+                with suppress(ProcessGone):
+                    send_message(worker.connection, facts, job.content)
 
     def _collect(self, seconds: float) -> bool:
         """Wait for at least one answer, or for a worker to end; False if neither came in time."""
@@ -186,13 +186,12 @@ class WorkerPool:
         ready = watch.poll(max(0.0, seconds) * 1000)
         for descriptor, _ in ready:
             worker = by_descriptor[descriptor]
-            try:
-                written: bytes | None = frames.receive_frame(worker.connection)[0]
-            except ProcessGone:
-                written = None
-            self._done[worker.job] = (written, worker.slot)
+            answer = None
+            with suppress(ProcessGone):
+                answer = receive_message(worker.connection)
+            self._done[worker.job] = (answer, worker.slot)
             worker.job = ""
-            if written is None:
+            if answer is None:
                 self._replace(worker)
         return bool(ready)
 
@@ -201,22 +200,20 @@ class WorkerPool:
         worker.connection.close()
         self._workers.remove(worker)
         self._start(worker.number)
-        self._control.settimeout(frames.END_SECONDS)
+        self._control.settimeout(END_SECONDS)
         with _fork_server_needed():
-            frames.receive_frame(self._control)
+            receive_frame(self._control)
 
     def _start(self, number: int) -> None:
         ours, theirs = socket.socketpair()
-        ours.settimeout(
-            frames.END_SECONDS
-        )  # for what is left of a frame once it has begun
+        ours.settimeout(END_SECONDS)  # for what is left of a frame once it has begun
         with theirs:
             self._tell_fork_server(str(number).encode(), theirs.fileno())
         self._workers.append(_Worker(number, ours))
 
     def _tell_fork_server(self, payload: bytes, *descriptors: int) -> None:
         with _fork_server_needed():
-            frames.send_frame(self._control, payload, descriptors)
+            send_frame(self._control, payload, descriptors)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from tests.support.join_world import World, joined_world
 from tests.support.site_door import site_command
 from tests.support.site_lab import WIDE
 from tests.support.tiny import write_model, write_texts
-from wardround.client.policy import RULES, Policy
+from wardround.client.policy.limits import Policy
+from wardround.client.policy.rules import RULES
 from wardround.client.site import RealSite
 from wardround.common.credentials import new_key, public_line
 from wardround.common.model.flat import Layout, model_sha256, tensor_of
@@ -203,7 +204,7 @@ def test_a_hostile_value_of_each_setting_is_refused_or_of_no_account(
     """What is refused is refused at the greeting; what is not, leaves the texts what they are."""
     standing.plan(hostile(standing.base, key))
     rule = RULES[key]
-    changes_nothing = rule.kind == "harmless" or "this site's own" in rule.says(
+    changes_nothing = rule.kind == "harmless" or "this site's own" in rule.describe(
         standing.world.limits
     )
     # The plan names fewer sites than clients, or is one of a simulation.

@@ -15,7 +15,7 @@ from typing import Any
 from wardround.client.kit.checks.findings import Finding
 from wardround.client.kit.checks.subject import Options, Subject
 from wardround.client.kit.checks.table import finding_of
-from wardround.client.policy import Policy
+from wardround.client.policy.limits import Policy
 from wardround.client.site_file import SiteFile
 from wardround.common.credentials import new_key, public_line, write_key_pair
 from wardround.common.errors import ModelNotLoaded

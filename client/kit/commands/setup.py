@@ -10,7 +10,7 @@ import typer
 from wardround.client.kit.commands.options import SITE_FILE, Site, SkipCheck, option
 from wardround.client.kit.init import REGISTRATION, trust_next_key, write_kit
 from wardround.client.kit.policy_file import read_policy
-from wardround.client.policy import Policy
+from wardround.client.policy.limits import Policy
 from wardround.client.site_file import load_site_file
 from wardround.common.command_line import command, new_app
 

@@ -18,9 +18,10 @@ from wardround.client.kit.words.values import (
     time_in_words,
     value_in_words,
 )
-from wardround.client.peers import roster_in_words
 from wardround.client.plans import Known
-from wardround.client.policy import Limits, Line, lines_of, refusals_of
+from wardround.client.policy.limits import Limits
+from wardround.client.policy.roster import roster_in_words
+from wardround.client.policy.verdict import SettingVerdict, judge_settings, refusals_of
 from wardround.client.sizes import largest_influence
 from wardround.common.recipes import recipes
 from wardround.common.settings.tree import Settings
@@ -128,7 +129,7 @@ def describe_all(
 
 
 def _rules(settings: Settings, limits: Limits) -> Iterator[str]:
-    allowed = [line for line in lines_of(settings, limits) if line.is_allowed]
+    allowed = [line for line in judge_settings(settings, limits) if line.is_allowed]
     for line in allowed:
         if line.rule.kind in ("bounded", "listed"):
             yield f"  ok  {_rule(line)}"
@@ -142,7 +143,7 @@ def _rules(settings: Settings, limits: Limits) -> Iterator[str]:
                 yield f"      {_rule(line)}"
 
 
-def _rule(line: Line) -> str:
+def _rule(line: SettingVerdict) -> str:
     words = printable(line.words, LONGEST_RULE)
     return f"{line.key} = {value_in_words(line.value)}: {words}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wardround.client.policy import Limits, Policy
+from wardround.client.policy.limits import Limits, Policy
 
 
 def policy_in_words(limits: Limits) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""What a site allows: its limits, a rule for every setting, and the verdict on a plan."""

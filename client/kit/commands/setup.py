@@ -48,7 +48,7 @@ def init(
         option("--policy", "Limits that replace the strict ones, as YAML.", "FILE"),
     ] = None,
 ) -> None:
-    """Make this site's keys and files: site.yaml, registration.json, a systemd unit and compose file.
+    """Make this site's keys and files: site.yaml, registration.json, systemd unit, compose file.
 
     Example:
       wardround-site init --invitation st_marys.json --data letters.csv --text letter --label ward

@@ -256,7 +256,7 @@ ATTACKS = [
         "updates",
         "round 3 of lakeside",
     ),
-    Attack("not executed", no_ledger_line, "updates", "it was not executed here"),
+    Attack("not executed", no_ledger_line, "updates", "no update left this site"),
     Attack(
         "changed ledger",
         lambda made: (made.site.state / "ledger.jsonl").write_text("{}\n"),

@@ -513,7 +513,7 @@ def test_two_hospitals_that_approve_by_hand(
         wait_for(lambda: plan_id(run_dir) != digest, 60, "another plan")
         second = plan_id(run_dir)
         wait_for(lambda: second[:12] in site("beta", "plans"), 90, "beta to be asked")
-        assert f"Against plan {digest[:12]}" in site("beta", "plan", second)
+        assert f"Compared with plan {digest[:12]}" in site("beta", "plan", second)
         assert "num_rounds: 1 -> 2" in site("beta", "plan", second)
         site("beta", "reject", second, "--why", "one round was agreed on")
         assert process.wait(RUN_SECONDS) != 0

@@ -1,4 +1,4 @@
-"""What a run leaves for others: a folder `transformers` can load, with a card that says what it is."""
+"""The released model of a run: a folder that `transformers` can load, with a model card."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ ADAPTER = "adapter"
 
 
 class Certifier(Protocol):
-    """Says under its signature where a model comes from."""
+    """Signs the origin of a model."""
 
     def provenance_of(self, run: RunFolder, kept: RoundRecord) -> Provenance:
-        """Whose updates are in the model after the round `kept`; the files are not in it yet.
+        """Return the origin of the model after the round `kept`, still without its files.
 
         Raises:
-            ValueError: the answers in the run's folder are not what was written.
+            ValueError: the answers in the run's folder have changed.
         """
 
     def sign_provenance(self, provenance: Provenance) -> dict[str, str]:
-        """What `provenance.json` holds: signed envelopes by name."""
+        """Return the content of `provenance.json`: signed envelopes by name."""
 
 
 def save_model(
@@ -44,18 +44,17 @@ def save_model(
     text_model: TextModel,
     certifier: Certifier | None = None,
 ) -> None:
-    """Write `model/`: weights, config with label names, tokenizer, settings, card, whose updates it is of.
+    """Write `model/`: weights, config with label names, tokenizer, settings, card and provenance.
 
-    It is that of the best round where a validation part chose one, else of the last.
+    If a validation part chose a round, the model is that of the best round, else that of the last.
     """
     history = folder.history()
     kept = best_of(history) or history[-1]
     provenance = certifier.provenance_of(folder, kept) if certifier else None
     label_names = tuple((text_model.model.config.id2label or {}).values())
     # The labels are in the order of the model's outputs, whether they were declared or found.
-    told = replace(
-        settings, data=replace(settings.data, label_names=label_names)
-    ).without_places()
+    data = replace(settings.data, label_names=label_names)
+    public = replace(settings, data=data).without_places()
 
     def write(part: Path) -> None:
         part.mkdir()
@@ -71,7 +70,7 @@ def save_model(
             _card(kept, history[-1].round, settings, text_model, provenance),
             encoding="utf-8",
         )
-        (part / RUN_SETTINGS).write_text(told.to_json() + "\n", encoding="utf-8")
+        (part / RUN_SETTINGS).write_text(public.to_json() + "\n", encoding="utf-8")
         if certifier is not None and provenance is not None:
             signed = certifier.sign_provenance(_with_files(provenance, part))
             (part / PROVENANCE).write_text(
@@ -82,14 +81,14 @@ def save_model(
 
 
 def _with_files(provenance: Provenance, part: Path) -> Provenance:
-    """What a model comes from, with the hashes of the files that were written; all but its own."""
+    """Add the hashes of the files that were written; the file itself is left out."""
     weights = [part / name for name in read_model_files(part).weights()]
     as_trained = files_sha256(weights) == provenance.model_sha256
     return replace(provenance, files=folder_hashes(part), tensors_as_trained=as_trained)
 
 
 def _save_adapted(text_model: TextModel, settings: Settings, part: Path) -> None:
-    """The merged model, and beside it the adapters by themselves where their base is a model of its own."""
+    """Write the merged model; also the adapters alone, if their base model has its own head."""
     merged = merged_tensors(text_model.model, settings.adapters)
     text_model.model.save_pretrained(part, state_dict=merged)
     if settings.model.head == "own":
@@ -158,7 +157,7 @@ def _use(settings: Settings, task: Task) -> str:
 
 
 def _trained(settings: Settings) -> str:
-    """A row of the card about adapters; empty where there are none."""
+    """Return the card's row about adapters; empty if there are none."""
     adapters = settings.adapters
     if adapters.name == "none":
         return ""
@@ -167,7 +166,7 @@ def _trained(settings: Settings) -> str:
 
 
 def _choice(kept: RoundRecord, last_round: int) -> str:
-    """How the round was chosen; empty where it is the last, and nothing chose."""
+    """Return how the round was chosen; empty if it is the last."""
     if kept.validation is None:
         return ""
     found, num_examples = kept.validation.accuracy, kept.validation.num_examples
@@ -175,7 +174,7 @@ def _choice(kept: RoundRecord, last_round: int) -> str:
 
 
 def _provenance(found: Provenance | None) -> str:
-    """Rows of the card that say what `PROVENANCE` holds; empty where nothing is signed."""
+    """Return the card's rows about the content of `PROVENANCE`; empty if nothing is signed."""
     if found is None:
         return ""
     sites = ", ".join(f"{name} (`{key}`)" for name, key in found.sites.items())

@@ -47,18 +47,17 @@ def predict(
     key: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Write CSV to `out`: `text`, `label`, then one probability column per label.
+    """Write the model's answers to `out` as CSV, with the columns of `Predictor.columns`.
 
-    Texts are cut to the words and tokens the model was trained on, where the run folder tells; else to what
-    it can take. A text that a spreadsheet would run gets a `'` in front (server/spreadsheet.py).
+    A text that a spreadsheet would run as a formula gets a `'` in front (server/spreadsheet.py).
 
     Args:
         key: file with the coordinator's public signing key, for the model's `provenance.json`.
-        say: is told what could not be checked of that.
+        say: receives a message for every check that was not possible.
 
     Raises:
-        ValueError: no trained classifier in the folder, or one that is not what its `provenance.json`
-            says; no texts, or a file that is broken, not UTF-8 or without that column.
+        ValueError: the folder has no trained model, or does not match its `provenance.json`; there
+            are no texts, or the file is damaged, not UTF-8 or lacks the column.
     """
     wanted = [*texts, *(_read_column(file, column) if file else ())]
     if not wanted:
@@ -136,11 +135,11 @@ def open_predictor(
     key: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
-    """The model of a run folder or of a model folder. Args and errors: as of `predict`."""
+    """Open the model of a run folder or of a model folder. Arguments and errors are those of `predict`."""
     location = _model_folder(folder)
     target = resolve_device(device)
     check_provenance(location, key, say)
-    # A model without settings of its own was left by an earlier version, in its run folder.
+    # Earlier versions wrote no settings into the model folder, only into the run folder.
     settings = (
         settings_of_model(location)
         or RunFolder(folder).settings()
@@ -153,14 +152,14 @@ def open_predictor(
 def check_provenance(
     location: Path, key: Path | None, say: Callable[[str], None]
 ) -> None:
-    """Hold a model folder against its `provenance.json`, as far as that is possible without a site.
+    """Check a model folder against its `provenance.json`.
 
     Args:
-        key: file with the coordinator's public signing key; None where none is at hand.
-        say: is told what could not be checked.
+        key: file with the coordinator's public signing key; None if there is none.
+        say: receives a message for every check that was not possible.
 
     Raises:
-        ValueError: the folder is not what its provenance says, or the key cannot be read.
+        ValueError: the folder does not match its provenance, or the key cannot be read.
     """
     trusted = None if key is None else _read_key(key)
     if not (location / PROVENANCE).exists():
@@ -179,8 +178,8 @@ def check_provenance(
             claim.check_files()
     except NotProven as error:
         raise ValueError(
-            f"'{location}' is not what its {PROVENANCE} says: {error}. Get the folder anew from the "
-            "coordinator; a file of your own does not belong there."
+            f"'{location}' does not match its {PROVENANCE}: {error}. Get the folder again from the "
+            "coordinator, and put no file of your own into it."
         ) from None
     if trusted is None:
         say(
@@ -194,7 +193,8 @@ def _read_key(file: Path) -> str:
         return check_public_line(file.read_text(encoding="ascii"), "signing")
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"--key is '{file}', which is no public signing key ({first_line(error)}). Give coordinator.pub."
+            f"--key is '{file}', which is no public signing key ({first_line(error)}). Give "
+            "coordinator.pub."
         ) from None
 
 
@@ -203,8 +203,8 @@ def _model_folder(folder: Path) -> Path:
         if (candidate / "config.json").exists() or (candidate / GATE).exists():
             return candidate
     raise ValueError(
-        f"'{folder}' holds no model: neither config.json nor model/config.json is there. Give the folder of "
-        "a finished run, or one written by save_pretrained."
+        f"'{folder}' holds no model: neither config.json nor model/config.json is there. Give the "
+        "folder of a finished run, or one written by save_pretrained."
     )
 
 
@@ -212,8 +212,8 @@ def load_trained(location: Path, task: Task, device: torch.device) -> tuple[Any,
     """Return tokenizer and model of a model folder of any kind, in evaluation mode.
 
     Raises:
-        ValueError: weights are missing, most of all the head's, or damaged; the folder brings code, or
-            weights from elsewhere.
+        ValueError: weights are missing (often those of the head) or damaged; the folder brings code,
+            or weights from elsewhere.
     """
     with explained(location):
         if (location / GATE).exists():
@@ -226,8 +226,9 @@ def load_trained(location: Path, task: Task, device: torch.device) -> tuple[Any,
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
-            f"'{location}' holds no trained classifier: its files have no weights for {missing[0]}, so that "
-            "labels would be drawn by lot. Train it first: wardround simulate model=hf model.name=<folder>"
+            f"'{location}' holds no trained classifier: its files have no weights for "
+            f"{missing[0]}, so that predictions would be random. Train it first: wardround simulate "
+            "model=hf model.name=<folder>"
         )
     return tokenizer, model.to(device).eval()
 
@@ -238,8 +239,8 @@ def _read_column(file: Path, column: str) -> Iterator[str]:
     _, header = next(rows, (0, list[str]()))
     if column not in header:
         raise ValueError(
-            f"'{file}' has no column '{column}'; it has: {', '.join(header)}.{nearest(column, header)} "
-            "Name the text's column with --column."
+            f"'{file}' has no column '{column}'; it has: {', '.join(header)}."
+            f"{nearest(column, header)} Name the text's column with --column."
         )
     position = header.index(column)
     for _, row in rows:

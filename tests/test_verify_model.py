@@ -441,7 +441,7 @@ def test_predict_holds_a_folder_against_its_provenance(
         said = predicted(released, *more)
         assert (said.code, said.out) == (2, "")
         assert (
-            "is not what its provenance.json says: changed: tokenizer.json" in said.err
+            "does not match its provenance.json: changed: tokenizer.json" in said.err
         )
 
 

@@ -102,7 +102,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
 def _keep(samples: Samples, name: str, folder: RunFolder) -> None:
     """One value of everything for each run, in the order of the seeds."""
     records = folder.history()
-    accuracies = [record.accuracy or 0.0 for record in records]
+    accuracies = [record.score or 0.0 for record in records]
     samples.add(
         name,
         last=accuracies[-1],

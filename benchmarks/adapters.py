@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
             records = RunFolder(run_dir).history()
             samples.add(
                 name,
-                accuracy=100 * (records[-1].accuracy or 0.0),
+                accuracy=100 * (records[-1].score or 0.0),
                 up=(records[-1].bytes.up or 0) / 2**20,
                 peak=peak / 2**20,
                 seconds=fmean(record.seconds.train or 0.0 for record in records[1:]),

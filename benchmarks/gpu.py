@@ -218,8 +218,8 @@ def _compare(runs: dict[str, RunFolder], start: RunFolder, samples: Samples) -> 
 
 
 def _accuracy(record: RoundRecord) -> float:
-    assert record.accuracy is not None, "the server measures every round"
-    return record.accuracy
+    assert record.score is not None, "the server measures every round"
+    return record.score
 
 
 def _hashes(history: Sequence[RoundRecord]) -> list[str | None]:

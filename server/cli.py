@@ -81,9 +81,9 @@ def simulate(
     best = best_of(history)
     reason = folder.status()["reason"]
     if best:
-        reason += f"; kept is the best, of round {best.round}: {best.accuracy:.4f}"
+        reason += f"; kept is the best, of round {best.round}: {best.score:.4f}"
     typer.echo(
-        f"{settings.cell}: accuracy {last.accuracy:.4f} after round {last.round} ({reason})\n"
+        f"{settings.cell}: accuracy {last.score:.4f} after round {last.round} ({reason})\n"
         f"run folder: {folder.path}"
     )
 

@@ -169,7 +169,8 @@ def _choice(kept: RoundRecord, last_round: int) -> str:
     """Return how the round was chosen; empty if it is the last."""
     if kept.validation is None:
         return ""
-    found, num_examples = kept.validation.accuracy, kept.validation.num_examples
+    found = kept.validation.score
+    num_examples = kept.validation.num_examples
     return f", the best of {last_round} on the validation part ({found:.4f} on {num_examples} examples)"
 
 

@@ -88,6 +88,11 @@ class TestRecord(Record):
     macro_f1: Share | None
     num_examples: Natural | None
 
+    @property
+    def score(self) -> float | None:
+        """The metric that chooses the best model (`Task.score`); None if it is not a number."""
+        return self.accuracy
+
 
 class TrainRecord(Record):
     """Mean training loss over all examples of the clients in the mean; null in round 0."""
@@ -215,9 +220,9 @@ class RoundRecord(Record):
         return cls.model_validate(json.loads(line), context={"of_any_version": True})
 
     @property
-    def accuracy(self) -> float | None:
-        """Accuracy on the test texts; None if it was not measured or is not a number."""
-        return self.test.accuracy if self.test else None
+    def score(self) -> float | None:
+        """Score on the test texts; None if it was not measured or is not a number."""
+        return self.test.score if self.test else None
 
     def line(self) -> str:
         """Return the line for `history.jsonl`, with its newline."""
@@ -227,7 +232,7 @@ class RoundRecord(Record):
 def best_of(records: Iterable[RoundRecord]) -> RoundRecord | None:
     """Return the round with the best model on the validation texts; None if there is none.
 
-    It has the highest accuracy; of several, the smallest loss; of equals, it is the first.
+    It has the highest score; of several, the smallest loss; of equals, it is the first.
     """
     best: RoundRecord | None = None
     best_quality = (-inf, -inf)
@@ -235,7 +240,7 @@ def best_of(records: Iterable[RoundRecord]) -> RoundRecord | None:
         if record.validation is None:
             continue
         loss = record.validation.loss
-        quality = (record.validation.accuracy or 0.0, -inf if loss is None else -loss)
+        quality = (record.validation.score or 0.0, -inf if loss is None else -loss)
         if best is None or quality > best_quality:
             best = record
             best_quality = quality

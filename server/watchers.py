@@ -99,13 +99,13 @@ class Target(Callback):
         return next(filter(None, reasons), None)
 
     def after_round(self, record: RoundRecord) -> str | None:
-        accuracy = record.accuracy
-        if self.target is None or accuracy is None or record.round == 0:
+        score = record.score
+        if self.target is None or score is None or record.round == 0:
             return None
-        if accuracy < self.target:
+        if score < self.target:
             return None
         return (
-            f"accuracy {accuracy:.4f} reached the target {self.target:.4f} in round "
+            f"accuracy {score:.4f} reached the target {self.target:.4f} in round "
             f"{record.round}"
         )
 
@@ -167,7 +167,7 @@ class Progress(Callback):
 
     def after_round(self, record: RoundRecord) -> str | None:
         loss = record.train.loss
-        text = f"accuracy {record.accuracy:.4f}"
+        text = f"accuracy {record.score:.4f}"
         if loss is not None:
             text += f"  train loss {loss:.4f}"
         display().show_round(record.round, text)

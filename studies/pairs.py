@@ -50,7 +50,7 @@ def learning_curves(sweep: SweepData) -> pd.DataFrame:
     for cell in sweep.cells.itertuples():
         run = cell.run
         accuracies = (
-            [record.accuracy for record in run.rounds if record.accuracy is not None]
+            [record.score for record in run.rounds if record.score is not None]
             if run
             else []
         )

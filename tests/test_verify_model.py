@@ -440,9 +440,7 @@ def test_predict_holds_a_folder_against_its_provenance(
     for more in ((), ("--key", key)):
         said = predicted(released, *more)
         assert (said.code, said.out) == (2, "")
-        assert (
-            "does not match its provenance.json: changed: tokenizer.json" in said.err
-        )
+        assert "does not match its provenance.json: changed: tokenizer.json" in said.err
 
 
 def test_predict_says_what_version_1_leaves_open(released: Released) -> None:

@@ -63,7 +63,7 @@ class RunWatch:
         for record in records:
             if record.round > self._last_shown:
                 self._last_shown = record.round
-                display().show_round(record.round, f"accuracy {record.accuracy:.4f}")
+                display().show_round(record.round, f"accuracy {record.score:.4f}")
         for text in self._texts(records):
             if text not in self._shown_texts:
                 display().say(f"{self._settings.cell}: {text}")

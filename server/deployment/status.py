@@ -161,7 +161,7 @@ def read_status(
         reason=status["reason"],
         round=last.round if last else None,
         num_rounds=settings.num_rounds if settings else None,
-        accuracy=last.accuracy if last else None,
+        accuracy=last.score if last else None,
         rounds=tuple(map(_round_facts, records)),
         best=_best_round_facts(records),
         collapses=_collapse_facts(run, settings, records) if settings else (),
@@ -179,7 +179,7 @@ def read_status(
 def _round_facts(record: RoundRecord) -> dict[str, Any]:
     return {
         "round": record.round,
-        "accuracy": record.accuracy,
+        "accuracy": record.score,
         "loss": record.train.loss,
         "seconds": record.seconds.total,
     }
@@ -225,8 +225,8 @@ def _best_round_facts(records: Sequence[RoundRecord]) -> dict[str, Any] | None:
         return None
     return {
         "round": best.round,
-        "accuracy": best.accuracy,
-        "validation_accuracy": best.validation.accuracy,
+        "accuracy": best.score,
+        "validation_accuracy": best.validation.score,
     }
 
 

@@ -117,7 +117,7 @@ def _draw_together(
 
 def _curve(run: RunData | None) -> list[Any]:
     """Return the test accuracy by round; empty if one is missing."""
-    accuracies = [record.accuracy for record in run.rounds] if run else []
+    accuracies = [record.score for record in run.rounds] if run else []
     return [] if None in accuracies else accuracies
 
 

@@ -76,9 +76,7 @@ class SweepFolder:
         """Return the test accuracy of a cell after each whole round."""
         records = self.run_folder(name).history()
         return {
-            record.round: record.accuracy
-            for record in records
-            if record.accuracy is not None
+            record.round: record.score for record in records if record.score is not None
         }
 
     def rows(self) -> list[SweepRow]:

@@ -155,7 +155,7 @@ def test_init_never_overwrites(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("check --site gone.yaml", "wardround-site init"),
         ("check --skip-check memmory", "Nearest: 'memory'"),
@@ -184,7 +184,7 @@ def test_init_never_overwrites(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_exit_code_2(
-    words: str, told: str, tmp_path: Path, tiny_texts: Path
+    words: str, message: str, tmp_path: Path, tiny_texts: Path
 ) -> None:
     write_site_file(make_site(tmp_path, 9092, tiny_texts), tmp_path / "site.yaml")
     write_invitation(tmp_path / "upper.json", site="UPPER")
@@ -197,7 +197,7 @@ def test_bad_input_is_exit_code_2(
     envelope["payload"] = base64.b64encode(payload).decode()
     (tmp_path / "forged.json").write_text(json.dumps(envelope))
     done = site_command(*words.split(), folder=tmp_path)
-    assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -213,17 +213,19 @@ def test_check_prints_lines_or_json(tmp_path: Path, tiny_texts: Path) -> None:
     assert plain.returncode == 0, plain.stdout + plain.stderr
     assert "ok      tls" in plain.stdout
     assert done.returncode == 1
-    told = json.loads(done.stdout)
-    assert (set(told), told["site"], told["ready"]) == (
+    report = json.loads(done.stdout)
+    assert (set(report), report["site"], report["ready"]) == (
         {"site", "ready", "checks"},
         "st_marys",
         False,
     )
     problems = [
-        finding["check"] for finding in told["checks"] if finding["state"] == "problem"
+        finding["check"]
+        for finding in report["checks"]
+        if finding["state"] == "problem"
     ]
     assert problems == ["registered", "mapping"]
-    for finding in told["checks"]:
+    for finding in report["checks"]:
         assert set(finding) == {"check", "state", "message", "next_step"}
         assert finding["state"] in ("ok", "warning", "problem")
         assert finding["next_step"] or finding["state"] != "problem"
@@ -240,10 +242,10 @@ def test_a_missing_model_is_a_line_of_the_table(
     assert (plain.returncode, plain.stderr) == (1, "")
     assert f"problem model       --model {gone} does not exist\n" in plain.stdout
     assert "ok      labels      sport 16, money 16, health 16" in plain.stdout
-    told = json.loads(
+    report = json.loads(
         site_command("check", "--json", "--model", gone, *QUICK, folder=tmp_path).stdout
     )
-    (found,) = [finding for finding in told["checks"] if finding["check"] == "model"]
+    (found,) = [finding for finding in report["checks"] if finding["check"] == "model"]
     assert (found["state"], found["next_step"].endswith("or correct --model.")) == (
         "problem",
         True,

@@ -97,7 +97,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "read", "separator"),
+    ("yaml_value", "read", "separator"),
     [
         ('"\\t"', "\t", "\t"),
         ("tab", "tab", "\t"),
@@ -107,10 +107,10 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ],
 )
 def test_a_delimiter_is_written_as_it_was_read(
-    tmp_path: Path, told: str, read: str | None, separator: str
+    tmp_path: Path, yaml_value: str, read: str | None, separator: str
 ) -> None:
     site = load_site_file(
-        written(tmp_path, WHOLE.replace('delimiter: ";"', f"delimiter: {told}"))
+        written(tmp_path, WHOLE.replace('delimiter: ";"', f"delimiter: {yaml_value}"))
     )
     assert (site.delimiter, site.form.separator) == (read, separator)
     write_site_file(site, tmp_path / "again.yaml")

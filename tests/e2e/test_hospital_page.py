@@ -172,17 +172,17 @@ def test_every_command_of_the_page_runs(
         copy(sites[name] / "registration.json", office)
         typist.type(office, typist.words(f"wardround server register {name}"))
     site_file = sites["st_marys"] / "site.yaml"
-    said = site_file.read_text()
-    assert "labels: {}" in said
-    site_file.write_text(said.replace("labels: {}", 'labels: {"kardio": cardiology}'))
+    text = site_file.read_text()
+    assert "labels: {}" in text
+    site_file.write_text(text.replace("labels: {}", 'labels: {"kardio": cardiology}'))
 
     # Among themselves: each site pins the other, with the fingerprint that the other one reads out.
     for name, other in (SITES, tuple(reversed(SITES))):
         copy(sites[other] / "registration.json", sites[name] / f"{other}.json")
         shown = typist.type(sites[other], typist.words("wardround-site peers list"))
-        (told,) = re.findall(r"this site's registration is (SHA256:\S+)", shown)
+        (fingerprint,) = re.findall(r"this site's registration is (SHA256:\S+)", shown)
         pin = typist.words(
-            "wardround-site peers add", **{"lakeside": other, "SHA256:…": told}
+            "wardround-site peers add", **{"lakeside": other, "SHA256:…": fingerprint}
         )
         typist.type(sites[name], pin)
         assert other in typist.type(
@@ -225,8 +225,8 @@ def test_every_command_of_the_page_runs(
         wait_to_read(log, "wardround-site approve", f"{name} to be asked")
 
     def are_undecided() -> bool:
-        said = typist.type(office, status)
-        return all(f"{name}: undecided" in said for name in SITES)
+        shown = typist.type(office, status)
+        return all(f"{name}: undecided" in shown for name in SITES)
 
     wait_for(are_undecided, 120, "the status to name both sites")
 
@@ -259,7 +259,7 @@ def test_every_command_of_the_page_runs(
         assert f"{name}: takes part" in shown
     assert len(rosters) == 1
 
-    # Afterwards: the ledgers, beside what the server holds.
+    # Afterwards: each ledger, compared with the server's answers.
     for name, folder in sites.items():
         for verb in ("show", "verify"):
             typist.type(folder, typist.words(f"wardround-site ledger {verb}"))

@@ -23,9 +23,9 @@ class Finding:
     state: Literal["ok", "warning", "problem"]
     """`problem`: the site cannot take part. `warning`: it can, but read this first."""
     message: str
-    """What was found."""
+    """The fact that was found."""
     next_step: str = ""
-    """What to do about it; empty if nothing has to be done."""
+    """The step that solves it; empty if no step is needed."""
 
 
 class NotChecked(Exception):

@@ -11,7 +11,9 @@ from wardround.client.kit.commands.options import SITE_FILE, Site, option
 from wardround.client.site_file import load_site_file
 from wardround.common.command_line import command, new_app
 
-app = new_app("What came to this site and what left it: show, verify, export, accept.")
+app = new_app(
+    "Everything that came to this site and left it: show, verify, export, accept."
+)
 
 
 @command(app)
@@ -19,7 +21,7 @@ def show(
     site: Site = SITE_FILE,
     last: Annotated[int, option("--last", "Number of lines.", min=1)] = 40,
 ) -> None:
-    """Print in plain words what came and what left, newest last.
+    """Print the newest lines of the ledger in plain words, newest last.
 
     Example:
       wardround-site ledger show --last 100

@@ -36,7 +36,7 @@ def plan(
         bool, option("--all", "Every setting, with the policy's rule for it.")
     ] = False,
 ) -> None:
-    """Explain a plan: what it asks, what it costs here, what leaves, and what the policy says.
+    """Explain a plan: its settings, its costs here, its risks, and the verdict of the policy.
 
     Examples:
       wardround-site plan 3f8a90c2d1e4

@@ -125,11 +125,11 @@ def test_other_overrides_reach_every_cell() -> None:
     [
         (
             "train.learning_rate=1,2",
-            ["'train.learning_rate=1,2' sweeps over", "model, data, num_clients, seed"],
+            ["'train.learning_rate=1,2' gives several values", "model, data, num_clients, seed"],
         ),
         (
             "protocol=paper,modern",
-            ["sweeps over 'protocol'", "model, data, num_clients, seed"],
+            ["gives several values to 'protocol'", "model, data, num_clients, seed"],
         ),
         ("sweep.seed=[]", ["sweep.seed is empty", "at least one value"]),
         ("model=bert,albrt", ["unknown model 'albrt'", "albert"]),

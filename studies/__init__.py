@@ -1,6 +1,6 @@
-"""Studies of sweeps whose arms ask a question of research: of the collapse, and of blended activations.
+"""Research on sweeps with arms: the collapse of training, and blended activations.
 
-They stand beside the product and are not installed: `python -m studies --help` in a checkout.
+The studies are not installed. In a checkout: `python -m studies --help`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from wardround.server.report.sweep import SweepData
 
 
 def findings(sweep: SweepData) -> Findings:
-    """The findings of the study that a sweep's arms are about; without arms, those of `wardround report`."""
-    # All draw or compose, which takes a second to import; `--help` need not wait for it.
+    """Return the findings of the study to which a sweep belongs; without arms, those of a
+    report."""
+    # Imported here, because `--help` does not need matplotlib.
     if not sweep.arms:
         from wardround.server.report.render import own_findings
 

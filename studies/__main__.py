@@ -14,7 +14,7 @@ from wardround.common.exits import FAILED, guarded
 from wardround.server.display import display
 
 app = new_app(
-    "Sweeps whose arms ask a question of research, and reports that answer it."
+    "Run sweeps with arms, and write their reports with the findings of a study."
 )
 
 
@@ -24,7 +24,7 @@ def sweep(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")
     ] = None,
 ) -> None:
-    """Run a sweep as `wardround sweep` does, and draw its report with the study's findings.
+    """Run a sweep as `wardround sweep` does, and write its report with the study's findings.
 
     Examples:
       python -m studies sweep experiment=collapse run_dir=outputs/collapse
@@ -32,16 +32,16 @@ def sweep(
     """
     from wardround.server.sweeps.run import sweep as run
 
-    outcome = run(overrides or [], findings)
-    display().print_rows(outcome.rows)
-    typer.echo(f"report: {outcome.report}")
-    if any(row.status == "failed" for row in outcome.rows):
+    result = run(overrides or [], findings)
+    display().print_rows(result.rows)
+    typer.echo(f"report: {result.report}")
+    if any(row.status == "failed" for row in result.rows):
         raise typer.Exit(FAILED)
 
 
 @command(app)
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
-    """Draw the report of a sweep again, with the study's findings.
+    """Write the report of a sweep again, with the study's findings.
 
     Example:
       python -m studies report outputs/collapse

@@ -1,4 +1,4 @@
-"""The study of blending units: does a head whose activation is learned fare better when sites average it?"""
+"""The study of blending units: does a head with a learned activation gain when sites average it?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from studies.pairs import (
-    Answer,
+    StudyAnswer,
     accuracy_axes,
     interval,
     learning_curves,
@@ -29,32 +29,35 @@ from wardround.server.report.names import joined
 from wardround.server.report.sweep import SweepData
 
 MARGIN = 0.05
-"""Mean accuracy over the rounds by which two runs have to differ to differ at all."""
+"""Smallest difference of mean accuracy over the rounds that counts as a difference."""
 KEY = "model.activation"
 KEYS = (KEY, "model.abu_normalisation", "model.abu_where")
-"""In what the two runs of a pair may differ."""
+"""Settings in which the two runs of a pair may differ."""
 
 
 def blended_pairs(curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """By arm with blends: each of its runs (`_other`) beside the one with the model's own activation."""
+    """Return, by arm with blends, its runs (`_other`) joined with those of the model's own
+    activation."""
     is_blended = curves["settings"].map(lambda flat: flat[KEY] != "own").astype(bool)
-    own, blended = curves[~is_blended], curves[is_blended]
+    own = curves[~is_blended]
+    blended = curves[is_blended]
     return {
         str(arm): pair(own, runs, KEYS)
         for arm, runs in blended.groupby("arm", sort=False)
     }
 
 
-def judge(sweep: SweepData) -> list[Answer]:
-    """A verdict for each arm with blends, in the sweep's order."""
+def judge(sweep: SweepData) -> list[StudyAnswer]:
+    """Return a verdict for each arm with blends, in the sweep's order."""
     return [
         _judge(arm, pairs)
         for arm, pairs in blended_pairs(learning_curves(sweep)).items()
     ]
 
 
-def _judge(arm: str, pairs: pd.DataFrame) -> Answer:
-    """Helps, or harms, by MARGIN or more over K > 1, where the interval over seeds leaves 0 out."""
+def _judge(arm: str, pairs: pd.DataFrame) -> StudyAnswer:
+    """Judge an arm: it helps or harms if the gain over K > 1 is MARGIN or more and its interval
+    excludes 0."""
     several = pairs[pairs["num_clients"] > 1]
     by_seed = [
         fmean(group["difference"])
@@ -68,7 +71,7 @@ def _judge(arm: str, pairs: pd.DataFrame) -> Answer:
     question = f"Does {arm} gain over the model's own activation?"
     numbers = {"margin": MARGIN, "gain": overall, "by_k": by_k}
     if overall is None:
-        return Answer(
+        return StudyAnswer(
             arm,
             question,
             "not tested",
@@ -83,9 +86,12 @@ def _judge(arm: str, pairs: pd.DataFrame) -> Answer:
         verdict = "yes"
     elif high < 0 and overall["mean"] <= -MARGIN:
         verdict = "no, it harms"
-    told = ", ".join(f"K = {k}: {_words(gain)}" for k, gain in by_k.items())
-    explanation = f"Gain in mean accuracy over the rounds, K > 1, {len(by_seed)} seeds: {_words(overall)} ({told})."
-    return Answer(arm, question, verdict, numbers, explanation)
+    by_k_words = ", ".join(f"K = {k}: {_words(gain)}" for k, gain in by_k.items())
+    explanation = (
+        f"Gain in mean accuracy over the rounds, K > 1, {len(by_seed)} seeds: "
+        f"{_words(overall)} ({by_k_words})."
+    )
+    return StudyAnswer(arm, question, verdict, numbers, explanation)
 
 
 def _seed(flat: dict[str, Any]) -> int:
@@ -101,26 +107,27 @@ def _gain(differences: list[float]) -> dict[str, Any]:
 
 
 def _words(gain: dict[str, Any]) -> str:
-    bounds = (
-        ""
-        if gain["interval"] is None
-        else " [{:+.3f}, {:+.3f}]".format(*gain["interval"])
-    )
-    return f"{gain['mean']:+.3f}{bounds}"
+    text = f"{gain['mean']:+.3f}"
+    if gain["interval"] is not None:
+        low, high = gain["interval"]
+        text += f" [{low:+.3f}, {high:+.3f}]"
+    return text
 
 
 @styled
 def draw_curves(curves: pd.DataFrame) -> Drawing:
-    """Accuracy by round, a line an arm (mean over seeds; thin lines are single runs), a panel a K."""
-    arms, groups = list(curves["arm"].unique()), list(curves.groupby("num_clients"))
+    """Draw accuracy by round: a line for each arm (mean; thin lines are runs), a panel for each
+    K."""
+    arms = list(curves["arm"].unique())
+    groups = list(curves.groupby("num_clients"))
     figure, panels = panel_row([f"K = {k}" for k, _ in groups] or [""])
     for axes, (_, group) in zip(panels, groups, strict=False):
         for arm, runs in group.groupby("arm", sort=False):
-            look = line_style(arms.index(arm))
+            line = line_style(arms.index(arm))
             for accuracies in runs["accuracies"]:
-                axes.plot(accuracies, color=look["color"], linewidth=0.7, alpha=0.4)
+                axes.plot(accuracies, color=line["color"], linewidth=0.7, alpha=0.4)
             means = mean_by_round(runs["accuracies"])
-            axes.plot(means, **look | {"markevery": max(1, len(means) // 8)})
+            axes.plot(means, **line | {"markevery": max(1, len(means) // 8)})
         accuracy_axes(axes, group["chance"].iloc[0], "communication round")
     if not groups:
         draw_nothing_yet(panels[0])
@@ -132,7 +139,7 @@ def draw_curves(curves: pd.DataFrame) -> Drawing:
 
 
 def findings(sweep: SweepData) -> Findings:
-    """The page of the study: the verdicts, the curves, every run."""
+    """Return the page of the study: verdicts, curves, and every run."""
     curves = learning_curves(sweep)
     answers = [_judge(arm, pairs) for arm, pairs in blended_pairs(curves).items()]
     facts = {

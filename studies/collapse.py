@@ -1,45 +1,38 @@
-"""The study of the collapse, on runs that go on until a target: who is slow, who is stuck, and why."""
+"""The study of the collapse, on runs that continue until a target: slow runs, stuck runs, and
+causes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf, isinf, log2, sqrt
+from math import inf, isinf, log2
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
 
-from studies.pairs import NEUTRAL, Answer, interval, learning_curves, pair
-from wardround.server.report import figures
-from wardround.server.report.figures import (
-    Drawing,
-    draw_nothing_yet,
-    line_style,
-    panel_row,
-    styled,
-)
+from studies.collapse_figures import draw_rounds, draw_why
+from studies.pairs import NEUTRAL, StudyAnswer, interval, learning_curves, pair
 from wardround.server.report.findings import Findings
 from wardround.server.report.names import joined
 from wardround.server.report.sweep import SweepData
 
 LEAST_FACTOR = 1.25
-"""By which two sides' rounds to the target have to differ, to differ at all."""
+"""Smallest ratio of rounds to the target that counts as a difference."""
 HEAD, INIT, MODEL, LABEL = "model.head", "train.head_init", "model.name", "model.label"
 _OF_MODEL = {MODEL, LABEL, "model.source"}
 REMEDIES = {**NEUTRAL, INIT: "per_site"}
-"""What a remedy changes, each at the value of the run that is to be cured."""
+"""Settings that a remedy changes, each with its value in the run without a remedy."""
 
 
 class Side(NamedTuple):
-    """Settings that runs on one side of a comparison have."""
+    """One side of a comparison: runs with certain settings."""
 
     name: str
     has: Mapping[str, object]
 
     def of(self, curves: pd.DataFrame) -> pd.DataFrame:
-        """The runs that have them."""
+        """Return the runs with these settings."""
         kept = [
             all(flat[key] == has for key, has in self.has.items())
             for flat in curves["settings"]
@@ -47,8 +40,9 @@ class Side(NamedTuple):
         return curves.loc[kept]
 
 
-class Question(NamedTuple):
-    """Does `other` need more rounds than `base`, in runs that differ in the keys alone that the two name?"""
+class Comparison(NamedTuple):
+    """A question: does `other` need more rounds than `base`, if only the settings of the two
+    differ?"""
 
     text: str
     base: Side
@@ -57,47 +51,47 @@ class Question(NamedTuple):
 
 _DISTIL = {HEAD: "distilbert"}
 QUESTIONS = {
-    "head": Question(
-        "Is it the head? DistilBERT's against the encoder's own, whose pooler is not new",
+    "head": Comparison(
+        "Is it the head? DistilBERT's against the encoder's own, with its pre-trained pooler",
         Side("the encoder's own head", {HEAD: "own"}),
         Side("DistilBERT's head", _DISTIL),
     ),
-    "sites_own": Question(
+    "sites_own": Comparison(
         "Is it one head per site, under the encoder's own head?",
         Side("one shared head", {HEAD: "own", INIT: "shared"}),
         Side("a head per site", {HEAD: "own", INIT: "per_site"}),
     ),
-    "sites_distil": Question(
+    "sites_distil": Comparison(
         "Is it one head per site, under DistilBERT's head?",
         Side("one shared head", {**_DISTIL, INIT: "shared"}),
         Side("a head per site", {**_DISTIL, INIT: "per_site"}),
     ),
-    "length": Question(
+    "length": Comparison(
         "Is a head's length enough? A shared head divided by √K against one that is not",
         Side("one shared head", {**_DISTIL, INIT: "shared"}),
         Side("one shared head over √K", {**_DISTIL, INIT: "shared_shrunk"}),
     ),
-    "rest": Question(
+    "rest": Comparison(
         "Does a head per site cost more than its length? Against a shared head divided by √K",
         Side("one shared head over √K", {**_DISTIL, INIT: "shared_shrunk"}),
         Side("a head per site", {**_DISTIL, INIT: "per_site"}),
     ),
-    "learned": Question(
-        "Does what a pooler has learned help? Its numbers in another order against it",
+    "learned": Comparison(
+        "Does a trained pooler help? The same numbers in another order against it",
         Side("a trained pooler", {HEAD: "own", LABEL: "trained"}),
-        Side("its numbers in another order", {HEAD: "own", LABEL: "shuffled"}),
+        Side("the same numbers in another order", {HEAD: "own", LABEL: "shuffled"}),
     ),
-    "trained": Question(
+    "trained": Comparison(
         "Is DistilBERT's head worse than a trained pooler?",
         Side("a trained pooler", {HEAD: "own", LABEL: "trained"}),
         Side("DistilBERT's head", _DISTIL),
     ),
-    "learned_bert": Question(
-        "Does what BERT's pooler has learned help? Its numbers in another order against it",
+    "learned_bert": Comparison(
+        "Does BERT's trained pooler help? The same numbers in another order against it",
         Side("BERT's pooler", {HEAD: "own", LABEL: "bert"}),
-        Side("its numbers in another order", {HEAD: "own", LABEL: "shuffled"}),
+        Side("the same numbers in another order", {HEAD: "own", LABEL: "shuffled"}),
     ),
-    "distilbert": Question(
+    "distilbert": Comparison(
         "Is DistilBERT slower than BERT, each under its own head?",
         Side("BERT", {HEAD: "own", LABEL: "bert"}),
         Side("DistilBERT", {HEAD: "own", LABEL: "distilbert"}),
@@ -106,19 +100,17 @@ QUESTIONS = {
 
 
 def reaching_curves(sweep: SweepData) -> pd.DataFrame:
-    """`learning_curves` of the runs that reached their target or are over, and what that took.
+    """Return `learning_curves` of the runs that have reached their target or are over.
 
-    More columns: limit (rounds there are at most), reached (the first round at the target; inf: none),
-    steps_to (optimiser steps of a client by then; inf: none).
+    More columns: limit (number of rounds), reached (first round at the target; inf: none), steps_to
+    (optimiser steps of a client up to then; inf: none).
     """
     curves = learning_curves(sweep)
     runs = [sweep.cells.loc[cell, "run"].settings for cell in curves.index]
     curves["limit"] = [settings.num_rounds for settings in runs]
     targets = [settings.evaluation.target_accuracy or inf for settings in runs]
     curves["reached"] = [
-        next(
-            (r for r, value in enumerate(accuracies) if r > 0 and value >= target), inf
-        )
+        _first_at(target, accuracies)
         for accuracies, target in zip(curves["accuracies"], targets, strict=True)
     ]
     curves["steps_to"] = [
@@ -129,8 +121,16 @@ def reaching_curves(sweep: SweepData) -> pd.DataFrame:
     return curves[is_over]
 
 
-def compare(curves: pd.DataFrame, question: Question) -> pd.DataFrame:
-    """Pairs for a question, of runs without a remedy: those of `pair`, and their `factor` (log2)."""
+def _first_at(target: float, accuracies: list[float]) -> float:
+    """Return the first trained round with at least this accuracy; inf if there is none."""
+    for number, accuracy in enumerate(accuracies):
+        if number > 0 and accuracy >= target:
+            return number
+    return inf
+
+
+def compare(curves: pd.DataFrame, question: Comparison) -> pd.DataFrame:
+    """Return the pairs of a comparison, from runs without a remedy, with their `factor` (log2)."""
     plain = curves[curves["remedy"] == ""]
     keys = {*question.base.has, *question.other.has}
     keys |= _OF_MODEL if LABEL in keys else set()
@@ -138,33 +138,33 @@ def compare(curves: pd.DataFrame, question: Question) -> pd.DataFrame:
 
 
 def with_factors(pairs: pd.DataFrame) -> pd.DataFrame:
-    """With `factor`: log2 of the rounds of `other` over those of `base`.
+    """Add `factor`: log2 of the rounds of `other` over those of `base`.
 
-    A run that never got there counts as one round more than there are: the factor is a bound then, and 0
-    where neither did.
+    A run that never reached the target counts as one round more than its limit. Then the factor is
+    a bound; it is 0 if neither run reached it.
     """
-    rounds = [
-        pairs[f"reached_{side}"].where(
-            pairs[f"reached_{side}"] < inf, pairs[f"limit_{side}"] + 1
-        )
-        for side in ("base", "other")
-    ]
+    rounds = []
+    for side in ("base", "other"):
+        reached = pairs[f"reached_{side}"]
+        rounds.append(reached.where(reached < inf, pairs[f"limit_{side}"] + 1))
     ratios = [log2(other / base) for base, other in zip(*rounds, strict=True)]
-    return pairs.assign(
-        factor=ratios, seed=[flat["seed"] for flat in pairs["settings_base"]]
-    )
+    seeds = [flat["seed"] for flat in pairs["settings_base"]]
+    return pairs.assign(factor=ratios, seed=seeds)
 
 
-def _that_all_seeds_have(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of arms at a K that no seed lacks, where a grid is not whole: else seeds would differ in what
-    they are a mean over. All of them where there is no such."""
+def _with_all_seeds(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the pairs that all seeds have, so that every seed is a mean over the same cells.
+
+    If there are none, return all pairs.
+    """
     kinds = pairs.groupby(["num_clients", "arm_base", "arm_other"])["seed"]
     whole = pairs[kinds.transform("nunique") == pairs["seed"].nunique()]
     return pairs if whole.empty else whole
 
 
-def _told(pairs: pd.DataFrame) -> dict[str, Any]:
-    """The mean factor over seeds, its interval, and who never got there."""
+def _summary(pairs: pd.DataFrame) -> dict[str, Any]:
+    """Return the mean factor over seeds, its interval, and the number of runs that never got
+    there."""
     by_seed = [fmean(group["factor"]) for _, group in pairs.groupby("seed")]
     bounds = interval(by_seed)
     return {
@@ -178,31 +178,28 @@ def _told(pairs: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _words(told: dict[str, Any]) -> str:
-    bounds = (
-        ""
-        if told["interval"] is None
-        else " [{:.2f}, {:.2f}]".format(*told["interval"])
-    )
-    return f"× {told['factor']:.2f}{bounds}"
+def _words(summary: dict[str, Any]) -> str:
+    text = f"× {summary['factor']:.2f}"
+    if summary["interval"] is not None:
+        low, high = summary["interval"]
+        text += f" [{low:.2f}, {high:.2f}]"
+    return text
 
 
-def verdict_of(told: dict[str, Any]) -> str:
-    """`more`, `fewer`, `no clear difference`, or `one seed, no verdict`."""
-    if told["interval"] is None:
+def verdict_of(summary: dict[str, Any]) -> str:
+    """Return `more`, `fewer`, `no clear difference`, or `one seed, no verdict`."""
+    if summary["interval"] is None:
         return "one seed, no verdict"
-    low, high = told["interval"]
-    if low > 1 and told["factor"] >= LEAST_FACTOR:
+    low, high = summary["interval"]
+    if low > 1 and summary["factor"] >= LEAST_FACTOR:
         return "more"
-    return (
-        "fewer"
-        if high < 1 and told["factor"] <= 1 / LEAST_FACTOR
-        else "no clear difference"
-    )
+    if high < 1 and summary["factor"] <= 1 / LEAST_FACTOR:
+        return "fewer"
+    return "no clear difference"
 
 
-def judge(sweep: SweepData) -> list[Answer]:
-    """A verdict for each question, then on the clock, then for each remedy."""
+def judge(sweep: SweepData) -> list[StudyAnswer]:
+    """Return a verdict for each question, then for the number of steps, then for each remedy."""
     curves = reaching_curves(sweep)
     answers = [
         _judge(id, question, compare(curves, question))
@@ -211,38 +208,38 @@ def judge(sweep: SweepData) -> list[Answer]:
     return [*answers, _judge_clock(curves), _judge_remedies(remedy_pairs(curves))]
 
 
-def _judge(id: str, question: Question, pairs: pd.DataFrame) -> Answer:
+def _judge(id: str, question: Comparison, pairs: pd.DataFrame) -> StudyAnswer:
     several = pairs[pairs["num_clients"] > 1]
     if several.empty:
-        return Answer(
+        return StudyAnswer(
             id,
             question.text,
             "not tested",
             {},
             "No two runs with K > 1 differ in this alone.",
         )
-    told = _told(_that_all_seeds_have(several))
-    by_k = {str(k): _told(group) for k, group in several.groupby("num_clients")}
-    verdict = {"more": "yes", "fewer": "no, the other way round"}.get(
-        found := verdict_of(told), found
-    )
+    summary = _summary(_with_all_seeds(several))
+    by_k = {str(k): _summary(group) for k, group in several.groupby("num_clients")}
+    words = {"more": "yes", "fewer": "no, the other way round"}
+    found = verdict_of(summary)
+    verdict = words.get(found, found)
     lines = ", ".join(f"K = {k}: {_words(numbers)}" for k, numbers in by_k.items())
     explanation = (
         f"Rounds to the target with {question.other.name} over those with {question.base.name}: "
-        f"{_words(told)} over {told['seeds']} seeds ({lines}). "
-        f"Never there: {told['never'][1]} of {told['pairs']} against {told['never'][0]}."
+        f"{_words(summary)} over {summary['seeds']} seeds ({lines}). "
+        f"Never reached: {summary['never'][1]} of {summary['pairs']} against {summary['never'][0]}."
     )
-    return Answer(
+    return StudyAnswer(
         id,
         question.text,
         verdict,
-        {"least_factor": LEAST_FACTOR, **told, "by_k": by_k},
+        {"least_factor": LEAST_FACTOR, **summary, "by_k": by_k},
         explanation,
     )
 
 
-def _judge_clock(curves: pd.DataFrame) -> Answer:
-    """Only a clock where the largest K needs no more steps per client than the smallest K > 1."""
+def _judge_clock(curves: pd.DataFrame) -> StudyAnswer:
+    """Ask if only the number of steps matters: the largest K against the smallest K > 1."""
     text = "Is it only the number of steps? Steps per client to the target, the largest K against the smallest"
     plain = curves[(curves["remedy"] == "") & (curves["num_clients"] > 1)]
     counts = sorted(plain["num_clients"].unique())
@@ -258,25 +255,28 @@ def _judge_clock(curves: pd.DataFrame) -> Answer:
         ratios = [log2(high / low) for low, high in both.itertuples(index=False)]
         if ratios:
             bounds = interval(ratios)
-            told = {
+            summary = {
                 "factor": 2 ** fmean(ratios),
                 "seeds": len(ratios),
                 "never": len(pairs) - len(both),
             }
-            by_arm[str(arm)] = told | {
+            by_arm[str(arm)] = summary | {
                 "interval": None if bounds is None else [2**b for b in bounds]
             }
     if not by_arm:
-        return Answer(
+        return StudyAnswer(
             "clock", text, "not tested", {}, "No arm reached the target at two K."
         )
-    more = [arm for arm, told in by_arm.items() if verdict_of(told) == "more"]
+    more = [arm for arm, summary in by_arm.items() if verdict_of(summary) == "more"]
     verdict = f"no, not for {joined(more)}" if more else "yes, as far as can be told"
-    if not more and any(told["interval"] is None for told in by_arm.values()):
+    if not more and any(summary["interval"] is None for summary in by_arm.values()):
         verdict = "no verdict: an arm has one seed only"
-    lines = "; ".join(f"{arm}: {_words(told)}" for arm, told in by_arm.items())
-    explanation = f"Steps per client at K = {counts[-1]} over those at K = {counts[0]}, where both got there: {lines}."
-    return Answer(
+    lines = "; ".join(f"{arm}: {_words(summary)}" for arm, summary in by_arm.items())
+    explanation = (
+        f"Steps per client at K = {counts[-1]} over those at K = {counts[0]}, if both reached the "
+        f"target: {lines}."
+    )
+    return StudyAnswer(
         "clock",
         text,
         verdict,
@@ -286,7 +286,8 @@ def _judge_clock(curves: pd.DataFrame) -> Answer:
 
 
 def remedy_pairs(curves: pd.DataFrame) -> pd.DataFrame:
-    """Every remedy (`name`) beside the run of a head per site without it, under DistilBERT's head."""
+    """Join each run with a remedy (`name`) with the one without, for a head per site of
+    DistilBERT's kind."""
     sick = Side("", {**_DISTIL, INIT: "per_site"}).of(curves[curves["remedy"] == ""])
     distil = Side("", _DISTIL).of(curves)
     heads = distil["settings"].map(lambda flat: flat[INIT])
@@ -301,25 +302,26 @@ def remedy_pairs(curves: pd.DataFrame) -> pd.DataFrame:
     return pairs.assign(name=names)
 
 
-def _judge_remedies(pairs: pd.DataFrame) -> Answer:
+def _judge_remedies(pairs: pd.DataFrame) -> StudyAnswer:
     text = "Does a remedy help a head per site under DistilBERT's head?"
     found: dict[str, Any] = {}
     for name, group in pairs[pairs["num_clients"] > 1].groupby("name", sort=False):
-        largest = (whole := _that_all_seeds_have(group))["num_clients"].max()
-        told = _told(whole[whole["num_clients"] == largest])
-        outcome = {"fewer": "helps", "more": "harms"}.get(
-            verdict := verdict_of(told), verdict
-        )
-        found[str(name)] = told | {"outcome": outcome, "num_clients": int(largest)}
+        whole = _with_all_seeds(group)
+        largest = whole["num_clients"].max()
+        summary = _summary(whole[whole["num_clients"] == largest])
+        verdict = verdict_of(summary)
+        outcome = {"fewer": "helps", "more": "harms"}.get(verdict, verdict)
+        found[str(name)] = summary | {"outcome": outcome, "num_clients": int(largest)}
     if not found:
-        return Answer("remedies", text, "not tested", {}, "No run was given one.")
-    helping = [name for name, told in found.items() if told["outcome"] == "helps"]
-    verdict = f"yes: {joined(helping)}" if helping else "none that was tried, clearly"
+        return StudyAnswer("remedies", text, "not tested", {}, "No run has a remedy.")
+    helping = [name for name, summary in found.items() if summary["outcome"] == "helps"]
+    verdict = f"yes: {joined(helping)}" if helping else "none clearly"
     lines = "; ".join(
-        f"{name}: {told['outcome']} ({_words(told)})" for name, told in found.items()
+        f"{name}: {summary['outcome']} ({_words(summary)})"
+        for name, summary in found.items()
     )
     explanation = f"Rounds to the target over those without, at the largest K that all seeds have: {lines}."
-    return Answer(
+    return StudyAnswer(
         "remedies",
         text,
         verdict,
@@ -328,7 +330,8 @@ def _judge_remedies(pairs: pd.DataFrame) -> Answer:
     )
 
 
-def _untreated(curves: pd.DataFrame) -> pd.DataFrame:
+def without_remedy(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs without a remedy."""
     is_rescaled = (
         curves["settings"]
         .map(lambda flat: flat[INIT] == "per_site_rescaled")
@@ -337,121 +340,10 @@ def _untreated(curves: pd.DataFrame) -> pd.DataFrame:
     return curves[(curves["remedy"] == "") & ~is_rescaled]
 
 
-@styled
-def draw_rounds(curves: pd.DataFrame) -> Drawing:
-    """Rounds to the target against K, a line an arm without a remedy; a cross is a run that got not there."""
-    plain = _untreated(curves)
-    counts, arms = (
-        sorted(plain["num_clients"].unique().tolist()),
-        list(plain["arm"].unique()),
-    )
-    figure, (axes,) = panel_row(["Rounds to the target"], 7.0, 4.2)
-    figures.client_axis(axes, counts)
-    limit = int(plain["limit"].max()) if counts else 1
-    for index, (_, runs) in enumerate(plain.groupby("arm", sort=False)):
-        look = line_style(index)
-        aside = runs["num_clients"] * 2 ** (0.06 * (index - (len(arms) - 1) / 2))
-        height = runs["reached"].clip(upper=limit + 1)
-        never = runs["reached"] == inf
-        axes.plot(
-            aside[~never],
-            height[~never],
-            look["marker"],
-            color=look["color"],
-            alpha=0.5,
-            markersize=4,
-        )
-        axes.plot(
-            aside[never],
-            height[never],
-            "x",
-            mec=look["color"],
-            markersize=7,
-            markeredgewidth=2,
-        )
-        means = height.groupby(aside).mean()
-        axes.plot(
-            means.index,
-            means,
-            color=look["color"],
-            linestyle=look["linestyle"],
-            linewidth=1.5,
-        )
-    if counts:
-        axes.set_yscale("log", base=2)
-        figures.draw_level(axes, limit + 1, f"not within {limit} rounds", above=True)
-        axes.set_ylim(0.8, (limit + 1) * 1.5)
-        axes.yaxis.set_major_formatter("{x:g}")
-    else:
-        draw_nothing_yet(axes)
-    figures.line_legend(figure, arms)
-    alt = f" by number of clients ({joined(counts)}), for {joined(arms)}: the numbers are in the verdicts."
-    return figures.finish(
-        figure, "study_rounds", "Rounds until the target accuracy", alt
-    )
-
-
-WHY = {
-    "head_length": "Length of the head",
-    "norm_ratio": "Norm of the mean update over the mean norm",
-    "cosine": "Cosine of an update to the others'",
-}
-"""Diagnostics that are drawn by round."""
-
-
-@styled
-def draw_why(sweep: SweepData) -> Drawing:
-    """Of each arm without a remedy at the largest K, the mean over its seeds, round by round."""
-    plain = _untreated(reaching_curves(sweep))
-    arms = list(plain["arm"].unique())
-    plain = plain[plain["num_clients"] == plain["num_clients"].max()] if arms else plain
-    figure, panels = panel_row(list(WHY.values()), 4.4)
-    for index, arm in enumerate(arms):
-        runs = [
-            sweep.cells.loc[cell, "run"] for cell in plain.index[plain["arm"] == arm]
-        ]
-        if not runs:
-            continue
-        for axes, key in zip(panels, WHY, strict=True):
-            by_round = [
-                [_diagnostic(record, key) for record in run.rounds] for run in runs
-            ]
-            means = pd.DataFrame(
-                [pd.Series(values, dtype=float) for values in by_round]
-            ).mean()
-            axes.plot(
-                means, **line_style(index) | {"markevery": max(1, len(means) // 8)}
-            )
-    for axes in panels:
-        axes.set_xlabel("communication round")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        if not arms:
-            draw_nothing_yet(axes)
-    figures.line_legend(figure, arms)
-    k = int(plain["num_clients"].max()) if arms else 0
-    if arms:
-        figures.draw_level(panels[1], 1 / sqrt(k), "independent noise")
-    alt = f" at K = {k}, by round, for {joined(arms)}."
-    return figures.finish(
-        figure, "study_why", "Length of the head and agreement of the updates", alt
-    )
-
-
-def _diagnostic(record: Any, key: str) -> float | None:
-    if key != "cosine":
-        value: float | None = getattr(record.diagnostics, key)
-        return value
-    cosines = [
-        client.cosine_to_others
-        for client in record.clients
-        if client.cosine_to_others is not None
-    ]
-    return fmean(cosines) if cosines else None
-
-
 def findings(sweep: SweepData) -> Findings:
-    """The page of the study: each question with its verdict, the two figures, every run."""
-    curves, answers = reaching_curves(sweep), judge(sweep)
+    """Return the page of the study: verdicts, two figures, and every run."""
+    curves = reaching_curves(sweep)
+    answers = judge(sweep)
     reached = curves["reached"].map(
         lambda value: f"{value:.0f}" if value < inf else "not"
     )
@@ -467,6 +359,6 @@ def findings(sweep: SweepData) -> Findings:
         "unfinished": len(sweep.cells) - len(curves),
     }
     template = Path(__file__).parent / "templates" / "collapse.j2"
-    return Findings(
-        template, "study.json", answers, [draw_rounds(curves), draw_why(sweep)], facts
-    )
+    plain = without_remedy(curves)
+    drawings = [draw_rounds(plain), draw_why(sweep, plain)]
+    return Findings(template, "study.json", answers, drawings, facts)

@@ -1,8 +1,9 @@
-"""What a mean of K drawn heads is worth before the first step: `python -m studies.mean_heads`.
+"""The mean of K drawn heads before the first training step: `python -m studies.mean_heads`.
 
-For the encoder's own head and for DistilBERT's: K heads are drawn as K sites draw them
-(`train.head_init=per_site`), and their mean is put on the encoder. Texts of the study go through it once,
-without dropout, and the gradients of their mean loss are measured. All numbers are ratios to K = 1.
+For the encoder's own head and for DistilBERT's, K heads are drawn as K sites draw them
+(`train.head_init=per_site`), and the encoder gets their mean. Texts of the study pass through it
+once, without dropout, and the gradients of their mean loss are measured. All numbers are ratios to
+K = 1.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ COLUMNS = (
 
 
 def mean_head(classifier: TextModel, seed: int, num_clients: int) -> None:
-    """Give the model the mean of the heads that `num_clients` sites draw, in place."""
+    """Set the head to the mean of the heads that `num_clients` sites draw, in place."""
     parameters = dict(classifier.model.named_parameters())
     sums = {name: torch.zeros_like(parameters[name]) for name in classifier.new_head}
     for client in range(num_clients):
@@ -56,8 +57,8 @@ def mean_head(classifier: TextModel, seed: int, num_clients: int) -> None:
 def measure(
     classifier: TextModel, data: TextData[LabelledTexts], max_length: int
 ) -> list[float]:
-    """In the order of COLUMNS: three norms of gradients, and before them that of the new head's matrices, and
-    the standard deviation of the logits over the texts, mean over the classes."""
+    """Return the numbers of COLUMNS: the norm of the new head's matrices, the standard deviation
+    of the logits over the texts (mean over the classes), and three norms of gradients."""
     model: Any = classifier.model.eval()
     model.zero_grad()
     texts = data.train.texts[:NUM_TEXTS]
@@ -72,11 +73,11 @@ def measure(
     logits = model(**inputs).logits  # (n, C)
     cross_entropy(logits, torch.from_numpy(data.train.labels[:NUM_TEXTS])).backward()
     below = ("pre_classifier.", "pooler.")
-    rooms: dict[str, list[float]] = {"classifier": [], "below": [], "encoder": []}
+    groups: dict[str, list[float]] = {"classifier": [], "below": [], "encoder": []}
     for name, parameter in model.named_parameters():
-        room = "below" if any(part in name for part in below) else "encoder"
-        room = "classifier" if name.startswith("classifier.") else room
-        rooms[room].append(
+        group = "below" if any(part in name for part in below) else "encoder"
+        group = "classifier" if name.startswith("classifier.") else group
+        groups[group].append(
             0.0 if parameter.grad is None else parameter.grad.norm().item()
         )
     length = _norm(
@@ -85,7 +86,7 @@ def measure(
     return [
         length,
         float(logits.detach().std(dim=0).mean()),
-        *map(_norm, rooms.values()),
+        *map(_norm, groups.values()),
     ]
 
 
@@ -94,7 +95,7 @@ def _norm(norms: Sequence[float]) -> float:
 
 
 def table(settings: Settings, counts: Sequence[int], seeds: Sequence[int]) -> str:
-    """Markdown: a line for each head and K, geometric means over the seeds."""
+    """Return a Markdown table: a line for each head and K, geometric means over the seeds."""
     prepare(settings)
     found: dict[tuple[HeadName, int], list[list[float]]] = {}
     for seed in seeds:
@@ -109,11 +110,9 @@ def table(settings: Settings, counts: Sequence[int], seeds: Sequence[int]) -> st
                 )
     lines = [f"| head | K | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for (head, num_clients), values in found.items():
-        pairs = [
-            zip(mine, one, strict=True)
-            for mine, one in zip(values, found[head, 1], strict=True)
-        ]
-        ratios = [[mine / one for mine, one in pair] for pair in pairs]
+        ratios = []
+        for mine, one in zip(values, found[head, 1], strict=True):
+            ratios.append([a / b for a, b in zip(mine, one, strict=True)])
         means = [
             f"{geometric_mean(column):.2f}" for column in zip(*ratios, strict=True)
         ]
@@ -123,7 +122,7 @@ def table(settings: Settings, counts: Sequence[int], seeds: Sequence[int]) -> st
 
 def main(
     clients: Annotated[str, typer.Option(help="K to average over")] = "2,8,16",
-    seeds: Annotated[str, typer.Option(help="of the study's runs")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(help="seeds of the study's runs")] = "0,1,2",
     override: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, as for a run")
     ] = None,

@@ -1,4 +1,4 @@
-"""Learning curves of a sweep with arms, and pairs of them in which one thing differs."""
+"""Learning curves of a sweep with arms, and pairs of runs that differ in one thing."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ NEUTRAL = {
     "strategy.server_momentum": 0.0,
     "strategy.server_learning_rate": 1.0,
 }
-"""Remedies, each at the value that is none."""
+"""Settings of remedies, each with its neutral value."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One question with its verdict; the fields are the keys of `study.json`."""
+class StudyAnswer:
+    """A question with its verdict. The fields are the keys of `study.json`."""
 
     id: str
     question: str
@@ -38,95 +38,91 @@ class Answer:
     explanation: str
 
 
-def learning_curves(sweep: SweepData) -> pd.DataFrame:
-    """One row for each cell that has trained and whose files tell enough, under its number there.
+_CURVE_COLUMNS = [
+    "arm",
+    "num_clients",
+    "settings",
+    "remedy",
+    "accuracies",
+    "steps",
+    "chance",
+    "last",
+    "mean",
+]
 
-    Columns: arm (with the model where it has several, the data set where the sweep has), num_clients,
-    settings (flat, those that change a number), remedy (those it was given, in words), accuracies and steps
-    (lists by round, from round 0), chance (share of the largest label in the test texts), last (round), mean
-    (accuracy over the trained rounds).
+
+def learning_curves(sweep: SweepData) -> pd.DataFrame:
+    """Return a row for each cell with trained rounds and readable files; the index is the cell's.
+
+    Columns: arm (with model and data set if there are several), num_clients, settings (flat; only
+    those that change numbers), remedy (in words), accuracies and steps (lists by round, from round
+    0), chance (share of the largest label in the test texts), last (round), mean (accuracy over the
+    trained rounds).
     """
-    rows, num_models = {}, sweep.cells.groupby("arm")["model"].nunique()
+    rows = {}
+    num_models = sweep.cells.groupby("arm")["model"].nunique()
     for cell in sweep.cells.itertuples():
         run = cell.run
-        accuracies = (
-            [record.score for record in run.rounds if record.score is not None]
-            if run
-            else []
-        )
-        if (
-            run is None
-            or run.settings is None
-            or not 0 < run.last_round == len(accuracies) - 1
-        ):
+        if run is None or run.settings is None:
+            continue
+        accuracies = [
+            record.score for record in run.rounds if record.score is not None
+        ]
+        if not 0 < run.last_round == len(accuracies) - 1:
             continue
         flat = run.settings.identity()
-        names = [cell.model] * bool(num_models[cell.arm] > 1) + [cell.data] * (
-            len(sweep.data_sets) > 1
-        )
-        given = [
+        names = [cell.arm]
+        if len(sweep.data_sets) > 1:
+            names.insert(0, cell.data)
+        if num_models[cell.arm] > 1:
+            names.insert(0, cell.model)
+        remedies = [
             f"{key}={flat[key]}" for key, none in NEUTRAL.items() if flat[key] != none
         ]
         rows[cell.Index] = {
-            "arm": " ".join([*names, cell.arm]),
+            "arm": " ".join(names),
             "num_clients": cell.num_clients,
             "settings": flat,
-            "remedy": ", ".join(given),
+            "remedy": ", ".join(remedies),
             "accuracies": accuracies,
             "steps": steps_so_far(run),
             "chance": run.largest_share,
             "last": run.last_round,
             "mean": fmean(accuracies[1:]),
         }
-    told = [
-        *("arm", "num_clients", "settings", "remedy", "accuracies"),
-        *("steps", "chance", "last", "mean"),
-    ]
-    return pd.DataFrame(list(rows.values()), list(rows), told)
+    return pd.DataFrame(list(rows.values()), list(rows), _CURVE_COLUMNS)
 
 
 def steps_so_far(run: RunData) -> list[int]:
-    """Optimiser steps a client has made by the end of each round, as the history tells or settings imply.
+    """Return the optimiser steps of a client up to the end of each round, from round 0.
 
-    Of several clients the largest count.
+    They come from the history, or else from the settings. Of several clients the largest number
+    counts.
     """
     assert run.settings is not None
-    train, steps = run.settings.train, [0]
+    train = run.settings.train
+    steps = [0]
     for record in run.rounds[1:]:
-        told = [
-            client.total_steps
-            for client in record.clients
-            if client.total_steps is not None
-        ]
-        sizes = [
-            client.num_examples for client in record.clients if client.num_examples
-        ]
-        made = train.local_epochs * max(
-            (count_steps(size, train) for size in sizes), default=0
-        )
-        steps.append(max(told, default=steps[-1] + made))
+        totals = [c.total_steps for c in record.clients if c.total_steps is not None]
+        sizes = [c.num_examples for c in record.clients if c.num_examples]
+        per_epoch = max((count_steps(size, train) for size in sizes), default=0)
+        estimate = steps[-1] + train.local_epochs * per_epoch
+        steps.append(max(totals, default=estimate))
     return steps
 
 
 def pair(
     bases: pd.DataFrame, others: pd.DataFrame, keys: Collection[str]
 ) -> pd.DataFrame:
-    """Every row of `bases` beside the rows of `others` that have its settings but for `keys`.
+    """Join each row of `bases` with the rows of `others` that have the same settings except `keys`.
 
-    Columns: those of both, ending in `_base` and `_other`; num_clients; rounds (that both have); mean_base
-    and mean_other over those rounds; difference of these two.
+    Columns: those of both, ending in `_base` and `_other`; num_clients; rounds (that both have);
+    mean_base and mean_other over those rounds; difference of these two.
     """
-    bases, others = (
-        rows.assign(
-            same=[
-                json.dumps({**flat, **dict.fromkeys(keys)}) for flat in rows["settings"]
-            ],
-            cell=rows.index,
-        )
-        for rows in (bases, others)
-    )
-    pairs = bases.merge(
-        others, on=["same", "num_clients"], suffixes=("_base", "_other")
+    pairs = _with_key(bases, keys).merge(
+        _with_key(others, keys),
+        on=["same", "num_clients"],
+        suffixes=("_base", "_other"),
     )
     pairs["rounds"] = pairs[["last_base", "last_other"]].min(axis=1)
     for side in ("base", "other"):
@@ -137,8 +133,15 @@ def pair(
     return pairs.assign(difference=pairs["mean_other"] - pairs["mean_base"])
 
 
+def _with_key(rows: pd.DataFrame, keys: Collection[str]) -> pd.DataFrame:
+    """Add the columns `same` (the settings without `keys`, as text) and `cell` (the index)."""
+    without = dict.fromkeys(keys)
+    same = [json.dumps({**flat, **without}) for flat in rows["settings"]]
+    return rows.assign(same=same, cell=rows.index)
+
+
 def mean_by_round(curves: Iterable[Sequence[float]]) -> list[float]:
-    """Mean accuracy, as far as all curves go."""
+    """Return the mean accuracy by round, up to the end of the shortest curve."""
     return [fmean(accuracies) for accuracies in zip(*curves, strict=False)]
 
 
@@ -147,7 +150,7 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of a mean, by Student's t; None for a single value, which has none."""
+    """Return the 95 % interval of a mean (Student's t); None for a single value."""
     if len(values) < 2:
         return None
     factor = _T[min(len(values) - 1, len(_T)) - 1]
@@ -156,7 +159,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def accuracy_axes(axes: Axes, chance: float, against: str) -> None:
-    """Accuracy from 0 to 1, with chance, against what the horizontal axis is called."""
+    """Show accuracy from 0 to 1, with chance. `against` is the label of the horizontal axis."""
     draw_chance(axes, chance, at=0.99)
     axes.set(ylim=(0, 1.05), xlabel=against, ylabel="test accuracy")
     if against == "communication round":

@@ -1,7 +1,7 @@
-"""What personal models came to in run folders, as a table: `python -m studies.personal RUN_DIR...`.
+"""A table of the personal models in run folders: `python -m studies.personal RUN_DIR...`.
 
-A run counts once, with the mean over its clients; runs that differ in the seed alone make a line, with the
-standard error of their mean.
+A run counts once, with the mean over its clients. Runs that differ only in the seed share a line,
+with the standard error of their mean.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ DIFFERENCES = (
 )
 
 
-def outcome_of(record: PersonalRecord) -> dict[str, float]:
-    """Means over the clients of a run, by column; without those for which something was not made."""
+def mean_accuracies(record: PersonalRecord) -> dict[str, float]:
+    """Return the mean accuracy over the clients by column, without columns that a client lacks."""
     columns: dict[str, list[float]] = {}
     for site in record.sites:
         tested = dict(site.candidates) | {"chosen": site.candidates[site.chosen]}
@@ -51,8 +51,10 @@ def outcome_of(record: PersonalRecord) -> dict[str, float]:
 
 
 def table(folders: Iterable[Path]) -> str:
-    """Markdown, a line for each way to deal texts: means with their standard error, and which methods were
-    chosen how often; below, differences in points, with their 95 % interval over seeds and each seed's.
+    """Return two Markdown tables, with a line for each way to deal the texts.
+
+    The first has means with standard errors, and how often each method was chosen. The second has
+    differences in points, with the 95 % interval over seeds and the value of each seed.
 
     Raises:
         ValueError: a folder holds no personal models.
@@ -60,35 +62,25 @@ def table(folders: Iterable[Path]) -> str:
     lines: dict[str, list[dict[str, float]]] = {}
     chosen: dict[str, Counter[str]] = {}
     for folder in folders:
-        settings, record = RunFolder(folder).settings(), PersonalRecord.read(folder)
+        settings = RunFolder(folder).settings()
+        record = PersonalRecord.read(folder)
         if settings is None or record is None or not record.sites:
             raise ValueError(
                 f"{folder} holds no personal models. Run it with personalisation=all."
             )
-        lines.setdefault(_deal(settings), []).append(outcome_of(record))
-        chosen.setdefault(_deal(settings), Counter()).update(
-            site.chosen for site in record.sites
-        )
-    means = [
-        [
-            deal,
-            str(len(runs)),
-            *(_mean([run.get(name) for run in runs]) for name in COLUMNS),
-            _told(chosen[deal]),
-        ]
-        for deal, runs in lines.items()
-    ]
-    apart = [
-        [deal, *(_apart(runs, *names) for names in DIFFERENCES)]
-        for deal, runs in lines.items()
-    ]
-    heads = (
-        ["texts dealt", "seeds", *COLUMNS, "takes"],
-        ["points", *map(" − ".join, DIFFERENCES)],
-    )
-    return "\n\n".join(
-        _rows(head, rows) for head, rows in zip(heads, (means, apart), strict=True)
-    )
+        deal = _deal(settings)
+        lines.setdefault(deal, []).append(mean_accuracies(record))
+        counts = chosen.setdefault(deal, Counter())
+        counts.update(site.chosen for site in record.sites)
+    means = []
+    differences = []
+    for deal, runs in lines.items():
+        columns = [_mean([run.get(name) for run in runs]) for name in COLUMNS]
+        means.append([deal, str(len(runs)), *columns, _counts(chosen[deal])])
+        differences.append([deal, *(_difference(runs, *pair) for pair in DIFFERENCES)])
+    means_head = ["texts dealt", "seeds", *COLUMNS, "takes"]
+    differences_head = ["points", *map(" − ".join, DIFFERENCES)]
+    return f"{_rows(means_head, means)}\n\n{_rows(differences_head, differences)}"
 
 
 def _rows(head: list[str], rows: list[list[str]]) -> str:
@@ -96,27 +88,30 @@ def _rows(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _told(chosen: Counter[str]) -> str:
+def _counts(chosen: Counter[str]) -> str:
     return ", ".join(f"{method} {count}" for method, count in chosen.most_common())
 
 
-def _apart(runs: list[dict[str, float]], one: str, other: str) -> str:
+def _difference(runs: list[dict[str, float]], one: str, other: str) -> str:
     values = [
         100 * (run[one] - run[other]) for run in runs if {one, other} <= run.keys()
     ]
     if not values:
         return "–"
+    text = f"{fmean(values):+.1f}"
     bounds = interval(values)
-    told = "" if bounds is None else " [{:+.1f}, {:+.1f}]".format(*bounds)
-    return (
-        f"{fmean(values):+.1f}{told} ({', '.join(f'{value:+.1f}' for value in values)})"
-    )
+    if bounds is not None:
+        low, high = bounds
+        text += f" [{low:+.1f}, {high:+.1f}]"
+    return f"{text} ({', '.join(f'{value:+.1f}' for value in values)})"
 
 
 def _deal(settings: Settings) -> str:
-    how = settings.partition
-    alpha = "" if how.alpha is None else f" {how.alpha:g}"
-    return f"{how.name}{alpha}, {settings.data.name}, K = {settings.num_clients}"
+    partition = settings.partition
+    name: str = partition.name
+    if partition.alpha is not None:
+        name += f" {partition.alpha:g}"
+    return f"{name}, {settings.data.name}, K = {settings.num_clients}"
 
 
 def _mean(values: list[float | None]) -> str:

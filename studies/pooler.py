@@ -1,11 +1,13 @@
-"""A pooler that has learned something, for an encoder whose own has not.
+"""Train a pooler for an encoder that has no trained pooler.
 
     python -m studies.pooler --out outputs/poolers
 
-The encoder stands still; its pooler learns next-sentence prediction (Devlin et al. 2019, arXiv:1810.04805,
-section 3.1) on articles that no run of the study trains or tests on, and on no label. Two model folders are
-left: `trained`, and `shuffled`, which holds the same numbers in another order: a pooler of the same shape and
-norms that has learned nothing. Where pre-training brought a trained pooler, as BERT's did, `--shuffle-only`.
+The encoder is frozen. Its pooler learns next-sentence prediction (Devlin et al. 2019,
+arXiv:1810.04805, section 3.1), without labels, on articles that no run of the study trains or tests
+on. Two model folders are
+written: `trained`, and `shuffled` with the same numbers in another order, a pooler of the same
+    shape and norms
+that has learned nothing. If pre-training gave a trained pooler, as for BERT, use `--shuffle-only`.
 """
 
 from __future__ import annotations
@@ -31,13 +33,18 @@ from wardround.server.compose import compose
 
 EXPERIMENT = "experiment=collapse"
 MAX_TOKENS = 64
-BATCH, EPOCHS, LEARNING_RATE, HELD_OUT = 64, 20, 1e-3, 0.1
+BATCH = 64
+EPOCHS = 20
+LEARNING_RATE = 1e-3
+HELD_OUT = 0.1
+"""Share of the pairs that the pooler is not trained on."""
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 Pair = tuple[str, str]
 
 
 def spare_articles(overrides: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """Texts of the study's data set, whole, that a run with none of these seeds trains or tests on."""
+    """Return the whole texts of the study's data set that no run with these seeds trains or
+    tests on."""
     used: set[str] = set()
     articles: dict[str, None] = {}
     for seed in seeds:
@@ -52,27 +59,29 @@ def spare_articles(overrides: Sequence[str], seeds: Sequence[int]) -> list[str]:
 
 
 def pairs_of(articles: Sequence[str], seed: int) -> tuple[list[Pair], np.ndarray]:
-    """Sentences that follow one another (1), and as many whose second is of another article (0).
+    """Return pairs of neighbouring sentences (1), and as many with a second one from another
+    article (0).
 
     Returns:
         Pairs, and their labels, (n,) int64.
     """
     stream = numpy_stream(seed, "pooler.pairs")
     sentences = [_SENTENCE_END.split(" ".join(text.split())) for text in articles]
-    pairs, labels = [], []
+    pairs: list[Pair] = []
+    labels: list[int] = []
     for number, own in enumerate(sentences):
         for first, second in pairwise(own):
-            other = sentences[
-                (number + 1 + int(stream.integers(len(sentences) - 1))) % len(sentences)
-            ]
-            pairs += [(first, second), (first, other[int(stream.integers(len(other)))])]
+            step = 1 + int(stream.integers(len(sentences) - 1))
+            other = sentences[(number + step) % len(sentences)]
+            pairs.append((first, second))
+            pairs.append((first, other[int(stream.integers(len(other)))]))
             labels += [1, 0]
     return pairs, np.array(labels, dtype=np.int64)
 
 
 @torch.no_grad()
 def first_states(encoder: Any, tokenizer: Any, pairs: Sequence[Pair]) -> torch.Tensor:
-    """The encoder's last state of each pair's first token, (n, H) fp32."""
+    """Return the encoder's last state of each pair's first token, (n, H) fp32."""
     found = []
     for start in range(0, len(pairs), BATCH):
         firsts, seconds = zip(*pairs[start : start + BATCH], strict=True)
@@ -91,23 +100,22 @@ def first_states(encoder: Any, tokenizer: Any, pairs: Sequence[Pair]) -> torch.T
 def train_pooler(
     pooler: Any, states: torch.Tensor, labels: torch.Tensor, seed: int
 ) -> tuple[float, float]:
-    """Train in place, with a classifier that is thrown away; AdamW.
+    """Train the pooler in place with AdamW and a temporary classifier.
 
     Args:
-        states: (n, H) fp32, its inputs without their sequence. labels: (n,) int64, 0 or 1.
+        states: (n, H) fp32, its inputs without the sequence dimension.
+        labels: (n,) int64, 0 or 1.
 
     Returns:
-        Accuracy on the last tenth, which it is not trained on, with the pooler as it was (the classifier
-        alone trained), and as it is now.
+        Accuracy on the held-out last tenth, before (only the classifier is trained) and after.
     """
-    fixed = _fit(lambda inputs: pooler(inputs[:, None]), (), states, labels, seed)
-    return fixed, _fit(
-        lambda inputs: pooler(inputs[:, None]),
-        pooler.parameters(),
-        states,
-        labels,
-        seed,
-    )
+
+    def pool(inputs: torch.Tensor) -> torch.Tensor:
+        return pooler(inputs[:, None])  # type: ignore[no-any-return]
+
+    before = _fit(pool, (), states, labels, seed)
+    after = _fit(pool, pooler.parameters(), states, labels, seed)
+    return before, after
 
 
 def _fit(
@@ -122,18 +130,17 @@ def _fit(
     for _ in range(EPOCHS):
         for batch in torch.randperm(num_train).split(BATCH):
             optimizer.zero_grad()
-            functional.cross_entropy(
-                classifier(pool(states[batch])), labels[batch]
-            ).backward()
+            logits = classifier(pool(states[batch]))
+            functional.cross_entropy(logits, labels[batch]).backward()
             optimizer.step()
     with torch.no_grad():
-        said = classifier(pool(states[num_train:])).argmax(dim=1)
-    return float((said == labels[num_train:]).float().mean())
+        predicted = classifier(pool(states[num_train:])).argmax(dim=1)
+    return float((predicted == labels[num_train:]).float().mean())
 
 
 @torch.no_grad()
 def shuffle(pooler: Any, seed: int) -> None:
-    """The same numbers in another order, tensor by tensor, in place."""
+    """Permute the numbers of each tensor, in place."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in pooler.parameters():
         order = torch.randperm(parameter.numel(), generator=generator)
@@ -142,8 +149,10 @@ def shuffle(pooler: Any, seed: int) -> None:
 
 @torch.no_grad()
 def size_of(pooler: Any) -> tuple[float, float]:
-    """Frobenius norm of the pooler's matrix, and its largest singular value: all of it in one direction
-    where the two are equal."""
+    """Return the Frobenius norm of the pooler's matrix and its largest singular value.
+
+    If the two are equal, the matrix has rank one.
+    """
     values = torch.linalg.svdvals(pooler.dense.weight)
     return float(values.norm()), float(values[0])
 
@@ -151,14 +160,15 @@ def size_of(pooler: Any) -> tuple[float, float]:
 def make(
     settings: Settings, articles: Sequence[str], out: Path
 ) -> tuple[int, float, float]:
-    """Write `out/trained` and `out/shuffled`; returns the number of pairs, and `train_pooler`'s accuracies.
+    """Write `out/trained` and `out/shuffled`; return the number of pairs and `train_pooler`'s
+    accuracies.
 
     Raises:
         ValueError: the model has no pooler.
     """
     encoder, tokenizer = _open_encoder(settings)
     pairs, labels = pairs_of(articles, settings.seed)
-    # Neighbours in the list are of one article: so the last tenth is of articles of its own.
+    # Neighbours in the list are from one article, so the last tenth has its own articles.
     states = first_states(encoder, tokenizer, pairs)
     before, after = train_pooler(
         encoder.pooler, states, torch.from_numpy(labels), settings.seed
@@ -169,17 +179,15 @@ def make(
 
 
 def make_shuffled(settings: Settings, model: Path | None, out: Path) -> None:
-    """Write `out/shuffled`, of the model in a folder, or of the settings' own.
+    """Write `out/shuffled` from the model in a folder, or from that of the settings.
 
     Raises:
         ValueError: the model has no pooler.
     """
-    place = (
-        settings.model
-        if model is None
-        else replace(settings.model, source="hub", name=str(model))
-    )
-    encoder, tokenizer = _open_encoder(replace(settings, model=place))
+    source = settings.model
+    if model is not None:
+        source = replace(settings.model, source="hub", name=str(model))
+    encoder, tokenizer = _open_encoder(replace(settings, model=source))
     shuffle(encoder.pooler, settings.seed)
     _save(out / "shuffled", encoder, tokenizer)
 
@@ -207,15 +215,15 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for the two model folders")] = Path(
         "outputs/poolers"
     ),
-    seeds: Annotated[str, typer.Option(help="of the study's runs")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(help="seeds of the study's runs")] = "0,1,2",
     override: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, as for a run")
     ] = None,
     shuffle_only: Annotated[
-        bool, typer.Option(help="train nothing: the pooler is a trained one")
+        bool, typer.Option(help="train nothing: the pooler is already trained")
     ] = False,
 ) -> None:
-    """Train a pooler on articles that the study leaves over."""
+    """Train a pooler on articles that the study does not use."""
     overrides = [EXPERIMENT, *(override or [])]
     if shuffle_only:
         make_shuffled(compose(overrides).settings, None, out)
@@ -224,8 +232,10 @@ def main(
     articles = spare_articles(overrides, [int(seed) for seed in seeds.split(",")])
     num_pairs, before, after = make(compose(overrides).settings, articles, out)
     typer.echo(
-        f"{out}/trained and {out}/shuffled: {len(articles)} articles, {num_pairs} pairs. Next sentence told "
-        f"from another's: {before:.3f} on held-out articles with the pooler as it was, {after:.3f} now."
+        f"{out}/trained and {out}/shuffled: {len(articles)} articles, {num_pairs} pairs. Next "
+        f"sentence told "
+        f"from another's: {before:.3f} on held-out articles with the pooler as it was, "
+        f"{after:.3f} now."
     )
     start = compose(overrides).settings
     made = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from studies.collapse import judge, reaching_curves
-from studies.pairs import Answer, steps_so_far
+from studies.pairs import StudyAnswer, steps_so_far
 from tests.support.report_folders import write_report, write_run
 from wardround.server.compose import compose
 from wardround.server.report.run import load_run
@@ -71,7 +71,7 @@ def write_arms(folder: Path, rows: Sequence[Sequence[object]]) -> Path:
     return folder
 
 
-def judged(folder: Path) -> dict[str, Answer]:
+def judged(folder: Path) -> dict[str, StudyAnswer]:
     return {answer.id: answer for answer in judge(load_sweep(folder))}
 
 

@@ -125,7 +125,10 @@ def test_other_overrides_reach_every_cell() -> None:
     [
         (
             "train.learning_rate=1,2",
-            ["'train.learning_rate=1,2' gives several values", "model, data, num_clients, seed"],
+            [
+                "'train.learning_rate=1,2' gives several values",
+                "model, data, num_clients, seed",
+            ],
         ),
         (
             "protocol=paper,modern",

@@ -65,9 +65,7 @@ def learning_curves(sweep: SweepData) -> pd.DataFrame:
         run = cell.run
         if run is None or run.settings is None:
             continue
-        accuracies = [
-            record.score for record in run.rounds if record.score is not None
-        ]
+        accuracies = [record.score for record in run.rounds if record.score is not None]
         if not 0 < run.last_round == len(accuracies) - 1:
             continue
         flat = run.settings.identity()

@@ -1,7 +1,7 @@
-"""Flower's app of a client: it passes the work on, and wraps up the answer.
+"""Flower's app of a client: it receives messages and returns the answers of `client/round.py`.
 
-For simulations, and for Flower users who run this app on SuperNodes of their own. `wardround-site join` does
-not use it: a site that takes part that way runs its own installed code only.
+Simulations use it, and Flower users who run this app on SuperNodes of their own. `wardround-site join` does
+not use it: such a site runs only its own installed code.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ app = ClientApp()
 @app.train()
 @app.evaluate()
 def answer_message(message: Message, context: Context) -> Message:
-    """Introduce this client, train one round, or count what the global model gets right."""
+    """Introduce this client, train one round, or measure the global model."""
     is_real = "site-file" in context.node_config
     if is_real and seconds_left_of(message) <= 0:
-        log.warning("a message came after its round was over, and is left undone")
+        log.warning("a message arrived after the end of its round and is refused")
         return Message(pack_refusal("late"), reply_to=message)
     from wardround.client.round import answer
     from wardround.client.site import site_from
@@ -40,8 +40,8 @@ def answer_message(message: Message, context: Context) -> Message:
 
 @app.query("notice")
 def notice(message: Message, context: Context) -> Message:
-    """Put what the server has to say into this machine's log."""
+    """Write the server's notice into this machine's log."""
     log.warning(
-        "the server says: %s", quoted(unpack_notice(message.content), LONGEST_TEXT)
+        "the server writes: %s", quoted(unpack_notice(message.content), LONGEST_TEXT)
     )
     return Message(RecordDict(), reply_to=message)

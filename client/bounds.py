@@ -1,15 +1,15 @@
-"""How far a round's model may lie from the one before: each tensor is held against this site's own training.
+"""Bounds for the global model: each tensor's step is compared with this site's own training.
 
-A server that may move single tensors at will can make a model in which all texts but a chosen one have no
-say. An honest round moves a tensor about as far as the sites themselves do. So a site measures its own update
-of each tensor T and allows the global step
+A server that can move single tensors freely can make a model in which only one chosen text has influence. An
+honest round moves a tensor about as far as the sites do. So a site measures its own update of each tensor T
+and allows the global step
 
     ratio * sum of rates * max(y_T, sqrt(|T| / P) y) * min(size * s / (1 - b), most)
 
-with the yardstick y_T = |own update of T| / sum of its rates; y the same for all P numbers of T's group (the
-new head, or the rest, for they can have different learning rates); `size` how many times as many steps the
-largest site of the plan takes; s and b the server's learning rate and momentum. An adaptive server optimizer
-moves every single number by `adaptive_step` times its learning rate at most.
+with the yardstick y_T = |own update of T| / sum of its rates; y, the same for all P numbers of T's group (the
+new head, or the rest: their learning rates can differ); `size`, the steps of the plan's largest site divided
+by this site's steps; s and b, the server's learning rate and momentum. An adaptive server optimizer moves
+every single number by at most `adaptive_step` times its learning rate.
 """
 
 from __future__ import annotations
@@ -32,43 +32,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MOST_ROUNDS = 10
-"""Rounds that lie between two models widen the bound up to this many: rounds do not all go one way."""
+"""Up to this many rounds between two models widen the bound, because rounds differ in direction."""
 _SLACK = 1e-6
-"""Of rounding, as a share of a tensor's own norm, or of its largest number."""
+"""Allowance for rounding, as a share of a tensor's norm, or of its largest number."""
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """How far a step may go."""
+    """The bounds of a step."""
 
     norms: np.ndarray  # (T,) fp64, L2 norm of each tensor's step
     largest: float
-    """Of every single number."""
+    """Bound of every single number's step."""
 
 
 @dataclass(frozen=True)
 class RoundOfPlan:
-    """What the bound of a step needs to know of its plan and of this site."""
+    """The facts of a plan and of this site that bound a step."""
 
     settings: Settings
     policy: Policy
     num_texts: int
-    """n, training texts of this site."""
+    """n, the number of training texts of this site."""
     most_texts: int
-    """The most training texts that a site of the plan may have; `num_texts` if the plan does not say."""
+    """The largest number of training texts at a site of the plan; `num_texts` if the plan has no bound."""
     head: frozenset[str] = frozenset()
     """Names of the tensors of the new head."""
 
     def sum_of_rates(self, number: int) -> float:
-        """Of all steps that this site takes in a round."""
+        """Return the sum of the learning rates of all this site's steps in a round."""
         steps = RoundSteps(self.settings.train, self.num_texts, number)
         return float(steps.rates(self.settings.train.learning_rate).sum())
 
     def others(self) -> float:
-        """How many times as far as this site the others, and the server's step, may take the model.
+        """Return the allowed step of the other sites and the server, as a multiple of this site's step.
 
-        The largest site takes more steps than this one, and the server's momentum adds rounds up. Together
-        they are at most `policy.max_size_ratio`.
+        The largest site takes more steps than this one, and the server's momentum adds up rounds. The product
+        is at most `policy.max_size_ratio`.
         """
         most = int(self.policy.max_size_ratio * self.num_texts)
         largest = max(self.num_texts, min(self.most_texts, most))
@@ -79,10 +79,10 @@ class RoundOfPlan:
         return min(self.policy.max_size_ratio, theirs.total / ours.total * server)
 
     def allowed(self, layout: Layout, yardstick: Yardstick, rounds: range) -> Allowed:
-        """How far each tensor may move over some rounds.
+        """Return the bounds of the step over some rounds.
 
         Args:
-            rounds: those that lie between the model before and the model that came.
+            rounds: the rounds between the last model and the received one.
         """
         strategy = self.settings.strategy
         if strategy.optimizer != "sgd":
@@ -100,7 +100,7 @@ class RoundOfPlan:
         )
 
     def _even_reach(self, layout: Layout, yardstick: Yardstick) -> np.ndarray:
-        """How far each tensor would move if all numbers of its group moved alike, (T,) fp64."""
+        """Return the step of each tensor if all numbers of its group moved alike, (T,) fp64."""
         sizes = np.array(layout.num_elements(), dtype=np.float64)
         in_head = np.array([name in self.head for name in layout.names])
         reach = np.zeros(len(sizes))
@@ -113,7 +113,7 @@ class RoundOfPlan:
 def tensors_too_far(
     layout: Layout, received: Tensor, before: Tensor, allowed: Allowed
 ) -> Iterator[tuple[str, float]]:
-    """Names of the tensors that moved further than is allowed, and how many times as far.
+    """Yield the tensors that moved too far: name, and the step as a multiple of the bound.
 
     Args:
         received, before: (P,) fp32.
@@ -133,7 +133,7 @@ def tensors_too_far(
 def _numbers_too_far(
     layout: Layout, received: Tensor, before: Tensor, largest: float
 ) -> Iterator[tuple[str, float]]:
-    """The same for the largest step of a single number of each tensor."""
+    """Do the same for the largest step of a single number in each tensor."""
     theirs = layout.views(before)
     for name, tensor in layout.views(received).items():
         step = float((tensor - theirs[name]).abs().max())
@@ -143,7 +143,7 @@ def _numbers_too_far(
 
 
 def step_norms(layout: Layout, after: Tensor, before: Tensor | None) -> np.ndarray:
-    """L2 norm of (after - before) for each tensor, (T,) fp64; of `after` alone if `before` is None."""
+    """Return the L2 norm of (after - before), or of `after`, for each tensor, (T,) fp64."""
     ours = layout.views(after)
     theirs = None if before is None else layout.views(before)
     norms = []

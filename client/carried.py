@@ -1,4 +1,4 @@
-"""What a client carries from one round to its next and sends to nobody: rounding losses, control variates."""
+"""Arrays that a client keeps from one round to the next and never sends: residuals and control variates."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 
 from wardround.common.files import write_atomically
 
-What = Literal["residuals", "variates"]
-"""`residuals`: what rounding an update lost, (P,) fp32. `variates`: see `client/variates.py`, (2P,) fp32."""
+ArrayKind = Literal["residuals", "variates"]
+"""`residuals`: the loss of rounding an update, (P,) fp32. `variates`: see `client/variates.py`, (2P,) fp32."""
 
 
 class Carried(Protocol):
-    """Where one client keeps one array of fp32 numbers."""
+    """The place of one client's array of fp32 numbers."""
 
     def take(self, run: str, round: int, size: int) -> np.ndarray | None:
-        """What the round before left, (size,) fp32, to be changed; None where it left nothing."""
+        """Return the array of the round before, (size,) fp32, or None. The caller may change it."""
 
     def put(self, run: str, round: int, numbers: np.ndarray) -> None:
-        """Keep what this round leaves."""
+        """Keep the array of this round."""
 
 
 @dataclass(frozen=True)
 class CarriedFiles:
-    """In files of a simulation's run folder: any worker may train any client, and a resumed run goes on.
+    """Files in a simulation's run folder: any worker may train any client, and a run can be resumed.
 
-    The newest three are kept: a run that was killed goes on after its last whole checkpoint, and that may be
-    of the round before the one whose updates were just averaged.
+    The newest three are kept: a killed run continues after its last whole checkpoint, which may be one round
+    behind the updates that were averaged last.
     """
 
     folder: Path
@@ -41,12 +41,11 @@ class CarriedFiles:
         return np.load(path, allow_pickle=False) if path.is_file() else None
 
     def put(self, run: str, round: int, numbers: np.ndarray) -> None:
-        """As in `Carried`. Raises OSError where there is no room."""
+        """As in `Carried`. Raises OSError if the disk is full."""
 
         def write(part: Path) -> None:
-            with part.open(
-                "wb"
-            ) as file:  # NumPy appends .npy to a name of its own choice
+            # Given a path, NumPy would append .npy to it.
+            with part.open("wb") as file:
                 np.save(file, numbers, allow_pickle=False)
 
         write_atomically(self._path(round), write)
@@ -58,7 +57,7 @@ class CarriedFiles:
 
 @dataclass
 class CarriedMemory:
-    """In the memory of a site's process, and gone with it: what comes from patients' texts is not written."""
+    """The memory of a site's process: nothing that comes from patients' texts is written to a disk."""
 
     _kept: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
 
@@ -68,5 +67,5 @@ class CarriedMemory:
         return numbers if (last, len(numbers)) == (round - 1, size) else None
 
     def put(self, run: str, round: int, numbers: np.ndarray) -> None:
-        """As in `Carried`; what other runs left is let go."""
+        """As in `Carried`. Arrays of other runs are dropped."""
         self._kept = {run: (round, numbers)}

@@ -1,7 +1,7 @@
-"""The global model that comes with a task: whether it can have come of the rounds before.
+"""Check that the global model of a request can be the result of the rounds before.
 
-The first model is the one this site computes from its own files. Each later one lies within a bound of the
-one before, tensor by tensor (`client/bounds.py`).
+The first model must equal the one that this site computes from its own files. Each later one must be within a
+bound of the one before, tensor by tensor (`client/bounds.py`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def check_global_model(
     start: Callable[[], Tensor],
     rehearse: Callable[[], Yardstick],
 ) -> None:
-    """Raise SiteRefusal if the global tensors are not what could have come of the ones before.
+    """Raise SiteRefusal if the global tensors cannot be the result of the ones before.
 
     Args:
         received: (P,) fp32.
-        age: rounds that they have behind them, by the signed task.
+        age: number of rounds that made them, by the signed request.
         start: computes the first model from this site's own files, (P,) fp32.
-        rehearse: trains on that start, sends nothing, and says how far it went.
+        rehearse: trains from that start, sends nothing, and measures the distance.
 
     Raises:
         SiteRefusal: `another_start` or `too_far`.
@@ -75,7 +75,7 @@ def measure(
     rates: float,
     before: Yardstick | None,
 ) -> Yardstick:
-    """This site's yardstick after one more training.
+    """Return this site's yardstick after one more training.
 
     Args:
         trained, received: (P,) fp32. rates: sum over the steps of the round.

@@ -1,7 +1,7 @@
-"""What a site keeps of a plan it executes: the global model it was sent last, and its own yardstick.
+"""The files that a site keeps for a plan: the last global model, and its own yardstick.
 
-Both lie in the state folder, so that a restart of the program makes no bound wider and no message larger.
-The folder of a plan is removed when the plan is over.
+Both are in the state folder, so that a restart of the program makes no bound wider and no message larger.
+The folder of a plan is removed when the plan ends.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ from wardround.common.files import Writer, write_atomically, write_json
 
 _MODEL, _YARDSTICK = "held.model", "yardstick.json"
 _HEADER = 512
-"""Bytes in front of the numbers, so that they can be mapped on a page boundary of their own type."""
+"""Bytes before the numbers. It is a multiple of their size, so that they can be mapped."""
 
 
 @dataclass(frozen=True)
 class HeldModel:
-    """A model that this site was sent and has found within its bounds."""
+    """A global model that this site has received and found within its bounds."""
 
     version: str
-    """SHA-256 of the tensors, as the server named it."""
+    """SHA-256 of the tensors, from the server's request."""
     age: int
-    """Rounds that the model has behind it; 0 for the first."""
+    """Number of rounds that made the model; 0 for the first model."""
     tensors: np.ndarray  # (P,) fp32, read only
 
 
 @dataclass
 class Held:
-    """The folder of one plan below `state/answers`; writes go on beside the training."""
+    """The folder of one plan below `state/answers`. Models are written during the training."""
 
     folder: Path
     _writer: Writer = field(default_factory=Writer)
 
     def model(self) -> HeldModel | None:
-        """The model that was kept last; None if there is none, or it is not whole."""
+        """Return the last model; None if there is none, or its file is incomplete."""
         path = self.folder / _MODEL
         try:
-            told = json.loads(path.open("rb").read(_HEADER))
+            header = json.loads(path.open("rb").read(_HEADER))
             tensors = np.memmap(path, dtype=np.float32, mode="r", offset=_HEADER)
         except (OSError, ValueError):
             return None
-        if len(tensors) != told["size"]:
+        if len(tensors) != header["size"]:
             return None
-        return HeldModel(told["version"], told["age"], np.asarray(tensors))
+        return HeldModel(header["version"], header["age"], np.asarray(tensors))
 
     def keep_model(self, model: HeldModel) -> None:
-        """Write a model in place of the last one, in the background; `wait` says when it is there."""
+        """Replace the last model, in the background. `wait` returns once it is written."""
         self._writer.write(self._write_model, model)
 
     def _write_model(self, model: HeldModel) -> None:
-        told = {"version": model.version, "age": model.age, "size": len(model.tensors)}
-        header = json.dumps(told).encode("ascii").ljust(_HEADER)
+        facts = {"version": model.version, "age": model.age, "size": len(model.tensors)}
+        header = json.dumps(facts).encode("ascii").ljust(_HEADER)
 
         def write(part: Path) -> None:
             with part.open("wb") as file:
@@ -67,20 +67,20 @@ class Held:
         write_atomically(self.folder / _MODEL, write)
 
     def yardstick(self) -> Yardstick | None:
-        """How far this site moved each tensor so far; None before its first training under the plan."""
+        """Return the distance that this site moves each tensor; None before its first training."""
         path = self.folder / _YARDSTICK
         if not path.is_file():
             return None
-        told = json.loads(path.read_text(encoding="ascii"))
-        return Yardstick(np.array(told["per_tensor"]), np.array(told["smallest"]))
+        norms = json.loads(path.read_text(encoding="ascii"))
+        return Yardstick(np.array(norms["per_tensor"]), np.array(norms["smallest"]))
 
     def keep_yardstick(self, yardstick: Yardstick) -> None:
-        """Write it in place of the last one. Raises OSError."""
-        told = {
+        """Replace the last yardstick. Raises OSError."""
+        norms = {
             "per_tensor": yardstick.per_tensor.tolist(),
             "smallest": yardstick.smallest.tolist(),
         }
-        write_json(self.folder / _YARDSTICK, told)
+        write_json(self.folder / _YARDSTICK, norms)
 
     def wait(self) -> None:
         """Return once everything is on the disk. Raises OSError."""

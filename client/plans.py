@@ -330,9 +330,9 @@ def limits_of(site: SiteFile, key: Any) -> Limits:
     """A site's policy with the facts its rules need. Args: key: the private key that signs its answers."""
     labels: tuple[str, ...] = ()
     if site.invitation is not None and site.invitation.exists():
-        from wardround.common.wire.invitation import Invitation, read_paper
+        from wardround.common.wire.invitation import Invitation, read_document
 
-        labels = read_paper(Invitation, site.invitation)[0].labels
+        labels = read_document(Invitation, site.invitation)[0].labels
     own, peers = fingerprint(public_line(key)), Peers.open(site.state)
     return Limits(site.policy, site.name, own, site.model is not None, labels, peers)
 

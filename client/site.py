@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wardround.client.answers import Answers
-from wardround.client.carried import Carried, CarriedFiles, CarriedMemory, What
+from wardround.client.carried import ArrayKind, Carried, CarriedFiles, CarriedMemory
 from wardround.client.held import Held
 from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
@@ -102,7 +102,7 @@ class Kept:
     """(P,) fp32, the global tensors that were received last."""
     came_with: tuple[str, int] = ("", 0)
     """Plan and age of `tensors`."""
-    carried: dict[What, CarriedMemory] = field(
+    carried: dict[ArrayKind, CarriedMemory] = field(
         default_factory=lambda: defaultdict(CarriedMemory)
     )
     data_stamp: tuple[int, ...] = ()
@@ -122,7 +122,7 @@ class SimulatedSite:
     """Nothing is kept: the server's tensors are in the same process."""
     order: None = None
 
-    def carried(self, what: What, settings: Settings) -> Carried:
+    def carried(self, what: ArrayKind, settings: Settings) -> Carried:
         """Return the place in the run folder."""
         return CarriedFiles(Path(settings.run_dir) / what, self.client)
 
@@ -175,7 +175,7 @@ class RealSite:
     """None behind a stock SuperNode: its messages have the settings, and nobody approved a plan."""
     client: int = -1
 
-    def carried(self, what: What, settings: Settings) -> Carried | None:
+    def carried(self, what: ArrayKind, settings: Settings) -> Carried | None:
         """Return the place in memory; None if the process ends with the message."""
         return None if self.kept is None else self.kept.carried[what]
 

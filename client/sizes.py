@@ -1,4 +1,4 @@
-"""What a policy says about a plan once it is known how many texts this site would train on."""
+"""The rules of a policy that depend on the number of this site's texts."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from wardround.common.model.influence import RoundSteps, peaks
 from wardround.common.settings.tree import Settings
 
 MOST_PULL = 0.4
-"""Largest sum, over the steps of a round, of learning rate x (proximal_mu + weight_decay). Each step takes
-this share of all earlier steps away, so that with more the last texts of a round speak louder."""
+"""Largest sum, over the steps of a round, of learning rate x (proximal_mu + weight_decay). Each step removes
+this share of all earlier steps, so with a larger sum the last texts of a round would dominate."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much a site has to train on."""
+    """The amounts of a site's data."""
 
     num_texts: int
-    """Training texts."""
+    """Number of training texts."""
     num_held_out: int
+    """Number of held-out texts."""
     num_tokens: int | None = None
-    """Tokens of the training texts, as they are cut; None if they were not tokenised."""
+    """Tokens of the training texts after cutting; None if they are not tokenised."""
     hidden_size: int | None = None
     """Width of the model's layers; None if the model was not opened."""
 
@@ -30,9 +31,9 @@ class Sizes:
 def size_refusals(
     settings: Settings, sizes: Sizes, policy: Policy
 ) -> Iterator[Refusal]:
-    """Why a site of this size does not take part in a plan."""
+    """Yield the reasons why a site of this size does not take part in a plan."""
     if sizes.num_texts < policy.min_examples:
-        words = f"{sizes.num_texts} texts to train on; policy.min_examples is {policy.min_examples}"
+        words = f"{sizes.num_texts} training texts; policy.min_examples is {policy.min_examples}"
         yield "too_few_texts", "", words
         return
     train = settings.train
@@ -45,7 +46,7 @@ def size_refusals(
         key = "train.proximal_mu" if train.proximal_mu else "train.weight_decay"
         words = (
             f"{key} is {getattr(train, key.removeprefix('train.'))}: over the {steps.total} steps of a round "
-            f"it takes {pull:.2g} of the first texts' part away; {MOST_PULL} is the most"
+            f"it removes {pull:.2g} of the first texts' part; at most {MOST_PULL} is allowed"
         )
         yield "policy", key, words
     influence = largest_influence(settings, sizes.num_texts)
@@ -64,20 +65,18 @@ def _token_refusals(sizes: Sizes, policy: Policy) -> Iterator[Refusal]:
     least = policy.min_token_ratio * sizes.hidden_size
     if sizes.num_tokens < least:
         words = (
-            f"{sizes.num_tokens} tokens to train on; a layer of {sizes.hidden_size} numbers tells them apart "
-            f"below {least:.0f} (policy.min_token_ratio is {policy.min_token_ratio:g})"
+            f"{sizes.num_tokens} training tokens; with fewer than {least:.0f}, a layer of {sizes.hidden_size} "
+            f"numbers can reveal single texts (policy.min_token_ratio is {policy.min_token_ratio:g})"
         )
         yield "too_few_tokens", "train.max_length", words
 
 
 def largest_influence(settings: Settings, num_texts: int) -> float:
-    """The largest share one text can have in any round of a plan, as a multiple of its even share."""
+    """Return the largest share of one text in any round of a plan, as a multiple of its even share."""
     train = settings.train
-    rounds = (
-        range(1, 2)
-        if train.schedule == "constant"
-        else range(1, max(1, settings.num_rounds) + 1)
-    )
+    # With a constant rate all rounds are alike.
+    num_rounds = 1 if train.schedule == "constant" else max(1, settings.num_rounds)
     return max(
-        RoundSteps(train, num_texts, number).largest_influence() for number in rounds
+        RoundSteps(train, num_texts, number).largest_influence()
+        for number in range(1, num_rounds + 1)
     )

@@ -1,8 +1,8 @@
-"""Which texts a site has answered for: keyed hashes of each version of its file, never the texts.
+"""The texts for which a site has answered: keyed hashes of each version of its file, never the texts.
 
-Two plans with the same start, on texts that differ by one, give two updates whose difference is that of
-this text. So a plan is refused if the texts differ by a few from a version that was answered. A text that
-opts out under an approved plan is left out from the next round on; that changes no other text.
+Two plans with the same start, on texts that differ by one, give two updates whose difference comes from this
+text. So a plan is refused if the texts differ by a few from an answered version. A text that opts out under an
+approved plan is left out from the next round on, which changes no other text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _KEY = "texts.key"
 _KEY_BYTES = 32
 _SHOWN = 16
-"""Digits of a data file's SHA-256 in the name of its version."""
+"""Digits of a data file's SHA-256 in the file name of its version."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,18 @@ class Version:
     """The texts of a file, as hashes under the site's own key."""
 
     taking_part: Counter[str]
-    """With labels, how often each occurs; those that are held out too."""
+    """Hashes of texts with their labels, held-out ones too, and how often each occurs."""
     opted_out: Counter[str]
+    """The same for texts that have opted out."""
 
     def distance(self, other: Version) -> int:
-        """How many texts were added to one to get the other, and how many taken away."""
+        """Return the number of texts added plus the number of texts removed."""
         added = self.taking_part - other.taking_part
         removed = other.taking_part - self.taking_part
         return added.total() + removed.total()
 
     def new_opt_outs(self, before: Version) -> frozenset[str] | None:
-        """Texts that have opted out since `before`; None if anything else has changed."""
+        """Return the texts that have opted out since `before`; None if anything else has changed."""
         if self.taking_part + self.opted_out != before.taking_part + before.opted_out:
             return None
         if self.taking_part - before.taking_part:
@@ -54,15 +55,16 @@ class Version:
 
 
 class Versions:
-    """The versions of a site's texts below its state folder."""
+    """The versions of a site's texts, in files of its state folder."""
 
     def __init__(self, site: SiteFile) -> None:
         self._site = site
         self._plans = site.state / "plans"
 
     def read(self) -> Version:
-        """The file as it is now. Raises ValueError or OSError if it cannot be read."""
-        site, key = self._site, self.key()
+        """Read the current version of the file. Raises ValueError or OSError."""
+        site = self._site
+        key = self.key()
         table = read_file(site.data_path, site.columns, "data.path", site.form)
         out = set(table.opted_out)
         names = dict(site.labels)
@@ -78,7 +80,7 @@ class Versions:
         )
 
     def key(self) -> bytes:
-        """Secret of this state folder, made at first use. Raises OSError."""
+        """Return the secret of this state folder, created at first use. Raises OSError."""
         path = self._site.state / _KEY
         if not path.exists():
             self._site.state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -86,34 +88,35 @@ class Versions:
         return bytes.fromhex(path.read_text(encoding="ascii"))
 
     def keep(self, plan: str, data: str, version: Version) -> None:
-        """Write down which texts a plan was approved for.
+        """Write the version of the texts for which a plan is approved.
 
         Args:
-            plan: its SHA-256. data: SHA-256 of the file.
+            plan: SHA-256 of the plan.
+            data: SHA-256 of the file.
 
         Raises:
             OSError: it cannot be written.
         """
         path = self._path(plan, data)
-        told = {"taking_part": version.taking_part, "opted_out": version.opted_out}
-        write_json(path, told)
+        counts = {"taking_part": version.taking_part, "opted_out": version.opted_out}
+        write_json(path, counts)
         path.chmod(0o600)
 
     def kept(self, plan: str, data: str) -> Version | None:
-        """The version of an approval; None if it was not written down."""
+        """Return the version of an approval; None if there is no file."""
         path = self._path(plan, data)
         if not path.is_file():
             return None
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Version(Counter(told["taking_part"]), Counter(told["opted_out"]))
+        counts = json.loads(path.read_text(encoding="utf-8"))
+        return Version(Counter(counts["taking_part"]), Counter(counts["opted_out"]))
 
     def check_distance(
         self, version: Version, answered: Iterator[tuple[str, str]]
     ) -> None:
-        """Raise SiteRefusal if a version differs by a few texts from one that was answered.
+        """Raise SiteRefusal if a version differs by a few texts from an answered one.
 
         Args:
-            answered: SHA-256 of a plan and of the data file of each of its answers.
+            answered: for each answer, the SHA-256 of its plan and of its data file.
         """
         least = self._site.policy.min_changed_texts
         for plan, data in answered:
@@ -122,8 +125,8 @@ class Versions:
                 raise SiteRefusal(
                     "data_too_close",
                     words=(
-                        f"'{self._path(plan, data)}' is not there, so that nobody knows which texts plan "
-                        f"{plan[:12]} was answered for. Put it back from a copy"
+                        f"'{self._path(plan, data)}' is missing. It lists the texts for which plan "
+                        f"{plan[:12]} was answered. Restore it from a backup"
                     ),
                 )
             distance = version.distance(before)
@@ -131,16 +134,17 @@ class Versions:
                 raise SiteRefusal(
                     "data_too_close",
                     words=(
-                        f"{distance} texts differ from those that plan {plan[:12]} was answered for; "
+                        f"{distance} texts differ from those for which plan {plan[:12]} was answered; "
                         f"policy.min_changed_texts is {least}. Wait until more have changed"
                     ),
                 )
 
     def late_opt_outs(self, plan: str, data: str) -> LateOptOuts | None:
-        """Texts that have opted out since a plan was approved; None if anything else has changed.
+        """Return the texts that have opted out since an approval; None if anything else has changed.
 
         Args:
-            plan: its SHA-256. data: SHA-256 of the file that it was approved for.
+            plan: SHA-256 of the plan.
+            data: SHA-256 of the file for which it was approved.
         """
         before = self.kept(plan, data)
         hashes = None if before is None else self.read().new_opt_outs(before)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 _MOST_GROWTH = 3.0
-"""A yardstick is at most so many times the smallest that was measured under its plan: a server that makes a
-site move further cannot buy itself a wider bound with that."""
+"""Limit of a yardstick, as a multiple of the smallest one measured under its plan. A server that makes a site
+move further does not get a wider bound."""
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """How far this site moves each tensor of a plan's model, per unit of learning rate."""
+    """The distance that this site moves each tensor of a plan's model, per unit of learning rate."""
 
     per_tensor: np.ndarray  # (T,) fp64, in the order of `Layout.names`
     smallest: np.ndarray  # (T,) fp64: the smallest of every tensor so far; 0 for none
@@ -22,12 +22,12 @@ class Yardstick:
     def of(
         cls, norms: np.ndarray, sum_of_rates: float, before: Yardstick | None
     ) -> Yardstick:
-        """From one update.
+        """Compute the yardstick after one update.
 
         Args:
             norms: (T,) fp64, L2 norm of the update of each tensor.
-            sum_of_rates: of all optimiser steps that made it.
-            before: the yardstick so far; None if there is none.
+            sum_of_rates: sum of the learning rates of all its steps.
+            before: the earlier yardstick, or None.
 
         Raises:
             ValueError: a number is not finite.
@@ -35,10 +35,10 @@ class Yardstick:
         measured = norms / sum_of_rates
         if not np.isfinite(measured).all():
             raise ValueError(
-                "this site's own update is not finite, and bounds no model"
+                "this site's own update is not finite, so it gives no bound"
             )
         smallest = measured if before is None else _smaller(before.smallest, measured)
-        # A tensor that a round leaves alone says nothing about how far it moves when it is trained.
+        # A round that does not train a tensor does not measure it.
         previous = measured if before is None else before.per_tensor
         moved = np.where(
             measured > 0, np.minimum(measured, _MOST_GROWTH * smallest), previous
@@ -47,6 +47,7 @@ class Yardstick:
 
 
 def _smaller(before: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """The smaller of two positive numbers; 0 stands for none."""
-    both = np.minimum(before, measured)
-    return np.where(before == 0, measured, np.where(measured == 0, before, both))
+    """Return the smaller of two positive numbers; 0 means that there is no number."""
+    smaller = np.minimum(before, measured)
+    smaller = np.where(measured == 0, before, smaller)
+    return np.where(before == 0, measured, smaller)

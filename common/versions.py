@@ -1,4 +1,4 @@
-"""Versions of Wardround that work together: a site may be one minor version behind the server, or ahead."""
+"""Versions of Wardround that work together: site and server may differ by one minor version."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ _NUMBER = re.compile(r"(\d+)\.(\d+)(?:\.|$)")
 
 
 def installed() -> str:
-    """The version that runs here."""
+    """Return the version that is installed here."""
     return version(NAME)
 
 
 def work_together(one: str, other: str) -> bool:
-    """Whether two versions are at most one minor version apart, such as 0.2.1 and 0.3.0."""
-    found = _NUMBER.match(one), _NUMBER.match(other)
-    if None in found:
+    """Return whether two versions are at most one minor version apart, such as 0.2.1 and 0.3.0."""
+    first = _NUMBER.match(one)
+    second = _NUMBER.match(other)
+    if first is None or second is None:
         return one == other
-    (major, minor), (other_major, other_minor) = (
-        match.groups() for match in found if match
-    )
-    return major == other_major and abs(int(minor) - int(other_minor)) <= 1
+    distance = int(first[2]) - int(second[2])
+    return first[1] == second[1] and abs(distance) <= 1
 
 
 def advice(theirs: str) -> str:
-    """For people here, if the coordinator's version does not work with this one: why, and the next step."""
+    """Explain to people here that the coordinator's version does not work with this one."""
     return (
-        f"the coordinator runs wardround {theirs}, and here is {installed()}, which does not work with it. "
+        f"the coordinator runs wardround {theirs}, which does not work with {installed()} here. "
         f"Install the same version here: pip install 'wardround=={theirs}'"
     )

@@ -83,7 +83,7 @@ class Quadratics:
             y = self.x.copy()
             for _ in range(steps):
                 y -= RATE * curvature * (y - optimum) + correction
-            variates.keep(task, self.settings, site, self.x, y)
+            variates.keep(task.round, self.settings, site, self.x, y)
             trained.append(y)
             self.corrections.append(correction.item())
         self.x = np.average(trained, axis=0, weights=self.weights).astype(np.float32)
@@ -497,7 +497,7 @@ def test_an_impossible_mean_of_steps_is_refused(
     x = np.zeros(4, dtype=np.float32)
     settings = make_settings(ON, "num_clients=2")
     task = TrainRequest(2, "", whole(x), mean_steps=claimed)
-    with pytest.raises(ValueError, match="that cannot be"):
+    with pytest.raises(ValueError, match="that is impossible"):
         Variates.open(task, settings, SimulatedSite(0), x, 8)
     Variates.open(
         TrainRequest(2, "", whole(x), mean_steps=4.0), settings, SimulatedSite(0), x, 8

@@ -36,8 +36,8 @@ from wardround.common.settings.tree import Settings
 from wardround.common.wire.invitation import (
     Invitation,
     Registration,
-    read_paper,
-    write_paper,
+    read_document,
+    write_document,
 )
 from wardround.common.wire.refusals import REFUSALS
 from wardround.common.wire.roster import names_with_one_key, roster_fingerprint
@@ -166,7 +166,7 @@ def registration_of(path: Path, name: str, **changed: Any) -> tuple[Registration
     registration = Registration(
         name, public_line(new_key("node")), public_line(key), "SHA256:invitation"
     )
-    return registration, write_paper(registration, path, key)
+    return registration, write_document(registration, path, key)
 
 
 def test_a_pin_is_kept_for_this_user_alone_and_taken_away(tmp_path: Path) -> None:
@@ -364,9 +364,9 @@ def test_a_key_is_registered_once_however_it_is_written(
     kind, encoded = public_line(key).split()
     lines = {"a": f"{kind} {encoded}", "b": f"{kind} {encoded[:30]}!{encoded[30:]}"}
     for name, line in lines.items():
-        _, told = read_paper(Invitation, invite_site(server, name)[0])
+        _, told = read_document(Invitation, invite_site(server, name)[0])
         answer = Registration(name, public_line(new_key("node")), line, told)
-        write_paper(answer, tmp_path / name, key)
+        write_document(answer, tmp_path / name, key)
     register_site(server, "a", tmp_path / "a")
     with pytest.raises(ValueError, match="a key of site 'a'"):
         register_site(server, "b", tmp_path / "b")

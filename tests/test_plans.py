@@ -583,7 +583,7 @@ def test_a_plan_is_shown_with_what_this_site_has_left_for_it(lab: Lab) -> None:
         file.write("a text more,sport\n")
     assert told() == [
         *over,
-        "1 texts differ from those that plan pppppppppppp was answered for; policy.min_changed_texts is 5. "
+        "1 texts differ from those for which plan pppppppppppp was answered; policy.min_changed_texts is 5. "
         "Wait until more have changed",
     ]
 
@@ -604,7 +604,7 @@ def test_a_plan_of_a_distant_version_is_refused_with_the_next_step(lab: Lab) -> 
     code, words = code_of(lab, code={"wardround": "0.3.0"})
     assert code == "other_version"
     assert words == (
-        "the coordinator runs wardround 0.3.0, and here is 0.1.0, which does not work with it. "
+        "the coordinator runs wardround 0.3.0, which does not work with 0.1.0 here. "
         "Install the same version here: pip install 'wardround==0.3.0'"
     )
     assert "wardround-site check" in REFUSALS[code]

@@ -26,8 +26,8 @@ from wardround.common.wire.invitation import (
     Invitation,
     Registration,
     Rotation,
-    read_paper,
-    write_paper,
+    read_document,
+    write_document,
 )
 from wardround.server.deployment import superlink
 from wardround.server.deployment.addresses import Addresses
@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> ServerFolder:
 
 def answer(folder: ServerFolder, name: str, target: Path, **changed: str) -> Path:
     """A site's registration, as `wardround-site init --invitation` writes it."""
-    _, told = read_paper(Invitation, folder.path / "invitations" / f"{name}.json")
+    _, told = read_document(Invitation, folder.path / "invitations" / f"{name}.json")
     node, signing = new_key("node"), new_key("signing")
     facts = {
         "site": name,
@@ -64,7 +64,7 @@ def answer(folder: ServerFolder, name: str, target: Path, **changed: str) -> Pat
         "signing_key": public_line(signing),
         "invitation": told,
     }
-    write_paper(Registration(**(facts | changed)), target, signing)  # type: ignore[arg-type]
+    write_document(Registration(**(facts | changed)), target, signing)  # type: ignore[arg-type]
     return target
 
 
@@ -207,7 +207,7 @@ def test_a_site_is_invited_answers_and_is_let_in(
     folder: ServerFolder, tmp_path: Path
 ) -> None:
     file, told = invite_site(folder, "st-mary", labels=["low", "high"])
-    invitation, seen = read_paper(Invitation, file)
+    invitation, seen = read_document(Invitation, file)
     assert (seen, invitation.site, invitation.address) == (
         told,
         "st-mary",
@@ -371,15 +371,15 @@ def test_a_new_signing_key_is_signed_with_the_old_one(
     old = public_line(signing_key(folder))
     rotated = rotate_key(folder.signing_key)
     assert rotated is not None
-    rotation, told = read_paper(Rotation, rotated[0], signed_with=[old])
+    rotation, told = read_document(Rotation, rotated[0], signed_with=[old])
     assert told == rotated[1]
     assert rotation.signing_key == public_line(signing_key(folder)) != old
     assert stat.S_IMODE(folder.signing_key.stat().st_mode) == 0o600
     with pytest.raises(ValueError, match="older than the signing key"):
         register_site(folder, "a", answer(folder, "a", tmp_path / "a"))
     stranger = public_line(new_key("signing"))
-    with pytest.raises(ValueError, match="not signed by the key that is trusted here"):
-        read_paper(Rotation, rotated[0], signed_with=[stranger])
+    with pytest.raises(ValueError, match="not signed with a trusted key"):
+        read_document(Rotation, rotated[0], signed_with=[stranger])
 
 
 def test_a_rotation_that_was_killed_goes_on_with_the_same_key(
@@ -391,7 +391,9 @@ def test_a_rotation_that_was_killed_goes_on_with_the_same_key(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("wardround.server.deployment.signing_key.write_paper", killed)
+        patched.setattr(
+            "wardround.server.deployment.signing_key.write_document", killed
+        )
         with pytest.raises(KeyboardInterrupt):
             rotate_key(folder.signing_key)
     assert public_line(signing_key(folder)) == old

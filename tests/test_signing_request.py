@@ -19,8 +19,8 @@ from wardround.common.settings.tree import Settings
 from wardround.common.wire.invitation import (
     Invitation,
     Registration,
-    read_paper,
-    write_paper,
+    read_document,
+    write_document,
 )
 from wardround.common.wire.roster import roster_fingerprint
 from wardround.common.wire.signing import (
@@ -363,7 +363,7 @@ def test_an_invitation_is_signed_elsewhere_and_answered(
         in shown
     )
     told = keep_invitation(office.folder, "c", office.signed)
-    invitation, seen = read_paper(Invitation, office.folder.invitation("c"))
+    invitation, seen = read_document(Invitation, office.folder.invitation("c"))
     assert (seen, invitation.signing_key, invitation.labels) == (
         told,
         office.line,
@@ -371,7 +371,7 @@ def test_an_invitation_is_signed_elsewhere_and_answered(
     )
     key: Any = new_key("signing")
     answer = Registration("c", public_line(new_key("node")), public_line(key), told)
-    write_paper(answer, tmp_path / "registration.json", key)
+    write_document(answer, tmp_path / "registration.json", key)
     register_site(office.folder, "c", tmp_path / "registration.json")
     assert list(office.folder.sites()) == ["a", "b", "c"]
 
@@ -385,7 +385,7 @@ def test_an_invitation_that_brings_another_key_is_not_signed_and_not_kept(
         office.sign(key=tmp_path / "stranger.key")
     other = ServerFolder.create(tmp_path / "other", Addresses(("localhost",)))
     stranger, _ = invite_site(other, "c")
-    with pytest.raises(ValueError, match="not signed by the key that is trusted here"):
+    with pytest.raises(ValueError, match="not signed with a trusted key"):
         keep_invitation(office.folder, "c", stranger)
     office.sign()
     with pytest.raises(ValueError, match="the invitation of 'c', not of 'd'"):
@@ -402,7 +402,7 @@ def test_a_key_that_stands_elsewhere_is_changed_there(
     make_signing_key(tmp_path / "stranger.key")
     forged = rotate_key(tmp_path / "stranger.key")
     assert forged is not None
-    with pytest.raises(ValueError, match="not signed by the key that is trusted here"):
+    with pytest.raises(ValueError, match="not signed with a trusted key"):
         take_rotation(office.folder.public_key, forged[0])
     assert coordinator_line(office.folder) == office.line
     take_rotation(office.folder.public_key, rotated[0])

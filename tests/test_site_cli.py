@@ -26,8 +26,8 @@ from wardround.common.credentials import new_key, public_line
 from wardround.common.wire.invitation import (
     Invitation,
     Registration,
-    read_paper,
-    write_paper,
+    read_document,
+    write_document,
 )
 
 
@@ -52,7 +52,7 @@ def write_invitation(path: Path, **changes: Any) -> str:
         "versions": {"flwr": "1.39.0"},
         "labels": ("health", "sport"),
     }
-    return write_paper(Invitation(**facts | changes), path, key)  # type: ignore[arg-type]
+    return write_document(Invitation(**facts | changes), path, key)  # type: ignore[arg-type]
 
 
 def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
     for secret in (private, folder / "signing.key"):
         assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert stat.S_IMODE((folder / "state").stat().st_mode) == 0o700
-    sent, fingerprint = read_paper(Registration, folder / "registration.json")
+    sent, fingerprint = read_document(Registration, folder / "registration.json")
     assert (sent.site, sent.invitation) == ("st_marys", invited)
     assert f"whose fingerprint is             {fingerprint}" in done.stdout
     assert sent.node_key == " ".join(public.read_text().split()[:2])

@@ -112,7 +112,7 @@ def _state_refusals(site: SiteFile, known: Known, num_answers: int) -> Iterator[
 
 def _measure(site: SiteFile, planned: Settings) -> tuple[Sizes, Costs]:
     """Raises ValueError or SiteRefusal if texts or model are not as the plan asks."""
-    from wardround.client.round import check_model_file
+    from wardround.client.loading import check_model_file
     from wardround.common.model.state import open_model
 
     real = RealSite(site)

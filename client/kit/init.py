@@ -26,8 +26,8 @@ from wardround.common.wire.invitation import (
     Invitation,
     Registration,
     Rotation,
-    read_paper,
-    write_paper,
+    read_document,
+    write_document,
 )
 
 _TEMPLATES = Path(__file__).resolve().parent / "files"
@@ -57,7 +57,7 @@ def write_kit(
     """
     folder = folder.absolute()
     invited = invited.absolute()
-    invitation, fingerprint = read_paper(Invitation, invited)
+    invitation, fingerprint = read_document(Invitation, invited)
     copy = folder / "invitation.json"
     secret = folder / "signing.key"
     coordinator = folder / "coordinator.pub"
@@ -105,7 +105,7 @@ def write_kit(
     answer = Registration(
         site.name, public_line(node), public_line(signing), fingerprint
     )
-    return site, fingerprint, write_paper(answer, registration, signing)  # type: ignore[arg-type]
+    return site, fingerprint, write_document(answer, registration, signing)  # type: ignore[arg-type]
 
 
 def _with_pinned_model(facts: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def trust_next_key(site: SiteFile, rotation: Path, fingerprint: str) -> None:
     """
     _, current = signing_keys(site)
     assert site.coordinator_key is not None
-    announced, found = read_paper(Rotation, rotation, signed_with=[current])
+    announced, found = read_document(Rotation, rotation, signed_with=[current])
     if found != fingerprint.strip():
         raise ValueError(
             f"--fingerprint is '{fingerprint}', but the fingerprint of '{rotation}' is "

@@ -9,7 +9,7 @@ from wardround.client.kit.init import REGISTRATION
 from wardround.client.peers import Peers, Pin
 from wardround.client.site_file import load_site_file, signing_keys
 from wardround.common.credentials import check_public_line, public_line
-from wardround.common.wire.invitation import Registration, read_paper
+from wardround.common.wire.invitation import Registration, read_document
 from wardround.common.words import printable
 
 
@@ -34,7 +34,7 @@ def pin(
         OSError: the pin cannot be written.
     """
     site = load_site_file(site_file)
-    read, found = read_paper(Registration, registration)
+    read, found = read_document(Registration, registration)
     chosen = read.site if name is None else name
     own = public_line(signing_keys(site)[0])
     if chosen == site.name or check_public_line(read.signing_key, "signing") == own:
@@ -51,7 +51,7 @@ def peers_in_words(site_file: Path) -> Iterator[str]:
     site = load_site_file(site_file)
     own = site_file.expanduser().absolute().with_name(REGISTRATION)
     if own.exists():
-        _, registered = read_paper(Registration, own)
+        _, registered = read_document(Registration, own)
         yield (
             f"READ OUT to the other hospitals: this site's registration is {registered}"
         )

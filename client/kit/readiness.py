@@ -20,7 +20,7 @@ from wardround.client.kit.reconnect import HEALING_CHECKS, LinkJudge
 from wardround.client.node.join import join, say
 from wardround.client.site_file import SiteFile, load_site_file
 from wardround.common.exits import DONE, FAILED
-from wardround.common.wire.invitation import Invitation, read_paper
+from wardround.common.wire.invitation import Invitation, read_document
 
 
 def read_options(
@@ -50,7 +50,7 @@ def read_options(
         versions[package] = number
     names = tuple(name.strip() for name in labels.split(",") if name.strip())
     if site.invitation is not None and site.invitation.exists():
-        invited, _ = read_paper(Invitation, site.invitation)
+        invited, _ = read_document(Invitation, site.invitation)
         # Versions of Python and PyTorch may differ; these two must fit.
         for package in ("wardround", "flwr"):
             if package in invited.versions:

@@ -1,8 +1,8 @@
 """Flat arrays as Flower arrays: by reference inside one process, serialised where they meet a wire.
 
-They travel in pieces of one chunk of Flower's each. A large array would be put together from its chunks,
-copied, and read by NumPy as a whole, four times the model's size at once; pieces are let go one by one.
-Nothing here needs PyTorch: a process that only passes arrays on starts without it.
+They travel in pieces, each of one chunk of Flower's. Flower joins the chunks of a large array, copies them,
+and has NumPy read the copy: four times the model's size at once. Pieces are freed one by one. This file does
+not import PyTorch, so a process that only forwards arrays starts without it.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ PIECE_BYTES = (_CHUNK_BYTES - _NUMPY_HEADER) // 8 * 8
 
 @dataclass(frozen=True)
 class Payload:
-    """Tensors on their way, in one of the forms of `common/wire/forms.py`."""
+    """Tensors as they are sent, in a form of `common/wire/forms.py`."""
 
     form: str
-    """Row of the table of forms."""
+    """Name of the form."""
     arrays: dict[str, np.ndarray]
-    """Flat arrays, by names the form gives them."""
+    """Flat arrays, by the form's names."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all arrays."""
+        """Bytes of all arrays together."""
         return sum(array.nbytes for array in self.arrays.values())
 
 
 class Array(FlowerArray):
     """A piece of a flat array that is serialised only when it meets a wire.
 
-    Flower's own class serialises at birth; inside one process that would copy every model twice a client.
+    Flower's own class serialises at once; inside one process that would copy every model twice per client.
     The name must stay `Array`: Flower writes it into the header of the serialised object.
     """
 
@@ -49,7 +49,7 @@ class Array(FlowerArray):
     start: int
 
     def __init__(self, whole: np.ndarray, start: int = 0) -> None:
-        """Args: whole: one dimension, contiguous. start: first element of the piece."""
+        """Args: whole: one-dimensional, contiguous. start: the piece's first element."""
         self.__dict__.update(
             dtype=str(whole.dtype),
             shape=(min(_piece(whole), len(whole) - start),),
@@ -60,12 +60,13 @@ class Array(FlowerArray):
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
-        """The piece in NumPy's file format, copied once."""
+        """The piece in NumPy's file format; a copy."""
         return b"".join(self.parts())
 
     def parts(self) -> tuple[bytes, memoryview]:
-        """The same as header and numbers, not copied."""
-        piece, header = self.whole[self.start : self.start + self.shape[0]], BytesIO()
+        """Return the same as header and numbers, without a copy."""
+        piece = self.whole[self.start : self.start + self.shape[0]]
+        header = BytesIO()
         np.lib.format.write_array_header_1_0(
             header, np.lib.format.header_data_from_array_1_0(piece)
         )
@@ -76,12 +77,12 @@ class Array(FlowerArray):
 
 
 def _piece(array: np.ndarray) -> int:
-    """Elements of a whole piece."""
+    """Return the number of elements of a whole piece."""
     return PIECE_BYTES // array.dtype.itemsize
 
 
 def to_record(arrays: dict[str, np.ndarray]) -> ArrayRecord:
-    """A record of flat arrays, which shares their memory."""
+    """Return a record of flat arrays that shares their memory."""
     record = ArrayRecord()
     for name, whole in arrays.items():
         for start in range(0, max(1, len(whole)), _piece(whole)):
@@ -90,14 +91,15 @@ def to_record(arrays: dict[str, np.ndarray]) -> ArrayRecord:
 
 
 def from_record(record: ArrayRecord, most_bytes: float = inf) -> dict[str, np.ndarray]:
-    """Inverse of `to_record`; what came over a wire is taken out of the record.
+    """Inverse of `to_record`. Pieces that came over a wire are removed from the record.
 
     Args:
-        most_bytes: of all arrays together. Pieces with the same content travel once, so that a small
-            message can hold a large array.
+        most_bytes: the largest size of all arrays together. Pieces with the same content travel once, so
+            a small message can hold a large array.
 
     Raises:
-        Exception: of any kind; it holds something else. ValueError: more than `most_bytes`.
+        ValueError: the arrays are larger than `most_bytes`.
+        Exception: of any kind; the record does not hold such arrays.
     """
     names = dict.fromkeys(key.rpartition(".")[0] for key in record)
     arrays: dict[str, np.ndarray] = {}
@@ -121,7 +123,7 @@ def _joined(record: ArrayRecord, name: str, most_bytes: float) -> np.ndarray:
         raise ValueError("its arrays are larger than the model")
     whole = np.empty(sum(map(len, pieces)), dtype=pieces[0].dtype)
     start = 0
-    for key in keys:  # each is let go once it is copied
+    for key in keys:  # each piece is freed once it is copied
         del record[key]
         piece = pieces.pop(0)
         whole[start : start + len(piece)] = piece
@@ -130,9 +132,9 @@ def _joined(record: ArrayRecord, name: str, most_bytes: float) -> np.ndarray:
 
 
 def read_piece(written: bytes | memoryview) -> np.ndarray:
-    """A flat array in NumPy's file format, as a view of its bytes. Raises ValueError for anything else.
+    """Return a flat array in NumPy's file format, as a view of its bytes. Raises ValueError for anything else.
 
-    (`np.load` would make room for whatever size the header claims.)
+    (`np.load` would reserve memory for any size that the header claims.)
     """
     head = BytesIO(bytes(written[:_NUMPY_HEADER]))
     if np.lib.format.read_magic(head) != (1, 0):

@@ -46,8 +46,7 @@ from wardround.common.words import LONGEST_TEXT, quoted
 _Fields = dict[str, Callable[[str], Any]]
 """Names of a record's fields, each with the function that reads its text."""
 
-# What the records hold beside the tensors, and what is made of it.
-_TASK: _Fields = {
+_REQUEST: _Fields = {
     "round": int,
     "layout": str,
     "version": str,
@@ -63,27 +62,23 @@ _METRICS: _Fields = {
     "withheld": int,
     "uncorrected": int,
 }
-_CARD: _Fields = {"client": int, "num_examples": int, "num_held_out": int}
-_COUNTED_PARTS = (
-    "",
-    "validation_",
-)  # as in `Sums.parts`; they stand before the names in the record
+_INTRODUCTION: _Fields = {"client": int, "num_examples": int, "num_held_out": int}
+_PREFIXES = ("", "validation_")
+"""Prefixes of the fields of each part of `Sums.parts`."""
 _LOSS_SUM = "loss_sum"
 _COUNTED = (_LOSS_SUM, *(name for task in TASKS.values() for name in task.sum_names))
 FIELDS: Mapping[str, frozenset[str]] = {
-    "task": frozenset({*_TASK, "form", "client", "settings"}),
+    "task": frozenset({*_REQUEST, "form", "client", "settings"}),
     "update": frozenset({*_UPDATE, "form"}),
     "metrics": frozenset(_METRICS),
-    "counts": frozenset(
-        f"{prefix}{name}" for prefix in _COUNTED_PARTS for name in _COUNTED
-    ),
-    "card": frozenset(_CARD),
+    "counts": frozenset(prefix + name for prefix in _PREFIXES for name in _COUNTED),
+    "card": frozenset(_INTRODUCTION),
     "refusal": frozenset({"code", "key"}),
     "lacks": frozenset({"base"}),
     "notice": frozenset({"text"}),
     "tensors": frozenset({"shared", "widths", "steps", "others", "values", "scales"}),
 }
-"""Every record there is, with the names of its fields; of `tensors`, the names of the arrays."""
+"""The names of all records and of their fields; for `tensors`, the names of the arrays."""
 
 
 def _written(source: object, fields: _Fields) -> dict[str, Any]:
@@ -91,32 +86,29 @@ def _written(source: object, fields: _Fields) -> dict[str, Any]:
 
 
 def _read(record: Mapping[str, Any], fields: _Fields) -> dict[str, Any]:
-    return {name: kind(str(record[name])) for name, kind in fields.items()}
+    return {name: read(str(record[name])) for name, read in fields.items()}
 
 
 @contextmanager
-def _refused_unless(what: str) -> Iterator[None]:
-    """Turn whatever a client's content makes of reading it into BadAnswer."""
+def _bad_answer_if_unreadable(problem: str) -> Iterator[None]:
+    """Turn every error that a client's content causes into BadAnswer."""
     try:
         yield
     except Exception as error:
         words = quoted(str(error), LONGEST_TEXT)
-        raise BadAnswer(
-            f"its answer {what} ({type(error).__name__}: {words})"
-        ) from None
+        kind = type(error).__name__
+        raise BadAnswer(f"its answer {problem} ({kind}: {words})") from None
 
 
-def pack_requests(task: TrainRequest, clients: Sequence[int]) -> list[RecordDict]:
-    """One content for each client number; all of them share one record of tensors."""
-    arrays = to_record(task.payload.arrays)
-    config = (
-        _written(task, _TASK)
-        | {"form": task.payload.form}
-        | _settings_field(task.settings)
-    )
+def pack_requests(request: TrainRequest, clients: Sequence[int]) -> list[RecordDict]:
+    """Return a content for each client number. All contents share one record of tensors."""
+    tensors = to_record(request.payload.arrays)
+    config = _written(request, _REQUEST)
+    config["form"] = request.payload.form
+    config |= _settings_field(request.settings)
     return [
         RecordDict(
-            {"tensors": arrays, "task": ConfigRecord(config | {"client": client})}
+            {"tensors": tensors, "task": ConfigRecord(config | {"client": client})}
         )
         for client in clients
     ]
@@ -125,9 +117,10 @@ def pack_requests(task: TrainRequest, clients: Sequence[int]) -> list[RecordDict
 def unpack_request(content: RecordDict) -> TrainRequest:
     """Inverse of `pack_requests`."""
     config = content.config_records["task"]
-    fields = _read(config, _TASK | {"client": int})
     return TrainRequest(
-        settings=_settings(config), payload=_payload(content, config), **fields
+        **_read(config, _REQUEST | {"client": int}),
+        settings=_settings(config),
+        payload=_payload(content, config),
     )
 
 
@@ -136,11 +129,13 @@ def _settings_field(settings: Settings | None) -> dict[str, Any]:
 
 
 def _settings(config: ConfigRecord) -> Settings | None:
-    return Settings.from_json(str(config["settings"])) if "settings" in config else None
+    if "settings" not in config:
+        return None
+    return Settings.from_json(str(config["settings"]))
 
 
 def pack_update(update: Update) -> RecordDict:
-    """A client's answer to a task."""
+    """Pack a client's answer to a request to train."""
     config = _written(update, _UPDATE) | {"form": update.payload.form}
     content = RecordDict(
         {"tensors": to_record(update.payload.arrays), "update": ConfigRecord(config)}
@@ -154,26 +149,23 @@ def pack_update(update: Update) -> RecordDict:
 def _payload(
     content: RecordDict, config: ConfigRecord, most_bytes: float = inf
 ) -> Payload:
-    return Payload(
-        str(config["form"]), from_record(content.array_records["tensors"], most_bytes)
-    )
+    arrays = from_record(content.array_records["tensors"], most_bytes)
+    return Payload(str(config["form"]), arrays)
 
 
 def unpack_update(content: RecordDict, task: Task, most_bytes: float = inf) -> Update:
     """Inverse of `pack_update`.
 
     Args:
-        task: reads the counts.
-        most_bytes: of its arrays; more are refused before room is made for them.
+        task: reads the sums.
+        most_bytes: the largest size of all arrays together. More are refused before memory is reserved.
 
     Raises:
         BadAnswer: the answer does not have the form of an update.
     """
-    with _refused_unless("is no update"):
-        config, metrics = (
-            content.config_records["update"],
-            content.metric_records["metrics"],
-        )
+    with _bad_answer_if_unreadable("is no update"):
+        config = content.config_records["update"]
+        metrics = content.metric_records["metrics"]
         return Update(
             **_read(config, _UPDATE),
             **_read(metrics, _METRICS),
@@ -183,7 +175,7 @@ def unpack_update(content: RecordDict, task: Task, most_bytes: float = inf) -> U
 
 
 def pack_hello(settings: Settings | None) -> RecordDict:
-    """Asks a client who it is. Args: settings: None where it has a plan that it approved."""
+    """Pack the request to introduce itself. `settings` is None if the client has approved a plan."""
     return RecordDict({"task": ConfigRecord(_settings_field(settings))})
 
 
@@ -192,31 +184,31 @@ def unpack_hello(content: RecordDict) -> Settings | None:
     return _settings(content.config_records["task"])
 
 
-def pack_introduction(card: Introduction) -> RecordDict:
-    """A client's answer to hello."""
-    return RecordDict({"card": ConfigRecord(_written(card, _CARD))})
+def pack_introduction(introduction: Introduction) -> RecordDict:
+    """Pack a client's answer to hello."""
+    return RecordDict({"card": ConfigRecord(_written(introduction, _INTRODUCTION))})
 
 
 def unpack_introduction(content: RecordDict) -> Introduction:
     """Inverse of `pack_introduction`. Raises BadAnswer as `unpack_update` does."""
-    with _refused_unless("is no card"):
-        return Introduction(**_read(content.config_records["card"], _CARD))
+    with _bad_answer_if_unreadable("is no card"):
+        return Introduction(**_read(content.config_records["card"], _INTRODUCTION))
 
 
 def pack_counts(counts: Sums) -> RecordDict:
-    """A client's answer to evaluate."""
+    """Pack a client's answer to evaluate."""
     return RecordDict({"counts": _counts_record(counts)})
 
 
 def unpack_counts(content: RecordDict, task: Task) -> Sums:
     """Inverse of `pack_counts`. Raises BadAnswer as `unpack_update` does."""
-    with _refused_unless("holds no counts"):
+    with _bad_answer_if_unreadable("holds no counts"):
         return _counts(content, task)
 
 
 def _counts_record(counts: Sums) -> MetricRecord:
     record = MetricRecord()
-    for prefix, part in zip(_COUNTED_PARTS, counts.parts, strict=False):
+    for prefix, part in zip(_PREFIXES, counts.parts, strict=False):
         record[f"{prefix}{_LOSS_SUM}"] = part.loss_sum
         for name, array in part.arrays.items():
             record[f"{prefix}{name}"] = array.flatten().tolist()
@@ -226,11 +218,11 @@ def _counts_record(counts: Sums) -> MetricRecord:
 def _counts(content: RecordDict, task: Task) -> Sums:
     """Return the sums of a record. Raises KeyError or ValueError if it holds other content."""
     record = content.metric_records["counts"]
-    reported, validation = _COUNTED_PARTS
-    counts = _counted_part(record, task, reported)
-    if f"{validation}{_LOSS_SUM}" not in record:
+    test_prefix, validation_prefix = _PREFIXES
+    counts = _counted_part(record, task, test_prefix)
+    if f"{validation_prefix}{_LOSS_SUM}" not in record:
         return counts
-    return replace(counts, validation=_counted_part(record, task, validation))
+    return replace(counts, validation=_counted_part(record, task, validation_prefix))
 
 
 def _counted_part(record: MetricRecord, task: Task, prefix: str) -> Sums:
@@ -242,28 +234,28 @@ def _counted_part(record: MetricRecord, task: Task, prefix: str) -> Sums:
 
 
 def pack_refusal(code: str, key: str = "") -> RecordDict:
-    """A client's answer when it does not do what was asked.
+    """Pack a client's refusal.
 
     Args:
         code: a key of `REFUSALS`.
-        key: of the setting that is meant, one of `known_keys()`; empty for none.
+        key: the setting in question, one of `known_keys()`; empty for none.
     """
     assert code in REFUSALS, code
     return RecordDict({"refusal": ConfigRecord({"code": code, "key": key})})
 
 
-def pack_missing_base(base: str) -> RecordDict:
-    """A client's answer to a task that is written against a version which it does not hold."""
-    return RecordDict({"lacks": ConfigRecord({"base": base})})
+def pack_missing_base(version: str) -> RecordDict:
+    """Pack a client's answer to a request that builds on a version which the client does not hold."""
+    return RecordDict({"lacks": ConfigRecord({"base": version})})
 
 
 def is_missing_base(content: RecordDict) -> bool:
-    """Whether the client asks for the tensors as a whole."""
+    """Return whether the client asks for the whole tensors."""
     return "lacks" in content.config_records
 
 
 def pack_notice(text: str) -> RecordDict:
-    """Tells a client something it cannot see from its side."""
+    """Pack a notice: the server tells a client why it refused an update."""
     return RecordDict({"notice": ConfigRecord({"text": text})})
 
 

@@ -12,12 +12,11 @@ from wardround.common.wire.arrays import from_record, to_record
 
 
 def take_arrays(content: RecordDict) -> tuple[RecordDict, dict[str, np.ndarray]]:
-    """A content without its arrays, and the arrays if it has any: for memory that is shared anyway."""
-    arrays = content.array_records
-    rest = RecordDict(
-        {name: record for name, record in content.items() if name not in arrays}
-    )
-    return rest, from_record(arrays["tensors"]) if arrays else {}
+    """Split a content into its other records and its arrays; `{}` if it has no arrays."""
+    records = content.array_records
+    rest = {name: record for name, record in content.items() if name not in records}
+    arrays = from_record(records["tensors"]) if records else {}
+    return RecordDict(rest), arrays
 
 
 def put_arrays(content: RecordDict, arrays: dict[str, np.ndarray]) -> None:
@@ -27,24 +26,18 @@ def put_arrays(content: RecordDict, arrays: dict[str, np.ndarray]) -> None:
 
 
 def dump_content(words: dict[str, Any], content: RecordDict) -> bytes:
-    """A content without arrays and bytes, and a few words, for another process of this machine."""
-    records = {
-        "config": {
-            name: dict(record) for name, record in content.config_records.items()
-        },
-        "metric": {
-            name: dict(record) for name, record in content.metric_records.items()
-        },
-    }
-    return json.dumps({"words": words, **records}).encode()
+    """Write the records of a content, without arrays and bytes, and other plain values as JSON."""
+    configs = {name: dict(record) for name, record in content.config_records.items()}
+    metrics = {name: dict(record) for name, record in content.metric_records.items()}
+    return json.dumps({"words": words, "config": configs, "metric": metrics}).encode()
 
 
 def load_content(written: bytes) -> tuple[dict[str, Any], RecordDict]:
     """Inverse of `dump_content`."""
     read = json.loads(written)
-    content = RecordDict(
-        {name: ConfigRecord(record) for name, record in read["config"].items()}
-    )
+    content = RecordDict()
+    for name, record in read["config"].items():
+        content[name] = ConfigRecord(record)
     for name, record in read["metric"].items():
         content[name] = MetricRecord(record)
     return read["words"], content

@@ -1,14 +1,14 @@
-"""A lossless form: how far each number moved, counted in steps of fp32, in as few bytes as that takes.
+"""A lossless form: the distance of each number from its base, in steps of fp32, in few bytes.
 
-Two fp32 numbers that are near each other have bit patterns that differ by a small whole number. What a
-round of fine-tuning moves is mostly less than 32,768 such steps, which is two bytes instead of four.
+The bit patterns of two near fp32 numbers differ by a small whole number. A round of fine-tuning moves most
+numbers by less than 32,768 such steps, which takes two bytes instead of four.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# Elements that share a width: temporaries stay in the processor's cache.
+# Elements that share a width: temporary arrays fit into the processor's cache.
 _BLOCK = 1 << 16
 _WIDTHS = (1, 2, 3, 4)
 
@@ -16,31 +16,30 @@ _WIDTHS = (1, 2, 3, 4)
 def encode(
     tensors: np.ndarray, base: np.ndarray, residual: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """The difference between two (P,) fp32 arrays' bit patterns, as three flat arrays.
+    """Return the difference between the bit patterns of two (P,) fp32 arrays, as three flat arrays.
 
     Args:
-        residual: nothing is lost, so nothing is carried over.
+        residual: unused, because nothing is lost.
 
     Returns:
         widths: (blocks,) uint8, bytes per step in each block.
-        steps: uint8, the steps' low bytes, block after block; the lowest number of a width is an escape.
-        others: int32, the steps that were escaped, in order.
+        steps: uint8, the low bytes of the steps, block after block; the lowest number of a width marks a
+            step that does not fit.
+        others: int32, the steps that do not fit, in order.
     """
-    new, old = tensors.view(np.int32), base.view(np.int32)
+    new = tensors.view(np.int32)
+    old = base.view(np.int32)
     starts = range(0, len(new), _BLOCK)
     widths = np.empty(len(starts), dtype=np.uint8)
-    written = np.empty(
-        4 * len(new), dtype=np.uint8
-    )  # what is not reached is never made room for
+    # The system reserves only the part of this memory that is written.
+    written = np.empty(4 * len(new), dtype=np.uint8)
     others: list[np.ndarray] = []
     end = 0
     for number, start in enumerate(starts):
-        steps = (
-            new[start : start + _BLOCK] - old[start : start + _BLOCK]
-        )  # wraps, and so does the way back
-        sizes = np.abs(steps).view(
-            np.uint32
-        )  # the lowest int32, which has no opposite, is right as well
+        # The difference wraps around, and decoding wraps back.
+        steps = new[start : start + _BLOCK] - old[start : start + _BLOCK]
+        # The lowest int32 has no opposite; as uint32 its size is right as well.
+        sizes = np.abs(steps).view(np.uint32)
         width, has_others = _narrowest(sizes)
         if has_others:
             is_other = sizes >= _bound(width)
@@ -48,7 +47,8 @@ def encode(
             steps[is_other] = -_bound(width)
         low = _lowest_bytes(steps, width)
         written[end : end + len(low)] = low
-        widths[number], end = width, end + len(low)
+        widths[number] = width
+        end += len(low)
     return {
         "widths": widths,
         "steps": written[:end],
@@ -57,32 +57,32 @@ def encode(
 
 
 def _narrowest(sizes: np.ndarray) -> tuple[int, bool]:
-    """The width that takes the fewest bytes, the first of several; and whether some do not fit it."""
-    best, least, some_left = 0, 0, False
+    """Return the first width that takes the fewest bytes, and whether some steps do not fit into it."""
+    best = 0
+    least = 0
+    some_left = False
     for width in _WIDTHS:
         num_others = 0 if width == 4 else int(np.count_nonzero(sizes >= _bound(width)))
         cost = width * len(sizes) + 4 * num_others
         if not best or cost < least:
-            best, least, some_left = width, cost, num_others > 0
-        if least <= (width + 1) * len(sizes):  # no wider one can take less
+            best = width
+            least = cost
+            some_left = num_others > 0
+        if least <= (width + 1) * len(sizes):  # no wider one takes less
             break
     return best, some_left
 
 
 def _bound(width: int) -> int:
-    """Steps of this size and more do not fit; its opposite is the escape."""
+    """Return the smallest size that does not fit; its negative is the mark."""
     return 1 << (8 * width - 1)
 
 
 def _lowest_bytes(steps: np.ndarray, width: int) -> np.ndarray:
-    """(n,) int32 as (n * width,) uint8, lowest byte first."""
+    """Return (n,) int32 as (n * width,) uint8, lowest byte first."""
     if width == 3:
-        return (
-            steps.astype("<i4", copy=False)
-            .view(np.uint8)
-            .reshape(-1, 4)[:, :3]
-            .reshape(-1)
-        )
+        whole = steps.astype("<i4", copy=False).view(np.uint8)
+        return whole.reshape(-1, 4)[:, :3].reshape(-1)
     return steps.astype(f"<i{width}", copy=False).view(np.uint8)
 
 
@@ -93,23 +93,22 @@ def decode(arrays: dict[str, np.ndarray], base: np.ndarray, out: np.ndarray) -> 
         KeyError or ValueError: the arrays do not fit `base`.
     """
     widths, written, others = (arrays[name] for name in ("widths", "steps", "others"))
-    old, new = base.view(np.int32), out.view(np.int32)
+    old = base.view(np.int32)
+    new = out.view(np.int32)
     starts = range(0, len(old), _BLOCK)
-    is_ours = [array.dtype.str for array in (widths, written, others)] == [
-        "|u1",
-        "|u1",
-        "<i4",
-    ]
-    if not is_ours or len(widths) != len(starts) or not np.isin(widths, _WIDTHS).all():
+    types = [array.dtype.str for array in (widths, written, others)]
+    has_blocks = len(widths) == len(starts) and np.isin(widths, _WIDTHS).all()
+    if types != ["|u1", "|u1", "<i4"] or not has_blocks:
         raise ValueError("its steps do not have the sizes of the global model")
-    end = num_others = 0
+    end = 0
+    num_others = 0
     for width, start in zip(widths.tolist(), starts, strict=True):
         before = old[start : start + _BLOCK]
         low = written[end : end + width * len(before)]
-        steps, end = _as_numbers(low, width), end + len(low)
-        is_other = steps == -_bound(
-            width
-        )  # of the narrow numbers, which takes less time
+        end += len(low)
+        steps = _as_numbers(low, width)
+        # Compared before they are widened, which takes less time.
+        is_other = steps == -_bound(width)
         count = int(np.count_nonzero(is_other)) if width < 4 else 0
         steps = steps.astype(np.int32, copy=count > 0)
         if count:
@@ -121,7 +120,7 @@ def decode(arrays: dict[str, np.ndarray], base: np.ndarray, out: np.ndarray) -> 
 
 
 def _as_numbers(low: np.ndarray, width: int) -> np.ndarray:
-    """Inverse of `_lowest_bytes`, of the narrowest integers that hold them."""
+    """Inverse of `_lowest_bytes`, in the narrowest integers that hold the steps."""
     if width == 3:
         wide = np.zeros((len(low) // 3, 4), dtype=np.uint8)
         wide[:, 1:] = low.reshape(-1, 3)

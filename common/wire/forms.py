@@ -1,7 +1,7 @@
-"""What is done to tensors on their way: a table of forms, each an inverse pair.
+"""The forms in which tensors are sent: a table of pairs, encode and decode.
 
-Both ends hold the tensors a form starts from (`base`). All of it is NumPy on one thread: encoding runs beside
-other sites' training, where threads would wait for each other.
+Both ends hold the tensors that a form builds on (`base`). All forms use NumPy on one thread: encoding runs
+beside the training of other sites, and more threads would wait for each other.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from wardround.common.wire.arrays import Payload
 
 Arrays = dict[str, np.ndarray]
 WHOLE, EXACT = "whole", "exact"
-# A form that saves less than this share of the whole is not worth the work at both ends.
+# If a form saves less than this share of the whole, the work at both ends does not pay.
 _LEAST_SAVING = 0.1
 
 
 @dataclass(frozen=True)
 class Form:
-    """One way to write (P,) fp32 numbers down as flat arrays."""
+    """A way to write (P,) fp32 numbers as flat arrays."""
 
     encode: Callable[[np.ndarray, np.ndarray, np.ndarray | None], Arrays]
-    """From tensors, base, and the residual: added before, and what is lost left in it."""
+    """From tensors, base and residual. The residual is added first, and holds the new loss afterwards."""
     decode: Callable[[Arrays, np.ndarray, np.ndarray], None]
-    """From arrays and base into the last argument. Raises KeyError or ValueError for what is not its own."""
+    """From arrays and base into the last argument. Raises KeyError or ValueError for arrays of another form."""
 
 
 FORMS: dict[str, Form] = {EXACT: Form(exact.encode, exact.decode)} | {
     name: Form(partial(rounding.encode, row), partial(rounding.decode, row))
     for name, row in rounding.ROUNDINGS.items()
 }
-"""All but `whole`, which needs no base."""
+"""All forms except `whole`, which needs no base."""
 
 
 def whole(tensors: np.ndarray) -> Payload:
-    """(P,) fp32 as they are, by reference."""
+    """Return (P,) fp32 tensors unchanged, by reference."""
     return Payload(WHOLE, {"shared": tensors})
 
 
 def encode(
     form: str, tensors: np.ndarray, base: np.ndarray, residual: np.ndarray | None = None
 ) -> Payload:
-    """Tensors, (P,) fp32, in a form of the table; whole where `exact` would save too little.
+    """Encode tensors, (P,) fp32, in a form of the table; return them whole if `exact` would save too little.
 
     Args:
-        base: (P,) fp32, what the receiver holds.
-        residual: (P,) fp32, what rounding lost so far (error feedback; Seide et al. 2014; Karimireddy et al.
-            2019, arXiv:1901.09847, algorithm 2). Changed in place.
+        base: (P,) fp32, the tensors that the receiver holds.
+        residual: (P,) fp32, the loss of all rounding so far (error feedback; Seide et al. 2014; Karimireddy
+            et al. 2019, arXiv:1901.09847, algorithm 2). Changed in place.
     """
     payload = Payload(form, FORMS[form].encode(tensors, base, residual))
     if form == EXACT and payload.num_bytes > (1 - _LEAST_SAVING) * tensors.nbytes:
@@ -65,11 +65,11 @@ def decode(
     """Inverse of `encode`: (P,) fp32.
 
     Args:
-        base: as in `encode`; of a payload that is whole only the length counts.
-        out: (P,) fp32 to write into; a payload that is whole is handed over as it is.
+        base: as in `encode`; a whole payload needs only its length.
+        out: (P,) fp32, receives the result; a whole payload is returned unchanged.
 
     Raises:
-        ValueError: the payload is of no such form, or of another model's size.
+        ValueError: the form is unknown, or the payload has another size than the model.
     """
     if payload.form == WHOLE:
         return _whole_tensors(payload.arrays, len(base))

@@ -1,11 +1,11 @@
-"""How a coordinator and a site come to know each other's keys: an invitation, a registration, a rotation.
+"""The files that exchange keys between coordinator and site: invitation, registration, rotation.
 
-    coordinator  -- invitation.json -->  site      where the server is, whom to trust, what was agreed on
-    site         -- registration.json -> coordinator   the site's two public keys
-    coordinator  -- rotation.json -->    sites     a new signing key, signed with the old one
+    coordinator  -- invitation.json -->    site         address, keys and agreements
+    site         -- registration.json -->  coordinator  the site's two public keys
+    coordinator  -- rotation.json -->      sites        a new signing key, signed with the old one
 
-Nothing in them is secret. Each is signed with the keys it brings, and people compare its fingerprint on
-another way than the file took.
+Nothing in them is secret. Each is signed with the keys in it, and people compare its fingerprint on a
+separate channel, for example by telephone.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ _MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Invitation:
-    """What a site is told before it joins."""
+    """The facts that a site needs before it joins."""
 
     __pydantic_config__ = _STRICT
 
     site: str
-    """The name it will be registered under."""
+    """Name of the site in the federation."""
     address: str
     """`host:port` of the server's fleet port."""
     ca: str
-    """Certificate of the authority that signs the server's certificate, PEM."""
+    """Certificate of the authority behind the server's certificate, PEM."""
     signing_key: str
     """The coordinator's public key, OpenSSH form."""
     versions: dict[str, str]
-    """What is installed at the server, by package; `python` is one of them."""
+    """Versions installed at the server, by package; `python` is one of them."""
     labels: tuple[str, ...]
-    """The consortium's label names, in the order of their numbers; () where they are not agreed on yet."""
+    """The consortium's label names, in the order of their numbers; () if they are not agreed on yet."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Registration:
 
     site: str
     node_key: str
-    """Public key of its node, OpenSSH form."""
+    """Public key of the site's node, OpenSSH form."""
     signing_key: str
-    """Public key that its answers are signed with, OpenSSH form."""
+    """Public key for the signatures of its answers, OpenSSH form."""
     invitation: str
     """Fingerprint of the invitation."""
 
@@ -79,9 +79,10 @@ class Rotation:
     __pydantic_config__ = _STRICT
 
     signing_key: str
+    """Public key, OpenSSH form."""
 
 
-Paper = TypeVar("Paper", Invitation, Registration, Rotation)
+Document = TypeVar("Document", Invitation, Registration, Rotation)
 _TYPES: dict[type, str] = {
     Invitation: INVITATION,
     Registration: REGISTRATION,
@@ -89,25 +90,25 @@ _TYPES: dict[type, str] = {
 }
 
 
-def write_paper(paper: Paper, path: Path, *keys: Ed25519PrivateKey) -> str:
-    """Write it, signed with each key; returns its fingerprint. What was there is replaced whole."""
-    envelope = sign(_TYPES[type(paper)], paper, *keys)
+def write_document(document: Document, path: Path, *keys: Ed25519PrivateKey) -> str:
+    """Write a document, signed with each key; return its fingerprint. A file at `path` is replaced whole."""
+    envelope = sign(_TYPES[type(document)], document, *keys)
     write_atomically(
         path, lambda part: part.write_text(envelope + "\n", encoding="ascii")
     )
     return _fingerprint(envelope)
 
 
-def read_paper(
-    kind: type[Paper], path: Path, signed_with: Collection[str] = ()
-) -> tuple[Paper, str]:
-    """What a file says, and its fingerprint.
+def read_document(
+    kind: type[Document], path: Path, signed_with: Collection[str] = ()
+) -> tuple[Document, str]:
+    """Return the document in a file, and its fingerprint.
 
     Args:
-        signed_with: public keys of which one must have signed it; by default the key that it brings.
+        signed_with: public keys, of which one must have signed it; by default the key in the document.
 
     Raises:
-        ValueError: it cannot be read, is no such file, or was changed since it was signed.
+        ValueError: the file cannot be read, is no such document, or was changed after it was signed.
     """
     name = kind.__name__.lower()
     try:
@@ -115,8 +116,8 @@ def read_paper(
             raise ValueError
         envelope = path.read_text(encoding="ascii")
         content = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
-        paper: Paper = TypeAdapter(kind).validate_python(content)
-        check_public_line(paper.signing_key, "signing")
+        document: Document = TypeAdapter(kind).validate_python(content)
+        check_public_line(document.signing_key, "signing")
     except OSError as error:
         raise ValueError(
             f"'{path}' cannot be read ({error.strerror}). Give the path of the {name}."
@@ -126,14 +127,14 @@ def read_paper(
             f"'{path}' is no {name} of a Wardround federation. Ask for the file again."
         ) from None
     try:
-        open_envelope(envelope, _TYPES[kind], signed_with or [paper.signing_key])
+        open_envelope(envelope, _TYPES[kind], signed_with or [document.signing_key])
     except NotAuthentic:
-        by = " by the key that is trusted here" if signed_with else ""
+        by = " with a trusted key" if signed_with else ""
         raise ValueError(
             f"'{path}' was changed after it was signed, or is not signed{by}. Ask for the file again, and "
             "compare its fingerprint by telephone."
         ) from None
-    return paper, _fingerprint(envelope)
+    return document, _fingerprint(envelope)
 
 
 def _fingerprint(envelope: str) -> str:

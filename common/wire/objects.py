@@ -1,10 +1,10 @@
-"""Flower's object format, written and read one piece at a time.
+"""Write and read Flower's object format, one piece at a time.
 
 A message travels as a tree of objects: message, RecordDict, records, arrays, chunks. Each is
-`<type> <ids of its children, with commas> <length of its body>`, a zero byte, and the body; its id is the
-SHA-256 of all that, so the id of a record stands for everything the record holds. Flower's own reader
-fetches a whole tree before it looks at anything, and checks no hash. This one fetches what was signed and
-nothing else, checks every piece as it comes, and puts the tensors where they are wanted.
+`<type> <ids of its children, with commas> <length of its body>`, a zero byte, and the body. Its id is the
+SHA-256 of all that, so a record's id proves everything in the record. Flower's own reader fetches a whole
+tree before it checks anything, and checks no hash. This one fetches only signed objects, checks every piece
+on arrival, and writes the tensors into memory of the caller's choice.
 """
 
 from __future__ import annotations
@@ -25,40 +25,43 @@ from wardround.common.wire.arrays import Array, read_piece, to_record
 from wardround.common.wire.flat_arrays import ArrayTable, read_arrays, table_bytes
 
 ENVELOPE = "envelope"
-"""The record that holds the signed statement about the others."""
+"""Name of the record with the signed statement about the other records."""
 _SMALL: dict[str, Any] = {"ConfigRecord": ConfigRecord, "MetricRecord": MetricRecord}
 _MOST_SMALL_BYTES = 1 << 20
 _MOST_PIECES = 1 << 16
 _LONGEST_PAUSE = 1.0
 _ID_DIGITS = frozenset("0123456789abcdef")
 _DTYPES = frozenset({"uint8", "int8", "uint16", "int32", "float16", "float32"})
-"""Of what travels (`common/wire/forms.py`)."""
+"""The types of arrays that are sent (`common/wire/forms.py`)."""
 
 T = TypeVar("T")
 Fetch = Callable[[Sequence[str]], Iterator[bytes]]
-"""Gives the contents of objects, in the order of their ids."""
+"""Yields the contents of objects, in the order of their ids."""
 
 
 @dataclass(frozen=True)
 class Object:
-    """One object that can be written out again and again."""
+    """An object that can be written many times."""
 
     object_id: str
     num_bytes: int
-    """Of itself and, as often as they occur, of all objects below it."""
+    """Bytes of this object and of all objects below it, each as often as it occurs."""
     children: tuple[Object, ...]
     write: Callable[[], bytes]
 
     def walk(self) -> Iterator[Object]:
-        """Itself and all below it, children first."""
+        """Yield this object and all below it, children first."""
         for child in self.children:
             yield from child.walk()
         yield self
 
     def tree(self, make: Callable[..., T]) -> T:
-        """Its id and those below it; `make` is Flower's ObjectTree, a private name that others may know.
+        """Return the ids of this object and of those below it, as a tree.
 
-        An object that is a child more than once, as pieces with the same content are, stands there once.
+        Pieces with the same content are the same object, which the tree lists once.
+
+        Args:
+            make: Flower's ObjectTree. It is a private name, so the caller passes it.
         """
         children = {child.object_id: child for child in self.children}.values()
         return make(
@@ -67,7 +70,7 @@ class Object:
 
 
 def make_object(kind: str, body: bytes, children: Sequence[Object] = ()) -> Object:
-    """An object whose content is small enough to be kept."""
+    """Make an object whose content is small enough to be kept."""
     ids = dict.fromkeys(child.object_id for child in children)
     content = _head(kind, list(ids), len(body)) + body
     num_bytes = len(content) + sum(child.num_bytes for child in children)
@@ -77,16 +80,16 @@ def make_object(kind: str, body: bytes, children: Sequence[Object] = ()) -> Obje
 
 
 def content_object(content: RecordDict) -> Object:
-    """A content as an object. Arrays are not copied, nor kept as bytes."""
+    """Return a content as an object. Arrays are neither copied nor kept as bytes."""
     return content_of_records(record_objects(content, {}))
 
 
 def record_objects(content: RecordDict, known: dict[int, Object]) -> dict[str, Object]:
-    """The records of a content as objects, by name.
+    """Return the records of a content as objects, by name.
 
     Args:
-        known: objects of records that were seen already, by `id`; those of tensors are added. Contents of a
-            round share them, and hashing takes time.
+        known: objects of earlier records, by `id`. Those of tensors are added: the contents of a round
+            share them, and hashing takes time.
     """
     objects = {}
     for name, record in content.items():
@@ -97,7 +100,7 @@ def record_objects(content: RecordDict, known: dict[int, Object]) -> dict[str, O
 
 
 def content_of_records(records: Mapping[str, Object]) -> Object:
-    """The RecordDict of these records."""
+    """Return the RecordDict of these records."""
     refs = {name: record.object_id for name, record in records.items()}
     return make_object("RecordDict", json.dumps(refs).encode(), list(records.values()))
 
@@ -115,12 +118,12 @@ def _record_object(record: Any) -> Object:
 
 def _array_object(array: Any) -> Object:
     assert isinstance(array, Array), "only arrays by reference are written here"
-    parts, digest = _chunk(array), hashlib.sha256()
+    parts = _chunk(array)
+    num_bytes = sum(len(part) for part in parts)
+    digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    chunk = Object(
-        digest.hexdigest(), sum(map(len, parts)), (), lambda: b"".join(_chunk(array))
-    )
+    chunk = Object(digest.hexdigest(), num_bytes, (), lambda: b"".join(_chunk(array)))
     described = {
         "dtype": array.dtype,
         "shape": array.shape,
@@ -131,7 +134,7 @@ def _array_object(array: Any) -> Object:
 
 
 def _chunk(array: Array) -> tuple[bytes, bytes, memoryview]:
-    """The object that holds the numbers, in parts: they are not copied."""
+    """Return the object that holds the numbers, in parts, without a copy."""
     header, numbers = array.parts()
     return _head("ArrayChunk", [], len(header) + len(numbers)), header, numbers
 
@@ -141,13 +144,13 @@ def _head(kind: str, children: list[str], num_bytes: int) -> bytes:
 
 
 def parse(content: bytes, kind: str = "") -> tuple[str, list[str], memoryview]:
-    """Type, children and body of an object.
+    """Return type, children and body of an object.
 
     Args:
         kind: the type it must have; empty for any.
 
     Raises:
-        NotAuthentic: it does not have the form of an object, or another type.
+        NotAuthentic: the bytes are no object, or an object of another type.
     """
     divider = content.find(b"\x00")
     try:
@@ -162,18 +165,18 @@ def parse(content: bytes, kind: str = "") -> tuple[str, list[str], memoryview]:
 
 
 def _require(is_right: bool) -> None:
-    """Raises NotAuthentic where it is not."""
+    """Raise NotAuthentic unless `is_right`."""
     if not is_right:
         raise NotAuthentic("damaged")
 
 
 def is_id(text: object) -> bool:
-    """Whether it is a SHA-256 in hexadecimal."""
+    """Return whether a value is a SHA-256 in hexadecimal."""
     return isinstance(text, str) and len(text) == 64 and _ID_DIGITS.issuperset(text)
 
 
 def content_id(message_id: str, fetch: Fetch) -> str:
-    """Object id of a message's content. Raises NotAuthentic."""
+    """Return the object id of a message's content. Raises NotAuthentic."""
     (written,) = _checked([message_id], fetch, inf)
     _, children, _ = parse(written, "Message")
     _require(len(children) == 1)
@@ -181,13 +184,13 @@ def content_id(message_id: str, fetch: Fetch) -> str:
 
 
 def read_small(object_id: str, fetch: Fetch, num_bytes: int = _MOST_SMALL_BYTES) -> Any:
-    """A ConfigRecord or MetricRecord of `num_bytes` at most. Raises NotAuthentic."""
+    """Read a ConfigRecord or MetricRecord of at most `num_bytes`. Raises NotAuthentic."""
     (written,) = _checked([object_id], fetch, min(num_bytes, _MOST_SMALL_BYTES))
     kind, _, _ = parse(written)
     _require(kind in _SMALL)
     try:
         return _SMALL[kind].inflate(written)
-    except Exception:  # whatever Flower makes of bytes that somebody chose
+    except Exception:  # a stranger chose the bytes, and Flower may raise anything
         raise NotAuthentic("damaged") from None
 
 
@@ -198,15 +201,16 @@ def read_content(
     make_room: Callable[[int], np.ndarray],
     most_bytes: float = inf,
 ) -> RecordDict:
-    """The records that were signed; arrays become one ArrayRecord by reference.
+    """Read the records that were signed; arrays become one ArrayRecord by reference.
 
     Args:
-        names: object ids of the records that came. signed: ids and sizes of those that were signed.
-        make_room: gives memory for that many bytes, (n,) uint8.
-        most_bytes: of all arrays; more are refused before room is made for them.
+        names: object ids of the received records.
+        signed: ids and sizes of the signed records.
+        make_room: reserves memory of n bytes, (n,) uint8.
+        most_bytes: the largest size of all arrays together. More are refused before memory is reserved.
 
     Raises:
-        NotAuthentic: other records came than were signed, or something is not what its id says.
+        NotAuthentic: the received records are not the signed ones, or an object does not fit its id.
     """
     if dict(names) != {name: object_id for name, (object_id, _) in signed.items()}:
         raise NotAuthentic("forged")
@@ -228,7 +232,7 @@ def _read_arrays(
     make_room: Callable[[int], np.ndarray],
     most_bytes: float,
 ) -> dict[str, np.ndarray]:
-    """Flat arrays, one after the other in the room that was made, as `local.py` lays them."""
+    """Read flat arrays into the reserved memory, in the order of `shared_memory.read_arrays`."""
     (written,) = _checked([object_id], fetch, min(num_bytes, _MOST_PIECES * 128))
     left = num_bytes - len(written)
     keys = _references(written, "ArrayRecord")
@@ -240,31 +244,30 @@ def _read_arrays(
         name, _, number = key.rpartition(".")
         _require(number == f"{len(pieces.setdefault(name, [])):05d}")
         pieces[name].append(_Piece.read(described))
-    _require(
-        all(len({piece.dtype for piece in parts}) == 1 for parts in pieces.values())
-    )
-    table: ArrayTable = [
-        (name, str(parts[0].dtype), sum(piece.length for piece in parts))
-        for name, parts in pieces.items()
-    ]
+    table: ArrayTable = []
+    for name, parts in pieces.items():
+        _require(all(piece.dtype == parts[0].dtype for piece in parts))
+        length = sum(piece.length for piece in parts)
+        table.append((name, str(parts[0].dtype), length))
     in_order = [piece for parts in pieces.values() for piece in parts]
     _require(sum(piece.num_bytes for piece in in_order) <= min(most_bytes, num_bytes))
     try:
         arrays = read_arrays(make_room(table_bytes(table)), table)
-    except (MemoryError, OSError):  # more was signed than this machine has
+    except (MemoryError, OSError):  # this machine has less memory
         raise NotAuthentic("damaged") from None
     contents = _checked([piece.chunk for piece in in_order], fetch, left)
     for name in arrays:
-        at = 0
+        start = 0
         for piece in pieces[name]:
-            arrays[name][at : at + piece.length] = piece.numbers(next(contents))
-            at += piece.length
+            end = start + piece.length
+            arrays[name][start:end] = piece.numbers(next(contents))
+            start = end
     return arrays
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """What an object of type Array says about itself."""
+    """The description in an object of type Array."""
 
     dtype: np.dtype
     length: int
@@ -272,31 +275,28 @@ class _Piece:
 
     @property
     def num_bytes(self) -> int:
-        """Of its numbers."""
+        """Bytes of the numbers."""
         return self.length * self.dtype.itemsize
 
     @classmethod
     def read(cls, written: bytes) -> _Piece:
         _, children, body = parse(written, "Array")
         try:
-            said = json.loads(bytes(body))
-            (length,) = said["shape"]
-            _require(
-                said["dtype"] in _DTYPES
-                and said["arraychunk_ids"] == [0]
-                and len(children) == 1
-            )
+            described = json.loads(bytes(body))
+            (length,) = described["shape"]
+            _require(described["dtype"] in _DTYPES)
+            _require(described["arraychunk_ids"] == [0] and len(children) == 1)
             _require(isinstance(length, int) and 0 <= length < 2**40)
-            return cls(np.dtype(said["dtype"]), length, children[0])
+            return cls(np.dtype(described["dtype"]), length, children[0])
         except (ValueError, KeyError, TypeError, RecursionError):
             raise NotAuthentic("damaged") from None
 
     def numbers(self, written: bytes) -> np.ndarray:
-        """The piece, as a view of the bytes of its chunk."""
+        """Return the piece as a view of its chunk's bytes."""
         _, _, body = parse(written, "ArrayChunk")
         try:
             found = read_piece(body)
-        except Exception:  # whatever NumPy makes of a header that somebody chose
+        except Exception:  # a stranger chose the header, and NumPy may raise anything
             raise NotAuthentic("damaged") from None
         _require((found.dtype, found.shape) == (self.dtype, (self.length,)))
         return found
@@ -308,17 +308,14 @@ def _references(written: bytes, kind: str) -> dict[str, str]:
         refs = json.loads(bytes(body))
     except (ValueError, RecursionError):
         raise NotAuthentic("damaged") from None
-    _require(
-        isinstance(refs, dict)
-        and all(map(is_id, refs.values()))
-        and len(refs) <= _MOST_PIECES
-    )
+    _require(isinstance(refs, dict) and len(refs) <= _MOST_PIECES)
+    _require(all(is_id(object_id) for object_id in refs.values()))
     _require(set(refs.values()) == set(children))
     return {str(name): object_id for name, object_id in refs.items()}
 
 
 def _checked(ids: Sequence[str], fetch: Fetch, most_bytes: float) -> Iterator[bytes]:
-    """The contents of these objects, each found to be what its id says; `most_bytes` together."""
+    """Yield the contents of objects after a check against their ids; at most `most_bytes` in all."""
     left = most_bytes
     for object_id, content in zip(ids, fetch(ids), strict=True):
         left -= len(content)
@@ -327,20 +324,20 @@ def _checked(ids: Sequence[str], fetch: Fetch, most_bytes: float) -> Iterator[by
 
 
 def sizes(records: Mapping[str, Object]) -> dict[str, tuple[str, int]]:
-    """Object ids and sizes of records, as a statement lists them."""
+    """Return object ids and sizes of records, as a statement lists them."""
     return {
         name: (record.object_id, record.num_bytes) for name, record in records.items()
     }
 
 
 def read_signed(content: str, fetch: Fetch) -> tuple[dict[str, str], dict[str, str]]:
-    """Object ids of a content's records by name, without that of its envelope; and what the envelope holds.
+    """Return the object ids of a content's records by name, and the values of its envelope.
 
     Args:
-        content: its object id.
+        content: object id of the content.
 
     Raises:
-        NotAuthentic: there is no envelope, or no content.
+        NotAuthentic: the envelope or the content is missing.
     """
     (written,) = _checked([content], fetch, _MOST_SMALL_BYTES)
     names = _references(written, "RecordDict")
@@ -353,11 +350,11 @@ def read_signed(content: str, fetch: Fetch) -> tuple[dict[str, str], dict[str, s
 def wait_for_object(
     pull: Callable[[], Any], is_over: Callable[[], bool]
 ) -> bytes | None:
-    """The content of an object that its sender may still be pushing; None where it is not there.
+    """Return the content of an object that its sender may still be pushing; None if it does not arrive.
 
     Args:
-        pull: asks once, for one of Flower's PullObjectResponse.
-        is_over: whether to wait no longer; it is asked for at least once.
+        pull: requests the object once; returns Flower's PullObjectResponse.
+        is_over: returns True to stop waiting. The object is requested at least once.
     """
     pause = 0.05
     while True:

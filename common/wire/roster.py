@@ -1,4 +1,4 @@
-"""The roster of a plan: its sites by name, each with the fingerprint of its signing key."""
+"""The roster of a plan: the fingerprint of each site's signing key, by name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from wardround.common.credentials import sha256_text
 
 
 def roster_fingerprint(roster: Mapping[str, str]) -> str:
-    """`SHA256:…` over the pairs of name and fingerprint, sorted by name, as JSON in UTF-8.
+    """Return `SHA256:…` of the pairs of name and fingerprint, sorted by name, as JSON in UTF-8.
 
-    Everybody who holds the same roster sees the same fingerprint, so that hospitals can compare
-    it by telephone.
+    The same roster gives the same fingerprint, so hospitals can compare it by telephone.
     """
     pairs = sorted(roster.items())
     return sha256_text(
@@ -21,7 +20,7 @@ def roster_fingerprint(roster: Mapping[str, str]) -> str:
 
 
 def names_with_one_key(roster: Mapping[str, str]) -> list[str]:
-    """The names of the first key that stands in the roster more than once, sorted; else empty.
+    """Return the sorted names of the first key that occurs more than once in the roster, or `[]`.
 
     One key under two names is one party that is counted twice.
     """

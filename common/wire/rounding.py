@@ -1,4 +1,4 @@
-"""Lossy forms: the delta (trained - base) in fewer bits, with what was lost kept for the next round."""
+"""Lossy forms: the delta (trained - base) in fewer bits. The loss can be kept for the next round."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ import numpy as np
 
 _BLOCK = 1 << 16
 GROUP = 1 << 12
-"""Neighbouring elements that share a scale."""
+"""Number of neighbouring elements that share a scale."""
 _MOST_INT8 = 127
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """One row of the table."""
+    """A lossy form: one row of the table."""
 
     dtype: np.dtype
-    """Of `values`, (P,)."""
+    """Type of `values`, (P,)."""
     round: Callable[[np.ndarray], np.ndarray]
-    """From fp32 to `values`, to the nearest; with scales, from what the scales left."""
+    """From fp32 to the nearest `values`; if there are scales, from the delta divided by them."""
     restore: Callable[[np.ndarray], np.ndarray]
-    """Back to fp32."""
+    """From `values` back to fp32."""
     scale: Callable[[np.ndarray], np.ndarray] | None = None
-    """From the largest size in each group to what the group is divided by, fp32; None for no scales."""
+    """From the largest size in each group to the group's divisor, fp32; None for no scales."""
 
 
 def _to_bf16(delta: np.ndarray) -> np.ndarray:
-    """The upper half of fp32, to the nearest even."""
+    """Round to the upper half of fp32, ties to even."""
     bits = delta.view(np.uint32)
-    rounded = (
-        bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    ) >> np.uint32(16)
+    lowest_kept_bit = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = (bits + np.uint32(0x7FFF) + lowest_kept_bit) >> np.uint32(16)
     return rounded.astype(np.uint16)
 
 
@@ -41,17 +40,15 @@ def _from_bf16(values: np.ndarray) -> np.ndarray:
 
 
 def _power_of_two(largest: np.ndarray) -> np.ndarray:
-    """Dividing by it loses nothing, so that small deltas keep all 11 bits."""
-    scales: np.ndarray = np.ldexp(
-        np.float32(1), np.clip(np.frexp(largest)[1], -120, 120)
-    )
+    """Return a power of two: the division is exact, so small deltas keep all 11 bits."""
+    _, exponents = np.frexp(largest)
+    scales: np.ndarray = np.ldexp(np.float32(1), np.clip(exponents, -120, 120))
     return scales
 
 
 def _share_of_int8(largest: np.ndarray) -> np.ndarray:
-    scales: np.ndarray = np.maximum(
-        largest / np.float32(_MOST_INT8), np.finfo(np.float32).tiny
-    )
+    smallest = np.finfo(np.float32).tiny
+    scales: np.ndarray = np.maximum(largest / np.float32(_MOST_INT8), smallest)
     return scales
 
 
@@ -79,14 +76,14 @@ def encode(
     """Round the delta of two (P,) fp32 arrays.
 
     Args:
-        residual: (P,) fp32; added to the delta, and left with what rounding lost. None forgets the loss.
+        residual: (P,) fp32; added to the delta, and then set to the loss of rounding. None drops the loss.
 
     Returns:
         values: (P,) in the row's type.
-        scales: (ceil(P / GROUP),) fp32, if the row has any.
+        scales: (ceil(P / GROUP),) fp32, if the row has scales.
 
     Raises:
-        ArithmeticError: a delta is not finite, which fewer bits could hide.
+        ArithmeticError: a delta is not finite; fewer bits could hide that.
     """
     size = len(tensors)
     values = np.empty(size, dtype=row.dtype)
@@ -105,17 +102,15 @@ def encode(
         values[block] = row.round(delta if row.scale is None else delta / scale)
         if residual is not None:
             residual[block] = delta - row.restore(values[block]) * scale
-    return (
-        {"values": values}
-        if row.scale is None
-        else {"values": values, "scales": scales}
-    )
+    if row.scale is None:
+        return {"values": values}
+    return {"values": values, "scales": scales}
 
 
 def decode(
     row: Rounding, arrays: dict[str, np.ndarray], base: np.ndarray, out: np.ndarray
 ) -> None:
-    """base + delta into `out`, (P,) fp32.
+    """Write base + delta into `out`, (P,) fp32.
 
     Raises:
         KeyError or ValueError: the arrays do not fit `base`.
@@ -140,10 +135,10 @@ def _blocks(size: int) -> list[slice]:
 
 
 def _groups(block: slice) -> slice:
-    """Where the scales of a block lie."""
+    """Return the positions of a block's scales."""
     return slice(block.start // GROUP, -(-block.stop // GROUP))
 
 
 def _spread(scales: np.ndarray, size: int) -> np.ndarray:
-    """A scale for each of `size` elements."""
+    """Return a scale for each of `size` elements."""
     return np.repeat(scales, GROUP)[:size]

@@ -1,13 +1,13 @@
-"""Signed statements: who asks whom what in which round, with the SHA-256 of every record that goes along.
+"""Signed statements: sender, receiver, round and type of a message, and the SHA-256 of its records.
 
-    coordinator's key  signs  a plan            (`Plan`, made by `wardround submit`; a site approves it)
+    coordinator's key  signs  a plan            (`Plan`, from `wardround submit`; sites approve it)
     coordinator's key  signs  a run's key       (`RunStatement`, of one submission of a plan)
     the run's key      signs  every question    (`Statement` of type TASK)
     a site's key       signs  every answer      (`Statement` of type ANSWER)
 
 Envelopes are DSSE 1.0 (github.com/secure-systems-lab/dsse, protocol.md) with Ed25519 (RFC 8032). Parties are
 named by the fingerprints of their keys: Flower's node and run numbers change when the server starts again.
-Flower's own routing is a courier here, not a witness.
+Flower's routing delivers messages, but proves nothing about them.
 """
 
 from __future__ import annotations
@@ -45,31 +45,31 @@ PLAN, RUN, TASK, ANSWER, MODEL, INVITATION, REGISTRATION, ROTATION = (
     )
 )
 CLOCK_SECONDS = 300.0
-"""By how much two machines' clocks may differ."""
+"""The largest difference that the clocks of two machines may have."""
 Reason = Literal[
     "unsigned", "forged", "misdirected", "replayed", "expired", "damaged", "unasked"
 ]
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-# What is signed is written down, shown to people and used in paths: nothing else than its own form counts.
+# Signed values are stored, shown to people and used in paths, so their form is checked strictly.
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Sha256OrEmpty = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Whole = Annotated[int, Field(ge=0, lt=2**53)]
 Seconds = Annotated[float, Field(ge=0, lt=2**37)]
-"""Since 1970, up to the year 6325."""
+"""Seconds since 1970, up to the year 6325."""
 
 
 @dataclass(frozen=True)
 class RunStatement:
-    """The coordinator's word for the key that signs one run's questions."""
+    """The coordinator's statement that a key signs the questions of one run."""
 
     __pydantic_config__ = _STRICT
 
     name: str
-    """Drawn at random for each submission."""
+    """Random for each submission."""
     key: str
-    """Public half of the run's key, OpenSSH form."""
+    """The run's public key, OpenSSH form."""
     not_before: Seconds
-    """Seconds since 1970; the same below."""
+    """Seconds since 1970, as `not_after`."""
     not_after: Seconds
     plan: Sha256
     """SHA-256 of the plan that these questions belong to."""
@@ -77,76 +77,76 @@ class RunStatement:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run asks of its sites. A site executes the plan it approved, and nothing else."""
+    """The work that a run asks of its sites. A site executes only plans that it approved."""
 
     __pydantic_config__ = _STRICT
 
     version: Literal[1, 2]
     settings: dict[str, Any]
-    """`Settings.for_sites()`, as plain values: tasks carry none."""
+    """`Settings.for_sites()` as plain values. Requests to train carry no settings."""
     sites: dict[str, str]
-    """Who takes part: name, and fingerprint of the key that signs the site's answers."""
+    """The sites that take part: name, and fingerprint of the key that signs the site's answers."""
     not_before: Seconds
-    """Seconds since 1970; the same below."""
+    """Seconds since 1970, as `not_after`."""
     not_after: Seconds
     code: dict[str, str]
-    """What is to be installed at the sites, by package. Nothing proves what the server runs."""
+    """Versions to install at the sites, by package. Nothing proves the server's own versions."""
     parent: Sha256OrEmpty
-    """SHA-256 of the plan that this one goes on from; empty for none."""
+    """SHA-256 of the plan that this one continues; empty for none."""
     most_texts: int = 0
-    """The most training texts that one of the sites is registered for; 0 if one has no bound."""
+    """The largest number of training texts that a site is registered for; 0 if a site has no bound."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """What a question or an answer says about itself."""
+    """The signed facts of a question or of an answer."""
 
     __pydantic_config__ = _STRICT
 
     version: Literal[1]
     run: Sha256OrEmpty
-    """SHA-256 of the run's statement; empty in an answer to a message that did not count."""
+    """SHA-256 of the run's statement; empty in an answer to a message that does not count."""
     round: Whole
     attempt: Whole
-    """Counts the questions to one site in one run, from 1: a question that is asked again has a new one."""
+    """Number of the question among those to one site in one run, from 1. A repeated question has a new one."""
     kind: str
     """Message type, as in `common/wire/messages.py`."""
     sender: str
     """Fingerprint of the key that signs."""
     receiver: str
-    """Fingerprint of the key that the receiver signs with."""
+    """Fingerprint of the receiver's signing key."""
     nonce: str
-    """Of a question: drawn at random. Empty in an answer."""
+    """Random in a question; empty in an answer."""
     answers: Sha256OrEmpty
-    """Of an answer: SHA-256 of the question's statement. Empty in a question."""
+    """In an answer, the SHA-256 of the question's statement; empty in a question."""
     records: dict[str, tuple[Sha256, Whole]]
-    """Every record that goes along: Flower's object id, which is a SHA-256 over all it holds, and bytes."""
+    """All records of the message: Flower's object id, a SHA-256 of the whole record, and bytes."""
     expires: float
-    """Nobody waits for an answer after that."""
+    """End of the wait for an answer, in seconds since 1970."""
     ledger: Sha256OrEmpty = ""
-    """Of an answer: hash of the line in the site's ledger that tells of it. Of a question: the newest such
-    hash that the server holds from this site, empty for none."""
+    """In an answer, the hash of its line in the site's ledger. In a question, the newest such hash that the
+    server has from this site; empty for none."""
 
 
 Signed = TypeVar("Signed", Plan, RunStatement, Statement)
 
 
 def sign(payload_type: str, statement: object, *keys: Ed25519PrivateKey) -> str:
-    """An envelope around a statement (a dataclass), signed with each key."""
+    """Return an envelope of a statement (a dataclass), signed with each key."""
     return with_signatures(unsigned(payload_type, statement), *keys)
 
 
 def unsigned(payload_type: str, statement: object) -> str:
-    """An envelope around a statement (a dataclass) that nobody has signed yet."""
+    """Return an envelope of a statement (a dataclass) without a signature."""
     payload = json.dumps(asdict(statement), sort_keys=True).encode()  # type: ignore[call-overload]
     return _envelope(payload_type, payload, [])
 
 
 def with_signatures(envelope: str, *keys: Ed25519PrivateKey) -> str:
-    """The same envelope, signed with each key and with no other.
+    """Return the same envelope, signed with exactly these keys.
 
     Args:
-        envelope: of one's own making; what came from elsewhere is read with `read_envelope` first.
+        envelope: an envelope of this program. Read any other with `read_envelope` first.
     """
     content = json.loads(envelope)
     payload_type, payload = content["payloadType"], base64.b64decode(content["payload"])
@@ -174,15 +174,15 @@ def _envelope(
 
 
 def is_signed(envelope: str) -> bool:
-    """Whether an envelope of one's own making has a signature, whoever made it."""
+    """Return whether an envelope of this program has a signature of any key."""
     return bool(json.loads(envelope)["signatures"])
 
 
 def open_envelope(envelope: str, payload_type: str, keys: Collection[str]) -> bytes:
-    """The payload, if one of these public keys (OpenSSH form) has signed it.
+    """Return the payload, if one of these public keys (OpenSSH form) has signed it.
 
     Raises:
-        NotAuthentic: it is no envelope of this type, or signed by nobody of them.
+        NotAuthentic: it is no envelope of this type, or none of the keys has signed it.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
@@ -194,18 +194,15 @@ def open_envelope(envelope: str, payload_type: str, keys: Collection[str]) -> by
             load_ssh_public_key(key.encode()).verify(  # type: ignore[call-arg]
                 signature, _signed_bytes(payload_type, payload)
             )
-        except (
-            KeyError,
-            ValueError,
-            InvalidSignature,
-        ):  # not signed with it, no key, or another's work
+        # This key has not signed, is no key, or the signature is of another payload.
+        except (KeyError, ValueError, InvalidSignature):
             continue
         return payload
     raise NotAuthentic("forged")
 
 
 def read_envelope(envelope: str, payload_type: str) -> tuple[bytes, dict[str, bytes]]:
-    """The payload, signed or not, and the signatures that it claims, by the fingerprints of their keys.
+    """Return the payload and the unchecked signatures, by the fingerprints of their keys.
 
     Raises:
         NotAuthentic: it is no envelope of this type.
@@ -226,7 +223,7 @@ def read_envelope(envelope: str, payload_type: str) -> tuple[bytes, dict[str, by
 
 
 def read_statement(kind: type[Signed], payload: bytes) -> Signed:
-    """The statement a payload holds. Raises NotAuthentic where it holds something else."""
+    """Return the statement in a payload. Raises NotAuthentic if it holds something else."""
     try:
         found: Signed = _ADAPTERS[kind].validate_json(payload)
         return found
@@ -242,28 +239,28 @@ _ADAPTERS: dict[type, TypeAdapter[Any]] = {
 
 
 def digest(payload: bytes) -> str:
-    """SHA-256, hexadecimal."""
+    """Return the SHA-256, hexadecimal."""
     return hashlib.sha256(payload).hexdigest()
 
 
 def payload_digest(envelope: str) -> str:
-    """SHA-256 of what an envelope of one's own holds."""
+    """Return the SHA-256 of the payload of an envelope of this program."""
     return digest(base64.b64decode(json.loads(envelope)["payload"]))
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question that has been found authentic."""
+    """An authentic question."""
 
     statement: Statement
     digest: str
-    """SHA-256 of the statement; its answer names it."""
+    """SHA-256 of the statement; the answer repeats it."""
     run_key: str
-    """Public key that signed it, OpenSSH form."""
+    """The public key that signed it, OpenSSH form."""
     run_ends: float
-    """From then on no question of this run is valid."""
+    """End of the run's questions, in seconds since 1970."""
     plan: str
-    """SHA-256 of the plan it belongs to."""
+    """SHA-256 of its plan."""
 
 
 def check_question(
@@ -273,12 +270,13 @@ def check_question(
     kind: str,
     now: float | None = None,
 ) -> Question:
-    """Whether a question comes from a run of the coordinator, is for us, and is still of use.
+    """Check that a question comes from a run of the coordinator, is for this site, and has not expired.
 
     Args:
-        envelopes: `run` and `statement`, as they came.
-        coordinator: public key, OpenSSH form. receiver: our fingerprint.
-        kind: message type that it came under.
+        envelopes: `run` and `statement`, as received.
+        coordinator: public key, OpenSSH form.
+        receiver: fingerprint of this site's key.
+        kind: type of the received message.
 
     Raises:
         NotAuthentic: `forged`, `damaged`, `misdirected` or `expired`.
@@ -300,7 +298,7 @@ def check_question(
 
 
 def open_plan(envelope: str, coordinator: str) -> tuple[Plan, str]:
-    """A plan that the coordinator has signed, and its SHA-256.
+    """Return a plan that the coordinator has signed, and its SHA-256.
 
     Raises:
         NotAuthentic: `forged` or `damaged`.
@@ -319,11 +317,10 @@ def open_plan(envelope: str, coordinator: str) -> tuple[Plan, str]:
 
 
 def _version_of(payload: bytes) -> str:
-    """The version of Wardround that made a plan, whatever else the plan holds. Raises NotAuthentic."""
+    """Return the version of Wardround that made a plan. Raises NotAuthentic."""
     try:
-        return printable(
-            str(json.loads(payload)["code"].get(NAME, installed())), _LONGEST_VERSION
-        )
+        found = json.loads(payload)["code"].get(NAME, installed())
+        return printable(str(found), _LONGEST_VERSION)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise NotAuthentic("damaged") from None
 
@@ -334,11 +331,11 @@ def check_answer(
     asked: Mapping[str, Statement],
     now: float | None = None,
 ) -> Statement:
-    """Whether an answer comes from the one who was asked, and to a question that was asked.
+    """Check that an answer comes from the site that was asked, and belongs to an open question.
 
     Args:
         sender_key: public key of that site, OpenSSH form.
-        asked: the questions to it that may still be answered, by the SHA-256 of their statements.
+        asked: the open questions to this site, by the SHA-256 of their statements.
 
     Raises:
         NotAuthentic: `forged`, `damaged`, `unasked`, `misdirected` or `expired`.
@@ -350,12 +347,8 @@ def check_answer(
         raise NotAuthentic("unasked")
     if (answer.sender, answer.receiver) != (fingerprint(sender_key), question.sender):
         raise NotAuthentic("misdirected")
-    if (answer.run, answer.round, answer.attempt, answer.kind) != (
-        question.run,
-        question.round,
-        question.attempt,
-        question.kind,
-    ):
+    answered = (answer.run, answer.round, answer.attempt, answer.kind)
+    if answered != (question.run, question.round, question.attempt, question.kind):
         raise NotAuthentic("forged")
     if now > answer.expires + CLOCK_SECONDS:
         raise NotAuthentic("expired")
@@ -363,7 +356,7 @@ def check_answer(
 
 
 def _signed_bytes(payload_type: str, payload: bytes) -> bytes:
-    """DSSE's pre-authentication encoding."""
+    """Return the bytes that are signed: DSSE's pre-authentication encoding."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 

@@ -17,7 +17,7 @@ from wardround.common.credentials import (
     write_private_key,
 )
 from wardround.common.files import write_atomically
-from wardround.common.wire.invitation import Rotation, read_paper, write_paper
+from wardround.common.wire.invitation import Rotation, read_document, write_document
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -102,7 +102,7 @@ def rotate_key(key: Path) -> tuple[Path, str] | None:
     step = f"Delete '{next_key}', then try again."
     new = read_private_key(next_key, "signing", "the next signing key", step)
     file = key.with_name(ROTATION)
-    fingerprint = write_paper(Rotation(public_line(new)), file, old, new)  # type: ignore[arg-type]
+    fingerprint = write_document(Rotation(public_line(new)), file, old, new)  # type: ignore[arg-type]
     next_key.replace(key)
     keep_public_line(public_half(key), public_line(new))
     return file, fingerprint
@@ -116,5 +116,5 @@ def take_rotation(public_key: Path, rotation: Path) -> None:
         OSError: the file cannot be written.
     """
     current = read_public_line(public_key)
-    read, _ = read_paper(Rotation, rotation, signed_with=[current])
+    read, _ = read_document(Rotation, rotation, signed_with=[current])
     keep_public_line(public_key, check_public_line(read.signing_key, "signing"))

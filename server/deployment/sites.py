@@ -19,8 +19,8 @@ from wardround.common.versions import PACKAGES
 from wardround.common.wire.invitation import (
     Invitation,
     Registration,
-    read_paper,
-    write_paper,
+    read_document,
+    write_document,
 )
 from wardround.common.words import quoted, shown
 from wardround.server.deployment.folder import (
@@ -57,7 +57,7 @@ def invite_site(
     key = signing_key(folder)
     invitation = draft_invitation(folder, name, address=address, labels=labels)
     file = folder.invitation(name)
-    return file, write_paper(invitation, file, key)
+    return file, write_document(invitation, file, key)
 
 
 def draft_invitation(
@@ -103,7 +103,7 @@ def keep_invitation(folder: ServerFolder, name: str, signed: Path) -> str:
             already registered.
         OSError: it cannot be written.
     """
-    invitation, found = read_paper(
+    invitation, found = read_document(
         Invitation, signed, signed_with=[coordinator_line(folder)]
     )
     if invitation.site != name:
@@ -130,7 +130,7 @@ def register_site(
         ValueError: the site was not invited, the file is wrong or for another site, or a key is
             already registered.
     """
-    registration, registered = read_paper(Registration, answer)
+    registration, registered = read_document(Registration, answer)
     if registration.site != name:
         raise ValueError(
             f"'{answer}' is the registration of {quoted(registration.site)}, not of '{name}'."
@@ -185,7 +185,7 @@ def _check_invited(
         raise ValueError(
             f"'{registration.site}' was not invited, or its invitation was withdrawn. {again}"
         )
-    invitation, fingerprint = read_paper(Invitation, file)
+    invitation, fingerprint = read_document(Invitation, file)
     if registration.invitation != fingerprint:
         raise ValueError(
             f"'{answer}' answers another invitation (fingerprint "

@@ -17,7 +17,7 @@ from tests.e2e.processes import Process, free_port, wait_for
 from tests.e2e.runs import LABELS
 from tests.support.tiny import write_texts
 from wardround.common.credentials import new_key, public_line
-from wardround.common.wire.invitation import Registration, write_paper
+from wardround.common.wire.invitation import Registration, write_document
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -147,7 +147,7 @@ def test_what_the_programs_write_is_for_their_user_alone(
     other = Registration(
         "north", public_line(new_key("node")), public_line(key), "SHA256:x"
     )
-    told = write_paper(other, tmp_path / "north.json", key)  # type: ignore[arg-type]
+    told = write_document(other, tmp_path / "north.json", key)  # type: ignore[arg-type]
     shell.run(
         "wardround-site",
         "peers",

@@ -14,7 +14,7 @@ from tests.support.site_door import site_command
 from tests.support.site_lab import WIDE
 from tests.support.tiny import write_model, write_texts
 from wardround.common.credentials import new_key, public_line
-from wardround.common.wire.invitation import Registration, write_paper
+from wardround.common.wire.invitation import Registration, write_document
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -57,7 +57,7 @@ def pin(world: World, name: str) -> str:
     registration = Registration(
         name, public_line(new_key("node")), public_line(key), "SHA256:invitation"
     )
-    told = write_paper(registration, world.folder / f"{name}.json", key)
+    told = write_document(registration, world.folder / f"{name}.json", key)
     done = site_command(
         "peers", "add", f"{name}.json", "--fingerprint", told, folder=world.folder
     )

@@ -1,4 +1,5 @@
-"""Health of the server's container: sites are served over TLS, with a certificate they trust."""
+"""Health check of the server's container: it answers over TLS with a certificate that sites
+trust."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ AUTHORITY = Path("/server/ca.crt")
 
 
 def main() -> None:
-    """Raise OSError if it is not well."""
+    """Raise OSError if the server does not answer."""
     trust = ssl.create_default_context(cafile=AUTHORITY)
     with socket.create_connection(("127.0.0.1", 9092), 5) as plain:
         trust.wrap_socket(plain, server_hostname="server").close()

@@ -1,6 +1,7 @@
-"""First start of the compose demo: certificates, and a key pair and a file of texts for each client.
+"""First start of the compose demo: make certificates, and keys and a file of texts for each client.
 
-Runs as root with two capabilities and without a network, and makes nothing anew that is there already.
+It runs as root with two capabilities and without a network. It keeps everything that exists
+already.
 """
 
 from __future__ import annotations
@@ -25,49 +26,55 @@ from wardround.server.deployment.sites import (
     unregister_site,
 )
 
-AUTHORITY, SERVER, SITES = Path("/authority"), Path("/server"), Path("/sites")
+AUTHORITY = Path("/authority")
+SERVER = Path("/server")
+SITES = Path("/sites")
 OUTPUTS = Path("/wardround/outputs")
 POLICY = Path(__file__).with_name("policy.yaml")
 TEXTS_PER_CLIENT = 60
-"""On the average; the last client has three times as many as the first."""
+"""Mean number of texts; the last client has three times as many as the first."""
 MOST_EXAMPLES = 2 * TEXTS_PER_CLIENT
-"""That a client may claim: more than the largest part of the deal."""
+"""Limit on the texts that a client may report: more than the largest part has."""
 
 
 def main() -> None:
-    """Make what is missing, then hand it over to the user of the other containers."""
-    num_clients, owner = _asked_for()
+    """Make all missing files, and give them to the user of the other containers."""
+    num_clients, owner = _read_environment()
     os.umask(0o077)
     _check_outputs(owner)
     _make_server_folder()
     names = [f"client-{number}" for number in range(1, num_clients + 1)]
     _make_texts(names)
-    _let_in(names)
+    _register(names)
     for folder in (SERVER, *(SITES / name for name in names)):
-        _hand_over(folder, owner)
+        _change_owner(folder, owner)
     files = f"a key pair and a file of texts for {num_clients} clients"
     print(f"ready: the server's certificate, and {files}")  # noqa: T201
 
 
-def _asked_for() -> tuple[int, tuple[int, int]]:
-    """Number of clients, and user and group of the other containers."""
-    num_clients, wanted = os.environ["CLIENTS"], os.environ.get("CLIENTS_ASKED_FOR", "")
+def _read_environment() -> tuple[int, tuple[int, int]]:
+    """Return the number of clients, and user and group of the other containers."""
+    num_clients = os.environ["CLIENTS"]
+    wanted = os.environ.get("CLIENTS_ASKED_FOR", "")
     if wanted not in ("", num_clients):
         raise ValueError(
-            f"CLIENTS is {wanted}, but {num_clients} clients are set up, each with a network of its own. "
+            f"CLIENTS is {wanted}, but {num_clients} clients are set up, each with a network of "
+            f"its own. "
             f"Run: docker/clients.sh {wanted}, then the same command again without CLIENTS."
         )
     user, _, group = os.environ["OWNER"].partition(":")
     if not (user.isdecimal() and group.isdecimal()) or user == "0":
         raise ValueError(
-            f"WARDROUND_USER is '{os.environ['OWNER']}'; it must be two numbers, not root's. "
+            f"WARDROUND_USER is '{os.environ['OWNER']}'; give two numbers that are not those of "
+            f"root. "
             "Set it to what this prints: echo $(id -u):$(id -g)"
         )
     return int(num_clients), (int(user), int(group))
 
 
 def _check_outputs(owner: tuple[int, int]) -> None:
-    """The server must be able to write to ./outputs; Docker makes it for root where it was not there."""
+    """Make sure that the server can write to ./outputs. Docker creates a missing folder for
+    root."""
     found = OUTPUTS.stat()
     if found.st_uid == 0:
         os.chown(OUTPUTS, *owner)
@@ -79,12 +86,13 @@ def _check_outputs(owner: tuple[int, int]) -> None:
 
 
 def _make_server_folder() -> None:
-    """The coordinator's folder; the authority's own key stays behind in a volume only this program sees."""
+    """Make the server folder. The authority's key stays in a volume that only this program can
+    read."""
     if not (AUTHORITY / "server.yaml").exists():
         _empty(AUTHORITY)
         _run("wardround", "server", "init", "--name", "server", "--dir", str(AUTHORITY))
     if not (SERVER / "server.yaml").exists():
-        # The last one makes it a folder.
+        # server.yaml is last: without it the folder does not count.
         for name in (
             "ca.crt",
             "server.crt",
@@ -97,22 +105,22 @@ def _make_server_folder() -> None:
 
 
 def _make_texts(names: list[str]) -> None:
-    """Deal the demo's texts, unequally, to the clients that have none."""
+    """Give unequal parts of the demo's texts to the clients that have none."""
     if all((SITES / name / "texts.csv").exists() for name in names):
         return
     settings = compose(["experiment=compose", f"num_clients={len(names)}"]).settings
     data = read_texts(settings.data, settings.seed)
     assert settings.data.label_names is not None
-    for name, texts in zip(
-        names, _deal(data.train, len(names), settings.seed), strict=True
-    ):
+    parts = _deal(data.train, len(names), settings.seed)
+    for name, texts in zip(names, parts, strict=True):
         file = SITES / name / "texts.csv"
         if not file.exists():
             _write_csv(file, texts, settings.data.label_names)
 
 
 def _deal(texts: LabelledTexts, num_parts: int, seed: int) -> Iterator[LabelledTexts]:
-    """Disjoint parts of TEXTS_PER_CLIENT texts on the average, fewer where there are not as many."""
+    """Yield disjoint parts with a mean of TEXTS_PER_CLIENT texts, or less if there are too few
+    texts."""
     total = min(TEXTS_PER_CLIENT * num_parts, len(texts))
     weights = np.linspace(1, 3, num_parts)
     ends = np.cumsum(weights / weights.sum() * total).round().astype(int)
@@ -133,8 +141,8 @@ def _write_csv(path: Path, texts: LabelledTexts, label_names: tuple[str, ...]) -
     part.replace(path)
 
 
-def _let_in(names: list[str]) -> None:
-    """Invite each client, let it answer as an engineer at a site would, and register it."""
+def _register(names: list[str]) -> None:
+    """Invite each client, run `wardround-site init` for it, and register it."""
     folder = ServerFolder(SERVER)
     registered = folder.sites()
     for name in registered.keys() - set(names):
@@ -145,28 +153,31 @@ def _let_in(names: list[str]) -> None:
             if (site / "site.yaml").exists():
                 continue
             unregister_site(folder, name)
-        for (
-            path
-        ) in site.iterdir():  # of an init that was interrupted, or an earlier version
+        # Files from an interrupted init or an earlier version.
+        for path in site.iterdir():
             if path.name not in ("texts.csv", "state"):
                 path.unlink()
         invitation, _ = invite_site(folder, name)
-        where = ["--invitation", str(invitation), "--dir", str(site)]
-        what = ["--data", str(site / "texts.csv"), "--text", "text", "--label", "label"]
-        _run("wardround-site", "init", *where, *what, "--policy", str(POLICY))
+        options = ["--invitation", str(invitation), "--dir", str(site)]
+        options += ["--data", str(site / "texts.csv"), "--policy", str(POLICY)]
+        options += ["--text", "text", "--label", "label"]
+        _run("wardround-site", "init", *options)
         register_site(
             folder, name, site / "registration.json", max_examples=MOST_EXAMPLES
         )
 
 
-def _hand_over(folder: Path, owner: tuple[int, int]) -> None:
+def _change_owner(folder: Path, owner: tuple[int, int]) -> None:
     for path in (folder, *folder.rglob("*")):
         os.chown(path, *owner, follow_symlinks=False)
 
 
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _run(*words: str) -> None:

@@ -1,1 +1,1 @@
-"""What is made for a release: hashes to install with, and a list of all that is installed."""
+"""Scripts for a release: requirements with hashes, and a list of packages (SBOM)."""

@@ -1,9 +1,9 @@
-"""Writes requirements/*.txt: every package with its version and the SHA-256 of each of its files.
+"""Write requirements/*.txt: every package with its version and the SHA-256 of each of its files.
 
     python -m release.requirements      (or: make requirements)
 
 Versions come from constraints.txt, hashes from the package index, both through `uv pip compile`;
-the version of uv stands in constraints.txt too. The files are for Linux on x86_64 and aarch64 and
+constraints.txt also pins uv. The files are for Linux on x86_64 and aarch64 and
 every supported Python.
 """
 
@@ -27,11 +27,11 @@ PROJECT = ROOT / "pyproject.toml"
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
 SBOM = ("cyclonedx-bom",)
-"""What `make sbom` installs in an environment of its own."""
+"""Packages that `make sbom` installs in a separate environment."""
 _SETUPTOOLS = "setuptools"
-"""Builds the one package that has no wheel, antlr4-python3-runtime."""
+"""Builds the only package without a wheel, antlr4-python3-runtime."""
 _OF_TORCH = re.compile(r"(torch|triton|cuda-.*|nvidia-.*)")
-"""PyTorch, and what its ordinary Linux build alone needs: a build for CPUs does not."""
+"""PyTorch, and packages that only its GPU build for Linux needs."""
 _SECONDS = 600.0
 _HEAD = """\
 # {what}
@@ -71,18 +71,24 @@ def main() -> None:
 
 
 def compiled(lines: Iterable[str]) -> dict[str, str]:
-    """Every package that these requirements need on a supported machine: its lines, by name."""
+    """Return the lines of every package that these requirements need on a supported machine, by
+    name."""
     done = subprocess.run(
         [
-            *(
-                Path(sys.executable).with_name("uv"),
-                "pip",
-                "compile",
-                "--no-config",
-                "--quiet",
-            ),
-            *("--universal", "--python-version", PYTHONS[0], "--generate-hashes"),
-            *("--no-header", "--no-annotate", "--constraints", CONSTRAINTS, "-"),
+            Path(sys.executable).with_name("uv"),
+            "pip",
+            "compile",
+            "--no-config",
+            "--quiet",
+            "--universal",
+            "--python-version",
+            PYTHONS[0],
+            "--generate-hashes",
+            "--no-header",
+            "--no-annotate",
+            "--constraints",
+            CONSTRAINTS,
+            "-",
         ],
         input="\n".join(lines),
         stdout=subprocess.PIPE,
@@ -100,12 +106,12 @@ def compiled(lines: Iterable[str]) -> dict[str, str]:
 
 
 def requirement_of(block: str) -> Requirement:
-    """The first line of a package's block, without its hashes."""
+    """Return the requirement in the first line of a package's block, without its hashes."""
     return Requirement(block.splitlines()[0].rstrip("\\ "))
 
 
 def is_for_linux(marker: Marker | None) -> bool:
-    """Whether a package is installed on a supported machine with a supported Python."""
+    """Return True if a package is installed on a supported machine with a supported Python."""
     if marker is None:
         return True
     return any(
@@ -116,7 +122,7 @@ def is_for_linux(marker: Marker | None) -> bool:
 
 
 def _linux(python: str, machine: str) -> dict[str, str]:
-    """What markers ask about such a machine."""
+    """Return the values of markers for such a machine."""
     return {
         "sys_platform": "linux",
         "platform_system": "Linux",
@@ -128,7 +134,7 @@ def _linux(python: str, machine: str) -> dict[str, str]:
 
 
 def without(blocks: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
-    """Those of the packages that are not among the others."""
+    """Return the packages that are not in `others`."""
     return {name: block for name, block in blocks.items() if name not in others}
 
 

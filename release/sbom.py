@@ -1,10 +1,10 @@
-"""Adds to a list of what is installed the SHA-256 of the files that a package can have come from.
+"""Add to a list of installed packages the SHA-256 of the files from which they can be installed.
 
     python -m release.sbom ENVIRONMENT.json OUT.json      (or: make sbom)
 
-ENVIRONMENT.json is CycloneDX 1.6, as `cyclonedx-py environment` writes it: names, versions, licences,
-and who needs whom. An installed package does not tell which file it came from; the hashes are those
-that the package index published for its version, as they stand in requirements/*.txt.
+ENVIRONMENT.json is CycloneDX 1.6 from `cyclonedx-py environment`: names, versions, licences and
+dependencies. An installed package does not record its file. So the hashes are all those that the
+package index published for its version, from requirements/*.txt.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _INDEX = "https://pypi.org/simple/{name}/"
 
 
 def main(environment: str, out: str) -> None:
-    """Write the list with hashes, and say what has none.
+    """Write the list with hashes, and print the packages without a hash.
 
     Raises:
-        ValueError: the list is no CycloneDX 1.6.
+        ValueError: the list is not CycloneDX 1.6.
     """
     bom = json.loads(Path(environment).read_text(encoding="utf-8"))
     unhashed = add_hashes(bom, published_hashes(FOLDER))
@@ -38,7 +38,7 @@ def main(environment: str, out: str) -> None:
 
 
 def published_hashes(folder: Path) -> dict[tuple[str, str], list[str]]:
-    """SHA-256, hexadecimal, of every file of a package, by its normalised name and version."""
+    """Return the SHA-256 (hex) of every file of a package, by normalised name and version."""
     found: dict[tuple[str, str], list[str]] = {}
     for file in sorted(folder.glob("*.txt")):
         text = file.read_text(encoding="ascii")
@@ -53,10 +53,10 @@ def published_hashes(folder: Path) -> dict[tuple[str, str], list[str]]:
 def add_hashes(
     bom: dict[str, Any], published: dict[tuple[str, str], list[str]]
 ) -> list[str]:
-    """Give every component the hashes of its files, in place.
+    """Add the hashes of its files to every component, in place.
 
     Returns:
-        Name and version of each component that has none.
+        Name and version of each component without a hash.
     """
     unhashed = []
     for component in bom["components"]:
@@ -76,7 +76,7 @@ def add_hashes(
 
 
 def _normalised(name: str) -> str:
-    """As the package index compares names (PEP 503)."""
+    """Return the form in which the package index compares names (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -87,7 +87,7 @@ def _validate(text: str) -> None:
 
     error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
     if error is not None:
-        raise ValueError(f"the list is no CycloneDX 1.6: {error}")
+        raise ValueError(f"the list is not CycloneDX 1.6: {error}")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from tests.support.runs import history
 from tests.support.site_lab import make_site
 from tests.support.tiny import Make, write_model
 from wardround.client.site import RealSite
-from wardround.common.data import tokens
+from wardround.common.data import token_cache, tokens
 from wardround.common.data.corpus import forget_corpora, open_corpus
-from wardround.common.data.tokens import TokenisedTexts, cache_folder, tokenise
+from wardround.common.data.token_cache import cache_folder
+from wardround.common.data.tokens import TokenisedTexts, tokenise
 from wardround.common.settings.tree import Settings
 from wardround.server.engines.shared_memory import corpus_from_memory, corpus_to_memory
 from wardround.server.engines.simulate import simulate
@@ -123,7 +124,7 @@ def test_another_version_of_a_library_finds_nothing(
 ) -> None:
     cut(load(tiny_model), cache)
     monkeypatch.setattr(
-        tokens, "version", lambda name: "0" if name == library else version(name)
+        token_cache, "version", lambda name: "0" if name == library else version(name)
     )
     cut(load(tiny_model), cache)
     assert len(files(cache)) == 2
@@ -175,11 +176,11 @@ def test_what_was_unused_for_longest_goes(
     left_over = cache / ".killed.part"
     left_over.touch()
     os.utime(left_over, (0, 0))
-    monkeypatch.setattr(tokens, "MOST_BYTES", 3 * NUM_BYTES)
+    monkeypatch.setattr(token_cache, "MOST_BYTES", 3 * NUM_BYTES)
     cut(tokenizer, cache, max_length=9)
     kept = files(cache)
     assert len(kept) == 3
-    monkeypatch.setattr(tokens, "MOST_BYTES", 1)
+    monkeypatch.setattr(token_cache, "MOST_BYTES", 1)
     for length in (6, 8, 9):  # read, so nothing is written and nothing removed
         cut(tokenizer, cache, max_length=length)
     assert files(cache) == kept

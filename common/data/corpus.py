@@ -5,7 +5,8 @@ from __future__ import annotations
 from wardround.common.data.dataset import read_texts
 from wardround.common.data.opt_outs import NO_LATE_OPT_OUTS, LateOptOuts
 from wardround.common.data.texts import PARTS, TextData
-from wardround.common.data.tokens import TokenisedTexts, cache_folder, tokenise
+from wardround.common.data.token_cache import cache_folder
+from wardround.common.data.tokens import TokenisedTexts, tokenise
 from wardround.common.pretrained import load_tokenizer
 from wardround.common.settings.data import DataSettings
 from wardround.common.settings.model import ModelSettings

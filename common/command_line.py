@@ -1,7 +1,7 @@
-"""The frame of a command line: its app, and commands whose docstrings are what `--help` shows.
+"""The frame of a command line: its app, and commands whose docstrings become their help.
 
-Importing it turns off what Flower, Ray and the hub libraries would send out: nobody is told about a run or a
-site but its owner. So it comes before them.
+Import it before Flower, Ray and the hub libraries: it turns off the data that they would send to
+their makers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer.core
 
 from wardround.common.versions import NAME, installed
 
-# Typer escapes the brackets of `[default: …]` for rich wherever that is installed, asked for or not.
+# Otherwise Typer escapes the brackets of `[default: …]` if rich is installed.
 typer.core.HAS_RICH = False
 for _name in (
     "FLWR_TELEMETRY_ENABLED",
@@ -35,7 +35,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def new_app(help: str) -> typer.Typer:
-    """An app in plain text, which leaves errors to `wardround.common.errors.guarded`."""
+    """Return an app with plain text, which leaves errors to `wardround.common.errors.guarded`."""
     return typer.Typer(
         add_completion=False,
         no_args_is_help=True,
@@ -46,7 +46,7 @@ def new_app(help: str) -> typer.Typer:
 
 
 def add_version(app: typer.Typer) -> None:
-    """Give a program the option `--version`."""
+    """Add the option `--version` to a program."""
 
     @app.callback()
     def options(
@@ -72,11 +72,13 @@ def _show_version(is_asked: bool) -> None:
 def command(
     app: typer.Typer, name: str | None = None, **inserted: str
 ) -> Callable[[Command], Command]:
-    """Make a function a command: above its options the first paragraph of its docstring, below them the rest.
+    """Make a function a command.
+
+    The first paragraph of its docstring is shown above the options, the rest below them.
 
     Args:
-        name: by default the function's.
-        inserted: what stands for each `{word}` of the docstring.
+        name: name of the command; None is the function's.
+        inserted: text for each `{word}` of the docstring.
     """
 
     def register(function: Command) -> Command:
@@ -84,12 +86,13 @@ def command(
         text = "\n\n".join(more)
         for word, meaning in inserted.items():
             text = text.replace(f"{{{word}}}", meaning)
-        # click wraps a paragraph anew unless it begins like this; what is indented stands as it is written.
-        shown = [
-            f"\b\n{part}" if "\n  " in part else part for part in text.split("\n\n")
-        ]
-        return app.command(
-            name, help=" ".join(summary.split()), epilog="\n\n".join(shown)
-        )(function)
+        shown = []
+        for part in text.split("\n\n"):
+            # click breaks the lines of a paragraph again unless it begins with \b.
+            is_indented = "\n  " in part
+            shown.append(f"\b\n{part}" if is_indented else part)
+        help_text = " ".join(summary.split())
+        epilog = "\n\n".join(shown)
+        return app.command(name, help=help_text, epilog=epilog)(function)
 
     return register

@@ -1,4 +1,4 @@
-"""Writes that are whole or not there, and hashes of files."""
+"""Files that are written whole or not at all, and hashes of files."""
 
 from __future__ import annotations
 
@@ -19,46 +19,48 @@ from safetensors import SafetensorError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary neighbour of `path`, bring it to the disk, then put it in place.
+    """Let `write` fill a temporary file or folder beside `path`, flush it, and move it to `path`.
 
     Raises:
-        OSError: it could not be written; names `path`, where whatever stood before still stands.
+        OSError: it could not be written; names `path`, which then has its old content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (
-        path.with_name(f".{path.name}.{suffix}") for suffix in ("part", "old")
-    )
+    temporary = path.with_name(f".{path.name}.part")
+    old = path.with_name(f".{path.name}.old")
     for left_over in (temporary, old):
-        if left_over.is_dir():
-            shutil.rmtree(left_over)
-        else:
-            left_over.unlink(missing_ok=True)
+        _remove(left_over)
     with named(path):
         try:
             write(temporary)
             for item in [*temporary.rglob("*"), temporary]:
                 to_disk(item)
-            if path.is_dir():  # a folder is not replaced in one step, and half deleted it would look whole
+            if path.is_dir():
+                # A folder cannot be replaced in one step, and a half deleted one would look whole.
                 path.replace(old)
             temporary.replace(path)
             to_disk(path.parent)
         except (OSError, SafetensorError):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(
-                missing_ok=True
-            )
+            _remove(temporary)
             raise
     if old.is_dir():
         shutil.rmtree(old)
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def keep_private() -> None:
-    """From now on, new files and folders of this process are for its own user alone (0600, 0700)."""
+    """Make all later files and folders of this process private to its user (0600, 0700)."""
     os.umask(0o077)
 
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Let every failure to write be an OSError that names `path`."""
+    """Turn every failure to write into an OSError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -68,7 +70,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal; it is read again only if it was written since.
+    """Return the hexadecimal SHA-256 of a file; an unchanged file is not read again.
 
     Raises:
         OSError: it cannot be read; names `path`.
@@ -98,7 +100,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk. Raises OSError."""
+    """Flush a file, or the names in a folder, to the disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -107,18 +109,18 @@ def to_disk(path: Path) -> None:
 
 
 class Writer:
-    """Writes beside the work, in their order, by one thread; a context manager that waits for the last."""
+    """Writes in the background, in order, by one thread; its context waits for the last write."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writes: list[Future[Any]] = []
 
     def write(self, write: Callable[..., Any], *arguments: Any) -> None:
-        """Have `write(*arguments)` called after all that was asked for before."""
+        """Call `write(*arguments)` in the background, after all earlier writes."""
         self._writes.append(self._thread.submit(write, *arguments))
 
     def wait(self) -> None:
-        """Return once everything is written. Raises what a write raised: OSError."""
+        """Return when everything is written. Raises OSError if a write failed."""
         while self._writes:
             self._writes.pop(0).result()
 

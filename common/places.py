@@ -1,11 +1,11 @@
-"""The places of code and of the files beside it, in a checkout or in a wheel."""
+"""Paths of the code and of the files beside it, in a checkout or in a wheel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 _CODE = Path(__file__).resolve().parents[1]
-"""It holds server, client, common and conf: `wardround` of a wheel, or the root of a checkout."""
+"""Folder of server, client, common and conf: `wardround` in a wheel, the root of a checkout."""
 _IS_CHECKOUT = (_CODE / "wardround" / "__init__.py").is_file()
 IMPORT_ROOT = _CODE if _IS_CHECKOUT else _CODE.parent
 """The folder from which `wardround` is imported."""
@@ -14,7 +14,7 @@ _BUNDLE = _CODE / "server" / "bundle"
 
 
 def project_file(name: str) -> Path:
-    """A file at the root of a checkout, which pyproject.toml puts into `server/bundle` of a wheel.
+    """Return a file from the root of a checkout, or from `server/bundle` of a wheel.
 
     Raises:
         ValueError: this installation lacks it.

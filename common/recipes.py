@@ -1,7 +1,7 @@
-"""Recipes: reviewed settings under one name and a version, with closed ranges for the rest.
+"""Recipes: reviewed settings under one name and a version, with ranges for some of them.
 
-A recipe is a file of `conf/recipe/`. Hydra composes it at the coordinator; a site reads the file of its own
-installation, whatever a server says, and names every setting of a plan that deviates from it.
+A recipe is a file of `conf/recipe/`. Hydra composes it at the coordinator. A site always reads the
+file of its own installation, and lists every setting of a plan that deviates from it.
 """
 
 from __future__ import annotations
@@ -19,29 +19,35 @@ from wardround.common.settings.tree import Settings
 
 FOLDER = CONF / "recipe"
 ABOUT = "about_recipe"
-"""Node of a recipe's file that is no setting: words, ranges and models."""
+"""Node of a recipe's file that is not a setting: words, ranges and models."""
 FREE = frozenset(
     {
-        *("arm", "run_dir", "seed", "device", "threads", "attention", "recipe"),
-        *(
-            "model.label",
-            "model.source",
-            "model.name",
-            "model.revision",
-            "model.sha256",
-        ),
-        *("train.on_collapse", "train.collapse_rounds", "train.gradient_checkpointing"),
-        *(
-            "strategy.wait_seconds",
-            "strategy.round_timeout_seconds",
-            "strategy.ask_again_seconds",
-        ),
-        *("evaluation.target_accuracy", "evaluation.patience", "evaluation.batch_size"),
+        "arm",
+        "run_dir",
+        "seed",
+        "device",
+        "threads",
+        "attention",
+        "recipe",
+        "model.label",
+        "model.source",
+        "model.name",
+        "model.revision",
+        "model.sha256",
+        "train.on_collapse",
+        "train.collapse_rounds",
+        "train.gradient_checkpointing",
+        "strategy.wait_seconds",
+        "strategy.round_timeout_seconds",
+        "strategy.ask_again_seconds",
+        "evaluation.target_accuracy",
+        "evaluation.patience",
+        "evaluation.batch_size",
     }
 )
-"""Settings that no recipe decides: names, places, waits, and what the policy lists by itself."""
+"""Settings that no recipe decides: names, places, waits, and those that the policy checks."""
 FREE_GROUPS = frozenset({"data", "protocol", "partition", "engine", "personalisation"})
-"""The same for whole groups: a site reads its texts in its own way."""
+"""Groups that no recipe decides; a site describes its own texts."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +57,17 @@ class Range:
     low: float | None = None
     high: float | None = None
     one_of: tuple[object, ...] = ()
-    """If it is not empty, the values there are; `low` and `high` are then None."""
+    """The allowed values; if it is not empty, `low` and `high` are None."""
 
     def __contains__(self, value: object) -> bool:
         if self.one_of:
             return value in self.one_of
-        return isinstance(value, int | float) and (self.low or 0) <= value <= (
-            self.high or 0
-        )
+        if not isinstance(value, int | float):
+            return False
+        return (self.low or 0) <= value <= (self.high or 0)
 
     def in_words(self) -> str:
-        """For people."""
+        """Return the range as words for people."""
         if self.one_of:
             return f"one of {', '.join(map(str, self.one_of))}"
         return f"{self.low:g} to {self.high:g}"
@@ -69,31 +75,31 @@ class Range:
 
 @dataclass(frozen=True)
 class Deviation:
-    """A setting of a plan that is not as its recipe says."""
+    """A setting of a plan that differs from its recipe."""
 
     key: str
     value: object
     allowed: str
-    """Value or range of the recipe, in words."""
+    """The recipe's value or range, in words."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe, as the file of this installation has it."""
+    """One recipe of this installation."""
 
     name: str
-    """With its version: `fine_tune@1`."""
+    """Name with version: `fine_tune@1`."""
     words: str
-    """What it is for, in one sentence."""
+    """Its purpose, in one sentence."""
     settings: Mapping[str, object]
-    """By dotted key: what it sets."""
+    """Its values by dotted key."""
     ranges: Mapping[str, Range]
-    """By dotted key: what may be chosen. The value of the file stands in `settings`."""
+    """The allowed values by dotted key. Its own value is in `settings`."""
     models: Mapping[str, str]
-    """By `model.name`: SHA-256 of model.safetensors."""
+    """SHA-256 of model.safetensors by `model.name`."""
 
     def deviations(self, settings: Settings) -> Iterator[Deviation]:
-        """Every setting that is neither as the recipe sets it, nor in its range, nor free."""
+        """Yield every setting that has neither the recipe's value nor one in its range, and is not free."""
         for key, value in settings.flat().items():
             if key in FREE or key.split(".")[0] in FREE_GROUPS:
                 continue
@@ -106,15 +112,15 @@ class Recipe:
 
 @cache
 def recipes() -> dict[str, Recipe]:
-    """The recipes of this installation, by name with version."""
+    """Return the recipes of this installation, by name with version."""
     found = (_read(path) for path in sorted(FOLDER.glob("*.yaml")))
     return {recipe.name: recipe for recipe in found}
 
 
 def pinned_models() -> dict[str, str]:
-    """SHA-256 of the weights of every model that a recipe of this installation names, by `model.name`.
+    """Return the SHA-256 of the weights of every model that a recipe names, by `model.name`.
 
-    All of them lie in installed packages, so that the configuration and the tokenizer are this machine's own.
+    All of them are in installed packages, so configuration and tokenizer come from this machine.
     """
     return {
         name: digest
@@ -128,8 +134,10 @@ def _read(path: Path) -> Recipe:
     about = content.pop(ABOUT)
     content.pop("defaults", None)
     ranges = {
-        key: Range(said.get("from"), said.get("to"), tuple(said.get("one_of", ())))
-        for key, said in about["ranges"].items()
+        key: Range(
+            limits.get("from"), limits.get("to"), tuple(limits.get("one_of", ()))
+        )
+        for key, limits in about["ranges"].items()
     }
     return Recipe(
         name=content["recipe"],
@@ -141,7 +149,7 @@ def _read(path: Path) -> Recipe:
 
 
 def _dotted(content: Mapping[str, Any]) -> dict[str, object]:
-    """Nested settings by dotted key, with lists as tuples."""
+    """Return nested settings by dotted key, with lists as tuples."""
     found: dict[str, object] = {}
     for key, value in content.items():
         members = value.items() if isinstance(value, dict) else [("", value)]

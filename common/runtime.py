@@ -1,4 +1,4 @@
-"""The machine under a run: device, precision, threads, and named streams of random numbers."""
+"""Device, precision and threads of a run, and its named streams of random numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def stream_seed(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> int:
-    """A 63-bit seed that depends on nothing but its arguments, so a resumed run draws the same numbers."""
+    """Return a 63-bit seed of these arguments only, so that a resumed run draws the same numbers."""
     text = f"{seed}/{purpose}/{round}/{client}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
@@ -27,7 +27,7 @@ def stream_seed(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> 
 def numpy_stream(
     seed: int, purpose: str, *, round: int = 0, client: int = 0
 ) -> np.random.Generator:
-    """A NumPy generator of the named stream."""
+    """Return a NumPy generator of the named stream."""
     return np.random.default_rng(stream_seed(seed, purpose, round=round, client=client))
 
 
@@ -40,26 +40,27 @@ def torch_stream(
     client: int = 0,
     device: torch.device | None = None,
 ) -> Iterator[None]:
-    """Put PyTorch's own generators on the named stream, and back where they were on leaving.
+    """Set PyTorch's own generators to the named stream, and restore them afterwards.
 
-    Needed for what takes no generator argument: dropout and the initialisers.
+    Dropout and the initialisers need it: they take no generator argument.
     """
     import torch
 
-    devices = (
-        [device] if device is not None and device.type not in ("cpu", "meta") else []
-    )
-    kind = devices[0].type if devices else "cuda"
+    devices = []
+    kind = "cuda"
+    if device is not None and device.type not in ("cpu", "meta"):
+        devices = [device]
+        kind = device.type
     with torch.random.fork_rng(devices, device_type=kind):
         torch.manual_seed(stream_seed(seed, purpose, round=round, client=client))
         yield
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device `name` stands for; `auto` is the first accelerator, or the CPU where there is none.
+    """Return the device of this name; `auto` is the first accelerator, or the CPU if there is none.
 
     Raises:
-        ValueError: the device does not exist here. Nothing falls back in silence.
+        ValueError: the device does not exist here. There is no silent fall-back.
     """
     import torch
 
@@ -70,12 +71,11 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (
-            str(error).splitlines()[0].partition(". ")[0]
-        )  # PyTorch's second sentence is a long list
+        # PyTorch's second sentence is a long list.
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise ValueError(
             f"device is '{name}', which this machine does not have ({reason}). "
-            "Set device=cpu, or device=auto for whatever there is."
+            "Set device=cpu, or device=auto for the best that there is."
         ) from None
     if device.type == "meta":
         raise ValueError(
@@ -85,31 +85,31 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_threads(threads: int | str) -> int:
-    """CPU threads for one client; `auto` is every CPU this process may use."""
+    """Return the CPU threads of one client; `auto` is every CPU that this process may use."""
     if threads != "auto":
         return int(threads)
-    return (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-# Parameters of glibc's `mallopt` (malloc.h), and the most bytes that the second takes.
-_MMAP_THRESHOLD, _TRIM_THRESHOLD, _MOST_BYTES = -3, -1, 2**31 - 1
-# Above the gradient of BERT-base's word embeddings (94 MB), below a whole model: that is given back.
+# Parameters of glibc's `mallopt` (malloc.h), and the largest value of the second.
+_MMAP_THRESHOLD = -3
+_TRIM_THRESHOLD = -1
+_MOST_BYTES = 2**31 - 1
+# Larger than the gradient of BERT-base's word embeddings (94 MB), smaller than a whole model.
 _KEPT_BYTES = 128 << 20
 
 
 def keep_freed_memory() -> None:
-    """Have this process use the memory of freed tensors of up to 128 MiB again.
+    """Let this process reuse the memory of freed tensors of up to 128 MiB.
 
-    glibc alone gives blocks from 32 MiB on back to the kernel and gets them anew, page by page, in every
-    training step. Does nothing where the C library has no `mallopt`.
+    By default glibc returns blocks from 32 MiB on to the kernel, and requests them again, page by
+    page, in every training step. Does nothing if the C library has no `mallopt`.
     """
-    mallopt = (
-        getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    )
+    if os.name != "posix":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_TRIM_THRESHOLD, _MOST_BYTES)
@@ -119,31 +119,28 @@ _GROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int | None:
-    """Bytes this process may still take: free in the machine, or less where a container is limited."""
+    """Return the bytes that this process may still use; the limit of a container counts too.
+
+    None if this machine does not tell.
+    """
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    free = next(
-        (
-            int(line.split()[1]) * 1024
-            for line in lines
-            if line.startswith("MemAvailable:")
-        ),
-        None,
-    )
+    free = None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
 
-    def told(name: str) -> str:
+    def read(name: str) -> str:
         return (_GROUP / f"memory.{name}").read_text(encoding="ascii")
 
-    try:  # the limit is the word `max` where there is none
-        limit, kinds = (
-            int(told("max")),
-            dict(line.split() for line in told("stat").splitlines()),
-        )
-        # Copies of files, which are given up for whatever asks for memory.
+    try:
+        limit = int(read("max"))  # the word `max` if there is no limit
+        kinds = dict(line.split() for line in read("stat").splitlines())
+        # The kernel gives up cached copies of files if a process needs memory.
         cached = int(kinds["active_file"]) + int(kinds["inactive_file"])
-        return free and min(free, limit - int(told("current")) + cached)
+        return free and min(free, limit - int(read("current")) + cached)
     except (OSError, ValueError, KeyError):
         return free
 
@@ -157,12 +154,12 @@ def prepare(settings: Settings) -> torch.device:
     return resolve_device(settings.device)
 
 
-# Where one way to compute attention is known to be faster than the model's own (docs/settings.md).
+# Ways to compute attention that are faster than the model's own (docs/settings.md).
 _FASTEST_ATTENTION = {("cpu", "bf16"): "eager"}
 
 
 def resolve_attention(settings: Settings, device: torch.device) -> str | None:
-    """What transformers calls `attn_implementation`; None leaves the choice to the model."""
+    """Return `attn_implementation` of transformers; None leaves the choice to the model."""
     if settings.attention != "auto":
         return settings.attention
     return _FASTEST_ATTENTION.get((device.type, settings.precision))
@@ -171,7 +168,7 @@ def resolve_attention(settings: Settings, device: torch.device) -> str | None:
 def precision_context(
     precision: str, device: torch.device
 ) -> AbstractContextManager[Any]:
-    """Autocast to bfloat16 for `bf16`, nothing for `fp32`."""
+    """Return autocast to bfloat16 for `bf16`, and a context without effect for `fp32`."""
     import torch
 
     if precision == "bf16":

@@ -1,4 +1,4 @@
-"""From words on a command line to checked settings: the door where Hydra is."""
+"""Words of a command line to checked settings, by Hydra, which no other file imports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from wardround.common.settings.tree import Settings, known_keys
 AXES = ("model", "data", "num_clients", "seed")
 _GROUPS = tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
 _NO_SETTINGS = ("hydra", "sweep", "experiment", ABOUT_RECIPE)
-"""Nodes of Hydra's tree that are no settings."""
+"""Nodes of Hydra's tree that are not settings."""
 _BESIDE_SETTINGS = (
     "sweep",
     *(f"sweep.{axis}" for axis in AXES),
@@ -37,7 +37,7 @@ _BESIDE_SETTINGS = (
 
 @dataclass(frozen=True)
 class Composed:
-    """What an override list stands for."""
+    """The settings that a list of overrides makes."""
 
     settings: Settings
     config: DictConfig
@@ -45,17 +45,17 @@ class Composed:
 
 
 def compose(overrides: Sequence[str]) -> Composed:
-    """Check and compose one run's settings.
+    """Compose and check the settings of one run.
 
     Raises:
-        ValueError: an unknown key, group or option (with the nearest names), a value out of range, or
-            settings that contradict each other.
+        ValueError: a key, group or option is unknown (with the nearest names), a value is out of
+            range, or settings contradict each other.
     """
-    parsed = parse(overrides)
-    for override in parsed:
+    for override in parse(overrides):
         if override.is_sweep_override():
             raise ValueError(
-                f"'{override.input_line}' gives several values to one run. Use `wardround sweep` for that."
+                f"'{override.input_line}' gives several values to one run. Use "
+                "`wardround sweep` for that, or write a list as [a, b]."
             )
     config = compose_tree(overrides)
     with _hydra():
@@ -63,7 +63,7 @@ def compose(overrides: Sequence[str]) -> Composed:
 
 
 def compose_tree(overrides: Sequence[str]) -> DictConfig:
-    """Hydra's whole tree, nothing in it checked as settings. Raises ValueError as `compose` does."""
+    """Return Hydra's whole tree, with unchecked settings. Raises ValueError as `compose` does."""
     with _hydra():
         return hydra.compose(
             "config", overrides=list(overrides), return_hydra_config=True
@@ -75,7 +75,7 @@ def launch(
     task: Callable[[DictConfig], None],
     jobs: Sequence[Sequence[str]],
 ) -> None:
-    """Run `task` on the composed configuration of each job, through the launcher `hydra/launcher` names."""
+    """Run `task` on the composed configuration of each job, by the launcher of `hydra/launcher`."""
     with _hydra():
         context = HydraContext(
             config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks()
@@ -84,43 +84,36 @@ def launch(
             hydra_context=context, task_function=task, config=config
         )
         for result in launcher.launch([list(job) for job in jobs], initial_job_idx=0):
-            result.return_value  # noqa: B018 - raises what the job raised
+            result.return_value  # noqa: B018 - raises the error of the job
 
 
 def settings_of(config: DictConfig) -> Settings:
-    """The settings inside a composed tree. Raises ValueError as `Settings` does."""
+    """Return the settings inside a composed tree. Raises ValueError as `Settings` does."""
+    keys = [str(key) for key in config if key not in _NO_SETTINGS]
     try:
         values: Any = OmegaConf.to_container(
-            OmegaConf.masked_copy(
-                config, [str(key) for key in config if key not in _NO_SETTINGS]
-            ),
-            resolve=True,
-            throw_on_missing=True,
+            OmegaConf.masked_copy(config, keys), resolve=True, throw_on_missing=True
         )
     except OmegaConfBaseException as error:
         raise ValueError(_explained(error)) from None
     settings = Settings.from_dict(values)
-    return (
-        settings
-        if settings.run_dir
-        else replace(settings, run_dir=f"outputs/{settings.cell}")
-    )
+    if settings.run_dir:
+        return settings
+    return replace(settings, run_dir=f"outputs/{settings.cell}")
 
 
 def _explained(error: Exception) -> str:
-    """What is wrong with a composed tree; a value nobody gave is the usual case."""
+    """Return the message for a tree that cannot be resolved; usually a value is missing."""
     text = first_line(error)
     _, _, missing = text.partition("Missing mandatory value: ")
-    return (
-        f"{missing} is missing and has no default. Set {missing}=..."
-        if missing
-        else text
-    )
+    if not missing:
+        return text
+    return f"{missing} is missing and has no default. Set {missing}=..."
 
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    """Hydra, initialised on `conf/`, its complaints turned into ValueError."""
+    """Initialise Hydra on `conf/`, and turn its errors into ValueError."""
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             yield
@@ -129,37 +122,41 @@ def _hydra() -> Iterator[None]:
 
 
 def parse(overrides: Iterable[str]) -> list[Override]:
-    """Parse, and refuse keys and options that do not exist while their nearest names can be told."""
+    """Parse the words, and check that their keys and options exist.
+
+    Raises:
+        ValueError: a word cannot be parsed, or names an unknown key or option; with the nearest
+            names.
+    """
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
         if "=" not in text and not text.startswith("~"):
             raise ValueError(
-                f"'{text}' is no override; write key=value, for example num_clients=8."
+                f"'{text}' has no value. Write key=value without spaces, for example "
+                "num_clients=8."
             )
         try:
             override = parser.parse_override(text)
-        except HydraException as error:
-            raise ValueError(
-                f"'{text}' cannot be read: {first_line(error)}{_quoting(text)}"
-            ) from None
+        except HydraException:
+            raise ValueError(f"'{text}' cannot be read. {_step(text)}") from None
         _check_key(override)
         parsed.append(override)
     return parsed
 
 
-def _quoting(text: str) -> str:
-    """What helps where the value is a sign that Hydra's words are not made of."""
+def _step(text: str) -> str:
+    """Return the next step for a word that Hydra cannot parse."""
     key, _, value = text.partition("=")
-    is_sign = len(value) == 1 and not value.isalnum()
-    return (
-        f". Quote the value for Hydra, and the word for the shell: '{key}=\"{value}\"'"
-        if is_sign
-        else ""
-    )
+    if key != key.strip() or value != value.strip():
+        return f"Write no spaces around =: {key.strip()}={value.strip()}"
+    if value.startswith(("[", "{")):
+        return "Close every bracket, and separate values with commas: [a, b]."
+    return f"Quote the value for Hydra, and the word for the shell: '{key}=\"{value}\"'"
 
 
 def _check_key(override: Override) -> None:
+    """Raise ValueError if the key, or the option of a group, does not exist."""
     key = override.key_or_group
     if key.split("/")[0].split(".")[0] == "hydra" or key.startswith("sweep.arms."):
         return
@@ -171,13 +168,14 @@ def _check_key(override: Override) -> None:
     options = sorted(
         file.stem for file in (CONF / key).glob("*.yaml") if file.stem != "base"
     )
-    chosen = (
-        list(override.sweep_string_iterator())
-        if override.is_sweep_override()
-        else [override.value()]
-    )
+    chosen: list[object]
+    if override.is_sweep_override():
+        chosen = list(override.sweep_string_iterator())
+    else:
+        chosen = [override.value()]
     for option in chosen:
         if option is not None and str(option) not in options:
             raise ValueError(
-                f"unknown {key} '{option}'.{nearest(str(option), options)} There are: {', '.join(options)}."
+                f"unknown {key} '{option}'.{nearest(str(option), options)} There are: "
+                f"{', '.join(options)}."
             )

@@ -54,7 +54,10 @@ WRONG = {
     "bare key": ("num_client=3", ["unknown key 'num_client'", "num_clients"]),
     "group": ("modle=bert", ["unknown key 'modle'", "model"]),
     "added key": ("+train.momentum=0.9", ["unknown key 'train.momentum'"]),
-    "no value": ("num_clients", ["'num_clients' is no override", "num_clients=8"]),
+    "spaces": ("num_clients = 3", ["'num_clients = 3'", "num_clients=3"]),
+    "no list": ("data.text_columns=text", ["data.text_columns is 'text'", "[text]"]),
+    "open list": ("data.text_columns=[text", ["'data.text_columns=[text'", "[a, b]"]),
+    "no value": ("num_clients", ["'num_clients' has no value", "num_clients=8"]),
     "model": (
         "model=distillbert",
         ["unknown model 'distillbert'", "Nearest: 'distilbert'", "albert, bert"],

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 STEPS = {
     "missing": "Settings that another version wrote cannot be read.",
-    "tuple_type": "Write a list: [letter].",
-    "none_required": "Set it to null.",
     "seed": "Give a whole number from 0 to 2**63 - 1.",
     "arm": "A folder is named after it: use letters, digits, '.' and '_'.",
     "threads": "Give a positive number, or auto.",
+    "model.sha256": "Give 64 hexadecimal digits, or null.",
     "data.text_columns": "Name at least one column: [text].",
     "data.test_fraction": "Give a share between 0 and 1.",
     "data.token_cache": "Give auto, null, or a folder with a / in it (./tokens).",

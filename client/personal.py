@@ -1,4 +1,4 @@
-"""Personal models of one site: a released model, trained further on its own texts for its own use."""
+"""Personal models of one site: a released model, trained further on the site's own texts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OwnTexts:
-    """Texts of a site to train on, to choose a model by, and to test it on. No text is in two parts."""
+    """Texts of a site to train on, to choose a model by, and to test it on.
+
+    No text is in two parts.
+    """
 
     owner: str
     """Name of the site, or number of a simulated client. It names the random streams."""
@@ -79,7 +82,8 @@ class Personaliser:
     """Makes personal models of one released model, for one site after the other.
 
     It sends no message, and uses no random stream of the run. The same settings, texts, owner and
-    released model give the same personal models, bit for bit, in a simulation and at the site itself.
+    released model give the same personal models, bit for bit, in a simulation and at the site
+    itself.
     """
 
     def __init__(
@@ -111,7 +115,10 @@ class Personaliser:
         """Record of this machine, without a site yet."""
 
     def personalise(self, own: OwnTexts) -> Personal:
-        """Train, measure and choose. Raises ValueError if `train.drop_last` leaves no whole batch."""
+        """Train, measure and choose.
+
+        Raises ValueError if `train.drop_last` leaves no whole batch.
+        """
         candidates = {}
         weights = {}
         compared = ("global", *TRAINED[self.settings.personalisation.name])
@@ -148,7 +155,7 @@ class Personaliser:
             tokenizer.save_pretrained(folder)
 
     def module(self, method: str, owner: str) -> nn.Module:
-        """Return the module that a method, one of `METHODS`, trains, with its weights at the start."""
+        """Return the module that a method of `METHODS` trains, with its weights at the start."""
         model = self._state.text_model.model
         self._state.load(self._start if method == "local" else self.released)
         if method != "mixture":
@@ -324,8 +331,8 @@ def _with_dealt_tests(examples: Sequence[Examples], task: Task) -> list[Examples
 def texts_of_clients(settings: Settings) -> list[OwnTexts]:
     """Return the texts of every client of a simulation, in the order of their numbers.
 
-    If the test set is common to all clients, it is dealt to them like the training texts: each label
-    has the same share in a client's test part as in its training part.
+    If the test set is common to all clients, it is dealt to them like the training texts: each
+    label has the same share in a client's test part as in its training part.
     """
     examples = [
         SimulatedSite(client).examples(settings)

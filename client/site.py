@@ -41,7 +41,8 @@ class Examples:
     test: np.ndarray
     """(m_k,) int64, indices into corpus.test: texts that this client holds out."""
     validation: np.ndarray
-    """(v_k,) int64, indices into corpus.test: texts that choose the best model. They are not reported."""
+    """(v_k,) int64, indices into corpus.test: texts that choose the best model. They are not
+    reported."""
     opted_out: np.ndarray
     """(o_k,) int64, indices into corpus.opted_out: texts that take part in no round."""
 
@@ -108,7 +109,8 @@ class Kept:
     data_stamp: tuple[int, ...] = ()
     """Inode, size and time of the site's data file when it was read."""
     update_norm: float | None = None
-    """L2 norm of the last update, for the site's ledger; None where the last message asked for none."""
+    """L2 norm of the last update, for the site's ledger; None where the last message asked for
+    none."""
     held: Held | None = None
     """Files of the plan that was executed last."""
 

@@ -1,8 +1,9 @@
-"""The files of a model folder that decide its results, and their hashes; unsafe folders are refused.
+"""The files of a model folder that decide its results, their hashes, and what is refused.
 
-transformers reads more from a folder than weights. It can run Python files that `auto_map` names, add
-the adapter of an `adapter_config.json`, and follow keys of `config.json` to other files. So there is a
-closed list of files that may be read. A folder that could add other files is refused with a reason.
+transformers reads more from a folder than weights. It can run Python files that `auto_map`
+names, add the adapter of an `adapter_config.json`, and follow keys of `config.json` to other
+files. So there is a closed list of files that may be read. A folder that could add other files
+is refused with a reason.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class ModelFiles:
         return {name: file_sha256(self.folder / name) for name in self.names}
 
     def digest(self) -> str:
-        """Return one SHA-256 for all files: that of the lines `<SHA-256>  <name>` as `sha256sum` prints them.
+        """Return one SHA-256 for all files: that of the lines `<SHA-256>  <name>` as `sha256sum`
+        prints them.
 
         Raises:
             OSError: a file cannot be read.
@@ -99,7 +101,10 @@ class ModelFiles:
         return digest_of(self.hashes())
 
     def weights_digest(self) -> str | None:
-        """Return the SHA-256 of `model.safetensors`; None if there are several files. Raises OSError."""
+        """Return the SHA-256 of `model.safetensors`; None if there are several files.
+
+        Raises OSError.
+        """
         return file_sha256(self.folder / WEIGHTS) if WEIGHTS in self.names else None
 
     def weights(self) -> tuple[str, ...]:
@@ -138,9 +143,9 @@ def check_folder(folder: Path) -> None:
     """
     if (folder / ADAPTER).exists():
         raise ModelNotLoaded(
-            f"'{folder}' holds {ADAPTER}, so that transformers would add an adapter to the model, or "
-            "load another model that this file names. Merge the adapter into its model (peft: "
-            f"merge_and_unload), or remove {ADAPTER} from the folder."
+            f"'{folder}' holds {ADAPTER}, so that transformers would add an adapter to the "
+            "model, or load another model that this file names. Merge the adapter into its "
+            f"model (peft: merge_and_unload), or remove {ADAPTER} from the folder."
         )
     for name in (CONFIG, TOKENIZER_CONFIG):
         content = read_json(folder / name)
@@ -151,8 +156,8 @@ def check_folder(folder: Path) -> None:
     _check_architecture(folder)
     if not any(folder.glob("*.safetensors")) and any(folder.glob(_PICKLES)):
         raise ModelNotLoaded(
-            f"'{folder}' holds its weights as a pickle ({_PICKLES}), which can run code and is not read "
-            f"here. Ask for the model with {WEIGHTS}."
+            f"'{folder}' holds its weights as a pickle ({_PICKLES}), which can run code and is "
+            f"not read here. Ask for the model with {WEIGHTS}."
         )
 
 
@@ -192,13 +197,13 @@ def _keys_of(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _check_key(folder: Path, name: str, key: str, value: Any) -> None:
     if key in _ELSEWHERE and value:
         raise ModelNotLoaded(
-            f"'{folder / name}' holds the key {key}: {_ELSEWHERE[key]}. Save the model anew, in full "
-            "precision, with save_pretrained of transformers."
+            f"'{folder / name}' holds the key {key}: {_ELSEWHERE[key]}. Save the model anew, in "
+            "full precision, with save_pretrained of transformers."
         )
     if key in _ATTENTION and "/" in str(value):
         raise ModelNotLoaded(
-            f"'{folder / name}' holds the key {key}, which names code on a hub, and such code is not "
-            f"run here. Remove the key from {name}."
+            f"'{folder / name}' holds the key {key}, which names code on a hub, and such code "
+            f"is not run here. Remove the key from {name}."
         )
 
 
@@ -207,9 +212,9 @@ def _check_code(folder: Path, name: str) -> None:
     python = sorted(path.name for path in folder.glob("*.py"))
     if python:
         raise ModelNotLoaded(
-            f"'{folder}' brings code of its own (auto_map in {name}, and {python[0]!r}), and code from "
-            f"a model folder is not run here. {_OTHER_MODEL} If it knows this one, take the Python "
-            "files out."
+            f"'{folder}' brings code of its own (auto_map in {name}, and {python[0]!r}), and "
+            f"code from a model folder is not run here. {_OTHER_MODEL} If it knows this one, "
+            "take the Python files out."
         )
 
 
@@ -223,8 +228,9 @@ def _check_architecture(folder: Path) -> None:
     kind = str(content.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise ModelNotLoaded(
-            f"'{folder}' needs code of its own (auto_map in {CONFIG}): transformers does not know a "
-            f"model of type {kind!r}, and code from a model folder is not run here. {_OTHER_MODEL}"
+            f"'{folder}' needs code of its own (auto_map in {CONFIG}): transformers does not "
+            f"know a model of type {kind!r}, and code from a model folder is not run here. "
+            f"{_OTHER_MODEL}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Results of the personal models, `personal.json`: in a run folder of all sites, at a site of that site."""
+"""Results of personal models, `personal.json`, of one site or of all sites of a run."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _mean(candidates: Sequence[Candidate | None], measure: str) -> str:
 
 
 def choose(candidates: Mapping[str, Candidate]) -> str:
-    """Return the method with the highest validation accuracy; of several, that with the lowest loss.
+    """Return the method with the highest validation accuracy, then the lowest loss.
 
     At a site with few texts, several methods answer all of them right.
     """
@@ -127,14 +127,17 @@ class PersonalRecord(_Record):
 
     @classmethod
     def read(cls, folder: Path) -> PersonalRecord | None:
-        """Read the record of a folder; None if there is none. Raises ValueError for other content."""
+        """Read the record of a folder; None if there is none.
+
+        Raises ValueError for other content.
+        """
         file = folder / FILE_NAME
         if not file.exists():
             return None
         return cls.model_validate_json(file.read_text(encoding="utf-8"))
 
     def or_started(self, folder: Path) -> PersonalRecord:
-        """Return the record in a folder, with its sites, if model and settings are the same; else this one."""
+        """Return the record in a folder if model and settings are the same; else this one."""
         started = self.read(folder)
         if started is None:
             return self

@@ -1,8 +1,8 @@
 """Load models and tokenizers from files. No other file does this.
 
-Every call of `from_pretrained` is here. It reads a folder on this machine and never asks a hub. It runs
-no code from the folder, reads no pickle and adds no adapter. A model on a hub is first downloaded into a
-folder.
+Every call of `from_pretrained` is here. It reads a folder on this machine and never asks a hub.
+It runs no code from the folder, reads no pickle and adds no adapter. A model on a hub is first
+downloaded into a folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Options of every call of `from_pretrained`."""
 _SAFE_WEIGHTS: dict[str, Any] = _SAFE | {"use_safetensors": True}
 """Options of the calls that read weights: the other format needs an unpickler."""
-# Keys of tokenizer_config.json without effect: transformers replaces them by the folder's own files.
+# Keys of tokenizer_config.json without effect: transformers replaces them by the folder's own
+# files.
 _OVERRULED = {
     *("tokenizer_file", "tokenizer_config_file", "special_tokens_map_file"),
     *("added_tokens_file", "chat_template_file"),
@@ -108,7 +109,10 @@ def read_model(
 
 
 def read_encoder(folder: Path) -> PreTrainedModel:
-    """Load the encoder of a model folder, without a head. Raises ModelNotLoaded as `read_model` does."""
+    """Load the encoder of a model folder, without a head.
+
+    Raises ModelNotLoaded as `read_model` does.
+    """
     from transformers import AutoModel
 
     read_model_files(folder)
@@ -181,8 +185,8 @@ def explained(folder: Path) -> Iterator[None]:
         raise
     except (*_FAULTS, SafetensorError) as error:
         raise ModelNotLoaded(
-            f"'{folder}' holds a model that cannot be loaded ({first_line(error)}). Give the folder of "
-            "a finished run, or one written by save_pretrained with its tokenizer."
+            f"'{folder}' holds a model that cannot be loaded ({first_line(error)}). Give the "
+            "folder of a finished run, or one written by save_pretrained with its tokenizer."
         ) from None
 
 
@@ -190,7 +194,7 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 def locate(settings: ModelSettings) -> Path:
-    """Return the model's folder on this machine. A model on a hub is downloaded first, once in a process.
+    """Return the model's folder on this machine; download a model on a hub, once in a process.
 
     Raises:
         ValueError: the package is not installed, or the hub cannot be reached or lacks the model.
@@ -218,8 +222,8 @@ def load_model(
     """Find the model's folder and load the model, as `read_model` does.
 
     Raises:
-        ValueError: the model is missing, cannot be reached, is refused or does not fit the task. The
-            message has `model.name` and the next step.
+        ValueError: the model is missing, cannot be reached, is refused or does not fit the task.
+            The message has `model.name` and the next step.
     """
     folder = locate(settings)
     with _named(settings):
@@ -234,7 +238,10 @@ def load_encoder(settings: ModelSettings) -> PreTrainedModel:
 
 
 def files_of(settings: ModelSettings) -> ModelFiles:
-    """Return the files that decide what the model computes. Raises ValueError as `load_model` does."""
+    """Return the files that decide what the model computes.
+
+    Raises ValueError as `load_model` does.
+    """
     folder = locate(settings)
     with _named(settings):
         return read_model_files(folder)
@@ -253,7 +260,7 @@ def model_digest(settings: ModelSettings) -> str:
 
 
 def weights_digest(settings: ModelSettings) -> str | None:
-    """Return the SHA-256, hexadecimal, of `model.safetensors`; None if there are several such files.
+    """Return the SHA-256, hexadecimal, of `model.safetensors`; None if there are several files.
 
     It does not cover the tokenizer and the configuration: `model_digest` does.
 
@@ -309,17 +316,17 @@ def _reached(settings: ModelSettings) -> Path:
         raise ValueError(
             f"model.name is '{settings.name}': it could not be loaded ({first_line(error)}). If "
             "the hub cannot be reached, copy the model's folder here (config.json, "
-            "model.safetensors, tokenizer files) and set model.name=<that folder>. A name must be a "
-            "hub id or a folder with config.json."
+            "model.safetensors, tokenizer files) and set model.name=<that folder>. A name must "
+            "be a hub id or a folder with config.json."
         ) from None
 
 
 @lru_cache(maxsize=8)
 def _fetched(name: str, revision: str | None) -> Path:
-    """Download one revision and return its folder in the hub's cache. Only files that may be read are
-    downloaded.
+    """Download the files of one revision that may be read; return their folder in the hub's cache.
 
-    The hub is asked once in a process: then the loaded files are the hashed files, also if the hub changes.
+    The hub is asked once in a process: then the loaded files are the hashed files, also if the
+    hub changes.
     """
     from httpx import HTTPError
     from huggingface_hub import snapshot_download

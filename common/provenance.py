@@ -1,7 +1,7 @@
 """Origin of a released model: `provenance.json`, and checks of the folder against it.
 
-The file holds two envelopes of `common/wire/signing.py`: `run`, in which the coordinator's key certifies
-the run's key, and `statement`, a `Provenance` that the run's key has signed.
+The file holds two envelopes of `common/wire/signing.py`: `run`, in which the coordinator's key
+certifies the run's key, and `statement`, a `Provenance` that the run's key has signed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Provenance:
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every other file in the folder, by relative path; empty in version 1."""
     tensors_as_trained: bool = True
-    """True if the tensors in the files have the hash `model_sha256`; false if adapters were merged."""
+    """True if the tensors in the files have the hash `model_sha256`; false if adapters were
+    merged."""
 
 
 _PROVENANCE = TypeAdapter(Provenance)
@@ -114,7 +115,9 @@ class Claim:
 
     @cached_property
     def run(self) -> RunStatement:
-        """The coordinator's statement about the run's key; unverified if there is no trusted key."""
+        """The coordinator's statement about the run's key; unverified if there is no trusted
+        key.
+        """
         envelope = self.envelopes["run"]
         try:
             if self.coordinator is None:
@@ -146,7 +149,8 @@ class Claim:
             found = _PROVENANCE.validate_json(payload)
         except (ValidationError, RecursionError):
             raise NotProven(
-                "the statement is not of version 1 or 2. A later version of this program may read it"
+                "the statement is not of version 1 or 2. A later version of this program may "
+                "read it"
             ) from None
         if found.plan != self.run.plan:
             raise NotProven(

@@ -123,12 +123,13 @@ tags: [federated-learning, wardround]
 | labels | {labels} |
 {_metrics(kept.test, text_model.task)}| rounds | {kept.round}{_choice(kept, last_round)} |
 | protocol | {settings.protocol.name}, partition {settings.partition.name}, seed {settings.seed} |
-| local training | {train.local_epochs} epoch(s) a round, batch {train.batch_size}, {train.optimizer}, \
-learning rate {train.learning_rate:g} |
+| local training | {train.local_epochs} epoch(s) a round, batch {train.batch_size}, \
+{train.optimizer}, learning rate {train.learning_rate:g} |
 {_trained(settings)}| text length | cut to {train.max_length} tokens |
 | SHA-256 of the shared tensors | `{kept.model_sha256}` |
 {_provenance(provenance)}
-Use: {_use(settings, text_model.task)}. The licence of the base model and the terms of the data apply.
+Use: {_use(settings, text_model.task)}. The licence of the base model and the terms of the \
+data apply.
 """
 
 
@@ -147,7 +148,8 @@ def _use(settings: Settings, task: Task) -> str:
     """Return how to load the folder."""
     if settings.model.activation == "abu":
         return (
-            "its activations are blended, which plain transformers cannot load: `wardround predict`, or\n"
+            "its activations are blended, which plain transformers cannot load: "
+            "`wardround predict`, or\n"
             "`wardround.common.model.blend.load_blended(<this folder>)` in Python"
         )
     return (
@@ -162,7 +164,8 @@ def _trained(settings: Settings) -> str:
     if adapters.name == "none":
         return ""
     beside = f"; by themselves in `{ADAPTER}`" if settings.model.head == "own" else ""
-    return f"| trained | {adapters.name} of rank {adapters.rank} and the head, merged here{beside} |\n"
+    trained = f"{adapters.name} of rank {adapters.rank} and the head"
+    return f"| trained | {trained}, merged here{beside} |\n"
 
 
 def _choice(kept: RoundRecord, last_round: int) -> str:
@@ -171,7 +174,10 @@ def _choice(kept: RoundRecord, last_round: int) -> str:
         return ""
     found = kept.validation.score
     num_examples = kept.validation.num_examples
-    return f", the best of {last_round} on the validation part ({found:.4f} on {num_examples} examples)"
+    return (
+        f", the best of {last_round} on the validation part ({found:.4f} on {num_examples} "
+        "examples)"
+    )
 
 
 def _provenance(found: Provenance | None) -> str:
@@ -181,5 +187,6 @@ def _provenance(found: Provenance | None) -> str:
     sites = ", ".join(f"{name} (`{key}`)" for name, key in found.sites.items())
     return f"""| plan | `{found.plan}` |
 | sites, and fingerprints of their keys | {sites} |
-| updates in it | {len(found.updates)}, each with the hash of the site's signed answer in `{PROVENANCE}` |
+| updates in it | {len(found.updates)}, each with the hash of the site's signed answer in \
+`{PROVENANCE}` |
 """

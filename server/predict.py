@@ -103,7 +103,8 @@ class Predictor:
     def answer(self, texts: Sequence[str]) -> Iterator[list[str | float]]:
         """Yield a row for each text: the text and the model's answer.
 
-        Texts are cut to the words and tokens that the model was trained on, or to those that it can take.
+        Texts are cut to the words and tokens that the model was trained on, or to those that it
+        can take.
         """
         label_names = self.label_names
         settings = self.settings
@@ -135,7 +136,7 @@ def open_predictor(
     key: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
-    """Open the model of a run folder or of a model folder. Arguments and errors are those of `predict`."""
+    """Open the model of a run folder or of a model folder. See `predict` for the arguments."""
     location = _model_folder(folder)
     target = resolve_device(device)
     check_provenance(location, key, say)
@@ -212,8 +213,8 @@ def load_trained(location: Path, task: Task, device: torch.device) -> tuple[Any,
     """Return tokenizer and model of a model folder of any kind, in evaluation mode.
 
     Raises:
-        ValueError: weights are missing (often those of the head) or damaged; the folder brings code,
-            or weights from elsewhere.
+        ValueError: weights are missing (often those of the head) or damaged; the folder brings
+            code, or weights from elsewhere.
     """
     with explained(location):
         if (location / GATE).exists():
@@ -227,8 +228,8 @@ def load_trained(location: Path, task: Task, device: torch.device) -> tuple[Any,
     if missing:
         raise ValueError(
             f"'{location}' holds no trained classifier: its files have no weights for "
-            f"{missing[0]}, so that predictions would be random. Train it first: wardround simulate "
-            "model=hf model.name=<folder>"
+            f"{missing[0]}, so that predictions would be random. Train it first: wardround "
+            "simulate model=hf model.name=<folder>"
         )
     return tokenizer, model.to(device).eval()
 

@@ -40,8 +40,9 @@ _BASE = "base_layer."
 def add_adapters(
     text_model: TextModel, settings: AdapterSettings, seed: int
 ) -> TextModel:
-    """Add LoRA (Hu et al. 2022, arXiv:2106.09685) to a model, and freeze all except it and the head.
+    """Add LoRA to a model, and freeze all except it and the head.
 
+    LoRA is by Hu et al. 2022, arXiv:2106.09685:
     W x becomes W x + alpha/rank B A x. A is drawn from stream `adapter`, uniform in
     ±1/sqrt(inputs), and B is 0, so that the model starts unchanged. With `lora_ffa` A is frozen too
     (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313): every site draws the same A, so that the mean of
@@ -144,7 +145,7 @@ def merged_tensors(model: nn.Module, settings: AdapterSettings) -> dict[str, Ten
 def save_adapter(
     text_model: TextModel, settings: AdapterSettings, base: str, folder: Path
 ) -> None:
-    """Write adapters and new head as peft does: `PeftModel.from_pretrained(base_model, folder)` reads them.
+    """Write adapters and new head for `PeftModel.from_pretrained(base_model, folder)` of peft.
 
     Args:
         base: name of the model that was loaded, for `adapter_config.json`.

@@ -52,11 +52,12 @@ NORMALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Blend(nn.Module):
-    """sum_i a_i f_i(x), with a from the trained `alpha` (Sütfeld et al. 2018, arXiv:1806.10064, section 2).
+    """sum_i a_i f_i(x), with a from the trained `alpha` (Sütfeld et al. 2018, arXiv:1806.10064,
+    section 2).
 
-    The functions are the paper's (ReLU, ELU, tanh, swish, identity) and GELU. At first all weight is
-    on the activation that it replaces, so that it equals that one bit for bit. With `softmax` this
-    is impossible: it starts with equal weights.
+    The functions are the paper's (ReLU, ELU, tanh, swish, identity) and GELU. At first all
+    weight is on the activation that it replaces, so that it equals that one bit for bit. With
+    `softmax` this is impossible: it starts with equal weights.
     """
 
     def __init__(self, own: nn.Module, normalisation: str) -> None:
@@ -90,7 +91,8 @@ class Blend(nn.Module):
 
 
 def blend_activations(model: Any, settings: ModelSettings) -> None:
-    """Replace the activation of a model's head by a blend, or also those of all feed-forward layers.
+    """Replace the activation of a model's head by a blend, or also those of all feed-forward
+    layers.
 
     Raises:
         ValueError: the architecture has no such activation, or one that no blend can start as.
@@ -153,7 +155,10 @@ def _blended_distilbert() -> type:
 
 
 def blend_parameters(model: nn.Module) -> set[str]:
-    """Return the names of the parameters of all blends. They have no weight decay, as in the paper."""
+    """Return the names of the parameters of all blends.
+
+    They have no weight decay, as in the paper.
+    """
     return {
         f"{name}.{parameter}"
         for name, module in model.named_modules()

@@ -81,7 +81,7 @@ class Layout:
 def flatten_model(
     model: nn.Module, device: torch.device, frozen: frozenset[str] = frozenset()
 ) -> tuple[Layout, Tensor]:
-    """Move the model's shared tensors into one buffer on `device`; its parameters become views of it.
+    """Move the model's shared tensors into one buffer; its parameters become views of it.
 
     All parameters and the floating-point buffers of the state dict are shared. If some parameters
     are frozen, only the other parameters are shared. Then loading global weights is one copy, and
@@ -106,7 +106,7 @@ def flatten_model(
 
 
 def move_model(model: nn.Module, layout: Layout, flat: Tensor) -> None:
-    """Make the model's shared tensors views of `flat`, (layout.size,) fp32, with the values in it."""
+    """Make the model's shared tensors views of `flat`, (layout.size,) fp32; keep its values."""
     tensors = _all_tensors(model)
     for name, view in layout.views(flat).items():
         tensors[name].data = view
@@ -170,7 +170,7 @@ def tensor_of(array: np.ndarray) -> Tensor:
 
 
 def model_sha256(layout: Layout, flat: Tensor) -> str:
-    """Return the SHA-256 over the shared tensors in name order: name (UTF-8), little-endian fp32 bytes.
+    """Return the SHA-256 of the shared tensors in name order: name (UTF-8), then fp32 bytes (LE).
 
     If the model has frozen tensors, the SHA-256 of this base comes first.
     """

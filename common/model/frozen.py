@@ -1,7 +1,7 @@
 """Freeze the parameters that turn tokens into vectors.
 
-An update of word embeddings reveals the words of its texts: the row of a word moves only if the word
-occurs. The same holds for each layer that reads the vector of one token and nothing else.
+An update of word embeddings reveals the words of its texts: the row of a word moves only if the
+word occurs. The same holds for each layer that reads the vector of one token and nothing else.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _embedding_parameters(model: PreTrainedModel) -> set[str]:
 
 
 def _outside_of_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of the encoder or decoder that are in no list of layers, with their names."""
+    """Yield name and module for every part that is in no list of layers, below the base model."""
     layers: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList):

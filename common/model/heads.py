@@ -45,7 +45,8 @@ _LAYER_NORM_EPSILON = 1e-12
 def draw_head(
     model: nn.Module, names: tuple[str, ...], seed: int, *, client: int = 0
 ) -> None:
-    """Draw the named parameters anew, in place, as BERT's heads are: N(0, initializer_range), biases 0.
+    """Draw the named parameters anew, in place, as BERT's heads are: N(0, initializer_range),
+    biases 0.
 
     Args:
         client: 0 for the head that all clients share; a client that draws its own head uses its

@@ -4,8 +4,9 @@ With plain SGD, weight decay wd and the pull mu of FedProx, a round of K steps m
 
     - sum over k of a_k g_k,    a_k = rate_k (1 - rate_{k+1} (mu + wd)) ... (1 - rate_K (mu + wd))
 
-because every later step shrinks the gradient g_k of step k. A text in step k is 1/|B_k| of that step.
-So its share of the update is the sum of |a_k| / |B_k| over its steps, divided by the sum of all |a_k|.
+because every later step shrinks the gradient g_k of step k. A text in step k is 1/|B_k| of that
+step. So its share of the update is the sum of |a_k| / |B_k| over its steps, divided by the sum
+of all |a_k|.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ class RoundSteps:
     def weights(self, peak: float) -> np.ndarray:
         """Return |a_k| of every step, (K,) fp64.
 
-        For AdamW there is no such closed form, since its steps do not grow with the gradient. The same
-        numbers are used for it, with its decoupled weight decay.
+        For AdamW there is no such closed form, since its steps do not grow with the gradient.
+        The same numbers are used for it, with its decoupled weight decay.
         """
         rates = self.rates(peak)
         kept = np.abs(

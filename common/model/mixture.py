@@ -28,12 +28,14 @@ _LOCAL, _GLOBAL = "local", "global"
 
 
 class Mixture(nn.Module):
-    """ŷ = h(x)·f_local(x) + (1 − h(x))·f_global(x) (Listo Zec et al. 2020, arXiv:2010.02056, equation 1).
+    """ŷ = h(x)·f_local(x) + (1 − h(x))·f_global(x) (Listo Zec et al. 2020, arXiv:2010.02056,
+    equation 1).
 
-    Probabilities are mixed, not their logarithms, so that ŷ is a distribution. The logits of `forward` are
-    log ŷ: their softmax is ŷ, and their cross-entropy is −log ŷ of the label. So a mixture can be trained
-    and evaluated like any other model. The gate h is the sigmoid of a small network; its input is the
-    output of the global model's encoder. The global expert is neither trained nor part of the state dict.
+    Probabilities are mixed, not their logarithms, so that ŷ is a distribution. The logits of
+    `forward` are log ŷ: their softmax is ŷ, and their cross-entropy is −log ŷ of the label. So a
+    mixture can be trained and evaluated like any other model. The gate h is the sigmoid of a
+    small network; its input is the output of the global model's encoder. The global expert is
+    neither trained nor part of the state dict.
     """
 
     def __init__(self, local: Any, global_: Any, gate: nn.Module, task: Task) -> None:
@@ -60,7 +62,10 @@ class Mixture(nn.Module):
         return self.local.config
 
     def forward(self, **inputs: Tensor) -> Any:
-        """Return an output whose `logits`, fp32, are log ŷ. Args: inputs: the same as for an expert."""
+        """Return an output whose `logits`, fp32, are log ŷ.
+
+        Args: inputs: the same as for an expert.
+        """
         with torch.no_grad():
             found = self.global_(**inputs, output_hidden_states=True)
         state = _mean_over_tokens(found.hidden_states[-1], inputs.get("attention_mask"))
@@ -79,7 +84,10 @@ def _mean_over_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def new_gate(width: int, hidden: int, seed: int) -> nn.Sequential:
-    """Draw a gate from stream `gate`: (B, width) -> (B, 1) over `hidden` units. At first h is near 1/2."""
+    """Draw a gate from stream `gate`: (B, width) -> (B, 1) over `hidden` units.
+
+    At first h is near 1/2.
+    """
     with torch_stream(seed, "gate"):
         return _gate(width, hidden)
 

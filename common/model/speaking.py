@@ -15,8 +15,8 @@ from wardround.common.model.influence import RoundSteps
 class Speaking:
     """Collects the strength of each text in the update while a round trains.
 
-    In a step this is |a_k| / |B_k| times the length of the text's residual p - y: the prediction minus
-    the label. A model can be made in such a way that only one chosen text has a residual.
+    In a step this is |a_k| / |B_k| times the length of the text's residual p - y: the prediction
+    minus the label. A model can be made in such a way that only one chosen text has a residual.
     """
 
     steps: RoundSteps

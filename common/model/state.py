@@ -81,12 +81,13 @@ def _require_new_head(settings: Settings, text_model: TextModel) -> None:
         raise ValueError(
             f"train.head_learning_rate is {train.head_learning_rate} and train.head_warmup_rounds "
             f"is {train.head_warmup_rounds}, but '{settings.model.name}' brings its whole head, so "
-            "that none of it is new. Set them to null and 0, or name a model without a trained head."
+            "that none of it is new. Set them to null and 0, or name a model without a trained "
+            "head."
         )
 
 
 def move_into(flat: Tensor) -> None:
-    """Move the resident model into `flat`, (layout.size,) fp32 on its device; its weights are lost."""
+    """Move the resident model into `flat`, (layout.size,) fp32 on its device; weights are lost."""
     global _kept
     assert _kept is not None, "no model is resident"
     key, state = _kept

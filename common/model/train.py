@@ -65,8 +65,8 @@ def train_epochs(
         task: gives the loss.
         new_head: names of the parameters that pre-training did not bring.
         frozen: names of the parameters that are never trained.
-        correction: tensors by parameter name, on the model's device. Every step subtracts them as well
-            (SCAFFOLD's control variates, `client/variates.py`).
+        correction: tensors by parameter name, on the model's device. Every step subtracts them
+            as well (SCAFFOLD's control variates, `client/variates.py`).
         speaking: records each text's residual in each step.
 
     Returns:
@@ -120,8 +120,8 @@ def train_epochs(
     mean: float = loss_sum.item() / num_seen
     if not np.isfinite(mean):
         raise LossNotFinite(
-            f"the training loss is {mean} after {num_steps} steps: {DIVERGED}; lower train.learning_rate "
-            f"(now {settings.learning_rate})"
+            f"the training loss is {mean} after {num_steps} steps: {DIVERGED}; lower "
+            f"train.learning_rate (now {settings.learning_rate})"
         )
     return mean
 
@@ -135,7 +135,8 @@ def _parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the parameters to train in this round, in groups with the peak of their learning rate.
 
-    In the first `head_warmup_rounds` only the new head is trained; the encoder then needs no gradients.
+    In the first `head_warmup_rounds` only the new head is trained; then the encoder needs no
+    gradients.
     """
     is_warmup = round <= settings.head_warmup_rounds
     head: list[nn.Parameter] = []
@@ -166,7 +167,9 @@ def _parameter_groups(
 
 
 def _recompute(model: Any, is_on: bool) -> None:
-    """Set whether the backward pass recomputes activations instead of keeping them. The numbers are the same.
+    """Set whether the backward pass recomputes activations instead of keeping them.
+
+    The numbers are the same.
 
     Raises:
         ValueError: the architecture does not support it.
@@ -178,8 +181,8 @@ def _recompute(model: Any, is_on: bool) -> None:
         return
     if not model.supports_gradient_checkpointing:
         raise ValueError(
-            f"train.gradient_checkpointing is true, but {type(model).__name__} does not support it. Set it "
-            "to false."
+            f"train.gradient_checkpointing is true, but {type(model).__name__} does not support "
+            "it. Set it to false."
         )
     model.activation_checkpointing_enable(
         activation_checkpointing_kwargs={"use_reentrant": False}
@@ -189,8 +192,8 @@ def _recompute(model: Any, is_on: bool) -> None:
 def _anchored(groups: Sequence[dict[str, Any]]) -> list[tuple[nn.Parameter, Tensor]]:
     """Return each trained parameter with a copy of its value at the start of the round.
 
-    FedProx (Li et al. 2020, arXiv:1812.06127, equation 2) adds mu/2 ||w - w_t||^2 to the loss, and so
-    mu (w - w_t) to the gradient. The reported loss is without it.
+    FedProx (Li et al. 2020, arXiv:1812.06127, equation 2) adds mu/2 ||w - w_t||^2 to the loss,
+    and so mu (w - w_t) to the gradient. The reported loss is without it.
     """
     return [
         (parameter, parameter.detach().clone())
@@ -220,7 +223,8 @@ def _add_gradients(
         if speaking is not None:
             residuals = task.residuals(logits.detach().float(), batch.labels)
             speaking.note(step, batch.rows.to(place.device), residuals, size)
-        # A micro-batch counts by its share of the step, so that the gradients add up to that of the mean.
+        # A micro-batch counts by its share of the step, so that the gradients add up to that of
+        # the mean.
         loss = task.loss(logits.float(), batch.labels) * (len(batch) / size)
         loss.backward()
         mean += loss.detach()

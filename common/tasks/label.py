@@ -26,8 +26,8 @@ _DRAWS = 1000
 class LabelTask:
     """One label a text.
 
-    Logits are (B, C), targets (B,) int64 with class numbers, and the array `confusion` is (C, C) int64: rows
-    are true classes, columns are predicted ones.
+    Logits are (B, C), targets (B,) int64 with class numbers, and the array `confusion` is (C, C)
+    int64: rows are true classes, columns are predicted ones.
     """
 
     name = "label"
@@ -67,7 +67,8 @@ class LabelTask:
 
     def mix(self, gate: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Return log(h p + (1 - h) q), (B, C), for h the sigmoid of the gate."""
-        # As a sum of exponentials: a probability too small for fp32 does not make the loss infinite.
+        # As a sum of exponentials: a probability too small for fp32 does not make the loss
+        # infinite.
         return torch.logaddexp(
             logsigmoid(gate) + log_softmax(first, dim=1),
             logsigmoid(-gate) + log_softmax(second, dim=1),
@@ -107,7 +108,10 @@ class LabelTask:
         return label_sums(loss_sum, confusion)
 
     def check(self, sums: Sums, num_outputs: int) -> None:
-        """Refuse a matrix for other labels, or one whose counts are too large. Raises ValueError."""
+        """Refuse a matrix for other labels, or one whose counts are too large.
+
+        Raises ValueError.
+        """
         confusion = _confusion(sums)
         if confusion.shape != (num_outputs, num_outputs):
             raise ValueError(
@@ -145,10 +149,10 @@ class LabelTask:
         return int(np.trace(_confusion(sums)))
 
     def describe(self, sums: Sums) -> dict[str, Any]:
-        """Return the share of the predictions in each class, their entropy, and the largest true share.
+        """Return the shares of predictions by class, their entropy, and the largest true share.
 
-        The entropy is in nats: 0 if all predictions are one class, ln C if the C classes are predicted equally
-        often.
+        The entropy is in nats: 0 if all predictions are one class, ln C if the C classes are
+        predicted equally often.
         """
         confusion = _confusion(sums)
         predicted = confusion.sum(axis=0) / sums.num_examples  # (C,)

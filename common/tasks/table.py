@@ -15,13 +15,13 @@ TASKS: Mapping[str, Task] = {task.name: task for task in (LABEL,)}
 def task_of(settings: Settings | None) -> Task:
     """Return the task that a run trains for.
 
-    No setting names a task yet, so that every run has the only one. A model folder without settings is a
-    classifier.
+    No setting names a task yet, so that every run has the only one. A model folder without
+    settings is a classifier.
     """
     return LABEL
 
 
 def import_model_classes() -> None:
-    """Import the model classes of transformers, which takes seconds, before anybody waits for them."""
+    """Import the model classes of transformers before they are needed: it takes seconds."""
     for task in TASKS.values():
         task.model_class()

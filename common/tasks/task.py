@@ -83,7 +83,8 @@ class Task(Hashable, Protocol):
         """Return the sums that a site sent.
 
         Args:
-            arrays: by the names in `sum_names`, each as it came: a flat list of integers, if it is honest.
+            arrays: by the names in `sum_names`, each as it came: a flat list of integers, if it
+                is honest.
 
         Raises:
             ValueError: no evaluation has such sums.

@@ -13,9 +13,10 @@ from tests.support.site_door import site_command
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
 from wardround.client.approvals import FILE_NAME, Approvers, who_approved
+from wardround.client.decisions import Person, approve, executed, limits_of
 from wardround.client.node.journal import Journal
 from wardround.client.node.ledger import Ledger
-from wardround.client.plans import Person, Plans, approve, executed, limits_of
+from wardround.client.plans import Plans
 from wardround.client.site_file import SiteFile, signing_keys, write_site_file
 from wardround.common.credentials import (
     fingerprint,

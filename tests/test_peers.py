@@ -19,9 +19,10 @@ from tests.support.fake_flwr import words_for
 from tests.support.site_door import site_command
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
+from wardround.client.decisions import approve, limits_of
 from wardround.client.kit.words.plan import describe
 from wardround.client.peers import FILE_NAME, UNKNOWN_PEER, Peers
-from wardround.client.plans import Plans, approve, limits_of
+from wardround.client.plans import Plans
 from wardround.client.policy.limits import Limits, Policy
 from wardround.client.policy.roster import roster_refusals
 from wardround.client.site_file import signing_keys, write_site_file

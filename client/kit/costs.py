@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wardround.client.answers import Answers
-from wardround.client.plans import Known, sizes_of
+from wardround.client.decisions import sizes_of
+from wardround.client.plans import Known
 from wardround.client.policy.limits import Limits
 from wardround.client.policy.verdict import refusals_of
 from wardround.client.site import Examples, RealSite

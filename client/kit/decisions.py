@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from wardround.client.decisions import Person, approve, limits_of
 from wardround.client.kit.costs import measure_here
 from wardround.client.kit.words.comparison import plan_to_compare
 from wardround.client.kit.words.plan import describe, describe_all, list_of_plans
-from wardround.client.plans import Person, Plans, approve, limits_of
+from wardround.client.plans import Plans
 from wardround.client.policy.limits import Limits
 from wardround.client.site_file import SiteFile, load_site_file, signing_keys
 from wardround.common.credentials import read_private_key

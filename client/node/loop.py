@@ -11,12 +11,13 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, RecordDict
 
 from wardround.client.answers import Answers, Begun
+from wardround.client.decisions import executed, limits_of
 from wardround.client.node.connection import Connection, Heartbeat, Letter
 from wardround.client.node.journal import Journal
 from wardround.client.node.ledger import Ledger
 from wardround.client.node.watched import WatchedFile
 from wardround.client.node.worker import Room, Worker
-from wardround.client.plans import Plans, executed, limits_of
+from wardround.client.plans import Plans
 from wardround.client.site import Order
 from wardround.client.site_file import SiteFile, signing_keys
 from wardround.common.credentials import fingerprint, public_line

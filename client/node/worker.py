@@ -1,8 +1,8 @@
-"""The worker process of a site: libraries, model and texts stay in it, and the training happens there.
+"""The worker process of a site: it trains, and keeps libraries, model and texts.
 
     connection process  --socket, tensors in shared memory-->  worker process
 
-Whatever ends or hangs the worker costs one refused message; the connection to the server lives on.
+If the worker ends or hangs, one message is refused; the connection to the server stays.
 """
 
 from __future__ import annotations
@@ -41,36 +41,38 @@ from wardround.common.wire.deadlines import KEPT_SECONDS
 from wardround.common.wire.flat_arrays import table_of
 from wardround.common.words import cleaned
 
-_TICK = 0.2
+_TICK_SECONDS = 0.2
 _MARGIN_SECONDS = 5.0
-_OUT_OF_MEMORY_SCORE = (
-    "600"  # proc_pid_oom_score_adj(5): the worker goes before the connection does
-)
-# Fresh memory is dear: pages of 2 MiB are made 512 times as rarely. Threads that wait for each other sleep:
-# spinning costs others on the machine, and sites that share one cost each other, several times the work.
+# proc_pid_oom_score_adj(5): the kernel ends the worker before the connection.
+_OUT_OF_MEMORY_SCORE = "600"
+# Fresh memory is slow: with pages of 2 MiB it is made 512 times less often. Waiting
+# threads sleep: spinning slows other processes of the machine down several times.
 TUNED = {"OMP_WAIT_POLICY": "passive", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 class Room:
-    """Shared memory that a message's tensors are read into, and handed over in."""
+    """Shared memory for the tensors of one message."""
 
     def __init__(self) -> None:
         self.descriptor = -1
 
     def __call__(self, num_bytes: int) -> np.ndarray:
-        """Memory for `num_bytes`, (n,) uint8; once."""
+        """Create the memory, (num_bytes,) uint8. Call it once."""
         self.descriptor = create_memory(max(1, num_bytes))
         return bytes_of(self.descriptor)[:num_bytes]
 
     def close(self) -> None:
-        """Let go of it here; a process that it was handed to keeps it."""
+        """Release the memory here. A process that received it keeps it."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
         self.descriptor = -1
 
 
 class Worker:
-    """The worker process, seen from the connection: started when needed, ended when idle or hanging."""
+    """The worker process, seen from the connection.
+
+    It is started when it is needed, and ended when it is idle or hangs.
+    """
 
     def __init__(
         self,
@@ -79,14 +81,21 @@ class Worker:
         is_stopping: Callable[[], bool] = lambda: False,
         idle_seconds: float = KEPT_SECONDS,
     ) -> None:
-        """Args: say: tells a person one line. is_stopping: whether to give up at once."""
-        self._site_file, self._say, self._is_stopping = site_file, say, is_stopping
+        """Prepare the worker; nothing is started yet.
+
+        Args:
+            say: prints one line for people.
+            is_stopping: returns True if the program must stop at once.
+        """
+        self._site_file = site_file
+        self._say = say
+        self._is_stopping = is_stopping
         self._idle_seconds = idle_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._last_used = time.monotonic()
         self.update_norm: float | None = None
-        """Of the last answer, where that was an update: L2 norm of trained minus received tensors."""
+        """L2 norm of trained minus received tensors, if the last answer was an update."""
 
     def __enter__(self) -> Worker:
         return self
@@ -95,7 +104,7 @@ class Worker:
         self.end()
 
     def start(self) -> None:
-        """Start it if it is not there: it imports its libraries while nobody waits."""
+        """Start the process if it does not run. It imports its libraries meanwhile."""
         if self._process is not None and self._process.poll() is None:
             return
         self.end()
@@ -116,14 +125,17 @@ class Worker:
         seconds: float,
         order: dict[str, Any],
     ) -> RecordDict:
-        """Have a message answered; a refusal where no answer comes within `seconds`, or the worker ends.
+        """Let the worker answer a message.
+
+        The answer is a refusal if none arrives within `seconds`, or if the worker ends.
 
         Args:
-            order: of a `client.site.Order`: what was approved, and is done whatever the message says.
+            order: a `client.site.Order` as a dict: the approved work, which replaces the
+                settings of the message.
             room: holds the content's arrays, if it has any.
 
         Raises:
-            Stopped: a signal came meanwhile.
+            Stopped: a signal arrived meanwhile.
         """
         self.start()
         assert self._socket is not None
@@ -152,17 +164,17 @@ class Worker:
             return pack_refusal(code)
 
     def _wait(self, seconds: float) -> None:
-        """Until it has something to say. Raises TimeoutError or Stopped."""
+        """Wait for the answer. Raises TimeoutError or Stopped."""
         assert self._socket is not None
         until = time.monotonic() + seconds
-        while not select.select([self._socket], [], [], _TICK)[0]:
+        while not select.select([self._socket], [], [], _TICK_SECONDS)[0]:
             if self._is_stopping():
                 raise Stopped
             if time.monotonic() > until:
                 raise TimeoutError
 
     def _how_it_ended(self) -> tuple[str, str]:
-        """In words, and as a code of `REFUSALS`."""
+        """Return how the process ended: in words, and as a code of `REFUSALS`."""
         assert self._process is not None
         try:
             code = self._process.wait(END_SECONDS)
@@ -170,45 +182,49 @@ class Worker:
             return "it closed its socket", "ended"
         if code == -signal.SIGKILL:
             return "killed, as when memory runs out", "killed"
-        return f"killed by signal {-code}" if code < 0 else f"exit code {code}", "ended"
+        if code < 0:
+            return f"killed by signal {-code}", "ended"
+        return f"exit code {code}", "ended"
 
     def rest_if_idle(self) -> None:
-        """End it if nothing was asked of it for long; what it holds is let go."""
+        """End the process if it was idle for long. Its memory is free then."""
         if (
             self._process is not None
             and time.monotonic() - self._last_used > self._idle_seconds
         ):
             self._say(
-                "the worker process was idle and is ended; the next message starts another"
+                "the worker process was idle and is ended; the next message starts one"
             )
             self.end()
 
     def end(self) -> None:
-        """Let it end, by force where it must be."""
+        """End the process, by force if necessary."""
         if self._process is not None and self._socket is not None:
             end_process(self._process, self._socket)
-        self._process = self._socket = None
+        self._process = None
+        self._socket = None
 
 
 class _Cleaned(logging.Formatter):
-    """Keeps what others wrote from moving a cursor: an error's text can hold words of a plan or of a file."""
+    """Removes control characters: an error's text can hold words of a plan or of a file."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One entry, its traceback too."""
+        """Format one entry, with its traceback."""
         return cleaned(super().format(record))
 
 
 def main(descriptor: int, site_file: Path) -> NoReturn:
-    """Answer what comes through the socket, one message after the other, until it closes; never returns."""
+    """Answer one message after the other, until the socket closes."""
     log = logging.StreamHandler()
     log.setFormatter(_Cleaned("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[log])
-    with suppress(OSError):  # where the system has no such thing
+    with suppress(OSError):  # not every system has this file
         Path("/proc/self/oom_score_adj").write_text(
             _OUT_OF_MEMORY_SCORE, encoding="ascii"
         )
     connection = socket.socket(fileno=descriptor)
     end_with(connection)
+    # The connection process imports this module too, and must not load these.
     from wardround.client.round import answer, warm_up
     from wardround.client.site import Kept, Order, RealSite
     from wardround.client.site_file import load_site_file

@@ -1,7 +1,8 @@
-"""A Flower grid on this machine. The only file that touches Flower's private names.
+"""A Flower grid on this machine.
 
-Without workers the clients take turns: a client runs when its reply is pulled, so one update exists at a time
-and tensors go from server to client and back by reference. With workers they run ahead, in their order.
+Without workers the clients take turns: a client runs when its reply is pulled. So one
+update exists at a time, and tensors pass between server and client by reference. With
+workers the clients run ahead, in their order.
 """
 
 from __future__ import annotations
@@ -26,23 +27,22 @@ _CLIENT_FAILED = 0  # Flower's error code for an unknown failure
 
 
 class LocalGrid(Grid):
-    """Runs a ClientApp for `num_clients` nodes: one message at a time, or in the workers of a pool."""
+    """Runs a ClientApp for many nodes: one message at a time, or in the workers of a pool."""
 
     def __init__(
         self, client_app: ClientApp, num_clients: int, pool: WorkerPool | None = None
     ) -> None:
-        self._app, self._pool = client_app, pool
+        self._app = client_app
+        self._pool = pool
         self._run = Run.create_empty(run_id=1)
         self._run.federation_id = NOOP_FEDERATION_ID
-        # A message cannot be made without knowing who makes it.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = (
-            1,
-            self._run.run_id,
-            _SERVER,
-        )
+        # Flower makes no message without this identity.
+        TaskIdentity.task_id = 1
+        TaskIdentity.run_id = self._run.run_id
+        TaskIdentity.node_id = _SERVER
         self._waiting: dict[str, Message] = {}
         self.contexts: dict[int, Context] = {}
-        """By node id, in the order of the clients' numbers."""
+        """Context of each node by its id, in the order of the clients' numbers."""
         for client in range(num_clients):
             node_id = _SERVER + 1 + client
             self.contexts[node_id] = Context(
@@ -74,24 +74,24 @@ class LocalGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """All nodes, in the order of their clients' numbers."""
+        """Return all nodes, in the order of their clients' numbers."""
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Keep the messages until their replies are asked for; what carries tensors goes to the workers."""
+        """Keep the messages until their replies are pulled. Those with tensors go to workers."""
         pushed: dict[str, Message] = {}
         for message in messages:
             message_id = str(uuid4())
             message.metadata.__dict__["_message_id"] = message_id
             pushed[message_id] = message
         if self._pool is not None:
-            self._pool.open()  # the workers get ready while this process goes on
+            self._pool.open()
             jobs = {
                 id: self._job(message)
                 for id, message in pushed.items()
                 if _is_for_worker(message)
             }
-            if jobs:  # nobody works any more on what was sent before
+            if jobs:  # the workers drop the messages of the last round
                 self._waiting = {
                     id: old
                     for id, old in self._waiting.items()
@@ -110,7 +110,7 @@ class LocalGrid(Grid):
         )
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that are asked for: each client is run, or waited for until its message expires."""
+        """Return the replies: run each client, or wait for it until its message expires."""
         replies: list[Message] = []
         for message_id in message_ids:
             message = self._waiting.get(message_id)
@@ -145,7 +145,7 @@ class LocalGrid(Grid):
 
 
 def _is_for_worker(message: Message) -> bool:
-    """What carries tensors."""
+    """Return True for a message that carries tensors."""
     return bool(message.content.array_records)
 
 

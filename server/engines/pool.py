@@ -1,7 +1,8 @@
 """A pool of worker processes on this machine: jobs in order, tensors through shared memory.
 
-The global tensors are written once a round. A worker trains in a slot of shared memory, and the slot is used
-again only after its update was folded, so that memory does not grow with the number of clients.
+The global tensors are written once a round. A worker trains in a slot of shared memory.
+The slot is used again only after its update was folded, so that memory does not grow
+with the number of clients.
 """
 
 from __future__ import annotations
@@ -44,19 +45,19 @@ if TYPE_CHECKING:
 
 FORK_SERVER = "wardround.server.engines.fork_server"
 """The module that is run to fork the workers."""
-# A slot more than there are workers lets one of them work on while its update waits for an earlier one;
-# small models get more of them.
+# With a spare slot, a worker goes on while its update waits for an earlier one. Small
+# models get more spare slots.
 _SPARE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a client is asked."""
+    """A request to one client."""
 
     kind: str
     client: int
     content: RecordDict
-    """Its tensors are `shared`, (P,) fp32: the same in all jobs of a round."""
+    """Its tensors are `shared`, (P,) fp32, the same in all jobs of a round."""
 
 
 @dataclass
@@ -68,10 +69,14 @@ class _Worker:
 
 
 class WorkerPool:
-    """`num_workers` processes, each with a resident model. A context manager: leaving it ends them."""
+    """Worker processes, each with a resident model. Leaving the context ends them."""
 
     def __init__(self, num_workers: int, settings: Settings) -> None:
-        """Args: settings: the run's; workers are ready for it, and take part in no other."""
+        """Start the fork server.
+
+        Args:
+            settings: settings of the run. The workers serve this run alone.
+        """
         self.settings = settings
         self._num_workers = num_workers
         self._process, self._control = start_process(FORK_SERVER, path=sys.path)
@@ -90,7 +95,7 @@ class WorkerPool:
         self.close()
 
     def open(self) -> None:
-        """Start the workers; they build their models while this process goes on."""
+        """Start the workers. They build their models while this process goes on."""
         if self._global is not None:
             return
         corpus = open_corpus(self.settings)
@@ -101,48 +106,51 @@ class WorkerPool:
         texts, facts = corpus_to_memory(corpus)
         self._global, *self._slots = tensors_in(memory, size)
         self._free = list(range(num_slots))
-        opening = json.dumps(
-            {"settings": self.settings.to_json(), "corpus": facts}
-        ).encode()
-        self._tell_fork_server(opening, memory, texts)
+        opening = {"settings": self.settings.to_json(), "corpus": facts}
+        self._send_to_fork_server(json.dumps(opening).encode(), memory, texts)
         os.close(memory)
         os.close(texts)
         for number in range(self._num_workers):
             self._start(number)
 
     def begin(self, jobs: Mapping[str, Job]) -> None:
-        """A new round: what is left of the last one is dropped, and jobs start in their order."""
+        """Begin a round: drop the rest of the last one, and start the jobs in their order."""
         self.open()
         assert self._global is not None
-        for worker in [worker for worker in self._workers if worker.job]:
-            self._replace(worker)  # it missed the last round's end
+        late = [worker for worker in self._workers if worker.job]
+        for worker in late:
+            self._replace(worker)
         self._waiting.clear()
         self._free = list(range(len(self._slots)))
-        self._done, self._lent = {}, -1
+        self._done = {}
+        self._lent = -1
         _, arrays = take_arrays(next(iter(jobs.values())).content)
         self._global.numpy()[:] = arrays["shared"]
         self._waiting.extend(jobs.items())
-        self._hand_out()
+        self._assign()
 
     def reply(self, job: str, deadline: float) -> RecordDict | None:
-        """Wait for one job's answer; None at `deadline` (of `time.monotonic`), or where there is no such job.
+        """Wait for one job's answer. Return None at the deadline, or if the job is unknown.
 
-        Its tensors lie in shared memory, and hold until the next answer is asked for.
+        The answer's tensors lie in shared memory. They are valid until the next call.
+
+        Args:
+            deadline: in the time of `time.monotonic()`.
 
         Raises:
-            WorkerEnded: there is none.
+            WorkerEnded: the worker ended before it answered.
         """
         if self._lent >= 0:
             self._free.append(self._lent)
             self._lent = -1
         while job not in self._done:
-            self._hand_out()
-            if not self._is_under_way(job) or not self._collect(
-                deadline - time.monotonic()
-            ):
+            self._assign()
+            if not self._is_under_way(job):
+                return None
+            if not self._collect(deadline - time.monotonic()):
                 return None
         answer, slot = self._done.pop(job)
-        self._hand_out()
+        self._assign()
         if answer is None:
             self._free.append(slot)
             raise WorkerEnded
@@ -164,8 +172,8 @@ class WorkerPool:
             job == name for name, _ in self._waiting
         )
 
-    def _hand_out(self) -> None:
-        """Give waiting jobs to idle workers, as long as there is a slot to train in."""
+    def _assign(self) -> None:
+        """Give waiting jobs to idle workers, as long as there are free slots."""
         for worker in self._workers:
             if not worker.job and self._waiting and self._free:
                 worker.job, job = self._waiting.popleft()
@@ -176,7 +184,7 @@ class WorkerPool:
                     send_message(worker.connection, facts, job.content)
 
     def _collect(self, seconds: float) -> bool:
-        """Wait for at least one answer, or for a worker to end; False if neither came in time."""
+        """Wait until a worker answers or ends. Return False if neither happens in time."""
         watch = select.poll()
         by_descriptor = {
             worker.connection.fileno(): worker for worker in self._workers if worker.job
@@ -196,7 +204,7 @@ class WorkerPool:
         return bool(ready)
 
     def _replace(self, worker: _Worker) -> None:
-        """Start another in its place; the old one is gone then, and its slot free."""
+        """Start another worker in its place. The old one is gone then, and its slot is free."""
         worker.connection.close()
         self._workers.remove(worker)
         self._start(worker.number)
@@ -208,10 +216,10 @@ class WorkerPool:
         ours, theirs = socket.socketpair()
         ours.settimeout(END_SECONDS)  # for what is left of a frame once it has begun
         with theirs:
-            self._tell_fork_server(str(number).encode(), theirs.fileno())
+            self._send_to_fork_server(str(number).encode(), theirs.fileno())
         self._workers.append(_Worker(number, ours))
 
-    def _tell_fork_server(self, payload: bytes, *descriptors: int) -> None:
+    def _send_to_fork_server(self, payload: bytes, *descriptors: int) -> None:
         with _fork_server_needed():
             send_frame(self._control, payload, descriptors)
 
@@ -222,6 +230,7 @@ def _fork_server_needed() -> Iterator[None]:
         yield
     except ProcessGone:
         raise RunFailed(
-            "the process that starts workers has ended; what it wrote last stands above. Run the same "
-            "command again: it goes on from the last whole round. Without workers: engine.workers=1."
+            "the process that starts workers has ended; its last output is above. Run the "
+            "same command again: the run continues after the last complete round. "
+            "Without workers: engine.workers=1."
         ) from None

@@ -1,4 +1,4 @@
-"""One simulated run: it picks the engine."""
+"""One simulated run, in this process or on a Ray cluster."""
 
 from __future__ import annotations
 

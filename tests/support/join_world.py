@@ -14,7 +14,7 @@ from tests.e2e.processes import wait_for
 from tests.support.fake_fleet import FakeFleet, fleet_server
 from tests.support.site_door import QUICK, command_line, environment
 from tests.support.site_lab import make_certificates, make_site
-from wardround.client.plans import limits_of
+from wardround.client.decisions import limits_of
 from wardround.client.policy.limits import Limits
 from wardround.client.site_file import SiteFile, signing_keys, write_site_file
 from wardround.common.credentials import public_line

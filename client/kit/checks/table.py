@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict
 from typing import Any
 
+from wardround.client.decisions import limits_of
 from wardround.client.kit.checks import data, machine, model, network
 from wardround.client.kit.checks.findings import Finding, ok, run_check
 from wardround.client.kit.checks.subject import Options, Subject
 from wardround.client.kit.words.policy import policy_in_words
-from wardround.client.plans import limits_of
 from wardround.client.site_file import SiteFile, signing_keys
 from wardround.common.explain import nearest
 

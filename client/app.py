@@ -1,7 +1,7 @@
 """Flower's app of a client: it receives messages and returns the answers of `client/round.py`.
 
-Simulations use it, and Flower users who run this app on SuperNodes of their own. `wardround-site join` does
-not use it: such a site runs only its own installed code.
+Simulations use it, and Flower users who run this app on SuperNodes of their own. `wardround-site
+join` does not use it: such a site runs only its own installed code.
 """
 
 from __future__ import annotations

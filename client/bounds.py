@@ -1,15 +1,16 @@
 """Bounds for the global model: each tensor's step is compared with this site's own training.
 
-A server that can move single tensors freely can make a model in which only one chosen text has influence. An
-honest round moves a tensor about as far as the sites do. So a site measures its own update of each tensor T
-and allows the global step
+A server that can move single tensors freely can make a model in which only one chosen text has
+influence. An honest round moves a tensor about as far as the sites do. So a site measures its own
+update of each tensor T and allows the global step
 
     ratio * sum of rates * max(y_T, sqrt(|T| / P) y) * min(size * s / (1 - b), most)
 
-with the yardstick y_T = |own update of T| / sum of its rates; y, the same for all P numbers of T's group (the
-new head, or the rest: their learning rates can differ); `size`, the steps of the plan's largest site divided
-by this site's steps; s and b, the server's learning rate and momentum. An adaptive server optimizer moves
-every single number by at most `adaptive_step` times its learning rate.
+with the yardstick y_T = |own update of T| / sum of its rates; y, the same for all P numbers of
+T's group (the new head, or the rest: their learning rates can differ); `size`, the steps of the
+plan's largest site divided by this site's steps; s and b, the server's learning rate and
+momentum. An adaptive server optimizer moves every single number by at most `adaptive_step` times
+its learning rate.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class RoundOfPlan:
     num_texts: int
     """n, the number of training texts of this site."""
     most_texts: int
-    """The largest number of training texts at a site of the plan; `num_texts` if the plan has no bound."""
+    """The plan's largest number of training texts at a site; `num_texts` if it has no bound."""
     head: frozenset[str] = frozenset()
     """Names of the tensors of the new head."""
 
@@ -65,10 +66,10 @@ class RoundOfPlan:
         return float(steps.rates(self.settings.train.learning_rate).sum())
 
     def others(self) -> float:
-        """Return the allowed step of the other sites and the server, as a multiple of this site's step.
+        """Return the allowed step of other sites and server, as a multiple of this site's step.
 
-        The largest site takes more steps than this one, and the server's momentum adds up rounds. The product
-        is at most `policy.max_size_ratio`.
+        The largest site takes more steps than this one, and the server's momentum adds up rounds.
+        The product is at most `policy.max_size_ratio`.
         """
         most = int(self.policy.max_size_ratio * self.num_texts)
         largest = max(self.num_texts, min(self.most_texts, most))

@@ -1,4 +1,4 @@
-"""Arrays that a client keeps from one round to the next and never sends: residuals and control variates."""
+"""Arrays that a client keeps between rounds and never sends: residuals, control variates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from wardround.common.files import write_atomically
 
 ArrayKind = Literal["residuals", "variates"]
-"""`residuals`: the loss of rounding an update, (P,) fp32. `variates`: see `client/variates.py`, (2P,) fp32."""
+"""`residuals`: the loss of rounding an update, (P,) fp32. `variates`: see `client/variates.py`,
+(2P,) fp32."""
 
 
 class Carried(Protocol):
@@ -26,10 +27,10 @@ class Carried(Protocol):
 
 @dataclass(frozen=True)
 class CarriedFiles:
-    """Files in a simulation's run folder: any worker may train any client, and a run can be resumed.
+    """Files in a simulation's run folder: any worker may train any client, also after a restart.
 
-    The newest three are kept: a killed run continues after its last whole checkpoint, which may be one round
-    behind the updates that were averaged last.
+    The newest three are kept: a killed run continues after its last whole checkpoint, which may
+    be one round behind the updates that were averaged last.
     """
 
     folder: Path
@@ -57,7 +58,7 @@ class CarriedFiles:
 
 @dataclass
 class CarriedMemory:
-    """The memory of a site's process: nothing that comes from patients' texts is written to a disk."""
+    """The memory of a site's process: nothing from patients' texts is written to a disk."""
 
     _kept: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
 

@@ -1,7 +1,7 @@
 """Check that the global model of a request can be the result of the rounds before.
 
-The first model must equal the one that this site computes from its own files. Each later one must be within a
-bound of the one before, tensor by tensor (`client/bounds.py`).
+The first model must equal the one that this site computes from its own files. Each later one must
+be within a bound of the one before, tensor by tensor (`client/bounds.py`).
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def check_global_model(
         raise SiteRefusal(
             "too_far",
             words=(
-                f"{len(found)} of {len(layout.names)} tensors moved too far since round {before.age}; "
-                f"{name} moved {times:.3g} times as far as this site allows (policy.max_step_ratio)"
+                f"{len(found)} of {len(layout.names)} tensors moved too far "
+                f"since round {before.age}; {name} moved {times:.3g} times as far as this site "
+                f"allows (policy.max_step_ratio)"
             ),
         )
 

@@ -1,7 +1,7 @@
 """The files that a site keeps for a plan: the last global model, and its own yardstick.
 
-Both are in the state folder, so that a restart of the program makes no bound wider and no message larger.
-The folder of a plan is removed when the plan ends.
+Both are in the state folder, so that a restart of the program makes no bound wider and no message
+larger. The folder of a plan is removed when the plan ends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Load the global model of a request: from its payload or from kept tensors, and within the site's bounds."""
+"""Load the global model of a request, and check that it is within the site's bounds."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def load_global_model(
     state = open_model(settings, label_names)
     if state.layout.digest != request.layout:
         raise ValueError(
-            "the server's model has other tensor names or shapes than this client's; check that both have "
-            "the same model files and library versions."
+            "the server's model has other tensor names or shapes than this client's; check that "
+            "both have the same model files and library versions."
         )
     if site.order is not None:
         config = state.text_model.model.config.get_text_config()
@@ -91,7 +91,7 @@ def _received_tensors(
 
 
 def _kept_model(site: Site) -> HeldModel | None:
-    """Return the global model that this site received last; under a plan, from the plan's folder."""
+    """Return the last global model of this site; under a plan, from the plan's folder."""
     if site.order is not None:
         return site.held.model()
     if site.kept is None or site.kept.tensors is None:
@@ -107,7 +107,7 @@ def _check_and_keep(
     examples: Examples,
     site: RealSite,
 ) -> None:
-    """Compare the global tensors with those before, and keep them. Raises SiteRefusal or ValueError."""
+    """Check the global tensors, and keep them. Raises SiteRefusal or ValueError."""
     order = site.order
     assert order is not None, "called only under a plan"
     if model_sha256(state.layout, tensor_of(received)) != request.version:
@@ -154,8 +154,8 @@ def _check_and_keep(
 def check_model_file(model: ModelSettings, site: SiteFile) -> None:
     """Raise SiteRefusal unless the model's files have the hashes that plan and policy name.
 
-    The hash of the weights is enough only for a folder of the site's own: in another folder, anybody could
-    have written the configuration and the tokenizer.
+    The hash of the weights is enough only for a folder of the site's own: in another folder,
+    anybody could have written the configuration and the tokenizer.
     """
     policy = site.policy
     listed = set(policy.models) if isinstance(policy.models, tuple) else set()

@@ -1,4 +1,4 @@
-"""One client's part of a round: it answers a message, and no text or label leaves with the answer."""
+"""One client's part of a round: it answers a message. No text and no label leaves with it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 def answer(kind: str, content: RecordDict, find_site: Callable[[], Site]) -> RecordDict:
-    """Do the work that a message asks for, or refuse. The details of a failure stay in this machine's log.
+    """Do the work that a message asks for, or refuse. Details of a failure stay in the log.
 
     An exception's text may hold a path, a label or a piece of text, so only a code is sent.
 
@@ -103,7 +103,7 @@ WORK: dict[str, Callable[[RecordDict, Site], RecordDict]] = {
 
 
 def _approved(request: TrainRequest, site: Site) -> TrainRequest:
-    """Return the request with the facts of the approved plan in place of its own, if there is a plan."""
+    """Return the request; if there is an approved plan, with the facts of the plan."""
     order = site.order
     if order is None:
         return request
@@ -138,8 +138,8 @@ def run_local_round(request: TrainRequest, site: Site) -> Update:
 
     If sites evaluate, the received model is first measured on the site's held-out texts.
 
-    If nothing is encoded and the model is on the CPU, the returned tensors are the resident model's own
-    buffer: they are valid until the next round of any client in this process.
+    If nothing is encoded and the model is on the CPU, the returned tensors are the resident
+    model's own buffer: they are valid until the next round of any client in this process.
 
     Raises:
         ValueError: the server's model is not the one these settings describe here.

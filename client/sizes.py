@@ -10,8 +10,9 @@ from wardround.common.model.influence import RoundSteps, peaks
 from wardround.common.settings.tree import Settings
 
 MOST_PULL = 0.4
-"""Largest sum, over the steps of a round, of learning rate x (proximal_mu + weight_decay). Each step removes
-this share of all earlier steps, so with a larger sum the last texts of a round would dominate."""
+"""Largest sum, over the steps of a round, of learning rate x (proximal_mu + weight_decay). Each
+step removes this share of all earlier steps, so with a larger sum the last texts of a round would
+dominate."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,16 @@ def size_refusals(
     if pull > MOST_PULL:
         key = "train.proximal_mu" if train.proximal_mu else "train.weight_decay"
         words = (
-            f"{key} is {getattr(train, key.removeprefix('train.'))}: over the {steps.total} steps of a round "
-            f"it removes {pull:.2g} of the first texts' part; at most {MOST_PULL} is allowed"
+            f"{key} is {getattr(train, key.removeprefix('train.'))}: "
+            f"over the {steps.total} steps of a round it removes {pull:.2g} of the first "
+            f"texts' part; at most {MOST_PULL} is allowed"
         )
         yield "policy", key, words
     influence = largest_influence(settings, sizes.num_texts)
     if influence > policy.max_influence:
         words = (
-            f"one text may have {influence:.2g} times its even share of an update; policy.max_influence is "
-            f"{policy.max_influence:g}"
+            f"one text may have {influence:.2g} times its even share of an update; "
+            f"policy.max_influence is {policy.max_influence:g}"
         )
         yield "policy", "train.batch_size", words
     yield from _token_refusals(sizes, policy)
@@ -65,14 +67,15 @@ def _token_refusals(sizes: Sizes, policy: Policy) -> Iterator[Refusal]:
     least = policy.min_token_ratio * sizes.hidden_size
     if sizes.num_tokens < least:
         words = (
-            f"{sizes.num_tokens} training tokens; with fewer than {least:.0f}, a layer of {sizes.hidden_size} "
-            f"numbers can reveal single texts (policy.min_token_ratio is {policy.min_token_ratio:g})"
+            f"{sizes.num_tokens} training tokens; with fewer than {least:.0f}, a layer of "
+            f"{sizes.hidden_size} numbers can reveal single texts "
+            f"(policy.min_token_ratio is {policy.min_token_ratio:g})"
         )
         yield "too_few_tokens", "train.max_length", words
 
 
 def largest_influence(settings: Settings, num_texts: int) -> float:
-    """Return the largest share of one text in any round of a plan, as a multiple of its even share."""
+    """Return the largest share of a text in a round, as a multiple of its even share."""
     train = settings.train
     # With a constant rate all rounds are alike.
     num_rounds = 1 if train.schedule == "constant" else max(1, settings.num_rounds)

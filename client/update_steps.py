@@ -1,7 +1,8 @@
-"""The steps between training and sending: an ordered table, in which settings and plan choose the rows.
+"""The steps between training and sending: an ordered table. Settings and plan choose its rows.
 
-Each step takes the update and returns it, changed or not. A step that needs the tensors as they were
-trained stands before one that changes them; `encode` steps are last, and exactly one of them applies.
+Each step takes the update and returns it, changed or not. A step that needs the tensors as they
+were trained stands before one that changes them; `encode` steps are last, and exactly one of them
+applies.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from wardround.common.wire.arrays import Payload
 from wardround.common.wire.forms import EXACT, encode, whole
 
 LOSS_DIGITS = 2
-"""Decimal places of the losses that leave a site: all digits would be a fingerprint of the texts. Simulated
-clients round their held-out losses as well, so that both give the same numbers."""
+"""Decimal places of the losses that leave a site: all digits would be a fingerprint of the texts.
+Simulated clients round their held-out losses as well, so that both give the same numbers."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ STEPS = (
 
 
 def are_withheld(counts: Sums, task: Task, site: RealSite) -> bool:
-    """Return whether the policy keeps these counts at the site: a small count may reveal a single text."""
+    """Return whether the counts stay at the site: a small one may reveal a single text."""
     smallest = site.file.policy.min_count
     return any(task.has_small_cell(part, smallest) for part in counts.parts)
 

@@ -1,7 +1,8 @@
 """SCAFFOLD's control variates at a client: the correction of its steps, and its own variate.
 
-Karimireddy et al. 2020 (arXiv:1910.06378), algorithm 1 with option II, with all clients in every round. A
-variate is kept as a round's mean step, learning rate times gradient, so that the head may have its own rate:
+Karimireddy et al. 2020 (arXiv:1910.06378), algorithm 1 with option II, with all clients in every
+round. A variate is kept as a round's mean step, learning rate times gradient, so that the head
+may have its own rate:
 
     step          y <- y - rate * gradient - (c - c_i)
     afterwards    c_i <- (x - y) / K_i - (c - c_i)       the client's mean step by its gradients
@@ -28,8 +29,8 @@ class Variates:
     num_steps: int
     """K_i, optimiser steps in this round."""
     correction: np.ndarray | None
-    """(P,) fp32, c - c_i, which each step subtracts. None if the variates start anew, or if this client has
-    none."""
+    """(P,) fp32, c - c_i, which each step subtracts. None if the variates start anew, or if this
+    client has none."""
     is_lacking: bool
     """True if a correction is needed, but this client has none."""
 
@@ -49,19 +50,20 @@ class Variates:
             received: (P,) fp32, the global tensors x of this round.
 
         Raises:
-            ValueError: the request's mean of steps is impossible for this run's clients, or this process
-                cannot keep a variate.
+            ValueError: the request's mean of steps is impossible for this run's clients, or this
+                process cannot keep a variate.
         """
         carried = site.carried("variates", settings)
         if carried is None:
             raise ValueError(
-                "train.control_variates is true, but this client keeps nothing from one message to the next. "
+                "train.control_variates is true, but this client keeps nothing between messages. "
                 "Start the site with wardround-site, or set train.control_variates=false."
             )
         if request.mean_steps == 0:
             return cls(num_steps, None, is_lacking=False)
-        # The weights of the mean grow with the steps, so one client's K_i is at most num_clients times the
-        # mean. So the server's variate, over all steps, moves training at most by that many global steps.
+        # The weights of the mean grow with the steps, so one client's K_i is at most num_clients
+        # times the mean. So the server's variate, over all steps, moves training at most by that
+        # many global steps.
         most_steps = settings.num_clients * request.mean_steps
         if not num_steps * (1 - 1e-9) <= most_steps < np.inf:
             raise ValueError(

@@ -1,8 +1,9 @@
-"""The texts for which a site has answered: keyed hashes of each version of its file, never the texts.
+"""The texts for which a site has answered: only keyed hashes of each version of its file.
 
-Two plans with the same start, on texts that differ by one, give two updates whose difference comes from this
-text. So a plan is refused if the texts differ by a few from an answered version. A text that opts out under an
-approved plan is left out from the next round on, which changes no other text.
+Two plans with the same start, on texts that differ by one, give two updates whose difference
+comes from this text. So a plan is refused if the texts differ by a few from an answered version.
+A text that opts out under an approved plan is left out from the next round on, which changes no
+other text.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Version:
         return added.total() + removed.total()
 
     def new_opt_outs(self, before: Version) -> frozenset[str] | None:
-        """Return the texts that have opted out since `before`; None if anything else has changed."""
+        """Return the texts that have opted out since; None if anything else has changed."""
         if self.taking_part + self.opted_out != before.taking_part + before.opted_out:
             return None
         if self.taking_part - before.taking_part:
@@ -134,13 +135,16 @@ class Versions:
                 raise SiteRefusal(
                     "data_too_close",
                     words=(
-                        f"{distance} texts differ from those for which plan {plan[:12]} was answered; "
-                        f"policy.min_changed_texts is {least}. Wait until more have changed"
+                        f"{distance} texts differ from those for which "
+                        f"plan {plan[:12]} was answered; policy.min_changed_texts is {least}. "
+                        f"Wait until more have changed"
                     ),
                 )
 
     def late_opt_outs(self, plan: str, data: str) -> LateOptOuts | None:
-        """Return the texts that have opted out since an approval; None if anything else has changed.
+        """Return the texts that have opted out since an approval, or None.
+
+        None means that anything else has changed.
 
         Args:
             plan: SHA-256 of the plan.

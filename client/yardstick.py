@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 _MOST_GROWTH = 3.0
-"""Limit of a yardstick, as a multiple of the smallest one measured under its plan. A server that makes a site
-move further does not get a wider bound."""
+"""Limit of a yardstick, as a multiple of the smallest one measured under its plan. A server that
+makes a site move further does not get a wider bound."""
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The distance that this site moves each tensor of a plan's model, per unit of learning rate."""
+    """The distance that this site moves each tensor, per unit of learning rate."""
 
     per_tensor: np.ndarray  # (T,) fp64, in the order of `Layout.names`
     smallest: np.ndarray  # (T,) fp64: the smallest of every tensor so far; 0 for none

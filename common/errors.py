@@ -23,7 +23,7 @@
     +-- MissingColumn        a file lacks a column (ValueError)
     +-- FolderInUse          another process uses the folder (ValueError)
 
-Wrong settings and files of people raise plain ValueError. `common/explain.py` puts errors into words.
+Wrong settings and files of people raise plain ValueError. `common/explain.py` explains them.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class MissingBase(WardroundError):
 
 
 class BadAnswer(WardroundError):
-    """An answer is not what the server asked for. The text says why; a client may have written it."""
+    """An answer is not the expected one. The text gives the reason; it may quote a client."""
 
     def __init__(self, text: str) -> None:
         """Make the text printable and short: it is shown in terminals, logs and files."""
@@ -139,7 +139,7 @@ class Refused(WardroundError):
 
 
 class LedgerBehind(WardroundError):
-    """The server holds a line of this site's ledger that is not in it. The text is the line's hash."""
+    """The server holds a line that this site's ledger lacks. The text is the line's hash."""
 
 
 class ObjectMissing(WardroundError):

@@ -13,7 +13,7 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def guarded(run: Callable[[], Any], say: Callable[[str], None], stopped: str) -> int:
-    """Run a command line and return its exit code. Errors that people can correct show no traceback.
+    """Run a command line and return its exit code. People's errors show no traceback.
 
     Args:
         run: the typer app, called with `standalone_mode=False`.

@@ -26,8 +26,9 @@ def explain(
 
     Args:
         known: the valid keys, to suggest the nearest one for an unknown key.
-        steps: next steps by dotted key, by pydantic's type of error (such as `missing`), or by both,
-            separated by a space. Both together win over the type of error, which wins over the key.
+        steps: next steps by dotted key, by pydantic's type of error (such as `missing`), or by
+            both, separated by a space. Both together win over the type of error, which wins over
+            the key.
     """
     lines: dict[str, str] = {}
     for item in error.errors(include_url=False):

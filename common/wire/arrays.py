@@ -1,8 +1,9 @@
 """Flat arrays as Flower arrays: by reference inside one process, serialised where they meet a wire.
 
-They travel in pieces, each of one chunk of Flower's. Flower joins the chunks of a large array, copies them,
-and has NumPy read the copy: four times the model's size at once. Pieces are freed one by one. This file does
-not import PyTorch, so a process that only forwards arrays starts without it.
+They travel in pieces, each of one chunk of Flower's. Flower joins the chunks of a large array,
+copies them, and has NumPy read the copy: four times the model's size at once. Pieces are freed
+one by one. This file does not import PyTorch, so a process that only forwards arrays starts
+without it.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class Payload:
 class Array(FlowerArray):
     """A piece of a flat array that is serialised only when it meets a wire.
 
-    Flower's own class serialises at once; inside one process that would copy every model twice per client.
-    The name must stay `Array`: Flower writes it into the header of the serialised object.
+    Flower's own class serialises at once; inside one process that would copy every model twice
+    per client. The name must stay `Array`: Flower writes it into the header of the serialised
+    object.
     """
 
     whole: np.ndarray
@@ -94,8 +96,8 @@ def from_record(record: ArrayRecord, most_bytes: float = inf) -> dict[str, np.nd
     """Inverse of `to_record`. Pieces that came over a wire are removed from the record.
 
     Args:
-        most_bytes: the largest size of all arrays together. Pieces with the same content travel once, so
-            a small message can hold a large array.
+        most_bytes: the largest size of all arrays together. Pieces with the same content travel
+            once, so a small message can hold a large array.
 
     Raises:
         ValueError: the arrays are larger than `most_bytes`.
@@ -132,7 +134,8 @@ def _joined(record: ArrayRecord, name: str, most_bytes: float) -> np.ndarray:
 
 
 def read_piece(written: bytes | memoryview) -> np.ndarray:
-    """Return a flat array in NumPy's file format, as a view of its bytes. Raises ValueError for anything else.
+    """Return a flat array in NumPy's file format, as a view of its bytes. Raises ValueError for
+    anything else.
 
     (`np.load` would reserve memory for any size that the header claims.)
     """

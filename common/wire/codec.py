@@ -1,24 +1,29 @@
 """Messages as Flower's records: pack and unpack.
 
-server -> client   tensors   the global tensors, as flat arrays in pieces (<array>.00000 ...)
-                   task      round, layout (digest of names and shapes), client (its number in this run), form
-                             (of the tensors), version (SHA-256 of the global tensors), base (the version that
-                             they build on; "" for none), mean_steps (of the clients' last round; 0 without
-                             control variates), settings (JSON; only without an approved plan: in simulations
-                             and on stock SuperNodes)
-client -> server   tensors   the trained tensors, relative to the global ones
-                   update    round, layout, form, holds (the version that this client keeps; "" for none)
-                   metrics   num_examples, num_steps, loss, seconds, withheld (1 if the counts stay at the
-                             site), uncorrected (1 if the client lacks its control variate)
-                   counts    loss_sum, confusion: the received model on the site's held-out texts, only if
-                             evaluation.where is `sites`; validation_loss_sum, validation_confusion: the same
-                             on the texts that choose the best model, only if
-                             evaluation.validation_fraction is above 0
-                   refusal   code: a key of REFUSALS; key: the setting in question, or "" (instead of all above)
-                   lacks     base: a version that this client does not hold (instead of all above)
-hello              card      client (its number in a simulation, else -1), num_examples, num_held_out
-evaluate           counts    as above, and nothing else
-notice             notice    text: why the server refused an update; the answer is empty
+server -> client
+    tensors   the global tensors, as flat arrays in pieces (<array>.00000 ...)
+    task      round, layout (digest of names and shapes), client (its number in this run), form
+              (of the tensors), version (SHA-256 of the global tensors), base (the version that
+              they build on; "" for none), mean_steps (of the clients' last round; 0 without
+              control variates), settings (JSON; only without an approved plan: in simulations
+              and on stock SuperNodes)
+client -> server
+    tensors   the trained tensors, relative to the global ones
+    update    round, layout, form, holds (the version that this client keeps; "" for none)
+    metrics   num_examples, num_steps, loss, seconds, withheld (1 if the counts stay at the
+              site), uncorrected (1 if the client lacks its control variate)
+    counts    loss_sum, confusion: the received model on the site's held-out texts, only if
+              evaluation.where is `sites`; validation_loss_sum, validation_confusion: the same
+              on the texts that choose the best model, only if
+              evaluation.validation_fraction is above 0
+    refusal   code: a key of REFUSALS; key: the setting in question, or ""; replaces the others
+    lacks     base: a version that this client does not hold; replaces the others
+hello
+    card      client (its number in a simulation, else -1), num_examples, num_held_out
+evaluate
+    counts    as above, and nothing else
+notice
+    notice    text: why the server refused an update; the answer is empty
 
 The caller puts a packed content into a reply.
 """
@@ -158,7 +163,8 @@ def unpack_update(content: RecordDict, task: Task, most_bytes: float = inf) -> U
 
     Args:
         task: reads the sums.
-        most_bytes: the largest size of all arrays together. More are refused before memory is reserved.
+        most_bytes: the largest size of all arrays together. More are refused before memory is
+            reserved.
 
     Raises:
         BadAnswer: the answer does not have the form of an update.
@@ -175,7 +181,7 @@ def unpack_update(content: RecordDict, task: Task, most_bytes: float = inf) -> U
 
 
 def pack_hello(settings: Settings | None) -> RecordDict:
-    """Pack the request to introduce itself. `settings` is None if the client has approved a plan."""
+    """Pack the request to introduce itself; without settings if the client has a plan."""
     return RecordDict({"task": ConfigRecord(_settings_field(settings))})
 
 
@@ -245,7 +251,7 @@ def pack_refusal(code: str, key: str = "") -> RecordDict:
 
 
 def pack_missing_base(version: str) -> RecordDict:
-    """Pack a client's answer to a request that builds on a version which the client does not hold."""
+    """Pack a client's answer if it does not hold the version that a request builds on."""
     return RecordDict({"lacks": ConfigRecord({"base": version})})
 
 

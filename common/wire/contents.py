@@ -1,4 +1,4 @@
-"""Flower's contents between processes of one machine: arrays in shared memory, everything else as JSON."""
+"""Flower's contents between processes of one machine: arrays apart, the rest as JSON."""
 
 from __future__ import annotations
 

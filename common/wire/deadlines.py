@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from flwr.app import Message
 
 LATE_SECONDS = 600.0
-"""Time after the end of a round in which the server still fetches answers. No client starts work then."""
+"""Time after a round in which the server still fetches answers, but no client starts work."""
 KEPT_SECONDS = 1800.0
 """Time for which an idle client keeps the tensors of the last round."""
 

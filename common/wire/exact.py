@@ -1,7 +1,7 @@
 """A lossless form: the distance of each number from its base, in steps of fp32, in few bytes.
 
-The bit patterns of two near fp32 numbers differ by a small whole number. A round of fine-tuning moves most
-numbers by less than 32,768 such steps, which takes two bytes instead of four.
+The bit patterns of two near fp32 numbers differ by a small whole number. A round of fine-tuning
+moves most numbers by less than 32,768 such steps, which takes two bytes instead of four.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def encode(
 
     Returns:
         widths: (blocks,) uint8, bytes per step in each block.
-        steps: uint8, the low bytes of the steps, block after block; the lowest number of a width marks a
-            step that does not fit.
+        steps: uint8, the low bytes of the steps, block after block; the lowest number of a width
+            marks a step that does not fit.
         others: int32, the steps that do not fit, in order.
     """
     new = tensors.view(np.int32)
@@ -57,7 +57,7 @@ def encode(
 
 
 def _narrowest(sizes: np.ndarray) -> tuple[int, bool]:
-    """Return the first width that takes the fewest bytes, and whether some steps do not fit into it."""
+    """Return the first width that takes the fewest bytes, and whether some steps do not fit."""
     best = 0
     least = 0
     some_left = False

@@ -1,7 +1,7 @@
 """The forms in which tensors are sent: a table of pairs, encode and decode.
 
-Both ends hold the tensors that a form builds on (`base`). All forms use NumPy on one thread: encoding runs
-beside the training of other sites, and more threads would wait for each other.
+Both ends hold the tensors that a form builds on (`base`). All forms use NumPy on one thread:
+encoding runs beside the training of other sites, and more threads would wait for each other.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ class Form:
     """A way to write (P,) fp32 numbers as flat arrays."""
 
     encode: Callable[[np.ndarray, np.ndarray, np.ndarray | None], Arrays]
-    """From tensors, base and residual. The residual is added first, and holds the new loss afterwards."""
+    """From tensors, base and residual, which is added first and then holds the new loss."""
     decode: Callable[[Arrays, np.ndarray, np.ndarray], None]
-    """From arrays and base into the last argument. Raises KeyError or ValueError for arrays of another form."""
+    """From arrays and base into the last argument. Raises KeyError or ValueError for arrays of
+    another form."""
 
 
 FORMS: dict[str, Form] = {EXACT: Form(exact.encode, exact.decode)} | {
@@ -46,12 +47,13 @@ def whole(tensors: np.ndarray) -> Payload:
 def encode(
     form: str, tensors: np.ndarray, base: np.ndarray, residual: np.ndarray | None = None
 ) -> Payload:
-    """Encode tensors, (P,) fp32, in a form of the table; return them whole if `exact` would save too little.
+    """Encode tensors, (P,) fp32, in a form of the table; return them whole if `exact` would save
+    too little.
 
     Args:
         base: (P,) fp32, the tensors that the receiver holds.
-        residual: (P,) fp32, the loss of all rounding so far (error feedback; Seide et al. 2014; Karimireddy
-            et al. 2019, arXiv:1901.09847, algorithm 2). Changed in place.
+        residual: (P,) fp32, the loss of all rounding so far (error feedback; Seide et al. 2014;
+            Karimireddy et al. 2019, arXiv:1901.09847, algorithm 2). Changed in place.
     """
     payload = Payload(form, FORMS[form].encode(tensors, base, residual))
     if form == EXACT and payload.num_bytes > (1 - _LEAST_SAVING) * tensors.nbytes:

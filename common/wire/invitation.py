@@ -4,8 +4,8 @@
     site         -- registration.json -->  coordinator  the site's two public keys
     coordinator  -- rotation.json -->      sites        a new signing key, signed with the old one
 
-Nothing in them is secret. Each is signed with the keys in it, and people compare its fingerprint on a
-separate channel, for example by telephone.
+Nothing in them is secret. Each is signed with the keys in it, and people compare its fingerprint
+on a separate channel, for example by telephone.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Invitation:
     versions: dict[str, str]
     """Versions installed at the server, by package; `python` is one of them."""
     labels: tuple[str, ...]
-    """The consortium's label names, in the order of their numbers; () if they are not agreed on yet."""
+    """The consortium's label names, in the order of their numbers; () if they are not agreed on
+    yet."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ _TYPES: dict[type, str] = {
 
 
 def write_document(document: Document, path: Path, *keys: Ed25519PrivateKey) -> str:
-    """Write a document, signed with each key; return its fingerprint. A file at `path` is replaced whole."""
+    """Write a document, signed with each key; return its fingerprint. A file at `path` is
+    replaced whole."""
     envelope = sign(_TYPES[type(document)], document, *keys)
     write_atomically(
         path, lambda part: part.write_text(envelope + "\n", encoding="ascii")
@@ -105,10 +107,12 @@ def read_document(
     """Return the document in a file, and its fingerprint.
 
     Args:
-        signed_with: public keys, of which one must have signed it; by default the key in the document.
+        signed_with: public keys, of which one must have signed it; by default the key in the
+            document.
 
     Raises:
-        ValueError: the file cannot be read, is no such document, or was changed after it was signed.
+        ValueError: the file cannot be read, is no such document, or was changed after it was
+            signed.
     """
     name = kind.__name__.lower()
     try:
@@ -131,8 +135,8 @@ def read_document(
     except NotAuthentic:
         by = " with a trusted key" if signed_with else ""
         raise ValueError(
-            f"'{path}' was changed after it was signed, or is not signed{by}. Ask for the file again, and "
-            "compare its fingerprint by telephone."
+            f"'{path}' was changed after it was signed, or is not signed{by}. "
+            "Ask for the file again, and compare its fingerprint by telephone."
         ) from None
     return document, _fingerprint(envelope)
 

@@ -40,8 +40,8 @@ class TrainRequest:
     client: int = -1
     """Number of the client in this run."""
     mean_steps: float = 0.0
-    """Mean number of optimiser steps of the clients in the last round; 0 without control variates, or if
-    they start anew."""
+    """Mean number of optimiser steps of the clients in the last round; 0 without control
+    variates, or if they start anew."""
 
 
 @dataclass(frozen=True)

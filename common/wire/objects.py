@@ -1,10 +1,11 @@
 """Write and read Flower's object format, one piece at a time.
 
 A message travels as a tree of objects: message, RecordDict, records, arrays, chunks. Each is
-`<type> <ids of its children, with commas> <length of its body>`, a zero byte, and the body. Its id is the
-SHA-256 of all that, so a record's id proves everything in the record. Flower's own reader fetches a whole
-tree before it checks anything, and checks no hash. This one fetches only signed objects, checks every piece
-on arrival, and writes the tensors into memory of the caller's choice.
+`<type> <ids of its children, with commas> <length of its body>`, a zero byte, and the body. Its
+id is the SHA-256 of all that, so a record's id proves everything in the record. Flower's own
+reader fetches a whole tree before it checks anything, and checks no hash. This one fetches only
+signed objects, checks every piece on arrival, and writes the tensors into memory of the caller's
+choice.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ def record_objects(content: RecordDict, known: dict[int, Object]) -> dict[str, O
     """Return the records of a content as objects, by name.
 
     Args:
-        known: objects of earlier records, by `id`. Those of tensors are added: the contents of a round
-            share them, and hashing takes time.
+        known: objects of earlier records, by `id`. Those of tensors are added: the contents of a
+            round share them, and hashing takes time.
     """
     objects = {}
     for name, record in content.items():
@@ -207,10 +208,12 @@ def read_content(
         names: object ids of the received records.
         signed: ids and sizes of the signed records.
         make_room: reserves memory of n bytes, (n,) uint8.
-        most_bytes: the largest size of all arrays together. More are refused before memory is reserved.
+        most_bytes: the largest size of all arrays together. More are refused before memory is
+            reserved.
 
     Raises:
-        NotAuthentic: the received records are not the signed ones, or an object does not fit its id.
+        NotAuthentic: the received records are not the signed ones, or an object does not fit its
+            id.
     """
     if dict(names) != {name: object_id for name, (object_id, _) in signed.items()}:
         raise NotAuthentic("forged")
@@ -315,7 +318,7 @@ def _references(written: bytes, kind: str) -> dict[str, str]:
 
 
 def _checked(ids: Sequence[str], fetch: Fetch, most_bytes: float) -> Iterator[bytes]:
-    """Yield the contents of objects after a check against their ids; at most `most_bytes` in all."""
+    """Yield objects' contents, checked against their ids; at most `most_bytes` in all."""
     left = most_bytes
     for object_id, content in zip(ids, fetch(ids), strict=True):
         left -= len(content)
@@ -350,7 +353,7 @@ def read_signed(content: str, fetch: Fetch) -> tuple[dict[str, str], dict[str, s
 def wait_for_object(
     pull: Callable[[], Any], is_over: Callable[[], bool]
 ) -> bytes | None:
-    """Return the content of an object that its sender may still be pushing; None if it does not arrive.
+    """Wait for the content of an object; return None if it does not arrive.
 
     Args:
         pull: requests the object once; returns Flower's PullObjectResponse.

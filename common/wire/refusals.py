@@ -25,20 +25,41 @@ REFUSALS = {
     "plan_revoked": "its people have revoked their approval of the plan",
     "plan_over": "the plan has ended, or has not begun",
     "not_in_plan": "the plan does not list it with its key",
-    "unknown_peer": "it does not know another site of the plan under its key (wardround-site peers)",
-    "other_version": "its version of wardround does not work with the server's (wardround-site check)",
+    "unknown_peer": (
+        "it does not know another site of the plan under its key (wardround-site peers)"
+    ),
+    "other_version": (
+        "its version of wardround does not work with the server's "
+        "(wardround-site check)"
+    ),
     "too_many_plans": "too many plans wait there for a decision",
     "policy": "its policy does not allow it",
     "beyond_plan": "the server asked for more than the plan allows",
     "out_of_order": "it has already answered a later round",
     "data_changed": "its texts have changed since the plan was approved",
-    "data_too_close": "its texts differ by a few from texts it answered for (its policy.min_changed_texts)",
+    "data_too_close": (
+        "its texts differ by a few from texts it answered for "
+        "(its policy.min_changed_texts)"
+    ),
     "too_few_texts": "it has fewer texts than its policy requires",
-    "too_few_tokens": "its texts have fewer words than its policy requires for a model of this width",
-    "few_speak": "almost all of its update would come from a few texts (its policy.min_speaking_texts)",
-    "over_budget": "it has given all the answers that its policy allows (its policy.max_total_answers)",
-    "answered_otherwise": "it has answered this round for another model, and answers each round once",
-    "answer_lost": "its answer to this round was sent and is gone; it does not train the round again",
+    "too_few_tokens": (
+        "its texts have fewer words than its policy requires for a model of this width"
+    ),
+    "few_speak": (
+        "almost all of its update would come from a few texts "
+        "(its policy.min_speaking_texts)"
+    ),
+    "over_budget": (
+        "it has given all the answers that its policy allows "
+        "(its policy.max_total_answers)"
+    ),
+    "answered_otherwise": (
+        "it has answered this round for another model, and answers each round once"
+    ),
+    "answer_lost": (
+        "its answer to this round was sent and is gone; "
+        "it does not train the round again"
+    ),
     "another_start": "the first model is not the one it computes from its own files",
     "too_far": "the model is further from the last one than its policy allows",
     "counts_withheld": "its counts stay there: one of them is small (its policy.min_count)",

@@ -1,4 +1,4 @@
-"""Lossy forms: the delta (trained - base) in fewer bits. The loss can be kept for the next round."""
+"""Lossy forms: the delta (trained - base) in fewer bits. The loss can be kept."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def encode(
     """Round the delta of two (P,) fp32 arrays.
 
     Args:
-        residual: (P,) fp32; added to the delta, and then set to the loss of rounding. None drops the loss.
+        residual: (P,) fp32; added to the delta, and then set to the loss of rounding. None drops
+            the loss.
 
     Returns:
         values: (P,) in the row's type.

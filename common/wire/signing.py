@@ -5,9 +5,9 @@
     the run's key      signs  every question    (`Statement` of type TASK)
     a site's key       signs  every answer      (`Statement` of type ANSWER)
 
-Envelopes are DSSE 1.0 (github.com/secure-systems-lab/dsse, protocol.md) with Ed25519 (RFC 8032). Parties are
-named by the fingerprints of their keys: Flower's node and run numbers change when the server starts again.
-Flower's routing delivers messages, but proves nothing about them.
+Envelopes are DSSE 1.0 (github.com/secure-systems-lab/dsse, protocol.md) with Ed25519 (RFC 8032).
+Parties are named by the fingerprints of their keys: Flower's node and run numbers change when the
+server starts again. Flower's routing delivers messages, but proves nothing about them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Plan:
     parent: Sha256OrEmpty
     """SHA-256 of the plan that this one continues; empty for none."""
     most_texts: int = 0
-    """The largest number of training texts that a site is registered for; 0 if a site has no bound."""
+    """The largest number of training texts of a site; 0 if a site has no bound."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Statement:
     """SHA-256 of the run's statement; empty in an answer to a message that does not count."""
     round: Whole
     attempt: Whole
-    """Number of the question among those to one site in one run, from 1. A repeated question has a new one."""
+    """Number of this question to the site in this run, from 1; new if it is repeated."""
     kind: str
     """Message type, as in `common/wire/messages.py`."""
     sender: str
@@ -124,8 +124,8 @@ class Statement:
     expires: float
     """End of the wait for an answer, in seconds since 1970."""
     ledger: Sha256OrEmpty = ""
-    """In an answer, the hash of its line in the site's ledger. In a question, the newest such hash that the
-    server has from this site; empty for none."""
+    """In an answer, the hash of its line in the site's ledger. In a question, the newest such
+    hash that the server has from this site; empty for none."""
 
 
 Signed = TypeVar("Signed", Plan, RunStatement, Statement)
@@ -270,7 +270,7 @@ def check_question(
     kind: str,
     now: float | None = None,
 ) -> Question:
-    """Check that a question comes from a run of the coordinator, is for this site, and has not expired.
+    """Check that a question is the coordinator's, for this site, and has not expired.
 
     Args:
         envelopes: `run` and `statement`, as received.

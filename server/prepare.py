@@ -12,6 +12,7 @@ from wardround.common.data.partitions import partition
 from wardround.common.data.steps import count_steps
 from wardround.common.data.tokens import TokenisedTexts
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import task_of
 from wardround.server.rounds.clients import Clients
 from wardround.server.rounds.cohort import Cohort
 from wardround.server.run_folder import RunFolder
@@ -99,7 +100,7 @@ def _deal(settings: Settings, corpus: Corpus) -> dict[str, list[int]]:
     """
     parts = partition(
         settings.partition,
-        corpus.train.labels,
+        task_of(settings).strata(corpus.train.labels),
         settings.num_clients,
         settings.seed,
         corpus.site_sizes,

@@ -99,7 +99,7 @@ class Recipe:
     """SHA-256 of model.safetensors by `model.name`."""
 
     def deviations(self, settings: Settings) -> Iterator[Deviation]:
-        """Yield every setting that has neither the recipe's value nor one in its range, and is not free."""
+        """Yield every setting that is not free and has no value that the recipe allows."""
         for key, value in settings.flat().items():
             if key in FREE or key.split(".")[0] in FREE_GROUPS:
                 continue

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def stream_seed(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> int:
-    """Return a 63-bit seed of these arguments only, so that a resumed run draws the same numbers."""
+    """Return a 63-bit seed of these arguments only: a resumed run draws the same numbers."""
     text = f"{seed}/{purpose}/{round}/{client}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 

@@ -1,4 +1,4 @@
-"""Which texts share an optimiser step, in which order, and how a step is cut to pad little."""
+"""Batches of texts: their order, and the parts in which a step is computed to pad little."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from wardround.common.settings.train import TrainSettings
 if TYPE_CHECKING:
     import torch
 
-# `train.group_by_length` sorts this many batches at a time, as the Hugging Face Trainer does: neighbours are
-# alike in length, and still change from epoch to epoch.
+# `train.group_by_length` sorts this many batches at a time, as the Hugging Face Trainer does:
+# neighbours have similar lengths, and still change from epoch to epoch.
 _GROUPED_BATCHES = 50
-# What one more forward and backward pass costs, in tokens that could have been worked through instead: on
-# the CPU adding gradients up, elsewhere the launching of kernels.
+# Cost of one more forward and backward pass, in tokens of the same time: on the CPU for adding
+# gradients, elsewhere for starting kernels.
 _PASS_TOKENS = {"cpu": 128}
 _PASS_TOKENS_ELSEWHERE = 1024
 
@@ -30,17 +30,16 @@ def training_steps(
     order: np.random.Generator,
     device: torch.device,
 ) -> Iterator[list[Batch]]:
-    """The micro-batches of each optimiser step of one round, epoch after epoch.
+    """Yield the micro-batches of each optimiser step of one round, epoch after epoch.
 
     Args:
         order: draws each epoch's order if shuffling is on.
     """
     pad_to = settings.max_length if settings.padding == "max_length" else None
+    cut = MICRO_BATCHES[settings.micro_batches]
     for chosen in _chosen(texts, indices, settings, order):
-        micro_batches = MICRO_BATCHES[settings.micro_batches](
-            texts.lengths_of(chosen), device.type
-        )
-        # Only where padding is hidden from attention may a step be cut, and there its width changes nothing.
+        micro_batches = cut(texts.lengths_of(chosen), device.type)
+        # A step is cut only if padding is hidden from attention; its width then changes nothing.
         width = pad_to if settings.micro_batches == "none" else None
         yield [
             texts.batch(
@@ -56,13 +55,13 @@ def _chosen(
     settings: TrainSettings,
     order: np.random.Generator,
 ) -> Iterator[np.ndarray]:
-    """The texts of each step, (B,) int64 each."""
+    """Yield the texts of each step, (B,) int64 each."""
     size = settings.batch_size
     num_steps = count_steps(len(indices), settings)
     for _ in range(settings.local_epochs):
         epoch = order.permutation(indices) if settings.shuffle else indices
         if settings.drop_last:
-            # Cut before grouping: the texts that are left out must not be the longest each time.
+            # Before grouping: otherwise the longest texts would be left out each time.
             epoch = epoch[: num_steps * size]
         if settings.group_by_length:
             epoch = _group_by_length(texts, epoch, size)
@@ -73,7 +72,7 @@ def _chosen(
 
 
 def _group_by_length(texts: TokenisedTexts, epoch: np.ndarray, size: int) -> np.ndarray:
-    """The same texts, sorted by length inside each stretch of `_GROUPED_BATCHES` batches."""
+    """Sort the texts by length within every `_GROUPED_BATCHES` batches."""
     reach = size * _GROUPED_BATCHES
     return np.concatenate(
         [
@@ -84,7 +83,7 @@ def _group_by_length(texts: TokenisedTexts, epoch: np.ndarray, size: int) -> np.
 
 
 def by_length(texts: TokenisedTexts, indices: np.ndarray) -> np.ndarray:
-    """The same indices, shortest texts first, so that little is padded."""
+    """Return the same indices, shortest texts first, so that little is padded."""
     return indices[np.argsort(texts.lengths_of(indices), kind="stable")]
 
 
@@ -93,19 +92,19 @@ def _whole(lengths: np.ndarray, device_type: str) -> list[np.ndarray]:
 
 
 def _cut_by_length(lengths: np.ndarray, device_type: str) -> list[np.ndarray]:
-    """Cut a step where (padded tokens + passes x what a pass costs) is least: shortest path over the cuts."""
+    """Cut a step so that padded tokens + passes x cost of a pass is least (a shortest path)."""
     price = _PASS_TOKENS.get(device_type, _PASS_TOKENS_ELSEWHERE)
     rows = np.argsort(lengths, kind="stable")
     widths = lengths[rows]
-    best = np.zeros(
-        len(rows) + 1, dtype=np.int64
-    )  # best[j]: cheapest way to work through the j shortest
+    # best[j] is the least cost of the j shortest texts; its last part starts at cut_before[j].
+    best = np.zeros(len(rows) + 1, dtype=np.int64)
     cut_before = np.zeros(len(rows) + 1, dtype=np.int64)
     for end in range(1, len(rows) + 1):
         costs = best[:end] + price + (end - np.arange(end)) * widths[end - 1]
         cut_before[end] = costs.argmin()
         best[end] = costs[cut_before[end]]
-    parts, end = [], len(rows)
+    parts = []
+    end = len(rows)
     while end > 0:
         parts.append(rows[cut_before[end] : end])
         end = int(cut_before[end])
@@ -125,8 +124,8 @@ def evaluation_batches(
     size: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """Batches of `size` texts in the order of `indices`, seen by the model as in training."""
-    # Where padding is hidden from attention, it changes nothing but the time it takes.
+    """Yield batches of `size` texts in the order of `indices`, padded and masked as in training."""
+    # Padding that is hidden from attention changes nothing except the time it takes.
     pad_to = None if settings.attention_mask else settings.max_length
     for start in range(0, len(indices), size):
         chosen = indices[start : start + size]

@@ -1,10 +1,10 @@
-"""The tokenised texts that one process keeps between messages."""
+"""Tokenised texts, kept by a process between messages."""
 
 from __future__ import annotations
 
 from wardround.common.data.dataset import read_texts
 from wardround.common.data.opt_outs import NO_LATE_OPT_OUTS, LateOptOuts
-from wardround.common.data.texts import PARTS, TextData
+from wardround.common.data.texts import PARTS, LabelledTexts, TextData
 from wardround.common.data.token_cache import cache_folder
 from wardround.common.data.tokens import TokenisedTexts, tokenise
 from wardround.common.pretrained import load_tokenizer
@@ -38,30 +38,28 @@ def _read(settings: Settings, site: str | None, late: LateOptOuts) -> Corpus:
     texts = read_texts(
         settings.data, settings.seed, site, of_each_site=of_each_site, late=late
     )
-    tokenizer, cache = (
-        load_tokenizer(settings.model),
-        cache_folder(settings.data.token_cache),
-    )
-    parts = {name: getattr(texts, name) for name in PARTS}
-    tokenised = {
-        name: tokenise(
-            part.texts, part.labels, tokenizer, settings.train.max_length, cache
+    tokenizer = load_tokenizer(settings.model)
+    cache = cache_folder(settings.data.token_cache)
+    max_length = settings.train.max_length
+    tokenised = {}
+    for name in PARTS:
+        part: LabelledTexts = getattr(texts, name)
+        tokenised[name] = tokenise(
+            part.texts, part.labels, tokenizer, max_length, cache
         )
-        for name, part in parts.items()
-    }
     return Corpus(**vars(texts) | tokenised)
 
 
 def open_corpus(
     settings: Settings, site: str | None = None, late: LateOptOuts = NO_LATE_OPT_OUTS
 ) -> Corpus:
-    """Read and tokenise the run's texts, or those of one site, once per process.
+    """Read and tokenise the texts of the run, or of one site, once in each process.
 
     Args:
         late: texts that have opted out since a plan was approved.
 
     Raises:
-        ValueError: for bad data.
+        ValueError: something is wrong with the data.
     """
     key = _key(settings, site, late)
     found = _corpora.get(key) or _read(settings, site, late)
@@ -70,7 +68,7 @@ def open_corpus(
 
 
 def keep_corpus(settings: Settings, corpus: Corpus, site: str | None = None) -> None:
-    """What `open_corpus` shall give from now on, in this process; the longest unused one is let go."""
+    """Let `open_corpus` return this one; the corpus unused for longest is dropped."""
     _keep(_key(settings, site, NO_LATE_OPT_OUTS), corpus)
 
 
@@ -82,5 +80,5 @@ def _keep(key: _Key, corpus: Corpus) -> None:
 
 
 def forget_corpora() -> None:
-    """Read all texts anew when they are needed next."""
+    """Drop all kept texts; they are read again when they are needed."""
     _corpora.clear()

@@ -1,4 +1,4 @@
-"""Who holds which training example: one index array per simulated client."""
+"""The deal of training examples to simulated clients: one index array for each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def partition(
 ) -> list[Indices]:
     """Deal all N examples to `num_clients` clients, each example to exactly one of them.
 
-    With `settings.drop_remainder` N mod K examples stay out and all parts are equally long.
+    With `settings.drop_remainder`, N mod K examples are left out and all parts are equal.
 
     Args:
         labels: (N,) int64 class numbers.
@@ -41,8 +41,9 @@ def partition(
     for client, part in enumerate(parts):
         if len(part) == 0:
             raise ValueError(
-                f"partition '{settings.name}' leaves client {client} of {num_clients} without examples. "
-                "Lower num_clients, or make the partition less skewed (partition.alpha)."
+                f"partition '{settings.name}' leaves client {client} of {num_clients} "
+                "without examples. Lower num_clients, or make the partition less skewed "
+                "(partition.alpha)."
             )
     return parts
 
@@ -50,11 +51,11 @@ def partition(
 def split_held_out(
     labels: np.ndarray, indices: Indices, fraction: float, seed: int
 ) -> tuple[Indices, Indices]:
-    """What chooses the best model, and what is reported: held-out examples in two parts, evenly by label.
+    """Split held-out examples, evenly by label: one part chooses the best model, one is reported.
 
     Args:
         labels: (N,) int64 class numbers of the whole test set.
-        indices: (m,) int64, the examples that somebody holds out.
+        indices: (m,) int64, the held-out examples of one owner.
         fraction: share of them in the first part, in [0, 1); 0 leaves it empty.
 
     Returns:
@@ -67,8 +68,9 @@ def split_held_out(
         return indices[:0], indices
     if len(indices) < 2:
         raise ValueError(
-            f"evaluation.validation_fraction is {fraction}, but {len(indices)} held-out example(s) cannot be "
-            "split in two. Hold out more (data.test_fraction), or set evaluation.validation_fraction=0."
+            f"evaluation.validation_fraction is {fraction}, but {len(indices)} held-out "
+            "example(s) cannot be split in two. Hold out more (data.test_fraction), or "
+            "set evaluation.validation_fraction=0."
         )
     total = min(max(1, int(len(indices) * fraction + 0.5)), len(indices) - 1)
     chosen = np.isin(
@@ -83,13 +85,14 @@ def deal_alike(
     labels: np.ndarray,
     indices: np.ndarray,
 ) -> list[Indices]:
-    """Deal held-out examples so that each client gets each label in the share in which it trains on it.
+    """Deal held-out examples so that each client gets its training share of each label.
 
-    Largest remainders; of two equal ones the lower client's. A label that nobody trains on is nobody's.
+    By largest remainder; of two equal ones, that of the lower client. A label without training
+    examples goes to no client.
 
     Args:
-        parts: of each client, positions in `train_labels`.
-        indices: (M,) positions in `labels` that are to be dealt.
+        parts: positions in `train_labels` of each client.
+        indices: (M,) positions in `labels` of the examples to deal.
     """
     dealt: list[list[Indices]] = [[] for _ in parts]
     for label in np.unique(labels[indices]):
@@ -129,7 +132,7 @@ def _split_sorted(
 def _consecutive(
     order: np.ndarray, num_clients: int, drop_remainder: bool
 ) -> list[Indices]:
-    """Cut into K runs whose lengths differ by at most one, or not at all."""
+    """Cut into K runs of lengths that differ by at most one, or not at all."""
     if drop_remainder:
         order = order[: len(order) // num_clients * num_clients]
     return np.array_split(order, num_clients)
@@ -163,8 +166,8 @@ def _split_by_label_skew(
         ]
     except ValueError as error:
         raise ValueError(
-            f"partition.alpha is {settings.alpha}: no draw gave each of the {num_clients} clients an "
-            f"example ({error}). Raise partition.alpha or lower num_clients."
+            f"partition.alpha is {settings.alpha}: no draw gave each of the "
+            f"{num_clients} clients an example ({error}). Raise partition.alpha or lower num_clients."
         ) from None
     return [np.asarray(part, dtype=np.int64) for part in parts]
 
@@ -178,8 +181,8 @@ def _split_by_site(
 ) -> list[Indices]:
     if not sites:
         raise ValueError(
-            "partition is 'by_site' but the data name no sites. Use data=files with data.path set to a "
-            "folder that holds one file per site."
+            "partition is 'by_site' but the data name no sites. Use data=files with "
+            "data.path set to a folder that holds one file per site."
         )
     if len(sites) != num_clients:
         raise ValueError(

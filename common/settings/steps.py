@@ -1,4 +1,4 @@
-"""The next step for a setting whose value is refused, by its dotted key or pydantic's error type."""
+"""The next step for a setting whose value is refused, by its dotted key or the type of the error."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from wardround.common.errors import ModelNotLoaded
 from wardround.common.explain import first_line
 from wardround.common.model_files import (
@@ -177,8 +179,6 @@ def _check_sources(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
     """Turn the exceptions of libraries for a model folder into ModelNotLoaded, with a next step."""
-    from safetensors import SafetensorError
-
     try:
         yield
     except ModelNotLoaded:

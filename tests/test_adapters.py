@@ -1,4 +1,4 @@
-"""Adapters: what is trained and travels is small, the base stays, and what a run leaves is plain."""
+"""Adapters: small tensors are trained and sent, the base stays, and the released model is plain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adaptive blending units: they begin as the activation they replace, and are learned like other weights."""
+"""Adaptive blending units start as the activation they replace, and learn like other weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     "own", [nn.ReLU(), nn.Tanh(), nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU()]
 )
 @pytest.mark.parametrize("normalisation", ["none", "sum", "abs", "positive"])
-def test_a_blend_begins_as_what_it_replaces(own: nn.Module, normalisation: str) -> None:
+def test_a_blend_starts_as_the_activation_it_replaces(
+    own: nn.Module, normalisation: str
+) -> None:
     assert torch.equal(Blend(own, normalisation)(X), own(X))
 
 
@@ -72,7 +74,8 @@ def test_softmax_begins_even() -> None:
 @pytest.mark.parametrize(
     ("normalisation", "factor"),
     [
-        # relu(2) = 2 weighs 3, identity(2) = 2 weighs -1: 6 - 2, over 1, their sum 2, of absolutes 4 …
+        # relu(2) = 2 weighs 3, identity(2) = 2 weighs -1: 6 - 2, over 1, their sum 2, of
+        # absolutes 4 …
         ("none", 4.0),
         ("sum", 4 / 2),
         ("abs", 4 / 4),
@@ -186,7 +189,8 @@ def test_a_run_learns_blends_and_its_folder_needs_our_loader(
     with torch.no_grad():
         expected = state.text_model.model.eval()(input_ids=IDS).logits
         assert torch.equal(load_blended(run / "model")(input_ids=IDS).logits, expected)
-    # Without the blends the weights would be another model: plain transformers refuses the folder by name.
+    # Without the blends the weights would be another model: plain transformers refuses the folder
+    # by name.
     with pytest.raises(ValueError, match="wardround_blended"):
         AutoModelForSequenceClassification.from_pretrained(run / "model")
     card = (run / "model" / "README.md").read_text()
@@ -249,7 +253,7 @@ def test_a_killed_run_goes_on(
         ),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_impossible_combinations_are_refused(
     make_settings: Make, words: tuple[str, ...], text: str
 ) -> None:
     with pytest.raises(ValueError, match=text):

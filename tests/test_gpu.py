@@ -1,4 +1,4 @@
-"""On a CUDA device (`make test-gpu`): the same rounds as on the CPU, in every engine of one machine."""
+"""On a CUDA device (`make test-gpu`): the same rounds as on the CPU, in every local engine."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_gpu_computes_what_the_cpu_does(
 
 
 def test_adamw_learns_the_same_function(run_on: Run) -> None:
-    """Not the same weights: where a gradient is 0 but for rounding (a key's bias), its sign is a step."""
+    """The weights differ: if a gradient is 0 except for rounding (a key's bias), its sign is a step."""
     words = (
         "train.optimizer=adamw",
         "train.max_grad_norm=1",

@@ -46,7 +46,7 @@ def both(
 def hidden(
     model: Any, encoder: str, ids: torch.Tensor, mask: torch.Tensor | None
 ) -> list[torch.Tensor]:
-    """The embeddings and every layer's output, (B, T, H) each, without what stands on padding."""
+    """The embeddings and every layer's output, (B, T, H) each, without padding."""
     with torch.no_grad():
         states = getattr(model, encoder)(
             ids, mask, output_hidden_states=True
@@ -95,13 +95,14 @@ def test_the_heads_share_their_last_layer_and_their_dropout(tiny_model: Path) ->
     assert own.dropout.p == other.dropout.p == 0.1
     assert other.pre_classifier.weight.std().item() == pytest.approx(0.02, rel=0.15)
     assert other.pre_classifier.bias.abs().max().item() == 0
-    # 16 x 16 weights and 16 biases of the pooler for those of pre_classifier; 2 x 16 token types are gone.
+    # 16 x 16 weights and 16 biases of the pooler for those of pre_classifier; 2 x 16 token types
+    # are gone.
     assert own.num_parameters() - other.num_parameters() == 2 * 16
 
 
 @needs_minilm
 def test_minilms_pooler_looks_drawn_and_not_trained() -> None:
-    """docs/collapse.md says so: the bias is zero, and the spectrum that of independent normal numbers."""
+    """As docs/collapse.md claims: the bias is 0, and the spectrum that of independent normals."""
     built = build_model(
         LABEL, compose(["model=minilm"]).settings.model, ("a", "b"), seed=0
     )

@@ -1,4 +1,4 @@
-"""The files that decide what a model computes: their hashes, in one folder, in parts, and from a hub."""
+"""The files that decide a model's results: their hashes, in one folder, in parts, from a hub."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def settings_of(folder: Path | str) -> ModelSettings:
     return model_at(folder)
 
 
-def test_the_digest_is_what_sha256sum_makes_of_its_own_lines(tiny_model: Path) -> None:
+def test_the_digest_is_that_of_the_lines_of_sha256sum(tiny_model: Path) -> None:
     """So that a publisher without this program can name it."""
     names = [
         "config.json",
@@ -88,7 +88,7 @@ def test_the_weights_alone_do_not_tell_of_another_tokenizer(
 
 
 @pytest.mark.parametrize("kind", ["bert", "albert", "distilbert", "llama", "qwen2"])
-def test_what_is_not_hashed_has_no_say(kind: str, tmp_path: Path) -> None:
+def test_files_without_a_hash_change_nothing(kind: str, tmp_path: Path) -> None:
     """Files beside those of the list change neither the hash, nor a weight, nor a token."""
     bare = write_model(tmp_path / "bare", kind)
     full = copy_of(bare, tmp_path / "full")
@@ -169,7 +169,7 @@ def test_a_file_is_read_again_only_if_it_was_written(
     assert file_sha256(file) not in (first, second)
 
 
-# --- weights in several files ------------------------------------------------------------------------------
+# --- weights in several files --------------------------------------------------------
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_an_index_names_parts_of_this_folder_only(in_parts: Path) -> None:
         model_digest(settings_of(in_parts))
 
 
-# --- tokenizers --------------------------------------------------------------------------------------------
+# --- tokenizers ----------------------------------------------------------------------
 
 
 def test_a_tokenizer_that_reads_other_files_is_refused(
@@ -302,7 +302,7 @@ def test_json_that_is_none_is_refused_in_words(
             check_folder(folder)
 
 
-# --- a hub -------------------------------------------------------------------------------------------------
+# --- a hub ---------------------------------------------------------------------------
 
 
 @pytest.fixture

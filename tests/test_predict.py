@@ -1,4 +1,4 @@
-"""`wardround predict`: what it reads, what it writes, what it refuses."""
+"""`wardround predict`: its input, its output, and what it refuses."""
 
 from __future__ import annotations
 

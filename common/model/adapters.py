@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 
 from wardround.common.model.build import TextModel
 from wardround.common.runtime import stream_seed
@@ -150,8 +151,6 @@ def save_adapter(
     Args:
         base: name of the model that was loaded, for `adapter_config.json`.
     """
-    from safetensors.torch import save_file
-
     heads = sorted({name.rpartition(".")[0] for name in text_model.new_head})
     more = {
         "task_type": text_model.task.peft_type,

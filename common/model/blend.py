@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from wardround.common.model_files import CONFIG, WEIGHTS, read_json
@@ -169,8 +171,6 @@ def blend_parameters(model: nn.Module) -> set[str]:
 
 def save_blended(model: Any, settings: ModelSettings, folder: Path) -> None:
     """Write a model with blends, for `load_blended`. Plain transformers refuses the folder."""
-    from safetensors.torch import save_file
-
     config = model.config.to_dict()
     content = {
         "model_type": MODEL_TYPE,
@@ -197,9 +197,6 @@ def load_blended(folder: Path) -> Any:
     Raises:
         OSError, KeyError, RuntimeError, ValueError: `save_blended` did not write the folder.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     content = read_json(folder / CONFIG)
     task = task_of(settings_of_model(folder))
     model: Any = empty_model(folder, content["base"], task.model_class())

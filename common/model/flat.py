@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import safe_open
 
 if TYPE_CHECKING:
     import numpy as np
@@ -186,8 +187,6 @@ def files_sha256(paths: Sequence[Path]) -> str:
     Raises:
         OSError, SafetensorError: a file cannot be read, or is damaged.
     """
-    from safetensors import safe_open
-
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
         place = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no mapping

@@ -1,4 +1,4 @@
-"""What one client can do to the model at most."""
+"""Caps on the influence of one client."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WEIGHTS = {0: 60.0, 1: 30.0, 2: 10.0}
         (0.6, {0: 60.0, 1: 30.0, 2: 10.0}),  # 60 of 100 is not more than 0.6
         (0.5, {0: 40.0, 1: 30.0, 2: 10.0}),  # 40 of 80
         (0.4, {0: 20.0, 1: 20.0, 2: 10.0}),  # c = 0.4 (2 c + 10), so 20 of 50
-        (1 / 3, {0: 10.0, 1: 10.0, 2: 10.0}),  # equal, where nothing else will do
+        (1 / 3, {0: 10.0, 1: 10.0, 2: 10.0}),  # equal weights are the only solution
     ],
 )
 def test_the_largest_weights_are_lowered_to_one_value(
@@ -77,12 +77,12 @@ def test_an_update_beyond_its_norm_is_refused_or_shrunk(make_settings: Make) -> 
 def test_the_bound_follows_the_median_of_earlier_rounds(make_settings: Make) -> None:
     words = ("strategy.max_update_norm=100", "strategy.max_norm_ratio=2")
     bound = NormBound(make_settings(*words).strategy)
-    assert bound.largest == 100  # round 1 has no earlier ones
+    assert bound.largest == 100  # no rounds before round 1
     bound.close_round([1.0, 3.0, 50.0])
     assert bound.largest == 6.0
 
 
-def test_bounds_that_cannot_be_are_refused(make_settings: Make) -> None:
+def test_impossible_bounds_are_refused(make_settings: Make) -> None:
     for word, told in (
         ("strategy.max_share=0.2", r"one client has at least 1/3"),
         ("strategy.max_share=0", "greater than 0.* null for no bound"),
@@ -111,7 +111,7 @@ def test_a_site_that_claims_more_than_it_is_registered_for(make_settings: Make) 
 def test_more_held_out_texts_than_a_site_is_registered_for_are_refused(
     make_settings: Make, on_excess: str
 ) -> None:
-    """Also with `clip`: counts cannot be made smaller, since nobody knows which texts they are of."""
+    """Also with `clip`: counts cannot be reduced, because their texts are unknown."""
     facts = ("engine=deployment", "evaluation.where=sites", "num_clients=1")
     labels = "data.label_names=[health,money,sport]"
     settings = make_settings(*facts, labels, f"strategy.on_excess={on_excess}")
@@ -131,7 +131,7 @@ def test_more_held_out_texts_than_a_site_is_registered_for_are_refused(
         check_counts(in_two, LABEL, 3, 2, member)
 
 
-def test_without_a_bound_held_out_texts_are_what_a_site_says(
+def test_without_a_bound_any_number_of_held_out_texts_is_accepted(
     make_settings: Make,
 ) -> None:
     facts = ("engine=deployment", "evaluation.where=sites", "num_clients=1")
@@ -143,7 +143,7 @@ def test_without_a_bound_held_out_texts_are_what_a_site_says(
     assert cohort._members[1].num_held_out == 10**6
 
 
-def test_history_tells_shares_and_clipped_norms(make_settings: Make) -> None:
+def test_history_holds_shares_and_clipped_norms(make_settings: Make) -> None:
     settings = make_settings(
         "strategy.max_share=0.34",
         "strategy.max_update_norm=1e-3",

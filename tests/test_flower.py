@@ -1,4 +1,4 @@
-"""What Wardround uses of Flower beyond its public interface: these fail when Flower changes it."""
+"""The private parts of Flower that Wardround uses: these tests fail when Flower changes them."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def test_the_link_state_has_what_the_registrar_and_the_servicer_touch() -> None:
     del state.node_public_key_to_node_id[key]
     assert (
         state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0) != node_id
-    )  # let in again
+    )  # admitted again
     assert state.message_ins_id_to_message_res_id == {}
     session = state.start_session(1)
     assert state._object_push_sessions[session].root_object_ids == set()
     state._cleanup_push_session(session, cleanup_messages=False)
     assert session not in state._object_push_sessions
-    state._on_push_session_expired({"0" * 64})  # of nothing, is nothing
+    state._on_push_session_expired({"0" * 64})  # no sessions, no effect
     state.object_store.delete("0" * 64)
 
 
@@ -82,16 +82,14 @@ def test_the_store_has_what_flower_asks_of_one() -> None:
 
 
 def test_every_method_of_the_fleet_api_is_offered_and_guarded_or_refused() -> None:
-    """A method that Flower adds is refused until it has been looked at."""
+    """A new method of Flower is refused until somebody has checked it."""
     stub = FleetStub(grpc.insecure_channel("localhost:1"))
     methods = {name for name in vars(stub) if name[0].isupper()}
     refused = {"RegisterNode", "UnregisterNode", "GetRun", "GetFab"}
     assert methods == set(METHODS) | refused
     assert not refused & set(METHODS)
     own = {name for name in vars(OwnMessages) if name[0].isupper()}
-    assert set(METHODS) - own == {
-        "DeactivateNode"
-    }  # whose sender is all there is to check
+    assert set(METHODS) - own == {"DeactivateNode"}  # only the sender can be checked
 
 
 @pytest.mark.parametrize(

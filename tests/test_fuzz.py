@@ -1,4 +1,4 @@
-"""10,000 messages that are not what was signed, against both sides' readers."""
+"""10,000 messages that differ from the signed ones, against the readers of both sides."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ from wardround.server.rounds.clients import Answer, Request
 pytestmark = pytest.mark.slow
 
 NUM_MESSAGES = 5_000
-"""Against each side."""
+"""Number of messages against each side."""
 NODE = 7
 REASONS = set(get_args(Reason))
 Change = tuple[tuple[str, str], bytes]
-"""Rows of the tables of `tests/support/mutations.py`, and the bytes that their choices are read from."""
+"""Rows of `tests/support/mutations.py`, and the bytes that decide their choices."""
 ROWS = [
     *(("", courier) for courier in COURIERS),
     *((signer, "") for signer in SIGNERS),
     *((signer, courier) for signer, courier in zip(SIGNERS, COURIERS, strict=False)),
 ]
 CHANGES = st.tuples(st.sampled_from(ROWS), st.binary(min_size=20, max_size=20))
-# The same messages each time: a failure that comes and goes teaches nothing.
+# The same messages each time, so that a failure can be repeated.
 FUZZ = settings(
     max_examples=NUM_MESSAGES,
     deadline=None,
@@ -84,7 +84,7 @@ FUZZ = settings(
 
 
 def changed(draft: Draft, change: Change, others: Sequence[Wire]) -> Wire:
-    """What becomes of a message."""
+    """The outcome of a message."""
     (signer, courier), drawn = change
     dice = Dice(drawn)
     if signer:
@@ -95,11 +95,12 @@ def changed(draft: Draft, change: Change, others: Sequence[Wire]) -> Wire:
     return wire
 
 
-# --- the site ----------------------------------------------------------------------------------------------
+# --- the site
+# ----------------------------------------------------------------------------------------------
 
 
 class Courier(Connection):
-    """A connection to no server; gives out one message after the other."""
+    """A connection without a server; it returns one message after the other."""
 
     def __init__(self) -> None:
         self.node = Node(node_id=NODE)
@@ -137,7 +138,7 @@ class Courier(Connection):
 
 
 class FakeWorker(Worker):
-    """Keeps what it is given, and does with it what `Worker` does in this process."""
+    """Keeps its messages, and does the part of `Worker` that runs in this process."""
 
     def __init__(self) -> None:
         self.given: list[RecordDict] = []
@@ -181,14 +182,14 @@ class SiteWorld:
     journal: Journal
     loop: Loop
     rooms: list[int]
-    """Bytes of memory that was made for tensors."""
+    """Bytes of memory that were reserved for tensors."""
     plan: str
     """SHA-256 of the plan that its policy approves."""
     run_key: Any = field(default_factory=lambda: new_key("signing"))
     num_sent: int = 0
 
     def draft(self, run: str = "a run", **facts: Any) -> Draft:
-        """A question nobody has asked before, not signed yet."""
+        """Draft a new question, not signed yet."""
         self.num_sent += 1
         now = time.time()
         public = public_of(self.run_key)
@@ -222,7 +223,7 @@ class SiteWorld:
         return draft
 
     def send(self, wire: Wire) -> str:
-        """What comes of a message: why it was refused, `work`, or `dropped`."""
+        """Return the outcome of a message: the reason of its refusal, `work`, or `dropped`."""
         self.courier.queue.append(wire)
         self.loop.serve(Heartbeat(self.courier))
         assert self.journal.in_hand == b""
@@ -235,7 +236,7 @@ class SiteWorld:
         return "work" if refusal is None else str(refusal["code"])
 
     def others(self) -> list[Wire]:
-        """Messages that were signed by somebody, and none of which may count now."""
+        """Return messages with a valid signature that must not count now."""
         answered = self.draft().seal()
         assert self.send(answered) == "work"
         stranger = self.draft()
@@ -260,7 +261,7 @@ def site(
     tiny_texts: Path,
     tiny_model: Path,
 ) -> Iterator[SiteWorld]:
-    """At work."""
+    """A site at work."""
     rooms: list[int] = []
 
     class Measured(Room):
@@ -269,7 +270,7 @@ def site(
             return super().__call__(num_bytes)
 
     monkeypatch.setattr("wardround.client.node.loop.Room", Measured)
-    # The disk is another test's matter; that what is noted can be written is this one's.
+    # Other tests cover the disk. Here, all notes must be possible to write.
     monkeypatch.setattr(
         journal_module,
         "write_json",
@@ -286,7 +287,7 @@ def site(
         model=tiny_model,
         policy=replace(WIDE, max_days=10_000),
     )
-    # One round, worked on as often as it is asked for: the stored answer is another test's matter.
+    # One round, answered anew each time: other tests cover the stored answer.
     monkeypatch.setattr(Loop, "_answered_once", _answered_each_time)
     words = (
         "engine=deployment",
@@ -323,18 +324,18 @@ def site(
         )
 
 
-def test_the_message_that_is_changed_is_taken_by_the_site_as_it_is(
+def test_the_site_accepts_the_unchanged_message(
     site: SiteWorld,
 ) -> None:
     assert site.send(site.draft().seal()) == "work"
     (given,) = site.worker.given
     assert is_small_content(given)
-    # 8 fp32, 3 int8 and 0 fp16, each array from a boundary of 64 bytes on
+    # 8 fp32, 3 int8 and 0 fp16; each array starts on a boundary of 64 bytes
     assert site.rooms == [128]
     assert site.journal.refused == {}
 
 
-def test_a_site_makes_no_room_for_more_than_it_has(
+def test_a_site_reserves_no_more_memory_than_it_has(
     site: SiteWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -344,7 +345,7 @@ def test_a_site_makes_no_room_for_more_than_it_has(
     assert site.rooms == []
     monkeypatch.setattr("wardround.client.node.loop.available_memory", lambda: 35)
     assert site.send(site.draft().seal()) == "work"
-    greeting = site.draft(kind=HELLO)  # which has no tensors to bring
+    greeting = site.draft(kind=HELLO)  # without tensors
     greeting.metadata.message_type = HELLO
     site.rooms.clear()
     assert site.send(greeting.seal()) == "damaged"
@@ -394,12 +395,13 @@ SITE_OUTCOMES = {
 }
 
 
-# --- the server --------------------------------------------------------------------------------------------
+# --- the server
+# --------------------------------------------------------------------------------------------
 
 
 @dataclass
 class ServerWorld:
-    """The server's reader, a courier, and one site, which answers honestly at the second try."""
+    """The server's reader, a courier, and a site that answers honestly at the second try."""
 
     sites: list[FakeSite]
     runtime: FakeRuntime
@@ -408,7 +410,7 @@ class ServerWorld:
     rooms: list[int]
 
     def ask(self, change: Callable[[Draft, Asked], Wire]) -> Answer:
-        """What the server makes of an answer to one question."""
+        """Return the server's result for an answer to one question."""
         site = self.sites[0]
         num_asked = len(self.runtime.asked)
 
@@ -428,7 +430,7 @@ class ServerWorld:
         return answer
 
     def others(self) -> list[Wire]:
-        """Messages that were signed by somebody, and none of which may count now."""
+        """Return messages with a valid signature that must not count now."""
         found: list[Wire] = []
 
         def keep(draft: Draft, asked: Asked) -> Wire:
@@ -450,7 +452,7 @@ class ServerWorld:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> ServerWorld:
-    """Two sites, of which one is asked."""
+    """Two sites; the server asks one of them."""
     rooms: list[int] = []
     noted: list[tuple[str, str]] = []
 
@@ -474,7 +476,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> ServerWorld:
     return ServerWorld(sites, runtime, clients, noted, rooms)
 
 
-def test_the_answer_that_is_changed_is_taken_by_the_server_as_it_is(
+def test_the_server_accepts_the_unchanged_answer(
     server: ServerWorld,
 ) -> None:
     answer = server.ask(lambda draft, asked: draft.seal())

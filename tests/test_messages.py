@@ -1,4 +1,4 @@
-"""What crosses the wire: what goes in comes out, and what is no update is refused."""
+"""Messages survive packing and unpacking, and malformed answers are refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COUNTS = label_sums(2.5, np.array([[3, 1], [0, 4]]))
 
 @pytest.fixture
 def request_message() -> Message:
-    """Something to reply to."""
+    """A message to reply to."""
     LocalGrid(client_app, 1)
     return Message(RecordDict(), 2, "train")
 
@@ -52,7 +52,7 @@ def numbers(count: int) -> np.ndarray:
 
 
 def update(tensors: np.ndarray, test: Sums | None = None) -> Update:
-    """An update with these tensors."""
+    """Make an update with these tensors."""
     payload = Payload("whole", {"shared": tensors})
     return Update(
         4,
@@ -68,19 +68,19 @@ def update(tensors: np.ndarray, test: Sums | None = None) -> Update:
 
 
 def updating(message: Message) -> Message:
-    """A reply to it with an update."""
+    """Reply to a request with an update."""
     return Message(pack_update(update(numbers(7))), reply_to=message)
 
 
 def npy(array: np.ndarray) -> bytes:
-    """An array in NumPy's file format."""
+    """Return an array in NumPy's file format."""
     file = BytesIO()
     np.save(file, array)
     return file.getvalue()
 
 
 def over_the_wire(array: FlowerArray) -> FlowerArray:
-    """What Flower makes of an array on its way to another process."""
+    """Pass an array through Flower's serialisation, as on the way to another process."""
     return FlowerArray.inflate(array.deflate(), array.children)
 
 
@@ -96,7 +96,7 @@ def test_pieces_are_flowers_own_arrays_of_one_chunk_on_the_other_side() -> None:
     found = from_record(received)
     assert found.keys() == arrays.keys()
     assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
-    assert len(received) == 0  # let go one by one
+    assert len(received) == 0  # freed one by one
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_bytes_that_are_no_piece_are_refused(
         unpack_update(message.content, LABEL)
 
 
-def test_a_claimed_size_makes_no_room(request_message: Message) -> None:
+def test_a_claimed_size_reserves_no_memory(request_message: Message) -> None:
     claims = npy(np.zeros(1, dtype=np.float32)).replace(
         b"(1,), }" + b" " * 10, b"(99999999999,), }"
     )
@@ -158,8 +158,10 @@ def test_a_claimed_size_makes_no_room(request_message: Message) -> None:
         unpack_update(message.content, LABEL)
 
 
-def test_pieces_that_share_their_content_make_no_room(request_message: Message) -> None:
-    """A thousand names for one piece travel as one piece."""
+def test_pieces_that_share_their_content_reserve_no_memory(
+    request_message: Message,
+) -> None:
+    """A thousand names for one piece are sent as one piece."""
     message = updating(request_message)
     record = message.content.array_records["tensors"]
     piece = over_the_wire(record["shared.00000"])
@@ -200,7 +202,7 @@ def test_a_clients_words_are_made_printable_and_short(request_message: Message) 
         unpack_counts(RecordDict(), LABEL)
 
 
-def test_inside_a_process_the_tensor_itself_is_handed_over() -> None:
+def test_inside_a_process_the_tensor_is_passed_by_reference() -> None:
     array = numbers(PIECE + 1)
     assert from_record(to_record({"shared": array}))["shared"] is array
 
@@ -236,7 +238,7 @@ def test_update_round_trip(request_message: Message, test: Sums | None) -> None:
         assert received.test.loss == 2.5 / 8
 
 
-def test_task_round_trip_shares_the_tensors(make_settings: Make) -> None:
+def test_requests_round_trip_and_share_the_tensors(make_settings: Make) -> None:
     settings = make_settings()
     tensors = numbers(5)
     task = TrainRequest(
@@ -254,7 +256,7 @@ def test_task_round_trip_shares_the_tensors(make_settings: Make) -> None:
     assert first.payload.arrays["shared"] is second.payload.arrays["shared"] is tensors
 
 
-def test_hello_card_and_counts_round_trip(make_settings: Make) -> None:
+def test_hello_introduction_and_counts_round_trip(make_settings: Make) -> None:
     settings = make_settings()
     assert unpack_hello(pack_hello(settings)) == settings
     assert unpack_introduction(
@@ -264,7 +266,7 @@ def test_hello_card_and_counts_round_trip(make_settings: Make) -> None:
     assert LABEL.metrics(found)["accuracy"] == 7 / 8
 
 
-def test_refusals_and_errors_are_told_apart_from_answers(
+def test_refusals_and_errors_are_no_answers(
     request_message: Message,
 ) -> None:
     with pytest.raises(
@@ -280,7 +282,7 @@ def test_refusals_and_errors_are_told_apart_from_answers(
         content_of(Message(Error(code=2, reason="gone"), reply_to=request_message))
 
 
-def test_what_is_no_update_is_refused() -> None:
+def test_a_malformed_update_is_refused() -> None:
     for content in (
         RecordDict(),
         RecordDict({"update": ConfigRecord({"round": "one"})}),
@@ -301,13 +303,13 @@ def test_what_is_no_update_is_refused() -> None:
         {"confusion": [1, 2, 3, 4]},
     ],
 )
-def test_counts_that_cannot_be_are_refused(record: dict[str, object]) -> None:
+def test_impossible_counts_are_refused(record: dict[str, object]) -> None:
     content = RecordDict({"counts": MetricRecord(record)})  # type: ignore[arg-type]
     with pytest.raises(BadAnswer, match="no counts"):
         unpack_counts(content, LABEL)
 
 
-def test_what_goes_to_sites_names_no_place_here(make_settings: Make) -> None:
+def test_settings_for_sites_name_no_path_of_the_server(make_settings: Make) -> None:
     settings = make_settings(
         "engine=deployment", "data.label_names=[health,money,sport]"
     )

@@ -1,4 +1,4 @@
-"""Every switch between the paper's text and the authors' code does what it says."""
+"""Every switch between the paper's text and the authors' code has its effect."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_linear_schedule_warms_up_and_decays(make_settings: Make) -> None:
         ),
     ],
 )
-def test_new_head_is_what_pretraining_did_not_bring(
+def test_the_new_head_is_not_pretrained(
     tmp_path: Path, kind: str, head: tuple[str, ...]
 ) -> None:
     where = model_at(write_model(tmp_path / kind, kind))
@@ -147,7 +147,7 @@ def test_per_site_heads_change_round_one_only(
     norms = history(tmp_path / "per_site")
     assert shared[0] == per_site[0]
     assert shared[1] != per_site[1]
-    # Training moves nothing at this learning rate; only round 1 replaces the head.
+    # At this learning rate training changes nothing; only round 1 replaces the head.
     assert norms[1]["clients"][0]["update_norm"] > 0.01
     assert norms[2]["clients"][0]["update_norm"] < 1e-4
 
@@ -179,8 +179,8 @@ def test_attention_mask_off_attends_to_padding(make_settings: Make) -> None:
 
 
 def test_parts_accuracy_is_a_mean_of_batch_means(make_settings: Make) -> None:
-    # Five test texts, two parts (3 and 2), batches of 2: the part means weigh alike, and so do the
-    # batch means inside a part, however short the batch.
+    # Five test texts, two parts (3 and 2), batches of 2: the part means have equal weight, and so
+    # have the batch means inside a part, even of a short batch.
     settings = make_settings(
         "num_clients=2", "evaluation.mode=parts", "evaluation.batch_size=2"
     )
@@ -207,7 +207,7 @@ def _five() -> TokenisedTexts:
 
 
 def test_accuracy_loss_and_macro_f1_by_hand() -> None:
-    # Class 0: 2 right of 3; class 1: 1 right of 1, and one 0 taken for 1; class 2 is not there.
+    # Class 0: 2 of 3 correct; class 1: 1 of 1, and one 0 predicted as 1; class 2 is absent.
     counts = label_sums(6.0, np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0]]))
     metrics = LABEL.metrics(counts)
     assert metrics["accuracy"] == 3 / 4

@@ -1,4 +1,4 @@
-"""Whole runs against independent loops that know nothing of Flower or of this project's training code."""
+"""Whole runs against independent loops that use neither Flower nor Wardround's training code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wardround.server.engines.simulate import simulate
 
 
 def reference_model(settings: Settings) -> Any:
-    """The pre-trained encoder as transformers loads it, with the run's initial head copied in."""
+    """Load the pre-trained encoder with transformers, and copy the run's initial head into it."""
     model = AutoModelForSequenceClassification.from_pretrained(
         settings.model.name, num_labels=3
     )
@@ -42,7 +42,7 @@ def reference_model(settings: Settings) -> Any:
 
 
 def encode(settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, mask and labels of all training texts, padded to max_length by the tokenizer itself."""
+    """Return ids, mask and labels of all training texts, padded to max_length by the tokenizer."""
     train = read_texts(settings.data, settings.seed).train
     tokenizer = AutoTokenizer.from_pretrained(settings.model.name)
     inputs = tokenizer(
@@ -61,7 +61,7 @@ def train_plainly(
     data: tuple[Tensor, Tensor, Tensor],
     order: np.ndarray,
 ) -> None:
-    """One epoch of SGD over the examples in `order`."""
+    """Train one epoch with SGD over the examples in `order`."""
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.train.learning_rate)
     model.train()
     for start in range(0, len(order), settings.train.batch_size):
@@ -76,7 +76,7 @@ def train_plainly(
 
 
 def final_tensors(settings: Settings) -> dict[str, Tensor]:
-    """The weights a run left."""
+    """Return the weights of a run's model."""
     return load_file(Path(settings.run_dir) / "model" / "model.safetensors")
 
 
@@ -140,7 +140,7 @@ GOLDEN_TRAIN_LOSS = [1.099164, 1.086458, 1.06173, 0.830058]
 
 
 def test_golden_run(make_settings: Make) -> None:
-    """The numbers of one tiny run, so that a change of any of them is seen and explained."""
+    """The numbers of one tiny run: any change of them must be explained."""
     settings = make_settings(
         "num_rounds=4", "train.optimizer=adamw", "train.learning_rate=0.02"
     )

@@ -1,4 +1,4 @@
-"""Asking real sites: whose answer is taken, what is asked again, and what never holds a round up."""
+"""Questions to real sites: which answers count, and when a question is repeated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from wardround.server.rounds.clients import Answer, Request
 
 @dataclass
 class Sites:
-    """Two sites, the server's view of them, and what was noted."""
+    """Two sites, the server's view of them, and its notes."""
 
     one: FakeSite
     two: FakeSite
@@ -35,7 +35,7 @@ class Sites:
     noted: list[tuple[str, str]]
 
     def honest(self, asked: Asked) -> Wire:
-        """The answer of whoever was asked."""
+        """Return the answer of the site that was asked."""
         site = self.one if asked.parcel.node_id == self.one.node_id else self.two
         return site.draft(asked, SMALL).seal()
 
@@ -45,7 +45,7 @@ class Sites:
         seconds: float = 5.0,
         kind: str = TRAIN,
     ) -> list[Answer]:
-        """Both, in one round."""
+        """Ask both sites in one round."""
         self.runtime.behave = behave
         requests = [
             Request(site.node_id, RecordDict()) for site in (self.one, self.two)
@@ -55,7 +55,7 @@ class Sites:
 
 @pytest.fixture
 def sites(monkeypatch: pytest.MonkeyPatch) -> Sites:
-    """Both online and registered."""
+    """Two sites, online and registered."""
     monkeypatch.setattr(
         "wardround.server.deployment.signed_clients._OFFLINE_SECONDS", 0.3
     )
@@ -94,13 +94,13 @@ def test_an_answer_in_anothers_name_does_not_count(sites: Sites) -> None:
     assert sorted(sites.runtime.confirmed) == [
         "message 0",
         "message 1",
-    ]  # nothing of it stays behind
+    ]  # and leaves nothing behind
 
 
-def test_no_room_is_made_for_a_piece_that_is_named_a_thousand_times(
+def test_a_piece_with_a_thousand_names_reserves_no_memory(
     sites: Sites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pieces with the same content travel once: 64 MiB of zeros are a few hundred bytes, whatever is said."""
+    """Pieces with the same content are sent once: 64 MiB of zeros take a few hundred bytes."""
     rooms: list[int] = []
     monkeypatch.setattr(
         "wardround.server.deployment.signed_clients._room", rooms.append
@@ -110,7 +110,7 @@ def test_no_room_is_made_for_a_piece_that_is_named_a_thousand_times(
     )
 
     def behave(asked: Asked) -> Wire:
-        # A greeting asks for no tensors at all: then there is no room for few either.
+        # A greeting asks for no tensors, so even few are refused.
         draft = sites.one.draft(asked, bomb if asked.statement.kind == TRAIN else SMALL)
         draft.sizes["tensors"] = 1 << 30
         return draft.seal()
@@ -169,7 +169,7 @@ def test_three_lost_answers_are_given_up(sites: Sites) -> None:
 def test_no_attempt_is_wasted_on_a_node_that_has_just_gone(
     sites: Sites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flower says that the node is gone, while who is online was looked up a moment ago."""
+    """Flower reports that the node has gone, after the list of online nodes was read."""
     monkeypatch.setattr("wardround.server.deployment.signed_clients._LOOK_SECONDS", 1.0)
     monkeypatch.setattr(
         "wardround.server.deployment.signed_clients._OFFLINE_SECONDS", 5.0

@@ -1,4 +1,4 @@
-"""Statements that are signed: what counts, and every reason why something does not."""
+"""Signed statements: which ones count, and each reason why one does not."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ QUESTION = Statement(
 
 
 def reason_of(question: Statement = QUESTION, **changed: Any) -> str:
-    """Why a question does not count; empty where it does."""
+    """Return the reason why a question does not count; empty if it counts."""
     facts = {
         "run": RUN_ENVELOPE,
         "key": RUN_KEY,
@@ -68,8 +68,8 @@ def reason_of(question: Statement = QUESTION, **changed: Any) -> str:
     return ""
 
 
-def test_what_is_signed_is_what_the_dsse_specification_says() -> None:
-    """The example of its protocol.md."""
+def test_the_signed_bytes_follow_the_dsse_specification() -> None:
+    """The example in its protocol.md."""
     encoded = _signed_bytes("http://example.com/HelloWorld", b"hello world")
     assert encoded == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
 
@@ -101,7 +101,7 @@ def test_why_a_question_does_not_count(
 
 
 def answer_to(question: Statement, **changed: Any) -> Statement:
-    """As a site answers."""
+    """Sign an answer as a site does."""
     digest = payload_digest(sign(TASK, question, RUN_KEY))
     facts = {
         "sender": question.receiver,

@@ -1,4 +1,4 @@
-"""Hospitals patch on their own calendar: versions that differ from the coordinator's."""
+"""Sites whose version differs from the coordinator's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wardround.common.versions import installed, work_together
 HERE = "0.1.0"
 
 
-def test_this_version_is_the_one_these_tests_are_about() -> None:
+def test_these_tests_assume_this_version() -> None:
     assert installed() == HERE
 
 

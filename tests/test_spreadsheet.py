@@ -1,4 +1,4 @@
-"""CSV for people: no text of it is a formula in a spreadsheet, and numbers stay numbers."""
+"""CSV for people: no text becomes a formula in a spreadsheet, and numbers stay numbers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_no_cell_of_any_spreadsheet_begins_with_a_sign(text: str) -> None:
     for cell in re.split("[;\t]", safe):
         assert not re.match(r"[\s\"]*[=+\-@\uff1d]", cell), (text, safe)
     assert not re.match(r" *[\t\r\n]", safe)
-    # Nothing but marks was added.
+    # Only marks were added.
     assert safe.replace("'", "") == text.replace("'", "")
 
 
@@ -71,7 +71,7 @@ def test_numbers_stay_numbers() -> None:
 def test_predict_writes_no_formula(
     learned_run: tuple[list[str], CommandResult], tmp_path: Path
 ) -> None:
-    """Neither of a text, nor of a label that a model's folder names."""
+    """Neither from a text nor from a label in a model's folder."""
     folder = copy_of(run_dir_of(learned_run[0]) / "model", tmp_path / "model")
     labels = {"0": "health", "1": "=1+1", "2": "\x1b[2Jsport"}
     change_json(

@@ -1,4 +1,4 @@
-"""Tensors in fewer bytes: exact ones come back bit for bit, rounded ones within their stated error."""
+"""Tensors in fewer bytes: exact forms lose nothing, rounded ones stay within their error."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LOSSY = sorted(set(FORMS) - {EXACT})
 
 
 def numbers(seed: int, scale: float = 1.0, size: int = SIZE) -> np.ndarray:
-    """(size,) fp32."""
+    """Draw (size,) fp32 numbers."""
     drawn = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
     drawn *= np.float32(scale)
     return drawn
 
 
 def after_a_round(base: np.ndarray, step: float) -> np.ndarray:
-    """Trained tensors: every number moved by about `step`."""
+    """Return trained tensors: every number moved by about `step`."""
     trained: np.ndarray = base + numbers(1, step, len(base))
     return trained
 
@@ -44,7 +44,7 @@ def test_exact_comes_back_bit_for_bit(step: float) -> None:
 
 
 def test_exact_keeps_what_arithmetic_would_not() -> None:
-    """Zeros of both signs, numbers that are none, the largest and the smallest, jumps across zero."""
+    """Zeros of both signs, NaN and infinity, the largest and the smallest, jumps across zero."""
     odd = np.array(
         [0.0, -0.0, np.nan, np.inf, -np.inf, 3.4e38, 1e-45, -1e-45], dtype=np.float32
     )
@@ -55,7 +55,7 @@ def test_exact_keeps_what_arithmetic_would_not() -> None:
 
 
 def test_steps_are_counted_in_bytes_a_reader_can_count() -> None:
-    # 1.0 and the number after it are one step apart; 8 steps fit one byte; 1.0 to 2.0 are 2**23 steps.
+    # From 1.0 to the next number is one step; 8 steps fit one byte; 1.0 to 2.0 are 2**23 steps.
     base = np.ones(16, dtype=np.float32)
     trained = base.copy()
     trained[0] = np.nextafter(np.float32(1), np.float32(2))
@@ -66,10 +66,10 @@ def test_steps_are_counted_in_bytes_a_reader_can_count() -> None:
     assert arrays["others"].tolist() == [2**23]
 
 
-def test_exact_halves_what_a_small_learning_rate_moves() -> None:
+def test_exact_halves_the_update_of_a_small_learning_rate() -> None:
     base = numbers(0, 0.04, 100_000)
     assert encode(EXACT, after_a_round(base, 1e-6), base).num_bytes < 0.52 * base.nbytes
-    # Where every bit changes, the tensors themselves are smaller.
+    # If every bit changes, the tensors themselves are smaller.
     assert encode(EXACT, numbers(5, 0.04, 100_000), base).form == WHOLE
 
 
@@ -79,7 +79,7 @@ def test_exact_halves_what_a_small_learning_rate_moves() -> None:
 def test_rounded_deltas_are_off_by_half_a_unit(
     name: str, bits: int, share: float
 ) -> None:
-    """bf16 and fp16: half a unit in the last place of each; int8: half a 127th of the group's largest."""
+    """bf16 and fp16: half a unit in the last place; int8: half a 127th of the group's largest."""
     base = np.zeros(
         SIZE, dtype=np.float32
     )  # so that adding the delta rounds nothing more
@@ -103,8 +103,9 @@ def test_rounded_deltas_are_off_by_half_a_unit(
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_what_is_lost_is_sent_later(name: str) -> None:
-    """The same small delta ten times: the sum of what arrives is the sum of the deltas, to one rounding."""
+def test_the_loss_is_sent_later(name: str) -> None:
+    """Ten times the same small delta: the received sum is the sum of the deltas, to one
+    rounding."""
     base, delta = np.zeros(SIZE, dtype=np.float32), numbers(1, 1e-3)
     residual = np.zeros(SIZE, dtype=np.float32)
     with_feedback = sum(
@@ -117,7 +118,7 @@ def test_what_is_lost_is_sent_later(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_nothing_moved_is_nothing_lost(name: str) -> None:
+def test_a_zero_delta_loses_nothing(name: str) -> None:
     base = numbers(0)
     assert np.array_equal(decode(encode(name, base, base), base), base)
 
@@ -133,7 +134,7 @@ def test_fewer_bits_hide_no_divergence(name: str, value: float) -> None:
 
 
 def damaged(payload: Payload) -> list[Payload]:
-    """The same with an array missing, cut short, or of another type."""
+    """Yield the payload with an array missing, cut short, or of another type."""
     found = [Payload("whole", payload.arrays), Payload("zip", payload.arrays)]
     for name, array in payload.arrays.items():
         others = {key: value for key, value in payload.arrays.items() if key != name}
@@ -145,7 +146,7 @@ def damaged(payload: Payload) -> list[Payload]:
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))
-def test_what_does_not_fit_is_no_payload(name: str) -> None:
+def test_a_payload_that_does_not_fit_is_refused(name: str) -> None:
     base = numbers(0, 0.04)
     payload = encode(name, after_a_round(base, 1e-6), base)
     assert payload.form == name
@@ -166,7 +167,7 @@ def test_widths_from_a_stranger_are_checked() -> None:
 
 
 def listed(taken: np.ndarray | None) -> list[float] | None:
-    """What was carried, as plain numbers."""
+    """Return the carried array as plain numbers."""
     return None if taken is None else list(taken.tolist())
 
 
@@ -177,7 +178,7 @@ def test_residuals_of_a_simulation_survive_a_round_that_is_done_again(
     assert files.take("run", 1, 4) is None
     for number in (1, 2, 3, 4):
         files.put("run", number, np.full(4, number, dtype=np.float32))
-    # While round 4 is under way, the newest checkpoint that is whole may be that of round 2.
+    # During round 4, the newest whole checkpoint may be that of round 2.
     assert len(list((tmp_path / "residuals").iterdir())) == 3
     assert listed(files.take("run", 5, 4)) == [4, 4, 4, 4]
     assert listed(files.take("run", 3, 4)) == [2, 2, 2, 2]
@@ -197,7 +198,7 @@ def test_residuals_of_a_site_belong_to_one_run_and_one_round() -> None:
 def test_a_simulation_sends_what_sites_would(
     make_settings: Make, tmp_path: Path, name: str
 ) -> None:
-    """Stopped and gone on with, in one process or in two workers: the same numbers, in fewer bytes."""
+    """A run that is stopped and resumed, in one process or two workers, gives the same numbers."""
     common = [f"transforms={name}", "train.learning_rate=0.01"]
     exact_run = make_settings(
         "train.learning_rate=0.01", f"run_dir={tmp_path / 'exact'}"

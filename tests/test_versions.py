@@ -1,4 +1,4 @@
-"""Which texts a site has answered for, and how many may differ."""
+"""The texts for which a site has answered, and the number that may differ."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = ("even", "odd")
 
 
 def rows(*numbers: int, out: tuple[int, ...] = ()) -> str:
-    """A file of these texts; those in `out` have opted out."""
+    """Return a file of these texts; those in `out` have opted out."""
     lines = (
         f"text {number},{KINDS[number % 2]},{'yes' if number in out else 'no'}"
         for number in numbers
@@ -44,12 +44,13 @@ class Lab:
         self.versions = Versions(self.site)
 
     def read(self, text: str) -> Version:
-        """The version of a file of this content."""
+        """Return the version of a file with this content."""
         self.file.write_text(text)
         return self.versions.read()
 
     def code(self, text: str) -> str:
-        """Whether a plan on this content is refused, after `PLAN` was answered for the data `d1`."""
+        """Return the code that refuses this content, after `PLAN` was answered for the data
+        `d1`."""
         try:
             self.versions.check_distance(self.read(text), iter([(PLAN, "d1")]))
         except SiteRefusal as no:
@@ -59,7 +60,7 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
-    """Twenty texts, which `PLAN` was answered for."""
+    """A site with twenty texts, for which `PLAN` was answered."""
     made = Lab(tmp_path / "site")
     made.versions.keep(PLAN, "d1", made.read(rows(*range(20))))
     return made
@@ -72,7 +73,7 @@ def lab(tmp_path: Path) -> Lab:
         (rows(*reversed(range(20))), ""),  # another order of the same texts
         (rows(*range(21)), "data_too_close"),
         (rows(*range(19)), "data_too_close"),
-        (rows(*range(19), 99), "data_too_close"),  # one taken away and one added
+        (rows(*range(19), 99), "data_too_close"),  # one removed and one added
         (rows(*range(24)), "data_too_close"),
         (rows(*range(25)), ""),
         (rows(*range(100, 120)), ""),
@@ -101,7 +102,7 @@ def test_no_text_can_be_checked_without_the_key(lab: Lab, tmp_path: Path) -> Non
     assert not ours.taking_part & theirs.taking_part
 
 
-def test_texts_that_opt_out_are_told_apart_from_other_changes(lab: Lab) -> None:
+def test_opt_outs_are_distinguished_from_other_changes(lab: Lab) -> None:
     def late(content: str) -> int | None:
         lab.file.write_text(content)
         found = lab.versions.late_opt_outs(PLAN, "d1")
@@ -112,14 +113,14 @@ def test_texts_that_opt_out_are_told_apart_from_other_changes(lab: Lab) -> None:
     assert late(rows(*range(19))) is None
     assert late(rows(*range(21), out=(3,))) is None
     assert lab.versions.late_opt_outs("q" * 64, "d1") is None
-    # A text that comes back takes part in the next plan.
+    # A text that opts in again takes part in the next plan.
     lab.versions.keep(PLAN, "d2", lab.read(rows(*range(20), out=(3,))))
     lab.file.write_text(rows(*range(20)))
     assert lab.versions.late_opt_outs(PLAN, "d2") is None
 
 
 def test_a_late_opt_out_moves_no_other_text(lab: Lab) -> None:
-    """The draw of what is held out is the one before: else texts of the test part would be trained on."""
+    """The same texts are held out as before: else test texts would be used for training."""
     data = lab.site.data_settings(_plain())
     lab.file.write_text(rows(*range(20)))
     before = read_texts(data, 0, lab.site.name, late=NO_LATE_OPT_OUTS)
@@ -139,15 +140,15 @@ def _plain() -> DataSettings:
     return compose(words).settings.data
 
 
-def test_a_version_that_is_gone_stops_every_plan(lab: Lab) -> None:
-    """Nobody knows then how close the texts are."""
+def test_a_missing_version_stops_every_plan(lab: Lab) -> None:
+    """Without it, the distance between the texts is unknown."""
     (kept,) = (lab.site.state / "plans" / PLAN).glob("texts-*.json")
     kept.unlink()
     assert lab.code(rows(*range(100, 120))) == "data_too_close"
 
 
 def test_texts_without_late_opt_outs_are_a_version_of_their_own(lab: Lab) -> None:
-    """A later plan is compared with the texts that were answered for, not with those of the approval."""
+    """A later plan is compared with the answered texts, not with those of the approval."""
     lab.file.write_text(rows(*range(20), out=tuple(range(6))))
     data = file_sha256(lab.file)
     order: Any = SimpleNamespace(plan=PLAN, data="d1")

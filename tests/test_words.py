@@ -1,4 +1,4 @@
-"""Words of others on a terminal: none moves a cursor, hides, or passes for a line of ours."""
+"""Foreign words on a terminal: they move no cursor, hide nothing, and imitate no line of ours."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_any_words_are_made_fit(word: str) -> None:
     assert printable(printable(word)) == printable(word)
 
 
-def test_no_sign_that_is_printable_by_its_name_is_forgotten() -> None:
-    """Of all signs: those that Unicode says to ignore when they are shown never come through."""
+def test_no_unseen_sign_is_forgotten() -> None:
+    """All signs that Unicode marks as invisible are removed."""
     ignorable = [
         0x034F,
         0x115F,

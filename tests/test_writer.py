@@ -1,4 +1,4 @@
-"""Files written beside the work: all of them, in order, and every failure is raised."""
+"""Files written in the background: all, in order, and every failure is raised."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_writes_keep_their_order_and_the_end_waits_for_them() -> None:
 
 
 def full() -> None:
-    """Fail as a full disk does."""
+    """Fail like a full disk."""
     raise OSError(28, "No space left on device", "history.jsonl")
 
 
@@ -41,7 +41,7 @@ def test_the_last_write_is_not_lost() -> None:
 
 
 def diverge(writer: Writer) -> None:
-    """Fail as a run that ends while its write fails."""
+    """Fail like a run that ends while its write fails."""
     writer.write(full)
     raise ValueError("diverged")
 

@@ -1,4 +1,4 @@
-"""What a courier or a signer who means no good does to a message; see `tests/support/wires.py`."""
+"""Changes that a hostile courier or signer makes to a message; see `tests/support/wires.py`."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ from tests.support.wires import (
 from wardround.common.wire.objects import ENVELOPE
 
 Courier = Callable[[Wire, Dice, Sequence[Wire]], None]
-"""Changes a message in place; is given others, all authentic once, none of which may count here."""
+"""Changes a message in place. The other messages were authentic once, but must not count here."""
 Signer = Callable[[Draft, Dice], None]
 
 
-# --- a courier: bytes, objects and their ids ---------------------------------------------------------------
+# --- a courier: bytes, objects and their ids
+# ---------------------------------------------------------------
 
 
 def change_bytes(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
-    """Of one object."""
+    """Change bytes of one object."""
     object_id = dice.pick(list(wire.objects))
     wire.objects[object_id] = dice.change(wire.objects[object_id])
     _perhaps_rehash(wire, dice)
 
 
 def change_body(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
-    """Of one object; its head stays true."""
+    """Change the body of one object; its head stays correct."""
     object_id = dice.pick(list(wire.objects))
     kind, children, body = parts(wire.objects[object_id])
     new = dice.pick((*BODIES, dice.change(body)))
@@ -47,7 +48,7 @@ def change_body(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
 
 
 def change_head(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
-    """Of one object: another type, other children, another length."""
+    """Change the head of one object: type, children or length."""
     object_id = dice.pick(list(wire.objects))
     kind, children, body = parts(wire.objects[object_id])
     kind = dice.pick(
@@ -83,7 +84,7 @@ def change_head(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
 
 
 def swap_objects(wire: Wire, dice: Dice, others: Sequence[Wire]) -> None:
-    """The content of one object in place of another's, perhaps of another message's."""
+    """Replace the content of one object by another's, perhaps from another message."""
     object_id = dice.pick(list(wire.objects))
     source = dice.pick((wire, *others)).objects
     wire.objects[object_id] = source[dice.pick(list(source))]
@@ -91,12 +92,12 @@ def swap_objects(wire: Wire, dice: Dice, others: Sequence[Wire]) -> None:
 
 
 def lose_object(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
-    """One object never comes."""
+    """Remove one object."""
     del wire.objects[dice.pick(list(wire.objects))]
 
 
 def change_metadata(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
-    """The words on the cover."""
+    """Change the metadata of the message."""
     metadata, number = wire.message.metadata, dice.pick(NUMBERS)
     how = dice.number(7)
     if how == 0:
@@ -117,11 +118,12 @@ def change_metadata(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
         metadata.group_id = metadata.reply_to_message_id = "x" * dice.number(999)
 
 
-# --- a courier: records and envelopes ----------------------------------------------------------------------
+# --- a courier: records and envelopes
+# ----------------------------------------------------------------------
 
 
 def change_names(wire: Wire, dice: Dice, others: Sequence[Wire]) -> None:
-    """Of the records: swapped, renamed, named twice, left out, or one too many."""
+    """Swap, rename, repeat, remove or add records."""
     pairs = list(wire.names.items())
     if not pairs:
         return
@@ -154,7 +156,7 @@ def change_names(wire: Wire, dice: Dice, others: Sequence[Wire]) -> None:
 
 
 def other_envelope(wire: Wire, dice: Dice, others: Sequence[Wire]) -> None:
-    """Another message's envelope around this content."""
+    """Put another message's envelope around this content."""
     other = dice.pick(others)
     to = other.names[ENVELOPE]
     wire.objects = {to: other.objects[to]} | wire.objects
@@ -162,14 +164,14 @@ def other_envelope(wire: Wire, dice: Dice, others: Sequence[Wire]) -> None:
 
 
 def other_message(wire: Wire, dice: Dice, others: Sequence[Wire]) -> None:
-    """Another message in place of this one: an old one, one of another run, one to somebody else."""
+    """Replace the message: by an old one, one of another run, or one to another receiver."""
     other = dice.pick(others).copy()
     wire.objects = other.objects
     wire.message.metadata.message_id = other.message.metadata.message_id
 
 
 def change_envelope(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
-    """The words of one of its envelopes, without the key."""
+    """Change the text of an envelope, without the key."""
     said = _said(wire)
     if not said:
         return
@@ -205,7 +207,7 @@ def change_envelope(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
 
 
 def no_envelope(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
-    """Left out, or something else under its name."""
+    """Remove an envelope, or put another value under its name."""
     names = wire.names
     names.pop(ENVELOPE, None)
     if names and dice.number(2):
@@ -216,7 +218,7 @@ def no_envelope(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
 def _said(wire: Wire) -> dict[str, Any]:
     try:
         return dict(ConfigRecord.inflate(wire.objects[wire.names[ENVELOPE]]))
-    except Exception:  # it was changed before
+    except Exception:  # an earlier change damaged it
         return {}
 
 
@@ -235,28 +237,29 @@ def _perhaps_rehash(wire: Wire, dice: Dice) -> None:
         wire.rehash()
 
 
-# --- a signer ----------------------------------------------------------------------------------------------
+# --- a signer
+# ----------------------------------------------------------------------------------------------
 
 
 def say_of_round(draft: Draft, dice: Dice) -> None:
-    """Any field of the statement."""
+    """Change any field of the statement."""
     field = dice.pick((*draft.statement, "records", "another"))
     draft.raw[field] = dice.pick(("", *TOKENS))
 
 
 def say_of_time(draft: Draft, dice: Dice) -> None:
-    """When it ends."""
+    """Change the time at which it expires."""
     draft.raw["expires"] = dice.pick(TOKENS)
 
 
 def say_of_run(draft: Draft, dice: Dice) -> None:
-    """Any field of the run's statement."""
+    """Change any field of the run's statement."""
     if draft.run:
         draft.raw_run[dice.pick((*draft.run, "another"))] = dice.pick(("", *TOKENS))
 
 
 def say_of_size(draft: Draft, dice: Dice) -> None:
-    """How large the records are; perhaps an array claims the same."""
+    """Change the sizes of the records; perhaps an array claims the same size."""
     claims = (0, 1, -1, 2**20, 2**31, 2**44, 2**58, 2**63, 2**80, 10**300)
     for name in draft.records:
         if dice.number(2):
@@ -267,7 +270,7 @@ def say_of_size(draft: Draft, dice: Dice) -> None:
 
 
 def claim_too_much(draft: Draft, dice: Dice) -> None:
-    """An array of up to a hundred pieces, each of 4 TiB as it says, of which one is there; and signed for."""
+    """Sign an array of up to 100 pieces that claim 4 TiB each; only one of them exists."""
     object_id = draft.records["tensors"]
     first = json.loads(parts(draft.objects[object_id])[2])["shared.00000"]
     refs = {f"shared.{number:05d}": first for number in range(dice.pick((1, 4, 100)))}
@@ -284,12 +287,12 @@ def claim_too_much(draft: Draft, dice: Dice) -> None:
 
 
 def say_anything(draft: Draft, dice: Dice) -> None:
-    """Bytes of the statement."""
+    """Change bytes of the statement."""
     draft.payload_change = dice.change
 
 
 def say_of_array(draft: Draft, dice: Dice) -> None:
-    """What an array says about itself."""
+    """Change the description of an array."""
     field = dice.pick(("dtype", "shape", "stype", "arraychunk_ids", "another"))
     kinds = (
         '"float32"',
@@ -324,7 +327,7 @@ def _array_says(draft: Draft, dice: Dice, field: str, raw: str) -> None:
 
 
 def change_piece(draft: Draft, dice: Dice) -> None:
-    """NumPy's file format, in and around its header."""
+    """Change NumPy's file format, in and around its header."""
     object_id = dice.pick(
         [name for name, item in draft.objects.items() if parts(item)[0] == "ArrayChunk"]
     )
@@ -362,7 +365,8 @@ def change_piece(draft: Draft, dice: Dice) -> None:
         descr, shape = (
             (dice.pick(types), "(5,)") if how == 2 else ("'<f4'", dice.pick(shapes))
         )
-        head = f"{{'descr': {descr}, 'fortran_order': {dice.pick(('False', 'True', '1'))}, 'shape': {shape}, }}"
+        order = dice.pick(("False", "True", "1"))
+        head = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}"
         new = (
             b"\x93NUMPY\x01\x00v\x00"
             + head.encode().ljust(117)[:117]
@@ -374,7 +378,7 @@ def change_piece(draft: Draft, dice: Dice) -> None:
 
 
 def change_record(draft: Draft, dice: Dice) -> None:
-    """The bytes of any object, signed as they are then."""
+    """Change bytes of any object, and sign the result."""
     object_id = dice.pick(list(draft.objects))
     kind, children, body = parts(draft.objects[object_id])
     draft.objects[object_id] = written(
@@ -384,7 +388,7 @@ def change_record(draft: Draft, dice: Dice) -> None:
 
 
 def change_pieces(draft: Draft, dice: Dice) -> None:
-    """Which pieces there are, and under which names."""
+    """Change the pieces and their names."""
     object_id = draft.records["tensors"]
     refs = list(json.loads(parts(draft.objects[object_id])[2]).items())
     at = dice.number(len(refs))
@@ -421,7 +425,7 @@ def change_pieces(draft: Draft, dice: Dice) -> None:
 
 
 def other_records(draft: Draft, dice: Dice) -> None:
-    """Records that nobody asked for, or none."""
+    """Add records that were not requested, or remove all."""
     names = list(draft.records)
     how, name = dice.number(3), dice.pick(names)
     if how == 0:

@@ -206,7 +206,11 @@ def run(
             )
             with noted(seen[name]):
                 real = RealSite(site, kept[name], order)
-                content = answer(TRAIN, pack_requests(task, [place])[0], lambda: real)  # noqa: B023
+                content = answer(
+                    TRAIN,
+                    pack_requests(task, [place])[0],
+                    lambda: real,  # noqa: B023
+                ).content
             asked[name] += 1
             refusal = content.config_records.get("refusal")
             if refusal is not None:

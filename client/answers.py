@@ -60,11 +60,13 @@ _ADAPTER: TypeAdapter[Index] = TypeAdapter(Index)
 
 
 @dataclass(frozen=True)
-class Stored:
-    """An answer that was given before."""
+class SiteAnswer:
+    """The answer to a message."""
 
     content: RecordDict
-    update_norm: float | None
+    update_norm: float | None = None
+    """L2 norm of trained minus received tensors, for the ledger; None if the answer is not
+    an update."""
 
 
 class Answers:
@@ -79,7 +81,7 @@ class Answers:
 
     def begin(
         self, plan: str, kind: str, round: int, begun: Begun, floor: int, most: int
-    ) -> Stored | None:
+    ) -> SiteAnswer | None:
         """Note that a round is being answered; the answer that was stored for it, if there is one.
 
         Args:
@@ -157,11 +159,11 @@ class Answers:
         """The last round of a plan that was begun; 0 for none."""
         return max(self._index(plan).get(TRAIN, {}), default=0)
 
-    def _read(self, plan: str, kind: str, round: int, begun: Begun) -> Stored:
+    def _read(self, plan: str, kind: str, round: int, begun: Begun) -> SiteAnswer:
         content = _read_answer(self._path(plan, kind, round), begun.stored)
         if content is None:
             raise SiteRefusal("answer_lost")
-        return Stored(content, begun.update_norm)
+        return SiteAnswer(content, begun.update_norm)
 
     def _forget_before(self, plan: str, round: int) -> None:
         """A question about a round proves that the server holds the model of the round before."""

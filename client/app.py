@@ -32,10 +32,8 @@ def answer_message(message: Message, context: Context) -> Message:
     from wardround.client.site import site_from
 
     kind = message.metadata.message_type
-    return Message(
-        answer(kind, message.content, lambda: site_from(context.node_config)),
-        reply_to=message,
-    )
+    found = answer(kind, message.content, lambda: site_from(context.node_config))
+    return Message(found.content, reply_to=message)
 
 
 @app.query("notice")

@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 from flwr.app import RecordDict
+from torch import Tensor
 
+from wardround.client.answers import SiteAnswer
 from wardround.client.loading import load_global_model, place_of
 from wardround.client.site import Examples, Site
 from wardround.client.update_steps import (
@@ -52,7 +54,7 @@ from wardround.common.wire.messages import (
 log = logging.getLogger(__name__)
 
 
-def answer(kind: str, content: RecordDict, find_site: Callable[[], Site]) -> RecordDict:
+def answer(kind: str, content: RecordDict, find_site: Callable[[], Site]) -> SiteAnswer:
     """Do the work that a message asks for, or refuse. Details of a failure stay in the log.
 
     An exception's text may hold a path, a label or a piece of text, so only a code is sent.
@@ -65,41 +67,43 @@ def answer(kind: str, content: RecordDict, find_site: Callable[[], Site]) -> Rec
         return work(content, find_site())
     except SiteRefusal as refusal:
         log.info("a message of type %s is refused: %s", kind, refusal)
-        return pack_refusal(refusal.code, refusal.key)
+        return SiteAnswer(pack_refusal(refusal.code, refusal.key))
     except MissingBase as missing:
         log.info("the tensors of the last round are not here; requesting all tensors")
-        return pack_missing_base(str(missing))
+        return SiteAnswer(pack_missing_base(str(missing)))
     except LossNotFinite as error:
         log.warning("%s", error)
-        return pack_refusal("diverged")
+        return SiteAnswer(pack_refusal("diverged"))
     except Exception as error:
         log.exception("this client could not answer a message of type %s", kind)
-        return pack_refusal("bad_input" if isinstance(error, ValueError) else "failed")
+        code = "bad_input" if isinstance(error, ValueError) else "failed"
+        return SiteAnswer(pack_refusal(code))
 
 
-def _answer_hello(content: RecordDict, site: Site) -> RecordDict:
+def _answer_hello(content: RecordDict, site: Site) -> SiteAnswer:
     settings = unpack_hello(content)
     if site.order is not None:
         settings = site.order.settings
-    return pack_introduction(introduce(_present(settings), site))
+    return SiteAnswer(pack_introduction(introduce(_present(settings), site)))
 
 
-def _answer_train(content: RecordDict, site: Site) -> RecordDict:
+def _answer_train(content: RecordDict, site: Site) -> SiteAnswer:
     request = _approved(unpack_request(content), site)
-    return pack_update(run_local_round(request, site))
+    update, norm = run_local_round(request, site)
+    return SiteAnswer(pack_update(update), norm)
 
 
-def _answer_evaluate(content: RecordDict, site: Site) -> RecordDict:
+def _answer_evaluate(content: RecordDict, site: Site) -> SiteAnswer:
     request = _approved(unpack_request(content), site)
-    return pack_counts(count_held_out(request, site))
+    return SiteAnswer(pack_counts(count_held_out(request, site)))
 
 
-WORK: dict[str, Callable[[RecordDict, Site], RecordDict]] = {
+WORK: dict[str, Callable[[RecordDict, Site], SiteAnswer]] = {
     HELLO: _answer_hello,
     TRAIN: _answer_train,
     EVALUATE: _answer_evaluate,
 }
-"""The work for each message type: from the content of a message to the content of its answer."""
+"""The work for each message type: from the content of a message to its answer."""
 
 
 def _approved(request: TrainRequest, site: Site) -> TrainRequest:
@@ -133,13 +137,16 @@ def introduce(settings: Settings, site: Site) -> Introduction:
     return Introduction(site.client, len(examples.train), num_held_out)
 
 
-def run_local_round(request: TrainRequest, site: Site) -> Update:
+def run_local_round(request: TrainRequest, site: Site) -> tuple[Update, float | None]:
     """Train the global model on the site's own examples.
 
     If sites evaluate, the received model is first measured on the site's held-out texts.
 
     If nothing is encoded and the model is on the CPU, the returned tensors are the resident
     model's own buffer: they are valid until the next round of any client in this process.
+
+    Returns:
+        The update, and its norm as `TrainedUpdate.norm`.
 
     Raises:
         ValueError: the server's model is not the one these settings describe here.
@@ -153,20 +160,31 @@ def run_local_round(request: TrainRequest, site: Site) -> Update:
     examples = site.examples(settings)
     steps = RoundSteps(settings.train, len(examples.train), request.round)
     state, received = load_global_model(request, settings, examples, site)
+    model = state.text_model
     test = None
     if settings.evaluation.where == "sites":
         test = _measure(state, settings, examples)
     if request.round == 1 and settings.train.draws_heads:
-        model = state.text_model
         number = request.client + 1
         draw_head(model.model, model.new_head, settings.seed, client=number)
     variates = None
     if run.train.control_variates:
         variates = Variates.open(request, run, site, received, steps.total)
     speaking = None if site.order is None else Speaking(steps)
-    loss = _train(request, settings, examples, state, variates, speaking)
+    loss = train_epochs(
+        model.model,
+        model.task,
+        examples.corpus.train,
+        examples.train,
+        settings.train,
+        place_of(request, settings, state),
+        model.new_head,
+        model.frozen,
+        _correction(state, variates),
+        speaking,
+    )
     trained = state.flat.detach().cpu().numpy()
-    update = prepare(
+    prepared = prepare(
         TrainedUpdate(trained, loss, test),
         LocalRound(
             number=request.round,
@@ -180,48 +198,30 @@ def run_local_round(request: TrainRequest, site: Site) -> Update:
             speaking=speaking,
         ),
     )
-    assert update.payload is not None, "the last step encodes"
-    return Update(
+    assert prepared.payload is not None, "the last step encodes"
+    update = Update(
         round=request.round,
         layout=state.layout.digest,
-        payload=update.payload,
+        payload=prepared.payload,
         num_examples=len(examples.train),
         num_steps=steps.total,
-        loss=update.loss,
+        loss=prepared.loss,
         seconds=time.perf_counter() - started,
-        test=update.test,
-        withheld=int(update.is_withheld),
+        test=prepared.test,
+        withheld=int(prepared.is_withheld),
         uncorrected=int(variates is not None and variates.is_lacking),
         holds=site.kept.version if site.kept else "",
     )
+    return update, prepared.norm
 
 
-def _train(
-    request: TrainRequest,
-    settings: Settings,
-    examples: Examples,
-    state: ModelState,
-    variates: Variates | None,
-    speaking: Speaking | None,
-) -> float:
-    """Train the resident model in place and return the mean loss."""
-    correction = None
-    if variates is not None and variates.correction is not None:
-        flat = tensor_of(variates.correction).to(state.device)
-        correction = state.layout.views(flat)
-    model = state.text_model
-    return train_epochs(
-        model.model,
-        model.task,
-        examples.corpus.train,
-        examples.train,
-        settings.train,
-        place_of(request, settings, state),
-        model.new_head,
-        model.frozen,
-        correction,
-        speaking,
-    )
+def _correction(
+    state: ModelState, variates: Variates | None
+) -> dict[str, Tensor] | None:
+    """Return what control variates add to the gradients, by parameter; None without them."""
+    if variates is None or variates.correction is None:
+        return None
+    return state.layout.views(tensor_of(variates.correction).to(state.device))
 
 
 def count_held_out(request: TrainRequest, site: Site) -> Sums:

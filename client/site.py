@@ -108,8 +108,6 @@ class Kept:
     )
     data_stamp: tuple[int, ...] = ()
     """Inode, size and time of the site's data file when it was read."""
-    update_norm: float | None = None
-    """L2 norm of the last update, for the site's ledger; None if the last message was no task."""
     held: Held | None = None
     """Files of the plan that was executed last."""
 

@@ -63,6 +63,9 @@ class TrainedUpdate:
     """True if the sums stay at the site."""
     payload: Payload | None = None
     """The tensors as they are sent; None before they are encoded."""
+    norm: float | None = None
+    """L2 norm of trained minus received tensors, for the site's ledger; None if it is not
+    finite, or the site keeps no ledger."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,10 @@ def _keep_variates(update: TrainedUpdate, local: LocalRound) -> TrainedUpdate:
     return update
 
 
-def _note_norm(update: TrainedUpdate, local: LocalRound) -> TrainedUpdate:
-    """Note the norm of the update, for the site's ledger."""
-    assert local.site.kept is not None, "the row applies only then"
+def _measure_norm(update: TrainedUpdate, local: LocalRound) -> TrainedUpdate:
+    """Measure the norm of the update, for the site's ledger."""
     norm = distance(tensor_of(update.tensors), tensor_of(local.received))
-    local.site.kept.update_norm = norm if isfinite(norm) else None
-    return update
+    return replace(update, norm=norm if isfinite(norm) else None)
 
 
 def _check_speaking(update: TrainedUpdate, local: LocalRound) -> TrainedUpdate:
@@ -204,7 +205,7 @@ def _encode(update: TrainedUpdate, local: LocalRound) -> TrainedUpdate:
 
 STEPS = (
     UpdateStep("keep_variates", _has_variates, _keep_variates),
-    UpdateStep("note_norm", _keeps_state, _note_norm),
+    UpdateStep("measure_norm", _keeps_state, _measure_norm),
     UpdateStep("check_speaking", _has_plan, _check_speaking),
     UpdateStep("keep_yardstick", _has_plan, _keep_yardstick),
     UpdateStep("round_loss", _has_plan, _round_loss),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from wardround.client.answers import Answers, Begun, Stored
+from wardround.client.answers import Answers, Begun, SiteAnswer
 from wardround.common.errors import SiteRefusal
 from wardround.common.tasks.label import label_sums
 from wardround.common.wire.arrays import Payload
@@ -50,7 +50,7 @@ def begin(
     begun: Begun = BEGUN,
     floor: int = 0,
     most: int = 100,
-) -> Stored | str | None:
+) -> SiteAnswer | str | None:
     """What comes of it: the stored answer, None, or the code of a refusal."""
     try:
         return answers.begin(plan, kind, round, begun, floor, most)
@@ -72,7 +72,7 @@ def test_an_answer_is_sent_again_byte_for_byte(
     answers.keep(PLAN, TRAIN, 1, content, 0.25)
     for again in (answers, Answers(tmp_path)):  # also after a restart
         found = begin(again, 1)
-        assert isinstance(found, Stored)
+        assert isinstance(found, SiteAnswer)
         assert (ids(found.content), found.update_norm) == (ids(content), 0.25)
 
 
@@ -119,7 +119,7 @@ def test_rounds_of_an_earlier_version_are_not_answered_again(answers: Answers) -
 def test_counts_are_given_for_one_model_of_a_plan(answers: Answers) -> None:
     assert begin(answers, 3, kind=EVALUATE) is None
     answers.keep(PLAN, EVALUATE, 3, pack_counts(COUNTS), None)
-    assert isinstance(begin(answers, 3, kind=EVALUATE), Stored)
+    assert isinstance(begin(answers, 3, kind=EVALUATE), SiteAnswer)
     assert begin(answers, 2, kind=EVALUATE) == "beyond_plan"
     assert begin(answers, 4, kind=EVALUATE) == "beyond_plan"
 
@@ -128,7 +128,7 @@ def test_a_refusal_that_tells_of_the_texts_is_an_answer(answers: Answers) -> Non
     begin(answers, 1)
     answers.keep(PLAN, TRAIN, 1, pack_refusal("few_speak"), None)
     found = begin(answers, 1)
-    assert isinstance(found, Stored)
+    assert isinstance(found, SiteAnswer)
     assert found.content.config_records["refusal"]["code"] == "few_speak"
 
 
@@ -151,7 +151,7 @@ def test_answers_are_counted_over_all_plans_and_the_count_outlives_them(
         assert begin(answers, 1, plan=plan, most=2) is None
         answers.keep(plan, TRAIN, 1, update(), None)
     assert begin(answers, 2, most=2) == "over_budget"
-    assert isinstance(begin(answers, 1, most=2), Stored)  # that costs nothing more
+    assert isinstance(begin(answers, 1, most=2), SiteAnswer)  # that costs nothing more
     answers.end(PLAN)
     assert begin(answers, 1) == "answer_lost"
     assert begin(answers, 2, most=2) == "over_budget"

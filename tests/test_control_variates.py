@@ -376,7 +376,8 @@ class Sites:
         for request in requests:
             try:
                 site = self.sites[names[request.node_id]]
-                yield check_answered(answer(kind, request.content, lambda: site))  # noqa: B023
+                found = answer(kind, request.content, lambda: site)  # noqa: B023
+                yield check_answered(found.content)
             except BadAnswer as refusal:
                 yield refusal
 

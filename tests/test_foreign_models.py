@@ -249,7 +249,7 @@ def test_a_listed_hash_lets_nothing_else_in(
     start, layout = start_of(site.localise(settings), tiny_model)
     task = pack_requests(TrainRequest(1, layout, start, None, "v1"), [0])[0]
     forget_corpora()
-    sent = answer(TRAIN, task, lambda: site)
+    sent = answer(TRAIN, task, lambda: site).content
     assert "update" not in sent
     assert sent.config_records["refusal"]["code"] == "bad_input"
 

@@ -35,6 +35,7 @@ from tests.support.wires import (
     pack,
     public_of,
 )
+from wardround.client.answers import SiteAnswer
 from wardround.client.node import journal as journal_module
 from wardround.client.node.connection import Connection, Heartbeat, Letter
 from wardround.client.node.journal import Journal
@@ -142,7 +143,6 @@ class FakeWorker(Worker):
 
     def __init__(self) -> None:
         self.given: list[RecordDict] = []
-        self.update_norm = None
 
     def answer(
         self,
@@ -151,13 +151,13 @@ class FakeWorker(Worker):
         room: Room,
         seconds: float,
         order: dict[str, Any],
-    ) -> RecordDict:
+    ) -> SiteAnswer:
         """As in `Worker`."""
         json.dumps(order)
         self.given.append(RecordDict(dict(content)))
         rest, _ = take_arrays(content)
         dump_content({"kind": kind}, rest)
-        return RecordDict({"card": ConfigRecord({"client": -1})})
+        return SiteAnswer(RecordDict({"card": ConfigRecord({"client": -1})}))
 
     def rest_if_idle(self) -> None:
         """As in `Worker`."""
@@ -165,7 +165,7 @@ class FakeWorker(Worker):
 
 def _answered_each_time(
     loop: Loop, letter: Letter, content: RecordDict, room: Room, order: Order
-) -> RecordDict:
+) -> SiteAnswer:
     return loop._worker.answer(
         letter.kind, content, room, letter.seconds_left, order.to_dict()
     )

@@ -334,7 +334,7 @@ class Trained:
         forget_corpora()
         site = RealSite(self.site, Kept(), self.order(settings))
         task, start = first_task(site, settings, said)
-        content = answer(TRAIN, pack_requests(task, [5])[0], lambda: site)
+        content = answer(TRAIN, pack_requests(task, [5])[0], lambda: site).content
         found = unpack_update(content, LABEL)
         return decode(found.payload, start)
 
@@ -415,7 +415,9 @@ def test_limits_that_need_the_files(
     lab = Trained(tmp_path / "site", tiny_texts, tiny_model, replace(WIDE, **policy))
     site = RealSite(lab.site, Kept(), lab.order(base))
     task = pack_requests(first_task(site, base)[0], [0])[0]
-    found = answer(kind, pack_hello(None) if kind == HELLO else task, lambda: site)
+    found = answer(
+        kind, pack_hello(None) if kind == HELLO else task, lambda: site
+    ).content
     assert found.config_records["refusal"]["code"] == code
 
 
@@ -442,13 +444,13 @@ def test_small_counts_stay_at_the_site(
         )
         site = RealSite(lab.site, Kept(), lab.order(settings))
         task = pack_requests(first_task(site, settings)[0], [0])[0]
-        found = unpack_update(answer(TRAIN, task, lambda: site), LABEL)  # noqa: B023 - called at once
+        found = unpack_update(answer(TRAIN, task, lambda: site).content, LABEL)  # noqa: B023 - called at once
         assert (found.withheld, found.test is None) == (is_withheld, bool(is_withheld))
 
 
 def test_hello_tells_no_more_than_two_numbers(trained: Trained, base: Settings) -> None:
     site = RealSite(trained.site, Kept(), trained.order(base))
-    card = unpack_introduction(answer(HELLO, pack_hello(None), lambda: site))
+    card = unpack_introduction(answer(HELLO, pack_hello(None), lambda: site).content)
     assert (card.num_examples, card.num_held_out) == (38, 10)
 
 

@@ -41,7 +41,7 @@ def planned_site(settings: Settings) -> RealSite:
 def test_the_table_has_this_order() -> None:
     assert [step.name for step in STEPS] == [
         "keep_variates",
-        "note_norm",
+        "measure_norm",
         "check_speaking",
         "keep_yardstick",
         "round_loss",
@@ -71,7 +71,7 @@ def test_a_plan_adds_what_its_policy_asks_for(make_settings: Make) -> None:
     simulated = make_settings(*FEEDBACK, "data.label_names=[a,b]")
     deployed = replace(simulated, engine=replace(simulated.engine, name="deployment"))
     assert names(deployed, planned_site(deployed)) == [
-        "note_norm",
+        "measure_norm",
         "check_speaking",
         "keep_yardstick",
         "round_loss",

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 
-from wardround.client.answers import Answers, Begun
+from wardround.client.answers import Answers, Begun, SiteAnswer
 from wardround.client.decisions import executed, limits_of
 from wardround.client.node.connection import Connection, Heartbeat, Letter
 from wardround.client.node.journal import Journal
@@ -95,8 +95,6 @@ class Loop:
             limits_of(site, self._key),
         )
         self._answers = Answers(site.state)
-        self._update_norm: float | None = None
-        """L2 norm of the update in the answer under way, for the ledger."""
         self._told_of = ""
         self._is_open = False
         self._tidied = -inf
@@ -259,9 +257,8 @@ class Loop:
             self._note(partial(self._ledger.came, letter.kind, question, asked))
             self._note(partial(self._journal.begin, question))
             told = envelopes.get("plan", "")
-            return self._signed(
-                self._work(letter, content, room, question, told), question, letter
-            )
+            found = self._work(letter, content, room, question, told)
+            return self._signed(found.content, question, letter, found.update_norm)
         except NotAuthentic as error:
             self._count(letter, error.reason)
             return self._signed(pack_refusal(error.reason), question, letter)
@@ -285,18 +282,18 @@ class Loop:
         room: Room,
         question: Question,
         told: str,
-    ) -> RecordDict:
+    ) -> SiteAnswer:
         """Args: told: the signed plan that came along; empty for none."""
         if letter.kind == NOTICE:
             self._say(
                 f"the server says: {quoted(unpack_notice(content), LONGEST_TEXT)}"
             )
-            return RecordDict()
+            return SiteAnswer(RecordDict())
         if letter.kind not in _KINDS:
-            return pack_refusal("unknown_kind")
+            return SiteAnswer(pack_refusal("unknown_kind"))
         if letter.seconds_left <= 0:
             self._say("a message came after its round was over, and is left undone")
-            return pack_refusal("late")
+            return SiteAnswer(pack_refusal("late"))
         try:
             self._heed_site_file()
             order = self._ordered(question, told)
@@ -308,7 +305,7 @@ class Loop:
             self._told_of = (
                 text  # a server that waits for a decision asks again and again
             )
-            return pack_refusal(no.code, no.key)
+            return SiteAnswer(pack_refusal(no.code, no.key))
         self._told_of = ""
         if letter.kind == HELLO:
             return self._worker.answer(
@@ -318,7 +315,7 @@ class Loop:
 
     def _answered_once(
         self, letter: Letter, content: RecordDict, room: Room, order: Order
-    ) -> RecordDict:
+    ) -> SiteAnswer:
         """The answer to a round: the one that was stored for it, or a new one, which is stored."""
         begun = Begun(
             model=str(content.config_records["task"]["version"]),
@@ -336,17 +333,15 @@ class Loop:
             self._say(
                 f"round {order.round} of plan {order.plan[:12]} is not answered: {no}"
             )
-            return pack_refusal(no.code, no.key)
+            return SiteAnswer(pack_refusal(no.code, no.key))
         if stored is not None:
             self._say(f"the stored answer to round {order.round} is sent again")
-            self._update_norm = stored.update_norm
-            return stored.content
+            return stored
         found = self._worker.answer(
             letter.kind, content, room, letter.seconds_left, order.to_dict()
         )
-        self._update_norm = self._worker.update_norm
         keep = partial(self._answers.keep, order.plan, letter.kind, order.round)
-        self._note(partial(keep, found, self._update_norm))
+        self._note(partial(keep, found.content, found.update_norm))
         return found
 
     def _data_now(self, order: Order) -> str:
@@ -399,7 +394,11 @@ class Loop:
         )
 
     def _signed(
-        self, content: RecordDict, question: Question | None, letter: Letter
+        self,
+        content: RecordDict,
+        question: Question | None,
+        letter: Letter,
+        update_norm: float | None = None,
     ) -> RecordDict:
         """A content with its envelope, once the ledger tells of it on the disk.
 
@@ -407,9 +406,12 @@ class Loop:
         """
         asked = question.statement if question else None
         records = sizes(record_objects(content, {}))
-        norm = self._update_norm if content.array_records else None
         leaves = partial(
-            self._ledger.leaves, letter.kind, question, describe(content, records), norm
+            self._ledger.leaves,
+            letter.kind,
+            question,
+            describe(content, records),
+            update_norm,
         )
         statement = Statement(
             version=1,

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import numpy as np
 from flwr.app import RecordDict
 
+from wardround.client.answers import SiteAnswer
 from wardround.common.errors import ProcessGone, Stopped
 from wardround.common.process.shared_memory import bytes_of, create_memory, memory_for
 from wardround.common.process.worker import (
@@ -94,8 +95,6 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._last_used = time.monotonic()
-        self.update_norm: float | None = None
-        """L2 norm of trained minus received tensors, if the last answer was an update."""
 
     def __enter__(self) -> Worker:
         return self
@@ -124,7 +123,7 @@ class Worker:
         room: Room,
         seconds: float,
         order: dict[str, Any],
-    ) -> RecordDict:
+    ) -> SiteAnswer:
         """Let the worker answer a message.
 
         The answer is a refusal if none arrives within `seconds`, or if the worker ends.
@@ -146,22 +145,21 @@ class Worker:
             send_message(self._socket, asked, rest, memory)
             self._wait(seconds + _MARGIN_SECONDS)
             facts, answered = receive_message(self._socket)
-            self.update_norm = facts["update_norm"]
             self._last_used = time.monotonic()
-            return answered
+            return SiteAnswer(answered, facts["update_norm"])
         except TimeoutError:
             self._say(
                 "the worker process hangs and is ended; the next message starts another"
             )
             self.end()
-            return pack_refusal("hangs")
+            return SiteAnswer(pack_refusal("hangs"))
         except ProcessGone:
             how, code = self._how_it_ended()
             self._say(
                 f"the worker process ended ({how}); the next message starts another"
             )
             self.end()
-            return pack_refusal(code)
+            return SiteAnswer(pack_refusal(code))
 
     def _wait(self, seconds: float) -> None:
         """Wait for the answer. Raises TimeoutError or Stopped."""
@@ -233,15 +231,15 @@ def main(descriptor: int, site_file: Path) -> NoReturn:
     kept = Kept()
 
     def work(facts: Facts, content: RecordDict) -> tuple[Facts, RecordDict, int | None]:
-        kept.update_norm = None
         order = Order.from_dict(facts["order"])
 
         def open_site() -> RealSite:
             return RealSite(load_site_file(site_file), kept, order)
 
-        rest, arrays = take_arrays(answer(facts["kind"], content, open_site))
+        found = answer(facts["kind"], content, open_site)
+        rest, arrays = take_arrays(found.content)
         memory, table = memory_for(arrays)
-        return {"table": table, "update_norm": kept.update_norm}, rest, memory
+        return {"table": table, "update_norm": found.update_norm}, rest, memory
 
     serve(connection, work)
 

@@ -50,7 +50,9 @@ def run_worker(
             if state.device.type == "cpu":
                 move_into(slot)  # the simulation reads the trained tensors there
             client = int(facts["client"])
-            content = answer(facts["kind"], content, lambda: SimulatedSite(client))
+            content = answer(
+                facts["kind"], content, lambda: SimulatedSite(client)
+            ).content
             rest, arrays = take_arrays(content)
             table = write_arrays(slot.numpy().view(np.uint8), arrays)
             return {"table": table}, rest, None

@@ -16,6 +16,7 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 
 from tests.e2e.processes import wait_for
+from wardround.client.answers import SiteAnswer
 from wardround.client.node.connection import Connection, Heartbeat, Letter
 from wardround.client.node.journal import Journal
 from wardround.client.node.ledger import Ledger
@@ -82,17 +83,17 @@ class HostileSite(Loop):
         room: Room,
         question: Question,
         told: str,
-    ) -> RecordDict:
+    ) -> SiteAnswer:
         if letter.kind == NOTICE:
             self.said.append(unpack_notice(content))
-            return RecordDict()
+            return SiteAnswer(RecordDict())
         order = self._ordered(question, told)
         honest = answer(
             letter.kind,
             content,
             lambda: RealSite(load_site_file(self._file), self._kept, order),
         )
-        return self.tamper(letter.kind, honest)
+        return SiteAnswer(self.tamper(letter.kind, honest.content))
 
     def _activate(self) -> bool:
         try:

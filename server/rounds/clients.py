@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from flwr.app import Message, RecordDict
@@ -98,7 +99,7 @@ class GridClients:
                 "messages could not be sent; a node left between joining and sending. "
                 "Run the same command again."
             )
-        return (self._answer_to(message_id, deadline) for message_id in message_ids)
+        return map(partial(self._answer_to, deadline=deadline), message_ids)
 
     def tell(self, request: Request, kind: str, round: int) -> None:
         """As in `Clients`."""

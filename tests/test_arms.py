@@ -105,7 +105,7 @@ def test_a_sweep_without_arms_does_not_mention_them() -> None:
             ["+sweep.arms.own=['model=hf','model.name=m']", "model=bert"],
             "'model=bert' would undo 'model=hf', which arm 'own' sets",
         ),
-        (["+sweep.arms.two=['run_dir=x']"], "an arm sets settings and axes"),
+        (["+sweep.arms.two=['run_dir=x']"], "can set only settings and axes"),
         (["+sweep.arms.three=['train.shufle=false']"], "unknown key 'train.shufle'"),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_run_leaves_its_best_model(
     assert standing.best["round"] == best.round
     assert f"kept: round {best.round}, " in standing.to_text()
     page = Page(write_report(folder.path)).text
-    assert f"The model that is kept is that of round {best.round}" in page
+    assert f"The kept model is from round {best.round}" in page
 
 
 def test_reported_texts_choose_nothing(

@@ -52,10 +52,9 @@ def simulate(
     Examples:
       wardround simulate model=albert data=ag_news num_clients=8
       wardround simulate model=minilm data=bbc_news num_clients=4 train.learning_rate=0.05
-      num_rounds=4 wardround simulate model=hf model.name=./my-model data=files data.path=train.csv
-      data.label_column=topic wardround simulate engine=ray engine.num_gpus=0.5 num_clients=32
-      run_dir=outputs/big wardround simulate --plan outputs/trial/plan.json data=files
-      data.path=sites partition=by_site
+      wardround simulate model=hf model.name=./my-model data=files data.path=train.csv
+      wardround simulate engine=ray engine.num_gpus=0.5 num_clients=32 run_dir=outputs/big
+      wardround simulate --plan outputs/trial/plan.json data=files data.path=sites partition=by_site
 
     {groups}
 
@@ -95,9 +94,8 @@ def sweep(overrides: Overrides = None) -> None:
     Examples:
       wardround sweep experiment=demo
       wardround sweep experiment=paper run_dir=outputs/paper
-      wardround sweep model=bert,distilbert data=imdb num_clients=1,4,16 seed=0,1
-      run_dir=outputs/imdb wardround sweep experiment=paper hydra/launcher=joblib
-      hydra.launcher.n_jobs=4
+      wardround sweep model=bert,distilbert data=imdb num_clients=1,4,16 seed=0,1 run_dir=imdb
+      wardround sweep experiment=paper hydra/launcher=joblib hydra.launcher.n_jobs=4
 
     {groups}
 
@@ -155,9 +153,10 @@ def submit(
 
     Examples:
       wardround submit model=bert data=files data.label_names=[low,high] num_clients=3
-      run_dir=outputs/trial wardround submit data=files data.label_names=[low,high] num_clients=2
-      --site st-mary --site ward-7 wardround submit --resume outputs/trial wardround submit --resume
-      outputs/trial --unsigned request.json wardround submit --signed signed.json
+      wardround submit data=files data.label_names=[low,high] num_clients=2 --site a --site b
+      wardround submit --resume outputs/trial
+      wardround submit --resume outputs/trial --unsigned request.json
+      wardround submit --signed signed.json
 
     {groups}
 

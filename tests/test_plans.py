@@ -19,7 +19,8 @@ from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
 from wardround.client.answers import Answers, Begun
 from wardround.client.decisions import approve, executed, limits_of
-from wardround.client.kit.costs import Costs, Here, measure_here
+from wardround.client.kit.costs import measure_here
+from wardround.client.kit.here import Costs, Here
 from wardround.client.kit.words.plan import describe, describe_all, list_of_plans
 from wardround.client.plans import Decision, Known, Plans
 from wardround.client.policy.limits import Limits, Policy

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wardround.client.answers import Answers
 from wardround.client.decisions import sizes_of
+from wardround.client.kit.here import Costs, Here
+from wardround.client.loading import check_model_file
 from wardround.client.plans import Known
 from wardround.client.policy.limits import Limits
 from wardround.client.policy.verdict import refusals_of
@@ -23,11 +24,10 @@ from wardround.client.site_file import SiteFile
 from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
 from wardround.common.errors import SiteRefusal
+from wardround.common.model.state import ModelState, open_model
+from wardround.common.model.train import Place, train_epochs
 from wardround.common.settings.tree import Settings
 from wardround.common.words import printable_day
-
-if TYPE_CHECKING:
-    from wardround.common.model.state import ModelState
 
 _STEP_TEXTS = 8
 _READING = 1 / 3
@@ -36,31 +36,6 @@ _BYTES = {"exact": 4, "bf16": 2, "fp16": 2, "int8": 1}
 """Most bytes for each number of an update, by `transforms.name`."""
 _DOWN_BYTES = 4
 """Most bytes for each number of the server's model."""
-
-
-@dataclass(frozen=True)
-class Costs:
-    """The costs of one round."""
-
-    bytes: int
-    """Most that are sent and received."""
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Here:
-    """The facts of this site that a plan depends on."""
-
-    sizes: Sizes | None = None
-    """None if the texts cannot be read as the plan asks."""
-    costs: Costs | None = None
-    """None if they were not measured."""
-    num_answers: int = 0
-    """Rounds that this site has answered so far, over all plans."""
-    refusals: tuple[str, ...] = ()
-    """Why this site's texts or files do not fit the plan, in words."""
-    why_not: str = ""
-    """Why `sizes` or `costs` is not known, in words."""
 
 
 def measure_here(site: SiteFile, known: Known, limits: Limits) -> Here:
@@ -113,8 +88,6 @@ def _state_refusals(site: SiteFile, known: Known, num_answers: int) -> Iterator[
 
 def _measure(site: SiteFile, planned: Settings) -> tuple[Sizes, Costs]:
     """Raises ValueError or SiteRefusal if texts or model are not as the plan asks."""
-    from wardround.client.loading import check_model_file
-    from wardround.common.model.state import open_model
 
     real = RealSite(site)
     settings = real.localise(planned)
@@ -147,7 +120,6 @@ def _seconds_per_text(
     state: ModelState, settings: Settings, examples: Examples
 ) -> float:
     """Time the second of two small training steps here."""
-    from wardround.common.model.train import Place, train_epochs
 
     some = np.random.default_rng(0).permutation(examples.train)[:_STEP_TEXTS]
     step = replace(settings.train, local_epochs=1, batch_size=_STEP_TEXTS)

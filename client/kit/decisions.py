@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from wardround.client.decisions import Person, approve, limits_of
-from wardround.client.kit.costs import measure_here
 from wardround.client.kit.words.comparison import plan_to_compare
 from wardround.client.kit.words.plan import describe, describe_all, list_of_plans
 from wardround.client.plans import Plans
@@ -35,6 +34,9 @@ def explain_plan(site_file: Path, plan: str, *, everything: bool) -> str:
         plan: the beginning of its SHA-256.
         everything: add every setting.
     """
+    # It loads PyTorch, which the other commands do not need.
+    from wardround.client.kit.costs import measure_here
+
     plans, site = _open(site_file)
     limits = _limits(site)
     known = plans.find(plan)

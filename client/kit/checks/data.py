@@ -19,6 +19,7 @@ from wardround.client.kit.checks.findings import (
 from wardround.client.kit.checks.subject import Subject
 from wardround.common.errors import MissingColumn
 from wardround.common.explain import nearest
+from wardround.common.pretrained import in_cache, read_tokenizer
 from wardround.common.words import quoted, shown
 
 if TYPE_CHECKING:
@@ -170,8 +171,6 @@ def _tokenizer(on: Subject) -> PreTrainedTokenizerBase | None:
     name = on.site.model or on.options.model
     if name is None:
         return None
-    from wardround.common.pretrained import in_cache, read_tokenizer
-
     folder = Path(name) if Path(name).is_dir() else in_cache(str(name))
     if folder is None:
         return None

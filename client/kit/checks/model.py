@@ -22,6 +22,7 @@ from wardround.common.model_files import (
     read_json,
     read_model_files,
 )
+from wardround.common.pretrained import in_cache
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json")
@@ -61,9 +62,7 @@ def find_weights(folder: Path) -> list[Path]:
 
 
 def _hub_model(name: str, timeout_seconds: float) -> Finding:
-    from huggingface_hub import HfApi
-
-    from wardround.common.pretrained import in_cache
+    from huggingface_hub import HfApi  # `join` checks no model of the hub
 
     cached = in_cache(name)
     if cached is not None and (cached / CONFIG).is_file() and find_weights(cached):

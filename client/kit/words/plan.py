@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from wardround.client.kit.costs import Here
+from wardround.client.kit.here import Here
 from wardround.client.kit.words.comparison import differences, versions_in_words
 from wardround.client.kit.words.values import (
     LONGEST_RULE,

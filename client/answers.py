@@ -1,10 +1,11 @@
-"""One answer for each plan, kind of question and round: stored before it leaves, and sent again if asked.
+"""One answer for each plan, kind of question and round. It is stored before it is sent.
 
-A second training of the same round, on other texts or for another model, would be a second look at the same
-texts: the difference of two answers tells more than each of them. So a site trains a round once. The answer
-is kept until a later question, signed by the run, proves that the server has this round's model on its disk.
+The difference of two answers to the same round, on other texts or for another model,
+reveals more than each answer alone. So a site trains a round once, and sends the stored
+answer if it is asked again. The answer is kept until a later question, signed by the run,
+proves that the server has this round's model on its disk.
 
-    answers/<plan>/index.json      which rounds were begun, for which model and file, and what was stored
+    answers/<plan>/index.json      the rounds: model, data file, hash of the answer
     answers/<plan>/train-3.answer  the answer to round 3, byte for byte
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,10 @@ from wardround.common.wire.flat_arrays import padded_arrays, read_arrays, table_
 from wardround.common.wire.messages import EVALUATE, TRAIN
 
 _INDEX = "index.json"
-_LENGTH, _ALIGNMENT = 8, 64
+_LENGTH_BYTES = 8
+_ALIGNMENT = 64
 _STORED = frozenset({"few_speak", "diverged", "counts_withheld"})
-"""Refusals that say something of the texts: they are answers as well, and are given once."""
+"""Refusals that reveal something about the texts. They are stored as answers, too."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,17 @@ class Begun:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     model: str
-    """SHA-256 of the global model that came with the question."""
+    """SHA-256 of the global model in the question."""
     data: str
-    """SHA-256 of the file of texts."""
+    """SHA-256 of the data file."""
     stored: str = ""
-    """SHA-256 of the stored answer; empty as long as nothing was stored."""
+    """SHA-256 of the stored answer; empty if there is no answer yet."""
     update_norm: float | None = None
     """L2 norm of trained minus received tensors, for the ledger."""
 
 
 Index = dict[str, dict[int, Begun]]
-"""By kind of question and by round."""
+"""The rounds of a plan, by kind of question and round number."""
 _ADAPTER: TypeAdapter[Index] = TypeAdapter(Index)
 
 
@@ -76,26 +78,27 @@ class Answers:
         self._folder = state / "answers"
 
     def folder(self, plan: str) -> Path:
-        """Of one plan. Args: plan: its SHA-256."""
+        """Return the folder of one plan. Args: plan: its SHA-256."""
         return self._folder / plan
 
     def begin(
         self, plan: str, kind: str, round: int, begun: Begun, floor: int, most: int
     ) -> SiteAnswer | None:
-        """Note that a round is being answered; the answer that was stored for it, if there is one.
+        """Note that a round is being answered. Return its stored answer, if there is one.
 
         Args:
             plan: its SHA-256.
             kind: a message type.
-            floor: last round that an earlier version of this program answered, without storing it.
-            most: rounds that this site answers in all (`policy.max_total_answers`).
+            floor: last round that an earlier version answered without storing it.
+            most: rounds that this site answers in total (`policy.max_total_answers`).
 
         Raises:
-            SiteRefusal: `answered_otherwise`: it was begun for another model; `answer_lost`: it left and is not
-                here any more; `out_of_order`: a later round was begun; `over_budget`; `beyond_plan`: held-out
-                texts were counted for another round.
-            OSError: this cannot be noted, so that nothing may be answered.
-            ValueError: the index is not what this program wrote.
+            SiteRefusal: `answered_otherwise`: the round was begun for another model;
+                `answer_lost`: the answer was sent, and its file is missing;
+                `out_of_order`: a later round was begun; `over_budget`;
+                `beyond_plan`: held-out texts were counted for another round.
+            OSError: the note cannot be written, so nothing may be answered.
+            ValueError: the index is damaged.
         """
         index = self._index(plan)
         rounds = index.setdefault(kind, {})
@@ -122,7 +125,7 @@ class Answers:
     def keep(
         self, plan: str, kind: str, round: int, content: RecordDict, norm: float | None
     ) -> None:
-        """Store an answer, before it leaves. Raises OSError: nothing may leave then."""
+        """Store an answer before it is sent. Raises OSError: then nothing may be sent."""
         if not _is_final(content):
             return
         digest = _write_answer(self._path(plan, kind, round), content)
@@ -131,32 +134,32 @@ class Answers:
         self._write(plan, index | {kind: index[kind] | {round: begun}})
 
     def num_answers(self) -> int:
-        """Rounds of training that this site has answered, over all plans."""
+        """Count the training rounds that this site has answered, over all plans."""
         return sum(1 for _ in self._given())
 
     def answered(self) -> Iterator[tuple[str, str]]:
-        """SHA-256 of plan and data file of every answer, each pair once."""
+        """Yield the SHA-256 of plan and data file of every answer, each pair once."""
         yield from sorted({(plan, begun.data) for plan, begun in self._given()})
 
     def _given(self) -> Iterator[tuple[str, Begun]]:
-        """Every answered round of training, with the SHA-256 of its plan."""
+        """Yield every answered training round, with the SHA-256 of its plan."""
         for plan in self.plans():
             for begun in self._index(plan).get(TRAIN, {}).values():
                 if begun.stored:
                     yield plan, begun
 
     def end(self, plan: str) -> None:
-        """Forget all but the index of a plan that is over. Raises OSError."""
+        """Delete everything except the index of a plan that is over. Raises OSError."""
         for path in self.folder(plan).glob("*"):
             if path.name != _INDEX:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def plans(self) -> list[str]:
-        """SHA-256 of every plan that something was begun for."""
+        """Return the SHA-256 of every plan with a begun round."""
         return sorted(folder.name for folder in self._folder.glob("*"))
 
     def last_round(self, plan: str) -> int:
-        """The last round of a plan that was begun; 0 for none."""
+        """Return the last round of a plan that was begun; 0 if there is none."""
         return max(self._index(plan).get(TRAIN, {}), default=0)
 
     def _read(self, plan: str, kind: str, round: int, begun: Begun) -> SiteAnswer:
@@ -166,7 +169,7 @@ class Answers:
         return SiteAnswer(content, begun.update_norm)
 
     def _forget_before(self, plan: str, round: int) -> None:
-        """A question about a round proves that the server holds the model of the round before."""
+        """Delete older answers: a question proves that the server has the model before it."""
         for path in self.folder(plan).glob(f"{TRAIN}-*.answer"):
             if int(path.stem.removeprefix(f"{TRAIN}-")) < round:
                 path.unlink()
@@ -179,23 +182,19 @@ class Answers:
             return _ADAPTER.validate_json(path.read_bytes())
         except ValidationError:
             raise ValueError(
-                f"'{path}' is not what this program wrote. Without it, rounds that were answered could be "
-                "answered again: revoke the plan, then move its folder away."
+                f"'{path}' is damaged. Without it, rounds could be answered twice: revoke "
+                "the plan, then move its folder away."
             ) from None
 
     def _write(self, plan: str, index: Index) -> None:
-        told = {
-            kind: {number: asdict(b) for number, b in rounds.items()}
-            for kind, rounds in index.items()
-        }
-        write_json(self.folder(plan) / _INDEX, told)
+        write_json(self.folder(plan) / _INDEX, _ADAPTER.dump_python(index))
 
     def _path(self, plan: str, kind: str, round: int) -> Path:
         return self.folder(plan) / f"{kind}-{round}.answer"
 
 
 def _is_final(content: RecordDict) -> bool:
-    """Whether it is the answer to a round, and not the word of a process that could not give one."""
+    """Return True for the answer to a round, False if no answer could be computed."""
     refusal = content.config_records.get("refusal")
     if refusal is not None:
         return str(refusal["code"]) in _STORED
@@ -203,21 +202,19 @@ def _is_final(content: RecordDict) -> bool:
 
 
 def _write_answer(path: Path, content: RecordDict) -> str:
-    """Write an answer whole or not at all; returns its SHA-256. Raises OSError."""
+    """Write a complete answer or nothing. Return its SHA-256. Raises OSError."""
     rest, arrays = take_arrays(content)
-    words = dump_content({"table": table_of(arrays)}, rest)
-    # Numbers begin on a boundary of their own type; JSON may end with spaces.
-    words = words.ljust(-(-(len(words) + _LENGTH) // _ALIGNMENT) * _ALIGNMENT - _LENGTH)
+    header = dump_content({"table": table_of(arrays)}, rest)
+    # The arrays begin on a boundary, and JSON may end with spaces.
+    end = -(-(_LENGTH_BYTES + len(header)) // _ALIGNMENT) * _ALIGNMENT
+    header = header.ljust(end - _LENGTH_BYTES)
+    length = len(header).to_bytes(_LENGTH_BYTES, "little")
     digest = hashlib.sha256()
 
     def write(part: Path) -> None:
         part.touch(mode=0o600)
         with part.open("wb") as file:
-            for piece in (
-                len(words).to_bytes(_LENGTH, "little"),
-                words,
-                *padded_arrays(arrays),
-            ):
+            for piece in (length, header, *padded_arrays(arrays)):
                 digest.update(piece)
                 file.write(piece)
 
@@ -226,9 +223,9 @@ def _write_answer(path: Path, content: RecordDict) -> str:
 
 
 def _read_answer(path: Path, digest: str) -> RecordDict | None:
-    """Inverse of `_write_answer`; None if the file is not there, or is not what was written.
+    """Inverse of `_write_answer`; None if the file is missing or damaged.
 
-    Its arrays are mapped, not copied.
+    The arrays are mapped, not copied.
     """
     try:
         memory = np.asarray(np.memmap(path, np.uint8, mode="r"))
@@ -236,7 +233,8 @@ def _read_answer(path: Path, digest: str) -> RecordDict | None:
         return None
     if hashlib.sha256(memory.data).hexdigest() != digest:
         return None
-    end = _LENGTH + int.from_bytes(memory[:_LENGTH].tobytes(), "little")
-    words, content = load_content(memory[_LENGTH:end].tobytes())
-    put_arrays(content, read_arrays(memory[end:], words["table"]))
+    length = int.from_bytes(memory[:_LENGTH_BYTES].tobytes(), "little")
+    end = _LENGTH_BYTES + length
+    facts, content = load_content(memory[_LENGTH_BYTES:end].tobytes())
+    put_arrays(content, read_arrays(memory[end:], facts["table"]))
     return content

@@ -1,10 +1,10 @@
-"""The people who approve plans at a site: their keys, and what each of them has signed.
+"""The people who approve plans at a site: their keys, and their signed approvals.
 
     state/approvers.json                 who may approve: name, and public key
     state/plans/<plan>/approvals/        one signed file for each person who approved the plan
 
-A signed approval names the site, the plan and the SHA-256 of the file of texts. It counts as long as its
-person is an approver here, and for this plan on these texts alone.
+A signed approval names the site, the plan and the SHA-256 of the data file. It counts for
+this plan on these texts alone, and only while its person is an approver here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from wardround.common.wire.signing import Seconds, Sha256, open_envelope, sign
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-FILE_NAME, FOLDER = "approvers.json", "approvals"
+FILE_NAME = "approvers.json"
+FOLDER = "approvals"
 _APPROVAL = "application/vnd.wardround.approval+json"
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _KEYS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
@@ -48,7 +49,7 @@ class Approval:
     site: str
     plan: Sha256
     data: Sha256
-    """SHA-256 of the file of texts."""
+    """SHA-256 of the data file."""
     name: str
     at: Seconds
     """Seconds since 1970."""
@@ -61,14 +62,15 @@ class Approvers:
     """The file `approvers.json` of a site's state."""
 
     def __init__(self, state: Path) -> None:
-        self._file, self._plans = state / FILE_NAME, state / "plans"
+        self._file = state / FILE_NAME
+        self._plans = state / "plans"
 
     def keys(self) -> dict[str, str]:
-        """Public key of each person by name, OpenSSH form.
+        """Return the public key of each person by name, OpenSSH form.
 
         Raises:
-            ValueError: the file is not what this program wrote.
-            OSError: it cannot be read.
+            ValueError: the file is damaged.
+            OSError: the file cannot be read.
         """
         if not self._file.exists():
             return {}
@@ -80,28 +82,30 @@ class Approvers:
             }
         except (ValidationError, ValueError):
             raise ValueError(
-                f"'{self._file}' is not what this program wrote. Move it away, and add each person again: "
+                f"'{self._file}' is damaged. Move it away, and add each person again: "
                 "wardround-site approvers add NAME --key FILE"
             ) from None
 
     def add(self, name: str, key: str) -> str:
-        """Let a person approve; returns the fingerprint of the key.
+        """Let a person approve plans. Return the fingerprint of the key.
 
         Args:
             key: public half of an Ed25519 key, OpenSSH form.
 
         Raises:
-            ValueError: the name cannot be one, it has another key, or the key has another name.
-            OSError: this cannot be written.
+            ValueError: the name is not allowed or has another key, or the key has
+                another name.
+            OSError: the file cannot be written.
         """
         if not _NAME.fullmatch(name):
             raise ValueError(
                 f"NAME is '{name}'; it may hold small letters, digits, - and _."
             )
-        line, keys = check_public_line(key, "signing"), self.keys()
+        line = check_public_line(key, "signing")
+        keys = self.keys()
         if keys.get(name, line) != line:
             raise ValueError(
-                f"{name} has another key here. If it was changed, first: "
+                f"{name} has another key here. If the person has a new key, first: "
                 f"wardround-site approvers remove {name}"
             )
         others = [
@@ -109,22 +113,22 @@ class Approvers:
         ]
         if others:
             raise ValueError(
-                f"this is the key of {others[0]}, and two people need two keys."
+                f"this is the key of {others[0]}. Each person needs a key of their own."
             )
         self._write(keys | {name: line})
         return fingerprint(line)
 
     def remove(self, name: str) -> None:
-        """Let a person approve no more. What the person approved counts no more either.
+        """Remove a person. The person's approvals do not count any more either.
 
         Raises:
             ValueError: there is no such person.
-            OSError: this cannot be written.
+            OSError: the file cannot be written.
         """
         keys = self.keys()
         if name not in keys:
             raise ValueError(
-                f"NAME is '{name}'. Approvers here: {', '.join(keys) or 'nobody'}."
+                f"NAME is '{name}'. Approvers here: {', '.join(keys) or 'no one'}."
             )
         for path in self._plans.glob(f"*/{FOLDER}/{name}.json"):
             path.unlink()
@@ -132,16 +136,19 @@ class Approvers:
         self._write(keys)
 
     def name_of(self, name: str, key: Ed25519PrivateKey) -> str:
-        """The name again, if it is an approver's and the private key is that person's.
+        """Check that a person is an approver and that the private key is theirs.
+
+        Returns:
+            The name.
 
         Raises:
-            ValueError: it is not.
+            ValueError: the person is not an approver, or the key is another one.
             OSError: the file of approvers cannot be read.
         """
         keys = self.keys()
         if name not in keys:
             raise ValueError(
-                f"--as is '{name}'. Approvers here: {', '.join(keys) or 'nobody'}. "
+                f"--as is '{name}'. Approvers here: {', '.join(keys) or 'no one'}. "
                 "Next: wardround-site approvers add NAME --key FILE"
             )
         if public_line(key) != keys[name]:
@@ -162,8 +169,8 @@ def put(
     """Keep one person's signed approval.
 
     Args:
-        folder: of the plan, in the site's state.
-        data: SHA-256 of the file of texts.
+        folder: the plan's folder in the site's state.
+        data: SHA-256 of the data file.
 
     Raises:
         OSError: it cannot be written.
@@ -177,11 +184,11 @@ def put(
 def who_approved(
     folder: Path, site: str, plan: str, data: str, keys: Mapping[str, str]
 ) -> dict[str, str]:
-    """Fingerprint of the key of each person whose approval counts, by name.
+    """Return the key's fingerprint of each person whose approval counts, by name.
 
     Args:
-        folder: of the plan, in the site's state.
-        data: SHA-256 of the file of texts.
+        folder: the plan's folder in the site's state.
+        data: SHA-256 of the data file.
         keys: public keys of the approvers, by name.
 
     Raises:
@@ -193,17 +200,17 @@ def who_approved(
         if not path.is_file():
             continue
         try:
-            said = _ADAPTER.validate_json(
-                open_envelope(path.read_text("ascii"), _APPROVAL, [key])
-            )
+            signed = open_envelope(path.read_text("ascii"), _APPROVAL, [key])
+            approval = _ADAPTER.validate_json(signed)
         except (NotAuthentic, ValidationError, UnicodeDecodeError):
-            continue  # signed with a key that this person had before, or damaged
-        if (said.site, said.plan, said.data, said.name) == (site, plan, data, name):
+            continue  # signed with an older key of this person, or damaged
+        named = (approval.site, approval.plan, approval.data, approval.name)
+        if named == (site, plan, data, name):
             found[name] = fingerprint(key)
     return found
 
 
 def forget(folder: Path) -> None:
-    """Remove all approvals of a plan. Args: folder: of the plan. Raises OSError."""
+    """Delete all approvals in a plan's folder. Raises OSError."""
     if (folder / FOLDER).exists():
         shutil.rmtree(folder / FOLDER)

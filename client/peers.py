@@ -1,4 +1,4 @@
-"""The other sites that this one knows by their keys, and what it says to the roster of a plan."""
+"""The other sites that this site knows by their keys."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ SITE_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 @dataclass(frozen=True)
 class Pin:
-    """What this site knows of another one."""
+    """The pinned key of another site."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     signing_key: str
-    """Public key that its answers are signed with, OpenSSH form."""
+    """Public key that verifies its answers, OpenSSH form."""
     registration: str
-    """SHA256:… of its registration, which people compared by telephone."""
+    """Fingerprint of its registration (SHA256:…), which people compared by telephone."""
 
     @property
     def key(self) -> str:
-        """Fingerprint of `signing_key`, as it stands in a plan's roster."""
+        """Fingerprint of `signing_key`, as a plan's roster names it."""
         return fingerprint(self.signing_key)
 
 
@@ -42,28 +42,28 @@ _PINS: TypeAdapter[dict[str, Pin]] = TypeAdapter(dict[str, Pin])
 
 
 class Peers(Mapping[str, str]):
-    """The pinned sites: name, and fingerprint of the key that signs the site's answers.
+    """Fingerprint of the signing key of each pinned site, by the site's name.
 
-    The file is read again whenever it has changed, so that a new pin holds at once, also in a
-    running `join`.
+    The file is read again after every change, so that a new pin is valid at once, also in
+    a running `join`.
     """
 
     def __init__(self, file: Path) -> None:
-        """Args: file: it need not be there yet."""
+        """Use this file, which may be missing."""
         self.file = file
         self._read: tuple[object, dict[str, Pin]] = (None, {})
 
     @classmethod
     def open(cls, state: Path) -> Peers:
-        """The pins in a site's state folder."""
+        """Return the pins in a site's state folder."""
         return cls(state / FILE_NAME)
 
     def pins(self) -> dict[str, Pin]:
-        """All pins by name, in order of name.
+        """Return all pins by name, in order of name.
 
         Raises:
-            ValueError: the file is not what this program wrote.
-            OSError: it cannot be read.
+            ValueError: the file is damaged.
+            OSError: the file cannot be read.
         """
         try:
             found = self.file.stat()
@@ -81,13 +81,13 @@ class Peers(Mapping[str, str]):
                 check_public_line(pin.signing_key, "signing")
         except (ValidationError, ValueError):
             raise ValueError(
-                f"'{self.file}' is not what this program wrote. Move it away, and add each hospital "
-                "again: wardround-site peers add FILE"
+                f"'{self.file}' is damaged. Move it away, and add each hospital again: "
+                "wardround-site peers add FILE"
             ) from None
         return dict(sorted(pins.items()))
 
     def pinned(self, name: str) -> str | None:
-        """Fingerprint of the key of the site with this name; None if it is not pinned."""
+        """Return the fingerprint of this site's key; None if the site is not pinned."""
         return self.get(name)
 
     def __getitem__(self, name: str) -> str:
@@ -100,21 +100,21 @@ class Peers(Mapping[str, str]):
         return len(self.pins())
 
     def add(self, name: str, registration: Registration, registered: str) -> Pin:
-        """Pin the key in another hospital's registration; people have compared its fingerprint.
+        """Pin the key of another hospital, after people have compared the fingerprint.
 
         Args:
             name: the site's name in rosters.
             registered: fingerprint of the registration.
 
         Raises:
-            ValueError: the name cannot be one, it has another key already, or the key has another
-                name.
-            OSError: it cannot be written.
+            ValueError: the name is not allowed or has another key, or the key has
+                another name.
+            OSError: the file cannot be written.
         """
         if not SITE_NAME.fullmatch(name):
             raise ValueError(
                 f"--name is '{name}'; a site's name has 1 to 64 small letters, digits, _ and -. "
-                "Take the name that stands in the plan."
+                "Use the name in the plan."
             )
         pins = self.pins()
         pin = Pin(check_public_line(registration.signing_key, "signing"), registered)
@@ -131,25 +131,23 @@ class Peers(Mapping[str, str]):
         ]
         if others:
             raise ValueError(
-                f"this key is pinned as {others[0]}, and one key is one site. If {name} is its right "
-                f"name, first: wardround-site peers remove {others[0]}"
+                f"this key is pinned as {others[0]}, and each site has a key of its own. "
+                f"If {name} is the right name, first: wardround-site peers remove {others[0]}"
             )
         self._write(pins | {name: pin})
         return pin
 
     def remove(self, name: str) -> None:
-        """Forget a pin.
+        """Remove a pin.
 
         Raises:
             ValueError: no site of this name is pinned.
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         pins = self.pins()
         if name not in pins:
-            known = ", ".join(pins) or "nobody"
-            raise ValueError(
-                f"NAME is '{name}', which is not pinned. Pinned here: {known}."
-            )
+            known = ", ".join(pins) or "no site"
+            raise ValueError(f"NAME is '{name}'. Pinned here: {known}.")
         del pins[name]
         self._write(pins)
 

@@ -1,12 +1,12 @@
-"""What a site's ledger says: what came to the site and what left it, a line each.
+"""The ledger of a site: a line for every message that came to the site or left it.
 
-Each line holds the hash of the line before. It names fields, types, sizes and hashes, and holds no value of
-them: no text, no label, no path. A ledger goes on in another file when one is full:
+Each line holds the hash of the line before. It names fields, types, sizes and hashes, and
+no values: no text, no label, no path. When a file is full, the ledger continues in another:
 
     ledger.jsonl   ledger.jsonl.000002   ledger.jsonl.000003 …
 
-The first line of a file holds the hash of the last line of the file before: all of them are one chain.
-`client/node/ledger.py` writes it.
+The first line of a file holds the hash of the last line of the file before: together they
+are one chain. `client/node/ledger.py` writes the ledger.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 FILE_NAME = "ledger.jsonl"
 OTHER_KIND = "other"
-"""Stands for every message type that this version does not know."""
+"""The name for every message type that this version does not know."""
 AGAIN = "again"
 REASONS = frozenset((*get_args(Reason), AGAIN))
-"""What the line of an hour counts: why messages did not count; and what came or left again."""
+"""Reasons in the hourly line: messages that did not count, or came or left again."""
 START = "0" * 64
-"""Stands in the first line for the hash of a line before."""
+"""The hash before the first line."""
 _TAIL_BYTES = 1 << 16
 _PART_DIGITS = 6
 _LONGEST_NUMBER = 20
-_MOST_PEOPLE = 10
+_MAX_PEOPLE = 10
 
 
 class _Line(BaseModel):
@@ -53,7 +53,7 @@ class _Line(BaseModel):
 
 
 class Others(_Line):
-    """What is not told by name, since this version knows no such name."""
+    """Records or fields with names that this version does not know."""
 
     count: int
     digest: str
@@ -64,48 +64,49 @@ class Sent(_Line):
     """One record of a message."""
 
     digest: str
-    """SHA-256 over all it holds, as the signed statement names it."""
+    """SHA-256 of its content, as in the signed statement."""
     num_bytes: int
     fields: dict[str, tuple[str, int]]
-    """By name: the type, and how many values, letters or (of tensors) bytes it has."""
+    """Type of each field by its name, with its number of values, letters or, for tensors,
+    bytes."""
     others: Others | None = None
-    """Its other fields."""
+    """The other fields."""
 
 
 class Contents(_Line):
-    """What a message holds, without any value."""
+    """The records of a message, without any value."""
 
     records: dict[str, Sent] = {}
     others: Others | None = None
-    """Its other records."""
+    """The other records."""
 
     def signed(self) -> tuple[dict[str, tuple[str, int]], Others | None]:
-        """The part that a signed statement tells, too; see `told_of`."""
-        return {
+        """Return the part that a signed statement holds, too; see `told_of`."""
+        known = {
             name: (sent.digest, sent.num_bytes) for name, sent in self.records.items()
-        }, self.others
+        }
+        return known, self.others
 
     def digest(self) -> str:
-        """SHA-256 of that part."""
+        """Return the SHA-256 of that part."""
         records, others = self.signed()
-        written = json.dumps(
-            [sorted(records.items()), None if others is None else others.digest]
-        )
+        rest = None if others is None else others.digest
+        written = json.dumps([sorted(records.items()), rest])
         return hashlib.sha256(written.encode("ascii")).hexdigest()
 
 
 class Entry(_Line):
-    """One line."""
+    """One line of a ledger."""
 
     number: int
     """From 1, over all files."""
     at: str
     """UTC, ISO 8601, by the site's clock."""
     salt: str = ""
-    """16 random bytes, in hexadecimal: from the line's hash nobody can try out what it says. Lines of earlier
-    versions have none."""
+    """16 random bytes in hexadecimal, so that the line's content cannot be guessed from its
+    hash. Lines of earlier versions have no salt."""
     before: str
-    """SHA-256 of the line before this, without its newline; 64 zeros in the first."""
+    """SHA-256 of the line before, without its newline; 64 zeros in the first line."""
     what: Literal[
         "begins",
         "goes_on",
@@ -118,18 +119,18 @@ class Entry(_Line):
         "accepted",
         "did_not_count",
     ]
-    """A new ledger begins; it goes on in this file; the program has connected; a plan is executed, since it
-    was approved; a message came; an answer is
-    about to be sent; it was; it was given up; a person has accepted that a line is missing; numbers of
+    """The event, in this order: a new ledger begins; it goes on in this file; the program has
+    connected; an approved plan is executed; a message came; an answer is about to be sent;
+    it was sent; it was given up; a person accepted that a line is missing; numbers of
     messages that did not count."""
     site: str = ""
-    """Of `begins`, `goes_on` and `opened`: the site's name."""
+    """The site's name, in `begins`, `goes_on` and `opened`."""
     key: str = ""
-    """Of the same: fingerprint of the key that signs its answers."""
+    """Fingerprint of the key that signs its answers, in the same lines."""
     kind: str = ""
     """Message type: one of `KINDS`, or `OTHER_KIND`."""
     plan: str = ""
-    """SHA-256 of the plan that the question belongs to."""
+    """SHA-256 of the question's plan."""
     run: str = ""
     """SHA-256 of the run's signed statement."""
     round: int = 0
@@ -137,31 +138,34 @@ class Entry(_Line):
     question: str = ""
     """SHA-256 of the signed question."""
     reason: str = ""
-    """Why an answer was given up. In lines of earlier versions also why a message did not count."""
+    """Why an answer was given up; in lines of earlier versions also why a message did not
+    count."""
     records: dict[str, Sent] = {}
     others: Others | None = None
-    """Records that are not told by name."""
+    """Records with unknown names."""
     update_norm: float | None = None
-    """L2 norm of trained minus received tensors, before they were made smaller."""
+    """L2 norm of trained minus received tensors, before any rounding."""
     statement: str = ""
-    """Of `left`: SHA-256 of the signed answer. Of `accepted`: the hash that this ledger lacks."""
+    """SHA-256 of the signed answer, in `left`; the hash that this ledger lacks, in
+    `accepted`."""
     by: str = ""
-    """Of `approved`: `hand` or `policy`."""
+    """`hand` or `policy`, in `approved`."""
     people: dict[str, str] = {}
-    """Of `approved`: who signed the approval, by name: fingerprint of the key. Empty if nobody signed."""
+    """Fingerprint of the key of each person who signed the approval, by name."""
     since: str = ""
-    """Of `did_not_count`: when the first of them came. Of `approved`: when it was approved."""
+    """Time of the first message, in `did_not_count`; time of approval, in `approved`."""
     counts: dict[str, int] = {}
-    """Of `did_not_count`: how many, by reason."""
+    """Number of messages by reason, in `did_not_count`."""
 
     @property
     def contents(self) -> Contents:
-        """What the message holds."""
+        """The records of the message."""
         return Contents(records=self.records, others=self.others)
 
     def in_words(self) -> str:
-        """One line for a person. Words that come from a file can move no cursor and imitate no line."""
-        return f"{_number(self.number):>6}  {_time(self.at)}  {_WORDS[self.what](self)}"
+        """Return one line for people. Words from the file cannot imitate other lines."""
+        number = _number(self.number)
+        return f"{number:>6}  {_time(self.at)}  {_WORDS[self.what](self)}"
 
 
 def _time(written: str) -> str:
@@ -176,7 +180,7 @@ def _holder(entry: Entry) -> str:
 
 
 def _message(entry: Entry) -> str:
-    """Which message it was."""
+    """Return the type, round and run of the message."""
     kind = shown(entry.kind)
     if not entry.run:
         return kind
@@ -188,11 +192,13 @@ def _names(entry: Entry) -> str:
         f"{shown(name)} ({_number(sent.num_bytes)} bytes)"
         for name, sent in entry.records.items()
     ]
-    more = max(0, len(names) - len(FIELDS)) + (
-        entry.others.count if entry.others else 0
-    )
-    told = names[: len(FIELDS)] + ([f"{_number(more)} unknown records"] if more else [])
-    return ", ".join(told) or "nothing"
+    num_unknown = max(0, len(names) - len(FIELDS))
+    names = names[: len(FIELDS)]
+    if entry.others is not None:
+        num_unknown += entry.others.count
+    if num_unknown:
+        names.append(f"{_number(num_unknown)} unknown records")
+    return ", ".join(names) or "nothing"
 
 
 def _number(number: int) -> str:
@@ -206,22 +212,21 @@ def _came(entry: Entry) -> str:
 
 
 def _leaves(entry: Entry) -> str:
-    norm = (
-        ""
-        if entry.update_norm is None
-        else f"; length of the update {entry.update_norm:.4g}"
-    )
+    norm = ""
+    if entry.update_norm is not None:
+        norm = f"; length of the update {entry.update_norm:.4g}"
     return f"about to leave: {_message(entry)}: {_names(entry)}{norm}"
 
 
 def _approved(entry: Entry) -> str:
     people = [
         f"{shown(name)} ({shown(key)})"
-        for name, key in islice(entry.people.items(), _MOST_PEOPLE)
+        for name, key in islice(entry.people.items(), _MAX_PEOPLE)
     ]
     signed = f", signed by {', '.join(people)}" if people else ""
     by = {"hand": "by hand", "policy": "by the policy"}.get(entry.by, shown(entry.by))
-    return f"plan {shown(entry.plan[:12])} was approved {by} at {_time(entry.since)}{signed}"
+    plan = shown(entry.plan[:12])
+    return f"plan {plan} was approved {by} at {_time(entry.since)}{signed}"
 
 
 def _did_not_count(entry: Entry) -> str:
@@ -248,32 +253,28 @@ _WORDS: Mapping[str, Callable[[Entry], str]] = {
     ),
     "did_not_count": _did_not_count,
 }
-"""By `Entry.what`: the rest of the line."""
-
-
-# --- what a message holds ----------------------------------------------------------------------------------
+"""The rest of the line, by `Entry.what`."""
 
 
 def known_kind(kind: str) -> str:
-    """A message type as a ledger names it."""
+    """Return a message type as a ledger names it."""
     return kind if kind in KINDS else OTHER_KIND
 
 
 def told_of(
     signed: Mapping[str, tuple[str, int]],
 ) -> tuple[dict[str, tuple[str, int]], Others | None]:
-    """The records of a signed statement as a ledger tells of them: those with known names, and the rest."""
+    """Return the records of a signed statement: those with known names, and the rest."""
     known = {name: facts for name, facts in signed.items() if name in FIELDS}
-    return known, _others(
-        {name: facts for name, facts in signed.items() if name not in FIELDS}
-    )
+    rest = {name: facts for name, facts in signed.items() if name not in FIELDS}
+    return known, _others(rest)
 
 
 def describe(content: RecordDict, signed: Mapping[str, tuple[str, int]]) -> Contents:
-    """The records of a content, without their values.
+    """Describe the records of a content, without their values.
 
     Args:
-        signed: hash and size of each, as in a statement.
+        signed: hash and size of each record, as in a statement.
     """
     known, others = told_of(signed)
     records = {}
@@ -299,50 +300,47 @@ def _others(rest: Mapping[str, tuple[str, int]]) -> Others | None:
 
 
 def _sizes(record: Any) -> dict[str, tuple[str, int]]:
-    """Type and size of each field of a record; the pieces of one array together."""
+    """Return type and size of each field of a record. Pieces of an array count together."""
     found: dict[str, tuple[str, int]] = {}
     for name, value in record.items():
-        if hasattr(
-            value, "dtype"
-        ):  # a piece of an array: their names end with a number
+        if hasattr(value, "dtype"):  # a piece of an array; its name ends with a number
             array = name.rpartition(".")[0] or name
             num_bytes = np.dtype(value.dtype).itemsize * prod(value.shape)
             found[array] = (str(value.dtype), found.get(array, ("", 0))[1] + num_bytes)
         elif isinstance(value, list):
-            found[name] = (
-                f"list of {type(value[0]).__name__}" if value else "empty list",
-                len(value),
-            )
+            kind = f"list of {type(value[0]).__name__}" if value else "empty list"
+            found[name] = (kind, len(value))
         else:
-            found[name] = (
-                type(value).__name__,
-                len(value) if isinstance(value, str | bytes) else 1,
-            )
+            length = len(value) if isinstance(value, str | bytes) else 1
+            found[name] = (type(value).__name__, length)
     return found
 
 
-# --- reading -----------------------------------------------------------------------------------------------
-
-
-STEP = "Somebody has changed this file, or a disk is damaged: keep it, and ask who could write there."
+STEP = (
+    "Somebody has changed this file, or a disk is damaged: keep it, and ask who could write "
+    "there."
+)
 
 
 def hash_of(line: bytes) -> str:
-    """SHA-256 of a line. Args: line: with its newline, which is not hashed."""
+    """Return the SHA-256 of a line. Its newline is not hashed."""
     return hashlib.sha256(line[:-1]).hexdigest()
 
 
 def part_of(path: Path, number: int) -> Path:
-    """A file of the ledger whose first file is `path`. Args: number: from 1."""
-    return (
-        path
-        if number == 1
-        else path.with_name(f"{path.name}.{number:0{_PART_DIGITS}d}")
-    )
+    """Return the path of a file of a ledger.
+
+    Args:
+        path: the first file.
+        number: number of the file, from 1.
+    """
+    if number == 1:
+        return path
+    return path.with_name(f"{path.name}.{number:0{_PART_DIGITS}d}")
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files of a ledger whose first file is `path`, in their order; empty if there are none.
+    """Return the files of a ledger whose first file is `path`, in order.
 
     Raises:
         ValueError: one of them is missing.
@@ -353,14 +351,14 @@ def parts_of(path: Path) -> list[Path]:
     for number, part in enumerate(found, 1):
         if part != part_of(path, number):
             raise ValueError(
-                f"'{part_of(path, number)}' is missing, but '{found[-1].name}', which goes on from it, is "
-                "there. Put it back: without it nobody can tell what came and what left."
+                f"'{part_of(path, number)}' is missing, but '{found[-1].name}', which continues "
+                "it, is present. Restore it: without it the ledger is not complete."
             )
     return found
 
 
 def _belongs_to(file: Path, path: Path) -> bool:
-    """Whether a file has the name of a ledger's first file, or of one that goes on from it."""
+    """Return True for the name of a ledger's first file, or of one that continues it."""
     if file.name == path.name:
         return True
     first, _, number = file.name.rpartition(".")
@@ -372,36 +370,38 @@ def _is_part_number(text: str) -> bool:
 
 
 def walk(path: Path) -> Iterator[tuple[str, Entry]]:
-    """The lines of a ledger with their hashes, in order, each found to follow the line before.
+    """Yield the lines of a ledger with their hashes, and check that they are one chain.
 
     Args:
-        path: its first file; the files that go on from it stand beside it.
+        path: the first file. The other files are in the same folder.
 
     Raises:
-        ValueError: a file is missing, or is not what was written; names the first such line.
+        ValueError: a file is missing or was changed. It names the first such line.
     """
     first, _, number_of_part = path.name.rpartition(".")
     if _is_part_number(number_of_part) and path.with_name(first).exists():
         raise ValueError(
-            f"{path} goes on from another file. Name that one: {path.with_name(first)}"
+            f"{path} continues another file. Name that one: {path.with_name(first)}"
         )
-    number, newest = 1, START
+    number = 1
+    newest = START
     for part in parts_of(path) or [path]:
         for found, entry in walk_part(part, number, newest):
-            number, newest = entry.number + 1, found
+            number = entry.number + 1
+            newest = found
             yield found, entry
 
 
 def read_ledger(path: Path) -> dict[str, Entry]:
-    """All lines by their hashes, in order. Raises ValueError as `walk` does."""
+    """Return all lines by their hashes, in order. Raises ValueError as `walk` does."""
     return dict(walk(path))
 
 
 def walk_part(part: Path, number: int, before: str) -> Iterator[tuple[str, Entry]]:
-    """The same of one file.
+    """Yield the lines of one file, as `walk`.
 
     Args:
-        number: of its first line.
+        number: number of its first line.
         before: hash of the line before that.
 
     Raises:
@@ -413,7 +413,7 @@ def walk_part(part: Path, number: int, before: str) -> Iterator[tuple[str, Entry
                 entry = entry_of(line)
                 if entry is None:
                     raise ValueError(
-                        f"{part}, line {place}: this is no line of a ledger. {STEP}"
+                        f"{part}, line {place}: this is not a line of a ledger. {STEP}"
                     )
                 if (entry.number, entry.before) != (number, before):
                     raise ValueError(
@@ -429,36 +429,29 @@ def walk_part(part: Path, number: int, before: str) -> Iterator[tuple[str, Entry
 
 
 def entry_of(line: bytes) -> Entry | None:
-    """What a line says; None if it is not written as this program writes lines."""
+    """Read a line. Return None if this program would not write it like that."""
     try:
         entry = Entry.model_validate_json(line)
         return entry if line == written_line(entry) else None
-    except ValueError:  # of pydantic too
+    except ValueError:  # also pydantic's
         return None
 
 
 def written_line(entry: Entry) -> bytes:
-    """A line as it stands in the file, with its newline."""
-    told = entry.model_dump(mode="json", exclude_defaults=True)
-    return (
-        json.dumps(told, sort_keys=True, separators=(",", ":"), allow_nan=False).encode(
-            "ascii"
-        )
-        + b"\n"
-    )
+    """Return a line as in the file, with its newline."""
+    values = entry.model_dump(mode="json", exclude_defaults=True)
+    line = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"{line}\n".encode("ascii")
 
 
 def first_line(part: Path) -> bytes:
-    """The first line of a file, with its newline. Raises OSError."""
+    """Return the first line of a file, with its newline. Raises OSError."""
     with part.open("rb") as file:
         return file.readline()
 
 
 def last_line(part: Path) -> bytes:
-    """The last line of a file, with its newline if it has one; reads the file's end only.
-
-    Raises OSError.
-    """
+    """Return the last line of a file, with its newline if it has one. Raises OSError."""
     with part.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         size = _TAIL_BYTES

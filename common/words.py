@@ -1,8 +1,8 @@
-"""Words that somebody else wrote, made fit to stand on a terminal, in a log or between words of ours.
+"""Foreign words, made safe for a terminal, a log, and sentences of this program.
 
-`str.isprintable` keeps control characters, direction marks and other spaces out. It lets signs through that
-nobody sees (fillers, variation selectors, the blank of braille) and any number of marks on one letter, which
-reach into the lines above and below.
+`str.isprintable` rejects control characters, direction marks and unusual spaces. It accepts
+invisible signs (fillers, variation selectors, the blank of braille) and any number of marks
+on one letter, which reach into the lines above and below.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _UNSEEN = frozenset(
     )
     for code in range(first, last + 1)
 )
-"""Signs that are printable by `str.isprintable`, and that a reader does not see."""
+"""Signs that `str.isprintable` accepts, but that a reader does not see."""
 
 
 def printable(text: str, most: int | None = LONGEST_TEXT) -> str:
-    """Somebody else's words on one line, with one space between them.
+    """Return foreign words on one line, with one space between them.
 
     Args:
-        most: letters; of a longer text the last one is `…`. None for no bound.
+        most: number of letters. A longer text is cut and ends with `…`. None for no bound.
     """
     cut = text if most is None else text[:most]
     line = " ".join("".join(_seen(cut, kept="")).split())
@@ -49,12 +49,12 @@ def printable(text: str, most: int | None = LONGEST_TEXT) -> str:
 
 
 def quoted(text: str, most: int = LONGEST_WORD) -> str:
-    """The same in quotation marks, which it cannot close."""
+    """Return foreign words in quotation marks, which they cannot close."""
     return '"' + printable(text, most).replace('"', "'") + '"'
 
 
 def shown(text: str, most: int = LONGEST_WORD) -> str:
-    """Somebody else's name between words of ours: as it is if it is plain, else in quotation marks.
+    """Return a foreign name: unchanged if it is plain, else in quotation marks.
 
     A plain name holds letters, digits and `._+@/-:`.
     """
@@ -64,19 +64,19 @@ def shown(text: str, most: int = LONGEST_WORD) -> str:
 
 
 def cleaned(text: str) -> str:
-    """A text of ours that may hold words of others: its lines and its spaces stay.
+    """Return a text of this program without control characters. Lines and spaces stay.
 
-    The last look before a terminal or a log. It keeps cursors where they are; that others cannot imitate
-    lines of ours is done where their words are put in, by the functions above.
+    This is the last step before a terminal or a log. It cannot detect foreign lines: the
+    functions above must have cleaned the foreign words in the text.
     """
     return "".join(_seen(text, kept="\n"))
 
 
 def printable_day(seconds: float) -> str:
-    """The day of a time that somebody else wrote, UTC.
+    """Return the day of a time from a foreign file, UTC.
 
     Args:
-        seconds: since 1970; perhaps of no year at all.
+        seconds: since 1970. They may lie outside the calendar.
     """
     try:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
@@ -85,10 +85,10 @@ def printable_day(seconds: float) -> str:
 
 
 def _seen(text: str, kept: str) -> Iterator[str]:
-    """The text with a space in place of every sign that cannot be seen.
+    """Yield the letters of a text, with a space for every sign that cannot be seen.
 
     Args:
-        kept: signs that stay as they are.
+        kept: signs that stay.
     """
     marks = _MOST_MARKS  # a mark needs a letter to stand on
     for letter in text:

@@ -226,7 +226,7 @@ class SiteWorld:
         """Return the outcome of a message: the reason of its refusal, `work`, or `dropped`."""
         self.courier.queue.append(wire)
         self.loop.serve(Heartbeat(self.courier))
-        assert self.journal.in_hand == b""
+        assert self.journal.current == b""
         if not self.courier.pushed:
             return "dropped"
         answer = self.courier.pushed.pop()

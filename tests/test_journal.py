@@ -59,9 +59,9 @@ def test_the_message_in_hand_survives(tmp_path: Path) -> None:
         journal.take(b"\x00a letter")
         journal.count_refused("forged")
     with Journal(tmp_path) as again:
-        assert (again.in_hand, again.refused) == (b"\x00a letter", {"forged": 1})
+        assert (again.current, again.refused) == (b"\x00a letter", {"forged": 1})
         again.put_down()
-        assert again.in_hand == b""
+        assert again.current == b""
 
 
 def test_two_processes_do_not_share_it(tmp_path: Path) -> None:

@@ -609,7 +609,7 @@ def test_a_ledger_of_another_key_is_not_continued(
     parts = many_parts(tmp_path, num_parts)
     before = [part.read_bytes() for part in parts]
     other = fingerprint(public_line(new_key("signing")))
-    with pytest.raises(ValueError, match="Put that key back") as refused:
+    with pytest.raises(ValueError, match="Restore that key") as refused:
         Ledger(tmp_path, "alpha", other).__enter__()
     assert f"belongs to the key {OWN}, " in str(refused.value)
     assert other in str(refused.value)
@@ -618,7 +618,7 @@ def test_a_ledger_of_another_key_is_not_continued(
         ledger.opened()
     # Killed after a further file was made, and before its first line was written.
     parts_of(parts[0])[-1].with_name(f"{FILE_NAME}.{num_parts + 1:06d}").touch()
-    with pytest.raises(ValueError, match="Put that key back"):
+    with pytest.raises(ValueError, match="Restore that key"):
         Ledger(tmp_path, "alpha", other).__enter__()
 
 

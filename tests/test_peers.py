@@ -186,7 +186,7 @@ def test_a_pin_is_kept_for_this_user_alone_and_taken_away(tmp_path: Path) -> Non
     }
     Peers.open(tmp_path / "state").remove("lakeside")
     assert peers.pinned("lakeside") is None  # the file has changed under this reader
-    with pytest.raises(ValueError, match="'lakeside', which is not pinned"):
+    with pytest.raises(ValueError, match="NAME is 'lakeside'"):
         peers.remove("lakeside")
 
 

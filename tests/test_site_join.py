@@ -134,7 +134,7 @@ def test_a_disk_that_is_full_stops_answers_not_the_program(world: World) -> None
     state.rename(world.folder / "away")
     state.write_text("no folder")
     sent = world.hello()
-    world.wait_to_read("nothing is answered until then")
+    world.wait_to_read("Nothing is answered until this")
     assert sent.reply is None
     state.unlink()
     (world.folder / "away").rename(state)

@@ -1,1 +1,1 @@
-"""The one program of a site: a connection to the server, and a worker process that does the training."""
+"""The program that runs at a site: connection, messages, journal, ledger, worker."""

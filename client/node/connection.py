@@ -1,9 +1,9 @@
 """The connection of a site to its server: Flower's Fleet API over gRPC, TLS and the node key.
 
-On the site's side Flower's private names stand in this file alone. Flower's own client is not used: it ends
-the process it runs in when the server says no, waits without a bound, and checks nothing that it pulls.
-Here every call has a deadline, whatever goes wrong is one of two exceptions, and what was pulled is handed on
-as bytes that are still to be checked (`common/wire/objects.py`).
+On the site's side, only this file uses Flower's private names. Flower's own client is not
+used: it ends its process when the server refuses a call, it waits without a bound, and it
+does not check the objects that it pulls. Here every call has a deadline, and every failure
+is one of two exceptions. Pulled bytes are checked later (`common/wire/objects.py`).
 """
 
 from __future__ import annotations
@@ -57,13 +57,16 @@ _CHANNEL = {
     "grpc.max_reconnect_backoff_ms": 5_000,
     "grpc.enable_retries": 0,
 }
-_CALL_SECONDS, _PIECE_SECONDS = 30.0, 180.0
-_HEARTBEAT_SECONDS, _HEARTBEAT_CALL_SECONDS = 0.75 * _BEAT, 10.0
-_SIGNED_FOR_SECONDS = 10.0  # one signed time stamp is used for so long
+_CALL_SECONDS = 30.0
+_PIECE_SECONDS = 180.0
+_HEARTBEAT_SECONDS = 0.75 * _BEAT
+_HEARTBEAT_CALL_SECONDS = 10.0
+_SIGNED_FOR_SECONDS = 10.0  # time for which one signed time stamp is used
 _IN_FLIGHT = 4
-_LONGEST_PAUSE = 8.0
-# Flower's codes for what it refuses, as they stand in a status' details.
-_OTHER_VERSION, _NOT_ACTIVATED = 1001, 2004
+_LONGEST_PAUSE_SECONDS = 8.0
+# Flower's codes of refusals, in the details of a status.
+_OTHER_VERSION = 1001
+_NOT_ACTIVATED = 2004
 
 Why = Literal[
     "unknown_key",
@@ -78,10 +81,10 @@ Why = Literal[
 
 @dataclass(frozen=True)
 class Letter:
-    """A message as it was pulled: who it claims to be from, and which object holds its content."""
+    """A message as it was pulled: its claimed sender, and the id of its content."""
 
     written: bytes
-    """Flower's PullMessagesResponse, to be kept on the disk."""
+    """Flower's PullMessagesResponse, which is kept on the disk."""
 
     @cached_property
     def _message(self) -> Any:
@@ -89,12 +92,12 @@ class Letter:
 
     @property
     def kind(self) -> str:
-        """Its message type."""
+        """The message type."""
         return str(self._message.metadata.message_type)
 
     @property
     def message_id(self) -> str:
-        """The object it stands for."""
+        """The id of the message, which is the id of its object."""
         return str(self._message.metadata.message_id)
 
     @property
@@ -109,18 +112,19 @@ class Letter:
 
     @property
     def ends(self) -> float:
-        """Seconds since 1970: its answer can be fetched until then. 0 where the message does not say."""
+        """Seconds since 1970 until which the answer can be fetched; 0 if unknown."""
         ends = float(self._message.metadata.created_at + self._message.metadata.ttl)
         return ends if isfinite(ends) else 0.0
 
     @property
     def seconds_left(self) -> float:
-        """Until its round is over, by this machine's clock."""
+        """Seconds until its round is over, by this machine's clock."""
         return self.ends - LATE_SECONDS - time.time()
 
     def reply(self) -> wire.Message:
-        """An answer to it, without content and id."""
-        asked, now = self._message.metadata, time.time()
+        """Make an answer to the message, without content and id."""
+        asked = self._message.metadata
+        now = time.time()
         metadata = wire.Metadata(
             run_id=asked.run_id,
             src_node_id=asked.dst_node_id,
@@ -135,10 +139,13 @@ class Letter:
 
 
 class Connection:
-    """One site's way to its server. Not for several threads, but for the heartbeat's own."""
+    """One site's connection to its server.
+
+    Only the heartbeat may use it from another thread.
+    """
 
     def __init__(self, site: SiteFile) -> None:
-        """Raises ValueError where the site's key or authority cannot be read."""
+        """Read the site's key and authority. Raises ValueError if that fails."""
         read_authority(site)
         key = read_private_key(site.private_key, "node", "key.private", NEW_KEYS)
         self._key: EllipticCurvePrivateKey = key  # type: ignore[assignment]
@@ -155,7 +162,7 @@ class Connection:
         self.node = Node()
 
     def _credentials(self) -> list[tuple[str, Any]]:
-        """The headers with which Flower knows a node: its key, the time, and a signature of the time."""
+        """Return the headers that identify a node: key, time, and signature of the time."""
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -173,7 +180,7 @@ class Connection:
             return self._signed[1]
 
     def open(self) -> None:
-        """Dial, in place of any connection there was. Nothing is sent yet."""
+        """Open a new channel, in place of an older one. Nothing is sent yet."""
         self.close()
         credentials = grpc.ssl_channel_credentials(self._authority)
         self._channel = grpc.secure_channel(
@@ -183,10 +190,11 @@ class Connection:
         self._signed = (0.0, [])
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the channel."""
         if self._channel is not None:
             self._channel.close()
-        self._channel = self._stub = None
+        self._channel = None
+        self._stub = None
 
     def __enter__(self) -> Connection:
         self.open()
@@ -196,7 +204,7 @@ class Connection:
         self.close()
 
     def call(self, name: str, request: Any, seconds: float = _CALL_SECONDS) -> Any:
-        """One call of the Fleet API. Raises Refused or Unreachable."""
+        """Make one call of the Fleet API. Raises Refused or Unreachable."""
         try:
             return getattr(self._stub, name)(
                 request, timeout=seconds, metadata=self._credentials()
@@ -205,12 +213,14 @@ class Connection:
             raise _explained(error) from None
 
     def ask_if_registered(self, seconds: float) -> None:
-        """Return where the server knows this site's key. Nothing is activated, nobody at work is disturbed.
+        """Check that the server knows this site's key. Nothing is activated.
 
-        A question in the name of no node: a server of Wardround's says whose fault it is that it says no.
+        The call names no node, so the server refuses it. A server of Wardround gives the
+        reason `other_node` if it knows the key.
 
         Raises:
-            Refused or Unreachable: it does not, or another server answers.
+            Refused or Unreachable: the server does not know the key, or another
+                server answers.
         """
         try:
             self.call(
@@ -236,31 +246,29 @@ class Connection:
         )
 
     def beat(self) -> None:
-        """Say that this site is there. Raises Refused or Unreachable."""
+        """Send one heartbeat. Raises Refused or Unreachable."""
         request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=_BEAT)
         if not self.call("SendNodeHeartbeat", request, _HEARTBEAT_CALL_SECONDS).success:
             raise Refused("other_node")
 
     def pull(self) -> Letter | None:
-        """The next message, or None. The server counts it as delivered from now on."""
+        """Return the next message, or None. The server counts it as delivered from now on."""
         response = self.call("PullMessages", fleet.PullMessagesRequest(node=self.node))
-        return (
-            Letter(response.SerializeToString())
-            if len(response.messages_list)
-            else None
-        )
+        if not response.messages_list:
+            return None
+        return Letter(response.SerializeToString())
 
     def content_of(self, letter: Letter, until: float) -> str:
-        """Object id of a message's content. Raises NotAuthentic, Refused or Unreachable."""
+        """Return the id of a message's content. Raises NotAuthentic, Refused or Unreachable."""
         return content_id(letter.message_id, partial(self.fetch, letter, until=until))
 
     def fetch(
         self, letter: Letter, ids: Sequence[str], until: float
     ) -> Iterator[bytes]:
-        """The contents of these objects, in their order, a few ahead of what is asked for.
+        """Yield the contents of these objects, in their order. A few are fetched ahead.
 
         Args:
-            until: by `time.time()`; an object that is not there yet is waited for.
+            until: deadline by `time.time()`. Until then, a missing object is waited for.
 
         Raises:
             Refused or Unreachable.
@@ -285,7 +293,7 @@ class Connection:
     def _windowed(
         self, name: str, requests: Iterable[Any], until: float
     ) -> Iterator[tuple[Any, Any]]:
-        """Each request with its response, in their order; `_IN_FLIGHT` of them are under way."""
+        """Yield each request with its response, in order; `_IN_FLIGHT` run at a time."""
         method = getattr(self._stub, name)
 
         def start(request: Any) -> Any:
@@ -303,7 +311,7 @@ class Connection:
             yield request, response
 
     def _again(self, name: str, request: Any, until: float) -> Any:
-        """Call until it works. Raises Refused, or Unreachable once `until` has passed."""
+        """Call until it succeeds. Raises Refused, or Unreachable after `until`."""
         pause = 0.5
         while True:
             try:
@@ -312,27 +320,27 @@ class Connection:
                 if time.time() + pause > until:
                     raise
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def push(self, letter: Letter, content: RecordDict, seconds: float) -> None:
-        """Answer a message. Returns once the server has all of it.
+        """Answer a message. Return when the server has the whole answer.
 
         Args:
-            seconds: the work took.
+            seconds: duration of the work.
 
         Raises:
             Refused or Unreachable.
         """
         until = letter.ends
         message = letter.reply()
-        # As Flower writes it: without content, which the one child stands for.
+        # As Flower writes it: the content is the one child.
         root = make_object(
             "Message",
             message.SerializeToString(deterministic=True),
             [content_object(content)],
         )
         message.metadata.message_id = root.object_id
-        message.content.SetInParent()  # empty, but there: Flower asks
+        message.content.SetInParent()  # Flower wants it present, and empty
         request = fleet.PushMessagesRequest(
             node=self.node,
             messages_list=[message],
@@ -363,7 +371,7 @@ class Connection:
                 )
 
     def confirm(self, letter: Letter) -> None:
-        """Let the server forget a message. Raises Refused or Unreachable."""
+        """Tell the server that it may delete a message. Raises Refused or Unreachable."""
         request = wire.ConfirmMessageReceivedRequest(
             node=self.node, run_id=letter.run_id, message_object_id=letter.message_id
         )
@@ -371,22 +379,21 @@ class Connection:
 
 
 class Heartbeat(threading.Thread):
-    """Tells the server, from a thread of its own, that this site is there, also while a model is pushed."""
+    """Sends heartbeats from a thread of its own, also while a model is pushed."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(daemon=True, name="heartbeat")
-        self._connection, self._over = connection, threading.Event()
+        self._connection = connection
+        self._over = threading.Event()
         self.refused: Refused | None = None
-        """What the server said to the last one, if it was no."""
+        """The server's refusal of the last heartbeat, if there was one."""
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Send heartbeats until `stop`."""
         while not self._over.wait(_HEARTBEAT_SECONDS):
             try:
                 self._connection.beat()
-            except (
-                Unreachable
-            ):  # the next one may get through; the work under way finds out for itself
+            except Unreachable:  # the next heartbeat may succeed
                 continue
             except Refused as refused:
                 self.refused = refused
@@ -396,17 +403,17 @@ class Heartbeat(threading.Thread):
                 return
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Send no more heartbeats."""
         self._over.set()
         self.join(_HEARTBEAT_CALL_SECONDS)
 
 
 def _seconds(until: float) -> float:
-    """Longest wait for one piece."""
+    """Return the longest wait for one piece."""
     return min(_PIECE_SECONDS, max(1.0, until - time.time()))
 
 
-_TOLD: dict[str, Why] = {
+_REASONS: dict[str, Why] = {
     "unknown_key": "unknown_key",
     "wrong_time": "wrong_time",
     "Invalid timestamp": "wrong_time",
@@ -424,24 +431,24 @@ _LOST = {
 
 
 def _explained(error: Any) -> Refused | Unreachable:
-    """Flower's answer in one of two exceptions."""
+    """Return Flower's error as one of two exceptions."""
     status, details = error.code().name, str(error.details() or "")
     if status == "UNAUTHENTICATED":
-        return Refused(_TOLD.get(details, "other"), printable(details))
-    code, said = _flower_error(details)
+        return Refused(_REASONS.get(details, "other"), printable(details))
+    code, text = _flower_error(details)
     if code == _OTHER_VERSION:
-        return Refused("version", said)
+        return Refused("version", text)
     if code == _NOT_ACTIVATED:
         return Refused("still_online")
-    words = f"{status}: {quoted(said or details, LONGEST_TEXT)}"
+    words = f"{status}: {quoted(text or details, LONGEST_TEXT)}"
     return Unreachable(words) if status in _LOST else Refused("dropped", words)
 
 
 def _flower_error(details: str) -> tuple[int, str]:
-    """Code and text of an error that Flower wrote as JSON; 0 for another."""
+    """Return code and text of an error that Flower wrote as JSON; code 0 for others."""
     try:
         content = json.loads(details)
-        said = str(content.get("public_details") or content.get("public_message") or "")
-        return int(content["code"]), printable(said)
+        text = content.get("public_details") or content.get("public_message") or ""
+        return int(content["code"]), printable(str(text))
     except (ValueError, KeyError, TypeError, RecursionError):
         return 0, ""

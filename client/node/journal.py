@@ -1,4 +1,4 @@
-"""What a site must not forget when it is killed: the questions it has answered, and the one in hand."""
+"""The journal of a site: the questions it has answered, and the current message."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from wardround.common.words import shown
 
 
 class Journal:
-    """A file in the site's state folder; use it as a context, which claims the folder.
+    """A file in the site's state folder. As a context it locks the folder.
 
     Raises:
-        ValueError: another process has claimed it, it cannot be written, the file is not what was written, or
-            it belongs to another key.
+        ValueError: another process uses the folder, or the file cannot be written, is
+            damaged, or belongs to another key.
     """
 
     def __init__(self, folder: Path, key: str = "") -> None:
-        """Args: key: fingerprint of the key that signs the site's answers; empty for any."""
-        self._folder, self._file, self._key = folder, folder / "journal.json", key
+        """Prepare the journal in this folder.
+
+        Args:
+            key: fingerprint of the key that signs the site's answers; empty for any.
+        """
+        self._folder = folder
+        self._file = folder / "journal.json"
+        self._key = key
         self._lock = FileLock(folder / ".lock")
         self._content: dict[str, Any] = {
             "answered": {},
@@ -45,24 +51,27 @@ class Journal:
             self._write()
         except Timeout:
             raise ValueError(
-                f"state is '{self._folder}', which another `wardround-site join` is using. End that one "
-                "first; a site joins once."
+                f"state is '{self._folder}', which another `wardround-site join` is using. "
+                "Stop that one first; a site joins once."
             ) from None
         except OSError as error:
             raise ValueError(
-                f"state is '{self._folder}', which cannot be written ({error.strerror}). Make room, give "
-                "this user access, or set state: to another folder in site.yaml."
+                f"state is '{self._folder}', which cannot be written ({error.strerror}). Make "
+                "room, give this user access, or set state: to another folder in site.yaml."
             ) from None
         except (ValueError, TypeError, KeyError):
             raise ValueError(
-                f"'{self._file}' is not what this program wrote. Without it, questions that were answered "
-                "could be asked again: ask the coordinator whether a run is on, then move the file away."
+                f"'{self._file}' is not what this program wrote. Without it, questions could "
+                "be answered twice: ask the coordinator if a run is active, then move the file "
+                "away."
             ) from None
         self._bind()
         return self
 
     def _bind(self) -> None:
-        """Belong to this key. It is written with the next note: by then the ledger was found to be its, too.
+        """Bind the journal to the key, on the disk with the next note.
+
+        By then the ledger was found to belong to the key, too.
 
         Raises:
             ValueError: the file belongs to another key.
@@ -71,8 +80,9 @@ class Journal:
         if self._key and holder and holder != self._key:
             self._lock.release()
             raise ValueError(
-                f"state is '{self._folder}', whose journal belongs to the key {shown(holder)}, and not to "
-                f"key.signing, {self._key}. Put that key back, or set state: to a new folder in site.yaml."
+                f"state is '{self._folder}', whose journal belongs to the key {shown(holder)}, "
+                f"and not to key.signing, {self._key}. Restore that key, or set state: to a new "
+                "folder in site.yaml."
             )
         self._content["key"] = holder or self._key
 
@@ -80,65 +90,65 @@ class Journal:
         self._lock.release()
 
     @property
-    def in_hand(self) -> bytes:
-        """The message that was pulled and not answered yet; empty for none."""
+    def current(self) -> bytes:
+        """The message that was pulled and is not answered yet; empty if there is none."""
         return base64.b64decode(self._content["in_hand"])
 
     @property
     def refused(self) -> dict[str, int]:
-        """How many messages did not count, by reason."""
+        """Number of messages that did not count, by reason."""
         return dict(self._content["refused"])
 
     def take(self, written: bytes) -> None:
-        """Note a message before anything is done about it. Raises OSError."""
+        """Note a message before the work on it begins. Raises OSError."""
         self._write(in_hand=base64.b64encode(written).decode("ascii"))
 
     def begin(self, question: Question) -> None:
-        """Note that a question is being answered: it never will be again.
+        """Note that a question is being answered. It is never answered again.
 
         Raises:
-            NotAuthentic: `replayed`: it, or one that came after it in its run, was answered.
-            OSError: this cannot be noted, so that nothing may be answered.
+            NotAuthentic: `replayed`: this question, or a later one of its run, was answered.
+            OSError: the note cannot be written, so nothing may be answered.
         """
-        run, attempt = question.statement.run, question.statement.attempt
+        run = question.statement.run
+        attempt = question.statement.attempt
         answered = self._content["answered"]
         if attempt <= answered.get(run, {"attempt": 0})["attempt"]:
             raise NotAuthentic("replayed")
-        # No question of a run counts after its end, so older runs can be forgotten.
+        # Questions do not count after the end of their run, so older runs can go.
         now = time.time()
         kept = {
-            name: told
-            for name, told in answered.items()
-            if told["ends"] + 2 * CLOCK_SECONDS > now
+            name: last
+            for name, last in answered.items()
+            if last["ends"] + 2 * CLOCK_SECONDS > now
         }
-        self._write(
-            answered=kept | {run: {"attempt": attempt, "ends": question.run_ends}}
-        )
+        last = {"attempt": attempt, "ends": question.run_ends}
+        self._write(answered=kept | {run: last})
 
     def last_round_before(self, plan: str) -> int:
-        """The last round that a version of this program answered which stored no answers; 0 for none.
+        """Return the last round that an earlier version answered without storing it, or 0.
 
         Args:
             plan: SHA-256 of the plan.
         """
-        told = self._content["plans"].get(plan, {"round": 0})
-        return int(told["round"])
+        found = self._content["plans"].get(plan, {"round": 0})
+        return int(found["round"])
 
     def was_begun(self, question: Question) -> bool:
-        """Whether this very question was begun before, and perhaps its answer lost on the way."""
-        told = self._content["answered"].get(question.statement.run)
-        return told is not None and told["attempt"] == question.statement.attempt
+        """Return True if this question was begun before; its answer may be lost."""
+        last = self._content["answered"].get(question.statement.run)
+        return last is not None and last["attempt"] == question.statement.attempt
 
     def put_down(self) -> None:
-        """Nothing is in hand any more. Raises OSError."""
+        """Note that there is no current message any more. Raises OSError."""
         self._write(in_hand="")
 
     def count_refused(self, reason: str) -> None:
-        """One more message that did not count. Raises OSError."""
+        """Count one more message that does not count. Raises OSError."""
         self._write(refused=self.refused | {reason: self.refused.get(reason, 0) + 1})
 
     def _write(self, **changed: Any) -> None:
-        """What cannot be written has not happened."""
+        """Write changes. If that fails, the journal stays as it is."""
         content = self._content | changed
         write_json(self._file, content)
         self._content = content

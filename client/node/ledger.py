@@ -1,11 +1,13 @@
-"""A site's ledger, written: what came and what left is on the disk before anything else happens.
+"""Writes a site's ledger. Every line is on the disk before anything else happens.
 
-An answer is written down before it is sent. The hash of its line goes along with it, signed, and the server
-hands the newest one back with its next question: a site whose ledger lacks it holds an old copy.
+An answer is noted before it is sent. The signed answer holds the hash of its line, and the
+server returns the newest hash with its next question. A site whose ledger lacks that hash
+has an old copy.
 
-What others can make a site write is bounded. A line holds names of this version only, and is at most
-`MOST_LINE_BYTES` long. Messages that do not count have no lines of their own: one line an hour holds their
-numbers. A file that is full is closed for good, and only the newest file is read when the site starts.
+The amount that others can make a site write is bounded. A line holds names of this version
+only, and at most `MOST_LINE_BYTES`. Messages that do not count have no lines of their own:
+one line an hour holds their numbers. A full file is never opened again for writing, and
+only the newest file is read when the site starts.
 """
 
 from __future__ import annotations
@@ -54,25 +56,30 @@ _MOST_REMEMBERED = 4096
 
 
 class _OpenPart:
-    """The newest file of a ledger. What raises OSError has changed nothing."""
+    """The newest file of a ledger. A method that raises OSError has changed nothing."""
 
     def __init__(self, path: Path, number: int) -> None:
-        """Open it, or make it. Args: number: of the file, from 1."""
-        self.path, self.number = part_of(path, number), number
+        """Open the file, or create it.
+
+        Args:
+            number: number of the file, from 1.
+        """
+        self.path = part_of(path, number)
+        self.number = number
         with named(self.path):
             how = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._file = os.open(self.path, how, 0o600)
             self.size = os.fstat(self._file).st_size
 
-    def cut_what_was_never_whole(self) -> None:
-        """A line without its end was being written when the program ended: what it tells of was not sent."""
+    def cut_unfinished_line(self) -> None:
+        """Remove a line without its end: the program ended before the message was sent."""
         last = last_line(self.path)
         if last and not last.endswith(b"\n"):
             self.size -= len(last)
             os.ftruncate(self._file, self.size)
 
     def write(self, line: bytes) -> None:
-        """Add a line, and bring it to the disk."""
+        """Add a line, on the disk."""
         with named(self.path):
             try:
                 if os.write(self._file, line) < len(line):
@@ -85,53 +92,60 @@ class _OpenPart:
         self.size += len(line)
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         os.close(self._file)
 
 
 @dataclass
 class _Hour:
-    """Messages that did not count, and that no line tells of yet."""
+    """Messages that did not count and are not in a line yet."""
 
     since: str = ""
     ends: float = 0.0
-    """By `time.monotonic()`."""
+    """Time by `time.monotonic()`."""
     counts: dict[str, int] = field(default_factory=dict)
 
 
 class Ledger:
-    """The ledger in a site's state folder, which its `Journal` has claimed; use it as a context.
+    """The ledger in a site's state folder, which its `Journal` has locked; use it as a context.
 
-    It belongs to one key. A method that writes raises OSError if that fails; it can be called again.
+    It belongs to one key. If a method raises OSError, nothing was written; call it again.
     """
 
     def __init__(self, folder: Path, site: str, key: str) -> None:
-        """Args: site: its name. key: fingerprint of the key that signs its answers."""
+        """Prepare the ledger in this folder.
+
+        Args:
+            site: the site's name.
+            key: fingerprint of the key that signs its answers.
+        """
         self.path = folder / FILE_NAME
-        self._site, self._key = site, key
+        self._site = site
+        self._key = key
         self._newest: _OpenPart
-        self._number, self._head = 0, START
+        self._number = 0
+        self._head = START
         self._known: set[str] = set()
         """Hashes of the lines of the newest file."""
         self._accepted: set[str] = set()
-        """Hashes of lines that are missing, as a person has accepted."""
-        self._told: dict[tuple[str, ...], str] = {}
-        """By question, or by question and answer: hash of the line that tells of it. The newest ones."""
+        """Hashes of missing lines that a person has accepted."""
+        self._lines: dict[tuple[str, ...], str] = {}
+        """Hash of the line of each of the newest questions, answers and approvals."""
         self._is_leaving = False
-        """Whether the newest line tells of an answer, and no line yet what became of it."""
+        """True if the newest line is an answer whose outcome is not noted yet."""
         self._hour = _Hour()
 
     def __enter__(self) -> Ledger:
-        """Open it, and make sure that its newest file is whole and goes on from the one before.
+        """Open the ledger, and check that its newest file continues the one before.
 
         Raises:
-            ValueError: it is not what was written, it is another key's, or it cannot be written.
+            ValueError: it was changed, belongs to another key, or cannot be written.
         """
         parts = parts_of(self.path)
         try:
             self._newest = _OpenPart(self.path, max(1, len(parts)))
             try:
-                self._newest.cut_what_was_never_whole()
+                self._newest.cut_unfinished_line()
                 self._read(parts)
                 if self._newest.size == 0:
                     self._begin()
@@ -140,34 +154,37 @@ class Ledger:
                 raise
         except OSError as error:
             raise ValueError(
-                f"'{error.filename or self.path}' cannot be written ({error.strerror}). Make room or give "
-                "this user access: what cannot be written down is not sent."
+                f"'{error.filename or self.path}' cannot be written ({error.strerror}). Make "
+                "room or give this user access: without a ledger nothing is sent."
             ) from None
         return self
 
     def _read(self, parts: list[Path]) -> None:
-        """Take over the newest file, and the end of the one before.
+        """Read the newest file, and the end of the one before.
 
         Raises:
-            ValueError: they are not what was written, or another key's.
+            ValueError: they were changed, or belong to another key.
         """
         holder = ""
         if len(parts) > 1:
-            first, last = first_line(parts[-2]), last_line(parts[-2])
-            begin, end = entry_of(first), entry_of(last)
+            last = last_line(parts[-2])
+            begin = entry_of(first_line(parts[-2]))
+            end = entry_of(last)
             if begin is None or end is None:
                 raise ValueError(
-                    f"{parts[-2]}: its first or last line is no line of a ledger. {STEP}"
+                    f"{parts[-2]}: its first or last line is not a line of a ledger. {STEP}"
                 )
             holder = begin.key
-            self._number, self._head = end.number, hash_of(last)
+            self._number = end.number
+            self._head = hash_of(last)
         for found, entry in walk_part(self._newest.path, self._number + 1, self._head):
             self._keep(found, entry)
             holder = entry.key or holder
         if holder not in ("", self._key):
             raise ValueError(
-                f"state is '{self.path.parent}', whose ledger belongs to the key {shown(holder)}, and not to "
-                f"key.signing, {self._key}. Put that key back, or set state: to a new folder in site.yaml."
+                f"state is '{self.path.parent}', whose ledger belongs to the key "
+                f"{shown(holder)}, and not to key.signing, {self._key}. Restore that key, or "
+                "set state: to a new folder in site.yaml."
             )
 
     def __exit__(self, *_: object) -> None:
@@ -178,10 +195,10 @@ class Ledger:
             self._newest.close()
 
     def __contains__(self, found: str) -> bool:
-        """Whether it holds a line of this hash, or a person has accepted that it does not.
+        """Return True if the line of this hash is here, or a person accepted its absence.
 
-        A run that is resumed after months hands an old hash back. So older files are searched as well: the
-        newest 64 of them, about 500,000 lines. Raises OSError.
+        A run that is resumed after months returns an old hash. So older files are
+        searched as well: the newest 64, about 500,000 lines. Raises OSError.
         """
         return (
             found in self._known
@@ -201,45 +218,46 @@ class Ledger:
 
     @property
     def head(self) -> str:
-        """Hash of the newest line; 64 zeros if there is none."""
+        """Hash of the newest line; 64 zeros if the ledger is empty."""
         return self._head
 
     def opened(self) -> str:
-        """The program has connected for the first time since it was started."""
+        """Note that the program has connected for the first time since its start."""
         return self._append("opened", site=self._site, key=self._key)
 
     def approved(
         self, plan: str, at: float, by: str, people: Mapping[str, str]
     ) -> None:
-        """A plan is executed from now on. Of one decision there is one line.
+        """Note that a plan is executed from now on, once for each decision.
 
         Args:
             plan: its SHA-256.
-            at: when it was approved, seconds since 1970.
+            at: time of approval, seconds since 1970.
             by: `hand` or `policy`.
-            people: who signed, by name: fingerprint of the key.
+            people: fingerprint of the key of each person who signed, by name.
         """
         since = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
-        if ("approved", plan, since) not in self._told:
+        if ("approved", plan, since) not in self._lines:
             self._append("approved", plan=plan, by=by, people=dict(people), since=since)
 
     def came(self, kind: str, question: Question, contents: Contents) -> str:
-        """An authentic message came. If it came before, it is counted, and has no line again."""
-        line = self._told.get(("came", question.digest))
+        """Note an authentic message. If it came before, it is only counted."""
+        line = self._lines.get(("came", question.digest))
         if line is None:
             return self._append("came", **_about(kind, question, contents))
         self._count(AGAIN)
         return line
 
     def does_not_count(self, reason: Reason) -> bool:
-        """A message came that is not authentic. Returns whether it is the first of this reason in an hour.
+        """Count a message that is not authentic. Return True for the first in an hour.
 
-        A program that is killed loses the numbers of its last hour; the site's journal has them, too.
+        A program that is killed loses the numbers of its last hour. The site's journal
+        has them, too.
         """
         return self._count(reason)
 
     def sent_again(self) -> None:
-        """An answer that a line tells of was sent once more."""
+        """Count an answer that was sent once more."""
         self._count(AGAIN)
 
     def leaves(
@@ -249,17 +267,18 @@ class Ledger:
         contents: Contents,
         update_norm: float | None,
     ) -> str:
-        """An answer is about to be sent; returns the hash that goes along with it.
+        """Note an answer that is about to be sent. Return the hash to send with it.
 
-        If this answer to this question has left before, it is counted, and has no line again.
+        If this answer to this question was sent before, it is only counted.
 
         Args:
-            question: None for a message that did not count: there is no line then, and the hash is empty.
+            question: None for a message that does not count. Then there is no line, and
+                the hash is empty.
         """
         self._is_leaving = False
         if question is None:
             return ""
-        line = self._told.get(("leaves", question.digest, contents.digest()))
+        line = self._lines.get(("leaves", question.digest, contents.digest()))
         if line is not None:
             self._count(AGAIN)
             return line
@@ -270,24 +289,24 @@ class Ledger:
         return line
 
     def left(self, statement: str) -> None:
-        """The answer was sent. Args: statement: SHA-256 of the signed answer."""
+        """Note that the answer was sent. Args: statement: SHA-256 of the signed answer."""
         self._conclude("left", statement=statement)
 
     def stayed(self, reason: str) -> None:
-        """The answer was given up; some of it may have left."""
+        """Note that the answer was given up; some of it may have left."""
         self._conclude("stayed", reason=reason)
 
     def _conclude(self, what: str, **facts: Any) -> None:
-        """Say what became of the answer that the line before tells of."""
+        """Note the outcome of the answer in the line before."""
         if self._is_leaving:
             self._write(what, **facts)
 
     def accept(self, missing: str) -> str:
-        """A person says that the line of this hash is missing, and that the site goes on."""
+        """Note that a person accepts that the line of this hash is missing."""
         return self._append("accepted", statement=missing)
 
     def sum_up(self) -> None:
-        """Write the line of the hour, if the hour is over."""
+        """Write the hourly line, if the hour is over."""
         if self._hour.counts and time.monotonic() >= self._hour.ends:
             self._write_hour()
 
@@ -312,7 +331,7 @@ class Ledger:
         return self._write(what, **facts)
 
     def _make_room(self) -> None:
-        """Go on in another file if the newest is full."""
+        """Continue in another file if the newest is full."""
         full = self._newest
         if full.size < PART_BYTES:
             return
@@ -327,13 +346,10 @@ class Ledger:
         self._known = {self._head}
 
     def _begin(self) -> None:
-        """Write the first line of a file: whose ledger it is."""
-        to_disk(
-            self.path.parent
-        )  # the file's name; a file without a line is as good as none
-        self._write(
-            "begins" if self._number == 0 else "goes_on", site=self._site, key=self._key
-        )
+        """Write the first line of a file: the ledger's site and key."""
+        to_disk(self.path.parent)  # the name of the file
+        what = "begins" if self._number == 0 else "goes_on"
+        self._write(what, site=self._site, key=self._key)
 
     def _write(self, what: str, **facts: Any) -> str:
         entry = Entry(
@@ -352,7 +368,8 @@ class Ledger:
         return self._head
 
     def _keep(self, found: str, entry: Entry) -> None:
-        self._number, self._head = entry.number, found
+        self._number = entry.number
+        self._head = found
         self._known.add(found)
         if entry.what == "accepted":
             self._accepted.add(entry.statement)
@@ -364,13 +381,17 @@ class Ledger:
             self._remember(found, "leaves", entry.question, entry.contents.digest())
 
     def _remember(self, found: str, *what: str) -> None:
-        self._told[what] = found
-        if len(self._told) > _MOST_REMEMBERED:
-            del self._told[next(iter(self._told))]
+        self._lines[what] = found
+        if len(self._lines) > _MOST_REMEMBERED:
+            del self._lines[next(iter(self._lines))]
 
 
 def _holds(part: Path, found: str) -> bool:
-    """Whether a file holds the line of this hash, or a person's word that it is missing. Raises OSError."""
+    """Return True if the file holds this line, or that a person accepted its absence.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     accepted = f'"statement":"{found}"'.encode("ascii", errors="replace")
     with part.open("rb") as file:
         for line in file:
@@ -381,13 +402,13 @@ def _holds(part: Path, found: str) -> bool:
 
 
 def _about(kind: str, question: Question, contents: Contents) -> dict[str, Any]:
-    said = question.statement
+    statement = question.statement
     return {
         "kind": known_kind(kind),
         "plan": question.plan,
-        "run": said.run,
-        "round": said.round,
-        "attempt": said.attempt,
+        "run": statement.run,
+        "round": statement.round,
+        "attempt": statement.attempt,
         "question": question.digest,
         "records": contents.records,
         "others": contents.others,

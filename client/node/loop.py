@@ -1,4 +1,4 @@
-"""What a site does while it takes part: pull a question, find it authentic, have it answered, sign, push."""
+"""The loop of a site: pull a question, check it, let it be answered, sign, push."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ T = TypeVar("T")
 
 
 class Loop:
-    """One site at work over one connection."""
+    """Answers the messages of one site over one connection."""
 
     def __init__(
         self,
@@ -78,42 +78,49 @@ class Loop:
         is_stopping: Callable[[], bool],
         file: WatchedFile | None = None,
     ) -> None:
-        """Args:
-        file: of the site, which may change meanwhile; None for a site that has none.
+        """Prepare the loop.
+
+        Args:
+            file: the site's file, which may change meanwhile; None if there is none.
 
         Raises:
             ValueError: the site's signing key or the coordinator's cannot be read.
         """
-        self._connection, self._worker, self._journal = connection, worker, journal
+        self._connection = connection
+        self._worker = worker
+        self._journal = journal
         self._ledger = ledger
-        self._say, self._is_stopping = say, is_stopping
-        self._site, self._site_file = site, file
+        self._say = say
+        self._is_stopping = is_stopping
+        self._site = site
+        self._site_file = file
         self._key, self._coordinator = signing_keys(site)
-        self._own, self._name = fingerprint(public_line(self._key)), site.name
-        self._plans, self._limits = (
-            Plans(site, self._coordinator),
-            limits_of(site, self._key),
-        )
+        self._own = fingerprint(public_line(self._key))
+        self._name = site.name
+        self._plans = Plans(site, self._coordinator)
+        self._limits = limits_of(site, self._key)
         self._answers = Answers(site.state)
-        self._told_of = ""
+        self._last_refusal = ""
         self._is_open = False
         self._tidied = -inf
-        self._last_task, self._round_ends = time.monotonic(), 0.0
+        self._last_task = time.monotonic()
+        self._round_ends = 0.0
         self._heartbeat: Heartbeat | None = None
 
     def serve(self, heartbeat: Heartbeat) -> None:
-        """Answer messages until a signal comes.
+        """Answer messages until a signal arrives.
 
         Raises:
-            Refused or Unreachable: the connection has to be made anew.
-            Stopped: a signal came while something could not be done.
-            LedgerBehind: the ledger is an old copy, or another machine uses this site's key.
+            Refused or Unreachable: the site must connect again.
+            Stopped: a signal arrived while the loop was waiting.
+            LedgerBehind: the ledger is an old copy, or another machine uses this
+                site's key.
         """
         self._heartbeat = heartbeat
         if not self._is_open:
             self._note(self._ledger.opened)
             self._is_open = True
-        if self._journal.in_hand:
+        if self._journal.current:
             self._go_on()
         while not self._is_stopping():
             if heartbeat.refused is not None:
@@ -125,10 +132,8 @@ class Loop:
                 self._tidy()
                 self._sleep(self._pause())
                 continue
-            self._last_task, self._round_ends = (
-                time.monotonic(),
-                letter.ends - LATE_SECONDS,
-            )
+            self._last_task = time.monotonic()
+            self._round_ends = letter.ends - LATE_SECONDS
             self._note(partial(self._journal.take, letter.written))
             self._handle(letter)
 
@@ -138,7 +143,7 @@ class Loop:
         return _ROUND_PAUSE if time.time() < self._round_ends else _IDLE_PAUSE
 
     def _tidy(self) -> None:
-        """Now and then, remove what was kept of plans that are over, or not to be executed any more."""
+        """Once a minute, delete the answers of plans that are over."""
         if time.monotonic() - self._tidied < _TIDY_SECONDS:
             return
         self._tidied = time.monotonic()
@@ -148,29 +153,31 @@ class Loop:
                 self._note(partial(self._answers.end, plan))
 
     def _go_on(self) -> None:
-        """Take up the message that was in hand when this program ended, if it was sent to this node."""
-        letter = Letter(self._journal.in_hand)
-        if (
-            letter.node_id == self._connection.node.node_id
-            and letter.ends > time.time()
-        ):
-            self._say("going on with the message that was in hand")
+        """Continue the message of the last start, if it was sent to this node."""
+        letter = Letter(self._journal.current)
+        is_ours = letter.node_id == self._connection.node.node_id
+        if is_ours and letter.ends > time.time():
+            self._say("continuing the interrupted message")
             self._handle(letter)
         else:
             self._note(self._journal.put_down)
 
     def _note(self, write: Callable[[], T]) -> T:
-        """Write into journal or ledger, and wait where that fails: what is not noted is not answered."""
-        was_told = False
+        """Write to the disk, again and again until that succeeds.
+
+        A message is answered only after it is noted.
+        """
+        was_reported = False
         while True:
             try:
                 return write()
             except OSError as error:
-                if not was_told:
+                if not was_reported:
                     self._say(
-                        f"{error.filename}: {error.strerror}; nothing is answered until then"
+                        f"{error.filename}: {error.strerror}. Nothing is answered until this "
+                        "file can be written"
                     )
-                was_told = True
+                was_reported = True
             self._sleep(_DISK_PAUSE)
             if self._is_stopping():
                 raise Stopped
@@ -178,7 +185,7 @@ class Loop:
                 raise self._heartbeat.refused
 
     def _handle(self, letter: Letter) -> None:
-        """One message from its first byte to the end of its answer."""
+        """Answer one message."""
         started = time.monotonic()
         try:
             content = self._answer(letter)
@@ -191,27 +198,26 @@ class Loop:
             self._say(f"a message of type {shown(letter.kind)} was given up: {refused}")
         except (Unreachable, Stopped, LedgerBehind):
             raise
-        except (
-            Exception
-        ) as error:  # whatever it was in that message, it costs that message
+        except Exception as error:  # it costs this message alone
             self._count(letter, "damaged", f" ({type(error).__name__})")
         self._note(self._journal.put_down)
 
     def _count(self, letter: Letter, reason: Reason, why: str = "") -> None:
-        """A message does not count: it stands in the numbers of journal and ledger.
+        """Count a message that does not count, in journal and ledger.
 
-        The first of each reason in an hour is told at once; the ledger's line tells of the others.
+        The first of each reason in an hour is printed at once.
         """
         is_first = self._note(partial(self._ledger.does_not_count, reason))
         self._note(partial(self._journal.count_refused, reason))
         if is_first:
             self._say(
-                f"a message of type {shown(letter.kind)} does not count and is refused: {reason}{why}. "
-                "More of them within an hour are only counted (state/journal.json)"
+                f"a message of type {shown(letter.kind)} does not count and is refused: "
+                f"{reason}{why}. More of them within an hour are only counted "
+                "(state/journal.json)"
             )
 
     def _send(self, letter: Letter, content: RecordDict, seconds: float) -> None:
-        """Push an answer that the ledger tells of, and note its outcome. Raises Refused or Unreachable."""
+        """Push an answer, and note the outcome. Raises Refused or Unreachable."""
         try:
             self._connection.push(letter, content, seconds)
         except Exception as error:
@@ -221,13 +227,12 @@ class Loop:
         self._note(partial(self._ledger.left, payload_digest(envelope)))
 
     def _answer(self, letter: Letter) -> RecordDict | None:
-        """The signed answer to a message; None where it must not have one."""
+        """Return the signed answer to a message."""
         room = Room()
         question: Question | None = None
         try:
-            soon = min(
-                letter.ends, time.time() + _ENVELOPE_SECONDS
-            )  # nobody has signed for this wait yet
+            # The wait is short: the question is not authentic yet.
+            soon = min(letter.ends, time.time() + _ENVELOPE_SECONDS)
             read = partial(self._connection.fetch, letter, until=soon)
             names, envelopes = read_signed(
                 self._connection.content_of(letter, soon), read
@@ -235,16 +240,14 @@ class Loop:
             question = check_question(
                 envelopes, self._coordinator, self._own, letter.kind
             )
-            if (
-                question.statement.ledger
-                and question.statement.ledger not in self._ledger
-            ):
-                raise LedgerBehind(question.statement.ledger)
+            newest = question.statement.ledger
+            if newest and newest not in self._ledger:
+                raise LedgerBehind(newest)
             if self._journal.was_begun(question):
                 return self._signed(pack_refusal(LOST), question, letter)
             until = min(letter.ends, question.statement.expires + LATE_SECONDS)
             fetch = partial(self._connection.fetch, letter, until=until)
-            # Nothing tells yet how large the model is; but what does not fit here cannot be trained either.
+            # The size of the model is not known yet. It must fit into the free memory.
             free = available_memory() if letter.kind in (TRAIN, EVALUATE) else 0
             content = read_content(
                 names,
@@ -256,15 +259,15 @@ class Loop:
             asked = describe(content, question.statement.records)
             self._note(partial(self._ledger.came, letter.kind, question, asked))
             self._note(partial(self._journal.begin, question))
-            told = envelopes.get("plan", "")
-            found = self._work(letter, content, room, question, told)
+            plan = envelopes.get("plan", "")
+            found = self._work(letter, content, room, question, plan)
             return self._signed(found.content, question, letter, found.update_norm)
         except NotAuthentic as error:
             self._count(letter, error.reason)
             return self._signed(pack_refusal(error.reason), question, letter)
         except (Refused, Unreachable, Stopped, LedgerBehind):
             raise
-        except Exception as error:  # silence would cost the whole round
+        except Exception as error:  # without an answer the whole round would wait
             if question is None:
                 self._count(letter, "damaged", f" ({type(error).__name__})")
             else:
@@ -281,9 +284,13 @@ class Loop:
         content: RecordDict,
         room: Room,
         question: Question,
-        told: str,
+        plan: str,
     ) -> SiteAnswer:
-        """Args: told: the signed plan that came along; empty for none."""
+        """Do the work of a message. Return the answer.
+
+        Args:
+            plan: the signed plan that came with the message; empty if there is none.
+        """
         if letter.kind == NOTICE:
             self._say(
                 f"the server says: {quoted(unpack_notice(content), LONGEST_TEXT)}"
@@ -292,21 +299,19 @@ class Loop:
         if letter.kind not in _KINDS:
             return SiteAnswer(pack_refusal("unknown_kind"))
         if letter.seconds_left <= 0:
-            self._say("a message came after its round was over, and is left undone")
+            self._say("a message arrived after its round was over, and is not answered")
             return SiteAnswer(pack_refusal("late"))
         try:
-            self._heed_site_file()
-            order = self._ordered(question, told)
+            self._read_site_file()
+            order = self._ordered(question, plan)
         except SiteRefusal as no:
-            if (
-                text := f"a message of type {shown(letter.kind)} is refused: {no}"
-            ) != self._told_of:
+            # A server that waits for a decision asks again and again.
+            text = f"a message of type {shown(letter.kind)} is refused: {no}"
+            if text != self._last_refusal:
                 self._say(text)
-            self._told_of = (
-                text  # a server that waits for a decision asks again and again
-            )
+            self._last_refusal = text
             return SiteAnswer(pack_refusal(no.code, no.key))
-        self._told_of = ""
+        self._last_refusal = ""
         if letter.kind == HELLO:
             return self._worker.answer(
                 letter.kind, content, room, letter.seconds_left, order.to_dict()
@@ -316,7 +321,7 @@ class Loop:
     def _answered_once(
         self, letter: Letter, content: RecordDict, room: Room, order: Order
     ) -> SiteAnswer:
-        """The answer to a round: the one that was stored for it, or a new one, which is stored."""
+        """Return the stored answer to a round, or compute and store one."""
         begun = Begun(
             model=str(content.config_records["task"]["version"]),
             data=self._data_now(order),
@@ -345,25 +350,28 @@ class Loop:
         return found
 
     def _data_now(self, order: Order) -> str:
-        """SHA-256 of the file of texts; that of the approval if it is not there: nothing is trained then."""
+        """Return the SHA-256 of the data file.
+
+        If the file is missing, it is the hash of the approval: the worker refuses then.
+        """
         try:
             return file_sha256(self._site.data_path)
         except OSError:
             return order.data
 
-    def _heed_site_file(self) -> None:
-        """Go by the policy as the site's file says it now. Raises SiteRefusal if the file is wrong."""
+    def _read_site_file(self) -> None:
+        """Use the policy in the site's file. Raises SiteRefusal if the file is wrong."""
         if self._site_file is None:
             return
         self._site = self._site_file.now()
         try:
             self._limits = limits_of(self._site, self._key)
-        except ValueError as error:  # its invitation
+        except ValueError as error:  # the invitation is damaged
             raise SiteRefusal("bad_input", words=str(error)) from None
 
-    def _ordered(self, question: Question, told: str) -> Order:
-        """What is to be done, of a plan that was approved. Raises SiteRefusal, or NotAuthentic of `told`."""
-        if told and self._note(partial(self._plans.add, told)) != question.plan:
+    def _ordered(self, question: Question, plan: str) -> Order:
+        """Return the approved work of a question. Raises SiteRefusal or NotAuthentic."""
+        if plan and self._note(partial(self._plans.add, plan)) != question.plan:
             raise NotAuthentic("forged")
         known = self._note(
             partial(executed, self._plans, question.plan, self._site, self._limits)
@@ -377,18 +385,18 @@ class Loop:
             decision.people,
         )
         self._note(approved)
-        said = question.statement
-        first = 1 if said.kind == TRAIN else 0
-        if not first <= said.round <= known.settings.num_rounds:
+        asked = question.statement
+        first = 1 if asked.kind == TRAIN else 0
+        if not first <= asked.round <= known.settings.num_rounds:
             raise SiteRefusal("beyond_plan")
-        if said.kind == EVALUATE and known.settings.evaluation.where != "sites":
+        if asked.kind == EVALUATE and known.settings.evaluation.where != "sites":
             raise SiteRefusal("policy", "evaluation.where")
         return Order(
             plan=question.plan,
             settings=known.settings,
             client=sorted(known.plan.sites).index(self._name),
-            round=said.round,
-            age=said.round - 1 if said.kind == TRAIN else said.round,
+            round=asked.round,
+            age=asked.round - first,
             data=decision.data,
             most_texts=known.plan.most_texts,
         )
@@ -400,9 +408,10 @@ class Loop:
         letter: Letter,
         update_norm: float | None = None,
     ) -> RecordDict:
-        """A content with its envelope, once the ledger tells of it on the disk.
+        """Note a content in the ledger, then add its signed envelope.
 
-        Without a question that was found authentic it answers none, and the ledger counts it only.
+        Args:
+            question: None if the message is not authentic. The ledger only counts it.
         """
         asked = question.statement if question else None
         records = sizes(record_objects(content, {}))

@@ -1,4 +1,4 @@
-"""The site's own file while `join` runs: every task goes by what it says now."""
+"""The site's own file while `join` runs: changes count from the next message on."""
 
 from __future__ import annotations
 
@@ -19,24 +19,31 @@ _FIXED = {
     "signing_key": "key.signing",
     "state": "state",
 }
-"""What the connection, the journal and the ledger were opened with, by the keys of the file."""
+"""Fields that need a restart of `join`, with their keys in the file."""
 
 
 class WatchedFile:
     """A site file that is read again after every change."""
 
     def __init__(self, path: Path, site: SiteFile, say: Callable[[str], None]) -> None:
-        """Args: site: what the file said when `join` started. say: tells a person one line."""
-        self._path, self._say = path, say
-        self._start = self._site = site
+        """Watch a file.
+
+        Args:
+            site: content of the file at the start of `join`.
+            say: prints one line for people.
+        """
+        self._path = path
+        self._say = say
+        self._start = site
+        self._site = site
         self._stamp: tuple[int, ...] | None = None
         self._trouble = ""
 
     def now(self) -> SiteFile:
-        """What the file says now; what needs a restart is as it was at the start.
+        """Return the file's content; fields that need a restart stay as at the start.
 
         Raises:
-            SiteRefusal: `bad_input`: it cannot be read, or is wrong.
+            SiteRefusal: `bad_input`: the file cannot be read, or is wrong.
         """
         try:
             stamp = _stamp_of(self._path)
@@ -45,11 +52,10 @@ class WatchedFile:
                 self._stamp = stamp
         except (OSError, ValueError) as error:
             self._stamp = None  # it is read again with every message, until it is right
-            self._tell(
-                f"{self._path}: {error.strerror}."
-                if isinstance(error, OSError)
-                else str(error)
-            )
+            trouble = str(error)
+            if isinstance(error, OSError):
+                trouble = f"{self._path}: {error.strerror}."
+            self._report(trouble)
             raise SiteRefusal(
                 "bad_input", words=f"{self._path} cannot be used"
             ) from None
@@ -58,8 +64,8 @@ class WatchedFile:
         self._trouble = ""
         return self._site
 
-    def _tell(self, trouble: str) -> None:
-        """Say what is wrong with the file, once."""
+    def _report(self, trouble: str) -> None:
+        """Print what is wrong with the file, once."""
         if trouble != self._trouble:
             self._say(f"{trouble} No task is answered until this file is right again.")
         self._trouble = trouble
@@ -73,17 +79,17 @@ class WatchedFile:
         ]
         if changed:
             self._say(
-                f"{self._path}: {', '.join(changed)} has changed, which counts after a restart of "
-                "wardround-site join only"
+                f"{self._path}: {', '.join(changed)} has changed. To use the new value, "
+                "restart wardround-site join"
             )
         if kept != self._site:
             self._say(
-                f"{self._path} has changed: it counts from now on, its policy too"
+                f"{self._path} has changed. It is used from now on, with its policy"
             )
         self._site = kept
 
 
 def _stamp_of(path: Path) -> tuple[int, ...]:
-    """Changes with every write to a file. Raises OSError."""
+    """Return values that change with every write to a file. Raises OSError."""
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

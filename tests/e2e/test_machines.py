@@ -105,7 +105,7 @@ def test_full_disks_at_the_server_and_at_a_site(
         filler = fill(state)
         node = federation.sites["beta"].program
         wait_for(
-            lambda: "nothing is answered until then" in node.text(),
+            lambda: "Nothing is answered until this" in node.text(),
             60,
             "the site to say so",
         )

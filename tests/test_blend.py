@@ -240,7 +240,7 @@ def test_a_killed_run_goes_on(
     [
         (
             ("model.abu_normalisation=softmax", "model.abu_where=all"),
-            r"no softmax gives all weight",
+            r"abu_normalisation is softmax with model\.abu_where=all",
         ),
         (("adapters=lora",), r"model\.activation is abu with adapters\.name=lora"),
         (

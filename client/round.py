@@ -218,7 +218,7 @@ def run_local_round(request: TrainRequest, site: Site) -> tuple[Update, float | 
 def _correction(
     state: ModelState, variates: Variates | None
 ) -> dict[str, Tensor] | None:
-    """Return what control variates add to the gradients, by parameter; None without them."""
+    """Return the correction that each step subtracts, by parameter; None without one."""
     if variates is None or variates.correction is None:
         return None
     return state.layout.views(tensor_of(variates.correction).to(state.device))

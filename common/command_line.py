@@ -35,7 +35,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def new_app(help: str) -> typer.Typer:
-    """Return an app with plain text, which leaves errors to `wardround.common.errors.guarded`."""
+    """Return an app with plain text, which leaves errors to `wardround.common.exits.guarded`."""
     return typer.Typer(
         add_completion=False,
         no_args_is_help=True,

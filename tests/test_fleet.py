@@ -416,6 +416,6 @@ def test_an_ended_run_leaves_nothing_behind(lab: Lab, site: int) -> None:
     store: TreeStore = lab.state.object_store
     assert len(store) > 0
     lab.state.finish_task(lab._task.task_id, "completed", "")
-    lab.door._let_go_of_ended_runs()
+    lab.door._forget_ended_runs()
     assert len(store) == 0
     assert lab.door._accounts == {}

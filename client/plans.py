@@ -182,7 +182,8 @@ class Plans:
         )
         if state == "revoked" and not is_approved:
             raise ValueError(
-                f"plan {known.short} is not approved. To refuse it: wardround-site reject {known.short}"
+                f"plan {known.short} is not approved. To refuse it: "
+                f"wardround-site reject {known.short}"
             )
         self.decide(
             known.digest, Decision(state, time.time(), "hand", known.decision.data, why)

@@ -57,7 +57,8 @@ class Others(_Line):
 
     count: int
     digest: str
-    """SHA-256 of the names, with the sizes and types of fields, or the hashes and sizes of records."""
+    """SHA-256 of the names with their facts: types and sizes of fields, or hashes and
+    sizes of records."""
 
 
 class Sent(_Line):

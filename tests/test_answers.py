@@ -1,4 +1,4 @@
-"""One answer for each plan and round: stored, sent again byte for byte, never trained a second time."""
+"""One answer for each plan and round: stored, sent again unchanged, never trained twice."""
 
 from __future__ import annotations
 

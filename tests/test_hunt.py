@@ -1,12 +1,12 @@
 """A hunt for plans that single out one text, among those that the strict policy accepts.
 
-Hypothesis draws plans with two or three settings away from their defaults, and sites of all sizes. What the
-strict policy accepts is trained with the real training loop, in two ways that say how much of the update one
-text is:
+Hypothesis draws plans with two or three unusual settings, and sites of all sizes. Plans that
+the strict policy accepts are trained with the real training loop, in two ways that measure
+the share of one text in the update:
 
-    tracer      every text has a number of its own that it alone moves: how far it moves is its share
-    leave out   a text's loss counts nothing, in the same order and with the same dropout: how far the
-                update changes, over the update, is its share
+    tracer      each text has a number that it alone moves: the share is how far it moves
+    leave out   the text's loss is set to 0, with the same order and dropout: the share is
+                the change of the update over the update
 """
 
 from __future__ import annotations
@@ -133,14 +133,14 @@ def plan_of(base: Settings, changes: Mapping[str, Any]) -> Settings | None:
         return None
 
 
-# --- the tracer --------------------------------------------------------------------------------------------
+# --- the tracer -----------------------------------------------------------------------
 
 
 class Tracer(nn.Module):
     """A classifier of texts that are one token: each has a number of its own, and answers by it.
 
-    Numbers stay near 0, so that every text has the same residual in every step: how far a text's number
-    moves is the weight of the steps that the text stands in.
+    Numbers stay near 0, so that every text has the same residual in every step. A number
+    moves by the total weight of the steps that contain its text.
     """
 
     SCALE = 1e-6
@@ -231,7 +231,7 @@ HOSTILE_PLANS: Mapping[str, tuple[dict[str, Any], int]] = {
 
 @pytest.mark.parametrize("name", HOSTILE_PLANS)
 def test_the_hunt_would_find_what_the_policy_refuses(base: Settings, name: str) -> None:
-    """Each is refused; if it were not, the tracer would tell, or nothing would be learned at all."""
+    """Each is refused; otherwise the tracer would fail, or training would learn nothing."""
     changes, num_texts = HOSTILE_PLANS[name]
     plan = with_changes(base, changes)
     assert not is_accepted(plan, num_texts)
@@ -242,7 +242,7 @@ def test_the_hunt_would_find_what_the_policy_refuses(base: Settings, name: str) 
 
 
 def test_the_tracer_agrees_with_the_closed_form(base: Settings) -> None:
-    """In the heaviest step of each epoch a text has the largest share that the policy reckons with."""
+    """In the heaviest step of each epoch a text has the largest share of the policy's rule."""
     for changes in (
         {"train.proximal_mu": 0.5},
         {"train.schedule": "linear", "train.warmup_fraction": 0.3},
@@ -255,7 +255,7 @@ def test_the_tracer_agrees_with_the_closed_form(base: Settings) -> None:
         )
 
 
-# --- leaving a text out ------------------------------------------------------------------------------------
+# --- leaving a text out ---------------------------------------------------------------
 
 
 @pytest.fixture

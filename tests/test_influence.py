@@ -1,4 +1,4 @@
-"""How much of an update one text can be: the closed form against the optimiser, and against the policy."""
+"""One text's share of an update: the closed form against the optimiser and the policy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def changed(settings: Settings, **train: Any) -> Settings:
     )
 
 
-# --- even batches ------------------------------------------------------------------------------------------
+# --- even batches ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_short_cut_leaves_one_text_alone() -> None:
     assert [len(batch) for batch in CUTS["short"](np.arange(17), 8)] == [8, 8, 1]
 
 
-# --- the weight of a step ----------------------------------------------------------------------------------
+# --- the weight of a step -------------------------------------------------------------
 
 
 def test_the_weight_of_a_step_is_what_later_steps_leave_of_it(plan: Settings) -> None:
@@ -84,7 +84,7 @@ def test_a_pull_of_one_over_the_rate_leaves_the_last_step_alone(plan: Settings) 
 
 
 def test_weights_are_those_of_the_optimiser(plan: Settings) -> None:
-    """A tracer: each step has a coordinate of its own with gradient 1; what is left of it is its weight."""
+    """A tracer: each step moves a coordinate of its own by gradient 1; the rest is its weight."""
     train = changed(
         plan,
         learning_rate=0.2,
@@ -124,7 +124,7 @@ def test_rates_at_once_are_the_rates_one_by_one(plan: Settings) -> None:
             np.testing.assert_allclose(steps.rates(0.1), one_by_one, rtol=1e-12)
 
 
-# --- what a policy makes of it -----------------------------------------------------------------------------
+# --- what a policy makes of it --------------------------------------------------------
 
 
 def refused(settings: Settings, num_texts: int) -> list[str]:
@@ -188,7 +188,8 @@ def test_the_largest_step_of_an_adaptive_server() -> None:
     beta_1, beta_2 = 0.9, 0.99
     bound = adaptive_step(beta_1, beta_2)
     assert bound == pytest.approx(2.345, abs=1e-3)
-    # The worst sequence grows by beta_1 / beta_2 a step backwards (Cauchy and Schwarz with equality).
+    # The worst sequence grows by beta_1 / beta_2 for each step backwards (equality in
+    # Cauchy and Schwarz).
     updates = [(beta_1 / beta_2) ** age for age in reversed(range(400))]
     m = v = 0.0
     for update in updates:
@@ -198,7 +199,7 @@ def test_the_largest_step_of_an_adaptive_server() -> None:
     assert adaptive_step(0.99, 0.9) == np.inf
 
 
-# --- which texts speak -------------------------------------------------------------------------------------
+# --- which texts speak ----------------------------------------------------------------
 
 
 def speaking_with(plan: Settings, probabilities: list[list[float]]) -> float:
@@ -216,7 +217,8 @@ def speaking_with(plan: Settings, probabilities: list[list[float]]) -> float:
 def test_texts_speak_by_how_wrong_their_answers_are(plan: Settings) -> None:
     even = [0.5, 0.5]
     assert speaking_with(plan, [even] * 8) == pytest.approx(8.0)
-    # Residuals 1/2 and 1/4, each times sqrt(2): (8 * 1/2 + 8 * 1/4)^2 / (8 * 1/4 + 8 * 1/16) = 14.4.
+    # Residuals 1/2 and 1/4, each times sqrt(2):
+    # (8 * 1/2 + 8 * 1/4)^2 / (8 * 1/4 + 8 * 1/16) = 14.4.
     assert speaking_with(plan, [even] * 8 + [[0.75, 0.25]] * 8) == pytest.approx(14.4)
     sure = [1 - 1e-7, 1e-7]
     assert speaking_with(plan, [even] + [sure] * 15) == pytest.approx(1.0, abs=1e-4)

@@ -122,7 +122,7 @@ def ledger_in(folder: Path) -> Ledger:
 
 
 def three_rounds(folder: Path) -> Path:
-    """A run folder with three answers, and the ledger that tells of them; returns the ledger's file."""
+    """Make a run folder with three answers and their ledger; return the ledger's file."""
     book = AnswerBook(folder)
     with ledger_in(folder) as ledger:
         ledger.opened()
@@ -152,7 +152,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
-# --- what a line says --------------------------------------------------------------------------------------
+# --- what a line says -----------------------------------------------------------------
 
 
 def test_it_tells_types_and_sizes_and_no_value(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_unknown_kinds_records_and_fields_are_counted_and_not_named(
 
 
 def test_no_line_is_longer_than_its_cap(tmp_path: Path) -> None:
-    """The widest message that can be signed: all records with all fields, and thousands that nobody knows."""
+    """The largest message that can be signed: all fields, and thousands of unknown ones."""
     strange = [f"{number:0300d}" for number in range(2000)]
     wide = RecordDict({name: ConfigRecord({"x": 1}) for name in strange})
     for name, fields in FIELDS.items():
@@ -244,7 +244,7 @@ def test_no_line_is_longer_than_its_cap(tmp_path: Path) -> None:
 
 
 def test_from_a_lines_hash_nobody_can_try_out_what_it_says(tmp_path: Path) -> None:
-    """It leaves the site with every answer; two lines that say the same have nothing in common but that."""
+    """It leaves the site with every answer; equal lines have different hashes."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         with ledger_in(tmp_path / name) as ledger:
@@ -338,7 +338,7 @@ def test_others_cannot_read_it(tmp_path: Path) -> None:
     assert three_rounds(tmp_path).stat().st_mode & 0o777 == 0o600
 
 
-# --- messages that do not count ----------------------------------------------------------------------------
+# --- messages that do not count -------------------------------------------------------
 
 
 def test_what_does_not_count_is_one_line_an_hour(
@@ -424,7 +424,7 @@ def test_another_answer_to_the_same_question_has_its_own_line(tmp_path: Path) ->
     assert len(lines) == 3
 
 
-# --- several files -----------------------------------------------------------------------------------------
+# --- several files --------------------------------------------------------------------
 
 
 def many_parts(folder: Path, num_parts: int = 4) -> list[Path]:
@@ -598,7 +598,7 @@ def _full_disk(*_: object) -> int:
     raise OSError(28, "No space left on device")
 
 
-# --- whose it is -------------------------------------------------------------------------------------------
+# --- whose it is ----------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -665,7 +665,7 @@ def test_a_new_ledger_says_so_in_its_first_line(tmp_path: Path) -> None:
     )
 
 
-# --- a ledger of commit 14d4ec1 ----------------------------------------------------------------------------
+# --- a ledger of commit 14d4ec1 -------------------------------------------------------
 
 
 def copied(folder: Path, name: str) -> Path:
@@ -713,7 +713,7 @@ def test_an_old_ledger_that_is_too_large_is_closed_by_the_next_line(
     assert (found.num_answers, found.findings) == (3, ())
 
 
-# --- held against what the server has ----------------------------------------------------------------------
+# --- held against what the server has -------------------------------------------------
 
 
 def test_an_audit_finds_the_same_in_both(tmp_path: Path) -> None:
@@ -777,7 +777,7 @@ def test_the_book_goes_on_where_it_was(tmp_path: Path) -> None:
     )
 
 
-# --- the commands ------------------------------------------------------------------------------------------
+# --- the commands ---------------------------------------------------------------------
 
 
 def run(monkeypatch: pytest.MonkeyPatch, door: Callable[[], None], *words: str) -> int:

@@ -1,4 +1,4 @@
-"""Rosters and pinned hospitals: what people compare, what is refused, what a plan says of its sites."""
+"""Rosters and pinned hospitals: comparison by people, refusals, the page of a plan."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def codes(roster: Mapping[str, str], limits: Limits) -> list[tuple[str, str]]:
     return [(code, key) for code, key, _ in roster_refusals(plan_with(roster), limits)]
 
 
-# --- rosters --------------------------------------------------------------------------------------
+# --- rosters --------------------------------------------------------------------------
 
 
 def test_a_rosters_fingerprint_is_a_hash_of_its_sorted_pairs() -> None:
@@ -98,7 +98,7 @@ def test_names_that_share_a_key_are_found() -> None:
 
 
 def test_one_key_written_in_two_ways_is_one_key() -> None:
-    """Base64 is read leniently: a sign that does not belong there changes the text, and not the key."""
+    """Base64 is read leniently: a wrong sign changes the text, but not the key."""
     kind, encoded = public_line(new_key("signing")).split()
     assert (
         check_public_line(f"{kind} {encoded[:30]}!{encoded[30:]} comment", "signing")
@@ -106,7 +106,7 @@ def test_one_key_written_in_two_ways_is_one_key() -> None:
     )
 
 
-# --- at the site ----------------------------------------------------------------------------------
+# --- at the site ----------------------------------------------------------------------
 
 
 def test_an_ordinary_roster_is_not_refused() -> None:
@@ -158,7 +158,7 @@ def test_only_a_policy_that_asks_for_it_refuses_sites_that_are_not_pinned() -> N
     )
 
 
-# --- the pins -------------------------------------------------------------------------------------
+# --- the pins -------------------------------------------------------------------------
 
 
 def registration_of(path: Path, name: str, **changed: Any) -> tuple[Registration, str]:
@@ -272,7 +272,7 @@ def test_a_plan_says_who_is_known(
     assert no.value.code == UNKNOWN_PEER
 
 
-# --- the commands ---------------------------------------------------------------------------------
+# --- the commands ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def test_the_policys_new_keys_are_written_and_read(folder: Path) -> None:
     )
 
 
-# --- at the coordinator ---------------------------------------------------------------------------
+# --- at the coordinator ---------------------------------------------------------------
 
 
 @pytest.fixture

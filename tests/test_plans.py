@@ -66,7 +66,7 @@ def settings(make_settings: Make) -> Settings:
     )
 
 
-# --- at the site -------------------------------------------------------------------------------------------
+# --- at the site ----------------------------------------------------------------------
 
 
 class Lab:
@@ -344,7 +344,7 @@ def hostile_plan(lab: Lab, word: str) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(NASTY.keys() - {"nothing"}))
 def test_a_plan_in_words_imitates_no_line(lab: Lab, name: str) -> None:
-    """Its lines are those of a plan with a readable name, with their own spaces and nothing else."""
+    """Its lines are those of a plan with a readable name, with the same spaces."""
     honest, hostile = hostile_plan(lab, "Word"), hostile_plan(lab, NASTY[name])
     assert len(hostile) == len(honest)
     for line, usual in zip(hostile, honest, strict=True):
@@ -378,7 +378,7 @@ def test_code_with_a_name_that_no_package_has(lab: Lab) -> None:
     assert line.count("HERE not installed") == 2
 
 
-# --- at the server -----------------------------------------------------------------------------------------
+# --- at the server --------------------------------------------------------------------
 
 
 def test_a_plan_is_made_once(settings: Settings, tmp_path: Path) -> None:
@@ -558,7 +558,7 @@ def test_nothing_of_a_refused_plan_is_tried_out(lab: Lab) -> None:
 
 
 def test_a_plan_is_shown_with_what_this_site_has_left_for_it(lab: Lab) -> None:
-    """Its days, its budget of answers, and texts that differ by a few from those it answered for."""
+    """Its days, its budget of answers, and texts that differ little from answered ones."""
     texts = Path(shutil.copy(lab.site.data_path, lab.site.state.parent / "own.csv"))
     lab.site = replace(lab.site, data_path=texts)
     data = file_sha256(texts)
@@ -588,7 +588,7 @@ def test_a_plan_is_shown_with_what_this_site_has_left_for_it(lab: Lab) -> None:
     ]
 
 
-# --- versions that differ from the coordinator's ----------------------------------------------------------
+# --- versions that differ from the coordinator's --------------------------------------
 
 
 def code_of(lab: Lab, **changed: Any) -> tuple[str, str]:

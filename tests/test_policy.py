@@ -1,4 +1,4 @@
-"""What a site allows: every setting that a server can name has a rule, and none of them is only words."""
+"""The policy of a site: every setting that a server can name has a rule that works."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_what_lies_inside_the_limits_is_allowed(base: Settings) -> None:
     assert list(refusals_of(plan_of(base), base, LIMITS)) == []
 
 
-# A name and a revision are listed together, see below; where a model comes from is part of its name.
+# A name and a revision are listed together, see below; the source is part of the name.
 LIMITED = [key for key, rule in RULES.items() if rule.kind in ("bounded", "listed")]
 
 
@@ -227,7 +227,7 @@ def test_models_are_listed_by_name_and_revision(
 
 
 def test_a_hash_of_weights_leaves_the_other_files_to_nobody(base: Settings) -> None:
-    """With the listed weights, somebody's folder on a hub can have a dropout or a tokenizer of its own."""
+    """A foreign folder can have the listed weights, and another dropout or tokenizer."""
     digest = pinned_models()[PACKAGED]
     from_hub = {
         "model.source": "hub",
@@ -293,7 +293,7 @@ def test_the_plan_itself_has_limits(
     ]
 
 
-# --- what leaves -------------------------------------------------------------------------------------------
+# --- what leaves ----------------------------------------------------------------------
 
 
 def first_task(
@@ -444,7 +444,8 @@ def test_small_counts_stay_at_the_site(
         )
         site = RealSite(lab.site, Kept(), lab.order(settings))
         task = pack_requests(first_task(site, settings)[0], [0])[0]
-        found = unpack_update(answer(TRAIN, task, lambda: site).content, LABEL)  # noqa: B023 - called at once
+        answered = answer(TRAIN, task, lambda: site)  # noqa: B023 - called at once
+        found = unpack_update(answered.content, LABEL)
         assert (found.withheld, found.test is None) == (is_withheld, bool(is_withheld))
 
 
@@ -454,7 +455,7 @@ def test_hello_tells_no_more_than_two_numbers(trained: Trained, base: Settings) 
     assert (card.num_examples, card.num_held_out) == (38, 10)
 
 
-# --- the file, and words -----------------------------------------------------------------------------------
+# --- the file, and words --------------------------------------------------------------
 
 
 def test_a_policy_is_read_from_yaml(tmp_path: Path) -> None:
@@ -501,7 +502,7 @@ def test_every_line_of_a_plan_has_words(base: Settings) -> None:
         assert line.words, line.key
 
 
-# --- what the page says ------------------------------------------------------------------------------------
+# --- what the page says ---------------------------------------------------------------
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "hospital.md").read_text(
     encoding="utf-8"

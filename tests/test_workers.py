@@ -1,4 +1,4 @@
-"""Workers change the time a round takes, and nothing else; and none of them outlives its simulation."""
+"""Workers change only the duration of a round, and they end with their simulation."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_one_worker_equals_four_equals_none(
         settings = make_settings(*common, f"run_dir={tmp_path / str(num_workers)}")
         pool = run_in_pool(settings, num_workers)
         assert measured(tmp_path / str(num_workers)) == measured(tmp_path / "none")
-        # Small models may have a spare slot for each worker; eight clients' updates never exist at once.
+        # Small models may have a spare slot for each worker, so updates do not pile up.
         assert num_workers < len(pool._slots) <= 2 * num_workers
 
 

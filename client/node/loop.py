@@ -54,7 +54,7 @@ from wardround.common.wire.signing import (
 )
 from wardround.common.words import LONGEST_TEXT, quoted, shown
 
-# Between questions whether there is something: soon after a task, in the round of the last one, else.
+# Pauses between pulls: soon after a task; during the round of the last task; otherwise.
 _SOON_PAUSE, _ROUND_PAUSE, _IDLE_PAUSE = 0.25, 0.5, 2.0
 _SOON_SECONDS = 600.0
 _DISK_PAUSE = 1.0

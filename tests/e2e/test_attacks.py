@@ -1,6 +1,7 @@
-"""A registered site that is up to no good, and strangers: what they try over real processes, and fail at.
+"""Attacks by a registered site and by strangers, over real processes. All of them fail.
 
-One federation for all of them: alpha and beta are honest, mallory is registered and hostile, and a run is on.
+All tests share one federation: alpha and beta are honest, mallory is registered and
+hostile, and a run is active.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Ward:
     run_dir: Path
 
     def rounds(self, number: int = 2) -> list[dict[str, Any]]:
-        """The next rounds, whose questions are not sent yet. Alpha and beta are in every one of them."""
+        """The next rounds, whose questions are not sent yet. Alpha and beta are in all of them."""
         before = len(lines(self.run_dir)) + 1
 
         def look() -> bool:
@@ -114,7 +115,7 @@ class Ward:
         raise AssertionError("mallory was not taken again")
 
     def refused(self, name: str = "mallory") -> dict[str, int]:
-        """Calls of a site that the server refused, by reason; it writes them down four times a second."""
+        """Refused calls of a site, by reason. The server writes them four times a second."""
         return self.federation.node_states()[name].refused
 
     def wait_refused(self, reason: str, least: int, name: str = "mallory") -> None:
@@ -303,7 +304,8 @@ def test_an_old_answer_and_one_with_another_signature_do_not_count(ward: Ward) -
         letter, old, seconds
     )
     assert "its answer does not count: unasked" in reasons(ward.rounds())
-    mallory.push, mallory._key = mallory.push_honestly, new_key("signing")  # type: ignore[assignment]
+    mallory.push = mallory.push_honestly
+    mallory._key = new_key("signing")  # type: ignore[assignment]
     try:
         assert "its answer does not count: forged" in reasons(ward.rounds())
     finally:
@@ -401,7 +403,7 @@ def tensors_of(ward: Ward) -> dict[str, np.ndarray]:
 
 
 def test_a_small_tree_stands_for_no_more_objects_than_it_holds(ward: Ward) -> None:
-    """Each level names the one below twice: 24 levels in 3.4 kB were 16 million objects, and no round."""
+    """Each level names the one below twice: 24 levels in 3.4 kB are 16 million objects."""
     mallory = ward.mallory
 
     def push(letter: Letter, *_: Any) -> None:
@@ -486,7 +488,7 @@ def is_let_in(connection: Connection) -> bool:
 
 
 def test_what_no_site_asks_for_is_offered_to_none(ward: Ward) -> None:
-    """Finding 8: the run's config held all settings, paths of the coordinator, and all sites' names."""
+    """The run's config once held all settings, the coordinator's paths and all sites' names."""
     letter, connection = ward.mallory.letters[-1], ward.mallory.connection
     for name, request in (
         ("GetRun", GetRunRequest(node=connection.node, run_id=letter.run_id)),

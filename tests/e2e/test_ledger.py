@@ -1,4 +1,4 @@
-"""A site's ledger over real processes: what left is in it before it leaves; an old copy stops the site."""
+"""A site's ledger in real processes: written before a send; an old copy stops the site."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A site executes the plan it approved: over TLS, against a server that asks for more, in a federation."""
+"""A site executes its approved plan, over TLS, although the server asks for more."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Room:
         )
 
     def trained(self, base: np.ndarray) -> np.ndarray:
-        """The trained tensors of the newest answer, (P,) fp32. Args: base: the model that was sent."""
+        """Return the trained tensors of the newest answer, (P,) fp32. Args: base: sent model."""
         return decode(unpack_update(self.last, LABEL).payload, base)
 
     def restart(self) -> None:
@@ -422,7 +422,7 @@ def test_settings_that_a_message_brings_do_not_count(standing: Room) -> None:
     assert (update.num_examples, update.num_steps) == (38, 1)
 
 
-# --- a whole federation ------------------------------------------------------------------------------------
+# --- a whole federation ---------------------------------------------------------------
 
 
 def test_two_hospitals_that_approve_by_hand(
@@ -473,7 +473,7 @@ def test_two_hospitals_that_approve_by_hand(
         site("beta", "approve", digest[:12])
         assert process.wait(RUN_SECONDS) == 0, process.text()
         assert status()["state"] == "finished"
-        # The model says whose updates it is of, under the key that the coordinator signed for this plan.
+        # The model names its sites, under the key that the coordinator signed for this plan.
         signed = json.loads((run_dir / "model" / "provenance.json").read_text())
         coordinator = public_line(signing_key(federation.folder))
         run = read_statement(

@@ -1,4 +1,4 @@
-"""Tiny models and tiny texts: real architectures and real file formats, random weights, no network."""
+"""Tiny models and texts: real architectures and file formats, random weights, no network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wardround.server.compose import compose
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that both workers end together: real processes, then slow ones."""
+    """Sort the longest files first: real processes, then slow ones; workers then end together."""
     weights: dict[Path, int] = {}
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Token ids are kept where they end with the tests."""
+    """Keep token ids in a folder of this test session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -83,7 +83,7 @@ def learned_run(
     tiny_test_texts: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[list[str], CommandResult]:
-    """Overrides of a run whose model has learned the three topics, and what it said. Not to be changed."""
+    """Overrides and output of a run whose model has learned the three topics. Do not change it."""
     # AdamW learns them in three rounds: the labels of its model differ.
     learning = [
         "num_rounds=3",

@@ -34,7 +34,7 @@ def run_dir(overrides: list[str]) -> Path:
 
 
 def refused(command: str, overrides: list[str]) -> str:
-    """What the command says when it refuses; the folder it was pointed at stays as it was."""
+    """Return the message of a refusal; the folder of the run stays as it was."""
     folder = run_dir(overrides)
     before = contents(folder) if folder.exists() else None
     said = wardround(command, *overrides)
@@ -45,7 +45,7 @@ def refused(command: str, overrides: list[str]) -> str:
     return said.err
 
 
-# One row for each mistake: what is typed, and what the message must say (what it is, and the next step).
+# One row for each mistake: the words typed, and parts of the message: fault and next step.
 WRONG = {
     "key": (
         "train.learning_rte=1",

@@ -1,4 +1,4 @@
-"""Texts and labels that are not what they should be, met by the command line: exit code 2, nothing lost."""
+"""Wrong texts and labels on the command line: exit code 2, nothing lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def only_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """One run for all tests: none of them may change it."""
+    """One run for all tests; no test may change it."""
     folder = tmp_path_factory.mktemp("finished")
     train, test = (
         write_texts(folder / "train.csv", 24, 0),
@@ -193,7 +193,7 @@ def test_empty_texts_are_left_out_and_counted_if_asked(
     assert '"num_examples": 8}' in history[0]
 
 
-# --- one file a site --------------------------------------------------------------------------------------
+# --- one file a site ------------------------------------------------------------------
 
 
 def by_site(model: Path, folder: Path, num_clients: int, **sites: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A machine that lets a run down: full disk, folder in use, hub out of reach, arithmetic gone wrong."""
+"""A machine that fails: full disk, folder in use, hub out of reach, wrong arithmetic."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def last_checkpoint(folder: Path) -> int:
     return int(newest.removeprefix("round-"))
 
 
-# --- full disk --------------------------------------------------------------------------------------------
+# --- full disk ------------------------------------------------------------------------
 
 
 @contextmanager
 def files_end_at(num_bytes: int) -> Iterator[None]:
-    """Let no file of this process grow past `num_bytes`: what a full disk looks like to whoever writes."""
+    """Let no file of this process grow beyond `num_bytes`, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -166,7 +166,7 @@ def test_model_that_does_not_fit_leaves_the_old_one(
     assert last_checkpoint(tmp_path / "run") == 2
 
 
-# --- folder in use ----------------------------------------------------------------------------------------
+# --- folder in use --------------------------------------------------------------------
 
 
 @contextmanager
@@ -225,7 +225,7 @@ def test_sweep_leaves_a_cell_alone_that_another_process_runs(
     assert "another process is running" in said.err
 
 
-# --- hub out of reach -------------------------------------------------------------------------------------
+# --- hub out of reach -----------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -275,7 +275,7 @@ def test_hub_out_of_reach(
     assert time.monotonic() - started < 60
 
 
-# --- arithmetic -------------------------------------------------------------------------------------------
+# --- arithmetic -----------------------------------------------------------------------
 
 
 def finite_line(text: str) -> Any:

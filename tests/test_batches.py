@@ -1,4 +1,4 @@
-"""Cutting steps by length changes the time, not the result; grouping changes the batches, and says so."""
+"""Cutting steps by length changes the time, not the result; grouping changes the batches."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_micro_batches_equal_the_whole_batch(
     padding: str,
     clip: str,
 ) -> None:
-    """Without dropout, after two epochs: weights within 2e-6 of 0.5-sized ones, loss within 1e-6."""
+    """Without dropout, after two epochs: weights differ by 2e-6 of about 0.5, the loss by 1e-6."""
     monkeypatch.setattr(
         "wardround.common.data.batches._PASS_TOKENS", {"cpu": 1}
     )  # cut as much as can be

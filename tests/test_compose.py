@@ -1,4 +1,4 @@
-"""What the command line composes: the paper's cell as written down, and one switch at a time."""
+"""Settings that the command line composes: the paper's cell, and one switch at a time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PAPER = {
     "data.second_threshold_rounds": 200,
     "precision": "fp32",
 }
-# PAPER.md, second table: what the authors' code does differently, and the override that turns it alone.
+# PAPER.md, second table: differences of the authors' code, and the override for each alone.
 AUTHORS = {
     "train.head_init": ("per_site", "train.head_init=per_site"),
     "train.attention_mask": (False, "train.attention_mask=false"),

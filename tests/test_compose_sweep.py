@@ -1,4 +1,4 @@
-"""What `wardround sweep` plans: every experiment's cells, and the axes of the command line."""
+"""The plan of `wardround sweep`: cells of every experiment, axes of the command line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ FIFTY_FOUR = [
         ("imdb", "yelp_full", "ag_news"),
     )
 ]
-# Two arms for each model, three for BERT, two for its shuffled pooler at every K; five remedies at two K.
+# Two arms for each model, three for BERT, two for its shuffled pooler at every K; five remedies
+# at two K.
 COLLAPSE_HUB = [
     (model, "imdb", clients, seed)
     for clients in ("1", "2", "4", "8", "16", "32")
@@ -42,8 +43,8 @@ COLLAPSE_HUB = [
     )
     for seed in "012"
 ]
-# conf/experiment/collapse.yaml: four arms at every K, two of them at K = 1 too, and a computed one; four
-# poolers from K = 8 on, five remedies at K = 16; each with three seeds.
+# conf/experiment/collapse.yaml: four arms at every K, two of them at K = 1 too, and a computed
+# one; four poolers from K = 8 on, five remedies at K = 16; each with three seeds.
 COLLAPSE = [
     (model, "bbc_news", clients, seed)
     for clients, models in (

@@ -1,4 +1,4 @@
-"""What one run leaves, file by file: tools read it, so every key is pinned."""
+"""The files of one run; tools read them, so every key is pinned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep leaves: the table, the cells, the report; and that it can be started again."""
+"""The files of a sweep: table, cells, report; and that it can be started again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model folders made by somebody else: none of their code runs, and nothing else than the model is loaded."""
+"""Foreign model folders: no code of theirs runs, and only the model is loaded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from wardround.common.wire.messages import TRAIN, TrainRequest
 
 LABELS = ("health", "money", "sport")
 YES = "y\n" * 20
-"""What somebody answers who says yes to every question."""
+"""The answer of a person who says yes to every question."""
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def plain(folder: Path, marker: Path) -> Path:
 
 
 def mixed(folder: Path, marker: Path) -> Path:
-    """A mixture, of which one part is hostile."""
+    """A mixture with one hostile part."""
     made = as_mixture(folder, folder.with_name("mixture"))
     bring_code(made / "global", marker)
     return made
@@ -157,7 +157,7 @@ def test_a_simulation_runs_no_code_of_a_folder(
 
 
 def test_code_of_a_known_architecture_is_left_out(run: Path, tmp_path: Path) -> None:
-    """Without Python files `auto_map` names nothing that could be run; transformers has its own code."""
+    """Without Python files `auto_map` names nothing to run; transformers has its own code."""
     named = copy_of(run / "model", tmp_path / "named")
     auto_map = {"AutoModelForSequenceClassification": "somebody/else--evil.EvilModel"}
     change_json(named / "config.json", auto_map=auto_map)
@@ -255,7 +255,7 @@ def test_a_listed_hash_lets_nothing_else_in(
 
 
 def start_of(settings: Settings, honest: Path) -> tuple[Payload, str]:
-    """What a coordinator sends first who has the same folder, and its layout; else that of another model."""
+    """The first message of a coordinator with the same folder and layout, or of another model."""
     try:
         state = open_model(settings, LABELS, fresh=True)
     except ValueError:
@@ -289,7 +289,7 @@ def test_predict_adds_no_adapter(run: Path, tmp_path: Path) -> None:
 def test_weights_named_by_config_json_were_other_ones(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    """The attack is one: what the key names differs from what the hash is of."""
+    """The attack works: the key names another file than the one that was hashed."""
     folder = name_other_weights(copy_of(tiny_model, tmp_path / "model"))
     ours, theirs = (
         load_file(folder / name) for name in ("model.safetensors", "other.safetensors")

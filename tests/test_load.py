@@ -1,4 +1,4 @@
-"""Sweep folders and run folders as the report reads them: several seeds, thresholds, damaged files."""
+"""Sweep and run folders as the report reads them: seeds, thresholds, damaged files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever the partition, every example is dealt exactly once."""
+"""Every partition deals every example exactly once."""
 
 from __future__ import annotations
 

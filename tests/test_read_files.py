@@ -1,4 +1,4 @@
-"""CSV, JSONL and Parquet: what is read, and what is said where a file is broken."""
+"""CSV, JSONL and Parquet: the rows that are read, and the messages for broken files."""
 
 from __future__ import annotations
 

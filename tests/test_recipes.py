@@ -1,4 +1,4 @@
-"""Recipes: what they resolve to, what the strict policy says to them, and their digests once released."""
+"""Recipes: their settings, the answer of the strict policy, and the digests of released ones."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose
 
 PINNED: dict[str, str] = {}
-"""SHA-256 of the resolved settings by recipe. From release 0.2.0 on each recipe has one, and keeps it: other
-settings are another version of the recipe."""
+"""SHA-256 of the resolved settings by recipe. From release 0.2.0 on each recipe keeps its own:
+other settings are another version of the recipe."""
 FIRST_PINNED_RELEASE = (0, 2, 0)
 
 
@@ -30,7 +30,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "adapters.rank": {"adapters.alpha": 1.0},
     "adapters.alpha": {"adapters.rank": 64},
 }
-"""What a setting's ends need beside them."""
+"""Settings that the ends of a range need with them."""
 
 
 def resolved(name: str) -> Settings:

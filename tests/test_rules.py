@@ -1,7 +1,7 @@
-"""House rules that an import graph does not show, read from the source.
+"""Rules of the source that an import graph does not show.
 
-Who may import whom stands in pyproject.toml, and `lint-imports` checks it. It knows another's package by its
-first name only (`flwr`), so that Flower's private modules are looked for here.
+pyproject.toml has the allowed imports, and `lint-imports` checks them. It knows a foreign package
+by its first name only (`flwr`), so Flower's private modules are checked here.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ TREES = {
 }
 Public = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
-# What Flower documents, and its constants. The rest it promises nobody: the files that use it are read again
-# with every new version of it.
+# Modules that Flower documents, and its constants. It may change the rest at any time: the files
+# that use it are read again with every new version.
 PUBLIC = {
     "flwr.app",
     "flwr.clientapp",
@@ -110,7 +110,7 @@ def test_no_text_becomes_code() -> None:
     assert {(name, path) for name, path in called if name in forbidden} == set()
 
 
-# Others than this program load models there: rivals in a benchmark, each from the folder that it was given.
+# Other programs load models there: rivals in a benchmark, each from the folder that it got.
 RIVALS = {
     "benchmarks/contenders/nvflare_client.py",
     "benchmarks/contenders/pfl_research.py",
@@ -129,7 +129,7 @@ WRITES = {"csv.writer", "csv.DictWriter", "to_csv"}
 
 
 def callers(names: set[str]) -> set[str]:
-    """Files, of benchmarks and containers too, that call one of these, by its last or its whole name."""
+    """Return the files, also of benchmarks and containers, that call one of these names."""
     more = [
         path
         for folder in ("benchmarks", "docker")

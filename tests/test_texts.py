@@ -1,4 +1,4 @@
-"""What is checked, held out and drawn once texts are read."""
+"""Checks, held-out texts and draws of texts that were read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def labelled(**counts: int) -> list[tuple[str, str]]:
     ]
 
 
-# --- empty texts ------------------------------------------------------------------------------------------
+# --- empty texts ----------------------------------------------------------------------
 
 GAPS = [
     ("x", "a"),
@@ -101,7 +101,7 @@ def test_site_without_any_text(tmp_path: Path) -> None:
     )
 
 
-# --- labels -----------------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------
 
 
 def test_labels_are_numbered_in_declared_order(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_label_sets_that_differ_between_sites(tmp_path: Path) -> None:
     )
 
 
-# --- hold-out ---------------------------------------------------------------------------------------------
+# --- hold-out -------------------------------------------------------------------------
 
 
 def test_shares_of_by_largest_remainder() -> None:
@@ -269,7 +269,7 @@ def test_another_site_leaves_a_sites_test_texts_alone(tmp_path: Path) -> None:
     ] == alone
 
 
-# --- drawing ----------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------
 
 
 def test_draws_are_even_by_label_and_keep_the_order(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_more_examples_than_there_are(tmp_path: Path, key: str, available: int) 
     )
 
 
-# --- what a person is told --------------------------------------------------------------------------------
+# --- what a person is told ------------------------------------------------------------
 
 
 def test_texts_that_stand_on_both_sides_are_told(tmp_path: Path) -> None:

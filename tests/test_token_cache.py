@@ -1,4 +1,4 @@
-"""Token ids on the disk: found again only by what they were made of, whole or not at all, and bounded."""
+"""Token ids on the disk: found only for the same input, whole or not at all, bounded in size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from wardround.server.engines.shared_memory import corpus_from_memory, corpus_to
 from wardround.server.engines.simulate import simulate
 
 TEXTS = ["the goal", "a bank said profit", "fever"]
-# Texts, their lengths with [CLS] and [SEP]: 4, 6, 3; so 13 ids. N and starts take 8 * 5, the seal 32.
+# Lengths of the texts with [CLS] and [SEP]: 4, 6, 3; so 13 ids. N and starts take 8 * 5 bytes,
+# the seal 32.
 NUM_BYTES = 8 * 5 + 4 * 13 + 32
 
 

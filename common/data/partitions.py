@@ -167,7 +167,8 @@ def _split_by_label_skew(
     except ValueError as error:
         raise ValueError(
             f"partition.alpha is {settings.alpha}: no draw gave each of the "
-            f"{num_clients} clients an example ({error}). Raise partition.alpha or lower num_clients."
+            f"{num_clients} clients an example ({error}). Raise "
+            "partition.alpha or lower num_clients."
         ) from None
     return [np.asarray(part, dtype=np.int64) for part in parts]
 

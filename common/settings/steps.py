@@ -1,4 +1,4 @@
-"""The next step for a setting whose value is refused, by its dotted key or the type of the error."""
+"""The next step after a refused value, by the dotted key or the type of the error."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class Settings:
 
     @property
     def cell(self) -> str:
-        """The run's name in a sweep, safe as a folder name: `<model>-<data>[-<arm>]-k<K>-s<seed>`."""
+        """The run's name in a sweep, a folder name: `<model>-<data>[-<arm>]-k<K>-s<seed>`."""
         names = [self.model.short_name, self.data.short_name]
         if self.arm:
             names.append(self.arm)

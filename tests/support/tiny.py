@@ -123,7 +123,7 @@ def write_model(folder: Path, kind: str, dropout: float = 0.1) -> Path:
 
 
 def _write_decoder(folder: Path, kind: str) -> Path:
-    """A decoder without a head. The tokenizer of `llama` has no padding token; no text ends with eos."""
+    """Write a decoder without a head. The tokenizer of `llama` has no padding token."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace

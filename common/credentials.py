@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     PrivateKey = EllipticCurvePrivateKey | Ed25519PrivateKey
 
 Kind = Literal["node", "signing"]
-NEW_KEYS = "Make new files with `wardround-site init --invitation FILE`, and have the site registered."
+NEW_KEYS = (
+    "Make new files with `wardround-site init --invitation FILE`, then have the site "
+    "registered."
+)
 _KIND_NAMES = {"node": "an ECDSA key on P-384", "signing": "an Ed25519 key"}
 _PREFIXES = {"node": "ecdsa-sha2-nistp384", "signing": "ssh-ed25519"}
 

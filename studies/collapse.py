@@ -240,7 +240,10 @@ def _judge(id: str, question: Comparison, pairs: pd.DataFrame) -> StudyAnswer:
 
 def _judge_clock(curves: pd.DataFrame) -> StudyAnswer:
     """Ask if only the number of steps matters: the largest K against the smallest K > 1."""
-    text = "Is it only the number of steps? Steps per client to the target, the largest K against the smallest"
+    text = (
+        "Is it only the number of steps? Steps per client to the target, the largest K against "
+        "the smallest"
+    )
     plain = curves[(curves["remedy"] == "") & (curves["num_clients"] > 1)]
     counts = sorted(plain["num_clients"].unique())
     by_arm = {}
@@ -320,7 +323,10 @@ def _judge_remedies(pairs: pd.DataFrame) -> StudyAnswer:
         f"{name}: {summary['outcome']} ({_words(summary)})"
         for name, summary in found.items()
     )
-    explanation = f"Rounds to the target over those without, at the largest K that all seeds have: {lines}."
+    explanation = (
+        "Rounds to the target over those without, at the largest K that all seeds have: "
+        f"{lines}."
+    )
     return StudyAnswer(
         "remedies",
         text,

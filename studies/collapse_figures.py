@@ -70,7 +70,10 @@ def draw_rounds(plain: pd.DataFrame) -> Drawing:
     else:
         draw_nothing_yet(axes)
     figures.line_legend(figure, arms)
-    alt = f" by number of clients ({joined(counts)}), for {joined(arms)}: the numbers are in the verdicts."
+    alt = (
+        f" by number of clients ({joined(counts)}), for {joined(arms)}: the numbers are in the "
+        "verdicts."
+    )
     return figures.finish(
         figure, "study_rounds", "Rounds until the target accuracy", alt
     )

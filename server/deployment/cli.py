@@ -111,8 +111,8 @@ def init(
     typer.echo(_described(folder))
     if not encrypt:
         typer.echo(
-            f"WARNING: '{folder.authority.key}' is not encrypted: anyone who reads it can pretend to "
-            "be this server. Keep it elsewhere until `wardround server renew`, or make the folder "
+            f"WARNING: '{folder.authority.key}' is not encrypted: anyone who reads it can "
+            "pretend to be this server. Keep it elsewhere until `wardround server renew`, or make the folder "
             "with --encrypt-ca-key.",
             err=True,
         )
@@ -167,8 +167,8 @@ def up(
       wardround server up --health 127.0.0.1:9098
       wardround server up --insecure
 
-    Runs in the foreground; stop it with Ctrl-C or SIGTERM. Sites can be registered and removed while
-    it runs.
+    Runs in the foreground; stop it with Ctrl-C or SIGTERM. Sites can be registered and removed
+    while it runs.
     """
     from wardround.server.deployment import superlink
 
@@ -413,9 +413,9 @@ def rotate_key(
       wardround server rotate-key --key signing.key
       wardround server rotate-key --signed rotation.json
 
-    Send rotation.json to every site; each accepts it with `wardround-site trust`. Do it between runs: a
-    site that trusts the new key answers no run of the old one. If somebody else may have the old key,
-    this file proves nothing: delete signing.key, make a new one with this command, and invite every
+    Send rotation.json to every site; each accepts it with `wardround-site trust`. Do it between runs:
+    a site that trusts the new key answers no run of the old one. If somebody else may have the old
+    key, this file proves nothing: delete signing.key, make a new one with this command, and invite every
     site again.
     """
     from wardround.server.deployment.signing_key import rotate_key as rotate

@@ -118,7 +118,10 @@ def _run_in_words(
     yield f"  follows  {parent}"
     yield f"  model    {model}"
     yield f"  labels   {', '.join(map(shown, settings.data.label_names or ()))}"
-    yield f"  rounds   {settings.num_rounds}, each {train.local_epochs} times over each site's texts"
+    rounds = (
+        f"{settings.num_rounds}, each {train.local_epochs} times over each site's texts"
+    )
+    yield f"  rounds   {rounds}"
     yield f"  by       {train.optimizer}, learning rate {train.learning_rate:g}"
     yield f"  batches  of {train.batch_size} texts"
     yield f"  sites    {len(plan.sites)}: {', '.join(map(shown, sorted(plan.sites)))}"

@@ -140,7 +140,10 @@ def declines_gradually(shares: Shares, is_whole: bool) -> tuple[Finding, str]:
     RISE_TOLERANCE."""
     at, drop = largest_drop(shares)
     end = max(shares)
-    note = f"largest drop per doubling {drop:.2f} (at K = {at}), {shares[end]:.2f} left at K = {end}"
+    note = (
+        f"largest drop per doubling {drop:.2f} (at K = {at}), "
+        f"{shares[end]:.2f} left at K = {end}"
+    )
     if drop > SHARP_DROP:
         return "fails", note
     if not is_whole:

@@ -255,7 +255,10 @@ def draw_curves(sweep: SweepData) -> Drawing:
     models = joined(map(display_name, sweep.models))
     data_sets = joined(map(display_name, sweep.data_sets))
     clients = joined(sweep.client_counts)
-    alt = f": one line a K ({clients}), one row a data set ({data_sets}), one column a model ({models})."
+    alt = (
+        f": one line a K ({clients}), one row a data set ({data_sets}), "
+        f"one column a model ({models})."
+    )
     return finish(figure, "figure3_curves", title, alt)
 
 

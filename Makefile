@@ -1,12 +1,14 @@
-# `make demo` and `make test` need Python 3.11 to 3.14 and nothing else; both set up .venv first.
+# Every target needs Python 3.11 to 3.14 and nothing else: it sets up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED = 0
 export RAY_USAGE_STATS_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
-.PHONY: demo test test-sites test-docker test-gpu lint check size requirements sbom format clean
+.PHONY: install demo test test-sites test-docker test-gpu lint check size requirements sbom format clean
 .DEFAULT_GOAL := check
+
+install: .venv/installed
 
 demo: .venv/installed
 	$(BIN)/wardround sweep experiment=demo

@@ -43,8 +43,6 @@ PHASES: dict[str, tuple[Any, str]] = {
         "_close_round",
     ),
     "callbacks, after each update": (Callbacks, "after_update"),
-    "callbacks, after the mean": (Callbacks, "after_average"),
-    "callbacks, after the round": (Callbacks, "after_round"),
 }
 REST = "messages, the head's norms, the rest"
 _TEXTS, _LENGTH = 64, 16

@@ -153,7 +153,8 @@ def executed(
     if known.decision.state == "pending":
         if limits.policy.approve == "by_hand":
             words = (
-                f"plan {known.short} waits for: wardround-site approve {known.short}"
+                f"plan {known.short} waits for your decision: "
+                f"wardround-site plan {known.short}"
             )
             raise SiteRefusal(PENDING, words=words)
         approve(plans, known, site, limits, "policy")

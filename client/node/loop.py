@@ -43,7 +43,7 @@ from wardround.common.wire.objects import (
     record_objects,
     sizes,
 )
-from wardround.common.wire.refusals import LOST
+from wardround.common.wire.refusals import LOST, PENDING
 from wardround.common.wire.signing import (
     ANSWER,
     Question,
@@ -306,7 +306,9 @@ class Loop:
             order = self._ordered(question, plan)
         except SiteRefusal as no:
             # A server that waits for a decision asks again and again.
-            text = f"a message of type {shown(letter.kind)} is refused: {no}"
+            text = str(no)
+            if no.code != PENDING:
+                text = f"a message of type {shown(letter.kind)} is refused: {no}"
             if text != self._last_refusal:
                 self._say(text)
             self._last_refusal = text

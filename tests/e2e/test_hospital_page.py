@@ -222,7 +222,7 @@ def test_every_command_of_the_page_runs(
     status = typist.words("wardround status outputs/trial")
     listed = typist.words("wardround server sites")
     for name, log in logs.items():
-        wait_to_read(log, "wardround-site approve", f"{name} to be asked")
+        wait_to_read(log, "wardround-site plan", f"{name} to be asked")
 
     def are_undecided() -> bool:
         shown = typist.type(office, status)

@@ -174,7 +174,7 @@ def test_what_the_programs_write_is_for_their_user_alone(
         *("evaluation.where=sites", "run_dir=run", "device=cpu", "threads=1", *where),
     )
     wait_for(
-        lambda: "wardround-site approve" in join.text() or "is refused" in join.text(),
+        lambda: "wardround-site plan" in join.text() or "is refused" in join.text(),
         SECONDS,
         "a plan",
     )

@@ -276,7 +276,7 @@ def test_an_adapter_beside_a_model_is_a_finding(
     assert "holds adapter_config.json" in found["model"].message
     assert "merge_and_unload" in found["model"].next_step
     # Its tokenizer is not opened either.
-    assert "estimated from words" in found["lengths"].message
+    assert "no tokenizer here" in found["lengths"].message
 
 
 def test_predict_adds_no_adapter(run: Path, tmp_path: Path) -> None:

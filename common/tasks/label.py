@@ -1,4 +1,8 @@
-"""The task `label`: each text has one of several labels (single-label classification)."""
+"""The task `label`: each text has one of several labels (single-label classification).
+
+torch is imported inside the methods that compute with it. It takes seconds, and a site's
+connection reads and checks sums without it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,6 @@ from math import isqrt, log, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
 from wardround.common.runtime import numpy_stream
 from wardround.common.tasks.sums import MOST_COUNTED, Sums
@@ -55,10 +57,14 @@ class LabelTask:
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of a batch, ()."""
+        from torch.nn.functional import cross_entropy
+
         return cross_entropy(logits, targets)
 
     def residuals(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return |p - y| of each text, (B,): the probabilities minus the label's unit vector."""
+        import torch
+
         residuals = logits.softmax(dim=1)
         rows = torch.arange(len(targets), device=targets.device)
         residuals[rows, targets] -= 1
@@ -67,6 +73,9 @@ class LabelTask:
 
     def mix(self, gate: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Return log(h p + (1 - h) q), (B, C), for h the sigmoid of the gate."""
+        import torch
+        from torch.nn.functional import log_softmax, logsigmoid
+
         # As a sum of exponentials: a probability too small for fp32 does not make the loss
         # infinite.
         return torch.logaddexp(
@@ -78,6 +87,9 @@ class LabelTask:
 
     def measure(self, logits: Tensor, targets: Tensor) -> BatchSums:
         """Count each pair of true and predicted class."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
         predicted = logits.argmax(dim=1)
         num_classes = logits.shape[1]
         cells = torch.bincount(

@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-import wardround.common.tasks.label as label_task
 from tests.support.hostile_settings import with_changes
 from tests.support.tiny import Make
 from wardround.client.policy.limits import Limits, Policy
@@ -36,7 +35,7 @@ from wardround.common.model.influence import RoundSteps
 from wardround.common.model.state import open_model
 from wardround.common.model.train import Place, train_epochs
 from wardround.common.settings.tree import Settings
-from wardround.common.tasks.label import LABEL
+from wardround.common.tasks.label import LABEL, LabelTask
 from wardround.common.wire.signing import Plan
 
 CPU = torch.device("cpu")
@@ -269,11 +268,13 @@ def tiny_corpus(make_settings: Make) -> TokenisedTexts:
 def leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A text with the label -1 counts nothing in the loss, and as one text in its batch."""
 
-    def weighted(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def weighted(
+        task: LabelTask, logits: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
         losses = cross_entropy(logits, labels.clamp(min=0), reduction="none")
         return (losses * (labels >= 0)).mean()
 
-    monkeypatch.setattr(label_task, "cross_entropy", weighted)
+    monkeypatch.setattr(LabelTask, "loss", weighted)
 
 
 def update_of(plan: Settings, texts: TokenisedTexts, number: int) -> torch.Tensor:

@@ -365,6 +365,7 @@ def test_gpu_compares_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not differs["same bits as"]
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 def test_simulation_runs(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
@@ -377,6 +378,7 @@ def test_simulation_runs(tmp_path: Path) -> None:
     assert all(float(str(row["s/round"])) > 0 for row in rows(file))
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_without_steps_nobody_trains_in_workers_either(

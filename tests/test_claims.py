@@ -79,7 +79,7 @@ def a_cell(
         1 / NUM_LABELS[data] if number <= wait else accuracy
         for number in range(last + 1)
     ]
-    rounds: Any = tuple(SimpleNamespace(accuracy=value) for value in curve)
+    rounds: Any = tuple(SimpleNamespace(score=value, accuracy=value) for value in curve)
     run = RunData(
         settings,
         "finished",

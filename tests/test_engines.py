@@ -24,6 +24,7 @@ def hashes(run_dir: Path) -> list[str]:
     return [line["model_sha256"] for line in history(run_dir)]
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_clients", "num_cpus"), [(1, 2), (3, 1), (8, 2)])
 def test_ray_equals_inprocess(

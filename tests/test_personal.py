@@ -699,7 +699,7 @@ def test_an_opt_out_column_holds_yes_or_no(
         ),
         (
             ["data=bbc_news", "data.opt_out_column=x", "data.path=null"],
-            "about files of your own",
+            "Set data=files",
         ),
     ],
 )

@@ -38,6 +38,7 @@ from wardround.server.watchers import Live, Target
 NUM_ROUNDS = 40
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_model(
     overrides: list[str], tmp_path: Path
@@ -61,6 +62,7 @@ def test_a_killed_run_continues_to_the_same_model(
     assert len(set(hashes(whole))) == NUM_ROUNDS + 1
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_by_signal_is_recorded(
@@ -76,6 +78,7 @@ def test_a_stop_by_signal_is_recorded(
     assert RunFolder(tmp_path / "run").status()["state"] == "stopped"
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 def test_a_killed_sweep_skips_finished_cells_and_continues(
     overrides: list[str], tmp_path: Path

@@ -23,6 +23,8 @@ from wardround.client.site_file import SiteFile, write_site_file
 from wardround.common.credentials import new_key, private_text
 from wardround.common.ledger import FILE_NAME, parts_of, read_ledger
 
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
 
 @pytest.fixture
 def world(tmp_path: Path, tiny_texts: Path, tiny_model: Path) -> Iterator[World]:
@@ -171,7 +173,6 @@ def test_refused_messages_are_in_the_ledger_when_the_program_ends(world: World) 
     assert journal["refused"] == {"unsigned": 3}
 
 
-@pytest.mark.slow
 def test_a_ledger_of_several_files_goes_on_and_an_old_copy_of_it_stops_the_site(
     world: World,
 ) -> None:
@@ -208,7 +209,6 @@ def test_a_ledger_of_several_files_goes_on_and_an_old_copy_of_it_stops_the_site(
     assert world.num_examples(change=lambda s: replace(s, ledger=newest)) == 38
 
 
-@pytest.mark.slow
 def test_a_state_folder_of_another_key_is_not_continued(world: World) -> None:
     process = world.join(*FEW_CHECKS)
     assert world.num_examples() == 38

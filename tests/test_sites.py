@@ -264,7 +264,7 @@ def test_looking_for_a_package_imports_nothing(
     make_settings: Make, package: str
 ) -> None:
     model = replace(make_settings().model, source="package", name=f"{package}:model")
-    with pytest.raises(ValueError, match="no name of a package"):
+    with pytest.raises(ValueError, match="Write package:folder"):
         locate(model)
 
 

@@ -111,6 +111,8 @@ def broken_pool(
     run_in_pool(settings, 2)
 
 
+@pytest.mark.e2e
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_and_names_the_client(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +121,7 @@ def test_a_killed_worker_ends_the_run_and_names_the_client(
         broken_pool(monkeypatch, make_settings(), signal.SIGKILL)
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 def test_a_killed_worker_is_missing_from_one_round_only(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
@@ -129,6 +132,8 @@ def test_a_killed_worker_is_missing_from_one_round_only(
     assert [len(line["clients"]) for line in lines] == [0, 2, 3]
 
 
+@pytest.mark.e2e
+@pytest.mark.slow
 def test_a_worker_that_stops_is_given_up_and_replaced(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +147,7 @@ def test_a_worker_that_stops_is_given_up_and_replaced(
     assert [len(line["clients"]) for line in lines] == [0, 3, 2, 3]
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_its_simulation(

@@ -1,6 +1,6 @@
 """One answer for each plan, kind of question and round. It is stored before it is sent.
 
-The difference of two answers to the same round, on other texts or for another model,
+Two answers to the same round, on other texts or for another model, differ. Their difference
 reveals more than each answer alone. So a site trains a round once, and sends the stored
 answer if it is asked again. The answer is kept until a later question, signed by the run,
 proves that the server has this round's model on its disk.
@@ -134,7 +134,7 @@ class Answers:
         self._write(plan, index | {kind: index[kind] | {round: begun}})
 
     def num_answers(self) -> int:
-        """Count the training rounds that this site has answered, over all plans."""
+        """Return the number of training rounds that this site has answered, over all plans."""
         return sum(1 for _ in self._given())
 
     def answered(self) -> Iterator[tuple[str, str]]:
@@ -169,7 +169,7 @@ class Answers:
         return SiteAnswer(content, begun.update_norm)
 
     def _forget_before(self, plan: str, round: int) -> None:
-        """Delete older answers: a question proves that the server has the model before it."""
+        """Delete the answers to earlier rounds. A question proves that the server has the model."""
         for path in self.folder(plan).glob(f"{TRAIN}-*.answer"):
             if int(path.stem.removeprefix(f"{TRAIN}-")) < round:
                 path.unlink()

@@ -33,9 +33,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MOST_ROUNDS = 10
-"""Up to this many rounds between two models widen the bound, because rounds differ in direction."""
+"""The bound grows with the rounds between two models, up to this number of rounds.
+
+It stays the same for more rounds, because their steps differ in direction.
+"""
 _SLACK = 1e-6
-"""Allowance for rounding, as a share of a tensor's norm, or of its largest number."""
+"""Share of a tensor's norm, or of its largest number, that is allowed for rounding."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Allowed:
 
     norms: np.ndarray  # (T,) fp64, L2 norm of each tensor's step
     largest: float
-    """Bound of every single number's step."""
+    """Largest allowed step of a single number."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def tensors_too_far(
 def _numbers_too_far(
     layout: Layout, received: Tensor, before: Tensor, largest: float
 ) -> Iterator[tuple[str, float]]:
-    """Do the same for the largest step of a single number in each tensor."""
+    """Like `tensors_too_far`, for the largest step of a single number in each tensor."""
     theirs = layout.views(before)
     for name, tensor in layout.views(received).items():
         step = float((tensor - theirs[name]).abs().max())

@@ -16,7 +16,7 @@ ArrayKind = Literal["residuals", "variates"]
 
 
 class Carried(Protocol):
-    """The place of one client's array of fp32 numbers."""
+    """The place that keeps one client's array of fp32 numbers."""
 
     def take(self, run: str, round: int, size: int) -> np.ndarray | None:
         """Return the array of the round before, (size,) fp32, or None. The caller may change it."""
@@ -27,7 +27,7 @@ class Carried(Protocol):
 
 @dataclass(frozen=True)
 class CarriedFiles:
-    """Files in a simulation's run folder: any worker may train any client, also after a restart.
+    """Files in a simulation's run folder. Any worker may train any client, also after a restart.
 
     The newest three are kept: a killed run continues after its last whole checkpoint, which may
     be one round behind the updates that were averaged last.
@@ -68,5 +68,5 @@ class CarriedMemory:
         return numbers if (last, len(numbers)) == (round - 1, size) else None
 
     def put(self, run: str, round: int, numbers: np.ndarray) -> None:
-        """As in `Carried`. Arrays of other runs are dropped."""
+        """As in `Carried`. It drops arrays of other runs."""
         self._kept = {run: (round, numbers)}

@@ -1,6 +1,6 @@
-"""The files that a site keeps for a plan: the last global model, and its own yardstick.
+"""The files that a site keeps for a plan: the last global model, and the site's yardstick.
 
-Both are in the state folder, so that a restart of the program makes no bound wider and no message
+Both are in the state folder. So a restart of the program makes no bound wider and no message
 larger. The folder of a plan is removed when the plan ends.
 """
 
@@ -67,7 +67,7 @@ class Held:
         write_atomically(self.folder / _MODEL, write)
 
     def yardstick(self) -> Yardstick | None:
-        """Return the distance that this site moves each tensor; None before its first training."""
+        """Return how far this site's training moves each tensor; None before the first training."""
         path = self.folder / _YARDSTICK
         if not path.is_file():
             return None

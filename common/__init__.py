@@ -1,4 +1,4 @@
-"""Both parts: settings, data, models and the wire."""
+"""Code that client and server share: settings, data, models and the wire."""
 
 if __name__ != "wardround.common":
     raise ImportError(

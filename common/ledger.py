@@ -37,7 +37,7 @@ OTHER_KIND = "other"
 """The name for every message type that this version does not know."""
 AGAIN = "again"
 REASONS = frozenset((*get_args(Reason), AGAIN))
-"""Reasons in the hourly line: messages that did not count, or came or left again."""
+"""Reasons in the hourly line: why messages did not count, or that they came or left again."""
 START = "0" * 64
 """The hash before the first line."""
 _TAIL_BYTES = 1 << 16
@@ -82,14 +82,14 @@ class Contents(_Line):
     """The other records."""
 
     def signed(self) -> tuple[dict[str, tuple[str, int]], Others | None]:
-        """Return the part that a signed statement holds, too; see `told_of`."""
+        """Return the part that is also in a signed statement; see `told_of`."""
         known = {
             name: (sent.digest, sent.num_bytes) for name, sent in self.records.items()
         }
         return known, self.others
 
     def digest(self) -> str:
-        """Return the SHA-256 of that part."""
+        """Return the SHA-256 of the part that `signed` returns."""
         records, others = self.signed()
         rest = None if others is None else others.digest
         written = json.dumps([sorted(records.items()), rest])
@@ -100,9 +100,9 @@ class Entry(_Line):
     """One line of a ledger."""
 
     number: int
-    """From 1, over all files."""
+    """Number of the line, from 1, over all files."""
     at: str
-    """UTC, ISO 8601, by the site's clock."""
+    """Time in UTC, ISO 8601, by the site's clock."""
     salt: str = ""
     """16 random bytes in hexadecimal, so that the line's content cannot be guessed from its
     hash. Lines of earlier versions have no salt."""
@@ -127,7 +127,7 @@ class Entry(_Line):
     site: str = ""
     """The site's name, in `begins`, `goes_on` and `opened`."""
     key: str = ""
-    """Fingerprint of the key that signs its answers, in the same lines."""
+    """Fingerprint of the key that signs the site's answers, in the same lines."""
     kind: str = ""
     """Message type: one of `KINDS`, or `OTHER_KIND`."""
     plan: str = ""
@@ -147,8 +147,8 @@ class Entry(_Line):
     update_norm: float | None = None
     """L2 norm of trained minus received tensors, before any rounding."""
     statement: str = ""
-    """SHA-256 of the signed answer, in `left`; the hash that this ledger lacks, in
-    `accepted`."""
+    """In `left`, the SHA-256 of the signed answer. In `accepted`, the hash of the missing
+    line."""
     by: str = ""
     """`hand` or `policy`, in `approved`."""
     people: dict[str, str] = {}
@@ -239,22 +239,22 @@ def _did_not_count(entry: Entry) -> str:
 
 
 _WORDS: Mapping[str, Callable[[Entry], str]] = {
-    "begins": lambda entry: f"a new ledger begins, of {_holder(entry)}",
-    "goes_on": lambda entry: f"the ledger goes on in this file, of {_holder(entry)}",
+    "begins": lambda entry: f"a new ledger begins, for {_holder(entry)}",
+    "goes_on": lambda entry: f"the ledger continues here, for {_holder(entry)}",
     "opened": lambda entry: f"join was started by {_holder(entry)}",
     "approved": _approved,
     "came": _came,
     "leaves": _leaves,
     "left": lambda entry: f"  sent, signed as {shown(entry.statement[:16])}…",
     "stayed": lambda entry: (
-        f"  given up ({shown(entry.reason)}); some of it may have left"
+        f"  given up ({shown(entry.reason)}); a part of it may have been sent"
     ),
     "accepted": lambda entry: (
         f"a person accepted that the line {shown(entry.statement[:16])}… is missing"
     ),
     "did_not_count": _did_not_count,
 }
-"""The rest of the line, by `Entry.what`."""
+"""The words of a line after number and time, by `Entry.what`."""
 
 
 def known_kind(kind: str) -> str:
@@ -265,7 +265,7 @@ def known_kind(kind: str) -> str:
 def told_of(
     signed: Mapping[str, tuple[str, int]],
 ) -> tuple[dict[str, tuple[str, int]], Others | None]:
-    """Return the records of a signed statement: those with known names, and the rest."""
+    """Return the records of a signed statement in two parts: known names, and the others."""
     known = {name: facts for name, facts in signed.items() if name in FIELDS}
     rest = {name: facts for name, facts in signed.items() if name not in FIELDS}
     return known, _others(rest)
@@ -329,7 +329,7 @@ def hash_of(line: bytes) -> str:
 
 
 def part_of(path: Path, number: int) -> Path:
-    """Return the path of a file of a ledger.
+    """Return the path of one file of a ledger.
 
     Args:
         path: the first file.
@@ -377,12 +377,12 @@ def walk(path: Path) -> Iterator[tuple[str, Entry]]:
         path: the first file. The other files are in the same folder.
 
     Raises:
-        ValueError: a file is missing or was changed. It names the first such line.
+        ValueError: a file is missing or was changed. The message has the first wrong line.
     """
     first, _, number_of_part = path.name.rpartition(".")
     if _is_part_number(number_of_part) and path.with_name(first).exists():
         raise ValueError(
-            f"{path} continues another file. Name that one: {path.with_name(first)}"
+            f"{path} continues another file. Give that file: {path.with_name(first)}"
         )
     number = 1
     newest = START
@@ -430,7 +430,7 @@ def walk_part(part: Path, number: int, before: str) -> Iterator[tuple[str, Entry
 
 
 def entry_of(line: bytes) -> Entry | None:
-    """Read a line. Return None if this program would not write it like that."""
+    """Read a line. Return None if this program would write it in another form."""
     try:
         entry = Entry.model_validate_json(line)
         return entry if line == written_line(entry) else None

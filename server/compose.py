@@ -1,4 +1,4 @@
-"""Words of a command line to checked settings, by Hydra, which no other file imports."""
+"""Turns the words of a command line into checked settings. Only this file imports Hydra."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def parse(overrides: Iterable[str]) -> list[Override]:
     """Parse the words, and check that their keys and options exist.
 
     Raises:
-        ValueError: a word cannot be parsed, or names an unknown key or option; with the nearest
+        ValueError: a word cannot be parsed, or has an unknown key or option; with the nearest
             names.
     """
     parser = OverridesParser.create()

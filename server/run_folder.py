@@ -67,7 +67,7 @@ class Labels(BaseModel):
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
     label_names: tuple[str, ...] | None = None
-    """In the order of their numbers."""
+    """Labels in the order of their numbers."""
     test_counts: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """Test examples of each label; None if the test texts are at the sites."""
 

@@ -4,10 +4,9 @@
 
 The encoder is frozen. Its pooler learns next-sentence prediction (Devlin et al. 2019,
 arXiv:1810.04805, section 3.1), without labels, on articles that no run of the study trains or tests
-on. Two model folders are
-written: `trained`, and `shuffled` with the same numbers in another order, a pooler of the same
-    shape and norms
-that has learned nothing. If pre-training gave a trained pooler, as for BERT, use `--shuffle-only`.
+on. It writes two model folders. `trained` has the trained pooler. `shuffled` has the same
+numbers in another order: a pooler of the same shape and norms that has learned nothing. If
+pre-training gave a trained pooler, as for BERT, use `--shuffle-only`.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ BATCH = 64
 EPOCHS = 20
 LEARNING_RATE = 1e-3
 HELD_OUT = 0.1
-"""Share of the pairs that the pooler is not trained on."""
+"""Share of the pairs that is kept for the test."""
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 Pair = tuple[str, str]
 
@@ -59,8 +58,8 @@ def spare_articles(overrides: Sequence[str], seeds: Sequence[int]) -> list[str]:
 
 
 def pairs_of(articles: Sequence[str], seed: int) -> tuple[list[Pair], np.ndarray]:
-    """Return pairs of neighbouring sentences (1), and as many with a second one from another
-    article (0).
+    """Return pairs of neighbouring sentences (label 1), and as many pairs whose second sentence
+    is from another article (label 0).
 
     Returns:
         Pairs, and their labels, (n,) int64.
@@ -179,7 +178,7 @@ def make(
 
 
 def make_shuffled(settings: Settings, model: Path | None, out: Path) -> None:
-    """Write `out/shuffled` from the model in a folder, or from that of the settings.
+    """Write `out/shuffled` from the model in a folder, or from the model of the settings.
 
     Raises:
         ValueError: the model has no pooler.
@@ -232,10 +231,9 @@ def main(
     articles = spare_articles(overrides, [int(seed) for seed in seeds.split(",")])
     num_pairs, before, after = make(compose(overrides).settings, articles, out)
     typer.echo(
-        f"{out}/trained and {out}/shuffled: {len(articles)} articles, {num_pairs} pairs. Next "
-        f"sentence told "
-        f"from another's: {before:.3f} on held-out articles with the pooler as it was, "
-        f"{after:.3f} now."
+        f"{out}/trained and {out}/shuffled: {len(articles)} articles, {num_pairs} pairs. Accuracy "
+        f"on held-out articles (is it the next sentence?): {before:.3f} with the "
+        f"pooler as it was, {after:.3f} now."
     )
     start = compose(overrides).settings
     made = {

@@ -98,7 +98,7 @@ def test_a_site_that_claims_more_than_it_is_registered_for(make_settings: Make) 
     labels = "data.label_names=[health,money,sport]"
     facts = ("engine=deployment", "evaluation.where=sites", "num_clients=1", labels)
     refusing = Cohort(GridClients(grid), make_settings(*facts), {"a": 100})
-    with pytest.raises(BadAnswer, match=r"101 examples.* 100 at most"):
+    with pytest.raises(BadAnswer, match=r"101 examples.* at most 100"):
         refusing._add(1, "a", Introduction(-1, 101, 5))
     clipping = Cohort(
         GridClients(grid), make_settings(*facts, "strategy.on_excess=clip"), {"a": 100}
@@ -117,17 +117,17 @@ def test_more_held_out_texts_than_a_site_is_registered_for_are_refused(
     settings = make_settings(*facts, labels, f"strategy.on_excess={on_excess}")
     cohort = Cohort(GridClients(LocalGrid(app, 1)), settings, {"a": 100})
     with pytest.raises(
-        BadAnswer, match=r"1099511627776 held-out examples.* 100 at most"
+        BadAnswer, match=r"1099511627776 held-out examples.* at most 100"
     ):
         cohort._add(1, "a", Introduction(-1, 50, 2**40))
     cohort._add(1, "a", Introduction(-1, 50, 100))
     (member,) = cohort._members.values()
     too_many = label_sums(0.0, np.diag([101, 0, 0]))
-    with pytest.raises(BadAnswer, match=r"of 101 held-out examples.* 100 at most"):
+    with pytest.raises(BadAnswer, match=r"cover 101 held-out examples.* at most 100"):
         check_counts(too_many, LABEL, 3, 1, member)
     check_counts(label_sums(0.0, np.diag([100, 0, 0])), LABEL, 3, 1, member)
     in_two = replace(too_many, validation=label_sums(0.0, np.diag([0, 1, 0])))
-    with pytest.raises(BadAnswer, match=r"of 102 held-out examples.* 100 at most"):
+    with pytest.raises(BadAnswer, match=r"cover 102 held-out examples.* at most 100"):
         check_counts(in_two, LABEL, 3, 2, member)
 
 

@@ -190,7 +190,7 @@ def test_a_clients_words_are_made_printable_and_short(request_message: Message) 
         assert str(declined.value) == (
             REFUSALS["late"]
             if code == "late"
-            else "it refuses, without a reason that is known here"
+            else "it refuses, and its reason is not known here"
         )
     with pytest.raises(NoAnswer):
         check_answered(RecordDict({"refusal": ConfigRecord()}))

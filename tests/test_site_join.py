@@ -262,19 +262,20 @@ def test_a_site_file_that_is_wrong_stops_answers_until_it_is_right(
     for wrong in (right.replace("name:", "nmae:", 1), right + "\n{half", ""):
         file.write_text(wrong)
         before = world.said().count(
-            "No task is answered until this file is right again"
+            "No task is answered until this file can be used again"
         )
         for _ in range(3):
             assert world.fleet.refusal_of(world.hello()) == "bad_input"
         assert (
-            world.said().count("No task is answered until this file is right again")
+            world.said().count("No task is answered until this file can be used again")
             == before + 1
         )
     file.unlink()
     assert world.fleet.refusal_of(world.hello()) == "bad_input"
     file.write_text(right)
     assert world.num_examples() == 38
-    assert world.said().count("is right again") == 5  # four times not yet, once it is
+    # Four times it cannot yet, once it can.
+    assert world.said().count("can be used again") == 5
     assert process.poll() is None
 
 

@@ -41,7 +41,7 @@ _DOWN_BYTES = 4
 def measure_here(site: SiteFile, known: Known, limits: Limits) -> Here:
     """Measure sizes and costs of a plan at this site.
 
-    A plan that the policy refuses is not tried: its numbers can be of any size.
+    A plan that the policy refuses is not measured, because its numbers can be of any size.
 
     Raises:
         OSError: the site's state cannot be read.
@@ -73,7 +73,7 @@ def _size_refusals(site: SiteFile, known: Known, sizes: Sizes) -> list[str]:
 
 
 def _state_refusals(site: SiteFile, known: Known, num_answers: int) -> Iterator[str]:
-    """Return reasons against an answer: days, budget, texts close to answered ones."""
+    """Return the reasons for a refusal: days, budget, texts close to answered ones."""
     if time.time() > known.plan.not_after:
         yield f"it was valid until {printable_day(known.plan.not_after)}"
     most = site.policy.max_total_answers
@@ -87,14 +87,17 @@ def _state_refusals(site: SiteFile, known: Known, num_answers: int) -> Iterator[
 
 
 def _measure(site: SiteFile, planned: Settings) -> tuple[Sizes, Costs]:
-    """Raises ValueError or SiteRefusal if texts or model are not as the plan asks."""
+    """Return sizes and costs.
+
+    Raises ValueError or SiteRefusal if texts or model are not those of the plan.
+    """
 
     real = RealSite(site)
     settings = real.localise(planned)
     model = settings.model
     if model.source == "hub" and not Path(model.name).is_dir():
         raise ValueError(
-            "the model is not on this machine, and is not fetched only to measure. "
+            "the model is not on this machine, and it is not downloaded for a measurement. "
             "See: wardround-site check --model NAME"
         )
     check_model_file(model, site)
@@ -119,7 +122,7 @@ def _measure(site: SiteFile, planned: Settings) -> tuple[Sizes, Costs]:
 def _seconds_per_text(
     state: ModelState, settings: Settings, examples: Examples
 ) -> float:
-    """Time the second of two small training steps here."""
+    """Run two small training steps, and return the second one's seconds per text."""
 
     some = np.random.default_rng(0).permutation(examples.train)[:_STEP_TEXTS]
     step = replace(settings.train, local_epochs=1, batch_size=_STEP_TEXTS)

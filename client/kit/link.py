@@ -1,7 +1,7 @@
 """The way from this site to the server: address, connection, TLS, one signed question.
 
-Each step is taken once, waits for `timeout_seconds` at most, and keeps its outcome. No
-step reads the site's data.
+Each step runs once, for at most `timeout_seconds`, and keeps its outcome. No step reads the
+site's data.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Link:
 
     @cached_property
     def unreached(self) -> OSError | None:
-        """The error of a connection to the server, or None."""
+        """The error if the server cannot be connected to, else None."""
         try:
             self._connect().close()
         except OSError as error:
@@ -111,7 +111,7 @@ class Link:
 
     @cached_property
     def refusal(self) -> Refused | Unreachable | None:
-        """The error of asking the server for this site's key, or None.
+        """The error if the server does not know this site's key, or does not answer; else None.
 
         Raises:
             ValueError: as `Connection` does.
@@ -156,9 +156,9 @@ def _first_set(variables: tuple[str, ...]) -> tuple[str, str]:
 
 
 def is_excepted(host: str, exceptions: str) -> bool:
-    """Return if `no_proxy` names this host, by the rules of gRPC.
+    """Return True if `no_proxy` has this host, by the rules of gRPC.
 
-    An entry is the end of a name, an address or a network.
+    An entry is the last part of a host name, an address, or a network.
     """
     for entry in (part.strip() for part in exceptions.split(",")):
         if entry and host.lower().endswith(entry.lower().removeprefix(".")):

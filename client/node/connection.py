@@ -122,7 +122,7 @@ class Letter:
         return self.ends - LATE_SECONDS - time.time()
 
     def reply(self) -> wire.Message:
-        """Make an answer to the message, without content and id."""
+        """Make an answer to the message. Its content and id are set later."""
         asked = self._message.metadata
         now = time.time()
         metadata = wire.Metadata(
@@ -265,10 +265,10 @@ class Connection:
     def fetch(
         self, letter: Letter, ids: Sequence[str], until: float
     ) -> Iterator[bytes]:
-        """Yield the contents of these objects, in their order. A few are fetched ahead.
+        """Yield the contents of these objects, in this order. A few are fetched in advance.
 
         Args:
-            until: deadline by `time.time()`. Until then, a missing object is waited for.
+            until: deadline by `time.time()`. The call waits until then for a missing object.
 
         Raises:
             Refused or Unreachable.
@@ -293,7 +293,7 @@ class Connection:
     def _windowed(
         self, name: str, requests: Iterable[Any], until: float
     ) -> Iterator[tuple[Any, Any]]:
-        """Yield each request with its response, in order; `_IN_FLIGHT` run at a time."""
+        """Yield each request with its response, in order. `_IN_FLIGHT` requests run at a time."""
         method = getattr(self._stub, name)
 
         def start(request: Any) -> Any:
@@ -409,7 +409,7 @@ class Heartbeat(threading.Thread):
 
 
 def _seconds(until: float) -> float:
-    """Return the longest wait for one piece."""
+    """Return the longest wait for one piece, in seconds."""
     return min(_PIECE_SECONDS, max(1.0, until - time.time()))
 
 

@@ -63,13 +63,13 @@ def say(text: str) -> None:
 
 
 def join(path: Path, site: SiteFile, judge: Judge, retry_seconds: float = 5.0) -> int:
-    """Take part until a signal (exit code 0), or until it makes no sense to go on (1).
+    """Take part until a signal (exit code 0), or until no further try makes sense (1).
 
     Args:
         path: the file that `site` was read from.
         judge: decides after each lost connection.
-        retry_seconds: first wait before another try. It doubles up to a minute, and
-            starts over after a connection.
+        retry_seconds: first wait before another try. It doubles up to a minute. After a
+            connection it is the first wait again.
 
     Raises:
         ValueError: a file of the site is wrong.
@@ -102,7 +102,7 @@ def join(path: Path, site: SiteFile, judge: Judge, retry_seconds: float = 5.0) -
 
 @dataclass(frozen=True)
 class _Member:
-    """A site that takes part over one connection after the other."""
+    """A site that takes part. It uses one connection after the other."""
 
     loop: Loop
     connection: Connection

@@ -17,7 +17,7 @@ from wardround.common.words import shown
 
 
 class Journal:
-    """A file in the site's state folder. As a context it locks the folder.
+    """A file in the site's state folder. Use it as a context: it locks the folder.
 
     Raises:
         ValueError: another process uses the folder, or the file cannot be written, is
@@ -28,7 +28,7 @@ class Journal:
         """Prepare the journal in this folder.
 
         Args:
-            key: fingerprint of the key that signs the site's answers; empty for any.
+            key: fingerprint of the key that signs the site's answers; empty: any key.
         """
         self._folder = folder
         self._file = folder / "journal.json"
@@ -69,9 +69,9 @@ class Journal:
         return self
 
     def _bind(self) -> None:
-        """Bind the journal to the key, on the disk with the next note.
+        """Bind the journal to the key. The next note writes the key to the disk.
 
-        By then the ledger was found to belong to the key, too.
+        Before that, the ledger is checked: it must belong to the key, too.
 
         Raises:
             ValueError: the file belongs to another key.
@@ -107,7 +107,7 @@ class Journal:
         """Note that a question is being answered. It is never answered again.
 
         Raises:
-            NotAuthentic: `replayed`: this question, or a later one of its run, was answered.
+            NotAuthentic: `replayed`: this question, or a later one of its run, was begun.
             OSError: the note cannot be written, so nothing may be answered.
         """
         run = question.statement.run

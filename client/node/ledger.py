@@ -4,9 +4,9 @@ An answer is noted before it is sent. The signed answer holds the hash of its li
 server returns the newest hash with its next question. A site whose ledger lacks that hash
 has an old copy.
 
-The amount that others can make a site write is bounded. A line holds names of this version
-only, and at most `MOST_LINE_BYTES`. Messages that do not count have no lines of their own:
-one line an hour holds their numbers. A full file is never opened again for writing, and
+Others can make a site write only a limited amount. A line holds only names of this version, and
+at most `MOST_LINE_BYTES`. Messages that do not count have no lines of their own: one line an hour
+holds their numbers. A full file is never opened again for writing, and
 only the newest file is read when the site starts.
 """
 
@@ -47,7 +47,7 @@ from wardround.common.wire.signing import Question
 from wardround.common.words import shown
 
 PART_BYTES = 4 << 20
-"""A file of this size or more is full: the next line opens another."""
+"""A file of this size or more is full: the next line goes into a new file."""
 MOST_LINE_BYTES = 8 << 10
 SUM_SECONDS = 3600.0
 _SALT_BYTES = 16
@@ -72,7 +72,7 @@ class _OpenPart:
             self.size = os.fstat(self._file).st_size
 
     def cut_unfinished_line(self) -> None:
-        """Remove a line without its end: the program ended before the message was sent."""
+        """Remove an incomplete last line: the program ended before the message was sent."""
         last = last_line(self.path)
         if last and not last.endswith(b"\n"):
             self.size -= len(last)
@@ -130,7 +130,7 @@ class Ledger:
         self._accepted: set[str] = set()
         """Hashes of missing lines that a person has accepted."""
         self._lines: dict[tuple[str, ...], str] = {}
-        """Hash of the line of each of the newest questions, answers and approvals."""
+        """Hashes of the lines of the newest questions, answers and approvals."""
         self._is_leaving = False
         """True if the newest line is an answer whose outcome is not noted yet."""
         self._hour = _Hour()
@@ -293,11 +293,11 @@ class Ledger:
         self._conclude("left", statement=statement)
 
     def stayed(self, reason: str) -> None:
-        """Note that the answer was given up; some of it may have left."""
+        """Note that the answer was given up. A part of it may have been sent."""
         self._conclude("stayed", reason=reason)
 
     def _conclude(self, what: str, **facts: Any) -> None:
-        """Note the outcome of the answer in the line before."""
+        """Note the outcome of the answer that the line before names."""
         if self._is_leaving:
             self._write(what, **facts)
 
@@ -387,7 +387,7 @@ class Ledger:
 
 
 def _holds(part: Path, found: str) -> bool:
-    """Return True if the file holds this line, or that a person accepted its absence.
+    """Return True if the file holds this line, or a person's consent that it is missing.
 
     Raises:
         OSError: the file cannot be read.

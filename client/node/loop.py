@@ -1,4 +1,4 @@
-"""The loop of a site: pull a question, check it, let it be answered, sign, push."""
+"""The loop of a site: pull a question, check it, have it answered, sign and push the answer."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class Loop:
                 self._note(partial(self._answers.end, plan))
 
     def _go_on(self) -> None:
-        """Continue the message of the last start, if it was sent to this node."""
+        """Continue the message from before the restart, if it was sent to this node."""
         letter = Letter(self._journal.current)
         is_ours = letter.node_id == self._connection.node.node_id
         if is_ours and letter.ends > time.time():
@@ -203,7 +203,7 @@ class Loop:
         self._note(self._journal.put_down)
 
     def _count(self, letter: Letter, reason: Reason, why: str = "") -> None:
-        """Count a message that does not count, in journal and ledger.
+        """Add a message that does not count to the numbers in journal and ledger.
 
         The first of each reason in an hour is printed at once.
         """
@@ -354,7 +354,7 @@ class Loop:
     def _data_now(self, order: Order) -> str:
         """Return the SHA-256 of the data file.
 
-        If the file is missing, it is the hash of the approval: the worker refuses then.
+        If the file is missing, return the hash of the approval: then the worker refuses.
         """
         try:
             return file_sha256(self._site.data_path)

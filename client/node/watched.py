@@ -60,14 +60,16 @@ class WatchedFile:
                 "bad_input", words=f"{self._path} cannot be used"
             ) from None
         if self._trouble:
-            self._say(f"{self._path} is right again")
+            self._say(f"{self._path} can be used again")
         self._trouble = ""
         return self._site
 
     def _report(self, trouble: str) -> None:
         """Print what is wrong with the file, once."""
         if trouble != self._trouble:
-            self._say(f"{trouble} No task is answered until this file is right again.")
+            self._say(
+                f"{trouble} No task is answered until this file can be used again."
+            )
         self._trouble = trouble
 
     def _take(self, read: SiteFile) -> None:

@@ -70,9 +70,9 @@ class Room:
 
 
 class Worker:
-    """The worker process, seen from the connection.
+    """The worker process, as the connection process uses it.
 
-    It is started when it is needed, and ended when it is idle or hangs.
+    The process is started when it is needed, and ended when it is idle or hangs.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Worker:
         self.end()
 
     def start(self) -> None:
-        """Start the process if it does not run. It imports its libraries meanwhile."""
+        """Start the process if it does not run. It imports its libraries at once."""
         if self._process is not None and self._process.poll() is None:
             return
         self.end()
@@ -172,14 +172,14 @@ class Worker:
                 raise TimeoutError
 
     def _how_it_ended(self) -> tuple[str, str]:
-        """Return how the process ended: in words, and as a code of `REFUSALS`."""
+        """Return how the process ended, in words and as a code of `REFUSALS`."""
         assert self._process is not None
         try:
             code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             return "it closed its socket", "ended"
         if code == -signal.SIGKILL:
-            return "killed, as when memory runs out", "killed"
+            return "killed, perhaps for lack of memory", "killed"
         if code < 0:
             return f"killed by signal {-code}", "ended"
         return f"exit code {code}", "ended"
@@ -204,7 +204,7 @@ class Worker:
 
 
 class _Cleaned(logging.Formatter):
-    """Removes control characters: an error's text can hold words of a plan or of a file."""
+    """Removes control characters, because an error's text can quote a plan or a file."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format one entry, with its traceback."""

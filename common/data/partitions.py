@@ -30,7 +30,7 @@ def partition(
         site_sizes: name and number of examples of each site, in training order (`by_site` only).
 
     Raises:
-        ValueError: there are fewer examples than clients, or a client would be left with none.
+        ValueError: there are fewer examples than clients, or a client would get none of them.
     """
     if num_clients > len(labels):
         raise ValueError(
@@ -87,8 +87,8 @@ def deal_alike(
 ) -> list[Indices]:
     """Deal held-out examples so that each client gets its training share of each label.
 
-    By largest remainder; of two equal ones, that of the lower client. A label without training
-    examples goes to no client.
+    The method is that of largest remainders. If two are equal, the client with the lower number
+    comes first. Examples of a label that nobody trains on go to no client.
 
     Args:
         parts: positions in `train_labels` of each client.
@@ -132,7 +132,10 @@ def _split_sorted(
 def _consecutive(
     order: np.ndarray, num_clients: int, drop_remainder: bool
 ) -> list[Indices]:
-    """Cut into K runs of lengths that differ by at most one, or not at all."""
+    """Cut into K consecutive parts.
+
+    Their lengths differ by at most one. With `drop_remainder` they are equal.
+    """
     if drop_remainder:
         order = order[: len(order) // num_clients * num_clients]
     return np.array_split(order, num_clients)

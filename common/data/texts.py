@@ -41,7 +41,7 @@ class LabelledTexts:
 class TextData(Generic[T]):
     """A data set that is ready to be dealt to clients, as texts or as token ids.
 
-    It is equal to itself only, so that a cache can use it as a key.
+    Two objects are never equal, so that a cache can use one as a key.
     """
 
     train: T
@@ -57,7 +57,7 @@ class TextData(Generic[T]):
     opted_out: T
     """Training texts that take part in no round. The other parts hold none of them."""
     opted_out_sizes: tuple[int, ...]
-    """Number of them for each site, in the order of `opted_out`; () as for `site_sizes`."""
+    """Number of opted-out texts of each site, in the order of `opted_out`; () as `site_sizes`."""
     findings: tuple[str, ...]
     """Remarks for a person, one sentence each."""
 

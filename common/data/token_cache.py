@@ -1,8 +1,9 @@
 """Token ids kept on the disk between runs.
 
-A file is named after a hash of the texts, the content of the tokenizer, the cut and the versions
-of the libraries: if any of them changes, another file is made. It holds N and `starts` as int64,
-`ids` as int32, and the SHA-256 of these; a file that is cut short or damaged is made again.
+A file is named after a hash of the texts, the content of the tokenizer, the largest number of
+tokens and the versions of the libraries. If any of them changes, another file is made. It holds N
+and `starts` as int64, `ids` as int32, and the SHA-256 of these. An incomplete or damaged file is
+made again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 4 << 30
-"""Largest size of all files of a cache; beyond it, the files unused for longest are removed."""
+"""Largest size of all files of a cache.
+
+Above it, the files that were unused for longest are removed.
+"""
 Ragged = tuple[np.ndarray, np.ndarray]
 """ids (sum of lengths,) int32, starts (N + 1,) int64; text i is ids[starts[i]:starts[i + 1]]."""
 _CHUNK = 10_000  # texts tokenised or hashed at a time
@@ -35,7 +39,7 @@ _SEAL = 32  # bytes of a SHA-256
 
 
 def cache_folder(setting: str | None) -> Path | None:
-    """Return the folder of `data.token_cache`; `auto` is the user's own cache, None no cache."""
+    """Return the folder of `data.token_cache`: for `auto` the user's cache; None for no cache."""
     if setting is None:
         return None
     if setting != "auto":
@@ -61,8 +65,8 @@ def cached(
     """Return the token ids of these texts from `folder`; if they are not there, make and keep them.
 
     Token ids from the disk are mapped, not copied, and read-only. If the folder cannot be
-    written, the log says so and nothing else changes. Nothing is kept for a tokenizer without a
-    Rust core, whose content is not known.
+    written, the log says so and nothing else changes. For a tokenizer without a Rust core nothing
+    is kept, because its content is not known.
     """
     if not len(texts):
         return np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64)
@@ -152,7 +156,7 @@ def _write(file: Path, ragged: Ragged) -> None:
 
 
 def _trim(folder: Path, newest: Path) -> None:
-    """Remove the files unused for longest until the rest fits; `newest` stays."""
+    """Remove the files that were unused for longest, until the rest fits. Keep `newest`."""
     found = []
     for pattern in ("*.tokens", ".*.part"):
         for file in folder.glob(pattern):

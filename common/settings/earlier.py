@@ -49,7 +49,7 @@ EARLIER: dict[str, object] = {
     "personalisation.opt_out_clients": (),
     "recipe": "",
 }
-"""Value by dotted key."""
+"""The value of earlier versions, by dotted key of the setting."""
 
 
 def with_earlier(values: dict[str, Any]) -> dict[str, Any]:

@@ -39,8 +39,8 @@ class StrategySettings:
     beta_2: Annotated[float, Field(ge=0, lt=1)]
     """Decay of the mean of squared updates (`adam`, `yogi`)."""
     tau: PositiveFloat
-    """Added to the root of the squares; weights that move less move as with `sgd` (all except
-    `sgd`)."""
+    """Added to the root of the squared updates. Weights whose updates are smaller than this take
+    steps in proportion to them, as with `sgd` (all except `sgd`)."""
     min_sites: PositiveInt
     """Fewest updates that make a round if `on_missing` is `continue`."""
     wait_seconds: Seconds

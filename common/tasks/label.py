@@ -127,10 +127,10 @@ class LabelTask:
         confusion = _confusion(sums)
         if confusion.shape != (num_outputs, num_outputs):
             raise ValueError(
-                f"its counts are of {len(confusion)} labels, not of the run's {num_outputs}"
+                f"its counts have {len(confusion)} labels, but the run has {num_outputs}"
             )
         if confusion.max() > MOST_COUNTED:
-            raise ValueError(f"its counts are of {sums.num_examples} held-out examples")
+            raise ValueError(f"its counts cover {sums.num_examples} held-out examples")
 
     def has_small_cell(self, sums: Sums, smallest: int) -> bool:
         """Return true if a count of the matrix is above 0 and below `smallest`."""
@@ -217,7 +217,7 @@ def _macro_f1(confusion: np.ndarray) -> np.ndarray:
 
 
 def _wilson(share: float, num_examples: int) -> Interval:
-    """Wilson's score interval (1927): it stays inside [0, 1], and holds for few examples too."""
+    """Wilson's score interval (1927). It stays inside [0, 1], and is right for few examples too."""
     spread = _Z * sqrt(
         share * (1 - share) / num_examples + (_Z / (2 * num_examples)) ** 2
     )
@@ -228,7 +228,7 @@ def _wilson(share: float, num_examples: int) -> Interval:
 
 
 def _bootstrap(confusion: np.ndarray, num_examples: int) -> Interval:
-    """Percentile bootstrap of macro F1 (Efron 1979): 1,000 draws of as many examples.
+    """Percentile bootstrap of macro F1 (Efron 1979): 1,000 draws of the same size.
 
     The draws are the same each time.
     """

@@ -1,4 +1,4 @@
-"""Flat arrays as Flower arrays: by reference inside one process, serialised where they meet a wire.
+"""Flat arrays as Flower arrays: by reference inside one process, serialised for a network.
 
 They travel in pieces, each of one chunk of Flower's. Flower joins the chunks of a large array,
 copies them, and has NumPy read the copy: four times the model's size at once. Pieces are freed
@@ -21,7 +21,7 @@ _CHUNK_BYTES = 5 * 2**20  # Flower cuts what is longer into several chunks
 _NUMPY_HEADER = 128  # bytes, for any one-dimensional array
 _NUMPY = "numpy.ndarray"  # what Flower calls arrays in NumPy's file format
 PIECE_BYTES = (_CHUNK_BYTES - _NUMPY_HEADER) // 8 * 8
-"""Bytes of a whole piece: a whole number of elements of any type that travels."""
+"""Bytes of a full piece; the size of every element type that is sent divides it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Payload:
 
 
 class Array(FlowerArray):
-    """A piece of a flat array that is serialised only when it meets a wire.
+    """A piece of a flat array. It is serialised only when it is sent over a network.
 
     Flower's own class serialises at once; inside one process that would copy every model twice
     per client. The name must stay `Array`: Flower writes it into the header of the serialised
@@ -62,11 +62,11 @@ class Array(FlowerArray):
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
-        """The piece in NumPy's file format; a copy."""
+        """A copy of the piece, in NumPy's file format."""
         return b"".join(self.parts())
 
     def parts(self) -> tuple[bytes, memoryview]:
-        """Return the same as header and numbers, without a copy."""
+        """Return the header and the numbers of `data`, without a copy."""
         piece = self.whole[self.start : self.start + self.shape[0]]
         header = BytesIO()
         np.lib.format.write_array_header_1_0(
@@ -79,7 +79,7 @@ class Array(FlowerArray):
 
 
 def _piece(array: np.ndarray) -> int:
-    """Return the number of elements of a whole piece."""
+    """Return the number of elements of a full piece."""
     return PIECE_BYTES // array.dtype.itemsize
 
 
@@ -96,12 +96,12 @@ def from_record(record: ArrayRecord, most_bytes: float = inf) -> dict[str, np.nd
     """Inverse of `to_record`. Pieces that came over a wire are removed from the record.
 
     Args:
-        most_bytes: the largest size of all arrays together. Pieces with the same content travel
-            once, so a small message can hold a large array.
+        most_bytes: the largest size of all arrays together. Pieces with the same content are
+            sent once, so a small message can hold a large array.
 
     Raises:
         ValueError: the arrays are larger than `most_bytes`.
-        Exception: of any kind; the record does not hold such arrays.
+        Exception: of any kind, if the record holds something else.
     """
     names = dict.fromkeys(key.rpartition(".")[0] for key in record)
     arrays: dict[str, np.ndarray] = {}

@@ -163,8 +163,8 @@ def unpack_update(content: RecordDict, task: Task, most_bytes: float = inf) -> U
 
     Args:
         task: reads the sums.
-        most_bytes: the largest size of all arrays together. More are refused before memory is
-            reserved.
+        most_bytes: the largest size of all arrays together. A larger answer is refused before
+            memory is reserved.
 
     Raises:
         BadAnswer: the answer does not have the form of an update.
@@ -181,7 +181,7 @@ def unpack_update(content: RecordDict, task: Task, most_bytes: float = inf) -> U
 
 
 def pack_hello(settings: Settings | None) -> RecordDict:
-    """Pack the request to introduce itself; without settings if the client has a plan."""
+    """Pack the request for an introduction, without settings if the client has a plan."""
     return RecordDict({"task": ConfigRecord(_settings_field(settings))})
 
 
@@ -286,5 +286,5 @@ def check_answered(content: RecordDict) -> RecordDict:
     code = str(refusal.get("code", ""))
     key = str(refusal.get("key", ""))
     if code not in REFUSALS:
-        raise NoAnswer("it refuses, without a reason that is known here")
+        raise NoAnswer("it refuses, and its reason is not known here")
     raise NoAnswer(refusal_text(code, key), code)

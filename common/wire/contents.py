@@ -26,7 +26,7 @@ def put_arrays(content: RecordDict, arrays: dict[str, np.ndarray]) -> None:
 
 
 def dump_content(words: dict[str, Any], content: RecordDict) -> bytes:
-    """Write the records of a content, without arrays and bytes, and other plain values as JSON."""
+    """Write as JSON: the records of a content, without arrays and bytes, and other plain values."""
     configs = {name: dict(record) for name, record in content.config_records.items()}
     metrics = {name: dict(record) for name, record in content.metric_records.items()}
     return json.dumps({"words": words, "config": configs, "metric": metrics}).encode()

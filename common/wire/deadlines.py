@@ -1,4 +1,4 @@
-"""Times that both sides of a round respect."""
+"""Time limits that both server and clients keep."""
 
 from __future__ import annotations
 

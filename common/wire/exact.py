@@ -1,4 +1,4 @@
-"""A lossless form: the distance of each number from its base, in steps of fp32, in few bytes.
+"""A lossless form: the distance of each number from its base, counted in steps of fp32.
 
 The bit patterns of two near fp32 numbers differ by a small whole number. A round of fine-tuning
 moves most numbers by less than 32,768 such steps, which takes two bytes instead of four.
@@ -23,8 +23,8 @@ def encode(
 
     Returns:
         widths: (blocks,) uint8, bytes per step in each block.
-        steps: uint8, the low bytes of the steps, block after block; the lowest number of a width
-            marks a step that does not fit.
+        steps: uint8, the low bytes of the steps, block after block. The lowest number that a
+            width can hold is the mark of a step that does not fit.
         others: int32, the steps that do not fit, in order.
     """
     new = tensors.view(np.int32)
@@ -57,7 +57,7 @@ def encode(
 
 
 def _narrowest(sizes: np.ndarray) -> tuple[int, bool]:
-    """Return the first width that takes the fewest bytes, and whether some steps do not fit."""
+    """Return the width that takes the fewest bytes, and whether some steps do not fit into it."""
     best = 0
     least = 0
     some_left = False
@@ -74,7 +74,7 @@ def _narrowest(sizes: np.ndarray) -> tuple[int, bool]:
 
 
 def _bound(width: int) -> int:
-    """Return the smallest size that does not fit; its negative is the mark."""
+    """Return the smallest step that does not fit into `width` bytes. Its negative is the mark."""
     return 1 << (8 * width - 1)
 
 

@@ -13,7 +13,7 @@ ArrayTable = list[tuple[str, str, int]]
 
 
 def table_of(arrays: dict[str, np.ndarray]) -> ArrayTable:
-    """Return the table of a memory that holds these flat arrays."""
+    """Return the table of these flat arrays."""
     return [(name, str(array.dtype), len(array)) for name, array in arrays.items()]
 
 

@@ -1,4 +1,4 @@
-"""The forms in which tensors are sent: a table of pairs, encode and decode.
+"""The forms in which tensors are sent. Each row of the table has encode and decode.
 
 Both ends hold the tensors that a form builds on (`base`). All forms use NumPy on one thread:
 encoding runs beside the training of other sites, and more threads would wait for each other.
@@ -26,10 +26,10 @@ class Form:
     """A way to write (P,) fp32 numbers as flat arrays."""
 
     encode: Callable[[np.ndarray, np.ndarray, np.ndarray | None], Arrays]
-    """From tensors, base and residual, which is added first and then holds the new loss."""
+    """Takes tensors, base and residual. The residual is added first, then holds the new loss."""
     decode: Callable[[Arrays, np.ndarray, np.ndarray], None]
-    """From arrays and base into the last argument. Raises KeyError or ValueError for arrays of
-    another form."""
+    """Takes arrays and base, and writes into the last argument. Raises KeyError or ValueError
+    for arrays of another form."""
 
 
 FORMS: dict[str, Form] = {EXACT: Form(exact.encode, exact.decode)} | {
@@ -84,7 +84,7 @@ def decode(
         FORMS[payload.form].decode(payload.arrays, base, out)
     except KeyError as error:
         raise ValueError(
-            f"its tensors are not of the form {payload.form}: no {error}"
+            f"its tensors are not of the form {payload.form}: {error} is missing"
         ) from None
     return out
 

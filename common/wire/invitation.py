@@ -92,8 +92,8 @@ _TYPES: dict[type, str] = {
 
 
 def write_document(document: Document, path: Path, *keys: Ed25519PrivateKey) -> str:
-    """Write a document, signed with each key; return its fingerprint. A file at `path` is
-    replaced whole."""
+    """Write a document, signed with each key; return its fingerprint. A file that is
+    already at `path` is replaced."""
     envelope = sign(_TYPES[type(document)], document, *keys)
     write_atomically(
         path, lambda part: part.write_text(envelope + "\n", encoding="ascii")
@@ -107,11 +107,11 @@ def read_document(
     """Return the document in a file, and its fingerprint.
 
     Args:
-        signed_with: public keys, of which one must have signed it; by default the key in the
+        signed_with: public keys; one of them must have signed it. By default the key in the
             document.
 
     Raises:
-        ValueError: the file cannot be read, is no such document, or was changed after it was
+        ValueError: the file cannot be read, is another document, or was changed after it was
             signed.
     """
     name = kind.__name__.lower()

@@ -41,7 +41,7 @@ class TrainRequest:
     """Number of the client in this run."""
     mean_steps: float = 0.0
     """Mean number of optimiser steps of the clients in the last round; 0 without control
-    variates, or if they start anew."""
+    variates, or if they start again."""
 
 
 @dataclass(frozen=True)

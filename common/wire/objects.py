@@ -3,9 +3,9 @@
 A message travels as a tree of objects: message, RecordDict, records, arrays, chunks. Each is
 `<type> <ids of its children, with commas> <length of its body>`, a zero byte, and the body. Its
 id is the SHA-256 of all that, so a record's id proves everything in the record. Flower's own
-reader fetches a whole tree before it checks anything, and checks no hash. This one fetches only
-signed objects, checks every piece on arrival, and writes the tensors into memory of the caller's
-choice.
+reader fetches a whole tree before it checks anything, and checks no hash. This reader fetches only
+signed objects and checks every piece on arrival. It writes the tensors into memory that the caller
+chooses.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Fetch = Callable[[Sequence[str]], Iterator[bytes]]
 
 @dataclass(frozen=True)
 class Object:
-    """An object that can be written many times."""
+    """An object. `write` can be called many times."""
 
     object_id: str
     num_bytes: int
@@ -151,7 +151,7 @@ def parse(content: bytes, kind: str = "") -> tuple[str, list[str], memoryview]:
         kind: the type it must have; empty for any.
 
     Raises:
-        NotAuthentic: the bytes are no object, or an object of another type.
+        NotAuthentic: the bytes are not an object, or it has another type.
     """
     divider = content.find(b"\x00")
     try:
@@ -208,8 +208,8 @@ def read_content(
         names: object ids of the received records.
         signed: ids and sizes of the signed records.
         make_room: reserves memory of n bytes, (n,) uint8.
-        most_bytes: the largest size of all arrays together. More are refused before memory is
-            reserved.
+        most_bytes: the largest size of all arrays together. A larger content is refused before
+            memory is reserved.
 
     Raises:
         NotAuthentic: the received records are not the signed ones, or an object does not fit its
@@ -318,7 +318,7 @@ def _references(written: bytes, kind: str) -> dict[str, str]:
 
 
 def _checked(ids: Sequence[str], fetch: Fetch, most_bytes: float) -> Iterator[bytes]:
-    """Yield objects' contents, checked against their ids; at most `most_bytes` in all."""
+    """Yield the contents of objects, checked by their ids, at most `most_bytes` in total."""
     left = most_bytes
     for object_id, content in zip(ids, fetch(ids), strict=True):
         left -= len(content)

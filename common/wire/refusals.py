@@ -26,7 +26,7 @@ REFUSALS = {
     "plan_over": "the plan has ended, or has not begun",
     "not_in_plan": "the plan does not list it with its key",
     "unknown_peer": (
-        "it does not know another site of the plan under its key (wardround-site peers)"
+        "it does not trust the key of another site in the plan (wardround-site peers)"
     ),
     "other_version": (
         "its version of wardround does not work with the server's "
@@ -38,7 +38,7 @@ REFUSALS = {
     "out_of_order": "it has already answered a later round",
     "data_changed": "its texts have changed since the plan was approved",
     "data_too_close": (
-        "its texts differ by a few from texts it answered for "
+        "only a few of its texts differ from those of an earlier answer "
         "(its policy.min_changed_texts)"
     ),
     "too_few_texts": "it has fewer texts than its policy requires",
@@ -57,12 +57,12 @@ REFUSALS = {
         "it has answered this round for another model, and answers each round once"
     ),
     "answer_lost": (
-        "its answer to this round was sent and is gone; "
+        "it has sent its answer to this round and lost its copy; "
         "it does not train the round again"
     ),
     "another_start": "the first model is not the one it computes from its own files",
     "too_far": "the model is further from the last one than its policy allows",
-    "counts_withheld": "its counts stay there: one of them is small (its policy.min_count)",
+    "counts_withheld": "it keeps its counts, because one is small (its policy.min_count)",
     "another_model": "its policy does not list its model's file",
 }
 """The codes that a client sends if it does not do its work, and the server's text for each."""

@@ -20,11 +20,11 @@ class Rounding:
     dtype: np.dtype
     """Type of `values`, (P,)."""
     round: Callable[[np.ndarray], np.ndarray]
-    """From fp32 to the nearest `values`; if there are scales, from the delta divided by them."""
+    """Turns fp32 into the nearest `values`. With scales, the input is the delta divided by them."""
     restore: Callable[[np.ndarray], np.ndarray]
-    """From `values` back to fp32."""
+    """Turns `values` back into fp32."""
     scale: Callable[[np.ndarray], np.ndarray] | None = None
-    """From the largest size in each group to the group's divisor, fp32; None for no scales."""
+    """Turns each group's largest absolute value into its divisor, fp32; None for no scales."""
 
 
 def _to_bf16(delta: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ def _from_bf16(values: np.ndarray) -> np.ndarray:
 
 
 def _power_of_two(largest: np.ndarray) -> np.ndarray:
-    """Return a power of two: the division is exact, so small deltas keep all 11 bits."""
+    """Return a power of two. So the division is exact, and small deltas keep all 11 bits."""
     _, exponents = np.frexp(largest)
     scales: np.ndarray = np.ldexp(np.float32(1), np.clip(exponents, -120, 120))
     return scales

@@ -108,7 +108,7 @@ class Statement:
     """SHA-256 of the run's statement; empty in an answer to a message that does not count."""
     round: Whole
     attempt: Whole
-    """Number of this question to the site in this run, from 1; new if it is repeated."""
+    """Number of this question to the site in this run, from 1. Each repetition has a new one."""
     kind: str
     """Message type, as in `common/wire/messages.py`."""
     sender: str
@@ -182,7 +182,7 @@ def open_envelope(envelope: str, payload_type: str, keys: Collection[str]) -> by
     """Return the payload, if one of these public keys (OpenSSH form) has signed it.
 
     Raises:
-        NotAuthentic: it is no envelope of this type, or none of the keys has signed it.
+        NotAuthentic: it is not an envelope of this type, or no key of these has signed it.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
@@ -256,7 +256,7 @@ class Question:
     digest: str
     """SHA-256 of the statement; the answer repeats it."""
     run_key: str
-    """The public key that signed it, OpenSSH form."""
+    """The public key that signed it, in OpenSSH form."""
     run_ends: float
     """End of the run's questions, in seconds since 1970."""
     plan: str

@@ -1,4 +1,4 @@
-"""A few calls at a time, their results in order."""
+"""Makes a few calls at the same time, and returns their results in order."""
 
 from __future__ import annotations
 

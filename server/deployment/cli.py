@@ -112,8 +112,8 @@ def init(
     if not encrypt:
         typer.echo(
             f"WARNING: '{folder.authority.key}' is not encrypted: anyone who reads it can "
-            "pretend to be this server. Keep it elsewhere until `wardround server renew`, or make the folder "
-            "with --encrypt-ca-key.",
+            "pretend to be this server. Keep it elsewhere until `wardround server renew`, or "
+            "make the folder with --encrypt-ca-key.",
             err=True,
         )
     typer.echo(
@@ -123,7 +123,7 @@ def init(
 
 @command(app)
 def renew(days: Days = 365, path: Dir = DEFAULT_FOLDER) -> None:
-    """Renew the server certificate, with the same authority. Sites change nothing.
+    """Renew the server certificate, with the same authority. Sites need no change.
 
     Examples:
       wardround server renew
@@ -143,7 +143,7 @@ def up(
         bool,
         typer.Option(
             "--insecure",
-            help="No TLS; any node on this machine may connect. See also --fleet-host.",
+            help="Use no TLS: any node on this machine may connect. See also --fleet-host.",
         ),
     ] = False,
     fleet_host: Annotated[
@@ -205,7 +205,7 @@ def invite(
     address: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT", help="Address that this site dials, if it is another."
+            metavar="HOST:PORT", help="Address for this site, if not the usual one."
         ),
     ] = None,
     labels: Annotated[
@@ -413,10 +413,10 @@ def rotate_key(
       wardround server rotate-key --key signing.key
       wardround server rotate-key --signed rotation.json
 
-    Send rotation.json to every site; each accepts it with `wardround-site trust`. Do it between runs:
-    a site that trusts the new key answers no run of the old one. If somebody else may have the old
-    key, this file proves nothing: delete signing.key, make a new one with this command, and invite every
-    site again.
+    Send rotation.json to every site. Each accepts it with `wardround-site trust`. Do it between
+    runs: a site that trusts the new key answers no run of the old key. If somebody else may have
+    the old key, this file proves nothing. Then delete signing.key, make a new one with this
+    command, and invite every site again.
     """
     from wardround.server.deployment.signing_key import rotate_key as rotate
     from wardround.server.deployment.signing_key import take_rotation

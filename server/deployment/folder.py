@@ -128,7 +128,7 @@ class ServerFolder:
         return folder
 
     def renew(self, days: int = SERVER_DAYS, passphrase: str = "") -> None:
-        """Make a new server key and certificate from the same authority. Sites change nothing."""
+        """Make a new server key and certificate from the same authority. Sites need no change."""
         issue_server_certificate(
             self.authority,
             self.server,

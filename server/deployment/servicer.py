@@ -148,7 +148,7 @@ class OwnMessages(FleetServicer):
         return super().ActivateNode(request, context)
 
     def SendNodeHeartbeat(self, request: Any, context: Any) -> Any:
-        """Do as Flower does, with the server's interval, as in `ActivateNode`."""
+        """Do as Flower does, but with the server's interval. See `ActivateNode`."""
         request.heartbeat_interval = HEARTBEAT_DEFAULT_INTERVAL
         return super().SendNodeHeartbeat(request, context)
 

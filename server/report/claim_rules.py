@@ -42,28 +42,28 @@ PAPER_MODELS, PAPER_DATA, PAPER_CLIENTS = (
 )
 
 SHARP_DROP = 0.25
-"""Retained accuracy lost in one doubling of K above which the drop is sharp."""
+"""A drop is sharp if one doubling of K loses more retained accuracy than this."""
 RISE_TOLERANCE = 0.02
-"""Retained accuracy by which the largest K may exceed K = 1 without counting as a rise."""
+"""The end rises only if the largest K has more retained accuracy than K = 1 plus this."""
 NEAR_CHANCE = 0.10
-"""Retained accuracy at or below which a run is near chance."""
+"""A run is near chance if its retained accuracy is at most this."""
 STRUGGLING_SHARE = 0.90
-"""Share of the K = 1 accuracy below which a run struggles (the paper's own 90 %)."""
+"""A run struggles below this share of the K = 1 accuracy (the paper's own 90 %)."""
 MOSTLY = 0.75
 """Share of cells that has to reach the target for "mostly"."""
 AT_CHANCE_MARGIN = 0.05
 """A round is at chance if its accuracy is at most 1 / number of labels plus this margin.
 
-`wardround.server.diagnostics.collapse.chance_limit` is another rule: it judges a run by the noise
-of its own test set. This one is for a plateau that readers see in a figure: two standard errors of
-the paper's test sets are 0.01.
+Two standard errors of the paper's test sets are 0.01. This rule is for a plateau that readers see
+in a figure. `wardround.server.diagnostics.collapse.chance_limit` is another rule: it judges a run
+by the noise of its own test set.
 """
 LONG_PLATEAU = 0.20
 """A plateau is long if it lasts for this share of the budget's rounds."""
 LEARNED_MARGIN = 0.05
-"""K = 1 has to beat chance by more than this; otherwise there is no decline to measure."""
+"""K = 1 must beat chance by more than this. Otherwise no decline can be measured."""
 STEEPER_MARGIN = 0.01
-"""Mean retained accuracy by which one decline has to exceed another to be steeper."""
+"""One decline is steeper than another if it loses this much more mean retained accuracy."""
 
 
 def gather(sweep: SweepData) -> pd.DataFrame:
@@ -168,8 +168,8 @@ def is_near_chance(shares: Shares, is_whole: bool) -> tuple[Finding, str]:
 
 
 def by_k(rule: Callable[..., tuple[Finding, str]], *options: int) -> Rule:
-    """Turn a rule on retained accuracy into one on cells; open if K = 1 is missing or learned
-    nothing."""
+    """Turn a rule on retained accuracy into one on cells. It is open if K = 1 is missing or
+    learned nothing."""
 
     def judge_cells(cells: pd.DataFrame) -> Found:
         shares = cells["share"].droplevel(["model", "data"]).dropna().to_dict()
@@ -232,7 +232,7 @@ def mostly_reached(cells: pd.DataFrame) -> Found:
 
 
 def rounds_at_chance(curve: Sequence[float], chance: float) -> int:
-    """Return the rounds before the curve first leaves chance; all of its rounds if it never does.
+    """Return how many rounds the curve stays at chance at its start; all if it never leaves chance.
 
     Args:
         curve: test accuracy of round 0, 1, 2 …
@@ -256,8 +256,10 @@ def never_moves(curve: Sequence[float], chance: float, budget: float) -> bool:
 
 
 def some_curve(rule: Callable[[Sequence[float], float, float], bool]) -> Rule:
-    """Turn a rule on a curve into one on cells. It holds for one curve; it fails only if all are
-    known."""
+    """Turn a rule on a curve into one on cells.
+
+    It holds if it holds for one curve. It fails only if all curves are known.
+    """
 
     def judge_cells(cells: pd.DataFrame) -> Found:
         known = cells.dropna(subset=["curves", "chance", "budget"]).droplevel(
@@ -283,8 +285,8 @@ def some_curve(rule: Callable[[Sequence[float], float, float], bool]) -> Rule:
 
 
 def steepest_on_imdb(cells: pd.DataFrame) -> Found:
-    """Holds if IMDB loses more retained accuracy (mean over K > 1) than any other, by
-    STEEPER_MARGIN."""
+    """Holds if IMDB loses more retained accuracy (mean over K > 1) than any other
+    data set, by STEEPER_MARGIN."""
     several = cells["share"][cells.index.get_level_values("num_clients") > 1]
     losses = (
         (1 - several)

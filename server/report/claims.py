@@ -65,7 +65,10 @@ PAPER_KEYS = (
 LARGE_CLIENTS = (8, 16, 32)
 """K "when the number of clients is high" (section 4.3): above the 4 of section 4.1."""
 STEEP_FROM = (("imdb", 4), ("yelp_full", 8), ("ag_news", 8))
-"""Smallest K at which DistilBERT's drop may end: above 4, except for IMDB (section 4.1: 4)."""
+"""Data set, and the smallest K at which a drop of DistilBERT may end.
+
+It is above the 4 of section 4.1, except for IMDB.
+"""
 NEAR_CHANCE_ON = ("imdb", "yelp_full")
 STRUGGLES_AT = (("imdb", 4), ("yelp_full", 16), ("ag_news", 16))
 MISSES_AT = (("yelp_full", 16), ("imdb", 4))

@@ -21,7 +21,7 @@ class Findings:
     """Template that extends `sweep.j2`."""
     file: str
     entries: Sequence[Any]
-    """Dataclasses: the content of the file, and `entries` in the template."""
+    """Dataclasses. They are the content of the file, and `entries` in the template."""
     drawings: Sequence[Drawing] | None = None
     """Figures instead of the sweep's own."""
     facts: Mapping[str, object] = field(default_factory=dict)

@@ -30,9 +30,9 @@ class Broadcast:
         self._clients = clients
         self._settings = settings
         self._holds: dict[int, tuple[str, float]] = {}
-        """By node id: the version of the model that the node holds, and until when."""
+        """By node id: the version of the model that the node holds, and the end of that time."""
         self.bytes_sent = 0
-        """Bytes of all tensors since this was set to 0, as they travelled."""
+        """Bytes of all tensors as they were sent, since this was set to 0."""
 
     def ask(
         self,
@@ -77,9 +77,9 @@ class Broadcast:
         """Note the version of the model that a client holds; empty if it holds no model.
 
         Args:
-            answered: time of its answer, by `time.monotonic()`. If the answer waited for
-                those of others, the client may hold nothing any more by now; a second
-                request would cost the round its time.
+            answered: time of its answer, by `time.monotonic()`. If that was long ago, because
+                other answers were read first, the client may hold nothing any more. A
+                second request would cost the round time.
         """
         until = answered + KEPT_SECONDS - _MARGIN_SECONDS
         self._holds[member.node_id] = (version, until)
@@ -87,7 +87,7 @@ class Broadcast:
     def step_from(
         self, before: RoundState, state: RoundState
     ) -> tuple[str, Payload] | None:
-        """Return `RoundState.step` of `state`, which follows on `before`."""
+        """Return `RoundState.step` of `state`. The state before it is `before`."""
         held = {version for version, _ in self._holds.values()}
         if before.version not in held:
             return None

@@ -1,4 +1,4 @@
-"""The moments of a run that others can follow."""
+"""The moments of a run at which other code is called."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Callback:
     """Does nothing; subclasses override the moments that they need."""
 
     def resumed(self, last_round: int) -> str | None:
-        """The run continues after `last_round`. A returned text ends it, as the reason."""
+        """The run continues after `last_round`. A returned text is the reason to end the run."""
         return None
 
     def before_round(self, round: int, names: Sequence[str]) -> None:
@@ -31,7 +31,7 @@ class Callback:
         """
 
     def after_round(self, record: RoundRecord) -> str | None:
-        """A round is whole and measured. A returned text ends the run, as the reason."""
+        """A round is complete and measured. A returned text is the reason to end the run."""
         return None
 
     def warn(self, text: str) -> None:

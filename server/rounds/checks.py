@@ -17,7 +17,7 @@ from wardround.common.wire.messages import Update
 from wardround.server.rounds.members import Member
 
 _MOST_SQUARED = 1e30
-"""Largest sum of squares of all weights: beyond it, norms and means would overflow."""
+"""Largest sum of squares of all weights: above it, norms and means would overflow."""
 
 
 def check_update(update: Update, number: int, layout: Layout, member: Member) -> None:
@@ -66,7 +66,7 @@ def open_tensors(update: Update, global_tensors: Tensor, scratch: np.ndarray) ->
     if not bool(torch.isfinite(tensors).all()):
         raise BadAnswer("its update holds values that are not finite")
     raise BadAnswer(
-        f"its update holds values larger than weights are: {DIVERGED}; lower the "
+        f"its update holds values that are too large for weights: {DIVERGED}; lower the "
         "learning rate"
     )
 
@@ -82,12 +82,12 @@ def check_counts(
 
     Raises:
         BadAnswer: the counts have another form than asked for, or are not sane.
-        ExamplesChanged: they are of another number of examples than when the client
-            joined.
+        ExamplesChanged: they cover another number of examples than the client reported
+            when it joined.
     """
     if len(counts.parts) != num_parts:
         raise BadAnswer(
-            f"its counts are of {len(counts.parts)} part(s) of its held-out texts, "
+            f"its counts cover {len(counts.parts)} part(s) of its held-out texts, "
             f"not {num_parts}"
         )
     for part in counts.parts:
@@ -96,19 +96,19 @@ def check_counts(
         except ValueError as error:
             raise BadAnswer(str(error)) from None
         if part.num_examples == 0:
-            raise BadAnswer(f"its counts are of {part.num_examples} held-out examples")
+            raise BadAnswer(f"its counts cover {part.num_examples} held-out examples")
         if not _is_sane(part.loss_sum):
             raise BadAnswer(f"its counts have a summed loss of {part.loss_sum}")
     num_examples = sum(part.num_examples for part in counts.parts)
     most = member.most_examples
     if most is not None and num_examples > most:
         raise BadAnswer(
-            f"its counts are of {num_examples} held-out examples, but it is registered "
-            f"with {most} at most"
+            f"its counts cover {num_examples} held-out examples, but its registration "
+            f"allows at most {most}"
         )
     if num_examples != member.num_held_out:
         raise ExamplesChanged(
-            f"its counts are of {num_examples} held-out examples, but it joined with "
+            f"its counts cover {num_examples} held-out examples, but it joined with "
             f"{member.num_held_out}; it will be asked to introduce itself again"
         )
 

@@ -31,7 +31,7 @@ class Request:
 
 
 Answer = RecordDict | BadAnswer | None
-"""A content; a refusal, if there is none or it does not count; None if no answer came in
+"""A content. A refusal if there is no content or it does not count. None if no answer came in
 time."""
 
 
@@ -39,7 +39,7 @@ class Clients(Protocol):
     """The clients of a run, wherever they are."""
 
     approve_plans: bool
-    """If they carry out a plan that they approved, so that no message brings settings."""
+    """True if they execute a plan that they approved: then messages carry no settings."""
     most_bytes: float
     """Most bytes of the tensors in one update, from the size of the model. Larger
     updates are refused before memory is allocated."""
@@ -56,11 +56,12 @@ class Clients(Protocol):
         """Send all requests; the iterator then yields one answer for each, in their order.
 
         An answer is fetched only when its turn has come. So at most two are in memory
-        here, and sums over them do not depend on who was fastest. Delivered answers can
-        be fetched for LATE_SECONDS after the timeout: those behind one that never came.
+        here, and sums over them do not depend on which client was fastest. If an answer
+        never comes, those after it can still be fetched for LATE_SECONDS after the
+        timeout.
 
         Args:
-            timeout: seconds from sending until the last answer is given up.
+            timeout: seconds from sending until the server stops waiting for answers.
 
         Raises:
             RunFailed: a request could not be sent.
@@ -138,5 +139,5 @@ def _message(request: Request, kind: str, round: int, lifetime: float) -> Messag
 
 
 def _is_timeout(reply: Message) -> bool:
-    """True for Flower's own reply that no answer came in time."""
+    """Return True if this is Flower's own reply that no answer came in time."""
     return reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE

@@ -27,7 +27,7 @@ Decisions = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class _Hello:
-    """A greeting of some nodes, and their answers."""
+    """A greeting that was sent to some nodes, and their answers."""
 
     nodes: dict[int, str]
     """Node ids, with the names of their sites."""
@@ -42,7 +42,7 @@ class _Silence:
     pause: int
     """Number of rounds in which it is not greeted."""
     until: int
-    """The round, counted by calls of `members`, in which it is greeted again."""
+    """The round in which it is greeted again; each call of `members` is one round."""
 
 
 class Cohort:
@@ -57,7 +57,7 @@ class Cohort:
         simulated_sites: Sequence[str] = (),
     ) -> None:
         """Args:
-        sites: by name, the most examples that each registered site may have (None if
+        sites: the largest number of examples of each registered site, by name (None if
             there is no limit); None or empty in a simulation.
         write_decisions: is called with each site's answer to the plan.
         simulated_sites: the names of a simulation's clients, in the order of their
@@ -160,9 +160,9 @@ class Cohort:
         """Return the clients of the next round, by number.
 
         Clients of a simulation that have opted out are left out. Newcomers are greeted
-        first, for at most 10 s. One that has to read its texts first needs longer, and
-        joins two rounds later. One that stays silent is greeted less and less often,
-        after 2, 4, 8 rounds.
+        first, for at most 10 s. A newcomer that has to read its texts first needs longer,
+        and joins two rounds later. One that does not answer is greeted less and less
+        often: after 2, 4, 8 rounds.
         """
         self._num_calls += 1
         if len(self._members) < self._settings.num_clients:
@@ -201,7 +201,7 @@ class Cohort:
         self._members.pop(member.node_id, None)
 
     def _online(self) -> dict[int, str]:
-        """Return connected clients by node id, with names; if sites, those of this run."""
+        """Return connected clients by node id, with names. Of sites, only those of this run."""
         online = self._clients.online()
         if not self._numbers:
             return dict(sorted(online.items())[: self._settings.num_clients])
@@ -261,7 +261,7 @@ class Cohort:
                 if member.name != site
             }
         if any(member.client == client for member in self._members.values()):
-            raise BadAnswer(f"another node is client {client} already")
+            raise BadAnswer(f"another node is already client {client}")
         self._members[node_id] = Member(
             client=client,
             name=known_site or f"client {client}",
@@ -292,7 +292,7 @@ class Cohort:
 
         With `strategy.on_excess=clip` an update's weight is lowered to the bound. Counts
         of held-out texts cannot be lowered, since only the site can select the texts. So
-        too many of those are refused in any case.
+        too many held-out texts are refused in any case.
         """
         claimed = card.num_examples
         held_out = card.num_held_out
@@ -303,10 +303,10 @@ class Cohort:
             return
         if claimed > most and self._settings.strategy.on_excess == "refuse":
             raise BadAnswer(
-                f"it reports {claimed} examples, but is registered with {most} at most"
+                f"it reports {claimed} examples, but its registration allows at most {most}"
             )
         if held_out > most:
             raise BadAnswer(
-                f"it reports {held_out} held-out examples, but is registered with {most} "
-                "at most"
+                f"it reports {held_out} held-out examples, but its registration allows at "
+                f"most {most}"
             )

@@ -11,7 +11,7 @@ from wardround.server.rounds.members import Member
 def mean_steps(
     last: RoundRecord, members: Sequence[Member], weights: Mapping[int, float]
 ) -> float:
-    """Return the mean of the clients' optimiser steps in the last round, for the clients.
+    """Return the mean of the clients' optimiser steps in the last round, to send to the clients.
 
     It is 0 if control variates start again: in round 1, after a round in which a client
     had no control variate, and if clients, their examples or their weights have changed.

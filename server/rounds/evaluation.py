@@ -42,8 +42,8 @@ class Evaluation:
         self.num_outputs = model_state.text_model.num_outputs
         fraction = settings.evaluation.validation_fraction
         self.num_parts = 2 if fraction else 1
-        """Number of parts that are counted: the reported one, and the one that chooses
-        the best model."""
+        """Number of parts that are counted: the reported part, and the part that
+        chooses the best model."""
         self._parts: tuple[np.ndarray, ...] = ()
         """Indices into the central test set, (n,) int64 each, in that order."""
         if test is not None:
@@ -80,7 +80,7 @@ class Evaluation:
     def _over_parts(
         self, test: TokenisedTexts, chosen: np.ndarray
     ) -> tuple[Sums, float]:
-        """As the authors' code: K parts of the test set, batch scores averaged in each."""
+        """Measure like the authors' code: K parts of the test set, the mean batch score of each."""
         parts = np.array_split(chosen, min(self.settings.num_clients, len(chosen)))
         sums = [self.count(test, part) for part in parts]
         scores = [np.mean(part.batch_scores) for part in sums]
@@ -106,7 +106,7 @@ class Evaluation:
     def complete(
         self, record: RoundRecord, measured: tuple[Sums, float] | None
     ) -> None:
-        """Put the result of `measure` into the record, or let it wait if there is none.
+        """Put the result of `measure` into the record. Without a result the record waits.
 
         Raises:
             RunFailed: the loss is not finite.

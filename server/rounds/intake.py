@@ -21,12 +21,12 @@ from wardround.server.rounds.state import RoundState
 
 @dataclass(frozen=True)
 class OpenUpdate:
-    """An update that may be folded into the mean."""
+    """A checked update that may be added to the mean."""
 
     message: Update
     tensors: Tensor  # (P,) fp32, valid until the next answer
     norm_received: float | None
-    """L2 norm as it came; None if it was not clipped."""
+    """L2 norm before clipping; None if it was not clipped."""
 
 
 class Intake:
@@ -63,7 +63,7 @@ class Intake:
 
 
 def content_or_refusal(answer: RecordDict | BadAnswer) -> RecordDict:
-    """Return the content of an answer. Raises the refusal if there is none."""
+    """Return the content of an answer. If there is none, raise the refusal."""
     if isinstance(answer, BadAnswer):
         raise answer
     return answer

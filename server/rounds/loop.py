@@ -83,7 +83,7 @@ class TrainedRound:
 
 
 class FederatedAveraging:
-    """FedAvg over clients. It does not depend on where they run."""
+    """FedAvg over clients. It works the same wherever they run."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class FederatedAveraging:
         self._has_variates = settings.train.control_variates
         self._has_shares = self.strategy.max_share is not None or self._has_variates
         self._reason: str | None = None
-        """Why the run ends before any further round, in words."""
+        """The reason to end the run before another round, in words."""
         self._total_steps: dict[int, int] = {}
         """Optimiser steps of each client in the whole run so far."""
 
@@ -123,7 +123,7 @@ class FederatedAveraging:
     def resume(self, history: Sequence[RoundRecord], last: RoundRecord) -> None:
         """Continue after `last`, the checkpoint's record.
 
-        The history may lack it, if the run was killed between the two.
+        The history may lack this record, if the run was killed between the two writes.
         """
         is_in_history = any(record.round == last.round for record in history)
         for record in history if is_in_history else [*history, last]:
@@ -296,7 +296,7 @@ class FederatedAveraging:
         return RoundState(layout, tensors, record)
 
     def _ask_for_counts(self, state: RoundState) -> dict[str, Sums]:
-        """Return the sites' counts for the last model, from messages of their own."""
+        """Return the sites' counts for the last model. They come in separate messages."""
         members = self.cohort.members()
         counts: dict[str, Sums] = {}
         self.callbacks.before_round(state.round, [member.name for member in members])
@@ -330,7 +330,7 @@ class FederatedAveraging:
         )
 
     def _after_round(self, record: RoundRecord | None) -> str | None:
-        """Call `after_round` if there is a record and its model is measured."""
+        """Call `after_round` if there is a record whose model is measured."""
         if record is None or record.test is None:
             return None
         return self.callbacks.after_round(record)

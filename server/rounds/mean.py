@@ -12,8 +12,8 @@ from torch import Tensor
 from wardround.common.model.flat import cosine
 
 BLOCK = 1 << 18
-"""Elements per step of the work, so that temporaries stay in the cache. A sketch of an
-update has as many numbers."""
+"""Elements that are processed at a time, so that temporaries stay in the cache. A sketch of
+an update has as many numbers."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class RoundMean:
     server received only the sum of the updates."""
     cosines_to_mean: tuple[float, ...] | None = None
     """Cosine between each client's delta and the mean delta, 0 if one of them is zero;
-    None in the same case."""
+    None if `client_norms` is None."""
 
 
 class SumMemory:
-    """Three pieces of memory for the whole run: new pages cost more time than the sums.
+    """Three pieces of memory for the whole run. New memory would cost more time than the sums.
 
     piece 0   fp64 sums of the tensors' first half; at the end the mean, (P,) fp32, is
               written over them
@@ -51,7 +51,7 @@ class SumMemory:
         """Each (at least P,) fp32."""
 
     def reserve(self, size: int) -> None:
-        """Provide pieces of `size` fp32 numbers. Unwritten memory takes no room."""
+        """Reserve pieces of `size` fp32 numbers. Memory that is not written yet takes no room."""
         if not self.pieces or len(self.pieces[0]) != size:
             self.pieces = [torch.empty(size) for _ in range(3)]
 
@@ -70,7 +70,7 @@ class WeightedMean:
     def __init__(self, global_tensors: Tensor, memory: SumMemory | None = None) -> None:
         """Args:
         global_tensors: (P,) fp32 on the CPU, from which the clients started.
-        memory: the memory of earlier means, which is used again.
+        memory: the memory of earlier means. It is used again.
         """
         size = len(global_tensors)
         self._global = global_tensors

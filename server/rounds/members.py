@@ -54,8 +54,8 @@ def weights_of(
 def capped(weights: Mapping[int, float], max_share: float) -> dict[int, float]:
     """Lower the largest weights to one value, so that no share of the sum is over `max_share`.
 
-    With m lowered to c and a sum R of the others, c = max_share (m c + R). If no such c
-    exists, all weights become equal.
+    If m weights are lowered to c and the others have the sum R: c = max_share (m c + R). If
+    no such c exists, all weights become equal.
     """
     largest_first = sorted(weights.values(), reverse=True)
     rest = float(sum(largest_first))

@@ -1,4 +1,4 @@
-"""Writes a run down: checkpoints, history and the best model, always in this order."""
+"""Writes the files of a run: checkpoints, history and the best model, always in this order."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from wardround.server.run_folder import Checkpoint, RunFolder
 
 
 class Recorder(Callback):
-    """Records every round, beside the rounds that follow.
+    """Records every round while the next rounds run.
 
-    One writer carries out one write after the other. So a round has its line in
+    One writer does one write after the other. So a round has its line in
     `history.jsonl` only if its checkpoint exists, and the best model is copied from a
     checkpoint that exists.
     """
@@ -32,9 +32,9 @@ class Recorder(Callback):
         waits_for_checkpoint: bool,
     ) -> None:
         """Args:
-        waits_for_checkpoint: a checkpoint is on the disk before the next round is sent.
-            Real sites answer a round once: a server that was killed must never need
-            answers to a round that the sites have left behind.
+        waits_for_checkpoint: True if a checkpoint must be on the disk before the next round
+            is sent. Real sites answer a round once. So a server that was killed must
+            never need answers to an earlier round again.
         """
         self._folder = folder
         self._layout = layout

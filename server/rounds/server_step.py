@@ -19,7 +19,7 @@ class ServerStep:
     defaults, the new global tensors are the mean itself, bit for bit. Memory: one more
     (P,) fp32 if b > 0.
 
-    The others are those of Reddi et al. 2021 (arXiv:2003.00295, algorithm 2), with
+    The other optimisers are those of Reddi et al. 2021 (arXiv:2003.00295, algorithm 2), with
     d = mean - w: m <- b1 m + (1 - b1) d; v as in `SECOND_MOMENTS`;
     w <- w + a m / (sqrt(v) + tau), from m = 0 and v = tau^2. Memory: two more (P,) fp32.
     """
@@ -46,7 +46,7 @@ class ServerStep:
         the optimiser has them and has made a step."""
 
     def note(self, number: int, trained: Tensor, weight: float) -> None:
-        """Read one update, (P,) fp32, which has this weight in the mean of round `number`."""
+        """Read one update, (P,) fp32, with its weight in the mean of round `number`."""
         if number >= self._first_round:
             return
         self._weight += weight
@@ -122,4 +122,4 @@ SECOND_MOMENTS: dict[str, Callable[[Tensor, Tensor, float], None]] = {
     "yogi": _yogi,
     "adagrad": _adagrad,
 }
-"""By `strategy.optimizer`: change v in place, from the squared update."""
+"""Functions that change v in place from the squared update, by `strategy.optimizer`."""

@@ -20,8 +20,8 @@ class RoundState:
     record: RoundRecord
     """Its `test` is None until the model is measured. Sites do that in the next round."""
     step: tuple[str, Payload] | None = None
-    """The version of the tensors before this round, and these tensors written against
-    it; None if no client holds that version."""
+    """The version of the tensors before this round, and the new tensors as a difference
+    from it; None if no client holds that version."""
 
     @property
     def version(self) -> str:

@@ -36,7 +36,7 @@ class Head:
     def body_norm(self, trained: Tensor, start: Tensor) -> float:
         """Return the L2 norm of `trained - start`, both (P,) fp32, over the body.
 
-        A difference of squares would be mostly rounding if only the head has moved.
+        If only the head has moved, a difference of squared norms would be mostly rounding.
         """
         starts = [0, *(part.stop for part in self.slices)]
         ends = [*(part.start for part in self.slices), len(trained)]
@@ -63,13 +63,13 @@ class FoldedUpdate:
 
     member: Member
     message: Update
-    """As received, without its tensors."""
+    """The update as it was received, without its tensors."""
     num_bytes: int
     """Bytes of the tensors, as they travelled."""
     head_norm: float | None = None
     """L2 norm over the head; None if the server cannot see single updates."""
     norm_received: float | None = None
-    """L2 norm as it came; None if it was not clipped."""
+    """L2 norm before clipping; None if it was not clipped."""
 
 
 def client_records(
@@ -83,7 +83,7 @@ def client_records(
     Args:
         outcome: their mean. Statistics that it lacks are None in the records.
         steps_before: optimiser steps in all earlier rounds, by client number.
-        has_shares: if the records name each update's share of the mean.
+        has_shares: True if the records hold each update's share of the mean.
     """
     records = []
     total_weight = sum(outcome.weights)
@@ -155,9 +155,9 @@ def norm_ratio(outcome: RoundMean) -> float | None:
 def cosines_to_others(outcome: RoundMean) -> list[float | None]:
     """Cosine of each update to the weighted mean of the others: 0 for independent noise.
 
-    The cosine to the mean of all includes the update's own share, and is 0 if two
-    updates cancel; this one is -1 then. With p the update's share of the weights, d the
-    update and m the mean of all, the others point along m - p d. Its products with d and
+    The cosine to the mean of all includes the update's own share. If two updates cancel,
+    that cosine is 0, and this one is -1. With p the update's share of the weights, d the
+    update and m the mean of all, the others have the direction m - p d. Its products with d and
     with itself follow from the norms and the cosine to m.
 
     Returns:

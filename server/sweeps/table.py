@@ -45,7 +45,7 @@ class PlannedCell:
 
     @property
     def baseline_key(self) -> tuple[str, str, str, int]:
-        """The part of the cell that its baseline, K = 1, shares with it."""
+        """Model, data, arm and seed: they are the same in the cell and in its baseline (K = 1)."""
         return self.model, self.data, self.arm, self.seed
 
 
@@ -101,8 +101,8 @@ class SweepFolder:
         return rows
 
     def write_table(self) -> list[SweepRow]:
-        """Update `sweep.csv`. Locked, because cells may end at the same time in several
-        processes."""
+        """Update `sweep.csv`. A lock is held, because cells of several processes may
+        end at the same time."""
         with FileLock(self.path / ".lock", timeout=60):
             return self._write_rows(self.rows())
 

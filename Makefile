@@ -13,13 +13,13 @@ install: .venv/installed
 demo: .venv/installed
 	$(BIN)/wardround sweep experiment=demo
 
-# Left out is what mostly waits for real processes, and the containers.
+# Left out: tests that wait for real processes or compute long, and the containers.
 test: .venv/installed
-	$(BIN)/pytest -m "not docker and not gpu and not (e2e and slow)" -n 2 --dist loadfile --no-loadscope-reorder
-	@echo "left out: 'make test-sites' (real processes that die, hang or cheat; the wheel), 'make test-docker' (needs an engine), 'make test-gpu'"
+	$(BIN)/pytest -m "not docker and not gpu and not long and not (e2e and slow)" -n 2 --dist loadfile --no-loadscope-reorder
+	@echo "left out: 'make test-sites' (real processes that die, hang or cheat; long attacks; the wheel), 'make test-docker' (needs an engine), 'make test-gpu'"
 
 test-sites: .venv/installed
-	$(BIN)/pytest -m "e2e and slow" -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "long or (e2e and slow)" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-docker: .venv/installed
 	$(BIN)/pytest -m docker

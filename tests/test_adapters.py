@@ -134,6 +134,8 @@ def test_a_round_moves_nothing_else(make: Make, engine: tuple[str, ...]) -> None
     assert line["diagnostics"]["body_norm"] > 0
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_workers_make_no_difference(make: Make) -> None:
     for workers in (1, 2):
         simulate(

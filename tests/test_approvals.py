@@ -217,6 +217,8 @@ def test_the_ledger_says_who_approved(office: Office) -> None:
     assert f"signed by anna ({decision.people['anna']}), ben (" in line.in_words()
 
 
+@pytest.mark.e2e
+@pytest.mark.slow
 def test_the_commands(office: Office) -> None:
     folder = office.folder
     write_site_file(office.site, folder / "site.yaml")

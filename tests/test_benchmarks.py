@@ -347,6 +347,7 @@ def test_training_runs(tmp_path: Path) -> None:
     assert all(float(str(row["texts/s"])) > 0 for row in ours)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_new_processes")
 def test_gpu_compares_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,6 +216,8 @@ def test_a_collapse_needs_a_round(make_settings: Make) -> None:
         make_settings("train.collapse_rounds=0")
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_sweep_does_not_continue_a_collapsed_cell(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,7 +60,7 @@ from wardround.common.wire.signing import ANSWER, PLAN, TASK, Plan, open_envelop
 from wardround.server.deployment.signed_clients import SignedClients
 from wardround.server.rounds.clients import Answer, Request
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 NUM_MESSAGES = 5_000
 """Number of messages against each side."""

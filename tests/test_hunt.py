@@ -345,6 +345,8 @@ def relative_share(
     ],
 )
 @given(drawn=drawn_plans())
+@pytest.mark.long
+@pytest.mark.slow
 def test_leaving_a_text_out_changes_no_accepted_plan_by_more_than_its_share(
     base: Settings,
     leave_out: None,

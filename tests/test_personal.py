@@ -496,6 +496,8 @@ def test_bad_input_of_a_site_has_a_next_step(
     assert set(record.sites[0].candidates) == {"global", "mixture"}
 
 
+@pytest.mark.e2e
+@pytest.mark.slow
 def test_personalise_as_an_engineer_types_it(
     by_site: Make, site_files: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -201,6 +201,8 @@ def test_sites_that_changed_meanwhile_stop_it(office: Office) -> None:
         take_signed_run(office.folder, office.signed)
 
 
+@pytest.mark.e2e
+@pytest.mark.slow
 def test_a_signed_request_is_submitted(
     office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

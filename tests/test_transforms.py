@@ -194,6 +194,8 @@ def test_residuals_of_a_site_belong_to_one_run_and_one_round() -> None:
     assert listed(memory.take("a", 3, 4)) == [1, 1, 1, 1]
 
 
+@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSY)
 def test_a_simulation_sends_what_sites_would(
     make_settings: Make, tmp_path: Path, name: str

@@ -61,6 +61,7 @@ def assert_same_rounds(ours: Path, theirs: Path) -> None:
         ]
 
 
+@pytest.mark.slow
 def test_three_sites_equal_the_simulation(
     federation: Federation,
     overrides: list[str],

@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterable
 from typing import TextIO
 
-_FORMULA = r"[\s\"']*[=+\-@\uff1d\uff0b\uff0d\uff20]"  # the last four are wide forms of the first four
+# The last four characters are wide forms of the first four.
+_FORMULA = r"[\s\"']*[=+\-@\uff1d\uff0b\uff0d\uff20]"
 _BREAK = r"[ \"']*[\t\r\n]"
 _CELL_START = r"(?:\A|(?<=[;\t]))"
 _DANGER = re.compile(rf"\A(?={_BREAK})|{_CELL_START}(?={_FORMULA})")

@@ -105,7 +105,8 @@ def write_kit(
     answer = Registration(
         site.name, public_line(node), public_line(signing), fingerprint
     )
-    return site, fingerprint, write_document(answer, registration, signing)  # type: ignore[arg-type]
+    written = write_document(answer, registration, signing)  # type: ignore[arg-type]
+    return site, fingerprint, written
 
 
 def _with_pinned_model(facts: dict[str, Any]) -> dict[str, Any]:

@@ -274,7 +274,8 @@ class SignedClients:
         if question.kind == HELLO:
             envelopes["plan"] = self._key.plan
         signed = {ENVELOPE: ConfigRecord(envelopes)}  # type: ignore[arg-type]
-        content = content_of_records(records | record_objects(signed, known))  # type: ignore[arg-type]
+        objects = record_objects(signed, known)  # type: ignore[arg-type]
+        content = content_of_records(records | objects)
         ttl = question.deadline - time.time() + LATE_SECONDS
         return OutgoingMessage(
             question.request.node_id, question.kind, content, ttl, str(question.round)

@@ -102,7 +102,8 @@ def rotate_key(key: Path) -> tuple[Path, str] | None:
     step = f"Delete '{next_key}', then try again."
     new = read_private_key(next_key, "signing", "the next signing key", step)
     file = key.with_name(ROTATION)
-    fingerprint = write_document(Rotation(public_line(new)), file, old, new)  # type: ignore[arg-type]
+    rotation = Rotation(public_line(new))
+    fingerprint = write_document(rotation, file, old, new)  # type: ignore[arg-type]
     next_key.replace(key)
     keep_public_line(public_half(key), public_line(new))
     return file, fingerprint

@@ -632,7 +632,7 @@ def test_claimed_texts_that_nobody_can_have_do_not_count(ward: Ward) -> None:
 
     def is_refused() -> bool:
         approvals = json.loads((ward.run_dir / "approvals.json").read_text())
-        return f"holds out {claimed}" in approvals["mallory"]["words"]
+        return f"{claimed} held-out examples" in approvals["mallory"]["words"]
 
     wait_for(is_refused, 10 * ROUND_SECONDS, "mallory's card to be refused")
     assert all(line["test"]["num_examples"] < 300 for line in lines(ward.run_dir))

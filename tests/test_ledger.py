@@ -713,7 +713,7 @@ def test_an_old_ledger_that_is_too_large_is_closed_by_the_next_line(
     assert (found.num_answers, found.findings) == (3, ())
 
 
-# --- held against what the server has -------------------------------------------------
+# --- compared with the server's answers -----------------------------------------------
 
 
 def test_an_audit_finds_the_same_in_both(tmp_path: Path) -> None:

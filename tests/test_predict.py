@@ -1,4 +1,4 @@
-"""`wardround predict`: its input, its output, and what it refuses."""
+"""`wardround predict`: its input, its output, and its refusals."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import grpc  # type: ignore[import-untyped]
 from flwr.app import RecordDict
@@ -31,7 +31,7 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from wardround.client.site_file import SiteFile, read_authority
 from wardround.common.addresses import host_and_port
 from wardround.common.credentials import NEW_KEYS, pem_of, public_line, read_private_key
-from wardround.common.errors import Refused, Unreachable
+from wardround.common.errors import Refused, Unreachable, Why
 from wardround.common.wire.arrays import PIECE_BYTES
 from wardround.common.wire.deadlines import LATE_SECONDS
 from wardround.common.wire.objects import (
@@ -67,16 +67,6 @@ _LONGEST_PAUSE_SECONDS = 8.0
 # Flower's codes of refusals, in the details of a status.
 _OTHER_VERSION = 1001
 _NOT_ACTIVATED = 2004
-
-Why = Literal[
-    "unknown_key",
-    "wrong_time",
-    "other_node",
-    "version",
-    "still_online",
-    "dropped",
-    "other",
-]
 
 
 @dataclass(frozen=True)

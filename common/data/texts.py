@@ -55,7 +55,7 @@ class TextData(Generic[T]):
     """Number of held-out examples of each site, in the order of `test`; () if the test set
     belongs to no site."""
     opted_out: T
-    """Training texts that take part in no round. The other parts hold none of them."""
+    """Training texts that take part in no round. They are in no other part."""
     opted_out_sizes: tuple[int, ...]
     """Number of opted-out texts of each site, in the order of `opted_out`; () as `site_sizes`."""
     findings: tuple[str, ...]

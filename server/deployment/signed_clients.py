@@ -109,7 +109,7 @@ class _Question:
 
 
 class SignedClients:
-    """`Clients` that accept only what the sites have signed."""
+    """`Clients` that accept only answers that the sites have signed."""
 
     approve_plans = True
 

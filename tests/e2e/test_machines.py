@@ -176,7 +176,12 @@ def test_a_certificate_that_expires_in_mid_run(
         simulated(make_settings, texts, tmp_path / "simulated", NUM_ROUNDS)
     )
     folder = federation.folder
-    ends = timedelta(seconds=75)
+    server = federation.up()
+    start_sites(federation, texts, tiny_model)
+    server.send(signal.SIGTERM)
+    server.wait(END_SECONDS)
+    # The sites are up already, so the short time is left for the rounds.
+    ends = timedelta(seconds=100)
     issue_server_certificate(
         *(folder.authority, folder.server, folder.addresses.certified),
         days=1,
@@ -185,7 +190,7 @@ def test_a_certificate_that_expires_in_mid_run(
     )
     server = federation.up()
     assert "WARNING: the server certificate ends in 0 days" in server.text()
-    start_sites(federation, texts, tiny_model)
+    federation.wait_online("alpha", "beta", "gamma", seconds=JOIN_SECONDS)
     run_dir = tmp_path / "run"
     words = words_of(overrides, LONG, f"run_dir={run_dir}")
     process = federation.submit(*words)

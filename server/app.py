@@ -50,7 +50,7 @@ def main(grid: Grid, context: Context) -> None:
         conduct(GridClients(grid), _settings_of(grid, context))
         return
     # Here, since a simulation starts without the keys and signatures of a deployment.
-    from wardround.server.deployment.ticket import open_ticket
+    from wardround.server.deployment.open_ticket import open_ticket
 
     settings, clients, sites = open_ticket(ticket_name, grid)
     try:

@@ -37,6 +37,7 @@ def flwr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flwr:
     monkeypatch.setattr(superlink, "is_up", lambda folder: True)
     monkeypatch.setattr(follow, "_LOOK_SECONDS", 0.02)
     monkeypatch.setattr(follow, "_ASK_SECONDS", 0.1)
+    monkeypatch.setattr(follow, "_ASK_WITH_NEWS_SECONDS", 0.1)
     monkeypatch.setattr(follow, "_ASK_AT_END_SECONDS", 0.02)
     return made
 
@@ -188,6 +189,19 @@ def test_a_run_is_followed_to_its_end(
     assert outcome.is_finished is is_finished
     assert told in outcome.reason
     assert "round 1/1  accuracy 0.7500" in capsys.readouterr().err
+
+
+def test_the_superlink_is_asked_often_only_at_the_end_of_a_run(tmp_path: Path) -> None:
+    settings = submit.settings_to_submit(words_for(tmp_path))
+    run = RunFolder(Path(settings.run_dir))
+    watch = follow.RunWatch(run, settings)
+    with_news = follow.pause_before_asking(watch, quiet=1.0)
+    without = follow.pause_before_asking(watch, quiet=20.0)
+    with run.open(settings):
+        run.write_status("finished", "all rounds are done")
+        assert follow.pause_before_asking(watch, quiet=1.0) == with_news
+    at_the_end = follow.pause_before_asking(watch, quiet=1.0)
+    assert at_the_end < without < with_news
 
 
 def test_an_error_before_the_run_folder_is_told(

@@ -13,7 +13,7 @@ from wardround.common.wire.refusals import PENDING
 from wardround.server.deployment import superlink
 from wardround.server.deployment.folder import ServerFolder
 from wardround.server.deployment.plan import plan_id
-from wardround.server.deployment.status import read_open_round
+from wardround.server.deployment.status import is_held, read_open_round
 from wardround.server.deployment.superlink import RunState, SuperLinkError
 from wardround.server.diagnostics.collapse import collapses_in
 from wardround.server.display import display
@@ -21,9 +21,11 @@ from wardround.server.record import RoundRecord
 from wardround.server.run_folder import RunFolder
 
 _LOOK_SECONDS = 0.5
+# A question to the SuperLink costs a second of CPU time. News in the run folder show that the
+# run goes on, so it is asked less often then.
 _ASK_SECONDS = 10.0
-# A question to the SuperLink costs a second of CPU time: ask more often only if the run folder
-# shows the end.
+_ASK_WITH_NEWS_SECONDS = 30.0
+# The run folder shows the end, and no process holds it any more.
 _ASK_AT_END_SECONDS = 1.0
 _STALL_SECONDS = 60.0
 _LOST_SECONDS = 60.0
@@ -121,10 +123,7 @@ def follow(
             reason = reason_to_wait(folder, run, sites)
             display().say(f"no news for {quiet:.0f} s: {reason}")
             patience = 2 * quiet
-        status = watch.status()
-        is_over = status is not None and status["state"] != "running"
-        pause = _ASK_AT_END_SECONDS if is_over else _ASK_SECONDS
-        if time.monotonic() - asked < pause:
+        if time.monotonic() - asked < pause_before_asking(watch, quiet):
             continue
         try:
             state = superlink.run_state(folder, run_id)
@@ -141,6 +140,21 @@ def follow(
                     f"{run.path}"
                 ) from None
         asked = time.monotonic()
+
+
+def pause_before_asking(watch: RunWatch, quiet: float) -> float:
+    """Return the seconds between two questions to the SuperLink.
+
+    Args:
+        quiet: seconds since the run folder changed.
+    """
+    status = watch.status()
+    is_over = status is not None and status["state"] != "running"
+    if is_over and not is_held(watch.run):
+        return _ASK_AT_END_SECONDS
+    if quiet < _ASK_SECONDS:
+        return _ASK_WITH_NEWS_SECONDS
+    return _ASK_SECONDS
 
 
 def conclude(state: RunState, status: dict[str, str] | None, run: RunFolder) -> RunEnd:

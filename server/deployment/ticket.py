@@ -1,23 +1,19 @@
 """The ticket that `wardround submit` writes for the server app: settings, sites and the run's key.
 
 It is a file in the server folder that only its owner can read. The server app deletes it after
-reading it. Flower's run config, which every node can request, holds only the ticket's name.
+reading it (`open_ticket.py`). Flower's run config, which every node can request, holds only the
+ticket's name.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.serverapp import Grid
+from typing import TYPE_CHECKING
 
 from wardround.common.credentials import (
     new_key,
@@ -25,7 +21,6 @@ from wardround.common.credentials import (
     public_line,
     write_secret,
 )
-from wardround.common.errors import RunFailed
 from wardround.common.settings.tree import Settings
 from wardround.common.wire.signing import (
     RUN,
@@ -34,22 +29,15 @@ from wardround.common.wire.signing import (
     unsigned,
     with_signatures,
 )
-from wardround.server.deployment.audit import AnswerBook
 from wardround.server.deployment.folder import (
     RegisteredSite,
     ServerFolder,
 )
 from wardround.server.deployment.plan import plan_of
-from wardround.server.deployment.runtime_link import Runtime
-from wardround.server.deployment.signed_clients import RunKey, SignedClients
-from wardround.server.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-FOLDER = "WARDROUND_SERVER_DIR"
-"""Environment variable with the server folder, which the SuperLink sets for its server apps."""
-_NAME = re.compile("[0-9a-f]{32}")
 RUN_DAYS = 60
 """Days for which one submission is valid; a longer run has to be resumed."""
 
@@ -136,83 +124,12 @@ def write_ticket(
 
 def leave_ticket(folder: ServerFolder, draft: Draft) -> str:
     """Write a ticket from a draft with signed run and plan; return its name. Raises OSError."""
-    path = _path(folder.path, draft.name)
+    path = ticket_path(folder.path, draft.name)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     write_secret(path, draft.to_json())
     return draft.name
 
 
-def open_ticket(
-    name: str, grid: Grid
-) -> tuple[Settings, SignedClients, dict[str, int | None]]:
-    """Read and delete a ticket.
-
-    Returns:
-        Settings, clients, and the limit on the texts that each site may report, by name.
-
-    Raises:
-        RunFailed: there is no such ticket, or it was used.
-    """
-    if not _NAME.fullmatch(name):
-        raise RunFailed(
-            "the run config names no ticket. Submit the run with: wardround submit"
-        )
-    folder = ServerFolder(Path(os.environ.get(FOLDER, "")))
-    ticket = _take(_path(folder.path, name))
-    settings = ticket.settings
-    sites = ticket.sites
-    key: Any = load_ssh_private_key(ticket.key.encode("ascii"), None)
-    clients = SignedClients(
-        Runtime(grid),  # type: ignore[arg-type]
-        RunKey(key, ticket.run, ticket.plan),
-        sites,
-        registered=lambda: _unchanged(sites, folder.sites()),
-        ask_again_seconds=settings.strategy.ask_again_seconds,
-        note_refused=RefusedAnswers(Path(settings.run_dir)),
-        book=AnswerBook(Path(settings.run_dir)),
-    )
-    limits = {name: site.max_examples for name, site in sites.items()}
-    return settings, clients, limits
-
-
-def _take(path: Path) -> Draft:
-    """Read and delete a ticket: from now on only this process has the run's key."""
-    try:
-        ticket = Draft.from_json(path.read_bytes())
-        path.unlink()
-    except OSError:
-        raise RunFailed(
-            "the ticket of this run was used: a ticket is valid for one start. To continue: "
-            "wardround submit --resume RUN_DIR"
-        ) from None
-    return ticket
-
-
-def _path(folder: Path, name: str) -> Path:
+def ticket_path(folder: Path, name: str) -> Path:
+    """Return the file of a ticket below the server folder."""
     return folder / "tickets" / f"{name}.json"
-
-
-def _unchanged(
-    sites: Mapping[str, RegisteredSite], now: Mapping[str, RegisteredSite]
-) -> set[str]:
-    """Return the sites of a run that are still registered with the keys they had when it was
-    submitted."""
-    keys = {name: (site.public_key, site.signing_key) for name, site in now.items()}
-    return {
-        name
-        for name, site in sites.items()
-        if keys.get(name) == (site.public_key, site.signing_key)
-    }
-
-
-class RefusedAnswers:
-    """Counts the refused answers by site and reason in a file of the run folder."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._run = RunFolder(run_dir)
-        self._counts = self._run.refused()
-
-    def __call__(self, name: str, reason: str) -> None:
-        counts = self._counts.setdefault(name, {})
-        counts[reason] = counts.get(reason, 0) + 1
-        self._run.write_refused(self._counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from wardround.common.wire.refusals import PENDING
 from wardround.common.wire.signing import PLAN, Plan, sign
 
 DAY = 86_400.0
+NOW = time.time()
 
 
 class Office:
@@ -45,7 +47,9 @@ class Office:
         key, trusted = signing_keys(self.site)
         self.plans, self.limits = Plans(self.site, trusted), limits_of(self.site, key)
         sites = {self.site.name: fingerprint(public_line(key))}
-        plan = Plan(2, settings.for_sites().to_dict(), sites, 0.0, 30 * DAY, {}, "")
+        plan = Plan(
+            2, settings.for_sites().to_dict(), sites, NOW, NOW + 30 * DAY, {}, ""
+        )
         self.digest = self.plans.add(sign(PLAN, plan, coordinator))  # type: ignore[arg-type]
         self.keys: dict[str, Any] = {}
         for name in ("anna", "ben"):
@@ -71,7 +75,9 @@ class Office:
     def code(self) -> str:
         """What a task would be told."""
         try:
-            executed(self.plans, self.digest, self.site, self.limits, now=10 * DAY)
+            executed(
+                self.plans, self.digest, self.site, self.limits, now=NOW + 10 * DAY
+            )
         except SiteRefusal as no:
             return no.code
         return ""

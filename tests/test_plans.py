@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,21 +18,24 @@ from tests.support.hostile_settings import with_changes
 from tests.support.nasty import NASTY, faults
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
+from tests.support.versions import later
 from wardround.client.answers import Answers, Begun
 from wardround.client.decisions import approve, executed, limits_of
 from wardround.client.kit.costs import measure_here
+from wardround.client.kit.decisions import approve_plan, explain_plan
 from wardround.client.kit.here import Costs, Here
 from wardround.client.kit.words.plan import describe, describe_all, list_of_plans
 from wardround.client.plans import Decision, Known, Plans
 from wardround.client.policy.limits import Limits, Policy
 from wardround.client.policy.verdict import refusals_of
-from wardround.client.site_file import SiteFile, signing_keys
+from wardround.client.site_file import SiteFile, signing_keys, write_site_file
 from wardround.client.sizes import Sizes
 from wardround.client.versions import Versions
 from wardround.common.credentials import fingerprint, new_key, public_line
 from wardround.common.errors import NoAnswer, NotAuthentic, RunFailed, SiteRefusal
 from wardround.common.files import file_sha256
 from wardround.common.settings.tree import Settings
+from wardround.common.versions import installed
 from wardround.common.wire.codec import pack_introduction, pack_refusal
 from wardround.common.wire.messages import TRAIN, Introduction
 from wardround.common.wire.refusals import PENDING, REFUSALS
@@ -259,7 +263,7 @@ def test_a_plan_fits_a_screen(lab: Lab) -> None:
     assert "may decline" not in "\n".join(
         describe(crowded, None, strict, replace(here, sizes=Sizes(61, 9)))
     )
-    few = replace(here, refusals=("1000 tokens to train on",))
+    few = replace(here, refusals=(("too_few_tokens", "", "1000 tokens to train on"),))
     everything = list(describe_all(lab.plans.find(digest), before, strict, few))
     assert any("NO  1000 tokens to train on" in line for line in everything)
 
@@ -570,7 +574,8 @@ def test_a_plan_is_shown_with_what_this_site_has_left_for_it(lab: Lab) -> None:
         site = replace(
             lab.site, policy=replace(WIDE, max_total_answers=1, min_changed_texts=5)
         )
-        return list(measure_here(site, lab.plans.find(digest), lab.limits).refusals)
+        found = measure_here(site, lab.plans.find(digest), lab.limits).refusals
+        return [words for _, _, words in found]
 
     over = [
         "it was valid until 1970-01-02",
@@ -586,6 +591,29 @@ def test_a_plan_is_shown_with_what_this_site_has_left_for_it(lab: Lab) -> None:
     ]
 
 
+def test_a_plan_that_is_shown_as_refused_is_not_approved(lab: Lab) -> None:
+    """The number of tokens is known only after the texts and the model are read."""
+    now = time.time()
+    digest = lab.add(not_before=now, not_after=now + DAY)
+    file = lab.site.state.parent / "site.yaml"
+    policy = lab.site.policy
+    for strict, code, key in (
+        (replace(policy, min_token_ratio=1e6), "too_few_tokens", "min_token_ratio"),
+        (replace(policy, min_examples=10**6), "too_few_texts", "min_examples"),
+    ):
+        write_site_file(replace(lab.site, policy=strict), file)
+        assert "it cannot be approved as it is" in explain_plan(
+            file, digest, everything=False
+        )
+        with pytest.raises(ValueError, match=rf"{code}.*policy\.{key}.*Reject it"):
+            approve_plan(file, digest, None, None)
+        assert lab.plans.find(digest).decision.state == "pending"
+    write_site_file(lab.site, file)
+    assert "cannot be approved" not in explain_plan(file, digest, everything=False)
+    assert approve_plan(file, digest, None, None).startswith("Approved")
+    assert lab.plans.find(digest).decision.state == "approved"
+
+
 # --- versions that differ from the coordinator's --------------------------------------
 
 
@@ -599,36 +627,34 @@ def code_of(lab: Lab, **changed: Any) -> tuple[str, str]:
 
 
 def test_a_plan_of_a_distant_version_is_refused_with_the_next_step(lab: Lab) -> None:
-    code, words = code_of(lab, code={"wardround": "0.3.0"})
+    distant = later(2)
+    code, words = code_of(lab, code={"wardround": distant})
     assert code == "other_version"
-    assert words == (
-        "the coordinator runs wardround 0.3.0, which does not work with 0.1.0 here. "
-        "Install the same version here: pip install 'wardround==0.3.0'"
-    )
+    assert f"runs wardround {distant}" in words
+    assert f"does not work with {installed()} here" in words
+    assert f"pip install 'wardround=={distant}'" in words
     assert "wardround-site check" in REFUSALS[code]
 
 
 def test_a_plan_with_settings_of_a_newer_version_is_no_forgery(lab: Lab) -> None:
     newer = lab.plan.settings | {"invented_later": 1}
-    assert (
-        code_of(lab, settings=newer, code={"wardround": "0.2.0"})[0] == "other_version"
-    )
+    code, _ = code_of(lab, settings=newer, code={"wardround": later(1)})
+    assert code == "other_version"
     older = {key: value for key, value in lab.plan.settings.items() if key != "threads"}
-    assert (
-        code_of(lab, settings=older, code={"wardround": "0.0.1"})[0] == "other_version"
-    )
+    code, _ = code_of(lab, settings=older, code={"wardround": "0.0.1"})
+    assert code == "other_version"
 
 
 def test_a_plan_of_the_next_version_works_and_says_so(lab: Lab) -> None:
-    digest = lab.add(code={"wardround": "0.2.0", "torch": "0.0"})
+    digest = lab.add(code={"wardround": later(1), "torch": "0.0"})
     known = lab.plans.find(digest)
     (line,) = [
         line
         for line in describe(known, None, lab.limits)
         if line.startswith("  versions")
     ]
-    assert "wardround 0.2.0 (HERE 0.1.0)" in line
-    same = lab.plans.find(lab.add(code={"wardround": "0.1.0"}))
+    assert f"wardround {later(1)} (HERE {installed()})" in line
+    same = lab.plans.find(lab.add(code={"wardround": installed()}))
     assert not [
         line
         for line in describe(same, None, lab.limits)
@@ -639,6 +665,6 @@ def test_a_plan_of_the_next_version_works_and_says_so(lab: Lab) -> None:
 def test_plans_that_another_version_left_are_not_in_the_way(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab.add(code={"wardround": "0.2.0"})
-    monkeypatch.setattr("wardround.common.wire.signing.installed", lambda: "0.4.0")
+    lab.add(code={"wardround": later(1)})
+    monkeypatch.setattr("wardround.common.wire.signing.installed", lambda: later(3))
     assert lab.plans.all() == []

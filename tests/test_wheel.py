@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.door import tiny
+from wardround.common.versions import installed
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 240
@@ -88,7 +89,7 @@ def test_a_wheel_installs_one_name(wheel: Path) -> None:
         names = opened.namelist()
     assert {name.split("/")[0] for name in names} == {
         "wardround",
-        "wardround-0.1.0.dist-info",
+        f"wardround-{installed()}.dist-info",
     }
     ours = {
         f"wardround/{path.relative_to(ROOT).as_posix()}"
@@ -117,7 +118,10 @@ def test_a_wheel_simulates_sweeps_and_makes_a_site(
     (tmp_path / "server.py").write_text("raise SystemExit('a file of the user')\n")
     (tmp_path / "common").mkdir()
     wardround = programs / "wardround"
-    assert run(wardround, "--version", folder=tmp_path).strip() == "wardround 0.1.0"
+    assert (
+        run(wardround, "--version", folder=tmp_path).strip()
+        == f"wardround {installed()}"
+    )
     words = tiny(tiny_model, tiny_texts, tiny_test_texts, tmp_path / "run")
     assert "accuracy" in run(wardround, "simulate", *words, folder=tmp_path)
     rounds = (

@@ -17,7 +17,7 @@ from wardround.client.decisions import sizes_of
 from wardround.client.kit.here import Costs, Here
 from wardround.client.loading import check_model_file
 from wardround.client.plans import Known
-from wardround.client.policy.limits import Limits
+from wardround.client.policy.limits import Limits, Refusal
 from wardround.client.policy.verdict import refusals_of
 from wardround.client.site import Examples, RealSite
 from wardround.client.site_file import SiteFile
@@ -51,39 +51,39 @@ def measure_here(site: SiteFile, known: Known, limits: Limits) -> Here:
         return replace(here, why_not="the policy refuses the plan, so it was not tried")
     try:
         sizes = sizes_of(site, known.settings)
-        refused = _size_refusals(site, known, sizes)
+        refused = tuple(size_refusals(known.settings, sizes, site.policy))
         state_refusals = tuple(_state_refusals(site, known, here.num_answers))
         here = replace(here, sizes=sizes, refusals=(*refused, *state_refusals))
         if refused:
             return replace(here, why_not="this site's texts do not fit the plan")
         sizes, costs = _measure(site, known.settings)
-        refused = _size_refusals(site, known, sizes)
+        refused = tuple(size_refusals(known.settings, sizes, site.policy))
         return replace(
             here, sizes=sizes, costs=costs, refusals=(*refused, *here.refusals)
         )
     except SiteRefusal as error:
-        return replace(here, refusals=(*here.refusals, str(error)), why_not=str(error))
+        refusal = (error.code, error.key, str(error))
+        return replace(here, refusals=(*here.refusals, refusal), why_not=str(error))
     except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
         return replace(here, why_not=f"{error}" or type(error).__name__)
 
 
-def _size_refusals(site: SiteFile, known: Known, sizes: Sizes) -> list[str]:
-    found = size_refusals(known.settings, sizes, site.policy)
-    return [words for _, _, words in found]
-
-
-def _state_refusals(site: SiteFile, known: Known, num_answers: int) -> Iterator[str]:
-    """Return the reasons for a refusal: days, budget, texts close to answered ones."""
+def _state_refusals(
+    site: SiteFile, known: Known, num_answers: int
+) -> Iterator[Refusal]:
+    """Yield the reasons for a refusal: days, budget, texts close to answered ones."""
     if time.time() > known.plan.not_after:
-        yield f"it was valid until {printable_day(known.plan.not_after)}"
+        words = f"it was valid until {printable_day(known.plan.not_after)}"
+        yield "plan_over", "", words
     most = site.policy.max_total_answers
     if num_answers >= most:
-        yield f"{num_answers} rounds are answered; policy.max_total_answers is {most}"
+        words = f"{num_answers} rounds are answered; policy.max_total_answers is {most}"
+        yield "over_budget", "", words
     versions = Versions(site)
     try:
         versions.check_distance(versions.read(), Answers(site.state).answered())
     except SiteRefusal as error:
-        yield str(error)
+        yield error.code, error.key, str(error)
 
 
 def _measure(site: SiteFile, planned: Settings) -> tuple[Sizes, Costs]:

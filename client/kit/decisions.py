@@ -11,7 +11,7 @@ from typing import Literal
 from wardround.client.decisions import Person, approve, limits_of
 from wardround.client.kit.words.comparison import plan_to_compare
 from wardround.client.kit.words.plan import describe, describe_all, list_of_plans
-from wardround.client.plans import Plans
+from wardround.client.plans import Known, Plans
 from wardround.client.policy.limits import Limits
 from wardround.client.site_file import SiteFile, load_site_file, signing_keys
 from wardround.common.credentials import read_private_key
@@ -49,7 +49,7 @@ def explain_plan(site_file: Path, plan: str, *, everything: bool) -> str:
 
 
 def approve_plan(site_file: Path, plan: str, name: str | None, key: Path | None) -> str:
-    """Approve a plan.
+    """Approve a plan, unless `explain_plan` shows a refusal.
 
     Args:
         plan: the beginning of its SHA-256.
@@ -61,9 +61,11 @@ def approve_plan(site_file: Path, plan: str, name: str | None, key: Path | None)
     """
     plans, site = _open(site_file)
     known = plans.find(plan)
+    limits = _limits(site)
     person = _person(name, key)
     try:
-        is_approved = approve(plans, known, site, _limits(site), "hand", person)
+        _check_here(site, known, limits)
+        is_approved = approve(plans, known, site, limits, "hand", person)
     except SiteRefusal as error:
         raise ValueError(
             f"plan {known.short} cannot be approved ({error.code}): "
@@ -76,6 +78,15 @@ def approve_plan(site_file: Path, plan: str, name: str | None, key: Path | None)
             "somebody revokes it."
         )
     return f"Noted: {name} approves {known.short}. Another person must approve it too."
+
+
+def _check_here(site: SiteFile, known: Known, limits: Limits) -> None:
+    """Raise SiteRefusal if this site's texts, files or budget do not fit the plan."""
+    # It loads PyTorch, which the other commands do not need.
+    from wardround.client.kit.costs import measure_here
+
+    for code, key, words in measure_here(site, known, limits).refusals:
+        raise SiteRefusal(code, key, words)
 
 
 def object_to_plan(

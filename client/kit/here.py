@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wardround.client.policy.limits import Refusal
 from wardround.client.sizes import Sizes
 
 
@@ -26,7 +27,7 @@ class Here:
     """None if they were not measured."""
     num_answers: int = 0
     """Rounds that this site has answered so far, over all plans."""
-    refusals: tuple[str, ...] = ()
-    """Why this site's texts or files do not fit the plan, in words."""
+    refusals: tuple[Refusal, ...] = ()
+    """Why this site's texts, files or budget do not fit the plan."""
     why_not: str = ""
     """Why `sizes` or `costs` is not known, in words."""

@@ -68,6 +68,9 @@ def approve(
       wardround-site approve 3f8a90c2d1e4
       wardround-site approve 3f8a90c2d1e4 --as anna --key /media/stick/anna
 
+    It checks this site's texts and model first, as `plan` does. If `plan` shows a refusal,
+    the plan is not approved.
+
     Exit code: 0 approved, or noted if another person must approve too; 2 no such plan, or
     the policy refuses it.
     """

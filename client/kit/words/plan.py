@@ -271,8 +271,8 @@ def _reveals(settings: Settings, limits: Limits, here: Here) -> Iterator[str]:
 
 
 def _refusals(known: Known, limits: Limits, here: Here) -> list[str]:
-    found = [words for _, _, words in refusals_of(known.plan, known.settings, limits)]
-    return [*found, *here.refusals]
+    found = refusals_of(known.plan, known.settings, limits)
+    return [words for _, _, words in (*found, *here.refusals)]
 
 
 def _verdict(known: Known, limits: Limits, here: Here) -> Iterator[str]:

@@ -480,6 +480,20 @@ def test_a_policy_is_read_from_yaml(tmp_path: Path) -> None:
             read_policy(file)
 
 
+@pytest.mark.parametrize(
+    ("min_count", "told"),
+    [
+        (1, "test counts are sent;"),
+        (2, "test counts are sent, unless one of them is 1;"),
+        (5, "test counts are sent, unless one of them is from 1 to 4;"),
+    ],
+)
+def test_the_smallest_count_in_words(min_count: int, told: str) -> None:
+    policy = Policy(counts=True, min_count=min_count)
+    limits = Limits(policy, "a", "k", has_own_model=False)
+    assert told in ";\n".join([*policy_in_words(limits), ""])
+
+
 def test_a_policy_is_strict_unless_it_says_otherwise() -> None:
     strict = Policy()
     assert (strict.approve, strict.counts, strict.min_sites, strict.same_start) == (

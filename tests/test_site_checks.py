@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.nasty import NASTY, faults
 from tests.support.site_lab import free_port, look, make_site, states
+from tests.support.versions import later
 from wardround.client.kit.checks import machine
 from wardround.client.kit.checks.printing import print_findings
 from wardround.client.kit.checks.subject import Options
@@ -40,6 +41,12 @@ def test_versions(tmp_path: Path, tiny_texts: Path) -> None:
     assert found.state == "problem"
     assert "not 1.38.0" in found.message
     assert "no-such-package is missing, not 1" in found.message
+    # The server may have been updated since the invitation.
+    found = look(site, "versions", invited={"wardround": later(2)})["versions"]
+    assert found.state == "warning"
+    assert f"not {later(2)} as in the invitation" in found.message
+    options = {"invited": {"flwr": "1.38.0"}, "expect": {"flwr": version("flwr")}}
+    assert look(site, "versions", **options)["versions"].state == "ok"
 
 
 def test_key(tmp_path: Path, tiny_texts: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from tests.support.fake_fleet import FakeFleet, fleet_server
 from tests.support.site_door import QUICK, environment, site_command
-from tests.support.site_lab import free_port, make_certificates, make_site
+from tests.support.site_lab import WIDE, free_port, make_certificates, make_site
+from tests.support.versions import later
 from wardround.client.site_file import load_site_file, write_site_file
 from wardround.common.credentials import new_key, public_line
 from wardround.common.wire.invitation import (
@@ -229,6 +231,34 @@ def test_check_prints_lines_or_json(tmp_path: Path, tiny_texts: Path) -> None:
         assert set(finding) == {"check", "state", "message", "next_step"}
         assert finding["state"] in ("ok", "warning", "problem")
         assert finding["next_step"] or finding["state"] != "problem"
+
+
+@pytest.mark.parametrize("own_labels", [False, True])
+def test_join_compares_with_the_invitation_as_check_does(
+    tmp_path: Path, tiny_texts: Path, own_labels: bool
+) -> None:
+    """A list of labels in the site's own policy replaces the invitation's."""
+    write_invitation(tmp_path / "invitation.json", versions={"wardround": later(2)})
+    labels = ("sport", "money", "health") if own_labels else None
+    site = make_site(
+        tmp_path,
+        free_port(),
+        tiny_texts,
+        invitation=tmp_path / "invitation.json",
+        policy=replace(WIDE, labels=labels),
+    )
+    write_site_file(site, tmp_path / "site.yaml")
+    # So that `join` ends in any case.
+    site.private_key.chmod(0o640)
+    checked = site_command("check", *QUICK, folder=tmp_path)
+    joined = site_command("join", *QUICK, folder=tmp_path)
+    for done in (checked, joined):
+        assert done.returncode == 1, done.stderr
+        assert f"not {later(2)} as in the invitation" in done.stdout
+        is_refused = "not among the consortium's labels" in done.stdout
+        assert is_refused != own_labels
+    assert "key" in joined.stdout.splitlines()[-1]
+    assert ("mapping" in joined.stdout.splitlines()[-1]) != own_labels
 
 
 def test_a_missing_model_is_a_line_of_the_table(

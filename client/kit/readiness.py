@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -22,6 +23,9 @@ from wardround.client.site_file import SiteFile, load_site_file
 from wardround.common.exits import DONE, FAILED
 from wardround.common.wire.invitation import Invitation, read_document
 
+_COMPARED = ("wardround", "flwr")
+"""Packages whose versions must fit the server's; those of Python and PyTorch may differ."""
+
 
 def read_options(
     site: SiteFile,
@@ -30,7 +34,7 @@ def read_options(
     model: str | None,
     max_length: int,
 ) -> Options:
-    """Return the options of `check`: those typed, then those of the invitation.
+    """Return the options of `check`: those typed, and those of the invitation.
 
     Args:
         expect: texts of the form PACKAGE=VERSION.
@@ -49,14 +53,29 @@ def read_options(
             )
         versions[package] = number
     names = tuple(name.strip() for name in labels.split(",") if name.strip())
-    if site.invitation is not None and site.invitation.exists():
-        invited, _ = read_document(Invitation, site.invitation)
-        # Versions of Python and PyTorch may differ; these two must fit.
-        for package in ("wardround", "flwr"):
-            if package in invited.versions:
-                versions.setdefault(package, invited.versions[package])
-        names = names or invited.labels
-    return Options(versions, names, model, max_length)
+    invited = _invited_options(site)
+    return replace(
+        invited,
+        expect=versions,
+        labels=names or invited.labels,
+        model=model,
+        max_length=max_length,
+    )
+
+
+def _invited_options(site: SiteFile) -> Options:
+    """Return the labels that a plan must have, and the versions of the invitation."""
+    own_labels = site.policy.labels
+    if site.invitation is None or not site.invitation.exists():
+        return Options(labels=own_labels or ())
+    invited, _ = read_document(Invitation, site.invitation)
+    labels = invited.labels if own_labels is None else own_labels
+    versions = {
+        package: number
+        for package, number in invited.versions.items()
+        if package in _COMPARED
+    }
+    return Options(labels=labels, invited=versions)
 
 
 def check(
@@ -82,7 +101,7 @@ def check_and_join(path: Path, skip: Collection[str], retry_seconds: float) -> i
         ValueError: `skip` names no check, or a file of the site is wrong.
     """
     site = load_site_file(path)
-    findings = run_checks(site, Options(), skip)
+    findings = run_checks(site, _invited_options(site), skip)
     print_findings(findings)
     lasting = [finding.check for finding in findings if _is_lasting(finding)]
     if lasting:

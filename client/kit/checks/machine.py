@@ -32,31 +32,51 @@ _DISK_BESIDE = _GIB
 
 
 def versions(on: Subject) -> Finding:
-    """Compare the installed versions with the required ones."""
-    expect = on.options.expect
+    """Compare the installed versions with the required ones, and with the invitation's.
+
+    The server may have been updated since the invitation, so another version than the
+    invitation's is a warning. At the greeting the server's own version counts.
+    """
+    expect = dict(on.options.expect)
+    invited = {
+        name: number
+        for name, number in on.options.invited.items()
+        if name not in expect
+    }
     found = _installed_versions(expect)
-    required = {"flwr": _FLOWER} | dict(expect)
     here = ", ".join(
         f"{shown(name)} {number or 'missing'}" for name, number in found.items()
     )
-    wrong = [
-        f"{shown(name)} is {found[name] or 'missing'}, not {shown(number)}"
-        for name, number in required.items()
-        if not fits(name, found[name] or "", number)
-    ]
+    wrong = _differences(found, {"flwr": _FLOWER} | expect)
     if wrong:
         return problem(
-            f"{'; '.join(wrong)} (here: {here})",
+            f"{wrong} (here: {here})",
             "Install the coordinator's versions, for example: pip install 'flwr==1.39.*'",
         )
-    if not expect:
+    wrong = _differences(found, invited)
+    if wrong:
+        return warning(
+            f"{wrong} as in the invitation (here: {here})",
+            "Ask the coordinator for the server's versions, and install the same ones: "
+            "they may have changed since the invitation.",
+        )
+    theirs = (invited | expect).get(NAME, "")
+    if not invited and not expect:
         return ok(f"{here}; not compared with the server's (use --expect flwr=…)")
-    theirs = expect.get(NAME, "")
     if not str(found[NAME]).startswith(theirs):
         return ok(
             f"{here}; works with the coordinator's {NAME}, which is {shown(theirs)}"
         )
     return ok(here)
+
+
+def _differences(found: Mapping[str, str | None], required: Mapping[str, str]) -> str:
+    """Return the versions that do not fit the required ones, in words; "" if all fit."""
+    return "; ".join(
+        f"{shown(name)} is {found[name] or 'missing'}, not {shown(number)}"
+        for name, number in required.items()
+        if not fits(name, found[name] or "", number)
+    )
 
 
 def _installed_versions(expect: Mapping[str, str]) -> dict[str, str | None]:

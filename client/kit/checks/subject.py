@@ -22,6 +22,8 @@ class Options:
 
     expect: Mapping[str, str] = field(default_factory=dict)
     """Required versions by package; `python` is one of them."""
+    invited: Mapping[str, str] = field(default_factory=dict)
+    """The server's versions by package, on the day of the invitation."""
     labels: tuple[str, ...] = ()
     """The consortium's label names; empty if the site did not receive them."""
     model: str | None = None

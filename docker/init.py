@@ -18,6 +18,7 @@ import numpy as np
 
 from wardround.common.data.dataset import read_texts
 from wardround.common.data.texts import LabelledTexts
+from wardround.common.wire.invitation import registration_file
 from wardround.server.compose import compose
 from wardround.server.deployment.folder import ServerFolder
 from wardround.server.deployment.sites import (
@@ -163,7 +164,7 @@ def _register(names: list[str]) -> None:
         options += ["--text", "text", "--label", "label"]
         _run("wardround-site", "init", *options)
         register_site(
-            folder, name, site / "registration.json", max_examples=MOST_EXAMPLES
+            folder, name, site / registration_file(name), max_examples=MOST_EXAMPLES
         )
 
 

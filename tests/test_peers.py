@@ -311,10 +311,12 @@ def test_a_hospital_is_pinned_once_its_fingerprint_was_compared(folder: Path) ->
     assert list(Peers.open(folder / "state")) == ["north"]
 
 
-def test_a_site_does_not_pin_itself(folder: Path) -> None:
+@pytest.mark.parametrize("file", ["registration-st_marys.json", "registration.json"])
+def test_a_site_does_not_pin_itself(folder: Path, file: str) -> None:
+    """Earlier versions gave the registration of every site the second name."""
     own = signing_keys(make_site(folder, 9092, folder / "x"))[0]
-    _, told = registration_of(folder / "registration.json", "elsewhere", key=own)
-    for words in (("registration.json",), ("registration.json", "--name", "north")):
+    _, told = registration_of(folder / file, "elsewhere", key=own)
+    for words in ((file,), (file, "--name", "north")):
         done = site_command(
             "peers", "add", *words, "--fingerprint", told, folder=folder
         )

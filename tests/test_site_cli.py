@@ -83,14 +83,19 @@ def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
     folder = tmp_path / "site"
     private, public = folder / "site.key", folder / "site.pub"
     assert f"the invitation's fingerprint is  {invited}" in done.stdout
-    assert f"SEND to the coordinator:  {folder / 'registration.json'}" in done.stdout
+    assert (
+        f"SEND to the coordinator:  {folder / 'registration-st_marys.json'}"
+        in done.stdout
+    )
     assert (
         f"NEVER send to anybody:    {private}, {folder / 'signing.key'}" in done.stdout
     )
     for secret in (private, folder / "signing.key"):
         assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert stat.S_IMODE((folder / "state").stat().st_mode) == 0o700
-    sent, fingerprint = read_document(Registration, folder / "registration.json")
+    sent, fingerprint = read_document(
+        Registration, folder / "registration-st_marys.json"
+    )
     assert (sent.site, sent.invitation) == ("st_marys", invited)
     assert f"whose fingerprint is             {fingerprint}" in done.stdout
     assert sent.node_key == " ".join(public.read_text().split()[:2])

@@ -27,13 +27,13 @@ from wardround.common.wire.invitation import (
     Registration,
     Rotation,
     read_document,
+    registration_file,
     write_document,
 )
 
 _TEMPLATES = Path(__file__).resolve().parent / "files"
 UNIT = "wardround-site.service"
 COMPOSE = "compose.yaml"
-REGISTRATION = "registration.json"
 _MEMORY_SHARE = 0.8
 _UNSAFE_LETTERS = "\"'\\\n$%"
 
@@ -87,7 +87,7 @@ def write_kit(
     if invited != copy:
         texts[copy] = invited.read_text(encoding="ascii")
     site_file = folder / "site.yaml"
-    registration = folder / REGISTRATION
+    registration = folder / registration_file(site.name)
     refuse_to_overwrite(
         site.private_key, site.public_key, secret, *texts, site_file, registration
     )

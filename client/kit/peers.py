@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from wardround.client.kit.init import REGISTRATION
 from wardround.client.peers import Peers, Pin
 from wardround.client.site_file import load_site_file, signing_keys
 from wardround.common.credentials import check_public_line, public_line
-from wardround.common.wire.invitation import Registration, read_document
+from wardround.common.wire.invitation import (
+    Registration,
+    read_document,
+    registration_file,
+)
 from wardround.common.words import printable
 
 
@@ -40,7 +43,7 @@ def pin(
     if chosen == site.name or check_public_line(read.signing_key, "signing") == own:
         raise ValueError(
             f"'{registration}' has the name or the key of this site itself. Ask the other "
-            f"hospital for its {REGISTRATION}."
+            "hospital for its registration-NAME.json."
         )
     confirm(found)
     return chosen, Peers.open(site.state).add(chosen, read, found)
@@ -49,8 +52,8 @@ def pin(
 def peers_in_words(site_file: Path) -> Iterator[str]:
     """Return this site's own fingerprint, then one line for each pin."""
     site = load_site_file(site_file)
-    own = site_file.expanduser().absolute().with_name(REGISTRATION)
-    if own.exists():
+    own = _own_registration(site_file.expanduser().absolute(), site.name)
+    if own is not None:
         _, registered = read_document(Registration, own)
         yield (
             f"READ OUT to the other hospitals: this site's registration is {registered}"
@@ -62,3 +65,13 @@ def peers_in_words(site_file: Path) -> Iterator[str]:
         )
     if not pins:
         yield "No other hospital is pinned yet. Next: wardround-site peers add FILE"
+
+
+def _own_registration(site_file: Path, site: str) -> Path | None:
+    """Return the file that `init` wrote beside the site's file; None if it is gone."""
+    # Earlier versions gave the registration of every site the same name.
+    for name in (registration_file(site), "registration.json"):
+        file = site_file.with_name(name)
+        if file.exists():
+            return file
+    return None

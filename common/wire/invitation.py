@@ -1,8 +1,9 @@
 """The files that exchange keys between coordinator and site: invitation, registration, rotation.
 
-    coordinator  -- invitation.json -->    site         address, keys and agreements
-    site         -- registration.json -->  coordinator  the site's two public keys
-    coordinator  -- rotation.json -->      sites        a new signing key, signed with the old one
+    coordinator  -- NAME.json -->               site         address, keys and agreements
+    site         -- registration-NAME.json -->  coordinator  the site's two public keys
+    coordinator  -- rotation.json -->           sites        a new signing key, signed with the
+                                                             old one
 
 Nothing in them is secret. Each is signed with the keys in it, and people compare its fingerprint
 on a separate channel, for example by telephone.
@@ -81,6 +82,11 @@ class Rotation:
 
     signing_key: str
     """Public key, OpenSSH form."""
+
+
+def registration_file(site: str) -> str:
+    """Return the name of the file that holds a site's registration."""
+    return f"registration-{site}.json"
 
 
 Document = TypeVar("Document", Invitation, Registration, Rotation)

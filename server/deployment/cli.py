@@ -15,6 +15,7 @@ import typer
 
 from wardround.common.command_line import command, new_app
 from wardround.common.files import keep_private
+from wardround.common.wire.invitation import registration_file
 from wardround.common.words import shown
 
 if TYPE_CHECKING:
@@ -264,7 +265,8 @@ def invite(
     typer.echo(
         f"SEND to {site}:  {file}\n  its fingerprint is  {fingerprint}\n"
         "  read it out by telephone; `wardround-site init --invitation` shows the same one.\n"
-        f"Next, with its answer: wardround server register {site} registration.json"
+        f"Next, with its answer: wardround server register {site} "
+        f"{registration_file(site)}"
     )
 
 
@@ -272,7 +274,7 @@ def invite(
 def register(
     site: Site,
     answer: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The site's registration.json.")
+        Path, typer.Argument(metavar="FILE", help="The site's registration-NAME.json.")
     ],
     max_examples: Annotated[
         str | None,
@@ -286,8 +288,8 @@ def register(
     """Register a site with its answer to the invitation. A running server accepts it at once.
 
     Examples:
-      wardround server register st-mary ./registration.json --max-examples 5000
-      wardround server register st-mary ./registration.json --max-examples {unlimited}
+      wardround server register st-mary registration-st-mary.json --max-examples 5000
+      wardround server register st-mary registration-st-mary.json --max-examples {unlimited}
 
     Compare the fingerprint with the site by telephone. An update and its test counts weigh by the
     number of texts that the site reports: --max-examples limits both. Without it you are asked.

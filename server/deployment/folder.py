@@ -207,7 +207,7 @@ class ServerFolder:
             raise ValueError(
                 f"'{file}' is wrong, or an earlier version wrote it: {explain(error)} Move it "
                 f"away, then "
-                "register each site again from its registration.json."
+                "register each site again from its registration-NAME.json."
             ) from None
         return dict(self._sites)
 

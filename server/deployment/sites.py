@@ -1,6 +1,6 @@
 """Sites are invited, registered and removed.
 
-invite NAME -> invitations/NAME.json -> the site -> registration.json -> register NAME
+invite NAME -> invitations/NAME.json -> the site -> registration-NAME.json -> register NAME
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def register_site(
     """Register a site with the keys in its answer. A running server accepts it at once.
 
     Args:
-        answer: the site's registration.json.
+        answer: the site's registration-NAME.json.
         max_examples: limit on the training texts that the site may report for a round, and on
             its test texts; None for no limit.
 

@@ -18,7 +18,8 @@ import yaml
 
 from tests.e2e.processes import Process, command_line, free_port, wait_for
 from tests.support.site_lab import WIDE, pinned
-from wardround.client.kit.init import REGISTRATION, write_kit
+from wardround.client.kit.init import write_kit
+from wardround.common.wire.invitation import registration_file
 from wardround.server.deployment import superlink
 from wardround.server.deployment.addresses import Addresses
 from wardround.server.deployment.folder import (
@@ -178,7 +179,10 @@ class Federation:
         site.site_file.write_text(yaml.safe_dump(content), encoding="utf-8")
         if register:
             register_site(
-                self.folder, name, folder / REGISTRATION, max_examples=max_examples
+                self.folder,
+                name,
+                folder / registration_file(name),
+                max_examples=max_examples,
             )
         self.sites[name] = site
         return site

@@ -109,7 +109,7 @@ def test_a_key_is_good_for_one_site_at_a_time(
     first = federation.add_site("first", texts, model=tiny_model)
     where = ("--dir", str(federation.folder.path))
     invite_site(federation.folder, "second")
-    answer = str(first.folder / "registration.json")
+    answer = str(first.folder / "registration-first.json")
     bound = ("--max-examples", "100")
     code, said = federation.wardround(
         "server", "register", "second", answer, *bound, *where

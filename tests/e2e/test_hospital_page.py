@@ -169,7 +169,7 @@ def test_every_command_of_the_page_runs(
         )
         init = typist.words("wardround-site init", **{"st_marys.json": f"{name}.json"})
         typist.type(home, [*init, "--model", str(tiny_model), "--device", "cpu"])
-        copy(sites[name] / "registration.json", office)
+        copy(sites[name] / f"registration-{name}.json", office)
         typist.type(office, typist.words(f"wardround server register {name}"))
     site_file = sites["st_marys"] / "site.yaml"
     text = site_file.read_text()
@@ -178,7 +178,7 @@ def test_every_command_of_the_page_runs(
 
     # Among themselves: each site pins the other, with the fingerprint that the other one reads out.
     for name, other in (SITES, tuple(reversed(SITES))):
-        copy(sites[other] / "registration.json", sites[name] / f"{other}.json")
+        copy(sites[other] / f"registration-{other}.json", sites[name])
         shown = typist.type(sites[other], typist.words("wardround-site peers list"))
         (fingerprint,) = re.findall(r"this site's registration is (SHA256:\S+)", shown)
         pin = typist.words(

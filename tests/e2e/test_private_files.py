@@ -140,7 +140,7 @@ def test_what_the_programs_write_is_for_their_user_alone(
         "server",
         "register",
         "alpha",
-        str(site / "registration.json"),
+        str(site / "registration-alpha.json"),
         *bound,
     )
     key = new_key("signing")

@@ -20,6 +20,7 @@ from wardround.client.kit.link import Link
 from wardround.client.site_file import SiteFile, read_authority
 from wardround.common.credentials import Certificate
 from wardround.common.errors import Refused, Unreachable
+from wardround.common.wire.invitation import registration_file
 from wardround.common.words import LONGEST_TEXT, quoted
 
 _SOON_DAYS = 30
@@ -220,14 +221,15 @@ def registered(on: Subject) -> Finding:
     if answer is None:
         raise NotChecked("the server cannot be asked yet", SEE_ABOVE)
     detail = quoted(getattr(on.link.refusal, "detail", ""), LONGEST_TEXT)
+    registration = registration_file(on.site.name)
     match answer:
         case "registered":
             return ok("the server knows this site's key")
         case "unknown_key":
             return problem(
                 "the server does not know this site's key",
-                "Send registration.json to the coordinator, who runs: wardround server "
-                f"register {on.site.name} registration.json",
+                f"Send {registration} to the coordinator, who runs: wardround server "
+                f"register {on.site.name} {registration}",
             )
         case "wrong_time":
             raise NotChecked("the clocks differ too much", SEE_ABOVE)

@@ -22,7 +22,9 @@ app = new_app("The hospitals whose keys are pinned here: add, list, remove.")
 def add(
     registration: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="The other hospital's registration.json."),
+        typer.Argument(
+            metavar="FILE", help="The other hospital's registration-NAME.json."
+        ),
     ],
     name: Annotated[
         str | None,

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from wardround.client.kit.commands.options import SITE_FILE, Site, SkipCheck, option
-from wardround.client.kit.init import REGISTRATION, trust_next_key, write_kit
+from wardround.client.kit.init import trust_next_key, write_kit
 from wardround.client.kit.policy_file import read_policy
 from wardround.client.policy.limits import Policy
 from wardround.client.site_file import load_site_file
 from wardround.common.command_line import command, new_app
+from wardround.common.wire.invitation import registration_file
 
 app = new_app("")
 
@@ -48,7 +49,7 @@ def init(
         option("--policy", "Limits that replace the strict ones, as YAML.", "FILE"),
     ] = None,
 ) -> None:
-    """Make this site's keys and files: site.yaml, registration.json, systemd unit, compose file.
+    """Make this site's keys and files: site.yaml, registration, systemd unit, compose file.
 
     Example:
       wardround-site init --invitation st_marys.json --data letters.csv --text letter --label ward
@@ -70,13 +71,14 @@ def init(
         device=device,
         policy=Policy() if policy is None else read_policy(policy),
     )
+    registration = folder / registration_file(site.name)
     typer.echo(
         f"Invited as {site.name} to {site.server_address}\n"
         f"  the invitation's fingerprint is  {invited}\n"
         "  COMPARE it with the coordinator's by telephone. If they differ, stop here.\n"
-        f"Wrote site.yaml, keys, {REGISTRATION}, wardround-site.service and compose.yaml "
-        f"to {folder}\n"
-        f"SEND to the coordinator:  {folder / REGISTRATION}\n"
+        f"Wrote site.yaml, keys, {registration.name}, wardround-site.service and "
+        f"compose.yaml to {folder}\n"
+        f"SEND to the coordinator:  {registration}\n"
         f"  whose fingerprint is             {registered}\n"
         f"NEVER send to anybody:    {site.private_key}, {site.signing_key}, "
         f"and no text of {site.data_path}"

@@ -15,7 +15,6 @@ import typer
 
 from wardround.common.command_line import command, new_app
 from wardround.common.files import keep_private
-from wardround.common.wire.invitation import registration_file
 from wardround.common.words import shown
 
 if TYPE_CHECKING:
@@ -238,6 +237,7 @@ def invite(
 
     Send the file to the site. It is not secret. Compare its fingerprint with the site by telephone.
     """
+    from wardround.common.wire.invitation import registration_file
     from wardround.server.deployment.signing_request import request_invitation
     from wardround.server.deployment.sites import (
         invite_site,

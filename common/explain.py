@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _TYPE_IN_PLACE = re.compile(r"constrained-|literal\[|tuple\[")
 """pydantic adds the type that it tried to the key."""
+_MOST_NEAREST = 3
 
 
 def explain(
@@ -64,18 +65,29 @@ def _line(item: ErrorDetails, key: str, known: Iterable[str], *, has_step: bool)
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """Return ` Nearest: 'x', 'y'.` for up to three similar names, or an empty text.
+    """Return ` Nearest: 'x', 'y'.` for up to three similar names, or an empty text."""
+    return nearest_in_words(similar(word, names))
 
-    Names are compared as a whole and by the part after their last dot.
+
+def nearest_in_words(names: Sequence[str]) -> str:
+    """Return ` Nearest: 'x', 'y'.` for the first three names, or an empty text."""
+    found = ", ".join(f"'{printable(name)}'" for name in names[:_MOST_NEAREST])
+    return f" Nearest: {found}." if found else ""
+
+
+def similar(word: str, names: Iterable[str]) -> list[str]:
+    """Return names that look like a word, the most similar ones first.
+
+    Names are compared as a whole and by the part after their last dot. Names with the same part
+    keep their order.
     """
-    by_part: dict[str, str] = {}
+    by_part: dict[str, list[str]] = {}
     for name in names:
         last_part = name.rsplit(".", 1)[-1]
-        by_part[last_part.lower()] = name
-        by_part[name.lower()] = name
+        for part in {name.lower(), last_part.lower()}:
+            by_part.setdefault(part, []).append(name)
     close = get_close_matches(word.lower(), by_part)
-    found = dict.fromkeys(f"'{printable(by_part[part])}'" for part in close)
-    return f" Nearest: {', '.join(found)}." if found else ""
+    return list(dict.fromkeys(name for part in close for name in by_part[part]))
 
 
 def first_line(error: BaseException) -> str:

@@ -18,7 +18,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from wardround.common.explain import first_line, nearest
+from wardround.common.explain import (
+    first_line,
+    nearest,
+    nearest_in_words,
+    similar,
+)
 from wardround.common.places import CONF
 from wardround.common.recipes import ABOUT as ABOUT_RECIPE
 from wardround.common.settings.tree import Settings, known_keys
@@ -33,6 +38,23 @@ _BESIDE_SETTINGS = (
     "sweep.target_fraction",
     "sweep.arms",
 )
+
+_OTHER_NAMES = {
+    "batch": ("train.batch_size",),
+    "batch_size": ("train.batch_size",),
+    "clients": ("num_clients",),
+    "dataset": ("data",),
+    "epochs": ("train.local_epochs",),
+    "gpu": ("device",),
+    "lr": ("train.learning_rate",),
+    "max_len": ("train.max_length",),
+    "mu": ("train.proximal_mu",),
+    "output_dir": ("run_dir",),
+    "rounds": ("num_rounds",),
+    "sites": ("num_clients",),
+    "weight_decay": ("train.weight_decay",),
+}
+"""Settings by the names that other programs have for them."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +177,14 @@ def _step(text: str) -> str:
     return f"Quote the value for Hydra, and the word for the shell: '{key}=\"{value}\"'"
 
 
+def _nearest_keys(key: str, known: Sequence[str]) -> str:
+    """Return the next step for an unknown key: what others call a setting, and similar names."""
+    other_name = key.rsplit(".", 1)[-1].lower()
+    found = [*_OTHER_NAMES.get(other_name, ()), *similar(key, known)]
+    words = nearest_in_words(list(dict.fromkeys(found)))
+    return words or " See: wardround simulate --help, and docs/settings.md."
+
+
 def _check_key(override: Override) -> None:
     """Raise ValueError if the key, or the option of a group, does not exist."""
     key = override.key_or_group
@@ -162,7 +192,7 @@ def _check_key(override: Override) -> None:
         return
     known = [*known_keys(), *_GROUPS, *_BESIDE_SETTINGS]
     if key not in known:
-        raise ValueError(f"unknown key '{key}'.{nearest(key, known)}")
+        raise ValueError(f"unknown key '{key}'.{_nearest_keys(key, known)}")
     if key not in _GROUPS:
         return
     options = sorted(

@@ -56,7 +56,8 @@ def check_rounds(
     require(
         strategy.min_sites <= num_clients,
         f"strategy.min_sites is {strategy.min_sites} but num_clients is {num_clients}; "
-        "a round can never have more updates than clients. Lower strategy.min_sites.",
+        "a round can never have more updates than clients. Set "
+        f"strategy.min_sites={num_clients}, or num_clients={strategy.min_sites} or more.",
     )
     require(
         train.schedule_rounds != 0 or num_rounds == 0,

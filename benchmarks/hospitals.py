@@ -287,7 +287,7 @@ def outcomes(settings: Settings, trusts: Sequence[str]) -> dict[str, Outcome]:
             personal = folder.path / "personal" / trust
             _, model = load_trained(personal, state.text_model.task, state.device)
         found[trust] = Outcome(
-            corpus.test.labels[test], _predicted(model, corpus, test, settings)
+            corpus.test.targets[test], _predicted(model, corpus, test, settings)
         )
     return found
 

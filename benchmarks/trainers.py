@@ -97,7 +97,7 @@ def wardround(job: Job) -> Speed:
     texts = TokenisedTexts(
         ids=np.concatenate(job.texts()).astype(np.int32),
         starts=np.concatenate([[0], np.cumsum(job.lengths)]),
-        labels=job.labels(),
+        targets=job.labels(),
         pad_id=0,
     )
 

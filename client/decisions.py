@@ -20,6 +20,7 @@ from wardround.common.data.dataset import read_texts
 from wardround.common.errors import SiteRefusal
 from wardround.common.files import file_sha256
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import task_of
 from wardround.common.wire.invitation import Invitation, read_document
 from wardround.common.wire.refusals import PENDING
 from wardround.common.wire.signing import CLOCK_SECONDS
@@ -122,7 +123,8 @@ def sizes_of(site: SiteFile, settings: Settings) -> Sizes:
     Raises:
         ValueError or OSError: the data file cannot be read.
     """
-    data = read_texts(site.data_settings(settings.data), settings.seed, site.name)
+    own = site.data_settings(settings.data)
+    data = read_texts(task_of(settings), own, settings.seed, site.name)
     return Sizes(len(data.train), len(data.test))
 
 

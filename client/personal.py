@@ -312,8 +312,8 @@ def _with_dealt_tests(examples: Sequence[Examples], task: Task) -> list[Examples
     """Deal validation and test parts to the clients like their training texts."""
     corpus = examples[0].corpus
     train = [own.train for own in examples]
-    train_strata = task.strata(corpus.train.labels)
-    test_strata = task.strata(corpus.test.labels)
+    train_strata = task.strata(corpus.train.targets)
+    test_strata = task.strata(corpus.test.targets)
 
     def deal(held_out: Sequence[np.ndarray]) -> list[np.ndarray]:
         indices = np.sort(np.concatenate(held_out))

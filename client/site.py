@@ -17,7 +17,6 @@ from wardround.client.held import Held
 from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
 from wardround.common.data.corpus import Corpus, forget_corpora, open_corpus
-from wardround.common.data.labels import numbered_by_name
 from wardround.common.data.opt_outs import NO_LATE_OPT_OUTS, LateOptOuts
 from wardround.common.data.partitions import partition, split_held_out
 from wardround.common.errors import SiteRefusal
@@ -59,9 +58,10 @@ class Examples:
         fraction = settings.evaluation.validation_fraction
         split_seed = settings.data.split_seed
         seed = settings.seed if split_seed is None else split_seed
-        strata = task_of(settings).strata(corpus.test.labels)
-        kinds = numbered_by_name(strata, corpus.label_names)
-        validation, test = split_held_out(kinds, held_out, fraction, seed)
+        strata = task_of(settings).strata_by_name(
+            corpus.test.targets, corpus.label_names
+        )
+        validation, test = split_held_out(strata, held_out, fraction, seed)
         return cls(corpus, train, test, validation, opted_out)
 
 
@@ -150,7 +150,7 @@ def _deal(
 
     They are dealt once, because this takes as long as a small round.
     """
-    strata = task.strata(corpus.train.labels)
+    strata = task.strata(corpus.train.targets)
     parts = partition(how, strata, num_clients, seed, corpus.site_sizes)
     everyone = np.arange(len(corpus.test))
     if how.name == "by_site" and corpus.test_sizes:

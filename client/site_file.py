@@ -35,6 +35,7 @@ from wardround.common.file_form import FileForm
 from wardround.common.files import write_atomically
 from wardround.common.settings.data import DataSettings
 from wardround.common.settings.values import Seed
+from wardround.common.tasks.label_names import label_column
 from wardround.common.words import quoted
 
 if TYPE_CHECKING:
@@ -183,8 +184,15 @@ class SiteFile:
 
     @property
     def columns(self) -> Columns:
-        """The columns to read."""
-        return Columns(self.text_columns, self.label_column, self.opt_out_column)
+        """The columns to read, with the site's own names of labels."""
+        target = label_column(self.label_column)
+        return Columns(self.text_columns, target, self.opt_out_column)
+
+    @property
+    def renamed_columns(self) -> Columns:
+        """The columns to read, with the names of labels that all sites share."""
+        target = label_column(self.label_column, dict(self.labels))
+        return Columns(self.text_columns, target, self.opt_out_column)
 
     @property
     def form(self) -> FileForm:

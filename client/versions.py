@@ -66,12 +66,12 @@ class Versions:
         """Read the current version of the file. Raises ValueError or OSError."""
         site = self._site
         key = self.key()
-        table = read_file(site.data_path, site.columns, "data.path", site.form)
+        columns = site.renamed_columns
+        table = read_file(site.data_path, columns, "data.path", site.form)
         out = set(table.opted_out)
-        names = dict(site.labels)
         hashes = [
-            digest_of_row(key, text, names.get(label or "", label))
-            for text, label in zip(table.texts, table.labels, strict=True)
+            digest_of_row(key, text, target)
+            for text, target in zip(table.texts, table.targets, strict=True)
         ]
         return Version(
             taking_part=Counter(

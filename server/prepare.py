@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from wardround.common.data.corpus import Corpus, open_corpus
 from wardround.common.data.partitions import partition
 from wardround.common.data.steps import count_steps
@@ -27,7 +25,7 @@ class Prepared:
     test: TokenisedTexts | None
     """The central test set; None if the sites measure."""
     test_counts: list[int] | None = None
-    """Number of test texts of each label; None if this machine reads no texts."""
+    """Number of test texts for each name; None if this machine reads no texts, or if the task does not count names."""
     findings: Sequence[str] = ()
     """Remarks on the texts, for a person."""
     parts: dict[str, list[int]] = field(default_factory=dict)
@@ -47,7 +45,7 @@ def prepare_simulation(clients: Clients, settings: Settings) -> Prepared:
         cohort=Cohort(clients, settings, simulated_sites=names),
         label_names=corpus.label_names,
         test=corpus.test if settings.evaluation.where == "server" else None,
-        test_counts=_count_labels(corpus),
+        test_counts=_counts(settings, corpus),
         findings=corpus.findings,
         parts=_deal(settings, corpus),
     )
@@ -81,15 +79,13 @@ def prepare_deployment(
         cohort=cohort,
         label_names=corpus.label_names,
         test=corpus.test,
-        test_counts=_count_labels(corpus),
+        test_counts=_counts(settings, corpus),
         findings=corpus.findings,
     )
 
 
-def _count_labels(corpus: Corpus) -> list[int]:
-    num_labels = len(corpus.label_names)
-    counts: list[int] = np.bincount(corpus.test.labels, minlength=num_labels).tolist()
-    return counts
+def _counts(settings: Settings, corpus: Corpus) -> list[int] | None:
+    return task_of(settings).counts(corpus.test.targets, corpus.label_names)
 
 
 def _deal(settings: Settings, corpus: Corpus) -> dict[str, list[int]]:
@@ -100,7 +96,7 @@ def _deal(settings: Settings, corpus: Corpus) -> dict[str, list[int]]:
     """
     parts = partition(
         settings.partition,
-        task_of(settings).strata(corpus.train.labels),
+        task_of(settings).strata(corpus.train.targets),
         settings.num_clients,
         settings.seed,
         corpus.site_sizes,

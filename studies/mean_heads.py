@@ -19,7 +19,7 @@ import typer
 from torch.nn.functional import cross_entropy
 
 from wardround.common.data.dataset import read_texts
-from wardround.common.data.texts import LabelledTexts, TextData
+from wardround.common.data.texts import TextData, TextsAndTargets
 from wardround.common.model.build import TextModel, build_model
 from wardround.common.model.heads import draw_head
 from wardround.common.runtime import prepare
@@ -55,7 +55,7 @@ def mean_head(classifier: TextModel, seed: int, num_clients: int) -> None:
 
 
 def measure(
-    classifier: TextModel, data: TextData[LabelledTexts], max_length: int
+    classifier: TextModel, data: TextData[TextsAndTargets], max_length: int
 ) -> list[float]:
     """Return the numbers of COLUMNS: the norm of the new head's matrices, the standard deviation
     of the logits over the texts (mean over the classes), and three norms of gradients."""
@@ -71,7 +71,7 @@ def measure(
         return_token_type_ids=False,
     )
     logits = model(**inputs).logits  # (n, C)
-    cross_entropy(logits, torch.from_numpy(data.train.labels[:NUM_TEXTS])).backward()
+    cross_entropy(logits, torch.from_numpy(data.train.targets[:NUM_TEXTS])).backward()
     below = ("pre_classifier.", "pooler.")
     groups: dict[str, list[float]] = {"classifier": [], "below": [], "encoder": []}
     for name, parameter in model.named_parameters():
@@ -99,7 +99,7 @@ def table(settings: Settings, counts: Sequence[int], seeds: Sequence[int]) -> st
     prepare(settings)
     found: dict[tuple[HeadName, int], list[list[float]]] = {}
     for seed in seeds:
-        data = read_texts(settings.data, seed)
+        data = read_texts(LABEL, settings.data, seed)
         for head in HEADS:
             model = replace(settings.model, head=head)
             classifier = build_model(LABEL, model, data.label_names, seed)

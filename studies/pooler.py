@@ -28,6 +28,7 @@ from wardround.common.files import write_atomically
 from wardround.common.pretrained import load_encoder, load_tokenizer, quietly
 from wardround.common.runtime import numpy_stream, prepare
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
 from wardround.server.compose import compose
 
 EXPERIMENT = "experiment=collapse"
@@ -49,7 +50,7 @@ def spare_articles(overrides: Sequence[str], seeds: Sequence[int]) -> list[str]:
     for seed in seeds:
         whole = (*overrides, f"seed={seed}", "data.max_words=null")
         drawn, everything = (
-            read_texts(compose([*whole, *more]).settings.data, seed)
+            read_texts(LABEL, compose([*whole, *more]).settings.data, seed)
             for more in ((), ("data.train_examples=null", "data.test_examples=null"))
         )
         used |= {*drawn.train.texts, *drawn.test.texts}

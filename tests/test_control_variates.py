@@ -167,7 +167,7 @@ def published(settings: Settings, num_rounds: int) -> torch.Tensor:
                 corpus.train, train, settings.train, order, state.device
             ):
                 model.zero_grad()
-                cross_entropy(forward(model, batch), batch.labels).backward()
+                cross_entropy(forward(model, batch), batch.targets).backward()
                 gradients = {
                     name: p.grad
                     for name, p in model.named_parameters()

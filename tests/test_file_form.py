@@ -21,6 +21,7 @@ from wardround.common.data.dataset import read_texts
 from wardround.common.file_form import FileForm, looks_like
 from wardround.common.settings.data import DataSettings
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
 from wardround.server.compose import compose
 
 UMLAUTS = [("Grüße, Übelkeit", "a"), ("Fieber; Müdigkeit €", "b")]
@@ -303,7 +304,7 @@ def test_a_site_reads_its_own_file_in_its_own_form(
     )
     here = RealSite(site).localise(sent).data
     assert (here.delimiter, here.encoding) == ("tab", "utf-16")
-    read_here = read_texts(here, seed=0, site="st_marys")
+    read_here = read_texts(LABEL, here, seed=0, site="st_marys")
     assert set(pairs(read_here) + pairs(read_here, "test")) == set(UMLAUTS)
     # A server that says it nevertheless is not heard.
     plain = (

@@ -261,7 +261,7 @@ def test_the_tracer_agrees_with_the_closed_form(base: Settings) -> None:
 def tiny_corpus(make_settings: Make) -> TokenisedTexts:
     """The tiny texts of one label: their gradients point the same way, so that shares add up."""
     texts = open_corpus(make_settings("train.max_length=16")).train
-    return texts.take(np.flatnonzero(texts.labels == 0))
+    return texts.take(np.flatnonzero(texts.targets == 0))
 
 
 @pytest.fixture
@@ -292,9 +292,9 @@ def update_of(plan: Settings, texts: TokenisedTexts, number: int) -> torch.Tenso
 def share_of(plan: Settings, texts: TokenisedTexts, row: int, number: int) -> float:
     """How far the update changes without one text, over the update."""
     whole = update_of(plan, texts, number)
-    labels = texts.labels.copy()
+    labels = texts.targets.copy()
     labels[row] = -1
-    without = update_of(plan, replace(texts, labels=labels), number)
+    without = update_of(plan, replace(texts, targets=labels), number)
     return float((whole - without).norm() / whole.norm())
 
 

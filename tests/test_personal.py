@@ -174,9 +174,9 @@ def test_a_client_of_a_skewed_partition_is_judged_on_its_own_labels(
         "evaluation.validation_fraction=0.5",
     )
     own = texts_of_clients(make_settings(*skewed, "personalisation.everyone=true"))
-    assert [set(site.train.labels.tolist()) for site in own] == [{0}, {1}, {2}]
+    assert [set(site.train.targets.tolist()) for site in own] == [{0}, {1}, {2}]
     assert [
-        set(site.test.labels.tolist()) | set(site.validation.labels.tolist())
+        set(site.test.targets.tolist()) | set(site.validation.targets.tolist())
         for site in own
     ] == [
         {0},
@@ -638,26 +638,26 @@ def test_an_opt_out_column_holds_yes_or_no(
         return file
 
     data = replace(by_site().data, path=str(write(wishes)), opt_out_column="out")
-    texts = read_texts(data, seed=0)
+    texts = read_texts(LABEL, data, seed=0)
     assert texts.opted_out.texts == ["text 0", "text 1", "text 2"]
-    assert texts.opted_out.labels.tolist() == [0, 1, 0]
+    assert texts.opted_out.targets.tolist() == [0, 1, 0]
     assert len(texts.train) + len(texts.test) == 5
     if kind != "csv":
         typed = [True, 1, None, False, 0, None, False, False]
         write(typed if kind == "jsonl" else [bool(wish) for wish in typed])
-        assert read_texts(data, seed=0).opted_out.texts == ["text 0", "text 1"]
+        assert read_texts(LABEL, data, seed=0).opted_out.texts == ["text 0", "text 1"]
     write([*wishes[:-1], "maybe"])
     with pytest.raises(
         ValueError, match=r"(line|row) [89]: column 'out' holds neither a yes .* nor"
     ):
-        read_texts(data, seed=0)
+        read_texts(LABEL, data, seed=0)
     write(["yes"] * 8)
     with pytest.raises(ValueError, match="all 8 examples have opted out"):
-        read_texts(data, seed=0)
+        read_texts(LABEL, data, seed=0)
     with pytest.raises(
         ValueError, match=r"has no column 'opt'.*Set data\.opt_out_column to"
     ):
-        read_texts(replace(data, opt_out_column="opt"), seed=0)
+        read_texts(LABEL, replace(data, opt_out_column="opt"), seed=0)
 
 
 # --- settings ------------------------------------------------------------------------

@@ -388,7 +388,7 @@ def test_the_held_out_part_is_the_same_in_every_run(
         site = RealSite(trained.site, Kept(), trained.order(settings))
         forget_corpora()
         corpus = site.examples(site.localise(settings)).corpus
-        sizes.add((len(corpus.train), corpus.test.labels.tobytes(), len(corpus.test)))
+        sizes.add((len(corpus.train), corpus.test.targets.tobytes(), len(corpus.test)))
     assert len(sizes) == 1
 
 

@@ -119,5 +119,5 @@ def test_no_run_of_the_study_has_seen_the_articles(overrides: list[str]) -> None
     spare = spare_articles(some, [0, 1])
     assert spare
     for seed in (0, 1):
-        drawn = read_texts(compose([*some, f"seed={seed}"]).settings.data, seed)
+        drawn = read_texts(LABEL, compose([*some, f"seed={seed}"]).settings.data, seed)
         assert not {*drawn.train.texts, *drawn.test.texts} & set(spare)

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 TEXTS = TokenisedTexts(
     ids=np.array([2, 9, 3, 2, 5, 6, 7, 3, 2, 8, 8, 3], dtype=np.int32),
     starts=np.array([0, 3, 8, 12]),
-    labels=np.array([0, 1, 0]),
+    targets=np.array([0, 1, 0]),
     pad_id=0,
 )
 
@@ -41,7 +41,7 @@ def test_batch_is_padded_and_masked() -> None:
     assert batch.input_ids.tolist() == [[2, 8, 8, 3, 0, 0], [2, 9, 3, 0, 0, 0]]
     assert batch.attention_mask is not None
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0]]
-    assert batch.labels.tolist() == [0, 0]
+    assert batch.targets.tolist() == [0, 0]
     longest = TEXTS.batch(np.array([2, 0]), pad_to=None, mask=False, device=CPU)
     assert longest.input_ids.shape == (2, 4)
     assert longest.attention_mask is None
@@ -171,7 +171,7 @@ def test_attention_mask_off_attends_to_padding(make_settings: Make) -> None:
     for mask in ("true", "false"):
         settings = make_settings(f"train.attention_mask={mask}")
         model_state = open_model(settings, ("a", "b", "c"), fresh=True)
-        texts = TokenisedTexts(TEXTS.ids % 20, TEXTS.starts, TEXTS.labels, 0)
+        texts = TokenisedTexts(TEXTS.ids % 20, TEXTS.starts, TEXTS.targets, 0)
         losses.append(
             Evaluation(settings, model_state, texts).count(texts, np.arange(3)).loss
         )

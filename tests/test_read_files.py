@@ -25,7 +25,7 @@ def test_csv_with_quotes_commas_and_line_breaks(tmp_path: Path, test_csv: str) -
     data = read(path=path, test_path=test_csv)
     assert pairs(data) == [('one, "two"', "a"), ("three\nfour", "b")]
     assert pairs(data, "test") == [("t1", "a"), ("t2", "b")]
-    assert data.train.labels.dtype == "int64"
+    assert data.train.targets.dtype == "int64"
     assert data.site_sizes == ()
     assert data.findings == ()
 

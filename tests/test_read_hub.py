@@ -54,7 +54,7 @@ def test_hub_folder_with_class_names_of_its_own(hub: Path) -> None:
         )
     data = read(reader="hub", hub_name=str(hub))
     assert data.label_names == ("neg", "pos", "mixed")
-    assert data.train.labels.tolist() == [1, 0]
+    assert data.train.targets.tolist() == [1, 0]
     assert (
         read(
             reader="hub", hub_name=str(hub), label_names=("no", "yes", "both")

@@ -110,7 +110,7 @@ def test_zhang_csv_of_ag_news(
         label_names=AG_LABELS,
     )
     assert data.train.texts[0] == text
-    assert data.train.labels.tolist() == [3, 0]
+    assert data.train.targets.tolist() == [3, 0]
 
 
 def test_zhang_csv_of_yelp(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_spooky_csv_holds_out(tmp_path: Path) -> None:
     }
     data = read(**settings, path=path, test_fraction=0.25)
     assert (len(data.train), len(data.test)) == (9, 3)
-    assert sorted(data.test.labels.tolist()) == [0, 1, 2]
+    assert sorted(data.test.targets.tolist()) == [0, 1, 2]
     assert 'EAP "writes" 0' in data.train.texts + data.test.texts
     unlabelled = write(tmp_path / "test.csv", "id,text\nid1,x\n")
     assert "has no column 'author'" in message(**settings, path=unlabelled)
@@ -172,14 +172,14 @@ def test_bbc_package_real_articles() -> None:
         "tech",
     )
     # 510, 386, 417, 511 and 401 articles; a fifth of each is held out: 102, 77.2, 83.4, 102.2, 80.2
-    assert [data.test.labels.tolist().count(n) for n in range(5)] == [
+    assert [data.test.targets.tolist().count(n) for n in range(5)] == [
         102,
         77,
         84,
         102,
         80,
     ]
-    assert [data.train.labels.tolist().count(n) for n in range(5)] == [
+    assert [data.train.targets.tolist().count(n) for n in range(5)] == [
         408,
         309,
         333,

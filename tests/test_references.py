@@ -20,6 +20,7 @@ from wardround.common.data.partitions import partition
 from wardround.common.model.state import open_model
 from wardround.common.runtime import numpy_stream, stream_seed
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
 from wardround.server.engines.simulate import simulate
 
 
@@ -43,7 +44,7 @@ def reference_model(settings: Settings) -> Any:
 
 def encode(settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
     """Return ids, mask and labels of all training texts, padded to max_length by the tokenizer."""
-    train = read_texts(settings.data, settings.seed).train
+    train = read_texts(LABEL, settings.data, settings.seed).train
     tokenizer = AutoTokenizer.from_pretrained(settings.model.name)
     inputs = tokenizer(
         list(train.texts),
@@ -52,7 +53,11 @@ def encode(settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
         max_length=settings.train.max_length,
         return_tensors="pt",
     )
-    return inputs["input_ids"], inputs["attention_mask"], torch.from_numpy(train.labels)
+    return (
+        inputs["input_ids"],
+        inputs["attention_mask"],
+        torch.from_numpy(train.targets),
+    )
 
 
 def train_plainly(

@@ -17,6 +17,7 @@ from wardround.client.site_file import SiteFile, load_site_file, write_site_file
 from wardround.common.data.dataset import read_texts
 from wardround.common.errors import RunFailed
 from wardround.common.pretrained import locate
+from wardround.common.tasks.label import LABEL
 from wardround.server.app import conduct
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.engines.simulate import simulate
@@ -79,11 +80,12 @@ def test_one_sites_file_is_read_as_its_part_of_the_folder(
     for number, (name, size) in enumerate((("b", 30), ("a", 12), ("c", 21))):
         write_texts(folder / f"{name}.csv", size, seed=number)
     data = make_settings(f"data.path={folder}", "data.test_path=null").data
-    together = read_texts(data, seed=5)
+    together = read_texts(LABEL, data, seed=5)
     assert together.site_sizes == (("a", 10), ("b", 24), ("c", 17))
     assert together.test_sizes == (2, 6, 4)
     alone = [
         read_texts(
+            LABEL,
             make_settings(f"data.path={folder / name}.csv", "data.test_path=null").data,
             5,
             site=name,
@@ -109,11 +111,11 @@ def test_a_sites_own_label_names_are_translated(
         "data.label_names=[health,sport]",
         "data.label_map=[[G,health],[S,sport]]",
     )
-    data = read_texts(settings.data, seed=0)
+    data = read_texts(LABEL, settings.data, seed=0)
     assert data.label_names == ("health", "sport")
     health = {"flu and fever", "nurse", "ward"}
     for part in (data.train, data.test):
-        assert [label == 0 for label in part.labels] == [
+        assert [label == 0 for label in part.targets] == [
             text in health for text in part.texts
         ]
     assert len(data.train) + len(data.test) == 6

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tests.support.reading import message, pairs, read, write
-from wardround.common.data.labels import numbered_by_name
 from wardround.common.data.sampling import shares_of
+from wardround.common.tasks.label_names import numbered_by_name
 
 
 def table(path: Path, rows: list[tuple[str, str]]) -> str:
@@ -111,7 +111,7 @@ def test_labels_are_numbered_in_declared_order(tmp_path: Path) -> None:
     assert data.label_names == ("b", "a")
     assert {
         text[0]: number
-        for text, number in zip(data.train.texts, data.train.labels, strict=True)
+        for text, number in zip(data.train.texts, data.train.targets, strict=True)
     } == {
         "a": 1,
         "b": 0,
@@ -156,7 +156,7 @@ def test_declared_label_that_only_test_has_is_a_finding(tmp_path: Path) -> None:
         label_names=("a", "b", "c"),
     )
     assert data.findings == ("train: no example of 1 of 3 labels: c",)
-    assert data.test.labels.tolist() == [2]
+    assert data.test.targets.tolist() == [2]
 
 
 def test_label_that_is_not_declared(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_hold_out_does_not_depend_on_the_order_of_the_labels(tmp_path: Path) -> 
 def test_hold_out_leaves_one_of_each_label_to_learn_from(tmp_path: Path) -> None:
     data = read(path=table(tmp_path / "a.csv", labelled(a=9, b=1)), test_fraction=0.9)
     # 9 of 10 asked: 8.1 and 0.9; b stays, so a gives 8, and no more than all but one.
-    assert sorted(data.train.labels.tolist()) == [0, 1]
+    assert sorted(data.train.targets.tolist()) == [0, 1]
     assert "too few to hold out" in message(
         path=table(tmp_path / "b.csv", labelled(a=1, b=1))
     )

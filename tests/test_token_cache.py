@@ -48,7 +48,7 @@ def same(one: TokenisedTexts, other: TokenisedTexts) -> bool:
     return one.pad_id == other.pad_id and all(
         np.array_equal(getattr(one, name), getattr(other, name))
         and getattr(one, name).dtype == getattr(other, name).dtype
-        for name in ("ids", "starts", "labels")
+        for name in ("ids", "starts", "targets")
     )
 
 

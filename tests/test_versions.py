@@ -17,6 +17,7 @@ from wardround.common.data.opt_outs import NO_LATE_OPT_OUTS
 from wardround.common.errors import SiteRefusal
 from wardround.common.files import file_sha256
 from wardround.common.settings.data import DataSettings
+from wardround.common.tasks.label import LABEL
 from wardround.server.compose import compose
 
 PLAN = "p" * 64
@@ -123,11 +124,11 @@ def test_a_late_opt_out_moves_no_other_text(lab: Lab) -> None:
     """The same texts are held out as before: else test texts would be used for training."""
     data = lab.site.data_settings(_plain())
     lab.file.write_text(rows(*range(20)))
-    before = read_texts(data, 0, lab.site.name, late=NO_LATE_OPT_OUTS)
+    before = read_texts(LABEL, data, 0, lab.site.name, late=NO_LATE_OPT_OUTS)
     lab.file.write_text(rows(*range(20), out=(3, 8, 11)))
     late = lab.versions.late_opt_outs(PLAN, "d1")
     assert late is not None
-    after = read_texts(data, 0, lab.site.name, late=late)
+    after = read_texts(LABEL, data, 0, lab.site.name, late=late)
     gone = {"text 3", "text 8", "text 11"}
     assert after.train.texts == [
         text for text in before.train.texts if text not in gone

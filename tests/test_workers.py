@@ -217,7 +217,7 @@ def test_texts_come_back_from_memory_as_they_were(make_settings: Make) -> None:
     again = corpus_from_memory(fd, json.loads(json.dumps(facts)))
     os.close(fd)
     for part in ("train", "test"):
-        for name in ("ids", "starts", "labels"):
+        for name in ("ids", "starts", "targets"):
             ours, theirs = (
                 getattr(getattr(side, part), name) for side in (corpus, again)
             )

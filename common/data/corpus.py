@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from wardround.common.data.dataset import read_texts
 from wardround.common.data.opt_outs import NO_LATE_OPT_OUTS, LateOptOuts
-from wardround.common.data.texts import PARTS, LabelledTexts, TextData
+from wardround.common.data.texts import PARTS, TextData, TextsAndTargets
 from wardround.common.data.token_cache import cache_folder
 from wardround.common.data.tokens import TokenisedTexts, tokenise
 from wardround.common.pretrained import load_tokenizer
 from wardround.common.settings.data import DataSettings
 from wardround.common.settings.model import ModelSettings
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import task_of
 
 Corpus = TextData[TokenisedTexts]
 """All texts of a run as token ids."""
@@ -36,16 +37,21 @@ def _key(settings: Settings, site: str | None, late: LateOptOuts) -> _Key:
 def _read(settings: Settings, site: str | None, late: LateOptOuts) -> Corpus:
     of_each_site = settings.partition.name == "by_site"
     texts = read_texts(
-        settings.data, settings.seed, site, of_each_site=of_each_site, late=late
+        task_of(settings),
+        settings.data,
+        settings.seed,
+        site,
+        of_each_site=of_each_site,
+        late=late,
     )
     tokenizer = load_tokenizer(settings.model)
     cache = cache_folder(settings.data.token_cache)
     max_length = settings.train.max_length
     tokenised = {}
     for name in PARTS:
-        part: LabelledTexts = getattr(texts, name)
+        part: TextsAndTargets = getattr(texts, name)
         tokenised[name] = tokenise(
-            part.texts, part.labels, tokenizer, max_length, cache
+            part.texts, part.targets, tokenizer, max_length, cache
         )
     return Corpus(**vars(texts) | tokenised)
 

@@ -7,18 +7,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from wardround.common.data.tables import Table
-from wardround.common.data.texts import LabelledTexts
+from wardround.common.tasks.targets import Target
 
 
-def digest_of_row(key: bytes, text: str | None, label: str | None) -> str:
-    """Return a keyed hash of a text and its label, 16 hexadecimal digits.
+def digest_of_row(key: bytes, text: str | None, target: Target) -> str:
+    """Return a keyed hash of a text and its target, 16 hexadecimal digits.
 
     Without the key nobody can check a guess of the text.
     """
-    row = json.dumps([text, label]).encode()
+    row = json.dumps([text, target]).encode()
     return hmac.digest(key, row, "sha256").hex()[:16]
 
 
@@ -30,21 +28,11 @@ class LateOptOuts:
     hashes: frozenset[str]
     """As `digest_of_row` returns them."""
 
-    def holds(self, text: str | None, label: str | None) -> bool:
+    def holds(self, text: str | None, target: Target) -> bool:
         """Return whether this text has opted out late."""
-        return bool(self.hashes) and digest_of_row(self.key, text, label) in self.hashes
-
-    def staying(self, examples: LabelledTexts, names: Sequence[str]) -> np.ndarray:
-        """Return the positions of the examples that have not opted out, (n,) int64.
-
-        Args:
-            names: names of the labels, in the order of their numbers.
-        """
-        if not self.hashes:
-            return np.arange(len(examples))
-        rows = zip(examples.texts, examples.labels, strict=True)
-        stays = [not self.holds(text, names[label]) for text, label in rows]
-        return np.flatnonzero(stays)
+        return (
+            bool(self.hashes) and digest_of_row(self.key, text, target) in self.hashes
+        )
 
 
 NO_LATE_OPT_OUTS = LateOptOuts(b"", frozenset())
@@ -66,7 +54,7 @@ def separate_opt_outs(
         out = {
             row
             for row in table.opted_out
-            if not late.holds(table.texts[row], table.labels[row])
+            if not late.holds(table.texts[row], table.targets[row])
         }
         if len(out) == len(table.texts):
             raise ValueError(

@@ -16,7 +16,7 @@ SiteSizes = Sequence[tuple[str, int]]
 
 def partition(
     settings: PartitionSettings,
-    labels: np.ndarray,
+    strata: np.ndarray,
     num_clients: int,
     seed: int,
     site_sizes: SiteSizes = (),
@@ -26,18 +26,18 @@ def partition(
     With `settings.drop_remainder`, N mod K examples are left out and all parts are equal.
 
     Args:
-        labels: (N,) int64 class numbers.
+        strata: (N,) int64, `Task.strata` of the training set.
         site_sizes: name and number of examples of each site, in training order (`by_site` only).
 
     Raises:
         ValueError: there are fewer examples than clients, or a client would get none of them.
     """
-    if num_clients > len(labels):
+    if num_clients > len(strata):
         raise ValueError(
-            f"num_clients is {num_clients} but there are only {len(labels)} training examples. "
+            f"num_clients is {num_clients} but there are only {len(strata)} training examples. "
             "Every client needs at least one: lower num_clients or use more data."
         )
-    parts = PARTITIONS[settings.name](settings, labels, num_clients, seed, site_sizes)
+    parts = PARTITIONS[settings.name](settings, strata, num_clients, seed, site_sizes)
     for client, part in enumerate(parts):
         if len(part) == 0:
             raise ValueError(
@@ -49,12 +49,12 @@ def partition(
 
 
 def split_held_out(
-    labels: np.ndarray, indices: Indices, fraction: float, seed: int
+    strata: np.ndarray, indices: Indices, fraction: float, seed: int
 ) -> tuple[Indices, Indices]:
-    """Split held-out examples, evenly by label: one part chooses the best model, one is reported.
+    """Split held-out examples, evenly by stratum: one part chooses the best model, one is reported.
 
     Args:
-        labels: (N,) int64 class numbers of the whole test set.
+        strata: (N,) int64, `Task.strata` of the whole test set.
         indices: (m,) int64, the held-out examples of one owner.
         fraction: share of them in the first part, in [0, 1); 0 leaves it empty.
 
@@ -74,31 +74,31 @@ def split_held_out(
         )
     total = min(max(1, int(len(indices) * fraction + 0.5)), len(indices) - 1)
     chosen = np.isin(
-        indices, pick_evenly(indices, labels, total, numpy_stream(seed, "validation"))
+        indices, pick_evenly(indices, strata, total, numpy_stream(seed, "validation"))
     )
     return indices[chosen], indices[~chosen]
 
 
 def deal_alike(
     parts: Sequence[Indices],
-    train_labels: np.ndarray,
-    labels: np.ndarray,
+    train_strata: np.ndarray,
+    strata: np.ndarray,
     indices: np.ndarray,
 ) -> list[Indices]:
-    """Deal held-out examples so that each client gets its training share of each label.
+    """Deal held-out examples so that each client gets its training share of each stratum.
 
     The method is that of largest remainders. If two are equal, the client with the lower number
-    comes first. Examples of a label that nobody trains on go to no client.
+    comes first. Examples of a stratum that nobody trains on go to no client.
 
     Args:
-        parts: positions in `train_labels` of each client.
-        indices: (M,) positions in `labels` of the examples to deal.
+        parts: positions in `train_strata` of each client.
+        indices: (M,) positions in `strata` of the examples to deal.
     """
     dealt: list[list[Indices]] = [[] for _ in parts]
-    for label in np.unique(labels[indices]):
-        rows = indices[labels[indices] == label]
+    for stratum in np.unique(strata[indices]):
+        rows = indices[strata[indices] == stratum]
         held = np.array(
-            [np.count_nonzero(train_labels[part] == label) for part in parts]
+            [np.count_nonzero(train_strata[part] == stratum) for part in parts]
         )
         if held.any():
             ends = np.cumsum(shares_of(held, len(rows)))
@@ -109,23 +109,23 @@ def deal_alike(
 
 def _split_evenly(
     settings: PartitionSettings,
-    labels: np.ndarray,
+    strata: np.ndarray,
     num_clients: int,
     seed: int,
     sites: SiteSizes,
 ) -> list[Indices]:
-    order = numpy_stream(seed, "partition").permutation(len(labels))
+    order = numpy_stream(seed, "partition").permutation(len(strata))
     return _consecutive(order, num_clients, settings.drop_remainder)
 
 
 def _split_sorted(
     settings: PartitionSettings,
-    labels: np.ndarray,
+    strata: np.ndarray,
     num_clients: int,
     seed: int,
     sites: SiteSizes,
 ) -> list[Indices]:
-    order = np.argsort(labels, kind="stable")
+    order = np.argsort(strata, kind="stable")
     return _consecutive(order, num_clients, settings.drop_remainder)
 
 
@@ -141,14 +141,14 @@ def _consecutive(
     return np.array_split(order, num_clients)
 
 
-def _split_by_label_skew(
+def _split_by_skew(
     settings: PartitionSettings,
-    labels: np.ndarray,
+    strata: np.ndarray,
     num_clients: int,
     seed: int,
     sites: SiteSizes,
 ) -> list[Indices]:
-    """Deal each label in Dirichlet(alpha) proportions (Hsu et al. 2019, arXiv:1909.06335)."""
+    """Deal each stratum in Dirichlet(alpha) proportions (Hsu et al. 2019, arXiv:1909.06335)."""
     from datasets import Dataset
     from flwr_datasets.partitioner import DirichletPartitioner
 
@@ -161,7 +161,7 @@ def _split_by_label_skew(
         seed=stream_seed(seed, "partition") % 2**32,
     )
     partitioner.dataset = Dataset.from_dict(
-        {"label": labels, "index": np.arange(len(labels))}
+        {"label": strata, "index": np.arange(len(strata))}
     )
     try:
         parts = [
@@ -178,7 +178,7 @@ def _split_by_label_skew(
 
 def _split_by_site(
     settings: PartitionSettings,
-    labels: np.ndarray,
+    strata: np.ndarray,
     num_clients: int,
     seed: int,
     sites: SiteSizes,
@@ -194,7 +194,7 @@ def _split_by_site(
             f"({', '.join(name for name, _ in sites)}). Set num_clients={len(sites)}."
         )
     ends = np.cumsum([size for _, size in sites])
-    return np.split(np.arange(len(labels)), ends[:-1])
+    return np.split(np.arange(len(strata)), ends[:-1])
 
 
 Partitioner = Callable[
@@ -202,7 +202,7 @@ Partitioner = Callable[
 ]
 PARTITIONS: dict[str, Partitioner] = {
     "iid": _split_evenly,
-    "dirichlet": _split_by_label_skew,
+    "dirichlet": _split_by_skew,
     "label_sorted": _split_sorted,
     "by_site": _split_by_site,
 }

@@ -1,4 +1,4 @@
-"""Draws from labelled examples: the same seed draws the same ones, evenly by label."""
+"""Draws from examples: the same seed draws the same ones, evenly by their kind."""
 
 from __future__ import annotations
 
@@ -83,16 +83,17 @@ def hold_out(
 
 
 def draw(
-    labels: np.ndarray,
+    kinds: np.ndarray,
     sites: np.ndarray,
     total: int | None,
     seed: int,
     purpose: str,
     site_names: Sequence[str] = (),
 ) -> np.ndarray:
-    """Draw `total` rows evenly by label, and by site within a label; return them ascending.
+    """Draw `total` rows evenly by kind, and by site within a kind; return them ascending.
 
     Args:
+        kinds: (N,) int64. sites: (N,) int64.
         total: None draws all.
         purpose: `train_examples` or `test_examples`, the setting that `total` comes from.
         site_names: if given, draw `total` rows of each site, or all that it has.
@@ -101,21 +102,21 @@ def draw(
         ValueError: there are fewer rows, and no sites are named.
     """
     if total is None:
-        return np.arange(len(labels))
+        return np.arange(len(kinds))
     drawn = []
     if site_names:
         for site, name in enumerate(site_names):
             rows = np.flatnonzero(sites == site)
             stream = numpy_stream(seed, f"{purpose}.{name}")
-            drawn.append(pick_evenly(rows, labels, min(total, len(rows)), stream))
+            drawn.append(pick_evenly(rows, kinds, min(total, len(rows)), stream))
         return np.sort(np.concatenate(drawn))
-    if total > len(labels):
+    if total > len(kinds):
         raise ValueError(
-            f"data.{purpose} is {total}, but there are only {len(labels)} examples. "
+            f"data.{purpose} is {total}, but there are only {len(kinds)} examples. "
             f"Lower it, or set data.{purpose}=null to use all."
         )
     stream = numpy_stream(seed, purpose)
-    for label, share in enumerate(shares_of(np.bincount(labels), total)):
-        rows = np.flatnonzero(labels == label)
+    for kind, share in enumerate(shares_of(np.bincount(kinds), total)):
+        rows = np.flatnonzero(kinds == kind)
         drawn.append(pick_evenly(rows, sites, int(share), stream))
     return np.sort(np.concatenate(drawn))

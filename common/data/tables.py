@@ -1,14 +1,14 @@
-"""Texts and labels as they were found in a source, in tables whose rows know their place."""
+"""Texts and targets as they were found in a source, in tables whose rows know their place."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from wardround.common.errors import MissingColumn
 from wardround.common.explain import nearest
+from wardround.common.tasks.targets import Target, TargetColumns, without_fraction
 from wardround.common.words import shown
 
 _YES = ("true", "1", "yes")
@@ -21,8 +21,8 @@ class Columns:
 
     text: tuple[str, ...]
     """Columns that are joined with one space to make the text."""
-    label: str
-    """Column that holds the label."""
+    target: TargetColumns
+    """Columns that hold what is to be learned."""
     opt_out: str | None = None
     """Column that is true if a text takes part in no round; None: there is none."""
 
@@ -30,19 +30,19 @@ class Columns:
     def names(self) -> tuple[str, ...]:
         """The names of all columns."""
         opt_out = () if self.opt_out is None else (self.opt_out,)
-        return (*self.text, self.label, *opt_out)
+        return (*self.text, *self.target.names, *opt_out)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Texts and labels as they were found, not checked yet."""
+    """Texts and targets as they were found, not checked yet."""
 
     name: str
     """Name for messages: a path, or a split of a data set."""
     texts: list[str | None]
     """None if the text is missing or blank."""
-    labels: list[str | None]
-    """None if the label is missing; as long as `texts`."""
+    targets: list[Target]
+    """None if the target is missing; as long as `texts`."""
     place: Callable[[int], str]
     """Returns the place of row i for a person: `a.csv, line 7`."""
     opted_out: tuple[int, ...] = ()
@@ -56,7 +56,7 @@ class Table:
         return replace(
             self,
             texts=[self.texts[row] for row in rows],
-            labels=[self.labels[row] for row in rows],
+            targets=[self.targets[row] for row in rows],
             place=lambda index: self.place(rows[index]),
             opted_out=tuple(index for index, row in enumerate(rows) if row in out),
         )
@@ -79,13 +79,15 @@ def table_of(
     """
     numbers: list[int] = []
     texts: list[str | None] = []
-    labels: list[str | None] = []
+    targets: list[Target] = []
+    target = columns.target
     opted_out: list[int] = []
     for number, row in rows:
         place = f"{name}, {unit} {number}"
         parts = [as_text(row.get(column), column, place) for column in columns.text]
         texts.append(join_texts(parts))
-        labels.append(as_label(row.get(columns.label), columns.label, place))
+        values = {column: row.get(column) for column in target.names}
+        targets.append(target.parse(values, place))
         if columns.opt_out is not None:
             value = row.get(columns.opt_out)
             if as_opt_out(value, columns.opt_out, place):
@@ -99,7 +101,7 @@ def table_of(
     def place_of(index: int) -> str:
         return f"{name}, {unit} {numbers[index]}"
 
-    return Table(name, texts, labels, place_of, tuple(opted_out))
+    return Table(name, texts, targets, place_of, tuple(opted_out))
 
 
 def join_texts(parts: Sequence[str | None]) -> str | None:
@@ -117,30 +119,13 @@ def as_text(value: Any, column: str, place: str) -> str | None:
     )
 
 
-def as_label(value: Any, column: str, place: str) -> str | None:
-    """Return the value of a label column as a name; None if it is missing.
-
-    Raises:
-        ValueError: it is neither a text, a truth value nor a whole number.
-    """
-    value = _without_fraction(value)
-    if value is None:
-        return None
-    if isinstance(value, str | int):
-        return str(value).strip() or None
-    raise ValueError(
-        f"{place}: column '{column}' holds {type(value).__name__}; a label is a name or a "
-        "whole number. Name another column in data.label_column."
-    )
-
-
 def as_opt_out(value: Any, column: str, place: str) -> bool:
     """Return whether the value of an opt-out column means yes; a missing one means no.
 
     Raises:
         ValueError: it is neither a yes nor a no. Nothing is guessed.
     """
-    value = _without_fraction(value)
+    value = without_fraction(value)
     word = "" if value is None else str(value).strip().lower()
     if word in _YES:
         return True
@@ -153,20 +138,11 @@ def as_opt_out(value: Any, column: str, place: str) -> bool:
     )
 
 
-def _without_fraction(value: Any) -> Any:
-    """Undo the floats of pandas, which writes whole numbers with gaps so; NaN is missing."""
-    if not isinstance(value, float):
-        return value
-    if math.isnan(value):
-        return None
-    return int(value) if value.is_integer() else value
-
-
 def require_columns(columns: Columns, present: Sequence[str], where: str) -> None:
     """Raise MissingColumn, with the columns there are, unless all of `columns` are present."""
     wanted: list[tuple[str, str | None]] = [
         *(("data.text_columns", name) for name in columns.text),
-        ("data.label_column", columns.label),
+        *((columns.target.key, name) for name in columns.target.names),
         ("data.opt_out_column", columns.opt_out),
     ]
     for key, name in wanted:

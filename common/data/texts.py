@@ -1,4 +1,4 @@
-"""Labelled texts in memory: examples, and a data set that is ready to be dealt to clients."""
+"""Texts and their targets in memory: examples, and a data set ready to be dealt to clients."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ def cut_words(text: str, max_words: int | None) -> str:
 
 
 @dataclass(frozen=True)
-class LabelledTexts:
+class TextsAndTargets:
     """N examples, in the order of their source."""
 
     texts: list[str]
     """N texts, none of them empty."""
-    labels: np.ndarray
-    """(N,) int64, positions in `TextData.label_names`."""
+    targets: np.ndarray
+    """(N, ...), one for each text, as `Task.encode` returns them."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def take(self, rows: np.ndarray) -> LabelledTexts:
+    def take(self, rows: np.ndarray) -> TextsAndTargets:
         """Return the examples at these positions, in this order."""
-        return LabelledTexts([self.texts[row] for row in rows], self.labels[rows])
+        return TextsAndTargets([self.texts[row] for row in rows], self.targets[rows])
 
-    def cut(self, max_words: int | None) -> LabelledTexts:
+    def cut(self, max_words: int | None) -> TextsAndTargets:
         """Return the same examples with at most `max_words` words each; None changes nothing."""
         texts = [cut_words(text, max_words) for text in self.texts]
-        return LabelledTexts(texts, self.labels)
+        return TextsAndTargets(texts, self.targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class TextData(Generic[T]):
     train: T
     test: T
     label_names: tuple[str, ...]
-    """Labels in the order of their numbers."""
+    """Names of the model's outputs, in their order: for the task `label`, the labels."""
     site_sizes: tuple[tuple[str, int], ...]
     """Name and number of training examples of each site, in the order of `train`; () unless
     `data.path` is a folder with one file for each site."""

@@ -23,31 +23,31 @@ class Batch:
 
     input_ids: Tensor  # (B, T) int64
     attention_mask: Tensor | None  # (B, T) int64, 0 on padding; None attends to it
-    labels: Tensor  # (B,) int64
+    targets: Tensor  # (B, ...), those of the texts
     rows: Tensor  # (B,) int64 on the CPU, positions in the `TokenisedTexts`
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
 
 @dataclass(frozen=True)
 class TokenisedTexts:
-    """N labelled texts as one run of token ids."""
+    """N texts as one run of token ids, with their targets."""
 
     ids: np.ndarray  # (sum of lengths,) int32
     starts: np.ndarray  # (N + 1,) int64; text i is ids[starts[i]:starts[i + 1]]
-    labels: np.ndarray  # (N,) int64
+    targets: np.ndarray  # (N, ...), as `Task.encode` returns them
     pad_id: int
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.starts) - 1
 
     def followed_by(self, more: TokenisedTexts) -> TokenisedTexts:
         """Return these texts, then those of `more`, which the same tokenizer made."""
         return TokenisedTexts(
             np.concatenate([self.ids, more.ids]),
             np.concatenate([self.starts, more.starts[1:] + self.starts[-1]]),
-            np.concatenate([self.labels, more.labels]),
+            np.concatenate([self.targets, more.targets]),
             self.pad_id,
         )
 
@@ -58,7 +58,7 @@ class TokenisedTexts:
         return TokenisedTexts(
             np.concatenate([self.ids[:0], *pieces]),
             starts,
-            self.labels[indices],
+            self.targets[indices],
             self.pad_id,
         )
 
@@ -91,7 +91,7 @@ class TokenisedTexts:
         return Batch(
             input_ids=torch.from_numpy(input_ids).to(device),
             attention_mask=attention_mask,
-            labels=torch.from_numpy(self.labels[indices]).to(device),
+            targets=torch.from_numpy(self.targets[indices]).to(device),
             rows=torch.from_numpy(np.ascontiguousarray(indices)),
         )
 
@@ -101,7 +101,7 @@ class TokenisedTexts:
 
 def tokenise(
     texts: Sequence[str],
-    labels: np.ndarray,
+    targets: np.ndarray,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     cache: Path | None = None,
@@ -131,9 +131,7 @@ def tokenise(
         return _cut(texts, tokenizer, max_length)
 
     ids, starts = cached(cache, texts, tokenizer, max_length, cut)
-    return TokenisedTexts(
-        ids, starts, np.asarray(labels, dtype=np.int64), int(tokenizer.pad_token_id)
-    )
+    return TokenisedTexts(ids, starts, targets, int(tokenizer.pad_token_id))
 
 
 def _cut(

@@ -221,11 +221,11 @@ def _add_gradients(
         with precision_context(place.precision, place.device):
             logits = forward(model, batch)  # (b, C)
         if speaking is not None:
-            residuals = task.residuals(logits.detach().float(), batch.labels)
+            residuals = task.residuals(logits.detach().float(), batch.targets)
             speaking.note(step, batch.rows.to(place.device), residuals, size)
         # A micro-batch counts by its share of the step, so that the gradients add up to that of
         # the mean.
-        loss = task.loss(logits.float(), batch.labels) * (len(batch) / size)
+        loss = task.loss(logits.float(), batch.targets) * (len(batch) / size)
         loss.backward()
         mean += loss.detach()
     return mean
@@ -265,7 +265,7 @@ def evaluate(
     ):
         with precision_context(settings.precision, device):
             logits = forward(model, batch).float()
-        found = task.measure(logits, batch.labels)
+        found = task.measure(logits, batch.targets)
         measured.append(found)
         for name, array in found.arrays.items():
             arrays[name] = arrays[name] + array if name in arrays else array

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wardround.common.runtime import numpy_stream
+from wardround.common.settings.data import DataSettings
+from wardround.common.tasks.label_names import (
+    check_declared,
+    find_label_names,
+    label_column,
+    numbered_by_name,
+)
 from wardround.common.tasks.sums import MOST_COUNTED, Sums
+from wardround.common.tasks.targets import Target, TargetColumns, TargetTable
 from wardround.common.tasks.task import BatchSums, Interval
 
 if TYPE_CHECKING:
@@ -176,11 +184,59 @@ class LabelTask:
             "largest_class_share": largest / sums.num_examples,
         }
 
-    # --- data and answers ---------------------------------------------------------------
+    # --- data ---------------------------------------------------------------------------
+
+    def target_columns(self, settings: DataSettings) -> TargetColumns:
+        """Return `data.label_column`, with the names of `data.label_map`."""
+        if settings.label_names is not None:
+            check_declared(settings.label_names)
+        return label_column(settings.label_column, dict(settings.label_map))
+
+    def output_names(
+        self,
+        settings: DataSettings,
+        parts: Mapping[str, Sequence[TargetTable]],
+        site_names: Sequence[str],
+        given: Sequence[str] | None,
+    ) -> tuple[str, ...]:
+        """Return the labels, in the order of `data.label_names`, or as the source gives them."""
+        names = find_label_names(
+            settings.label_names, parts, site_names, settings.label_column
+        )
+        if settings.label_names is None and given is not None:
+            return tuple(given)
+        return names
+
+    def encode(self, targets: Sequence[Target], names: Sequence[str]) -> np.ndarray:
+        """Return the number of each label, (N,) int64."""
+        number_of = {name: number for number, name in enumerate(names)}
+        numbers = [number_of[target] for target in targets]
+        return np.array(numbers, dtype=np.int64)
 
     def strata(self, targets: np.ndarray) -> np.ndarray:
         """Return the class numbers themselves."""
         return targets
+
+    def strata_by_name(self, targets: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Return class numbers in the sorted order of the label names."""
+        return numbered_by_name(targets, names)
+
+    def counts(self, targets: np.ndarray, names: Sequence[str]) -> list[int] | None:
+        """Return the number of texts of each label."""
+        counts: list[int] = np.bincount(targets, minlength=len(names)).tolist()
+        return counts
+
+    def remarks(self, targets: np.ndarray, names: Sequence[str]) -> list[str]:
+        """Return a remark if there are labels that no text has."""
+        counts = np.bincount(targets, minlength=len(names))
+        unseen = [name for name, count in zip(names, counts, strict=True) if not count]
+        if not unseen:
+            return []
+        return [
+            f"no example of {len(unseen)} of {len(names)} labels: {', '.join(unseen)}"
+        ]
+
+    # --- answers ------------------------------------------------------------------------
 
     def columns(self, label_names: Sequence[str]) -> list[str]:
         """Return `label`, then the labels."""

@@ -1,4 +1,4 @@
-"""The seam between a task and the rest: everything that depends on the kind of label."""
+"""The seam between a task and the rest: everything that depends on what is learned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from wardround.common.settings.data import DataSettings
 from wardround.common.tasks.sums import Sums
+from wardround.common.tasks.targets import Target, TargetColumns, TargetTable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,8 +117,53 @@ class Task(Hashable, Protocol):
     def describe(self, sums: Sums) -> dict[str, Any]:
         """Return the fields about predictions in the diagnostics of a round."""
 
+    def target_columns(self, settings: DataSettings) -> TargetColumns:
+        """Return the columns that hold the target.
+
+        Raises:
+            ValueError: the settings of the target contradict each other.
+        """
+
+    def output_names(
+        self,
+        settings: DataSettings,
+        parts: Mapping[str, Sequence[TargetTable]],
+        site_names: Sequence[str],
+        given: Sequence[str] | None,
+    ) -> tuple[str, ...]:
+        """Return a name for each output of the model, and check all targets.
+
+        Args:
+            parts: tables by the name of their part, `train` among them.
+            site_names: names of the sites of `train`; () if there are no sites.
+            given: names that the source gives; None if it gives none.
+
+        Raises:
+            ValueError: a target is missing or wrong; names its place.
+        """
+
+    def encode(self, targets: Sequence[Target], names: Sequence[str]) -> np.ndarray:
+        """Return the targets for the model, (N, ...).
+
+        Args:
+            targets: those that `output_names` has checked.
+            names: as `output_names` returns them.
+        """
+
     def strata(self, targets: np.ndarray) -> np.ndarray:
         """Return a group for each text, (N,) int64. Draws and partitions go by groups."""
+
+    def strata_by_name(self, targets: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Return `strata`, numbered so that the order of the names changes nothing.
+
+        Held-out texts are drawn by them, because a server chooses the order of the names.
+        """
+
+    def counts(self, targets: np.ndarray, names: Sequence[str]) -> list[int] | None:
+        """Return the number of texts for each name; None if names are not counted."""
+
+    def remarks(self, targets: np.ndarray, names: Sequence[str]) -> list[str]:
+        """Return remarks about training targets that are unusual, but no error."""
 
     def columns(self, label_names: Sequence[str]) -> list[str]:
         """Return the names of the columns that `answers` fills."""

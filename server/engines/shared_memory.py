@@ -17,7 +17,7 @@ from wardround.common.wire.flat_arrays import read_arrays
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ARRAYS = ("ids", "starts", "labels")
+_ARRAYS = ("ids", "starts", "targets")
 _FACTS = ("label_names", "site_sizes", "test_sizes", "opted_out_sizes")
 """Fields of a corpus that are not arrays."""
 

@@ -49,7 +49,7 @@ class Evaluation:
         if test is not None:
             split_seed = settings.data.split_seed
             validation, reported = split_held_out(
-                self.task.strata(test.labels),
+                self.task.strata(test.targets),
                 np.arange(len(test)),
                 fraction,
                 settings.seed if split_seed is None else split_seed,

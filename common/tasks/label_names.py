@@ -1,19 +1,59 @@
-"""The names of labels: their order, and the check that every example has one of them."""
+"""Labels as a source holds them: reading them, their order, and the check of every example."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from wardround.common.data.tables import Table
 from wardround.common.explain import nearest
+from wardround.common.tasks.targets import TargetColumns, TargetTable, without_fraction
+
+
+def label_column(
+    name: str, label_map: Mapping[str, str] | None = None
+) -> TargetColumns:
+    """Return a column of labels.
+
+    Args:
+        label_map: names that replace labels of the column.
+    """
+    return TargetColumns(
+        "data.label_column", (name,), partial(_parse, label_map or {}), holds_class=True
+    )
+
+
+def _parse(
+    label_map: Mapping[str, str], values: Mapping[str, Any], place: str
+) -> str | None:
+    ((column, value),) = values.items()
+    label = as_label(value, column, place)
+    return label and label_map.get(label, label)
+
+
+def as_label(value: Any, column: str, place: str) -> str | None:
+    """Return the value of a label column as a name; None if it is missing.
+
+    Raises:
+        ValueError: it is neither a text, a truth value nor a whole number.
+    """
+    value = without_fraction(value)
+    if value is None:
+        return None
+    if isinstance(value, str | int):
+        return str(value).strip() or None
+    raise ValueError(
+        f"{place}: column '{column}' holds {type(value).__name__}; a label is a name or a "
+        "whole number. Name another column in data.label_column."
+    )
 
 
 def find_label_names(
     declared: Sequence[str] | None,
-    parts: Mapping[str, Sequence[Table]],
+    parts: Mapping[str, Sequence[TargetTable]],
     site_names: Sequence[str],
     column: str,
 ) -> tuple[str, ...]:
@@ -73,14 +113,16 @@ def _sort_key(name: str) -> tuple[bool, int, str]:
 
 
 def _labels_in_training(
-    tables: Sequence[Table], site_names: Sequence[str]
+    tables: Sequence[TargetTable], site_names: Sequence[str]
 ) -> tuple[str, ...]:
     """Return the labels of all tables, sorted; by number if all are whole numbers.
 
     Raises:
         ValueError: there are fewer than two, or a site lacks one that another has.
     """
-    found = [{label for label in table.labels if label is not None} for table in tables]
+    found = [
+        {label for label in table.targets if label is not None} for table in tables
+    ]
     names = sorted(set[str]().union(*found))
     if all(label.isdecimal() for label in names):
         names.sort(key=int)
@@ -103,22 +145,22 @@ def _labels_in_training(
 
 
 def _wrong_rows(
-    tables: Sequence[Table], is_wrong: Callable[[str | None], bool]
+    tables: Sequence[TargetTable], is_wrong: Callable[[str | None], bool]
 ) -> list[tuple[str | None, str]]:
     """Return label and place of every row with a wrong label."""
     return [
         (label, table.place(row))
         for table in tables
-        for row, label in enumerate(table.labels)
+        for row, label in enumerate(table.targets)
         if is_wrong(label)
     ]
 
 
-def _check_present(tables: Sequence[Table], part: str, column: str) -> None:
+def _check_present(tables: Sequence[TargetTable], part: str, column: str) -> None:
     """Raise ValueError, with the number and the first place, if an example has no label."""
     wrong = _wrong_rows(tables, lambda label: label is None)
     if wrong:
-        total = sum(len(table.labels) for table in tables)
+        total = sum(len(table.targets) for table in tables)
         _, place = wrong[0]
         raise ValueError(
             f"{part}: {len(wrong)} of {total} examples have no label in '{column}', the "
@@ -128,7 +170,7 @@ def _check_present(tables: Sequence[Table], part: str, column: str) -> None:
 
 
 def _check_known(
-    tables: Sequence[Table], part: str, names: Sequence[str], *, is_declared: bool
+    tables: Sequence[TargetTable], part: str, names: Sequence[str], *, is_declared: bool
 ) -> None:
     """Raise ValueError, with the first place, if a label is not among the names.
 

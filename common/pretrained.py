@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from wardround.common.errors import ModelNotLoaded
 from wardround.common.explain import first_line
 from wardround.common.model_files import (
+    CONFIG,
     FETCHED,
     TOKENIZER_CONFIG,
     TOKENIZER_FILES,
@@ -26,6 +27,11 @@ from wardround.common.model_files import (
     check_folder,
     read_json,
     read_model_files,
+)
+from wardround.common.model_limits import (
+    highest_token,
+    most_tokens,
+    num_word_vectors,
 )
 from wardround.common.settings.model import ModelSettings
 from wardround.common.settings.tree import Settings
@@ -38,6 +44,14 @@ RUN_SETTINGS = "wardround.json"
 
 _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Options of every call of `from_pretrained`."""
+_AS_IN_TRAINING: dict[str, Any] = {
+    "padding_side": "right",
+    "split_special_tokens": True,
+    "model_input_names": ["input_ids", "attention_mask"],
+}
+"""Options of every tokenizer, also in the folder of a released model. Texts are padded on the
+right. A text that spells a control token, such as `</s>`, is read as text. The model receives
+what `forward` in `common/model/train.py` gives it."""
 _SAFE_WEIGHTS: dict[str, Any] = _SAFE | {"use_safetensors": True}
 """Options of the calls that read weights: the other format needs an unpickler."""
 # Keys of tokenizer_config.json without effect: transformers replaces them by the folder's own
@@ -69,20 +83,66 @@ def settings_of_model(folder: Path) -> Settings | None:
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder.
+    """Load the tokenizer of a model folder, ready for batches of texts.
+
+    Its `model_max_length` is at most the number of positions of the model.
 
     Raises:
-        ModelNotLoaded: the folder is refused (`check_folder`), or holds no tokenizer.
+        ModelNotLoaded: the folder is refused (`check_folder`), holds no tokenizer, or one with
+            token numbers that the model does not have.
     """
     from transformers import AutoTokenizer
 
     check_folder(folder)
     with quietly(), explained(folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(folder), **_SAFE
+            str(folder), **_SAFE | _AS_IN_TRAINING
         )
     _check_sources(folder, tokenizer)
+    _pad_with(tokenizer)
+    _fit_to_model(folder, tokenizer)
     return tokenizer
+
+
+def _fit_to_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare the tokenizer with the sizes of the model in `config.json`."""
+    model = _outline(folder)
+    if model is None:
+        return
+    most = most_tokens(model)
+    if most is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, most)
+    highest = highest_token(tokenizer)
+    rows = num_word_vectors(model)
+    if rows is not None and highest >= rows:
+        raise ModelNotLoaded(
+            f"'{folder}' holds a tokenizer and a model that do not belong together: the tokenizer "
+            f"has token numbers up to {highest}, and the model has {rows} word vectors. Copy "
+            "tokenizer and weights of one model into the folder."
+        )
+
+
+def _outline(folder: Path) -> PreTrainedModel | None:
+    """Return the model of `config.json` on the device `meta`: shapes without numbers.
+
+    None if there is no configuration, or if transformers cannot make an outline of it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    if not (folder / CONFIG).is_file():
+        return None
+    try:
+        config = AutoConfig.from_pretrained(str(folder), **_SAFE)
+        with quietly(), torch.device("meta"):
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=False
+            )
+    except (
+        Exception
+    ):  # each architecture fails in its own way; loading the weights explains it
+        return None
+    return model
 
 
 def read_model(
@@ -211,9 +271,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model. Raises ValueError as `load_model` does."""
     folder = locate(settings)
     with _named(settings):
-        tokenizer = read_tokenizer(folder)
-    _pad_with(tokenizer)
-    return tokenizer
+        return read_tokenizer(folder)
 
 
 def load_model(
@@ -284,6 +342,16 @@ def _pad_with(tokenizer: PreTrainedTokenizerBase) -> None:
         if token is not None and tokenizer.convert_tokens_to_ids(token) != last:
             tokenizer.pad_token = token
             return
+
+
+def pad_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the model the tokenizer's padding token.
+
+    Decoders find the last token before the padding by this number alone.
+    """
+    if tokenizer.pad_token_id is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def _in_package(settings: ModelSettings) -> Path:

@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 
 from wardround.common.credentials import check_public_line
 from wardround.common.data.file_readers import csv_rows, require_file
 from wardround.common.data.texts import cut_words
+from wardround.common.data.tokens import tokenise
 from wardround.common.errors import NotProven
 from wardround.common.explain import first_line, nearest
 from wardround.common.model.blend import is_blended, load_blended
 from wardround.common.model.mixture import GATE, load_mixture
+from wardround.common.model.padding import sees_padding
+from wardround.common.model.train import forward
 from wardround.common.pretrained import (
     explained,
+    pad_alike,
     read_model,
     read_tokenizer,
     settings_of_model,
@@ -109,24 +114,38 @@ class Predictor:
         label_names = self.label_names
         settings = self.settings
         max_words = settings.data.max_words if settings else None
-        if settings:
-            max_length = settings.train.max_length
-        else:
-            max_length = min(self.tokenizer.model_max_length, _MOST_TOKENS)
-        for start in range(0, len(texts), _BATCH):
-            batch = texts[start : start + _BATCH]
-            inputs = self.tokenizer(
+        wanted = settings.train.max_length if settings else _MOST_TOKENS
+        max_length = min(wanted, self.tokenizer.model_max_length)
+        pad_to, mask, size = self._batches(max_length)
+        for start in range(0, len(texts), size):
+            batch = texts[start : start + size]
+            tokens = tokenise(
                 [cut_words(text, max_words) for text in batch],
-                truncation=True,
-                max_length=max_length,
-                padding=True,
-                return_tensors="pt",
+                np.zeros(len(batch), dtype=np.int64),
+                self.tokenizer,
+                max_length,
+            )
+            inputs = tokens.batch(
+                np.arange(len(batch)), pad_to=pad_to, mask=mask, device=self.device
             )
             with torch.no_grad():
-                logits = self.model(**inputs.to(self.device)).logits
+                logits = forward(self.model, inputs)
             answers = self.task.answers(logits, label_names)
             for text, values in zip(batch, answers, strict=True):
                 yield [text, *values]
+
+    def _batches(self, max_length: int) -> tuple[int | None, bool, int]:
+        """Return how texts are padded as in training: width or None, mask, texts in a batch.
+
+        If the model sees padding and no run trained it, each text is computed alone.
+        """
+        settings = self.settings
+        mask = settings is None or settings.train.attention_mask
+        if mask and not sees_padding(self.model):
+            return None, mask, _BATCH
+        if settings is None:
+            return None, mask, 1
+        return max_length, mask, _BATCH
 
 
 def open_predictor(
@@ -224,6 +243,7 @@ def load_trained(location: Path, task: Task, device: torch.device) -> tuple[Any,
     tokenizer = read_tokenizer(location)
     model: Any
     model, info = read_model(location, task.model_class())
+    pad_alike(model, tokenizer)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(

@@ -29,21 +29,26 @@ def training_steps(
     settings: TrainSettings,
     order: np.random.Generator,
     device: torch.device,
+    *,
+    one_width: bool = False,
 ) -> Iterator[list[Batch]]:
     """Yield the micro-batches of each optimiser step of one round, epoch after epoch.
 
     Args:
         order: draws each epoch's order if shuffling is on.
+        one_width: pad every batch to `max_length` tokens, because the model sees padding.
     """
-    pad_to = settings.max_length if settings.padding == "max_length" else None
-    cut = MICRO_BATCHES[settings.micro_batches]
+    is_whole = one_width or settings.micro_batches == "none"
+    cut = MICRO_BATCHES["none" if is_whole else settings.micro_batches]
+    pad_to = None
+    # A step is cut only if padding is hidden from attention; its width then changes nothing.
+    if one_width or (is_whole and settings.padding == "max_length"):
+        pad_to = settings.max_length
     for chosen in _chosen(texts, indices, settings, order):
         micro_batches = cut(texts.lengths_of(chosen), device.type)
-        # A step is cut only if padding is hidden from attention; its width then changes nothing.
-        width = pad_to if settings.micro_batches == "none" else None
         yield [
             texts.batch(
-                chosen[rows], pad_to=width, mask=settings.attention_mask, device=device
+                chosen[rows], pad_to=pad_to, mask=settings.attention_mask, device=device
             )
             for rows in micro_batches
         ]
@@ -123,10 +128,16 @@ def evaluation_batches(
     settings: TrainSettings,
     size: int,
     device: torch.device,
+    *,
+    one_width: bool = False,
 ) -> Iterator[Batch]:
-    """Yield batches of `size` texts in the order of `indices`, padded and masked as in training."""
+    """Yield batches of `size` texts in the order of `indices`, padded and masked as in training.
+
+    Args: one_width: as for `training_steps`.
+    """
     # Padding that is hidden from attention changes nothing except the time it takes.
-    pad_to = None if settings.attention_mask else settings.max_length
+    is_visible = one_width or not settings.attention_mask
+    pad_to = settings.max_length if is_visible else None
     for start in range(0, len(indices), size):
         chosen = indices[start : start + size]
         yield texts.batch(

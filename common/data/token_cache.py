@@ -98,7 +98,12 @@ def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str | None:
     # These two are from the last call, and every call sets them again.
     parts = json.loads(core.to_str()) | {"truncation": None, "padding": None}
     versions = [version(library) for library in ("transformers", "tokenizers")]
-    kind = [type(tokenizer).__name__, tokenizer.truncation_side, *versions]
+    kind = [
+        type(tokenizer).__name__,
+        tokenizer.truncation_side,
+        tokenizer.split_special_tokens,
+        *versions,
+    ]
     return json.dumps([kind, parts], sort_keys=True)
 
 

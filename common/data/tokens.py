@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -134,13 +135,62 @@ def tokenise(
     return TokenisedTexts(ids, starts, targets, int(tokenizer.pad_token_id))
 
 
+def token_ids(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
+) -> list[np.ndarray]:
+    """Return the token ids of each text with its markers, (T,) int32 each.
+
+    A text that spells a control token, such as `</s>`, does not get the id of that token.
+
+    Args:
+        max_length: cut to so many tokens; None keeps all.
+    """
+    cut: dict[str, Any] = {}
+    if max_length is not None:
+        cut = {"truncation": True, "max_length": max_length}
+    found = tokenizer(list(texts), verbose=False, **cut)["input_ids"]
+    ids = [np.asarray(tokens, dtype=np.int32) for tokens in found]
+    # `split_special_tokens` is enough for most tokenizers. A vocabulary of pieces can hold the
+    # markers as ordinary pieces.
+    controls = np.array(_controls(tokenizer), dtype=np.int32)
+    usual = int(np.isin(tokenizer("")["input_ids"], controls).sum())
+    for row, tokens in enumerate(ids):
+        if np.isin(tokens, controls).sum() > usual:
+            again = tokenizer(_apart(texts[row], tokenizer), verbose=False, **cut)
+            ids[row] = np.asarray(again["input_ids"], dtype=np.int32)
+    return ids
+
+
+def _controls(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of all control tokens except that of unknown words, which texts may have."""
+    return [
+        number
+        for number in tokenizer.all_special_ids
+        if number != tokenizer.unk_token_id
+    ]
+
+
+def _apart(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text with a space in every control token that it spells: `</s>` is `< /s>`."""
+    spelled = "|".join(
+        re.escape(token) for token in tokenizer.all_special_tokens if len(token) > 1
+    )
+    return re.sub(
+        spelled,
+        lambda found: f"{found[0][0]} {found[0][1:]}",
+        text,
+        flags=re.IGNORECASE,
+    )
+
+
 def _cut(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Ragged:
     ids = [np.zeros(0, dtype=np.int32)]
     for chunk in chunks_of(texts):
-        found = tokenizer(chunk, truncation=True, max_length=max_length)["input_ids"]
-        ids.extend(np.asarray(tokens, dtype=np.int32) for tokens in found)
+        ids.extend(token_ids(chunk, tokenizer, max_length))
     # The lengths of the texts; the empty array at the front gives the first start, 0.
     starts = np.cumsum([len(tokens) for tokens in ids], dtype=np.int64)
     return np.concatenate(ids), starts

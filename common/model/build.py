@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wardround.common.model.blend import blend_activations
 from wardround.common.model.heads import HEADS, draw_head
-from wardround.common.pretrained import load_model, load_tokenizer
+from wardround.common.pretrained import load_model, load_tokenizer, pad_alike
 from wardround.common.settings.model import ModelSettings
 from wardround.common.tasks.task import Task
 
@@ -56,10 +56,7 @@ def build_model(
         attn_implementation=attention,
         ignore_mismatched_sizes=True,
     )
-    if tokenizer.pad_token_id is not None:
-        # Decoders find the last token before the padding by this number alone.
-        model.config.pad_token_id = tokenizer.pad_token_id
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    pad_alike(model, tokenizer)
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     new_head = tuple(sorted(set(info["missing_keys"]) | mismatched))
     _refuse_new_encoder(settings, model, new_head)

@@ -13,6 +13,7 @@ from wardround.common.model.build import TextModel, build_model
 from wardround.common.model.flat import Layout, flatten_model, move_model
 from wardround.common.model.frozen import freeze_embeddings
 from wardround.common.model.heads import shrink_head
+from wardround.common.model.padding import check_width
 from wardround.common.runtime import prepare, resolve_attention
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.table import task_of
@@ -55,12 +56,13 @@ def open_model(
     head_scale = 1 / sqrt(settings.num_taking_part) if is_shrunk else 1.0
     frozen = settings.train.frozen
     parts = (settings.model, settings.adapters, frozen, label_names, settings.seed)
-    key = (*parts, head_scale, device, attention)
+    key = (*parts, head_scale, device, attention, settings.train.max_length)
     if fresh or _kept is None or _kept[0] != key:
         _kept = None  # free the old model before the new one is built
         text_model = build_model(
             task_of(settings), settings.model, label_names, settings.seed, attention
         )
+        check_width(text_model.model, text_model.tokenizer, settings.train.max_length)
         if is_shrunk:
             shrink_head(text_model.model, text_model.new_head, head_scale)
         if frozen == "embeddings":

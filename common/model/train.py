@@ -16,6 +16,7 @@ from wardround.common.data.tokens import Batch, TokenisedTexts
 from wardround.common.errors import DIVERGED, LossNotFinite
 from wardround.common.model.blend import blend_parameters
 from wardround.common.model.influence import RoundSteps
+from wardround.common.model.padding import sees_padding
 from wardround.common.model.speaking import Speaking
 from wardround.common.runtime import numpy_stream, precision_context, torch_stream
 from wardround.common.settings.train import TrainSettings
@@ -95,7 +96,14 @@ def train_epochs(
     model.train()
     order = numpy_stream(place.seed, "shuffle", **place.streams())
     with torch_stream(place.seed, "dropout", **place.streams(), device=place.device):
-        for batches in training_steps(texts, indices, settings, order, place.device):
+        for batches in training_steps(
+            texts,
+            indices,
+            settings,
+            order,
+            place.device,
+            one_width=sees_padding(model),
+        ):
             for group in optimizer.param_groups:
                 group["lr"] = steps.rate(group["peak"], num_steps)
             loss = _add_gradients(model, task, batches, place, num_steps, speaking)
@@ -261,7 +269,12 @@ def evaluate(
     measured: list[BatchSums] = []
     arrays: dict[str, Tensor] = {}
     for batch in evaluation_batches(
-        texts, indices, settings.train, settings.evaluation.batch_size, device
+        texts,
+        indices,
+        settings.train,
+        settings.evaluation.batch_size,
+        device,
+        one_width=sees_padding(model),
     ):
         with precision_context(settings.precision, device):
             logits = forward(model, batch).float()

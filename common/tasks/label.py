@@ -54,8 +54,9 @@ class LabelTask:
         return AutoModelForSequenceClassification
 
     def head_options(self, label_names: Sequence[str]) -> dict[str, Any]:
-        """Return the labels and their numbers."""
+        """Return the labels, their numbers, and the kind of labels that they are."""
         return {
+            "problem_type": "single_label_classification",
             "num_labels": len(label_names),
             "id2label": dict(enumerate(label_names)),
             "label2id": {name: number for number, name in enumerate(label_names)},

@@ -17,6 +17,7 @@ from wardround.client.kit.checks.findings import (
     warning,
 )
 from wardround.client.kit.checks.subject import Subject
+from wardround.common.data.tokens import token_ids
 from wardround.common.errors import MissingColumn
 from wardround.common.explain import nearest
 from wardround.common.pretrained import in_cache, read_tokenizer
@@ -151,8 +152,7 @@ def lengths(on: Subject) -> Finding:
         counts = np.array([len(text.split()) * _TOKENS_PER_WORD for text in sample])
         source = f"estimated from the words of {len(sample)} texts; no tokenizer here"
     else:
-        ids = tokenizer(sample, verbose=False)["input_ids"]
-        counts = np.array([len(text) for text in ids])
+        counts = np.array([len(ids) for ids in token_ids(sample, tokenizer)])
         source = f"{len(sample)} texts tokenised"
     share = float(np.mean(counts > limit))
     message = (

@@ -18,7 +18,7 @@ from wardround.common.data.batches import by_length
 from wardround.common.data.partitions import deal_alike
 from wardround.common.data.tokens import TokenisedTexts
 from wardround.common.errors import LossNotFinite
-from wardround.common.files import write_atomically
+from wardround.common.files import require_readable, write_atomically
 from wardround.common.model.flat import Layout, model_sha256, tensors_to_flat
 from wardround.common.model.mixture import Mixture, new_gate, save_mixture
 from wardround.common.model.state import ModelState, open_model
@@ -266,6 +266,7 @@ def load_released(folder: Path, layout: Layout) -> Tensor:
         raise ValueError(
             f"'{folder}' holds no model.safetensors. Give the folder `model` of a finished run."
         )
+    require_readable(file)
     try:
         tensors = load_file(file)
         shared = {name: tensors[name] for name in layout.names if name in tensors}

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     with named(path):
         try:
             write(temporary)
+            _apply_umask(temporary)
             for item in [*temporary.rglob("*"), temporary]:
                 to_disk(item)
             if path.is_dir():
@@ -44,6 +46,29 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             raise
     if old.is_dir():
         shutil.rmtree(old)
+
+
+def _apply_umask(written: Path) -> None:
+    """Give files of weights the access rights of all other new files: safetensors sets 0600."""
+    weights = list(written.rglob("*.safetensors"))
+    if not weights:
+        return
+    usual = written / ".usual"
+    usual.touch()
+    mode = stat.S_IMODE(usual.stat().st_mode)
+    usual.unlink()
+    for file in weights:
+        file.chmod(mode)
+
+
+def require_readable(path: Path) -> None:
+    """Raise PermissionError if this user may not read a file or a folder that is there.
+
+    safetensors and transformers report such a file as missing.
+    """
+    wanted = os.R_OK | os.X_OK if path.is_dir() else os.R_OK
+    if path.exists() and not os.access(path, wanted):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def _remove(path: Path) -> None:

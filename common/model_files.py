@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wardround.common.errors import ModelNotLoaded
-from wardround.common.files import file_sha256
+from wardround.common.files import file_sha256, require_readable
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -141,6 +141,7 @@ def check_folder(folder: Path) -> None:
         ModelNotLoaded: the folder is refused; the text has the reason and the next step.
         OSError: a file cannot be read.
     """
+    _require_rights(folder)
     if (folder / ADAPTER).exists():
         raise ModelNotLoaded(
             f"'{folder}' holds {ADAPTER}, so that transformers would add an adapter to the "
@@ -159,6 +160,20 @@ def check_folder(folder: Path) -> None:
             f"'{folder}' holds its weights as a pickle ({_PICKLES}), which can run code and is "
             f"not read here. Ask for the model with {WEIGHTS}."
         )
+
+
+def _require_rights(folder: Path) -> None:
+    """Refuse a folder with a file that this user may not read."""
+    try:
+        require_readable(folder)
+        for file in sorted(folder.glob("*")):
+            if file.name in (CONFIG, *TOKENIZER_FILES) or file.suffix == ".safetensors":
+                require_readable(file)
+    except PermissionError as error:
+        raise ModelNotLoaded(
+            f"'{error.filename}' may not be read by this user (permission denied). Let its owner "
+            f"allow it: chmod -R a+rX '{folder}'."
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

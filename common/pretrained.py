@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from wardround.common.errors import ModelNotLoaded
 from wardround.common.explain import first_line
+from wardround.common.label_names import names_in_config
 from wardround.common.model_files import (
     CONFIG,
     FETCHED,
@@ -352,6 +353,18 @@ def pad_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Non
     if tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def forget_old_task(model: PreTrainedModel) -> None:
+    """Remove from the configuration what a pipeline would do for the task of the checkpoint."""
+    for key in ("function_to_apply", "task_specific_params", "finetuning_task"):
+        if getattr(model.config, key, None) is not None:
+            delattr(model.config, key)
+
+
+def label_names_of(settings: ModelSettings) -> tuple[str, ...]:
+    """Return the names of the labels of the model's own classifier; empty if it names none."""
+    return names_in_config(read_json(locate(settings) / CONFIG))
 
 
 def _in_package(settings: ModelSettings) -> Path:

@@ -100,7 +100,7 @@ def conduct(
     label_names = prepared.label_names
     model_state = open_model(settings, label_names, fresh=True)
     with folder.open(settings), recorded(folder):
-        for finding in prepared.findings:
+        for finding in (*prepared.findings, *model_state.text_model.remarks):
             display().say(f"{settings.cell}: {finding}")
         labels = {"label_names": label_names, "test_counts": prepared.test_counts}
         write_json(folder.path / "labels.json", labels)

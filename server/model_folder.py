@@ -91,7 +91,7 @@ def _save_adapted(text_model: TextModel, settings: Settings, part: Path) -> None
     """Write the merged model; also the adapters alone, if their base model has its own head."""
     merged = merged_tensors(text_model.model, settings.adapters)
     text_model.model.save_pretrained(part, state_dict=merged)
-    if settings.model.head == "own":
+    if settings.model.head != "distilbert":
         base = settings.for_sites().model.name
         save_adapter(text_model, settings.adapters, base, part / ADAPTER)
 
@@ -163,7 +163,9 @@ def _trained(settings: Settings) -> str:
     adapters = settings.adapters
     if adapters.name == "none":
         return ""
-    beside = f"; by themselves in `{ADAPTER}`" if settings.model.head == "own" else ""
+    beside = (
+        f"; by themselves in `{ADAPTER}`" if settings.model.head != "distilbert" else ""
+    )
     trained = f"{adapters.name} of rank {adapters.rank} and the head"
     return f"| trained | {trained}, merged here{beside} |\n"
 

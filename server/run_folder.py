@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from wardround.common.errors import FolderInUse
-from wardround.common.files import named, write_atomically, write_json
+from wardround.common.files import named, require_readable, write_atomically, write_json
 from wardround.common.settings.tree import Settings
 from wardround.server.record import RoundRecord
 
@@ -264,6 +264,8 @@ def _load(folder: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
     files = {path.stem: path for path in folder.glob("*.safetensors")}
+    for path in files.values():
+        require_readable(path)
     tensors = load_file(files.pop("shared"))
     state = {name: load_file(path) for name, path in files.items()}
     return Checkpoint(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
 
 from wardround.common.model.build import TextModel
 from wardround.common.runtime import stream_seed
@@ -25,6 +26,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         ("bert", "roberta", "xlm-roberta", "electra", "albert"), ("query", "value")
     ),
     "distilbert": ("q_lin", "v_lin"),
+    **dict.fromkeys(("gpt2", "openai-gpt"), ("c_attn",)),
     "deberta-v2": ("query_proj", "value_proj"),
     **dict.fromkeys(
         ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
@@ -94,20 +96,27 @@ def lora_config(settings: AdapterSettings, model: Any, **more: Any) -> LoraConfi
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # used as a factor only
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets or TARGETS[model.config.model_type]),
+        fan_in_fan_out=_is_transposed(model),
         **more,
     )
 
 
 def _check_targets(settings: AdapterSettings, text_model: TextModel) -> None:
     model = text_model.model
-    targets = settings.targets or TARGETS.get(model.config.model_type)
+    kind = model.config.model_type
+    targets = settings.targets or TARGETS.get(kind)
     layers = list(_linear_layers(model))
     linear = sorted({name.rpartition(".")[2] for name in layers})
+    if not linear:
+        raise ValueError(
+            f"adapters.name is '{settings.name}', but a model of type '{kind}' has no linear "
+            "layers that adapters can change. Set adapters=none."
+        )
     if targets is None or not set(targets) <= set(linear):
         named = f"are {', '.join(targets)}" if targets else "are not known"
         raise ValueError(
             f"adapters.targets: the layers to adapt {named}, and a model of type "
-            f"'{model.config.model_type}' has these: {', '.join(linear)}. Set "
+            f"'{kind}' has these: {', '.join(linear)}. Set "
             "adapters.targets=[…] to some of them."
         )
     for name in layers:
@@ -123,13 +132,26 @@ def _linear_layers(model: Any) -> Iterator[str]:
     """Yield the names of the linear layers of the encoder or decoder under the head."""
     prefix = f"{model.base_model_prefix}."
     for name, module in model.named_modules():
-        if name.startswith(prefix) and isinstance(module, torch.nn.Linear):
+        if name.startswith(prefix) and isinstance(module, (torch.nn.Linear, Conv1D)):
             yield name
 
 
+def _is_transposed(model: nn.Module) -> bool:
+    """Return true if the layers to adapt hold their weights as (inputs, outputs): GPT-2."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
 def merged_tensors(model: nn.Module, settings: AdapterSettings) -> dict[str, Tensor]:
-    """Return the state dict of the model without adapters: weights W + alpha/rank B A in fp32."""
+    """Return the state dict of the model without adapters: weights W + alpha/rank B A in fp32.
+
+    GPT-2 holds W transposed.
+    """
     state = model.state_dict()
+    transposed = {
+        f"{name}.weight".replace(_BASE, "")
+        for name, module in model.named_modules()
+        if isinstance(module, Conv1D)
+    }
     merged = {}
     for name, tensor in state.items():
         if _A not in name and _B not in name:
@@ -139,6 +161,8 @@ def merged_tensors(model: nn.Module, settings: AdapterSettings) -> dict[str, Ten
         if _A in name:
             change = state[name.replace(_A, _B)].float() @ a.float()
             weight = name.replace(_A, "")
+            if weight in transposed:
+                change = change.T
             merged[weight] = merged[weight] + settings.alpha / settings.rank * change
     return merged
 

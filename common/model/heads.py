@@ -83,6 +83,17 @@ def _own(
     return model, new_head
 
 
+def _new(
+    settings: ModelSettings, model: PreTrainedModel, new_head: tuple[str, ...]
+) -> Headed:
+    """Take every parameter outside of the encoder as new, although the files hold them."""
+    prefix = f"{model.base_model_prefix}."
+    outside = {
+        name for name, _ in model.named_parameters() if not name.startswith(prefix)
+    }
+    return model, tuple(sorted(outside | set(new_head)))
+
+
 def _distilbert(
     settings: ModelSettings, model: Any, new_head: tuple[str, ...]
 ) -> Headed:
@@ -147,6 +158,8 @@ HEADS: dict[
     str, Callable[[ModelSettings, PreTrainedModel, tuple[str, ...]], Headed]
 ] = {
     "own": _own,
+    "new": _new,
     "distilbert": _distilbert,
 }
-"""Head of an encoder by `model.head`: that of its own architecture, or DistilBERT's."""
+"""Head of an encoder by `model.head`: that of its own architecture, as the files have it or drawn
+anew, or DistilBERT's."""

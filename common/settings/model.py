@@ -22,8 +22,9 @@ class ModelSettings:
     """Hub id, local folder, or `package:folder` for source `package`."""
     revision: str | None
     """Commit, tag or branch on the hub; None is the default branch."""
-    head: Literal["own", "distilbert"]
-    """Row of HEADS in `common/model/heads.py`: the model's own, or DistilBERT's on BERT."""
+    head: Literal["own", "new", "distilbert"]
+    """Row of HEADS in `common/model/heads.py`: the model's own, its own drawn anew, or
+    DistilBERT's on BERT."""
     activation: Literal["own", "abu"]
     """`abu`: adaptive blending units replace the activations (`common/model/blend.py`)."""
     abu_where: Literal["head", "all"]

@@ -11,7 +11,8 @@ from wardround.client.kit.checks.findings import (
     split_step,
     warning,
 )
-from wardround.client.kit.checks.subject import Subject
+from wardround.client.kit.checks.subject import Options, Subject
+from wardround.common.label_names import check_names, names_in_config
 from wardround.common.model_files import (
     ADAPTER,
     CONFIG,
@@ -22,7 +23,7 @@ from wardround.common.model_files import (
     read_json,
     read_model_files,
 )
-from wardround.common.pretrained import in_cache
+from wardround.common.pretrained import in_cache, read_tokenizer
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json")
@@ -33,7 +34,7 @@ def model(on: Subject) -> Finding:
     """Check that the model is on this machine, or say how much will be fetched."""
     named = on.options.model
     if on.site.model is not None:
-        return _local_model(on.site.model, "model:")
+        return _local_model(on.site.model, "model:", on.options)
     if named is None:
         return warning(
             "not checked: the run names the model",
@@ -41,7 +42,7 @@ def model(on: Subject) -> Finding:
         )
     folder = Path(named).expanduser()
     if folder.exists() or named.startswith(("/", ".", "~")) or named.count("/") > 1:
-        found = _local_model(folder.absolute(), "--model")
+        found = _local_model(folder.absolute(), "--model", on.options)
         if found.state != "ok":
             return found
         return warning(
@@ -49,7 +50,7 @@ def model(on: Subject) -> Finding:
             f"Set model: {folder.absolute()} in site.yaml. Otherwise the site loads the "
             "model that the run names.",
         )
-    return _hub_model(named, on.options.timeout_seconds)
+    return _hub_model(named, on.options)
 
 
 def find_weights(folder: Path) -> list[Path]:
@@ -61,18 +62,21 @@ def find_weights(folder: Path) -> list[Path]:
     return next(filter(None, kinds), [])
 
 
-def _hub_model(name: str, timeout_seconds: float) -> Finding:
+def _hub_model(name: str, options: Options) -> Finding:
     from huggingface_hub import HfApi  # `join` checks no model of the hub
 
     cached = in_cache(name)
     if cached is not None and (cached / CONFIG).is_file() and find_weights(cached):
         try:
             files = read_model_files(cached)
+            _fit(cached, options)
         except ValueError as error:
             return _refused(f"--model: {name}", error)
         return ok(f"{name} is in this machine's cache{_hashes(files)}")
     try:
-        facts = HfApi().model_info(name, files_metadata=True, timeout=timeout_seconds)
+        facts = HfApi().model_info(
+            name, files_metadata=True, timeout=options.timeout_seconds
+        )
     except Exception as error:  # the hub's client raises kinds of four libraries
         return problem(
             f"--model: {name} is not a folder here, not in the cache, and cannot be "
@@ -110,7 +114,25 @@ def _hub_weights(name: str, sizes: dict[str, int]) -> Finding:
     )
 
 
-def _local_model(folder: Path, setting: str) -> Finding:
+def _fit(folder: Path, options: Options) -> None:
+    """Compare the model with its tokenizer, and with the run as far as the site knows it.
+
+    Raises:
+        ValueError: the tokenizer belongs to another model, the texts would be longer than the
+            model takes, or its classifier is for other labels.
+    """
+    most = read_tokenizer(folder).model_max_length
+    if options.max_length > most:
+        raise ValueError(
+            f"it takes at most {most} tokens, and texts are cut to {options.max_length}. Tell the "
+            f"coordinator: train.max_length must be {most} or less."
+        )
+    if options.labels:
+        own = names_in_config(read_json(folder / CONFIG))
+        check_names(own, options.labels)
+
+
+def _local_model(folder: Path, setting: str, options: Options) -> Finding:
     """Args: setting: `model:` or `--model`, which names the folder."""
     named = f"{setting} {folder}"
     if not folder.is_dir():
@@ -124,15 +146,15 @@ def _local_model(folder: Path, setting: str) -> Finding:
         return problem(f"{named} lacks {', '.join(missing)}", f"{_COPY_WHOLE}.")
     try:
         files = read_model_files(folder)
-        config = read_json(folder / CONFIG)
+        if "model_type" not in read_json(folder / CONFIG):
+            return problem(
+                f"{named} has a {CONFIG} without model_type",
+                "Copy the folder of a pre-trained text model there, as save_pretrained "
+                "writes it.",
+            )
+        _fit(folder, options)
     except ValueError as error:
         return _refused(named, error)
-    if "model_type" not in config:
-        return problem(
-            f"{named} has a {CONFIG} without model_type",
-            "Copy the folder of a pre-trained text model there, as save_pretrained "
-            "writes it.",
-        )
     size = sum((folder / name).stat().st_size for name in files.weights()) / 1e6
     return ok(
         f"{folder} holds a model of {size:.0f} MB and its tokenizer{_hashes(files)}"

@@ -41,14 +41,17 @@ def most_tokens(model: Any) -> int | None:
     key = _COMPUTED.get(config.model_type)
     if limits or key is not None:
         # Some tables have more rows than the model uses.
-        limits.append(getattr(config, key or "max_position_embeddings", None))
-    return min((limit for limit in limits if isinstance(limit, int)), default=None)
+        stated = getattr(config, key or "max_position_embeddings", None)
+        if isinstance(stated, int):
+            limits.append(stated)
+    return min(limits, default=None)
 
 
 def _num_rows(module: Any) -> int | None:
     weight = getattr(module, "weight", None)
-    is_table = weight is not None and weight.dim() == 2
-    return int(weight.shape[0]) if is_table else None
+    if weight is None or weight.dim() != 2:
+        return None
+    return int(weight.shape[0])
 
 
 def _unused_rows(module: Any) -> int:

@@ -27,7 +27,7 @@ def output_layer(model: PreTrainedModel) -> list[str]:
     They are those whose shape is another if the model has one label more.
     """
     config = copy.deepcopy(model.config)
-    config.num_labels += 1
+    config.num_labels = len(config.id2label or ()) + 1
     with torch.device("meta"):
         wider = dict(type(model)(config).named_parameters())
     return [

@@ -1,4 +1,4 @@
-"""One answer for each plan and round: stored, sent again unchanged, never trained twice."""
+"""A site stores one answer for each plan and round, and never trains that round twice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COUNTS = label_sums(1.5, np.eye(2, dtype=np.int64))
 
 
 def update(round: int = 1) -> RecordDict:
-    """An answer with arrays of several types, one of them empty."""
+    """Return an answer with arrays of several types, one of them empty."""
     arrays: dict[str, np.ndarray] = {
         "widths": np.array([1, 2, 4], dtype=np.uint8),
         "steps": np.arange(29, dtype=np.uint8),
@@ -38,7 +38,7 @@ def update(round: int = 1) -> RecordDict:
 
 
 def ids(content: RecordDict) -> dict[str, tuple[str, int]]:
-    """Hash and size of every record, as they are signed."""
+    """Return hash and size of every record, as they are signed."""
     return sizes(record_objects(content, {}))
 
 
@@ -51,7 +51,7 @@ def begin(
     floor: int = 0,
     most: int = 100,
 ) -> SiteAnswer | str | None:
-    """What comes of it: the stored answer, None, or the code of a refusal."""
+    """Return the stored answer, None, or the code of a refusal."""
     try:
         return answers.begin(plan, kind, round, begun, floor, most)
     except SiteRefusal as no:
@@ -60,7 +60,7 @@ def begin(
 
 @pytest.fixture
 def answers(tmp_path: Path) -> Answers:
-    """Nothing was answered yet."""
+    """Return the answers of a site that has not answered yet."""
     return Answers(tmp_path)
 
 
@@ -76,15 +76,13 @@ def test_an_answer_is_sent_again_byte_for_byte(
         assert (ids(found.content), found.update_norm) == (ids(content), 0.25)
 
 
-def test_a_round_that_was_begun_and_not_stored_is_trained_anew(
-    answers: Answers,
-) -> None:
+def test_a_begun_round_without_an_answer_is_trained_again(answers: Answers) -> None:
     assert begin(answers, 1) is None
     assert begin(answers, 1) is None
     assert begin(answers, 1, begun=Begun("another", "d1")) == "answered_otherwise"
 
 
-def test_what_left_and_is_lost_is_never_trained_again(
+def test_a_sent_answer_that_is_lost_is_never_trained_again(
     answers: Answers, tmp_path: Path
 ) -> None:
     begin(answers, 1)
@@ -116,7 +114,7 @@ def test_rounds_of_an_earlier_version_are_not_answered_again(answers: Answers) -
     assert begin(answers, 4, floor=3) is None
 
 
-def test_counts_are_given_for_one_model_of_a_plan(answers: Answers) -> None:
+def test_counts_are_sent_for_one_model_of_a_plan(answers: Answers) -> None:
     assert begin(answers, 3, kind=EVALUATE) is None
     answers.keep(PLAN, EVALUATE, 3, pack_counts(COUNTS), None)
     assert isinstance(begin(answers, 3, kind=EVALUATE), SiteAnswer)
@@ -124,7 +122,9 @@ def test_counts_are_given_for_one_model_of_a_plan(answers: Answers) -> None:
     assert begin(answers, 4, kind=EVALUATE) == "beyond_plan"
 
 
-def test_a_refusal_that_tells_of_the_texts_is_an_answer(answers: Answers) -> None:
+def test_a_refusal_that_reveals_something_about_the_texts_is_an_answer(
+    answers: Answers,
+) -> None:
     begin(answers, 1)
     answers.keep(PLAN, TRAIN, 1, pack_refusal("few_speak"), None)
     found = begin(answers, 1)
@@ -135,7 +135,7 @@ def test_a_refusal_that_tells_of_the_texts_is_an_answer(answers: Answers) -> Non
 @pytest.mark.parametrize(
     "content", [pack_refusal("killed"), pack_refusal("failed"), pack_missing_base("v")]
 )
-def test_the_word_of_a_process_that_could_not_is_no_answer(
+def test_the_refusal_of_a_process_that_failed_is_no_answer(
     answers: Answers, content: RecordDict
 ) -> None:
     begin(answers, 1)
@@ -144,14 +144,13 @@ def test_the_word_of_a_process_that_could_not_is_no_answer(
     assert answers.num_answers() == 0
 
 
-def test_answers_are_counted_over_all_plans_and_the_count_outlives_them(
-    answers: Answers,
-) -> None:
+def test_answers_are_counted_over_all_plans_also_ended_ones(answers: Answers) -> None:
     for plan in (PLAN, OTHER):
         assert begin(answers, 1, plan=plan, most=2) is None
         answers.keep(plan, TRAIN, 1, update(), None)
     assert begin(answers, 2, most=2) == "over_budget"
-    assert isinstance(begin(answers, 1, most=2), SiteAnswer)  # that costs nothing more
+    # A stored answer does not count again.
+    assert isinstance(begin(answers, 1, most=2), SiteAnswer)
     answers.end(PLAN)
     assert begin(answers, 1) == "answer_lost"
     assert begin(answers, 2, most=2) == "over_budget"
@@ -159,7 +158,7 @@ def test_answers_are_counted_over_all_plans_and_the_count_outlives_them(
     assert begin(answers, 2, most=3) is None
 
 
-def test_what_is_stored_is_for_its_owner_alone(
+def test_only_its_owner_can_read_a_stored_answer(
     answers: Answers, tmp_path: Path
 ) -> None:
     begin(answers, 1)
@@ -168,9 +167,11 @@ def test_what_is_stored_is_for_its_owner_alone(
     assert file.stat().st_mode & 0o077 == 0
 
 
-def test_a_damaged_index_answers_nothing(answers: Answers, tmp_path: Path) -> None:
+def test_a_plan_with_a_damaged_index_is_not_answered(
+    answers: Answers, tmp_path: Path
+) -> None:
     begin(answers, 1)
     (file,) = tmp_path.rglob("index.json")
     file.write_text("{half")
-    with pytest.raises(ValueError, match=r"index\.json.*revoke the plan"):
+    with pytest.raises(ValueError, match=r"index\.json.*revoke"):
         begin(answers, 2)

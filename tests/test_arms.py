@@ -1,4 +1,4 @@
-"""Named arms of a sweep: the settings they change, their choice, their folders."""
+"""Named arms of a sweep: the settings that they change, how to choose them, their folders."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def settings_by_arm(num_clients: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_the_studys_arms_differ_only_in_the_switches_they_name() -> None:
+def test_the_arms_of_the_study_differ_only_in_the_settings_in_their_names() -> None:
     arms = settings_by_arm("16")
     grid = {
         name: values
@@ -74,9 +74,7 @@ def test_a_remedy_differs_from_the_worst_arm_only_in_itself(name: str) -> None:
     assert {key for key in worst if worst[key] != remedy[key]} == {REMEDIES[name]}
 
 
-def test_an_arm_may_name_its_own_clients_and_the_command_line_has_the_last_word() -> (
-    None
-):
+def test_an_arm_may_set_num_clients_and_the_command_line_overrides_it() -> None:
     def cells(*more: str) -> list[tuple[str, int]]:
         plan = compose_sweep(["sweep.num_clients=[1,8]", MINE, OTHER, *more])
         found = [compose(cell).settings for cell in plan.cells]
@@ -94,31 +92,28 @@ def test_a_sweep_without_arms_does_not_mention_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "pattern"),
     [
-        (["arm=min"], "unknown arm 'min'. Nearest: 'mine'. There are: mine."),
+        (["arm=min"], r"'min'\. Nearest: 'mine'\..*: mine\."),
         (
             ["train.head_init=shared"],
-            "would undo 'train.head_init=per_site', which arm 'mine' sets",
+            r"'train\.head_init=shared'.*'train\.head_init=per_site'.*'mine'.*arm=",
         ),
         (
             ["+sweep.arms.own=['model=hf','model.name=m']", "model=bert"],
-            "'model=bert' would undo 'model=hf', which arm 'own' sets",
+            r"'model=bert'.*'model=hf'.*'own'.*arm=",
         ),
-        (["+sweep.arms.two=['run_dir=x']"], "can set only settings and axes"),
-        (["+sweep.arms.three=['train.shufle=false']"], "unknown key 'train.shufle'"),
+        (["+sweep.arms.two=['run_dir=x']"], r"sweep\.arms\.two .*run_dir"),
+        (["+sweep.arms.three=['train.shufle=false']"], r"'train\.shufle'"),
     ],
 )
-def test_arms_that_cannot_be_planned_are_refused(more: list[str], words: str) -> None:
-    with pytest.raises(ValueError, match=r"arm|unknown") as error:
+def test_arms_that_cannot_be_planned_are_refused(more: list[str], pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
         compose_sweep(["experiment=demo", MINE, *more])
-    assert words in str(error.value)
 
 
-def test_an_arm_without_arms_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown arm 'x'\. This sweep has none \(sweep\.arms\)"
-    ):
+def test_an_arm_of_a_sweep_without_arms_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown arm 'x'\..*sweep\.arms"):
         compose_sweep(["experiment=demo", "arm=x"])
 
 
@@ -130,32 +125,26 @@ def test_an_arms_name_must_be_a_valid_folder_name() -> None:
 def test_arms_are_in_folders_table_and_report(
     overrides: list[str], tmp_path: Path
 ) -> None:
-    run = [
+    study = tmp_path / "study"
+    words = [
         text
         for text in for_sweep(overrides)
         if not text.startswith(("run_dir", "num_clients"))
     ]
-    outcome = sweep(
-        [
-            *run,
-            *(
-                f"run_dir={tmp_path / 'study'}",
-                "num_clients=1,3",
-                MINE,
-                "+sweep.arms.plain=[]",
-            ),
-            *("data.budget_rounds=2", "data.second_threshold_rounds=2"),
-        ],
-        findings,
-    )
+    words += [
+        f"run_dir={study}",
+        "num_clients=1,3",
+        MINE,
+        "+sweep.arms.plain=[]",
+        "data.budget_rounds=2",
+        "data.second_threshold_rounds=2",
+    ]
+    outcome = sweep(words, findings)
     names = ["mine-k1", "plain-k1", "mine-k3", "plain-k3"]
     cells = [f"tiny-files-{name}-s7" for name in names]
-    assert sorted(
-        path.name for path in (tmp_path / "study" / "cells").iterdir()
-    ) == sorted(cells)
-    rows = list(
-        csv.DictReader((tmp_path / "study" / "sweep.csv").read_text().splitlines())
-    )
+    folders = [path.name for path in (study / "cells").iterdir()]
+    assert sorted(folders) == sorted(cells)
+    rows = list(csv.DictReader((study / "sweep.csv").read_text().splitlines()))
     assert [(row["arm"], row["num_clients"], row["status"]) for row in rows] == [
         (arm, k, "finished") for k in ("1", "3") for arm in ("mine", "plain")
     ]
@@ -166,16 +155,11 @@ def test_arms_are_in_folders_table_and_report(
     answers = json.loads((outcome.report.parent / "study.json").read_text())
     by_id = {answer["id"]: answer for answer in answers}
     assert by_id["head"]["verdict"] == "not tested"
-    # Without a target, the two are equal.
+    # There is no target, so that neither arm reaches one.
     assert by_id["sites_own"]["verdict"] == "one seed, no verdict"
     assert by_id["sites_own"]["numbers"]["never"] == [1, 1]
-    assert {path.suffix for path in outcome.report.parent.iterdir()} == {
-        ".html",
-        ".md",
-        ".json",
-        ".png",
-        ".svg",
-    }
+    suffixes = {path.suffix for path in outcome.report.parent.iterdir()}
+    assert suffixes == {".html", ".md", ".json", ".png", ".svg"}
 
 
 def test_a_cell_ends_at_its_experiments_target_and_is_not_run_again(
@@ -185,29 +169,24 @@ def test_a_cell_ends_at_its_experiments_target_and_is_not_run_again(
     run = [text for text in for_sweep(overrides) if not text.startswith(dropped)]
     model = [text for text in overrides if text.startswith("model.")]
     words = [
-        *(
-            "experiment=collapse",
-            *run,
-            *model,
-            "model=hf",
-            f"run_dir={tmp_path / 'long'}",
-            "arm=own_shared",
-        ),
-        *(
-            "num_clients=1",
-            "seed=0",
-            "data.train_examples=null",
-            "data.test_examples=null",
-            "data.max_words=null",
-        ),
+        "experiment=collapse",
+        *run,
+        *model,
+        "model=hf",
+        f"run_dir={tmp_path / 'long'}",
+        "arm=own_shared",
+        "num_clients=1",
+        "seed=0",
+        "data.train_examples=null",
+        "data.test_examples=null",
+        "data.max_words=null",
         # AdamW learns the three topics within a few of the thirty rounds.
-        *(
-            "train.optimizer=adamw",
-            "train.learning_rate=0.005",
-            "train.local_epochs=8",
-            "train.batch_size=4",
-        ),
-        *("data.budget_rounds=30", "data.second_threshold_rounds=30"),
+        "train.optimizer=adamw",
+        "train.learning_rate=0.005",
+        "train.local_epochs=8",
+        "train.batch_size=4",
+        "data.budget_rounds=30",
+        "data.second_threshold_rounds=30",
     ]
     (row,) = sweep(words, findings).rows
     (history,) = (tmp_path / "long" / "cells").glob("*/history.jsonl")

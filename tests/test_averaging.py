@@ -1,4 +1,4 @@
-"""The weighted mean and what it says of the updates, on numbers checkable by hand."""
+"""The weighted mean and its statistics of the updates, on numbers checked by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wardround.common.errors import RunFailed
+from wardround.common.errors import DIVERGED, RunFailed
 from wardround.server.rounds.checks import check_finite
 from wardround.server.rounds.mean import BLOCK, SumMemory, WeightedMean
 
@@ -14,7 +14,7 @@ from wardround.server.rounds.mean import BLOCK, SumMemory, WeightedMean
 def average(
     start: list[float], *updates: tuple[list[float], int]
 ) -> tuple[list[float], WeightedMean]:
-    """The mean of (trained tensors, examples) pairs."""
+    """Return the mean of (trained tensors, examples) pairs."""
     mean = WeightedMean(torch.tensor(start))
     for trained, num_examples in updates:
         mean.add(torch.tensor(trained), num_examples)
@@ -22,7 +22,7 @@ def average(
 
 
 def test_mean_weighs_clients_by_examples() -> None:
-    # 1 example says 0, 3 examples say 4: (0*1 + 4*3) / 4 = 3
+    # A client of 1 example has 0, one of 3 examples has 4: (0*1 + 4*3) / 4 = 3
     assert average([7.0], ([0.0], 1), ([4.0], 3))[0] == [3.0]
     # (1*10 + 2*20 + 4*70) / 100 = 3.3
     assert average([0.0], ([1.0], 10), ([2.0], 20), ([4.0], 70))[0] == [
@@ -49,13 +49,10 @@ def test_averaging_weights_equals_adding_the_mean_delta() -> None:
     mean = WeightedMean(start)
     for trained, num_examples in updates:
         mean.add(trained, num_examples)
-    delta = (
-        sum((n * (w.double() - start.double()) for w, n in updates), torch.zeros(1))
-        / 60
-    )
-    torch.testing.assert_close(
-        mean.finish().tensors, (start.double() + delta).float(), rtol=2e-7, atol=1e-9
-    )
+    weighted = [n * (w.double() - start.double()) for w, n in updates]
+    delta = sum(weighted, torch.zeros(1)) / 60
+    expected = (start.double() + delta).float()
+    torch.testing.assert_close(mean.finish().tensors, expected, rtol=2e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -78,9 +75,8 @@ def test_memory_that_was_used_before_changes_nothing(size: int) -> None:
         assert outcome.client_norms == expected.client_norms
         assert outcome.cosines_to_mean == expected.cosines_to_mean
         assert outcome.update_norm == expected.update_norm
-        assert torch.equal(
-            current, before
-        )  # what the clients started from holds for this round
+        # The tensors that the clients started from are unchanged in this round.
+        assert torch.equal(current, before)
         (first, n), (second, m) = updates
         whole = ((first.double() * n + second.double() * m) / (n + m)).float()
         torch.testing.assert_close(outcome.tensors, whole, rtol=1e-7, atol=0)
@@ -88,7 +84,8 @@ def test_memory_that_was_used_before_changes_nothing(size: int) -> None:
 
 
 def test_norms_and_cosines() -> None:
-    # Deltas (3, 4) and (3, -4) with equal weight: norms 5 and 5, mean (3, 0) of norm 3, cosines 3/5.
+    # Deltas (3, 4) and (3, -4) of equal weight have norms 5 and 5.
+    # Their mean (3, 0) has a norm of 3, so that the cosines are 3/5.
     mean = WeightedMean(torch.tensor([1.0, 1.0]))
     mean.add(torch.tensor([4.0, 5.0]), 2)
     mean.add(torch.tensor([4.0, -3.0]), 2)
@@ -124,8 +121,9 @@ def _cosine(left: Tensor, right: Tensor) -> float:
     return torch.nn.functional.cosine_similarity(left, right, dim=0).item()
 
 
-def test_a_norm_that_is_no_number_ends_the_run() -> None:
+def test_a_norm_that_is_not_finite_ends_the_run() -> None:
     mean = WeightedMean(torch.tensor([-1e25]))
     mean.add(torch.tensor([1.0]), 1)
-    with pytest.raises(RunFailed, match="round 3: norm is inf: training diverged"):
+    expected = rf"round 3: norm is inf: {DIVERGED}.*train\.learning_rate"
+    with pytest.raises(RunFailed, match=expected):
         check_finite(3, "norm", mean.finish().update_norm)

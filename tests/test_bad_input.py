@@ -1,4 +1,4 @@
-"""Settings a person can get wrong: exit code 2, a message that helps, and nothing touched."""
+"""Wrong settings: exit code 2, key and next step in the message, and no file changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def finished(
     tiny_test_texts: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[str]:
-    """The overrides of a run that is done; its folder must stay as it is."""
+    """Return the overrides of a finished run. Its folder must stay as it is."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     overrides = tiny(tiny_model, tiny_texts, tiny_test_texts, folder)
     said = wardround("simulate", *overrides)
@@ -25,7 +25,7 @@ def finished(
 
 
 def run_dir(overrides: list[str]) -> Path:
-    """The folder that a list of overrides names."""
+    """Return the run folder in a list of overrides."""
     return next(
         Path(text.removeprefix("run_dir="))
         for text in overrides
@@ -45,7 +45,7 @@ def refused(command: str, overrides: list[str]) -> str:
     return said.err
 
 
-# One row for each mistake: the words typed, and parts of the message: fault and next step.
+# One row for each mistake: the override, and its key, value and next step in the message.
 WRONG = {
     "key": (
         "train.learning_rte=1",
@@ -73,7 +73,7 @@ WRONG = {
     "spaces": ("num_clients = 3", ["'num_clients = 3'", "num_clients=3"]),
     "no list": ("data.text_columns=text", ["data.text_columns is 'text'", "[text]"]),
     "open list": ("data.text_columns=[text", ["'data.text_columns=[text'", "[a, b]"]),
-    "no value": ("num_clients", ["'num_clients' has no value", "num_clients=8"]),
+    "no value": ("num_clients", ["'num_clients'", "num_clients=8"]),
     "model": (
         "model=distillbert",
         ["unknown model 'distillbert'", "Nearest: 'distilbert'", "albert, bert"],
@@ -100,97 +100,81 @@ WRONG = {
     ),
     "several values": (
         "num_clients=1,2",
-        ["gives several values to one run", "wardround sweep"],
+        ["'num_clients=1,2'", "`wardround sweep`"],
     ),
     "word for a number": ("num_clients=many", ["num_clients is 'many'", "integer"]),
-    "no clients": ("num_clients=0", ["num_clients is 0", "greater than 0"]),
+    "no clients": ("num_clients=0", ["num_clients is 0"]),
     "more clients than examples": (
         "num_clients=49",
-        ["num_clients is 49", "only 48 training examples", "lower num_clients"],
+        ["num_clients is 49", "48", "lower num_clients"],
     ),
-    "rounds below zero": (
-        "num_rounds=-1",
-        ["num_rounds is -1", "greater than or equal to 0"],
-    ),
+    "rounds below zero": ("num_rounds=-1", ["num_rounds is -1"]),
     "no epochs": (
         "train.local_epochs=0",
         ["train.local_epochs is 0", "set num_rounds=0"],
     ),
-    "step size": (
+    "learning rate below zero": (
         "train.learning_rate=-1",
-        ["train.learning_rate is -1", "greater than 0"],
+        ["train.learning_rate is -1"],
     ),
     "longer than the model takes": (
         "train.max_length=33",
-        ["train.max_length is 33", "at most 32 tokens", "Set train.max_length=32"],
+        ["train.max_length is 33", "32 tokens", "Set train.max_length=32"],
     ),
-    "skew": ("partition.alpha=x", ["partition.alpha is 'x'", "number"]),
+    "word for alpha": ("partition.alpha=x", ["partition.alpha is 'x'", "null"]),
     "precision": ("precision=fp8", ["precision is 'fp8'", "'fp32' or 'bf16'"]),
-    "device that is none": (
-        "device=gpu9",
-        ["device is 'gpu9'", "does not have", "device=cpu"],
-    ),
-    "device that is not there": (
-        "device=cuda:99",
-        ["device is 'cuda:99'", "does not have", "device=auto"],
-    ),
+    "unknown device": ("device=gpu9", ["device is 'gpu9'", "device=cpu"]),
+    "missing device": ("device=cuda:99", ["device is 'cuda:99'", "device=auto"]),
     "model without a name": (
         "model.name=???",
         ["model.name is missing", "Set model.name="],
     ),
-    "model that is not there": (
+    "missing model": (
         "model.name=/no/such/model",
-        [
-            "model.name is '/no/such/model'",
-            "could not be loaded",
-            "set model.name=<that folder>",
-        ],
+        ["model.name is '/no/such/model'", "set model.name=<that folder>"],
     ),
     "a target in percent": (
         "evaluation.target_accuracy=85",
         ["evaluation.target_accuracy is 85", "1"],
     ),
-    "a schedule of nothing": (
+    "a schedule of no rounds": (
         "train.schedule_rounds=0",
-        ["train.schedule_rounds is 0", "no step would move a weight", "num_rounds"],
+        ["train.schedule_rounds is 0 with num_rounds=1", "Set it to num_rounds"],
     ),
-    "no words": (
-        "data.max_words=0",
-        ["data.max_words is 0", "greater than 0", "null for all"],
-    ),
+    "no words": ("data.max_words=0", ["data.max_words is 0", "null"]),
     "missing file": (
         "data.path=/no/such/texts.csv",
-        ["data.path: /no/such/texts.csv does not exist"],
+        ["/no/such/texts.csv", "Correct data.path."],
     ),
     "missing test file": (
         "data.test_path=/no/test.csv",
-        ["data.test_path: /no/test.csv does not exist"],
+        ["/no/test.csv", "Correct data.test_path."],
     ),
     "file of another kind": (
         f"data.path={__file__}",
-        ["ends in '.py'", "data.path reads .csv, .jsonl, .parquet"],
+        [f"{__file__} ends in '.py'", "data.path", ".csv, .jsonl, .parquet"],
     ),
     "text column": (
         "data.text_columns=[txt]",
-        ["has no column 'txt'", "Nearest: 'text'", "data.text_columns"],
+        ["'txt'", "Nearest: 'text'", "Set data.text_columns"],
     ),
     "label column": (
         "data.label_column=topic",
-        ["no column 'topic'; it has: text, label", "data.label_column"],
+        ["'topic'", "text, label", "Set data.label_column"],
     ),
-    "more than there is": (
+    "more examples than there are": (
         "data.train_examples=49",
-        ["data.train_examples is 49", "only 48", "=null"],
+        ["data.train_examples is 49", "48", "data.train_examples=null"],
     ),
-    "sites that are none": (
+    "data without sites": (
         "partition=by_site",
-        ["partition is 'by_site'", "one file per site"],
+        ["partition is 'by_site'", "data=files", "data.path"],
     ),
 }
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_mistake_is_named_and_nothing_is_made(
+def test_a_mistake_is_named_and_no_folder_is_made(
     mistake: str, finished: list[str], tmp_path: Path
 ) -> None:
     override, words = WRONG[mistake]
@@ -204,11 +188,13 @@ def test_mistake_is_named_and_nothing_is_made(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", WRONG)
-def test_mistake_leaves_a_finished_run_alone(mistake: str, finished: list[str]) -> None:
+def test_a_mistake_does_not_change_a_finished_run(
+    mistake: str, finished: list[str]
+) -> None:
     refused("simulate", changed(finished, WRONG[mistake][0]))
 
 
-def test_fewer_examples_than_a_batch_with_drop_last(
+def test_drop_last_with_fewer_examples_than_a_batch_is_refused(
     finished: list[str], tmp_path: Path
 ) -> None:
     # 48 examples over 2 clients are 24 each.
@@ -219,26 +205,27 @@ def test_fewer_examples_than_a_batch_with_drop_last(
     ]
     said = refused("simulate", changed(finished, *wrong))
     assert "train.drop_last=true with train.batch_size=25" in said
-    assert "only 24 examples" in said
+    assert "24 examples" in said
     assert "Lower num_clients or train.batch_size" in said
     assert not (tmp_path / "new").exists()
     fits = changed(finished, *wrong, "train.batch_size=24")
     assert wardround("simulate", *fits).code == 0
 
 
-def test_folder_of_another_run_names_the_differences(finished: list[str]) -> None:
+def test_the_folder_of_another_run_is_refused_and_the_differences_named(
+    finished: list[str],
+) -> None:
     said = refused(
         "simulate", changed(finished, "train.local_epochs=5", "num_clients=3")
     )
-    assert (
-        f"run_dir is '{run_dir(finished)}', which holds a run with other settings"
-        in said
-    )
+    assert f"run_dir is '{run_dir(finished)}'" in said
     assert "train.local_epochs: 1 -> 5; num_clients: 2 -> 3" in said
     assert "Choose another run_dir" in said
 
 
-def test_run_dir_that_is_a_file(finished: list[str], tmp_path: Path) -> None:
+def test_a_run_dir_that_is_a_file_is_refused(
+    finished: list[str], tmp_path: Path
+) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     for command in ("simulate", "sweep"):
@@ -262,14 +249,14 @@ def test_run_dir_that_is_a_file(finished: list[str], tmp_path: Path) -> None:
         ([], ["Usage", "simulate", "sweep", "report", "predict"]),
     ],
 )
-def test_wrong_command(arguments: list[str], words: list[str]) -> None:
+def test_a_wrong_command_is_refused(arguments: list[str], words: list[str]) -> None:
     said = wardround(*arguments)
     assert said.code == 2
     assert [word for word in words if word not in said.out + said.err] == []
 
 
 @pytest.mark.parametrize("command", ["simulate", "sweep", "report", "predict"])
-def test_help_shows_examples(command: str) -> None:
+def test_the_help_of_a_command_shows_examples(command: str) -> None:
     said = wardround(command, "--help")
     assert said.code == 0
     assert said.out.count(f"wardround {command} ") >= 2

@@ -1,7 +1,8 @@
-"""A machine that fails: full disk, folder in use, hub out of reach, wrong arithmetic."""
+"""Faults of the machine: full disk, folder in use, no hub, numbers that are not finite."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,7 +19,8 @@ import pytest
 import torch
 
 from tests.support.door import changed, contents, for_sweep, tiny, wardround
-from tests.support.runs import history
+from tests.support.runs import hashes
+from wardround.common.errors import DIVERGED
 from wardround.server.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,18 +30,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def overrides(
     tiny_model: Path, tiny_texts: Path, tiny_test_texts: Path, tmp_path: Path
 ) -> list[str]:
-    """A run of two rounds, not started."""
+    """Return the overrides of a run of two rounds that is not started."""
     run = tiny(tiny_model, tiny_texts, tiny_test_texts, tmp_path / "run")
     return changed(run, "num_rounds=2")
 
 
-def hashes(folder: Path) -> list[str]:
-    """`model_sha256` of each round."""
-    return [line["model_sha256"] for line in history(folder)]
-
-
 def last_checkpoint(folder: Path) -> int:
-    """Round of the newest checkpoint, which loads and is finite."""
+    """Return the round of the newest checkpoint. Check that it loads and is finite."""
     checkpoint = RunFolder(folder).load_checkpoint()
     assert checkpoint is not None
     assert all(
@@ -54,7 +51,7 @@ def last_checkpoint(folder: Path) -> int:
 
 @contextmanager
 def files_end_at(num_bytes: int) -> Iterator[None]:
-    """Let no file of this process grow beyond `num_bytes`, as on a full disk."""
+    """Keep every file of this process below `num_bytes`, as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -74,7 +71,7 @@ def uninterrupted(
     tiny_test_texts: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[str]:
-    """Hashes of the rounds of a run of five that nothing disturbed."""
+    """Return the hashes of a run of five rounds without a fault."""
     folder = tmp_path_factory.mktemp("calm") / "run"
     calm = changed(
         tiny(tiny_model, tiny_texts, tiny_test_texts, folder), "num_rounds=5"
@@ -83,7 +80,7 @@ def uninterrupted(
     return hashes(folder)
 
 
-def test_full_disk_keeps_the_last_whole_round(
+def test_a_full_disk_keeps_the_last_whole_round(
     overrides: list[str], uninterrupted: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -92,25 +89,20 @@ def test_full_disk_keeps_the_last_whole_round(
     with files_end_at(CHECKPOINT_DOES_NOT_FIT):
         said = wardround("simulate", *longer)
     assert said.code == 1, said
-    assert "error: a file could not be written" in said.err
     assert str(run / "checkpoint" / "round-000003") in said.err
     assert "free some space" in said.err
     status = RunFolder(run).status()
     assert status["state"] == "failed"
     assert str(run / "checkpoint" / "round-000003") in status["reason"]
     assert last_checkpoint(run) == 2
-    assert [
-        path.name
-        for path in (run / "checkpoint").iterdir()
-        if path.name.startswith(".")
-    ] == []
-    # The same command, with room, goes on as if nothing had been.
+    assert list((run / "checkpoint").glob(".*")) == []
+    # With free space the same command continues, and the result is the same.
     assert wardround("simulate", *longer).code == 0
     assert hashes(run) == uninterrupted
     assert RunFolder(run).status()["state"] == "finished"
 
 
-def test_history_line_that_did_not_fit_is_written_anew(
+def test_a_history_line_that_did_not_fit_is_written_again(
     overrides: list[str], uninterrupted: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -118,16 +110,17 @@ def test_history_line_that_did_not_fit_is_written_anew(
     folder, history = RunFolder(run), run / "history.jsonl"
     with (
         files_end_at(history.stat().st_size + 50),
-        pytest.raises(OSError, match="File too large") as caught,
+        pytest.raises(OSError) as caught,  # noqa: PT011 - the number is checked below
     ):
         folder.append_history(folder.history()[-1].model_copy(update={"round": 3}))
+    assert caught.value.errno == errno.EFBIG
     assert caught.value.filename == str(history)
     assert not history.read_text().endswith("\n")
     assert wardround("simulate", *changed(overrides, "num_rounds=5")).code == 0
     assert hashes(run) == uninterrupted
 
 
-def test_disk_that_is_full_before_the_first_round(
+def test_a_run_continues_after_a_disk_that_was_full_before_round_0(
     overrides: list[str], uninterrupted: list[str], tmp_path: Path
 ) -> None:
     longer = changed(overrides, "num_rounds=5")
@@ -139,7 +132,7 @@ def test_disk_that_is_full_before_the_first_round(
     assert hashes(tmp_path / "run") == uninterrupted
 
 
-def test_disk_with_no_room_at_all_changes_nothing(
+def test_a_disk_without_any_space_changes_no_file(
     overrides: list[str], tmp_path: Path
 ) -> None:
     assert wardround("simulate", *overrides).code == 0
@@ -152,7 +145,7 @@ def test_disk_with_no_room_at_all_changes_nothing(
     assert contents(tmp_path / "run") == before
 
 
-def test_model_that_does_not_fit_leaves_the_old_one(
+def test_a_model_that_does_not_fit_leaves_the_old_one(
     overrides: list[str], tmp_path: Path
 ) -> None:
     # All rounds are done: of the large files, only the model's weights are written again.
@@ -171,10 +164,12 @@ def test_model_that_does_not_fit_leaves_the_old_one(
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Another process holds the run folder."""
+    """Let another process hold the run folder."""
     code = (
         "import sys, filelock\n"
-        "with filelock.FileLock(sys.argv[1]):\n    print('held', flush=True); sys.stdin.read()\n"
+        "with filelock.FileLock(sys.argv[1]):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code, str(folder / ".lock")]
     with subprocess.Popen(
@@ -189,7 +184,7 @@ def held(folder: Path) -> Iterator[None]:
             holder.stdin.close()
 
 
-def test_folder_that_another_process_holds(
+def test_a_folder_that_another_process_holds_is_refused(
     overrides: list[str], tmp_path: Path
 ) -> None:
     assert wardround("simulate", *overrides).code == 0
@@ -198,16 +193,14 @@ def test_folder_that_another_process_holds(
         said = wardround("simulate", *changed(overrides, "num_rounds=3"))
         assert contents(tmp_path / "run") == before
     assert said.code == 2
-    assert (
-        f"run_dir is '{tmp_path / 'run'}', in which another process is running"
-        in said.err
-    )
+    assert f"run_dir is '{tmp_path / 'run'}'" in said.err
+    assert "another process" in said.err
     assert "choose another run_dir" in said.err
     assert wardround("simulate", *changed(overrides, "num_rounds=3")).code == 0
 
 
 @pytest.mark.slow
-def test_sweep_leaves_a_cell_alone_that_another_process_runs(
+def test_a_sweep_leaves_a_cell_that_another_process_runs(
     overrides: list[str], tmp_path: Path
 ) -> None:
     cell = tmp_path / "sweep" / "cells" / "tiny-files-k1-s0"
@@ -221,8 +214,8 @@ def test_sweep_leaves_a_cell_alone_that_another_process_runs(
             *for_sweep(changed(overrides, *budget, f"run_dir={tmp_path / 'sweep'}")),
         )
         assert contents(cell) == before
-    assert "tiny-files-k1-s0 left alone" in said.err
-    assert "another process is running" in said.err
+    assert f"tiny-files-k1-s0 left alone: run_dir is '{cell}'" in said.err
+    assert "another process" in said.err
 
 
 # --- hub out of reach -----------------------------------------------------------------
@@ -241,14 +234,11 @@ def test_sweep_leaves_a_cell_alone_that_another_process_runs(
         ),
         (
             "data=imdb",
-            [
-                "data.hub_name is stanfordnlp/imdb: the hub is out of reach",
-                "data.path=<the folder",
-            ],
+            ["data.hub_name is stanfordnlp/imdb: the hub", "data.path=<the folder"],
         ),
     ],
 )
-def test_hub_out_of_reach(
+def test_without_the_hub_the_message_names_a_local_folder(
     choice: str, words: list[str], overrides: list[str], tmp_path: Path
 ) -> None:
     group = choice.split("=")[0]
@@ -271,7 +261,7 @@ def test_hub_out_of_reach(
     assert [word for word in words if word not in done.stderr] == []
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
-    # No time is lost on trying again; most of it is Python importing torch.
+    # There are no further tries; most of the time is Python importing torch.
     assert time.monotonic() - started < 60
 
 
@@ -279,7 +269,7 @@ def test_hub_out_of_reach(
 
 
 def finite_line(text: str) -> Any:
-    """A history line in strict JSON."""
+    """Read a history line as strict JSON."""
 
     def refuse(constant: str) -> float:
         raise AssertionError(f"{constant} in a history line")
@@ -287,15 +277,17 @@ def finite_line(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def test_loss_that_is_not_a_number(overrides: list[str], tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(
+    overrides: list[str], tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     said = wardround("simulate", *changed(overrides, "train.learning_rate=1e30"))
     assert said.code == 1
-    assert "error: round 1: client 0: training diverged" in said.err
+    assert f"error: round 1: client 0: {DIVERGED}" in said.err
     assert "Lower train.learning_rate" in said.err
     status = RunFolder(run).status()
     assert status["state"] == "failed"
-    assert status["reason"].startswith("round 1: client 0: training diverged")
+    assert status["reason"].startswith(f"round 1: client 0: {DIVERGED}")
     assert last_checkpoint(run) == 0
     lines = [
         finite_line(line) for line in (run / "history.jsonl").read_text().splitlines()

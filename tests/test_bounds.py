@@ -1,4 +1,4 @@
-"""The largest step of the global model: numbers by hand, and the needs of honest rounds."""
+"""The largest allowed step of the global model: numbers by hand, and honest rounds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RATE = 0.5
 
 @pytest.fixture
 def plan(make_settings: Make) -> RoundOfPlan:
-    """16 texts in two even batches of 8, one epoch, rate 1/2: the rates of a round add up to 1."""
+    """Return a plan of two steps a round, whose learning rates add up to 1."""
     words = (
         "train.local_epochs=1",
         "train.batch_size=8",
@@ -51,7 +51,7 @@ def with_settings(plan: RoundOfPlan, **changes: Any) -> RoundOfPlan:
 
 
 def yardstick(a: float, b: float) -> Yardstick:
-    """Return that of a site whose tensors move so far; the rates of its round add up to 1."""
+    """Return the yardstick of a site that moves its tensors by `a` and `b` in a round."""
     return Yardstick.of(np.array([a, b]), 1.0, None)
 
 
@@ -66,28 +66,27 @@ def norms(plan: RoundOfPlan, rounds: range = range(1, 2)) -> list[float]:
 def test_a_tensor_may_move_ten_times_as_far_as_the_site_moves_it(
     plan: RoundOfPlan,
 ) -> None:
-    # 3 and 4: 5 in all. Of 16 numbers a has 4, so that its even share of 5 is 2.5; b has 12: 4.33.
+    # 3 and 4 are 5 in all. Tensor a has 4 of 16 numbers: its even share of 5 is 2.5.
+    # Tensor b has 12 of them: 4.33.
     once = [30.0, 10 * 5 * (12 / 16) ** 0.5]
     assert norms(plan) == pytest.approx(once)
-    # A gap of three rounds gets three bounds, and one of two hundred gets ten.
+    # A gap of three rounds has three times the bound, one of two hundred ten times.
     assert norms(plan, range(2, 5)) == pytest.approx([3 * most for most in once])
     assert norms(plan, range(1, 201)) == pytest.approx([10 * most for most in once])
 
 
 def test_a_fixed_body_gets_no_allowance_from_the_head(plan: RoundOfPlan) -> None:
-    """A plan can train the head alone, by a learning rate of its own."""
+    """A plan can train the head alone, with a learning rate for the head."""
     with_head = replace(plan, head=frozenset({"a"}))
-    allowed = with_head.allowed(
-        LAYOUT, Yardstick.of(np.array([3.0, 0.0]), 1.0, None), range(1, 2)
-    )
+    allowed = with_head.allowed(LAYOUT, yardstick(3.0, 0.0), range(1, 2))
     assert allowed.norms.tolist() == [30.0, 0.0]
 
 
-def test_more_texts_elsewhere_and_a_longer_server_step_widen_it(
+def test_more_texts_elsewhere_and_a_longer_server_step_raise_the_bound(
     plan: RoundOfPlan,
 ) -> None:
     own = norms(plan)
-    larger = replace(plan, most_texts=64)  # 8 steps beside our 2
+    larger = replace(plan, most_texts=64)  # another site takes 8 steps, this one 2
     assert norms(larger) == pytest.approx([4 * most for most in own])
     halved = with_settings(
         plan, strategy__server_momentum=0.5, strategy__server_learning_rate=0.5
@@ -111,16 +110,13 @@ def test_an_adaptive_server_moves_each_number_by_its_rate(plan: RoundOfPlan) -> 
     allowed = adam.allowed(LAYOUT, yardstick(3.0, 4.0), range(1, 3))
     assert allowed.norms.tolist() == [inf, inf]
     assert allowed.largest == pytest.approx(2 * 0.02345, rel=1e-3)
-    # Not the whole distance in one number.
+    # One number may not move the distance that is allowed for all together.
     before = flat(a=[0] * 4, b=[0] * 12)
-    alike, alone = (
-        flat(a=[0.04] * 4, b=[0.04] * 12),
-        flat(a=[0] * 4, b=[0.06] + [0] * 11),
-    )
+    alike = flat(a=[0.04] * 4, b=[0.04] * 12)
+    alone = flat(a=[0] * 4, b=[0.06] + [0] * 11)
     assert list(tensors_too_far(LAYOUT, alike, before, allowed)) == []
-    assert [name for name, _ in tensors_too_far(LAYOUT, alone, before, allowed)] == [
-        "b"
-    ]
+    (too_far,) = tensors_too_far(LAYOUT, alone, before, allowed)
+    assert too_far[0] == "b"
 
 
 def test_a_yardstick_grows_threefold_at_most_and_shrinks_at_once() -> None:
@@ -129,10 +125,8 @@ def test_a_yardstick_grows_threefold_at_most_and_shrinks_at_once() -> None:
     assert grown.per_tensor.tolist() == [3.0, 2.0]
     smaller = Yardstick.of(np.array([0.5, 100.0]), 1.0, grown)
     assert smaller.per_tensor.tolist() == [0.5, 3.0]
-    assert Yardstick.of(np.array([100.0, 1.0]), 1.0, smaller).per_tensor.tolist() == [
-        1.5,
-        1.0,
-    ]
+    again = Yardstick.of(np.array([100.0, 1.0]), 1.0, smaller)
+    assert again.per_tensor.tolist() == [1.5, 1.0]
 
 
 def test_a_fixed_tensor_keeps_its_yardstick() -> None:
@@ -152,17 +146,17 @@ def flat(**numbers: Sequence[float]) -> torch.Tensor:
 
 
 def test_the_tensors_that_moved_too_far_are_named() -> None:
-    before, after = flat(a=[0] * 4, b=[0] * 12), flat(a=[3, 4, 0, 0], b=[1] + [0] * 11)
+    before = flat(a=[0] * 4, b=[0] * 12)
+    after = flat(a=[3, 4, 0, 0], b=[1] + [0] * 11)
     assert step_norms(LAYOUT, after, before).tolist() == [5.0, 1.0]
-    assert list(
-        tensors_too_far(LAYOUT, after, before, Allowed(np.array([2.5, 1.0]), inf))
-    ) == [("a", 2.0)]
+    narrow = Allowed(np.array([2.5, 1.0]), inf)
+    assert list(tensors_too_far(LAYOUT, after, before, narrow)) == [("a", 2.0)]
     broken = flat(a=[float("nan")] * 4, b=[0] * 12)
     wide = Allowed(np.array([1e9, 1e9]), inf)
     assert [name for name, _ in tensors_too_far(LAYOUT, broken, before, wide)] == ["a"]
 
 
-# --- the check as a whole ----------------------------------------------------------------------------------
+# --- the check as a whole -------------------------------------------------------------
 
 
 class Lab:
@@ -181,7 +175,11 @@ class Lab:
         """Return the refusal; empty if the model is accepted."""
         try:
             check_global_model(
-                *(model.numpy(), age, LAYOUT, self.held, self.plan),
+                model.numpy(),
+                age,
+                LAYOUT,
+                self.held,
+                self.plan,
                 start=lambda: self.start,
                 rehearse=self.rehearse,
             )
@@ -194,7 +192,7 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path: Path, plan: RoundOfPlan) -> Lab:
-    """No model was sent yet."""
+    """Return a site that has received no model."""
     return Lab(tmp_path / "plan", plan)
 
 
@@ -215,13 +213,13 @@ def test_later_models_lie_within_the_bound_of_the_one_before(lab: Lab) -> None:
     lab.held.keep_yardstick(yardstick(3.0, 4.0))
     assert lab.send(moved(lab.start, 30.5), 1) == "too_far"
     assert lab.send(moved(lab.start, 29.5), 1) == ""
-    # From the last accepted model, also after a restart.
+    # The bound is around the last accepted model, also after a restart.
     again = Lab(lab.held.folder, lab.plan)
     assert again.send(moved(lab.start, 29.5 + 30.5), 2) == "too_far"
     assert again.send(moved(lab.start, 29.5 + 29.5), 2) == ""
-    # The same round has the same model.
+    # A second model of the same round must be the same.
     assert again.send(moved(lab.start, 1.0), 2) == "too_far"
-    # Two rounds at once have two bounds.
+    # Two rounds at once have twice the bound.
     assert again.send(moved(lab.start, 59 + 59), 4) == ""
     assert (lab.num_rehearsals, again.num_rehearsals) == (0, 0)
 

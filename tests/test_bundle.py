@@ -1,4 +1,4 @@
-"""What `wardround submit` hands to Flower: the name of the server app, and no code."""
+"""The bundle that `wardround submit` gives to Flower names the server app and holds no code."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from wardround.server.deployment.submit import stage_app
 @pytest.mark.slow
 def test_the_bundle_holds_no_code(tmp_path: Path) -> None:
     app = stage_app(tmp_path / "app")
-    (app / "secret.py").write_text(
-        "secret = 1\n"
-    )  # what lies about does not come along
+    # Other files in the folder are left out.
+    (app / "secret.py").write_text("secret = 1\n")
     environment = os.environ | {
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

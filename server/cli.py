@@ -264,11 +264,17 @@ def predict(
         typer.Option("--text", help="A text; may be repeated."),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", help="A CSV file with a header.")
+        Path | None, typer.Option("--file", help="CSV with a header, or JSONL.")
     ] = None,
     column: Annotated[
         str, typer.Option("--column", help="The column of --file that holds the text.")
     ] = "text",
+    prefix: Annotated[
+        str,
+        typer.Option(
+            "--prefix", help="What the names of the added columns begin with."
+        ),
+    ] = "",
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu, cuda ...")
     ] = "auto",
@@ -285,13 +291,25 @@ def predict(
       wardround predict outputs/minilm-bbc_news-k4-s0 --text "The match ended two all."
       wardround predict ./my-model --file letters.csv --column body > labelled.csv
       wardround predict model --key coordinator.pub --file letters.csv > labelled.csv
+      wardround predict model --file labelled.jsonl --prefix predicted_ > twice.jsonl
 
-    If the folder has a provenance.json, its files must match. A text that a spreadsheet would run
-    as a formula gets a ' in front. Code in a model folder is never run.
+    All columns of --file are kept; label and probabilities follow. JSONL gives JSONL. If the folder
+    has a provenance.json, its files must match. In CSV, a text that a spreadsheet would run as a
+    formula gets a ' in front. Code in a model folder is never run.
     """
     from wardround.server.predict import predict as run
 
-    run(model, text or [], file, column, device, sys.stdout, key=key, say=_say)
+    run(
+        model,
+        text or [],
+        file,
+        column,
+        device,
+        sys.stdout,
+        prefix=prefix,
+        key=key,
+        say=_say,
+    )
 
 
 def main() -> None:

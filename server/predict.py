@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from wardround.common.credentials import check_public_line
-from wardround.common.data.file_readers import csv_rows, require_file
 from wardround.common.data.texts import cut_words
 from wardround.common.data.tokens import tokenise
 from wardround.common.errors import NotProven
-from wardround.common.explain import first_line, nearest
+from wardround.common.explain import first_line
 from wardround.common.model.blend import is_blended, load_blended
 from wardround.common.model.mixture import GATE, load_mixture
 from wardround.common.model.padding import sees_padding
@@ -34,8 +33,8 @@ from wardround.common.settings.tree import Settings
 from wardround.common.tasks.table import task_of
 from wardround.common.tasks.task import Task
 from wardround.common.words import cleaned
+from wardround.server.labelled_files import texts_to_label
 from wardround.server.run_folder import RunFolder
-from wardround.server.spreadsheet import write_rows
 
 _BATCH = 32
 _MOST_TOKENS = 512
@@ -49,33 +48,38 @@ def predict(
     device: str,
     out: TextIO,
     *,
+    prefix: str = "",
     key: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Write the model's answers to `out` as CSV, with the columns of `Predictor.columns`.
+    """Write every text with the model's answer to `out`: CSV, or JSONL if `file` is JSONL.
 
-    A text that a spreadsheet would run as a formula gets a `'` in front (server/spreadsheet.py).
+    All columns of `file` are kept, in their order; the answer's columns follow.
 
     Args:
+        texts: they come before those of the file.
+        file: CSV with a header, or JSONL; None for no file.
+        column: name of the text's column in the file.
+        prefix: what the names of the answer's columns begin with.
         key: file with the coordinator's public signing key, for the model's `provenance.json`.
         say: receives a message for every check that was not possible.
 
     Raises:
         ValueError: the folder has no trained model, or does not match its `provenance.json`; there
-            are no texts, or the file is damaged, not UTF-8 or lacks the column.
+            are no texts, or the file is damaged, not UTF-8, lacks the column or has a column of
+            the answer already.
     """
-    wanted = [*texts, *(_read_column(file, column) if file else ())]
-    if not wanted:
-        raise ValueError('nothing to label; give --text "..." or --file texts.csv.')
+    wanted = texts_to_label(texts, file, column)
     predictor = open_predictor(folder, device, key=key, say=say)
-    write_rows(out, _rows(predictor, wanted))
-
-
-def _rows(predictor: Predictor, texts: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the header, then a row for each text."""
-    yield predictor.columns
-    for row in predictor.answer(texts):
-        yield [value if isinstance(value, str) else f"{value:.4f}" for value in row]
+    added = [f"{prefix}{name}" for name in predictor.columns[1:]]
+    taken = [name for name in added if name in wanted.columns]
+    if taken:
+        raise ValueError(
+            f"'{file}' has a column '{taken[0]}' already, and the answer would get the same name. "
+            "Choose a beginning for the names of the answer's columns: --prefix predicted_"
+        )
+    answers = (answer for _, *answer in predictor.answer(wanted.texts))
+    wanted.write(out, added, answers)
 
 
 @dataclass(frozen=True)
@@ -252,17 +256,3 @@ def load_trained(location: Path, task: Task, device: torch.device) -> tuple[Any,
             "simulate model=hf model.name=<folder>"
         )
     return tokenizer, model.to(device).eval()
-
-
-def _read_column(file: Path, column: str) -> Iterator[str]:
-    require_file(file, "--file")
-    rows = csv_rows(file)
-    _, header = next(rows, (0, list[str]()))
-    if column not in header:
-        raise ValueError(
-            f"'{file}' has no column '{column}'; it has: {', '.join(header)}."
-            f"{nearest(column, header)} Name the text's column with --column."
-        )
-    position = header.index(column)
-    for _, row in rows:
-        yield row[position]

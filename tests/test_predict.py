@@ -68,7 +68,9 @@ def test_file_with_a_named_column(run: Path, tmp_path: Path) -> None:
     found = rows(
         wardround("predict", str(run), "--file", str(file), "--column", "body")
     )
-    assert [row["text"] for row in found] == ["goal\nteam", "bank loan"]
+    assert list(found[0]) == ["id", "body", "label", *sorted(TOPICS)]
+    assert [row["id"] for row in found] == ["1", "2"]
+    assert [row["body"] for row in found] == ["goal\nteam", "bank loan"]
     first = rows(
         wardround(
             "predict",
@@ -81,7 +83,72 @@ def test_file_with_a_named_column(run: Path, tmp_path: Path) -> None:
             "body",
         )
     )
-    assert [row["text"] for row in first] == ["new", "goal\nteam", "bank loan"]
+    assert [row["body"] for row in first] == ["new", "goal\nteam", "bank loan"]
+    assert [row["id"] for row in first] == ["", "1", "2"]
+
+
+def test_all_columns_of_a_file_are_kept(run: Path, tmp_path: Path) -> None:
+    """Negative numbers stay numbers; a text that begins like a formula gets its mark."""
+    file = tmp_path / "letters.csv"
+    file.write_text("change,text,note\n-1.50,goal match,=1+1\n007,nurse,\n")
+    found = rows(wardround("predict", str(run), "--file", str(file)))
+    assert list(found[0]) == ["change", "text", "note", "label", *sorted(TOPICS)]
+    kept = [(row["change"], row["text"], row["note"]) for row in found]
+    assert kept == [("-1.50", "goal match", "'=1+1"), ("007", "nurse", "")]
+    assert [row["label"] for row in found] == ["sport", "health"]
+
+
+def test_a_file_of_json_objects_keeps_their_keys(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "letters.jsonl"
+    given = [
+        {"id": 1, "body": "goal match", "tags": ["a", "b"]},
+        {"body": "é nurse", "known": None},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in given))
+    words = ("predict", str(run), "--file", str(file), "--column", "body")
+    said = wardround(*words)
+    assert said.code == 0, said.err
+    found = [json.loads(line) for line in said.out.splitlines()]
+    added = ["label", *sorted(TOPICS)]
+    for row, before, label in zip(found, given, ("sport", "health"), strict=True):
+        assert list(row) == [*before, *added]
+        assert {key: row[key] for key in before} == before
+        assert row["label"] == label
+        assert sum(row[name] for name in TOPICS) == pytest.approx(1, abs=2e-4)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_column_with_the_name_of_an_answer(
+    run: Path, tmp_path: Path, ending: str
+) -> None:
+    file = tmp_path / f"letters.{ending}"
+    file.write_text(
+        "text,label\ngoal match,x\n"
+        if ending == "csv"
+        else '{"text": "goal match", "label": "x"}\n'
+    )
+    words = ("predict", str(run), "--file", str(file))
+    said = wardround(*words)
+    assert (said.code, said.out) == (2, "")
+    assert "has a column 'label' already" in said.err
+    assert "--prefix predicted_" in said.err
+    said = wardround(*words, "--prefix", "predicted_")
+    assert said.code == 0, said.err
+    assert "predicted_label" in said.out
+    assert "predicted_sport" in said.out
+
+
+def test_a_line_of_json_without_a_text(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "letters.jsonl"
+    for line, words in (
+        ('{"body": "a"}', ["line 2 has no column 'text'", "--column"]),
+        ('{"text": 7}', ["line 2: text is no text but 7", "double quotes"]),
+        ("text", ["line 2: not valid JSON"]),
+    ):
+        file.write_text(f'{{"text": "goal"}}\n{line}\n')
+        said = wardround("predict", str(run), "--file", str(file))
+        assert (said.code, said.out) == (2, "")
+        assert [word for word in words if word not in said.err] == []
 
 
 def test_texts_are_cut_to_the_words_the_model_was_trained_on(

@@ -124,19 +124,34 @@ def _remedy(path: Path, form: FileForm | None, wanted: Sequence[str]) -> str:
 
 def read_jsonl(path: Path, columns: Columns, form: FileForm) -> Table:
     """Read a file of one JSON object a line. Raises as `read_file` does."""
-    with path.open(encoding=form.codec, newline="\n") as file:
+    rows = jsonl_rows(path, form)
+    if rows:
+        present = dict.fromkeys(key for _, row in rows for key in row)
+        require_columns(columns, list(present), str(path))
+    return table_of(str(path), rows, columns)
+
+
+def jsonl_rows(
+    path: Path, form: FileForm | None = None
+) -> list[tuple[int, dict[str, Any]]]:
+    """Return every object of a file of one JSON object a line, with its line.
+
+    Args:
+        form: None if no setting gives it: UTF-8.
+
+    Raises:
+        ValueError: a line is no JSON object, or the file is not in its encoding.
+    """
+    used_form = form or FileForm()
+    with path.open(encoding=used_form.codec, newline="\n") as file:
         try:
-            rows = [
+            return [
                 (line, _json_object(path, line, content))
                 for line, content in enumerate(file, start=1)
                 if content.strip()
             ]
         except UnicodeError:
             raise ValueError(undecodable(path, form)) from None
-    if rows:
-        present = dict.fromkeys(key for _, row in rows for key in row)
-        require_columns(columns, list(present), str(path))
-    return table_of(str(path), rows, columns)
 
 
 def _json_object(path: Path, line: int, content: str) -> dict[str, Any]:

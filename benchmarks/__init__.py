@@ -1,1 +1,1 @@
-"""Benchmarks anyone can run, each paired in one run beside what people use without Wardround."""
+"""Benchmarks. Each compares Wardround with another program of the same purpose, in one run."""

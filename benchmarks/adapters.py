@@ -1,4 +1,4 @@
-"""What adapters save and cost: the whole model, LoRA and FFA-LoRA, each a simulation in a process of its own.
+"""Savings and costs of adapters: the whole model, LoRA and FFA-LoRA, each in its own process.
 
     python -m benchmarks.adapters --seeds 0,1,2
 
@@ -51,7 +51,7 @@ NOTES = [
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     options_of = parser(__doc__ or "")
     options_of.add_argument("--rounds", type=int, default=6)
     options_of.add_argument(
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Report:
-    """All ways for each seed before the next."""
+    """Make all runs: all ways of one seed before the next seed."""
     samples = Samples()
     for seed in options.seeds:
         for name, words in WAYS.items():
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
 
 
 def plot(report: Report, options: argparse.Namespace) -> None:
-    """One panel a column."""
+    """Draw one panel for each column."""
     rows = report.table.records()
     panels = {
         column: {str(row["trained"]): float(str(row[column])) for row in rows}

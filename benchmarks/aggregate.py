@@ -25,7 +25,7 @@ _NUM_EXAMPLES = 100
 
 
 def fold_in(model: Path, num_clients: int) -> float:
-    """Seconds Wardround needs; replies come one after the other, as its round loop pulls them."""
+    """Return Wardround's seconds. Replies come one after the other, as its round loop pulls them."""
     layout, flat = global_tensors(model)
     started = time.perf_counter()
     mean, scratch = WeightedMean(flat), np.empty(0, dtype=np.float32)
@@ -43,7 +43,7 @@ def fold_in(model: Path, num_clients: int) -> float:
 
 
 def stock_average(model: Path, num_clients: int) -> float:
-    """Seconds stock FedAvg needs for the list of replies it is given."""
+    """Return the seconds of stock FedAvg, which gets a list of replies."""
     from flwr.serverapp.strategy import FedAvg
 
     network = build(model)
@@ -67,35 +67,35 @@ def stock_average(model: Path, num_clients: int) -> float:
 
 
 class FakeReply:
-    """What both sides read of a Flower message; a real one cannot be made outside a run."""
+    """The parts of a Flower message that both sides read. A real one cannot be made outside a run."""
 
     def __init__(self, content: RecordDict) -> None:
         self.content = content
 
     def has_content(self) -> bool:
-        """It has."""
+        """Return True: the reply has content."""
         return True
 
     def has_error(self) -> bool:
-        """It has none."""
+        """Return False: the reply has no error."""
         return False
 
 
 def build(model: Path) -> Any:
-    """The classifier in that folder."""
+    """Return the classifier in that folder."""
     built, _ = read_model(model, LABEL.model_class(), num_labels=2)
     return built
 
 
 def global_tensors(model: Path) -> tuple[Layout, torch.Tensor]:
-    """The shared tensors of the model in that folder: layout and (P,) fp32."""
+    """Return the shared tensors of the model in that folder: layout and (P,) fp32."""
     return flatten_model(build(model), torch.device("cpu"))
 
 
 def replies(
     layout: Layout, flat: torch.Tensor, num_clients: int
 ) -> Iterator[RecordDict]:
-    """What Wardround's replies hold, each with bytes of its own, as pulled from a grid."""
+    """Return the content of Wardround's replies, as pulled from a grid. Each has its own bytes."""
     for _ in range(num_clients):
         record = ArrayRecord()
         for key, piece in to_record({"shared": flat.numpy()}).items():

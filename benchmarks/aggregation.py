@@ -1,8 +1,8 @@
-"""Averaging K replies of a BERT-base-sized model: Wardround's running mean beside stock FedAvg's list.
+"""The mean of K replies of the size of BERT-base: Wardround's running mean, stock FedAvg's list.
 
     python -m benchmarks.aggregation --clients 2,8,32
 
-Each row runs in a process of its own. A second table tells what Wardround does beside averaging in a round
+Each row runs in its own process. A second table has the other work of Wardround in a round
 (diagnostics, hash, checkpoint, history), as a share of a round of 50 steps.
 """
 
@@ -36,12 +36,12 @@ NOTES = [
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     return carry_out(read_options(arguments), measure, _plot)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, made small by `--quick`."""
+    """Return the options; `--quick` makes them small."""
     options_of = parser(__doc__ or "")
     options_of.add_argument("--model", choices=SIZES, default="base")
     options_of.add_argument(
@@ -65,7 +65,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Report:
-    """All rows in turns, then the costs."""
+    """Measure all rows in turns, then the costs."""
     samples = Samples()
     model = write_model(folder / "model", options.model)
     for num_clients in options.clients:

@@ -89,7 +89,7 @@ NOTES = [
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     options_of = parser(__doc__ or "")
     options_of.add_argument("--texts", type=Path, required=True, metavar="FILE")
     options_of.add_argument(
@@ -108,14 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass
 class Seen:
-    """What came close to a bound at one site."""
+    """How close one site came to its bounds."""
 
     tensors: list[float] = field(default_factory=list)
     speaking: list[float] = field(default_factory=list)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Report:
-    """All arms, one after the other."""
+    """Run all arms, one after the other."""
     files = write_texts(options.texts, folder, options.sizes)
     samples = Samples()
     table = Table(["arm", "site", "asked", "declined", "tensor", "speaking"])
@@ -140,7 +140,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
 
 
 def write_texts(texts: Path, folder: Path, share: float) -> dict[str, Path]:
-    """A file for each site; the smallest has longer texts."""
+    """Write a file for each site. The smallest site has longer texts."""
     found: list[tuple[str, str]] = []
     for name in write_sites(texts, folder / "trusts"):
         with (folder / "trusts" / f"{name}.csv").open(
@@ -165,7 +165,7 @@ def write_texts(texts: Path, folder: Path, share: float) -> dict[str, Path]:
 def run(
     arm: str, files: dict[str, Path], folder: Path, num_rounds: int
 ) -> Iterator[tuple[str, Seen, int, list[str]]]:
-    """One federation in this process, each site with its own state; of each site what came close."""
+    """Run a federation in this process. Return how close each site came to its bounds."""
     labels = sorted(
         {
             row["label"]
@@ -226,13 +226,13 @@ def run(
 
 
 def count(file: Path) -> int:
-    """Training texts of a file."""
+    """Return the number of training texts of a file."""
     with file.open(newline="", encoding="utf-8") as opened:
         return round(0.8 * sum(1 for _ in csv.DictReader(opened)))
 
 
 def site_of(name: str, file: Path, folder: Path) -> SiteFile:
-    """A site under the strict policy, but for the counts, which this measures with."""
+    """Return a site with the strict policy, except that counts may leave: they are measured."""
     folder.mkdir(parents=True, exist_ok=True)
     key = folder / "key"
     return SiteFile(
@@ -264,7 +264,7 @@ def check_policy(settings: Settings, sites: dict[str, SiteFile]) -> None:
 
 @contextmanager
 def noted(seen: Seen) -> Iterator[None]:
-    """Note how close to its bounds one site comes."""
+    """Note how close one site comes to its bounds."""
     judged, spoken = tensors_too_far, Speaking.num_speaking
 
     def tensors(

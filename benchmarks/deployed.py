@@ -1,4 +1,4 @@
-"""A federation of real processes to measure: SuperLink, relay and sites, for Wardround and stock Flower."""
+"""A federation of processes to measure: SuperLink, relay and sites; Wardround or stock Flower."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _TEXT_TOKENS = 8
 
 
 class RunLost(RuntimeError):
-    """A run that is measured did not come to its end."""
+    """A measured run did not come to its end."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """When a round was over, and what had crossed the relay by then."""
+    """The end of a round, and the bytes that the relay had passed on by then."""
 
     seconds: float
     up: int
@@ -51,17 +51,17 @@ class Measured:
 
     @property
     def round_seconds(self) -> float:
-        """Mean of the rounds after the first."""
+        """The mean over the rounds after the first."""
         return (self.marks[-1].seconds - self.marks[0].seconds) / (len(self.marks) - 1)
 
     @property
     def up_bytes(self) -> float:
-        """From the sites to the server, each round, mean of the rounds after the first."""
+        """Bytes from the sites to the server in a round, mean of the rounds after the first."""
         return (self.marks[-1].up - self.marks[0].up) / (len(self.marks) - 1)
 
     @property
     def down_bytes(self) -> float:
-        """From the server to the sites."""
+        """Bytes from the server to the sites, likewise."""
         return (self.marks[-1].down - self.marks[0].down) / (len(self.marks) - 1)
 
 
@@ -114,13 +114,13 @@ class Bed:
         self._open.close()
 
     def _site(self, name: str) -> TestSite:
-        """A site with two texts to train on and one held out, which dials the relay."""
+        """Return a site with two training texts and one held-out text. It dials the relay."""
         texts = write_texts(self.root / f"{name}.csv", np.full(3, _TEXT_TOKENS))
         address = f"localhost:{self.relay.port}"
         return self.federation.add_site(name, texts, model=self.model, address=address)
 
     def wardround(self, num_rounds: int, *overrides: str) -> Measured:
-        """One submitted run: every site trains one step on two texts and counts on another."""
+        """Measure a submitted run: every site trains one step on two texts and counts on another."""
         run_dir = self.root / "run"
         settings = settings_to_submit(
             [
@@ -158,7 +158,7 @@ class Bed:
         )
 
     def stock(self, num_rounds: int) -> Measured:
-        """One run of the stock app."""
+        """Measure a run of the stock app."""
         file = self.root / "rounds.txt"
         config = {
             "model": str(self.model),
@@ -184,7 +184,7 @@ class Bed:
     def _measure(
         self, send: Callable[[], str], rounds_done: Callable[[], int], num_rounds: int
     ) -> Measured:
-        """Start a run, take a mark at the end of every round, and wait until nothing of it runs any more."""
+        """Start a run, take a mark at the end of every round, and wait until all its processes ended."""
         started = asked = time.monotonic()
         run_id = send()
         marks: list[Mark] = []

@@ -1,4 +1,4 @@
-"""Rounds across real sites: seconds, bytes on the wire and memory, Wardround beside stock Flower.
+"""Rounds across real sites: seconds, bytes and memory of Wardround and of stock Flower.
 
     python -m benchmarks.deployment --model base --sites 2 --rounds 4 --repeats 2
 
@@ -45,12 +45,12 @@ NOTES = [
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     return carry_out(read_options(arguments), measure, _plot)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, made small by `--quick`."""
+    """Return the options; `--quick` makes them small."""
     options_of = parser(__doc__ or "")
     options_of.add_argument("--model", choices=SIZES, default="base")
     options_of.add_argument("--sites", type=numbers, default=(2,), metavar="N[,N…]")
@@ -67,7 +67,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Report:
-    """All runs, for every number of sites."""
+    """Make all runs, for every number of sites."""
     samples = Samples()
     model = write_model(folder / "model", options.model)
     chosen = {

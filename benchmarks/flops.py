@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices at best."""
+"""The highest speed of this machine in multiplying matrices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECONDS = 1.5
 def peak_flops(
     precision: str, device: str, threads: int, *, is_quick: bool = False
 ) -> float:
-    """Floating-point operations a second of a large matrix product, best of the tries of some seconds."""
+    """Return floating-point operations a second of a large matrix product: the best of many tries."""
     torch.set_num_threads(threads)
     side = 256 if is_quick else 2048 if device == "cpu" else 8192
     left = torch.randn(side, side, device=device).to(_DTYPES[precision])

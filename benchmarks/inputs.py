@@ -1,4 +1,4 @@
-"""Random models and random texts of stated sizes. Nothing is downloaded."""
+"""Random models and random texts of given sizes. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MARKERS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 @dataclass(frozen=True)
 class Size:
-    """A BERT."""
+    """The sizes of a BERT."""
 
     layers: int
     width: int
@@ -24,7 +24,7 @@ class Size:
     """Rows of the word embedding; the tokenizer knows about a thousand words whatever this is."""
 
     def training_flops(self, lengths: np.ndarray) -> float:
-        """Operations of one forward and backward pass over texts of these lengths, without padding.
+        """Return the operations of a forward and backward pass over such texts, without padding.
 
         6 per weight and token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1) for the 12 width² weights
         of a layer, and 12 width T² for its attention; embeddings, norms and the head are left out.
@@ -45,7 +45,7 @@ SIZES = {
 
 
 def write_model(folder: Path, name: str) -> Path:
-    """A BERT encoder of size `name` with random weights and its tokenizer, as `save_pretrained` leaves it."""
+    """Write a BERT encoder with random weights, and its tokenizer, as `save_pretrained` does."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -66,7 +66,7 @@ def write_model(folder: Path, name: str) -> Path:
 
 
 def write_texts(path: Path, lengths: np.ndarray, seed: int = 0) -> Path:
-    """A CSV of texts with these many tokens, [CLS] and [SEP] included, and alternating labels."""
+    """Write a CSV of texts with these numbers of tokens ([CLS] and [SEP] included); labels alternate."""
     random = np.random.default_rng(seed)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -80,6 +80,6 @@ def write_texts(path: Path, lengths: np.ndarray, seed: int = 0) -> Path:
 def ragged_lengths(
     num_texts: int, median: int, longest: int, seed: int = 0
 ) -> np.ndarray:
-    """Lengths as texts have them: log-normal around `median` (sigma 0.8), cut at `longest`; (N,) int64."""
+    """Return lengths like those of texts: log-normal (sigma 0.8), cut at `longest`; (N,) int64."""
     drawn = np.random.default_rng(seed).lognormal(np.log(median), 0.8, num_texts)
     return np.clip(drawn.round().astype(np.int64), 5, longest)

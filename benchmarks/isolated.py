@@ -1,4 +1,4 @@
-"""Run one thing in a process of its own, and know how much memory it needed at most."""
+"""Run a function in its own process, and measure its peak memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 def isolated(
     function: Callable[P, T], *given: P.args, **named: P.kwargs
 ) -> tuple[T, int]:
-    """What `function` returns in a fresh interpreter, and the peak PSS of that process and its children."""
+    """Call `function` in a fresh interpreter. Return its result, and the peak PSS of the processes."""
     with ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn")
     ) as pool:

@@ -12,7 +12,7 @@ _PAUSE = 20
 
 
 def pss_bytes(pid: int) -> int:
-    """Proportional set size of one process; 0 once it is gone or where it is not ours to read."""
+    """Return the proportional set size of a process; 0 if it has ended or may not be read."""
     try:
         lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
     except OSError:
@@ -21,7 +21,7 @@ def pss_bytes(pid: int) -> int:
 
 
 def with_descendants(roots: Iterable[int]) -> set[int]:
-    """These processes and everything they started, as far as it still lives."""
+    """Return these processes and all living processes that they started."""
     children: dict[int, list[int]] = {}
     for folder in _PROC.glob("[0-9]*"):
         try:
@@ -44,14 +44,14 @@ Look = Callable[[], Iterable[int]]
 
 
 class PeakMemory:
-    """Looks at groups of processes again and again and keeps each group's highest sum; use it as a context.
+    """Measures groups of processes again and again, and keeps each group's highest sum. A context.
 
     A look walks the page tables of large processes, so pauses are at least `_PAUSE` times as long as looks:
     a peak shorter than the pause can be missed.
     """
 
     def __init__(self, groups: Mapping[str, Look], seconds: float = 0.25) -> None:
-        """Args: groups: for each name, what finds its processes; seconds: the shortest pause."""
+        """Args: groups: by name, a function that finds the processes; seconds: the shortest pause."""
         self._groups, self._seconds = groups, seconds
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

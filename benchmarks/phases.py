@@ -1,8 +1,8 @@
-"""Where a simulated round of Wardround goes: timers around the calls it is made of, in percent.
+"""The parts of a simulated round of Wardround, in percent of its time.
 
     python -m benchmarks.phases --model base --clients 8 --threads 2
 
-Nobody trains, so that what remains is what the framework itself costs.
+No client trains, so that only the costs of the framework itself remain.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _TEXTS, _LENGTH = 64, 16
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     options_of = parser(__doc__ or "")
     options_of.add_argument("--model", choices=SIZES, default="base")
     options_of.add_argument("--clients", type=int, default=8)
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Report:
-    """One run in this process; the first two rounds, in which memory is fresh, do not count."""
+    """Measure a run in this process. The first two rounds do not count: their memory is fresh."""
     texts = Texts.write(folder, _TEXTS, _LENGTH)
     job = Job(
         model=str(write_model(folder / "model", options.model)),
@@ -112,7 +112,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
 def _timed(
     call: Callable[..., Any], phase: str, spent: dict[str, float]
 ) -> Callable[..., Any]:
-    """Count the seconds of every call; of calls inside other calls, only the outer."""
+    """Count the seconds of every call, without calls inside counted calls."""
     spent.setdefault("", 0.0)  # whether one of them runs
 
     def timed(*args: Any, **words: Any) -> Any:
@@ -131,7 +131,7 @@ def _timed(
 def _marking_rounds(
     spent: dict[str, float], rounds: list[dict[str, float]]
 ) -> dict[str, Callable[..., Any]]:
-    """After every round, note what each phase took in it, and what is left of its time."""
+    """After every round, note the seconds of each phase, and the rest of the round."""
     train, average, started = (
         loop.FederatedAveraging._train,
         loop.FederatedAveraging._average,

@@ -1,4 +1,4 @@
-"""Curves of a benchmark: one panel a quantity, one line a contender."""
+"""Curves of a benchmark: a panel for each quantity, a line for each contender."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Curve:
-    """One contender."""
+    """The curve of one contender."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -22,7 +22,7 @@ class Curve:
 
 
 def draw(path: Path, panels: Mapping[str, Sequence[Curve]], x_label: str) -> None:
-    """Write the picture; the file name's ending says in which format."""
+    """Write the picture, in the format of the file name's ending."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -56,7 +56,7 @@ def draw(path: Path, panels: Mapping[str, Sequence[Curve]], x_label: str) -> Non
 
 
 def draw_bars(path: Path, panels: Mapping[str, Mapping[str, float]]) -> None:
-    """One panel a quantity, one bar a contender; values of 0 were not measured and are left out."""
+    """Draw a panel for each quantity, a bar for each contender. Values of 0 were not measured."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -78,7 +78,7 @@ def draw_bars(path: Path, panels: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _finish(figure: Figure, axis: Axes, path: Path) -> None:
-    """Put the names of one panel below all of them, as wide and high as they are, and write the picture."""
+    """Put the names of one panel below all panels, make room for them, and write the picture."""
     from matplotlib import pyplot as plt
 
     figure.tight_layout()
@@ -99,7 +99,7 @@ def _finish(figure: Figure, axis: Axes, path: Path) -> None:
 def draw_rounds(
     path: Path, curves: Mapping[str, Sequence[Sequence[float]]], quantity: str
 ) -> None:
-    """One line a row: for each round, from 0, the mean over the repeats, inside a band from least to most."""
+    """Draw a line for each row: the mean over the repeats by round, in a band from least to most."""
     import matplotlib
 
     matplotlib.use("Agg")

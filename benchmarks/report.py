@@ -1,4 +1,4 @@
-"""What a benchmark hands over: one table on standard output, JSON for tools, and where it was measured."""
+"""The output of a benchmark: a table, JSON for tools, and the kind of machine."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ _PACKAGES = (*PACKAGES, "numpy")
 
 @dataclass
 class Samples:
-    """Everything measured: for each row and quantity one value a repeat, in order."""
+    """All measurements: by row and quantity, one value for each repeat, in order."""
 
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     def add(self, row: str, **measured: float) -> None:
-        """One repeat of a row."""
+        """Add one repeat of a row."""
         for name, value in measured.items():
             self.values.setdefault(row, {}).setdefault(name, []).append(value)
 
     def median(self, row: str, name: str) -> float | None:
-        """Median over the repeats; None where nothing was measured."""
+        """Return the median over the repeats; None if nothing was measured."""
         found = self.values.get(row, {}).get(name, [])
         return median(found) if found else None
 
     def first(self, row: str, name: str) -> float | None:
-        """The value of the first repeat; None where nothing was measured."""
+        """Return the value of the first repeat; None if nothing was measured."""
         found = self.values.get(row, {}).get(name, [])
         return found[0] if found else None
 
     def ratio(self, row: str, base: str, name: str) -> float | None:
-        """Median of row / base, repeat by repeat: what disturbs the machine disturbs both of a pair."""
+        """Return the median of row / base by repeat: a disturbed machine disturbs both of a pair."""
         pairs = zip(
             self.values.get(row, {}).get(name, []),
             self.values.get(base, {}).get(name, []),
@@ -59,13 +59,13 @@ Cell = str | float | int | None
 
 @dataclass
 class Table:
-    """Rows under columns; `None` is drawn as a dash."""
+    """Rows under columns; `None` is printed as a dash."""
 
     columns: Sequence[str]
     rows: list[Sequence[Cell]] = field(default_factory=list)
 
     def text(self) -> str:
-        """As Markdown, columns aligned."""
+        """Return the table as Markdown with aligned columns."""
         cells = [
             list(self.columns),
             *([_shown(cell) for cell in row] for row in self.rows),
@@ -79,7 +79,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def records(self) -> list[dict[str, Cell]]:
-        """The rows by column, for tools."""
+        """Return the rows by column, for tools."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
@@ -102,7 +102,7 @@ def _shown(cell: Cell) -> str:
 
 @dataclass
 class Report:
-    """One benchmark's outcome."""
+    """The result of one benchmark."""
 
     name: str
     table: Table
@@ -112,7 +112,7 @@ class Report:
     """Further tables, by title."""
 
     def write(self, options: argparse.Namespace) -> None:
-        """The table and its notes to standard output, everything to `--json`."""
+        """Print the table and its notes, and write everything to the file of `--json`."""
         at = machine()
         lines = [
             f"{self.name}: {command(self.name)}",
@@ -145,7 +145,7 @@ def carry_out(
     measure: Callable[[argparse.Namespace, Path], Report],
     plot: Callable[[Report, argparse.Namespace], None],
 ) -> int:
-    """What every benchmark does: measure in a folder that goes away, report, and draw where asked to.
+    """Run a benchmark: measure in a temporary folder, report, and draw if `--plot` is given.
 
     Args:
         plot: draws to `options.plot`.
@@ -161,7 +161,7 @@ def carry_out(
 
 
 def parser(about: str) -> argparse.ArgumentParser:
-    """Options all benchmarks share."""
+    """Return a parser with the options that all benchmarks share."""
     made = argparse.ArgumentParser(
         description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -187,28 +187,28 @@ def parser(about: str) -> argparse.ArgumentParser:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Type of an option that takes `1,2,8`."""
+    """Return the numbers of an option such as `1,2,8`."""
     return tuple(int(part) for part in text.split(","))
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Type of an option that takes `tiny,base`."""
+    """Return the names of an option such as `tiny,base`."""
     return tuple(text.split(","))
 
 
 def say(text: str) -> None:
-    """One line of progress, on standard error."""
+    """Print a line of progress on standard error."""
     sys.stderr.write(f"{datetime.now(UTC):%H:%M:%S} {text}\n")
     sys.stderr.flush()
 
 
 def command(name: str) -> str:
-    """How this was called."""
+    """Return the command that started this benchmark."""
     return shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
 
 
 def machine() -> dict[str, Any]:
-    """Where and when, without naming the machine."""
+    """Return the kind of machine and the day, without the machine's name."""
     cores, memory = (
         len(os.sched_getaffinity(0)),
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

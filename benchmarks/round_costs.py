@@ -1,4 +1,4 @@
-"""What Wardround does in a round beside training and summing, one thing at a time."""
+"""The costs of Wardround's other work in a round, apart from training and summing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ROUNDS = 100
 def measure_costs(
     model: Path, run_dir: Path, num_clients: int, num_repeats: int
 ) -> dict[str, float]:
-    """Seconds of each thing in a round of `num_clients`; `step` is one training step of a client."""
+    """Return the seconds of each kind of work; `step` is the time of a client's training step."""
     layout, flat = global_tensors(model)
     trained = flat + 1e-4
     run_dir.mkdir()
@@ -103,7 +103,7 @@ def measure_costs(
 def _sum_alone(
     flat: torch.Tensor, trained: torch.Tensor, num_clients: int
 ) -> torch.Tensor:
-    """The weighted mean without any diagnostics, in the same blocks."""
+    """Compute the weighted mean without diagnostics, in the same blocks."""
     total = torch.zeros(len(flat), dtype=torch.float64)
     mean = torch.empty_like(flat)
     blocks = [slice(start, start + BLOCK) for start in range(0, len(flat), BLOCK)]
@@ -130,7 +130,7 @@ def _step_seconds(model: Path, num_repeats: int) -> float:
 
 
 def _seconds(work: Callable[[], object], num_repeats: int) -> float:
-    """Median of `num_repeats` after one that does not count."""
+    """Return the median of `num_repeats`. One more before them does not count."""
     work()
     measured = []
     for _ in range(num_repeats):

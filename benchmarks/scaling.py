@@ -1,8 +1,9 @@
-"""A cost model of a round, fitted to what other benchmarks measured, and what the paper's sweep would take.
+"""A model of a round's costs, from results of other benchmarks; the costs of the paper's sweep.
 
     python -m benchmarks.scaling --simulation simulation.json --deployment base.json minilm.json
 
-The files are those of `--json`. Of each kind, the point with the most clients is held out and predicted.
+The files were written by `--json`. Of each kind, the point with the most clients is held out and
+predicted.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ class Point:
     seconds: float
 
     def features(self, kind: str) -> tuple[float, float]:
-        """What a round's cost grows with: what is fixed, and the MiB of all clients' models."""
+        """The variables of the fit: 1, and the MiB of all clients' models."""
         return FIXED[kind][1](self.num_clients), self.num_clients * self.mebibytes
 
 
 def read(file: Path) -> list[Point]:
-    """Wardround's own points in a benchmark's JSON; of a simulation those without training steps."""
+    """Return Wardround's points in a benchmark's JSON; of a simulation, those without training."""
     content = json.loads(file.read_text(encoding="utf-8"))
     kind, points = content["benchmark"], []
     for row in content["table"]:
@@ -80,7 +81,7 @@ def read(file: Path) -> list[Point]:
 
 
 def fit(kind: str, points: Sequence[Point]) -> np.ndarray:
-    """Least squares: seconds that are fixed, and seconds per client and MiB of its model."""
+    """Fit by least squares: fixed seconds, and seconds for each client and MiB of its model."""
     features = np.array([point.features(kind) for point in points])
     found: np.ndarray = np.linalg.lstsq(
         features, np.array([point.seconds for point in points])
@@ -89,7 +90,7 @@ def fit(kind: str, points: Sequence[Point]) -> np.ndarray:
 
 
 def model_table(kind: str, points: Sequence[Point], samples: Samples) -> Table:
-    """The fit, and every point beside what it gives."""
+    """Return a table: the fit, and each point with its predicted value."""
     held_out = max(points, key=lambda point: (point.num_clients, point.mebibytes))
     used = [point for point in points if point is not held_out]
     coefficients = fit(kind, used)
@@ -107,11 +108,11 @@ def model_table(kind: str, points: Sequence[Point], samples: Samples) -> Table:
 
 
 def paper_table(teraflops: float, dollars: float) -> Table:
-    """The paper's 54 cells to their budgets, every batch padded to 128 tokens, at a sustained speed.
+    """Return a table of the paper's 54 cells to their budgets, batches padded to 128 tokens.
 
-    6 operations per weight of the layers and token, 2 where nothing is trained (Kaplan et al. 2020,
-    arXiv:2001.08361, section 2.1), and the attention's own; sharing weights between layers, as ALBERT does,
-    saves none.
+    6 operations for each weight of the layers and token, 2 without training (Kaplan et al. 2020,
+    arXiv:2001.08361, section 2.1), and those of the attention. Layers that share weights, as in
+    ALBERT, need as many operations as others.
     """
     table = Table(
         [
@@ -147,7 +148,7 @@ def paper_table(teraflops: float, dollars: float) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     options = read_options(arguments)
     samples, more = Samples(), {}
     for kind in OURS:
@@ -180,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Return the options."""
     options_of = parser(__doc__ or "")
     for kind in OURS:
         options_of.add_argument(

@@ -1,4 +1,4 @@
-"""Run one contender of the simulation benchmark and read what it noted."""
+"""Run one contender of the simulation benchmark, and read its notes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _QUIET = {
 
 
 class Missing(RuntimeError):
-    """A contender is not installed, or did not come to its end; the text says so plainly."""
+    """A contender is not installed, or did not come to its end. The text says which."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One row."""
+    """A contender, which is a row of the table."""
 
     name: str
     module: str
@@ -53,7 +53,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run took."""
+    """The costs of one run."""
 
     start_seconds: float
     """From the command to the beginning of the first round."""
@@ -65,7 +65,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of all simulations of one model, as CSV and as token ids."""
+    """The texts for all simulations of a model, as CSV and as token ids."""
 
     train: Path
     test: Path
@@ -73,7 +73,7 @@ class Texts:
 
     @classmethod
     def write(cls, folder: Path, num_texts: int, length: int) -> Texts:
-        """`num_texts` texts of exactly `length` tokens."""
+        """Write `num_texts` texts of exactly `length` tokens."""
         random = np.random.default_rng(1)
         content = {
             "input_ids": random.integers(5, 1000, (num_texts, length)).tolist(),
@@ -89,7 +89,7 @@ class Texts:
 
 
 def run(contender: Contender, job: Job) -> Outcome:
-    """One run in processes of its own.
+    """Make one run, in its own processes.
 
     Raises:
         Missing: it is not installed, or failed.
@@ -126,7 +126,7 @@ def run(contender: Contender, job: Job) -> Outcome:
 
 
 def outcome(result: Mapping[str, Any], started: float, peak_bytes: int) -> Outcome:
-    """Differences of the times that a contender noted; `result` holds `began` and `ends` (round, time)."""
+    """Return the costs from a contender's times; `result` holds `began` and `ends` (round, time)."""
     began, ends = float(result["began"]), result["ends"]
     (first, first_end), (last, last_end) = ends[0], ends[-1]
     later = (

@@ -1,9 +1,9 @@
-"""Simulated rounds on one machine: Wardround beside the plain loop, stock Flower, pfl-research and NVFLARE.
+"""Simulated rounds on one machine: Wardround, a plain loop, Flower, pfl-research and NVFLARE.
 
     python -m benchmarks.simulation --models tiny,base --clients 1,2,8,32
 
 `tiny`: 2,048 texts of 128 tokens dealt to K clients, one epoch a round. `base`: BERT-base without training
-steps, so that what remains is what a framework costs. Every run is a fresh process; contenders take turns.
+steps, so that only the costs of the framework remain. Every run is a fresh process; contenders take turns.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ NOTES = [
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     return carry_out(read_options(arguments), measure, _plot)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, made small by `--quick`."""
+    """Return the options; `--quick` makes them small."""
     options_of = parser(__doc__ or "")
     options_of.add_argument(
         "--models", type=names, default=("tiny", "base"), metavar="NAME[,NAME…]"
@@ -108,7 +108,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Report:
-    """All runs: for every model and K, the contenders in turns."""
+    """Make all runs: for every model and K, the contenders in turns."""
     samples, missing = Samples(), dict[str, None]()
     for model in options.models:
         bench = Bench(folder / model, model, options)
@@ -140,7 +140,7 @@ class Bench:
         self._texts = Texts.write(home, num_texts, self._length)
 
     def job(self, contender: Contender, num_clients: int) -> Job:
-        """The job, in a new folder."""
+        """Return the job, in a new folder."""
         return Job(
             model=str(self._model),
             num_clients=num_clients,

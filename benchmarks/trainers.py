@@ -1,4 +1,4 @@
-"""Who trains in the training benchmark: each takes a job and says how many texts a second it did."""
+"""The programs of the training benchmark. Each takes a job and returns its speed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FIRST_WORD, _LAST_WORD = 5, 1000
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on what, and how."""
+    """A model, its texts, and the way to train."""
 
     model: Path
     precision: str
@@ -38,24 +38,24 @@ class Job:
     """Of Wardround's settings."""
 
     def texts(self) -> list[np.ndarray]:
-        """Token ids, drawn the same every time; N arrays (T_i,) int64."""
+        """Return token ids, the same every time: N arrays (T_i,) int64."""
         random = np.random.default_rng(0)
         return [
             random.integers(_FIRST_WORD, _LAST_WORD, length) for length in self.lengths
         ]
 
     def labels(self) -> np.ndarray:
-        """Labels in turns, (N,) int64."""
+        """Return labels in turns, (N,) int64."""
         return np.arange(len(self.lengths)) % len(LABELS)
 
 
 class NotInstalled(RuntimeError):
-    """A contender is not here; the text says which package is missing."""
+    """A contender is not installed. The text names the missing package."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a job came to."""
+    """The speed of a job."""
 
     texts_a_second: float
     gpu_bytes: int
@@ -71,7 +71,7 @@ class Speed:
 
 
 def wardround(job: Job) -> Speed:
-    """Training with `wardround.common.model.train.train_epochs`."""
+    """Train with `wardround.common.model.train.train_epochs`."""
     settings = compose(
         [
             *(
@@ -125,7 +125,7 @@ def wardround(job: Job) -> Speed:
 
 
 def hugging_face(job: Job) -> Speed:
-    """Training with `transformers.Trainer`.
+    """Train with `transformers.Trainer`.
 
     Raises:
         NotInstalled: `accelerate`, which it needs, is missing.

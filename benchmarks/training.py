@@ -1,4 +1,4 @@
-"""Texts a second of local training: Wardround beside the Hugging Face Trainer, same model and precision.
+"""Local training, in texts a second: Wardround and the Trainer of Hugging Face, same model.
 
     python -m benchmarks.training --models tiny,base --precision fp32,bf16
 
@@ -65,12 +65,12 @@ NOTES = [
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     return carry_out(read_options(arguments), measure, plot)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, made small by `--quick`."""
+    """Return the options; `--quick` makes them small."""
     options_of = parser(__doc__ or "")
     options_of.add_argument(
         "--models", type=names, default=("tiny", "base"), metavar="NAME[,NAME…]"
@@ -98,7 +98,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Report:
-    """All rows in turns."""
+    """Measure all rows in turns."""
     samples, notes = Samples(), list(NOTES)
     for model in options.models:
         written = write_model(folder / model, model)
@@ -191,7 +191,7 @@ def _table(samples: Samples, options: argparse.Namespace) -> Table:
 
 
 def plot(report: Report, options: argparse.Namespace) -> None:
-    """Texts a second, a panel for each model and precision."""
+    """Draw texts a second, with a panel for each model and precision."""
     panels = {
         f"{model}, {precision}: texts a second": {
             name: report.samples.median(f"{name}, {model}, {precision}", "speed") or 0.0

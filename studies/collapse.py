@@ -239,7 +239,7 @@ def _judge(id: str, question: Comparison, pairs: pd.DataFrame) -> StudyAnswer:
 
 
 def _judge_clock(curves: pd.DataFrame) -> StudyAnswer:
-    """Ask if only the number of steps matters: the largest K against the smallest K > 1."""
+    """Judge if only the number of steps matters: the largest K against the smallest K > 1."""
     text = (
         "Is it only the number of steps? Steps per client to the target, the largest K against "
         "the smallest"
@@ -289,8 +289,8 @@ def _judge_clock(curves: pd.DataFrame) -> StudyAnswer:
 
 
 def remedy_pairs(curves: pd.DataFrame) -> pd.DataFrame:
-    """Join each run with a remedy (`name`) with the one without, for a head per site of
-    DistilBERT's kind."""
+    """Join each run with a remedy (`name`) with the run without it. The head is DistilBERT's, one
+    for each site."""
     sick = Side("", {**_DISTIL, INIT: "per_site"}).of(curves[curves["remedy"] == ""])
     distil = Side("", _DISTIL).of(curves)
     heads = distil["settings"].map(lambda flat: flat[INIT])

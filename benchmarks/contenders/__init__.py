@@ -1,1 +1,1 @@
-"""Who is simulated in the simulation benchmark: `python -m benchmarks.contenders.NAME JOB`."""
+"""The programs of the simulation benchmark: `python -m benchmarks.contenders.NAME JOB`."""

@@ -1,4 +1,4 @@
-"""What a contender is told to simulate, and what it says about it: two small JSON files."""
+"""A contender's job, and its result: two small JSON files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEARNING_RATE = 1e-4
 
 @dataclass(frozen=True)
 class Job:
-    """One simulation."""
+    """One simulation to run."""
 
     model: str
     """Folder of the encoder."""
@@ -40,18 +40,18 @@ class Job:
 
     @property
     def result_file(self) -> Path:
-        """Where the contender says when things happened."""
+        """Return the path of the file with the contender's times."""
         return Path(self.folder) / "result.json"
 
     def write(self) -> Path:
-        """The job as a file, for a contender's command line."""
+        """Write the job as a file, for a contender's command line."""
         file = Path(self.folder) / "job.json"
         file.write_text(json.dumps(asdict(self)), encoding="utf-8")
         return file
 
 
 def read_job(arguments: Sequence[str] | None = None) -> Job:
-    """The job named on the command line."""
+    """Return the job that the command line names."""
     (file,) = sys.argv[1:] if arguments is None else arguments
     content = json.loads(Path(file).read_text(encoding="utf-8"))
     return Job(**content | {"overrides": tuple(content["overrides"])})
@@ -66,14 +66,14 @@ class Clock:
         self._ends: list[tuple[int, float]] = []
 
     def begin(self, at: float | None = None) -> None:
-        """The first round begins now."""
+        """Note that the first round begins now."""
         self._began = self._began or at or time.time()
 
     def end(self, number: int, at: float | None = None) -> None:
-        """Round `number` has ended now."""
+        """Note that round `number` has ended now."""
         self._ends.append((number, at or time.time()))
 
     def write(self) -> None:
-        """Leave the result file."""
+        """Write the result file."""
         content = {"began": self._began, "ends": self._ends}
         self._job.result_file.write_text(json.dumps(content), encoding="utf-8")

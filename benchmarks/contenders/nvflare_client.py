@@ -15,7 +15,7 @@ from benchmarks.contenders.plain import build, parts, train
 
 
 class Classifier(nn.Module):
-    """The global model, as the server is told to build it."""
+    """The global model, in the form that the server can build."""
 
     def __init__(self, folder: str) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Classifier(nn.Module):
 
 
 def main() -> None:
-    """Receive, train, send, until the run is over."""
+    """Receive, train and send until the run is over."""
     import nvflare.client as flare
 
     job = read_job(sys.argv[1:])

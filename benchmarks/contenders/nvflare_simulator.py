@@ -14,7 +14,7 @@ CLIENT = Path(__file__).with_name("nvflare_client.py")
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     job = read_job()
     clock = Clock(job)
     recipe = FedAvgRecipe(

@@ -34,7 +34,7 @@ class Classifier(nn.Module):
         )
 
     def loss(self, input_ids: Tensor, labels: Tensor, eval: bool = False) -> Tensor:
-        """Mean cross-entropy of a batch."""
+        """Return the mean cross-entropy of a batch."""
         self.inner.train(not eval)
         loss: Tensor = self.inner(
             input_ids=input_ids.long(),
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
     def metrics(
         self, input_ids: Tensor, labels: Tensor, eval: bool = True
     ) -> dict[str, Any]:
-        """Nothing is evaluated."""
+        """Return no metrics: nothing is evaluated."""
         return {}
 
 
@@ -57,14 +57,14 @@ class Times(TrainingProcessCallback):  # type: ignore[misc]
         self._clock = clock
 
     def on_train_begin(self, *, model: Any) -> Any:
-        """Training begins."""
+        """Note that training begins."""
         self._clock.begin()
         return super().on_train_begin(model=model)
 
     def after_central_iteration(
         self, aggregate_metrics: Any, model: Any, *, central_iteration: int
     ) -> Any:
-        """A round has ended."""
+        """Note that a round has ended."""
         self._clock.end(central_iteration + 1)
         return super().after_central_iteration(
             aggregate_metrics, model, central_iteration=central_iteration
@@ -72,7 +72,7 @@ class Times(TrainingProcessCallback):  # type: ignore[misc]
 
 
 def datasets(job: Job) -> FederatedDataset:
-    """Every client's texts, dealt like cards."""
+    """Return every client's texts, dealt like cards."""
     content = json.loads(Path(job.token_ids).read_text(encoding="utf-8"))
     input_ids, labels = (
         torch.tensor(content["input_ids"]),
@@ -88,7 +88,7 @@ def datasets(job: Job) -> FederatedDataset:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     job = read_job()
     torch.set_num_threads(job.threads)
     clock, network = Clock(job), Classifier(job.model)

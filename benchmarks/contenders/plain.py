@@ -1,4 +1,4 @@
-"""The limit: federated averaging as a plain PyTorch loop, in one process or in several over shared memory."""
+"""The lower limit: federated averaging as a plain PyTorch loop, in one process or in several."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Data = tuple[Tensor, Tensor]  # input_ids (n, T), labels (n,)
 
 
 def build(job: Job) -> nn.Module:
-    """The classifier."""
+    """Return the classifier."""
     from transformers import AutoModelForSequenceClassification, logging
 
     logging.set_verbosity_error()
@@ -29,7 +29,7 @@ def build(job: Job) -> nn.Module:
 
 
 def parts(job: Job) -> list[Data]:
-    """Every client's texts, dealt like cards."""
+    """Return every client's texts, dealt like cards."""
     content = json.loads(Path(job.token_ids).read_text(encoding="utf-8"))
     input_ids, labels = (
         torch.tensor(content["input_ids"]),
@@ -45,7 +45,7 @@ def parts(job: Job) -> list[Data]:
 
 
 def train(model: nn.Module, data: Data) -> None:
-    """One epoch of SGD."""
+    """Train one epoch with SGD."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     for input_ids, labels in zip(
         data[0].split(BATCH), data[1].split(BATCH), strict=True
@@ -58,7 +58,7 @@ def train(model: nn.Module, data: Data) -> None:
 
 @torch.no_grad()
 def load(model: nn.Module, tensors: list[Tensor]) -> None:
-    """Make these the weights."""
+    """Load these weights."""
     for parameter, tensor in zip(model.parameters(), tensors, strict=True):
         parameter.copy_(tensor)
 
@@ -67,7 +67,7 @@ def load(model: nn.Module, tensors: list[Tensor]) -> None:
 def one_clients_round(
     model: nn.Module, shared: list[Tensor], total: list[Tensor], job: Job, data: Data
 ) -> None:
-    """Load, train, add n_k w_k to the sum."""
+    """Load the weights, train, and add n_k w_k to the sum."""
     load(model, shared)
     if job.has_steps:
         with torch.enable_grad():
@@ -78,7 +78,7 @@ def one_clients_round(
 
 @torch.no_grad()
 def finish(shared: list[Tensor], totals: list[list[Tensor]], num_examples: int) -> None:
-    """Sum over the processes, divide by all examples, and empty the sums."""
+    """Add the sums of all processes, divide by the number of examples, and empty the sums."""
     for number, tensor in enumerate(shared):
         tensor.copy_(totals[0][number])
         for total in totals[1:]:
@@ -89,7 +89,7 @@ def finish(shared: list[Tensor], totals: list[list[Tensor]], num_examples: int) 
 
 
 def run_alone(job: Job) -> None:
-    """One process."""
+    """Run in one process."""
     torch.set_num_threads(job.threads)
     clock, model, data = Clock(job), build(job), parts(job)
     shared = [parameter.detach().clone() for parameter in model.parameters()]
@@ -106,7 +106,7 @@ def run_alone(job: Job) -> None:
 
 
 def run_together(job: Job) -> None:
-    """Several processes; the global tensors and each one's sum lie in shared memory."""
+    """Run in several processes. The global tensors and the sum of each lie in shared memory."""
     torch.set_num_threads(job.threads)
     clock, model, data = Clock(job), build(job), parts(job)
     shared = [
@@ -141,7 +141,7 @@ def run_together(job: Job) -> None:
 def work(
     job: Job, rank: int, shared: list[Tensor], total: list[Tensor], barrier: Barrier
 ) -> None:
-    """What a process beside the first does."""
+    """Do the work of another process than the first."""
     torch.set_num_threads(job.threads)
     model, data = build(job), parts(job)
     barrier.wait()
@@ -153,7 +153,7 @@ def work(
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     job = read_job()
     run_alone(job) if job.processes == 1 else run_together(job)
 

@@ -15,7 +15,7 @@ APP = Path(__file__).parents[1] / "stock"
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     job = read_job()
     sys.path.insert(0, str(APP))
     from stock_quickstart.client_app import app as client_app
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def config(job: Job, rounds: Path) -> dict[str, str]:
-    """The job in the words of the stock app."""
+    """Return the job as settings of the stock app."""
     return {
         "model": job.model,
         "num-rounds": str(job.num_rounds),

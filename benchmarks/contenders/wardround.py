@@ -1,4 +1,4 @@
-"""Wardround, through the door a person takes; only what `has_steps=False` leaves out is taken out here."""
+"""Wardround by its command line. `has_steps=False` leaves the training steps out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.contenders.job import BATCH, LEARNING_RATE, Clock, Job, read_job
 
 
 def leave_out_training() -> None:
-    """Make every client return the tensors it was given, here and in the workers that this process starts."""
+    """Make every client return the tensors that it received, here and in this process's workers."""
     from wardround.client import round as local_round
     from wardround.server.engines import pool
 
@@ -23,7 +23,7 @@ def leave_out_training() -> None:
 
 
 def overrides(job: Job) -> list[str]:
-    """The words a person would give to `wardround simulate`."""
+    """Return the overrides for `wardround simulate`."""
     return [
         *("model=hf", f"model.name={job.model}", "model.label=benchmark", "data=files"),
         *(
@@ -43,7 +43,7 @@ def overrides(job: Job) -> list[str]:
 
 
 class Follower(threading.Thread):
-    """Notes when files of the run folder were written: the live file as round 1 begins, then checkpoints."""
+    """Notes the times of files in the run folder: live.json as round 1 begins, then checkpoints."""
 
     def __init__(self, run: Path, clock: Clock) -> None:
         super().__init__(daemon=True)
@@ -53,13 +53,13 @@ class Follower(threading.Thread):
         self._is_over = threading.Event()
 
     def run(self) -> None:
-        """Look until told to stop, and once more then."""
+        """Look until the stop, and once more after it."""
         while not self._is_over.wait(0.02):
             self._look()
         self._look()
 
     def stop(self) -> None:
-        """Return once everything is noted."""
+        """Stop, and return after everything is noted."""
         self._is_over.set()
         self.join()
 
@@ -76,7 +76,7 @@ class Follower(threading.Thread):
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     job = read_job()
     if not job.has_steps:
         leave_out_training()

@@ -1,12 +1,12 @@
 #!/bin/sh
-# How many clients `docker compose up` brings up: writes docker-compose.override.yml, which compose reads by itself.
+# Sets the number of clients of `docker compose up`: writes docker-compose.override.yml, which compose reads by itself.
 #   docker/clients.sh 8          8 clients (1 to 32)
-#   docker/clients.sh 2 --gpu    2 clients, each with a GPU of its own
-#   docker/clients.sh 4          back to what docker-compose.yml says; the file is removed
+#   docker/clients.sh 2 --gpu    2 clients, each with its own GPU
+#   docker/clients.sh 4          the number in docker-compose.yml again; removes the file
 set -eu
 
 most=32
-written=4 # as many stand in docker-compose.yml
+written=4 # the number in docker-compose.yml
 mark='# Made by docker/clients.sh'
 file=$(dirname "$0")/../docker-compose.override.yml
 
@@ -23,7 +23,7 @@ esac
 [ "$clients" -le "$most" ] || die "$clients clients are more than $most; give a number from 1 to $most."
 [ -z "$gpu" ] || [ "$gpu" = --gpu ] || die "'$gpu' is unknown; there is only --gpu, after the number of clients."
 if [ -e "$file" ] && ! head -n 1 "$file" | grep -q "^$mark"; then
-    die "docker-compose.override.yml is there and was not made by this script; move it away first."
+    die "docker-compose.override.yml was not made by this script. Move it away first."
 fi
 
 # A number on each line, for the clients that docker-compose.yml does not have.

@@ -34,16 +34,16 @@ _OF_TORCH = re.compile(r"(torch|triton|cuda-.*|nvidia-.*)")
 """PyTorch, and packages that only its GPU build for Linux needs."""
 _SECONDS = 600.0
 _HEAD = """\
-# {what}
+# {title}
 # Made by `make requirements`; do not change it by hand.
 """
 _FILES = {
-    "build": "What builds wheels; it is installed before the others.",
-    "run": "What Wardround runs with, at sites and at the server, without PyTorch.",
-    "torch": "PyTorch as the package index has it, with what its Linux build needs.",
-    "demo": "Real texts and a real pre-trained encoder, as packages: the extra demo.",
-    "dev": "What else constraints.txt pins: the extras ray, launch and dev.",
-    "sbom": "What `make sbom` runs with, in an environment of its own.",
+    "build": "Packages that build wheels. Install them before the others.",
+    "run": "Packages that sites and the server need, without PyTorch.",
+    "torch": "PyTorch of the package index, and packages that its Linux build needs.",
+    "demo": "The extra demo: packages with real texts and a pre-trained encoder.",
+    "dev": "The extras ray, launch and dev: the other packages of constraints.txt.",
+    "sbom": "Packages of `make sbom`, which has its own environment.",
 }
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     }
     FOLDER.mkdir(exist_ok=True)
     for name, blocks in files.items():
-        text = _HEAD.format(what=_FILES[name]) + "".join(blocks.values())
+        text = _HEAD.format(title=_FILES[name]) + "".join(blocks.values())
         (FOLDER / f"{name}.txt").write_text(text, encoding="ascii")
 
 

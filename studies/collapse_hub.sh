@@ -1,6 +1,6 @@
 #!/bin/sh
-# The study of the collapse on the paper's own models: every K, five seeds, on one GPU. It goes on where it was
-# stopped. Needs a model hub in reach, and days; docs/collapse.md.
+# The study of the collapse on the paper's own models: every K, five seeds, on one GPU. If it was stopped, the
+# same command goes on. It needs a model hub and several days: docs/collapse.md.
 set -eu
 out=${1:-outputs/collapse-hub}
 python -m studies.pooler --shuffle-only --set model=bert --out outputs/poolers-bert

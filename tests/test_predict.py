@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_all_columns_of_a_file_are_kept(run: Path, tmp_path: Path) -> None:
 
 def test_a_file_of_json_objects_keeps_their_keys(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "letters.jsonl"
-    given = [
+    given: list[dict[str, Any]] = [
         {"id": 1, "body": "goal match", "tags": ["a", "b"]},
         {"body": "é nurse", "known": None},
     ]

@@ -271,9 +271,7 @@ def predict(
     ] = "text",
     prefix: Annotated[
         str,
-        typer.Option(
-            "--prefix", help="What the names of the added columns begin with."
-        ),
+        typer.Option("--prefix", help="Beginning of the names of the added columns."),
     ] = "",
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu, cuda ...")

@@ -60,7 +60,7 @@ def predict(
         texts: they come before those of the file.
         file: CSV with a header, or JSONL; None for no file.
         column: name of the text's column in the file.
-        prefix: what the names of the answer's columns begin with.
+        prefix: beginning of the names of the answer's columns.
         key: file with the coordinator's public signing key, for the model's `provenance.json`.
         say: receives a message for every check that was not possible.
 
@@ -74,8 +74,9 @@ def predict(
     added = [f"{prefix}{name}" for name in predictor.columns[1:]]
     taken = [name for name in added if name in wanted.columns]
     if taken:
+        place = "the output" if file is None else f"'{file}'"
         raise ValueError(
-            f"'{file}' has a column '{taken[0]}' already, and the answer would get the same name. "
+            f"{place} has a column '{taken[0]}' already, and the answer would get the same name. "
             "Choose a beginning for the names of the answer's columns: --prefix predicted_"
         )
     answers = (answer for _, *answer in predictor.answer(wanted.texts))

@@ -185,7 +185,7 @@ class RealSite:
         model = settings.model
         if file.model is not None:
             model = replace(model, source="hub", name=str(file.model), revision=None)
-        elif model.source == "hub" and Path(model.name).expanduser().exists():
+        elif model.source == "hub" and Path(model.name).exists():
             raise ValueError(
                 f"model.name is '{model.name}', which is a path at this site; the server may not "
                 "name paths. Set model: in the site's own file."

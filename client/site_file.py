@@ -33,6 +33,7 @@ from wardround.common.data.tables import Columns
 from wardround.common.explain import explain
 from wardround.common.file_form import FileForm
 from wardround.common.files import write_atomically
+from wardround.common.places import from_home
 from wardround.common.settings.data import DataSettings
 from wardround.common.settings.values import Seed
 from wardround.common.tasks.label_names import label_column
@@ -66,7 +67,7 @@ def _located(value: Any, info: ValidationInfo) -> Path:
     folder: Any = info.context
     if isinstance(value, Path):
         return Path(folder, value)
-    return Path(folder, Path(_text(value)).expanduser())
+    return Path(folder, from_home(_text(value)))
 
 
 def _columns(value: Any) -> Any:
@@ -254,7 +255,7 @@ def load_site_file(path: Path) -> SiteFile:
     Raises:
         ValueError: the file is missing or not YAML, or a key or value is wrong.
     """
-    path = path.expanduser().absolute()
+    path = Path(from_home(str(path))).absolute()
     if not path.is_file():
         raise ValueError(
             f"{path} does not exist. Make one with: wardround-site init --invitation "

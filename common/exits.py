@@ -1,8 +1,10 @@
-"""Exit codes of the command lines, and errors as people see them."""
+"""Exit codes of the command lines, the signals that end them, and errors as people see them."""
 
 from __future__ import annotations
 
 import os
+import signal
+import stat
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,25 @@ from wardround.common.errors import Failed
 from wardround.common.words import cleaned
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that end a program: Ctrl-C, a request to end, and a closed terminal.
+
+    A closed terminal (SIGHUP) does not count if the caller ignores it, as `nohup` does.
+    """
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        return (signal.SIGINT, signal.SIGTERM)
+    return (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def leave_terminal() -> None:
+    """Send output to nowhere if it goes to a terminal, which no longer exists after SIGHUP."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def guarded(run: Callable[[], Any], say: Callable[[str], None], stopped: str) -> int:

@@ -13,6 +13,21 @@ CONF = _CODE / "conf"
 _BUNDLE = _CODE / "server" / "bundle"
 
 
+def from_home(path: str) -> str:
+    """Return the path with a leading `~` replaced by the home folder.
+
+    Raises:
+        ValueError: this user has no home folder, or there is no user of that name.
+    """
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        raise ValueError(
+            f"'{path}' begins with ~, but this machine knows no such home folder. "
+            "Write the whole path."
+        ) from None
+
+
 def project_file(name: str) -> Path:
     """Return a file from the root of a checkout, or from `server/bundle` of a wheel.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wardround.common.cgroups import cpu_quota, memory_left
 from wardround.common.settings.tree import Settings
 
 if TYPE_CHECKING:
@@ -85,12 +86,18 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_threads(threads: int | str) -> int:
-    """Return the CPU threads of one client; `auto` is every CPU that this process may use."""
+    """Return the CPU threads of one client; `auto` is every CPU that this process may use.
+
+    The limit of a container counts too: a quota of 1.5 CPUs is one thread.
+    """
     if threads != "auto":
         return int(threads)
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cpus = len(os.sched_getaffinity(0))
+    else:
+        cpus = os.cpu_count() or 1
+    quota = cpu_quota()
+    return cpus if quota is None else max(1, min(cpus, int(quota)))
 
 
 # Parameters of glibc's `mallopt` (malloc.h), and the largest value of the second.
@@ -115,9 +122,6 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, _MOST_BYTES)
 
 
-_GROUP = Path("/sys/fs/cgroup")
-
-
 def available_memory() -> int | None:
     """Return the bytes that this process may still use; the limit of a container counts too.
 
@@ -131,18 +135,8 @@ def available_memory() -> int | None:
     for line in lines:
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
-
-    def read(name: str) -> str:
-        return (_GROUP / f"memory.{name}").read_text(encoding="ascii")
-
-    try:
-        limit = int(read("max"))  # the word `max` if there is no limit
-        kinds = dict(line.split() for line in read("stat").splitlines())
-        # The kernel gives up cached copies of files if a process needs memory.
-        cached = int(kinds["active_file"]) + int(kinds["inactive_file"])
-        return free and min(free, limit - int(read("current")) + cached)
-    except (OSError, ValueError, KeyError):
-        return free
+    left = memory_left()
+    return free if free is None or left is None else min(free, left)
 
 
 def prepare(settings: Settings) -> torch.device:

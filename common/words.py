@@ -7,6 +7,7 @@ on one letter, which reach into the lines above and below.
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -46,6 +47,11 @@ def printable(text: str, most: int | None = LONGEST_TEXT) -> str:
     line = " ".join("".join(_seen(cut, kept="")).split())
     is_cut = len(cut) < len(text)
     return f"{line[: len(cut) - 1]}…" if is_cut else line
+
+
+def pasteable(path: object) -> str:
+    """Return a path as one word of a shell, so that a command with it can be pasted."""
+    return shlex.quote(str(path))
 
 
 def quoted(text: str, most: int = LONGEST_WORD) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from wardround.common.command_line import add_version, command, new_app
-from wardround.common.exits import FAILED, guarded
+from wardround.common.exits import FAILED, ending_signals, guarded, leave_terminal
 from wardround.common.files import keep_private
 from wardround.common.words import cleaned
 from wardround.server.deployment.cli import DEFAULT_FOLDER, Dir
@@ -312,13 +312,17 @@ def predict(
 
 def main() -> None:
     """Run the command line; report an error as text and exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in ending_signals():
+        if number != signal.SIGINT:  # Python's own handler raises KeyboardInterrupt
+            signal.signal(number, _interrupt)
     stopped = "stopped; the same command goes on from the last whole round."
     sys.exit(guarded(lambda: app(standalone_mode=False), _say, stopped))
 
 
-def _interrupt(*_: object) -> None:
-    """Treat SIGTERM as Ctrl-C."""
+def _interrupt(number: int, _frame: object) -> None:
+    """Treat SIGTERM and SIGHUP as Ctrl-C."""
+    if number == signal.SIGHUP:
+        leave_terminal()
     raise KeyboardInterrupt
 
 

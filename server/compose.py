@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,9 +25,10 @@ from wardround.common.explain import (
     nearest_in_words,
     similar,
 )
-from wardround.common.places import CONF
+from wardround.common.places import CONF, from_home
 from wardround.common.recipes import ABOUT as ABOUT_RECIPE
 from wardround.common.settings.tree import Settings, known_keys
+from wardround.server.typed_words import as_typed, hydra_text
 
 AXES = ("model", "data", "num_clients", "seed")
 _GROUPS = tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
@@ -73,11 +75,11 @@ def compose(overrides: Sequence[str]) -> Composed:
         ValueError: a key, group or option is unknown (with the nearest names), a value is out of
             range, or settings contradict each other.
     """
-    for override in parse(overrides):
+    for word, override in zip(overrides, parse(overrides), strict=True):
         if override.is_sweep_override():
             raise ValueError(
-                f"'{override.input_line}' gives several values to one run. Use "
-                "`wardround sweep` for that, or write a list as [a, b]."
+                f"'{word}' gives several values to one run. Use `wardround sweep` for that, or "
+                f"write a list as [a, b], or a text that has a comma as {_in_quotes(word)}"
             )
     config = compose_tree(overrides)
     with _hydra():
@@ -88,7 +90,7 @@ def compose_tree(overrides: Sequence[str]) -> DictConfig:
     """Return Hydra's whole tree, with unchecked settings. Raises ValueError as `compose` does."""
     with _hydra():
         return hydra.compose(
-            "config", overrides=list(overrides), return_hydra_config=True
+            "config", overrides=as_typed(overrides), return_hydra_config=True
         )
 
 
@@ -105,7 +107,9 @@ def launch(
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=task, config=config
         )
-        for result in launcher.launch([list(job) for job in jobs], initial_job_idx=0):
+        for result in launcher.launch(
+            [as_typed(job) for job in jobs], initial_job_idx=0
+        ):
             result.return_value  # noqa: B018 - raises the error of the job
 
 
@@ -118,10 +122,26 @@ def settings_of(config: DictConfig) -> Settings:
         )
     except OmegaConfBaseException as error:
         raise ValueError(_explained(error)) from None
-    settings = Settings.from_dict(values)
+    settings = _from_home(Settings.from_dict(values))
     if settings.run_dir:
         return settings
     return replace(settings, run_dir=f"outputs/{settings.cell}")
+
+
+def _from_home(settings: Settings) -> Settings:
+    """Return the settings with ~ replaced in every path. Raises ValueError as `from_home` does."""
+    data = settings.data
+    paths = {
+        key: from_home(path)
+        for key in ("path", "test_path", "hub_name", "token_cache")
+        if (path := getattr(data, key)) is not None
+    }
+    return replace(
+        settings,
+        run_dir=from_home(settings.run_dir),
+        model=replace(settings.model, name=from_home(settings.model.name)),
+        data=replace(data, **paths),
+    )
 
 
 def _explained(error: Exception) -> str:
@@ -143,7 +163,7 @@ def _hydra() -> Iterator[None]:
         raise ValueError(first_line(error)) from None
 
 
-def parse(overrides: Iterable[str]) -> list[Override]:
+def parse(overrides: Sequence[str]) -> list[Override]:
     """Parse the words, and check that their keys and options exist.
 
     Raises:
@@ -152,14 +172,14 @@ def parse(overrides: Iterable[str]) -> list[Override]:
     """
     parser = OverridesParser.create()
     parsed = []
-    for text in overrides:
+    for text, word in zip(overrides, as_typed(overrides), strict=True):
         if "=" not in text and not text.startswith("~"):
             raise ValueError(
                 f"'{text}' has no value. Write key=value without spaces, for example "
                 "num_clients=8."
             )
         try:
-            override = parser.parse_override(text)
+            override = parser.parse_override(word)
         except HydraException:
             raise ValueError(f"'{text}' cannot be read. {_step(text)}") from None
         _check_key(override)
@@ -174,7 +194,13 @@ def _step(text: str) -> str:
         return f"Write no spaces around =: {key.strip()}={value.strip()}"
     if value.startswith(("[", "{")):
         return "Close every bracket, and separate values with commas: [a, b]."
-    return f"Quote the value for Hydra, and the word for the shell: '{key}=\"{value}\"'"
+    return f"Quote the value for Hydra, and the word for the shell: {_in_quotes(text)}"
+
+
+def _in_quotes(word: str) -> str:
+    """Return the word with its value as one text, ready for a shell."""
+    key, _, value = word.partition("=")
+    return shlex.quote(f"{key}={hydra_text(value)}")
 
 
 def _nearest_keys(key: str, known: Sequence[str]) -> str:

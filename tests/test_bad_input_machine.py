@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
 import resource
+import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.e2e.processes import wait_for
 from tests.support.door import changed, contents, for_sweep, tiny, wardround
-from tests.support.runs import hashes
+from tests.support.runs import hashes, history
+from wardround.common.data import token_cache
 from wardround.common.errors import DIVERGED
 from wardround.server.run_folder import RunFolder
 
@@ -263,6 +269,95 @@ def test_without_the_hub_the_message_names_a_local_folder(
     assert not (tmp_path / "run").exists()
     # There are no further tries; most of the time is Python importing torch.
     assert time.monotonic() - started < 60
+
+
+# --- a user and a terminal that are not there ------------------------------------------
+
+
+def test_a_user_without_a_home_folder(
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As in a container that runs under a number: token ids are not kept, said once."""
+
+    def fail(*_: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", fail)
+    monkeypatch.setattr(Path, "expanduser", fail)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    token_cache.say_no_home.cache_clear()
+    kept = [word for word in overrides if not word.startswith("data.token_cache")]
+    said = wardround("simulate", *kept, "data.token_cache=auto")
+    assert said.code == 0, said.err
+    assert [record.name for record in caplog.records].count(token_cache.__name__) == 1
+    assert "data.token_cache" in caplog.text
+    assert len(history(tmp_path / "run")) == 3
+
+
+def test_scratch_folder_that_is_too_long_for_ray(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", f"/tmp/{'x' * 40}")
+    said = wardround("simulate", *overrides, "engine=ray")
+    assert said.code == 2
+    assert "TMPDIR is '/tmp/xxx" in said.err
+    assert "RAY_TMPDIR=/tmp" in said.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_stops_a_run(overrides: list[str], tmp_path: Path) -> None:
+    """The run says so in its folder, and continues with the same command."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "wardround.server.cli", "simulate"]
+    command += changed(overrides, "num_rounds=100000")
+    own, terminal = os.openpty()
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        command,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        preexec_fn=take_terminal,
+    )
+    os.close(terminal)
+    reader = threading.Thread(target=read_to_the_end, args=(own,), daemon=True)
+    reader.start()
+    try:
+        wait_for(lambda: has_rounds(run, 2), 120, "two rounds")
+        # The reader holds the terminal open, so it gets the signal that closing would send.
+        os.killpg(process.pid, signal.SIGHUP)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(own)
+    assert RunFolder(run).status()["state"] == "stopped"
+    rounds = len(history(run))
+    said = wardround("simulate", *changed(overrides, f"num_rounds={rounds}"))
+    assert said.code == 0, said.err
+    assert len(history(run)) == rounds + 1
+
+
+def read_to_the_end(descriptor: int) -> None:
+    """Read and forget, so that a writer is never blocked."""
+    with suppress(OSError):
+        while os.read(descriptor, 4096):
+            pass
+
+
+def has_rounds(run: Path, count: int) -> bool:
+    """Return if the history has this many lines."""
+    file = run / "history.jsonl"
+    return file.exists() and len(file.read_text().splitlines()) >= count
 
 
 # --- arithmetic -----------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.door import tiny, wardround
 from tests.support.pages import Page
 from tests.support.report_folders import (
     CONF,
@@ -188,6 +189,22 @@ def test_names_and_reasons_are_escaped(tmp_path: Path) -> None:
     page = Page(write_report(folder))
     assert "script" not in page.tags
     assert "<script>alert(1)</script>" in page.text
+
+
+def test_labels_are_drawn_as_they_are(tiny_model: Path, tmp_path: Path) -> None:
+    """A dollar sign begins no formula, and an underscore hides no label."""
+    labels = ["$$", "$5-$10", "50$ to 100$", "_other"]
+    texts = tmp_path / "prices.csv"
+    rows = [f"goal of the coach,{labels[row % 4]}" for row in range(40)]
+    texts.write_text("\n".join(["text,label", *rows]))
+    words = [
+        word
+        for word in tiny(tiny_model, texts, texts, tmp_path / "run")
+        if not word.startswith("data.test_path")
+    ]
+    assert wardround("simulate", *words).code == 0
+    drawn = (write_report(tmp_path / "run").parent / "predictions.svg").read_text()
+    assert [label for label in labels if f"{label} -->" not in drawn] == []
 
 
 @pytest.mark.parametrize("make", [True, False])

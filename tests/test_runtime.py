@@ -5,12 +5,8 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-from wardround.common import runtime
-from wardround.common.runtime import available_memory
 
 COUNT_FAULTS = """
 import resource
@@ -31,22 +27,6 @@ keep_freed_memory()
 fill_blocks(1)
 print(fresh, fill_blocks(10))
 """
-
-
-def test_copies_of_files_count_as_free_in_a_container(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = available_memory()
-    assert whole is not None
-    monkeypatch.setattr(runtime, "_GROUP", tmp_path)
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("990\n")
-    (tmp_path / "memory.stat").write_text(
-        "anon 500\nactive_file 200\ninactive_file 250\n"
-    )
-    assert available_memory() == 460
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_memory() == pytest.approx(whole, rel=0.5)
 
 
 @pytest.mark.skipif(

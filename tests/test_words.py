@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,14 @@ from hypothesis import strategies as st
 
 from tests.support.nasty import NASTY, faults
 from wardround.common.exits import guarded
-from wardround.common.words import LONGEST_WORD, cleaned, printable, quoted, shown
+from wardround.common.words import (
+    LONGEST_WORD,
+    cleaned,
+    pasteable,
+    printable,
+    quoted,
+    shown,
+)
 
 
 @pytest.mark.parametrize("name", NASTY)
@@ -106,3 +115,8 @@ def test_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded(fails, said.append, "stopped") == 2
     first, second = said[0].split("\n")
     assert (faults(first), second) == ([], "And read this.")
+
+
+@pytest.mark.parametrize("path", ["outputs/a", "my run", "it's", "Zürich/[1]", "$HOME"])
+def test_a_path_can_be_pasted_into_a_shell(path: str) -> None:
+    assert shlex.split(f"wardround report {pasteable(Path(path))}")[2] == path

@@ -52,7 +52,7 @@ def pin(
 def peers_in_words(site_file: Path) -> Iterator[str]:
     """Return this site's own fingerprint, then one line for each pin."""
     site = load_site_file(site_file)
-    own = _own_registration(site_file.expanduser().absolute(), site.name)
+    own = _own_registration(site_file.absolute(), site.name)
     if own is not None:
         _, registered = read_document(Registration, own)
         yield (

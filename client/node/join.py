@@ -22,6 +22,7 @@ from wardround.client.node.worker import Worker
 from wardround.client.site_file import SiteFile, signing_keys
 from wardround.common.credentials import fingerprint, public_line
 from wardround.common.errors import LedgerBehind, Refused, Stopped, Unreachable
+from wardround.common.exits import ending_signals, leave_terminal
 from wardround.common.words import printable
 
 _LONGEST_WAIT_SECONDS = 60.0
@@ -76,7 +77,7 @@ def join(path: Path, site: SiteFile, judge: Judge, retry_seconds: float = 5.0) -
     """
     if site.model is not None:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    path = path.expanduser().absolute()
+    path = path.absolute()
     own_key = fingerprint(public_line(signing_keys(site)[0]))
     with (
         _signals() as stopping,
@@ -160,18 +161,17 @@ class _Member:
 
 @contextmanager
 def _signals() -> Iterator[Event]:
-    """Yield an event that is set when SIGTERM or SIGINT arrives."""
+    """Yield an event that is set when a signal arrives that ends the program."""
     seen = Event()
 
     def note(number: int, _: Any) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
         if not seen.is_set():
             say(f"{signal.Signals(number).name}: leaving")
         seen.set()
 
-    old = {
-        number: signal.signal(number, note)
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    old = {number: signal.signal(number, note) for number in ending_signals()}
     try:
         yield seen
     finally:

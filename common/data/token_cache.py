@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,14 +40,35 @@ _SEAL = 32  # bytes of a SHA-256
 
 
 def cache_folder(setting: str | None) -> Path | None:
-    """Return the folder of `data.token_cache`: for `auto` the user's cache; None for no cache."""
+    """Return the folder of `data.token_cache`: for `auto` the user's cache; None for no cache.
+
+    A user without a home folder has no cache, and the log says so once.
+    """
     if setting is None:
         return None
     if setting != "auto":
-        return Path(setting).expanduser()
+        return Path(setting)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if base.startswith("/") else Path.home() / ".cache"
-    return root / "wardround" / "tokens"
+    if base.startswith("/"):
+        return _below(Path(base))
+    try:
+        return _below(Path.home() / ".cache")
+    except RuntimeError:
+        say_no_home()
+        return None
+
+
+def _below(caches: Path) -> Path:
+    return caches / "wardround" / "tokens"
+
+
+@cache
+def say_no_home() -> None:
+    """Warn once that nothing is kept."""
+    log.warning(
+        "data.token_cache: this user has no home folder, so token ids are not kept. Set "
+        "data.token_cache to a folder, or to null."
+    )
 
 
 def chunks_of(texts: Sequence[str]) -> Iterator[list[str]]:

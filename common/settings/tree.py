@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, is_dataclass, replace
+from functools import cache
 from operator import attrgetter
-from typing import Annotated, Any, Literal, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import (
     ConfigDict,
@@ -242,6 +244,40 @@ def known_keys() -> list[str]:
         keys.append(group)
         keys.extend(f"{group}.{member}" for member in members)
     return keys
+
+
+@cache
+def text_depths() -> dict[str, int]:
+    """Return the settings that are texts, by dotted key.
+
+    0: one text, 1: a list of texts, 2: a list of such lists.
+    """
+    found: dict[str, int] = {}
+    for group, kind in get_type_hints(Settings).items():
+        members = {group: kind}
+        if is_dataclass(kind):
+            hints = get_type_hints(kind)
+            members = {f"{group}.{name}": hint for name, hint in hints.items()}
+        for key, hint in members.items():
+            depth = _text_depth(hint)
+            if depth is not None:
+                found[key] = depth
+    return found
+
+
+def _text_depth(hint: Any) -> int | None:
+    """Return the depth of a type, see `text_depths`; None for other types."""
+    if hint is str:
+        return 0
+    inner = {
+        _text_depth(part) for part in get_args(hint) if part not in (NoneType, Ellipsis)
+    }
+    if len(inner) != 1:
+        return None
+    (depth,) = inner
+    if depth is not None and get_origin(hint) is tuple:
+        return depth + 1
+    return depth
 
 
 def _hub_id(name: str) -> str:

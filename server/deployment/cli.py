@@ -15,7 +15,7 @@ import typer
 
 from wardround.common.command_line import command, new_app
 from wardround.common.files import keep_private
-from wardround.common.words import shown
+from wardround.common.words import pasteable, shown
 
 if TYPE_CHECKING:
     from wardround.server.deployment.folder import ServerFolder
@@ -256,7 +256,7 @@ def invite(
     elif unsigned is not None:
         request_invitation(folder, site, unsigned, address=address, labels=names)
         typer.echo(
-            f"Next, on the machine that has the signing key: wardround server sign {unsigned} "
+            f"Next, on the machine that has the signing key: wardround server sign {pasteable(unsigned)} "
             f"--key signing.key --out {site}.json"
         )
         return

@@ -11,6 +11,7 @@ calls (`KnownNodes`), a gRPC server with limits (`bounded_server`), the rights o
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from flwr.superlink import config_loader
 from flwr.superlink.cli.flower_superlink import flower_superlink
 
 from wardround.common.credentials import pem_of
+from wardround.common.exits import ending_signals, leave_terminal
 from wardround.common.files import write_json
 from wardround.server.deployment.calls import Caller, KnownNodes, bounded_server
 from wardround.server.deployment.folder import (
@@ -188,9 +190,17 @@ def main(path: str, *options: str) -> None:
     if "--insecure" not in options:
         os.umask(0o077)
         replace_parts(folder, _say)
+    if signal.SIGHUP in ending_signals():
+        signal.signal(signal.SIGHUP, _end)
     threading.Thread(target=_say_when_up, args=(folder,), daemon=True).start()
     sys.argv = ["flower-superlink", *options]
     flower_superlink()
+
+
+def _end(_number: int, _frame: object) -> None:
+    """End as after SIGTERM, which Flower handles, when the terminal was closed."""
+    leave_terminal()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from wardround.common.errors import RunFailed
 from wardround.common.settings.tree import Settings
 from wardround.common.wire.refusals import PENDING
+from wardround.common.words import pasteable
 from wardround.server.deployment import superlink
 from wardround.server.deployment.folder import ServerFolder
 from wardround.server.deployment.plan import plan_id
@@ -137,7 +138,7 @@ def follow(
                     f"the SuperLink does not answer ({error}). Whole rounds are safe in "
                     f"'{run.path}'. To "
                     "continue: wardround server up, then wardround submit --resume "
-                    f"{run.path}"
+                    f"{pasteable(run.path)}"
                 ) from None
         asked = time.monotonic()
 
@@ -184,9 +185,7 @@ def conclude(state: RunState, status: dict[str, str] | None, run: RunFolder) -> 
     if status["state"] == "finished" and state.status == "finished:completed":
         return RunEnd(True, status["reason"])
     reason = (status["reason"] or state.details or state.status).rstrip(".")
-    step = (
-        f"To continue from the last whole round: wardround submit --resume {run.path}"
-    )
+    step = f"To continue from the last whole round: wardround submit --resume {pasteable(run.path)}"
     return RunEnd(False, f"{reason}. {step}")
 
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from wardround.common.personal import PersonalRecord
 from wardround.common.settings.tree import Settings
-from wardround.common.words import cleaned, printable
+from wardround.common.words import cleaned, pasteable, printable
 from wardround.server.deployment import superlink
 from wardround.server.deployment.folder import ServerFolder
 from wardround.server.deployment.plan import plan_id
@@ -172,7 +172,9 @@ def read_status(
         approvals=run.approvals(),
         refused=run.refused(),
         personal=PersonalRecord.read(run.path),
-        next_step=f"wardround submit --resume {run.path}" if can_resume else "",
+        next_step=f"wardround submit --resume {pasteable(run.path)}"
+        if can_resume
+        else "",
     )
 
 

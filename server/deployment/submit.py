@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from wardround.common.errors import RunFailed
+from wardround.common.exits import ending_signals, leave_terminal
 from wardround.common.places import project_file
 from wardround.common.pretrained import weights_digest
 from wardround.common.settings.model import ModelSettings
 from wardround.common.settings.tree import Settings
 from wardround.common.wire.roster import roster_fingerprint
 from wardround.common.wire.signing import payload_digest
+from wardround.common.words import pasteable
 from wardround.server.compose import compose
 from wardround.server.deployment import superlink
 from wardround.server.deployment.folder import (
@@ -281,7 +283,7 @@ def _pinned(model: ModelSettings) -> ModelSettings:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(Path(path).absolute())
 
 
 def settings_to_resume(run_dir: Path, overrides: Sequence[str]) -> Settings:
@@ -349,15 +351,15 @@ def choose_sites(
 
 @contextmanager
 def deferred_interrupts() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM in the yielded list, so that a started run's id is never lost."""
+    """Collect the signals that end the program, so that a started run's id is never lost."""
     collected: list[int] = []
 
     def collect(number: int, _frame: object) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
         collected.append(number)
 
-    before = {
-        kind: signal.signal(kind, collect) for kind in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = {kind: signal.signal(kind, collect) for kind in ending_signals()}
     try:
         yield collected
     finally:
@@ -382,5 +384,5 @@ def _stop(folder: ServerFolder, run_id: str, run: RunFolder) -> None:
             "stopped by the coordinator; --resume continues from the last whole round",
         )
     display().say(
-        f"stopped. To continue from the last whole round: wardround submit --resume {run.path}"
+        f"stopped. To continue from the last whole round: wardround submit --resume {pasteable(run.path)}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -99,6 +100,8 @@ def _on_ray(settings: Settings) -> None:
     init_args: dict[str, Any] = {}
     if engine.address is not None:
         init_args["address"] = engine.address
+    else:
+        _check_scratch_folder()
     run_simulation(
         server_app=server_app,
         client_app=client_app,
@@ -112,6 +115,27 @@ def _on_ray(settings: Settings) -> None:
         },
     )
 
+
+def _check_scratch_folder() -> None:
+    """Raise ValueError if Ray cannot make its sockets, whose paths may have 107 bytes."""
+    for variable in ("RAY_TMPDIR", "TMPDIR"):
+        folder = os.environ.get(variable)
+        if folder:
+            break
+    else:
+        return
+    most = _SOCKET_BYTES - _RAY_BYTES
+    if len(os.fsencode(folder)) > most:
+        raise ValueError(
+            f"{variable} is '{folder}', too long for Ray's sockets (at most {most} bytes). "
+            "Set RAY_TMPDIR=/tmp, or another short folder."
+        )
+
+
+_SOCKET_BYTES = 107
+"""Longest path of a socket in a file system (Linux, sun_path)."""
+_RAY_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+"""What Ray puts after its scratch folder."""
 
 ENGINES: dict[str, Callable[[Settings], None]] = {
     "inprocess": _in_process,

@@ -45,6 +45,11 @@ class Drawing:
     """Natural width in CSS pixels."""
 
 
+def shown_label(text: str) -> str:
+    """Return a text from data as a legend shows it: Matplotlib hides what begins with `_`."""
+    return f" {text}" if text.startswith("_") else text
+
+
 def panel_row(
     titles: Sequence[str],
     width: float = 4.2,

@@ -19,6 +19,7 @@ from wardround.server.report.figures import (
     line_style,
     panel_row,
     round_axis,
+    shown_label,
     styled,
 )
 from wardround.server.report.run import RunData
@@ -136,7 +137,7 @@ def draw_predictions(run: RunData) -> Drawing:
     most = shares.sum().sort_values(ascending=False, kind="stable").index
     shown = sorted(most if num_classes <= _MOST_CLASSES + 1 else most[:_MOST_CLASSES])
     areas = shares[shown].set_axis(
-        [label_name(run.label_names, label) for label in shown], axis=1
+        [shown_label(label_name(run.label_names, label)) for label in shown], axis=1
     )
     styles = [bar_style(index) for index in range(len(shown))]
     if len(shown) < num_classes:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from wardround.common.explain import nearest
+from wardround.common.places import from_home
 from wardround.server.compose import AXES, compose_tree, parse
 
 _SET_BY_SWEEP = ("num_rounds", "evaluation.target_accuracy", "evaluation.patience")
@@ -86,7 +87,7 @@ def _sort(overrides: Sequence[str]) -> _SortedOverrides:
                 "and data.second_threshold_rounds, and its target from sweep.target_fraction."
             )
         elif key == "run_dir":
-            run_dir = str(override.value())
+            run_dir = from_home(str(override.value()))
         elif key.startswith("hydra"):
             for_hydra.append(line)
         else:

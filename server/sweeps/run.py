@@ -21,6 +21,7 @@ from wardround.server.engines.simulate import simulate
 from wardround.server.run_folder import SweepRow
 from wardround.server.sweeps.plan import SweepPlan, compose_sweep
 from wardround.server.sweeps.table import PlannedCell, SweepFolder
+from wardround.server.typed_words import hydra_text
 
 if TYPE_CHECKING:
     from wardround.server.report.findings import Findings
@@ -85,7 +86,7 @@ def _cell(folder: SweepFolder, overrides: Sequence[str]) -> Cell:
     run_dir = str(folder.run_folder(settings.cell).path)
     return Cell(
         replace(settings, run_dir=run_dir, num_rounds=budget),
-        (*overrides, f"run_dir='{run_dir}'", f"num_rounds={budget}"),
+        (*overrides, f"run_dir={hydra_text(run_dir)}", f"num_rounds={budget}"),
     )
 
 

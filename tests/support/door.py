@@ -29,7 +29,8 @@ class CommandResult:
 def wardround(*arguments: str) -> CommandResult:
     """Run `wardround ARGUMENTS` as a new process would, without texts in memory."""
     out, err = io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
+    kinds = (signal.SIGTERM, signal.SIGHUP)
+    handlers = {kind: signal.getsignal(kind) for kind in kinds}
     umask = os.umask(0o022)
     forget_corpora()
     try:
@@ -42,7 +43,8 @@ def wardround(*arguments: str) -> CommandResult:
             with pytest.raises(SystemExit) as end:
                 main()
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
         os.umask(umask)
     assert isinstance(end.value.code, int)
     return CommandResult(end.value.code, out.getvalue(), err.getvalue())

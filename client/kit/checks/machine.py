@@ -17,7 +17,7 @@ from wardround.client.site_file import SiteFile, signing_keys
 from wardround.common.credentials import NEW_KEYS, public_line, read_private_key
 from wardround.common.runtime import available_memory, resolve_device
 from wardround.common.versions import NAME, PACKAGES, work_together
-from wardround.common.words import shown
+from wardround.common.words import pasteable, shown
 
 # Later versions of Flower have dropped gRPC between site and server.
 _FLOWER = "1.39"
@@ -140,7 +140,7 @@ def _readable_by_others(site: SiteFile) -> Finding | None:
         if mode & 0o077:
             return problem(
                 f"{setting}: {secret} can be read by others (mode {mode:04o})",
-                f"chmod 600 {secret}. If other people have logins here, make new keys "
+                f"chmod 600 {pasteable(secret)}. If other people have logins here, make new keys "
                 "and have them registered.",
             )
     return None
@@ -152,7 +152,15 @@ def disk(on: Subject) -> Finding:
     if on.site.model is None:
         needed += _USUAL_MODEL_BYTES
     for variable in ("FLWR_HOME", "HF_HOME"):
-        home = Path(os.environ.get(variable) or Path.home()).absolute()
+        try:
+            home = Path(os.environ.get(variable) or Path.home()).absolute()
+        except RuntimeError:
+            if variable == "HF_HOME" and on.site.model is None:
+                return problem(
+                    "this user has no home folder, so a fetched model has no place",
+                    "Set HF_HOME to a folder that this user may write.",
+                )
+            continue  # nothing is written there
         folder = next(path for path in (home, *home.parents) if path.exists())
         free = shutil.disk_usage(folder).free
         if free < needed:

@@ -23,6 +23,7 @@ from wardround.common.model_files import (
     read_json,
     read_model_files,
 )
+from wardround.common.places import from_home
 from wardround.common.pretrained import in_cache, read_tokenizer
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
@@ -40,7 +41,7 @@ def model(on: Subject) -> Finding:
             "not checked: the run names the model",
             "Ask the coordinator for its name and check again with --model NAME.",
         )
-    folder = Path(named).expanduser()
+    folder = Path(from_home(named))
     if folder.exists() or named.startswith(("/", ".", "~")) or named.count("/") > 1:
         found = _local_model(folder.absolute(), "--model", on.options)
         if found.state != "ok":

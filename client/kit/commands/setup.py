@@ -14,6 +14,7 @@ from wardround.client.policy.limits import Policy
 from wardround.client.site_file import load_site_file
 from wardround.common.command_line import command, new_app
 from wardround.common.wire.invitation import registration_file
+from wardround.common.words import pasteable
 
 app = new_app("")
 
@@ -86,7 +87,7 @@ def init(
     for path in (site.data_path, site.model):
         if path is not None and not path.exists():
             typer.echo(f"Does not exist yet:       {path}")
-    typer.echo(f"Next: wardround-site check --site {folder / 'site.yaml'}")
+    typer.echo(f"Next: wardround-site check --site {pasteable(folder / 'site.yaml')}")
 
 
 @command(app)

@@ -26,7 +26,7 @@ def read_own_files(settings: DataSettings, target: TargetColumns) -> Source:
     path = local_path(settings)
     tests = []
     if settings.test_path is not None:
-        tests.append(Path(settings.test_path).expanduser())
+        tests.append(Path(settings.test_path))
     if any(test.resolve() == path.resolve() for test in tests):
         raise ValueError(
             f"data.test_path and data.path are both {path}; a test on training texts "

@@ -29,4 +29,4 @@ class Source:
 def local_path(settings: DataSettings) -> Path:
     """Return `data.path`, which the settings and `read_source` have checked."""
     assert settings.path is not None
-    return Path(settings.path).expanduser()
+    return Path(settings.path)

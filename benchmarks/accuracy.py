@@ -42,13 +42,15 @@ SETTINGS = (
 )
 QUICK = ("data.train_examples=40", "data.test_examples=20", "train.max_length=8")
 NOTES = [
-    "accuracy: on the 240 test texts, after the last round and as the mean over all rounds but round 0, in "
-    "percent; means over the seeds. Each seed draws texts, head and order, the same for every form.",
-    "against exact: the difference seed by seed in points, its mean, lowest and highest.",
-    "up: bytes of all clients' updates a round, as the history counts them. A simulation hands exact updates "
-    "over whole; between sites they are smaller.",
-    "exact step: bytes a weight that the last round's global model takes as an exact difference from the one "
-    "before, as it travels to sites; fp32 is 4.",
+    "accuracy: on the 240 test texts, in percent: after the last round, and as the mean over "
+    "all rounds except round 0; means over the seeds. For one seed, all forms have the same "
+    "texts, head and order.",
+    "against exact: the difference to `exact` seed by seed, in points: mean, lowest and "
+    "highest.",
+    "up: bytes of all clients' updates in a round, as in the history. A simulation passes exact"
+    " updates on without encoding; between sites they are smaller.",
+    "exact step: bytes a weight for the exact difference between the last two global models, in"
+    " the form in which it travels to sites; fp32 has 4.",
 ]
 
 

@@ -43,10 +43,12 @@ WAYS: dict[str, tuple[str, ...]] = {
 }
 QUICK = ("data.train_examples=40", "data.test_examples=20", "train.max_length=8")
 NOTES = [
-    "accuracy: after the last round, in percent, mean over the seeds; learning rates are ten times larger "
-    "for adapters, as is usual.",
-    "up: MiB of all clients' updates in a round; peak: MiB of the process that trains and averages.",
-    "time: seconds of training in a round over those of the whole model, seed by seed, median.",
+    "accuracy: after the last round, in percent, mean over the seeds. The learning rates of "
+    "adapters are ten times larger, as usual.",
+    "up: MiB of all clients' updates in a round; peak: MiB of the process that trains and "
+    "averages.",
+    "time: seconds of training in a round, as a multiple of those of the whole model; median "
+    "over the seeds.",
 ]
 
 

@@ -25,7 +25,7 @@ _NUM_EXAMPLES = 100
 
 
 def fold_in(model: Path, num_clients: int) -> float:
-    """Return Wardround's seconds. Replies come one after the other, as its round loop pulls them."""
+    """Return Wardround's seconds. Replies come one by one, as its round loop pulls them."""
     layout, flat = global_tensors(model)
     started = time.perf_counter()
     mean, scratch = WeightedMean(flat), np.empty(0, dtype=np.float32)
@@ -67,7 +67,7 @@ def stock_average(model: Path, num_clients: int) -> float:
 
 
 class FakeReply:
-    """The parts of a Flower message that both sides read. A real one cannot be made outside a run."""
+    """The parts of a Flower message that both sides read: a real one needs a run."""
 
     def __init__(self, content: RecordDict) -> None:
         self.content = content

@@ -28,10 +28,12 @@ VARIANTS: dict[str, Callable[[Path, int], float]] = {
 NUM_STEPS = 50
 
 NOTES = [
-    "seconds: from replies as they come off the wire (bytes in memory) to new global tensors; Wardround's "
-    "include its checks and diagnostics.",
-    "memory: peak PSS of the process. Stock holds all replies, as its strategy is given them; Wardround one.",
-    f"shares: of {NUM_STEPS} training steps (batch 32, 128 tokens, fp32) on this machine, measured here.",
+    "seconds: from replies in memory, as bytes off the wire, to new global tensors. Wardround's"
+    " seconds include its checks and diagnostics.",
+    "memory: peak PSS of the process. Stock holds all replies, because its strategy gets them "
+    "all; Wardround holds one.",
+    f"shares: of {NUM_STEPS} training steps (batch 32, 128 tokens, fp32), measured on this "
+    "machine in this run.",
 ]
 
 

@@ -1,10 +1,10 @@
-"""Do a site's own bounds decline honest rounds? Sites of 50, 400 and 5,000 texts under the strict policy.
+"""Do a site's own bounds decline honest rounds? Sites of 50 to 5,000 texts, strict policy.
 
     git clone https://github.com/The-Strategy-Unit/pxtextmining
     python -m benchmarks.bounds --texts pxtextmining/datasets/phase_1/text_data.csv
 
-The site of 50 texts is restarted before each round, and the site of 400 comes in at round 3. Needs the extra
-`demo` for pre-trained MiniLM.
+The site of 50 texts is restarted before each round, and the site of 400 comes in at round 3.
+Needs the extra `demo` for pre-trained MiniLM.
 """
 
 from __future__ import annotations
@@ -81,10 +81,11 @@ ARMS: dict[str, tuple[str, ...]] = {
     "LoRA": ("recipe=adapters", "train.learning_rate=1e-3"),
 }
 NOTES = [
-    "declined: answers of a site that its own bounds kept back, of all that were asked.",
-    "tensor: the largest step of one tensor of the global model, as a share of what a site allows "
-    "(policy.max_step_ratio); under FedAdam, of a single number.",
-    "speaking: the fewest texts that speak in an update; 10 are needed (policy.min_speaking_texts).",
+    "declined: answers that a site's own bounds kept back, as a share of all requested answers.",
+    "tensor: the largest step of one tensor of the global model, as a share of the step that a "
+    "site allows (policy.max_step_ratio); under FedAdam, of a single number.",
+    "speaking: the fewest texts that contribute to an update; 10 are needed "
+    "(policy.min_speaking_texts).",
 ]
 
 

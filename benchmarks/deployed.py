@@ -68,8 +68,8 @@ class Measured:
 class Bed:
     """A server, a relay before its fleet port, and sites, for one run; use it as a context.
 
-    Wardround's sites join as hospitals do. Stock Flower has its own SuperLink and SuperNodes, with the same
-    certificates, keys and texts.
+    Wardround's sites join as hospitals do. Stock Flower has its own SuperLink and SuperNodes,
+    with the same certificates, keys and texts.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Bed:
         return self.federation.add_site(name, texts, model=self.model, address=address)
 
     def wardround(self, num_rounds: int, *overrides: str) -> Measured:
-        """Measure a submitted run: every site trains one step on two texts and counts on another."""
+        """Measure a submitted run: a site trains one step on two texts and counts on another."""
         run_dir = self.root / "run"
         settings = settings_to_submit(
             [
@@ -184,7 +184,7 @@ class Bed:
     def _measure(
         self, send: Callable[[], str], rounds_done: Callable[[], int], num_rounds: int
     ) -> Measured:
-        """Start a run, take a mark at the end of every round, and wait until all its processes ended."""
+        """Start a run, mark the end of every round, and wait until all its processes ended."""
         started = asked = time.monotonic()
         run_id = send()
         marks: list[Mark] = []

@@ -2,7 +2,8 @@
 
     python -m benchmarks.deployment --model base --sites 2 --rounds 4 --repeats 2
 
-The two run in turns (A B A B …), each run with a server and sites of its own, with TLS and node keys.
+The two run in turns (A B A B …), each run with a server and sites of its own, with TLS and node
+keys.
 """
 
 from __future__ import annotations
@@ -30,17 +31,20 @@ VARIANTS: dict[str, Run] = {
 }
 
 NOTES = [
-    "seconds a round: rounds 2 to n, from the end of round 1 to the end of round n; median over repeats.",
-    "Wardround has no setting for no training, so its sites take one step on two texts of 8 tokens and count "
-    "on another, inside the training message; stock takes no step and its evaluation computes nothing. The "
-    "difference is to Wardround's disadvantage.",
-    "stock adds a small number to each tensor in place of training: Flower does not send again what the "
-    "receiver holds already, and trained tensors would be new.",
-    "one small step moves weights so little that the exact difference takes one byte a weight, bf16 always "
-    "two. Further training needs more than one for the exact difference too.",
-    "bytes a round: what passed a relay before the SuperLink's fleet port, TLS included, all sites together.",
-    "server memory: peak PSS of SuperLink, superexec and server app together; site memory: the same of one "
-    "site's processes, the largest site; both of the first run of each row.",
+    "seconds a round: rounds 2 to n, from the end of round 1 to the end of round n; median over"
+    " repeats.",
+    "Wardround has no setting that turns training off. So its sites take one step on two texts "
+    "of 8 tokens and count on another text, inside the training message. Stock takes no step, "
+    "and its evaluation computes nothing. This difference is to Wardround's disadvantage.",
+    "Instead of training, stock adds a small number to each tensor: Flower does not send again "
+    "what the receiver has already, and trained tensors would be new.",
+    "One small step moves weights so little that the exact difference takes one byte a weight; "
+    "bf16 always takes two. After more training the exact difference takes more than one byte, "
+    "too.",
+    "bytes a round: all bytes that passed a relay in front of the SuperLink's fleet port, with "
+    "TLS, all sites together.",
+    "server memory: peak PSS of SuperLink, superexec and server app together. Site memory: peak"
+    " PSS of the processes of the site with the most. Both are from the first run of each row.",
 ]
 
 

@@ -13,7 +13,7 @@ _SECONDS = 1.5
 def peak_flops(
     precision: str, device: str, threads: int, *, is_quick: bool = False
 ) -> float:
-    """Return floating-point operations a second of a large matrix product: the best of many tries."""
+    """Return floating-point operations a second of a large matrix product, best of many."""
     torch.set_num_threads(threads)
     side = 256 if is_quick else 2048 if device == "cpu" else 8192
     left = torch.randn(side, side, device=device).to(_DTYPES[precision])

@@ -2,8 +2,9 @@
 
     python -m benchmarks.golden --against REVISION
 
-Runs the same small simulations (tiny random models, short texts, one thread) from a checkout of REVISION and
-from this one, and compares the SHA-256 of the global tensors and the test accuracy round by round.
+Runs the same small simulations (tiny random models, short texts, one thread) from a checkout of
+REVISION and from this one, and compares the SHA-256 of the global tensors and the test accuracy
+round by round.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu
 
-First the same simulated run (MiniLM without dropout on BBC news, the extra `demo`) on the CPU and, in several
-ways, on the GPU; then, with `benchmarks.training`, texts a second in fp32 and bf16 beside the Hugging Face
-Trainer. `--device cpu` runs everything on the CPU, to see that it runs.
+First the same simulated run (MiniLM without dropout on BBC news, the extra `demo`) on the CPU
+and, in several ways, on the GPU; then, with `benchmarks.training`, texts a second in fp32 and
+bf16, also of the Trainer of Hugging Face. `--device cpu` runs everything on the CPU, as a
+trial.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ _TRAINED = [
 NOTES = [
     "s/round: training, averaging and measuring, the mean of the rounds after the first.",
     f"most apart: the largest difference of test accuracy to '{_REFERENCE}' over all rounds.",
-    f"model apart: L2 distance of the last global model to that of '{_REFERENCE}', over the length of "
-    "that run's own way. Dropout is off, since a CPU and a GPU draw other numbers for it.",
+    f"model apart: L2 distance of the last global model to that of '{_REFERENCE}', divided by "
+    "the distance between the first and the last model of that run. Dropout is off, because a "
+    "CPU and a GPU draw other numbers for it.",
 ]
 
 
@@ -227,7 +229,7 @@ def _hashes(history: Sequence[RoundRecord]) -> list[str | None]:
 
 
 def _seconds_a_round(history: Sequence[RoundRecord]) -> float:
-    """Return the seconds of training, averaging and measuring: the mean of the rounds after the first."""
+    """Return the seconds of training, averaging and measuring, without the first round."""
     later = history[2:] or history[1:] or history
     return sum(
         sum(filter(None, record.seconds.model_dump().values())) for record in later

@@ -81,16 +81,17 @@ ARMS: dict[str, tuple[str, ...]] = {
     "LoRA": ("adapters=lora", "train.learning_rate=2e-3"),
     PERSONAL: ("personalisation=all",),
 }
-"""By name: what an arm sets besides. `alone` is a run of each trust by itself."""
+"""The further overrides of each arm, by name. `alone` is one run for each trust by itself."""
 NOTES = [
-    "accuracy and macro-F1: on each trust's own test part (15 % of its texts, drawn by the seed, the same in "
-    "every arm), in percent, mean over the seeds. Nothing chose a model on these texts: every arm makes as "
-    "many passes over its texts and keeps its last model.",
-    "personalised: what each trust chose on its validation part (5 % of its texts) among the model that "
-    "FedAvg released and what it made of it in up to three more passes over its own texts.",
-    "gain over alone: difference on the same texts, in points, with a 95 % interval (mean of the paired "
-    "differences text by text, normal approximation; a text that is drawn for the test part under two seeds "
-    "counts twice).",
+    "accuracy and macro-F1: on each trust's own test part (15 % of its texts; the seed draws "
+    "it, and it is the same in every arm), in percent, mean over the seeds. No model was chosen"
+    " on these texts: every arm makes as many passes over its texts and keeps its last model.",
+    "personalised: the model that each trust chose on its validation part (5 % of its texts): "
+    "the released model of FedAvg, or one trained from it in up to three more passes over the "
+    "trust's own texts.",
+    "gain over alone: difference on the same texts, in points, with a 95 % interval (mean of "
+    "the paired differences text by text, normal approximation). A text that two seeds draw for"
+    " the test part counts twice.",
 ]
 
 
@@ -271,7 +272,7 @@ def _labels_in(file: Path) -> set[str]:
 
 
 def outcomes(settings: Settings, trusts: Sequence[str]) -> dict[str, Outcome]:
-    """Run or go on, and measure each trust's model on its test part: the last or the personal model."""
+    """Run or go on; measure each trust's last or personal model on its test part."""
     simulate(settings)
     corpus, folder = open_corpus(settings), RunFolder(Path(settings.run_dir))
     state = open_model(settings, corpus.label_names, fresh=True)
@@ -313,7 +314,7 @@ def _predicted(
 
 
 def gains(found: Found, arm: str, trust: str) -> tuple[float, float]:
-    """Return the mean gain over training alone, in points, and half the width of its 95 % interval."""
+    """Return the mean gain over training alone, in points, and half its 95 % interval."""
     pairs = zip(found[arm], found[ALONE], strict=True)
     differences = np.concatenate(
         [

@@ -21,13 +21,14 @@ class Size:
     width: int
     heads: int
     vocabulary: int
-    """Rows of the word embedding; the tokenizer knows about a thousand words whatever this is."""
+    """Rows of the word embedding; the tokenizer always knows about a thousand words."""
 
     def training_flops(self, lengths: np.ndarray) -> float:
         """Return the operations of a forward and backward pass over such texts, without padding.
 
-        6 per weight and token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1) for the 12 width² weights
-        of a layer, and 12 width T² for its attention; embeddings, norms and the head are left out.
+        6 per weight and token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1) for the 12
+        width² weights of a layer, and 12 width T² for its attention; embeddings, norms and the
+        head are left out.
         """
         tokens, squares = (
             float(lengths.sum()),
@@ -66,7 +67,7 @@ def write_model(folder: Path, name: str) -> Path:
 
 
 def write_texts(path: Path, lengths: np.ndarray, seed: int = 0) -> Path:
-    """Write a CSV of texts with these numbers of tokens ([CLS] and [SEP] included); labels alternate."""
+    """Write a CSV: texts of these numbers of tokens, [CLS] and [SEP] included; labels alternate."""
     random = np.random.default_rng(seed)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

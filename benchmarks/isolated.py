@@ -16,7 +16,7 @@ T = TypeVar("T")
 def isolated(
     function: Callable[P, T], *given: P.args, **named: P.kwargs
 ) -> tuple[T, int]:
-    """Call `function` in a fresh interpreter. Return its result, and the peak PSS of the processes."""
+    """Call `function` in a fresh interpreter. Return its result and the peak PSS."""
     with ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn")
     ) as pool:

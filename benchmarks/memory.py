@@ -25,7 +25,7 @@ def with_descendants(roots: Iterable[int]) -> set[int]:
     children: dict[int, list[int]] = {}
     for folder in _PROC.glob("[0-9]*"):
         try:
-            # After the name, which may hold anything but ends at the last bracket: state, parent …
+            # After the name, which ends at the last bracket: state, parent …
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
@@ -46,12 +46,12 @@ Look = Callable[[], Iterable[int]]
 class PeakMemory:
     """Measures groups of processes again and again, and keeps each group's highest sum. A context.
 
-    A look walks the page tables of large processes, so pauses are at least `_PAUSE` times as long as looks:
-    a peak shorter than the pause can be missed.
+    A look walks the page tables of large processes, so pauses are at least `_PAUSE` times as long
+    as looks: a peak shorter than the pause can be missed.
     """
 
     def __init__(self, groups: Mapping[str, Look], seconds: float = 0.25) -> None:
-        """Args: groups: by name, a function that finds the processes; seconds: the shortest pause."""
+        """Args: groups: functions that find processes; seconds: the shortest pause."""
         self._groups, self._seconds = groups, seconds
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

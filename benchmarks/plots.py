@@ -99,7 +99,7 @@ def _finish(figure: Figure, axis: Axes, path: Path) -> None:
 def draw_rounds(
     path: Path, curves: Mapping[str, Sequence[Sequence[float]]], quantity: str
 ) -> None:
-    """Draw a line for each row: the mean over the repeats by round, in a band from least to most."""
+    """Draw a line for each row: the mean over the repeats, in a band from least to most."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -44,7 +44,7 @@ class Samples:
         return found[0] if found else None
 
     def ratio(self, row: str, base: str, name: str) -> float | None:
-        """Return the median of row / base by repeat: a disturbed machine disturbs both of a pair."""
+        """Return the median of row / base by repeat: a disturbance hits both of a pair."""
         pairs = zip(
             self.values.get(row, {}).get(name, []),
             self.values.get(base, {}).get(name, []),

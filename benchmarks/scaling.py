@@ -21,8 +21,8 @@ from benchmarks.inputs import SIZES
 from benchmarks.report import Report, Samples, Table, command, parser
 
 OURS = {"simulation": "Wardround inprocess, 1 thread", "deployment": "Wardround"}
-# What a part of the cost is the same for, whatever the size of the model, and how often a round of K clients
-# has it. The sites of the benchmark share a machine.
+# The part of the cost that does not depend on the size of the model: its unit, and how often a
+# round of K clients has it. The sites of the benchmark share a machine.
 FIXED: dict[str, tuple[str, Callable[[int], int]]] = {
     "simulation": ("a round", lambda clients: 1),
     "deployment": ("a site", lambda clients: clients),

@@ -126,7 +126,7 @@ def run(contender: Contender, job: Job) -> Outcome:
 
 
 def outcome(result: Mapping[str, Any], started: float, peak_bytes: int) -> Outcome:
-    """Return the costs from a contender's times; `result` holds `began` and `ends` (round, time)."""
+    """Return the costs from a contender's `began` and `ends` (round, time)."""
     began, ends = float(result["began"]), result["ends"]
     (first, first_end), (last, last_end) = ends[0], ends[-1]
     later = (

@@ -2,8 +2,9 @@
 
     python -m benchmarks.simulation --models tiny,base --clients 1,2,8,32
 
-`tiny`: 2,048 texts of 128 tokens dealt to K clients, one epoch a round. `base`: BERT-base without training
-steps, so that only the costs of the framework remain. Every run is a fresh process; contenders take turns.
+`tiny`: 2,048 texts of 128 tokens dealt to K clients, one epoch a round. `base`: BERT-base without
+training steps, so that only the costs of the framework remain. Every run is a fresh process;
+contenders take turns.
 """
 
 from __future__ import annotations
@@ -57,14 +58,15 @@ NUM_TEXTS = {"micro": (64, 16), "tiny": (2048, 128)}
 _FEW_TEXTS = (64, 16)
 
 NOTES = [
-    "seconds a round: rounds 2 to n; first: round 1 alone; start: from the command to the begin of round 1; "
-    "medians over repeats. The plain loop's start: importing torch and transformers, building the model, "
-    "reading token ids.",
-    "ratio: against the best plain loop of the same model and K, by the medians.",
+    "seconds a round: rounds 2 to n; first: round 1 alone; start: from the command to the begin"
+    " of round 1; medians over repeats. In its start, the plain loop imports torch and "
+    "transformers, builds the model and reads token ids.",
+    "ratio: to the best plain loop of the same model and K, of medians.",
     "memory: peak PSS of all processes of a run together.",
-    "base has no training steps: Wardround's train_epochs is replaced by one that returns at once (under "
-    "engine=ray it cannot be, so that row takes one step per client on texts of 16 tokens). The rest of its "
-    "round is there: evaluation of the global model on 2 texts, diagnostics, SHA-256, checkpoint on disk.",
+    "base has no training steps: a function that returns at once replaces Wardround's "
+    "train_epochs. Under engine=ray this is not possible, so that row takes one step per client"
+    " on texts of 16 tokens. The rest of Wardround's round is the same: evaluation of the "
+    "global model on 2 texts, diagnostics, SHA-256, checkpoint on disk.",
 ]
 
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.training --models tiny,base --precision fp32,bf16
 
-Texts have a median of 50 tokens and are cut at 128; batches of 32, plain SGD. All rows train on the same.
+Texts have a median of 50 tokens and are cut at 128; batches of 32, plain SGD. All rows train on
+the same.
 """
 
 from __future__ import annotations
@@ -54,13 +55,15 @@ VARIANTS: dict[str, tuple[Train, tuple[str, ...]]] = {
 NUM_TEXTS = {"micro": 96, "tiny": 2048, "minilm": 512, "base": 96}
 
 NOTES = [
-    "texts a second: one epoch after a warm-up of one batch in the same process; every run a fresh process.",
-    "the Trainer pads each batch to its longest text, as its default collator does; no clipping, logging or "
-    "saving on either side.",
-    "micro_batches=by_length keeps the paper's batches and pads less; group_by_length puts like lengths into "
-    "one batch, which is another choice of batches.",
-    "TFLOP/s count the tokens of the texts and not their padding (6 per weight of the encoder and token, 12 "
-    "per layer, width and squared length); the peak is a large matrix product in the same precision.",
+    "texts a second: one epoch after a warm-up of one batch in the same process; every run is a"
+    " fresh process.",
+    "The Trainer pads each batch to its longest text, as its default collator does. Neither "
+    "side clips, logs or saves.",
+    "micro_batches=by_length keeps the paper's batches and pads less. group_by_length puts "
+    "texts of similar length into one batch, so the batches are others.",
+    "TFLOP/s count the tokens of the texts without their padding (6 per weight of the encoder "
+    "and token, 12 per layer, width and squared length). The peak is a large matrix product in "
+    "the same precision.",
 ]
 
 

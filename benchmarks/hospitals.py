@@ -41,7 +41,7 @@ from wardround.common.data.corpus import Corpus, open_corpus
 from wardround.common.model.flat import tensors_to_flat
 from wardround.common.model.state import open_model
 from wardround.common.model.train import forward
-from wardround.common.personal import METHODS, PersonalRecord
+from wardround.common.personal_record import METHODS, PersonalRecord
 from wardround.common.settings.tree import Settings
 from wardround.server.compose import compose
 from wardround.server.engines.simulate import simulate

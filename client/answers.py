@@ -23,19 +23,23 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from wardround.common.errors import SiteRefusal
 from wardround.common.files import write_atomically, write_json
-from wardround.common.wire.codec import is_missing_base
-from wardround.common.wire.contents import (
+from wardround.common.wire.arrays import (
     dump_content,
     load_content,
     put_arrays,
     take_arrays,
 )
-from wardround.common.wire.flat_arrays import padded_arrays, read_arrays, table_of
+from wardround.common.wire.codec import is_missing_base
+from wardround.common.wire.flat_arrays import (
+    aligned,
+    padded_arrays,
+    read_arrays,
+    table_of,
+)
 from wardround.common.wire.messages import EVALUATE, TRAIN
 
 _INDEX = "index.json"
 _LENGTH_BYTES = 8
-_ALIGNMENT = 64
 _STORED = frozenset({"few_speak", "diverged", "counts_withheld"})
 """Refusals that reveal something about the texts. They are stored as answers, too."""
 
@@ -206,7 +210,7 @@ def _write_answer(path: Path, content: RecordDict) -> str:
     rest, arrays = take_arrays(content)
     header = dump_content({"table": table_of(arrays)}, rest)
     # The arrays begin on a boundary, and JSON may end with spaces.
-    end = -(-(_LENGTH_BYTES + len(header)) // _ALIGNMENT) * _ALIGNMENT
+    end = aligned(_LENGTH_BYTES + len(header))
     header = header.ljust(end - _LENGTH_BYTES)
     length = len(header).to_bytes(_LENGTH_BYTES, "little")
     digest = hashlib.sha256()

@@ -9,7 +9,6 @@ this plan on these texts alone, and only while its person is an approver here.
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -23,11 +22,12 @@ from wardround.common.credentials import (
     check_public_line,
     fingerprint,
     public_line,
-    write_secret,
+    replace_secret,
 )
 from wardround.common.errors import NotAuthentic
-from wardround.common.files import write_atomically
+from wardround.common.files import write_text
 from wardround.common.wire.signing import Seconds, Sha256, open_envelope, sign
+from wardround.common.words import NAME
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 FILE_NAME = "approvers.json"
 FOLDER = "approvals"
 _APPROVAL = "application/vnd.wardround.approval+json"
-_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _KEYS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
@@ -97,7 +96,7 @@ class Approvers:
                 another name.
             OSError: the file cannot be written.
         """
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ValueError(
                 f"NAME is '{name}'; it may hold small letters, digits, - and _."
             )
@@ -158,9 +157,9 @@ class Approvers:
         return name
 
     def _write(self, keys: Mapping[str, str]) -> None:
-        content = _KEYS.dump_json(dict(sorted(keys.items())), indent=2)
-        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(self._file, lambda part: write_secret(part, content))
+        in_order = dict(sorted(keys.items()))
+        content = _KEYS.dump_json(in_order, indent=2)
+        replace_secret(self._file, content)
 
 
 def put(
@@ -178,7 +177,7 @@ def put(
     envelope = sign(_APPROVAL, Approval(1, site, plan, data, name, time.time()), key)
     path = folder / FOLDER / f"{name}.json"
     path.parent.mkdir(exist_ok=True, mode=0o700)
-    write_atomically(path, lambda part: part.write_text(envelope, encoding="ascii"))
+    write_text(path, envelope, "ascii")
 
 
 def who_approved(

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isfinite, sqrt
-from typing import TYPE_CHECKING
+from math import inf, isfinite, sqrt
 
 import numpy as np
+from torch import Tensor
 
 from wardround.client.policy.limits import Policy
 from wardround.client.policy.steps import adaptive_step
@@ -28,9 +28,6 @@ from wardround.client.yardstick import Yardstick
 from wardround.common.model.flat import Layout, distance
 from wardround.common.model.influence import RoundSteps
 from wardround.common.settings.tree import Settings
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _MOST_ROUNDS = 10
 """The bound grows with the rounds between two models, up to this number of rounds.
@@ -90,18 +87,17 @@ class RoundOfPlan:
         """
         strategy = self.settings.strategy
         if strategy.optimizer != "sgd":
-            step = (
-                adaptive_step(strategy.beta_1, strategy.beta_2)
-                * strategy.server_learning_rate
-            )
-            return Allowed(np.full(len(layout.names), np.inf), len(rounds) * step)
+            step = adaptive_step(strategy.beta_1, strategy.beta_2)
+            step *= strategy.server_learning_rate
+            no_bounds = np.full(len(layout.names), np.inf)
+            return Allowed(no_bounds, len(rounds) * step)
         assert self.policy.max_step_ratio is not None, "asked only if there is a bound"
         rates = sum(self.sum_of_rates(number) for number in rounds)
         rates *= min(1.0, _MOST_ROUNDS / max(1, len(rounds)))
-        reach = np.maximum(yardstick.per_tensor, self._even_reach(layout, yardstick))
-        return Allowed(
-            self.policy.max_step_ratio * rates * reach * self.others(), np.inf
-        )
+        even_reach = self._even_reach(layout, yardstick)
+        reach = np.maximum(yardstick.per_tensor, even_reach)
+        norms = self.policy.max_step_ratio * rates * reach * self.others()
+        return Allowed(norms, np.inf)
 
     def _even_reach(self, layout: Layout, yardstick: Yardstick) -> np.ndarray:
         """Return the step of each tensor if all numbers of its group moved alike, (T,) fp64."""
@@ -110,7 +106,8 @@ class RoundOfPlan:
         reach = np.zeros(len(sizes))
         for group in (in_head, ~in_head):
             whole = np.linalg.norm(yardstick.per_tensor[group])
-            reach[group] = np.sqrt(sizes[group] / max(1.0, sizes[group].sum())) * whole
+            shares = sizes[group] / max(1.0, sizes[group].sum())
+            reach[group] = np.sqrt(shares) * whole
         return reach
 
 
@@ -123,13 +120,10 @@ def tensors_too_far(
         received, before: (P,) fp32.
     """
     moved = step_norms(layout, received, before)
-    norms = step_norms(layout, before, None)
-    for name, step, bound, norm in zip(
-        layout.names, moved, allowed.norms, norms, strict=True
-    ):
-        most = bound + _SLACK * norm
-        if not step <= most:
-            yield name, float(step / most) if most > 0 else float("inf")
+    most = allowed.norms + _SLACK * _norms(layout, before)
+    for name, step, bound in zip(layout.names, moved, most, strict=True):
+        if not step <= bound:
+            yield name, _times(step, bound)
     if isfinite(allowed.largest):
         yield from _numbers_too_far(layout, received, before, allowed.largest)
 
@@ -140,21 +134,31 @@ def _numbers_too_far(
     """Like `tensors_too_far`, for the largest step of a single number in each tensor."""
     theirs = layout.views(before)
     for name, tensor in layout.views(received).items():
-        step = float((tensor - theirs[name]).abs().max())
-        most = largest + _SLACK * float(theirs[name].abs().max())
-        if not step <= most:
-            yield name, step / most
+        before_step = theirs[name]
+        step = float((tensor - before_step).abs().max())
+        bound = largest + _SLACK * float(before_step.abs().max())
+        if not step <= bound:
+            yield name, _times(step, bound)
 
 
-def step_norms(layout: Layout, after: Tensor, before: Tensor | None) -> np.ndarray:
-    """Return the L2 norm of (after - before), or of `after`, for each tensor, (T,) fp64."""
-    ours = layout.views(after)
-    theirs = None if before is None else layout.views(before)
+def _times(step: float, bound: float) -> float:
+    """Return a step as a multiple of its bound."""
+    return float(step / bound) if bound > 0 else inf
+
+
+def step_norms(layout: Layout, after: Tensor, before: Tensor) -> np.ndarray:
+    """Return the L2 norm of (after - before) for each tensor, (T,) fp64."""
+    theirs = layout.views(before)
     norms = []
-    for name, tensor in ours.items():
-        flat = tensor.reshape(-1)
-        if theirs is None:
-            norms.append(sqrt(float(flat.dot(flat))))
-        else:
-            norms.append(distance(flat, theirs[name].reshape(-1)))
-    return np.array(norms, dtype=np.float64)
+    for name, tensor in layout.views(after).items():
+        norms.append(distance(tensor.reshape(-1), theirs[name].reshape(-1)))
+    return np.array(norms)
+
+
+def _norms(layout: Layout, flat: Tensor) -> np.ndarray:
+    """Return the L2 norm of each tensor, (T,) fp64."""
+    norms = []
+    for tensor in layout.views(flat).values():
+        numbers = tensor.reshape(-1)
+        norms.append(sqrt(float(numbers.dot(numbers))))
+    return np.array(norms)

@@ -11,7 +11,7 @@ from wardround.client.answers import Answers
 from wardround.client.approvals import Approvers
 from wardround.client.peers import Peers
 from wardround.client.plans import Decision, Known, Plans
-from wardround.client.policy.limits import Limits
+from wardround.client.policy.limits import Limits, refuse_first
 from wardround.client.policy.verdict import refusals_of
 from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
@@ -59,8 +59,7 @@ def approve(
         OSError: the approval cannot be written.
     """
     _check_person(person, site)
-    for code, key, words in refusals_of(known.plan, known.settings, limits):
-        raise SiteRefusal(code, key, words)
+    refuse_first(refusals_of(known.plan, known.settings, limits))
     versions = Versions(site)
     try:
         data = file_sha256(site.data_path)
@@ -71,8 +70,7 @@ def approve(
         raise SiteRefusal("bad_input", words=words) from None
     except ValueError as error:
         raise SiteRefusal("bad_input", words=str(error)) from None
-    for code, key, words in size_refusals(known.settings, sizes, site.policy):
-        raise SiteRefusal(code, key, words)
+    refuse_first(size_refusals(known.settings, sizes, site.policy))
     versions.check_distance(version, Answers(site.state).answered())
     people = _sign_approval(plans, known, site, data, person)
     needed = site.policy.approvals
@@ -146,8 +144,7 @@ def executed(
         raise SiteRefusal("plan_unknown")
     if known.decision.state in ("rejected", "revoked"):
         raise SiteRefusal(f"plan_{known.decision.state}")
-    for code, key, words in refusals_of(known.plan, known.settings, limits):
-        raise SiteRefusal(code, key, words)
+    refuse_first(refusals_of(known.plan, known.settings, limits))
     first = known.plan.not_before - CLOCK_SECONDS
     last = known.plan.not_after + CLOCK_SECONDS
     if not first <= now <= last:

@@ -7,19 +7,16 @@ be within a bound of the one before, tensor by tensor (`client/bounds.py`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from wardround.client.bounds import RoundOfPlan, step_norms, tensors_too_far
 from wardround.client.held import Held, HeldModel
 from wardround.client.yardstick import Yardstick
 from wardround.common.errors import SiteRefusal
 from wardround.common.model.flat import Layout, tensor_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def check_global_model(

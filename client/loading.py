@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
+from torch import Tensor
 
 from wardround.client.bounds import RoundOfPlan
 from wardround.client.global_model import check_global_model, measure
 from wardround.client.held import HeldModel
 from wardround.client.policy.models import is_pinned, names_of
 from wardround.client.site import Examples, RealSite, Site
+from wardround.client.site_file import SiteFile
 from wardround.client.yardstick import Yardstick
 from wardround.common.errors import MissingBase, SiteRefusal
 from wardround.common.model.flat import model_sha256, tensor_of
+from wardround.common.model.speaking import Speaking
 from wardround.common.model.state import ModelState, open_model
 from wardround.common.model.train import Place, train_epochs
 from wardround.common.model_files import FILES_PREFIX, WEIGHTS_PREFIX
@@ -23,11 +25,6 @@ from wardround.common.settings.model import ModelSettings
 from wardround.common.settings.tree import Settings
 from wardround.common.wire.forms import decode
 from wardround.common.wire.messages import TrainRequest
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from wardround.client.site_file import SiteFile
 
 
 def load_global_model(
@@ -50,8 +47,7 @@ def load_global_model(
             "both have the same model files and library versions."
         )
     if site.order is not None:
-        config = state.text_model.model.config.get_text_config()
-        site.check_sizes(settings, examples, getattr(config, "hidden_size", None))
+        site.check_sizes(settings, examples, state.hidden_size)
     received = _received_tensors(request, state, site)
     if site.order is not None:
         _check_and_keep(received, request, state, settings, examples, site)
@@ -61,14 +57,32 @@ def load_global_model(
     return state, received
 
 
-def place_of(request: TrainRequest, settings: Settings, state: ModelState) -> Place:
-    """Return the random streams and the arithmetic of this client in this round."""
-    return Place(
-        settings.seed,
-        request.round,
-        request.client,
-        state.device,
-        settings.precision,
+def train_client(
+    state: ModelState,
+    settings: Settings,
+    examples: Examples,
+    round: int,
+    client: int,
+    correction: Mapping[str, Tensor] | None = None,
+    speaking: Speaking | None = None,
+) -> float:
+    """Train the resident model on a client's own examples, as in one round.
+
+    Arguments, result and errors are those of `train_epochs`.
+    """
+    text_model = state.text_model
+    place = Place(settings.seed, round, client, state.device, settings.precision)
+    return train_epochs(
+        text_model.model,
+        text_model.task,
+        examples.corpus.train,
+        examples.train,
+        settings.train,
+        place,
+        text_model.new_head,
+        text_model.frozen,
+        correction,
+        speaking,
     )
 
 
@@ -128,20 +142,11 @@ def _check_and_keep(
 
     def rehearse() -> Yardstick:
         fresh = open_model(settings, label_names, fresh=True)
-        first = fresh.flat.detach().cpu().numpy().copy()
+        first = fresh.numbers().copy()
         number = max(1, order.round)
-        train_epochs(
-            fresh.text_model.model,
-            fresh.text_model.task,
-            examples.corpus.train,
-            examples.train,
-            settings.train,
-            place_of(replace(request, round=number), settings, fresh),
-            fresh.text_model.new_head,
-            fresh.text_model.frozen,
-        )
-        trained = fresh.flat.detach().cpu().numpy()
-        return measure(fresh.layout, trained, first, plan.sum_of_rates(number), None)
+        train_client(fresh, settings, examples, number, request.client)
+        rates = plan.sum_of_rates(number)
+        return measure(fresh.layout, fresh.numbers(), first, rates, None)
 
     check_global_model(
         received, order.age, state.layout, site.held, plan, start, rehearse

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from wardround.common.credentials import check_public_line, fingerprint, write_secret
-from wardround.common.files import write_atomically
-
-if TYPE_CHECKING:
-    from wardround.common.wire.invitation import Registration
+from wardround.common.credentials import check_public_line, fingerprint, replace_secret
+from wardround.common.files import stamp_of
+from wardround.common.wire.invitation import Registration
+from wardround.common.words import NAME
 
 FILE_NAME = "peers.json"
 UNKNOWN_PEER = "unknown_peer"
-SITE_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -66,13 +62,14 @@ class Peers(Mapping[str, str]):
             OSError: the file cannot be read.
         """
         try:
-            found = self.file.stat()
+            stamp = stamp_of(self.file)
         except FileNotFoundError:
             return {}
-        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
-        if stamp != self._read[0]:
-            self._read = (stamp, self._parsed(self.file.read_bytes()))
-        return dict(self._read[1])
+        stamp_read, pins = self._read
+        if stamp != stamp_read:
+            pins = self._parsed(self.file.read_bytes())
+            self._read = (stamp, pins)
+        return dict(pins)
 
     def _parsed(self, content: bytes) -> dict[str, Pin]:
         try:
@@ -85,10 +82,6 @@ class Peers(Mapping[str, str]):
                 "wardround-site peers add FILE"
             ) from None
         return dict(sorted(pins.items()))
-
-    def pinned(self, name: str) -> str | None:
-        """Return the fingerprint of this site's key; None if the site is not pinned."""
-        return self.get(name)
 
     def __getitem__(self, name: str) -> str:
         return self.pins()[name].key
@@ -111,7 +104,7 @@ class Peers(Mapping[str, str]):
                 another name.
             OSError: the file cannot be written.
         """
-        if not SITE_NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ValueError(
                 f"--name is '{name}'; a site's name has 1 to 64 small letters, digits, _ and -. "
                 "Use the name in the plan."
@@ -152,6 +145,6 @@ class Peers(Mapping[str, str]):
         self._write(pins)
 
     def _write(self, pins: Mapping[str, Pin]) -> None:
-        content = _PINS.dump_json(dict(sorted(pins.items())), indent=2)
-        self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(self.file, lambda part: write_secret(part, content))
+        in_order = dict(sorted(pins.items()))
+        content = _PINS.dump_json(in_order, indent=2)
+        replace_secret(self.file, content)

@@ -9,20 +9,18 @@ import time
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from wardround.client import approvals
+from wardround.client.site_file import SiteFile
 from wardround.common.errors import NotAuthentic, OtherVersion, SiteRefusal
-from wardround.common.files import write_atomically, write_json
+from wardround.common.files import write_json, write_text
 from wardround.common.settings.tree import Settings
 from wardround.common.versions import NAME, advice, installed
 from wardround.common.wire.signing import CLOCK_SECONDS, Plan, open_plan
 from wardround.common.words import printable
-
-if TYPE_CHECKING:
-    from wardround.client.site_file import SiteFile
 
 SHORT = 12
 """Letters of a plan's SHA-256 that people use as its name."""
@@ -93,9 +91,14 @@ class Plans:
 
         Plans of another key, as before a rotation, and of a distant version are left out.
         """
-        folders = sorted(self._folder.glob("*"), key=lambda path: path.stat().st_mtime)
-        plans = [self.get(folder.name) for folder in folders]
-        return [known for known in plans if known is not None]
+        folders = list(self._folder.glob("*"))
+        folders.sort(key=lambda path: path.stat().st_mtime)
+        plans = []
+        for folder in folders:
+            known = self.get(folder.name)
+            if known is not None:
+                plans.append(known)
+        return plans
 
     def get(self, digest: str) -> Known | None:
         """Return the plan with this SHA-256; None if this site does not know it.
@@ -107,12 +110,12 @@ class Plans:
         if not path.is_file():
             return None
         try:
-            plan, settings = _read(
-                path.read_text(encoding="ascii"), self._coordinator, digest
-            )
+            envelope = path.read_text(encoding="ascii")
+            plan, settings = _read(envelope, self._coordinator, digest)
         except (NotAuthentic, OtherVersion):
             return None
-        return Known(digest, plan, settings, self._decision(digest))
+        decision = self._decision(digest)
+        return Known(digest, plan, settings, decision)
 
     def find(self, name: str) -> Known:
         """Return the one plan whose SHA-256 begins with `name`.
@@ -120,16 +123,14 @@ class Plans:
         Raises:
             ValueError: there is no such plan, or there are several.
         """
-        found = [
-            known
-            for known in self.all()
-            if name and known.digest.startswith(name.lower())
-        ]
+        plans = self.all()
+        start = name.lower()
+        found = [known for known in plans if start and known.digest.startswith(start)]
         if len(found) != 1:
-            problem = (
-                "several plans begin with it" if found else "no plan begins with it"
-            )
-            names = ", ".join(known.short for known in self.all()) or "no plans"
+            problem = "no plan begins with it"
+            if found:
+                problem = "several plans begin with it"
+            names = ", ".join(known.short for known in plans) or "no plans"
             raise ValueError(
                 f"ID is '{name}'; {problem}. There are: {names}. See: wardround-site plans"
             )
@@ -151,12 +152,11 @@ class Plans:
         path = self._folder / digest / _PLAN
         if not path.exists():
             states = [known.decision.state for known in self.all()]
-            if states.count("pending") >= _MAX_UNDECIDED:
+            num_undecided = states.count("pending")
+            if num_undecided >= _MAX_UNDECIDED:
                 raise SiteRefusal("too_many_plans")
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_atomically(
-                path, lambda part: part.write_text(envelope, encoding="ascii")
-            )
+            write_text(path, envelope, "ascii")
         return digest
 
     def folder(self, digest: str) -> Path:
@@ -177,17 +177,21 @@ class Plans:
             OSError: the decision cannot be written.
         """
         folder = self.folder(known.digest)
-        is_approved = (
-            known.decision.state == "approved" or (folder / approvals.FOLDER).exists()
-        )
+        has_approvals = (folder / approvals.FOLDER).exists()
+        is_approved = has_approvals or known.decision.state == "approved"
         if state == "revoked" and not is_approved:
             raise ValueError(
                 f"plan {known.short} is not approved. To refuse it: "
                 f"wardround-site reject {known.short}"
             )
-        self.decide(
-            known.digest, Decision(state, time.time(), "hand", known.decision.data, why)
+        decision = Decision(
+            state=state,
+            at=time.time(),
+            by="hand",
+            data=known.decision.data,
+            why=why,
         )
+        self.decide(known.digest, decision)
         approvals.forget(folder)
 
     def _decision(self, digest: str) -> Decision:

@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from wardround.client.answers import SiteAnswer
-from wardround.client.loading import load_global_model, place_of
+from wardround.client.loading import load_global_model, train_client
 from wardround.client.site import Examples, Site
 from wardround.client.update_steps import (
     LOSS_DIGITS,
@@ -29,7 +29,7 @@ from wardround.common.model.heads import draw_head
 from wardround.common.model.influence import RoundSteps
 from wardround.common.model.speaking import Speaking
 from wardround.common.model.state import ModelState
-from wardround.common.model.train import evaluate, train_epochs
+from wardround.common.model.train import evaluate
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 from wardround.common.tasks.table import import_model_classes
@@ -84,7 +84,8 @@ def _answer_hello(content: RecordDict, site: Site) -> SiteAnswer:
     settings = unpack_hello(content)
     if site.order is not None:
         settings = site.order.settings
-    return SiteAnswer(pack_introduction(introduce(_present(settings), site)))
+    introduction = introduce(_present(settings), site)
+    return SiteAnswer(pack_introduction(introduction))
 
 
 def _answer_train(content: RecordDict, site: Site) -> SiteAnswer:
@@ -95,7 +96,8 @@ def _answer_train(content: RecordDict, site: Site) -> SiteAnswer:
 
 def _answer_evaluate(content: RecordDict, site: Site) -> SiteAnswer:
     request = _approved(unpack_request(content), site)
-    return SiteAnswer(pack_counts(count_held_out(request, site)))
+    counts = count_held_out(request, site)
+    return SiteAnswer(pack_counts(counts))
 
 
 WORK: dict[str, Callable[[RecordDict, Site], SiteAnswer]] = {
@@ -112,7 +114,10 @@ def _approved(request: TrainRequest, site: Site) -> TrainRequest:
     if order is None:
         return request
     return replace(
-        request, settings=order.settings, client=order.client, round=order.round
+        request,
+        settings=order.settings,
+        client=order.client,
+        round=order.round,
     )
 
 
@@ -133,8 +138,7 @@ def warm_up() -> None:
 def introduce(settings: Settings, site: Site) -> Introduction:
     """Count the client's examples. Raises ValueError or SiteRefusal for its data."""
     examples = site.examples(site.localise(settings))
-    num_held_out = len(examples.test) + len(examples.validation)
-    return Introduction(site.client, len(examples.train), num_held_out)
+    return Introduction(site.client, len(examples.train), examples.num_held_out)
 
 
 def run_local_round(request: TrainRequest, site: Site) -> tuple[Update, float | None]:
@@ -171,21 +175,12 @@ def run_local_round(request: TrainRequest, site: Site) -> tuple[Update, float | 
     if run.train.control_variates:
         variates = Variates.open(request, run, site, received, steps.total)
     speaking = None if site.order is None else Speaking(steps)
-    loss = train_epochs(
-        model.model,
-        model.task,
-        examples.corpus.train,
-        examples.train,
-        settings.train,
-        place_of(request, settings, state),
-        model.new_head,
-        model.frozen,
-        _correction(state, variates),
-        speaking,
+    correction = _correction(state, variates)
+    loss = train_client(
+        state, settings, examples, request.round, request.client, correction, speaking
     )
-    trained = state.flat.detach().cpu().numpy()
     prepared = prepare(
-        TrainedUpdate(trained, loss, test),
+        TrainedUpdate(state.numbers(), loss, test),
         LocalRound(
             number=request.round,
             run=run,
@@ -221,7 +216,8 @@ def _correction(
     """Return the correction that each step subtracts, by parameter; None without one."""
     if variates is None or variates.correction is None:
         return None
-    return state.layout.views(tensor_of(variates.correction).to(state.device))
+    correction = tensor_of(variates.correction)
+    return state.layout.views(correction.to(state.device))
 
 
 def count_held_out(request: TrainRequest, site: Site) -> Sums:
@@ -249,5 +245,7 @@ def _measure(state: ModelState, settings: Settings, examples: Examples) -> Sums:
         mean = round(counts.loss, LOSS_DIGITS)
         return replace(counts, loss_sum=mean * counts.num_examples)
 
-    validation = count(examples.validation) if len(examples.validation) else None
-    return replace(count(examples.test), validation=validation)
+    counts = count(examples.test)
+    if len(examples.validation) == 0:
+        return counts
+    return replace(counts, validation=count(examples.validation))

@@ -7,27 +7,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from wardround.client.answers import Answers
 from wardround.client.carried import ArrayKind, Carried, CarriedFiles, CarriedMemory
 from wardround.client.held import Held
+from wardround.client.policy.limits import refuse_first
+from wardround.client.site_file import SiteFile
 from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
 from wardround.common.data.corpus import Corpus, forget_corpora, open_corpus
 from wardround.common.data.opt_outs import NO_LATE_OPT_OUTS, LateOptOuts
 from wardround.common.data.partitions import partition, split_held_out
 from wardround.common.errors import SiteRefusal
-from wardround.common.files import file_sha256
+from wardround.common.files import file_sha256, stamp_of
 from wardround.common.settings.data import PartitionSettings
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.table import task_of
 from wardround.common.tasks.task import Task
-
-if TYPE_CHECKING:
-    from wardround.client.site_file import SiteFile
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,16 @@ class Examples:
         )
         validation, test = split_held_out(strata, held_out, fraction, seed)
         return cls(corpus, train, test, validation, opted_out)
+
+    @property
+    def num_held_out(self) -> int:
+        """Number of texts that are not trained on, without those that have opted out."""
+        return len(self.test) + len(self.validation)
+
+    def sizes(self, hidden_size: int | None = None) -> Sizes:
+        """Count them. Args: hidden_size: as in `Sizes`."""
+        num_tokens = int(self.corpus.train.lengths_of(self.train).sum())
+        return Sizes(len(self.train), self.num_held_out, num_tokens, hidden_size)
 
 
 @dataclass(frozen=True)
@@ -101,13 +110,11 @@ class Kept:
     """SHA-256 of `tensors`; empty before the first."""
     tensors: np.ndarray | None = None
     """(P,) fp32, the global tensors that were received last."""
-    came_with: tuple[str, int] = ("", 0)
-    """Plan and age of `tensors`."""
     carried: dict[ArrayKind, CarriedMemory] = field(
         default_factory=lambda: defaultdict(CarriedMemory)
     )
     data_stamp: tuple[int, ...] = ()
-    """Inode, size and time of the site's data file when it was read."""
+    """`stamp_of` the site's data file when it was read."""
     held: Held | None = None
     """Files of the plan that was executed last."""
 
@@ -230,11 +237,8 @@ class RealSite:
         Args:
             hidden_size: width of the model; None before the model is opened.
         """
-        num_tokens = int(examples.corpus.train.lengths_of(examples.train).sum())
-        num_held_out = len(examples.test) + len(examples.validation)
-        sizes = Sizes(len(examples.train), num_held_out, num_tokens, hidden_size)
-        for code, key, words in size_refusals(settings, sizes, self.file.policy):
-            raise SiteRefusal(code, key, words)
+        sizes = examples.sizes(hidden_size)
+        refuse_first(size_refusals(settings, sizes, self.file.policy))
 
     def _late_opt_outs(self, order: Order) -> LateOptOuts:
         """Return the texts that have opted out since the approval.
@@ -260,8 +264,7 @@ class RealSite:
         """Forget the texts if their file has changed. Raises OSError if the file is missing."""
         if self.kept is None:
             return
-        found = self.file.data_path.stat()
-        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+        stamp = stamp_of(self.file.data_path)
         if stamp != self.kept.data_stamp:
             forget_corpora()
             self.kept.data_stamp = stamp

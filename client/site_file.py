@@ -32,17 +32,16 @@ from wardround.common.credentials import (
 from wardround.common.data.tables import Columns
 from wardround.common.explain import explain
 from wardround.common.file_form import FileForm
-from wardround.common.files import write_atomically
+from wardround.common.files import write_text
 from wardround.common.places import from_home
 from wardround.common.settings.data import DataSettings
 from wardround.common.settings.values import Seed
 from wardround.common.tasks.label_names import label_column
-from wardround.common.words import quoted
+from wardround.common.words import NAME, quoted
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _SECTIONS = ("server", "key", "data")
 _STEPS = {
     "missing": "Set it.",
@@ -170,7 +169,7 @@ class SiteFile:
     """Limits that no plan can exceed."""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not NAME.fullmatch(self.name):
             raise ValueError(
                 f"name is {quoted(self.name)}; it must be 1 to 64 small letters, digits, _ "
                 "or -. Use the name you agreed on with the coordinator, for example st_marys."
@@ -335,8 +334,7 @@ def write_site_file(site: SiteFile, path: Path) -> None:
         indent = "  " if section else ""
         lines += [f"{indent}# {line}" for line in wrap(_description(key), 96)]
         lines.append(f"{indent}{name}: {_as_yaml(value, folder)}")
-    text = "\n".join(lines) + "\n"
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _values(site: SiteFile) -> dict[str, Any]:

@@ -14,16 +14,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from wardround.client.site_file import SiteFile
 from wardround.common.credentials import write_secret
 from wardround.common.data.file_readers import read_file
 from wardround.common.data.opt_outs import LateOptOuts, digest_of_row
 from wardround.common.errors import SiteRefusal
 from wardround.common.files import write_json
-
-if TYPE_CHECKING:
-    from wardround.client.site_file import SiteFile
 
 _KEY = "texts.key"
 _KEY_BYTES = 32

@@ -37,17 +37,20 @@ class Yardstick:
             raise ValueError(
                 "this site's own update is not finite, so it gives no bound"
             )
-        smallest = measured if before is None else _smaller(before.smallest, measured)
+        if before is None:
+            return cls(measured, measured)
+        smallest = _smaller(before.smallest, measured)
+        largest = _MOST_GROWTH * smallest
+        bounded = np.minimum(measured, largest)
         # A round that does not train a tensor does not measure it.
-        previous = measured if before is None else before.per_tensor
-        moved = np.where(
-            measured > 0, np.minimum(measured, _MOST_GROWTH * smallest), previous
-        )
+        is_measured = measured > 0
+        moved = np.where(is_measured, bounded, before.per_tensor)
         return cls(moved, smallest)
 
 
 def _smaller(before: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """Return the smaller of two positive numbers; 0 means that there is no number."""
     smaller = np.minimum(before, measured)
-    smaller = np.where(measured == 0, before, smaller)
+    is_missing = measured == 0
+    smaller = np.where(is_missing, before, smaller)
     return np.where(before == 0, measured, smaller)

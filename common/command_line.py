@@ -52,11 +52,8 @@ def add_version(app: typer.Typer) -> None:
     def options(
         version: Annotated[
             bool,
-            typer.Option(
-                "--version",
-                help="Show the version.",
-                callback=_show_version,
-                is_eager=True,
+            option(
+                "--version", "Show the version.", callback=_show_version, is_eager=True
             ),
         ] = False,
     ) -> None:
@@ -67,6 +64,16 @@ def _show_version(is_asked: bool) -> None:
     if is_asked:
         typer.echo(f"{NAME} {installed()}")
         raise typer.Exit
+
+
+def option(name: str, help: str, metavar: str | None = None, **more: Any) -> Any:
+    """Describe an option. Args: metavar: the word for its value in `--help`."""
+    return typer.Option(name, help=help, metavar=metavar, **more)
+
+
+def argument(metavar: str, help: str | None = None) -> Any:
+    """Describe an argument. Args: metavar: the word for its value in `--help`."""
+    return typer.Argument(metavar=metavar, help=help)
 
 
 def command(

@@ -71,7 +71,7 @@ def write_private_key(key: PrivateKey, path: Path) -> None:
     """Write a key to a new file, mode 0600, in one step. Raises ValueError if the file exists."""
     refuse_to_overwrite(path)
     content = private_text(key).encode("ascii")
-    write_atomically(path, lambda part: write_secret(part, content))
+    replace_secret(path, content)
 
 
 def refuse_to_overwrite(*paths: Path) -> None:
@@ -85,9 +85,20 @@ def refuse_to_overwrite(*paths: Path) -> None:
 
 def write_secret(path: Path, content: bytes) -> None:
     """Write a new file that others can never read. Raises FileExistsError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    how = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    descriptor = os.open(path, how, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
+
+
+def replace_secret(path: Path, content: bytes) -> None:
+    """Write or replace a file that others can never read. A new folder is private, too.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomically(path, lambda part: write_secret(part, content))
 
 
 def read_private_key(path: Path, kind: Kind, setting: str, step: str) -> PrivateKey:
@@ -146,7 +157,8 @@ def check_public_line(line: str, kind: Kind) -> str:
     words = line.split()[:2]
     try:
         key = load_ssh_public_key(" ".join(words).encode())
-        written = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+        encoded = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        written = encoded.decode()
     except (ValueError, UnsupportedAlgorithm):
         written = ""
     if not written.startswith(f"{_PREFIXES[kind]} "):
@@ -172,14 +184,16 @@ def pem_of(public: str) -> bytes:
 def fingerprint(public: str) -> str:
     """Return `SHA256:…` of an OpenSSH public key, as `ssh-keygen -lf` does, to compare by
     telephone."""
-    return sha256_text(base64.b64decode(public.split()[1]))
+    _, key = public.split()[:2]
+    return sha256_text(base64.b64decode(key))
 
 
 def sha256_text(content: bytes) -> str:
     """Return `SHA256:…` in base64 without padding, the form in which people compare
     fingerprints."""
-    digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
-    return f"SHA256:{digest.rstrip('=')}"
+    digest = hashlib.sha256(content).digest()
+    text = base64.b64encode(digest).decode()
+    return f"SHA256:{text.rstrip('=')}"
 
 
 @dataclass(frozen=True)
@@ -199,7 +213,9 @@ class Certificate:
 
     def days_left(self, now: datetime | None = None) -> int:
         """Return the whole days until it expires; negative afterwards."""
-        return (self.not_after - (now or datetime.now(UTC))).days
+        if now is None:
+            now = datetime.now(UTC)
+        return (self.not_after - now).days
 
 
 def read_certificate(path: Path, setting: str, step: str) -> Certificate:

@@ -28,6 +28,8 @@ Wrong settings and files of people raise plain ValueError. `common/explain.py` e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from wardround.common.words import cleaned, printable
@@ -115,6 +117,17 @@ class NotAuthentic(WardroundError):
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)
         self.reason: Reason = reason
+
+
+@contextmanager
+def damaged_if_unreadable() -> Iterator[None]:
+    """Turn every error of a reader into NotAuthentic: a stranger chose the bytes."""
+    try:
+        yield
+    except NotAuthentic:
+        raise
+    except Exception:
+        raise NotAuthentic("damaged") from None
 
 
 class NotProven(WardroundError):

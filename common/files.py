@@ -34,7 +34,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         try:
             write(temporary)
             _apply_umask(temporary)
-            for item in [*temporary.rglob("*"), temporary]:
+            written = [*temporary.rglob("*"), temporary]
+            for item in written:
                 to_disk(item)
             if path.is_dir():
                 # A folder cannot be replaced in one step, and a half deleted one would look whole.
@@ -94,6 +95,18 @@ def named(path: Path) -> Iterator[None]:
         raise OSError(errno.EIO, str(error), str(path)) from error
 
 
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """Return values that change with every write to a file. Raises OSError."""
+    found = path.stat()
+    return (
+        found.st_dev,
+        found.st_ino,
+        found.st_size,
+        found.st_mtime_ns,
+        found.st_ctime_ns,
+    )
+
+
 def file_sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file; an unchanged file is not read again.
 
@@ -101,15 +114,7 @@ def file_sha256(path: Path) -> str:
         OSError: it cannot be read; names `path`.
     """
     with named(path):
-        found = path.stat()
-        stamp = (
-            found.st_dev,
-            found.st_ino,
-            found.st_size,
-            found.st_mtime_ns,
-            found.st_ctime_ns,
-        )
-        return _sha256_of(path, stamp)
+        return _sha256_of(path, stamp_of(path))
 
 
 @lru_cache(maxsize=1024)
@@ -118,10 +123,30 @@ def _sha256_of(path: Path, stamp: tuple[int, ...]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:
+    """Write or replace a text file, atomically. Raises OSError if that fails."""
+    write_atomically(path, lambda part: part.write_text(text, encoding))
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, and flush it to the disk.
+
+    Args:
+        line: with its line break.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
+    """
+    with named(path), path.open("a", encoding="utf-8") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def to_disk(path: Path) -> None:
@@ -142,12 +167,14 @@ class Writer:
 
     def write(self, write: Callable[..., Any], *arguments: Any) -> None:
         """Call `write(*arguments)` in the background, after all earlier writes."""
-        self._writes.append(self._thread.submit(write, *arguments))
+        future = self._thread.submit(write, *arguments)
+        self._writes.append(future)
 
     def wait(self) -> None:
         """Return when everything is written. Raises OSError if a write failed."""
         while self._writes:
-            self._writes.pop(0).result()
+            oldest = self._writes.pop(0)
+            oldest.result()
 
     def __enter__(self) -> Writer:
         return self

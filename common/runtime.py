@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 def stream_seed(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> int:
     """Return a 63-bit seed of these arguments only: a resumed run draws the same numbers."""
     text = f"{seed}/{purpose}/{round}/{client}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    digest = hashlib.sha256(text.encode()).digest()
+    number = int.from_bytes(digest[:8], "little")
+    return number >> 1
 
 
 def numpy_stream(
     seed: int, purpose: str, *, round: int = 0, client: int = 0
 ) -> np.random.Generator:
     """Return a NumPy generator of the named stream."""
-    return np.random.default_rng(stream_seed(seed, purpose, round=round, client=client))
+    own_seed = stream_seed(seed, purpose, round=round, client=client)
+    return np.random.default_rng(own_seed)
 
 
 @contextmanager
@@ -52,8 +55,9 @@ def torch_stream(
     if device is not None and device.type not in ("cpu", "meta"):
         devices = [device]
         kind = device.type
+    own_seed = stream_seed(seed, purpose, round=round, client=client)
     with torch.random.fork_rng(devices, device_type=kind):
-        torch.manual_seed(stream_seed(seed, purpose, round=round, client=client))
+        torch.manual_seed(own_seed)
         yield
 
 
@@ -67,13 +71,16 @@ def resolve_device(name: str) -> torch.device:
 
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device(found.type, 0) if found is not None else torch.device("cpu")
+        if found is None:
+            return torch.device("cpu")
+        return torch.device(found.type, 0)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         # PyTorch's second sentence is a long list.
-        reason = str(error).splitlines()[0].partition(". ")[0]
+        first_line = str(error).splitlines()[0]
+        reason = first_line.partition(". ")[0]
         raise ValueError(
             f"device is '{name}', which this machine does not have ({reason}). "
             "Set device=cpu, or device=auto for the best that there is."
@@ -116,7 +123,8 @@ def keep_freed_memory() -> None:
     """
     if os.name != "posix":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    library = ctypes.CDLL(None)
+    mallopt = getattr(library, "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_TRIM_THRESHOLD, _MOST_BYTES)
@@ -128,13 +136,14 @@ def available_memory() -> int | None:
     None if this machine does not tell.
     """
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
         return None
     free = None
-    for line in lines:
+    for line in text.splitlines():
         if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
+            _, kibibytes, _ = line.split()
+            free = int(kibibytes) * 1024
     left = memory_left()
     return free if free is None or left is None else min(free, left)
 
@@ -144,7 +153,8 @@ def prepare(settings: Settings) -> torch.device:
     import torch
 
     keep_freed_memory()
-    torch.set_num_threads(resolve_threads(settings.threads))
+    num_threads = resolve_threads(settings.threads)
+    torch.set_num_threads(num_threads)
     return resolve_device(settings.device)
 
 
@@ -156,7 +166,8 @@ def resolve_attention(settings: Settings, device: torch.device) -> str | None:
     """Return `attn_implementation` of transformers; None leaves the choice to the model."""
     if settings.attention != "auto":
         return settings.attention
-    return _FASTEST_ATTENTION.get((device.type, settings.precision))
+    key = (device.type, settings.precision)
+    return _FASTEST_ATTENTION.get(key)
 
 
 def precision_context(

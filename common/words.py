@@ -7,11 +7,14 @@ on one letter, which reach into the lines above and below.
 
 from __future__ import annotations
 
+import re
 import shlex
 import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+NAME = re.compile(r"[a-z0-9_-]{1,64}")
+"""The form of a name of a site, or of a person who approves plans."""
 LONGEST_TEXT = 300
 LONGEST_WORD = 60
 _MOST_MARKS = 2

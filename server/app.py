@@ -68,9 +68,9 @@ def _settings_of(grid: Grid, context: Context) -> Settings:
     from wardround.server.compose import compose
 
     overrides = str(context.run_config.get("overrides", "")).split()
-    num_nodes = len(list(grid.get_node_ids()))
-    if num_nodes:
-        overrides.insert(0, f"num_clients={num_nodes}")
+    nodes = list(grid.get_node_ids())
+    if nodes:
+        overrides.insert(0, f"num_clients={len(nodes)}")
     return compose(overrides).settings
 
 
@@ -102,7 +102,10 @@ def conduct(
     with folder.open(settings), recorded(folder):
         for finding in (*prepared.findings, *model_state.text_model.remarks):
             display().say(f"{settings.cell}: {finding}")
-        labels = {"label_names": label_names, "test_counts": prepared.test_counts}
+        labels = {
+            "label_names": label_names,
+            "test_counts": prepared.test_counts,
+        }
         write_json(folder.path / "labels.json", labels)
         write_json(folder.path / "partition.json", prepared.parts)
         evaluation = Evaluation(settings, model_state, prepared.test)
@@ -130,10 +133,10 @@ def _train(
     checkpoint = folder.load_checkpoint()
     clients.most_bytes = layout.most_update_bytes()
     head = Head.of(layout, model_state.text_model.new_head)
-    kept = checkpoint.server_state if checkpoint else {}
-    server_state = {
-        name: tensors_to_flat(layout, state) for name, state in kept.items()
-    }
+    server_state = {}
+    if checkpoint is not None:
+        for name, state in checkpoint.server_state.items():
+            server_state[name] = tensors_to_flat(layout, state)
     server_step = ServerStep(settings, server_state, head.slices)
     with Writer() as writer:
         recorder = Recorder(
@@ -152,7 +155,13 @@ def _train(
             Target(folder, settings.evaluation.target_accuracy),
         )
         averaging = FederatedAveraging(
-            settings, clients, cohort, head, evaluation, callbacks, server_step
+            settings=settings,
+            clients=clients,
+            cohort=cohort,
+            head=head,
+            evaluation=evaluation,
+            callbacks=callbacks,
+            server_step=server_step,
         )
         cohort.gather()
         # The first tensors have no name here, so that the first round can free them.
@@ -188,5 +197,6 @@ def recorded(folder: RunFolder) -> Iterator[None]:
             folder.write_status("failed", text)
         raise RunFailed(text) from error
     except Exception as error:
-        folder.write_status("failed", str(error) or type(error).__name__)
+        reason = str(error) or type(error).__name__
+        folder.write_status("failed", reason)
         raise

@@ -12,7 +12,13 @@ from typing import Annotated
 
 import typer
 
-from wardround.common.command_line import add_version, command, new_app
+from wardround.common.command_line import (
+    add_version,
+    argument,
+    command,
+    new_app,
+    option,
+)
 from wardround.common.exits import FAILED, ending_signals, guarded, leave_terminal
 from wardround.common.files import keep_private
 from wardround.common.words import cleaned
@@ -26,9 +32,7 @@ app = new_app(
 )
 add_version(app)
 app.add_typer(server_app, name="server")
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides.")
-]
+Overrides = Annotated[list[str] | None, argument("[KEY=VALUE]...", "Hydra overrides.")]
 _GROUPS = """Groups: model= bert albert distilbert minilm hf      data= imdb yelp_full ag_news
 bbc_news
         spooky_author files                          protocol= paper authors_code modern
@@ -44,7 +48,7 @@ def simulate(
     overrides: Overrides = None,
     plan: Annotated[
         Path | None,
-        typer.Option("--plan", metavar="FILE", help="Simulate a signed plan."),
+        option("--plan", "Simulate a signed plan.", "FILE"),
     ] = None,
 ) -> None:
     """Run one federation on this machine (or a Ray cluster).
@@ -121,31 +125,23 @@ def submit(
     overrides: Overrides = None,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            "--resume", metavar="RUN_DIR", help="Submit that run's settings again."
-        ),
+        option("--resume", "Submit that run's settings again.", "RUN_DIR"),
     ] = None,
     site: Annotated[
         list[str] | None,
-        typer.Option(
-            "--site", help="A site that takes part; may be repeated. Default: all."
-        ),
+        option("--site", "A site that takes part; may be repeated. Default: all."),
     ] = None,
     unsigned: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--unsigned",
-            metavar="FILE",
-            help="Start nothing: write a request to FILE, to be signed on another machine.",
+            "Start nothing: write a request to FILE, to be signed on another machine.",
+            "FILE",
         ),
     ] = None,
     signed: Annotated[
         Path | None,
-        typer.Option(
-            "--signed",
-            metavar="FILE",
-            help="Start the signed request in FILE.",
-        ),
+        option("--signed", "Start the signed request in FILE.", "FILE"),
     ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
@@ -194,9 +190,9 @@ def submit(
 
 @command(app)
 def status(
-    run_dir: Annotated[Path | None, typer.Argument(metavar="[RUN_DIR]")] = None,
+    run_dir: Annotated[Path | None, argument("[RUN_DIR]")] = None,
     path: Dir = DEFAULT_FOLDER,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, option("--json", "For programs.")] = False,
 ) -> None:
     """Show the status of a run: round, accuracy, sites that have answered, sites that are missing.
 
@@ -218,10 +214,10 @@ def status(
 
 @command(app)
 def audit(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    run_dir: Annotated[Path, argument("RUN_DIR")],
     ledger: Annotated[
         list[Path],
-        typer.Option("--ledger", help="Ledger of a site; may be repeated."),
+        option("--ledger", "Ledger of a site; may be repeated."),
     ],
 ) -> None:
     """Compare the signed answers in a run folder with the ledgers of its sites.
@@ -244,7 +240,7 @@ def audit(
 
 
 @command(app)
-def report(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
+def report(folder: Annotated[Path, argument("DIR")]) -> None:
     """Write the report of a sweep folder or a run folder again, from its files.
 
     Examples:
@@ -258,29 +254,24 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
 
 @command(app)
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL_DIR")],
+    model: Annotated[Path, argument("RUN_OR_MODEL_DIR")],
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", help="A text; may be repeated."),
+        option("--text", "A text; may be repeated."),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", help="CSV with a header, or JSONL.")
+        Path | None, option("--file", "CSV with a header, or JSONL.")
     ] = None,
     column: Annotated[
-        str, typer.Option("--column", help="The column of --file that holds the text.")
+        str, option("--column", "The column of --file that holds the text.")
     ] = "text",
     prefix: Annotated[
-        str,
-        typer.Option("--prefix", help="Beginning of the names of the added columns."),
+        str, option("--prefix", "Beginning of the names of the added columns.")
     ] = "",
-    device: Annotated[
-        str, typer.Option("--device", help="auto, cpu, cuda ...")
-    ] = "auto",
+    device: Annotated[str, option("--device", "auto, cpu, cuda ...")] = "auto",
     key: Annotated[
         Path | None,
-        typer.Option(
-            "--key", metavar="FILE", help="The coordinator's public signing key."
-        ),
+        option("--key", "The coordinator's public signing key.", "FILE"),
     ] = None,
 ) -> None:
     """Label texts with a trained model.

@@ -5,7 +5,6 @@ Every file is written whole, or not at all.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,13 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from wardround.common.errors import FolderInUse
-from wardround.common.files import named, require_readable, write_atomically, write_json
+from wardround.common.files import (
+    append_line,
+    require_readable,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from wardround.common.settings.tree import Settings
 from wardround.server.record import RoundRecord
 
@@ -191,11 +196,7 @@ class RunFolder:
 
     def append_history(self, record: RoundRecord) -> None:
         """Append one round, and wait until it is on the disk."""
-        path = self.path / "history.jsonl"
-        with named(path), path.open("a", encoding="utf-8") as file:
-            file.write(record.line())
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path / "history.jsonl", record.line())
 
     def cut_history(self, last_round: int) -> None:
         """Drop every round after `last_round`, and a line that a kill or a full disk cut short."""
@@ -203,7 +204,7 @@ class RunFolder:
         if path.exists():
             history = self.history()
             kept = [record.line() for record in history if record.round <= last_round]
-            write_atomically(path, lambda part: part.write_text("".join(kept)))
+            write_text(path, "".join(kept))
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write the tensors of a whole round, after deleting all but the newest checkpoint."""

@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 import typer
 
 from studies.pairs import interval
-from wardround.common.personal import PersonalRecord
+from wardround.common.personal_record import PersonalRecord
 from wardround.common.settings.tree import Settings
 from wardround.server.run_folder import RunFolder
 

@@ -47,13 +47,13 @@ from wardround.client.site_file import signing_keys
 from wardround.common.credentials import fingerprint, new_key, public_line
 from wardround.common.errors import BadAnswer, NoAnswer, Reason, Refused
 from wardround.common.tasks.label import LABEL
+from wardround.common.wire.arrays import dump_content, take_arrays
 from wardround.common.wire.codec import (
     pack_refusal,
     unpack_counts,
     unpack_introduction,
     unpack_update,
 )
-from wardround.common.wire.contents import dump_content, take_arrays
 from wardround.common.wire.messages import HELLO, TRAIN
 from wardround.common.wire.objects import ENVELOPE
 from wardround.common.wire.signing import ANSWER, PLAN, TASK, Plan, open_envelope, sign

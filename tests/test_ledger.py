@@ -407,11 +407,10 @@ def test_a_message_that_is_repeated_costs_no_line(tmp_path: Path) -> None:
                 )
                 ledger.left("0" * 64)
             assert len(hashes) == 1
-            ledger.sent_again()
     entries = list(read_ledger(ledger.path).values())
     lines = ["begins", "came", "leaves", "left", "did_not_count", "did_not_count"]
     assert [entry.what for entry in entries] == lines
-    assert [entry.counts for entry in entries[-2:]] == [{AGAIN: 199}, {AGAIN: 201}]
+    assert [entry.counts for entry in entries[-2:]] == [{AGAIN: 198}, {AGAIN: 200}]
 
 
 def test_another_answer_to_the_same_question_has_its_own_line(tmp_path: Path) -> None:

@@ -173,9 +173,9 @@ def registration_of(path: Path, name: str, **changed: Any) -> tuple[Registration
 def test_a_pin_is_kept_for_this_user_alone_and_taken_away(tmp_path: Path) -> None:
     read, told = registration_of(tmp_path / "lakeside.json", "lakeside")
     peers = Peers.open(tmp_path / "state")
-    assert peers.pinned("lakeside") is None
+    assert peers.get("lakeside") is None
     peers.add("lakeside", read, told)
-    assert peers.pinned("lakeside") == fingerprint(read.signing_key)
+    assert peers.get("lakeside") == fingerprint(read.signing_key)
     assert dict(Peers.open(tmp_path / "state")) == {
         "lakeside": fingerprint(read.signing_key)
     }
@@ -185,7 +185,7 @@ def test_a_pin_is_kept_for_this_user_alone_and_taken_away(tmp_path: Path) -> Non
         "lakeside": {"signing_key": read.signing_key, "registration": told}
     }
     Peers.open(tmp_path / "state").remove("lakeside")
-    assert peers.pinned("lakeside") is None  # the file has changed under this reader
+    assert peers.get("lakeside") is None  # the file has changed under this reader
     with pytest.raises(ValueError, match="NAME is 'lakeside'"):
         peers.remove("lakeside")
 

@@ -21,13 +21,13 @@ from tests.support.site_door import site_command
 from tests.support.tiny import Make, write_texts
 from tests.test_sites import write_site
 from wardround.client.kit.personalise import personalise
-from wardround.client.personal import Personaliser, load_released, texts_of_clients
+from wardround.client.personaliser import Personaliser, load_released, texts_of_clients
 from wardround.client.site_file import load_site_file
 from wardround.common.data.corpus import forget_corpora
 from wardround.common.data.partitions import deal_alike
 from wardround.common.model.mixture import GATE, load_mixture, new_gate
 from wardround.common.model.state import open_model
-from wardround.common.personal import (
+from wardround.common.personal_record import (
     Candidate,
     Measure,
     PersonalRecord,

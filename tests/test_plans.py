@@ -23,8 +23,13 @@ from wardround.client.answers import Answers, Begun
 from wardround.client.decisions import approve, executed, limits_of
 from wardround.client.kit.costs import measure_here
 from wardround.client.kit.decisions import approve_plan, explain_plan
-from wardround.client.kit.here import Costs, Here
-from wardround.client.kit.words.plan import describe, describe_all, list_of_plans
+from wardround.client.kit.words.plan import (
+    Costs,
+    Here,
+    describe,
+    describe_all,
+    list_of_plans,
+)
 from wardround.client.plans import Decision, Known, Plans
 from wardround.client.policy.limits import Limits, Policy
 from wardround.client.policy.verdict import refusals_of

@@ -14,7 +14,7 @@ import pytest
 from tests.support.hostile_settings import HOSTILE, hostile, with_changes
 from tests.support.site_lab import WIDE, make_site
 from tests.support.tiny import Make
-from wardround.client.kit.policy_file import read_policy
+from wardround.client.kit.init import read_policy
 from wardround.client.kit.words.policy import policy_in_words
 from wardround.client.policy.limits import Limits, Policy
 from wardround.client.policy.rule import Rule

@@ -20,7 +20,6 @@ from tests.support.nasty import NASTY, faults
 from tests.support.site_lab import free_port, look, make_site, states
 from tests.support.versions import later
 from wardround.client.kit.checks import machine
-from wardround.client.kit.checks.printing import print_findings
 from wardround.client.kit.checks.subject import Options
 from wardround.client.kit.checks.table import (
     CHECKS,
@@ -29,6 +28,7 @@ from wardround.client.kit.checks.table import (
     is_ready,
     run_checks,
 )
+from wardround.client.kit.readiness import print_findings
 
 
 def test_versions(tmp_path: Path, tiny_texts: Path) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 
 from wardround.client.answers import Answers
 from wardround.client.decisions import sizes_of
-from wardround.client.kit.here import Costs, Here
-from wardround.client.loading import check_model_file
+from wardround.client.kit.words.plan import Costs, Here
+from wardround.client.loading import check_model_file, train_client
 from wardround.client.plans import Known
 from wardround.client.policy.limits import Limits, Refusal
 from wardround.client.policy.verdict import refusals_of
@@ -25,7 +25,6 @@ from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
 from wardround.common.errors import SiteRefusal
 from wardround.common.model.state import ModelState, open_model
-from wardround.common.model.train import Place, train_epochs
 from wardround.common.settings.tree import Settings
 from wardround.common.words import printable_day
 
@@ -91,7 +90,6 @@ def _measure(site: SiteFile, planned: Settings) -> tuple[Sizes, Costs]:
 
     Raises ValueError or SiteRefusal if texts or model are not those of the plan.
     """
-
     real = RealSite(site)
     settings = real.localise(planned)
     model = settings.model
@@ -103,17 +101,10 @@ def _measure(site: SiteFile, planned: Settings) -> tuple[Sizes, Costs]:
     check_model_file(model, site)
     examples = real.examples(settings)
     state = open_model(settings, examples.corpus.label_names, fresh=True)
-    config = state.text_model.model.config.get_text_config()
-    num_held_out = len(examples.test) + len(examples.validation)
-    sizes = Sizes(
-        num_texts=len(examples.train),
-        num_held_out=num_held_out,
-        num_tokens=int(examples.corpus.train.lengths_of(examples.train).sum()),
-        hidden_size=getattr(config, "hidden_size", None),
-    )
+    sizes = examples.sizes(state.hidden_size)
     texts: float = settings.train.local_epochs * sizes.num_texts
     if settings.evaluation.where == "sites":
-        texts += _READING * num_held_out
+        texts += _READING * sizes.num_held_out
     width = _BYTES[settings.transforms.name] + _DOWN_BYTES
     seconds = texts * _seconds_per_text(state, settings, examples)
     return sizes, Costs(width * state.layout.size, seconds)
@@ -123,21 +114,13 @@ def _seconds_per_text(
     state: ModelState, settings: Settings, examples: Examples
 ) -> float:
     """Run two small training steps, and return the second one's seconds per text."""
-
-    some = np.random.default_rng(0).permutation(examples.train)[:_STEP_TEXTS]
+    shuffled = np.random.default_rng(0).permutation(examples.train)
+    some = replace(examples, train=shuffled[:_STEP_TEXTS])
     step = replace(settings.train, local_epochs=1, batch_size=_STEP_TEXTS)
+    one_step = replace(settings, train=step)
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
-        train_epochs(
-            state.text_model.model,
-            state.text_model.task,
-            examples.corpus.train,
-            some,
-            step,
-            Place(settings.seed, 1, 0, state.device, settings.precision),
-            state.text_model.new_head,
-            state.text_model.frozen,
-        )
+        train_client(state, one_step, some, round=1, client=0)
         seconds = time.perf_counter() - started
-    return seconds / len(some)
+    return seconds / len(some.train)

@@ -11,7 +11,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from wardround.client.policy.limits import Policy
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from wardround.client.policy.limits import Policy, without_retired
 from wardround.client.site_file import SiteFile, signing_keys, write_site_file
 from wardround.common.credentials import (
     new_key,
@@ -20,7 +23,8 @@ from wardround.common.credentials import (
     write_key_pair,
 )
 from wardround.common.errors import ModelNotLoaded
-from wardround.common.files import write_atomically
+from wardround.common.explain import explain
+from wardround.common.files import write_text
 from wardround.common.model_files import FILES_PREFIX, WEIGHTS_PREFIX, read_model_files
 from wardround.common.wire.invitation import (
     Invitation,
@@ -31,6 +35,7 @@ from wardround.common.wire.invitation import (
     write_document,
 )
 
+_POLICY: TypeAdapter[Policy] = TypeAdapter(Policy)
 _TEMPLATES = Path(__file__).resolve().parent / "files"
 UNIT = "wardround-site.service"
 COMPOSE = "compose.yaml"
@@ -100,13 +105,32 @@ def write_kit(
         signing, secret, secret.with_suffix(".pub"), comment=f"{site.name}-signing"
     )
     for path, text in texts.items():
-        _write(path, text)
+        write_text(path, text)
     write_site_file(site, site_file)
     answer = Registration(
         site.name, public_line(node), public_line(signing), fingerprint
     )
     written = write_document(answer, registration, signing)  # type: ignore[arg-type]
     return site, fingerprint, written
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy from YAML, one `key: value` a line.
+
+    Raises:
+        ValueError: the file cannot be read as YAML, or a key or value is wrong.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return _POLICY.validate_python(without_retired(content))
+    except ValidationError as error:
+        keys = list(_POLICY.json_schema()["properties"])
+        raise ValueError(f"{path}: {explain(error, keys)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"--policy is '{path}', which cannot be read as YAML ({reason})."
+        ) from None
 
 
 def _with_pinned_model(facts: dict[str, Any]) -> dict[str, Any]:
@@ -124,10 +148,6 @@ def _with_pinned_model(facts: dict[str, Any]) -> dict[str, Any]:
     if weights is None:
         pin = f"{FILES_PREFIX}{files.digest()}"
     return facts | {"policy": replace(policy, models=(pin,))}
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _unit(site: SiteFile, folder: Path) -> str:
@@ -197,4 +217,4 @@ def trust_next_key(site: SiteFile, rotation: Path, fingerprint: str) -> None:
             f"{found}. Ask the coordinator by telephone, and change nothing until they "
             "are the same."
         )
-    _write(site.coordinator_key, f"{announced.signing_key} coordinator\n")
+    write_text(site.coordinator_key, f"{announced.signing_key} coordinator\n")

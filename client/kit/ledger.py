@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from wardround.client.node.journal import Journal
@@ -21,19 +22,21 @@ from wardround.common.wire.objects import is_id
 
 def newest_in_words(site: SiteFile, number: int) -> str:
     """Describe the newest lines, newest last."""
-    entries = (entry for _, entry in walk(site.state / FILE_NAME))
-    newest = deque(entries, maxlen=number)
+    lines = walk(site.state / FILE_NAME)
+    newest = deque(lines, maxlen=number)
     if not newest:
         return "Nothing came and nothing left."
-    return "\n".join(entry.in_words() for entry in newest)
+    words = [entry.in_words() for _, entry in newest]
+    return "\n".join(words)
 
 
 def verify(site: SiteFile) -> str:
     """Check every line of the ledger. Raises ValueError if a line does not follow."""
     path = site.state / FILE_NAME
     number, newest = _verified(path)
+    num_files = len(parts_of(path))
     return (
-        f"{number} lines in {len(parts_of(path))} files, each follows the one before. "
+        f"{number} lines in {num_files} files, each follows the one before. "
         f"The newest is {newest}"
     )
 
@@ -50,7 +53,8 @@ def export(site: SiteFile, file: Path) -> str:
         raise ValueError(
             f"FILE is '{file}', which exists already. Choose another name."
         )
-    write_atomically(file, lambda target: _join_files(parts_of(path), target))
+    parts = parts_of(path)
+    write_atomically(file, partial(_join_files, parts))
     return f"Wrote {number} lines to {file}"
 
 
@@ -67,7 +71,8 @@ def accept(site: SiteFile, missing: str) -> str:
         raise ValueError(
             f"HASH is '{missing}'; it must be the 64 letters and digits that `join` named."
         )
-    own = fingerprint(public_line(signing_keys(site)[0]))
+    key, _ = signing_keys(site)
+    own = fingerprint(public_line(key))
     with Journal(site.state, own), Ledger(site.state, site.name, own) as ledger:
         ledger.accept(missing)
     return "Noted. Next: start wardround-site join again."

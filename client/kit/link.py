@@ -64,7 +64,8 @@ class Link:
             return None
         try:
             parts = urlsplit(url if "//" in url else f"//{url}")
-            return Proxy(variable, parts.hostname or "", parts.port or 80)
+            host = parts.hostname or ""
+            return Proxy(variable, host, parts.port or 80)
         except ValueError:  # the value may hold a password, so it is not shown
             raise ValueError(
                 f"{variable} is not a proxy's address. Correct it, or unset it."
@@ -79,7 +80,8 @@ class Link:
             return error
         except UnicodeError as error:
             return OSError(str(error))
-        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        addresses = [str(address[0]) for *_, address in found]
+        return list(dict.fromkeys(addresses))
 
     @cached_property
     def unreached(self) -> OSError | None:
@@ -126,10 +128,13 @@ class Link:
     def _greet(self, context: ssl.SSLContext) -> tuple[str | None, Certificate | None]:
         """Return the server's protocol and certificate. Raises OSError, also SSLError."""
         context.set_alpn_protocols(["h2"])
-        with context.wrap_socket(self._connect(), server_hostname=self.host) as wrapped:
+        connection = self._connect()
+        with context.wrap_socket(connection, server_hostname=self.host) as wrapped:
             presented = wrapped.getpeercert(binary_form=True)
             protocol = wrapped.selected_alpn_protocol()
-        return protocol, certificate_of(presented) if presented else None
+        if not presented:
+            return protocol, None
+        return protocol, certificate_of(presented)
 
     def _connect(self) -> socket.socket:
         """Connect to the server, through the proxy if there is one. Raises OSError."""
@@ -160,8 +165,10 @@ def is_excepted(host: str, exceptions: str) -> bool:
 
     An entry is the last part of a host name, an address, or a network.
     """
-    for entry in (part.strip() for part in exceptions.split(",")):
-        if entry and host.lower().endswith(entry.lower().removeprefix(".")):
+    for part in exceptions.split(","):
+        entry = part.strip()
+        ending = entry.lower().removeprefix(".")
+        if entry and host.lower().endswith(ending):
             return True
         try:
             if ip_address(host) in ip_network(entry, strict=False):
@@ -181,7 +188,8 @@ def _open_tunnel(connection: socket.socket, target: str) -> None:
         if not received:
             break
         reply += received
-    status = reply.split(b"\r\n", 1)[0].decode("latin-1")
+    first_line, _, _ = reply.partition(b"\r\n")
+    status = first_line.decode("latin-1")
     if status.split(" ")[1:2] != ["200"]:
         answer = quoted(status) if status else "no answer"
         raise OSError(f"the proxy did not open a tunnel: {answer}")

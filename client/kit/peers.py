@@ -39,14 +39,16 @@ def pin(
     site = load_site_file(site_file)
     read, found = read_document(Registration, registration)
     chosen = read.site if name is None else name
-    own = public_line(signing_keys(site)[0])
-    if chosen == site.name or check_public_line(read.signing_key, "signing") == own:
+    own, _ = signing_keys(site)
+    key = check_public_line(read.signing_key, "signing")
+    if chosen == site.name or key == public_line(own):
         raise ValueError(
             f"'{registration}' has the name or the key of this site itself. Ask the other "
             "hospital for its registration-NAME.json."
         )
     confirm(found)
-    return chosen, Peers.open(site.state).add(chosen, read, found)
+    pinned = Peers.open(site.state).add(chosen, read, found)
+    return chosen, pinned
 
 
 def peers_in_words(site_file: Path) -> Iterator[str]:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wardround.client.kit.verify import require_verified
-from wardround.client.personal import Personaliser, texts_of
+from wardround.client.personaliser import Personaliser, texts_of
 from wardround.client.site import RealSite
 from wardround.client.site_file import SiteFile
 from wardround.common.model_files import check_folder
-from wardround.common.personal import HEADER, PersonalRecord
+from wardround.common.personal_record import HEADER, PersonalRecord
 from wardround.common.pretrained import RUN_SETTINGS, settings_of_model
 from wardround.common.settings.tree import Settings
 

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from wardround.client.kit.checks.findings import Finding
-from wardround.client.kit.checks.printing import print_findings
 from wardround.client.kit.checks.subject import Options
 from wardround.client.kit.checks.table import (
     findings_as_json,
@@ -25,6 +27,7 @@ from wardround.common.wire.invitation import Invitation, read_document
 
 _COMPARED = ("wardround", "flwr")
 """Packages whose versions must fit the server's; those of Python and PyTorch may differ."""
+_COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
 def read_options(
@@ -92,6 +95,30 @@ def check(
     else:
         print_findings(findings)
     return DONE if is_ready(findings) else FAILED
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Print a table on a terminal, and plain lines of the same words elsewhere."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for finding in findings:
+            typer.echo(_line(finding))
+        return
+    table = Table("", "check", "finding", show_lines=False)
+    for finding in findings:
+        text = finding.message
+        if finding.next_step:
+            text += f"\n-> {finding.next_step}"
+        state = Text(finding.state, _COLOURS[finding.state])
+        table.add_row(state, finding.check, Text(text))
+    console.print(table)
+
+
+def _line(finding: Finding) -> str:
+    line = f"{finding.state:<8}{finding.check:<12}{finding.message}"
+    if finding.next_step:
+        line += f"\n{'':<20}-> {finding.next_step}"
+    return line
 
 
 def check_and_join(path: Path, skip: Collection[str], retry_seconds: float) -> int:

@@ -53,7 +53,8 @@ class _Released:
         """The plan as this site keeps it. Raises NotProven if it did not receive it."""
         assert self.claim.coordinator is not None, "a site trusts a key"
         digest = self.claim.provenance.plan
-        known = Plans(self.site, self.claim.coordinator).get(digest)
+        plans = Plans(self.site, self.claim.coordinator)
+        known = plans.get(digest)
         if known is None:
             raise NotProven(
                 f"this site did not receive plan {digest[:SHORT]}, or an older key "
@@ -68,7 +69,8 @@ def _plan(on: _Released) -> str:
     short = on.known.short
     if decision.state != "approved":
         raise NotProven(f"plan {short} at this site: {STATES[decision.state]}")
-    day = datetime.fromtimestamp(decision.at, UTC).strftime("%Y-%m-%d")
+    approved = datetime.fromtimestamp(decision.at, UTC)
+    day = approved.strftime("%Y-%m-%d")
     return f"plan {short} was approved here on {day}, by {decision.by or 'hand'}"
 
 
@@ -77,9 +79,11 @@ def _sites(on: _Released) -> str:
     roster = on.known.plan.sites
     if on.claim.provenance.sites != roster:
         raise NotProven("the sites or their keys differ from the plan")
-    if roster.get(on.site.name) != on.own:
+    own_key = roster.get(on.site.name)
+    if own_key != on.own:
         raise NotProven(f"{on.site.name} is not in the plan under its own key")
-    return f"{', '.join(sorted(roster))}, as in the plan"
+    names = ", ".join(sorted(roster))
+    return f"{names}, as in the plan"
 
 
 def _updates(on: _Released) -> str:
@@ -87,16 +91,16 @@ def _updates(on: _Released) -> str:
     found = on.claim.provenance
     known = on.known
     _check_rounds(on)
-    own = {
-        (number, answer)
-        for number, name, answer in found.updates
-        if name == on.site.name
-    }
+    own = set()
+    for number, name, answer in found.updates:
+        if name == on.site.name:
+            own.add((number, answer))
     left = _updates_that_left(on.site, found.plan)
-    unknown = sorted(number for number, answer in own if (number, answer) not in left)
+    unknown = sorted(own - left)
     if unknown:
+        number, _ = unknown[0]
         raise NotProven(
-            f"this site's update of round {unknown[0]} did not leave it, by its ledger. "
+            f"this site's update of round {number} did not leave it, by its ledger. "
             "See: wardround-site ledger show"
         )
     if not left:
@@ -113,11 +117,11 @@ def _check_rounds(on: _Released) -> None:
     most = on.known.settings.num_rounds
     last = min(found.round or most, most)  # version 1 does not hold the round
     places = [(number, name) for number, name, _ in found.updates]
-    strange = [
-        f"round {number} of {name}"
-        for number, name in places
-        if name not in on.known.plan.sites or not 0 < number <= last
-    ]
+    strange = []
+    for number, name in places:
+        is_planned = name in on.known.plan.sites
+        if not is_planned or not 0 < number <= last:
+            strange.append(f"round {number} of {name}")
     if strange:
         raise NotProven(f"the plan does not have these updates: {', '.join(strange)}")
     if len(set(places)) < len(places):
@@ -131,11 +135,12 @@ def _updates_that_left(site: SiteFile, plan: str) -> set[tuple[int, str]]:
     except ValueError as error:
         raise NotProven(f"the ledger cannot be read: {error}") from None
     wanted = ("leaves", TRAIN, plan, "left")
-    return {
-        (before.round, entry.statement)
-        for before, entry in pairwise(entries)
-        if (before.what, before.kind, before.plan, entry.what) == wanted
-    }
+    left = set()
+    for before, entry in pairwise(entries):
+        found = (before.what, before.kind, before.plan, entry.what)
+        if found == wanted:
+            left.add((before.round, entry.statement))
+    return left
 
 
 PROOFS: dict[str, Callable[[_Released], str]] = {
@@ -169,7 +174,9 @@ def verify_model(site: SiteFile, folder: Path) -> list[Proof]:
         )
     own, coordinator = signing_keys(site)
     claim = Claim(folder, coordinator)
-    return list(_proofs(_Released(site, claim, fingerprint(public_line(own)))))
+    own_key = fingerprint(public_line(own))
+    released = _Released(site, claim, own_key)
+    return list(_proofs(released))
 
 
 def _proofs(released: _Released) -> Iterator[Proof]:
@@ -192,7 +199,9 @@ def is_verified(proofs: Sequence[Proof]) -> bool:
 
 def report(folder: Path, proofs: Sequence[Proof]) -> str:
     """Return one line for each check, and the verdict as the last line."""
-    return "\n".join([*(proof.in_words() for proof in proofs), verdict(folder, proofs)])
+    lines = [proof.in_words() for proof in proofs]
+    lines.append(verdict(folder, proofs))
+    return "\n".join(lines)
 
 
 def verdict(folder: Path, proofs: Sequence[Proof]) -> str:
@@ -200,10 +209,10 @@ def verdict(folder: Path, proofs: Sequence[Proof]) -> str:
     name = cleaned(str(folder))
     if is_verified(proofs):
         return f"verified: an approved plan of this site made '{name}'"
-    failed = ", ".join(proof.name for proof in proofs if proof.state == "no")
+    failed = [proof.name for proof in proofs if proof.state == "no"]
     return (
         f"NOT verified: no proof that an approved plan of this site made '{name}' "
-        f"({failed})"
+        f"({', '.join(failed)})"
     )
 
 

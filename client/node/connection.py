@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 import grpc  # type: ignore[import-untyped]
@@ -39,6 +39,7 @@ from wardround.common.wire.objects import (
     content_id,
     content_object,
     make_object,
+    parts_in,
     wait_for_object,
 )
 from wardround.common.wire.window import in_order
@@ -77,33 +78,35 @@ class Letter:
     """Flower's PullMessagesResponse, which is kept on the disk."""
 
     @cached_property
-    def _message(self) -> Any:
-        return fleet.PullMessagesResponse.FromString(self.written).messages_list[0]
+    def _metadata(self) -> Any:
+        response = fleet.PullMessagesResponse.FromString(self.written)
+        return response.messages_list[0].metadata
 
     @property
     def kind(self) -> str:
         """The message type."""
-        return str(self._message.metadata.message_type)
+        return str(self._metadata.message_type)
 
     @property
     def message_id(self) -> str:
         """The id of the message, which is the id of its object."""
-        return str(self._message.metadata.message_id)
+        return str(self._metadata.message_id)
 
     @property
     def run_id(self) -> int:
         """Flower's number of the run."""
-        return int(self._message.metadata.run_id)
+        return int(self._metadata.run_id)
 
     @property
     def node_id(self) -> int:
         """Flower's number of the node it was sent to."""
-        return int(self._message.metadata.dst_node_id)
+        return int(self._metadata.dst_node_id)
 
     @property
     def ends(self) -> float:
         """Seconds since 1970 until which the answer can be fetched; 0 if unknown."""
-        ends = float(self._message.metadata.created_at + self._message.metadata.ttl)
+        metadata = self._metadata
+        ends = float(metadata.created_at + metadata.ttl)
         return ends if isfinite(ends) else 0.0
 
     @property
@@ -113,7 +116,7 @@ class Letter:
 
     def reply(self) -> wire.Message:
         """Make an answer to the message. Its content and id are set later."""
-        asked = self._message.metadata
+        asked = self._metadata
         now = time.time()
         metadata = wire.Metadata(
             run_id=asked.run_id,
@@ -142,10 +145,11 @@ class Connection:
         self._public = pem_of(public_line(key))
         self._target = host_and_port(*site.host_and_port)
         self._authority = site.ca.read_bytes()
-        self._version = RuntimeVersionMetadata.from_local_component(
-            "SuperNode"
-        ).append_to_grpc_metadata(None)
-        self._signed: tuple[float, list[tuple[str, Any]]] = (0.0, [])
+        version = RuntimeVersionMetadata.from_local_component("SuperNode")
+        self._version = version.append_to_grpc_metadata(None)
+        self._headers: list[tuple[str, Any]] = []
+        self._signed_at = -inf
+        """Time (`time.monotonic()`) of the signature in the headers."""
         self._signing = threading.Lock()
         self._channel: Any = None
         self._stub: Any = None
@@ -157,17 +161,17 @@ class Connection:
         from cryptography.hazmat.primitives.asymmetric import ec
 
         with self._signing:
-            if time.monotonic() - self._signed[0] > _SIGNED_FOR_SECONDS:
+            if time.monotonic() - self._signed_at > _SIGNED_FOR_SECONDS:
                 now = datetime.now(UTC).isoformat()
+                algorithm = ec.ECDSA(hashes.SHA256())
                 headers = {
                     "flwr-public-key-bin": self._public,
                     "flwr-timestamp": now,
-                    "flwr-signature-bin": self._key.sign(
-                        now.encode("ascii"), ec.ECDSA(hashes.SHA256())
-                    ),
+                    "flwr-signature-bin": self._key.sign(now.encode(), algorithm),
                 }
-                self._signed = time.monotonic(), [*self._version, *headers.items()]
-            return self._signed[1]
+                self._headers = [*self._version, *headers.items()]
+                self._signed_at = time.monotonic()
+            return self._headers
 
     def open(self) -> None:
         """Open a new channel, in place of an older one. Nothing is sent yet."""
@@ -177,7 +181,7 @@ class Connection:
             self._target, credentials, options=list(_CHANNEL.items())
         )
         self._stub = FleetStub(self._channel)
-        self._signed = (0.0, [])
+        self._signed_at = -inf
 
     def close(self) -> None:
         """Close the channel."""
@@ -196,9 +200,8 @@ class Connection:
     def call(self, name: str, request: Any, seconds: float = _CALL_SECONDS) -> Any:
         """Make one call of the Fleet API. Raises Refused or Unreachable."""
         try:
-            return getattr(self._stub, name)(
-                request, timeout=seconds, metadata=self._credentials()
-            )
+            method = getattr(self._stub, name)
+            return method(request, timeout=seconds, metadata=self._credentials())
         except grpc.RpcError as error:
             raise _explained(error) from None
 
@@ -213,9 +216,8 @@ class Connection:
                 server answers.
         """
         try:
-            self.call(
-                "PullMessages", fleet.PullMessagesRequest(node=Node(node_id=0)), seconds
-            )
+            nobody = fleet.PullMessagesRequest(node=Node(node_id=0))
+            self.call("PullMessages", nobody, seconds)
         except Refused as refused:
             if refused.why != "other_node":
                 raise
@@ -225,7 +227,8 @@ class Connection:
         request = fleet.ActivateNodeRequest(
             public_key=self._public, heartbeat_interval=_BEAT
         )
-        self.node = Node(node_id=self.call("ActivateNode", request).node_id)
+        response = self.call("ActivateNode", request)
+        self.node = Node(node_id=response.node_id)
 
     def leave(self, seconds: float = 5.0) -> None:
         """Go offline. Raises Refused or Unreachable."""
@@ -238,19 +241,22 @@ class Connection:
     def beat(self) -> None:
         """Send one heartbeat. Raises Refused or Unreachable."""
         request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=_BEAT)
-        if not self.call("SendNodeHeartbeat", request, _HEARTBEAT_CALL_SECONDS).success:
+        response = self.call("SendNodeHeartbeat", request, _HEARTBEAT_CALL_SECONDS)
+        if not response.success:
             raise Refused("other_node")
 
     def pull(self) -> Letter | None:
         """Return the next message, or None. The server counts it as delivered from now on."""
-        response = self.call("PullMessages", fleet.PullMessagesRequest(node=self.node))
+        request = fleet.PullMessagesRequest(node=self.node)
+        response = self.call("PullMessages", request)
         if not response.messages_list:
             return None
         return Letter(response.SerializeToString())
 
     def content_of(self, letter: Letter, until: float) -> str:
         """Return the id of a message's content. Raises NotAuthentic, Refused or Unreachable."""
-        return content_id(letter.message_id, partial(self.fetch, letter, until=until))
+        fetch = partial(self.fetch, letter, until=until)
+        return content_id(letter.message_id, fetch)
 
     def fetch(
         self, letter: Letter, ids: Sequence[str], until: float
@@ -269,9 +275,8 @@ class Connection:
                 node=self.node, run_id=letter.run_id, object_id=object_id
             )
 
-        for request, response in self._windowed(
-            "PullObject", map(request_for, ids), until
-        ):
+        requests = map(request_for, ids)
+        for request, response in self._windowed("PullObject", requests, until):
             content = response.object_content
             if not response.object_available:
                 pull = partial(self._again, "PullObject", request, until)
@@ -287,8 +292,8 @@ class Connection:
         method = getattr(self._stub, name)
 
         def start(request: Any) -> Any:
-            timeout = _seconds(until)
-            return method.future(request, timeout=timeout, metadata=self._credentials())
+            headers = self._credentials()
+            return method.future(request, timeout=_seconds(until), metadata=headers)
 
         for request, call in in_order(start, requests, _IN_FLIGHT):
             try:
@@ -324,11 +329,8 @@ class Connection:
         until = letter.ends
         message = letter.reply()
         # As Flower writes it: the content is the one child.
-        root = make_object(
-            "Message",
-            message.SerializeToString(deterministic=True),
-            [content_object(content)],
-        )
+        body = message.SerializeToString(deterministic=True)
+        root = make_object("Message", body, [content_object(content)])
         message.metadata.message_id = root.object_id
         message.content.SetInParent()  # Flower wants it present, and empty
         request = fleet.PushMessagesRequest(
@@ -338,7 +340,6 @@ class Connection:
             clientapp_runtime_list=[seconds],
         )
         response = self._again("PushMessages", request, until)
-        wanted = set(response.objects_to_push)
 
         def pushed(part: Object) -> Any:
             return wire.PushObjectRequest(
@@ -349,12 +350,8 @@ class Connection:
                 object_content=part.write(),
             )
 
-        parts = {
-            part.object_id: part for part in root.walk() if part.object_id in wanted
-        }
-        for _, stored in self._windowed(
-            "PushObject", map(pushed, parts.values()), until
-        ):
+        requests = map(pushed, parts_in([root], response.objects_to_push))
+        for _, stored in self._windowed("PushObject", requests, until):
             if not stored.stored:
                 raise Refused(
                     "dropped", "the server did not keep an object of the answer"
@@ -400,7 +397,8 @@ class Heartbeat(threading.Thread):
 
 def _seconds(until: float) -> float:
     """Return the longest wait for one piece, in seconds."""
-    return min(_PIECE_SECONDS, max(1.0, until - time.time()))
+    left = until - time.time()
+    return min(_PIECE_SECONDS, max(1.0, left))
 
 
 _REASONS: dict[str, Why] = {
@@ -422,7 +420,8 @@ _LOST = {
 
 def _explained(error: Any) -> Refused | Unreachable:
     """Return Flower's error as one of two exceptions."""
-    status, details = error.code().name, str(error.details() or "")
+    status = error.code().name
+    details = str(error.details() or "")
     if status == "UNAUTHENTICATED":
         return Refused(_REASONS.get(details, "other"), printable(details))
     code, text = _flower_error(details)
@@ -431,14 +430,17 @@ def _explained(error: Any) -> Refused | Unreachable:
     if code == _NOT_ACTIVATED:
         return Refused("still_online")
     words = f"{status}: {quoted(text or details, LONGEST_TEXT)}"
-    return Unreachable(words) if status in _LOST else Refused("dropped", words)
+    if status in _LOST:
+        return Unreachable(words)
+    return Refused("dropped", words)
 
 
 def _flower_error(details: str) -> tuple[int, str]:
     """Return code and text of an error that Flower wrote as JSON; code 0 for others."""
     try:
         content = json.loads(details)
+        code = int(content["code"])
         text = content.get("public_details") or content.get("public_message") or ""
-        return int(content["code"]), printable(str(text))
+        return code, printable(str(text))
     except (ValueError, KeyError, TypeError, RecursionError):
         return 0, ""

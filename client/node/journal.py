@@ -39,15 +39,16 @@ class Journal:
             "in_hand": "",
             "refused": {},
             "plans": {},
+            "key": "",
         }
-        self._content["key"] = ""
 
     def __enter__(self) -> Journal:
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock.acquire(timeout=1)
             if self._file.exists():
-                self._content |= json.loads(self._file.read_text(encoding="utf-8"))
+                text = self._file.read_text(encoding="utf-8")
+                self._content |= json.loads(text)
             self._write()
         except Timeout:
             raise ValueError(
@@ -101,7 +102,8 @@ class Journal:
 
     def take(self, written: bytes) -> None:
         """Note a message before the work on it begins. Raises OSError."""
-        self._write(in_hand=base64.b64encode(written).decode("ascii"))
+        text = base64.b64encode(written).decode("ascii")
+        self._write(in_hand=text)
 
     def begin(self, question: Question) -> None:
         """Note that a question is being answered. It is never answered again.
@@ -113,7 +115,8 @@ class Journal:
         run = question.statement.run
         attempt = question.statement.attempt
         answered = self._content["answered"]
-        if attempt <= answered.get(run, {"attempt": 0})["attempt"]:
+        before = answered.get(run)
+        if before is not None and attempt <= before["attempt"]:
             raise NotAuthentic("replayed")
         # Questions do not count after the end of their run, so older runs can go.
         now = time.time()
@@ -131,13 +134,14 @@ class Journal:
         Args:
             plan: SHA-256 of the plan.
         """
-        found = self._content["plans"].get(plan, {"round": 0})
-        return int(found["round"])
+        found = self._content["plans"].get(plan)
+        return 0 if found is None else int(found["round"])
 
     def was_begun(self, question: Question) -> bool:
         """Return True if this question was begun before; its answer may be lost."""
-        last = self._content["answered"].get(question.statement.run)
-        return last is not None and last["attempt"] == question.statement.attempt
+        asked = question.statement
+        last = self._content["answered"].get(asked.run)
+        return last is not None and last["attempt"] == asked.attempt
 
     def put_down(self) -> None:
         """Note that there is no current message any more. Raises OSError."""
@@ -145,7 +149,9 @@ class Journal:
 
     def count_refused(self, reason: str) -> None:
         """Count one more message that does not count. Raises OSError."""
-        self._write(refused=self.refused | {reason: self.refused.get(reason, 0) + 1})
+        refused = self.refused
+        refused[reason] = refused.get(reason, 0) + 1
+        self._write(refused=refused)
 
     def _write(self, **changed: Any) -> None:
         """Write changes. If that fails, the journal stays as it is."""

@@ -256,10 +256,6 @@ class Ledger:
         """
         return self._count(reason)
 
-    def sent_again(self) -> None:
-        """Count an answer that was sent once more."""
-        self._count(AGAIN)
-
     def leaves(
         self,
         kind: str,

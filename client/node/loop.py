@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from math import inf
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -61,6 +61,7 @@ _DISK_PAUSE = 1.0
 _TIDY_SECONDS = 60.0
 _ENVELOPE_SECONDS = 60.0
 _KINDS = (HELLO, TRAIN, EVALUATE)
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -134,7 +135,7 @@ class Loop:
                 continue
             self._last_task = time.monotonic()
             self._round_ends = letter.ends - LATE_SECONDS
-            self._note(partial(self._journal.take, letter.written))
+            self._note(self._journal.take, letter.written)
             self._handle(letter)
 
     def _pause(self) -> float:
@@ -150,7 +151,7 @@ class Loop:
         for plan in self._answers.plans():
             known = self._plans.get(plan)
             if known is None or known.is_over(time.time()):
-                self._note(partial(self._answers.end, plan))
+                self._note(self._answers.end, plan)
 
     def _go_on(self) -> None:
         """Continue the message from before the restart, if it was sent to this node."""
@@ -162,7 +163,7 @@ class Loop:
         else:
             self._note(self._journal.put_down)
 
-    def _note(self, write: Callable[[], T]) -> T:
+    def _note(self, write: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Write to the disk, again and again until that succeeds.
 
         A message is answered only after it is noted.
@@ -170,7 +171,7 @@ class Loop:
         was_reported = False
         while True:
             try:
-                return write()
+                return write(*arguments, **named)
             except OSError as error:
                 if not was_reported:
                     self._say(
@@ -207,8 +208,8 @@ class Loop:
 
         The first of each reason in an hour is printed at once.
         """
-        is_first = self._note(partial(self._ledger.does_not_count, reason))
-        self._note(partial(self._journal.count_refused, reason))
+        is_first = self._note(self._ledger.does_not_count, reason)
+        self._note(self._journal.count_refused, reason)
         if is_first:
             self._say(
                 f"a message of type {shown(letter.kind)} does not count and is refused: "
@@ -221,10 +222,10 @@ class Loop:
         try:
             self._connection.push(letter, content, seconds)
         except Exception as error:
-            self._note(partial(self._ledger.stayed, type(error).__name__))
+            self._note(self._ledger.stayed, type(error).__name__)
             raise
         envelope = str(content.config_records[ENVELOPE]["statement"])
-        self._note(partial(self._ledger.left, payload_digest(envelope)))
+        self._note(self._ledger.left, payload_digest(envelope))
 
     def _answer(self, letter: Letter) -> RecordDict | None:
         """Return the signed answer to a message."""
@@ -257,8 +258,8 @@ class Loop:
                 inf if free is None else free,
             )
             asked = describe(content, question.statement.records)
-            self._note(partial(self._ledger.came, letter.kind, question, asked))
-            self._note(partial(self._journal.begin, question))
+            self._note(self._ledger.came, letter.kind, question, asked)
+            self._note(self._journal.begin, question)
             plan = envelopes.get("plan", "")
             found = self._work(letter, content, room, question, plan)
             return self._signed(found.content, question, letter, found.update_norm)
@@ -315,9 +316,7 @@ class Loop:
             return SiteAnswer(pack_refusal(no.code, no.key))
         self._last_refusal = ""
         if letter.kind == HELLO:
-            return self._worker.answer(
-                letter.kind, content, room, letter.seconds_left, order.to_dict()
-            )
+            return self._ask_worker(letter, content, room, order)
         return self._answered_once(letter, content, room, order)
 
     def _answered_once(
@@ -328,14 +327,16 @@ class Loop:
             model=str(content.config_records["task"]["version"]),
             data=self._data_now(order),
         )
-        begin = partial(
-            self._answers.begin,
-            *(order.plan, letter.kind, order.round, begun),
-            floor=self._journal.last_round_before(order.plan),
-            most=self._site.policy.max_total_answers,
-        )
         try:
-            stored = self._note(begin)
+            stored = self._note(
+                self._answers.begin,
+                order.plan,
+                letter.kind,
+                order.round,
+                begun,
+                floor=self._journal.last_round_before(order.plan),
+                most=self._site.policy.max_total_answers,
+            )
         except SiteRefusal as no:
             self._say(
                 f"round {order.round} of plan {order.plan[:12]} is not answered: {no}"
@@ -344,12 +345,23 @@ class Loop:
         if stored is not None:
             self._say(f"the stored answer to round {order.round} is sent again")
             return stored
-        found = self._worker.answer(
+        found = self._ask_worker(letter, content, room, order)
+        self._note(
+            self._answers.keep,
+            order.plan,
+            letter.kind,
+            order.round,
+            found.content,
+            found.update_norm,
+        )
+        return found
+
+    def _ask_worker(
+        self, letter: Letter, content: RecordDict, room: Room, order: Order
+    ) -> SiteAnswer:
+        return self._worker.answer(
             letter.kind, content, room, letter.seconds_left, order.to_dict()
         )
-        keep = partial(self._answers.keep, order.plan, letter.kind, order.round)
-        self._note(partial(keep, found.content, found.update_norm))
-        return found
 
     def _data_now(self, order: Order) -> str:
         """Return the SHA-256 of the data file.
@@ -373,20 +385,19 @@ class Loop:
 
     def _ordered(self, question: Question, plan: str) -> Order:
         """Return the approved work of a question. Raises SiteRefusal or NotAuthentic."""
-        if plan and self._note(partial(self._plans.add, plan)) != question.plan:
+        if plan and self._note(self._plans.add, plan) != question.plan:
             raise NotAuthentic("forged")
         known = self._note(
-            partial(executed, self._plans, question.plan, self._site, self._limits)
+            executed, self._plans, question.plan, self._site, self._limits
         )
         decision = known.decision
-        approved = partial(
+        self._note(
             self._ledger.approved,
             question.plan,
             decision.at,
             decision.by,
             decision.people,
         )
-        self._note(approved)
         asked = question.statement
         first = 1 if asked.kind == TRAIN else 0
         if not first <= asked.round <= known.settings.num_rounds:
@@ -417,7 +428,7 @@ class Loop:
         """
         asked = question.statement if question else None
         records = sizes(record_objects(content, {}))
-        leaves = partial(
+        line = self._note(
             self._ledger.leaves,
             letter.kind,
             question,
@@ -436,7 +447,7 @@ class Loop:
             answers=question.digest if question else "",
             records=records,
             expires=letter.ends,
-            ledger=self._note(leaves),
+            ledger=line,
         )
         content[ENVELOPE] = ConfigRecord(
             {"statement": sign(ANSWER, statement, self._key)}
@@ -446,4 +457,5 @@ class Loop:
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while not self._is_stopping() and time.monotonic() < until:
-            time.sleep(min(0.1, max(0.0, until - time.monotonic())))
+            left = until - time.monotonic()
+            time.sleep(min(0.1, max(0.0, left)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wardround.client.site_file import SiteFile, load_site_file
 from wardround.common.errors import SiteRefusal
+from wardround.common.files import stamp_of
 
 _FIXED = {
     "name": "name",
@@ -46,7 +47,7 @@ class WatchedFile:
             SiteRefusal: `bad_input`: the file cannot be read, or is wrong.
         """
         try:
-            stamp = _stamp_of(self._path)
+            stamp = stamp_of(self._path)
             if stamp != self._stamp:
                 self._take(load_site_file(self._path))
                 self._stamp = stamp
@@ -89,9 +90,3 @@ class WatchedFile:
                 f"{self._path} has changed. It is used from now on, with its policy"
             )
         self._site = kept
-
-
-def _stamp_of(path: Path) -> tuple[int, ...]:
-    """Return values that change with every write to a file. Raises OSError."""
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -36,8 +36,8 @@ from wardround.common.process.worker import (
     serve,
     start_process,
 )
+from wardround.common.wire.arrays import take_arrays
 from wardround.common.wire.codec import pack_refusal
-from wardround.common.wire.contents import take_arrays
 from wardround.common.wire.deadlines import KEPT_SECONDS
 from wardround.common.wire.flat_arrays import table_of
 from wardround.common.words import cleaned

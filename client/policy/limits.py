@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
+
+from wardround.common.errors import SiteRefusal
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -15,6 +17,12 @@ Multiple = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 Refusal = tuple[str, str, str]
 """A code of `REFUSALS`, the setting that is meant or "", and a text for the site."""
+
+
+def refuse_first(refusals: Iterable[Refusal]) -> None:
+    """Raise SiteRefusal for the first of these reasons, if there is any."""
+    for code, key, words in refusals:
+        raise SiteRefusal(code, key, words)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wardround.client.peers import SITE_NAME, UNKNOWN_PEER
+from wardround.client.peers import UNKNOWN_PEER
 from wardround.client.policy.limits import Limits, Refusal
 from wardround.common.wire.roster import names_with_one_key, roster_fingerprint
 from wardround.common.wire.signing import Plan
-from wardround.common.words import shown
+from wardround.common.words import NAME, shown
 
 
 def roster_refusals(plan: Plan, limits: Limits) -> Iterator[Refusal]:
@@ -18,7 +18,7 @@ def roster_refusals(plan: Plan, limits: Limits) -> Iterator[Refusal]:
     if len(roster) > policy.max_sites:
         words = f"{len(roster)} sites take part; policy.max_sites is {policy.max_sites}"
         yield "policy", "num_clients", words
-    bad_names = [name for name in roster if not SITE_NAME.fullmatch(name)]
+    bad_names = [name for name in roster if not NAME.fullmatch(name)]
     if bad_names:
         yield "policy", "", f"{bad_names[0]!r} cannot be the name of a site"
     twins = names_with_one_key(roster)

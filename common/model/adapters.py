@@ -60,29 +60,26 @@ def add_adapters(
     _check_targets(settings, text_model)
     inject_adapter_in_model(lora_config(settings, model), model)
     parameters = dict(model.named_parameters())
-    generator = torch.Generator().manual_seed(stream_seed(seed, "adapter"))
+    generator = torch.Generator()
+    generator.manual_seed(stream_seed(seed, "adapter"))
     with torch.no_grad():
         for name in sorted(parameters):
             if _A in name:
                 drawn = torch.empty(parameters[name].shape)
                 bound = 1 / sqrt(drawn.shape[1])
-                parameters[name].copy_(
-                    drawn.uniform_(-bound, bound, generator=generator)
-                )
+                drawn.uniform_(-bound, bound, generator=generator)
+                parameters[name].copy_(drawn)
     moving = (_B,) if settings.name == "lora_ffa" else (_A, _B)
-    frozen = {
-        name
-        for name in parameters
-        if name not in text_model.new_head and not any(part in name for part in moving)
-    }
+    frozen = set()
     for name, parameter in parameters.items():
-        parameter.requires_grad_(name not in frozen)
-        if (
-            settings.base_precision == "bf16"
-            and name in frozen
-            and parameter.dim() > 1
-            and _A not in name
-        ):
+        is_moving = any(part in name for part in moving)
+        is_trained = is_moving or name in text_model.new_head
+        parameter.requires_grad_(is_trained)
+        if is_trained:
+            continue
+        frozen.add(name)
+        is_matrix = parameter.dim() > 1 and _A not in name
+        if is_matrix and settings.base_precision == "bf16":
             parameter.data = parameter.data.bfloat16()
     return replace(text_model, frozen=frozenset(frozen))
 
@@ -154,16 +151,21 @@ def merged_tensors(model: nn.Module, settings: AdapterSettings) -> dict[str, Ten
     }
     merged = {}
     for name, tensor in state.items():
-        if _A not in name and _B not in name:
-            is_float = tensor.is_floating_point()
-            merged[name.replace(_BASE, "")] = tensor.float() if is_float else tensor
+        if _A in name or _B in name:
+            continue
+        weight = name.replace(_BASE, "")
+        merged[weight] = tensor
+        if tensor.is_floating_point():
+            merged[weight] = tensor.float()
+    scale = settings.alpha / settings.rank
     for name, a in state.items():
         if _A in name:
-            change = state[name.replace(_A, _B)].float() @ a.float()
+            b = state[name.replace(_A, _B)]
+            change = b.float() @ a.float()
             weight = name.replace(_A, "")
             if weight in transposed:
                 change = change.T
-            merged[weight] = merged[weight] + settings.alpha / settings.rank * change
+            merged[weight] = merged[weight] + scale * change
     return merged
 
 
@@ -176,20 +178,19 @@ def save_adapter(
         base: name of the model that was loaded, for `adapter_config.json`.
     """
     heads = sorted({name.rpartition(".")[0] for name in text_model.new_head})
-    more = {
-        "task_type": text_model.task.peft_type,
-        "modules_to_save": heads,
-        "base_model_name_or_path": base,
-    }
-    lora_config(
-        settings, text_model.model, inference_mode=True, **more
-    ).save_pretrained(str(folder))
-    tensors = {
-        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor.detach()
-        .cpu()
-        .contiguous()
-        .clone()
-        for name, tensor in text_model.model.named_parameters()
-        if _A in name or _B in name or name in text_model.new_head
-    }
+    config = lora_config(
+        settings,
+        text_model.model,
+        inference_mode=True,
+        task_type=text_model.task.peft_type,
+        modules_to_save=heads,
+        base_model_name_or_path=base,
+    )
+    config.save_pretrained(str(folder))
+    tensors = {}
+    for name, tensor in text_model.model.named_parameters():
+        if _A in name or _B in name or name in text_model.new_head:
+            own = name.replace(f".{_NAME}.", ".")
+            copied = tensor.detach().cpu().contiguous().clone()
+            tensors[f"base_model.model.{own}"] = copied
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -8,20 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from wardround.common.model_files import CONFIG, WEIGHTS, read_json
 from wardround.common.pretrained import empty_model, settings_of_model
 from wardround.common.settings.model import ModelSettings
 from wardround.common.tasks.table import task_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MODEL_TYPE = "wardround_blended"
 """`model_type` in the `config.json` of a blended model; plain transformers refuses this name."""

@@ -10,14 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from math import ceil, prod, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors import safe_open
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
+from torch import Tensor, nn
 
 # Every tensor starts on a 64-byte boundary, as PyTorch's own allocations do.
 _ALIGNMENT = 16
@@ -58,13 +55,21 @@ class Layout:
             parts.append(self.base)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+    def places(self) -> dict[str, slice]:
+        """Return the part of the buffer that each tensor takes, in name order."""
+        places = {}
+        starts = zip(self.names, self.offsets, self.num_elements(), strict=True)
+        for name, start, length in starts:
+            places[name] = slice(start, start + length)
+        return places
+
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Return a view into `flat`, (size,) fp32, for each name, in name order."""
-        places = zip(self.names, self.shapes, self.offsets, strict=True)
-        return {
-            name: flat[start : start + prod(shape)].view(shape)
-            for name, shape, start in places
-        }
+        views = {}
+        places = zip(self.places().items(), self.shapes, strict=True)
+        for (name, place), shape in places:
+            views[name] = flat[place].view(shape)
+        return views
 
     def num_elements(self) -> tuple[int, ...]:
         """Return the number of elements of each tensor, in the order of `names`."""
@@ -96,7 +101,8 @@ def flatten_model(
     base = ""
     if frozen:
         trained = {name for name, _ in model.named_parameters()} - frozen
-        base = _sha256((name, shared[name]) for name in sorted(shared.keys() - trained))
+        others = sorted(shared.keys() - trained)
+        base = _sha256((name, shared[name]) for name in others)
         shared = {name: shared[name] for name in trained}
     layout = Layout.of(_shapes(shared), base)
     flat = torch.zeros(layout.size, dtype=torch.float32, device=device)
@@ -118,12 +124,12 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
     persistent = model.state_dict().keys()
-    return dict(model.named_parameters()) | {
-        name: tensor
-        for name, tensor in model.named_buffers()
-        if name in persistent and tensor.is_floating_point()
-    }
+    for name, tensor in model.named_buffers():
+        if name in persistent and tensor.is_floating_point():
+            tensors[name] = tensor
+    return tensors
 
 
 def tensors_to_flat(layout: Layout, tensors: dict[str, Tensor]) -> Tensor:
@@ -144,7 +150,8 @@ def distance(trained: Tensor, start: Tensor) -> float:
     """Return the L2 norm of (trained - start), both (P,) fp32, computed block by block."""
     squared = 0.0
     for first in range(0, len(trained), _BLOCK):
-        delta = trained[first : first + _BLOCK] - start[first : first + _BLOCK]
+        block = slice(first, first + _BLOCK)
+        delta = trained[block] - start[block]
         squared += torch.dot(delta, delta).item()
     return sqrt(squared)
 

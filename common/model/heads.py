@@ -54,18 +54,19 @@ def draw_head(
     """
     deviation = float(getattr(model.config, "initializer_range", 0.02))
     parameters = dict(model.named_parameters())
-    generator = torch.Generator().manual_seed(stream_seed(seed, "head", client=client))
+    generator = torch.Generator()
+    generator.manual_seed(stream_seed(seed, "head", client=client))
     with torch.no_grad():
         for name in names:
             parameter = parameters[name]
             if parameter.dim() > 1:
-                drawn = torch.empty(parameter.shape).normal_(
-                    0.0, deviation, generator=generator
-                )
+                drawn = torch.empty(parameter.shape)
+                drawn.normal_(0.0, deviation, generator=generator)
                 parameter.copy_(drawn)
             else:
                 # One-dimensional: a bias, or the gain of a normalisation layer.
-                is_gain = "norm" in name.lower() and name.endswith("weight")
+                is_weight = name.endswith("weight")
+                is_gain = is_weight and "norm" in name.lower()
                 parameter.fill_(1.0 if is_gain else 0.0)
 
 
@@ -73,8 +74,9 @@ def shrink_head(model: nn.Module, names: Iterable[str], scale: float) -> None:
     """Multiply the named matrices by `scale`, in place; biases stay at 0."""
     parameters = dict(model.named_parameters())
     for name in names:
-        if parameters[name].dim() > 1:
-            parameters[name].data.mul_(scale)
+        parameter = parameters[name]
+        if parameter.dim() > 1:
+            parameter.data.mul_(scale)
 
 
 def _own(

@@ -34,7 +34,9 @@ def learning_rate_at(
     warmup = int(settings.warmup_fraction * total_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+    left = total_steps - step
+    decay_steps = max(1, total_steps - warmup)
+    return peak * max(0.0, left / decay_steps)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ class RoundSteps:
         warmup = int(self.settings.warmup_fraction * spanned)
         step = (self.round - 1) * self.total + np.arange(self.total)
         rising = (step + 1) / max(1, warmup)
-        falling = np.maximum(0.0, (spanned - step) / max(1, spanned - warmup))
+        left = spanned - step
+        decay_steps = max(1, spanned - warmup)
+        falling = np.maximum(0.0, left / decay_steps)
         rates: np.ndarray = peak * np.where(step < warmup, rising, falling)
         return rates
 
@@ -87,19 +91,19 @@ class RoundSteps:
         The same numbers are used for it, with its decoupled weight decay.
         """
         rates = self.rates(peak)
-        kept = np.abs(
-            1 - rates * (self.settings.proximal_mu + self.settings.weight_decay)
-        )
-        after = np.cumprod(kept[::-1])[::-1]
-        weights: np.ndarray = rates * np.append(after[1:], 1.0)
+        pull = self.settings.proximal_mu + self.settings.weight_decay
+        kept = np.abs(1 - rates * pull)
+        # Of each step, the product over itself and all later steps.
+        products = np.cumprod(kept[::-1])[::-1]
+        after = np.append(products[1:], 1.0)
+        weights: np.ndarray = rates * after
         return weights
 
     def sizes(self) -> np.ndarray:
         """Return the number of texts in every step, (K,) int64."""
-        epoch = CUTS[self.settings.last_batch](
-            np.arange(self.num_texts), self.settings.batch_size
-        )
-        sizes = np.array([len(batch) for batch in epoch[: self.per_epoch]])
+        cut = CUTS[self.settings.last_batch]
+        batches = cut(np.arange(self.num_texts), self.settings.batch_size)
+        sizes = np.array([len(batch) for batch in batches[: self.per_epoch]])
         return np.tile(sizes, self.settings.local_epochs)
 
     def largest_influence(self) -> float:
@@ -114,13 +118,15 @@ class RoundSteps:
         weights = self.weights(peak)
         if not weights.sum() > 0:
             return np.inf
-        heaviest = (
-            (weights / self.sizes()).reshape(self.settings.local_epochs, -1).max(axis=1)
-        )
+        shares = weights / self.sizes()
+        by_epoch = shares.reshape(self.settings.local_epochs, -1)
+        heaviest = by_epoch.max(axis=1)
         return float(self.num_texts * heaviest.sum() / weights.sum())
 
 
 def peaks(settings: TrainSettings) -> tuple[float, ...]:
     """Return the largest learning rate of the body, and that of the new head if it has its own."""
     head = settings.head_learning_rate
-    return (settings.learning_rate,) if head is None else (settings.learning_rate, head)
+    if head is None:
+        return (settings.learning_rate,)
+    return (settings.learning_rate, head)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from wardround.common.model.adapters import add_adapters
 from wardround.common.model.build import TextModel, build_model
@@ -18,9 +19,6 @@ from wardround.common.runtime import prepare, resolve_attention
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.table import task_of
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 @dataclass(frozen=True)
 class ModelState:
@@ -30,6 +28,17 @@ class ModelState:
     layout: Layout
     flat: Tensor  # (layout.size,) fp32 on `device`; the model's parameters are views of it
     device: torch.device
+
+    def numbers(self) -> np.ndarray:
+        """Return the weights, (layout.size,) fp32. On the CPU they are the buffer itself."""
+        numbers: np.ndarray = self.flat.detach().cpu().numpy()
+        return numbers
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Width of the model's layers; None if its configuration does not name it."""
+        config = self.text_model.model.config.get_text_config()
+        return getattr(config, "hidden_size", None)
 
     def load(self, tensors: Tensor) -> None:
         """Make `tensors`, (layout.size,) fp32 on any device, the model's weights."""

@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from wardround.common.data.batches import evaluation_batches, training_steps
 from wardround.common.data.tokens import Batch, TokenisedTexts
@@ -23,9 +24,6 @@ from wardround.common.settings.train import TrainSettings
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 from wardround.common.tasks.task import BatchSums, Task
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -105,13 +103,13 @@ def train_epochs(
             one_width=sees_padding(model),
         ):
             for group in optimizer.param_groups:
-                group["lr"] = steps.rate(group["peak"], num_steps)
+                peak = group["peak"]
+                group["lr"] = steps.rate(peak, num_steps)
             loss = _add_gradients(model, task, batches, place, num_steps, speaking)
             for parameter, start in anchored:
                 if parameter.grad is not None:
-                    parameter.grad.add_(
-                        parameter.detach() - start, alpha=settings.proximal_mu
-                    )
+                    moved = parameter.detach() - start
+                    parameter.grad.add_(moved, alpha=settings.proximal_mu)
             if settings.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(
                     model.parameters(), settings.max_grad_norm
@@ -163,9 +161,9 @@ def _parameter_groups(
             body.append(parameter)
     rate = settings.learning_rate
     head_rate = settings.head_learning_rate
-    groups: list[dict[str, Any]] = [
-        {"params": head, "peak": rate if head_rate is None else head_rate}
-    ]
+    if head_rate is None:
+        head_rate = rate
+    groups: list[dict[str, Any]] = [{"params": head, "peak": head_rate}]
     if is_warmup:
         return groups
     groups.append({"params": body, "peak": rate})
@@ -203,11 +201,12 @@ def _anchored(groups: Sequence[dict[str, Any]]) -> list[tuple[nn.Parameter, Tens
     FedProx (Li et al. 2020, arXiv:1812.06127, equation 2) adds mu/2 ||w - w_t||^2 to the loss,
     and so mu (w - w_t) to the gradient. The reported loss is without it.
     """
-    return [
-        (parameter, parameter.detach().clone())
-        for group in groups
-        for parameter in group["params"]
-    ]
+    anchored = []
+    for group in groups:
+        for parameter in group["params"]:
+            start = parameter.detach().clone()
+            anchored.append((parameter, start))
+    return anchored
 
 
 def _add_gradients(
@@ -230,10 +229,12 @@ def _add_gradients(
             logits = forward(model, batch)  # (b, C)
         if speaking is not None:
             residuals = task.residuals(logits.detach().float(), batch.targets)
-            speaking.note(step, batch.rows.to(place.device), residuals, size)
+            rows = batch.rows.to(place.device)
+            speaking.note(step, rows, residuals, size)
         # A micro-batch counts by its share of the step, so that the gradients add up to that of
         # the mean.
-        loss = task.loss(logits.float(), batch.targets) * (len(batch) / size)
+        share = len(batch) / size
+        loss = task.loss(logits.float(), batch.targets) * share
         loss.backward()
         mean += loss.detach()
     return mean
@@ -268,26 +269,26 @@ def evaluate(
     model.eval()
     measured: list[BatchSums] = []
     arrays: dict[str, Tensor] = {}
-    for batch in evaluation_batches(
+    batches = evaluation_batches(
         texts,
         indices,
         settings.train,
         settings.evaluation.batch_size,
         device,
         one_width=sees_padding(model),
-    ):
+    )
+    for batch in batches:
         with precision_context(settings.precision, device):
             logits = forward(model, batch).float()
         found = task.measure(logits, batch.targets)
         measured.append(found)
         for name, array in found.arrays.items():
-            arrays[name] = arrays[name] + array if name in arrays else array
+            before = arrays.get(name)
+            arrays[name] = array if before is None else before + array
     assert measured, "nothing to evaluate"
     # Read once, at the end: reading a number makes an accelerator finish its work first.
-    losses = torch.stack([found.loss_sum for found in measured]).tolist()
-    scores = torch.stack([found.score for found in measured]).tolist()
-    return task.sums(
-        reduce(add, losses, 0.0),
-        {name: array.cpu().numpy() for name, array in arrays.items()},
-        tuple(scores),
-    )
+    losses = torch.stack([found.loss_sum for found in measured])
+    scores = torch.stack([found.score for found in measured])
+    loss_sum = reduce(add, losses.tolist(), 0.0)
+    counted = {name: array.cpu().numpy() for name, array in arrays.items()}
+    return task.sums(loss_sum, counted, tuple(scores.tolist()))

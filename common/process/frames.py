@@ -16,7 +16,8 @@ def send_frame(
     connection: socket.socket, payload: bytes, descriptors: Sequence[int] = ()
 ) -> None:
     """Send one frame. Raises ProcessGone."""
-    header = len(payload).to_bytes(_HEADER_BYTES, "little")
+    length = len(payload)
+    header = length.to_bytes(_HEADER_BYTES, "little")
     try:
         if descriptors:
             socket.send_fds(connection, [header], list(descriptors))
@@ -37,9 +38,11 @@ def receive_frame(connection: socket.socket) -> tuple[bytes, list[int]]:
         header, descriptors, _, _ = socket.recv_fds(
             connection, _HEADER_BYTES, _MAX_DESCRIPTORS
         )
-        header += _receive_exactly(connection, _HEADER_BYTES - len(header))
+        missing = _HEADER_BYTES - len(header)
+        header += _receive_exactly(connection, missing)
         length = int.from_bytes(header, "little")
-        return _receive_exactly(connection, length), list(descriptors)
+        payload = _receive_exactly(connection, length)
+        return payload, list(descriptors)
     except OSError as error:
         raise ProcessGone(str(error)) from None
 
@@ -48,7 +51,8 @@ def _receive_exactly(connection: socket.socket, length: int) -> bytes:
     """Receive `length` bytes. Raises ProcessGone if the stream ends first."""
     received = bytearray()
     while len(received) < length:
-        piece = connection.recv(min(length - len(received), _PIECE_BYTES))
+        missing = length - len(received)
+        piece = connection.recv(min(missing, _PIECE_BYTES))
         if not piece:
             raise ProcessGone("the stream ended")
         received += piece

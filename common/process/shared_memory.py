@@ -30,7 +30,8 @@ def bytes_of(descriptor: int) -> np.ndarray:
 
     The memory stays as long as the array does.
     """
-    return np.frombuffer(mmap.mmap(descriptor, 0), dtype=np.uint8)
+    memory = mmap.mmap(descriptor, 0)
+    return np.frombuffer(memory, dtype=np.uint8)
 
 
 def memory_for(arrays: dict[str, np.ndarray]) -> tuple[int, ArrayTable]:

@@ -23,7 +23,7 @@ from wardround.common.errors import ProcessGone
 from wardround.common.places import IMPORT_ROOT
 from wardround.common.process.frames import receive_frame, send_frame
 from wardround.common.process.shared_memory import bytes_of
-from wardround.common.wire.contents import dump_content, load_content, put_arrays
+from wardround.common.wire.arrays import dump_content, load_content, put_arrays
 from wardround.common.wire.flat_arrays import read_arrays
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def receive_message(connection: socket.socket) -> tuple[Facts, RecordDict]:
     payload, descriptors = receive_frame(connection)
     facts, content = load_content(payload)
     for descriptor in descriptors:
-        put_arrays(content, read_arrays(bytes_of(descriptor), facts["table"]))
+        memory = bytes_of(descriptor)
+        put_arrays(content, read_arrays(memory, facts["table"]))
         os.close(descriptor)
     return facts, content
 
@@ -116,14 +117,14 @@ def start_process(
         The process, and the other end of its socket.
     """
     ours, theirs = socket.socketpair()
-    import_path = os.pathsep.join([str(IMPORT_ROOT), *filter(None, path)])
+    folders = [str(IMPORT_ROOT), *filter(None, path)]
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, str(theirs.fileno()), *arguments],
             pass_fds=[theirs.fileno()],
             process_group=0,  # Ctrl-C in a terminal is for the starting process alone
             stdin=subprocess.DEVNULL,
-            env={**env, "PYTHONPATH": import_path},
+            env={**env, "PYTHONPATH": os.pathsep.join(folders)},
         )
     return process, ours
 

@@ -1,5 +1,7 @@
 """Flat arrays as Flower arrays: by reference inside one process, serialised for a network.
 
+`take_arrays` and `dump_content` write a content in two parts, for another process or a file.
+
 They travel in pieces, each of one chunk of Flower's. Flower joins the chunks of a large array,
 copies them, and has NumPy read the copy: four times the model's size at once. Pieces are freed
 one by one. This file does not import PyTorch, so a process that only forwards arrays starts
@@ -8,6 +10,7 @@ without it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from io import BytesIO
 from math import inf
@@ -15,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array as FlowerArray
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 _CHUNK_BYTES = 5 * 2**20  # Flower cuts what is longer into several chunks
 _NUMPY_HEADER = 128  # bytes, for any one-dimensional array
@@ -153,3 +156,35 @@ def read_piece(written: bytes | memoryview) -> np.ndarray:
             f"a piece of the tensors holds {len(piece)} numbers, and claims the shape {shape}"
         )
     return piece
+
+
+def take_arrays(content: RecordDict) -> tuple[RecordDict, dict[str, np.ndarray]]:
+    """Split a content into its other records and its arrays; `{}` if it has no arrays."""
+    records = content.array_records
+    rest = {name: record for name, record in content.items() if name not in records}
+    arrays = from_record(records["tensors"]) if records else {}
+    return RecordDict(rest), arrays
+
+
+def put_arrays(content: RecordDict, arrays: dict[str, np.ndarray]) -> None:
+    """Inverse of `take_arrays`, in place."""
+    if arrays:
+        content["tensors"] = to_record(arrays)
+
+
+def dump_content(words: dict[str, Any], content: RecordDict) -> bytes:
+    """Write as JSON: the records of a content, without arrays and bytes, and other plain values."""
+    configs = {name: dict(record) for name, record in content.config_records.items()}
+    metrics = {name: dict(record) for name, record in content.metric_records.items()}
+    return json.dumps({"words": words, "config": configs, "metric": metrics}).encode()
+
+
+def load_content(written: bytes) -> tuple[dict[str, Any], RecordDict]:
+    """Inverse of `dump_content`."""
+    read = json.loads(written)
+    content = RecordDict()
+    for name, record in read["config"].items():
+        content[name] = ConfigRecord(record)
+    for name, record in read["metric"].items():
+        content[name] = MetricRecord(record)
+    return read["words"], content

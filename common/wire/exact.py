@@ -36,8 +36,9 @@ def encode(
     others: list[np.ndarray] = []
     end = 0
     for number, start in enumerate(starts):
+        block = slice(start, start + _BLOCK)
         # The difference wraps around, and decoding wraps back.
-        steps = new[start : start + _BLOCK] - old[start : start + _BLOCK]
+        steps = new[block] - old[block]
         # The lowest int32 has no opposite; as uint32 its size is right as well.
         sizes = np.abs(steps).view(np.uint32)
         width, has_others = _narrowest(sizes)
@@ -49,10 +50,11 @@ def encode(
         written[end : end + len(low)] = low
         widths[number] = width
         end += len(low)
+    no_others = np.empty(0, dtype=np.int32)
     return {
         "widths": widths,
         "steps": written[:end],
-        "others": np.concatenate([np.empty(0, dtype=np.int32), *others]),
+        "others": np.concatenate([no_others, *others]),
     }
 
 
@@ -62,7 +64,9 @@ def _narrowest(sizes: np.ndarray) -> tuple[int, bool]:
     least = 0
     some_left = False
     for width in _WIDTHS:
-        num_others = 0 if width == 4 else int(np.count_nonzero(sizes >= _bound(width)))
+        num_others = 0
+        if width < 4:
+            num_others = int(np.count_nonzero(sizes >= _bound(width)))
         cost = width * len(sizes) + 4 * num_others
         if not best or cost < least:
             best = width
@@ -92,18 +96,22 @@ def decode(arrays: dict[str, np.ndarray], base: np.ndarray, out: np.ndarray) -> 
     Raises:
         KeyError or ValueError: the arrays do not fit `base`.
     """
-    widths, written, others = (arrays[name] for name in ("widths", "steps", "others"))
+    widths = arrays["widths"]
+    written = arrays["steps"]
+    others = arrays["others"]
     old = base.view(np.int32)
     new = out.view(np.int32)
     starts = range(0, len(old), _BLOCK)
     types = [array.dtype.str for array in (widths, written, others)]
-    has_blocks = len(widths) == len(starts) and np.isin(widths, _WIDTHS).all()
-    if types != ["|u1", "|u1", "<i4"] or not has_blocks:
+    has_types = types == ["|u1", "|u1", "<i4"]
+    has_blocks = len(widths) == len(starts)
+    if not has_types or not has_blocks or not np.isin(widths, _WIDTHS).all():
         raise ValueError("its steps do not have the sizes of the global model")
     end = 0
     num_others = 0
     for width, start in zip(widths.tolist(), starts, strict=True):
-        before = old[start : start + _BLOCK]
+        block = slice(start, start + _BLOCK)
+        before = old[block]
         low = written[end : end + width * len(before)]
         end += len(low)
         steps = _as_numbers(low, width)
@@ -114,7 +122,7 @@ def decode(arrays: dict[str, np.ndarray], base: np.ndarray, out: np.ndarray) -> 
         if count:
             steps[is_other] = others[num_others : num_others + count]
             num_others += count
-        np.add(before, steps, out=new[start : start + _BLOCK])
+        np.add(before, steps, out=new[block])
     if end != len(written) or num_others != len(others):
         raise ValueError("its steps do not have the sizes of the global model")
 

@@ -19,7 +19,8 @@ def table_of(arrays: dict[str, np.ndarray]) -> ArrayTable:
 
 def table_bytes(table: ArrayTable) -> int:
     """Return the number of bytes that the arrays of a table need."""
-    return sum(_aligned(length * np.dtype(kind).itemsize) for _, kind, length in table)
+    sizes = [length * np.dtype(kind).itemsize for _, kind, length in table]
+    return sum(map(aligned, sizes))
 
 
 def write_arrays(memory: np.ndarray, arrays: dict[str, np.ndarray]) -> ArrayTable:
@@ -32,7 +33,7 @@ def write_arrays(memory: np.ndarray, arrays: dict[str, np.ndarray]) -> ArrayTabl
         place = memory[start : start + array.nbytes]
         if array.nbytes and place.ctypes.data != array.ctypes.data:
             place[:] = array.view(np.uint8)
-        start += _aligned(array.nbytes)
+        start += aligned(array.nbytes)
     return table_of(arrays)
 
 
@@ -43,7 +44,7 @@ def read_arrays(memory: np.ndarray, table: ArrayTable) -> dict[str, np.ndarray]:
     for name, kind, length in table:
         end = start + length * np.dtype(kind).itemsize
         arrays[name] = memory[start:end].view(kind)
-        start = _aligned(end)
+        start = aligned(end)
     return arrays
 
 
@@ -51,9 +52,11 @@ def padded_arrays(arrays: dict[str, np.ndarray]) -> Iterator[memoryview | bytes]
     """Yield the bytes of flat arrays, piece by piece, as `read_arrays` reads them."""
     for array in arrays.values():
         yield array.view(np.uint8).data
-        yield bytes(_aligned(array.nbytes) - array.nbytes)
+        gap = aligned(array.nbytes) - array.nbytes
+        yield bytes(gap)
 
 
-def _aligned(num_bytes: int) -> int:
-    """Round up to the next boundary."""
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+def aligned(num_bytes: int) -> int:
+    """Return the next boundary: the smallest multiple of 64 that is not below `num_bytes`."""
+    num_blocks = -(-num_bytes // _ALIGNMENT)
+    return num_blocks * _ALIGNMENT

@@ -22,7 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from wardround.common.credentials import check_public_line, sha256_text
 from wardround.common.errors import NotAuthentic
-from wardround.common.files import write_atomically
+from wardround.common.files import write_text
 from wardround.common.wire.signing import (
     INVITATION,
     REGISTRATION,
@@ -101,9 +101,7 @@ def write_document(document: Document, path: Path, *keys: Ed25519PrivateKey) -> 
     """Write a document, signed with each key; return its fingerprint. A file that is
     already at `path` is replaced."""
     envelope = sign(_TYPES[type(document)], document, *keys)
-    write_atomically(
-        path, lambda part: part.write_text(envelope + "\n", encoding="ascii")
-    )
+    write_text(path, envelope + "\n")
     return _fingerprint(envelope)
 
 

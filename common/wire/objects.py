@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, TypeVar
@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from wardround.common.errors import NotAuthentic
+from wardround.common.errors import NotAuthentic, damaged_if_unreadable
 from wardround.common.wire.arrays import Array, read_piece, to_record
-from wardround.common.wire.flat_arrays import ArrayTable, read_arrays, table_bytes
+from wardround.common.wire.flat_arrays import read_arrays, table_bytes
 
 ENVELOPE = "envelope"
 """Name of the record with the signed statement about the other records."""
@@ -70,14 +70,35 @@ class Object:
         )
 
 
+def parts_in(roots: Iterable[Object], wanted: Iterable[str]) -> list[Object]:
+    """Return the objects below these roots that have one of the wanted ids, each once."""
+    ids = set(wanted)
+    parts = {}
+    for root in roots:
+        for part in root.walk():
+            if part.object_id in ids:
+                parts[part.object_id] = part
+    return list(parts.values())
+
+
 def make_object(kind: str, body: bytes, children: Sequence[Object] = ()) -> Object:
     """Make an object whose content is small enough to be kept."""
     ids = dict.fromkeys(child.object_id for child in children)
     content = _head(kind, list(ids), len(body)) + body
+    return _written_object(content, children)
+
+
+def _written_object(content: bytes, children: Sequence[Object] = ()) -> Object:
+    """Return the object with this content, head and body."""
+    object_id = hashlib.sha256(content).hexdigest()
     num_bytes = len(content) + sum(child.num_bytes for child in children)
-    return Object(
-        hashlib.sha256(content).hexdigest(), num_bytes, tuple(children), lambda: content
-    )
+    return Object(object_id, num_bytes, tuple(children), lambda: content)
+
+
+def _object_of_parts(kind: str, parts: Mapping[str, Object]) -> Object:
+    """Return the object that names its parts."""
+    refs = {name: part.object_id for name, part in parts.items()}
+    return make_object(kind, json.dumps(refs).encode(), list(parts.values()))
 
 
 def content_object(content: RecordDict) -> Object:
@@ -102,19 +123,14 @@ def record_objects(content: RecordDict, known: dict[int, Object]) -> dict[str, O
 
 def content_of_records(records: Mapping[str, Object]) -> Object:
     """Return the RecordDict of these records."""
-    refs = {name: record.object_id for name, record in records.items()}
-    return make_object("RecordDict", json.dumps(refs).encode(), list(records.values()))
+    return _object_of_parts("RecordDict", records)
 
 
 def _record_object(record: Any) -> Object:
     if not isinstance(record, ArrayRecord):
-        content = record.deflate()
-        return Object(
-            hashlib.sha256(content).hexdigest(), len(content), (), lambda: content
-        )
+        return _written_object(record.deflate())
     arrays = {name: _array_object(array) for name, array in record.items()}
-    refs = {name: array.object_id for name, array in arrays.items()}
-    return make_object("ArrayRecord", json.dumps(refs).encode(), list(arrays.values()))
+    return _object_of_parts("ArrayRecord", arrays)
 
 
 def _array_object(array: Any) -> Object:
@@ -154,14 +170,16 @@ def parse(content: bytes, kind: str = "") -> tuple[str, list[str], memoryview]:
         NotAuthentic: the bytes are not an object, or it has another type.
     """
     divider = content.find(b"\x00")
-    try:
-        found, ids, length = content[:divider].decode("ascii").split(" ")
-        children = ids.split(",") if ids else []
-        body = memoryview(content)[divider + 1 :]
-        is_whole = divider >= 0 and int(length) == len(body)
-    except ValueError:
-        raise NotAuthentic("damaged") from None
-    _require(is_whole and all(map(is_id, children)) and found in (kind or found,))
+    body = memoryview(content)[divider + 1 :]
+    with damaged_if_unreadable():
+        head = content[:divider].decode("ascii")
+        found, ids, length = head.split(" ")
+        num_bytes = int(length)
+    children = ids.split(",") if ids else []
+    _require(divider >= 0)
+    _require(num_bytes == len(body))
+    _require(all(map(is_id, children)))
+    _require(not kind or found == kind)
     return found, children, body
 
 
@@ -189,10 +207,8 @@ def read_small(object_id: str, fetch: Fetch, num_bytes: int = _MOST_SMALL_BYTES)
     (written,) = _checked([object_id], fetch, min(num_bytes, _MOST_SMALL_BYTES))
     kind, _, _ = parse(written)
     _require(kind in _SMALL)
-    try:
+    with damaged_if_unreadable():
         return _SMALL[kind].inflate(written)
-    except Exception:  # a stranger chose the bytes, and Flower may raise anything
-        raise NotAuthentic("damaged") from None
 
 
 def read_content(
@@ -220,9 +236,8 @@ def read_content(
     content = RecordDict()
     for name, (object_id, num_bytes) in signed.items():
         if name == "tensors":
-            content[name] = to_record(
-                _read_arrays(object_id, num_bytes, fetch, make_room, most_bytes)
-            )
+            arrays = _read_arrays(object_id, num_bytes, fetch, make_room, most_bytes)
+            content[name] = to_record(arrays)
         else:
             content[name] = read_small(object_id, fetch, num_bytes)
     return content
@@ -239,33 +254,38 @@ def _read_arrays(
     (written,) = _checked([object_id], fetch, min(num_bytes, _MOST_PIECES * 128))
     left = num_bytes - len(written)
     keys = _references(written, "ArrayRecord")
+    descriptions = _checked(list(keys.values()), fetch, left)
     pieces: dict[str, list[_Piece]] = {}
-    for key, described in zip(
-        keys, _checked(list(keys.values()), fetch, left), strict=True
-    ):
+    for key, described in zip(keys, descriptions, strict=True):
         left -= len(described)
         name, _, number = key.rpartition(".")
-        _require(number == f"{len(pieces.setdefault(name, [])):05d}")
-        pieces[name].append(_Piece.read(described))
-    table: ArrayTable = []
-    for name, parts in pieces.items():
-        _require(all(piece.dtype == parts[0].dtype for piece in parts))
-        length = sum(piece.length for piece in parts)
-        table.append((name, str(parts[0].dtype), length))
+        parts = pieces.setdefault(name, [])
+        _require(number == f"{len(parts):05d}")
+        parts.append(_Piece.read(described))
     in_order = [piece for parts in pieces.values() for piece in parts]
-    _require(sum(piece.num_bytes for piece in in_order) <= min(most_bytes, num_bytes))
+    claimed_bytes = sum(piece.num_bytes for piece in in_order)
+    _require(claimed_bytes <= min(most_bytes, num_bytes))
+    table = [_row(name, parts) for name, parts in pieces.items()]
     try:
         arrays = read_arrays(make_room(table_bytes(table)), table)
     except (MemoryError, OSError):  # this machine has less memory
         raise NotAuthentic("damaged") from None
     contents = _checked([piece.chunk for piece in in_order], fetch, left)
-    for name in arrays:
+    for name, array in arrays.items():
         start = 0
         for piece in pieces[name]:
             end = start + piece.length
-            arrays[name][start:end] = piece.numbers(next(contents))
+            array[start:end] = piece.numbers(next(contents))
             start = end
     return arrays
+
+
+def _row(name: str, parts: Sequence[_Piece]) -> tuple[str, str, int]:
+    """Return the row of an array for `ArrayTable`, from its pieces."""
+    dtype = parts[0].dtype
+    _require(all(piece.dtype == dtype for piece in parts))
+    length = sum(piece.length for piece in parts)
+    return name, str(dtype), length
 
 
 @dataclass(frozen=True)
@@ -284,35 +304,34 @@ class _Piece:
     @classmethod
     def read(cls, written: bytes) -> _Piece:
         _, children, body = parse(written, "Array")
-        try:
+        with damaged_if_unreadable():
             described = json.loads(bytes(body))
+            dtype = described["dtype"]
             (length,) = described["shape"]
-            _require(described["dtype"] in _DTYPES)
-            _require(described["arraychunk_ids"] == [0] and len(children) == 1)
-            _require(isinstance(length, int) and 0 <= length < 2**40)
-            return cls(np.dtype(described["dtype"]), length, children[0])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise NotAuthentic("damaged") from None
+            (chunk,) = children
+            _require(dtype in _DTYPES)
+            _require(described["arraychunk_ids"] == [0])
+            _require(isinstance(length, int))
+            _require(0 <= length < 2**40)
+            return cls(np.dtype(dtype), length, chunk)
 
     def numbers(self, written: bytes) -> np.ndarray:
         """Return the piece as a view of its chunk's bytes."""
         _, _, body = parse(written, "ArrayChunk")
-        try:
+        with damaged_if_unreadable():
             found = read_piece(body)
-        except Exception:  # a stranger chose the header, and NumPy may raise anything
-            raise NotAuthentic("damaged") from None
-        _require((found.dtype, found.shape) == (self.dtype, (self.length,)))
+        _require(found.dtype == self.dtype)
+        _require(found.shape == (self.length,))
         return found
 
 
 def _references(written: bytes, kind: str) -> dict[str, str]:
     _, children, body = parse(written, kind)
-    try:
+    with damaged_if_unreadable():
         refs = json.loads(bytes(body))
-    except (ValueError, RecursionError):
-        raise NotAuthentic("damaged") from None
-    _require(isinstance(refs, dict) and len(refs) <= _MOST_PIECES)
-    _require(all(is_id(object_id) for object_id in refs.values()))
+    _require(isinstance(refs, dict))
+    _require(len(refs) <= _MOST_PIECES)
+    _require(all(map(is_id, refs.values())))
     _require(set(refs.values()) == set(children))
     return {str(name): object_id for name, object_id in refs.items()}
 

@@ -10,7 +10,9 @@ import numpy as np
 _BLOCK = 1 << 16
 GROUP = 1 << 12
 """Number of neighbouring elements that share a scale."""
-_MOST_INT8 = 127
+_MOST_INT8 = np.float32(127)
+_HALF = np.uint32(16)
+"""Half of the bits of fp32."""
 
 
 @dataclass(frozen=True)
@@ -30,25 +32,27 @@ class Rounding:
 def _to_bf16(delta: np.ndarray) -> np.ndarray:
     """Round to the upper half of fp32, ties to even."""
     bits = delta.view(np.uint32)
-    lowest_kept_bit = (bits >> np.uint32(16)) & np.uint32(1)
-    rounded = (bits + np.uint32(0x7FFF) + lowest_kept_bit) >> np.uint32(16)
-    return rounded.astype(np.uint16)
+    lowest_kept_bit = (bits >> _HALF) & np.uint32(1)
+    carried = bits + np.uint32(0x7FFF) + lowest_kept_bit
+    return (carried >> _HALF).astype(np.uint16)
 
 
 def _from_bf16(values: np.ndarray) -> np.ndarray:
-    return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    bits = values.astype(np.uint32) << _HALF
+    return bits.view(np.float32)
 
 
 def _power_of_two(largest: np.ndarray) -> np.ndarray:
     """Return a power of two. So the division is exact, and small deltas keep all 11 bits."""
     _, exponents = np.frexp(largest)
-    scales: np.ndarray = np.ldexp(np.float32(1), np.clip(exponents, -120, 120))
+    bounded = np.clip(exponents, -120, 120)
+    scales: np.ndarray = np.ldexp(np.float32(1), bounded)
     return scales
 
 
 def _share_of_int8(largest: np.ndarray) -> np.ndarray:
     smallest = np.finfo(np.float32).tiny
-    scales: np.ndarray = np.maximum(largest / np.float32(_MOST_INT8), smallest)
+    scales: np.ndarray = np.maximum(largest / _MOST_INT8, smallest)
     return scales
 
 
@@ -88,21 +92,24 @@ def encode(
     """
     size = len(tensors)
     values = np.empty(size, dtype=row.dtype)
-    scales = np.empty(-(-size // GROUP), dtype=np.float32)
+    scales = np.empty(_num_groups(size), dtype=np.float32)
     for block in _blocks(size):
         delta = tensors[block] - base[block]
         if residual is not None:
             delta += residual[block]
         if not np.isfinite(delta).all():
             raise ArithmeticError("the trained tensors hold values that are not finite")
-        scale: np.ndarray | np.float32 = np.float32(1)
+        scaled = delta
+        divisor: np.ndarray | np.float32 = np.float32(1)
         if row.scale is not None:
-            largest = np.maximum.reduceat(np.abs(delta), range(0, len(delta), GROUP))
-            scales[_groups(block)] = row.scale(largest)
-            scale = _spread(scales[_groups(block)], len(delta))
-        values[block] = row.round(delta if row.scale is None else delta / scale)
+            own = scales[_groups(block)]
+            own[:] = row.scale(_largest_of_groups(delta))
+            divisor = _spread(own, len(delta))
+            scaled = delta / divisor
+        values[block] = row.round(scaled)
         if residual is not None:
-            residual[block] = delta - row.restore(values[block]) * scale
+            restored = row.restore(values[block])
+            residual[block] = delta - restored * divisor
     if row.scale is None:
         return {"values": values}
     return {"values": values, "scales": scales}
@@ -122,7 +129,7 @@ def decode(
         raise ValueError("its values do not have the size and type of the global model")
     if row.scale is not None:
         scales = arrays["scales"]
-        if scales.dtype != np.float32 or scales.shape != (-(-size // GROUP),):
+        if scales.dtype != np.float32 or scales.shape != (_num_groups(size),):
             raise ValueError("its scales do not have the size of the global model")
     for block in _blocks(size):
         delta = row.restore(values[block])
@@ -132,12 +139,24 @@ def decode(
 
 
 def _blocks(size: int) -> list[slice]:
-    return [slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK)]
+    starts = range(0, size, _BLOCK)
+    return [slice(start, min(start + _BLOCK, size)) for start in starts]
+
+
+def _num_groups(size: int) -> int:
+    """Return the number of groups of `size` elements; the last one may be smaller."""
+    return -(-size // GROUP)
 
 
 def _groups(block: slice) -> slice:
     """Return the positions of a block's scales."""
-    return slice(block.start // GROUP, -(-block.stop // GROUP))
+    return slice(block.start // GROUP, _num_groups(block.stop))
+
+
+def _largest_of_groups(delta: np.ndarray) -> np.ndarray:
+    """Return the largest absolute value of each group."""
+    starts = range(0, len(delta), GROUP)
+    return np.maximum.reduceat(np.abs(delta), starts)
 
 
 def _spread(scales: np.ndarray, size: int) -> np.ndarray:

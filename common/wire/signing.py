@@ -20,10 +20,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from wardround.common.credentials import check_public_line, fingerprint, public_line
-from wardround.common.errors import NotAuthentic, OtherVersion
+from wardround.common.errors import NotAuthentic, OtherVersion, damaged_if_unreadable
 from wardround.common.versions import NAME, advice, installed, work_together
 from wardround.common.words import printable
 
@@ -31,19 +31,14 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _LONGEST_VERSION = 40
-PLAN, RUN, TASK, ANSWER, MODEL, INVITATION, REGISTRATION, ROTATION = (
-    f"application/vnd.wardround.{name}+json"
-    for name in (
-        "plan",
-        "run",
-        "task",
-        "answer",
-        "model",
-        "invitation",
-        "registration",
-        "rotation",
-    )
-)
+PLAN = "application/vnd.wardround.plan+json"
+RUN = "application/vnd.wardround.run+json"
+TASK = "application/vnd.wardround.task+json"
+ANSWER = "application/vnd.wardround.answer+json"
+MODEL = "application/vnd.wardround.model+json"
+INVITATION = "application/vnd.wardround.invitation+json"
+REGISTRATION = "application/vnd.wardround.registration+json"
+ROTATION = "application/vnd.wardround.rotation+json"
 CLOCK_SECONDS = 300.0
 """The largest difference that the clocks of two machines may have."""
 Reason = Literal[
@@ -138,7 +133,8 @@ def sign(payload_type: str, statement: object, *keys: Ed25519PrivateKey) -> str:
 
 def unsigned(payload_type: str, statement: object) -> str:
     """Return an envelope of a statement (a dataclass) without a signature."""
-    payload = json.dumps(asdict(statement), sort_keys=True).encode()  # type: ignore[call-overload]
+    values = asdict(statement)  # type: ignore[call-overload]
+    payload = json.dumps(values, sort_keys=True).encode()
     return _envelope(payload_type, payload, [])
 
 
@@ -149,28 +145,26 @@ def with_signatures(envelope: str, *keys: Ed25519PrivateKey) -> str:
         envelope: an envelope of this program. Read any other with `read_envelope` first.
     """
     content = json.loads(envelope)
-    payload_type, payload = content["payloadType"], base64.b64decode(content["payload"])
-    signatures = [
-        {
-            "keyid": fingerprint(public_line(key)),
-            "sig": _text(key.sign(_signed_bytes(payload_type, payload))),
-        }
-        for key in keys
-    ]
+    payload_type = content["payloadType"]
+    payload = base64.b64decode(content["payload"])
+    signed = _signed_bytes(payload_type, payload)
+    signatures = []
+    for key in keys:
+        name = fingerprint(public_line(key))
+        signature = _text(key.sign(signed))
+        signatures.append({"keyid": name, "sig": signature})
     return _envelope(payload_type, payload, signatures)
 
 
 def _envelope(
     payload_type: str, payload: bytes, signatures: list[dict[str, str]]
 ) -> str:
-    return json.dumps(
-        {
-            "payloadType": payload_type,
-            "payload": _text(payload),
-            "signatures": signatures,
-        },
-        sort_keys=True,
-    )
+    content = {
+        "payloadType": payload_type,
+        "payload": _text(payload),
+        "signatures": signatures,
+    }
+    return json.dumps(content, sort_keys=True)
 
 
 def is_signed(envelope: str) -> bool:
@@ -188,12 +182,13 @@ def open_envelope(envelope: str, payload_type: str, keys: Collection[str]) -> by
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
     payload, signatures = read_envelope(envelope, payload_type)
+    signed = _signed_bytes(payload_type, payload)
     for key in keys:
         try:
-            signature = signatures[fingerprint(check_public_line(key, "signing"))]
-            load_ssh_public_key(key.encode()).verify(  # type: ignore[call-arg]
-                signature, _signed_bytes(payload_type, payload)
-            )
+            name = fingerprint(check_public_line(key, "signing"))
+            signature = signatures[name]
+            public: Any = load_ssh_public_key(key.encode())
+            public.verify(signature, signed)
         # This key has not signed, is no key, or the signature is of another payload.
         except (KeyError, ValueError, InvalidSignature):
             continue
@@ -207,16 +202,14 @@ def read_envelope(envelope: str, payload_type: str) -> tuple[bytes, dict[str, by
     Raises:
         NotAuthentic: it is no envelope of this type.
     """
-    try:
+    with damaged_if_unreadable():
         content = json.loads(envelope)
         claimed = content["payloadType"]
         payload = base64.b64decode(content["payload"], validate=True)
-        signatures = {
-            str(item["keyid"]): base64.b64decode(item["sig"])
-            for item in content["signatures"]
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise NotAuthentic("damaged") from None
+        signatures = {}
+        for item in content["signatures"]:
+            key = str(item["keyid"])
+            signatures[key] = base64.b64decode(item["sig"])
     if claimed != payload_type:
         raise NotAuthentic("forged")
     return payload, signatures
@@ -224,11 +217,9 @@ def read_envelope(envelope: str, payload_type: str) -> tuple[bytes, dict[str, by
 
 def read_statement(kind: type[Signed], payload: bytes) -> Signed:
     """Return the statement in a payload. Raises NotAuthentic if it holds something else."""
-    try:
+    with damaged_if_unreadable():
         found: Signed = _ADAPTERS[kind].validate_json(payload)
         return found
-    except (ValidationError, ValueError, RecursionError):
-        raise NotAuthentic("damaged") from None
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
@@ -245,7 +236,8 @@ def digest(payload: bytes) -> str:
 
 def payload_digest(envelope: str) -> str:
     """Return the SHA-256 of the payload of an envelope of this program."""
-    return digest(base64.b64decode(json.loads(envelope)["payload"]))
+    content = json.loads(envelope)
+    return digest(base64.b64decode(content["payload"]))
 
 
 @dataclass(frozen=True)
@@ -286,15 +278,23 @@ def check_question(
     run = read_statement(RunStatement, run_payload)
     payload = open_envelope(envelopes.get("statement", ""), TASK, [run.key])
     statement = read_statement(Statement, payload)
-    if (statement.run, statement.sender) != (digest(run_payload), fingerprint(run.key)):
+    if statement.run != digest(run_payload):
         raise NotAuthentic("forged")
-    if (statement.receiver, statement.kind) != (receiver, kind):
+    if statement.sender != fingerprint(run.key):
+        raise NotAuthentic("forged")
+    if statement.receiver != receiver or statement.kind != kind:
         raise NotAuthentic("misdirected")
-    if not run.not_before - CLOCK_SECONDS <= now <= run.not_after + CLOCK_SECONDS:
+    first = run.not_before - CLOCK_SECONDS
+    last = min(run.not_after, statement.expires) + CLOCK_SECONDS
+    if not first <= now <= last:
         raise NotAuthentic("expired")
-    if now > statement.expires + CLOCK_SECONDS:
-        raise NotAuthentic("expired")
-    return Question(statement, digest(payload), run.key, run.not_after, run.plan)
+    return Question(
+        statement=statement,
+        digest=digest(payload),
+        run_key=run.key,
+        run_ends=run.not_after,
+        plan=run.plan,
+    )
 
 
 def open_plan(envelope: str, coordinator: str) -> tuple[Plan, str]:
@@ -318,11 +318,10 @@ def open_plan(envelope: str, coordinator: str) -> tuple[Plan, str]:
 
 def _version_of(payload: bytes) -> str:
     """Return the version of Wardround that made a plan. Raises NotAuthentic."""
-    try:
-        found = json.loads(payload)["code"].get(NAME, installed())
+    with damaged_if_unreadable():
+        plan = json.loads(payload)
+        found = plan["code"].get(NAME, installed())
         return printable(str(found), _LONGEST_VERSION)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise NotAuthentic("damaged") from None
 
 
 def check_answer(
@@ -341,11 +340,14 @@ def check_answer(
         NotAuthentic: `forged`, `damaged`, `unasked`, `misdirected` or `expired`.
     """
     now = time.time() if now is None else now
-    answer = read_statement(Statement, open_envelope(envelope, ANSWER, [sender_key]))
+    payload = open_envelope(envelope, ANSWER, [sender_key])
+    answer = read_statement(Statement, payload)
     question = asked.get(answer.answers)
     if question is None:
         raise NotAuthentic("unasked")
-    if (answer.sender, answer.receiver) != (fingerprint(sender_key), question.sender):
+    if answer.sender != fingerprint(sender_key):
+        raise NotAuthentic("misdirected")
+    if answer.receiver != question.sender:
         raise NotAuthentic("misdirected")
     answered = (answer.run, answer.round, answer.attempt, answer.kind)
     if answered != (question.run, question.round, question.attempt, question.kind):

@@ -31,7 +31,8 @@ def in_order(
     calls = deque[tuple[T, C]]()
     try:
         for item in items:
-            calls.append((item, start(item)))
+            call = start(item)
+            calls.append((item, call))
             if len(calls) == most:
                 yield calls.popleft()
         while calls:

@@ -44,9 +44,10 @@ class Addresses:
     def is_loopback(self) -> bool:
         """True if only programs on this machine can reach the sites' port."""
         try:
-            return ip_address(self.fleet_host).is_loopback
+            address = ip_address(self.fleet_host)
         except ValueError:
             return self.fleet_host == "localhost"
+        return address.is_loopback
 
     def listening(self, fleet_host: str | None, *, insecure: bool) -> Addresses:
         """Return these addresses with another host for the sites' port.
@@ -55,11 +56,14 @@ class Addresses:
             fleet_host: the host. None keeps that of `server.yaml`; without TLS it means this
                 machine only.
         """
-        if fleet_host is None and insecure:
-            fleet_host = "::1" if ":" in self.fleet_host else "127.0.0.1"
-        if fleet_host is None:
+        if fleet_host is not None:
+            return replace(self, fleet_host=fleet_host)
+        if not insecure:
             return self
-        return replace(self, fleet_host=fleet_host)
+        own_host = "127.0.0.1"
+        if ":" in self.fleet_host:
+            own_host = "::1"
+        return replace(self, fleet_host=own_host)
 
     @property
     def control(self) -> str:
@@ -74,5 +78,6 @@ class Addresses:
     @property
     def certified(self) -> tuple[str, ...]:
         """Every name in the server certificate: those for the sites and those of this machine."""
-        names = (*self.names, "localhost", "127.0.0.1", self.control_name)
+        local = ("localhost", "127.0.0.1", self.control_name)
+        names = (*self.names, *local)
         return tuple(dict.fromkeys(names))

@@ -4,7 +4,6 @@ ledgers."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from wardround.common.credentials import fingerprint
 from wardround.common.errors import NotAuthentic
-from wardround.common.files import named
+from wardround.common.files import append_line
 from wardround.common.ledger import Entry, known_kind, read_ledger, told_of
 from wardround.common.provenance import Provenance
 from wardround.common.wire.messages import NOTICE, TRAIN
@@ -43,10 +42,8 @@ class AnswerBook:
     def __post_init__(self) -> None:
         """Read the run's file. Raises ValueError if it was changed."""
         if self.run_dir is not None:
-            self.heads = {
-                key: statement.ledger
-                for _, key, statement in _read_answers(self.run_dir)
-            }
+            for answer in _read_answers(self.run_dir):
+                self.heads[answer.key] = answer.statement.ledger
 
     def keep(self, site: str, key: str, envelope: str, statement: Statement) -> None:
         """Add an answer.
@@ -58,12 +55,9 @@ class AnswerBook:
             OSError: the file cannot be written.
         """
         if self.run_dir is not None:
-            path = self.run_dir / FILE_NAME
-            line = json.dumps({"site": site, "key": key, "envelope": envelope}) + "\n"
-            with named(path), path.open("a", encoding="ascii") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            answer = {"site": site, "key": key, "envelope": envelope}
+            line = json.dumps(answer)
+            append_line(self.run_dir / FILE_NAME, line + "\n")
         self.heads[key] = statement.ledger
 
 
@@ -87,26 +81,37 @@ def provenance_of(
         for client in record.clients
     }
     # A round that was repeated after a restart counts as it was done last.
-    newest = {
-        (statement.round, site): statement_digest
-        for site, _, statement, statement_digest in _read_lines(run.path)
-        if statement.kind == TRAIN and (statement.round, site) in used
-    }
-    updates = tuple(
-        (number, site, found) for (number, site), found in sorted(newest.items())
-    )
+    newest = {}
+    for answer in _read_answers(run.path):
+        place = (answer.statement.round, answer.site)
+        if answer.statement.kind == TRAIN and place in used:
+            newest[place] = answer.digest
+    updates = [(number, site, found) for (number, site), found in newest.items()]
     fingerprints = {name: fingerprint(key) for name, key in sorted(sites.items())}
-    return Provenance(2, plan, fingerprints, kept.model_sha256, updates, kept.round)
+    return Provenance(
+        version=2,
+        plan=plan,
+        sites=fingerprints,
+        model_sha256=kept.model_sha256,
+        updates=tuple(sorted(updates)),
+        round=kept.round,
+    )
 
 
-def _read_answers(run_dir: Path) -> Iterator[tuple[str, str, Statement]]:
-    """Yield site, public key and statement of each line. Raises ValueError as `_read_lines`
-    does."""
-    return ((site, key, statement) for site, key, statement, _ in _read_lines(run_dir))
+@dataclass(frozen=True)
+class _Answer:
+    """One line of the run's file."""
+
+    site: str
+    key: str
+    """Public key of the site, OpenSSH form."""
+    statement: Statement
+    digest: str
+    """SHA-256 of the statement."""
 
 
-def _read_lines(run_dir: Path) -> Iterator[tuple[str, str, Statement, str]]:
-    """Yield site, public key, statement and the statement's SHA-256 of each line.
+def _read_answers(run_dir: Path) -> Iterator[_Answer]:
+    """Yield the answers of a run.
 
     Raises:
         ValueError: a line is not signed with the key in it; names the first one.
@@ -115,17 +120,15 @@ def _read_lines(run_dir: Path) -> Iterator[tuple[str, str, Statement, str]]:
     if not path.exists():
         return
     # The server app ended while it wrote a line without an end: that answer did not count.
-    lines = path.read_text(encoding="ascii", errors="replace").split("\n")[:-1]
+    text = path.read_text(encoding="ascii", errors="replace")
+    lines = text.split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
             content = json.loads(line)
-            payload = open_envelope(content["envelope"], ANSWER, [content["key"]])
-            yield (
-                content["site"],
-                content["key"],
-                read_statement(Statement, payload),
-                digest(payload),
-            )
+            key = content["key"]
+            payload = open_envelope(content["envelope"], ANSWER, [key])
+            statement = read_statement(Statement, payload)
+            yield _Answer(content["site"], key, statement, digest(payload))
         except (ValueError, KeyError, TypeError, NotAuthentic):
             raise ValueError(
                 f"{path}, line {number}: it is not signed with the key in it. The file was "
@@ -166,7 +169,7 @@ def audit(run_dir: Path, ledgers: Sequence[Path]) -> list[Audit]:
 def _compare(
     path: Path,
     entries: Mapping[str, Entry],
-    answers: Sequence[tuple[str, str, Statement]],
+    answers: Sequence[_Answer],
 ) -> Audit:
     holders = [entry for entry in entries.values() if entry.key]
     if not holders:
@@ -174,7 +177,9 @@ def _compare(
             f"{path} names no site: it has no line about a start of `wardround-site join`."
         )
     keys = {entry.key for entry in holders}
-    of_site = [statement for _, key, statement in answers if fingerprint(key) in keys]
+    of_site = [
+        answer.statement for answer in answers if fingerprint(answer.key) in keys
+    ]
     different = []
     not_in_ledger = []
     num_same = 0

@@ -145,13 +145,16 @@ class Places:
 
     def per_key(self) -> int:
         """Return the number of places that each key has now."""
-        return max(1, min(CALLS_PER_KEY, MOST_PLACES // max(1, self._num_keys())))
+        num_keys = max(1, self._num_keys())
+        even_share = MOST_PLACES // num_keys
+        return max(1, min(CALLS_PER_KEY, even_share))
 
     def take(self, caller: Caller, context: Any, seconds: float) -> Place | None:
         """Take a place until gRPC has finished the call; None if all places of the caller are in
         use."""
         most = self.per_key()
-        place = Place(caller, context, time.monotonic() + seconds)
+        until = time.monotonic() + seconds
+        place = Place(caller, context, until)
         with self._lock:
             if self._num[caller.node_id] >= most:
                 return None
@@ -159,8 +162,10 @@ class Places:
             self._taken.add(place)
         # Freed by gRPC, not by our handler: an answer that is not taken needs memory until the call
         # ends.
-        if not context.add_callback(partial(self._free, place)):
-            self._free(place)
+        free = partial(self._free, place)
+        is_open = context.add_callback(free)
+        if not is_open:
+            free()
         return place
 
     def _free(self, place: Place) -> None:
@@ -168,14 +173,16 @@ class Places:
             if place not in self._taken:
                 return
             self._taken.remove(place)
-            self._num[place.caller.node_id] -= 1
-            if not self._num[place.caller.node_id]:
-                del self._num[place.caller.node_id]
+            node_id = place.caller.node_id
+            self._num[node_id] -= 1
+            if not self._num[node_id]:
+                del self._num[node_id]
 
     def end_the_slow(self) -> None:
         """Cancel the calls whose time is over."""
         with self._lock:
-            slow = [place for place in self._taken if place.until <= time.monotonic()]
+            now = time.monotonic()
+            slow = [place for place in self._taken if place.until <= now]
         for place in slow:
             place.until = inf
             self._note_slow(place.caller.name)
@@ -189,7 +196,8 @@ class Places:
                 time.sleep(_LOOK_SECONDS)
                 self.end_the_slow()
 
-        threading.Thread(target=run, daemon=True, name="places").start()
+        thread = threading.Thread(target=run, daemon=True, name="places")
+        thread.start()
 
 
 class _SignedTime(NamedTuple):
@@ -205,9 +213,13 @@ class _SignedTime(NamedTuple):
     def of(cls, headers: dict[str, Any]) -> _SignedTime | None:
         """Read the headers; None if one is missing or malformed."""
         names = (PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER)
-        found = cls(*map(headers.get, names))  # type: ignore[arg-type]
-        are_given = isinstance(found.key, bytes) and isinstance(found.signature, bytes)
-        if not are_given or not isinstance(found.time, str):
+        values = map(headers.get, names)
+        found = cls(*values)  # type: ignore[arg-type]
+        if not isinstance(found.key, bytes):
+            return None
+        if not isinstance(found.signature, bytes):
+            return None
+        if not isinstance(found.time, str):
             return None
         if len(found.time) > _LONGEST_TIME_STAMP:
             return None
@@ -216,12 +228,13 @@ class _SignedTime(NamedTuple):
     def is_recent(self) -> bool:
         """Return True if the time is close to now."""
         try:
-            ago = datetime.now(UTC) - datetime.fromisoformat(self.time)
+            signed_at = datetime.fromisoformat(self.time)
+            ago = datetime.now(UTC) - signed_at
         except (ValueError, TypeError, OverflowError):
             return False
-        most = TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
-        least = -SYSTEM_TIME_TOLERANCE
-        return timedelta(seconds=least) < ago < timedelta(seconds=most)
+        least = timedelta(seconds=-SYSTEM_TIME_TOLERANCE)
+        most = timedelta(seconds=TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE)
+        return least < ago < most
 
 
 class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
@@ -231,9 +244,11 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._seen: set[_SignedTime] = set()
-        self.places = Places(
-            registry.num_keys, lambda name: registry.count(name, "too_slow")
-        )
+
+        def note_slow(name: str) -> None:
+            registry.count(name, "too_slow")
+
+        self.places = Places(registry.num_keys, note_slow)
 
     def intercept_service(
         self, continuation: Callable[[Any], Any], details: Any
@@ -242,9 +257,9 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
         handler = continuation(details)
         if handler is None or handler.unary_unary is None:
             return None
+        serve = partial(self._serve, details, handler)
         return grpc.stream_unary_rpc_method_handler(
-            partial(self._serve, details, handler),
-            response_serializer=handler.response_serializer,
+            serve, response_serializer=handler.response_serializer
         )
 
     def _serve(
@@ -254,7 +269,8 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
         headers = dict(details.invocation_metadata)
         caller = self._authenticate(headers, context)
         name = caller.name
-        method = METHODS.get(str(details.method).removeprefix(_API))
+        method_name = str(details.method).removeprefix(_API)
+        method = METHODS.get(method_name)
         if method is None:
             self._refuse(context, name, "not_offered", StatusCode.UNIMPLEMENTED)
         place = self.places.take(caller, context, method.body_seconds)
@@ -268,16 +284,20 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
         if request is None:
             self._refuse(context, name, "malformed", StatusCode.INVALID_ARGUMENT)
         sender = method.sender(request)
-        if sender not in (caller.node_id, headers[PUBLIC_KEY_HEADER]):
+        own_names = (caller.node_id, headers[PUBLIC_KEY_HEADER])
+        if sender not in own_names:
             # A site that checks its connection before it joins names no node. That is not counted.
-            self._refuse(context, name if sender else None, "other_node")
+            counted = name if sender else None
+            self._refuse(context, counted, "other_node")
         return handler.unary_unary(request, context)
 
     def _authenticate(self, headers: dict[str, Any], context: Any) -> Caller:
         """Do Flower's node authentication: a registered key has signed a recent time."""
         signed = _SignedTime.of(headers)
-        caller = self._registry.caller(signed.key) if signed else None
-        if signed is None or caller is None or not self._is_valid(signed):
+        if signed is None:
+            self._refuse(context, "", "unknown_key")
+        caller = self._registry.caller(signed.key)
+        if caller is None or not self._is_valid(signed):
             self._refuse(context, "", "unknown_key")
         if not signed.is_recent():
             self._refuse(context, caller.name, "wrong_time")
@@ -290,9 +310,8 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
             return True
         try:
             public: Any = load_pem_public_key(signed.key)
-            public.verify(
-                signed.signature, signed.time.encode("ascii"), ec.ECDSA(hashes.SHA256())
-            )
+            written = signed.time.encode("ascii")
+            public.verify(signed.signature, written, ec.ECDSA(hashes.SHA256()))
         except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
             return False
         if len(self._seen) >= _REMEMBERED:
@@ -350,19 +369,22 @@ def bounded_server(
         ("grpc.so_reuseport", 0),
     ]
     first = [one for one in interceptors if isinstance(one, KnownNodes)]
+    others = [one for one in interceptors if one not in first]
     for known_nodes in first:
         known_nodes.places.watch()
     num_threads = MOST_PLACES + SPARE_THREADS
+    threads = ThreadPoolExecutor(num_threads, thread_name_prefix="call")
     server = grpc.server(
-        ThreadPoolExecutor(num_threads, thread_name_prefix="call"),
+        threads,
         maximum_concurrent_rpcs=num_threads,
         options=options,
-        interceptors=[*first, *(one for one in interceptors if one not in first)],
+        interceptors=[*first, *others],
     )
     servicer, add = servicer_and_add_fn
     add(servicer, server)
-    certificate, private_key = certificates[1:]
+    _, certificate, private_key = certificates
     credentials = grpc.ssl_server_credentials([(private_key, certificate)])
     port = server.add_secure_port(server_address, credentials)
-    server.bound_address = f"{server_address.rpartition(':')[0]}:{port}"
+    host, _, _ = server_address.rpartition(":")
+    server.bound_address = f"{host}:{port}"
     return server

@@ -19,9 +19,9 @@ from wardround.common.credentials import (
     Certificate,
     read_certificate,
     refuse_to_overwrite,
-    write_secret,
+    replace_secret,
 )
-from wardround.common.files import write_atomically
+from wardround.common.files import write_text
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 365
@@ -233,6 +233,6 @@ def _write(
         encryption = serialization.BestAvailableEncryption(passphrase.encode())
     pem = serialization.Encoding.PEM
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, encryption)
-    write_atomically(target.key, lambda part: write_secret(part, private))
+    replace_secret(target.key, private)
     public = certificate.public_bytes(pem)
-    write_atomically(target.certificate, lambda part: part.write_bytes(public))
+    write_text(target.certificate, public.decode("ascii"))

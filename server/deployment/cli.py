@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wardround.common.command_line import command, new_app
+from wardround.common.command_line import argument, command, new_app, option
 from wardround.common.files import keep_private
 from wardround.common.words import pasteable, shown
 
@@ -32,58 +32,51 @@ app = new_app(
 app.callback()(keep_private)
 Dir = Annotated[
     Path,
-    typer.Option(
+    option(
         "--dir",
+        "The server folder. Default: WARDROUND_SERVER_DIR of the environment.",
         envvar="WARDROUND_SERVER_DIR",
         show_envvar=False,
-        help="The server folder. Default: WARDROUND_SERVER_DIR of the environment.",
     ),
 ]
 Days = Annotated[
     int,
-    typer.Option(
-        "--days", min=1, help="Days for which the server certificate is valid."
-    ),
+    option("--days", "Days for which the server certificate is valid.", min=1),
 ]
-Site = Annotated[str, typer.Argument(metavar="SITE")]
+Site = Annotated[str, argument("SITE")]
 
 
 @command(app, passphrase=PASSPHRASE)
 def init(
     names: Annotated[
         list[str],
-        typer.Option(
-            "--name",
-            help="DNS name or IP address that sites dial; may be repeated.",
-        ),
+        option("--name", "DNS name or IP address that sites dial; may be repeated."),
     ],
     days: Days = 365,
     path: Dir = DEFAULT_FOLDER,
     fleet_host: Annotated[
-        str, typer.Option(help="Address that sites connect to.")
+        str, option("--fleet-host", "Address that sites connect to.")
     ] = "0.0.0.0",
     fleet_port: Annotated[
-        int, typer.Option(min=1, max=65535, help="The one port that sites need.")
+        int, option("--fleet-port", "The one port that sites need.", min=1, max=65535)
     ] = 9092,
     control_host: Annotated[
         str,
-        typer.Option(help="Address for commands; keep it off the sites' network."),
+        option(
+            "--control-host", "Address for commands; keep it off the sites' network."
+        ),
     ] = "127.0.0.1",
     control_port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Port for commands.")
+        int, option("--control-port", "Port for commands.", min=1, max=65535)
     ] = 8000,
     encrypt: Annotated[
         bool,
-        typer.Option(
-            "--encrypt-ca-key", help="Keep ca.key encrypted with a passphrase."
-        ),
+        option("--encrypt-ca-key", "Keep ca.key encrypted with a passphrase."),
     ] = False,
     public_key: Annotated[
         Path | None,
-        typer.Option(
-            "--public-key",
-            metavar="FILE",
-            help="signing.pub of a signing key on another machine.",
+        option(
+            "--public-key", "signing.pub of a signing key on another machine.", "FILE"
         ),
     ] = None,
 ) -> None:
@@ -141,23 +134,22 @@ def up(
     path: Dir = DEFAULT_FOLDER,
     insecure: Annotated[
         bool,
-        typer.Option(
+        option(
             "--insecure",
-            help="Use no TLS: any node on this machine may connect. See also --fleet-host.",
+            "Use no TLS: any node on this machine may connect. See also --fleet-host.",
         ),
     ] = False,
     fleet_host: Annotated[
         str | None,
-        typer.Option(
-            metavar="HOST",
-            help="Listen there for sites, instead of the address in server.yaml.",
+        option(
+            "--fleet-host",
+            "Listen there for sites, instead of the address in server.yaml.",
+            "HOST",
         ),
     ] = None,
     health: Annotated[
         str | None,
-        typer.Option(
-            metavar="HOST:PORT", help="Serve Flower's gRPC health check there."
-        ),
+        option("--health", "Serve Flower's gRPC health check there.", "HOST:PORT"),
     ] = None,
 ) -> None:
     """Run the server: sites connect over TLS with registered keys.
@@ -204,26 +196,25 @@ def invite(
     site: Site,
     address: Annotated[
         str | None,
-        typer.Option(
-            metavar="HOST:PORT", help="Address for this site, if not the usual one."
+        option(
+            "--address", "Address for this site, if not the usual one.", "HOST:PORT"
         ),
     ] = None,
     labels: Annotated[
         str,
-        typer.Option(
-            metavar="A,B,C", help="The label names of the consortium, in order."
-        ),
+        option("--labels", "The label names of the consortium, in order.", "A,B,C"),
     ] = "",
     unsigned: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write a request to FILE, to be signed on another machine.",
+        option(
+            "--unsigned",
+            "Write a request to FILE, to be signed on another machine.",
+            "FILE",
         ),
     ] = None,
     signed: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Store the signed invitation."),
+        option("--signed", "Store the signed invitation.", "FILE"),
     ] = None,
     path: Dir = DEFAULT_FOLDER,
 ) -> None:
@@ -273,14 +264,13 @@ def invite(
 @command(app, unlimited=UNLIMITED)
 def register(
     site: Site,
-    answer: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The site's registration-NAME.json.")
-    ],
+    answer: Annotated[Path, argument("FILE", "The site's registration-NAME.json.")],
     max_examples: Annotated[
         str | None,
-        typer.Option(
-            metavar=f"N|{UNLIMITED}",
-            help="Limit on the training texts it may report for a round, and on its test texts.",
+        option(
+            "--max-examples",
+            "Limit on the training texts it may report for a round, and on its test texts.",
+            f"N|{UNLIMITED}",
         ),
     ] = None,
     path: Dir = DEFAULT_FOLDER,
@@ -343,26 +333,20 @@ def unregister(site: Site, path: Dir = DEFAULT_FOLDER) -> None:
 
 @command(app)
 def sign(
-    request: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The file that `--unsigned` wrote.")
-    ],
+    request: Annotated[Path, argument("FILE", "The file that `--unsigned` wrote.")],
     key: Annotated[
         Path,
-        typer.Option(
-            "--key", metavar="FILE", help="The coordinator's private signing key."
-        ),
+        option("--key", "The coordinator's private signing key.", "FILE"),
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="FILE", help="File for the signed request."),
+        option("--out", "File for the signed request.", "FILE"),
     ],
     show_all: Annotated[
         bool,
-        typer.Option(
-            "--all", help="Show every setting of the plan and every site's key."
-        ),
+        option("--all", "Show every setting of the plan and every site's key."),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, option("--yes", "Do not ask.")] = False,
 ) -> None:
     """Sign a request on the machine that has the signing key. It needs no server folder.
 
@@ -392,18 +376,12 @@ def sign(
 def rotate_key(
     key: Annotated[
         Path | None,
-        typer.Option(
-            "--key",
-            metavar="FILE",
-            help="A signing key outside a server folder.",
-        ),
+        option("--key", "A signing key outside a server folder.", "FILE"),
     ] = None,
     signed: Annotated[
         Path | None,
-        typer.Option(
-            "--signed",
-            metavar="FILE",
-            help="rotation.json from the machine with the signing key.",
+        option(
+            "--signed", "rotation.json from the machine with the signing key.", "FILE"
         ),
     ] = None,
     path: Dir = DEFAULT_FOLDER,

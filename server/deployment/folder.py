@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from wardround.common.credentials import public_line, refuse_to_overwrite
 from wardround.common.explain import explain
-from wardround.common.files import write_atomically, write_json
+from wardround.common.files import write_json, write_text
 from wardround.server.deployment.addresses import Addresses
 from wardround.server.deployment.certificates import (
     SERVER_DAYS,
@@ -31,9 +32,6 @@ from wardround.server.deployment.signing_key import (
     read_public_line,
     read_signing_key,
 )
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SUPERLINK = "wardround"
 """Name of this federation's SuperLink on the Flower command line."""
@@ -122,7 +120,7 @@ class ServerFolder:
         write_json(path / "sites.json", {})
         content = asdict(addresses) | {"names": list(addresses.names)}
         # Last, because a folder without it does not count as a server folder.
-        _write_text(path / "server.yaml", yaml.safe_dump(content, sort_keys=False))
+        write_text(path / "server.yaml", yaml.safe_dump(content, sort_keys=False))
         folder = cls(path)
         folder.write_flower_config(insecure=False)
         return folder
@@ -183,7 +181,7 @@ class ServerFolder:
             trust,
             "",
         )
-        _write_text(self.flower_home / "config.toml", "\n".join(lines))
+        write_text(self.flower_home / "config.toml", "\n".join(lines))
 
     def sites(self) -> dict[str, RegisteredSite]:
         """Return the registered sites by name, sorted. Reads the file again if it has changed.
@@ -284,7 +282,3 @@ def coordinator_line(folder: ServerFolder) -> str:
     if not folder.public_key.exists() or read_public_line(folder.public_key) != line:
         keep_public_line(folder.public_key, line)
     return line
-
-
-def _write_text(file: Path, text: str) -> None:
-    write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))

@@ -50,7 +50,8 @@ class RunWatch:
         self._versions = self._file_versions()
         self._old_status = self._versions["status.json"]
         records = run.history()
-        self._last_shown = max((record.round for record in records), default=-1)
+        rounds = [record.round for record in records]
+        self._last_shown = max(rounds, default=-1)
         self._shown_texts = set(self._texts(records))
         display().start_rounds(settings.cell, settings.num_rounds)
 
@@ -88,7 +89,8 @@ class RunWatch:
         if current is not None:
             texts.extend(current.warnings)
         names = self.run.label_names()
-        for collapse in collapses_in(records, settings.train.collapse_rounds):
+        collapses = collapses_in(records, settings.train.collapse_rounds)
+        for collapse in collapses:
             texts.append(collapse.alarm(names, settings))
         return texts
 
@@ -97,7 +99,8 @@ class RunWatch:
         versions = dict.fromkeys(_WATCHED_FILES, 0)
         for name in versions:
             with suppress(FileNotFoundError):
-                versions[name] = (self.run.path / name).stat().st_mtime_ns
+                found = (self.run.path / name).stat()
+                versions[name] = found.st_mtime_ns
         return versions
 
 
@@ -112,7 +115,9 @@ def follow(
         RunFailed: the SuperLink has not answered for a minute.
     """
     run = watch.run
-    asked = answered = changed = time.monotonic()
+    asked = time.monotonic()
+    answered = asked
+    changed = asked
     patience = _STALL_SECONDS
     while True:
         time.sleep(_LOOK_SECONDS)
@@ -124,7 +129,8 @@ def follow(
             reason = reason_to_wait(folder, run, sites)
             display().say(f"no news for {quiet:.0f} s: {reason}")
             patience = 2 * quiet
-        if time.monotonic() - asked < pause_before_asking(watch, quiet):
+        waited = time.monotonic() - asked
+        if waited < pause_before_asking(watch, quiet):
             continue
         try:
             state = superlink.run_state(folder, run_id)
@@ -133,7 +139,8 @@ def follow(
                 watch.look()
                 return conclude(state, watch.status(), run)
         except SuperLinkError as error:
-            if time.monotonic() - answered > _LOST_SECONDS:
+            silent = time.monotonic() - answered
+            if silent > _LOST_SECONDS:
                 raise RunFailed(
                     f"the SuperLink does not answer ({error}). Whole rounds are safe in "
                     f"'{run.path}'. To "
@@ -184,7 +191,8 @@ def conclude(state: RunState, status: dict[str, str] | None, run: RunFolder) -> 
         run.write_status(**status)
     if status["state"] == "finished" and state.status == "finished:completed":
         return RunEnd(True, status["reason"])
-    reason = (status["reason"] or state.details or state.status).rstrip(".")
+    reason = status["reason"] or state.details or state.status
+    reason = reason.rstrip(".")
     step = f"To continue from the last whole round: wardround submit --resume {pasteable(run.path)}"
     return RunEnd(False, f"{reason}. {step}")
 
@@ -217,7 +225,8 @@ def reason_to_wait(folder: ServerFolder, run: RunFolder, sites: Sequence[str]) -
         return str(error)
     absent = []
     for name in sites:
-        status = states[name].status if name in states else "unknown"
+        state = states.get(name)
+        status = state.status if state else "unknown"
         if status != "online":
             absent.append(f"{name} ({status})")
     if absent:

@@ -80,12 +80,14 @@ def _unchanged(
 ) -> set[str]:
     """Return the sites of a run that are still registered with the keys they had when it was
     submitted."""
-    keys = {name: (site.public_key, site.signing_key) for name, site in now.items()}
-    return {
-        name
-        for name, site in sites.items()
-        if keys.get(name) == (site.public_key, site.signing_key)
-    }
+    unchanged = set()
+    for name, site in sites.items():
+        found = now.get(name)
+        if found is None or found.public_key != site.public_key:
+            continue
+        if found.signing_key == site.signing_key:
+            unchanged.add(name)
+    return unchanged
 
 
 class RefusedAnswers:

@@ -8,11 +8,13 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from wardround.common.credentials import fingerprint, public_line
 from wardround.common.errors import NotAuthentic, OtherVersion
-from wardround.common.files import write_atomically
+from wardround.common.files import write_text
 from wardround.common.settings.tree import Settings
 from wardround.common.versions import PACKAGES
 from wardround.common.wire.roster import names_with_one_key
@@ -26,9 +28,6 @@ from wardround.common.wire.signing import (
     with_signatures,
 )
 from wardround.server.deployment.folder import RegisteredSite
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 FILE_NAME = "plan.json"
 PLAN_DAYS = 60
@@ -84,9 +83,7 @@ def plan_of(
 def keep_plan(run_dir: Path, envelope: str) -> None:
     """Write a signed plan to the run's folder. Raises OSError if that fails."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        run_dir / FILE_NAME, lambda part: part.write_text(envelope, encoding="ascii")
-    )
+    write_text(run_dir / FILE_NAME, envelope)
 
 
 def draft_plan(

@@ -24,6 +24,7 @@ from wardround.common.wire.objects import (
     Object,
     content_id,
     make_object,
+    parts_in,
     wait_for_object,
 )
 from wardround.common.wire.window import in_order
@@ -75,39 +76,42 @@ class Runtime:
 
     def nodes(self) -> dict[int, OnlineNode]:
         """Return the nodes that are online, by node id."""
-        return {
-            node.node_id: OnlineNode(node.public_key, node.last_activated_at)
-            for node in self._api.GetNodes(GetNodesRequest()).nodes
-            if node.status == NodeStatus.ONLINE
-        }
+        response = self._api.GetNodes(GetNodesRequest())
+        online = {}
+        for node in response.nodes:
+            if node.status == NodeStatus.ONLINE:
+                found = OnlineNode(node.public_key, node.last_activated_at)
+                online[node.node_id] = found
+        return online
 
     def push(self, outgoing: Sequence[OutgoingMessage]) -> list[str]:
         """Send messages; return their ids, "" for one that could not be sent.
 
         An object that several messages share is sent once.
         """
-        written = [_written(message) for message in outgoing]
-        messages = PushAppMessagesRequest(
-            messages_list=[message for message, _ in written],
-            message_object_trees=[root.tree(proto.ObjectTree) for _, root in written],
+        messages = []
+        roots = []
+        for one in outgoing:
+            message, root = _written(one)
+            messages.append(message)
+            roots.append(root)
+        request = PushAppMessagesRequest(
+            messages_list=messages,
+            message_object_trees=[root.tree(proto.ObjectTree) for root in roots],
         )
-        response = self._api.PushMessages(messages)
-        wanted = set(response.objects_to_push)
-        parts = {
-            part.object_id: part
-            for _, root in written
-            for part in root.walk()
-            if part.object_id in wanted
-        }
+        response = self._api.PushMessages(request)
+        parts = parts_in(roots, response.objects_to_push)
 
         def store(part: Object) -> None:
             request = proto.PushObjectRequest(
-                **self._own, session_id=response.session_id
+                **self._own,
+                session_id=response.session_id,
+                object_id=part.object_id,
+                object_content=part.write(),
             )
-            request.object_id, request.object_content = part.object_id, part.write()
             self._api.PushObject(request)
 
-        for _ in self._ahead(store, parts.values()):
+        for _ in self._ahead(store, parts):
             pass
         return list(response.message_ids)
 
@@ -127,7 +131,8 @@ class Runtime:
 
     def content_of(self, reply: Reply, is_over: Callable[[], bool]) -> str:
         """Return the object id of a reply's content. Raises NotAuthentic or ObjectMissing."""
-        return content_id(reply.message_id, partial(self.fetch, is_over=is_over))
+        fetch = partial(self.fetch, is_over=is_over)
+        return content_id(reply.message_id, fetch)
 
     def fetch(self, ids: Sequence[str], is_over: Callable[[], bool]) -> Iterator[bytes]:
         """Yield the contents of these objects; a few are fetched ahead.
@@ -141,7 +146,8 @@ class Runtime:
 
         def pull(object_id: str) -> bytes:
             request = proto.PullObjectRequest(**self._own, object_id=object_id)
-            content = wait_for_object(partial(self._api.PullObject, request), is_over)
+            pull_once = partial(self._api.PullObject, request)
+            content = wait_for_object(pull_once, is_over)
             if content is None:
                 raise ObjectMissing
             return content

@@ -22,7 +22,7 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import Message, Metadata, PushObjectResponse
 from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
 
-from wardround.server.deployment.limits import MOST_ATTEMPTS
+from wardround.common.wire.deadlines import MOST_ATTEMPTS
 from wardround.server.deployment.trees import ids_of
 
 SPARE_BYTES = 64 * 2**20

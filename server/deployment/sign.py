@@ -14,8 +14,8 @@ from wardround.common.credentials import (
     fingerprint,
     public_line,
 )
-from wardround.common.errors import NotAuthentic
-from wardround.common.files import write_atomically, write_json
+from wardround.common.errors import NotAuthentic, damaged_if_unreadable
+from wardround.common.files import write_json, write_text
 from wardround.common.settings.tree import Settings
 from wardround.common.wire.invitation import Invitation
 from wardround.common.wire.roster import names_with_one_key, roster_fingerprint
@@ -80,8 +80,7 @@ def sign_request(
         name: with_signatures(envelope, signer) for name, envelope in request.items()
     }
     if "invitation" in signed:
-        text = signed["invitation"] + "\n"
-        write_atomically(out, lambda part: part.write_text(text, encoding="ascii"))
+        write_text(out, signed["invitation"] + "\n")
     else:
         write_json(out, signed)
 
@@ -144,11 +143,9 @@ def _days(signed: Plan | RunStatement) -> str:
 def _invitation_in_words(envelope: str, signer: str) -> Iterator[str]:
     """Describe an invitation. Raises NotAuthentic or ValueError if it is wrong."""
     payload, _ = read_envelope(envelope, INVITATION)
-    try:
+    with damaged_if_unreadable():
         invitation = _INVITATION.validate_json(payload)
         authority = certificate_of(invitation.ca.encode()).fingerprint
-    except ValueError:
-        raise NotAuthentic("damaged") from None
     _check_written_whole(envelope, INVITATION, invitation)
     if check_public_line(invitation.signing_key, "signing") != signer:
         raise ValueError("it names another signing key than this one.")

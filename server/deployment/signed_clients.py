@@ -14,15 +14,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord
 
 from wardround.common.credentials import fingerprint, pem_of, public_line
 from wardround.common.errors import BadAnswer, NoAnswer, NotAuthentic, ObjectMissing
+from wardround.common.provenance import Provenance
 from wardround.common.wire.codec import check_answered
-from wardround.common.wire.deadlines import LATE_SECONDS
+from wardround.common.wire.deadlines import LATE_SECONDS, MOST_ATTEMPTS
 from wardround.common.wire.messages import HELLO, TRAIN
 from wardround.common.wire.objects import (
     ENVELOPE,
@@ -44,7 +45,6 @@ from wardround.common.wire.signing import (
 )
 from wardround.server.deployment.audit import AnswerBook, provenance_of
 from wardround.server.deployment.folder import RegisteredSite
-from wardround.server.deployment.limits import MOST_ATTEMPTS
 from wardround.server.deployment.runtime_link import (
     OutgoingMessage,
     Reply,
@@ -52,12 +52,7 @@ from wardround.server.deployment.runtime_link import (
 )
 from wardround.server.record import RoundRecord
 from wardround.server.rounds.clients import POLL_SECONDS, Answer, Request
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    from wardround.common.provenance import Provenance
-    from wardround.server.run_folder import RunFolder
+from wardround.server.run_folder import RunFolder
 
 _LOOK_SECONDS = 2.0
 # A site that was killed may come back soon: its node goes offline and online again.

@@ -7,7 +7,8 @@ only its public half.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from wardround.common.credentials import (
     check_public_line,
@@ -16,11 +17,8 @@ from wardround.common.credentials import (
     read_private_key,
     write_private_key,
 )
-from wardround.common.files import write_atomically
+from wardround.common.files import write_text
 from wardround.common.wire.invitation import Rotation, read_document, write_document
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 ROTATION = "rotation.json"
 
@@ -64,9 +62,7 @@ def read_public_line(path: Path) -> str:
 
 def keep_public_line(path: Path, line: str) -> None:
     """Write or replace the file of a public key. Raises OSError if that fails."""
-    write_atomically(
-        path, lambda part: part.write_text(f"{line} coordinator\n", encoding="ascii")
-    )
+    write_text(path, f"{line} coordinator\n")
 
 
 def rotate_key(key: Path) -> tuple[Path, str] | None:

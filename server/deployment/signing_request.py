@@ -13,13 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from wardround.common.credentials import write_secret
+from wardround.common.credentials import replace_secret
 from wardround.common.errors import NotAuthentic
-from wardround.common.files import write_atomically, write_json
+from wardround.common.files import write_json
 from wardround.common.settings.tree import Settings
 from wardround.common.wire.signing import (
     INVITATION,
@@ -35,15 +34,13 @@ from wardround.common.wire.signing import (
     unsigned,
 )
 from wardround.server.deployment.folder import (
+    RegisteredSite,
     ServerFolder,
     coordinator_line,
 )
 from wardround.server.deployment.plan import draft_plan
 from wardround.server.deployment.sites import draft_invitation
 from wardround.server.deployment.ticket import Draft, draft_run
-
-if TYPE_CHECKING:
-    from wardround.server.deployment.folder import RegisteredSite
 
 _TYPES = {"plan": PLAN, "run": RUN, "invitation": INVITATION}
 _KINDS = ({"plan", "run"}, {"invitation"})
@@ -98,9 +95,7 @@ def request_run(
     for waiting, other in _drafts(folder):
         if other.settings.run_dir == settings.run_dir:
             waiting.unlink()
-    kept = _kept(folder, draft.name)
-    kept.parent.mkdir(mode=0o700, exist_ok=True)
-    write_atomically(kept, lambda part: write_secret(part, draft.to_json()))
+    replace_secret(_kept(folder, draft.name), draft.to_json())
     write_json(file, {"plan": draft.plan, "run": draft.run})
     return draft
 

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from wardround.common.personal import PersonalRecord
+from wardround.common.personal_record import PersonalRecord
 from wardround.common.settings.tree import Settings
 from wardround.common.words import cleaned, pasteable, printable
 from wardround.server.deployment import superlink

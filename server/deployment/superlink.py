@@ -77,9 +77,12 @@ def options(
         words += ["--ssl-ca-certfile", str(folder.authority.certificate)]
         words += ["--ssl-certfile", str(server.certificate)]
         words += ["--ssl-keyfile", str(server.key)]
-    words += ["--fleet-api-type", "grpc-rere", "--fleet-api-address", addresses.fleet]
-    words += ["--host", addresses.control_host, "--port", str(addresses.control_port)]
-    words += ["--isolation", "subprocess", "--disable-runtime-dependency-installation"]
+    words += ["--fleet-api-type", "grpc-rere"]
+    words += ["--fleet-api-address", addresses.fleet]
+    words += ["--host", addresses.control_host]
+    words += ["--port", str(addresses.control_port)]
+    words += ["--isolation", "subprocess"]
+    words += ["--disable-runtime-dependency-installation"]
     if health_address is not None:
         words += ["--health-server-address", health_address]
     return words
@@ -100,12 +103,13 @@ def environment(folder: ServerFolder) -> dict[str, str]:
         # At INFO the SuperLink prints a line for each call of the server app, five a second.
         "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
         # Flower starts its other programs by name.
-        "PATH": os.pathsep.join((str(BIN), path)),
+        "PATH": f"{BIN}{os.pathsep}{path}",
     }
     # The control port is on this machine, so no proxy is used for it.
     local = ("localhost", "127.0.0.1", folder.addresses.control_name)
     for name in ("NO_PROXY", "no_proxy"):
-        hosts = filter(None, (new.get(name, ""), *local))
+        before = new.get(name, "")
+        hosts = filter(None, (before, *local))
         new[name] = ",".join(dict.fromkeys(hosts))
     return new
 
@@ -119,9 +123,11 @@ def serve(
     module = "wardround.server.deployment.fleet"
     words = [sys.executable, "-P", "-m", module, str(folder.path)]
     words += options(folder, insecure=insecure, health_address=health_address)
-    paths = filter(None, [str(IMPORT_ROOT), os.environ.get("PYTHONPATH")])
-    python_path = {"PYTHONPATH": os.pathsep.join(paths)}
-    os.execvpe(words[0], words, environment(folder) | python_path)
+    given = os.environ.get("PYTHONPATH")
+    paths = filter(None, [str(IMPORT_ROOT), given])
+    variables = environment(folder)
+    variables["PYTHONPATH"] = os.pathsep.join(paths)
+    os.execvpe(words[0], words, variables)
 
 
 def check_ports(folder: ServerFolder) -> None:
@@ -129,7 +135,8 @@ def check_ports(folder: ServerFolder) -> None:
     addresses = folder.addresses
     sites = (addresses.fleet_host, addresses.fleet_port)
     commands = (addresses.control_host, addresses.control_port)
-    for key, (host, port) in (("fleet", sites), ("control", commands)):
+    places = {"fleet": sites, "control": commands}
+    for key, (host, port) in places.items():
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -191,7 +198,8 @@ def flower(folder: ServerFolder, *words: str) -> dict[str, Any]:
     answer: dict[str, Any] = {}
     # There is a banner before the answer; without an answer `index` raises ValueError.
     with suppress(ValueError):
-        answer = json.loads(done.stdout[done.stdout.index("{") :])
+        start = done.stdout.index("{")
+        answer = json.loads(done.stdout[start:])
     if answer.get("success"):
         return answer
     if not is_up(folder):
@@ -199,11 +207,12 @@ def flower(folder: ServerFolder, *words: str) -> dict[str, Any]:
     message = done.stderr or done.stdout
     if answer:
         message = str(answer.get("error-message", ""))
-    lines = [line.strip(" │╭╰─╮╯") for line in message.splitlines()]
-    reason = " ".join(
-        line for line in lines if line and not line.startswith("Using SuperLink:")
-    )
-    raise SuperLinkError(f"{command} failed: {reason}")
+    lines = []
+    for line in message.splitlines():
+        text = line.strip(" │╭╰─╮╯")
+        if text and not text.startswith("Using SuperLink:"):
+            lines.append(text)
+    raise SuperLinkError(f"{command} failed: {' '.join(lines)}")
 
 
 def not_running(folder: ServerFolder) -> str:
@@ -239,12 +248,16 @@ def fleet_states(folder: ServerFolder) -> dict[str, NodeState]:
         offline_at = ""
         if site["status"] == "online":
             since = datetime.fromisoformat(site["online_since"])
-            online_seconds = max(0.0, (now - since).total_seconds())
+            online = now - since
+            online_seconds = max(0.0, online.total_seconds())
         elif site["status"] == "offline":
             gone = datetime.fromisoformat(site["offline_at"])
             offline_at = f"{gone:%Y-%m-%d %H:%M:%S}"
         states[name] = NodeState(
-            site["status"], online_seconds, offline_at, site["refused"]
+            status=site["status"],
+            online_seconds=online_seconds,
+            offline_at=offline_at,
+            refused=site["refused"],
         )
     return states
 
@@ -258,15 +271,19 @@ def start_run(folder: ServerFolder, app: Path, run_config: Mapping[str, str]) ->
         file = Path(temporary) / "run.toml"
         lines = (f"{key} = {toml_string(value)}\n" for key, value in run_config.items())
         file.write_text("".join(lines), encoding="utf-8")
-        answer = flower(folder, "run", str(app), SUPERLINK, "--run-config", str(file))
+        words = ("run", str(app), SUPERLINK, "--run-config", str(file))
+        answer = flower(folder, *words)
     return str(answer["run-id"])
 
 
 def run_state(folder: ServerFolder, run_id: str) -> RunState:
     """Return the state of a run."""
-    (run,) = flower(folder, "list", SUPERLINK, "--run-id", run_id)["runs"]
+    answer = flower(folder, "list", SUPERLINK, "--run-id", run_id)
+    (run,) = answer["runs"]
     details = str(run["status-details"])
-    return RunState(str(run["status"]), "" if details == "N/A" else details)
+    if details == "N/A":
+        details = ""
+    return RunState(str(run["status"]), details)
 
 
 def stop_run(folder: ServerFolder, run_id: str) -> None:

@@ -91,10 +91,19 @@ def draft_run(
     key = new_key("signing")
     name = secrets.token_hex(16)
     statement = RunStatement(
-        name, public_line(key), now, now + RUN_DAYS * 86_400, payload_digest(plan)
+        name=name,
+        key=public_line(key),
+        not_before=now,
+        not_after=now + RUN_DAYS * 86_400,
+        plan=payload_digest(plan),
     )
     return Draft(
-        name, settings, dict(sites), private_text(key), unsigned(RUN, statement), plan
+        name=name,
+        settings=settings,
+        sites=dict(sites),
+        key=private_text(key),
+        run=unsigned(RUN, statement),
+        plan=plan,
     )
 
 

@@ -104,7 +104,8 @@ class TreeStore(ObjectStore):
         root = object_tree.object_id
         with self._lock:
             if root not in self._messages:
-                self._messages[root] = _Message(run_id, object_tree, tuple(ids))
+                message = _Message(run_id, object_tree, tuple(ids))
+                self._messages[root] = message
                 for object_id in ids:
                     stored = self._objects.setdefault(object_id, _StoredObject())
                     stored.num_messages += 1
@@ -119,9 +120,10 @@ class TreeStore(ObjectStore):
     def get_object_tree(self, object_id: str) -> Any:
         """Return the tree of a message. Raises NoObjectInStoreError if there is no such message."""
         with self._lock:
-            if object_id not in self._messages:
+            message = self._messages.get(object_id)
+            if message is None:
                 raise NoObjectInStoreError(f"there is no message {object_id}")
-            return self._messages[object_id].tree
+            return message.tree
 
     def is_message(self, object_id: str) -> bool:
         """Return True if there is a message with this id."""
@@ -149,7 +151,9 @@ class TreeStore(ObjectStore):
             stored = self._objects.get(object_id)
             if stored is None:
                 return None
-            return stored.content or b""
+            if stored.content is None:
+                return b""
+            return stored.content
 
     def delete(self, object_id: str) -> None:
         """Delete a message, and the objects that no other message has."""
@@ -158,14 +162,16 @@ class TreeStore(ObjectStore):
             if message is None:
                 return
             for part in message.ids:
-                self._objects[part].num_messages -= 1
-                if self._objects[part].num_messages == 0:
+                stored = self._objects[part]
+                stored.num_messages -= 1
+                if stored.num_messages == 0:
                     del self._objects[part]
 
     def delete_objects_in_run(self, run_id: int) -> None:
         """Delete all messages of a run."""
         with self._lock:
-            for root, message in list(self._messages.items()):
+            messages = list(self._messages.items())
+            for root, message in messages:
                 if message.run_id == run_id:
                     self.delete(root)
 

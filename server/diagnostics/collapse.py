@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log, sqrt
 
 from wardround.common.settings.tree import Settings
@@ -64,7 +64,8 @@ class ScoredRound:
 
 
 def _diverged(scored: ScoredRound) -> int | None:
-    return 0 if scored.loss > DIVERGED_LOSS * log(len(scored.shares)) else None
+    even_guess = log(len(scored.shares))
+    return 0 if scored.loss > DIVERGED_LOSS * even_guess else None
 
 
 def _single_class(scored: ScoredRound) -> int | None:
@@ -107,7 +108,8 @@ class Episode:
 
     def words(self, label_names: Sequence[str], is_up: bool) -> str:
         """Return for example `at chance since round 3: accuracy is not above …`."""
-        reason = _WORDS[self.kind].format(label=label_name(label_names, self.label))
+        label = label_name(label_names, self.label)
+        reason = _WORDS[self.kind].format(label=label)
         when = f"since round {self.first}"
         if not is_up:
             when = in_rounds(self.first, self.last)
@@ -133,7 +135,7 @@ class Collapse:
     @property
     def last(self) -> int:
         """Last round of all its episodes."""
-        return max(episode.last for episode in self.episodes)
+        return _last_of(self.episodes)
 
     def words(self, label_names: Sequence[str]) -> str:
         """Return one line with the round, the reason, and the end if it is over."""
@@ -217,19 +219,22 @@ def find_collapses(
     groups: list[list[Episode]] = []
     for episode in episodes:
         raised = episode.first + num_rounds - 1
-        if groups and raised <= max(other.last for other in groups[-1]):
+        if groups and raised <= _last_of(groups[-1]):
             groups[-1].append(episode)
         else:
             groups.append([episode])
     last_round = trained[-1].round if trained else 0
-    return tuple(
-        Collapse(
-            round=group[0].first + num_rounds - 1,
-            episodes=tuple(group),
-            is_up=max(episode.last for episode in group) == last_round,
-        )
-        for group in groups
-    )
+    collapses = []
+    for group in groups:
+        raised = group[0].first + num_rounds - 1
+        is_up = _last_of(group) == last_round
+        collapses.append(Collapse(raised, tuple(group), is_up))
+    return tuple(collapses)
+
+
+def _last_of(episodes: Iterable[Episode]) -> int:
+    """Return the last round of all these episodes."""
+    return max(episode.last for episode in episodes)
 
 
 def find_episodes(scored: Sequence[ScoredRound], kind: str) -> list[Episode]:
@@ -240,8 +245,9 @@ def find_episodes(scored: Sequence[ScoredRound], kind: str) -> list[Episode]:
         if label is None:
             continue
         before = episodes[-1] if episodes else None
-        if before and before.last == one.round - 1 and before.label == label:
-            episodes[-1] = Episode(kind, label, before.first, one.round)
+        is_next = before and before.last == one.round - 1
+        if before and is_next and before.label == label:
+            episodes[-1] = replace(before, last=one.round)
         else:
             episodes.append(Episode(kind, label, one.round, one.round))
     return episodes

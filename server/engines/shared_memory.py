@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from wardround.common.data.corpus import Corpus
 from wardround.common.data.texts import PARTS
 from wardround.common.data.tokens import TokenisedTexts
 from wardround.common.process.shared_memory import bytes_of, memory_for
 from wardround.common.wire.flat_arrays import read_arrays
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _ARRAYS = ("ids", "starts", "targets")
 _FACTS = ("label_names", "site_sizes", "test_sizes", "opted_out_sizes")

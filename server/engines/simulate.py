@@ -15,7 +15,7 @@ from wardround.common.runtime import resolve_device, resolve_threads
 from wardround.common.settings.tree import Settings
 from wardround.server.app import conduct
 from wardround.server.engines.local_grid import LocalGrid
-from wardround.server.engines.personal import personalise, texts_to_personalise
+from wardround.server.engines.personal_models import personalise, texts_to_personalise
 from wardround.server.engines.pool import WorkerPool
 from wardround.server.rounds.clients import GridClients
 

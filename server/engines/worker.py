@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 import socket
 import traceback
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
 from flwr.app import RecordDict
+from torch import Tensor
 
 from wardround.client.round import answer
 from wardround.client.site import SimulatedSite
 from wardround.common.model.state import move_into, open_model
 from wardround.common.process.worker import Facts, end_with, serve
 from wardround.common.settings.tree import Settings
-from wardround.common.wire.contents import put_arrays, take_arrays
+from wardround.common.wire.arrays import put_arrays, take_arrays
 from wardround.common.wire.flat_arrays import write_arrays
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def run_worker(

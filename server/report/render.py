@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from wardround.common.errors import DIVERGED
 from wardround.common.files import write_atomically
-from wardround.common.personal import HEADER
+from wardround.common.personal_record import HEADER
 from wardround.server.diagnostics.collapse import (
     Collapse,
     Episode,

@@ -11,8 +11,8 @@ from typing import TypeVar
 import pandas as pd
 from pydantic import ValidationError
 
-from wardround.common.personal import FILE_NAME as PERSONAL
-from wardround.common.personal import PersonalRecord
+from wardround.common.personal_record import FILE_NAME as PERSONAL
+from wardround.common.personal_record import PersonalRecord
 from wardround.common.settings.tree import Settings
 from wardround.server.diagnostics.collapse import (
     Collapse,

@@ -54,9 +54,8 @@ class Broadcast:
         """
         timeout = self._settings.strategy.round_timeout_seconds
         deadline = time.monotonic() + timeout
-        answers = self._clients.ask(
-            self._requests(members, state, number, mean_steps), kind, number, timeout
-        )
+        requests = self._requests(members, state, number, mean_steps)
+        answers = self._clients.ask(requests, kind, number, timeout)
         for member, answer in zip(members, answers, strict=True):
             if isinstance(answer, RecordDict) and is_missing_base(answer):
                 self.note_held(member, "")
@@ -92,7 +91,9 @@ class Broadcast:
         if before.version not in held:
             return None
         step = encode(EXACT, state.tensors.numpy(), before.tensors.numpy())
-        return None if step.form == WHOLE else (before.version, step)
+        if step.form == WHOLE:
+            return None
+        return before.version, step
 
     def _requests(
         self,
@@ -117,15 +118,18 @@ class Broadcast:
             tasks[base] = replace(task, payload=payload, base=base)
         groups: dict[str, list[Member]] = {base: [] for base in tasks}
         for member in members:
-            groups[self._base_for(member, groups)].append(member)
+            base = self._base_for(member, groups)
+            groups[base].append(member)
         contents: dict[int, RecordDict] = {}
         for base, group in groups.items():
-            self.bytes_sent += tasks[base].payload.num_bytes * len(group)
-            packed = pack_requests(tasks[base], [member.client for member in group])
+            task = tasks[base]
+            self.bytes_sent += task.payload.num_bytes * len(group)
+            packed = pack_requests(task, [member.client for member in group])
             for member, content in zip(group, packed, strict=True):
                 contents[member.node_id] = content
         return [Request(member.node_id, contents[member.node_id]) for member in members]
 
     def _base_for(self, member: Member, bases: dict[str, list[Member]]) -> str:
         held, until = self._holds.get(member.node_id, ("", 0.0))
-        return held if held in bases and time.monotonic() < until else ""
+        is_kept = time.monotonic() < until
+        return held if is_kept and held in bases else ""

@@ -82,7 +82,8 @@ class GridClients:
 
     def online(self) -> Mapping[int, str]:
         """As in `Clients`."""
-        return dict.fromkeys(sorted(self._grid.get_node_ids()), "")
+        node_ids = sorted(self._grid.get_node_ids())
+        return dict.fromkeys(node_ids, "")
 
     def ask(
         self, requests: Iterable[Request], kind: str, round: int, timeout: float
@@ -100,13 +101,15 @@ class GridClients:
                 "messages could not be sent; a node left between joining and sending. "
                 "Run the same command again."
             )
-        return map(partial(self._answer_to, deadline=deadline), message_ids)
+        answer_to = partial(self._answer_to, deadline=deadline)
+        return map(answer_to, message_ids)
 
     def tell(self, request: Request, kind: str, round: int) -> None:
         """As in `Clients`."""
         message = _message(request, kind, round, LATE_SECONDS)
         # Pulled once, since a grid in this process works only when it is pulled.
-        list(self._grid.pull_messages(self._grid.push_messages([message])))
+        message_ids = self._grid.push_messages([message])
+        list(self._grid.pull_messages(message_ids))
 
     def _answer_to(self, message_id: str, deadline: float) -> Answer:
         """Wait for one reply; ask at least once, also after the deadline."""
@@ -117,27 +120,33 @@ class GridClients:
                 raise  # not caused by the client
             except Exception as error:
                 # A client may send anything in place of a message.
-                return BadAnswer(f"its answer cannot be read ({type(error).__name__})")
-            margin = _CLOCK_SECONDS if found else 0
-            is_over = time.monotonic() >= deadline - margin
-            if found and is_over and _is_timeout(found[0]):
-                return None
-            if found:
+                kind = type(error).__name__
+                return BadAnswer(f"its answer cannot be read ({kind})")
+            now = time.monotonic()
+            for reply in found:
+                if now >= deadline - _CLOCK_SECONDS and _is_timeout(reply):
+                    return None
                 try:
-                    return content_of(found[0])
+                    return content_of(reply)
                 except BadAnswer as refusal:
                     return refusal
-            if is_over:
+            if now >= deadline:
                 return None
             time.sleep(POLL_SECONDS)
 
 
 def _message(request: Request, kind: str, round: int, lifetime: float) -> Message:
     return Message(
-        request.content, request.node_id, kind, ttl=lifetime, group_id=str(round)
+        content=request.content,
+        dst_node_id=request.node_id,
+        message_type=kind,
+        ttl=lifetime,
+        group_id=str(round),
     )
 
 
 def _is_timeout(reply: Message) -> bool:
     """Return True if this is Flower's own reply that no answer came in time."""
-    return reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
+    if not reply.has_error():
+        return False
+    return reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE

@@ -24,15 +24,16 @@ def mean_steps(
     if any(client.uncorrected for client in last.clients):
         return 0.0
     total = sum(weights.values())
-    before = {
-        client.client: (client.num_examples, client.share) for client in last.clients
-    }
-    now = {
-        member.client: (member.num_examples, weights[member.client] / total)
-        for member in members
-    }
+    before = {}
+    weighted_steps = []
+    for client in last.clients:
+        before[client.client] = (client.num_examples, client.share)
+        num_steps = client.num_steps or 0
+        weighted_steps.append((client.share or 0.0) * num_steps)
+    now = {}
+    for member in members:
+        share = weights[member.client] / total
+        now[member.client] = (member.num_examples, share)
     if before != now:
         return 0.0
-    return sum(
-        (client.share or 0.0) * (client.num_steps or 0) for client in last.clients
-    )
+    return sum(weighted_steps)

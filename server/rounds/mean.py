@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, sqrt
 
 import torch
 from torch import Tensor
@@ -74,7 +74,8 @@ class WeightedMean:
         """
         size = len(global_tensors)
         self._global = global_tensors
-        self._half = min(size, -(-size // (2 * BLOCK)) * BLOCK)
+        blocks_of_half = ceil(size / (2 * BLOCK))
+        self._half = min(size, blocks_of_half * BLOCK)
         self._memory = SumMemory() if memory is None else memory
         self._delta = torch.empty(min(BLOCK, size))
         self._total: float = 0
@@ -98,10 +99,11 @@ class WeightedMean:
                 total.copy_(new).mul_(weight)
             else:
                 total.add_(new, alpha=weight)
-            delta = torch.sub(new, self._global[block], out=self._delta[: len(new)])
+            delta = self._moved(new, block)
             norm_squared += torch.dot(delta, delta).item()
             # Another rotation in each block makes the signs of blocks independent.
-            turned = BLOCK - block.start // BLOCK % BLOCK
+            number = block.start // BLOCK
+            turned = BLOCK - number % BLOCK
             signs = self._signs[turned : turned + len(delta)]
             sketch[: len(delta)].addcmul_(delta, signs)
         self._total += weight
@@ -116,8 +118,9 @@ class WeightedMean:
         norm_squared = 0.0
         for block, total in self._sums():
             # This overwrites sums of this block and of earlier blocks only.
-            mean = tensors[block].copy_(total / self._total)
-            delta = torch.sub(mean, self._global[block], out=self._delta[: len(mean)])
+            mean = tensors[block]
+            mean.copy_(total / self._total)
+            delta = self._moved(mean, block)
             norm_squared += torch.dot(delta, delta).item()
         # The piece with the mean goes last, where the next round does not write.
         self._memory.pieces.append(self._memory.pieces.pop(0))
@@ -129,6 +132,11 @@ class WeightedMean:
             client_norms=tuple(self._norms),
             cosines_to_mean=tuple(self._cosines_to_mean(mean_norm)),
         )
+
+    def _moved(self, tensors: Tensor, block: slice) -> Tensor:
+        """Return a block of tensors minus the global ones, valid until the next call."""
+        delta = self._delta[: len(tensors)]
+        return torch.sub(tensors, self._global[block], out=delta)
 
     def _cosines_to_mean(self, mean_norm: float) -> Iterator[float]:
         sketch_sum = torch.zeros(BLOCK)
@@ -149,4 +157,5 @@ class WeightedMean:
             sums = piece.view(torch.float64)
             for start in range(first, end, BLOCK):
                 stop = min(start + BLOCK, end)
-                yield slice(start, stop), sums[start - first : stop - first]
+                own = slice(start - first, stop - first)
+                yield slice(start, stop), sums[own]

@@ -42,10 +42,10 @@ def weights_of(
     `max_share` bounds the share of each member among all members. If some do not answer,
     the shares of the others grow by the same factor.
     """
-    is_by_examples = settings.weighting == "examples"
-    weights: dict[int, float] = {
-        member.client: member.weight if is_by_examples else 1 for member in members
-    }
+    weights: dict[int, float] = {}
+    for member in members:
+        is_by_examples = settings.weighting == "examples"
+        weights[member.client] = member.weight if is_by_examples else 1
     if settings.max_share is None:
         return weights
     return capped(weights, settings.max_share)
@@ -61,11 +61,16 @@ def capped(weights: Mapping[int, float], max_share: float) -> dict[int, float]:
     rest = float(sum(largest_first))
     for num_lowered, weight in enumerate(largest_first):
         share_left = 1 - max_share * num_lowered
-        bound = max_share * rest / share_left if share_left > 1e-12 else 0.0
+        bound = 0.0
+        if share_left > 1e-12:
+            bound = max_share * rest / share_left
         if weight > bound:
             rest -= weight
             continue
         if num_lowered == 0:
             return dict(weights)
-        return {client: min(own, bound) for client, own in weights.items()}
+        lowered = {}
+        for client, own in weights.items():
+            lowered[client] = min(own, bound)
+        return lowered
     return dict.fromkeys(weights, min(largest_first))

@@ -72,16 +72,21 @@ class ServerStep:
         decay = self._strategy.server_momentum
         if decay > 0:
             momentum = self._kept("momentum", tensors, 0.0)
-            momentum.mul_(decay).add_(mean).sub_(tensors)
+            momentum.mul_(decay)
+            momentum.add_(mean)
+            momentum.sub_(tensors)
             return torch.add(tensors, momentum, alpha=rate, out=mean)
         if rate == 1:
             return mean
-        return mean.sub_(tensors).mul_(rate).add_(tensors)
+        step = mean.sub_(tensors)
+        step.mul_(rate)
+        return step.add_(tensors)
 
     def _rescaled(self, mean: Tensor) -> Tensor:
         for part, norms in zip(self._head, self._head_norms, strict=True):
-            length = max(float(mean[part].norm()), 1e-12)
-            mean[part].mul_(norms / self._weight / length)
+            length = float(mean[part].norm())
+            mean_of_lengths = norms / self._weight
+            mean[part].mul_(mean_of_lengths / max(length, 1e-12))
         return mean
 
     def _adaptive(self, tensors: Tensor, mean: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import hypot, prod, sqrt
+from math import hypot, sqrt
 
 from torch import Tensor
 
@@ -24,14 +24,8 @@ class Head:
     @classmethod
     def of(cls, layout: Layout, names: Sequence[str]) -> Head:
         """Args: names: the head's parameters, as in `TextModel.new_head`."""
-        places = zip(layout.names, layout.shapes, layout.offsets, strict=True)
-        return cls(
-            tuple(
-                slice(start, start + prod(shape))
-                for name, shape, start in places
-                if name in names
-            )
-        )
+        places = layout.places()
+        return cls(tuple(places[name] for name in layout.names if name in names))
 
     def body_norm(self, trained: Tensor, start: Tensor) -> float:
         """Return the L2 norm of `trained - start`, both (P,) fp32, over the body.

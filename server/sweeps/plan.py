@@ -53,11 +53,12 @@ def compose_sweep(overrides: Sequence[str]) -> SweepPlan:
     """
     words = _sort(overrides)
     config = compose_tree([*words.for_hydra, *words.shared.values()])
+    arms = _arms(words, config.sweep.arms)
     experiment = config.hydra.runtime.choices.get("experiment")
     return SweepPlan(
         run_dir=words.run_dir or f"outputs/sweep-{experiment or 'custom'}",
         target_fraction=float(config.sweep.target_fraction),
-        cells=_cells(words, _arms(words, config.sweep.arms), config.sweep),
+        cells=_cells(words, arms, config.sweep),
         config=config,
     )
 
@@ -97,9 +98,7 @@ def _sort(overrides: Sequence[str]) -> _SortedOverrides:
 
 def _arms(words: _SortedOverrides, written: DictConfig) -> dict[str, _SortedOverrides]:
     """Return the chosen arms by name; without arms, one with an empty name and no overrides."""
-    arms = {
-        str(name): _sort([str(word) for word in arm]) for name, arm in written.items()
-    }
+    arms = {str(name): _sort(list(map(str, arm))) for name, arm in written.items()}
     chosen = words.axes.get("arm", list(arms))
     for name in chosen:
         if name not in arms:
@@ -113,14 +112,11 @@ def _arms(words: _SortedOverrides, written: DictConfig) -> dict[str, _SortedOver
                 f"sweep.arms.{name} sets hydra, run_dir or arm. An arm can set only settings and "
                 f"axes."
             )
-        undone = [
-            (words.shared[key], arm.shared[key])
-            for key in arm.shared.keys() & words.shared.keys()
-        ]
-        for axis in (
-            "model",
-            "data",
-        ):  # the arm's other settings are for its own values
+        undone = []
+        for key in arm.shared.keys() & words.shared.keys():
+            undone.append((words.shared[key], arm.shared[key]))
+        # The arm's other settings are for its own model and data.
+        for axis in ("model", "data"):
             ours = ",".join(arm.axes.get(axis, ()))
             given = ",".join(words.axes.get(axis, ()))
             if ours and given not in ("", ours):
@@ -142,22 +138,22 @@ def _cells(
     So a baseline comes before the cells that are compared with it.
     """
     cells: list[tuple[int, list[str]]] = []
+    usual = {axis: list(map(str, defaults[axis])) for axis in AXES}
     for name, arm in arms.items():
-        axes = {axis: [str(value) for value in defaults[axis]] for axis in AXES}
-        axes |= arm.axes | words.axes
+        axes = usual | arm.axes | words.axes
         for axis in AXES:
             if not axes[axis]:
                 raise ValueError(
                     f"sweep.{axis} is empty; a sweep needs at least one value of each axis."
                 )
-        own = [*arm.shared.values(), f"arm={name}"] if name else []
+        shared = list(words.shared.values())
+        if name:
+            shared += [*arm.shared.values(), f"arm={name}"]
         for values in product(*(axes[axis] for axis in AXES)):
             named = dict(zip(AXES, values, strict=True))
+            own = [f"{axis}={value}" for axis, value in named.items()]
             text = named["num_clients"]
-            overrides = [
-                *words.shared.values(),
-                *own,
-                *(f"{axis}={value}" for axis, value in named.items()),
-            ]
-            cells.append((int(text) if text.isdigit() else 0, overrides))
-    return [overrides for _, overrides in sorted(cells, key=lambda cell: cell[0])]
+            num_clients = int(text) if text.isdigit() else 0
+            cells.append((num_clients, [*shared, *own]))
+    cells.sort(key=lambda cell: cell[0])
+    return [overrides for _, overrides in cells]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from wardround.common.files import write_atomically, write_json
+from wardround.common.files import write_json, write_text
 from wardround.common.settings.tree import Settings
 from wardround.server.run_folder import RunFolder, SweepRow
 from wardround.server.spreadsheet import write_rows
@@ -116,7 +116,7 @@ class SweepFolder:
         values = ([getattr(row, name) for name in columns] for row in rows)
         write_rows(text, [columns, *values])
         file = self.path / "sweep.csv"
-        write_atomically(file, lambda part: part.write_text(text.getvalue()))
+        write_text(file, text.getvalue())
         return rows
 
 

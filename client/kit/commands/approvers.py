@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from wardround.client.approvals import Approvers
-from wardround.client.kit.commands.options import SITE_FILE, Site, option
+from wardround.client.kit.commands.options import SITE_FILE, Site
 from wardround.client.site_file import load_site_file
-from wardround.common.command_line import command, new_app
+from wardround.common.command_line import argument, command, new_app, option
 from wardround.common.credentials import fingerprint
 
 app = new_app(
@@ -18,11 +18,13 @@ app = new_app(
 )
 
 
+def _approvers(site: Path) -> Approvers:
+    return Approvers(load_site_file(site).state)
+
+
 @command(app)
 def add(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Small letters, digits, - and _.")
-    ],
+    name: Annotated[str, argument("NAME", "Small letters, digits, - and _.")],
     key: Annotated[Path, option("--key", "The person's public key (.pub).", "FILE")],
     site: Site = SITE_FILE,
 ) -> None:
@@ -41,7 +43,7 @@ def add(
         raise ValueError(
             f"--key is '{key}', which cannot be read ({error}). Give the .pub file."
         ) from None
-    found = Approvers(load_site_file(site).state).add(name, line)
+    found = _approvers(site).add(name, line)
     typer.echo(f"{name} may approve plans here, with the key {found}")
 
 
@@ -52,7 +54,7 @@ def list_approvers(site: Site = SITE_FILE) -> None:
     Example:
       wardround-site approvers list
     """
-    keys = Approvers(load_site_file(site).state).keys()
+    keys = _approvers(site).keys()
     for name, key in keys.items():
         typer.echo(f"{name:<20}  {fingerprint(key)}")
     if not keys:
@@ -61,7 +63,7 @@ def list_approvers(site: Site = SITE_FILE) -> None:
 
 @command(app)
 def remove(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="From `approvers list`.")],
+    name: Annotated[str, argument("NAME", "From `approvers list`.")],
     site: Site = SITE_FILE,
 ) -> None:
     """Remove a person who approves plans. That person's earlier approvals no longer count.
@@ -69,5 +71,5 @@ def remove(
     Example:
       wardround-site approvers remove anna
     """
-    Approvers(load_site_file(site).state).remove(name)
+    _approvers(site).remove(name)
     typer.echo(f"{name} can no longer approve plans here")

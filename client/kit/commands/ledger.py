@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from wardround.client.kit.commands.options import SITE_FILE, Site, option
+from wardround.client.kit.commands.options import SITE_FILE, Site
 from wardround.client.site_file import load_site_file
-from wardround.common.command_line import command, new_app
+from wardround.common.command_line import argument, command, new_app, option
 
 app = new_app(
     "Everything that came to this site and left it: show, verify, export, accept."
@@ -47,7 +47,7 @@ def verify(site: Site = SITE_FILE) -> None:
 
 @command(app)
 def export(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    file: Annotated[Path, argument("FILE", "A new file.")],
     site: Site = SITE_FILE,
 ) -> None:
     """Copy the ledger into one file, for an audit. It holds no text, label or path.
@@ -62,9 +62,7 @@ def export(
 
 @command(app)
 def accept(
-    missing: Annotated[
-        str, typer.Argument(metavar="HASH", help="The hash that `join` named.")
-    ],
+    missing: Annotated[str, argument("HASH", "The hash that `join` named.")],
     site: Site = SITE_FILE,
 ) -> None:
     """Continue although the ledger lacks a line that the server holds. The ledger records this.

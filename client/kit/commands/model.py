@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from wardround.client.kit.commands.options import SITE_FILE, Site, option
+from wardround.client.kit.commands.options import SITE_FILE, Site
 from wardround.client.site_file import load_site_file
-from wardround.common.command_line import command, new_app
+from wardround.common.command_line import command, new_app, option
 from wardround.common.exits import DONE, FAILED
 
 app = new_app("")

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
-
-
-def option(name: str, help: str, metavar: str | None = None, **more: Any) -> Any:
-    """Describe an option. Args: metavar: the word for its value in `--help`."""
-    return typer.Option(name, help=help, metavar=metavar, **more)
-
+from wardround.common.command_line import option
 
 SITE_FILE = Path("site.yaml")
 Site = Annotated[Path, option("--site", "The site file.", "FILE")]

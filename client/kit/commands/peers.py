@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from wardround.client.kit.commands.options import SITE_FILE, Site, option
+from wardround.client.kit.commands.options import SITE_FILE, Site
 from wardround.client.kit.peers import peers_in_words, pin
 from wardround.client.peers import Peers
 from wardround.client.site_file import load_site_file
-from wardround.common.command_line import command, new_app
+from wardround.common.command_line import argument, command, new_app, option
 
 app = new_app("The hospitals whose keys are pinned here: add, list, remove.")
 
@@ -22,9 +22,7 @@ app = new_app("The hospitals whose keys are pinned here: add, list, remove.")
 def add(
     registration: Annotated[
         Path,
-        typer.Argument(
-            metavar="FILE", help="The other hospital's registration-NAME.json."
-        ),
+        argument("FILE", "The other hospital's registration-NAME.json."),
     ],
     name: Annotated[
         str | None,
@@ -86,7 +84,7 @@ def list_peers(site: Site = SITE_FILE) -> None:
 
 @command(app)
 def remove(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="From `peers list`.")],
+    name: Annotated[str, argument("NAME", "From `peers list`.")],
     site: Site = SITE_FILE,
 ) -> None:
     """Remove the pinned key of a hospital.

@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
-from wardround.client.kit.commands.options import SITE_FILE, Site, option
-from wardround.common.command_line import command, new_app
+from wardround.client.kit.commands.options import SITE_FILE, Site
+from wardround.common.command_line import argument, command, new_app, option
 
 app = new_app("")
-PlanName = Annotated[
-    str, typer.Argument(metavar="ID", help="From `plans`; its beginning is enough.")
-]
+PlanName = Annotated[str, argument("ID", "From `plans`; its beginning is enough.")]
 
 
 @command(app)

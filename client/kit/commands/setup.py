@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from wardround.client.kit.commands.options import SITE_FILE, Site, SkipCheck, option
-from wardround.client.kit.init import trust_next_key, write_kit
-from wardround.client.kit.policy_file import read_policy
+from wardround.client.kit.commands.options import SITE_FILE, Site, SkipCheck
+from wardround.client.kit.init import read_policy, trust_next_key, write_kit
 from wardround.client.policy.limits import Policy
 from wardround.client.site_file import load_site_file
-from wardround.common.command_line import command, new_app
+from wardround.common.command_line import argument, command, new_app, option
 from wardround.common.wire.invitation import registration_file
 from wardround.common.words import pasteable
 
@@ -92,9 +91,7 @@ def init(
 
 @command(app)
 def trust(
-    rotation: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The coordinator's rotation file.")
-    ],
+    rotation: Annotated[Path, argument("FILE", "The coordinator's rotation file.")],
     fingerprint: Annotated[
         str, option("--fingerprint", "As the coordinator reads it out.")
     ],

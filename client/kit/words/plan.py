@@ -6,8 +6,8 @@ Words of the server are made printable, so that they cannot imitate a line of ou
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from wardround.client.kit.here import Here
 from wardround.client.kit.words.comparison import differences, versions_in_words
 from wardround.client.kit.words.values import (
     LONGEST_RULE,
@@ -19,10 +19,10 @@ from wardround.client.kit.words.values import (
     value_in_words,
 )
 from wardround.client.plans import Known
-from wardround.client.policy.limits import Limits
+from wardround.client.policy.limits import Limits, Refusal
 from wardround.client.policy.roster import roster_in_words
 from wardround.client.policy.verdict import SettingVerdict, judge_settings, refusals_of
-from wardround.client.sizes import largest_influence
+from wardround.client.sizes import Sizes, largest_influence
 from wardround.common.recipes import recipes
 from wardround.common.settings.tree import Settings
 from wardround.common.wire.signing import Plan
@@ -38,6 +38,31 @@ STATES = {
     "revoked": "approval revoked",
 }
 """The states of a decision, in words."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The costs of one round."""
+
+    bytes: int
+    """Most that are sent and received."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Here:
+    """The facts of this site that a plan depends on."""
+
+    sizes: Sizes | None = None
+    """None if the texts cannot be read as the plan asks."""
+    costs: Costs | None = None
+    """None if they were not measured."""
+    num_answers: int = 0
+    """Rounds that this site has answered so far, over all plans."""
+    refusals: tuple[Refusal, ...] = ()
+    """Why this site's texts, files or budget do not fit the plan."""
+    why_not: str = ""
+    """Why `sizes` or `costs` is not known, in words."""
 
 
 def list_of_plans(known: Sequence[Known]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wardround.client.personal import OwnTexts, Personaliser, texts_of_clients
+from wardround.client.personaliser import OwnTexts, Personaliser, texts_of_clients
 from wardround.common.settings.tree import Settings
 from wardround.server.app import recorded
 from wardround.server.display import display
@@ -22,7 +22,7 @@ def texts_to_personalise(settings: Settings) -> list[OwnTexts]:
     """
     own_texts = texts_of_clients(settings)
     judged = [own for own in own_texts if own.can_be_judged]
-    left_out = ", ".join(own.owner for own in own_texts if not own.can_be_judged)
+    left_out = [own.owner for own in own_texts if not own.can_be_judged]
     if not judged:
         raise ValueError(
             "no client holds out a text to choose a model by and another to judge it by. "
@@ -31,7 +31,7 @@ def texts_to_personalise(settings: Settings) -> list[OwnTexts]:
     if left_out:
         display().say(
             f"{settings.cell}: too few held-out texts for personal models of "
-            f"client {left_out}"
+            f"client {', '.join(left_out)}"
         )
     return judged
 
@@ -51,7 +51,8 @@ def personalise(settings: Settings, own_texts: Sequence[OwnTexts]) -> None:
         for own in own_texts[len(record.sites) :]:
             personal = personaliser.personalise(own)
             if settings.personalisation.keep_models:
-                personaliser.save(folder.path / "personal" / own.owner, personal)
+                target = folder.path / "personal" / own.owner
+                personaliser.save(target, personal)
             record.sites.append(personal.record)
             record.write(folder.path)
             display().say(

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from wardround.client.site import Examples, SimulatedSite
 from wardround.common.data.batches import by_length
@@ -23,7 +23,7 @@ from wardround.common.model.flat import Layout, model_sha256, tensors_to_flat
 from wardround.common.model.mixture import Mixture, new_gate, save_mixture
 from wardround.common.model.state import ModelState, open_model
 from wardround.common.model.train import Place, evaluate, train_epochs
-from wardround.common.personal import (
+from wardround.common.personal_record import (
     METHODS,
     TRAINED,
     Candidate,
@@ -38,9 +38,6 @@ from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 from wardround.common.tasks.table import task_of
 from wardround.common.tasks.task import Task
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 

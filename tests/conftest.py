@@ -7,10 +7,10 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-# What a shell runs in the background ignores Ctrl-C, and so would every program that is tested.
+# A program that a shell runs in the background ignores Ctrl-C, and so do the programs it starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# No test may look for a hub, and none may wait for one.
+# A test may neither ask a hub nor wait for one.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
@@ -48,7 +48,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def still_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same without dropout."""
+    """The same BERT without dropout."""
     return write_model(tmp_path_factory.mktemp("models") / "still", "bert", dropout=0.0)
 
 
@@ -60,7 +60,7 @@ def tiny_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_test_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 more."""
+    """30 other texts of the same topics."""
     return write_texts(tmp_path_factory.mktemp("texts") / "test.csv", 30, seed=1)
 
 
@@ -71,9 +71,9 @@ def overrides(
     """A run of seconds: three rounds of the tiny model on the tiny texts."""
     one_round = tiny(tiny_model, tiny_texts, tiny_test_texts, tmp_path / "run")
     more = ("num_clients=3", "num_rounds=3", "seed=7", "train.batch_size=4")
-    return [
-        text for text in changed(one_round, *more) if text != "train.local_epochs=1"
-    ]  # the protocol's two
+    # Without this word, a client trains for the protocol's two epochs.
+    one_epoch = "train.local_epochs=1"
+    return [text for text in changed(one_round, *more) if text != one_epoch]
 
 
 @pytest.fixture(scope="session")
@@ -83,8 +83,11 @@ def learned_run(
     tiny_test_texts: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[list[str], CommandResult]:
-    """Overrides and output of a run whose model has learned the three topics. Do not change it."""
-    # AdamW learns them in three rounds: the labels of its model differ.
+    """Overrides and output of a run whose model has learned the three topics.
+
+    Tests must not change its folder.
+    """
+    # AdamW learns them in three rounds, so the model gives different labels.
     learning = [
         "num_rounds=3",
         "train.optimizer=adamw",

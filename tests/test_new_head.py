@@ -71,30 +71,27 @@ def test_a_resumed_warm_up_is_the_same(make_settings: Make, tmp_path: Path) -> N
     assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
 
 
-def test_the_heads_own_learning_rate(
+def test_the_head_has_its_own_learning_rate(
     make_settings: Make, tmp_path: Path, still_model: Path
 ) -> None:
     """One step of SGD is rate x gradient: the head moves ten times as far, the body does not."""
     one_step = (
-        *(
-            f"model.name={still_model}",
-            "num_clients=1",
-            "num_rounds=1",
-            "train.local_epochs=1",
-        ),
-        *("train.batch_size=48", "train.learning_rate=0.001"),
+        f"model.name={still_model}",
+        "num_clients=1",
+        "num_rounds=1",
+        "train.local_epochs=1",
+        "train.batch_size=48",
+        "train.learning_rate=0.001",
     )
     before, plain = trained(make_settings, tmp_path / "plain", *one_step)
     _, faster = trained(
         make_settings, tmp_path / "faster", *one_step, "train.head_learning_rate=0.01"
     )
     head = "classifier.weight"
-    ratio = (faster[head] - before[head]).norm() / (plain[head] - before[head]).norm()
-    assert ratio.item() == pytest.approx(10, rel=1e-3)
-    assert {name for name in plain if not torch.equal(plain[name], faster[name])} == {
-        head,
-        "classifier.bias",
-    }
+    slow_step = (plain[head] - before[head]).norm()
+    fast_step = (faster[head] - before[head]).norm()
+    assert (fast_step / slow_step).item() == pytest.approx(10, rel=1e-3)
+    assert moved(plain, faster) == {head, "classifier.bias"}
 
 
 def test_the_same_learning_rate_by_name_changes_nothing(
@@ -110,7 +107,7 @@ def test_the_same_learning_rate_by_name_changes_nothing(
 @pytest.mark.parametrize(
     "switch", ["train.head_warmup_rounds=1", "train.head_learning_rate=0.1"]
 )
-def test_a_model_with_a_trained_head_has_no_new_one(
+def test_a_model_with_a_trained_head_refuses_settings_of_a_new_head(
     make_settings: Make, tmp_path: Path, switch: str
 ) -> None:
     simulate(make_settings("num_rounds=1"))
@@ -119,7 +116,7 @@ def test_a_model_with_a_trained_head_has_no_new_one(
         f"run_dir={tmp_path / 'again'}",
         switch,
     )
-    with pytest.raises(ValueError, match="brings its whole head"):
+    with pytest.raises(ValueError, match=r"head_warmup_rounds is .* null and 0"):
         simulate(again)
     assert not history(tmp_path / "again")
 
@@ -129,11 +126,11 @@ def test_a_model_with_a_trained_head_has_no_new_one(
     [
         (
             "train.head_learning_rate=0",
-            r"train\.head_learning_rate is 0; it must be greater than 0",
+            r"train\.head_learning_rate is 0",
         ),
         (
             "train.head_warmup_rounds=-1",
-            r"train\.head_warmup_rounds is -1; it must be greater",
+            r"train\.head_warmup_rounds is -1",
         ),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModel, BertConfig
 from transformers.models.bert.modeling_bert import BertPooler
 
@@ -36,33 +37,31 @@ def test_pairs_are_neighbours_and_strangers() -> None:
     assert labels.tolist() == [1, 0] * 5  # 2 + 1 + 2 neighbours
     assert pairs[0] == ("goal match.", "team goal!")
     own = [next(text for text in ARTICLES if first in text) for first, _ in pairs]
-    assert [second in text for (_, second), text in zip(pairs, own, strict=True)] == [
-        True,
-        False,
-    ] * 5
+    is_near = [second in text for (_, second), text in zip(pairs, own, strict=True)]
+    assert is_near == [True, False] * 5
 
 
-def test_shuffled_is_the_same_numbers_in_another_order() -> None:
+def test_a_shuffled_pooler_has_the_same_numbers_in_another_order() -> None:
     pooler = BertPooler(BertConfig(hidden_size=8))
     before = [parameter.detach().clone() for parameter in pooler.parameters()]
     shuffle(pooler, seed=0)
     for old, new in zip(before, pooler.parameters(), strict=True):
-        assert torch.equal(
-            old.flatten().sort().values, new.detach().flatten().sort().values
-        )
+        in_order = new.detach().flatten().sort().values
+        assert torch.equal(old.flatten().sort().values, in_order)
     assert not torch.equal(before[0], pooler.dense.weight)
 
 
-def test_the_size_of_a_pooler() -> None:
+def test_the_size_of_a_pooler_is_its_norm_and_its_largest_direction() -> None:
     pooler = BertPooler(BertConfig(hidden_size=8))
     pooler.dense.weight.data = torch.outer(torch.ones(8), torch.full((8,), 2.0))
     norm, largest = size_of(pooler)
-    assert norm == pytest.approx(16.0) == largest  # of one direction alone
+    # The matrix has one direction only, so both measures are equal.
+    assert norm == pytest.approx(16.0) == largest
     pooler.dense.weight.data = torch.eye(8)
     assert size_of(pooler) == pytest.approx((8**0.5, 1.0))
 
 
-def test_a_pooler_learns_what_a_blind_one_cannot_tell() -> None:
+def test_a_pooler_learns_a_difference_that_a_constant_one_cannot() -> None:
     torch.manual_seed(0)
     states = torch.randn(2000, 8)
     pooler = BertPooler(BertConfig(hidden_size=8))
@@ -70,6 +69,17 @@ def test_a_pooler_learns_what_a_blind_one_cannot_tell() -> None:
     fixed, trained = train_pooler(pooler, states, (states[:, 0] > 0).long(), seed=0)
     assert fixed < 0.65
     assert trained > 0.95
+
+
+def weights(folder: Path | str) -> dict[str, Tensor]:
+    """Return the tensors of an encoder."""
+    found: dict[str, Tensor] = AutoModel.from_pretrained(folder).state_dict()
+    return found
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """Return the names of the tensors that differ."""
+    return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 @pytest.mark.slow
@@ -80,31 +90,22 @@ def test_two_folders_differ_in_the_pooler_alone(
     num_pairs, *accuracies = make(settings, ARTICLES * 4, tmp_path / "out")
     assert num_pairs == 40
     assert all(0 <= accuracy <= 1 for accuracy in accuracies)
-    trained, shuffled, start = (
-        AutoModel.from_pretrained(place).state_dict()
-        for place in (
-            tmp_path / "out/trained",
-            tmp_path / "out/shuffled",
-            settings.model.name,
-        )
-    )
-    changed = {name for name in start if not torch.equal(start[name], trained[name])}
-    assert changed == {"pooler.dense.weight", "pooler.dense.bias"}
-    assert {
-        name for name in start if not torch.equal(trained[name], shuffled[name])
-    } == changed
+    start = weights(settings.model.name)
+    trained = weights(tmp_path / "out/trained")
+    shuffled = weights(tmp_path / "out/shuffled")
+    pooler = {"pooler.dense.weight", "pooler.dense.bias"}
+    assert changed(start, trained) == pooler
+    assert changed(trained, shuffled) == pooler
     make_shuffled(settings, None, tmp_path / "only")
-    only = AutoModel.from_pretrained(tmp_path / "only/shuffled").state_dict()
-    # A bias that is 0 throughout stays what it is.
-    assert {name for name in start if not torch.equal(start[name], only[name])} == {
-        "pooler.dense.weight"
-    }
-    # Wardround trains what is new in it: the classifier alone.
+    # A bias of zeros stays the same.
+    only = weights(tmp_path / "only/shuffled")
+    assert changed(start, only) == {"pooler.dense.weight"}
+    # Only the classifier is new in such a folder, and is trained.
     built = build_model(LABEL, model_at(tmp_path / "out/trained"), ("a", "b"), seed=0)
     assert built.new_head == ("classifier.bias", "classifier.weight")
 
 
-def test_no_run_of_the_study_has_seen_the_articles(overrides: list[str]) -> None:
+def test_no_run_of_the_study_uses_the_spare_articles(overrides: list[str]) -> None:
     kept = [
         text
         for text in overrides

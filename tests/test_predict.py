@@ -23,17 +23,14 @@ def run(learned_run: tuple[list[str], CommandResult]) -> Path:
 
 
 def rows(said: CommandResult) -> list[dict[str, str]]:
-    """The lines it printed, by column."""
+    """Return the printed lines, by column."""
     assert said.code == 0, said.err
     return list(csv.DictReader(said.out.splitlines(keepends=True)))
 
 
 def test_texts_get_a_label_and_probabilities_that_add_up(run: Path) -> None:
-    found = rows(
-        wardround(
-            "predict", str(run), "--text", "goal, match", "--text", 'a "new" nurse'
-        )
-    )
+    words = ("--text", "goal, match", "--text", 'a "new" nurse')
+    found = rows(wardround("predict", str(run), *words))
     assert list(found[0]) == ["text", "label", *sorted(TOPICS)]
     assert [row["text"] for row in found] == ["goal, match", 'a "new" nurse']
     assert [row["label"] for row in found] == ["sport", "health"]
@@ -62,28 +59,16 @@ def test_a_text_has_the_same_label_alone_and_among_others(
         )
 
 
-def test_file_with_a_named_column(run: Path, tmp_path: Path) -> None:
+def test_the_column_of_texts_can_be_named(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "letters.csv"
+    words = ("--file", str(file), "--column", "body")
     # With the byte order mark that spreadsheets write, and a line break inside a field.
     file.write_text('\ufeffid,body\n1,"goal\nteam"\n2,bank loan\n', encoding="utf-8")
-    found = rows(
-        wardround("predict", str(run), "--file", str(file), "--column", "body")
-    )
+    found = rows(wardround("predict", str(run), *words))
     assert list(found[0]) == ["id", "body", "label", *sorted(TOPICS)]
     assert [row["id"] for row in found] == ["1", "2"]
     assert [row["body"] for row in found] == ["goal\nteam", "bank loan"]
-    first = rows(
-        wardround(
-            "predict",
-            str(run),
-            "--text",
-            "new",
-            "--file",
-            str(file),
-            "--column",
-            "body",
-        )
-    )
+    first = rows(wardround("predict", str(run), "--text", "new", *words))
     assert [row["body"] for row in first] == ["new", "goal\nteam", "bank loan"]
     assert [row["id"] for row in first] == ["", "1", "2"]
 
@@ -162,22 +147,21 @@ def test_texts_are_cut_to_the_words_the_model_was_trained_on(
     settings["data"]["max_words"] = 2
     file.write_text(json.dumps(settings))
     (short / "settings.json").write_text("of another run")
-    (whole, cut) = rows(
-        wardround(
-            "predict", str(short), "--text", "goal  match nurse", "--text", "goal match"
-        )
-    )
+    words = ("--text", "goal  match nurse", "--text", "goal match")
+    (whole, cut) = rows(wardround("predict", str(short), *words))
     assert whole == cut | {"text": "goal  match nurse"}
     (uncut,) = rows(wardround("predict", str(run), "--text", "goal  match nurse"))
     assert uncut != whole
-    # What an earlier version left has no settings in the model's folder.
+    # Earlier versions wrote no settings into the model's folder.
     file.unlink()
     (short / "settings.json").write_text(json.dumps(settings))
     (old,) = rows(wardround("predict", str(short), "--text", "goal  match nurse"))
     assert old == whole
 
 
-def test_model_folder_does_as_well_as_run_folder(run: Path, tmp_path: Path) -> None:
+def test_run_folder_and_model_folder_give_the_same_labels(
+    run: Path, tmp_path: Path
+) -> None:
     shutil.copytree(run / "model", tmp_path / "moved")
     asked = [
         wardround("predict", str(folder), "--text", "bank")
@@ -188,9 +172,9 @@ def test_model_folder_does_as_well_as_run_folder(run: Path, tmp_path: Path) -> N
     assert asked[0].code == 0
 
 
-# One row for each mistake: the file's bytes, more arguments, and what the message must say.
+# One row for each mistake: the file's bytes, more arguments, and facts of the message.
 WRONG_FILES: dict[str, tuple[bytes | None, list[str], list[str]]] = {
-    "column": (b"body\na\n", [], ["has no column 'text'; it has: body", "--column"]),
+    "column": (b"body\na\n", [], ["no column 'text'", "body", "--column"]),
     "named column": (
         b"text\na\n",
         ["--column", "txt"],
@@ -199,52 +183,55 @@ WRONG_FILES: dict[str, tuple[bytes | None, list[str], list[str]]] = {
     "not UTF-8": (
         "text\ncafé\n".encode("latin-1"),
         [],
-        ["is not UTF-8: byte 0xe9", "line 2", "iconv"],
+        ["byte 0xe9", "line 2", "iconv"],
     ),
     "open quote": (
         b'text\n"a\n',
         [],
-        ["line 2: the row that starts here is broken", "Close every quote"],
+        ["f.csv, line 2", "Close every quote"],
     ),
     "too many fields": (
         b"text\na,b\n",
         [],
         ["line 2: 2 fields, but the first row has 1"],
     ),
-    "no file": (None, [], ["--file", "does not exist"]),
-    "no byte": (b"", [], ["is empty (0 bytes)"]),
+    "no file": (None, [], ["--file", "f.csv does not exist"]),
+    "no byte": (b"", [], ["f.csv", "0 bytes"]),
     "no row": (b"text\n", [], ["nothing to label", "--text", "--file"]),
 }
 
 
 @pytest.mark.parametrize("mistake", WRONG_FILES)
-def test_file_that_cannot_be_labelled(mistake: str, run: Path, tmp_path: Path) -> None:
-    content, more, words = WRONG_FILES[mistake]
+def test_a_file_with_a_mistake_is_refused_with_its_place(
+    mistake: str, run: Path, tmp_path: Path
+) -> None:
+    content, more, facts = WRONG_FILES[mistake]
     if content is not None:
         (tmp_path / "f.csv").write_bytes(content)
     said = wardround("predict", str(run), "--file", str(tmp_path / "f.csv"), *more)
     assert (said.code, said.out) == (2, "")
-    assert [word for word in words if word not in said.err] == []
+    assert [fact for fact in facts if fact not in said.err] == []
 
 
-def test_nothing_to_label(run: Path) -> None:
+def test_a_command_without_texts_is_refused(run: Path) -> None:
     said = wardround("predict", str(run))
     assert (said.code, said.out) == (2, "")
-    assert "nothing to label" in said.err
+    assert "--text" in said.err
+    assert "--file" in said.err
 
 
-def test_device_that_does_not_exist(run: Path) -> None:
+def test_a_device_that_does_not_exist_is_refused(run: Path) -> None:
     said = wardround("predict", str(run), "--text", "a", "--device", "cuda:99")
     assert (said.code, said.out) == (2, "")
     assert "device is 'cuda:99'" in said.err
 
 
-def test_folder_without_a_model(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "not_there"):
         said = wardround("predict", str(folder), "--text", "a")
         assert said.code == 2
         assert f"'{folder}' holds no model" in said.err
-        assert "Give the folder of a finished run" in said.err
+        assert "model/config.json" in said.err
 
 
 @pytest.mark.parametrize("part", ["gate.safetensors", "local/model.safetensors"])
@@ -259,19 +246,20 @@ def test_a_damaged_mixture_is_named(run: Path, tmp_path: Path, part: str) -> Non
     (tmp_path / part).write_bytes((tmp_path / part).read_bytes()[:-8])
     said = wardround("predict", str(tmp_path), "--text", "a")
     assert said.code == 2
-    assert "holds a model that cannot be loaded" in said.err
+    folder = (tmp_path / part).parent
+    assert f"'{folder}' holds a model that cannot be loaded" in said.err
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "fact"),
     [
         ("gone", "lacks model.safetensors"),
         ("cut", "holds a model that cannot be loaded"),
-        ("pickled", "Ask for the model with model.safetensors"),
+        ("pickled", "with model.safetensors"),
     ],
 )
-def test_model_without_weights(
-    run: Path, tmp_path: Path, damage: str, words: str
+def test_a_model_without_weights_is_refused(
+    run: Path, tmp_path: Path, damage: str, fact: str
 ) -> None:
     shutil.copytree(run / "model", tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
@@ -279,18 +267,15 @@ def test_model_without_weights(
         weights.write_bytes(weights.read_bytes()[:-8])
     else:
         weights.unlink()
-    if damage == "pickled":  # which is not read, whoever made it
+    if damage == "pickled":  # no pickle is ever read
         torch.save({}, tmp_path / "model" / "pytorch_model.bin")
     said = wardround("predict", str(tmp_path / "model"), "--text", "a")
     assert said.code == 2
-    assert words in said.err
+    assert fact in said.err
 
 
-def test_encoder_that_was_never_trained_to_label(tiny_model: Path) -> None:
+def test_an_encoder_without_a_trained_classifier_is_refused(tiny_model: Path) -> None:
     said = wardround("predict", str(tiny_model), "--text", "a")
     assert (said.code, said.out) == (2, "")
-    assert (
-        "holds no trained classifier: its files have no weights for classifier."
-        in said.err
-    )
+    assert f"'{tiny_model}' holds no trained classifier" in said.err
     assert "wardround simulate model=hf" in said.err

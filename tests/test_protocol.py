@@ -36,7 +36,7 @@ TEXTS = TokenisedTexts(
 )
 
 
-def test_batch_is_padded_and_masked() -> None:
+def test_a_batch_is_padded_and_masked() -> None:
     batch = TEXTS.batch(np.array([2, 0]), pad_to=6, mask=True, device=CPU)
     assert batch.input_ids.tolist() == [[2, 8, 8, 3, 0, 0], [2, 9, 3, 0, 0, 0]]
     assert batch.attention_mask is not None
@@ -67,8 +67,11 @@ def test_shuffling_draws_a_new_order_each_epoch(
 
 
 def test_drop_last_leaves_out_the_short_batch(make_settings: Make) -> None:
-    keep, drop = make_settings().train, make_settings("train.drop_last=true").train
-    assert (count_steps(10, keep), count_steps(10, drop)) == (3, 2)  # batches of 4
+    keep = make_settings().train
+    drop = make_settings("train.drop_last=true").train
+    # In batches of 4:
+    assert count_steps(10, keep) == 3
+    assert count_steps(10, drop) == 2
     with pytest.raises(ValueError, match=r"train\.drop_last=true"):
         count_steps(3, drop)
 
@@ -115,7 +118,8 @@ def test_the_new_head_is_not_pretrained(
 
 
 def test_averaging_heads_drawn_per_site_shrinks_them() -> None:
-    # The mean of K independent heads of deviation s has deviation s / sqrt(K): 0.02 / 4 for K = 16.
+    # The mean of K independent heads of deviation s has deviation s / sqrt(K).
+    # For K = 16: 0.02 / 4.
     model: Any = torch.nn.Module()
     model.config = SimpleNamespace(initializer_range=0.02)
     model.register_parameter(
@@ -152,7 +156,9 @@ def test_per_site_heads_change_round_one_only(
     assert norms[2]["clients"][0]["update_norm"] < 1e-4
 
 
-def test_a_shrunk_head_is_as_long_as_a_mean_of_drawn_ones(make_settings: Make) -> None:
+def test_a_shrunk_head_has_the_norm_of_a_mean_of_drawn_heads(
+    make_settings: Make,
+) -> None:
     shared, shrunk = (
         open_model(
             make_settings(f"train.head_init={name}", "num_clients=4"),
@@ -166,27 +172,27 @@ def test_a_shrunk_head_is_as_long_as_a_mean_of_drawn_ones(make_settings: Make) -
         assert torch.equal(shrunk.text_model.model.get_parameter(name), tensor * factor)
 
 
-def test_attention_mask_off_attends_to_padding(make_settings: Make) -> None:
+def test_without_an_attention_mask_padding_changes_the_loss(
+    make_settings: Make,
+) -> None:
     losses = []
     for mask in ("true", "false"):
         settings = make_settings(f"train.attention_mask={mask}")
         model_state = open_model(settings, ("a", "b", "c"), fresh=True)
         texts = TokenisedTexts(TEXTS.ids % 20, TEXTS.starts, TEXTS.targets, 0)
-        losses.append(
-            Evaluation(settings, model_state, texts).count(texts, np.arange(3)).loss
-        )
+        evaluation = Evaluation(settings, model_state, texts)
+        losses.append(evaluation.count(texts, np.arange(3)).loss)
     assert losses[0] != losses[1]
 
 
 def test_parts_accuracy_is_a_mean_of_batch_means(make_settings: Make) -> None:
-    # Five test texts, two parts (3 and 2), batches of 2: the part means have equal weight, and so
-    # have the batch means inside a part, even of a short batch.
+    # Five test texts, two parts (3 and 2), batches of 2. The means of the parts have equal weight.
+    # The means of the batches inside a part have equal weight too, even of a short batch.
     settings = make_settings(
         "num_clients=2", "evaluation.mode=parts", "evaluation.batch_size=2"
     )
-    evaluation = Evaluation(
-        settings, open_model(settings, ("a", "b", "c"), fresh=True), _five()
-    )
+    model_state = open_model(settings, ("a", "b", "c"), fresh=True)
+    evaluation = Evaluation(settings, model_state, _five())
     batches = {0: (1.0, 0.0), 3: (0.5,)}
 
     def count(test: TokenisedTexts, indices: np.ndarray) -> Sums:
@@ -206,7 +212,7 @@ def _five() -> TokenisedTexts:
     )
 
 
-def test_accuracy_loss_and_macro_f1_by_hand() -> None:
+def test_accuracy_loss_and_macro_f1_are_those_computed_by_hand() -> None:
     # Class 0: 2 of 3 correct; class 1: 1 of 1, and one 0 predicted as 1; class 2 is absent.
     counts = label_sums(6.0, np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0]]))
     metrics = LABEL.metrics(counts)
@@ -218,7 +224,7 @@ def test_accuracy_loss_and_macro_f1_by_hand() -> None:
     assert (both.num_examples, both.loss) == (8, 1.5)
 
 
-def test_authors_protocol_runs_whole(make_settings: Make) -> None:
+def test_a_run_with_the_authors_protocol_finishes(make_settings: Make) -> None:
     settings = make_settings(
         "protocol=authors_code", "train.batch_size=4", "num_rounds=2"
     )
@@ -226,7 +232,7 @@ def test_authors_protocol_runs_whole(make_settings: Make) -> None:
     assert len(history(Path(settings.run_dir))) == 3
 
 
-def test_modern_protocol_learns(make_settings: Make) -> None:
+def test_a_run_with_the_modern_protocol_learns(make_settings: Make) -> None:
     settings = make_settings(
         "protocol=modern", "train.learning_rate=0.03", "num_rounds=6"
     )

@@ -55,22 +55,15 @@ def test_hub_folder_with_class_names_of_its_own(hub: Path) -> None:
     data = read(reader="hub", hub_name=str(hub))
     assert data.label_names == ("neg", "pos", "mixed")
     assert data.train.targets.tolist() == [1, 0]
-    assert (
-        read(
-            reader="hub", hub_name=str(hub), label_names=("no", "yes", "both")
-        ).label_names[1]
-        == "yes"
-    )
-    assert "in this order: neg, pos, mixed" in message(
-        reader="hub", hub_name=str(hub), label_names=("a", "b")
-    )
-    swapped = message(
-        reader="hub", hub_name=str(hub), label_names=("pos", "neg", "mixed")
-    )
-    assert "in this order: neg, pos, mixed" in swapped
+    settings: dict[str, Any] = {"reader": "hub", "hub_name": str(hub)}
+    translated = read(**settings, label_names=("no", "yes", "both"))
+    assert translated.label_names[1] == "yes"
+    for wrong in (("a", "b"), ("pos", "neg", "mixed")):
+        said = message(**settings, label_names=wrong)
+        assert "order: neg, pos, mixed" in said
 
 
-def test_hub_without_test_split_holds_out(hub: Path) -> None:
+def test_a_hub_data_set_without_a_test_split_is_split(hub: Path) -> None:
     fill(hub, "train", text=["a1", "a2", "b1", "b2"], label=["a", "a", "b", "b"])
     data = read(reader="hub", hub_name=str(hub))
     assert (len(data.train), len(data.test)) == (2, 2)
@@ -84,40 +77,38 @@ def test_hubs_ag_news_has_title_and_description_joined(hub: Path) -> None:
         "hub_name": str(hub),
         "label_names": AG_LABELS,
     }
-    assert (
-        read(**settings, text_columns=("title", "description")).train.texts[0]
-        == "title and body"
-    )
+    data = read(**settings, text_columns=("title", "description"))
+    assert data.train.texts[0] == "title and body"
     said = message(**settings, text_columns=("description",))
-    assert "already joined" in said
+    assert "data.text_columns is [description]" in said
     assert "data.path=" in said
 
 
-def test_hub_label_number_without_a_name(hub: Path) -> None:
+def test_a_hub_label_number_without_a_name_is_refused(hub: Path) -> None:
     fill(hub, "train", text=["x", "y"], label=[0, 2])
     said = message(reader="hub", hub_name=str(hub), label_names=("a", "b"))
-    assert "split 'train', row 2: label number 2, but there are 2 names (a, b)" in said
+    assert "split 'train', row 2: label number 2" in said
+    assert "data.label_names" in said
 
 
-def test_hub_writes_minus_one_for_a_missing_label(hub: Path) -> None:
+def test_minus_one_from_the_hub_is_a_missing_label(hub: Path) -> None:
     fill(hub, "train", text=["x", "y"], label=[0, 1])
     fill(hub, "test", text=["x", "y"], label=[-1, -1])
     said = message(reader="hub", hub_name=str(hub), label_names=("a", "b"))
-    assert "test: 2 of 2 examples have no label" in said
+    assert said.startswith("test: 2 of 2 examples")
+    assert "data.label_column" in said
 
 
-def test_hub_missing_column_and_split(hub: Path) -> None:
+def test_a_missing_column_or_split_of_the_hub_is_named(hub: Path) -> None:
     fill(hub, "train", sentence=["x"], label=[0])
-    assert "it has: sentence, label" in message(
-        reader="hub", hub_name=str(hub), label_names=("a", "b")
-    )
-    (hub / "data" / "train-00000-of-00001.parquet").rename(
-        hub / "data" / "test-00000-of-00001.parquet"
-    )
+    said = message(reader="hub", hub_name=str(hub), label_names=("a", "b"))
+    assert "no column 'text'; it has: sentence, label" in said
+    train = hub / "data" / "train-00000-of-00001.parquet"
+    train.rename(hub / "data" / "test-00000-of-00001.parquet")
     assert "no split 'train'; it has: test" in message(reader="hub", hub_name=str(hub))
 
 
-def test_hub_folder_with_a_broken_file(hub: Path) -> None:
+def test_a_broken_file_of_a_hub_folder_cannot_be_read(hub: Path) -> None:
     write(hub / "data" / "train-0.parquet", b"no parquet")
     assert "cannot be read" in message(reader="hub", hub_name=str(hub))
 
@@ -142,13 +133,12 @@ def test_hub_out_of_reach_says_how_to_use_a_local_copy(
     said = message(
         reader="hub", hub_name="some/set", hub_revision="v1", local_reader=local_reader
     )
-    assert said.startswith(
-        "data.hub_name is some/set: the hub is out of reach (Couldn't reach 'some/set' at v1)."
-    )
+    assert said.startswith("data.hub_name is some/set: the hub is out of reach (")
+    assert "(Couldn't reach 'some/set' at v1)" in said
     assert form in said
 
 
-def test_hub_errors_of_every_library_below_become_one(
+def test_errors_of_every_library_behind_the_hub_are_explained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import datasets
@@ -171,11 +161,11 @@ def test_hub_errors_of_every_library_below_become_one(
         assert what in message(reader="hub", hub_name="some/set")
 
 
-def test_hub_folder_that_is_not_there() -> None:
+def test_a_hub_folder_that_does_not_exist_is_not_found() -> None:
     assert "not found" in message(reader="hub", hub_name="/nowhere/at/all")
 
 
-def test_path_hands_over_to_the_local_reader(tmp_path: Path) -> None:
+def test_a_path_is_read_by_the_local_reader(tmp_path: Path) -> None:
     for name in ("train", "test"):
         write(tmp_path / f"{name}.csv", f'"1","{name} good"\n"2","{name} bad"\n')
     settings: dict[str, Any] = {

@@ -35,21 +35,33 @@ BESIDE: dict[str, dict[str, Any]] = {
 
 def resolved(name: str) -> Settings:
     """A recipe's settings for sites, as `wardround submit recipe=…` composes them."""
-    words = (
+    group = name.partition("@")[0]
+    words = [
+        f"recipe={group}",
         "engine=deployment",
         "data=files",
         "data.label_names=[a,b]",
         "model=minilm",
         "run_dir=x",
-    )
-    group = name.partition("@")[0]
-    return compose(
-        [f"recipe={group}", *words, "evaluation.where=sites"]
-    ).settings.for_sites()
+        "evaluation.where=sites",
+    ]
+    return compose(words).settings.for_sites()
+
+
+def pinned(name: str) -> Settings:
+    """A recipe's settings, with the hash of a model that sites know."""
+    known = min(pinned_models().values())
+    return with_changes(resolved(name), {"model.sha256": known})
+
+
+def refused(settings: Settings, limits: Limits) -> list[str]:
+    """Return the keys that the policy refuses."""
+    judged = judge_settings(settings, limits)
+    return [line.key for line in judged if not line.is_allowed]
 
 
 def digest_of(name: str) -> str:
-    """SHA-256 of all settings that the recipe decides."""
+    """Return the SHA-256 of all settings that the recipe decides."""
     decided = {
         key: value
         for key, value in resolved(name).flat().items()
@@ -58,12 +70,12 @@ def digest_of(name: str) -> str:
     return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
-def test_each_recipe_is_a_file_of_its_name() -> None:
+def test_these_recipes_are_shipped() -> None:
     assert sorted(recipes()) == ["adapters@1", "fine_tune@1"]
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
-def test_a_recipe_deviates_from_itself_in_nothing(name: str) -> None:
+def test_the_settings_of_a_recipe_do_not_deviate_from_it(name: str) -> None:
     settings = resolved(name)
     assert settings.recipe == name
     assert list(recipes()[name].deviations(settings)) == []
@@ -71,39 +83,25 @@ def test_a_recipe_deviates_from_itself_in_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(recipes()))
 def test_the_strict_policy_allows_a_recipe(name: str) -> None:
-    settings = with_changes(
-        resolved(name), {"model.sha256": min(pinned_models().values())}
-    )
-    limits = Limits(
-        Policy(recipes=(name,), counts=True), "north", "SHA256:north", False
-    )
-    assert [
-        line.key for line in judge_settings(settings, limits) if not line.is_allowed
-    ] == []
+    settings = pinned(name)
+    policy = Policy(recipes=(name,), counts=True)
+    limits = Limits(policy, "north", "SHA256:north", False)
+    assert refused(settings, limits) == []
     other = replace(limits, policy=Policy(recipes=("other@1",), counts=True))
-    assert [
-        line.key for line in judge_settings(settings, other) if not line.is_allowed
-    ] == ["recipe"]
+    assert refused(settings, other) == ["recipe"]
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
-def test_every_end_of_a_range_is_within_the_strict_policy(name: str) -> None:
+def test_the_strict_policy_allows_both_ends_of_every_range(name: str) -> None:
     """A range that a site refuses would be no help to the coordinator."""
-    settings = with_changes(
-        resolved(name), {"model.sha256": min(pinned_models().values())}
-    )
+    settings = pinned(name)
     limits = Limits(Policy(counts=True), "north", "SHA256:north", False)
     for key, allowed in recipes()[name].ranges.items():
         for value in allowed.one_of or (allowed.low, allowed.high):
             whole = isinstance(settings.flat()[key], int)
             ends = {key: int(value) if whole else value}  # type: ignore[call-overload]
             changed = with_changes(settings, BESIDE.get(key, {}) | ends)
-            refused = [
-                line.key
-                for line in judge_settings(changed, limits)
-                if not line.is_allowed
-            ]
-            assert refused == [], (key, value)
+            assert refused(changed, limits) == [], (key, value)
 
 
 def test_released_recipes_keep_their_digests() -> None:
@@ -111,5 +109,5 @@ def test_released_recipes_keep_their_digests() -> None:
     if installed >= FIRST_PINNED_RELEASE:
         assert set(recipes()) <= set(PINNED)
     assert {name: digest_of(name) for name in PINNED} == PINNED
-    # The digest tells a changed recipe: it is another one if a single setting is.
+    # Recipes with different settings have different digests.
     assert digest_of("fine_tune@1") != digest_of("adapters@1")

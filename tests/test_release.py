@@ -1,4 +1,4 @@
-"""What a release is made of: hashes of all packages, a list of them, images, and a site's unit."""
+"""The parts of a release: hashes of all packages, a list of them, images, and a site's unit."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from release.sbom import add_hashes, published_hashes
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ROOT / "requirements"
 INSTALLED = ("build", "run", "torch", "demo", "dev")
-"""Beside sbom.txt, whose packages have an environment of their own."""
+"""The files of hashes, without sbom.txt: its packages have an environment of their own."""
 _KIT = ROOT / "client" / "kit" / "files"
 
 
 def pins(text: str) -> dict[str, str]:
-    """Version by normalised name of every line NAME==VERSION."""
+    """Return the version of every line NAME==VERSION, by normalised name."""
     found = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", text, re.MULTILINE)
     return {canonicalize_name(name): version for name, version in found}
 
 
 def text_of(name: str) -> str:
-    """One file of hashes."""
+    """Return one file of hashes."""
     return (REQUIREMENTS / f"{name}.txt").read_text(encoding="ascii")
 
 
-# --- hashes ---------------------------------------------------------------------------------------
+# --- hashes ---------------------------------------------------------------------------
 
 
-def test_what_is_pinned_is_hashed_in_the_same_version() -> None:
+def test_every_pinned_package_has_hashes_of_the_same_version() -> None:
     pinned = pins((ROOT / "constraints.txt").read_text(encoding="ascii"))
     assert len(pinned) > 100
     hashed: dict[str, set[str]] = {}
@@ -61,22 +61,12 @@ def test_every_package_of_a_file_has_hashes(name: str) -> None:
         assert len(hashes) == len(block.splitlines()) - 1 > 0, block.splitlines()[0]
 
 
-def test_pip_reads_the_files_and_these_tests_run_with_what_they_say() -> None:
-    """All of it is installed already, so that nothing is fetched: another version would have to be."""
-    files = [
-        word
-        for name in ("run", "demo", "dev")
-        for word in ("-r", str(REQUIREMENTS / f"{name}.txt"))
-    ]
-    words = (
-        "install",
-        "--dry-run",
-        "--no-index",
-        "--no-deps",
-        "--require-hashes",
-        "--quiet",
-        *files,
-    )
+def test_pip_reads_the_files_and_their_packages_are_installed_here() -> None:
+    """pip fetches nothing, so another version than the installed one would be an error."""
+    words = ["install", "--dry-run", "--no-index", "--no-deps"]
+    words += ["--require-hashes", "--quiet"]
+    for name in ("run", "demo", "dev"):
+        words += ["-r", str(REQUIREMENTS / f"{name}.txt")]
     done = subprocess.run(
         [sys.executable, "-m", "pip", *words],
         capture_output=True,
@@ -101,59 +91,43 @@ def test_a_package_for_another_system_is_left_out() -> None:
 
 
 def test_the_images_install_nothing_without_a_hash() -> None:
-    text = (
-        (ROOT / "docker" / "Dockerfile")
-        .read_text(encoding="utf-8")
-        .replace("\\\n", " ")
-    )
-    installs = re.findall(r"pip install ([^&;\n]*)", text)
+    text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    installs = re.findall(r"pip install ([^&;\n]*)", text.replace("\\\n", " "))
     assert len(installs) == 5
-    assert [words.strip() for words in installs if "--require-hashes" not in words] == [
-        "--no-deps --no-build-isolation /src"
+    without_hash = [
+        words.strip() for words in installs if "--require-hashes" not in words
     ]
+    assert without_hash == ["--no-deps --no-build-isolation /src"]
 
 
-# --- the list of what is installed ----------------------------------------------------------------
+# --- the list of installed packages ---------------------------------------------------
 
 
-def test_every_package_gets_its_hashes_and_the_others_are_told() -> None:
-    bom: dict[str, Any] = {
-        "components": [
-            {
-                "name": "PyYAML",
-                "version": pins(text_of("run"))["pyyaml"],
-                "type": "library",
-            },
-            {"name": "torch", "version": "2.13.0+cpu", "type": "library"},
-            {
-                "name": "own",
-                "version": "1",
-                "type": "library",
-                "externalReferences": [{"type": "vcs"}],
-            },
-        ]
-    }
-    assert add_hashes(bom, published_hashes(REQUIREMENTS)) == [
-        "own 1",
-        "torch 2.13.0+cpu",
+def test_every_package_gets_its_hashes_and_the_others_are_returned() -> None:
+    yaml_version = pins(text_of("run"))["pyyaml"]
+    components: list[dict[str, Any]] = [
+        {"name": "PyYAML", "version": yaml_version},
+        {"name": "torch", "version": "2.13.0+cpu"},
+        {"name": "own", "version": "1", "externalReferences": [{"type": "vcs"}]},
     ]
+    bom = {"components": [{"type": "library"} | part for part in components]}
+    without_hash = add_hashes(bom, published_hashes(REQUIREMENTS))
+    assert without_hash == ["own 1", "torch 2.13.0+cpu"]
     known, *others = bom["components"]
     (reference,) = known["externalReferences"]
-    assert (reference["type"], reference["url"]) == (
-        "distribution",
-        "https://pypi.org/simple/pyyaml/",
-    )
+    assert reference["type"] == "distribution"
+    assert reference["url"] == "https://pypi.org/simple/pyyaml/"
     block = text_of("run").split("\npyyaml==")[1].split("\n", 1)[1]
     first = re.findall(r"--hash=sha256:([0-9a-f]{64})", block)[0]
     assert reference["hashes"][0] == {"alg": "SHA-256", "content": first}
     assert "hashes" not in json.dumps(others)
 
 
-# --- a site's unit and container ------------------------------------------------------------------
+# --- a site's unit and container ------------------------------------------------------
 
 
 def unit() -> dict[str, list[str]]:
-    """The values of every key of the section Service; one key can stand there several times."""
+    """Return the values of every key of the section Service; a key can occur several times."""
     parser = configparser.ConfigParser(
         strict=False, interpolation=None, delimiters=("=",)
     )
@@ -170,7 +144,7 @@ def unit() -> dict[str, list[str]]:
     return found
 
 
-def test_the_unit_has_bounds_and_no_rights() -> None:
+def test_the_unit_has_bounds_and_few_rights() -> None:
     said = unit()
     for key, value in {
         "UMask": "0077",
@@ -190,33 +164,30 @@ def test_the_unit_has_bounds_and_no_rights() -> None:
 
 def test_containers_have_bounds() -> None:
     template = (_KIT / "compose.yaml").read_text(encoding="utf-8")
-    site = yaml.safe_load(
-        template.replace("${memory}", "1000").replace("$volumes", "")
-    )["services"]["site"]
-    assert (site["mem_limit"], site["memswap_limit"], site["pids_limit"]) == (
-        "1000m",
-        "1000m",
-        4096,
-    )
-    services = yaml.safe_load(
-        (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    )["services"]
-    client = yaml.safe_load(
-        (ROOT / "docker" / "client.yml").read_text(encoding="utf-8")
-    )["services"]["client"]
-    for name in ("init", "server", "run"):
+    filled = template.replace("${memory}", "1000").replace("$volumes", "")
+    site = yaml.safe_load(filled)["services"]["site"]
+    assert site["mem_limit"] == "1000m"
+    assert site["memswap_limit"] == "1000m"
+    assert site["pids_limit"] == 4096
+    services = services_of(ROOT / "docker-compose.yml")
+    services |= services_of(ROOT / "docker" / "client.yml")
+    for name in ("init", "server", "run", "client"):
         assert {"mem_limit", "pids_limit", "read_only"} <= set(services[name]), name
-    assert {"mem_limit", "pids_limit", "read_only"} <= set(client)
 
 
-def test_the_page_for_reports_links_to_what_is_there() -> None:
+def services_of(file: Path) -> dict[str, Any]:
+    """Return the services of a compose file, by name."""
+    found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))["services"]
+    return found
+
+
+def test_the_links_of_the_security_page_lead_to_headings_that_exist() -> None:
     page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([\w./-]+)(?:#([\w-]+))?\)", page)
     assert len(links) >= 4
     for path, anchor in links:
-        headings = re.findall(
-            r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE
-        )
+        linked = (ROOT / path).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.+)$", linked, re.MULTILINE)
         slugs = {
             re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
             for heading in headings

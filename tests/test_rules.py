@@ -25,8 +25,8 @@ TREES = {
 }
 Public = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
-# Modules that Flower documents, and its constants. It may change the rest at any time: the files
-# that use it are read again with every new version.
+# Modules that Flower documents, and its constants. It may change the rest at any time, so the
+# files that use the rest are read again with every new version.
 PUBLIC = {
     "flwr.app",
     "flwr.clientapp",
@@ -45,7 +45,7 @@ USERS_OF_THE_REST = {
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Dotted names of every module that the code imports from, wherever in the file it does."""
+    """Return the dotted names of every module that the code imports, anywhere in the file."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -64,7 +64,7 @@ def test_the_walk_sees_every_kind_of_import() -> None:
     assert imports(tree) == {"a.b", "c", "e"}
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_no_module_imports_itself_through_others() -> None:
     """`lint-imports` looks at neighbours; this looks at every module."""
     graph = grimp.build_graph(
         "wardround", "studies", exclude_type_checking_imports=True, cache_dir=None
@@ -73,22 +73,20 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         module: graph.find_modules_directly_imported_by(module)
         for module in graph.modules
     }
-    in_circles = [
-        a
-        for a in imported
-        if any(graph.chain_exists(importer=b, imported=a) for b in imported[a])
-    ]
+    in_circles = []
+    for module, others in imported.items():
+        if any(graph.chain_exists(importer=o, imported=module) for o in others):
+            in_circles.append(module)
     assert in_circles == []
 
 
-def test_private_names_of_flower_stand_in_these_files_only() -> None:
+def test_only_these_files_use_private_names_of_flower() -> None:
     flower = {
         path: {name for name in imports(tree) if name.split(".")[0] == "flwr"}
         for path, tree in TREES.items()
     }
-    assert {
-        path for path, names in flower.items() if names - PUBLIC
-    } == USERS_OF_THE_REST
+    users = {path for path, names in flower.items() if names - PUBLIC}
+    assert users == USERS_OF_THE_REST
 
 
 def test_no_text_becomes_code() -> None:
@@ -110,7 +108,7 @@ def test_no_text_becomes_code() -> None:
     assert {(name, path) for name, path in called if name in forbidden} == set()
 
 
-# Other programs load models there: rivals in a benchmark, each from the folder that it got.
+# Rivals in a benchmark load models, each from the folder that it got.
 RIVALS = {
     "benchmarks/contenders/nvflare_client.py",
     "benchmarks/contenders/pfl_research.py",
@@ -118,7 +116,7 @@ RIVALS = {
     "benchmarks/stock/stock_quickstart/task.py",
 }
 LOADS = {"from_pretrained", "from_config", "pipeline", "torch.load", "torch.hub.load"}
-# Their CSV is what a run reads, word for word; a person opens none of it.
+# A run reads their CSV word for word; people do not open it.
 INPUTS = {
     "benchmarks/bounds.py",
     "benchmarks/hospitals.py",
@@ -148,17 +146,17 @@ def callers(names: set[str]) -> set[str]:
     }
 
 
-def test_models_are_loaded_in_one_room() -> None:
-    """Nowhere else can a folder bring code, or other weights than those whose hash is known."""
+def test_models_are_loaded_in_one_file() -> None:
+    """That room refuses code in a model folder, and weights with another hash."""
     assert callers(LOADS) == {"common/pretrained.py"} | RIVALS
 
 
-def test_csv_for_people_is_written_in_one_room() -> None:
+def test_csv_for_people_is_written_in_one_file() -> None:
     assert callers(WRITES) == {"server/spreadsheet.py"} | INPUTS
 
 
 def public_without_docstring(path: str) -> list[str]:
-    """Public functions, classes and methods of public classes that say nothing about themselves."""
+    """Return the public functions, classes and methods without a docstring."""
     missing: list[str] = []
 
     def look(body: list[ast.stmt], prefix: str, inherits: bool) -> None:
@@ -178,6 +176,6 @@ def public_without_docstring(path: str) -> list[str]:
 @pytest.mark.parametrize(
     "path", [path for path in TREES if not path.endswith("__init__.py")]
 )
-def test_what_is_public_has_a_docstring(path: str) -> None:
-    assert ast.get_docstring(TREES[path]), f"{path} opens without its one job"
+def test_every_public_name_has_a_docstring(path: str) -> None:
+    assert ast.get_docstring(TREES[path]), f"{path} has no docstring"
     assert public_without_docstring(path) == []

@@ -33,7 +33,7 @@ print(fresh, fill_blocks(10))
     not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt"
 )
 def test_freed_blocks_are_used_again() -> None:
-    """Ten blocks of 48 MiB, one after the other, fault in 4 KiB pages only once memory is kept."""
+    """Ten blocks of 48 MiB, one after the other: with kept memory, few pages fault."""
     run = subprocess.run(
         [sys.executable, "-c", COUNT_FAULTS],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""FedAvg, FedAvgM and the adaptive optimisers of the server, on numbers that can be checked by hand."""
+"""FedAvg, FedAvgM and the adaptive optimisers of the server, on numbers to check by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ ADAPTIVE = ("strategy.optimizer=yogi", "strategy.server_learning_rate=0.01")
 
 
 def test_the_default_is_the_mean_itself(make_settings: Make) -> None:
-    step, mean = ServerStep(make_settings()), torch.tensor([1 / 3])
+    step = ServerStep(make_settings())
+    mean = torch.tensor([1 / 3])
     assert step.apply(1, torch.tensor([0.1]), mean) is mean
     assert mean.tolist() == torch.tensor([1 / 3]).tolist()
     assert step.state == {}
@@ -51,7 +52,7 @@ def test_momentum_continues_in_the_last_direction(make_settings: Make) -> None:
     assert step.apply(3, tensors, torch.tensor([5.0])).tolist() == [6.5]
 
 
-def test_heads_drawn_per_site_are_no_direction(make_settings: Make) -> None:
+def test_heads_drawn_per_site_do_not_enter_the_momentum(make_settings: Make) -> None:
     step = ServerStep(make_settings("train.head_init=per_site", *MOMENTUM))
     assert step.apply(1, torch.tensor([0.0]), torch.tensor([7.0])).tolist() == [7.0]
     assert step.state == {}
@@ -71,15 +72,14 @@ def test_a_rescaled_head_has_the_mean_norm_of_the_heads(make_settings: Make) -> 
     found = step.apply(1, torch.zeros(3), mean.clone())
     assert found[0] == mean[0]
     assert found[1:].norm().item() == pytest.approx(6.25)
-    assert torch.nn.functional.cosine_similarity(
-        found[1:], mean[1:], dim=0
-    ).item() == pytest.approx(1)
+    cosine = torch.nn.functional.cosine_similarity(found[1:], mean[1:], dim=0)
+    assert cosine.item() == pytest.approx(1)
     # Later rounds are not rescaled.
     step.note(2, first, 3)
     assert step.apply(2, mean, first.clone()).tolist() == first.tolist()
 
 
-def test_one_buffer_is_all_the_memory(make_settings: Make) -> None:
+def test_a_step_uses_one_buffer_beside_the_tensors(make_settings: Make) -> None:
     step = ServerStep(make_settings(*MOMENTUM))
     tensors, mean = torch.zeros(5), torch.ones(5)
     after = step.apply(1, tensors, mean)
@@ -120,15 +120,13 @@ def test_a_resumed_run_keeps_the_servers_state(
         assert hashes(tmp_path / f"cut{at}") == hashes(tmp_path / "whole")
 
 
-def test_a_run_without_momentum_stores_none(
+def test_a_run_without_momentum_stores_no_momentum(
     make_settings: Make, tmp_path: Path
 ) -> None:
     simulate(make_settings("num_rounds=1"))
     newest = tmp_path / "run" / "checkpoint" / "round-000001"
-    assert {path.name for path in newest.iterdir()} == {
-        "shared.safetensors",
-        "record.json",
-    }
+    files = {path.name for path in newest.iterdir()}
+    assert files == {"shared.safetensors", "record.json"}
     checkpoint = RunFolder(tmp_path / "run").load_checkpoint()
     assert checkpoint is not None
     assert checkpoint.server_state == {}
@@ -136,14 +134,15 @@ def test_a_run_without_momentum_stores_none(
 
 def adaptive(make_settings: Make, name: str, *more: str) -> ServerStep:
     """Return a step with learning rate 1/2, b1 = 0.5, b2 = 0.75 and tau = 1/4."""
-    rates = (
+    settings = make_settings(
+        f"strategy.optimizer={name}",
         "strategy.server_learning_rate=0.5",
         "strategy.beta_1=0.5",
         "strategy.beta_2=0.75",
+        "strategy.tau=0.25",
+        *more,
     )
-    return ServerStep(
-        make_settings(f"strategy.optimizer={name}", "strategy.tau=0.25", *rates, *more)
-    )
+    return ServerStep(settings)
 
 
 @pytest.mark.parametrize(
@@ -165,17 +164,16 @@ def test_a_step_follows_the_mean_over_the_root_of_its_squares(
     # m = 1/2 * 0 + 1/2 * 2 = 1, w = 1 + 1/2 * 1 / (sqrt(v) + 1/4)
     assert step.state["momentum"].tolist() == [1.0]
     assert step.state["second_moment"].tolist() == [second_moment]
-    assert after.item() == pytest.approx(
-        1 + 0.5 / (second_moment**0.5 + 0.25), rel=1e-6
-    )
+    expected = 1 + 0.5 / (second_moment**0.5 + 0.25)
+    assert after.item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["adam", "yogi", "adagrad"])
 def test_steps_are_those_of_flower(make_settings: Make, name: str) -> None:
-    """Over five rounds, more weights than one block, and Flower's own class on the same means.
+    """Five rounds, more weights than one block, and Flower's own class on the same means.
 
-    Flower begins with v = 0 where the paper has tau^2, and its Adam scales the learning rate by a bias
-    correction that the paper does not have: its v is set, and the correction divided out.
+    Flower begins with v = 0, the paper with tau^2, so Flower's v is set here. Flower's Adam scales
+    the learning rate by a bias correction that the paper does not have; it is divided out.
     """
     ours = adaptive(make_settings, name)
     rates: dict[str, Any] = {"eta": 0.5, "tau": 0.25}
@@ -191,9 +189,9 @@ def test_steps_are_those_of_flower(make_settings: Make, name: str) -> None:
         mean = torch.from_numpy(random.normal(size=len(tensors)).astype(np.float32))
         theirs.current_arrays = {"w": tensors.numpy().copy()}
         if name == "adam":
-            theirs.eta = (
-                0.5 * (1 - 0.5 ** (number + 1)) / np.sqrt(1 - 0.75 ** (number + 1))
-            )
+            first = 1 - 0.5 ** (number + 1)
+            second = 1 - 0.75 ** (number + 1)
+            theirs.eta = 0.5 * first / np.sqrt(second)
         with pytest.MonkeyPatch.context() as patch:
             averaged = ArrayRecord({"w": Array(mean.numpy().copy())})
             patch.setattr(FedAvg, "aggregate_train", lambda *_: (averaged, None))  # noqa: B023
@@ -207,13 +205,12 @@ def test_steps_are_those_of_flower(make_settings: Make, name: str) -> None:
         tensors = after
 
 
-def test_large_tau_makes_adam_a_plain_step(make_settings: Make) -> None:
+def test_with_a_large_tau_adam_is_a_plain_step(make_settings: Make) -> None:
     # tau = 100 outweighs the squares of d = 2: 1/2 * 1 / (sqrt(0.75 * 1e4 + 1) + 100)
     step = adaptive(make_settings, "adam", "strategy.tau=100")
     after = step.apply(1, torch.tensor([0.0]), torch.tensor([2.0]))
-    assert after.item() == pytest.approx(
-        0.5 / ((0.75 * 1e4 + 1) ** 0.5 + 100), rel=1e-5
-    )
+    expected = 0.5 / ((0.75 * 1e4 + 1) ** 0.5 + 100)
+    assert after.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -221,17 +218,17 @@ def test_large_tau_makes_adam_a_plain_step(make_settings: Make) -> None:
     [
         (
             "strategy.server_momentum=1",
-            r"strategy\.server_momentum is 1; it must be less than 1",
+            r"strategy\.server_momentum is 1;",
         ),
         (
             "strategy.server_learning_rate=0",
-            r"strategy\.server_learning_rate is 0; it must be greater",
+            r"strategy\.server_learning_rate is 0;",
         ),
         (
             "strategy.optimizer=adam",
-            r"strategy\.server_learning_rate is 1\.0, and strategy\.optimizer=adam",
+            r"strategy\.server_learning_rate is 1\.0.* strategy\.optimizer=adam",
         ),
-        ("strategy.beta_2=1", r"strategy\.beta_2 is 1; it must be less than 1"),
+        ("strategy.beta_2=1", r"strategy\.beta_2 is 1;"),
     ],
 )
 def test_values_out_of_range_are_refused(

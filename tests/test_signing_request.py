@@ -1,4 +1,4 @@
-"""Requests that are signed on another machine: what crosses, what is shown, what is refused."""
+"""Requests that are signed on another machine: their content, their words, their refusals."""
 
 from __future__ import annotations
 
@@ -67,13 +67,16 @@ from wardround.server.deployment.sites import (
 )
 from wardround.server.deployment.submit import settings_to_submit, submit, submit_signed
 
+NO_REQUEST = r"signed\.json' belongs to no open request .* --unsigned FILE"
+DAMAGED = r"request\.json' is damaged"
+
 
 def yes(words: Sequence[str]) -> None:
-    """Whoever reads the lines agrees."""
+    """Agree to everything."""
 
 
 class Office:
-    """A server folder without its signing key, and the key somewhere else."""
+    """A server folder without its signing key, and the key in another place."""
 
     def __init__(self, root: Path) -> None:
         self.key = root / "office" / "signing.key"
@@ -97,7 +100,7 @@ class Office:
         )
 
     def sign(self, **how: Any) -> list[str]:
-        """Sign the request; what was shown."""
+        """Sign the request; return the lines that were shown."""
         shown: list[str] = []
         sign_request(
             self.request, how.pop("key", self.key), self.signed, shown.extend, **how
@@ -107,14 +110,14 @@ class Office:
 
 @pytest.fixture
 def office(tmp_path: Path) -> Office:
-    """Nothing was requested yet."""
+    """A server folder and a key, without a request."""
     return Office(tmp_path)
 
 
-# --- on the server's machine ----------------------------------------------------------------------
+# --- on the server's machine ----------------------------------------------------------
 
 
-def test_the_folder_has_no_key_and_says_what_to_do(office: Office) -> None:
+def test_a_folder_without_its_key_names_the_next_step(office: Office) -> None:
     assert not office.folder.signing_key.exists()
     assert coordinator_line(office.folder) == office.line
     with pytest.raises(
@@ -132,33 +135,29 @@ def test_a_folder_of_an_earlier_version_gets_its_public_half(tmp_path: Path) -> 
     assert read_public_line(folder.public_key) == coordinator_line(folder)
 
 
-def test_the_runs_private_key_stays(office: Office) -> None:
+def test_the_runs_private_key_stays_at_the_server(office: Office) -> None:
     office.ask()
     assert set(json.loads(office.request.read_text())) == {"plan", "run"}
     assert b"PRIVATE" in office.drafted.key.encode()
     assert b"PRIVATE" not in office.request.read_bytes()
     (kept,) = (office.folder.path / "requests").iterdir()
-    modes = (
-        stat.S_IMODE(kept.stat().st_mode),
-        stat.S_IMODE(kept.parent.stat().st_mode),
-    )
-    assert modes == (0o600, 0o700)
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
 
 
-def test_what_was_signed_is_what_was_requested(office: Office) -> None:
+def test_a_signed_run_is_the_requested_one_and_is_used_once(office: Office) -> None:
     office.ask()
     office.sign()
     taken = take_signed_run(office.folder, office.signed)
     plan, digest = open_plan(taken.plan, office.line)
     run = json.loads(open_envelope(taken.run, RUN, [office.line]))
-    assert (taken.key, taken.settings, plan.sites) == (
-        office.drafted.key,
-        office.settings,
-        roster_of(office.folder.sites()),
-    )
-    assert (run["plan"], run["name"]) == (digest, taken.name)
+    assert taken.key == office.drafted.key
+    assert taken.settings == office.settings
+    assert plan.sites == roster_of(office.folder.sites())
+    assert run["plan"] == digest
+    assert run["name"] == taken.name
     forget_run(office.folder, taken)
-    with pytest.raises(ValueError, match="belongs to no open request"):
+    with pytest.raises(ValueError, match=NO_REQUEST):
         take_signed_run(office.folder, office.signed)
 
 
@@ -166,14 +165,16 @@ def test_a_strangers_signature_starts_nothing(office: Office, tmp_path: Path) ->
     office.ask()
     make_signing_key(tmp_path / "stranger.key")
     office.sign(key=tmp_path / "stranger.key")
-    with pytest.raises(ValueError, match="is not signed with the coordinator's key"):
+    wrong_key = r"not signed with the coordinator's key.* wardround server sign FILE"
+    with pytest.raises(ValueError, match=wrong_key):
         take_signed_run(office.folder, office.signed)
-    with pytest.raises(ValueError, match="is not signed with the coordinator's key"):
-        take_signed_run(office.folder, office.request)  # nobody's
+    # The request itself has no signature.
+    with pytest.raises(ValueError, match=wrong_key):
+        take_signed_run(office.folder, office.request)
 
 
 def test_a_signed_plan_of_another_request_starts_nothing(office: Office) -> None:
-    """Both are signed: what was signed before cannot be put in the place of what was requested."""
+    """Both are signed, but an earlier signature cannot stand in the place of the new request's."""
     office.ask()
     office.sign()
     first = json.loads(office.signed.read_text())
@@ -182,22 +183,23 @@ def test_a_signed_plan_of_another_request_starts_nothing(office: Office) -> None
     office.sign()
     second = json.loads(office.signed.read_text())
     office.signed.write_text(json.dumps(first))
-    with pytest.raises(
-        ValueError, match="belongs to no open request"
-    ):  # the new one took its place
+    # The new request has replaced the first.
+    with pytest.raises(ValueError, match=NO_REQUEST):
         take_signed_run(office.folder, office.signed)
     office.signed.write_text(json.dumps(first | {"run": second["run"]}))
-    with pytest.raises(ValueError, match="differs from its request"):
+    with pytest.raises(
+        ValueError, match=r"differs from its request\. .* --unsigned FILE"
+    ):
         take_signed_run(office.folder, office.signed)
     assert len(list((office.folder.path / "requests").iterdir())) == 1
 
 
-def test_sites_that_changed_meanwhile_stop_it(office: Office) -> None:
+def test_sites_that_changed_since_the_request_stop_the_run(office: Office) -> None:
     office.ask()
     office.sign()
     with office.folder.changing_sites() as sites:
         del sites["b"]
-    with pytest.raises(ValueError, match=r"have changed .* --unsigned FILE"):
+    with pytest.raises(ValueError, match=r"the sites of .* changed .* --unsigned FILE"):
         take_signed_run(office.folder, office.signed)
 
 
@@ -219,10 +221,10 @@ def test_a_signed_request_is_submitted(
     assert [words[0] for words in flwr.asked() if words[0] == "run"] == ["run"]
     envelope = json.loads(office.signed.read_text())["plan"]
     assert plan_id(tmp_path / "run") == open_plan(envelope, office.line)[1]
-    # The next one of the same run has the same plan, which is signed: approvals hold.
+    # The next request of the same run has the same signed plan, so approvals stay valid.
     office.ask()
     assert office.drafted.plan == envelope
-    assert "which you have signed before" in office.sign()[0]
+    assert "signed before" in office.sign()[0]
 
 
 def test_options_that_contradict_each_other_are_refused(office: Office) -> None:
@@ -234,37 +236,37 @@ def test_options_that_contradict_each_other_are_refused(office: Office) -> None:
         ("server", "rotate-key", "--signed", "x.json", "--key", "y.key", *where),
     ):
         said = wardround(*words)
-        assert (said.code, "--signed" in said.err) == (2, True), said.err
+        assert said.code == 2, said.err
+        assert "--signed" in said.err
 
 
-# --- on the machine that has the key --------------------------------------------------------------
+# --- on the machine that has the key --------------------------------------------------
 
 
-def test_what_is_signed_is_shown(office: Office) -> None:
+def test_a_request_is_shown_before_it_is_signed(office: Office) -> None:
     office.ask()
     shown = "\n".join(office.sign())
-    run = json.loads(
-        open_envelope(json.loads(office.signed.read_text())["run"], RUN, [office.line])
-    )
-    for words in (
+    envelope = json.loads(office.signed.read_text())["run"]
+    run = json.loads(open_envelope(envelope, RUN, [office.line]))
+    roster = roster_of(office.folder.sites())
+    num_rounds = office.settings.num_rounds
+    epochs = office.settings.train.local_epochs
+    for fact in (
         "which is new",
         "labels   a, b",
-        f"rounds   {office.settings.num_rounds}, each {office.settings.train.local_epochs} times",
+        f"rounds   {num_rounds}, each {epochs} times",
         "sites    2: a, b",
-        f"roster   {roster_fingerprint(roster_of(office.folder.sites()))}",
+        f"roster   {roster_fingerprint(roster)}",
         f"Key of the run {fingerprint(run['key'])}",
     ):
-        assert words in shown
+        assert fact in shown
     assert "train.weight_decay" not in shown
     everything = "\n".join(office.sign(shows_all=True))
-    for words in (
-        "train.weight_decay = ",
-        f"a signs with {roster_of(office.folder.sites())['a']}",
-    ):
-        assert words in everything
+    assert "train.weight_decay = " in everything
+    assert f"a signs with {roster['a']}" in everything
 
 
-def test_nothing_is_signed_that_nobody_agreed_to(office: Office) -> None:
+def test_nothing_is_signed_without_a_persons_consent(office: Office) -> None:
     office.ask()
 
     def no(words: Sequence[str]) -> None:
@@ -272,47 +274,36 @@ def test_nothing_is_signed_that_nobody_agreed_to(office: Office) -> None:
 
     with pytest.raises(ValueError, match=r"^no$"):
         sign_request(office.request, office.key, office.signed, no)
-    words = (
-        "server",
-        "sign",
-        str(office.request),
-        "--key",
-        str(office.key),
-        "--out",
-        str(office.signed),
-    )
+    request, key, out = str(office.request), str(office.key), str(office.signed)
+    words = ("server", "sign", request, "--key", key, "--out", out)
     said = wardround(*words)
-    assert (said.code, "give --yes" in said.err) == (2, True), said.err
+    assert said.code == 2, said.err
+    assert "--yes" in said.err
     assert not office.signed.exists()
     assert wardround(*words, "--yes").code == 0
     assert office.signed.exists()
 
 
-def test_a_request_that_cannot_be_good_is_not_signed(office: Office) -> None:
+def test_a_contradictory_or_damaged_request_is_not_signed(office: Office) -> None:
     office.ask()
     good = json.loads(office.request.read_text())
     plan = read_statement(Plan, read_envelope(good["plan"], PLAN)[0])
     twins = unsigned(PLAN, replace(plan, sites={"a": "SHA256:a", "b": "SHA256:a"}))
     run = RunStatement("name", public_line(new_key("signing")), 0.0, 1.0, "0" * 64)
+    run_of_twins = unsigned(RUN, replace(run, plan=payload_digest(twins)))
     stranger: Any = new_key("signing")
-    for changed, told in (
-        ({"run": unsigned(RUN, run)}, "belongs to another plan"),
-        ({"plan": twins}, "belongs to another plan"),
-        (
-            {
-                "plan": twins,
-                "run": unsigned(RUN, replace(run, plan=payload_digest(twins))),
-            },
-            "have the same key",
-        ),
-        ({"plan": sign(PLAN, plan, stranger)}, "is damaged"),
-        ({"plan": good["run"]}, "is damaged"),
-        ({"plan": _with_a_second_roster(good["plan"])}, "is damaged"),
-        ({"plan": "no envelope"}, "is damaged"),
+    for changed, facts in (
+        ({"run": unsigned(RUN, run)}, "its run belongs to another plan"),
+        ({"plan": twins}, "its run belongs to another plan"),
+        ({"plan": twins, "run": run_of_twins}, "a and b have the same key"),
+        ({"plan": sign(PLAN, plan, stranger)}, DAMAGED),
+        ({"plan": good["run"]}, DAMAGED),
+        ({"plan": _with_a_second_roster(good["plan"])}, DAMAGED),
+        ({"plan": "no envelope"}, DAMAGED),
         ({"more": "x"}, "wardround submit --unsigned"),
     ):
         office.request.write_text(json.dumps(good | changed))
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=facts):
             office.sign()
     office.request.write_text("[]")
     with pytest.raises(ValueError, match="wardround submit --unsigned"):
@@ -321,7 +312,7 @@ def test_a_request_that_cannot_be_good_is_not_signed(office: Office) -> None:
 
 
 def _with_a_second_roster(envelope: str) -> str:
-    """The same plan, with a key that stands in it twice."""
+    """Return the same plan, with a key that occurs twice in it."""
     content = json.loads(envelope)
     payload = base64.b64decode(content["payload"])
     twice = payload.replace(
@@ -331,7 +322,7 @@ def _with_a_second_roster(envelope: str) -> str:
     return json.dumps(content | {"payload": base64.b64encode(twice).decode()})
 
 
-def test_a_plan_of_no_calendar_is_not_signed(office: Office) -> None:
+def test_a_plan_with_an_impossible_date_is_not_signed(office: Office) -> None:
     office.ask()
     good = json.loads(office.request.read_text())
     plan = read_statement(Plan, read_envelope(good["plan"], PLAN)[0])
@@ -339,12 +330,12 @@ def test_a_plan_of_no_calendar_is_not_signed(office: Office) -> None:
     run = read_statement(RunStatement, read_envelope(good["run"], RUN)[0])
     statement = unsigned(RUN, replace(run, plan=payload_digest(endless)))
     office.request.write_text(json.dumps({"plan": endless, "run": statement}))
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match=DAMAGED):
         office.sign()
 
 
 def test_a_request_moves_no_cursor(office: Office) -> None:
-    """A server that was taken over writes what is shown on the machine with the key."""
+    """A server that was taken over can write every word of a request."""
     labels = ("health\x1b[2A", "a\nLabels agreed on")
     data = replace(office.settings.data, label_names=labels)
     office.settings = replace(office.settings, data=data)
@@ -352,7 +343,7 @@ def test_a_request_moves_no_cursor(office: Office) -> None:
     assert all(line.isprintable() for line in office.sign(shows_all=True))
 
 
-# --- invitations and rotations --------------------------------------------------------------------
+# --- invitations and rotations --------------------------------------------------------
 
 
 def test_an_invitation_is_signed_elsewhere_and_answered(
@@ -360,17 +351,13 @@ def test_an_invitation_is_signed_elsewhere_and_answered(
 ) -> None:
     request_invitation(office.folder, "c", office.request, labels=["x", "y"])
     shown = "\n".join(office.sign())
-    assert (
-        f"Invitation of c\n  dials      localhost:{office.folder.addresses.fleet_port}"
-        in shown
-    )
+    assert "Invitation of c" in shown
+    assert f"dials      localhost:{office.folder.addresses.fleet_port}" in shown
     told = keep_invitation(office.folder, "c", office.signed)
     invitation, seen = read_document(Invitation, office.folder.invitation("c"))
-    assert (seen, invitation.signing_key, invitation.labels) == (
-        told,
-        office.line,
-        ("x", "y"),
-    )
+    assert seen == told
+    assert invitation.signing_key == office.line
+    assert invitation.labels == ("x", "y")
     key: Any = new_key("signing")
     answer = Registration("c", public_line(new_key("node")), public_line(key), told)
     write_document(answer, tmp_path / "registration.json", key)
@@ -378,23 +365,23 @@ def test_an_invitation_is_signed_elsewhere_and_answered(
     assert list(office.folder.sites()) == ["a", "b", "c"]
 
 
-def test_an_invitation_that_brings_another_key_is_not_signed_and_not_kept(
+def test_an_invitation_with_another_key_is_not_signed_and_not_kept(
     office: Office, tmp_path: Path
 ) -> None:
     request_invitation(office.folder, "c", office.request)
     make_signing_key(tmp_path / "stranger.key")
-    with pytest.raises(ValueError, match="another signing key than this one"):
+    with pytest.raises(ValueError, match="names another signing key"):
         office.sign(key=tmp_path / "stranger.key")
     other = ServerFolder.create(tmp_path / "other", Addresses(("localhost",)))
     stranger, _ = invite_site(other, "c")
     with pytest.raises(ValueError, match="not signed with a trusted key"):
         keep_invitation(office.folder, "c", stranger)
     office.sign()
-    with pytest.raises(ValueError, match="the invitation of 'c', not of 'd'"):
+    with pytest.raises(ValueError, match="of 'c', not of 'd'"):
         keep_invitation(office.folder, "d", office.signed)
 
 
-def test_a_key_that_stands_elsewhere_is_changed_there(
+def test_a_key_on_another_machine_is_rotated_there(
     office: Office, tmp_path: Path
 ) -> None:
     rotated = rotate_key(office.key)

@@ -37,10 +37,9 @@ def init(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Run `init` with its required options."""
     if not (folder / "invitation.json").exists():
         write_invitation(folder / "invitation.json")
-    words = (
-        "init --invitation invitation.json --data letters.csv --text text --label label"
-    )
-    return site_command(*words.split(), *more, folder=folder)
+    words = ("init", "--invitation", "invitation.json", "--data", "letters.csv")
+    columns = ("--text", "text", "--label", "label")
+    return site_command(*words, *columns, *more, folder=folder)
 
 
 def write_invitation(path: Path, **changes: Any) -> str:
@@ -74,22 +73,23 @@ def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
     assert b"join" in done.stdout
 
 
+def lines_with(fact: str, text: str) -> list[str]:
+    """Return the lines that hold a fact."""
+    return [line for line in text.splitlines() if fact in line]
+
+
 def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
     invited = write_invitation(tmp_path / "invitation.json")
-    done = init(
-        tmp_path, "--dir", "site", "--device", "cpu", "--image", "example/site:1"
-    )
+    words = ("--dir", "site", "--device", "cpu", "--image", "example/site:1")
+    done = init(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "site"
     private, public = folder / "site.key", folder / "site.pub"
-    assert f"the invitation's fingerprint is  {invited}" in done.stdout
-    assert (
-        f"SEND to the coordinator:  {folder / 'registration-st_marys.json'}"
-        in done.stdout
-    )
-    assert (
-        f"NEVER send to anybody:    {private}, {folder / 'signing.key'}" in done.stdout
-    )
+    (sending,) = lines_with("SEND to the coordinator", done.stdout)
+    (never,) = lines_with("NEVER send", done.stdout)
+    assert str(folder / "registration-st_marys.json") in sending
+    assert f"{private}, {folder / 'signing.key'}" in never
+    assert lines_with(invited, done.stdout)
     for secret in (private, folder / "signing.key"):
         assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert stat.S_IMODE((folder / "state").stat().st_mode) == 0o700
@@ -97,11 +97,10 @@ def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
         Registration, folder / "registration-st_marys.json"
     )
     assert (sent.site, sent.invitation) == ("st_marys", invited)
-    assert f"whose fingerprint is             {fingerprint}" in done.stdout
+    assert lines_with(fingerprint, done.stdout)
+    signing = folder / "signing.pub"
     assert sent.node_key == " ".join(public.read_text().split()[:2])
-    assert sent.signing_key == " ".join(
-        (folder / "signing.pub").read_text().split()[:2]
-    )
+    assert sent.signing_key == " ".join(signing.read_text().split()[:2])
     key = load_ssh_private_key(private.read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     assert isinstance(key.curve, ec.SECP384R1)
@@ -112,48 +111,41 @@ def test_init_makes_keys_and_kit(tmp_path: Path) -> None:
     assert (site.data_path, site.ca) == (tmp_path / "letters.csv", folder / "ca.crt")
     assert site.ca.read_text() == "a certificate"
     assert (site.private_key, site.device) == (private, "cpu")
-    container = yaml.safe_load((folder / "compose.yaml").read_text())["services"][
-        "site"
-    ]
-    assert (container["image"], container["read_only"], container["restart"]) == (
-        "example/site:1",
-        True,
-        "unless-stopped",
-    )
+    services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
+    container = services["site"]
+    assert container["image"] == "example/site:1"
+    assert container["read_only"] is True
+    assert container["restart"] == "unless-stopped"
     assert "ports" not in container
-    assert {mount["source"] for mount in container["volumes"]} == {
-        str(folder),
-        str(site.data_path),
-        str(folder / "state"),
-    }
-    writable = [
-        mount["source"] for mount in container["volumes"] if not mount.get("read_only")
-    ]
-    assert writable == [str(folder / "state")]
+    state = str(folder / "state")
+    mounts = container["volumes"]
+    sources = {mount["source"] for mount in mounts}
+    assert sources == {str(folder), str(site.data_path), state}
+    writable = [mount["source"] for mount in mounts if not mount.get("read_only")]
+    assert writable == [state]
     unit = (folder / "wardround-site.service").read_text()
     assert f'join --site "{folder}/site.yaml"' in unit
     assert "$" not in unit.replace("${", "")
 
 
 def test_init_writes_delimiter_and_encoding(tmp_path: Path) -> None:
-    assert (
-        init(tmp_path, "--delimiter", ";", "--encoding", "windows-1252").returncode == 0
-    )
+    form = ("--delimiter", ";", "--encoding", "windows-1252")
+    assert init(tmp_path, *form).returncode == 0
     site = load_site_file(tmp_path / "site.yaml")
     assert (site.delimiter, site.encoding) == (";", "windows-1252")
     wrong = init(tmp_path, "--dir", "other", "--delimiter", ";;")
-    assert (wrong.returncode, "data.delimiter is ';;'" in wrong.stderr) == (2, True), (
-        wrong.stderr
-    )
+    assert wrong.returncode == 2, wrong.stderr
+    assert "data.delimiter is ';;'" in wrong.stderr
     assert not (tmp_path / "other").exists()
 
 
-def test_init_never_overwrites(tmp_path: Path) -> None:
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
     assert init(tmp_path).returncode == 0
     key = (tmp_path / "site.key").read_bytes()
     again = init(tmp_path)
     assert again.returncode == 2
-    assert "never overwritten" in again.stderr
+    assert "exists" in again.stderr
+    assert "--dir" in again.stderr
     assert (tmp_path / "site.key").read_bytes() == key
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "site.yaml").write_text("mine")
@@ -161,37 +153,28 @@ def test_init_never_overwrites(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "other").iterdir()] == ["site.yaml"]
 
 
+INIT = "init --data d --text t --label l --dir new"
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "fact"),
     [
         ("check --site gone.yaml", "wardround-site init"),
         ("check --skip-check memmory", "Nearest: 'memory'"),
         ("check --expect flwr", "PACKAGE=VERSION"),
-        ("check --no-such-option", "No such option"),
+        ("check --no-such-option", "--no-such-option"),
+        (f"{INIT} --invitation gone.json", "gone.json' cannot be read"),
+        (f"{INIT} --invitation site.yaml", "site.yaml' is no invitation"),
+        (f"{INIT} --invitation upper.json", "small letters"),
+        (f"{INIT} --invitation port.json", "host:port"),
         (
-            "init --invitation gone.json --data d --text t --label l --dir new",
-            "cannot be read",
-        ),
-        (
-            "init --invitation site.yaml --data d --text t --label l --dir new",
-            "no invitation",
-        ),
-        (
-            "init --invitation upper.json --data d --text t --label l --dir new",
-            "small letters",
-        ),
-        (
-            "init --invitation port.json --data d --text t --label l --dir new",
-            "host:port",
-        ),
-        (
-            "init --invitation forged.json --data d --text t --label l --dir new",
-            "changed after it was signed",
+            f"{INIT} --invitation forged.json",
+            "forged.json' was changed after it was signed",
         ),
     ],
 )
 def test_bad_input_is_exit_code_2(
-    words: str, message: str, tmp_path: Path, tiny_texts: Path
+    words: str, fact: str, tmp_path: Path, tiny_texts: Path
 ) -> None:
     write_site_file(make_site(tmp_path, 9092, tiny_texts), tmp_path / "site.yaml")
     write_invitation(tmp_path / "upper.json", site="UPPER")
@@ -204,7 +187,8 @@ def test_bad_input_is_exit_code_2(
     envelope["payload"] = base64.b64encode(payload).decode()
     (tmp_path / "forged.json").write_text(json.dumps(envelope))
     done = site_command(*words.split(), folder=tmp_path)
-    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert done.returncode == 2, done.stderr
+    assert fact in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -221,18 +205,13 @@ def test_check_prints_lines_or_json(tmp_path: Path, tiny_texts: Path) -> None:
     assert "ok      tls" in plain.stdout
     assert done.returncode == 1
     report = json.loads(done.stdout)
-    assert (set(report), report["site"], report["ready"]) == (
-        {"site", "ready", "checks"},
-        "st_marys",
-        False,
-    )
-    problems = [
-        finding["check"]
-        for finding in report["checks"]
-        if finding["state"] == "problem"
-    ]
+    assert set(report) == {"site", "ready", "checks"}
+    assert report["site"] == "st_marys"
+    assert report["ready"] is False
+    checks = report["checks"]
+    problems = [found["check"] for found in checks if found["state"] == "problem"]
     assert problems == ["registered", "mapping"]
-    for finding in report["checks"]:
+    for finding in checks:
         assert set(finding) == {"check", "state", "message", "next_step"}
         assert finding["state"] in ("ok", "warning", "problem")
         assert finding["next_step"] or finding["state"] != "problem"
@@ -275,13 +254,10 @@ def test_a_missing_model_is_a_line_of_the_table(
     gone = str(tmp_path / "no" / "such" / "model")
     plain = site_command("check", "--model", gone, *QUICK, folder=tmp_path)
     assert (plain.returncode, plain.stderr) == (1, "")
-    assert f"problem model       --model {gone} does not exist\n" in plain.stdout
+    assert f"problem model       --model {gone} " in plain.stdout
     assert "ok      labels      sport 16, money 16, health 16" in plain.stdout
-    report = json.loads(
-        site_command("check", "--json", "--model", gone, *QUICK, folder=tmp_path).stdout
-    )
+    words = ("check", "--json", "--model", gone, *QUICK)
+    report = json.loads(site_command(*words, folder=tmp_path).stdout)
     (found,) = [finding for finding in report["checks"] if finding["check"] == "model"]
-    assert (found["state"], found["next_step"].endswith("or correct --model.")) == (
-        "problem",
-        True,
-    )
+    assert found["state"] == "problem"
+    assert "--model" in found["next_step"]

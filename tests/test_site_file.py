@@ -41,7 +41,9 @@ def written(folder: Path, text: str = WHOLE) -> Path:
     return path
 
 
-def test_every_field_is_read_and_paths_are_the_folders(tmp_path: Path) -> None:
+def test_every_field_is_read_and_relative_paths_begin_at_the_file(
+    tmp_path: Path,
+) -> None:
     site = load_site_file(written(tmp_path))
     assert site == SiteFile(
         name="st_marys",
@@ -67,29 +69,24 @@ def test_every_field_is_read_and_paths_are_the_folders(tmp_path: Path) -> None:
     assert site.host_and_port == ("fl.example.org", 9092)
 
 
-def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+def test_missing_keys_have_their_defaults(tmp_path: Path) -> None:
     short = WHOLE.split("  labels")[0]
     site = load_site_file(written(tmp_path, short))
-    assert (site.labels, site.drop_empty, site.model, site.device) == (
-        (),
-        False,
-        None,
-        "auto",
-    )
+    assert site.labels == ()
+    assert site.drop_empty is False
+    assert site.model is None
+    assert site.device == "auto"
     assert site.token_cache is None
     bare = WHOLE.replace('  delimiter: ";"\n  encoding: windows-1252\n', "")
     plain = load_site_file(written(tmp_path, bare))
-    assert (plain.delimiter, plain.encoding, plain.form.codec) == (
-        None,
-        None,
-        "utf-8-sig",
-    )
+    assert plain.delimiter is None
+    assert plain.encoding is None
+    assert plain.form.codec == "utf-8-sig"
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    site = load_site_file(
-        written(tmp_path, WHOLE.replace("kardio", "'kardio \"x\": é'"))
-    )
+def test_a_written_file_is_read_back(tmp_path: Path) -> None:
+    text = WHOLE.replace("kardio", "'kardio \"x\": é'")
+    site = load_site_file(written(tmp_path, text))
     for target in (tmp_path / "other" / "site.yaml", tmp_path / "site.yaml"):
         write_site_file(site, target)
         assert load_site_file(target) == site
@@ -109,16 +106,15 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_a_delimiter_is_written_as_it_was_read(
     tmp_path: Path, yaml_value: str, read: str | None, separator: str
 ) -> None:
-    site = load_site_file(
-        written(tmp_path, WHOLE.replace('delimiter: ";"', f"delimiter: {yaml_value}"))
-    )
+    text = WHOLE.replace('delimiter: ";"', f"delimiter: {yaml_value}")
+    site = load_site_file(written(tmp_path, text))
     assert (site.delimiter, site.form.separator) == (read, separator)
     write_site_file(site, tmp_path / "again.yaml")
     assert load_site_file(tmp_path / "again.yaml") == site
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "words"),
+    ("old", "new", "facts"),
     [
         ("device:", "devise:", ["devise", "Nearest: 'device'"]),
         (
@@ -139,17 +135,25 @@ def test_a_delimiter_is_written_as_it_was_read(
         (
             "device:",
             "data.path: other.csv\ndevice:",
-            ["data.path is no key", "of its section"],
+            ["data.path", "section"],
         ),
         (
             "fl.example.org:9092",
             "https://fl.example.org:9092",
-            ["host:port without a scheme"],
+            ["server.address is", "host:port", "scheme"],
         ),
-        ("fl.example.org:9092", "fl.example.org", ["host:port"]),
-        ("fl.example.org:9092", "fl.example.org\\x1b[8m:9092", ["host:port"]),
-        ("fl.example.org:9092", "::1:9092", ["host:port"]),
-        ("fl.example.org:9092", "fl.example.org:90920", ["host:port"]),
+        ("fl.example.org:9092", "fl.example.org", ["server.address is", "host:port"]),
+        (
+            "fl.example.org:9092",
+            "fl.example.org\\x1b[8m:9092",
+            ["server.address is", "host:port"],
+        ),
+        ("fl.example.org:9092", "::1:9092", ["server.address is", "host:port"]),
+        (
+            "fl.example.org:9092",
+            "fl.example.org:90920",
+            ["server.address is", "host:port"],
+        ),
         ("[subject, body]", "[]", ["data.text_columns is empty"]),
         ("[subject, body]", "{a: b}", ["data.text_columns", "list of column names"]),
         (
@@ -160,12 +164,12 @@ def test_a_delimiter_is_written_as_it_was_read(
         (
             'delimiter: ";"',
             "delimiter: ;;",
-            ["data.delimiter is ';;'", "one character", "the word tab"],
+            ["data.delimiter is ';;'", "one character"],
         ),
         (
             'delimiter: ";"',
             "delimiter: '\"'",
-            ["data.delimiter is '\"'", "Give one character"],
+            ["data.delimiter is '\"'", "one character"],
         ),
         ('delimiter: ";"', "delimiter: 1", ["data.delimiter is 1", "quotes"]),
         ('delimiter: ";"', "seperator: ;", ["data.seperator is ';'", "data.delimiter"]),
@@ -186,7 +190,7 @@ def test_a_delimiter_is_written_as_it_was_read(
         ),
         ("kardio: heart", "yes: heart", ["data.labels holds True", "quotes"]),
         ("device: cuda:1", "device: 3", ["device is 3", "text"]),
-        ("data:\n", "data: [\n", ["is not YAML"]),
+        ("data:\n", "data: [\n", ["YAML"]),
         (
             "device:",
             "policy: {max_epoch: 3}\ndevice:",
@@ -195,30 +199,29 @@ def test_a_delimiter_is_written_as_it_was_read(
         (
             "device:",
             "policy: {forms: exact}\ndevice:",
-            ["policy.forms is 'exact'", "must be a list", "[a, b]"],
+            ["policy.forms is 'exact'", "[a, b]"],
         ),
     ],
 )
-def test_a_slip_is_named_with_the_next_step(
-    tmp_path: Path, old: str, new: str, words: list[str]
+def test_a_mistake_is_named_with_the_next_step(
+    tmp_path: Path, old: str, new: str, facts: list[str]
 ) -> None:
     assert old in WHOLE
     path = written(tmp_path, WHOLE.replace(old, new))
     with pytest.raises(ValueError, match=r"site\.yaml") as caught:
         load_site_file(path)
-    for word in words:
-        assert word in str(caught.value)
+    for fact in facts:
+        assert fact in str(caught.value)
 
 
-def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="wardround-site init"):
+def test_a_missing_file_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"site\.yaml.* wardround-site init"):
         load_site_file(tmp_path / "site.yaml")
 
 
-def test_an_ipv6_address_stands_in_brackets(tmp_path: Path) -> None:
-    site = load_site_file(
-        written(tmp_path, WHOLE.replace("fl.example.org:9092", "[fd00::5]:9092"))
-    )
+def test_an_ipv6_address_in_brackets_is_read(tmp_path: Path) -> None:
+    text = WHOLE.replace("fl.example.org:9092", "[fd00::5]:9092")
+    site = load_site_file(written(tmp_path, text))
     assert site.host_and_port == ("fd00::5", 9092)
 
 

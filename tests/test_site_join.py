@@ -37,7 +37,7 @@ def test_join_starts_nothing_if_the_site_is_not_ready(world: World) -> None:
     world.fleet.refusal = "unknown_key"
     done = site_command("join", *QUICK, folder=world.folder)
     assert done.returncode == 1
-    assert "not ready: registered. Nothing was started." in done.stdout
+    assert "not ready: registered" in done.stdout
     assert not (world.folder / "state").exists()
 
 
@@ -48,14 +48,20 @@ def test_join_answers_and_leaves_no_process(world: World) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(SECONDS) == 0
     assert "SIGTERM: leaving" in world.said()
-    assert "left; no process of this site is running" in world.said()
+    assert "no process of this site is running" in world.said()
     assert not Path(f"/proc/{worker}").exists()
     names = [name for name, _, _ in world.fleet.calls]
     assert names[-1] == "DeactivateNode"
     # It asks for messages and their objects only: no bundle, no run config.
     assert set(names) <= {
-        *("ActivateNode", "PullMessages", "PullObject", "PushMessages", "PushObject"),
-        *("ConfirmMessageReceived", "SendNodeHeartbeat", "DeactivateNode"),
+        "ActivateNode",
+        "PullMessages",
+        "PullObject",
+        "PushMessages",
+        "PushObject",
+        "ConfirmMessageReceived",
+        "SendNodeHeartbeat",
+        "DeactivateNode",
     }
 
 
@@ -90,26 +96,21 @@ def test_a_site_that_is_killed_continues_the_interrupted_message(world: World) -
 
 
 def _has_begun(world: World, attempt: int) -> bool:
-    return (
-        f'"attempt": {attempt}' in (world.folder / "state" / "journal.json").read_text()
-    )
+    journal = (world.folder / "state" / "journal.json").read_text()
+    return f'"attempt": {attempt}' in journal
 
 
 def test_a_second_join_is_refused(world: World) -> None:
     world.join()
     done = site_command("join", *QUICK, folder=world.folder)
-    assert (done.returncode, "a site joins once" in done.stderr) == (2, True), (
-        done.stdout + done.stderr
-    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "a site joins once" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (
-            lambda fleet: setattr(fleet, "refusal", "other_node"),
-            "this site must connect again",
-        ),
+        (lambda fleet: setattr(fleet, "refusal", "other_node"), "connect again"),
         (lambda fleet: setattr(fleet, "refusal", "wrong_time"), "correct its clock"),
     ],
 )
@@ -164,7 +165,7 @@ def test_refused_messages_are_in_the_ledger_when_the_program_ends(world: World) 
         sent = world.hello(envelope=lambda said: None)
         assert world.fleet.refusal_of(sent) == "unsigned"
     assert world.num_examples() == 38
-    assert world.said().count("does not count and is refused: unsigned") == 1
+    assert world.said().count("is refused: unsigned") == 1
     process.send_signal(signal.SIGTERM)
     assert process.wait(SECONDS) == 0
     last = list(read_ledger(ledger_of(world)).values())[-1]
@@ -184,10 +185,10 @@ def test_a_ledger_of_several_files_goes_on_and_an_old_copy_of_it_stops_the_site(
         found for found, entry in lines.items() if entry.what == "leaves"
     ]
     for known in (oldest, newest):  # a run that is resumed, and the last answer
-        assert (
-            world.num_examples(change=lambda s, known=known: replace(s, ledger=known))
-            == 38
+        num_examples = world.num_examples(
+            change=lambda s, known=known: replace(s, ledger=known)
         )
+        assert num_examples == 38
     process.send_signal(signal.SIGTERM)
     assert process.wait(SECONDS) == 0
 
@@ -202,9 +203,8 @@ def test_a_ledger_of_several_files_goes_on_and_an_old_copy_of_it_stops_the_site(
         r"wardround-site ledger accept ([0-9a-f]{64})", world.said()
     )
     assert missing == newest
-    assert (
-        site_command("ledger", "accept", missing, folder=world.folder).returncode == 0
-    )
+    accepted = site_command("ledger", "accept", missing, folder=world.folder)
+    assert accepted.returncode == 0
     world.join(*FEW_CHECKS, **SMALL_PARTS)
     assert world.num_examples(change=lambda s: replace(s, ledger=newest)) == 38
 
@@ -218,10 +218,9 @@ def test_a_state_folder_of_another_key_is_not_continued(world: World) -> None:
     own = (world.folder / "signing.key").read_text()
     (world.folder / "signing.key").write_text(private_text(new_key("signing")))
     done = site_command("join", *QUICK, *FEW_CHECKS, folder=world.folder)
-    assert (done.returncode, "belongs to the key" in done.stderr) == (2, True), (
-        done.stdout + done.stderr
-    )
-    assert "set state: to a new folder" in done.stderr
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "belongs to the key" in done.stderr
+    assert "state: " in done.stderr
     assert ledger_of(world).read_bytes() == before
     (world.folder / "signing.key").write_text(own)
     world.join(*FEW_CHECKS)
@@ -235,7 +234,7 @@ def write(world: World, **changed: Any) -> SiteFile:
     return site
 
 
-def test_the_process_that_connects_loads_no_torch(world: World) -> None:
+def test_only_the_worker_loads_torch(world: World) -> None:
     """It takes seconds and memory; on a site without a GPU the worker alone needs it."""
     process = world.join(*FEW_CHECKS)
     assert world.num_examples() == 38
@@ -259,22 +258,18 @@ def test_a_site_file_that_is_wrong_stops_answers_until_it_is_right(
     assert world.num_examples() == 38
     file = world.folder / "site.yaml"
     right = file.read_text()
+    wait = "until this file can be used again"
     for wrong in (right.replace("name:", "nmae:", 1), right + "\n{half", ""):
         file.write_text(wrong)
-        before = world.said().count(
-            "No task is answered until this file can be used again"
-        )
+        before = world.said().count(wait)
         for _ in range(3):
             assert world.fleet.refusal_of(world.hello()) == "bad_input"
-        assert (
-            world.said().count("No task is answered until this file can be used again")
-            == before + 1
-        )
+        assert world.said().count(wait) == before + 1
     file.unlink()
     assert world.fleet.refusal_of(world.hello()) == "bad_input"
     file.write_text(right)
     assert world.num_examples() == 38
-    # Four times it cannot yet, once it can.
+    # Four lines say that it cannot be used yet, one that it can.
     assert world.said().count("can be used again") == 5
     assert process.poll() is None
 

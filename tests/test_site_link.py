@@ -26,13 +26,8 @@ NETWORK = ("proxy", "address", "tcp", "tls", "certificate", "clock", "registered
 @pytest.fixture(autouse=True)
 def no_proxy_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide this machine's own proxies."""
-    for name in (
-        "grpc_proxy",
-        "https_proxy",
-        "http_proxy",
-        "no_grpc_proxy",
-        "no_proxy",
-    ):
+    own = ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy")
+    for name in own:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -44,28 +39,29 @@ def test_every_network_check_passes_if_the_server_knows_the_key(
         site = make_site(tmp_path, port, tiny_texts)
         findings = look(site, *NETWORK)
     assert set(states(findings).values()) == {"ok"}, findings
-    assert (
-        "90 more days" in findings["certificate"].message
-        or "89 more days" in findings["certificate"].message
-    )
+    certificate = findings["certificate"].message
+    assert "90 more days" in certificate or "89 more days" in certificate
     assert "5 s ahead and 305 s behind" in findings["clock"].message
     # The server receives the public key, the time, its signature, and Flower's version.
     ((name, request, metadata),) = fleet.calls
-    assert {key for key in metadata if key.startswith("flwr")} == {
+    sent = {key for key in metadata if key.startswith("flwr")}
+    of_version = {
+        key
+        for key in sent
+        if "version" in key or "component" in key or "package" in key
+    }
+    assert sent - of_version == {
         "flwr-public-key-bin",
         "flwr-timestamp",
         "flwr-signature-bin",
-        *(
-            key
-            for key in metadata
-            if "version" in key or "component" in key or "package" in key
-        ),
     }
-    assert (name, request.node.node_id) == ("PullMessages", 0)  # nothing is activated
+    # Nothing is activated.
+    assert name == "PullMessages"
+    assert request.node.node_id == 0
 
 
 @pytest.mark.parametrize(
-    ("code", "refusal", "expected", "words"),
+    ("code", "refusal", "expected", "fact"),
     [
         (
             0,
@@ -83,11 +79,11 @@ def test_every_network_check_passes_if_the_server_knows_the_key(
         (1001, "", {"clock": "warning", "registered": "problem"}, "version"),
     ],
 )
-def test_each_answer_of_the_server_to_the_key(
+def test_each_refusal_of_the_key_has_its_next_step(
     code: int,
     refusal: str,
     expected: dict[str, str],
-    words: str,
+    fact: str,
     tmp_path: Path,
     tiny_texts: Path,
 ) -> None:
@@ -96,20 +92,14 @@ def test_each_answer_of_the_server_to_the_key(
     with fleet_server(make_certificates(tmp_path), fleet) as port:
         findings = look(make_site(tmp_path, port, tiny_texts), "clock", "registered")
     assert states(findings) == expected
-    assert any(words in finding.next_step for finding in findings.values())
+    assert any(fact in finding.next_step for finding in findings.values())
 
 
-def test_expired_certificate(tmp_path: Path, tiny_texts: Path) -> None:
+def test_an_expired_certificate_is_a_problem(tmp_path: Path, tiny_texts: Path) -> None:
     pair = make_certificates(tmp_path, started_days_ago=20, days=10)
+    names = ("tcp", "tls", "certificate", "clock", "registered")
     with tls_server(pair) as port:
-        findings = look(
-            make_site(tmp_path, port, tiny_texts),
-            "tcp",
-            "tls",
-            "certificate",
-            "clock",
-            "registered",
-        )
+        findings = look(make_site(tmp_path, port, tiny_texts), *names)
     assert states(findings) == {
         "tcp": "ok",
         "tls": "problem",
@@ -117,30 +107,33 @@ def test_expired_certificate(tmp_path: Path, tiny_texts: Path) -> None:
         "clock": "warning",
         "registered": "warning",
     }
-    assert "the server's certificate expired on" in findings["certificate"].message
+    assert "expired" in findings["certificate"].message
+    assert "wardround server renew" in findings["certificate"].next_step
 
 
-def test_certificate_of_the_future_points_to_the_clock(
+def test_a_certificate_of_the_future_points_to_the_clock(
     tmp_path: Path, tiny_texts: Path
 ) -> None:
     with tls_server(make_certificates(tmp_path, started_days_ago=-5)) as port:
-        found = look(make_site(tmp_path, port, tiny_texts), "certificate")[
-            "certificate"
-        ]
+        site = make_site(tmp_path, port, tiny_texts)
+        found = look(site, "certificate")["certificate"]
     assert found.state == "problem"
     assert "clock" in found.next_step
 
 
-def test_certificate_that_ends_soon(tmp_path: Path, tiny_texts: Path) -> None:
+def test_a_certificate_that_ends_soon_is_a_warning(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
     with tls_server(make_certificates(tmp_path, days=10)) as port:
-        found = look(make_site(tmp_path, port, tiny_texts), "certificate")[
-            "certificate"
-        ]
+        site = make_site(tmp_path, port, tiny_texts)
+        found = look(site, "certificate")["certificate"]
     assert found.state == "warning"
     assert "renew" in found.next_step
 
 
-def test_wrong_name(tmp_path: Path, tiny_texts: Path) -> None:
+def test_a_certificate_for_another_name_is_a_problem(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
     with tls_server(make_certificates(tmp_path, names=("fl.example.org",))) as port:
         found = look(make_site(tmp_path, port, tiny_texts), "tls")["tls"]
     assert found.state == "problem"
@@ -149,7 +142,9 @@ def test_wrong_name(tmp_path: Path, tiny_texts: Path) -> None:
     assert "server.address" in found.next_step
 
 
-def test_wrong_authority(tmp_path: Path, tiny_texts: Path) -> None:
+def test_a_certificate_of_another_authority_is_a_problem(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
     make_certificates(tmp_path)
     with tls_server(make_certificates(tmp_path / "stranger")) as port:
         found = look(make_site(tmp_path, port, tiny_texts), "tls")["tls"]
@@ -158,13 +153,15 @@ def test_wrong_authority(tmp_path: Path, tiny_texts: Path) -> None:
     assert "fingerprints" in found.next_step
 
 
-def test_plain_text_server_and_one_without_http2(
+def test_a_server_without_tls_or_http2_is_a_problem(
     tmp_path: Path, tiny_texts: Path
 ) -> None:
     pair = make_certificates(tmp_path)
-    with raw_server(
-        lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-    ) as port:
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with raw_server(answer) as port:
         plain = look(make_site(tmp_path, port, tiny_texts), "tls")["tls"]
     with tls_server(pair, protocols=()) as port:
         old = look(make_site(tmp_path, port, tiny_texts), "tls")["tls"]
@@ -174,7 +171,7 @@ def test_plain_text_server_and_one_without_http2(
 
 
 @pytest.mark.parametrize("content", [None, "not a certificate"])
-def test_authority_that_cannot_be_read(
+def test_an_authority_that_cannot_be_read_is_a_problem(
     content: str | None, tmp_path: Path, tiny_texts: Path
 ) -> None:
     if content is not None:
@@ -184,14 +181,15 @@ def test_authority_that_cannot_be_read(
     assert "server.ca" in found.message
 
 
-def test_a_closed_port_and_an_unknown_name(tmp_path: Path, tiny_texts: Path) -> None:
+def test_a_closed_port_or_an_unknown_name_is_a_problem(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
     make_certificates(tmp_path)
     closed = look(make_site(tmp_path, free_port(), tiny_texts), *NETWORK)
     assert closed["tcp"].state == "problem"
     assert "refused" in closed["tcp"].message
-    assert {closed[name].state for name in ("tls", "clock", "registered")} == {
-        "warning"
-    }
+    for name in ("tls", "clock", "registered"):
+        assert closed[name].state == "warning"
     site = make_site(
         tmp_path, 1, tiny_texts, server_address="no-such-host.invalid:9092"
     )
@@ -212,7 +210,7 @@ def test_a_silent_server_is_waited_for_within_bounds(
     assert time.monotonic() - started < 5
 
 
-def test_proxy_is_named_and_tunnelled_through(
+def test_a_proxy_is_named_and_asked_for_a_tunnel(
     tmp_path: Path, tiny_texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_certificates(tmp_path)
@@ -251,7 +249,9 @@ def test_proxy_is_named_and_tunnelled_through(
         ("fl.example.org", "", False),
     ],
 )
-def test_exceptions_from_the_proxy(host: str, exceptions: str, expected: bool) -> None:
+def test_a_host_in_no_proxy_is_excepted(
+    host: str, exceptions: str, expected: bool
+) -> None:
     assert is_excepted(host, exceptions) is expected
 
 

@@ -26,7 +26,9 @@ ONE = "0.1.0"
         ("new", False),
     ],
 )
-def test_one_minor_version_apart_works(theirs: str, works: bool) -> None:
+def test_versions_at_most_one_minor_version_apart_work_together(
+    theirs: str, works: bool
+) -> None:
     assert work_together(ONE, theirs) is works
     assert work_together(theirs, ONE) is works
     assert fits("wardround", ONE, theirs) is works

@@ -21,17 +21,23 @@ LINK = '=HYPERLINK("http://example.org","look")'
 @pytest.mark.parametrize(
     "text",
     [
-        *(LINK, "+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", "\tx", "\rx"),
-        *(
-            "  =1",
-            "'=1",
-            '"=1"',
-            " \u00a0=1",
-            "\uff1d1",
-            "\uff0b1",
-            "\uff0d1",
-            "\uff201",
-        ),
+        LINK,
+        "+1",
+        "-2+3",
+        "@SUM(1)",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        "\tx",
+        "\rx",
+        "  =1",
+        "'=1",
+        '"=1"',
+        " \u00a0=1",
+        "\uff1d1",
+        "\uff0b1",
+        "\uff0d1",
+        "\uff201",
     ],
 )
 def test_a_text_that_begins_a_formula_gets_a_mark(text: str) -> None:
@@ -39,7 +45,7 @@ def test_a_text_that_begins_a_formula_gets_a_mark(text: str) -> None:
     assert safe_text(text).endswith(text.lstrip("\t")[1:])
 
 
-def test_a_cell_can_begin_after_another_separator() -> None:
+def test_a_formula_after_another_separator_gets_a_mark() -> None:
     assert safe_text("a;=1") == "a;'=1"
     assert safe_text("a\t@b") == "a\t'@b"
     assert safe_text("a; -b") == "a;' -b"
@@ -71,18 +77,14 @@ def test_numbers_stay_numbers() -> None:
 def test_predict_writes_no_formula(
     learned_run: tuple[list[str], CommandResult], tmp_path: Path
 ) -> None:
-    """Neither from a text nor from a label in a model's folder."""
+    """Neither a text nor a label in a model's folder becomes a formula."""
     folder = copy_of(run_dir_of(learned_run[0]) / "model", tmp_path / "model")
     labels = {"0": "health", "1": "=1+1", "2": "\x1b[2Jsport"}
-    change_json(
-        folder / "config.json",
-        id2label=labels,
-        label2id={v: int(k) for k, v in labels.items()},
-    )
+    numbers = {label: int(number) for number, label in labels.items()}
+    change_json(folder / "config.json", id2label=labels, label2id=numbers)
     texts = [LINK, "  @bank loan", "bank loan", "-"]
-    said = wardround(
-        "predict", str(folder), *(word for text in texts for word in ("--text", text))
-    )
+    words = [word for text in texts for word in ("--text", text)]
+    said = wardround("predict", str(folder), *words)
     assert said.code == 0, said.err
     header, *rows = csv.reader(said.out.splitlines(keepends=True))
     assert header == ["text", "label", "health", "'=1+1", " [2Jsport"]
@@ -90,9 +92,6 @@ def test_predict_writes_no_formula(
     assert rows[2][1] == "'=1+1"
     for row in rows:
         assert sum(map(float, row[2:])) == pytest.approx(1, abs=2e-4)
-    assert not [
-        cell
-        for row in [header, *rows]
-        for cell in row
-        if cell.lstrip().startswith(tuple("=+-@"))
-    ]
+    for row in (header, *rows):
+        for cell in row:
+            assert not cell.lstrip().startswith(tuple("=+-@"))

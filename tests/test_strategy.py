@@ -26,7 +26,7 @@ from tests.support.tampering import (
 )
 from tests.support.tiny import Make, write_texts
 from wardround.client.app import app as honest_app
-from wardround.common.errors import BadAnswer, NoAnswer, RunFailed
+from wardround.common.errors import DIVERGED, BadAnswer, NoAnswer, RunFailed
 from wardround.common.model.flat import Layout, model_sha256
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.label import label_sums
@@ -55,6 +55,21 @@ def not_finite(update: Update) -> Update:
     return with_value(update, float("nan"))
 
 
+def doubled(update: Update) -> np.ndarray:
+    """Return the tensors twice, one after the other."""
+    return np.concatenate([shared(update), shared(update)])
+
+
+def in_form(update: Update, form: str) -> Update:
+    """Return the update with plain tensors under the name of another form."""
+    return replace(update, payload=Payload(form, {"shared": shared(update)}))
+
+
+def with_test_sums(update: Update, loss_sum: float, confusion: np.ndarray) -> Update:
+    """Return the update with these sums of its held-out texts."""
+    return replace(update, test=label_sums(loss_sum, confusion))
+
+
 def run_on(grid: Grid, settings: Settings) -> None:
     """Run over the clients of a grid."""
     conduct(GridClients(grid), settings)
@@ -70,53 +85,27 @@ def ask(grid: Grid, content: RecordDict, kind: str) -> Answer:
 BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
     "nan": (lambda update: with_value(update, float("nan")), "not finite"),
     "infinite": (lambda update: with_value(update, float("inf")), "not finite"),
-    "huge": (
-        lambda update: with_value(update, 1e20),
-        "training diverged",
-    ),
+    "huge": (lambda update: with_value(update, 1e20), DIVERGED),
     "old round": (
         lambda update: replace(update, round=update.round - 1),
         "round 0",
     ),
     "other model": (lambda update: replace(update, layout="0" * 64), "shapes"),
-    "too long": (
-        lambda update: with_tensors(
-            update, np.concatenate([shared(update), shared(update)])
-        ),
-        "shapes",
-    ),
-    "too short": (
-        lambda update: with_tensors(update, shared(update)[:-1]),
-        "shapes",
-    ),
+    "too long": (lambda update: with_tensors(update, doubled(update)), "shapes"),
+    "too short": (lambda update: with_tensors(update, shared(update)[:-1]), "shapes"),
     "other type": (
         lambda update: with_tensors(update, shared(update).astype(np.float64)),
         "float64",
     ),
-    "other form": (
-        lambda update: replace(
-            update, payload=Payload("zip", {"shared": shared(update)})
-        ),
-        "'zip'",
+    "other form": (lambda update: in_form(update, "zip"), "'zip'"),
+    "false form": (lambda update: in_form(update, "exact"), "'widths'"),
+    "no examples": (lambda update: replace(update, num_examples=0), r"\b0 examples"),
+    "negative": (lambda update: replace(update, num_examples=-16), "-16 examples"),
+    "absurd": (
+        lambda update: replace(update, num_examples=10**9),
+        "1000000000 examples",
     ),
-    "false form": (
-        lambda update: replace(
-            update, payload=Payload("exact", {"shared": shared(update)})
-        ),
-        "'widths'",
-    ),
-    "no examples": (
-        lambda update: replace(update, num_examples=0),
-        r"\b0 examples",
-    ),
-    "negative": (
-        lambda update: replace(update, num_examples=-16),
-        "-16 examples",
-    ),
-    "no step": (
-        lambda update: replace(update, num_steps=0),
-        r"\b0 optimiser steps",
-    ),
+    "no step": (lambda update: replace(update, num_steps=0), r"\b0 optimiser steps"),
     "endless steps": (
         lambda update: replace(update, num_steps=2**40),
         "optimiser steps",
@@ -127,37 +116,30 @@ BAD_UPDATES: dict[str, tuple[Callable[[Update], Update], str]] = {
     ),
     "absurd loss": (lambda update: replace(update, loss=1e308), r"loss of 1e\+308"),
     "absurd test loss": (
-        lambda update: replace(
-            update, test=label_sums(-1e308, np.ones((3, 3), dtype=np.int64))
-        ),
+        lambda update: with_test_sums(update, -1e308, np.ones((3, 3), dtype=np.int64)),
         r"loss of -1e\+308",
     ),
     "endless": (lambda update: replace(update, seconds=float("inf")), "inf s"),
     "other labels": (
-        lambda update: replace(
-            update, test=label_sums(1.0, np.ones((2, 2), dtype=np.int64))
-        ),
+        lambda update: with_test_sums(update, 1.0, np.ones((2, 2), dtype=np.int64)),
         "2 labels.* 3",
     ),
     "nothing held out": (
-        lambda update: replace(
-            update, test=label_sums(0.0, np.zeros((3, 3), dtype=np.int64))
-        ),
+        lambda update: with_test_sums(update, 0.0, np.zeros((3, 3), dtype=np.int64)),
         r"\b0 held-out examples",
     ),
     "absurd counts": (
-        lambda update: replace(update, test=label_sums(1.0, np.full((3, 3), 2**62))),
+        lambda update: with_test_sums(update, 1.0, np.full((3, 3), 2**62)),
         "held-out examples",
     ),
-    "absurd": (
-        lambda update: replace(update, num_examples=10**9),
-        "1000000000 examples",
-    ),
 }
+"""By kind: the change of an honest update, and a fact of the refusal."""
 
 
 @pytest.mark.parametrize("kind", BAD_UPDATES)
-def test_bad_update_ends_the_run_by_name(make_settings: Make, kind: str) -> None:
+def test_a_bad_update_ends_the_run_and_names_the_client(
+    make_settings: Make, kind: str
+) -> None:
     change, reason = BAD_UPDATES[kind]
     settings = make_settings("num_rounds=1")
     with pytest.raises(RunFailed, match=f"round 1: client 1: .*{reason}"):
@@ -167,7 +149,7 @@ def test_bad_update_ends_the_run_by_name(make_settings: Make, kind: str) -> None
     assert "client 1" in status["reason"]
 
 
-def test_bad_update_is_left_out_of_the_mean(
+def test_a_bad_update_is_left_out_of_the_mean(
     make_settings: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = make_settings("num_rounds=2", CONTINUE)
@@ -189,7 +171,7 @@ def test_bad_update_is_left_out_of_the_mean(
     assert live.warnings[0] in capsys.readouterr().err
 
 
-def test_sites_of_a_simulation_are_called_by_their_files(
+def test_sites_of_a_simulation_have_the_names_of_their_files(
     make_settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sites"
@@ -203,10 +185,8 @@ def test_sites_of_a_simulation_are_called_by_their_files(
     run = RunFolder(Path(settings.run_dir))
     initial, line = history(run.path)
     # By name of the file: lakeside is client 0, st_marys client 1.
-    assert [(entry["client"], entry["site"]) for entry in line["clients"]] == [
-        (0, "lakeside"),
-        (2, "ward_7"),
-    ]
+    named = [(entry["client"], entry["site"]) for entry in line["clients"]]
+    assert named == [(0, "lakeside"), (2, "ward_7")]
     (left_out,) = line.pop("left_out")
     reason = left_out.pop("reason")
     assert left_out == {"client": 1, "site": "st_marys"}
@@ -214,7 +194,8 @@ def test_sites_of_a_simulation_are_called_by_their_files(
         contract.check_history_line(each, of_sites=True)
     live = read_open_round(run)
     assert live is not None
-    assert (live.answered, list(live.missing)) == (("lakeside", "ward_7"), ["st_marys"])
+    assert live.answered == ("lakeside", "ward_7")
+    assert list(live.missing) == ["st_marys"]
     (warning,) = live.warnings
     assert warning.startswith(f"round 1: st_marys: {reason}")
     assert warning in capsys.readouterr().err
@@ -260,12 +241,14 @@ def test_a_refused_client_receives_the_reason(
     assert "16" in text
 
 
-def test_answers_can_be_fetched_after_a_round_but_no_work_begins(
+def test_answers_can_be_fetched_after_a_round_but_no_client_begins_work(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid, pushed = LocalGrid(honest_app, 1), list[Message]()
+    grid = LocalGrid(honest_app, 1)
     (node_id,) = grid.get_node_ids()
-    hello, push = pack_hello(make_settings()), grid.push_messages
+    hello = pack_hello(make_settings())
+    pushed: list[Message] = []
+    push = grid.push_messages
 
     def note(messages: Iterable[Message]) -> Iterable[str]:
         pushed.extend(messages)
@@ -277,8 +260,9 @@ def test_answers_can_be_fetched_after_a_round_but_no_work_begins(
     context = grid.contexts[node_id]
     context.node_config = {"site-file": "nowhere.yaml"}
     late = Message(hello, node_id, HELLO, ttl=LATE_SECONDS - 1)
-    with pytest.raises(NoAnswer, match="after the end of the round"):
+    with pytest.raises(NoAnswer) as refused:
         content_of(honest_app(late, context))
+    assert refused.value.code == "late"
 
 
 def test_a_reply_that_flower_cannot_read_is_refused(
@@ -291,7 +275,7 @@ def test_a_reply_that_flower_cannot_read_is_refused(
     monkeypatch.setattr(grid, "pull_messages", broken)
     answer = ask(grid, pack_notice("?"), NOTICE)
     assert isinstance(answer, BadAnswer)
-    assert "cannot be read (IndexError)" in str(answer)
+    assert "IndexError" in str(answer)
 
 
 @pytest.mark.parametrize(("alone", "is_whole"), [(0.0, False), (KEPT_SECONDS, True)])
@@ -299,13 +283,11 @@ def test_a_client_left_alone_too_long_receives_the_whole_tensors(
     make_settings: Make, alone: float, is_whole: bool
 ) -> None:
     layout = Layout.of({"weight": (4096,)})
-    tensors = torch.zeros(4096), torch.full((4096,), 1e-44)
-    records = (
-        bare_record(number, model_sha256(layout, each))
-        for number, each in enumerate(tensors)
-    )
     before, after = (
-        RoundState(layout, *both) for both in zip(tensors, records, strict=True)
+        RoundState(layout, tensors, bare_record(number, model_sha256(layout, tensors)))
+        for number, tensors in enumerate(
+            (torch.zeros(4096), torch.full((4096,), 1e-44))
+        )
     )
     clients = Recording(LocalGrid(honest_app, 1))
     member = Member(0, "alpha", 2, 10)
@@ -329,7 +311,9 @@ def test_too_few_updates_end_the_run(make_settings: Make) -> None:
         run_on(LocalGrid(tampering(not_finite), 3), settings)
 
 
-def test_crashing_client_is_named_but_its_texts_are_not(make_settings: Make) -> None:
+def test_a_client_that_fails_is_named_but_its_texts_are_not(
+    make_settings: Make,
+) -> None:
     def train(message: Message, context: Context) -> Message:
         message.content.config_records["task"]["settings"] = '{"secret": "patient 17"}'
         return honest_app(message, context)
@@ -371,13 +355,13 @@ class SilentGrid(LocalGrid):
         return super().pull_messages(answered)
 
 
-def test_silent_client_is_given_up_at_the_bound(make_settings: Make) -> None:
+def test_a_silent_client_ends_the_run_after_the_timeout(make_settings: Make) -> None:
     settings = make_settings("num_rounds=1", "strategy.round_timeout_seconds=0.3")
-    with pytest.raises(RunFailed, match=r"round 1: client 0: no answer within 0.3 s"):
+    with pytest.raises(RunFailed, match=r"round 1: client 0: .*0\.3 s"):
         run_on(SilentGrid(silent=2), settings)
 
 
-def test_the_others_count_after_the_bound(make_settings: Make) -> None:
+def test_the_other_answers_count_after_the_timeout(make_settings: Make) -> None:
     settings = make_settings(
         "num_rounds=1", "strategy.round_timeout_seconds=0.3", CONTINUE
     )
@@ -386,10 +370,10 @@ def test_the_others_count_after_the_bound(make_settings: Make) -> None:
     assert [entry["client"] for entry in last["clients"]] == [1, 2]
 
 
-def test_clients_that_never_come_end_the_run(make_settings: Make) -> None:
+def test_clients_that_never_connect_end_the_run(make_settings: Make) -> None:
     settings = make_settings("strategy.wait_seconds=0.2")
     with pytest.raises(
-        RunFailed, match=r"only 2 of 3 clients connected .* set num_clients=2"
+        RunFailed, match=r"2 of 3 .*strategy\.wait_seconds=0\.2.* num_clients=2"
     ):
         run_on(SilentGrid(silent=None, missing=1), settings)
 
@@ -403,7 +387,7 @@ def test_a_model_that_diverged_is_not_kept(make_settings: Make) -> None:
         "train.learning_rate=1e30",
     )
     folder = RunFolder(Path(settings.run_dir))
-    with pytest.raises(RunFailed, match=r"round 1: client 0: .*: training diverged"):
+    with pytest.raises(RunFailed, match=f"round 1: client 0: .*: {DIVERGED}"):
         run_on(LocalGrid(honest_app, 1), settings)
     assert folder.status()["state"] == "failed"
     assert [line["round"] for line in history(folder.path)] == [0]

@@ -17,7 +17,7 @@ LOGITS = torch.tensor([[0.5, 0.5], [0.75, 0.25], [0.2, 0.8]]).log()
 TARGETS = torch.tensor([0, 0, 0])
 
 
-def test_every_task_stands_under_its_own_name() -> None:
+def test_every_task_has_its_own_name_as_key() -> None:
     assert [task.name for task in TASKS.values()] == list(TASKS)
     assert all(task.score in task.metric_words for task in TASKS.values())
     assert task_of(None) is LABEL
@@ -42,7 +42,8 @@ def test_a_batch_is_measured_and_batches_add_up() -> None:
     arrays = {name: array.numpy() for name, array in found.arrays.items()}
     sums = LABEL.sums(found.loss_sum.item(), arrays, (found.score.item(),))
     both = sums + sums
-    assert (sums.num_examples, both.num_examples) == (3, 6)
+    assert sums.num_examples == 3
+    assert both.num_examples == 6
     assert both.arrays["confusion"].tolist() == [[2, 0], [2, 2]]
     assert both.batch_scores == sums.batch_scores * 2
     assert both.loss == pytest.approx(-(log(0.5) + log(0.25) + log(0.8)) / 3)
@@ -54,7 +55,8 @@ def test_validation_sums_add_up_by_themselves() -> None:
     assert len(whole.parts) == 2
     both = whole + whole
     assert both.validation is not None
-    assert (both.loss_sum, both.validation.loss_sum) == (6.0, 2.0)
+    assert both.loss_sum == 6.0
+    assert both.validation.loss_sum == 2.0
     with pytest.raises(AssertionError):
         whole + part
 
@@ -93,10 +95,11 @@ def test_metrics_and_intervals_have_the_names_that_people_read() -> None:
     assert list(metrics) == list(intervals) == list(LABEL.metric_words)
     assert metrics == pytest.approx({"accuracy": 0.8, "macro_f1": 0.8})
     assert LABEL.num_correct(sums) == 8
-    assert all(low <= metrics[name] <= high for name, (low, high) in intervals.items())
+    for name, (low, high) in intervals.items():
+        assert low <= metrics[name] <= high
 
 
-def test_answers_are_a_label_and_its_probabilities() -> None:
+def test_an_answer_is_a_label_and_its_probabilities() -> None:
     names = ("health", "money")
     assert LABEL.columns(names) == ["label", "health", "money"]
     first, second, third = LABEL.answers(LOGITS, names)

@@ -43,18 +43,19 @@ def test_exact_comes_back_bit_for_bit(step: float) -> None:
     assert out.tobytes() == trained.tobytes()
 
 
-def test_exact_keeps_what_arithmetic_would_not() -> None:
+def test_exact_keeps_numbers_that_arithmetic_would_lose() -> None:
     """Zeros of both signs, NaN and infinity, the largest and the smallest, jumps across zero."""
     odd = np.array(
         [0.0, -0.0, np.nan, np.inf, -np.inf, 3.4e38, 1e-45, -1e-45], dtype=np.float32
     )
-    base, trained = np.resize(odd, SIZE), np.resize(odd[::-1], SIZE)
+    base = np.resize(odd, SIZE)
+    trained = np.resize(odd[::-1], SIZE)
     out = np.empty_like(base)
     exact.decode(exact.encode(trained, base), base, out)
     assert out.tobytes() == trained.tobytes()
 
 
-def test_steps_are_counted_in_bytes_a_reader_can_count() -> None:
+def test_the_bytes_of_a_small_example_are_these() -> None:
     # From 1.0 to the next number is one step; 8 steps fit one byte; 1.0 to 2.0 are 2**23 steps.
     base = np.ones(16, dtype=np.float32)
     trained = base.copy()
@@ -80,9 +81,8 @@ def test_rounded_deltas_are_off_by_half_a_unit(
     name: str, bits: int, share: float
 ) -> None:
     """bf16 and fp16: half a unit in the last place; int8: half a 127th of the group's largest."""
-    base = np.zeros(
-        SIZE, dtype=np.float32
-    )  # so that adding the delta rounds nothing more
+    # With zeros, adding the delta rounds nothing.
+    base = np.zeros(SIZE, dtype=np.float32)
     trained = numbers(1, 1e-6)
     payload = encode(name, trained, base)
     error = np.abs(decode(payload, base) - trained)
@@ -93,9 +93,8 @@ def test_rounded_deltas_are_off_by_half_a_unit(
         )
     else:
         allowed = np.abs(trained) * 2.0**-bits
-        if (
-            name == "fp16"
-        ):  # below 2**-14 of the group's scale it counts in steps of 2**-24
+        if name == "fp16":
+            # Below 2**-14 of the group's scale it counts in steps of 2**-24.
             allowed = np.maximum(allowed, 2.0**-24 * np.abs(trained).max())
     assert (error <= allowed * (1 + 1e-5)).all()
     assert error.max() > 0
@@ -103,10 +102,11 @@ def test_rounded_deltas_are_off_by_half_a_unit(
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_the_loss_is_sent_later(name: str) -> None:
+def test_the_rounding_error_of_a_round_is_sent_in_later_rounds(name: str) -> None:
     """Ten times the same small delta: the received sum is the sum of the deltas, to one
     rounding."""
-    base, delta = np.zeros(SIZE, dtype=np.float32), numbers(1, 1e-3)
+    base = np.zeros(SIZE, dtype=np.float32)
+    delta = numbers(1, 1e-3)
     residual = np.zeros(SIZE, dtype=np.float32)
     with_feedback = sum(
         decode(encode(name, delta, base, residual), base) for _ in range(10)
@@ -125,7 +125,9 @@ def test_a_zero_delta_loses_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSY)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_fewer_bits_hide_no_divergence(name: str, value: float) -> None:
+def test_a_lossy_form_refuses_numbers_that_are_not_finite(
+    name: str, value: float
+) -> None:
     base = numbers(0)
     trained = base.copy()
     trained[7] = value
@@ -197,7 +199,7 @@ def test_residuals_of_a_site_belong_to_one_run_and_one_round() -> None:
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSY)
-def test_a_simulation_sends_what_sites_would(
+def test_a_lossy_run_is_the_same_in_parts_and_in_workers(
     make_settings: Make, tmp_path: Path, name: str
 ) -> None:
     """A run that is stopped and resumed, in one process or two workers, gives the same numbers."""
@@ -221,7 +223,8 @@ def test_a_simulation_sends_what_sites_would(
     simulate(one_thread)
     assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
     assert measured(tmp_path / "workers") == measured(tmp_path / "one")
-    lines, exact_lines = measured(tmp_path / "whole"), measured(tmp_path / "exact")
+    lines = measured(tmp_path / "whole")
+    exact_lines = measured(tmp_path / "exact")
     assert lines[1]["model_sha256"] != exact_lines[1]["model_sha256"]
     share = lines[1]["bytes"]["up"] / exact_lines[1]["bytes"]["up"]
     assert share == pytest.approx(0.25 if name == "int8" else 0.5, abs=0.01)

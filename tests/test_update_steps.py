@@ -1,4 +1,4 @@
-"""The steps between training and sending: their order, and who chooses them."""
+"""The steps between training and sending: their order, and the settings that choose them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_settings_choose_the_steps_of_a_simulation(
     assert names(make_settings(*overrides), SimulatedSite(0)) == expected
 
 
-def test_a_plan_adds_what_its_policy_asks_for(make_settings: Make) -> None:
+def test_a_plan_adds_the_steps_of_its_policy(make_settings: Make) -> None:
     simulated = make_settings(*FEEDBACK, "data.label_names=[a,b]")
     deployed = replace(simulated, engine=replace(simulated.engine, name="deployment"))
     assert names(deployed, planned_site(deployed)) == [
@@ -78,7 +78,7 @@ def test_a_plan_adds_what_its_policy_asks_for(make_settings: Make) -> None:
         "withhold_counts",
         "encode_with_feedback",
     ]
-    # A process that ends with the message can carry nothing to the next round.
+    # A process that ends after the message carries nothing to the next round.
     alone = RealSite(cast(SiteFile, None))
     assert names(deployed, alone) == ["encode"]
 
@@ -113,6 +113,6 @@ def test_steps_run_in_the_order_of_the_table(
     monkeypatch.setattr("wardround.client.update_steps.STEPS", (*changes, *STEPS))
     trained = np.ones(layout.size, dtype=np.float32)
     sent = prepare(TrainedUpdate(trained, loss=0.5), local)
-    # (1 + 1) * 2 = 4, and the tensors that are sent are those that the steps made
+    # (1 + 1) * 2 = 4: the steps change the tensors that are sent.
     assert sent.payload is not None
     np.testing.assert_array_equal(decode(sent.payload, received), 4 * trained)

@@ -33,6 +33,10 @@ def rows(*numbers: int, out: tuple[int, ...] = ()) -> str:
     return "\n".join(["text,label,out", *lines]) + "\n"
 
 
+OTHER_LABEL = rows(*range(20)).replace("text 3,odd", "text 3,even")
+OTHER_SPACES = rows(*range(20)).replace("text 3,", "text  3,")
+
+
 class Lab:
     """A site with a file that changes."""
 
@@ -50,8 +54,10 @@ class Lab:
         return self.versions.read()
 
     def code(self, text: str) -> str:
-        """Return the code that refuses this content, after `PLAN` was answered for the data
-        `d1`."""
+        """Return the code that refuses this content; empty if it is accepted.
+
+        `PLAN` was answered for the data `d1`.
+        """
         try:
             self.versions.check_distance(self.read(text), iter([(PLAN, "d1")]))
         except SiteRefusal as no:
@@ -80,11 +86,8 @@ def lab(tmp_path: Path) -> Lab:
         (rows(*range(100, 120)), ""),
         (rows(*range(20), out=(3,)), "data_too_close"),
         (rows(*range(20), 3), "data_too_close"),  # a text twice
-        (
-            rows(*range(20)).replace("text 3,odd", "text 3,even"),
-            "data_too_close",
-        ),  # another label
-        (rows(*range(20)).replace("text 3,", "text  3,"), "data_too_close"),
+        (OTHER_LABEL, "data_too_close"),
+        (OTHER_SPACES, "data_too_close"),
     ],
 )
 def test_texts_that_differ_by_a_few_are_refused(
@@ -93,7 +96,7 @@ def test_texts_that_differ_by_a_few_are_refused(
     assert lab.code(content) == code
 
 
-def test_no_text_can_be_checked_without_the_key(lab: Lab, tmp_path: Path) -> None:
+def test_hashes_of_texts_depend_on_the_sites_own_key(lab: Lab, tmp_path: Path) -> None:
     (kept,) = (lab.site.state / "plans" / PLAN).glob("texts-*.json")
     assert kept.stat().st_mode & 0o077 == 0
     key = lab.site.state / "texts.key"
@@ -121,7 +124,7 @@ def test_opt_outs_are_distinguished_from_other_changes(lab: Lab) -> None:
 
 
 def test_a_late_opt_out_moves_no_other_text(lab: Lab) -> None:
-    """The same texts are held out as before: else test texts would be used for training."""
+    """The same texts are held out as before. Else test texts would be used for training."""
     data = lab.site.data_settings(_plain())
     lab.file.write_text(rows(*range(20)))
     before = read_texts(LABEL, data, 0, lab.site.name, late=NO_LATE_OPT_OUTS)
@@ -130,10 +133,10 @@ def test_a_late_opt_out_moves_no_other_text(lab: Lab) -> None:
     assert late is not None
     after = read_texts(LABEL, data, 0, lab.site.name, late=late)
     gone = {"text 3", "text 8", "text 11"}
-    assert after.train.texts == [
-        text for text in before.train.texts if text not in gone
-    ]
-    assert after.test.texts == [text for text in before.test.texts if text not in gone]
+    stay = [text for text in before.train.texts if text not in gone]
+    assert after.train.texts == stay
+    stay = [text for text in before.test.texts if text not in gone]
+    assert after.test.texts == stay
 
 
 def _plain() -> DataSettings:
@@ -156,8 +159,8 @@ def test_texts_without_late_opt_outs_are_a_version_of_their_own(lab: Lab) -> Non
     RealSite(lab.site)._late_opt_outs(order)
     answered = [(PLAN, "d1"), (PLAN, data)]
     after = lab.read(rows(*range(20), out=tuple(range(7))))
-    lab.versions.check_distance(
-        after, iter(answered[:1])
-    )  # 7 from those of the approval
-    with pytest.raises(SiteRefusal, match="1 texts differ"):
+    # 7 texts differ from those of the approval, 1 from the answered ones.
+    lab.versions.check_distance(after, iter(answered[:1]))
+    with pytest.raises(SiteRefusal, match=r"^1 texts ") as refused:
         lab.versions.check_distance(after, iter(answered))
+    assert refused.value.code == "data_too_close"

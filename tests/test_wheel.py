@@ -1,4 +1,4 @@
-"""A wheel that is built from the sdist, installed where there is no checkout."""
+"""A wheel that is built from the sdist, and installed in a folder without a checkout."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def run(*words: str | Path, folder: Path) -> str:
-    """Run a command to its end; its output. The test fails if the command does."""
-    environment = {
-        name: value for name, value in os.environ.items() if name != "PYTHONPATH"
-    }
+    """Run a command to its end, and return its output. Fails if the command fails."""
+    environment = os.environ.copy()
+    environment.pop("PYTHONPATH", None)
     done = subprocess.run(
         list(map(str, words)),
         cwd=folder,
@@ -42,41 +41,31 @@ def run(*words: str | Path, folder: Path) -> str:
 
 def build(kind: str, source: Path, target: Path) -> Path:
     """Build an `sdist` or a `wheel`."""
-    run(
-        sys.executable,
-        "-m",
-        "hatchling",
-        "build",
-        "-t",
-        kind,
-        "-d",
-        target,
-        folder=source,
-    )
+    words = ("-m", "hatchling", "build", "-t", kind, "-d", target)
+    run(sys.executable, *words, folder=source)
     (built,) = target.iterdir()
     return built
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the sdist, whose wardround/ has no links."""
+    """A wheel from the sdist, whose wardround/ has no links."""
     folder = tmp_path_factory.mktemp("build")
     sdist = build("sdist", ROOT, folder / "sdist")
     with tarfile.open(sdist) as opened:
         opened.extractall(folder / "source", filter="data")
     (source,) = (folder / "source").iterdir()
-    assert [
-        path.name for path in (source / "wardround").iterdir() if path.is_dir()
-    ] == []
+    folders = [path for path in (source / "wardround").iterdir() if path.is_dir()]
+    assert folders == []
     return build("wheel", source, folder / "wheel")
 
 
 @pytest.fixture(scope="module")
 def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a new environment with this wheel, and with the libraries of this one."""
+    """The programs of a new environment that has this wheel and the libraries of this one."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
-    # A line of a .pth file adds a folder, and not what the .pth files of that folder would add.
+    # A line of a .pth file adds a folder. It does not read the .pth files of that folder.
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python")
@@ -84,7 +73,7 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_a_wheel_installs_one_name(wheel: Path) -> None:
+def test_a_wheel_installs_one_top_level_name(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
     assert {name.split("/")[0] for name in names} == {
@@ -124,27 +113,18 @@ def test_a_wheel_simulates_sweeps_and_makes_a_site(
     )
     words = tiny(tiny_model, tiny_texts, tiny_test_texts, tmp_path / "run")
     assert "accuracy" in run(wardround, "simulate", *words, folder=tmp_path)
-    rounds = (
+    others = ("num_clients=", "num_rounds=", "run_dir=")
+    words = [word for word in words if not word.startswith(others)]
+    words += [
         "data.budget_rounds=1",
         "data.second_threshold_rounds=1",
         "num_clients=1,2",
-    )
-    kept = [
-        word
-        for word in words
-        if not word.startswith(("num_clients=", "num_rounds=", "run_dir="))
-    ]
-    told = run(
-        wardround,
-        "sweep",
-        *kept,
-        *rounds,
         f"run_dir={tmp_path / 'sweep'}",
-        folder=tmp_path,
-    )
+    ]
+    told = run(wardround, "sweep", *words, folder=tmp_path)
     report = tmp_path / "sweep" / "report"
-    assert f"report: {report / 'index.html'}" in told
-    assert "The paper's claims" in (report / "summary.md").read_text(encoding="utf-8")
+    assert f"{report / 'index.html'}" in told
+    assert "claims" in (report / "summary.md").read_text(encoding="utf-8")
     run(wardround, "server", "init", "--name", "localhost", folder=tmp_path)
     run(wardround, "server", "invite", "ward-7", folder=tmp_path)
     invitation = tmp_path / "wardround-server" / "invitations" / "ward-7.json"
@@ -154,14 +134,12 @@ def test_a_wheel_simulates_sweeps_and_makes_a_site(
     assert (tmp_path / "site" / "site.yaml").is_file()
     code = f"from pathlib import Path; {STAGE}(Path({str(tmp_path / 'app')!r}))"
     run(programs / "python", "-c", code, folder=tmp_path)
-    assert sorted(path.name for path in (tmp_path / "app").iterdir()) == [
-        "LICENSE",
-        "pyproject.toml",
-    ]
+    bundle = sorted(path.name for path in (tmp_path / "app").iterdir())
+    assert bundle == ["LICENSE", "pyproject.toml"]
 
 
 def test_a_checkout_without_links_is_importable(tmp_path: Path) -> None:
-    """A zip holds the links as small files."""
+    """In a zip, the links are small text files."""
     package = tmp_path / "wardround"
     package.mkdir()
     for name in ("__init__.py", "api.py"):
@@ -169,14 +147,12 @@ def test_a_checkout_without_links_is_importable(tmp_path: Path) -> None:
     for name in ("server", "client", "common", "conf"):
         (tmp_path / name).symlink_to(ROOT / name)
         (package / name).write_text(f"../{name}")
-    code = "import wardround.common.places as p; print(p.__name__)"
-    assert run(
-        sys.executable,
-        "-P",
-        "-c",
-        f"import sys; sys.path.insert(0, '.'); {code}",
-        folder=tmp_path,
+    code = (
+        "import sys; sys.path.insert(0, '.'); "
+        "import wardround.common.places as places; print(places.__name__)"
     )
+    name = run(sys.executable, "-P", "-c", code, folder=tmp_path)
+    assert name.strip() == "wardround.common.places"
 
 
 @pytest.mark.parametrize("name", ["server", "client", "common"])

@@ -34,7 +34,7 @@ from wardround.server.rounds.clients import GridClients
 
 
 def children(pid: int) -> set[int]:
-    """Processes whose parent is `pid`."""
+    """Return the processes whose parent is `pid`."""
     found = set()
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -48,21 +48,20 @@ def children(pid: int) -> set[int]:
 
 
 def run_in_pool(settings: Settings, num_workers: int) -> WorkerPool:
-    """A run in a pool of exactly so many; returns the pool, closed."""
+    """Run in a pool with this number of workers; return the closed pool."""
     with WorkerPool(num_workers, settings) as pool:
-        conduct(
-            GridClients(LocalGrid(client_app, settings.num_clients, pool)), settings
-        )
+        grid = LocalGrid(client_app, settings.num_clients, pool)
+        conduct(GridClients(grid), settings)
     return pool
 
 
 @pytest.mark.parametrize(
     "where", ["server", pytest.param("sites", marks=pytest.mark.slow)]
 )
-def test_one_worker_equals_four_equals_none(
+def test_one_worker_four_workers_and_none_give_the_same_numbers(
     make_settings: Make, tmp_path: Path, where: str
 ) -> None:
-    """Every number of the history but the seconds, in every round; five clients of unequal size."""
+    """Every number of the history except seconds is the same. The clients have unequal sizes."""
     common = ["num_clients=5", f"evaluation.where={where}", "data.train_examples=47"]
     simulate(make_settings(*common, f"run_dir={tmp_path / 'none'}"))
     for num_workers in (1, 4):
@@ -77,9 +76,8 @@ def test_one_worker_equals_four_equals_none(
 def test_memory_follows_the_workers_and_not_the_clients(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "wardround.server.engines.pool._SPARE_BYTES", 0
-    )  # as for a model of more than 64 MiB
+    # A model of more than 64 MiB has no spare slots.
+    monkeypatch.setattr("wardround.server.engines.pool._SPARE_BYTES", 0)
     pool = run_in_pool(make_settings("num_clients=12", "num_rounds=1"), 2)
     assert len(pool._slots) == 3
 
@@ -90,8 +88,10 @@ def broken_pool(
     sign: signal.Signals,
     first: int = 1,
 ) -> None:
-    """Run in two workers; when round 1 has been handed out, one of them gets the signal."""
-    begin, open_, rounds = WorkerPool.begin, WorkerPool.open, []
+    """Run in two workers. In round `first`, one of them gets the signal."""
+    begin = WorkerPool.begin
+    open_ = WorkerPool.open
+    rounds = []
 
     def open_and_wait(self: WorkerPool) -> None:
         open_(self)
@@ -116,7 +116,7 @@ def broken_pool(
 def test_a_killed_worker_ends_the_run_and_names_the_client(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = r"round 1: client [0-2]: .*its worker process ended before it was done"
+    said = r"round 1: client [0-2]: .*worker process ended"
     with pytest.raises(RunFailed, match=said):
         broken_pool(monkeypatch, make_settings(), signal.SIGKILL)
 
@@ -134,7 +134,7 @@ def test_a_killed_worker_is_missing_from_one_round_only(
 
 @pytest.mark.e2e
 @pytest.mark.slow
-def test_a_worker_that_stops_is_given_up_and_replaced(
+def test_a_worker_that_stops_is_ended_and_replaced(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_settings(
@@ -166,7 +166,7 @@ def test_no_process_outlives_its_simulation(
 
 
 def assert_gone(pids: set[int]) -> None:
-    """Within ten seconds, none of them runs."""
+    """Wait until all have ended, for ten seconds at most."""
     deadline = time.monotonic() + 10
     while alive := {pid for pid in pids if Path(f"/proc/{pid}").exists()}:
         assert time.monotonic() < deadline, alive
@@ -184,14 +184,14 @@ def assert_gone(pids: set[int]) -> None:
         (["engine.workers=9"], 1, 3),
     ],
 )
-def test_how_many_workers(
+def test_the_number_of_workers_follows_settings_and_cpus(
     make_settings: Make,
     monkeypatch: pytest.MonkeyPatch,
     more: list[str],
     cpus: int,
     expected: int,
 ) -> None:
-    """Three clients, one thread each unless said otherwise."""
+    """There are three clients, with one thread each by default."""
 
     def resolve(threads: Any) -> int:
         return cpus if threads == "auto" else int(threads)
@@ -200,11 +200,11 @@ def test_how_many_workers(
     assert count_workers(make_settings(*more)) == expected
 
 
-def test_workers_that_would_fight_over_the_cpus_are_refused(
+def test_workers_that_would_share_the_same_cpus_are_refused(
     make_settings: Make,
 ) -> None:
     with pytest.raises(
-        ValueError, match=r"engine\.workers is 2 but threads is auto.*threads=1"
+        ValueError, match=r"engine\.workers is 2 .*threads is auto.* Set threads=1"
     ):
         simulate(make_settings("engine.workers=2", "threads=auto"))
     with pytest.raises(ValueError, match=r"engine\.workers is 0"):
@@ -218,24 +218,20 @@ def test_texts_come_back_from_memory_as_they_were(make_settings: Make) -> None:
     os.close(fd)
     for part in ("train", "test"):
         for name in ("ids", "starts", "targets"):
-            ours, theirs = (
-                getattr(getattr(side, part), name) for side in (corpus, again)
-            )
+            ours = getattr(getattr(corpus, part), name)
+            theirs = getattr(getattr(again, part), name)
             assert ours.dtype == theirs.dtype
             assert np.array_equal(ours, theirs)
-    assert (again.label_names, again.site_sizes) == (
-        corpus.label_names,
-        corpus.site_sizes,
-    )
+    assert again.label_names == corpus.label_names
+    assert again.site_sizes == corpus.site_sizes
     assert again.train.pad_id == corpus.train.pad_id
 
 
-def test_tensors_in_memory_are_seen_by_all_who_look() -> None:
+def test_every_view_of_shared_memory_sees_a_change() -> None:
     fd = create_memory(3 * 4 * 1008)
-    ours, theirs = (
-        tensors_in(fd, 1008),
-        tensors_in(fd, 1008),
-    )  # a layout's size is a multiple of 16
+    # The size of a layout is a multiple of 16.
+    ours = tensors_in(fd, 1008)
+    theirs = tensors_in(fd, 1008)
     os.close(fd)
     assert len(ours) == 3
     ours[1].fill_(2.5)

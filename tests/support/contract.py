@@ -1,8 +1,9 @@
-"""JSON schemas of what a run leaves: every key is required, and no other is allowed.
+"""JSON schemas of a run's files: every key is required, and no other is allowed.
 
     python -m tests.support.contract
 
-writes those that the code itself defines to `docs/*.schema.json`: where they change, so does what tools read.
+writes the schemas that the code defines to `docs/*.schema.json`. If a schema changes, other
+tools that read these files must change too.
 """
 
 from __future__ import annotations
@@ -86,12 +87,13 @@ def check(value: Any, schema: Schema | str) -> None:
 
 
 def check_history_line(line: dict[str, Any], *, of_sites: bool = False) -> None:
-    """Raise unless a line of `history.jsonl` has the published form, and holds what its round must.
+    """Raise unless a line of `history.jsonl` has the published form and the keys of its round.
 
-    The form allows null for whatever an older version did not write; a line of this version is whole.
+    The form allows null for a key that an older version did not write. A line of this version has
+    all keys.
 
     Args:
-        of_sites: clients are sites, and called by name: under partition=by_site, and in a deployment.
+        of_sites: clients are sites and have names: with partition=by_site, and in a deployment.
     """
     check(line, "round_record")
     check(line["model_sha256"], SHA256)
@@ -150,7 +152,10 @@ CLAIMS = {
         explanation=STRING,
     ),
 }
-SWEEP_HEADER = "model,data,num_clients,seed,status,accuracy_at_budget,baseline_accuracy,rounds_to_target"
+SWEEP_HEADER = (
+    "model,data,num_clients,seed,status,accuracy_at_budget,baseline_accuracy,"
+    "rounds_to_target"
+)
 
 
 if __name__ == "__main__":

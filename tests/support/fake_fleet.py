@@ -1,4 +1,4 @@
-"""A server of the tests' own: speaks Flower's Fleet API over TLS, and says what a test wants said."""
+"""A fake server: it speaks Flower's Fleet API over TLS, and a test chooses its answers."""
 
 from __future__ import annotations
 
@@ -315,7 +315,8 @@ class FakeFleet(FleetServicer):
             try:
                 names, _ = read_signed(self._content_of(reply), self._fetch)
                 return str(ConfigRecord.inflate(self.objects[names["refusal"]])["code"])
-            except KeyError:  # of a message that was sent again, the confirmation of another copy came first
+            except KeyError:
+                # The message was sent twice, and the other copy was confirmed first.
                 return ""
 
         return wait_for(read, seconds, "the objects of an answer")

@@ -40,16 +40,16 @@ def copy_of(model: Path, folder: Path) -> Path:
 
 
 def bring_code(folder: Path, marker: Path) -> Path:
-    """Let a model's folder name code of its own, which writes `marker` when it is run; returns the folder."""
+    """Let a model's folder name code of its own; return the folder. The code writes `marker`."""
     (folder / "evil.py").write_text(_CODE.format(marker=str(marker)))
     change_json(folder / "config.json", model_type="evil", auto_map=_MAP)
     return folder
 
 
 def bring_code_in_blends(folder: Path, marker: Path) -> Path:
-    """The same by way of the configuration inside that of a model with blended activations.
+    """Do the same through the inner configuration of a model with blended activations.
 
-    transformers knows the type, but no text classifier of it, so that it looks for one in `auto_map`.
+    transformers knows the type, but no text classifier of it, so it looks for one in `auto_map`.
     """
     (folder / "evil.py").write_text(_CODE.format(marker=str(marker)))
     base = {"model_type": "vit", "name_or_path": str(folder), "auto_map": _MAP}
@@ -64,7 +64,7 @@ def bring_code_in_blends(folder: Path, marker: Path) -> Path:
 
 
 def bring_adapter(folder: Path) -> Path:
-    """Put an adapter beside a model that transformers adds to it without a word; returns the folder."""
+    """Put an adapter beside a model; return the folder. transformers adds it without a message."""
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",

@@ -1,4 +1,4 @@
-"""Words that an attacker writes: they would move cursors, hide, or pass for lines and columns of ours."""
+"""Words of an attacker: they would move cursors, hide, or imitate lines and columns of ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A site that took part in two rounds, and the model folder that its coordinator released afterwards."""
+"""A site that took part in two rounds, and the model folder that its coordinator released."""
 
 from __future__ import annotations
 

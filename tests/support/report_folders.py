@@ -25,7 +25,8 @@ def compose_settings(*overrides: str) -> Settings:
     """Settings as the real configuration composes them."""
     with hydra.initialize_config_dir(str(CONF), version_base=None):
         config = hydra.compose("config", list(overrides))
-    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    found: Any = OmegaConf.to_container(config, resolve=True)
+    values: dict[str, Any] = found
     return Settings.from_dict(
         {key: values[key] for key in values if key not in ("sweep", "experiment")}
     )
@@ -39,7 +40,10 @@ def settings_with(*overrides: str) -> Settings:
 def told_line(
     number: int, accuracy: float, shares: Sequence[float], num_clients: int = 4
 ) -> str:
-    """A line with diagnostics: 320 test texts of 5 classes alike; each client takes 5 steps a round."""
+    """Return a line with diagnostics.
+
+    There are 320 test texts, equally many of each of 5 classes. Each client takes 5 steps a round.
+    """
     line = json.loads(history_line(number, accuracy, num_clients))
     for client in line["clients"]:
         steps = {"num_steps": 5, "total_steps": 5 * number}

@@ -1,4 +1,4 @@
-"""Flower's SuperLink in this process, without a network: the door on one side, a server app on the other."""
+"""Flower's SuperLink in this process, without a network, between fake nodes and a server app."""
 
 from __future__ import annotations
 

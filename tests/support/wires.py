@@ -1,7 +1,7 @@
-"""Messages on their way, and what becomes of them in hands that mean no good.
+"""Messages on their way, and the changes that attackers can make to them.
 
-A courier (the SuperLink's machine, or another site) has no key: it can change bytes, and name every object
-anew so that all ids are true again. A signer has the key and puts it under anything.
+A courier (the SuperLink's machine, or another site) has no key. It can change bytes, and give every
+object a new name, so that all ids are true again. A signer has the key and can sign anything.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def size_of(objects: Mapping[str, bytes], object_id: str) -> int:
 
 
 def rehash(objects: Objects) -> dict[str, str]:
-    """Name every object by its content again, and its new name wherever the old one stood; new ids by old."""
+    """Name every object by its content again, also inside other objects; return new ids by old."""
     moved: dict[str, str] = {}
     for _ in range(32):  # an object that holds its own name never comes to rest
         wrong = next(

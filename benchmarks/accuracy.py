@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from benchmarks.plots import draw_rounds
 from benchmarks.report import Report, Samples, Table, carry_out, numbers, parser, say
+from wardround.common.tasks.label import LABEL
 from wardround.common.wire.forms import EXACT, encode
 from wardround.server.compose import compose
 from wardround.server.engines.simulate import simulate
@@ -104,7 +105,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
 def _keep(samples: Samples, name: str, folder: RunFolder) -> None:
     """Keep one value of each quantity for each run, in the order of the seeds."""
     records = folder.history()
-    accuracies = [record.score or 0.0 for record in records]
+    accuracies = [record.score(LABEL) or 0.0 for record in records]
     samples.add(
         name,
         last=accuracies[-1],

@@ -16,6 +16,7 @@ from statistics import fmean
 from benchmarks.isolated import isolated
 from benchmarks.plots import draw_bars
 from benchmarks.report import Report, Samples, Table, carry_out, numbers, parser, say
+from wardround.common.tasks.label import LABEL
 from wardround.server.compose import compose
 from wardround.server.engines.simulate import simulate
 from wardround.server.run_folder import RunFolder
@@ -83,7 +84,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Report:
             records = RunFolder(run_dir).history()
             samples.add(
                 name,
-                accuracy=100 * (records[-1].score or 0.0),
+                accuracy=100 * (records[-1].score(LABEL) or 0.0),
                 up=(records[-1].bytes.up or 0) / 2**20,
                 peak=peak / 2**20,
                 seconds=fmean(record.seconds.train or 0.0 for record in records[1:]),

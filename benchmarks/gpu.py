@@ -25,6 +25,7 @@ import torch
 from benchmarks import training
 from benchmarks.report import Report, Samples, Table, carry_out, names, parser, say
 from wardround.common.pretrained import locate
+from wardround.common.tasks.label import LABEL
 from wardround.server.compose import compose
 from wardround.server.record import RoundRecord
 from wardround.server.run_folder import RunFolder
@@ -220,8 +221,9 @@ def _compare(runs: dict[str, RunFolder], start: RunFolder, samples: Samples) -> 
 
 
 def _accuracy(record: RoundRecord) -> float:
-    assert record.score is not None, "the server measures every round"
-    return record.score
+    score = record.score(LABEL)
+    assert score is not None, "the server measures every round"
+    return score
 
 
 def _hashes(history: Sequence[RoundRecord]) -> list[str | None]:

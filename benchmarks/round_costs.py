@@ -80,7 +80,7 @@ def measure_costs(
         )
         updates = describe_updates(mean, *norms, head.length(mean.tensors))
         record.diagnostics = updates.model_copy(update=LABEL.describe(counts))
-        collapses_in([record] * _ROUNDS, 5)
+        collapses_in([record] * _ROUNDS, LABEL, 5)
 
     seconds_to_diagnose = _seconds(diagnose, num_repeats)
     checkpoint = Checkpoint(record, layout.views(flat))

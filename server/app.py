@@ -15,6 +15,7 @@ from wardround.common.files import Writer, write_json
 from wardround.common.model.flat import tensors_to_flat
 from wardround.common.model.state import ModelState, open_model
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import task_of
 from wardround.server.display import display
 from wardround.server.model_folder import Certifier, save_model
 from wardround.server.prepare import prepare_deployment, prepare_simulation
@@ -144,15 +145,16 @@ def _train(
             layout,
             server_step,
             writer,
+            task_of(settings),
             waits_for_checkpoint=clients.approve_plans,
         )
         callbacks = Callbacks(
             recorder,
             Live(folder),
             Progress(settings),
-            Patience(folder, settings.evaluation.patience),
+            Patience(folder, settings),
             CollapseAlarm(folder, settings),
-            Target(folder, settings.evaluation.target_accuracy),
+            Target(folder, settings),
         )
         averaging = FederatedAveraging(
             settings=settings,

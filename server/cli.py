@@ -64,8 +64,9 @@ def simulate(
 
     The same command continues an interrupted run. Exit code: 0 done, 1 run failed, 2 bad input.
     """
+    from wardround.common.tasks.table import task_of
     from wardround.server.compose import compose
-    from wardround.server.record import best_of
+    from wardround.server.record import best_of, score_text
     from wardround.server.replay import settings_of_plan
     from wardround.server.run_folder import RunFolder
 
@@ -81,12 +82,13 @@ def simulate(
     folder = RunFolder(Path(settings.run_dir))
     history = folder.history()
     last = history[-1]
-    best = best_of(history)
+    task = task_of(settings)
+    best = best_of(history, task)
     reason = folder.status()["reason"]
     if best:
-        reason += f"; kept is the best, of round {best.round}: {best.score:.4f}"
+        reason += f"; kept is the best, of round {best.round}: {best.score(task):.4f}"
     typer.echo(
-        f"{settings.cell}: accuracy {last.score:.4f} after round {last.round} ({reason})\n"
+        f"{settings.cell}: {score_text(last, task)} after round {last.round} ({reason})\n"
         f"run folder: {folder.path}"
     )
 

@@ -49,7 +49,7 @@ def save_model(
     If a validation part chose a round, the model is that of the best round, else that of the last.
     """
     history = folder.history()
-    kept = best_of(history) or history[-1]
+    kept = best_of(history, text_model.task) or history[-1]
     provenance = certifier.provenance_of(folder, kept) if certifier else None
     label_names = tuple((text_model.model.config.id2label or {}).values())
     # The labels are in the order of the model's outputs, whether they were declared or found.
@@ -121,7 +121,7 @@ tags: [federated-learning, wardround]
 | | |
 |---|---|
 | labels | {labels} |
-{_metrics(kept.test, text_model.task)}| rounds | {kept.round}{_choice(kept, last_round)} |
+{_metrics(kept.test, text_model.task)}| rounds | {kept.round}{_choice(kept, last_round, text_model.task)} |
 | protocol | {settings.protocol.name}, partition {settings.partition.name}, seed {settings.seed} |
 | local training | {train.local_epochs} epoch(s) a round, batch {train.batch_size}, \
 {train.optimizer}, learning rate {train.learning_rate:g} |
@@ -135,7 +135,7 @@ data apply.
 
 def _metrics(test: TestRecord, task: Task) -> str:
     """Return a row of the card for each metric."""
-    found = test.model_dump()
+    found = test.metrics
     first, *others = (
         f"| test {words} | {found[name]:.4f}"
         for name, words in task.metric_words.items()
@@ -170,11 +170,11 @@ def _trained(settings: Settings) -> str:
     return f"| trained | {trained}, merged here{beside} |\n"
 
 
-def _choice(kept: RoundRecord, last_round: int) -> str:
+def _choice(kept: RoundRecord, last_round: int, task: Task) -> str:
     """Return how the round was chosen; empty if it is the last."""
     if kept.validation is None:
         return ""
-    found = kept.validation.score
+    found = kept.validation.score(task)
     num_examples = kept.validation.num_examples
     return (
         f", the best of {last_round} on the validation part ({found:.4f} on {num_examples} "

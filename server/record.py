@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from math import inf, isfinite
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -19,11 +19,15 @@ from pydantic import (
     model_validator,
 )
 
+from wardround.common.tasks.table import TASKS
+from wardround.common.tasks.task import Task, merit
+
 Count = Annotated[int, Field(ge=0)]
 Natural = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
+Metric = int | float | None
 Line = str | bytes
 """A line of `history.jsonl`, as text or UTF-8."""
 
@@ -52,20 +56,27 @@ class Record(BaseModel):
         completed = dict(defaults)
         for key, value in line.items():
             is_missing = value is None and defaults.get(key) is not None
-            if is_missing or key not in cls.model_fields:
+            if is_missing or not cls._knows(key, value):
                 continue
             is_finite = not isinstance(value, float) or isfinite(value)
             completed[key] = value if is_finite else None
         return completed
+
+    @classmethod
+    def _knows(cls, key: str, value: Any) -> bool:
+        return key in cls.model_fields
 
     @model_serializer(mode="wrap")
     def _without_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields = type(self).model_fields
         return {
             key: value
-            for key, value in write(self).items()
-            if fields[key].is_required() or value not in (None, [])
+            for key, value in self._in_order(write(self)).items()
+            if key not in fields or fields[key].is_required() or value not in (None, [])
         }
+
+    def _in_order(self, written: dict[str, Any]) -> dict[str, Any]:
+        return written
 
 
 @cache
@@ -80,18 +91,69 @@ def _defaults(kind: type[Record]) -> dict[str, Any]:
     return values
 
 
-class TestRecord(Record):
-    """Quality of the round's model on the test texts, or on all held-out texts of the sites."""
+class TaskRecord(Record):
+    """A part with facts of the task, under names that the task gives."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @classmethod
+    def _knows(cls, key: str, value: Any) -> bool:
+        return key in cls.model_fields or isinstance(value, int | float | list | None)
+
+    _facts_before: ClassVar[str | None] = None
+    """The field before which the facts of the task are written; None writes them last."""
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        """Refuse facts outside of the range that their task gives."""
+        ranges = {
+            name: bounds
+            for task in TASKS.values()
+            for name, bounds in task.ranges.items()
+        }
+        for name, value in (self.__pydantic_extra__ or {}).items():
+            low, high = ranges.get(name, (-inf, inf))
+            values = value if isinstance(value, list) else [value]
+            if not all(one is None or low <= one <= high for one in values):
+                raise ValueError(f"{name} is {value}, not within {low} and {high}")
+        return self
+
+    def _in_order(self, written: dict[str, Any]) -> dict[str, Any]:
+        last = self._facts_before
+        if last is None:
+            return written
+        return {
+            key: written[key]
+            for key in (*(key for key in written if key != last), last)
+        }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Every fact by its name, those of the task too."""
+        return dict(self)
+
+
+class TestRecord(TaskRecord):
+    """Quality of the round's model on the test texts, or on all held-out texts of the sites.
+
+    The further keys are the metrics of the task.
+    """
+
+    __pydantic_extra__: dict[str, Metric]
+
+    _facts_before = "num_examples"
 
     loss: NotNegative | None
-    accuracy: Share | None
-    macro_f1: Share | None
     num_examples: Natural | None
 
     @property
-    def score(self) -> float | None:
-        """The metric that chooses the best model (`Task.score`); None if it is not a number."""
-        return self.accuracy
+    def metrics(self) -> Mapping[str, Metric]:
+        """The metrics of the task by name; None for one that is not a number."""
+        return self.__pydantic_extra__
+
+    def score(self, task: Task) -> float | None:
+        """Return the metric that chooses the best model; None if it is not a number."""
+        return self.metrics.get(task.score)
 
 
 class TrainRecord(Record):
@@ -146,18 +208,28 @@ class LeftOutRecord(Record):
     site: str | None = None
 
 
-class SiteTestRecord(Record):
-    """One site's counts on its held-out texts (`evaluation.where=sites`)."""
+class SiteTestRecord(TaskRecord):
+    """One site's sums on its held-out texts (`evaluation.where=sites`).
+
+    The further keys are facts of the task (`Task.describe_site`).
+    """
+
+    __pydantic_extra__: dict[str, Metric]
+
+    _facts_before = "loss"
 
     site: str
     num_examples: Natural
-    correct: Count
-    accuracy: Share
     loss: NotNegative
 
 
-class Diagnostics(Record):
-    """Statistics of the updates together (null in round 0), and of the model's predictions."""
+class Diagnostics(TaskRecord):
+    """Statistics of the updates together (null in round 0), and of the model's predictions.
+
+    The further keys are facts of the task about the predictions (`Task.describe`).
+    """
+
+    __pydantic_extra__: dict[str, Metric | list[float]]
 
     mean_update_norm: NotNegative | None
     norm_ratio: Share | None
@@ -165,12 +237,6 @@ class Diagnostics(Record):
     body_norm: NotNegative | None
     head_length: NotNegative | None = None
     """L2 norm of the newly added layers after the round; missing in older histories."""
-    predicted_shares: list[Share] | None
-    """Share of the test predictions in each class."""
-    prediction_entropy: NotNegative | None
-    """In nats."""
-    largest_class_share: Share | None
-    """Share of the most frequent true class: the accuracy of always predicting it."""
 
 
 class Seconds(Record):
@@ -219,20 +285,19 @@ class RoundRecord(Record):
         """
         return cls.model_validate(json.loads(line), context={"of_any_version": True})
 
-    @property
-    def score(self) -> float | None:
-        """Score on the test texts; None if it was not measured or is not a number."""
-        return self.test.score if self.test else None
+    def score(self, task: Task) -> float | None:
+        """Return the score on the test texts; None if it was not measured or is not a number."""
+        return self.test.score(task) if self.test else None
 
     def line(self) -> str:
         """Return the line for `history.jsonl`, with its newline."""
         return json.dumps(self.model_dump(), allow_nan=False) + "\n"
 
 
-def best_of(records: Iterable[RoundRecord]) -> RoundRecord | None:
+def best_of(records: Iterable[RoundRecord], task: Task) -> RoundRecord | None:
     """Return the round with the best model on the validation texts; None if there is none.
 
-    It has the highest score; of several, the smallest loss; of equals, it is the first.
+    It has the best score; of several, the smallest loss; of equals, it is the first.
     """
     best: RoundRecord | None = None
     best_quality = (-inf, -inf)
@@ -240,8 +305,17 @@ def best_of(records: Iterable[RoundRecord]) -> RoundRecord | None:
         if record.validation is None:
             continue
         loss = record.validation.loss
-        quality = (record.validation.score or 0.0, -inf if loss is None else -loss)
+        score = record.validation.score(task)
+        quality = (
+            -inf if score is None else merit(task, score),
+            -inf if loss is None else -loss,
+        )
         if best is None or quality > best_quality:
             best = record
             best_quality = quality
     return best
+
+
+def score_text(record: RoundRecord, task: Task) -> str:
+    """Return the score of a measured round in words: `accuracy 0.9310`."""
+    return f"{task.metric_words[task.score]} {record.score(task):.4f}"

@@ -8,13 +8,15 @@ from datetime import UTC, datetime
 
 from wardround.common.files import write_json
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import task_of
+from wardround.common.tasks.task import merit
 from wardround.server.diagnostics.collapse import (
     Collapse,
     find_collapses,
     scored_rounds,
 )
 from wardround.server.display import display
-from wardround.server.record import RoundRecord, best_of
+from wardround.server.record import RoundRecord, best_of, score_text
 from wardround.server.rounds.callbacks import Callback
 from wardround.server.run_folder import RunFolder
 
@@ -64,15 +66,16 @@ class Live(Callback):
 class Patience(Callback):
     """Ends the run after `evaluation.patience` rounds without a better model."""
 
-    def __init__(self, folder: RunFolder, patience: int | None) -> None:
-        self.patience = patience
-        self._best = best_of(folder.history())
+    def __init__(self, folder: RunFolder, settings: Settings) -> None:
+        self.patience = settings.evaluation.patience
+        self._task = task_of(settings)
+        self._best = best_of(folder.history(), self._task)
 
     def resumed(self, last_round: int) -> str | None:
         return self._reason_to_stop(last_round)
 
     def after_round(self, record: RoundRecord) -> str | None:
-        self._best = best_of(filter(None, (self._best, record)))
+        self._best = best_of(filter(None, (self._best, record)), self._task)
         return self._reason_to_stop(record.round)
 
     def _reason_to_stop(self, last_round: int) -> str | None:
@@ -90,22 +93,23 @@ class Patience(Callback):
 class Target(Callback):
     """Ends the run at the first round that reaches `evaluation.target_accuracy`."""
 
-    def __init__(self, folder: RunFolder, target: float | None) -> None:
+    def __init__(self, folder: RunFolder, settings: Settings) -> None:
         self.folder = folder
-        self.target = target
+        self.target = settings.evaluation.target_accuracy
+        self._task = task_of(settings)
 
     def resumed(self, last_round: int) -> str | None:
         reasons = map(self.after_round, self.folder.history())
         return next(filter(None, reasons), None)
 
     def after_round(self, record: RoundRecord) -> str | None:
-        score = record.score
+        score = record.score(self._task)
         if self.target is None or score is None or record.round == 0:
             return None
-        if score < self.target:
+        if merit(self._task, score) < merit(self._task, self.target):
             return None
         return (
-            f"accuracy {score:.4f} reached the target {self.target:.4f} in round "
+            f"{self._task.metric_words[self._task.score]} {score:.4f} reached the target {self.target:.4f} in round "
             f"{record.round}"
         )
 
@@ -120,14 +124,15 @@ class CollapseAlarm(Callback):
         self.settings = settings
         self.train = settings.train
         self.label_names = folder.label_names()
-        self._scored = scored_rounds(folder.history())
+        self._task = task_of(settings)
+        self._scored = scored_rounds(folder.history(), self._task)
         self._printed = {self._alarm(collapse) for collapse in self._collapses()}
 
     def resumed(self, last_round: int) -> str | None:
         return self._reason_to_stop()
 
     def after_round(self, record: RoundRecord) -> str | None:
-        self._scored += scored_rounds([record])
+        self._scored += scored_rounds([record], self._task)
         for collapse in self._collapses():
             text = self._alarm(collapse)
             if text not in self._printed:
@@ -149,10 +154,11 @@ class CollapseAlarm(Callback):
 
 
 class Progress(Callback):
-    """Shows the rounds as one bar with accuracy and time left, or as lines without a terminal."""
+    """Shows the rounds as one bar with the score and time left, or as lines without a terminal."""
 
     def __init__(self, settings: Settings) -> None:
         self.title = settings.cell
+        self._task = task_of(settings)
         display().start_rounds(self.title, settings.num_rounds)
 
     def resumed(self, last_round: int) -> str | None:
@@ -167,7 +173,7 @@ class Progress(Callback):
 
     def after_round(self, record: RoundRecord) -> str | None:
         loss = record.train.loss
-        text = f"accuracy {record.score:.4f}"
+        text = score_text(record, self._task)
         if loss is not None:
             text += f"  train loss {loss:.4f}"
         display().show_round(record.round, text)

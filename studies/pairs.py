@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from wardround.common.data.steps import count_steps
+from wardround.common.tasks.label import LABEL
 from wardround.server.report.figures import draw_chance
 from wardround.server.report.run import RunData
 from wardround.server.report.sweep import SweepData
@@ -65,7 +66,9 @@ def learning_curves(sweep: SweepData) -> pd.DataFrame:
         run = cell.run
         if run is None or run.settings is None:
             continue
-        accuracies = [record.score for record in run.rounds if record.score is not None]
+        accuracies = [
+            score for record in run.rounds if (score := record.score(LABEL)) is not None
+        ]
         if not 0 < run.last_round == len(accuracies) - 1:
             continue
         flat = run.settings.identity()

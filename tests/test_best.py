@@ -18,6 +18,7 @@ from wardround.common.data.partitions import split_held_out
 from wardround.common.files import Writer
 from wardround.common.model.flat import Layout, model_sha256, tensors_to_flat
 from wardround.common.model.state import open_model
+from wardround.common.tasks.label import LABEL
 from wardround.server.deployment.status import read_status
 from wardround.server.engines.simulate import simulate
 from wardround.server.record import RoundRecord, best_of
@@ -67,16 +68,19 @@ def test_both_parts_hold_something() -> None:
 
 def test_the_first_of_equals_is_the_best() -> None:
     records = [told(0, 0.2), told(1, 0.6), told(2, 0.6), told(3, 0.4)]
-    assert best_of(records) is records[1]
-    assert best_of([*records, better := told(4, 0.6, loss=0.9)]) is better
-    assert best_of([RoundRecord.read('{"round": 0}')]) is None
+    assert best_of(records, LABEL) is records[1]
+    assert best_of([*records, better := told(4, 0.6, loss=0.9)], LABEL) is better
+    assert best_of([RoundRecord.read('{"round": 0}')], LABEL) is None
 
 
 RECORDS = (told(0, 0.2), told(1, 0.6), told(2, 0.5), told(3, 0.6))
 
 
-def test_patience_counts_rounds_since_the_best(tmp_path: Path) -> None:
-    patience = Patience(RunFolder(tmp_path), 2)
+def test_patience_counts_rounds_since_the_best(
+    make_settings: Make, tmp_path: Path
+) -> None:
+    settings = make_settings(SPLIT, "evaluation.patience=2")
+    patience = Patience(RunFolder(tmp_path), settings)
     *reasons, last = [patience.after_round(record) for record in RECORDS]
     assert reasons == [None, None, None]
     assert last is not None
@@ -91,7 +95,9 @@ def test_the_checkpoint_of_the_best_round_is_kept(
     layout = Layout.of({"w": (1,)})
     with Writer() as writer:
         step = ServerStep(make_settings())
-        recorder = Recorder(folder, layout, step, writer, waits_for_checkpoint=False)
+        recorder = Recorder(
+            folder, layout, step, writer, LABEL, waits_for_checkpoint=False
+        )
         for record in RECORDS:
             tensors = torch.full((layout.size,), float(record.round))
             recorder.after_average(record, tensors)
@@ -116,7 +122,7 @@ def test_a_run_leaves_its_best_model(
     simulate(settings)
     folder = RunFolder(Path(settings.run_dir))
     records = folder.history()
-    best = best_of(records)
+    best = best_of(records, LABEL)
     assert best is not None
     assert best.round < 6, [record.validation for record in records]
     kept = folder.load_best()

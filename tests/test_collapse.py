@@ -12,10 +12,11 @@ import pytest
 from tests.support.runs import history
 from tests.support.tiny import Make
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.label import LABEL
+from wardround.common.tasks.label_health import CONDITIONS, ScoredRound
 from wardround.server.diagnostics.collapse import (
     Collapse,
     Episode,
-    ScoredRound,
     find_collapses,
     scored_rounds,
     standing_collapse,
@@ -99,7 +100,12 @@ def test_single_class_names_the_label() -> None:
     # Also at chance, from the same round on: one flag, with the clearer reason.
     (flag,) = find_collapses(looks, 3)
     assert flag == Collapse(
-        3, (Episode("single class", 1, 1, 3), Episode("at chance", 0, 1, 3)), is_up=True
+        3,
+        (
+            Episode("single class", CONDITIONS["single class"], 1, 1, 3),
+            Episode("at chance", CONDITIONS["at chance"], 0, 1, 3),
+        ),
+        is_up=True,
     )
     assert flag.words(LABELS) == (
         "collapse flagged in round 3: single class since round 1: at least 95% of the test predictions are "
@@ -149,9 +155,9 @@ def test_lines_without_predictions_are_ignored() -> None:
     waiting = {"round": 2, "test": None, "diagnostics": dict.fromkeys(shares)}
     new = [{"round": number, "test": test, "diagnostics": shares} for number in (3, 4)]
     lines = [RoundRecord.read(json.dumps(line)) for line in (old, waiting, *new)]
-    assert [entry.round for entry in scored_rounds(lines)] == [3, 4]
-    assert standing_collapse(lines, 3) is None
-    found = standing_collapse(lines, 2)
+    assert [entry.round for entry in scored_rounds(lines, LABEL)] == [3, 4]
+    assert standing_collapse(lines, LABEL, 3) is None
+    found = standing_collapse(lines, LABEL, 2)
     assert found is not None
     assert found.round == 4
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from wardround.common.tasks.label import LABEL
 from wardround.server.record import RoundRecord
 
 HISTORIES = sorted(
@@ -30,7 +31,7 @@ def test_published_histories_are_written_back_unchanged() -> None:
 def test_a_line_of_the_first_version_lacks_keys() -> None:
     client = {"client": 1, "num_examples": 16}
     record = read(round=3, test={"accuracy": 0.5}, clients=[client])
-    assert record.score == 0.5
+    assert record.score(LABEL) == 0.5
     assert record.clients[0].num_steps is None
     assert record.diagnostics.norm_ratio is None
     assert record.train.loss is None
@@ -44,7 +45,7 @@ def test_numbers_that_are_not_finite_are_null() -> None:
         '{"round": 1, "test": {"accuracy": NaN, "loss": Infinity}}'
     )
     assert record.test is not None
-    assert record.score is None
+    assert record.score(LABEL) is None
     assert record.test.loss is None
 
 

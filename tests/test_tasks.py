@@ -94,7 +94,8 @@ def test_metrics_and_intervals_have_the_names_that_people_read() -> None:
     intervals = LABEL.intervals(sums)
     assert list(metrics) == list(intervals) == list(LABEL.metric_words)
     assert metrics == pytest.approx({"accuracy": 0.8, "macro_f1": 0.8})
-    assert LABEL.num_correct(sums) == 8
+    site = LABEL.describe_site(sums)
+    assert site == pytest.approx({"correct": 8, "accuracy": 0.8})
     for name, (low, high) in intervals.items():
         assert low <= metrics[name] <= high
 

@@ -7,13 +7,14 @@ connection reads and checks sums without it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isqrt, log, sqrt
+from math import inf, isqrt, log, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wardround.common.runtime import numpy_stream
 from wardround.common.settings.data import DataSettings
+from wardround.common.tasks.label_health import ScoredRound
 from wardround.common.tasks.label_names import (
     check_declared,
     find_label_names,
@@ -45,6 +46,20 @@ class LabelTask:
     pipeline = "text-classification"
     metric_words: Mapping[str, str] = {"accuracy": "accuracy", "macro_f1": "macro F1"}
     score = "accuracy"
+    higher_is_better = True
+    prediction_names: tuple[str, ...] = (
+        "predicted_shares",
+        "prediction_entropy",
+        "largest_class_share",
+    )
+    ranges: Mapping[str, tuple[float, float]] = {
+        "accuracy": (0, 1),
+        "macro_f1": (0, 1),
+        "correct": (0, inf),
+        "predicted_shares": (0, 1),
+        "prediction_entropy": (0, inf),
+        "largest_class_share": (0, 1),
+    }
     sum_names: tuple[str, ...] = (_CONFUSION,)
 
     def model_class(self) -> Any:
@@ -153,21 +168,22 @@ class LabelTask:
         A class that is neither present nor predicted counts as 0.
         """
         return {
-            "accuracy": self.num_correct(sums) / sums.num_examples,
+            "accuracy": _num_correct(sums) / sums.num_examples,
             "macro_f1": float(_macro_f1(_confusion(sums))),
         }
 
     def intervals(self, sums: Sums) -> dict[str, Interval]:
         """Return Wilson's interval for the accuracy, and a bootstrap interval for macro F1."""
-        accuracy = self.num_correct(sums) / sums.num_examples
+        accuracy = _num_correct(sums) / sums.num_examples
         return {
             "accuracy": _wilson(accuracy, sums.num_examples),
             "macro_f1": _bootstrap(_confusion(sums), sums.num_examples),
         }
 
-    def num_correct(self, sums: Sums) -> int:
-        """Return the sum of the matrix's diagonal."""
-        return int(np.trace(_confusion(sums)))
+    def describe_site(self, sums: Sums) -> dict[str, float]:
+        """Return the number of right answers, and the accuracy."""
+        correct = _num_correct(sums)
+        return {"correct": correct, "accuracy": correct / sums.num_examples}
 
     def describe(self, sums: Sums) -> dict[str, Any]:
         """Return the shares of predictions by class, their entropy, and the largest true share.
@@ -184,6 +200,10 @@ class LabelTask:
             "prediction_entropy": entropy(shares),
             "largest_class_share": largest / sums.num_examples,
         }
+
+    def scored(self, round: int, facts: Mapping[str, Any]) -> ScoredRound | None:
+        """Return what tells a collapse: accuracy, loss, and shares of classes."""
+        return ScoredRound.of(round, facts)
 
     # --- data ---------------------------------------------------------------------------
 
@@ -262,6 +282,10 @@ def label_sums(
 
 def _confusion(sums: Sums) -> np.ndarray:
     return sums.arrays[_CONFUSION]
+
+
+def _num_correct(sums: Sums) -> int:
+    return int(np.trace(_confusion(sums)))
 
 
 def _macro_f1(confusion: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from wardround.common.settings.data import DataSettings
+from wardround.common.tasks.health import Scored
 from wardround.common.tasks.sums import Sums
 from wardround.common.tasks.targets import Target, TargetColumns, TargetTable
 
@@ -46,7 +47,13 @@ class Task(Hashable, Protocol):
     metric_words: Mapping[str, str]
     """Names of the metrics, each with the words for people."""
     score: str
-    """The metric that chooses the best model, one of `metric_words`. The higher, the better."""
+    """The metric that chooses the best model, one of `metric_words`."""
+    higher_is_better: bool
+    """False if a lower score is a better one."""
+    prediction_names: tuple[str, ...]
+    """Names of the facts that `describe` returns."""
+    ranges: Mapping[str, tuple[float, float]]
+    """Lowest and highest value of metrics and facts, by name; a value outside is damaged."""
     sum_names: tuple[str, ...]
     """Names of the arrays in `Sums`, also on the wire."""
 
@@ -111,11 +118,20 @@ class Task(Hashable, Protocol):
     def intervals(self, sums: Sums) -> dict[str, Interval]:
         """Return a confidence interval for every metric, by its name."""
 
-    def num_correct(self, sums: Sums) -> int:
-        """Return how many texts are answered right."""
+    def describe_site(self, sums: Sums) -> dict[str, float]:
+        """Return facts about one site's held-out texts for the record of a round."""
 
     def describe(self, sums: Sums) -> dict[str, Any]:
-        """Return the fields about predictions in the diagnostics of a round."""
+        """Return facts about the predictions for the diagnostics of a round."""
+
+    def scored(self, round: int, facts: Mapping[str, Any]) -> Scored | None:
+        """Return the numbers of a round that tell a collapse.
+
+        None if one is missing, or if the task knows no sign of a collapse.
+
+        Args:
+            facts: loss, `num_examples` and metrics of the round's model, and those of `describe`.
+        """
 
     def target_columns(self, settings: DataSettings) -> TargetColumns:
         """Return the columns that hold the target.
@@ -172,3 +188,8 @@ class Task(Hashable, Protocol):
         self, logits: Tensor, label_names: Sequence[str]
     ) -> Iterator[list[str | float]]:
         """Yield one row of values for each text: the prediction and its probabilities."""
+
+
+def merit(task: Task, score: float) -> float:
+    """Return the score, negated if a lower one is better: the higher the merit, the better."""
+    return score if task.higher_is_better else -score

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from wardround.common.errors import RunFailed
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import task_of
 from wardround.common.wire.refusals import PENDING
 from wardround.common.words import pasteable
 from wardround.server.deployment import superlink
@@ -18,7 +19,7 @@ from wardround.server.deployment.status import is_held, read_open_round
 from wardround.server.deployment.superlink import RunState, SuperLinkError
 from wardround.server.diagnostics.collapse import collapses_in
 from wardround.server.display import display
-from wardround.server.record import RoundRecord
+from wardround.server.record import RoundRecord, score_text
 from wardround.server.run_folder import RunFolder
 
 _LOOK_SECONDS = 0.5
@@ -47,6 +48,7 @@ class RunWatch:
     def __init__(self, run: RunFolder, settings: Settings) -> None:
         self.run = run
         self._settings = settings
+        self._task = task_of(settings)
         self._versions = self._file_versions()
         self._old_status = self._versions["status.json"]
         records = run.history()
@@ -67,7 +69,7 @@ class RunWatch:
         for record in records:
             if record.round > self._last_shown:
                 self._last_shown = record.round
-                display().show_round(record.round, f"accuracy {record.score:.4f}")
+                display().show_round(record.round, score_text(record, self._task))
         for text in self._texts(records):
             if text not in self._shown_texts:
                 display().say(f"{self._settings.cell}: {text}")
@@ -89,8 +91,8 @@ class RunWatch:
         if current is not None:
             texts.extend(current.warnings)
         names = self.run.label_names()
-        collapses = collapses_in(records, settings.train.collapse_rounds)
-        for collapse in collapses:
+        num_rounds = settings.train.collapse_rounds
+        for collapse in collapses_in(records, self._task, num_rounds):
             texts.append(collapse.alarm(names, settings))
         return texts
 

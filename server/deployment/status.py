@@ -14,6 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from wardround.common.personal_record import PersonalRecord
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import task_of
+from wardround.common.tasks.task import Task
 from wardround.common.words import cleaned, pasteable, printable
 from wardround.server.deployment import superlink
 from wardround.server.deployment.folder import ServerFolder
@@ -49,9 +51,12 @@ class RunStatus:
     round: int | None
     """The last whole round that was measured."""
     num_rounds: int | None
+    score_words: str
+    """Words for the task's score, such as `accuracy`."""
     accuracy: float | None
+    """The score of that round."""
     rounds: tuple[Mapping[str, Any], ...]
-    """`round`, `accuracy`, `loss` and `seconds` of each round."""
+    """`round`, `accuracy` (the score), `loss` and `seconds` of each round."""
     best: Mapping[str, Any] | None
     """`round`, `accuracy` and `validation_accuracy` of the best model; None if none is chosen."""
     collapses: tuple[Mapping[str, Any], ...]
@@ -154,6 +159,7 @@ def read_status(
         and state in ("failed", "stopped", "interrupted")
     )
     last = records[-1] if records else None
+    task = task_of(settings)
     return RunStatus(
         run_dir=str(run.path),
         cell=settings.cell if settings else None,
@@ -161,9 +167,10 @@ def read_status(
         reason=status["reason"],
         round=last.round if last else None,
         num_rounds=settings.num_rounds if settings else None,
-        accuracy=last.score if last else None,
-        rounds=tuple(map(_round_facts, records)),
-        best=_best_round_facts(records),
+        score_words=task.metric_words[task.score],
+        accuracy=last.score(task) if last else None,
+        rounds=tuple(_round_facts(record, task) for record in records),
+        best=_best_round_facts(records, task),
         collapses=_collapse_facts(run, settings, records) if settings else (),
         live=read_open_round(run, now) if state == "running" else None,
         sites=sites,
@@ -178,10 +185,10 @@ def read_status(
     )
 
 
-def _round_facts(record: RoundRecord) -> dict[str, Any]:
+def _round_facts(record: RoundRecord, task: Task) -> dict[str, Any]:
     return {
         "round": record.round,
-        "accuracy": record.score,
+        "accuracy": record.score(task),
         "loss": record.train.loss,
         "seconds": record.seconds.total,
     }
@@ -220,15 +227,17 @@ def read_open_round(run: RunFolder, now: datetime | None = None) -> OpenRound | 
     )
 
 
-def _best_round_facts(records: Sequence[RoundRecord]) -> dict[str, Any] | None:
+def _best_round_facts(
+    records: Sequence[RoundRecord], task: Task
+) -> dict[str, Any] | None:
     """Return the round with the best model on the validation part; None if there is none."""
-    best = best_of(records)
+    best = best_of(records, task)
     if best is None or best.validation is None:
         return None
     return {
         "round": best.round,
-        "accuracy": best.score,
-        "validation_accuracy": best.validation.score,
+        "accuracy": best.score(task),
+        "validation_accuracy": best.validation.score(task),
     }
 
 
@@ -239,7 +248,9 @@ def _collapse_facts(
     names = run.label_names()
     return tuple(
         {"round": flag.round, "is_up": flag.is_up, "words": flag.words(names)}
-        for flag in collapses_in(records, settings.train.collapse_rounds)
+        for flag in collapses_in(
+            records, task_of(settings), settings.train.collapse_rounds
+        )
     )
 
 

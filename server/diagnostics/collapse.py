@@ -1,98 +1,14 @@
-"""Rules that detect a collapse: one predicted class, accuracy at chance, or a diverged loss."""
+"""Flags of a collapse: a condition of the task that held for several rounds in a row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import log, sqrt
 
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.health import Condition, Scored
+from wardround.common.tasks.task import Task
 from wardround.server.record import RoundRecord
-
-SINGLE_CLASS_SHARE = 0.95
-"""Predictions are of a single class if it has at least this share of them, and a smaller
-share of the true labels."""
-CHANCE_ERRORS = 2.0
-"""Accuracy is above chance if it exceeds the largest class's share by more than this many
-binomial standard errors."""
-DIVERGED_LOSS = 10.0
-"""A loss has diverged above this multiple of ln C, the loss of an even guess."""
-
-
-def chance_limit(largest_class_share: float, num_examples: int) -> float:
-    """Highest accuracy that is still chance: p + CHANCE_ERRORS x sqrt(p (1 - p) / n)."""
-    variance = largest_class_share * (1 - largest_class_share) / num_examples
-    return largest_class_share + CHANCE_ERRORS * sqrt(variance)
-
-
-@dataclass(frozen=True)
-class ScoredRound:
-    """The numbers of one measured round that the rules use."""
-
-    round: int
-    accuracy: float
-    loss: float
-    num_examples: int
-    shares: tuple[float, ...]
-    """Share of the test predictions in each class."""
-    largest_class_share: float
-    """Share of the most frequent true class: the accuracy of always predicting it."""
-
-    @classmethod
-    def of(cls, record: RoundRecord) -> ScoredRound | None:
-        """Take the numbers from a record; return None if it lacks one of them."""
-        test = record.test
-        shares = record.diagnostics.predicted_shares
-        largest_class_share = record.diagnostics.largest_class_share
-        if test is None or shares is None or largest_class_share is None:
-            return None
-        if test.accuracy is None or test.loss is None or test.num_examples is None:
-            return None
-        return cls(
-            round=record.round,
-            accuracy=test.accuracy,
-            loss=test.loss,
-            num_examples=test.num_examples,
-            shares=tuple(shares),
-            largest_class_share=largest_class_share,
-        )
-
-    @property
-    def chance_limit(self) -> float:
-        """Highest accuracy that is still chance."""
-        return chance_limit(self.largest_class_share, self.num_examples)
-
-
-def _diverged(scored: ScoredRound) -> int | None:
-    even_guess = log(len(scored.shares))
-    return 0 if scored.loss > DIVERGED_LOSS * even_guess else None
-
-
-def _single_class(scored: ScoredRound) -> int | None:
-    share = max(scored.shares)
-    is_single = share >= SINGLE_CLASS_SHARE > scored.largest_class_share
-    return scored.shares.index(share) if is_single else None
-
-
-def _at_chance(scored: ScoredRound) -> int | None:
-    return 0 if scored.accuracy <= scored.chance_limit else None
-
-
-CONDITIONS: dict[str, Callable[[ScoredRound], int | None]] = {
-    "diverged": _diverged,
-    "single class": _single_class,
-    "at chance": _at_chance,
-}
-"""By name, the clearest sign first. A condition returns None if the round is sound, the
-number of the label for a single class, else 0."""
-
-_WORDS = {
-    "diverged": f"the test loss is over {DIVERGED_LOSS:g} times that of an even guess",
-    "single class": (
-        f"at least {SINGLE_CLASS_SHARE:.0%} of the test predictions are '{{label}}'"
-    ),
-    "at chance": "accuracy is not above the largest class's share of the test set",
-}
 
 
 @dataclass(frozen=True)
@@ -100,16 +16,17 @@ class Episode:
     """Rounds in a row in which one condition held."""
 
     kind: str
-    """A key of CONDITIONS."""
+    """Name of the condition."""
+    condition: Condition
     label: int
-    """Number of the single class; 0 otherwise."""
+    """Number of the output at fault; 0 if it is none in particular."""
     first: int
     last: int
 
     def words(self, label_names: Sequence[str], is_up: bool) -> str:
         """Return for example `at chance since round 3: accuracy is not above …`."""
         label = label_name(label_names, self.label)
-        reason = _WORDS[self.kind].format(label=label)
+        reason = self.condition.words.format(label=label)
         when = f"since round {self.first}"
         if not is_up:
             when = in_rounds(self.first, self.last)
@@ -157,13 +74,13 @@ class Collapse:
         words = self.words(label_names)
         if not self.is_up:
             return words
-        return f"{words}. {_next_step(self.episodes[0].kind, settings)}"
+        return f"{words}. {_next_step(self.episodes[0].condition, settings)}"
 
 
-def _next_step(kind: str, settings: Settings) -> str:
-    """Return the next step against a collapse of this kind, under these settings."""
+def _next_step(condition: Condition, settings: Settings) -> str:
+    """Return the next step against a collapse by this condition, under these settings."""
     train = settings.train
-    if kind == "diverged":
+    if condition.is_divergence:
         return f"Lower train.learning_rate (now {train.learning_rate:g})."
     rate = train.head_learning_rate
     if rate is None:
@@ -193,15 +110,17 @@ def in_rounds(first: int, last: int) -> str:
     return f"in round {first}" if first == last else f"in rounds {first} to {last}"
 
 
-def scored_rounds(records: Iterable[RoundRecord]) -> list[ScoredRound]:
-    """Return the rounds that have all numbers for the rules."""
-    scored = map(ScoredRound.of, records)
+def scored_rounds(records: Iterable[RoundRecord], task: Task) -> list[Scored]:
+    """Return the rounds that have all numbers for the task's conditions."""
+    scored = (
+        task.scored(record.round, record.test.facts | record.diagnostics.facts)
+        for record in records
+        if record.test is not None
+    )
     return [one for one in scored if one is not None]
 
 
-def find_collapses(
-    scored: Iterable[ScoredRound], num_rounds: int
-) -> tuple[Collapse, ...]:
+def find_collapses(scored: Iterable[Scored], num_rounds: int) -> tuple[Collapse, ...]:
     """Return all flags of a run in order; the initial model, round 0, does not count.
 
     Args:
@@ -210,7 +129,7 @@ def find_collapses(
     """
     trained = [one for one in scored if one.round > 0]
     episodes: list[Episode] = []
-    for kind in CONDITIONS:
+    for kind in trained[0].conditions if trained else ():
         for episode in find_episodes(trained, kind):
             if episode.last - episode.first + 1 >= num_rounds:
                 episodes.append(episode)
@@ -237,11 +156,12 @@ def _last_of(episodes: Iterable[Episode]) -> int:
     return max(episode.last for episode in episodes)
 
 
-def find_episodes(scored: Sequence[ScoredRound], kind: str) -> list[Episode]:
+def find_episodes(scored: Sequence[Scored], kind: str) -> list[Episode]:
     """Return the longest episodes of this condition, each for one and the same class."""
     episodes: list[Episode] = []
     for one in scored:
-        label = CONDITIONS[kind](one)
+        condition = one.conditions[kind]
+        label = condition.finds(one)
         if label is None:
             continue
         before = episodes[-1] if episodes else None
@@ -249,20 +169,20 @@ def find_episodes(scored: Sequence[ScoredRound], kind: str) -> list[Episode]:
         if before and is_next and before.label == label:
             episodes[-1] = replace(before, last=one.round)
         else:
-            episodes.append(Episode(kind, label, one.round, one.round))
+            episodes.append(Episode(kind, condition, label, one.round, one.round))
     return episodes
 
 
 def collapses_in(
-    records: Iterable[RoundRecord], num_rounds: int
+    records: Iterable[RoundRecord], task: Task, num_rounds: int
 ) -> tuple[Collapse, ...]:
     """Return the flags of these rounds, as `find_collapses`."""
-    return find_collapses(scored_rounds(records), num_rounds)
+    return find_collapses(scored_rounds(records, task), num_rounds)
 
 
 def standing_collapse(
-    records: Iterable[RoundRecord], num_rounds: int
+    records: Iterable[RoundRecord], task: Task, num_rounds: int
 ) -> Collapse | None:
     """Return the flag that is up after the last of these rounds; None if there is none."""
-    found = collapses_in(records, num_rounds)
+    found = collapses_in(records, task, num_rounds)
     return found[-1] if found and found[-1].is_up else None

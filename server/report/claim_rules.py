@@ -55,7 +55,7 @@ AT_CHANCE_MARGIN = 0.05
 """A round is at chance if its accuracy is at most 1 / number of labels plus this margin.
 
 Two standard errors of the paper's test sets are 0.01. This rule is for a plateau that readers see
-in a figure. `wardround.server.diagnostics.collapse.chance_limit` is another rule: it judges a run
+in a figure. `wardround.common.tasks.label_health.chance_limit` is another rule: it judges a run
 by the noise of its own test set.
 """
 LONG_PLATEAU = 0.20

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 from pydantic import ValidationError
@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from wardround.common.personal_record import FILE_NAME as PERSONAL
 from wardround.common.personal_record import PersonalRecord
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import task_of
+from wardround.common.tasks.task import Task
 from wardround.server.diagnostics.collapse import (
     Collapse,
-    ScoredRound,
     collapses_in,
     scored_rounds,
 )
@@ -24,13 +25,9 @@ from wardround.server.record import ClientRecord, Diagnostics, RoundRecord, best
 from wardround.server.run_folder import Labels, RunFolder
 
 T = TypeVar("T")
-COLUMNS = {
-    "round": "round",
-    "test.accuracy": "accuracy",
-    "test.macro_f1": "macro_f1",
+_COLUMNS = {
     "test.loss": "test_loss",
     "test.num_examples": "num_test",
-    "validation.accuracy": "validation_accuracy",
     "validation.loss": "validation_loss",
     "train.loss": "train_loss",
     "seconds.train": "seconds_train",
@@ -41,7 +38,14 @@ COLUMNS = {
     "bytes.down": "bytes_down",
     **{f"diagnostics.{key}": key for key in Diagnostics.model_fields},
 }
-"""Columns of `RunData.table` by their place in a line of `history.jsonl`."""
+
+
+def columns_of(task: Task) -> dict[str, str]:
+    """Return the columns of `RunData.table` by their place in a line of `history.jsonl`."""
+    metrics = {f"test.{name}": name for name in task.metric_words}
+    score = {f"validation.{task.score}": f"validation_{task.score}"}
+    predictions = {f"diagnostics.{name}": name for name in task.prediction_names}
+    return {"round": "round"} | metrics | score | _COLUMNS | predictions
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,11 @@ class RunData:
     """The personal models of a simulation's clients; None if there are none."""
 
     @property
+    def task(self) -> Task:
+        """The task of the run."""
+        return task_of(self.settings)
+
+    @property
     def chance(self) -> float | None:
         """Accuracy of guessing evenly, 1 / number of labels; None if they are not known."""
         if not self.label_names:
@@ -86,19 +95,19 @@ class RunData:
     @property
     def best(self) -> RoundRecord | None:
         """The round whose model is kept; None if no validation part chose one."""
-        return best_of(self.rounds)
+        return best_of(self.rounds, self.task)
 
     @cached_property
-    def looks(self) -> tuple[ScoredRound, ...]:
+    def looks(self) -> tuple[Any, ...]:
         """The predictions of each round; empty if the history has no diagnostics."""
-        return tuple(scored_rounds(self.rounds))
+        return tuple(scored_rounds(self.rounds, self.task))
 
     @cached_property
     def collapses(self) -> tuple[Collapse, ...]:
         """Every flag of the run; empty if the settings, which hold the rule, are not known."""
         if self.settings is None:
             return ()
-        return collapses_in(self.rounds, self.settings.train.collapse_rounds)
+        return collapses_in(self.rounds, self.task, self.settings.train.collapse_rounds)
 
     @property
     def is_ended_by_collapse(self) -> bool:
@@ -109,13 +118,15 @@ class RunData:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """A row for each round, with the columns of `COLUMNS`; NaN if a round has no value."""
+        """A row for each round, with the columns of `columns_of`; NaN if a round has no value."""
         lists = {"clients", "left_out", "sites"}
         lines = pd.json_normalize(
             [record.model_dump(exclude=lists) for record in self.rounds]
         )
-        table = lines.reindex(columns=list(COLUMNS)).rename(columns=COLUMNS)
-        numbers = table.columns.difference(["round", "predicted_shares"])
+        columns = columns_of(self.task)
+        table = lines.reindex(columns=list(columns)).rename(columns=columns)
+        is_list = [name for name in table if table[name].map(_is_list).any()]
+        numbers = table.columns.difference(["round", *is_list])
         return table.astype(dict.fromkeys(numbers, float) | {"round": int})
 
     @cached_property
@@ -130,6 +141,10 @@ class RunData:
         table = pd.DataFrame(rows, columns=columns)
         numbers = table.columns.difference(["round", "name", "site"])
         return table.astype(dict.fromkeys(numbers, float))
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list)
 
 
 def load_run(folder: Path) -> RunData:

@@ -12,8 +12,9 @@ from typing import Literal, TypeVar
 import pandas as pd
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from wardround.common.tasks.table import task_of
 from wardround.server.report.names import display_name
-from wardround.server.report.run import COLUMNS, RunData, load_run
+from wardround.server.report.run import RunData, columns_of, load_run
 from wardround.server.run_folder import SWEEP_COLUMNS, SweepRow
 
 TargetResult = Literal[
@@ -157,7 +158,8 @@ class SweepData:
             if cell.run is not None and cell.run.rounds:
                 keys = {key: getattr(cell, key) for key in KEYS}
                 tables.append(cell.run.table.assign(**keys))
-        columns = [*KEYS, *COLUMNS.values()]
+        task = self.runs[0].task if self.runs else task_of(None)
+        columns = [*KEYS, *columns_of(task).values()]
         if not tables:
             return pd.DataFrame(columns=columns)
         return pd.concat(tables, ignore_index=True)[columns]

@@ -140,12 +140,9 @@ class Evaluation:
         total = reduce(add, counts.values())
         self._add_test(record, total, self._score(total))
         record.sites = [
-            SiteTestRecord(
-                site=name,
-                num_examples=site.num_examples,
-                correct=self.task.num_correct(site),
-                accuracy=self._score(site),
-                loss=site.loss,
+            SiteTestRecord.model_validate(
+                {"site": name, "num_examples": site.num_examples, "loss": site.loss}
+                | self.task.describe_site(site)
             )
             for name, site in sorted(counts.items())
         ]

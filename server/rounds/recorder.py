@@ -8,6 +8,7 @@ from torch import Tensor
 
 from wardround.common.files import Writer
 from wardround.common.model.flat import Layout
+from wardround.common.tasks.task import Task
 from wardround.server.record import RoundRecord, best_of
 from wardround.server.rounds.callbacks import Callback
 from wardround.server.rounds.server_step import ServerStep
@@ -28,10 +29,12 @@ class Recorder(Callback):
         layout: Layout,
         server_step: ServerStep,
         writer: Writer,
+        task: Task,
         *,
         waits_for_checkpoint: bool,
     ) -> None:
         """Args:
+        task: judges which model is the best.
         waits_for_checkpoint: True if a checkpoint must be on the disk before the next round
             is sent. Real sites answer a round once. So a server that was killed must
             never need answers to an earlier round again.
@@ -41,7 +44,8 @@ class Recorder(Callback):
         self._server_step = server_step
         self._writer = writer
         self._waits_for_checkpoint = waits_for_checkpoint
-        self._best = best_of(folder.history())
+        self._task = task
+        self._best = best_of(folder.history(), task)
 
     def resumed(self, last_round: int) -> str | None:
         if self._best is None:
@@ -74,6 +78,6 @@ class Recorder(Callback):
         return None
 
     def _keep_if_best(self, record: RoundRecord) -> None:
-        self._best = best_of(filter(None, (self._best, record)))
+        self._best = best_of(filter(None, (self._best, record)), self._task)
         if self._best is record:
             self._writer.write(self._folder.keep_best, record.round)

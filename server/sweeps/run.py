@@ -14,13 +14,15 @@ from omegaconf import DictConfig
 
 from wardround.common.errors import FolderInUse, RunFailed
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import task_of
+from wardround.common.tasks.task import merit
 from wardround.server.compose import compose, launch, settings_of
 from wardround.server.diagnostics.collapse import standing_collapse
 from wardround.server.display import display
 from wardround.server.engines.simulate import simulate
 from wardround.server.run_folder import SweepRow
 from wardround.server.sweeps.plan import SweepPlan, compose_sweep
-from wardround.server.sweeps.table import PlannedCell, SweepFolder
+from wardround.server.sweeps.table import PlannedCell, SweepFolder, target_of
 from wardround.server.typed_words import hydra_text
 
 if TYPE_CHECKING:
@@ -99,9 +101,12 @@ def _at_budget(folder: SweepFolder, cell: Cell) -> bool:
     accuracies = folder.accuracies(name)
     if cell.settings.data.budget_rounds in accuracies:
         return True
+    task = task_of(cell.settings)
     target = cell.settings.evaluation.target_accuracy
     has_reached_target = target is not None and any(
-        accuracy >= target for round, accuracy in accuracies.items() if round > 0
+        merit(task, accuracy) >= merit(task, target)
+        for round, accuracy in accuracies.items()
+        if round > 0
     )
     return has_reached_target or _is_ended_by_collapse(folder, cell)
 
@@ -111,7 +116,10 @@ def _is_ended_by_collapse(folder: SweepFolder, cell: Cell) -> bool:
     if train.on_collapse != "stop":
         return False
     records = folder.run_folder(cell.settings.cell).history()
-    return standing_collapse(records, train.collapse_rounds) is not None
+    return (
+        standing_collapse(records, task_of(cell.settings), train.collapse_rounds)
+        is not None
+    )
 
 
 def _to_target(
@@ -135,7 +143,7 @@ def _to_target(
             and max(folder.accuracies(cell.settings.cell)) < threshold
         ):
             # A fraction above 1 may ask for an accuracy above 1.
-            target = min(1.0, fraction * baseline)
+            target = min(1.0, target_of(task_of(cell.settings), baseline, fraction))
             goal = (f"num_rounds={threshold}", f"evaluation.target_accuracy={target!r}")
             jobs.append((*cell.overrides[:-1], *goal))
     return jobs

@@ -12,6 +12,8 @@ from filelock import FileLock
 
 from wardround.common.files import write_json, write_text
 from wardround.common.settings.tree import Settings
+from wardround.common.tasks.table import task_of
+from wardround.common.tasks.task import Task, merit
 from wardround.server.run_folder import RunFolder, SweepRow
 from wardround.server.spreadsheet import write_rows
 
@@ -73,11 +75,11 @@ class SweepFolder:
         return [PlannedCell(**cell) for cell in plan["cells"]], plan["target_fraction"]
 
     def accuracies(self, name: str) -> dict[int, float]:
-        """Return the test accuracy of a cell after each whole round."""
-        records = self.run_folder(name).history()
-        return {
-            record.round: record.score for record in records if record.score is not None
-        }
+        """Return the test score of a cell after each whole round: for most tasks, the accuracy."""
+        run = self.run_folder(name)
+        task = task_of(run.settings())
+        scores = {record.round: record.score(task) for record in run.history()}
+        return {round: score for round, score in scores.items() if score is not None}
 
     def rows(self) -> list[SweepRow]:
         """Return the result of every cell, in the order of the plan."""
@@ -96,7 +98,12 @@ class SweepFolder:
             row["status"] = self.run_folder(cell.name).status()["state"]
             row["accuracy_at_budget"] = curve.get(cell.budget_rounds)
             row["baseline_accuracy"] = baseline
-            row["rounds_to_target"] = rounds_to(curve, baseline, fraction)
+            row["rounds_to_target"] = rounds_to(
+                curve,
+                baseline,
+                fraction,
+                task_of(self.run_folder(cell.name).settings()),
+            )
             rows.append(SweepRow.model_validate(row))
         return rows
 
@@ -121,17 +128,27 @@ class SweepFolder:
 
 
 def rounds_to(
-    accuracies: dict[int, float], baseline: float | None, fraction: float
+    accuracies: dict[int, float],
+    baseline: float | None,
+    fraction: float,
+    task: Task,
 ) -> int | None:
-    """Return the first trained round with accuracy >= fraction * baseline (paper, section 3.4),
+    """Return the first trained round that is as good as `target_of` says (paper, section 3.4),
     or None."""
     if baseline is None:
         return None
-    target = fraction * baseline
+    target = merit(task, target_of(task, baseline, fraction))
     reached = (
-        number for number, value in accuracies.items() if number > 0 and value >= target
+        number
+        for number, value in accuracies.items()
+        if number > 0 and merit(task, value) >= target
     )
     return min(
         reached,
         default=None,
     )
+
+
+def target_of(task: Task, baseline: float, fraction: float) -> float:
+    """Return the score to reach: `fraction` of the baseline, or more than it if lower is better."""
+    return fraction * baseline if task.higher_is_better else baseline / fraction

@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter
 
 from wardround.common.settings.tree import Settings
-from wardround.server.record import ClientRecord, RoundRecord
+from wardround.server.record import ClientRecord, Diagnostics, RoundRecord
 
 Schema = dict[str, Any]
 PUBLISHED: dict[str, Schema] = {
@@ -64,6 +64,40 @@ _CLIENT = {
 }
 
 
+_SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+_NOT_NEGATIVE = {"type": "number", "minimum": 0}
+_TEST = closed(
+    loss=_NOT_NEGATIVE, accuracy=_SHARE, macro_f1=_SHARE, num_examples=NATURAL
+)
+_SITE_TEST = closed(
+    site=STRING,
+    num_examples=NATURAL,
+    correct=COUNT,
+    accuracy=_SHARE,
+    loss=_NOT_NEGATIVE,
+)
+_PREDICTIONS = closed(
+    predicted_shares={"type": "array", "items": _SHARE},
+    prediction_entropy=_NOT_NEGATIVE,
+    largest_class_share=_SHARE,
+)
+"""Facts of the task `label` in a line of `history.jsonl`."""
+
+
+def check_label_facts(line: dict[str, Any]) -> None:
+    """Raise unless a line holds exactly the facts of the task `label`."""
+    check(line["test"], _TEST)
+    if "validation" in line:
+        check(line["validation"], _TEST)
+    for site in line.get("sites", []):
+        check(site, _SITE_TEST)
+    known = set(Diagnostics.model_fields)
+    predictions = {
+        key: value for key, value in line["diagnostics"].items() if key not in known
+    }
+    check(predictions, _PREDICTIONS)
+
+
 def published(name: str) -> Path:
     """The file of a row of PUBLISHED."""
     return DOCS / f"{name}.schema.json"
@@ -96,6 +130,7 @@ def check_history_line(line: dict[str, Any], *, of_sites: bool = False) -> None:
         of_sites: clients are sites and have names: with partition=by_site, and in a deployment.
     """
     check(line, "round_record")
+    check_label_facts(line)
     check(line["model_sha256"], SHA256)
     assert len(line["diagnostics"]["predicted_shares"]) >= 2
     clients, traffic, num_examples = (

@@ -131,7 +131,7 @@ def settings_of(config: DictConfig) -> Settings:
 def _from_home(settings: Settings) -> Settings:
     """Return the settings with ~ replaced in every path. Raises ValueError as `from_home` does."""
     data = settings.data
-    paths = {
+    paths: dict[str, Any] = {
         key: from_home(path)
         for key in ("path", "test_path", "hub_name", "token_cache")
         if (path := getattr(data, key)) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -102,9 +103,7 @@ def test_cached_files_count_as_free_in_version_1(root: Path) -> None:
 def test_automatic_threads_are_at_most_the_quota(
     root: Path, monkeypatch: pytest.MonkeyPatch, quota: str, threads: int
 ) -> None:
-    monkeypatch.setattr(
-        runtime.os, "sched_getaffinity", lambda _: set(range(8)), raising=False
-    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     enter(root, "0::/")
     write(root, cpu__max=f"{quota} 100000")
     assert resolve_threads("auto") == threads

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wardround.common import cgroups, runtime
+from wardround.common import cgroups
 from wardround.common.cgroups import cpu_quota, memory_left
 from wardround.common.runtime import available_memory, resolve_threads
 

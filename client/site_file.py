@@ -35,7 +35,7 @@ from wardround.common.file_form import FileForm
 from wardround.common.files import write_text
 from wardround.common.places import from_home
 from wardround.common.settings.data import DataSettings
-from wardround.common.settings.values import Seed
+from wardround.common.settings.values import LabelName, Seed
 from wardround.common.tasks.label_names import label_column
 from wardround.common.words import NAME, quoted
 
@@ -100,7 +100,9 @@ def _label_pairs(value: Any) -> list[tuple[str, str]]:
 Text = Annotated[str, BeforeValidator(_text)]
 Place = Annotated[Path, BeforeValidator(_located)]
 ColumnNames = Annotated[tuple[str, ...], BeforeValidator(_columns)]
-LabelPairs = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_label_pairs)]
+LabelPairs = Annotated[
+    tuple[tuple[LabelName, LabelName], ...], BeforeValidator(_label_pairs)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +199,7 @@ class SiteFile:
     @property
     def form(self) -> FileForm:
         """The form of the file of texts."""
-        return FileForm(self.delimiter, self.encoding, is_in_site_file=True)
+        return FileForm(self.delimiter, self.encoding, said_in="site.yaml")
 
     def data_settings(self, settings: DataSettings) -> DataSettings:
         """Replace everything about files in a plan's settings by this site's own."""

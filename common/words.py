@@ -38,6 +38,10 @@ _UNSEEN = frozenset(
     for code in range(first, last + 1)
 )
 """Signs that `str.isprintable` accepts, but that a reader does not see."""
+_JOINERS = "\u200c\u200d"
+"""They cannot be seen themselves, but they shape the letters beside them in some scripts."""
+_HALF = re.compile("[\ud800-\udfff]")
+_WHOLE_NUMBER = re.compile(r"\d+([.,]0*)?")
 
 
 def printable(text: str, most: int | None = LONGEST_TEXT) -> str:
@@ -70,6 +74,48 @@ def shown(text: str, most: int = LONGEST_WORD) -> str:
     is_plain = all(letter.isalnum() or letter in _PLAIN for letter in text)
     is_whole = printable(text, most) == text
     return text if text and is_plain and is_whole else quoted(text, most)
+
+
+def label_name(text: str) -> str:
+    """Return the name of a label or a column in the one spelling that all others are read as.
+
+    Letters are composed (NFC), signs that nobody sees are left out, and white space between
+    words is one space. Joiners stay, because some scripts need them.
+    """
+    composed = unicodedata.normalize("NFC", _HALF.sub("\ufffd", text))
+    seen = (
+        letter for letter in composed if letter in _JOINERS or not _is_unseen(letter)
+    )
+    return " ".join("".join(seen).split())
+
+
+def look_of(name: str) -> str:
+    """Return a key that is the same for names that people take for the same.
+
+    Such names differ in case, in forms of letters (NFKC), in joiners, or are the same whole
+    number: `1`, `01` and `1.0`.
+    """
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    plain = "".join(letter for letter in plain if letter not in _JOINERS)
+    if _WHOLE_NUMBER.fullmatch(plain):
+        return str(int(re.split("[.,]", plain)[0]))
+    return plain
+
+
+def code_points(text: str) -> str:
+    """Return a text in which every sign outside ASCII is written as `<U+00E9>`, in quotes."""
+    signs = (
+        letter
+        if letter.isascii() and letter.isprintable()
+        else f"<U+{ord(letter):04X}>"
+        for letter in text[:LONGEST_WORD]
+    )
+    return "'" + "".join(signs) + "'"
+
+
+def _is_unseen(letter: str) -> bool:
+    is_control = unicodedata.category(letter) in ("Cc", "Cf")
+    return letter in _UNSEEN or (is_control and not letter.isspace())
 
 
 def cleaned(text: str) -> str:

@@ -270,6 +270,12 @@ def predict(
     prefix: Annotated[
         str, option("--prefix", "Beginning of the names of the added columns.")
     ] = "",
+    delimiter: Annotated[
+        str | None, option("--delimiter", "Of a CSV: one character, or tab. [a comma]")
+    ] = None,
+    encoding: Annotated[
+        str | None, option("--encoding", "Such as windows-1252. [UTF-8]")
+    ] = None,
     device: Annotated[str, option("--device", "auto, cpu, cuda ...")] = "auto",
     key: Annotated[
         Path | None,
@@ -298,6 +304,8 @@ def predict(
         device,
         sys.stdout,
         prefix=prefix,
+        delimiter=delimiter,
+        encoding=encoding,
         key=key,
         say=_say,
     )

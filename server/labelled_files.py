@@ -10,8 +10,18 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from wardround.common.data.file_readers import csv_rows, jsonl_rows, require_file
+from wardround.common.data.file_readers import (
+    check_header,
+    csv_rows,
+    jsonl_rows,
+    refuse_other_kinds,
+    require_file,
+)
+from wardround.common.data.tables import Columns, find_columns
+from wardround.common.data.values import readable
 from wardround.common.explain import nearest
+from wardround.common.file_form import FileForm
+from wardround.common.tasks.targets import NO_TARGET
 from wardround.server.spreadsheet import write_rows
 
 Answer = Sequence[str | float]
@@ -94,46 +104,59 @@ class JsonlTexts:
         for row, answer in zip(self.rows, answers, strict=True):
             values = (_rounded(value) for value in answer)
             whole = row | dict(zip(added, values, strict=True))
-            out.write(json.dumps(whole, ensure_ascii=False) + "\n")
+            # Half a character cannot be written; elsewhere in a row it does not matter.
+            out.write(readable(json.dumps(whole, ensure_ascii=False)) + "\n")
 
 
-def texts_to_label(typed: Sequence[str], file: Path | None, column: str) -> Texts:
+def texts_to_label(
+    typed: Sequence[str], file: Path | None, column: str, form: FileForm
+) -> Texts:
     """Return the texts of a command: those typed, then those of the file.
 
     Args:
         file: CSV with a header, or JSONL; None for no file.
         column: name of the text's column in the file.
+        form: delimiter and encoding of the file.
 
     Raises:
-        ValueError: the file is missing, damaged, not UTF-8 or lacks the column; or there are no
+        ValueError: the file is missing, damaged, not in its encoding or lacks the column; or there are no
             texts.
     """
     found: Texts
+    typed = [readable(text) for text in typed]
     if file is None:
         found = CsvTexts(["text"], [[text] for text in typed], 0)
     else:
         require_file(file, "--file")
-        read = _read_jsonl if file.suffix.lower() == ".jsonl" else _read_csv
-        found = read(file, column, typed)
+        refuse_other_kinds(file, "--file", (".csv", ".jsonl"))
+        form.require_use([file])
+        is_jsonl = file.suffix.lower() == ".jsonl"
+        read = _read_jsonl if is_jsonl else _read_csv
+        found = read(file, column, typed, form)
     if not found.texts:
         raise ValueError('nothing to label; give --text "..." or --file texts.csv.')
     return found
 
 
-def _read_csv(file: Path, column: str, typed: Sequence[str]) -> CsvTexts:
-    rows = csv_rows(file)
+def _read_csv(
+    file: Path, column: str, typed: Sequence[str], form: FileForm
+) -> CsvTexts:
+    columns = Columns((column,), NO_TARGET, text_key="--column")
+    rows = csv_rows(file, form, columns.names)
     _, header = next(rows, (0, list[str]()))
-    _require(file, column, header)
-    position = header.index(column)
+    check_header(file, header, columns, form)
+    position = header.index(find_columns(columns, header, str(file))[column])
     first = [["" for _ in header] for _ in typed]
     for row, text in zip(first, typed, strict=True):
         row[position] = text
     return CsvTexts(header, [*first, *(row for _, row in rows)], position)
 
 
-def _read_jsonl(file: Path, column: str, typed: Sequence[str]) -> JsonlTexts:
+def _read_jsonl(
+    file: Path, column: str, typed: Sequence[str], form: FileForm
+) -> JsonlTexts:
     rows = [{column: text} for text in typed]
-    for line, row in jsonl_rows(file):
+    for line, row in jsonl_rows(file, form):
         _require(file, column, list(row), f", line {line}")
         if not isinstance(row[column], str):
             raise ValueError(

@@ -13,8 +13,10 @@ import torch
 from wardround.common.credentials import check_public_line
 from wardround.common.data.texts import cut_words
 from wardround.common.data.tokens import tokenise
+from wardround.common.data.values import readable
 from wardround.common.errors import NotProven
 from wardround.common.explain import first_line
+from wardround.common.file_form import FileForm
 from wardround.common.model.blend import is_blended, load_blended
 from wardround.common.model.mixture import GATE, load_mixture
 from wardround.common.model.padding import sees_padding
@@ -49,6 +51,8 @@ def predict(
     out: TextIO,
     *,
     prefix: str = "",
+    delimiter: str | None = None,
+    encoding: str | None = None,
     key: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
@@ -58,18 +62,21 @@ def predict(
 
     Args:
         texts: they come before those of the file.
-        file: CSV with a header, or JSONL; None for no file.
+        file: CSV with a header, or JSONL; None reads no file.
         column: name of the text's column in the file.
         prefix: beginning of the names of the answer's columns.
+        delimiter, encoding: as in `FileForm`; None means a comma and UTF-8.
         key: file with the coordinator's public signing key, for the model's `provenance.json`.
         say: receives a message for every check that was not possible.
 
     Raises:
         ValueError: the folder has no trained model, or does not match its `provenance.json`; there
-            are no texts, or the file is damaged, not UTF-8, lacks the column or has a column of
+            are no texts, or the file is damaged, lacks the column or has a column of
             the answer already.
     """
-    wanted = texts_to_label(texts, file, column)
+    wanted = texts_to_label(
+        texts, file, column, FileForm(delimiter, encoding, "options")
+    )
     predictor = open_predictor(folder, device, key=key, say=say)
     added = [f"{prefix}{name}" for name in predictor.columns[1:]]
     taken = [name for name in added if name in wanted.columns]
@@ -114,7 +121,7 @@ class Predictor:
         """Yield a row for each text: the text and the model's answer.
 
         Texts are cut to the words and tokens that the model was trained on, or to those that it
-        can take.
+        can take. A sign that cannot be part of a text becomes U+FFFD.
         """
         label_names = self.label_names
         settings = self.settings
@@ -123,7 +130,7 @@ class Predictor:
         max_length = min(wanted, self.tokenizer.model_max_length)
         pad_to, mask, size = self._batches(max_length)
         for start in range(0, len(texts), size):
-            batch = texts[start : start + size]
+            batch = [readable(text) for text in texts[start : start + size]]
             tokens = tokenise(
                 [cut_words(text, max_words) for text in batch],
                 np.zeros(len(batch), dtype=np.int64),

@@ -18,7 +18,8 @@ from wardround.client.kit.checks.table import DATA_CHECKS
 from wardround.client.site import RealSite
 from wardround.client.site_file import load_site_file, write_site_file
 from wardround.common.data.dataset import read_texts
-from wardround.common.file_form import FileForm, looks_like
+from wardround.common.data.file_guesses import looks_like
+from wardround.common.file_form import FileForm
 from wardround.common.settings.data import DataSettings
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.label import LABEL

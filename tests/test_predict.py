@@ -183,7 +183,7 @@ WRONG_FILES: dict[str, tuple[bytes | None, list[str], list[str]]] = {
     "not UTF-8": (
         "text\ncafé\n".encode("latin-1"),
         [],
-        ["byte 0xe9", "line 2", "iconv"],
+        ["byte 0xe9", "line 2", "--encoding=windows-1252"],
     ),
     "open quote": (
         b'text\n"a\n',
@@ -198,6 +198,17 @@ WRONG_FILES: dict[str, tuple[bytes | None, list[str], list[str]]] = {
     "no file": (None, [], ["--file", "f.csv does not exist"]),
     "no byte": (b"", [], ["f.csv", "0 bytes"]),
     "no row": (b"text\n", [], ["nothing to label", "--text", "--file"]),
+    "workbook": (
+        b"PK\x03\x04",
+        [],
+        ["is a damaged ZIP archive; --file reads .csv, .jsonl"],
+    ),
+    "semicolons": (
+        b"text;more\na;b\n",
+        [],
+        ["with ';' between columns", '--delimiter=";"'],
+    ),
+    "delimiter": (b"text\na\n", ["--delimiter", "xy"], ["--delimiter is 'xy'"]),
 }
 
 

@@ -215,11 +215,11 @@ def test_jsonl_row_without_a_key_is_missing_text_or_label(tmp_path: Path) -> Non
 
 def test_values_of_the_wrong_type_name_their_place(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": 5, "label": "a"}\n')
-    assert "a.jsonl, line 1: column 'text' holds int" in message(path=path)
+    assert "a.jsonl, line 1: column 'text' holds a number (int)" in message(path=path)
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["x", "y"], "label": [1.0, 0.5]}), file)
     said = message(path=str(file))
-    assert "a.parquet, row 2: column 'label' holds float" in said
+    assert "a.parquet, row 2: column 'label' holds a number (float)" in said
 
 
 def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:

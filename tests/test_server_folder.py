@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import io
 import json
 import shutil
@@ -220,6 +221,9 @@ def test_a_site_is_invited_registered_and_unregistered(
     assert invitation.labels == ("low", "high")
     assert invitation.versions["flwr"] == "1.39.0"
     assert b"PRIVATE" not in file.read_bytes()
+    marked = tmp_path / "marked.json"
+    marked.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    assert read_document(Invitation, marked) == (invitation, seen)
     registration = answer(folder, "st-mary", tmp_path / "a")
     site = register_site(folder, "st-mary", registration, max_examples=9)
     written = json.loads((folder.path / "sites.json").read_text())["st-mary"]

@@ -24,6 +24,7 @@ from wardround.client.node.join import join, say
 from wardround.client.site_file import SiteFile, load_site_file
 from wardround.common.exits import DONE, FAILED
 from wardround.common.wire.invitation import Invitation, read_document
+from wardround.common.words import label_name
 
 _COMPARED = ("wardround", "flwr")
 """Packages whose versions must fit the server's; those of Python and PyTorch may differ."""
@@ -55,7 +56,7 @@ def read_options(
                 "flwr=1.39.0."
             )
         versions[package] = number
-    names = tuple(name.strip() for name in labels.split(",") if name.strip())
+    names = tuple(filter(None, map(label_name, labels.split(","))))
     invited = _invited_options(site)
     return replace(
         invited,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from wardround.common.errors import SiteRefusal
+from wardround.common.settings.values import LabelName
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -80,7 +81,7 @@ class Policy:
     """Models that may be trained: `sha256:` and the SHA-256 of model.safetensors, `files:`
     and the digest of all files, `name` or `name@revision`. None allows the models that a
     recipe of this version pins. `any` leaves the decision to the person who approves."""
-    labels: tuple[str, ...] | None = None
+    labels: tuple[LabelName, ...] | None = None
     """The labels, in their order. None takes those of the invitation, if it has any."""
     counts: bool = False
     """True if counts of right and wrong held-out texts, for each pair of labels, may

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from wardround.common.data.values import (
+    as_opt_out,
+    as_text,
+    join_texts,
+    readable,
+)
 from wardround.common.errors import MissingColumn
 from wardround.common.explain import nearest
-from wardround.common.tasks.targets import Target, TargetColumns, without_fraction
-from wardround.common.words import shown
-
-_YES = ("true", "1", "yes")
-_NO = ("false", "0", "no", "")
+from wardround.common.tasks.targets import Target, TargetColumns
+from wardround.common.words import code_points, label_name, shown
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,11 @@ class Columns:
     text: tuple[str, ...]
     """Columns that are joined with one space to make the text."""
     target: TargetColumns
-    """Columns that hold what is to be learned."""
+    """Columns that hold what is to be learned; `NO_TARGET` reads none."""
     opt_out: str | None = None
     """Column that is true if a text takes part in no round; None: there is none."""
+    text_key: str = "data.text_columns"
+    """The setting that names the text columns, for messages."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,91 +67,134 @@ class Table:
         )
 
 
-def table_of(
-    name: str,
-    rows: Iterable[tuple[int, Mapping[str, Any]]],
-    columns: Columns,
-    unit: str = "line",
-) -> Table:
-    """Make a table of rows, each with its number and its values by column.
+@dataclass(frozen=True)
+class Rows:
+    """Rows as a reader found them, before the rules of rows are applied."""
 
-    Args:
-        name: as in `Table`.
-        unit: word before the number in places: `a.csv, line 7`.
+    name: str
+    """Name for messages: a path, or a split of a data set."""
+    header: Sequence[str]
+    """Names of all columns as the source spells them; empty if the source has no rows."""
+    values: Iterable[tuple[int, Mapping[str, Any]]]
+    """For each row its number, and its values by column."""
+    place: Callable[[int], str]
+    """Returns the place of a row for a person, from the number of the row."""
+
+
+def numbered(name: str, unit: str) -> Callable[[int], str]:
+    """Return a function that names the place of a row: `a.csv, line 7`."""
+    return lambda number: f"{name}, {unit} {number}"
+
+
+def table_of(rows: Rows, columns: Columns) -> Table:
+    """Apply the rules of rows, which are the same for every source.
+
+    Each column that is read is there once. A text is text, and a sign that cannot be part of
+    a text becomes U+FFFD. A label has one spelling (`label_name`). There is at least one row.
 
     Raises:
-        ValueError: there is no row, or a value has a type that its column cannot have.
+        MissingColumn: a column is missing.
+        ValueError: there is no row, a column is there twice, or a value has a type that its
+            column cannot have.
     """
+    spelled = find_columns(columns, rows.header, rows.name) if rows.header else {}
+
+    def value(row: Mapping[str, Any], column: str) -> Any:
+        return row.get(spelled.get(column, column))
+
     numbers: list[int] = []
     texts: list[str | None] = []
     targets: list[Target] = []
     target = columns.target
     opted_out: list[int] = []
-    for number, row in rows:
-        place = f"{name}, {unit} {number}"
-        parts = [as_text(row.get(column), column, place) for column in columns.text]
-        texts.append(join_texts(parts))
-        values = {column: row.get(column) for column in target.names}
+    unreadable: list[int] = []
+    spellings: dict[str, set[str]] = {}
+    for number, row in rows.values:
+        place = rows.place(number)
+        parts = [as_text(value(row, name), name, place) for name in columns.text]
+        text = join_texts(parts)
+        if text is not None and (whole := readable(text)) != text:
+            text = whole
+            unreadable.append(number)
+        texts.append(text)
+        values = {name: value(row, name) for name in target.names}
         targets.append(target.parse(values, place))
+        if target.holds_class:
+            _note_spellings(spellings, values.values())
         if columns.opt_out is not None:
-            value = row.get(columns.opt_out)
-            if as_opt_out(value, columns.opt_out, place):
+            mark = value(row, columns.opt_out)
+            if as_opt_out(mark, columns.opt_out, place):
                 opted_out.append(len(numbers))
         numbers.append(number)
     if not numbers:
         raise ValueError(
-            f"{name} is empty: it holds no example. Check that it was written whole."
+            f"{rows.name} is empty: it holds no example. Check that it was written whole."
         )
-
-    def place_of(index: int) -> str:
-        return f"{name}, {unit} {numbers[index]}"
-
-    return Table(name, texts, targets, place_of, tuple(opted_out))
-
-
-def join_texts(parts: Sequence[str | None]) -> str | None:
-    """Join the parts that are not blank with one space; return None if all are."""
-    return " ".join(part for part in parts if part and not part.isspace()) or None
-
-
-def as_text(value: Any, column: str, place: str) -> str | None:
-    """Return the value of a text column. Raises ValueError if it is neither text nor missing."""
-    if value is None or isinstance(value, str):
-        return value
-    raise ValueError(
-        f"{place}: column '{column}' holds {type(value).__name__} instead of a text. Put "
-        "the text in quotes, or name another column in data.text_columns."
+    findings = []
+    if unreadable:
+        findings.append(
+            f"{rows.name}: {len(unreadable)} text(s) hold NUL or half a character, which is "
+            f"read as U+FFFD; the first in {rows.place(unreadable[0])}"
+        )
+    findings += _merged_spellings(rows.name, spellings)
+    return Table(
+        rows.name,
+        texts,
+        targets,
+        lambda index: rows.place(numbers[index]),
+        tuple(opted_out),
+        tuple(findings),
     )
 
 
-def as_opt_out(value: Any, column: str, place: str) -> bool:
-    """Return whether the value of an opt-out column means yes; a missing one means no.
+def _note_spellings(spellings: dict[str, set[str]], values: Iterable[Any]) -> None:
+    """Add names of labels to the spellings that are read as the same label."""
+    for value in values:
+        if isinstance(value, str):
+            spellings.setdefault(label_name(value), set()).add(value.strip())
+
+
+def _merged_spellings(name: str, spellings: Mapping[str, set[str]]) -> list[str]:
+    """Return a remark for every label that is written in several ways."""
+    return [
+        f"{name}: label {shown(label)} is written in {len(ways)} ways, which are read as "
+        f"one: {', '.join(map(code_points, sorted(ways)))}"
+        for label, ways in spellings.items()
+        if len(ways) > 1
+    ]
+
+
+def find_columns(
+    columns: Columns, present: Sequence[str], where: str
+) -> dict[str, str]:
+    """Return the spelling in the source of every column that is read, by its name.
 
     Raises:
-        ValueError: it is neither a yes nor a no. Nothing is guessed.
+        MissingColumn: a column is missing; the message lists the columns there are.
+        ValueError: a column is there more than once.
     """
-    value = without_fraction(value)
-    word = "" if value is None else str(value).strip().lower()
-    if word in _YES:
-        return True
-    if word in _NO:
-        return False
-    raise ValueError(
-        f"{place}: column '{column}' holds neither a yes ({', '.join(_YES)}) nor a no "
-        "(false, 0, no or nothing). Correct it, or name another column in "
-        "data.opt_out_column."
-    )
+    require_columns(columns, present, where)
+    spelled = {}
+    for name in columns.names:
+        same = [other for other in present if label_name(other) == label_name(name)]
+        if len(same) > 1:
+            raise ValueError(
+                f"{where}: {len(same)} columns are called '{name}'. Rename all except one."
+            )
+        spelled[name] = same[0]
+    return spelled
 
 
 def require_columns(columns: Columns, present: Sequence[str], where: str) -> None:
     """Raise MissingColumn, with the columns there are, unless all of `columns` are present."""
     wanted: list[tuple[str, str | None]] = [
-        *(("data.text_columns", name) for name in columns.text),
+        *((columns.text_key, name) for name in columns.text),
         *((columns.target.key, name) for name in columns.target.names),
         ("data.opt_out_column", columns.opt_out),
     ]
+    known = {label_name(name) for name in present}
     for key, name in wanted:
-        if name is not None and name not in present:
+        if name is not None and label_name(name) not in known:
             raise MissingColumn(
                 f"{where} has no column '{name}'; it has: "
                 f"{', '.join(map(shown, present))}.{nearest(name, present)} Set {key} to "

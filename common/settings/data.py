@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from wardround.common.file_form import FileForm
-from wardround.common.settings.values import Seed, file_name, require
+from wardround.common.settings.values import LabelName, Seed, file_name, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class DataSettings:
     opt_out_column: str | None
     """Column of training files (reader `files`) that is true for a text that takes part in no
     round; None: there are no such texts."""
-    label_names: tuple[str, ...] | None
+    label_names: tuple[LabelName, ...] | None
     """Labels in the order of their numbers; None: the sorted labels of the training texts."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the texts that is held out if the source has no test set, in (0, 1)."""
@@ -56,7 +56,7 @@ class DataSettings:
     """Keep this many words of each text, cut at white space; None keeps all."""
     drop_empty: bool
     """Leave out examples without a text; otherwise they are an error."""
-    label_map: tuple[tuple[str, str], ...]
+    label_map: tuple[tuple[LabelName, LabelName], ...]
     """Pairs (name in the file, name in `label_names`) for files with other label names."""
     token_cache: Annotated[str, Field(pattern="^auto$|/")] | None
     """Folder that keeps token ids between runs; `auto`: the user's cache; None keeps none."""

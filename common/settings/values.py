@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+
+from wardround.common.words import label_name
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """The root of random streams."""
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """The longest time that something may take."""
+LabelName = Annotated[str, AfterValidator(label_name)]
+"""Name of a label in its one spelling: the labels of files are read in the same way."""
 
 
 def require(condition: bool, message: str) -> None:

@@ -16,6 +16,7 @@ from wardround.common.runtime import numpy_stream
 from wardround.common.settings.data import DataSettings
 from wardround.common.tasks.label_health import ScoredRound
 from wardround.common.tasks.label_names import (
+    alike,
     check_declared,
     find_label_names,
     label_column,
@@ -251,10 +252,12 @@ class LabelTask:
         """Return a remark if there are labels that no text has."""
         counts = np.bincount(targets, minlength=len(names))
         unseen = [name for name, count in zip(names, counts, strict=True) if not count]
+        remarks = alike(names)
         if not unseen:
-            return []
+            return remarks
         return [
-            f"no example of {len(unseen)} of {len(names)} labels: {', '.join(unseen)}"
+            *remarks,
+            f"no example of {len(unseen)} of {len(names)} labels: {', '.join(unseen)}",
         ]
 
     # --- answers ------------------------------------------------------------------------

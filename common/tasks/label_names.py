@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from wardround.common.explain import nearest
-from wardround.common.tasks.targets import TargetColumns, TargetTable, without_fraction
+from wardround.common.tasks.targets import (
+    TargetColumns,
+    TargetTable,
+    describe,
+    without_fraction,
+)
+from wardround.common.words import code_points, label_name, look_of
 
 
 def label_column(
@@ -44,10 +50,11 @@ def as_label(value: Any, column: str, place: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, str | int):
-        return str(value).strip() or None
+        return label_name(str(value)) or None
+    found, _ = describe(value)
     raise ValueError(
-        f"{place}: column '{column}' holds {type(value).__name__}; a label is a name or a "
-        "whole number. Name another column in data.label_column."
+        f"{place}: column '{column}' holds {found}; a label is a name or a whole number. "
+        "Write it as text, or name another column in data.label_column."
     )
 
 
@@ -87,6 +94,19 @@ def check_declared(names: Sequence[str]) -> None:
             f"data.label_names holds {len(names)} label(s); a classifier needs at least "
             "2. Name all labels."
         )
+
+
+def alike(names: Sequence[str]) -> list[str]:
+    """Return a remark for every group of labels that people may take for the same."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(look_of(name), []).append(name)
+    return [
+        f"labels look the same or are the same number: {' and '.join(map(code_points, group))}. "
+        "If they are one label, write it in one way"
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def numbered_by_name(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:

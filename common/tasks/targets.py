@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Protocol
 
 Target = Any
 """What is to be learned of one text, as it was found: a JSON value. None if it is missing."""
+
+
+_STEPS: Sequence[tuple[type | tuple[type, ...], str, str]] = (
+    (bytes, "binary data", "Decode it and write it as text"),
+    ((list, tuple), "a list", "Join its items and write them as one text"),
+    (dict, "nested fields", "Write the field that you need as a column of its own"),
+    (
+        (bool, int, float, Decimal),
+        "a number",
+        "Write it as text (in JSON: in quotes)",
+    ),
+)
+"""Types that are no text: the type's name for people, and the next step."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,10 @@ class TargetColumns:
     """True if the target is the name of a class. A hub may store its number instead, from 0."""
 
 
+NO_TARGET = TargetColumns("", (), lambda values, place: None)
+"""For texts that are read without a target."""
+
+
 class TargetTable(Protocol):
     """The targets of one table, not checked yet."""
 
@@ -45,9 +63,21 @@ class TargetTable(Protocol):
 
 
 def without_fraction(value: Any) -> Any:
-    """Undo the floats of pandas, which writes whole numbers with gaps so; NaN is missing."""
-    if not isinstance(value, float):
+    """Undo decimal types of whole numbers; NaN is missing.
+
+    pandas writes whole numbers with gaps as floats, and databases write them as decimals.
+    """
+    if not isinstance(value, float | Decimal):
         return value
     if math.isnan(value):
         return None
-    return int(value) if value.is_integer() else value
+    is_whole = math.isfinite(value) and value == int(value)
+    return int(value) if is_whole else value
+
+
+def describe(value: Any) -> tuple[str, str]:
+    """Return the type of a value for people, and the step that makes it a text."""
+    for types, name, step in _STEPS:
+        if isinstance(value, types):
+            return f"{name} ({type(value).__name__})", step
+    return type(value).__name__, "Write it as text"

@@ -12,6 +12,7 @@ on a separate channel, for example by telephone.
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from wardround.common.credentials import check_public_line, sha256_text
 from wardround.common.errors import NotAuthentic
 from wardround.common.files import write_text
+from wardround.common.settings.values import LabelName
 from wardround.common.wire.signing import (
     INVITATION,
     REGISTRATION,
@@ -54,7 +56,7 @@ class Invitation:
     """The coordinator's public key, OpenSSH form."""
     versions: dict[str, str]
     """Versions installed at the server, by package; `python` is one of them."""
-    labels: tuple[str, ...]
+    labels: tuple[LabelName, ...]
     """The consortium's label names, in the order of their numbers; () if they are not agreed on
     yet."""
 
@@ -122,7 +124,8 @@ def read_document(
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError
-        envelope = path.read_text(encoding="ascii")
+        # Programs for mail and notes may add a mark in front, which changes nothing.
+        envelope = path.read_bytes().removeprefix(codecs.BOM_UTF8).decode("ascii")
         content = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
         document: Document = TypeAdapter(kind).validate_python(content)
         check_public_line(document.signing_key, "signing")

@@ -22,7 +22,7 @@ from wardround.common.wire.invitation import (
     read_document,
     write_document,
 )
-from wardround.common.words import quoted, shown
+from wardround.common.words import label_name, quoted, shown
 from wardround.server.deployment.folder import (
     RegisteredSite,
     ServerFolder,
@@ -81,6 +81,7 @@ def draft_invitation(
         raise ValueError(
             f"--address is '{address}'. Write HOST:PORT, for example fl.example.org:9092."
         )
+    labels = [label_name(label) for label in labels]
     if len(set(labels)) != len(labels) or not all(labels):
         raise ValueError(
             f"--labels is '{','.join(labels)}'. Give every label a different name."

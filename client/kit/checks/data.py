@@ -21,6 +21,7 @@ from wardround.common.data.tokens import token_ids
 from wardround.common.errors import MissingColumn
 from wardround.common.explain import nearest
 from wardround.common.pretrained import in_cache, read_tokenizer
+from wardround.common.tasks.label_names import alike
 from wardround.common.words import quoted, shown
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def data(on: Subject) -> Finding:
     num_opted_out = len(on.table.opted_out)
     if num_opted_out:
         message += f"; {num_opted_out} of them have opted out and take part in no round"
+    remarks = "; ".join((*on.table.findings, *alike(sorted(on.label_counts))))
+    if remarks:
+        return warning(f"{message}; {remarks}", "Correct them in the file.")
     return ok(message)
 
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wardround.common.data.sources.source import Source
-from wardround.common.data.tables import Columns, Table, require_columns, table_of
+from wardround.common.data.sources.source import Source, require_not_saved
+from wardround.common.data.tables import (
+    Columns,
+    Rows,
+    Table,
+    find_columns,
+    numbered,
+    table_of,
+)
 from wardround.common.explain import first_line
 from wardround.common.tasks.targets import TargetColumns
+from wardround.common.words import label_name
 
 if TYPE_CHECKING:
     from wardround.common.settings.data import DataSettings
@@ -66,6 +75,7 @@ def load_splits(settings: DataSettings) -> Any:
             "data.hub_name is missing; reader 'hub' needs a data set id. Set "
             "data.hub_name=..."
         )
+    _require_hub_layout(Path(settings.hub_name))
     known = (OSError, ValueError, RuntimeError, httpx.HTTPError, EntryNotFoundError)
     try:
         return datasets.load_dataset(settings.hub_name, revision=settings.hub_revision)
@@ -84,6 +94,18 @@ def load_splits(settings: DataSettings) -> Any:
         ) from None
 
 
+def _require_hub_layout(folder: Path) -> None:
+    """Raise ValueError if this is a folder, but not one in hub layout."""
+    if not folder.is_dir():
+        return
+    require_not_saved(folder, "data.hub_name")
+    if not any(folder.rglob("*.parquet")):
+        raise ValueError(
+            f"data.hub_name: {folder} holds no Parquet file. For CSV or JSONL set data=files "
+            f"data.path=<file>, or set {_HUB_FOLDER}."
+        )
+
+
 def hub_table(
     split: Any, name: str, settings: DataSettings, target: TargetColumns
 ) -> Table:
@@ -94,8 +116,8 @@ def hub_table(
     """
     where = f"{settings.hub_name}, split '{name}'"
     columns = _columns(settings, target, split.column_names)
-    require_columns(columns, split.column_names, where)
-    values = {column: split[column][:] for column in columns.names}
+    spelled = find_columns(columns, split.column_names, where)
+    values = {column: split[spelled[column]][:] for column in columns.names}
     if target.holds_class:
         given = class_names(split, target)
         order = settings.label_names or given
@@ -110,7 +132,8 @@ def hub_table(
         dict(zip(values, row, strict=True))
         for row in zip(*values.values(), strict=True)
     )
-    return table_of(where, enumerate(rows, start=1), columns, "row")
+    found = enumerate(rows, start=1)
+    return table_of(Rows(where, columns.names, found, numbered(where, "row")), columns)
 
 
 def _require_same_labels(
@@ -131,8 +154,11 @@ def class_names(split: Any, target: TargetColumns) -> tuple[str, ...] | None:
     if not target.holds_class:
         return None
     (column,) = target.names
-    names = getattr(split.features[column], "names", None)
-    return tuple(names) if names else None
+    spelled = [
+        name for name in split.features if label_name(name) == label_name(column)
+    ]
+    names = getattr(split.features[spelled[0]], "names", None)
+    return tuple(map(label_name, names)) if names else None
 
 
 def _columns(

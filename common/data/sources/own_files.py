@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wardround.common.data.file_readers import FILE_READERS, read_file
-from wardround.common.data.sources.source import Source, local_path
+from wardround.common.data.sources.source import Source, local_path, require_not_saved
 from wardround.common.data.tables import Columns
 from wardround.common.tasks.targets import TargetColumns
 
 if TYPE_CHECKING:
     from wardround.common.settings.data import DataSettings
+
+_PART = re.compile("[-_.]")
+"""Ends the name of a part, as in `train-00000-of-00002` and `part-00000`."""
 
 
 def read_own_files(settings: DataSettings, target: TargetColumns) -> Source:
@@ -54,6 +58,7 @@ def _site_files(folder: Path, tests: Sequence[Path]) -> list[Path]:
     Raises:
         ValueError: one of them is not the file of a site.
     """
+    require_not_saved(folder, "data.path")
     not_sites = [test.resolve() for test in tests]
     files = [
         file
@@ -75,10 +80,22 @@ def _site_files(folder: Path, tests: Sequence[Path]) -> list[Path]:
         raise ValueError(
             f"data.path: folder {folder} is empty. Put one file for each site there."
         )
-    if set(stems) == {"train", "test"}:
-        test, train = sorted(files, key=lambda file: file.stem.lower())
+    _refuse_parts(folder, files)
+    return files
+
+
+def _refuse_parts(folder: Path, files: Sequence[Path]) -> None:
+    """Raise ValueError if the files are parts of one data set and not files of sites."""
+    by_part = {_PART.split(file.stem.lower())[0]: file for file in files}
+    if by_part.keys() >= {"train", "test"}:
+        train = by_part["train"]
+        test = by_part["test"]
         raise ValueError(
             f"data.path: {folder} holds {train.name} and {test.name}, which would be "
             f"read as two sites. Set data.path={train} data.test_path={test}"
         )
-    return files
+    if len(files) > 1 and by_part.keys() == {"part"}:
+        raise ValueError(
+            f"data.path: {folder} holds parts of one data set ({files[0].name} and more), "
+            "which would be read as sites. Join them in one file, and set data.path to it."
+        )

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from wardround.common.data.file_readers import csv_rows, read_csv, require_file
 from wardround.common.data.sources.source import Source, local_path
-from wardround.common.data.tables import Columns, Table, join_texts, table_of
+from wardround.common.data.tables import Columns, Rows, Table, numbered, table_of
+from wardround.common.data.values import join_texts
 from wardround.common.explain import nearest
 from wardround.common.tasks.targets import TargetColumns
 
@@ -60,7 +61,8 @@ def read_zhang_csv(
             yield line, {"text": join_texts(parts), "label": label}
 
     columns = Columns(("text",), replace(target, names=("label",)))
-    return table_of(str(path), rows(), columns)
+    place = numbered(str(path), "line")
+    return table_of(Rows(str(path), columns.names, rows(), place), columns)
 
 
 def _positions(path: Path, width: int, wanted: Sequence[str]) -> list[int]:

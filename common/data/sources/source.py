@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from wardround.common.settings.data import DataSettings
 
 
+_SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
+
+
 @dataclass(frozen=True)
 class Source:
     """The tables that a reader found, not checked yet."""
@@ -24,6 +27,18 @@ class Source:
     """Names of the sites of `train`; () if the source has no sites."""
     label_names: tuple[str, ...] | None = None
     """Labels in the order of their numbers; None if the source does not give it."""
+
+
+def require_not_saved(folder: Path, key: str) -> None:
+    """Raise ValueError if `save_to_disk` of datasets wrote this folder."""
+    if not any((folder / name).is_file() for name in _SAVED_BY_DATASETS):
+        return
+    raise ValueError(
+        f"{key}: {folder} was written by save_to_disk of datasets, whose files are not read "
+        "here. In Python: open it with datasets.load_from_disk, and write each split with "
+        "to_parquet to <new folder>/data/<split>-00000-of-00001.parquet. Set "
+        "data.hub_name=<new folder>, or data=files data.path=<one of its files>"
+    )
 
 
 def local_path(settings: DataSettings) -> Path:

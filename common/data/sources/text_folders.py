@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wardround.common.data.file_readers import undecodable
 from wardround.common.data.sources.source import Source, local_path
-from wardround.common.data.tables import Table, join_texts
-from wardround.common.tasks.targets import Target, TargetColumns
+from wardround.common.data.tables import Columns, Rows, Table, table_of
+from wardround.common.tasks.targets import TargetColumns
 
 if TYPE_CHECKING:
     from wardround.common.settings.data import DataSettings
@@ -78,8 +79,8 @@ def _text_files(
     Args:
         fallback: encoding of files that are not UTF-8; None refuses them.
     """
-    texts: list[str | None] = []
-    targets: list[Target] = []
+    columns = Columns(("text",), replace(target, names=("folder",)))
+    rows: list[tuple[int, dict[str, str]]] = []
     files: list[Path] = []
     not_utf8: list[str] = []
     for folder in folders:
@@ -92,10 +93,9 @@ def _text_files(
                     raise ValueError(undecodable(file, None)) from None
                 text = content.decode(fallback, errors="replace")
                 not_utf8.append(f"{folder.name}/{file.name}")
-            texts.append(join_texts([text]))
-            targets.append(target.parse({"folder": folder.name}, str(file)))
+            rows.append((len(files), {"text": text, "folder": folder.name}))
             files.append(file)
-    if not texts:
+    if not files:
         raise ValueError(
             f"{root} holds no text: expected <label>/*.txt below it. Check the folder."
         )
@@ -105,10 +105,6 @@ def _text_files(
             f"{len(not_utf8)} of {len(files)} files are not UTF-8 and were read as "
             f"{fallback}: {', '.join(not_utf8[:5])}"
         )
-    return Table(
-        str(root),
-        texts,
-        targets,
-        lambda index: str(files[index]),
-        findings=tuple(findings),
-    )
+    found = Rows(str(root), columns.names, rows, lambda number: str(files[number]))
+    table = table_of(found, columns)
+    return replace(table, findings=(*findings, *table.findings))

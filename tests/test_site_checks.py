@@ -372,6 +372,18 @@ def test_examples_without_label_or_text_are_counted_and_placed(tmp_path: Path) -
     assert dropped.state == "warning"
 
 
+def test_a_short_model_is_compared_with_a_known_length_only(
+    tmp_path: Path, tiny_texts: Path, tiny_model: Path
+) -> None:
+    """`join` does not know how many tokens the run will take; the tiny model takes 32."""
+    site = make_site(tmp_path, 9092, tiny_texts, model=tiny_model)
+    assert look(site, "model")["model"].state == "ok"
+    assert look(site, "model", max_length=32)["model"].state == "ok"
+    long = look(site, "model", max_length=33)["model"]
+    assert long.state == "problem"
+    assert "at most 32 tokens" in long.message
+
+
 def test_texts_that_are_cut_and_few_texts_are_warnings(
     tmp_path: Path, tiny_model: Path
 ) -> None:

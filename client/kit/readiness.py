@@ -36,7 +36,7 @@ def read_options(
     expect: Sequence[str],
     labels: str,
     model: str | None,
-    max_length: int,
+    max_length: int | None,
 ) -> Options:
     """Return the options of `check`: those typed, and those of the invitation.
 

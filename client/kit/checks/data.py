@@ -31,6 +31,8 @@ _MOST_TOKENISED = 2000
 """Texts, taken evenly from the file."""
 _TOKENS_PER_WORD = 1.3
 _MUCH_CUT = 0.2
+_USUAL_LENGTH = 128
+"""Tokens of a text, if the site does not know the run's `train.max_length`."""
 _MOST_SHOWN = 20
 
 
@@ -148,7 +150,7 @@ def lengths(on: Subject) -> Finding:
     """
     if not on.texts:
         raise NotChecked("no example has a text", SEE_ABOVE)
-    limit = on.options.max_length
+    limit = on.options.max_length or _USUAL_LENGTH
     step = max(1, len(on.texts) // _MOST_TOKENISED)
     sample = on.texts[::step][:_MOST_TOKENISED]
     tokenizer = _tokenizer(on)

@@ -123,7 +123,7 @@ def _fit(folder: Path, options: Options) -> None:
             model takes, or its classifier is for other labels.
     """
     most = read_tokenizer(folder).model_max_length
-    if options.max_length > most:
+    if options.max_length is not None and options.max_length > most:
         raise ValueError(
             f"it takes at most {most} tokens, and texts are cut to {options.max_length}. Tell the "
             f"coordinator: train.max_length must be {most} or less."

@@ -28,8 +28,8 @@ class Options:
     """The consortium's label names; empty if the site did not receive them."""
     model: str | None = None
     """Hub id or folder of the pre-trained model, if site.yaml names no local copy."""
-    max_length: int = 128
-    """Tokens after which a text is cut."""
+    max_length: int | None = None
+    """Tokens after which a text is cut; None if the site does not know it yet."""
     batch_size: int = 32
     """Examples of one optimiser step."""
     timeout_seconds: float = 5.0

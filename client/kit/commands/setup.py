@@ -123,7 +123,9 @@ def check(
     model: Annotated[
         str | None, option("--model", "Hub id or folder of the run's model.", "ID")
     ] = None,
-    max_length: Annotated[int, option("--max-length", "Tokens per text.", min=3)] = 128,
+    max_length: Annotated[
+        int | None, option("--max-length", "Tokens per text.", min=3)
+    ] = None,
     skip_check: SkipCheck = None,
 ) -> None:
     """Check if this site is ready. Each finding is one line with its next step.

@@ -25,7 +25,10 @@ class Prepared:
     test: TokenisedTexts | None
     """The central test set; None if the sites measure."""
     test_counts: list[int] | None = None
-    """Number of test texts for each name; None if this machine reads no texts, or if the task does not count names."""
+    """Number of test texts for each name.
+
+    None if this machine reads no texts, or if the task does not count names.
+    """
     findings: Sequence[str] = ()
     """Remarks on the texts, for a person."""
     parts: dict[str, list[int]] = field(default_factory=dict)

@@ -247,7 +247,8 @@ def invite(
     elif unsigned is not None:
         request_invitation(folder, site, unsigned, address=address, labels=names)
         typer.echo(
-            f"Next, on the machine that has the signing key: wardround server sign {pasteable(unsigned)} "
+            "Next, on the machine that has the signing key: "
+            f"wardround server sign {pasteable(unsigned)} "
             f"--key signing.key --out {site}.json"
         )
         return

@@ -384,5 +384,6 @@ def _stop(folder: ServerFolder, run_id: str, run: RunFolder) -> None:
             "stopped by the coordinator; --resume continues from the last whole round",
         )
     display().say(
-        f"stopped. To continue from the last whole round: wardround submit --resume {pasteable(run.path)}"
+        "stopped. To continue from the last whole round: "
+        f"wardround submit --resume {pasteable(run.path)}"
     )

@@ -110,7 +110,7 @@ class Stack:
 
 @cache
 def torch_of_this_machine() -> dict[str, str]:
-    """TORCH_SHA256 of the build of PyTorch that pip takes on this machine, if it is not the published one."""
+    """Return TORCH_SHA256 of the PyTorch that pip installs here, unless it is the published one."""
     hashed = (ROOT / "requirements" / "torch.txt").read_text(encoding="ascii")
     pinned = next(
         line.split()[0] for line in hashed.splitlines() if line.startswith("torch==")

@@ -1,4 +1,4 @@
-"""A federation of real processes on loopback: a server, its sites, and nothing left of them afterwards."""
+"""A federation of real processes on loopback: a server and its sites, which all end with a test."""
 
 from __future__ import annotations
 
@@ -158,8 +158,8 @@ class Federation:
             data: its labelled texts.
             max_examples: what it is registered for.
             invited: its invitation, where that was signed elsewhere.
-            facts: `text_columns`, `label_column`, `labels`, `drop_empty`, `model`, `device`, `policy`;
-                `address` where it dials something else than the server itself.
+            facts: `text_columns`, `label_column`, `labels`, `drop_empty`, `model`, `device`,
+                `policy`; `address` if the site connects to another place than the server.
         """
         folder = self.root / f"site-{name}"
         address = facts.pop("address", self.fleet_address)
@@ -298,7 +298,7 @@ class Federation:
         return len(found)
 
     def end(self) -> list[str]:
-        """SIGTERM to everything started here; command lines of what is still there after a while."""
+        """Send SIGTERM to all processes; return the command lines of those that do not end."""
         nodes = [site.node for site in self.sites.values()]
         started = [process for process in (*nodes, self.server) if process is not None]
         for process in started:

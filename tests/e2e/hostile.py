@@ -1,4 +1,4 @@
-"""A registered site that is up to no good: it trains as others do, signs with its own key, and lies."""
+"""A hostile registered site: it trains like the others, signs with its own key, and lies."""
 
 from __future__ import annotations
 

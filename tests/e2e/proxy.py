@@ -1,4 +1,4 @@
-"""A TCP relay on loopback, to count what crosses a connection and to cut it the way a network does."""
+"""A TCP relay on loopback. It counts the bytes of a connection, and cuts it like a network."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _TICK = 0.05
 class Relay:
     """Listens on a free port and passes everything on to `target`; use it as a context.
 
-    While it is cut, nothing passes and nothing is closed: neither side can tell a dead network from a
-    quiet one, which is the hard case.
+    While it is cut, nothing passes and nothing is closed. This is the hard case: no side can tell
+    a dead network from a quiet one.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:

@@ -53,7 +53,11 @@ def start_sites(federation: Federation, texts: Path, model: Path, **facts: Any) 
 
 
 def add_two(federation: Federation, folder: Path, model: Path, **facts: Any) -> None:
-    """Register alpha and beta, with 30 texts each. Args: facts: of beta alone, see `Federation.add_site`."""
+    """Register alpha and beta, with 30 texts each.
+
+    Args:
+        facts: those of beta, as in `Federation.add_site`.
+    """
     for seed, name in enumerate(("alpha", "beta")):
         texts = write_texts(folder / f"{name}.csv", 30, seed=seed)
         federation.add_site(

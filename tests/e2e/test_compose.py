@@ -1,4 +1,4 @@
-"""`docker compose up` for real: to its end, a client killed on the way, and what a client can reach."""
+"""`docker compose up`: a whole run, a client that is killed, and the places a client can reach."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUN_SECONDS = 900.0
 FLEET, CONTROL = 9092, 8000
 ENGINE = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2700)]
 
-# Runs in a client's container. Argument: JSON of {name: [host, port]}. Prints what it found as JSON.
+# Runs in a client's container. Argument: JSON of {name: [host, port]}. Prints JSON.
 PROBE = """
 import json, os, socket, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +55,7 @@ print(json.dumps({
     "no_new_privileges": status["NoNewPrivs"],
     "written": [folder for folder in folders if writes(folder)],
     "site": sorted(os.listdir("/site")),
-    "others": [path for path in ("/server", "/authority", "/sites", "/outputs") if os.path.exists(path)],
+    "others": list(filter(os.path.exists, ("/server", "/authority", "/sites", "/outputs"))),
 }))
 """
 

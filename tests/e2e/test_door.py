@@ -130,7 +130,7 @@ def test_a_key_is_good_for_one_site_at_a_time(
 def test_flowers_own_nodes_still_work_where_keys_are_off_by_name(
     federation: Federation, overrides: list[str], tiny_model: Path, tmp_path: Path
 ) -> None:
-    """For users of Flower: this way they trust whoever runs the server, whose code runs at the nodes."""
+    """For users of Flower. They trust the people at the server: its code runs at the nodes."""
     file = federation.folder.path / "server.yaml"
     said = file.read_text()
     file.write_text(said.replace("fleet_host: 127.0.0.1", "fleet_host: 0.0.0.0"))

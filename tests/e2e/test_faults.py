@@ -1,4 +1,4 @@
-"""Sites that die, hang, are slow, lose their network or their file, or whose file grows or is torn."""
+"""Sites that die, hang, are slow, lose network or file, or have a file that grows or is torn."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_killed_hanging_and_slow_sites(
     wait_for_round(process, run_dir, before + 3)
     assert set(map(tuple, took_part(run_dir))) == {(0, 1, 2)}
 
-    # One that hangs is not. It is the first of those whose answers are fetched: the others' wait for it.
+    # A site that hangs is not. Its answer is fetched first, so the others' answers wait for it.
     assert federation.signal(signal.SIGSTOP, "alpha", WORKER) == 1
     slow = wait_for_clients(process, run_dir, [1, 2])
     wait_for_clients(process, run_dir, [0, 1, 2], after=slow)  # with another worker

@@ -99,7 +99,7 @@ def test_full_disks_at_the_server_and_at_a_site(
         filler.unlink()
         assert hashes(run_dir) == expected[: len(lines(run_dir))]
 
-        # What a site cannot note it does not answer; the round waits for it, and takes it when there is room.
+        # A site sends no answer that it cannot note. The round waits until there is room again.
         process = federation.submit("--resume", str(run_dir))
         wait_for_round(process, run_dir, len(lines(run_dir)) + 2)
         filler = fill(state)

@@ -1,4 +1,4 @@
-"""Rounds over real processes, TLS and gRPC: the same numbers as in simulation, and no lost rounds."""
+"""Rounds over real processes, TLS and gRPC: the numbers of a simulation, and no lost rounds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ BEYOND = {
         "model.activation=abu",
     ),
 }
-"""More than FedAvg: on adapters, with the best model kept; SCAFFOLD, on activations that are learned."""
+"""More than FedAvg: adapters with the best model kept; SCAFFOLD with learned activations."""
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_three_sites_equal_the_simulation(
 def test_decoders_equal_the_simulation(
     federation: Federation, overrides: list[str], make_settings: Make, texts: Path
 ) -> None:
-    """A model whose tokenizer knows no padding, in half the memory, of which FFA-LoRA's halves travel."""
+    """A model in half the memory, without a padding token; only FFA-LoRA's halves travel."""
     decoder = write_model(texts.parent / "llama", "llama")
     words = (
         *(

@@ -1,6 +1,6 @@
-"""A server folder without the signing key: plans are signed on another machine, over real processes.
+"""A server folder without the signing key: plans are signed on another machine. Real processes.
 
-Whoever takes over the server's machine finds no key there that signs a plan.
+An attacker who takes over the server's machine finds no key there that signs a plan.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Office:
         self.federation = Federation(folder.parent / "federation", signing_line=line)
 
     def server(self, *words: str) -> str:
-        """`wardround WORDS --dir SERVER_FOLDER` on the server's machine, which is good; what it prints."""
+        """Run `wardround WORDS --dir SERVER_FOLDER` at the server, and return its output."""
         code, text = self.federation.wardround(
             *words, "--dir", str(self.federation.folder.path)
         )
@@ -124,7 +124,7 @@ def test_a_run_without_the_signing_key_on_the_servers_machine(
         assert again.wait(60) == 2, again.text()
         assert "belongs to no open request" in again.text()
 
-        # Going on takes a new statement of the run's key; the plan stays, and with it the approvals.
+        # To continue takes a new statement of the run's key. Plan and approvals stay.
         office.server("submit", "--resume", str(run_dir), "--unsigned", str(request))
         resumed, shown = office.sign(request, "resumed.json")
         assert f"Plan {first[:12]}, which you have signed before" in shown

@@ -1,4 +1,7 @@
-"""A machine whose clock is off by WARDROUND_TEST_CLOCK seconds; Python loads this where it is on its path."""
+"""A machine with a clock that is wrong by WARDROUND_TEST_CLOCK seconds.
+
+Python loads this file if its folder is on the path.
+"""
 
 import datetime
 import os
@@ -18,7 +21,7 @@ class _Wrong(datetime.datetime):
 
 
 if _OFF:
-    # gRPC hands absolute times to C code, which reads the machine's true clock: it keeps the right one.
+    # gRPC hands absolute times to C code, which reads the machine's true clock. It keeps that one.
     import grpc._channel  # type: ignore[import-untyped]
     import grpc._common  # type: ignore[import-untyped]  # noqa: F401
 

@@ -1,6 +1,7 @@
-"""A site that is killed once, between writing down an answer and sending it; Python loads this on its path.
+"""A site that is killed once, after it has written an answer and before it sends it.
 
-WARDROUND_TEST_DIES names the file that says it has happened.
+Python loads this file if its folder is on the path. WARDROUND_TEST_DIES names a file that is
+written when it has happened.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic, and that each of them runs to its table on sizes of seconds."""
+"""The arithmetic of the benchmarks; each of them, in a small size, writes its table."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 def test_a_ratio_is_taken_repeat_by_repeat() -> None:
     samples = Samples()
-    # The second repeat met a machine half as fast: 2 / 4 and 4 / 8 are both one half.
+    # In the second repeat the machine was half as fast: 2 / 4 and 4 / 8 are one half.
     for ours, theirs in ((2.0, 4.0), (4.0, 8.0)):
         samples.add("ours", seconds=ours)
         samples.add("theirs", seconds=theirs)
@@ -49,14 +49,12 @@ def test_a_ratio_is_taken_repeat_by_repeat() -> None:
     assert samples.first("theirs", "seconds") == 4.0
 
 
-def test_what_was_not_measured_is_none_and_drawn_as_a_dash() -> None:
+def test_a_missing_measurement_is_none_and_shown_as_a_dash() -> None:
     samples = Samples()
     assert samples.median("ours", "seconds") is None
     assert samples.ratio("ours", "theirs", "seconds") is None
-    assert (
-        Table(["who", "seconds"], [["ours", None]]).text().splitlines()[2]
-        == "| ours | –       |"
-    )
+    lines = Table(["who", "seconds"], [["ours", None]]).text().splitlines()
+    assert lines[2] == "| ours | –       |"
 
 
 @pytest.mark.parametrize(
@@ -74,10 +72,9 @@ def test_json_holds_the_table_every_sample_and_the_machine(
     samples.add("ours", seconds=2.0)
     file = tmp_path / "out.json"
     options = parser("about").parse_args(["--json", str(file)])
+    table = Table(["who", "s"], [["ours", 2.0]])
     more = {"More": Table(["x"], [[1]])}
-    Report(
-        "training", Table(["who", "s"], [["ours", 2.0]]), samples, ["a note"], more
-    ).write(options)
+    Report("training", table, samples, ["a note"], more).write(options)
     content = json.loads(file.read_text())
     assert content["table"] == [{"who": "ours", "s": 2.0}]
     assert content["more"] == {"More": [{"x": 1}]}
@@ -87,13 +84,13 @@ def test_json_holds_the_table_every_sample_and_the_machine(
     assert "- a note" in capsys.readouterr().out
 
 
-def test_pss_of_this_process_and_of_none() -> None:
+def test_pss_of_this_process_and_of_a_missing_process() -> None:
     assert pss_bytes(os.getpid()) > 10 * 2**20
     assert pss_bytes(2**22 + 1) == 0
     assert os.getpid() in with_descendants([os.getppid()])
 
 
-def test_peak_memory_sees_what_was_held() -> None:
+def test_peak_memory_includes_memory_that_was_freed() -> None:
     with PeakMemory({"here": lambda: [os.getpid()]}, seconds=0.01) as memory:
         before = pss_bytes(os.getpid())
         held = np.ones(64 * 2**20 // 8)
@@ -111,9 +108,9 @@ def test_base_is_as_large_as_bert_base() -> None:
         + 5 * size.width
         + 4 * size.width
     )
-    assert (
-        embeddings + size.layers * layer + size.width**2 + size.width == 109_482_240
-    )  # bert-base-uncased
+    pooler = size.width**2 + size.width
+    # bert-base-uncased has this number of weights.
+    assert embeddings + size.layers * layer + pooler == 109_482_240
 
 
 def test_lengths_have_the_median_asked_for() -> None:
@@ -123,27 +120,23 @@ def test_lengths_have_the_median_asked_for() -> None:
 
 
 def test_flops_of_one_token() -> None:
-    # 1 layer x 16: 72 * 16 * 16 for the weights and 12 * 16 for a text attending to its one token.
+    # One layer of width 16: 72 * 16 * 16 for the weights, 12 * 16 for the attention of a token.
     assert SIZES["micro"].training_flops(np.array([1])) == 72 * 256 + 12 * 16
 
 
 def test_times_of_a_simulation() -> None:
-    # Called at 10, round 1 from 13 to 17, rounds 2 and 3 end at 19 and 21: 2 s each.
-    measured = outcome(
-        {"began": 13.0, "ends": [[1, 17.0], [2, 19.0], [3, 21.0]]}, 10.0, 5
-    )
-    assert (measured.start_seconds, measured.first_seconds, measured.round_seconds) == (
-        3.0,
-        4.0,
-        2.0,
-    )
+    # The start is at 10 s, round 1 takes 13 to 17, rounds 2 and 3 end at 19 and 21.
+    times = {"began": 13.0, "ends": [[1, 17.0], [2, 19.0], [3, 21.0]]}
+    measured = outcome(times, 10.0, 5)
+    assert measured.start_seconds == 3.0
+    assert measured.first_seconds == 4.0
+    assert measured.round_seconds == 2.0
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
     file = tmp_path / "curves.png"
-    draw(
-        file, {"seconds": [Curve("ours", [(1, 2.0), (2, 0.0), (8, 3.0)])]}, "clients K"
-    )
+    curve = Curve("ours", [(1, 2.0), (2, 0.0), (8, 3.0)])
+    draw(file, {"seconds": [curve]}, "clients K")
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
@@ -160,25 +153,25 @@ def test_bars_are_drawn(tmp_path: Path) -> None:
 
 
 def rows(file: Path) -> list[dict[str, object]]:
-    """The table in a JSON file."""
+    """Return the table in a JSON file."""
     found: list[dict[str, object]] = json.loads(file.read_text())["table"]
     return found
 
 
 def in_this_process(function: Callable[..., T], *given: Any) -> tuple[T, int]:
-    """As `isolated`, without the seconds that an interpreter takes to start."""
+    """Do as `isolated` does, without the seconds that an interpreter takes to start."""
     return function(*given), 2**20
 
 
 def run_in_this_process(command: Sequence[str], **_: Any) -> None:
-    """`python -m wardround.server.cli WORDS`, without a new interpreter."""
+    """Do as `python -m wardround.server.cli WORDS` does, without a new interpreter."""
     ended = wardround(*command[3:])
     assert ended.code == 0, ended.err
 
 
 @pytest.fixture
 def no_new_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What benchmarks run in processes of their own runs in this one."""
+    """Run in this process what benchmarks run in processes of their own."""
     for module in (adapters, aggregation, training):
         monkeypatch.setattr(module, "isolated", in_this_process)
 
@@ -193,12 +186,8 @@ def test_a_process_of_its_own_is_measured() -> None:
 @pytest.mark.usefixtures("no_new_processes")
 def test_aggregation_runs(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
-    assert (
-        aggregation.main(
-            ["--quick", "--json", str(file), "--plot", str(tmp_path / "plot.png")]
-        )
-        == 0
-    )
+    plot = tmp_path / "plot.png"
+    assert aggregation.main(["--quick", "--json", str(file), "--plot", str(plot)]) == 0
     assert [row["K"] for row in rows(file)] == [2, 2]
     assert all(float(str(row["seconds"])) > 0 for row in rows(file))
     costs = json.loads(file.read_text())["more"]["What a round costs beside training"]
@@ -207,7 +196,7 @@ def test_aggregation_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_accuracy_runs(tmp_path: Path, overrides: list[str]) -> None:
-    """On tiny texts and a tiny model in place of the real ones."""
+    """It uses tiny texts and a tiny model in place of the real ones."""
     file, picture = tmp_path / "out.json", tmp_path / "plot.png"
     words = [
         word
@@ -215,10 +204,8 @@ def test_accuracy_runs(tmp_path: Path, overrides: list[str]) -> None:
         if not text.startswith("run_dir")
         for word in ("--set", text)
     ]
-    assert (
-        accuracy.main(["--quick", *words, "--json", str(file), "--plot", str(picture)])
-        == 0
-    )
+    words += ["--json", str(file), "--plot", str(picture)]
+    assert accuracy.main(["--quick", *words]) == 0
     found = rows(file)
     assert [row["form"] for row in found] == list(accuracy.VARIANTS)
     assert found[0]["against exact"] == 0
@@ -237,29 +224,26 @@ def test_adapters_run(tmp_path: Path, overrides: list[str]) -> None:
         if not text.startswith("run_dir")
         for word in ("--set", text)
     ]
-    assert (
-        adapters.main(["--quick", *words, "--json", str(file), "--plot", str(picture)])
-        == 0
-    )
+    words += ["--json", str(file), "--plot", str(picture)]
+    assert adapters.main(["--quick", *words]) == 0
     full, lora, ffa = (float(str(row["up (MiB)"])) for row in rows(file))
     assert full > lora > ffa > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def write_comments(path: Path) -> Path:
-    """Of two trusts, in the form of the public file: 60 each, one of them twice, and one without a text."""
+    """Write comments of two trusts in the form of the public file.
+
+    Each trust has 60 comments. One comment is there twice, and one has no text.
+    """
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["label", "feedback", "organization"])
         for number in range(120):
             topic = list(TOPICS)[number % 3]
-            writer.writerow(
-                [
-                    topic,
-                    f"{TOPICS[topic][number % 5]} {number}",
-                    f"Trust {'AB'[number % 2]}",
-                ]
-            )
+            text = f"{TOPICS[topic][number % 5]} {number}"
+            trust = f"Trust {'AB'[number % 2]}"
+            writer.writerow([topic, text, trust])
         writer.writerows([["sport", "GOAL  26", "Trust B"], ["money", " ", "Trust A"]])
     return path
 
@@ -267,9 +251,8 @@ def write_comments(path: Path) -> Path:
 def test_no_text_is_at_two_trusts(tmp_path: Path) -> None:
     texts = write_comments(tmp_path / "texts.csv")
     with texts.open("a", newline="") as file:
-        csv.writer(file).writerow(
-            ["sport", "MATCH  0", "Trust B"]
-        )  # "match 0" of Trust A
+        # Trust A has "match 0", which is the same text.
+        csv.writer(file).writerow(["sport", "MATCH  0", "Trust B"])
     assert hospitals.write_sites(texts, tmp_path / "sites") == ["trust_a", "trust_b"]
     found = {
         name: (tmp_path / "sites" / f"{name}.csv").read_text()
@@ -284,45 +267,34 @@ def test_a_gain_is_paired_text_by_text() -> None:
     labels = np.zeros(4, dtype=np.int64)
     alone = hospitals.Outcome(labels, np.array([0, 0, 1, 1]))
     together = hospitals.Outcome(labels, np.array([0, 0, 0, 1]))
-    # One of four texts is gained: 25 points; the differences 0, 0, 100, 0 deviate by 50, over sqrt(4).
-    gain, width = hospitals.gains(
-        {"alone": [{"a": alone}], "FedAvg": [{"a": together}]}, "FedAvg", "a"
-    )
+    # One of four texts is gained: 25 points. The differences are 0, 0, 100, 0.
+    # Their standard deviation is 50, over sqrt(4).
+    arms = {"alone": [{"a": alone}], "FedAvg": [{"a": together}]}
+    gain, width = hospitals.gains(arms, "FedAvg", "a")
     assert gain == 25.0
     assert width == pytest.approx(1.96 * 50 / 2)
 
 
-def test_macro_f1_is_of_the_labels_in_sight() -> None:
-    # Label 0: 2 of 2 found, 3 said: 2 * 2 / 5; label 1: 1 of 2 found, 1 said: 2 * 1 / 3; there is no label 2.
+def test_macro_f1_covers_the_labels_that_occur() -> None:
+    # Label 0: 2 of 2 are found, 3 are predicted: 2 * 2 / 5.
+    # Label 1: 1 of 2 is found, 1 is predicted: 2 * 1 / 3. Label 2 does not occur.
     outcome = hospitals.Outcome(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1]))
     assert outcome.macro_f1 == pytest.approx((4 / 5 + 2 / 3) / 2)
 
 
 @pytest.mark.slow
 def test_hospitals_run(tmp_path: Path, tiny_model: Path) -> None:
-    texts, file, picture = (
-        write_comments(tmp_path / "texts.csv"),
-        tmp_path / "out.json",
-        tmp_path / "plot.png",
-    )
-    words = [
-        "--texts",
-        str(texts),
-        "--set",
-        "model=hf",
-        "--set",
-        f"model.name={tiny_model}",
-    ]
-    assert (
-        hospitals.main(["--quick", *words, "--json", str(file), "--plot", str(picture)])
-        == 0
-    )
+    texts = write_comments(tmp_path / "texts.csv")
+    file, picture = tmp_path / "out.json", tmp_path / "plot.png"
+    words = ["--texts", str(texts)]
+    words += ["--set", "model=hf", "--set", f"model.name={tiny_model}"]
+    words += ["--json", str(file), "--plot", str(picture)]
+    assert hospitals.main(["--quick", *words]) == 0
     found = rows(file)
     assert [row["arm"] for row in found] == list(hospitals.ARMS)
-    by_method = json.loads(file.read_text())["more"][
-        "personal models by method, accuracy"
-    ]
-    assert sum(row["chosen"] for row in by_method) == 2  # trusts, at one seed
+    more = json.loads(file.read_text())["more"]
+    by_method = more["personal models by method, accuracy"]
+    assert sum(row["chosen"] for row in by_method) == 2  # two trusts, one seed
     assert all(0 <= float(str(row["trust_b accuracy"])) <= 100 for row in found)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -331,15 +303,9 @@ def test_hospitals_run(tmp_path: Path, tiny_model: Path) -> None:
 @pytest.mark.usefixtures("no_new_processes")
 def test_training_runs(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
-    words = [
-        "--only",
-        "micro_batches=by_length",
-        "--only",
-        training.TRAINER,
-        "--json",
-        str(file),
-    ]
-    assert training.main(["--quick", *words, "--plot", str(tmp_path / "plot.png")]) == 0
+    words = ["--only", "micro_batches=by_length", "--only", training.TRAINER]
+    words += ["--json", str(file), "--plot", str(tmp_path / "plot.png")]
+    assert training.main(["--quick", *words]) == 0
     ours = [
         row for row in rows(file) if str(row["what trains"]).startswith("Wardround")
     ]
@@ -351,7 +317,7 @@ def test_training_runs(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_new_processes")
 def test_gpu_compares_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # In place of bf16, which a CPU computes a hundred times as slowly.
+    # This replaces bf16, for which a CPU takes a hundred times as long.
     other = gpu.Way("another", on_gpu=True, overrides=("train.learning_rate=0.049",))
     monkeypatch.setattr(gpu, "WAYS", [gpu.WAYS[0], gpu.WAYS[1], other])
     monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run_in_this_process))
@@ -371,10 +337,9 @@ def test_gpu_compares_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_simulation_runs(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     few = ("plain loop, 2 processes", "inprocess, 2 workers x 1 thread")
-    words = [*(word for name in few for word in ("--only", name)), "--json", str(file)]
-    assert (
-        simulation.main(["--quick", *words, "--plot", str(tmp_path / "plot.png")]) == 0
-    )
+    words = [word for name in few for word in ("--only", name)]
+    words += ["--json", str(file), "--plot", str(tmp_path / "plot.png")]
+    assert simulation.main(["--quick", *words]) == 0
     assert len(rows(file)) == 2
     assert all(float(str(row["s/round"])) > 0 for row in rows(file))
 
@@ -382,9 +347,7 @@ def test_simulation_runs(tmp_path: Path) -> None:
 @pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_without_steps_nobody_trains_in_workers_either(
-    tmp_path: Path, workers: int
-) -> None:
+def test_without_steps_no_worker_trains(tmp_path: Path, workers: int) -> None:
     options = simulation.read_options(["--quick"])
     contender = Contender("ours", "wardround", overrides=(f"engine.workers={workers}",))
     job = simulation.Bench(tmp_path / "micro", "micro", options).job(contender, 2)
@@ -409,7 +372,7 @@ def test_deployment_runs(tmp_path: Path) -> None:
         assert float(str(row["s/round"])) > 0
         assert float(str(row["down (MiB)"])) > 0
         assert float(str(row["server (GiB)"])) > 0.1
-    # Stock sends the model for training and again for evaluation.
+    # Stock Flower sends the model for training and again for evaluation.
     assert float(str(ours["down (MiB)"])) < float(str(stock["down (MiB)"]))
 
 
@@ -417,7 +380,7 @@ def test_deployment_runs(tmp_path: Path) -> None:
     ("kind", "fixed"),
     [("simulation", lambda k: 0.5), ("deployment", lambda k: 0.5 * k)],
 )
-def test_a_cost_model_finds_what_rounds_were_made_of_and_predicts_the_largest(
+def test_a_cost_model_finds_the_parts_of_a_round_and_predicts_the_largest(
     tmp_path: Path, kind: str, fixed: Callable[[int], float]
 ) -> None:
     who, clients = ("who", "K") if kind == "simulation" else ("app", "sites")

@@ -1,4 +1,4 @@
-"""The best model is kept: chosen on a part of the held-out texts that is never reported."""
+"""The best model is kept. It is chosen on held-out texts whose results are not reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.pages import Page
-from tests.support.runs import PowerCut, history, measured
+from tests.support.runs import PowerCut, hashes, history, measured
 from tests.support.tiny import Make
 from wardround.common.data.corpus import open_corpus
 from wardround.common.data.partitions import split_held_out
@@ -31,49 +31,51 @@ from wardround.server.watchers import Patience
 SPLIT = "evaluation.validation_fraction=0.5"
 
 
-def told(round: int, accuracy: float, loss: float = 1.0) -> RoundRecord:
-    """A record of which the validation part alone counts."""
-    part = {
-        "accuracy": accuracy,
-        "loss": loss,
-        "macro_f1": accuracy,
-        "num_examples": 10,
-    }
-    return RoundRecord.read(
-        json.dumps({"round": round, "test": part, "validation": part})
-    )
+def record_of(round: int, accuracy: float, loss: float = 1.0) -> RoundRecord:
+    """Return a record whose validation part and test part have these numbers."""
+    part = {"accuracy": accuracy, "loss": loss, "macro_f1": accuracy}
+    part["num_examples"] = 10
+    line = {"round": round, "test": part, "validation": part}
+    return RoundRecord.read(json.dumps(line))
 
 
-def test_a_part_is_drawn_evenly_by_label() -> None:
+def test_the_validation_part_is_drawn_evenly_by_label() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     validation, test = split_held_out(labels, np.arange(8), 0.5, seed=0)
     assert labels[validation].tolist() == [0, 0, 1, 1] == labels[test].tolist()
     assert sorted([*validation, *test]) == list(range(8))
 
 
-def test_no_part_leaves_the_test_set_as_it_was() -> None:
-    validation, test = split_held_out(
-        np.array([0, 1, 0]), np.array([2, 0]), 0.0, seed=0
-    )
+def test_a_fraction_of_0_leaves_the_test_set_unchanged() -> None:
+    labels, held_out = np.array([0, 1, 0]), np.array([2, 0])
+    validation, test = split_held_out(labels, held_out, 0.0, seed=0)
     assert (validation.tolist(), test.tolist()) == ([], [2, 0])
 
 
-def test_both_parts_hold_something() -> None:
+def test_both_parts_hold_at_least_one_text() -> None:
     for fraction in (0.001, 0.999):
         parts = split_held_out(np.array([0, 1, 0]), np.arange(3), fraction, seed=0)
         assert min(map(len, parts)) == 1
-    with pytest.raises(ValueError, match=r"1 held-out example\(s\) cannot be split"):
+    expected = (
+        r"evaluation\.validation_fraction is 0\.5, but 1 held-out .*_fraction=0\."
+    )
+    with pytest.raises(ValueError, match=expected):
         split_held_out(np.array([0]), np.arange(1), 0.5, seed=0)
 
 
 def test_the_first_of_equals_is_the_best() -> None:
-    records = [told(0, 0.2), told(1, 0.6), told(2, 0.6), told(3, 0.4)]
+    records = [
+        record_of(0, 0.2),
+        record_of(1, 0.6),
+        record_of(2, 0.6),
+        record_of(3, 0.4),
+    ]
     assert best_of(records, LABEL) is records[1]
-    assert best_of([*records, better := told(4, 0.6, loss=0.9)], LABEL) is better
+    assert best_of([*records, better := record_of(4, 0.6, loss=0.9)], LABEL) is better
     assert best_of([RoundRecord.read('{"round": 0}')], LABEL) is None
 
 
-RECORDS = (told(0, 0.2), told(1, 0.6), told(2, 0.5), told(3, 0.6))
+RECORDS = (record_of(0, 0.2), record_of(1, 0.6), record_of(2, 0.5), record_of(3, 0.6))
 
 
 def test_patience_counts_rounds_since_the_best(
@@ -111,7 +113,7 @@ def test_the_checkpoint_of_the_best_round_is_kept(
 def test_a_run_leaves_its_best_model(
     make_settings: Make, tmp_path: Path, where: str
 ) -> None:
-    # At this rate the tiny model swings, so that the last round is not the best one.
+    # At this rate the accuracy goes up and down, so that the last round is not the best.
     settings = make_settings(
         SPLIT,
         f"evaluation.where={where}",
@@ -128,27 +130,26 @@ def test_a_run_leaves_its_best_model(
     kept = folder.load_best()
     assert kept is not None
     layout = open_model(settings, folder.label_names()).layout
-    assert (
-        model_sha256(layout, tensors_to_flat(layout, kept.tensors)) == best.model_sha256
-    )
-    # What is handed on is that model, and the card says so.
+    flat = tensors_to_flat(layout, kept.tensors)
+    assert model_sha256(layout, flat) == best.model_sha256
+    # The released model is that one, and its card says so.
     saved = load_file(folder.path / "model" / "model.safetensors")
     assert saved.keys() <= kept.tensors.keys()
     assert all(torch.equal(saved[name], kept.tensors[name]) for name in saved)
     card = (folder.path / "model" / "README.md").read_text()
     assert best.model_sha256 is not None
     assert best.model_sha256 in card
-    assert f"| rounds | {best.round}, the best of 6 on the validation part" in card
-    # So do `status` and the page.
+    assert f"| rounds | {best.round}, the best of 6 " in card
+    # `status` and the page name the same round.
     standing = read_status(folder, None)
     assert standing.best is not None
     assert standing.best["round"] == best.round
     assert f"kept: round {best.round}, " in standing.to_text()
     page = Page(write_report(folder.path)).text
-    assert f"The kept model is from round {best.round}" in page
+    assert f"kept model is from round {best.round}" in page
 
 
-def test_reported_texts_choose_nothing(
+def test_reported_texts_do_not_choose_the_best_model(
     make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -159,35 +160,25 @@ def test_reported_texts_choose_nothing(
         simulate(settings)
         num_held_out = len(open_corpus(settings).test)
         for line in history(where):
-            assert (
-                line["test"]["num_examples"] + line["validation"]["num_examples"]
-                == num_held_out
-            )
-            assert (
-                abs(line["test"]["num_examples"] - line["validation"]["num_examples"])
-                <= 3
-            )
+            num_test = line["test"]["num_examples"]
+            num_validation = line["validation"]["num_examples"]
+            assert num_test + num_validation == num_held_out
+            assert abs(num_test - num_validation) <= 3
 
 
-def test_training_does_not_depend_on_it(
+def test_training_does_not_depend_on_the_validation_part(
     make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, fraction in (("without", 0), ("with", 0.5)):
-        simulate(
-            make_settings(
-                f"evaluation.validation_fraction={fraction}", f"run_dir={name}"
-            )
-        )
-    hashes = [
-        [line["model_sha256"] for line in history(name)] for name in ("without", "with")
-    ]
-    assert hashes[0] == hashes[1]
+        share = f"evaluation.validation_fraction={fraction}"
+        simulate(make_settings(share, f"run_dir={name}"))
+    assert hashes(Path("without")) == hashes(Path("with"))
     assert "validation" not in Path("without/history.jsonl").read_text()
 
 
 @pytest.mark.parametrize("where", ["server", "sites"])
-def test_a_killed_run_goes_on_to_the_same_best(
+def test_a_killed_run_keeps_the_same_best_model(
     make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -221,9 +212,7 @@ def test_a_killed_run_goes_on_to_the_same_best(
         assert measured(Path(f"cut{at}")) == measured(Path("whole"))
 
 
-def test_patience_needs_texts_that_choose(make_settings: Make) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"evaluation\.patience is 3, but no texts choose the best model",
-    ):
+def test_patience_without_a_validation_part_is_refused(make_settings: Make) -> None:
+    expected = r"^evaluation\.patience is 3.*evaluation\.validation_fraction=0\.2"
+    with pytest.raises(ValueError, match=expected):
         make_settings("evaluation.patience=3")

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.support.runs import PowerCut, hashes, measured
 from tests.support.tiny import Make, model_at, write_model
+from wardround.common.errors import ModelNotLoaded
 from wardround.common.model.blend import Blend, blend_parameters, load_blended
 from wardround.common.model.build import build_model
 from wardround.common.model.state import open_model
@@ -29,7 +30,7 @@ X = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder of each architecture."""
+    """Return a model folder of each architecture."""
     return {kind: write_model(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
 
 
@@ -50,11 +51,12 @@ def test_a_blend_keeps_the_dtype_that_autocast_chose() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "albert"])
-def test_an_even_beginning_is_for_new_heads(models: dict[str, Path], kind: str) -> None:
+def test_equal_first_weights_are_for_new_heads(
+    models: dict[str, Path], kind: str
+) -> None:
     even = {"abu_normalisation": "softmax"}
-    with pytest.raises(
-        ValueError, match=r"undo what .* has learned .* model\.head=distilbert"
-    ):
+    expected = r"^model\.abu_normalisation is 'softmax'.*model\.head=distilbert"
+    with pytest.raises(ValueError, match=expected):
         build_model(LABEL, model_at(models[kind], **even), ("a", "b"), seed=0)
     build_model(LABEL, model_at(models["distilbert"], **even), ("a", "b"), seed=0)
     build_model(
@@ -62,28 +64,28 @@ def test_an_even_beginning_is_for_new_heads(models: dict[str, Path], kind: str) 
     )
 
 
-def test_softmax_begins_even() -> None:
+def test_softmax_begins_with_equal_weights() -> None:
     blend = Blend(nn.ReLU(), "softmax")
     x = torch.tensor([1.0])
-    # relu, elu and identity of 1 are 1; tanh 0.7616, gelu 0.8413, swish 0.7311; a sixth of each
-    assert blend(x).item() == pytest.approx(
-        (1 + 1 + 1 + 0.761594 + 0.841345 + 0.731059) / 6, rel=1e-5
-    )
+    # relu, elu and identity of 1 are 1; tanh is 0.7616, gelu 0.8413, swish 0.7311.
+    # Each has a weight of 1/6.
+    expected = (1 + 1 + 1 + 0.761594 + 0.841345 + 0.731059) / 6
+    assert blend(x).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("normalisation", "factor"),
     [
-        # relu(2) = 2 weighs 3, identity(2) = 2 weighs -1: 6 - 2, over 1, their sum 2, of
-        # absolutes 4 …
+        # relu(2) = 2 has weight 3, identity(2) = 2 has weight -1: 6 - 2 = 4 …
         ("none", 4.0),
+        # … over the sum of the weights, 2, or of their absolute values, 4.
         ("sum", 4 / 2),
         ("abs", 4 / 4),
-        # … or of what is positive, relu alone
+        # Only relu has a positive weight: 6, over 3.
         ("positive", 6 / 3),
     ],
 )
-def test_weights_are_kept_in_bounds(normalisation: str, factor: float) -> None:
+def test_weights_are_normalised(normalisation: str, factor: float) -> None:
     blend = Blend(nn.ReLU(), normalisation)
     names = list(blend.functions)
     with torch.no_grad():
@@ -97,7 +99,7 @@ def test_every_weight_of_a_blend_is_learned() -> None:
         blend = Blend(nn.ReLU(), normalisation)
         (blend(X) * torch.arange(5)).sum().backward()
         assert blend.alpha.grad is not None
-        # Where weights are divided by their sum, more of the only one changes nothing.
+        # If weights are divided by their sum, a larger only weight changes nothing.
         learned = [
             name
             for name, found in zip(blend.functions, blend.alpha.grad, strict=True)
@@ -113,25 +115,22 @@ def test_every_weight_of_a_blend_is_learned() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("where", ["head", "all"])
-def test_round_0_is_the_model_as_it_was(
+def test_blends_do_not_change_the_model_of_round_0(
     models: dict[str, Path], kind: str, where: str
 ) -> None:
     if (kind, where) == ("llama", "head"):
-        with pytest.raises(
-            ValueError,
-            match=r"model\.activation is abu in head, but .* has no activation",
-        ):
+        expected = r"^model\.activation is abu in head, .*model\.activation=own"
+        with pytest.raises(ValueError, match=expected):
             build_model(LABEL, model_at(models[kind], abu_where="head"), ("a", "b"), 0)
         return
     plain = build_model(LABEL, model_at(models[kind]), ("a", "b"), 0)
     blended = build_model(LABEL, model_at(models[kind], abu_where=where), ("a", "b"), 0)
-    num_layers = {"bert": 2, "distilbert": 2, "albert": 1, "llama": 2}[
-        kind
-    ]  # ALBERT's share theirs
-    head = 0 if kind == "llama" else 1
-    assert len(blend_parameters(blended.model)) == 2 * (
-        head + (num_layers if where == "all" else 0)
-    )
+    # The layers of ALBERT share one activation.
+    num_layers = {"bert": 2, "distilbert": 2, "albert": 1, "llama": 2}[kind]
+    num_blends = 0 if kind == "llama" else 1
+    if where == "all":
+        num_blends += num_layers
+    assert len(blend_parameters(blended.model)) == 2 * num_blends
     assert blended.new_head == plain.new_head
     with torch.no_grad():
         ours, theirs = (
@@ -140,7 +139,9 @@ def test_round_0_is_the_model_as_it_was(
     assert torch.equal(ours, theirs)
 
 
-def test_blends_do_not_decay(models: dict[str, Path], make_settings: Make) -> None:
+def test_blends_have_no_weight_decay(
+    models: dict[str, Path], make_settings: Make
+) -> None:
     settings = make_settings("train.weight_decay=0.1").train
     plain, blended = (
         build_model(LABEL, where, ("a", "b"), 0).model
@@ -156,7 +157,7 @@ def test_blends_do_not_decay(models: dict[str, Path], make_settings: Make) -> No
 
 
 def blended_run(make_settings: Make, folder: Path, *more: str) -> Settings:
-    """A run of DistilBERT with blends everywhere."""
+    """Return settings of a run with blends everywhere."""
     words = (
         "model=hf",
         f"model.name={folder}",
@@ -180,33 +181,30 @@ def test_a_run_learns_blends_and_its_folder_needs_our_loader(
     for name, view in state.layout.views(state.flat).items():
         view.copy_(saved[name])
     alphas = [
-        slice(o, o + 6)
-        for n, o in zip(state.layout.names, state.layout.offsets, strict=True)
-        if "alpha" in n
+        slice(offset, offset + 6)
+        for name, offset in zip(state.layout.names, state.layout.offsets, strict=True)
+        if "alpha" in name
     ]
     assert len(alphas) == 3
     assert all(not torch.equal(state.flat[part], start[part]) for part in alphas)
     with torch.no_grad():
         expected = state.text_model.model.eval()(input_ids=IDS).logits
         assert torch.equal(load_blended(run / "model")(input_ids=IDS).logits, expected)
-    # Without the blends the weights would be another model: plain transformers refuses the folder
-    # by name.
+    # Without the blends the weights would be another model: plain transformers refuses them.
     with pytest.raises(ValueError, match="wardround_blended"):
         AutoModelForSequenceClassification.from_pretrained(run / "model")
     card = (run / "model" / "README.md").read_text()
-    assert "its activations are blended, which plain transformers cannot load" in card
+    assert "wardround.common.model.blend.load_blended" in card
     out = io.StringIO()
     predict(run, ["the match today", "a loan"], None, "text", "cpu", out)
     assert out.getvalue().startswith("text,label,health,money,sport")
     weights = run / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(
-        ValueError, match=r"cannot be loaded .*model\.safetensors' is damaged"
-    ):
+    with pytest.raises(ModelNotLoaded, match=r"model\.safetensors' is damaged"):
         predict(run, ["a loan"], None, "text", "cpu", out)
 
 
-def test_a_killed_run_goes_on(
+def test_a_killed_run_continues_to_the_same_result(
     make_settings: Make,
     models: dict[str, Path],
     tmp_path: Path,
@@ -236,7 +234,7 @@ def test_a_killed_run_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("words", "text"),
+    ("words", "pattern"),
     [
         (
             ("model.abu_normalisation=softmax", "model.abu_where=all"),
@@ -254,7 +252,7 @@ def test_a_killed_run_goes_on(
     ],
 )
 def test_impossible_combinations_are_refused(
-    make_settings: Make, words: tuple[str, ...], text: str
+    make_settings: Make, words: tuple[str, ...], pattern: str
 ) -> None:
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(ValueError, match=pattern):
         make_settings("model.activation=abu", *words)

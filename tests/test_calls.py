@@ -1,4 +1,4 @@
-"""Calls at the server's door, over gRPC and TLS: who is served, how many at a time, and for how long."""
+"""Calls of sites over gRPC and TLS: who is served, how many calls at a time, how long."""
 
 from __future__ import annotations
 
@@ -42,33 +42,33 @@ from wardround.server.deployment.certificates import (
 )
 
 SECONDS = 3.0
-"""That a body may take here."""
+"""Time that the body of a call may take in these tests."""
 CONNECTIONS = 6
 _METHOD = "/flwr.proto.Fleet/PullMessages"
 
 
 class Key:
-    """A site's, known to the server or not."""
+    """The key of a site. The server may know it or not."""
 
     def __init__(self, node_id: int) -> None:
         self.node_id, self._private = node_id, new_key("node")
         self.public = pem_of(public_line(self._private))
 
     def headers(self, **changed: Any) -> list[tuple[str, Any]]:
-        """What a call of its brings."""
+        """Return the headers of a call with this key."""
         now = datetime.now(UTC).isoformat()
         private: Any = self._private
-        said = {
+        values = {
             "flwr-public-key-bin": self.public,
             "flwr-timestamp": now,
             "flwr-signature-bin": private.sign(now.encode(), ec.ECDSA(hashes.SHA256())),
         }
-        return list((said | changed).items())
+        return list((values | changed).items())
 
 
 @dataclass
 class Door:
-    """A server with two registered keys, that answers each call with as much as is wanted."""
+    """A server with two registered keys, whose answers have any size."""
 
     port: int
     authority: bytes
@@ -77,7 +77,7 @@ class Door:
     counted: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def channel(self) -> Any:
-        """A connection of its own."""
+        """Return a new connection, which shares nothing with others."""
         credentials = grpc.ssl_channel_credentials(self.authority)
         unshared = [("grpc.use_local_subchannel_pool", 1)]
         return grpc.secure_channel(
@@ -87,7 +87,7 @@ class Door:
     def call(
         self, name: str, request: Any, key: Key, seconds: float = 10.0
     ) -> tuple[str, str]:
-        """The status of a call, and why."""
+        """Return the status of a call, and the reason."""
         with self.channel() as channel:
             try:
                 getattr(FleetStub(channel), name)(
@@ -98,39 +98,36 @@ class Door:
         return "OK", ""
 
     def pull(self, key: Key) -> tuple[str, str]:
-        """An honest call."""
-        return self.call(
-            "PullMessages",
-            fleet.PullMessagesRequest(node=Node(node_id=key.node_id)),
-            key,
-        )
+        """Make an honest call. Return its status and the reason."""
+        request = fleet.PullMessagesRequest(node=Node(node_id=key.node_id))
+        return self.call("PullMessages", request, key)
 
     def num_taken(self) -> int:
-        """Calls that are being served."""
+        """Return the number of calls that are being served."""
         return len(self.known.places._taken)
 
 
 class Answers:
-    """Says yes to everything."""
+    """A servicer that accepts every call."""
 
     num_bytes = 0
 
     def __getattr__(self, name: str) -> Any:
-        """Any other method."""
+        """Answer any other method."""
         return lambda request, context: fleet.DeactivateNodeResponse()
 
     def PullMessages(self, request: Any, context: Any) -> Any:
-        """Nothing."""
+        """Answer without messages."""
         return fleet.PullMessagesResponse()
 
     def PullObject(self, request: Any, context: Any) -> Any:
-        """So many bytes."""
+        """Answer with `num_bytes` bytes."""
         return wire.PullObjectResponse(object_content=bytes(self.num_bytes))
 
 
 @pytest.fixture
 def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
-    """Up."""
+    """Yield a running server."""
     quick = {
         name: replace(row, body_seconds=SECONDS, answer_seconds=SECONDS)
         for name, row in METHODS.items()
@@ -176,7 +173,7 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
 
 
 def open_calls(channel: Any, key: Key, number: int) -> list[Any]:
-    """Calls that are begun and send no body; gRPC's futures."""
+    """Begin calls that send no body. Return gRPC's futures."""
     never = threading.Event()
 
     def nothing() -> Iterator[bytes]:
@@ -187,16 +184,17 @@ def open_calls(channel: Any, key: Key, number: int) -> list[Any]:
     return [method.future(nothing(), metadata=key.headers()) for _ in range(number)]
 
 
-def test_calls_without_a_body_hold_the_places_of_their_own_key_and_not_for_long(
+def test_calls_without_a_body_take_only_places_of_their_key_for_a_short_time(
     door: Door,
 ) -> None:
     mallory, honest = door.keys
     with door.channel() as channel:
         opened = open_calls(channel, mallory, 3 * CALLS_PER_KEY)
-        said = Counter(wait_to_end(one) for one in opened)
-        assert said["RESOURCE_EXHAUSTED"] == 2 * CALLS_PER_KEY
-        assert said.total() == 3 * CALLS_PER_KEY  # all have ended, by the server's word
-    # The caller hears of the end a moment before the server has freed the place.
+        ends = Counter(wait_to_end(one) for one in opened)
+        assert ends["RESOURCE_EXHAUSTED"] == 2 * CALLS_PER_KEY
+        # The server has ended all calls.
+        assert ends.total() == 3 * CALLS_PER_KEY
+    # The caller learns of the end a moment before the server has freed the place.
     wait_for(lambda: door.num_taken() == 0, SECONDS, "the places to be free")
     assert door.counted["site 7", "too_many_calls"] == 2 * CALLS_PER_KEY
     assert door.counted["site 7", "too_slow"] == CALLS_PER_KEY
@@ -205,12 +203,12 @@ def test_calls_without_a_body_hold_the_places_of_their_own_key_and_not_for_long(
 
 
 def wait_to_end(call: Any) -> str:
-    """The status of a call, which ends soon after its time."""
+    """Return the status of a call, which ends soon after its time."""
     error: Any = call.exception(timeout=SECONDS + 20)
     return str(error.code().name)
 
 
-def test_a_key_whose_places_are_all_taken_is_in_nobodys_way(door: Door) -> None:
+def test_a_key_whose_places_are_all_taken_does_not_hinder_others(door: Door) -> None:
     mallory, honest = door.keys
     with door.channel() as channel:
         opened = open_calls(channel, mallory, 4 * CALLS_PER_KEY)
@@ -223,15 +221,14 @@ def test_a_key_whose_places_are_all_taken_is_in_nobodys_way(door: Door) -> None:
             one.cancel()
         wait_for(lambda: door.num_taken() == 0, SECONDS, "the places to be free")
     assert door.pull(mallory) == ("OK", "")
-    assert (
-        door.counted["site 7", "malformed"] == 0
-    )  # who hangs up has not sent nonsense
+    # A caller who hangs up has not sent a malformed body.
+    assert door.counted["site 7", "malformed"] == 0
 
 
-def test_an_answer_that_nobody_takes_holds_a_place_and_not_for_long(
+def test_an_answer_that_is_not_read_takes_a_place_for_a_short_time(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its caller gives the server no window to send it in."""
+    """The caller gives the server no window to send it in."""
     monkeypatch.setattr(Answers, "num_bytes", 5 * 2**20)
     mallory, honest = door.keys
     with SlowReader(door, mallory) as reader:
@@ -247,9 +244,9 @@ def test_an_answer_that_nobody_takes_holds_a_place_and_not_for_long(
 
 
 class SlowReader:
-    """A caller that speaks just enough HTTP/2 to ask, and lets no answer through."""
+    """A caller that speaks enough HTTP/2 to ask, and lets no answer through."""
 
-    _WINDOW = b"\x00\x04" + struct.pack(">I", 0)  # initial window size: none
+    _WINDOW = b"\x00\x04" + struct.pack(">I", 0)  # the initial window size is 0
 
     def __init__(self, door: Door, key: Key) -> None:
         connection = greeted(door)
@@ -267,18 +264,14 @@ class SlowReader:
         self._socket.close()
 
     def ask(self, name: str, request: Any) -> None:
-        """One call, with its body, whose answer is not read."""
+        """Make a call with its body. Its answer is not read."""
         headers = [
-            *(
-                (":method", "POST"),
-                (":scheme", "https"),
-                (":path", f"/flwr.proto.Fleet/{name}"),
-            ),
-            *(
-                (":authority", "localhost"),
-                ("te", "trailers"),
-                ("content-type", "application/grpc"),
-            ),
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":path", f"/flwr.proto.Fleet/{name}"),
+            (":authority", "localhost"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
             *self._key.headers(),
         ]
         block = b"".join(_header(name, value) for name, value in headers)
@@ -291,7 +284,7 @@ class SlowReader:
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """A frame of HTTP/2 (RFC 9113, section 4.1)."""
+    """Return a frame of HTTP/2 (RFC 9113, section 4.1)."""
     return (
         struct.pack(">I", len(payload))[1:]
         + struct.pack(">BBI", kind, flags, stream)
@@ -300,14 +293,14 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def _header(name: str, value: str | bytes) -> bytes:
-    """A header field that is not indexed (RFC 7541, section 6.2.2)."""
+    """Return a header field that is not indexed (RFC 7541, section 6.2.2)."""
     if isinstance(value, bytes):
         value = base64.b64encode(value).decode()
     return b"\x00" + _text(name.encode()) + _text(value.encode())
 
 
 def _text(text: bytes) -> bytes:
-    """A string, not Huffman coded (RFC 7541, sections 5.1 and 5.2)."""
+    """Return a string without Huffman coding (RFC 7541, sections 5.1 and 5.2)."""
     if len(text) < 127:
         return bytes([len(text)]) + text
     left, coded = len(text) - 127, b"\x7f"
@@ -318,7 +311,7 @@ def _text(text: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["RegisterNode", "UnregisterNode", "GetRun", "GetFab"])
-def test_what_no_site_asks_for_is_offered_to_none(door: Door, name: str) -> None:
+def test_methods_that_no_site_needs_are_not_offered(door: Door, name: str) -> None:
     key = door.keys[0]
     with door.channel() as channel:
         method = channel.unary_unary(f"/flwr.proto.Fleet/{name}")
@@ -328,8 +321,8 @@ def test_what_no_site_asks_for_is_offered_to_none(door: Door, name: str) -> None
     assert door.counted["site 7", "not_offered"] == 1
 
 
-def test_a_body_is_as_large_as_its_method_needs_and_a_message(door: Door) -> None:
-    """Millions of empty parts, in a message of a few megabytes, would take a hundred times its size."""
+def test_a_body_that_is_too_large_or_no_message_is_refused(door: Door) -> None:
+    """Millions of empty parts in a message of megabytes would take a hundred times its size."""
     key = door.keys[0]
     with door.channel() as channel:
         for name, body in (
@@ -340,8 +333,8 @@ def test_a_body_is_as_large_as_its_method_needs_and_a_message(door: Door) -> Non
             method = channel.unary_unary(f"/flwr.proto.Fleet/{name}")
             with pytest.raises(grpc.RpcError) as error:
                 method(body, timeout=10, metadata=key.headers())
-            said = error.value.code(), error.value.details()
-            assert said == (grpc.StatusCode.INVALID_ARGUMENT, "malformed")
+            assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert error.value.details() == "malformed"
         empty = channel.stream_unary(_METHOD)
         with pytest.raises(grpc.RpcError) as error:
             empty(iter(()), timeout=10, metadata=key.headers())
@@ -349,7 +342,7 @@ def test_a_body_is_as_large_as_its_method_needs_and_a_message(door: Door) -> Non
     assert door.counted["site 7", "malformed"] == 3
 
 
-def test_a_caller_speaks_for_itself_and_signs_the_present(door: Door) -> None:
+def test_a_caller_speaks_only_for_itself_and_signs_the_current_time(door: Door) -> None:
     one, other = door.keys
     stranger = Key(9)
     asks = fleet.PullMessagesRequest(node=Node(node_id=other.node_id))
@@ -361,8 +354,9 @@ def test_a_caller_speaks_for_itself_and_signs_the_present(door: Door) -> None:
     )
     leaves = fleet.DeactivateNodeRequest(node_id=other.node_id)
     assert door.call("DeactivateNode", leaves, one) == ("UNAUTHENTICATED", "other_node")
-    nobodys = fleet.PullMessagesRequest()  # a site that looks whether it is registered
-    assert door.call("PullMessages", nobodys, one) == ("UNAUTHENTICATED", "other_node")
+    # A site sends a request without a node to see if it is registered.
+    empty = fleet.PullMessagesRequest()
+    assert door.call("PullMessages", empty, one) == ("UNAUTHENTICATED", "other_node")
     assert door.pull(stranger) == ("UNAUTHENTICATED", "unknown_key")
     with door.channel() as channel:
         for changed, why in (
@@ -379,8 +373,8 @@ def test_a_caller_speaks_for_itself_and_signs_the_present(door: Door) -> None:
     assert door.counted["", "unknown_key"] == 4
 
 
-def test_so_many_connections_and_no_more(door: Door) -> None:
-    """Each costs a file and memory before anybody has said who it is."""
+def test_connections_beyond_the_limit_are_refused(door: Door) -> None:
+    """Each costs a file and memory before the caller has identified itself."""
     opened = [greeted(door) for _ in range(2 * CONNECTIONS)]
     assert sum(one is not None for one in opened) == CONNECTIONS
     assert door.pull(door.keys[0])[0] == "UNAVAILABLE"
@@ -393,7 +387,7 @@ def test_so_many_connections_and_no_more(door: Door) -> None:
 
 
 def greeted(door: Door) -> ssl.SSLSocket | None:
-    """A connection after its TLS greeting; None if the server takes none."""
+    """Return a connection after its TLS handshake; None if the server refuses it."""
     context = ssl.create_default_context(cadata=door.authority.decode())
     context.set_alpn_protocols(["h2"])
     plain = socket.create_connection(("127.0.0.1", door.port), timeout=10)
@@ -405,10 +399,10 @@ def greeted(door: Door) -> ssl.SSLSocket | None:
 
 
 class Context:
-    """Of a call that goes on."""
+    """The context of a call that goes on."""
 
     def add_callback(self, callback: Any) -> bool:
-        """Never called."""
+        """Accept the callback. It is never called."""
         return True
 
 
@@ -416,7 +410,7 @@ class Context:
     ("num_keys", "per_key"),
     [(0, 8), (1, 8), (100, 8), (128, 8), (129, 7), (200, 5), (1024, 1), (5000, 1)],
 )
-def test_places_are_a_keys_own_however_many_keys_there_are(
+def test_each_key_has_its_own_places_for_any_number_of_keys(
     num_keys: int, per_key: int
 ) -> None:
     places = Places(lambda: num_keys, lambda name: None)
@@ -429,7 +423,7 @@ def test_places_are_a_keys_own_however_many_keys_there_are(
         assert [place is not None for place in taken] == [True] * per_key + [False]
 
 
-def test_a_call_that_is_over_by_then_takes_no_place() -> None:
+def test_a_call_that_has_ended_takes_no_place() -> None:
     class Over(Context):
         def add_callback(self, callback: Any) -> bool:
             return False
@@ -440,12 +434,12 @@ def test_a_call_that_is_over_by_then_takes_no_place() -> None:
     assert places._taken == set()
 
 
-def test_a_site_that_sends_pieces_needs_no_more_places_than_there_are() -> None:
+def test_a_site_that_sends_pieces_has_enough_places() -> None:
     assert _IN_FLIGHT + 1 < CALLS_PER_KEY
 
 
-def test_time_is_given_by_the_site_and_by_the_server_alike() -> None:
-    """A piece that its site would wait for is not ended before."""
+def test_the_server_waits_at_least_as_long_as_a_site() -> None:
+    """The server does not end a piece for which its site still waits."""
     for name, method in METHODS.items():
         assert method.body_seconds >= _CALL_SECONDS, name
         assert method.answer_seconds >= _CALL_SECONDS, name

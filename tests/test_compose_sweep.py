@@ -1,4 +1,4 @@
-"""The plan of `wardround sweep`: cells of every experiment, axes of the command line."""
+"""The plan of `wardround sweep`: cells of every experiment, axes on the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wardround.server.sweeps.plan import compose_sweep
 
 
 def axes(cells: list[list[str]]) -> list[tuple[str, str, str, str]]:
-    """(model, data, num_clients, seed) of each cell."""
+    """Return (model, data, num_clients, seed) of each cell."""
     named = [dict(text.split("=", 1) for text in cell) for cell in cells]
     return [
         (cell["model"], cell["data"], cell["num_clients"], cell["seed"])
@@ -81,12 +81,12 @@ EXPERIMENTS = {
 }
 
 
-def test_every_experiment_is_expected_here() -> None:
+def test_this_table_lists_every_experiment() -> None:
     assert options("experiment") == sorted(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiment_plans_its_cells_baselines_first(name: str) -> None:
+def test_an_experiment_plans_its_cells_with_the_baselines_first(name: str) -> None:
     plan = compose_sweep([f"experiment={name}"])
     assert axes(plan.cells) == EXPERIMENTS[name]
     assert plan.run_dir == f"outputs/sweep-{name}"
@@ -97,7 +97,7 @@ def test_experiment_plans_its_cells_baselines_first(name: str) -> None:
     assert settings.protocol.name == protocols.get(name, "paper")
 
 
-def test_axes_on_the_command_line() -> None:
+def test_axes_on_the_command_line_replace_those_of_the_experiment() -> None:
     plan = compose_sweep(
         ["model=bert,albert", "data=imdb", "num_clients=4,1", "run_dir=a/b"]
     )
@@ -126,16 +126,13 @@ def test_other_overrides_reach_every_cell() -> None:
     [
         (
             "train.learning_rate=1,2",
-            [
-                "'train.learning_rate=1,2' gives several values",
-                "model, data, num_clients, seed",
-            ],
+            ["'train.learning_rate=1,2'", "model, data, num_clients, seed"],
         ),
         (
             "protocol=paper,modern",
-            ["gives several values to 'protocol'", "model, data, num_clients, seed"],
+            ["'protocol'", "model, data, num_clients, seed"],
         ),
-        ("sweep.seed=[]", ["sweep.seed is empty", "at least one value"]),
+        ("sweep.seed=[]", ["sweep.seed is empty"]),
         ("model=bert,albrt", ["unknown model 'albrt'", "albert"]),
     ],
 )

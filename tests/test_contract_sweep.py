@@ -1,4 +1,4 @@
-"""The files of a sweep: table, cells, report; and that it can be started again."""
+"""The files of a sweep: table, cells, report. A sweep can be started again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.door import changed, contents, for_sweep, tiny, wardround
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep over K = 1 and K = 2 that is done."""
+    """A finished sweep over K = 1 and K = 2."""
 
     folder: Path
     overrides: list[str]
@@ -44,16 +44,14 @@ def swept(
 CELLS = ["tiny-files-k1-s0", "tiny-files-k2-s0"]
 
 
-def test_table_header_and_rows(swept: Swept) -> None:
+def test_the_table_has_this_header_and_a_row_for_each_cell(swept: Swept) -> None:
     text = (swept.folder / "sweep.csv").read_text()
     assert text.splitlines()[0] == contract.SWEEP_HEADER
     rows = list(csv.DictReader(text.splitlines()))
-    assert [
-        (row["data"], row["num_clients"], row["seed"], row["status"]) for row in rows
-    ] == [
-        ("files", "1", "0", "finished"),
-        ("files", "2", "0", "finished"),
-    ]
+    assert [row["num_clients"] for row in rows] == ["1", "2"]
+    assert {row["data"] for row in rows} == {"files"}
+    assert {row["seed"] for row in rows} == {"0"}
+    assert {row["status"] for row in rows} == {"finished"}
     for row, cell in zip(rows, CELLS, strict=True):
         lines = [json.loads(line) for line in history(swept, cell).splitlines()]
         accuracies = {line["round"]: line["test"]["accuracy"] for line in lines}
@@ -69,7 +67,7 @@ def test_table_header_and_rows(swept: Swept) -> None:
 
 
 def history(swept: Swept, cell: str) -> str:
-    """The history of one cell."""
+    """Return the history of one cell."""
     return (swept.folder / "cells" / cell / "history.jsonl").read_text()
 
 
@@ -84,15 +82,15 @@ def test_every_cell_is_a_run_folder(swept: Swept) -> None:
         assert (folder / "model" / "model.safetensors").is_file()
 
 
-def test_claims(swept: Swept) -> None:
+def test_the_claims_are_not_tested_without_the_papers_models(swept: Swept) -> None:
     claims = json.loads((swept.folder / "report" / "claims.json").read_text())
     contract.check(claims, contract.CLAIMS)
     assert [claim["id"] for claim in claims] == [1, 2, 3, 4, 5]
-    # None of the paper's models ran, so nothing about them can be supported or contradicted.
+    # The paper's models did not run, so that no claim can be supported or contradicted.
     assert {claim["verdict"] for claim in claims} == {"not_tested"}
 
 
-def test_report_files(swept: Swept) -> None:
+def test_the_report_has_these_files(swept: Swept) -> None:
     report = swept.folder / "report"
     figures = ("figure1_accuracy", "figure2_rounds_to_target", "figure3_curves")
     assert {entry.name for entry in report.iterdir()} == {
@@ -108,7 +106,7 @@ def test_report_files(swept: Swept) -> None:
 
 
 @pytest.mark.slow
-def test_finished_sweep_runs_nothing_again(swept: Swept) -> None:
+def test_a_finished_sweep_runs_no_cell_again(swept: Swept) -> None:
     before = contents(swept.folder)
     said = wardround("sweep", *swept.overrides)
     assert said.code == 0, said.err
@@ -120,30 +118,26 @@ def test_other_settings_in_the_same_folder_are_refused(swept: Swept) -> None:
     before = contents(swept.folder)
     said = wardround("sweep", *changed(swept.overrides, "train.batch_size=5"))
     assert said.code == 2
-    assert "holds a run with other settings: train.batch_size: 8 -> 5" in said.err
+    assert f"run_dir is '{swept.folder}" in said.err
+    assert "train.batch_size: 8 -> 5" in said.err
     assert contents(swept.folder) == before
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
+def test_a_failed_cell_is_recorded_and_the_others_run(
     swept: Swept, tmp_path: Path
 ) -> None:
     # 48 examples cannot be dealt to 49 clients.
-    said = wardround(
-        "sweep",
-        *changed(swept.overrides, "num_clients=1,49", f"run_dir={tmp_path / 'sweep'}"),
-    )
+    folder = tmp_path / "sweep"
+    words = changed(swept.overrides, "num_clients=1,49", f"run_dir={folder}")
+    said = wardround("sweep", *words)
     assert said.code == 1
     assert "1 cells failed" in said.err
-    assert "num_clients is 49 but there are only 48" in said.err
-    rows = list(
-        csv.DictReader((tmp_path / "sweep" / "sweep.csv").read_text().splitlines())
-    )
-    assert [(row["num_clients"], row["status"]) for row in rows] == [
-        ("1", "finished"),
-        ("49", "failed"),
-    ]
-    status = json.loads(
-        (tmp_path / "sweep" / "cells" / "tiny-files-k49-s0" / "status.json").read_text()
-    )
-    assert "only 48 training examples" in status["reason"]
+    assert "tiny-files-k49-s0 failed: num_clients is 49" in said.err
+    rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
+    assert [row["num_clients"] for row in rows] == ["1", "49"]
+    assert [row["status"] for row in rows] == ["finished", "failed"]
+    cell = folder / "cells" / "tiny-files-k49-s0"
+    reason = json.loads((cell / "status.json").read_text())["reason"]
+    assert "num_clients is 49" in reason
+    assert "48" in reason

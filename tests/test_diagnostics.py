@@ -45,39 +45,40 @@ def mean_of(*deltas: tuple[list[float], int]) -> RoundMean:
     return mean.finish()
 
 
-def test_two_opposite_updates() -> None:
+def test_two_opposite_updates_cancel() -> None:
     outcome = mean_of(([1.0, 2.0], 1), ([-1.0, -2.0], 1))
     assert norm_ratio(outcome) == 0.0
     assert cosines_to_others(outcome) == pytest.approx([-1.0, -1.0])
-    # The mean is zero, so there is no angle to it.
+    # The mean is zero, so that there is no angle to it.
     assert outcome.cosines_to_mean == (0.0, 0.0)
 
 
-def test_two_equal_updates() -> None:
+def test_two_equal_updates_point_the_same_way() -> None:
     outcome = mean_of(([1.0, 2.0], 1), ([1.0, 2.0], 3))
     assert norm_ratio(outcome) == pytest.approx(1.0)
     assert cosines_to_others(outcome) == pytest.approx([1.0, 1.0])
 
 
-def test_updates_at_right_angles_are_like_independent_noise() -> None:
+def test_updates_at_right_angles_have_a_norm_ratio_of_1_over_sqrt_k() -> None:
     outcome = mean_of(([5.0, 0.0, 0.0], 2), ([0.0, 5.0, 0.0], 2), ([0.0, 0.0, 5.0], 2))
     assert norm_ratio(outcome) == pytest.approx(1 / sqrt(3))
     assert cosines_to_others(outcome) == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
     assert outcome.cosines_to_mean == pytest.approx([1 / sqrt(3)] * 3)
 
 
-def test_angles_between_two_updates() -> None:
-    # (3, 4) and (3, -4): mean (3, 0), norms 5, ratio 3/5; their cosine is (9 - 16) / 25.
+def test_the_cosine_of_two_updates() -> None:
+    # (3, 4) and (3, -4) have norms of 5, and a mean (3, 0): the ratio is 3/5.
+    # Their cosine is (9 - 16) / 25.
     outcome = mean_of(([3.0, 4.0], 2), ([3.0, -4.0], 2))
     assert norm_ratio(outcome) == pytest.approx(0.6)
     assert cosines_to_others(outcome) == pytest.approx([-0.28, -0.28])
 
 
 def test_the_ratio_weighs_norms_as_the_mean_weighs_updates() -> None:
-    # Mean (4*3 - 8*1) / 4 = 1; mean of norms (4*3 + 8*1) / 4 = 5.
+    # The mean is (4*3 - 8*1) / 4 = 1, the mean of the norms (4*3 + 8*1) / 4 = 5.
     outcome = mean_of(([4.0], 3), ([-8.0], 1))
     assert norm_ratio(outcome) == pytest.approx(0.2)
-    # The only other update of each points the other way.
+    # The other update points the other way.
     assert cosines_to_others(outcome) == pytest.approx([-1.0, -1.0])
 
 
@@ -87,14 +88,14 @@ def test_one_client_has_no_others() -> None:
     assert cosines_to_others(outcome) == [None]
 
 
-def test_nothing_moved() -> None:
+def test_updates_of_zero_have_ratio_and_cosines_of_0() -> None:
     outcome = mean_of(([0.0, 0.0], 1), ([0.0, 0.0], 1))
     assert norm_ratio(outcome) == 0.0
     assert cosines_to_others(outcome) == [0.0, 0.0]
 
 
 def test_head_and_body_share_the_norm() -> None:
-    # The body moves by (3, 4), the head by 12: 5, 12 and 13 in all.
+    # The body moves by (3, 4), which is 5, and the head by 12: 13 in all.
     layout = Layout.of({"body": (2,), "head.bias": (1,)})
     head = Head.of(layout, ("head.bias", "not.shared"))
     start, trained = torch.ones(layout.size), torch.ones(layout.size)
@@ -106,14 +107,16 @@ def test_head_and_body_share_the_norm() -> None:
     assert head.update_norm(trained, start) == 12.0
     assert head.body_norm(trained, start) == 5.0
     found = describe_updates(outcome, 12.0, 5.0, head.length(trained))
-    assert (found.mean_update_norm, found.norm_ratio) == pytest.approx((13.0, 1.0))
-    assert (found.head_norm, found.body_norm) == pytest.approx((12.0, 5.0))
-    assert found.head_length == 13.0  # 1 at the start
+    assert found.mean_update_norm == pytest.approx(13.0)
+    assert found.norm_ratio == pytest.approx(1.0)
+    assert found.head_norm == pytest.approx(12.0)
+    assert found.body_norm == pytest.approx(5.0)
+    assert found.head_length == 13.0  # it was 1 at the start
     assert Head.of(layout, ()).update_norm(trained, start) == 0.0
 
 
-def test_predictions_are_the_columns_and_the_truth_the_rows() -> None:
-    # 4 + 4 true examples; 6 predictions of the first class, 2 of the second.
+def test_predictions_are_columns_and_true_labels_are_rows() -> None:
+    # 4 + 4 examples have the true labels; 6 predictions are the first class, 2 the second.
     found = LABEL.describe(label_sums(1.0, np.array([[3, 1], [3, 1]])))
     assert found["predicted_shares"] == [0.75, 0.25]
     # -3/4 ln 3/4 - 1/4 ln 1/4
@@ -124,12 +127,14 @@ def test_predictions_are_the_columns_and_the_truth_the_rows() -> None:
     assert uneven["largest_class_share"] == 5 / 6
 
 
-def test_entropy_runs_from_one_class_to_an_even_guess() -> None:
+def test_entropy_is_0_for_one_class_and_ln_of_their_number_for_all() -> None:
     assert entropy([1.0, 0.0, 0.0]) == 0.0
     assert entropy([0.25] * 4) == pytest.approx(log(4))
 
 
-def test_a_history_line_agrees_with_itself(make_settings: Make, tmp_path: Path) -> None:
+def test_the_statistics_of_a_history_line_agree_with_each_other(
+    make_settings: Make, tmp_path: Path
+) -> None:
     simulate(make_settings())
     first, *rounds = history(tmp_path / "run")
     assert first["diagnostics"]["mean_update_norm"] is None
@@ -139,14 +144,14 @@ def test_a_history_line_agrees_with_itself(make_settings: Make, tmp_path: Path) 
     largest_class_share = first["diagnostics"]["largest_class_share"]
     assert largest_class_share == pytest.approx(10 / 30)
     for line in rounds:
-        together = line["diagnostics"]
+        mean = line["diagnostics"]
         clients = line["clients"]
-        mean_norm = together["mean_update_norm"]
+        mean_norm = mean["mean_update_norm"]
         mean_of_norms = sum(client["update_norm"] for client in clients) / 3
-        assert together["norm_ratio"] == pytest.approx(mean_norm / mean_of_norms)
-        squares = together["head_norm"] ** 2 + together["body_norm"] ** 2
+        assert mean["norm_ratio"] == pytest.approx(mean_norm / mean_of_norms)
+        squares = mean["head_norm"] ** 2 + mean["body_norm"] ** 2
         assert squares == pytest.approx(mean_norm**2)
-        assert 0 < together["head_norm"] < mean_norm
+        assert 0 < mean["head_norm"] < mean_norm
         for client in clients:
             assert 0 < client["head_norm"] < client["update_norm"]
 
@@ -154,7 +159,7 @@ def test_a_history_line_agrees_with_itself(make_settings: Make, tmp_path: Path) 
 def test_a_server_that_receives_sums_only_records_nulls(
     make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without single updates, their statistics are unknown: null, and never 0."""
+    """Without single updates their statistics are unknown: they are null and never 0."""
     finish = WeightedMean.finish
     add = TrainedRound.add
 

@@ -1,4 +1,4 @@
-"""Every way a command can end: the exit code, and the message for the person."""
+"""Each way in which a command can end: the exit code, and the message for the person."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wardround.common.exits import BAD_INPUT, DONE, FAILED, INTERRUPTED, guarded
 
 
 def raising(error: BaseException) -> Callable[[], object]:
-    """Return a typer app whose one command ends like this."""
+    """Return a typer app whose only command raises this."""
     app = typer.Typer()
 
     @app.command()
@@ -38,28 +38,22 @@ def raising(error: BaseException) -> Callable[[], object]:
         (typer.Exit(0), DONE, ""),
     ],
 )
-def test_ends(error: BaseException, code: int, message: str) -> None:
+def test_each_end_has_its_exit_code_and_message(
+    error: BaseException, code: int, message: str
+) -> None:
     printed: list[str] = []
     assert guarded(raising(error), printed.append, "stopped, and goes on") == code
     assert len(printed) == bool(message)
     assert "".join(printed).startswith(message)
 
 
-def test_help_is_the_docstring_above_and_below_the_options() -> None:
+def test_help_shows_the_docstring_above_and_below_the_options() -> None:
     shown = wardround("submit", "--help").out
-    places = [
-        shown.index(text)
-        for text in (
-            "over the registered sites",
-            "Options:",
-            "\n  Examples:\n",
-            "Groups:",
-        )
-    ]
+    parts = ("registered sites", "Options:", "\n  Examples:\n", "Groups:")
+    places = [shown.index(text) for text in parts]
     assert places == sorted(places)
-    assert (
-        "\n    wardround submit --resume outputs/trial\n" in shown
-    )  # examples keep their lines
+    # An example keeps its line.
+    assert "\n    wardround submit --resume outputs/trial\n" in shown
 
 
 def test_a_defect_prints_a_traceback() -> None:

@@ -1,4 +1,4 @@
-"""The private parts of Flower that Wardround uses: these tests fail when Flower changes them."""
+"""The private parts of Flower that Wardround uses. These tests fail if Flower changes them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from wardround.server.deployment.servicer import OwnMessages
 from wardround.server.deployment.trees import TreeStore, TreeStores
 
 
-def test_the_four_parts_that_are_replaced_are_used_where_they_are_looked_up() -> None:
+def test_flower_looks_up_the_four_replaced_parts_in_this_module() -> None:
     module: Any = inspect.getmodule(_function)
     assert module is not None
     source = inspect.getsource(module)
@@ -40,42 +40,38 @@ def test_the_four_parts_that_are_replaced_are_used_where_they_are_looked_up() ->
         assert source.count(f"{name}(") >= 1
     assert "ObjectStoreFactory(database)" in inspect.getsource(config_loader)
     given = inspect.signature(FleetServicer.__init__).parameters
-    assert {"state_factory", "objectstore_factory", "enable_supernode_auth"} <= set(
-        given
-    )
+    needed = {"state_factory", "objectstore_factory", "enable_supernode_auth"}
+    assert needed <= set(given)
 
 
-def test_the_link_state_has_what_the_registrar_and_the_servicer_touch() -> None:
+def test_the_link_state_has_the_parts_that_registrar_and_servicer_use() -> None:
     store: Any = TreeStores(FLWR_IN_MEMORY_DB_NAME)
-    state = LinkStateFactory(
-        FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), store
-    ).state()
+    manager = NoOpFederationManager()
+    state = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, manager, store).state()
     assert isinstance(state, InMemoryLinkState)
     key = pem_of(public_line(new_key("node")))
     node_id = state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0)
     assert state.get_node_id_by_public_key(key) == node_id
     (node,) = state.get_node_info(node_ids=[node_id])
-    assert (node.status, node.public_key, node.last_activated_at) == (
-        "registered",
-        key,
-        "",
-    )
+    assert node.status == "registered"
+    assert node.public_key == key
+    assert node.last_activated_at == ""
     state.delete_node(NOOP_FLWR_AID, node_id)
     assert state.get_node_id_by_public_key(key) is None
+    # A deleted node can be registered again.
     del state.node_public_key_to_node_id[key]
-    assert (
-        state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0) != node_id
-    )  # admitted again
+    again = state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0)
+    assert again != node_id
     assert state.message_ins_id_to_message_res_id == {}
     session = state.start_session(1)
     assert state._object_push_sessions[session].root_object_ids == set()
     state._cleanup_push_session(session, cleanup_messages=False)
     assert session not in state._object_push_sessions
-    state._on_push_session_expired({"0" * 64})  # no sessions, no effect
+    state._on_push_session_expired({"0" * 64})  # without sessions it has no effect
     state.object_store.delete("0" * 64)
 
 
-def test_the_store_has_what_flower_asks_of_one() -> None:
+def test_our_object_store_has_every_method_of_flowers() -> None:
     assert isinstance(TreeStores().store(), ObjectStore)
     asked = {name for name in vars(ObjectStore) if not name.startswith("_")}
     assert asked <= set(vars(TreeStore))
@@ -121,5 +117,5 @@ def test_messages_have_the_fields_that_are_checked(
     assert fields <= {field.name for field in message.DESCRIPTOR.fields}
 
 
-def test_the_grid_of_a_server_app_lets_its_client_be_used() -> None:
+def test_the_grid_of_a_server_app_has_a_runtime_client() -> None:
     assert "_runtime_client" in inspect.getsource(HttpGrid)

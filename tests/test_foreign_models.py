@@ -1,10 +1,9 @@
-"""Foreign model folders: no code of theirs runs, and only the model is loaded."""
+"""Foreign model folders: their code does not run, and only the model is loaded."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.support.hostile_models import (
     copy_of,
     name_other_weights,
 )
+from tests.support.runs import COMMAND
 from tests.support.site_door import QUICK, command_line, environment
 from tests.support.site_lab import WIDE, look, make_site
 from tests.support.tiny import Make, model_at
@@ -30,6 +30,7 @@ from wardround.client.round import answer
 from wardround.client.site import Kept, Order, RealSite
 from wardround.client.site_file import write_site_file
 from wardround.common.data.corpus import forget_corpora
+from wardround.common.errors import ModelNotLoaded
 from wardround.common.files import file_sha256
 from wardround.common.model.build import build_model
 from wardround.common.model.mixture import GATE
@@ -42,20 +43,22 @@ from wardround.common.wire.forms import whole
 from wardround.common.wire.messages import TRAIN, TrainRequest
 
 LABELS = ("health", "money", "sport")
+CODE = "(auto_map in config.json, and 'evil.py')"
+"""Part of the error about a folder with Python files. No other error holds it."""
 YES = "y\n" * 20
 """The answer of a person who says yes to every question."""
 
 
 @pytest.fixture
 def run(learned_run: tuple[list[str], CommandResult]) -> Path:
-    """A finished run's folder."""
+    """Return the folder of a finished run."""
     return run_dir_of(learned_run[0])
 
 
-def said_by(
+def output_of(
     words: list[str], folder: Path, home: Path
 ) -> subprocess.CompletedProcess[str]:
-    """A program, to whose every question the answer is yes."""
+    """Run a program, and answer each of its questions with yes."""
     return subprocess.run(
         words,
         cwd=folder,
@@ -69,24 +72,27 @@ def said_by(
 
 
 def as_mixture(model: Path, folder: Path) -> Path:
-    """A site's mixture of a model with itself; returns its folder."""
+    """Write a site's mixture of a model with itself. Return its folder."""
     for expert in ("local", "global"):
         copy_of(model, folder / expert)
     width = json.loads((model / "config.json").read_text())["hidden_size"]
-    gate = {"0.weight": torch.ones(2, width), "0.bias": torch.ones(2)}
-    save_file(
-        gate | {"2.weight": torch.ones(1, 2), "2.bias": torch.ones(1)}, folder / GATE
-    )
+    gate = {
+        "0.weight": torch.ones(2, width),
+        "0.bias": torch.ones(2),
+        "2.weight": torch.ones(1, 2),
+        "2.bias": torch.ones(1),
+    }
+    save_file(gate, folder / GATE)
     return folder
 
 
 def plain(folder: Path, marker: Path) -> Path:
-    """One model."""
+    """Make a plain model hostile."""
     return bring_code(folder, marker)
 
 
 def mixed(folder: Path, marker: Path) -> Path:
-    """A mixture with one hostile part."""
+    """Make a mixture with one hostile part."""
     made = as_mixture(folder, folder.with_name("mixture"))
     bring_code(made / "global", marker)
     return made
@@ -98,25 +104,15 @@ def test_predict_runs_no_code_of_a_folder(
 ) -> None:
     marker = tmp_path / "marker"
     folder = make(copy_of(run / "model", tmp_path / "model"), marker)
-    words = [
-        sys.executable,
-        "-m",
-        "wardround.server.cli",
-        "predict",
-        str(folder),
-        "--text",
-        "goal",
-    ]
-    done = said_by(words, tmp_path, tmp_path / "modules")
+    words = [*COMMAND, "predict", str(folder), "--text", "goal"]
+    done = output_of(words, tmp_path, tmp_path / "modules")
     assert not marker.exists()
-    assert (done.returncode, done.stdout) == (2, "")
+    assert done.returncode == 2
+    assert done.stdout == ""
     assert "[y/N]" not in done.stderr
     if make is not bring_code_in_blends:
-        assert (
-            "brings code of its own (auto_map in config.json, and 'evil.py')"
-            in done.stderr
-        )
-        assert "Use a model whose architecture is part of transformers" in done.stderr
+        assert CODE in done.stderr
+        assert "part of transformers" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -136,14 +132,14 @@ def test_a_site_runs_no_code_of_a_folder(
     write_site_file(
         make_site(tmp_path, 9, tiny_texts, model=folder), tmp_path / "site.yaml"
     )
-    done = said_by(command_line(*words), tmp_path, tmp_path / "modules")
+    done = output_of(command_line(*words), tmp_path, tmp_path / "modules")
     assert not marker.exists()
     assert done.returncode == (2 if words[0] == "personalise" else 1), done.stderr
-    said = done.stdout + done.stderr
-    assert "brings code of its own (auto_map in config.json, and 'evil.py')" in said
-    assert "[y/N]" not in said
+    output = done.stdout + done.stderr
+    assert CODE in output
+    assert "[y/N]" not in output
     if words[0] == "join":
-        assert "model. Nothing was started" in said
+        assert "not ready: tls, model." in output
 
 
 def test_a_simulation_runs_no_code_of_a_folder(
@@ -152,25 +148,25 @@ def test_a_simulation_runs_no_code_of_a_folder(
     marker = tmp_path / "marker"
     folder = bring_code(copy_of(tiny_model, tmp_path / "model"), marker)
     said = wardround("simulate", *overrides, f"model.name={folder}")
-    assert (said.code, marker.exists()) == (2, False)
-    assert "brings code of its own" in said.err
+    assert said.code == 2
+    assert not marker.exists()
+    assert CODE in said.err
 
 
-def test_code_of_a_known_architecture_is_left_out(run: Path, tmp_path: Path) -> None:
-    """Without Python files `auto_map` names nothing to run; transformers has its own code."""
+def test_auto_map_of_a_known_architecture_is_ignored(run: Path, tmp_path: Path) -> None:
+    """Without Python files there is no code to run; transformers has its own."""
     named = copy_of(run / "model", tmp_path / "named")
     auto_map = {"AutoModelForSequenceClassification": "somebody/else--evil.EvilModel"}
     change_json(named / "config.json", auto_map=auto_map)
-    asked = [
-        wardround("predict", str(folder), "--text", "goal match")
-        for folder in (named, run / "model")
-    ]
-    assert asked[0].code == 0, asked[0].err
-    assert asked[0].out == asked[1].out
+    plain = wardround("predict", str(run / "model"), "--text", "goal match")
+    said = wardround("predict", str(named), "--text", "goal match")
+    assert said.code == 0, said.err
+    assert said.out == plain.out
     change_json(named / "config.json", model_type="\x1b[2Jevil")
     said = wardround("predict", str(named), "--text", "goal match")
     assert said.code == 2
-    assert "needs code of its own" in said.err
+    assert "(auto_map in config.json)" in said.err
+    assert "evil" in said.err
     assert "\x1b" not in said.err
 
 
@@ -207,26 +203,26 @@ REFUSED = {
         lambda folder: change_json(
             folder / "config.json", _attn_implementation="somebody/kernel"
         ),
-        "names code on a hub",
+        "the key _attn_implementation",
     ),
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_could_bring_other_weights_is_refused(
-    what: str, tiny_model: Path, tmp_path: Path
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_folder_that_could_bring_other_weights_is_refused(
+    kind: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     spoil: Any
-    spoil, words = REFUSED[what]
+    spoil, words = REFUSED[kind]
     folder = copy_of(tiny_model, tmp_path / "model")
     spoil(folder)
-    with pytest.raises(ValueError, match=words) as refused:
+    with pytest.raises(ModelNotLoaded, match=words) as refused:
         build_model(LABEL, model_at(folder), LABELS, seed=0)
     assert str(refused.value).startswith(f"model.name is '{folder}': ")
 
 
 @pytest.mark.parametrize("spoil", [bring_adapter, name_other_weights])
-def test_a_listed_hash_lets_nothing_else_in(
+def test_a_model_with_a_listed_hash_cannot_bring_other_weights(
     spoil: Callable[[Path], Path],
     tiny_model: Path,
     tiny_texts: Path,
@@ -240,8 +236,9 @@ def test_a_listed_hash_lets_nothing_else_in(
         "engine=deployment",
         f"data.label_names=[{','.join(LABELS)}]",
         "num_clients=1",
+        "evaluation.where=server",
     )
-    settings = make_settings(*words, "evaluation.where=server").for_sites()
+    settings = make_settings(*words).for_sites()
     policy = replace(WIDE, models=(listed,), same_start=False)
     file = make_site(tmp_path / "site", 9092, tiny_texts, model=folder, policy=policy)
     order = Order("the plan", settings, 0, 1, 0, file_sha256(file.data_path))
@@ -255,43 +252,45 @@ def test_a_listed_hash_lets_nothing_else_in(
 
 
 def start_of(settings: Settings, honest: Path) -> tuple[Payload, str]:
-    """The first message of a coordinator with the same folder and layout, or of another model."""
+    """Return the first tensors and the layout that a coordinator sends.
+
+    If this code refuses the folder, they are those of the honest model.
+    """
     try:
         state = open_model(settings, LABELS, fresh=True)
-    except ValueError:
-        state = open_model(
-            replace(settings, model=model_at(honest)), LABELS, fresh=True
-        )
+    except ModelNotLoaded:
+        plain = replace(settings, model=model_at(honest))
+        state = open_model(plain, LABELS, fresh=True)
     return whole(state.flat.detach().cpu().clone().numpy()), state.layout.digest
 
 
-def test_an_adapter_beside_a_model_is_a_finding(
+def test_an_adapter_beside_a_model_is_a_problem_for_a_site(
     tiny_model: Path, tiny_texts: Path, tmp_path: Path
 ) -> None:
     folder = bring_adapter(copy_of(tiny_model, tmp_path / "model"))
-    found = look(
-        make_site(tmp_path, 9092, tiny_texts, model=folder), "model", "lengths"
-    )
+    site = make_site(tmp_path, 9092, tiny_texts, model=folder)
+    found = look(site, "model", "lengths")
     assert found["model"].state == "problem"
-    assert "holds adapter_config.json" in found["model"].message
+    assert "adapter_config.json" in found["model"].message
     assert "merge_and_unload" in found["model"].next_step
     # Its tokenizer is not opened either.
-    assert "no tokenizer here" in found["lengths"].message
+    assert "no tokenizer" in found["lengths"].message
 
 
-def test_predict_adds_no_adapter(run: Path, tmp_path: Path) -> None:
+def test_predict_refuses_an_adapter_beside_a_model(run: Path, tmp_path: Path) -> None:
     folder = bring_adapter(copy_of(run / "model", tmp_path / "model"))
     said = wardround("predict", str(folder), "--text", "goal")
-    assert (said.code, said.out) == (2, "")
-    assert "holds adapter_config.json" in said.err
+    assert said.code == 2
+    assert said.out == ""
+    assert "adapter_config.json" in said.err
+    assert "merge_and_unload" in said.err
 
 
-def test_weights_named_by_config_json_were_other_ones(
+def test_the_attack_with_other_weights_names_other_weights(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    """The attack works: the key names another file than the one that was hashed."""
+    """The key in config.json names another file than the one that is hashed."""
     folder = name_other_weights(copy_of(tiny_model, tmp_path / "model"))
-    ours, theirs = (
-        load_file(folder / name) for name in ("model.safetensors", "other.safetensors")
-    )
+    ours = load_file(folder / "model.safetensors")
+    theirs = load_file(folder / "other.safetensors")
     assert not any(torch.equal(ours[name], theirs[name]) for name in ours)

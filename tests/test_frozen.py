@@ -1,4 +1,4 @@
-"""Frozen embeddings: nothing that reads the vector of a single token is trained, or travels."""
+"""Frozen embeddings: weights that hold the vector of a single token are not trained or sent."""
 
 from __future__ import annotations
 
@@ -48,22 +48,21 @@ EMBEDDINGS = {
 
 
 @pytest.mark.parametrize("kind", EMBEDDINGS)
-def test_what_is_frozen(make_settings: Make, tmp_path: Path, kind: str) -> None:
+def test_these_weights_are_frozen(
+    make_settings: Make, tmp_path: Path, kind: str
+) -> None:
     model = write_model(tmp_path / kind, kind)
-    state = open_model(
-        make_settings(f"model.name={model}", "train.frozen=embeddings"),
-        LABELS,
-        fresh=True,
-    )
+    settings = make_settings(f"model.name={model}", "train.frozen=embeddings")
+    state = open_model(settings, LABELS, fresh=True)
     assert state.text_model.frozen == EMBEDDINGS[kind]
     everything = {name for name, _ in state.text_model.model.named_parameters()}
     assert set(state.layout.names) == everything - EMBEDDINGS[kind]
 
 
-def test_what_is_frozen_is_not_moved_and_everything_else_is(
+def test_frozen_weights_stay_and_all_others_change(
     make_settings: Make, tiny_model: Path, tmp_path: Path
 ) -> None:
-    # Weight decay and clipping would reach a parameter that is only left out of the message.
+    # Weight decay and clipping would change a weight that is only left out of the message.
     words = (
         "train.frozen=embeddings",
         "train.weight_decay=0.1",
@@ -75,13 +74,12 @@ def test_what_is_frozen_is_not_moved_and_everything_else_is(
     for name, tensor in before.items():
         found = after.get(f"bert.{name}")
         if found is not None:
-            assert torch.equal(found, tensor) == (
-                f"bert.{name}" in EMBEDDINGS["bert"]
-            ), name
+            is_frozen = f"bert.{name}" in EMBEDDINGS["bert"]
+            assert torch.equal(found, tensor) == is_frozen, name
 
 
-def test_clipping_does_not_see_what_is_frozen(make_settings: Make) -> None:
-    """Else the frozen gradients would add up from step to step, and shrink every step."""
+def test_clipping_leaves_out_frozen_weights(make_settings: Make) -> None:
+    """Their gradients would add up from step to step, and shrink every step."""
     settings = make_settings("train.frozen=embeddings", "train.max_grad_norm=1")
     corpus = open_corpus(settings)
     state = open_model(settings, corpus.label_names, fresh=True)
@@ -90,18 +88,19 @@ def test_clipping_does_not_see_what_is_frozen(make_settings: Make) -> None:
     indices = np.arange(len(corpus.train))
     arguments = (settings.train, place, classifier.new_head, classifier.frozen)
     train_epochs(classifier.model, LABEL, corpus.train, indices, *arguments)
-    assert all(
-        classifier.model.get_parameter(name).grad is None for name in classifier.frozen
-    )
+    for name in classifier.frozen:
+        assert classifier.model.get_parameter(name).grad is None, name
 
 
-def test_adapters_beside_frozen_embeddings(make_settings: Make, tmp_path: Path) -> None:
+def test_adapters_of_frozen_layers_are_refused(
+    make_settings: Make, tmp_path: Path
+) -> None:
     model = write_model(tmp_path / "albert", "albert")
     words = (f"model.name={model}", "train.frozen=embeddings", "adapters=lora")
-    forbidden = make_settings(
-        *words, "adapters.targets=[query,embedding_hidden_mapping_in]"
-    )
-    with pytest.raises(ValueError, match=r"adapters\.targets.*train\.frozen"):
+    targets = "adapters.targets=[query,embedding_hidden_mapping_in]"
+    forbidden = make_settings(*words, targets)
+    expected = r"^adapters\.targets .*'embedding_hidden_mapping_in'.*train\.frozen=none"
+    with pytest.raises(ValueError, match=expected):
         open_model(forbidden, LABELS, fresh=True)
     state = open_model(make_settings(*words), LABELS, fresh=True)
     assert all("lora" in name or "classifier" in name for name in state.layout.names)

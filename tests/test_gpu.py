@@ -1,4 +1,4 @@
-"""On a CUDA device (`make test-gpu`): the same rounds as on the CPU, in every local engine."""
+"""A CUDA device (`make test-gpu`) computes the same rounds as the CPU, in every local engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ Run = Callable[..., Path]
 
 @pytest.fixture
 def run_on(make_settings: Make, still_model: Path, tmp_path: Path) -> Run:
-    """Run the tiny model without dropout, whose draws differ between a CPU and a GPU."""
+    """Return a function that runs the tiny model without dropout.
+
+    The random numbers of dropout differ between a CPU and a GPU.
+    """
 
     def run(name: str, *overrides: str) -> Path:
         given = (f"model.name={still_model}", f"run_dir={tmp_path / name}", *overrides)
@@ -32,7 +35,7 @@ def run_on(make_settings: Make, still_model: Path, tmp_path: Path) -> Run:
 
 
 def tensors(run_dir: Path) -> torch.Tensor:
-    """All shared tensors of the newest checkpoint, one after the other."""
+    """Return all shared tensors of the newest checkpoint, one after the other."""
     checkpoint = RunFolder(run_dir).load_checkpoint()
     assert checkpoint is not None
     return torch.cat(
@@ -41,23 +44,21 @@ def tensors(run_dir: Path) -> torch.Tensor:
 
 
 def losses(run_dir: Path) -> list[float]:
-    """On the test texts, by round."""
+    """Return the loss on the test texts for each round."""
     return [line["test"]["loss"] for line in history(run_dir)]
 
 
 def assert_near(ours: Path, theirs: Path, relative: float) -> None:
-    """Of the last global models, and of every round's loss."""
-    assert tensors(ours).numpy() == pytest.approx(
-        tensors(theirs).numpy(), rel=relative, abs=relative
-    )
+    """Compare the last global models, and the loss of every round."""
+    expected = tensors(theirs).numpy()
+    assert tensors(ours).numpy() == pytest.approx(expected, rel=relative, abs=relative)
     assert losses(ours) == pytest.approx(losses(theirs), rel=relative)
 
 
 def test_auto_is_the_gpu(make_settings: Make) -> None:
     assert resolve_device("auto") == torch.device("cuda", 0)
-    assert count_workers(make_settings("device=auto", "engine.workers=auto")) == min(
-        3, torch.cuda.device_count()
-    )
+    settings = make_settings("device=auto", "engine.workers=auto")
+    assert count_workers(settings) == min(3, torch.cuda.device_count())
 
 
 @pytest.mark.parametrize(
@@ -74,39 +75,32 @@ def test_auto_is_the_gpu(make_settings: Make) -> None:
     ],
     ids=" ".join,
 )
-def test_the_gpu_computes_what_the_cpu_does(
-    run_on: Run, words: tuple[str, ...]
-) -> None:
-    of_cpu = run_on(
-        "cpu", "device=cpu", *[word for word in words if "workers" not in word]
-    )
+def test_gpu_and_cpu_give_the_same_rounds(run_on: Run, words: tuple[str, ...]) -> None:
+    on_cpu = [word for word in words if "workers" not in word]
+    of_cpu = run_on("cpu", "device=cpu", *on_cpu)
     of_gpu = run_on("gpu", "device=cuda", *words)
     assert_near(of_gpu, of_cpu, 1e-4)
 
 
 def test_adamw_learns_the_same_function(run_on: Run) -> None:
-    """The weights differ: if a gradient is 0 except for rounding (a key's bias), its sign is a step."""
+    """The weights differ: the sign of a gradient that is 0 up to rounding makes a step."""
     words = (
         "train.optimizer=adamw",
         "train.max_grad_norm=1",
         "train.learning_rate=1e-3",
     )
-    of_cpu, of_gpu = (
-        run_on("cpu", "device=cpu", *words),
-        run_on("gpu", "device=cuda", *words),
-    )
+    of_cpu = run_on("cpu", "device=cpu", *words)
+    of_gpu = run_on("gpu", "device=cuda", *words)
     assert losses(of_gpu) == pytest.approx(losses(of_cpu), rel=1e-4)
 
 
 def test_bf16_is_near_fp32(run_on: Run) -> None:
-    assert_near(
-        run_on("bf16", "device=cuda", "precision=bf16"),
-        run_on("fp32", "device=cuda"),
-        1e-2,
-    )
+    bf16 = run_on("bf16", "device=cuda", "precision=bf16")
+    fp32 = run_on("fp32", "device=cuda")
+    assert_near(bf16, fp32, 1e-2)
 
 
-def test_a_run_goes_on_where_it_was_stopped(run_on: Run) -> None:
+def test_a_stopped_run_continues_from_its_last_round(run_on: Run) -> None:
     whole = run_on("whole", "device=cuda", "num_rounds=3")
     run_on("resumed", "device=cuda", "num_rounds=1")
     assert_near(run_on("resumed", "device=cuda", "num_rounds=3"), whole, 1e-5)
@@ -115,7 +109,7 @@ def test_a_run_goes_on_where_it_was_stopped(run_on: Run) -> None:
 def test_dropout_draws_from_its_own_stream(make_settings: Make, tmp_path: Path) -> None:
     draws: list[torch.Tensor] = []
     for name in ("one", "two"):
-        torch.cuda.manual_seed(len(draws))  # what was drawn before changes nothing
+        torch.cuda.manual_seed(len(draws))  # earlier draws change nothing
         simulate(make_settings("device=cuda", f"run_dir={tmp_path / name}"))
         draws.append(tensors(tmp_path / name))
     assert (draws[0] - draws[1]).norm() <= 1e-5 * draws[0].norm()

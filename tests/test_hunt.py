@@ -1,4 +1,4 @@
-"""A hunt for plans that single out one text, among those that the strict policy accepts.
+"""A search for plans that single out one text, among those that the strict policy accepts.
 
 Hypothesis draws plans with two or three unusual settings, and sites of all sizes. Plans that
 the strict policy accepts are trained with the real training loop, in two ways that measure
@@ -40,7 +40,7 @@ from wardround.common.wire.signing import Plan
 
 CPU = torch.device("cpu")
 MOST = 4.0
-"""The promise: no text has more than this many times its even share of an update."""
+"""The policy's promise: no text has more than this many times its even share of an update."""
 NUM_ROUNDS = 4
 VALUES: Mapping[str, tuple[Any, ...]] = {
     "train.local_epochs": (1, 2, 5),
@@ -62,23 +62,24 @@ VALUES: Mapping[str, tuple[Any, ...]] = {
     "train.optimizer": ("sgd", "adamw"),
     "train.control_variates": (False, True),
 }
-"""What a server may ask for, honest and hostile."""
+"""Settings that a server may ask for, honest and hostile."""
 SIZES = (50, 51, 57, 63, 64, 65, 96, 97)
 
 
 @st.composite
 def drawn_plans(draw: st.DrawFn) -> tuple[dict[str, Any], int, int]:
-    """Settings away from their defaults, the site's number of texts, and a round."""
-    keys = draw(
-        st.lists(st.sampled_from(sorted(VALUES)), min_size=2, max_size=3, unique=True)
-    )
+    """Draw changed settings, the site's number of texts, and a round."""
+    any_key = st.sampled_from(sorted(VALUES))
+    keys = draw(st.lists(any_key, min_size=2, max_size=3, unique=True))
     changes = {key: draw(st.sampled_from(VALUES[key])) for key in keys}
-    return changes, draw(st.sampled_from(SIZES)), draw(st.integers(1, NUM_ROUNDS))
+    num_texts = draw(st.sampled_from(SIZES))
+    number = draw(st.integers(1, NUM_ROUNDS))
+    return changes, num_texts, number
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors are tiny: threads would only wait for each other."""
+    """Use one thread: the tensors are so small that threads would wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -87,35 +88,27 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def base(make_settings: Make) -> Settings:
-    """A plan that the strict policy accepts."""
+    """Return a plan that the strict policy accepts."""
     return make_settings(
-        *(
-            "engine=deployment",
-            "data.label_names=[health,money,sport]",
-            "evaluation.where=server",
-        ),
-        *(
-            "num_clients=3",
-            f"num_rounds={NUM_ROUNDS}",
-            "threads=1",
-            "train.local_epochs=1",
-        ),
-        *(
-            "train.batch_size=8",
-            "train.max_length=16",
-            "train.learning_rate=0.05",
-            "train.padding=longest",
-        ),
-        *(
-            "train.last_batch=even",
-            "train.frozen=embeddings",
-            f"train.schedule_rounds={NUM_ROUNDS}",
-        ),
+        "engine=deployment",
+        "data.label_names=[health,money,sport]",
+        "evaluation.where=server",
+        "num_clients=3",
+        f"num_rounds={NUM_ROUNDS}",
+        "threads=1",
+        "train.local_epochs=1",
+        "train.batch_size=8",
+        "train.max_length=16",
+        "train.learning_rate=0.05",
+        "train.padding=longest",
+        "train.last_batch=even",
+        "train.frozen=embeddings",
+        f"train.schedule_rounds={NUM_ROUNDS}",
     )
 
 
 def is_accepted(plan: Settings, num_texts: int) -> bool:
-    """Whether a strict site of this size takes part."""
+    """Return True if a strict site of this size takes part."""
     policy = Policy(models="any", frozen=plan.train.frozen)
     limits = Limits(policy, "a", "SHA256:a", has_own_model=True)
     sites = {name: f"SHA256:{name}" for name in "abc"}
@@ -125,7 +118,7 @@ def is_accepted(plan: Settings, num_texts: int) -> bool:
 
 
 def plan_of(base: Settings, changes: Mapping[str, Any]) -> Settings | None:
-    """The settings; None if they contradict each other."""
+    """Return the changed settings; None if they contradict each other."""
     try:
         return with_changes(base, dict(changes))
     except ValueError:
@@ -136,7 +129,7 @@ def plan_of(base: Settings, changes: Mapping[str, Any]) -> Settings | None:
 
 
 class Tracer(nn.Module):
-    """A classifier of texts that are one token: each has a number of its own, and answers by it.
+    """A classifier of texts of one token. Each text has a number, which decides its label.
 
     Numbers stay near 0, so that every text has the same residual in every step. A number
     moves by the total weight of the steps that contain its text.
@@ -153,24 +146,24 @@ class Tracer(nn.Module):
         return SimpleNamespace(logits=torch.stack([own, -own], dim=1))
 
 
-def traced_influence(plan: Settings, num_texts: int, number: int) -> float:
-    """The largest share of a text, as a multiple of its even share, by the tracer."""
+def traced(plan: Settings, num_texts: int, number: int) -> torch.Tensor:
+    """Return how far each text's number moves in a round, (num_texts,)."""
     ids = np.arange(num_texts, dtype=np.int32)
-    texts = TokenisedTexts(
-        ids, np.arange(num_texts + 1), np.zeros(num_texts, dtype=np.int64), 0
-    )
+    offsets = np.arange(num_texts + 1)
+    labels = np.zeros(num_texts, dtype=np.int64)
+    texts = TokenisedTexts(ids, offsets, labels, 0)
     model, indices = Tracer(num_texts), np.arange(num_texts)
-    train_epochs(
-        model,
-        LABEL,
-        texts,
-        indices,
-        plan.train,
-        Place(plan.seed, number, 0, CPU, "fp32"),
-        ("trace",),
-    )
-    moved = model.trace.detach().abs()
-    return float(num_texts * moved.max() / moved.sum()) if moved.sum() > 0 else np.inf
+    place = Place(plan.seed, number, 0, CPU, "fp32")
+    train_epochs(model, LABEL, texts, indices, plan.train, place, ("trace",))
+    return model.trace.detach().abs()
+
+
+def traced_influence(plan: Settings, num_texts: int, number: int) -> float:
+    """Return the largest share of a text by the tracer, as a multiple of its even share."""
+    moved = traced(plan, num_texts, number)
+    if moved.sum() == 0:
+        return np.inf
+    return float(num_texts * moved.max() / moved.sum())
 
 
 @settings(
@@ -182,7 +175,7 @@ def traced_influence(plan: Settings, num_texts: int, number: int) -> float:
     ],
 )
 @given(drawn=drawn_plans())
-def test_no_accepted_plan_gives_one_text_more_than_its_share(
+def test_no_accepted_plan_gives_a_text_more_than_its_share(
     base: Settings, drawn: tuple[dict[str, Any], int, int]
 ) -> None:
     changes, num_texts, number = drawn
@@ -197,7 +190,7 @@ HOSTILE_PLANS: Mapping[str, tuple[dict[str, Any], int]] = {
         {"train.proximal_mu": 10.0, "train.learning_rate": 0.1},
         96,
     ),
-    "weight decay does the same": (
+    "only the last step counts, by weight decay": (
         {"train.weight_decay": 10.0, "train.learning_rate": 0.1},
         96,
     ),
@@ -205,7 +198,7 @@ HOSTILE_PLANS: Mapping[str, tuple[dict[str, Any], int]] = {
         {"train.last_batch": "short", "train.batch_size": 8},
         97,
     ),
-    "both": (
+    "only the last step of one text counts": (
         {
             "train.proximal_mu": 10.0,
             "train.learning_rate": 0.1,
@@ -229,8 +222,10 @@ HOSTILE_PLANS: Mapping[str, tuple[dict[str, Any], int]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE_PLANS)
-def test_the_hunt_would_find_what_the_policy_refuses(base: Settings, name: str) -> None:
-    """Each is refused; otherwise the tracer would fail, or training would learn nothing."""
+def test_the_tracer_finds_hostile_plans_that_the_policy_refuses(
+    base: Settings, name: str
+) -> None:
+    """Each is refused. The tracer finds all except the one that leaves texts out."""
     changes, num_texts = HOSTILE_PLANS[name]
     plan = with_changes(base, changes)
     assert not is_accepted(plan, num_texts)
@@ -249,9 +244,8 @@ def test_the_tracer_agrees_with_the_closed_form(base: Settings) -> None:
     ):
         plan = with_changes(base, changes)
         expected = RoundSteps(plan.train, 97, NUM_ROUNDS).largest_influence()
-        assert traced_influence(plan, 97, NUM_ROUNDS) == pytest.approx(
-            expected, rel=1e-4
-        )
+        found = traced_influence(plan, 97, NUM_ROUNDS)
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 # --- leaving a text out ---------------------------------------------------------------
@@ -259,14 +253,14 @@ def test_the_tracer_agrees_with_the_closed_form(base: Settings) -> None:
 
 @pytest.fixture
 def tiny_corpus(make_settings: Make) -> TokenisedTexts:
-    """The tiny texts of one label: their gradients point the same way, so that shares add up."""
+    """Return the tiny texts of one label. Their gradients point the same way."""
     texts = open_corpus(make_settings("train.max_length=16")).train
     return texts.take(np.flatnonzero(texts.targets == 0))
 
 
 @pytest.fixture
 def leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text with the label -1 counts nothing in the loss, and as one text in its batch."""
+    """Give a text with the label -1 a loss of 0. It still counts for the size of its batch."""
 
     def weighted(
         task: LabelTask, logits: torch.Tensor, labels: torch.Tensor
@@ -278,19 +272,18 @@ def leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def update_of(plan: Settings, texts: TokenisedTexts, number: int) -> torch.Tensor:
-    """What a round moves, (P,) fp32."""
+    """Return the update of a round, (P,) fp32."""
     state = open_model(plan, ("health", "money", "sport"), fresh=True)
     start, classifier = state.flat.clone(), state.text_model
     place = Place(plan.seed, number, 0, CPU, "fp32")
-    heads = (classifier.new_head, classifier.frozen)
-    train_epochs(
-        classifier.model, LABEL, texts, np.arange(len(texts)), plan.train, place, *heads
-    )
+    indices = np.arange(len(texts))
+    rest = (plan.train, place, classifier.new_head, classifier.frozen)
+    train_epochs(classifier.model, LABEL, texts, indices, *rest)
     return state.flat - start
 
 
 def share_of(plan: Settings, texts: TokenisedTexts, row: int, number: int) -> float:
-    """How far the update changes without one text, over the update."""
+    """Return the change of the update without one text, over the update."""
     whole = update_of(plan, texts, number)
     labels = texts.targets.copy()
     labels[row] = -1
@@ -299,42 +292,32 @@ def share_of(plan: Settings, texts: TokenisedTexts, row: int, number: int) -> fl
 
 
 def heaviest_text(plan: Settings, num_texts: int, number: int) -> int:
-    """The text with the largest share by the tracer."""
-    ids = np.arange(num_texts, dtype=np.int32)
-    texts = TokenisedTexts(
-        ids, np.arange(num_texts + 1), np.zeros(num_texts, dtype=np.int64), 0
-    )
-    model = Tracer(num_texts)
-    place = Place(plan.seed, number, 0, CPU, "fp32")
-    train_epochs(
-        model, LABEL, texts, np.arange(num_texts), plan.train, place, ("trace",)
-    )
-    return int(model.trace.detach().abs().argmax())
+    """Return the text with the largest share by the tracer."""
+    return int(traced(plan, num_texts, number).argmax())
 
 
 def reference_of(plan: Settings) -> Settings:
-    """The same plan with a constant rate and no pull, in even batches."""
+    """Return the same plan with a constant rate and no pull, in even batches."""
     plain = {
         "train.schedule": "constant",
         "train.proximal_mu": 0.0,
         "train.weight_decay": 0.0,
+        "train.drop_last": False,
+        "train.last_batch": "even",
     }
-    return with_changes(
-        plan, plain | {"train.drop_last": False, "train.last_batch": "even"}
-    )
+    return with_changes(plan, plain)
 
 
 def relative_share(
     plan: Settings, base_texts: TokenisedTexts, num_texts: int, number: int
 ) -> float:
-    """Share of the heaviest text over its share in the reference plan."""
+    """Return the share of the heaviest text over its share in the reference plan."""
     texts = base_texts.take(np.arange(num_texts) % len(base_texts))
     row = heaviest_text(plan, num_texts, number)
     reference = reference_of(plan)
     return share_of(plan, texts, row, number) / share_of(reference, texts, row, number)
 
 
-@pytest.mark.slow
 @settings(
     max_examples=40,
     deadline=None,
@@ -347,7 +330,7 @@ def relative_share(
 @given(drawn=drawn_plans())
 @pytest.mark.long
 @pytest.mark.slow
-def test_leaving_a_text_out_changes_no_accepted_plan_by_more_than_its_share(
+def test_no_update_of_an_accepted_plan_changes_much_without_one_text(
     base: Settings,
     leave_out: None,
     tiny_corpus: TokenisedTexts,
@@ -361,8 +344,10 @@ def test_leaving_a_text_out_changes_no_accepted_plan_by_more_than_its_share(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["both", "only the last step counts"])
-def test_leaving_a_text_out_would_find_what_the_policy_refuses(
+@pytest.mark.parametrize(
+    "name", ["only the last step of one text counts", "only the last step counts"]
+)
+def test_leaving_a_text_out_finds_hostile_plans_that_the_policy_refuses(
     base: Settings, leave_out: None, tiny_corpus: TokenisedTexts, name: str
 ) -> None:
     changes, num_texts = HOSTILE_PLANS[name]

@@ -1,4 +1,4 @@
-"""One text's share of an update: the closed form against the optimiser and the policy."""
+"""The share of one text in an update: closed form, optimiser and policy agree."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ from wardround.common.tasks.label import LABEL
 
 @pytest.fixture
 def plan(make_settings: Make) -> Settings:
-    """One epoch a round of SGD in even batches of 8, three rounds."""
+    """Return a plan of three rounds of SGD: one epoch each, in even batches of 8."""
     words = ("train.local_epochs=1", "train.batch_size=8", "train.last_batch=even")
     return make_settings(*words, "train.learning_rate=0.1", "num_rounds=3")
 
 
 def changed(settings: Settings, **train: Any) -> Settings:
-    """The settings with other values under `train`."""
-    return with_changes(
-        settings, {f"train.{key}": value for key, value in train.items()}
-    )
+    """Return the settings with other values under `train`."""
+    changes = {f"train.{key}": value for key, value in train.items()}
+    return with_changes(settings, changes)
 
 
 # --- even batches ---------------------------------------------------------------------
@@ -58,33 +57,35 @@ def test_even_batches_differ_by_one_and_are_never_small(
     assert np.concatenate(batches).tolist() == list(range(num_texts))
 
 
-def test_the_short_cut_leaves_one_text_alone() -> None:
+def test_a_short_last_batch_can_hold_one_text() -> None:
     assert [len(batch) for batch in CUTS["short"](np.arange(17), 8)] == [8, 8, 1]
 
 
 # --- the weight of a step -------------------------------------------------------------
 
 
-def test_the_weight_of_a_step_is_what_later_steps_leave_of_it(plan: Settings) -> None:
-    # Three steps of rate 1/4 with mu + wd = 1: each keeps 3/4 of those before, (3/4)^2, 3/4, 1.
+def test_later_steps_reduce_the_weight_of_a_step(plan: Settings) -> None:
+    # Three steps of rate 1/4 with mu + wd = 1: each keeps 3/4 of the steps before it.
     train = changed(plan, learning_rate=0.25, proximal_mu=0.75, weight_decay=0.25).train
     weights = RoundSteps(train, 24, 1).weights(0.25)
     assert weights.tolist() == [0.25 * 0.5625, 0.25 * 0.75, 0.25]
 
 
-def test_a_pull_of_one_over_the_rate_leaves_the_last_step_alone(plan: Settings) -> None:
+def test_with_a_pull_of_one_over_the_rate_only_the_last_step_counts(
+    plan: Settings,
+) -> None:
     train = changed(plan, learning_rate=0.1, proximal_mu=10.0).train
     steps = RoundSteps(train, 24, 1)
     assert steps.weights(0.1).tolist() == [0.0, 0.0, 0.1]
-    # 24 texts, of which the 8 of the last step share everything.
+    # The update comes from the 8 texts of the last step, of 24.
     assert steps.largest_influence() == pytest.approx(3.0)
-    # And a last batch of one text is that text.
+    # If the last batch is one text, the update comes from that text.
     short = replace(train, last_batch="short")
     assert RoundSteps(short, 17, 1).largest_influence() == pytest.approx(17.0)
 
 
 def test_weights_are_those_of_the_optimiser(plan: Settings) -> None:
-    """A tracer: each step moves a coordinate of its own by gradient 1; the rest is its weight."""
+    """Each step has its own coordinate with gradient 1, which shows its weight at the end."""
     train = changed(
         plan,
         learning_rate=0.2,
@@ -103,32 +104,29 @@ def test_weights_are_those_of_the_optimiser(plan: Settings) -> None:
         weights.grad[number] = 1.0
         weights.grad += train.proximal_mu * weights.detach()
         optimizer.step()
-    np.testing.assert_allclose(
-        -weights.detach().numpy(), steps.weights(0.2), rtol=1e-12
-    )
+    found = -weights.detach().numpy()
+    np.testing.assert_allclose(found, steps.weights(0.2), rtol=1e-12)
 
 
-def test_rates_at_once_are_the_rates_one_by_one(plan: Settings) -> None:
+def test_the_rates_of_a_round_are_those_of_its_steps(plan: Settings) -> None:
+    linear = changed(plan, schedule="linear", schedule_rounds=3)
     for warmup in (0.0, 0.3, 0.99):
-        train = changed(
-            plan, schedule="linear", schedule_rounds=3, warmup_fraction=warmup
-        ).train
+        train = changed(linear, warmup_fraction=warmup).train
         for number in (1, 2, 3, 4):
             steps = RoundSteps(train, 50, number)
+            before, total = (number - 1) * steps.total, 3 * steps.total
             one_by_one = [
-                learning_rate_at(
-                    0.1, train, (number - 1) * steps.total + step, 3 * steps.total
-                )
+                learning_rate_at(0.1, train, before + step, total)
                 for step in range(steps.total)
             ]
             np.testing.assert_allclose(steps.rates(0.1), one_by_one, rtol=1e-12)
 
 
-# --- what a policy makes of it --------------------------------------------------------
+# --- the verdict of a policy ----------------------------------------------------------
 
 
 def refused(settings: Settings, num_texts: int) -> list[str]:
-    """Settings, or codes, for which a strict site of this size refuses a plan."""
+    """Return the settings, or codes, for which a strict site of this size refuses a plan."""
     found = size_refusals(settings, Sizes(num_texts, 10), Policy())
     return [key or code for code, key, _ in found]
 
@@ -141,28 +139,26 @@ def test_a_pull_is_bounded_over_all_steps_of_a_round(plan: Settings) -> None:
     assert refused(changed(plan, proximal_mu=0.08), 800) == ["train.proximal_mu"]
     assert refused(changed(plan, weight_decay=0.1), 400) == ["train.weight_decay"]
     # A head with ten times the rate is pulled ten times as much.
-    assert refused(changed(plan, proximal_mu=0.01, head_learning_rate=1.0), 400) == [
-        "train.proximal_mu"
-    ]
+    fast_head = changed(plan, proximal_mu=0.01, head_learning_rate=1.0)
+    assert refused(fast_head, 400) == ["train.proximal_mu"]
 
 
-def test_few_texts_take_no_part(plan: Settings) -> None:
+def test_a_site_with_too_few_texts_or_tokens_is_refused(plan: Settings) -> None:
     assert refused(plan, 49) == ["too_few_texts"]
-    tokens = Sizes(50, 10, num_tokens=3071, hidden_size=768)
-    assert [code for code, _, _ in size_refusals(plan, tokens, Policy())] == [
-        "too_few_tokens"
-    ]
-    enough = replace(tokens, num_tokens=3072)
+    few = Sizes(50, 10, num_tokens=3071, hidden_size=768)
+    codes = [code for code, _, _ in size_refusals(plan, few, Policy())]
+    assert codes == ["too_few_tokens"]
+    enough = replace(few, num_tokens=3072)
     assert list(size_refusals(plan, enough, Policy())) == []
 
 
 @pytest.mark.parametrize("num_texts", [50, 63, 64, 65, 400, 401, 407])
 @pytest.mark.parametrize("epochs", [1, 2, 10])
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.99])
-def test_the_bounds_of_a_plan_together_keep_the_promise(
+def test_the_worst_plan_within_all_bounds_keeps_the_promise(
     plan: Settings, num_texts: int, epochs: int, warmup: float
 ) -> None:
-    """Schedule, cut and pull at their worst together: never more than 3.75 times the even share."""
+    """Schedule, cut and pull at their limits give at most 3.75 times the even share."""
     steps = RoundSteps(changed(plan, local_epochs=epochs).train, num_texts, 1)
     worst = changed(
         plan,
@@ -176,20 +172,20 @@ def test_the_bounds_of_a_plan_together_keep_the_promise(
     assert 1.0 <= largest_influence(worst, num_texts) <= 3.75
 
 
-def test_a_schedule_has_to_span_all_rounds(plan: Settings) -> None:
-    """After its end no step moves a weight, so that a text could be anything of nothing."""
+def test_a_schedule_that_ends_before_the_last_round_is_refused(plan: Settings) -> None:
+    """After its end no step moves a weight, so that the share of a text has no bound."""
     over = changed(plan, schedule="linear", schedule_rounds=2)
     assert largest_influence(over, 64) == np.inf
     assert refused(over, 64) == ["train.batch_size"]
 
 
-def test_the_largest_step_of_an_adaptive_server() -> None:
-    """Against a search for the worst sequence of updates of one weight."""
+def test_the_bound_of_an_adaptive_step_is_that_of_the_worst_updates() -> None:
+    """The worst sequence of updates of one weight is known."""
     beta_1, beta_2 = 0.9, 0.99
     bound = adaptive_step(beta_1, beta_2)
     assert bound == pytest.approx(2.345, abs=1e-3)
-    # The worst sequence grows by beta_1 / beta_2 for each step backwards (equality in
-    # Cauchy and Schwarz).
+    # It grows by beta_1 / beta_2 for each step backwards: then the two sides of the
+    # inequality of Cauchy and Schwarz are equal.
     updates = [(beta_1 / beta_2) ** age for age in reversed(range(400))]
     m = v = 0.0
     for update in updates:
@@ -199,11 +195,11 @@ def test_the_largest_step_of_an_adaptive_server() -> None:
     assert adaptive_step(0.99, 0.9) == np.inf
 
 
-# --- which texts speak ----------------------------------------------------------------
+# --- the number of speaking texts -----------------------------------------------------
 
 
 def speaking_with(plan: Settings, probabilities: list[list[float]]) -> float:
-    """How many of these texts speak; all have label 0 and stand in one step."""
+    """Return the number of texts that speak. All have label 0 and are in one step."""
     num = len(probabilities)
     steps = RoundSteps(changed(plan, batch_size=num).train, num, 1)
     speaking = Speaking(steps)
@@ -214,17 +210,17 @@ def speaking_with(plan: Settings, probabilities: list[list[float]]) -> float:
     return speaking.num_speaking()
 
 
-def test_texts_speak_by_how_wrong_their_answers_are(plan: Settings) -> None:
+def test_texts_speak_by_their_residuals(plan: Settings) -> None:
     even = [0.5, 0.5]
     assert speaking_with(plan, [even] * 8) == pytest.approx(8.0)
-    # Residuals 1/2 and 1/4, each times sqrt(2):
+    # The residuals are 1/2 and 1/4, each times sqrt(2).
     # (8 * 1/2 + 8 * 1/4)^2 / (8 * 1/4 + 8 * 1/16) = 14.4.
     assert speaking_with(plan, [even] * 8 + [[0.75, 0.25]] * 8) == pytest.approx(14.4)
     sure = [1 - 1e-7, 1e-7]
     assert speaking_with(plan, [even] + [sure] * 15) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_a_text_speaks_in_every_step_that_it_stands_in(plan: Settings) -> None:
+def test_a_text_speaks_in_each_of_its_steps(plan: Settings) -> None:
     steps = RoundSteps(changed(plan, local_epochs=2, batch_size=2).train, 2, 1)
     speaking = Speaking(steps)
     speaking.open(4, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The mixture of a local and a global model: its arithmetic, its gate, its trained parts."""
+"""The mixture of a local and a global model: arithmetic, gate, trained parts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Expert(nn.Module):
 
 
 def fixed_gate(weight: float) -> nn.Sequential:
-    """A gate with h(x) = `weight` for every text."""
+    """Return a gate with h(x) = `weight` for every text."""
     gate = new_gate(4, 2, seed=0)
     for parameter in gate.parameters():
         nn.init.zeros_(parameter)
@@ -40,37 +40,33 @@ def fixed_gate(weight: float) -> nn.Sequential:
     return gate
 
 
-def test_probabilities_are_mixed_and_not_their_logarithms() -> None:
+def test_a_mixture_mixes_probabilities_and_not_logarithms() -> None:
     # 0.25 · (0.9, 0.1) + 0.75 · (0.5, 0.5) = (0.6, 0.4).
     # Mixed logarithms would give (0.634, 0.366).
     mixture = Mixture(Expert(0.9, 0.1), Expert(0.5, 0.5), fixed_gate(0.25), LABEL)
     logits = mixture(input_ids=torch.zeros(3, 5, dtype=torch.long)).logits
-    assert logits.exp().detach().numpy() == pytest.approx(
-        np.tile([0.6, 0.4], (3, 1)), abs=1e-6
-    )
+    expected = np.tile([0.6, 0.4], (3, 1))
+    assert logits.exp().detach().numpy() == pytest.approx(expected, abs=1e-6)
     loss = nn.functional.cross_entropy(logits, torch.tensor([0, 0, 1]))
-    assert loss.item() == pytest.approx(
-        -(2 * math.log(0.6) + math.log(0.4)) / 3, abs=1e-6
-    )
+    expected_loss = -(2 * math.log(0.6) + math.log(0.4)) / 3
+    assert loss.item() == pytest.approx(expected_loss, abs=1e-6)
 
 
-def test_an_expert_that_excludes_the_label_leaves_the_loss_finite() -> None:
+def test_an_expert_that_excludes_the_label_keeps_the_loss_finite() -> None:
     sure = Expert(0.5, 0.5)
     sure.scores.data = torch.tensor([1000.0, -1000.0])
-    logits = Mixture(sure, Expert(0.5, 0.5), fixed_gate(0.5), LABEL)(
-        input_ids=torch.zeros(1, 1, dtype=torch.long)
-    ).logits
+    mixture = Mixture(sure, Expert(0.5, 0.5), fixed_gate(0.5), LABEL)
+    logits = mixture(input_ids=torch.zeros(1, 1, dtype=torch.long)).logits
     # 0.5 · (1, 0) + 0.5 · (0.5, 0.5) = (0.75, 0.25)
-    assert logits.exp().detach().numpy() == pytest.approx(
-        np.array([[0.75, 0.25]]), abs=1e-6
-    )
+    expected = np.array([[0.75, 0.25]])
+    assert logits.exp().detach().numpy() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("weight", "expert"), [(0.0, "global"), (1.0, "local")])
 def test_a_gate_at_0_or_1_is_the_global_or_the_local_model(
     weight: float, expert: str, still_model: Path
 ) -> None:
-    """On a real encoder, the log-probabilities are equal bit for bit."""
+    """With a real encoder the log-probabilities are equal bit for bit."""
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
@@ -93,13 +89,10 @@ def test_a_gate_at_0_or_1_is_the_global_or_the_local_model(
 def test_only_the_local_expert_and_the_gate_are_trained() -> None:
     mixture = Mixture(Expert(0.5, 0.5), Expert(0.5, 0.5), fixed_gate(0.5), LABEL)
     names = {name.split(".")[0] for name, _ in mixture.named_parameters()}
-    assert (
-        names
-        == {name.split(".")[0] for name in mixture.state_dict()}
-        == {"local", "gate"}
-    )
+    assert names == {"local", "gate"}
+    saved = {name.split(".")[0] for name in mixture.state_dict()}
+    assert saved == {"local", "gate"}
     mixture.train()
     assert not mixture.global_.training
-    assert not any(
-        parameter.requires_grad for parameter in mixture.global_.parameters()
-    )
+    for parameter in mixture.global_.parameters():
+        assert not parameter.requires_grad

@@ -1,9 +1,8 @@
-"""JSON schemas of a run's files: every key is required, and no other is allowed.
+"""JSON schemas of the files of a run: every key is required, and no other is allowed.
 
     python -m tests.support.contract
 
-writes the schemas that the code defines to `docs/*.schema.json`. If a schema changes, other
-tools that read these files must change too.
+writes the schemas that the code defines to `docs/*.schema.json`. Tools read these files.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 
 
 def closed(**properties: Schema) -> Schema:
-    """An object with exactly these keys."""
+    """Return the schema of an object with exactly these keys."""
     return {
         "type": "object",
         "properties": properties,
@@ -42,12 +41,12 @@ def closed(**properties: Schema) -> Schema:
 
 
 def optional(schema: Schema) -> Schema:
-    """The same, or null."""
+    """Return the schema of the same value or null."""
     return {"anyOf": [schema, NULL]}
 
 
 def one_of(*values: str) -> Schema:
-    """One of these words."""
+    """Return the schema of one of these words."""
     return {"enum": list(values)}
 
 
@@ -99,61 +98,58 @@ def check_label_facts(line: dict[str, Any]) -> None:
 
 
 def published(name: str) -> Path:
-    """The file of a row of PUBLISHED."""
+    """Return the file of a row of PUBLISHED."""
     return DOCS / f"{name}.schema.json"
 
 
 def schema_text(name: str) -> str:
-    """What it should hold."""
+    """Return the content that this file should have."""
     schema = {"$schema": Draft202012Validator.META_SCHEMA["$id"], **PUBLISHED[name]}
     return json.dumps(schema, indent=2) + "\n"
 
 
 def check(value: Any, schema: Schema | str) -> None:
-    """Raise unless `value` has the form. Args: schema: or the name of a published one."""
-    form = (
-        json.loads(published(schema).read_text("utf-8"))
-        if isinstance(schema, str)
-        else schema
-    )
-    Draft202012Validator.check_schema(form)
-    Draft202012Validator(form).validate(value)
+    """Raise if `value` does not fit a schema, or a published schema by its name."""
+    if isinstance(schema, str):
+        schema = json.loads(published(schema).read_text("utf-8"))
+    assert not isinstance(schema, str)
+    Draft202012Validator.check_schema(schema)
+    Draft202012Validator(schema).validate(value)
 
 
 def check_history_line(line: dict[str, Any], *, of_sites: bool = False) -> None:
-    """Raise unless a line of `history.jsonl` has the published form and the keys of its round.
+    """Raise if a line of `history.jsonl` has another form, or lacks values of its round.
 
-    The form allows null for a key that an older version did not write. A line of this version has
-    all keys.
+    The published form allows null for keys that an older version did not write. A line of
+    this version has all of them.
 
     Args:
-        of_sites: clients are sites and have names: with partition=by_site, and in a deployment.
+        of_sites: clients are sites with names (partition=by_site, or a deployment).
     """
     check(line, "round_record")
     check_label_facts(line)
     check(line["model_sha256"], SHA256)
     assert len(line["diagnostics"]["predicted_shares"]) >= 2
-    clients, traffic, num_examples = (
-        line["clients"],
-        line["bytes"],
-        line["train"]["num_examples"],
-    )
+    clients = line["clients"]
+    traffic = line["bytes"]
+    num_examples = line["train"]["num_examples"]
     if line["round"] == 0:
         assert nulls(line) == NULL_AT_FIRST
-        assert (clients, traffic, num_examples) == ([], {"down": 0, "up": 0}, 0)
+        assert clients == []
+        assert traffic == {"down": 0, "up": 0}
+        assert num_examples == 0
         return
-    # Alone, a client has no others to be like.
+    # A single client has no others to compare with.
     assert nulls(line) == ({"clients.cosine_to_others"} if len(clients) == 1 else set())
     assert min(len(clients), traffic["down"], traffic["up"], num_examples) >= 1
-    assert all(client["update_norm"] > 0 for client in clients)
-    assert all(
-        client.keys() == _CLIENT | ({"site"} if of_sites else set())
-        for client in clients
-    )
+    keys = _CLIENT | ({"site"} if of_sites else set())
+    for client in clients:
+        assert client["update_norm"] > 0
+        assert client.keys() == keys
 
 
 def nulls(value: Any, path: str = "") -> set[str]:
-    """Dotted keys below `value` that are null; items of a list stand under the list's own key."""
+    """Return the dotted keys below `value` that are null. Items of a list have its key."""
     if isinstance(value, dict):
         return set().union(
             *(nulls(item, f"{path}.{key}".lstrip(".")) for key, item in value.items())

@@ -1,4 +1,4 @@
-"""Runs the command line inside the test's own process: exit code, output, files."""
+"""The command line in the process of the test: exit code, output, files."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def tiny(model: Path, train: Path, test: Path, run_dir: Path) -> list[str]:
 
 
 def changed(overrides: Sequence[str], *more: str) -> list[str]:
-    """Return `overrides`, with those in `more` in place of the ones with the same key."""
+    """Return `overrides` with those in `more`, which replace the ones with the same key."""
     keys = {text.split("=")[0] for text in more}
     return [*(text for text in overrides if text.split("=")[0] not in keys), *more]
 

@@ -1,4 +1,4 @@
-"""A fake server: it speaks Flower's Fleet API over TLS, and a test chooses its answers."""
+"""A server for tests. It speaks Flower's Fleet API over TLS, and a test decides its answers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ NODE, RUN_ID = 7, 11
 
 @dataclass
 class Sent:
-    """A question that was put into the queue, and what came back."""
+    """A question that was put into the queue, and its answer."""
 
     message: Message
     statement: Statement
@@ -81,15 +81,15 @@ class Sent:
 
 @dataclass
 class FakeFleet(FleetServicer):
-    """One site's server. What it does can be changed at any time."""
+    """The server of one site. A test can change its behaviour at any time."""
 
     coordinator: Any = field(default_factory=lambda: new_key("signing"))
     refusal: str = ""
-    """Said to every call, as UNAUTHENTICATED, in place of an answer."""
+    """Details of UNAUTHENTICATED in answer to every call; empty for an honest answer."""
     code: int = 0
     """Flower's error code in answer to every call; 0 for none."""
     before_object: Callable[[str], None] = lambda object_id: None
-    """Called before an object is given out, as by a server that trickles."""
+    """Called before an object is sent; a slow server waits here."""
     calls: list[tuple[str, Any, dict[str, Any]]] = field(default_factory=list)
     """Method, request and metadata of every call."""
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class FakeFleet(FleetServicer):
     def make_plan(
         self, settings: dict[str, Any], sites: dict[str, str], **changed: Any
     ) -> None:
-        """Sign a plan, and with it the run's key anew.
+        """Sign a plan, and sign the run's key again with it.
 
         Args:
             sites: names and public signing keys.
@@ -223,13 +223,13 @@ class FakeFleet(FleetServicer):
         """Put a question into the queue.
 
         Args:
-            site_key: public signing key of the site it is for.
-            change: what is done to the statement before it is signed.
+            site_key: public signing key of the receiver.
+            change: changes the statement before it is signed.
             key: signs in place of the run's key.
-            after: what is done to the records after they were signed.
-            envelope: what is done to the envelope; None leaves it out.
-            mutate: what is done to the objects' contents, by id, on the way.
-            seconds: until its round is over.
+            after: changes the records after they were signed.
+            envelope: changes the envelope; if it returns None, there is no envelope.
+            mutate: changes the contents of objects, by id, on their way.
+            seconds: time until the round is over.
         """
         self._attempt += 1
         records = record_objects(content, {})
@@ -261,7 +261,7 @@ class FakeFleet(FleetServicer):
         )
 
     def again(self, sent: Sent) -> Sent:
-        """Put the very same message into the queue once more."""
+        """Put the same message into the queue again."""
         repeated = replace(sent, reply=None, is_confirmed=False)
         self.sent.insert(0, repeated)
         with self._lock:
@@ -299,16 +299,15 @@ class FakeFleet(FleetServicer):
         return sent
 
     def answer(self, sent: Sent, site_key: str, seconds: float = 60.0) -> RecordDict:
-        """The site's answer, found authentic."""
+        """Return the site's answer. It must be authentic."""
         reply = self.reply(sent, seconds)
-        names, said = read_signed(self._content_of(reply), self._fetch)
-        statement = check_answer(
-            said["statement"], site_key, {sent.digest: sent.statement}
-        )
+        names, envelope = read_signed(self._content_of(reply), self._fetch)
+        questions = {sent.digest: sent.statement}
+        statement = check_answer(envelope["statement"], site_key, questions)
         return read_content(names, statement.records, self._fetch, _room)
 
     def refusal_of(self, sent: Sent, seconds: float = 60.0) -> str:
-        """Why the site refused a question, whoever it says it answers."""
+        """Return the code with which the site refused a question; signatures do not matter."""
         reply = self.reply(sent, seconds)
 
         def read() -> str:
@@ -316,13 +315,13 @@ class FakeFleet(FleetServicer):
                 names, _ = read_signed(self._content_of(reply), self._fetch)
                 return str(ConfigRecord.inflate(self.objects[names["refusal"]])["code"])
             except KeyError:
-                # The message was sent twice, and the other copy was confirmed first.
+                # The confirmation of another copy of the same message came first.
                 return ""
 
         return wait_for(read, seconds, "the objects of an answer")
 
     def reply(self, sent: Sent, seconds: float = 60.0) -> Message:
-        """The message that answers, once all of it is there."""
+        """Wait for the whole answer. Return its message."""
         wait_for(lambda: sent.is_confirmed, seconds, "an answer")
         assert sent.reply is not None
         return sent.reply
@@ -346,7 +345,7 @@ def _ids(tree: Any) -> Iterator[str]:
 
 @contextmanager
 def fleet_server(pair: Pair, fleet: FakeFleet) -> Iterator[int]:
-    """Serve it on loopback; gives its port."""
+    """Serve it on loopback. Yield its port."""
     server = grpc.server(ThreadPoolExecutor(8))
     add_FleetServicer_to_server(fleet, server)
     credentials = grpc.ssl_server_credentials(

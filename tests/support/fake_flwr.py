@@ -1,4 +1,4 @@
-"""A stand-in for Flower's command line, and what a server app leaves in a run folder."""
+"""A stand-in for Flower's command line, and run folders as a server app writes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wardround.common.settings.tree import Settings
 from wardround.server.record import RoundRecord
 from wardround.server.run_folder import RunFolder
 
-# Stands in for `flwr`: notes what it was given, answers what `answers.json` says for the command.
+# Stands in for `flwr`: notes its arguments, and answers as `answers.json` says for the command.
 FAKE_FLWR = f"""#!{sys.executable}
 import json, pathlib, sys
 here = pathlib.Path(__file__).parent
@@ -30,7 +30,7 @@ print(json.dumps(answers[words[0]], indent=2))
 
 
 class Flwr:
-    """The fake program's folder."""
+    """The folder of the fake program."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ class Flwr:
         (self.folder / "answers.json").write_text(json.dumps(self.answers))
 
     def ends(self, status: str, details: str = "N/A") -> None:
-        """What `flwr list --run-id` says of the run from now on."""
+        """Set the status of the run in all later answers to `flwr list --run-id`."""
         self.answers["list"] = {
             "success": True,
             "runs": [{"status": status, "status-details": details}],
@@ -64,7 +64,8 @@ class Flwr:
 
 
 def words_for(tmp_path: Path, *more: str) -> list[str]:
-    name = 'model.name="it\'s/odd = {x}"'  # JSON, TOML and shells would each cut it elsewhere
+    # JSON, TOML and shells would each cut this name at another place.
+    name = 'model.name="it\'s/odd = {x}"'
     labels = "data.label_names=[a,b]"
     return [
         "model=hf",
@@ -89,7 +90,7 @@ def record(number: int, accuracy: float) -> RoundRecord:
 def write_run(
     settings: Settings, state: str, reason: str, *accuracies: float
 ) -> RunFolder:
-    """What a server app leaves behind."""
+    """Write a run folder as a server app does."""
     run = RunFolder(Path(settings.run_dir))
     run.path.mkdir(parents=True, exist_ok=True)
     write_json(run.path / "settings.json", settings.to_dict())

@@ -1,4 +1,4 @@
-"""A SuperLink in this process, as a server app reaches it, and the sites behind it."""
+"""A SuperLink in this process for a server app, and the sites behind it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from wardround.server.deployment.signed_clients import RunKey
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as it reached a site."""
+    """A question that reached a site."""
 
     message_id: str
     parcel: OutgoingMessage
@@ -51,7 +51,7 @@ class Asked:
 
 
 class FakeSite:
-    """A registered site with keys of its own."""
+    """A registered site with its keys."""
 
     def __init__(self, name: str, node_id: int) -> None:
         self.name, self.node_id = name, node_id
@@ -60,16 +60,17 @@ class FakeSite:
         self.registered = RegisteredSite(
             public_line(self.node_key), public_line(self.key), ""
         )
-        """As the server knows it."""
+        """The site in the server's register."""
 
     def draft(self, asked: Asked, packed: Packed) -> Draft:
-        """An honest answer that is not signed yet."""
+        """Return an honest answer that is not signed yet."""
         question = asked.statement
+        metadata = metadata_of(
+            question.kind, self.node_id, 1, reply_to_message_id=asked.message_id
+        )
         return draft_of(
             packed,
-            metadata_of(
-                question.kind, self.node_id, 1, reply_to_message_id=asked.message_id
-            ),
+            metadata,
             payload_type=ANSWER,
             key=self.key,
             statement={
@@ -89,21 +90,21 @@ class FakeSite:
 
 @dataclass
 class FakeRuntime(Runtime):
-    """Stands for Flower's; a test says how sites behave."""
+    """A stand-in for Flower's SuperLink. A test decides how sites behave."""
 
     sites: Collection[FakeSite]
     behave: Callable[[Asked], Wire | Reply | None]
-    """What is delivered in answer to a question."""
+    """Returns the answer that is delivered to a question."""
     online: set[int] = field(default_factory=set)
     since: str = "2026-01-01"
-    """When the nodes came online."""
+    """The time at which the nodes came online."""
     asked: list[Asked] = field(default_factory=list)
     confirmed: list[str] = field(default_factory=list)
     objects: Objects = field(default_factory=dict)
     replies: dict[str, Reply] = field(default_factory=dict)
-    """Delivered and not claimed yet, by the id of the message that each answers."""
+    """Answers that are delivered and not claimed yet, by the id of their question."""
     waiting: Callable[[], None] = lambda: None
-    """Called before an object is given out, as by a site that trickles."""
+    """Called before an object is sent; a slow site waits here."""
 
     def __post_init__(self) -> None:
         self.online |= {site.node_id for site in self.sites}
@@ -117,7 +118,7 @@ class FakeRuntime(Runtime):
         }
 
     def push(self, parcels: Sequence[OutgoingMessage]) -> list[str]:
-        """As in `Runtime`; a node that is offline cannot be sent to."""
+        """As in `Runtime`. A node that is offline gets no message."""
         return [
             self._push(parcel) if parcel.node_id in self.online else ""
             for parcel in parcels
@@ -167,7 +168,7 @@ class FakeRuntime(Runtime):
 
 
 def open_envelope_unchecked(envelope: str) -> bytes:
-    """What an envelope holds, whoever signed it."""
+    """Return the payload of an envelope without a check of its signature."""
     import base64
     import json
 
@@ -175,7 +176,7 @@ def open_envelope_unchecked(envelope: str) -> bytes:
 
 
 def make_run_key() -> RunKey:
-    """A run's key, with the word of a coordinator."""
+    """Return the key of a run that a coordinator has signed."""
     coordinator: Any = new_key("signing")
     private: Any = new_key("signing")
     now = time.time()

@@ -1,4 +1,4 @@
-"""Model folders that bring code, an adapter or weights of somebody else's choice."""
+"""Model folders of an attacker: they bring code, an adapter or other weights."""
 
 from __future__ import annotations
 
@@ -34,38 +34,39 @@ def change_json(file: Path, **changes: Any) -> None:
 
 
 def copy_of(model: Path, folder: Path) -> Path:
-    """The same model in a new folder; returns it."""
+    """Copy a model to a new folder. Return the folder."""
     shutil.copytree(model, folder)
     return folder
 
 
 def bring_code(folder: Path, marker: Path) -> Path:
-    """Let a model's folder name code of its own; return the folder. The code writes `marker`."""
+    """Let a model's folder name its own code, which writes `marker`. Return the folder."""
     (folder / "evil.py").write_text(_CODE.format(marker=str(marker)))
     change_json(folder / "config.json", model_type="evil", auto_map=_MAP)
     return folder
 
 
 def bring_code_in_blends(folder: Path, marker: Path) -> Path:
-    """Do the same through the inner configuration of a model with blended activations.
+    """Let the inner configuration of a blended model name code. Return the folder.
 
-    transformers knows the type, but no text classifier of it, so it looks for one in `auto_map`.
+    transformers knows the type, but no text classifier of it, and looks for one in
+    `auto_map`.
     """
     (folder / "evil.py").write_text(_CODE.format(marker=str(marker)))
     base = {"model_type": "vit", "name_or_path": str(folder), "auto_map": _MAP}
-    told = {
+    config = {
         "model_type": "wardround_blended",
         "where": "head",
         "normalisation": "none",
         "base": base,
     }
-    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 def bring_adapter(folder: Path) -> Path:
-    """Put an adapter beside a model; return the folder. transformers adds it without a message."""
-    config = {
+    """Put an adapter beside a model. transformers adds it silently. Return the folder."""
+    adapter = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",
         "base_model_name_or_path": str(folder),
@@ -74,10 +75,11 @@ def bring_adapter(folder: Path) -> Path:
         "target_modules": ["query"],
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    told = json.loads((folder / "config.json").read_text())
-    width, tensors = told["hidden_size"], {}
-    for number in range(told["num_hidden_layers"]):
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    config = json.loads((folder / "config.json").read_text())
+    width = config["hidden_size"]
+    tensors = {}
+    for number in range(config["num_hidden_layers"]):
         layer = f"base_model.model.bert.encoder.layer.{number}.attention.self.query"
         tensors[f"{layer}.lora_A.weight"] = torch.ones(2, width)
         tensors[f"{layer}.lora_B.weight"] = torch.ones(width, 2)
@@ -86,7 +88,7 @@ def bring_adapter(folder: Path) -> Path:
 
 
 def name_other_weights(folder: Path) -> Path:
-    """Let `config.json` name other weights than `model.safetensors`; returns the folder."""
+    """Let `config.json` name other weights than `model.safetensors`. Return the folder."""
     tensors = {
         name: tensor + 1
         for name, tensor in load_file(folder / "model.safetensors").items()
@@ -97,12 +99,11 @@ def name_other_weights(folder: Path) -> Path:
 
 
 def change_tokenizer(folder: Path) -> Path:
-    """Give every word another number, under the same weights; returns the folder."""
+    """Give every word another number, with the same weights. Return the folder."""
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())
     words = content["model"]["vocab"]
-    content["model"]["vocab"] = dict(
-        zip(words, [0, 1, 2, 3, 4, *range(len(words) - 1, 4, -1)], strict=True)
-    )
+    numbers = [0, 1, 2, 3, 4, *range(len(words) - 1, 4, -1)]
+    content["model"]["vocab"] = dict(zip(words, numbers, strict=True))
     file.write_text(json.dumps(content))
     return folder

@@ -1,4 +1,4 @@
-"""For every setting a value that a server may ask for which wants to learn more than it should."""
+"""For every setting, a value of a server that wants to learn more than it should."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from wardround.common.settings.tree import Settings
 
-# By setting: what a server that wants to learn more than it should might ask for.
+# The hostile value of each setting.
 HOSTILE: dict[str, Any] = {
     "model.label": "another",
     "model.source": "package",
@@ -125,7 +125,7 @@ HOSTILE: dict[str, Any] = {
     "attention": "eager",
     "threads": 100_000,
 }
-# What has to stand beside a hostile value for the settings to be settings at all.
+# Other values that a hostile value needs, so that the settings do not contradict each other.
 BESIDE: dict[str, dict[str, Any]] = {
     "data.encoding": {"data.local_reader": "files"},
     "data.delimiter": {"data.local_reader": "files"},
@@ -163,7 +163,7 @@ BESIDE: dict[str, dict[str, Any]] = {
 
 
 def with_changes(settings: Settings, changes: dict[str, Any]) -> Settings:
-    """The settings with these dotted keys set."""
+    """Return the settings with these dotted keys set."""
     values = copy.deepcopy(settings.to_dict())
     for key, value in changes.items():
         *groups, last = key.split(".")
@@ -175,5 +175,5 @@ def with_changes(settings: Settings, changes: dict[str, Any]) -> Settings:
 
 
 def hostile(settings: Settings, key: str) -> Settings:
-    """The settings with the hostile value of one key, and what has to stand beside it."""
+    """Return the settings with the hostile value of one key, and the values that it needs."""
     return with_changes(settings, BESIDE.get(key, {}) | {key: HOSTILE[key]})

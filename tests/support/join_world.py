@@ -1,4 +1,4 @@
-"""`wardround-site join` as a program, with a server of the tests' own."""
+"""`wardround-site join` as a program, with a server for tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECONDS = 60.0
 
 @dataclass
 class World:
-    """A site in `folder`, its server, and `join` once it was started."""
+    """A site in `folder`, its server, and the processes of `join`."""
 
     folder: Path
     site: SiteFile
@@ -42,10 +42,10 @@ class World:
         return " ".join((self.folder / "signing.pub").read_text().split()[:2])
 
     def plan(self, **changed: Any) -> None:
-        """Have the server go by another plan. Args: changed: fields of the plan."""
-        said = changed.pop("settings", self.settings.to_dict())
+        """Let the server use another plan. Args: changed: fields of the plan."""
+        settings = changed.pop("settings", self.settings.to_dict())
         sites = changed.pop("sites", {self.site.name: self.key})
-        self.fleet.make_plan(said, sites, **changed)
+        self.fleet.make_plan(settings, sites, **changed)
 
     @property
     def coordinator(self) -> str:
@@ -54,16 +54,16 @@ class World:
 
     @property
     def limits(self) -> Limits:
-        """What the site allows."""
+        """The limits of the site."""
         return limits_of(self.site, signing_keys(self.site)[0])
 
     @property
     def log(self) -> Path:
-        """What `join` says."""
+        """The file with the output of `join`."""
         return self.folder / "join.log"
 
     def join(self, *words: str, **variables: str) -> subprocess.Popen[bytes]:
-        """Start it, and wait until it is connected."""
+        """Start `join`, and wait until it is connected."""
         before = self.said().count("connected to the server")
         with self.log.open("ab") as file:
             process = subprocess.Popen(
@@ -82,25 +82,24 @@ class World:
         return process
 
     def said(self) -> str:
-        """What it has said so far."""
+        """Return the output of `join` so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def wait_to_read(self, words: str) -> None:
-        """Return once it has said this."""
+        """Wait until the output of `join` holds these words."""
         wait_for(lambda: words in self.said(), SECONDS, f"'{words}' in:\n{self.said()}")
 
     def hello(self, **how: Any) -> Any:
-        """Ask it to introduce itself."""
+        """Ask the site to introduce itself."""
         return self.fleet.ask(HELLO, pack_hello(None), self.key, **how)
 
     def num_examples(self, **how: Any) -> int:
-        """How many examples it says it has."""
-        return unpack_introduction(
-            self.fleet.answer(self.hello(**how), self.key)
-        ).num_examples
+        """Return the number of examples in the site's introduction."""
+        answer = self.fleet.answer(self.hello(**how), self.key)
+        return unpack_introduction(answer).num_examples
 
     def worker(self) -> int:
-        """Process number of the worker."""
+        """Wait for a worker. Return its process number."""
         return wait_for(
             lambda: next(iter(_workers_of(self.processes[-1].pid)), 0),
             SECONDS,
@@ -121,10 +120,10 @@ def _workers_of(pid: int) -> list[int]:
 def joined_world(
     folder: Path, texts: Path, model: Path, **facts: Any
 ) -> Iterator[World]:
-    """With a server that knows the site's key; all its processes end with it.
+    """Yield a site and a server that knows its key. All processes end with it.
 
     Args:
-        facts: of the `SiteFile`.
+        facts: fields of the `SiteFile`.
     """
     fleet = FakeFleet()
     with fleet_server(make_certificates(folder), fleet) as port:
@@ -135,9 +134,7 @@ def joined_world(
             "engine=deployment",
             "evaluation.where=sites",
             "data.label_names=[health,money,sport]",
-        ]
-        words += ["train.last_batch=even"]
-        size = [
+            "train.last_batch=even",
             "num_clients=1",
             "data=files",
             "device=cpu",
@@ -146,7 +143,7 @@ def joined_world(
             "model=hf",
             f"model.name={model}",
         ]
-        settings = compose([*words, *size]).settings
+        settings = compose(words).settings
         made = World(folder, site, fleet, settings.for_sites())
         made.plan()
         try:

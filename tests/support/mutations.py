@@ -18,6 +18,7 @@ from tests.support.wires import (
     Wire,
     parts,
     sha256,
+    table,
     written,
 )
 from wardround.common.wire.objects import ENVELOPE
@@ -27,8 +28,7 @@ Courier = Callable[[Wire, Dice, Sequence[Wire]], None]
 Signer = Callable[[Draft, Dice], None]
 
 
-# --- a courier: bytes, objects and their ids
-# ---------------------------------------------------------------
+# --- a courier: bytes, objects and their ids ------------------------------------------
 
 
 def change_bytes(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
@@ -118,8 +118,7 @@ def change_metadata(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
         metadata.group_id = metadata.reply_to_message_id = "x" * dice.number(999)
 
 
-# --- a courier: records and envelopes
-# ----------------------------------------------------------------------
+# --- a courier: records and envelopes -------------------------------------------------
 
 
 def change_names(wire: Wire, dice: Dice, others: Sequence[Wire]) -> None:
@@ -172,36 +171,36 @@ def other_message(wire: Wire, dice: Dice, others: Sequence[Wire]) -> None:
 
 def change_envelope(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
     """Change the text of an envelope, without the key."""
-    said = _said(wire)
-    if not said:
+    texts = _envelopes(wire)
+    if not texts:
         return
-    name = dice.pick(sorted(said))
+    name = dice.pick(sorted(texts))
     try:
-        content = json.loads(said[name])
+        content = json.loads(texts[name])
     except (ValueError, RecursionError):
         return
     how = dice.number(6)
     if how == 0:
-        said[name] = dice.change(said[name].encode()).decode("utf-8", "replace")
+        texts[name] = dice.change(texts[name].encode()).decode("utf-8", "replace")
     elif how == 1:
-        del said[name]
+        del texts[name]
     elif how == 2:
-        said[name] = dice.pick(TOKENS)
-    elif how == 3 and len(said) > 1:
-        said = dict(zip(said, reversed(said.values()), strict=True))
+        texts[name] = dice.pick(TOKENS)
+    elif how == 3 and len(texts) > 1:
+        texts = dict(zip(texts, reversed(texts.values()), strict=True))
     elif how == 4:
         payload = dice.change(base64.b64decode(content["payload"]))
-        said[name] = json.dumps(
-            content | {"payload": base64.b64encode(payload).decode()}
-        )
+        content["payload"] = base64.b64encode(payload).decode()
+        texts[name] = json.dumps(content)
     else:
         field = dice.pick(("payload", "payloadType", "signatures", "keyid", "sig"))
         if field in ("keyid", "sig"):
             content["signatures"][0][field] = "TOKEN"
         else:
             content[field] = "TOKEN"
-        said[name] = json.dumps(content).replace('"TOKEN"', dice.pick(TOKENS))
-    to = sha256(sealed := ConfigRecord(said).deflate())
+        texts[name] = json.dumps(content).replace('"TOKEN"', dice.pick(TOKENS))
+    sealed = ConfigRecord(texts).deflate()
+    to = sha256(sealed)
     wire.objects = {to: sealed} | wire.objects
     wire.write_names(list((wire.names | {ENVELOPE: to}).items()))
 
@@ -215,7 +214,7 @@ def no_envelope(wire: Wire, dice: Dice, _: Sequence[Wire]) -> None:
     wire.write_names(list(names.items()))
 
 
-def _said(wire: Wire) -> dict[str, Any]:
+def _envelopes(wire: Wire) -> dict[str, Any]:
     try:
         return dict(ConfigRecord.inflate(wire.objects[wire.names[ENVELOPE]]))
     except Exception:  # an earlier change damaged it
@@ -237,8 +236,7 @@ def _perhaps_rehash(wire: Wire, dice: Dice) -> None:
         wire.rehash()
 
 
-# --- a signer
-# ----------------------------------------------------------------------------------------------
+# --- a signer -------------------------------------------------------------------------
 
 
 def say_of_round(draft: Draft, dice: Dice) -> None:
@@ -278,9 +276,8 @@ def claim_too_much(draft: Draft, dice: Dice) -> None:
         "ArrayRecord", [first], json.dumps(refs).encode()
     )
     _, children, body = parts(draft.objects[first])
-    claimed = json.dumps(
-        json.loads(body) | {"shape": [2**40 - dice.pick((1, 2**39, 2**40 - 2**20))]}
-    )
+    size = 2**40 - dice.pick((1, 2**39, 2**40 - 2**20))
+    claimed = json.dumps(json.loads(body) | {"shape": [size]})
     draft.objects[first] = written("Array", children, claimed.encode())
     draft.rehash()
     draft.sizes["tensors"] = 2**60
@@ -305,32 +302,29 @@ def say_of_array(draft: Draft, dice: Dice) -> None:
         '"U9"',
         '["f4"]',
     )
-    told = {
+    values = {
         "dtype": kinds,
         "shape": ("[5, 1]", "[]", "[-5]", "[4]", "[true]", "[5.0]", "[1099511627776]"),
     }
-    _array_says(draft, dice, field, dice.pick((*told.get(field, ()), *TOKENS)))
+    _array_says(draft, dice, field, dice.pick((*values.get(field, ()), *TOKENS)))
 
 
 def _array_says(draft: Draft, dice: Dice, field: str, raw: str) -> None:
-    object_id = dice.pick(
-        [
-            name
-            for name, content in draft.objects.items()
-            if parts(content)[0] == "Array"
-        ]
-    )
+    object_id = dice.pick(_of_type(draft, "Array"))
     _, children, body = parts(draft.objects[object_id])
-    said = json.dumps(json.loads(body) | {field: "TOKEN"}).replace('"TOKEN"', raw)
-    draft.objects[object_id] = written("Array", children, said.encode())
+    text = json.dumps(json.loads(body) | {field: "TOKEN"}).replace('"TOKEN"', raw)
+    draft.objects[object_id] = written("Array", children, text.encode())
     draft.rehash()
+
+
+def _of_type(draft: Draft, kind: str) -> list[str]:
+    """Return the ids of all objects of a type."""
+    return [name for name, item in draft.objects.items() if parts(item)[0] == kind]
 
 
 def change_piece(draft: Draft, dice: Dice) -> None:
     """Change NumPy's file format, in and around its header."""
-    object_id = dice.pick(
-        [name for name, item in draft.objects.items() if parts(item)[0] == "ArrayChunk"]
-    )
+    object_id = dice.pick(_of_type(draft, "ArrayChunk"))
     _, _, body = parts(draft.objects[object_id])
     how = dice.number(4)
     if how == 0:
@@ -362,9 +356,11 @@ def change_piece(draft: Draft, dice: Dice) -> None:
             "(5",
             "5",
         )
-        descr, shape = (
-            (dice.pick(types), "(5,)") if how == 2 else ("'<f4'", dice.pick(shapes))
-        )
+        descr, shape = "'<f4'", "(5,)"
+        if how == 2:
+            descr = dice.pick(types)
+        else:
+            shape = dice.pick(shapes)
         order = dice.pick(("False", "True", "1"))
         head = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}"
         new = (
@@ -411,14 +407,8 @@ def change_pieces(draft: Draft, dice: Dice) -> None:
         ]
     else:
         refs = refs[:at]
-    body = (
-        "{"
-        + ", ".join(f"{json.dumps(name)}: {json.dumps(to)}" for name, to in refs)
-        + "}"
-    )
-    draft.objects[object_id] = written(
-        "ArrayRecord", list(dict.fromkeys(to for _, to in refs)), body.encode()
-    )
+    children = list(dict.fromkeys(to for _, to in refs))
+    draft.objects[object_id] = written("ArrayRecord", children, table(refs))
     draft.rehash()
     if dice.number(2):
         draft.sizes["tensors"] = 2**20
@@ -441,29 +431,32 @@ def other_records(draft: Draft, dice: Dice) -> None:
 COURIERS: dict[str, Courier] = {
     courier.__name__: courier
     for courier in (
-        *(
-            change_bytes,
-            change_body,
-            change_head,
-            swap_objects,
-            lose_object,
-            change_metadata,
-        ),
-        *(change_names, other_envelope, other_message, change_envelope, no_envelope),
+        change_bytes,
+        change_body,
+        change_head,
+        swap_objects,
+        lose_object,
+        change_metadata,
+        change_names,
+        other_envelope,
+        other_message,
+        change_envelope,
+        no_envelope,
     )
 }
 SIGNERS: dict[str, Signer] = {
     signer.__name__: signer
     for signer in (
-        *(
-            say_of_round,
-            say_of_time,
-            say_of_run,
-            say_of_size,
-            claim_too_much,
-            say_anything,
-            say_of_array,
-        ),
-        *(change_piece, change_record, change_pieces, other_records),
+        say_of_round,
+        say_of_time,
+        say_of_run,
+        say_of_size,
+        claim_too_much,
+        say_anything,
+        say_of_array,
+        change_piece,
+        change_record,
+        change_pieces,
+        other_records,
     )
 }

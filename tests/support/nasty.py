@@ -29,15 +29,15 @@ NASTY = {
     "very long": "x" * 100_000,
     "nothing": "",
 }
-"""By what is wrong with it."""
+"""The words by their fault."""
 _BLANK = "\u3164\u115f\u1160\uffa0\u2800\u034f\u180b"
 
 
 def faults(text: str, most: int | None = None) -> list[str]:
-    """What is wrong with a line that is printed; nothing for a good one.
+    """Return the faults of a printed line; a good line has none.
 
     Args:
-        most: letters that it may have.
+        most: the largest number of letters.
     """
     found = [f"U+{ord(sign):04X}" for sign in text if _is_bad(sign)]
     marks = [unicodedata.category(sign) in ("Mn", "Me") for sign in text]

@@ -1,4 +1,4 @@
-"""A report's page, taken apart."""
+"""The parts of a report's page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Page(HTMLParser):
-    """Checks nesting; collects text, tags, headings and everything that could point outside."""
+    """Checks that tags are nested. Collects text, tags, alternative texts and links."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

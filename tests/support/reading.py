@@ -45,7 +45,7 @@ def read(*, seed: int = 7, **changes: Any) -> TextData[TextsAndTargets]:
 
 
 def message(**changes: Any) -> str:
-    """What `read` says when it refuses; nothing of the libraries below shows through."""
+    """Return the message with which `read` refuses. It shows no error of a library."""
     with pytest.raises(ValueError, match=r".") as caught:
         read(**changes)
     assert caught.value.__cause__ is None
@@ -54,7 +54,7 @@ def message(**changes: Any) -> str:
 
 
 def write(path: Path, content: str | bytes) -> str:
-    """Write a small file, its folders too; gives the path as settings want it."""
+    """Write a small file and its folders. Return the path as settings need it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return str(path)
@@ -63,7 +63,7 @@ def write(path: Path, content: str | bytes) -> str:
 def pairs(
     data: TextData[TextsAndTargets], part: str = "train"
 ) -> list[tuple[str, str]]:
-    """(text, label name) of every example of a part."""
+    """Return (text, label name) of every example of a part."""
     texts = getattr(data, part)
     return [
         (text, data.label_names[number])

@@ -1,4 +1,4 @@
-"""A site that took part in two rounds, and the model folder that its coordinator released."""
+"""A site that took part in two rounds, and the model that its coordinator released later."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NUM_ROUNDS = 2
 
 
 class Released:
-    """What both sides hold."""
+    """A site with plan and ledger, and the released model folder with its provenance."""
 
     def __init__(
         self,
@@ -45,11 +45,13 @@ class Released:
         model_sha256: str,
         **facts: Any,
     ) -> None:
-        """Args:
-        made: a model folder without a provenance; it is copied.
-        settings: of the plan.
-        model_sha256: of the shared tensors in `made`.
-        facts: of the `SiteFile`.
+        """Make both sides.
+
+        Args:
+            made: a model folder without a provenance; it is copied.
+            settings: the settings of the plan.
+            model_sha256: the hash of the shared tensors in `made`.
+            facts: fields of the `SiteFile`.
         """
         self.coordinator, self.run_key = _key(), _key()
         place.mkdir()
@@ -83,11 +85,10 @@ class Released:
                 ledger.leaves(TRAIN, self._question(number), Contents(), 0.5)
                 ledger.left(answer_of(self.site.name, number))
         self.folder = copy_of(made, place / "model")
-        names = sorted(self.plan.sites)
         updates = [
             (number, name, answer_of(name, number))
             for number in (1, 2)
-            for name in names
+            for name in sorted(self.plan.sites)
         ]
         self.provenance = Provenance(
             version=2,
@@ -101,13 +102,13 @@ class Released:
         self.write()
 
     def _question(self, number: int) -> Question:
-        said = Statement(
+        statement = Statement(
             1, "f" * 64, number, number, TRAIN, "run", self.own, "n", "", {}, 0.0
         )
-        return Question(said, f"{number:064x}", "key", 0.0, self.digest)
+        return Question(statement, f"{number:064x}", "key", 0.0, self.digest)
 
     def decide(self, state: Any) -> None:
-        """What the site's people say to the plan."""
+        """Set the decision of the site's people about the plan."""
         self.plans.decide(self.digest, Decision(state, time.time(), "hand"))
 
     def write(self, *, run: str = "", run_key: Any = None, **changed: Any) -> None:
@@ -115,20 +116,19 @@ class Released:
 
         Args:
             run: the envelope of the run's key, in place of the honest one.
-            run_key: signs the statement, in place of the run's.
+            run_key: signs the statement, in place of the run's key.
             changed: fields of the provenance.
         """
+        provenance = replace(self.provenance, **changed)
         signed = {
             "run": run or sign(RUN, self.run, self.coordinator),
-            "statement": sign(
-                MODEL, replace(self.provenance, **changed), run_key or self.run_key
-            ),
+            "statement": sign(MODEL, provenance, run_key or self.run_key),
         }
         (self.folder / FILE_NAME).write_text(json.dumps(signed), encoding="ascii")
 
 
 def answer_of(name: str, number: int) -> str:
-    """Hash of a site's signed answer in a round."""
+    """Return the hash of a site's signed answer in a round."""
     return f"{number}{name}".encode().hex().ljust(64, "0")
 
 

@@ -1,4 +1,4 @@
-"""Builds small sweep folders and run folders whose numbers can be checked by hand."""
+"""Small sweep folders and run folders with numbers that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def compose_settings(*overrides: str) -> Settings:
-    """Settings as the real configuration composes them."""
+    """Return settings that the real configuration composes."""
     with hydra.initialize_config_dir(str(CONF), version_base=None):
         config = hydra.compose("config", list(overrides))
-    found: Any = OmegaConf.to_container(config, resolve=True)
-    values: dict[str, Any] = found
-    return Settings.from_dict(
-        {key: values[key] for key in values if key not in ("sweep", "experiment")}
-    )
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    for key in ("sweep", "experiment"):
+        values.pop(key, None)
+    return Settings.from_dict(values)
 
 
 def settings_with(*overrides: str) -> Settings:
-    """Settings of the demo: 4 rounds of budget, 6 to the second threshold."""
+    """Return settings of the demo: 4 rounds of budget, 6 to the second threshold."""
     return compose_settings("experiment=demo", *overrides)
 
 
 def told_line(
     number: int, accuracy: float, shares: Sequence[float], num_clients: int = 4
 ) -> str:
-    """Return a line with diagnostics.
+    """Return a history line with diagnostics.
 
-    There are 320 test texts, equally many of each of 5 classes. Each client takes 5 steps a round.
+    There are 64 test texts of each of 5 classes. Each client takes 5 steps a round.
     """
     line = json.loads(history_line(number, accuracy, num_clients))
     for client in line["clients"]:
-        steps = {"num_steps": 5, "total_steps": 5 * number}
-        client |= steps | {
+        client |= {
+            "num_steps": 5,
+            "total_steps": 5 * number,
             "head_norm": 0.15,
             "cosine_to_others": -0.125 if num_clients > 1 else None,
         }
@@ -126,7 +126,7 @@ def write_table(folder: Path, rows: Sequence[Sequence[object]]) -> None:
 
 
 def demo_sweep(folder: Path) -> Path:
-    """K = 1 reaches 0.9 in 4 rounds; K = 4 has 0.72 then and reaches 0.81 = 90 % in round 5."""
+    """Write a sweep: K = 1 has 0.9 in round 4; K = 4 has 0.72, and 0.81 = 90 % in round 5."""
     for num_clients, curve in (
         (1, [0.2, 0.8, 0.85, 0.88, 0.9]),
         (4, [0.2, 0.4, 0.5, 0.6, 0.72, 0.81]),
@@ -151,5 +151,5 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def write_report(folder: Path) -> Path:
-    """As `wardround report` writes it."""
+    """Write the report as `wardround report` does."""
     return write_any_report(folder, findings)

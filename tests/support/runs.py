@@ -1,4 +1,4 @@
-"""Runs as a person starts them, and the parts of their history that tests compare."""
+"""Runs that a person starts, and the parts of their history that tests compare."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def hashes(run_dir: Path) -> list[str]:
 
 
 def start(verb: str, overrides: list[str]) -> subprocess.Popen[str]:
-    """Start the command line in a process of its own, without its output."""
+    """Start the command line in a new process, without its output."""
     return subprocess.Popen(
         [*COMMAND, verb, *overrides],
         stdout=subprocess.DEVNULL,
@@ -42,7 +42,7 @@ def wait_for_round(process: subprocess.Popen[str], run_dir: Path, number: int) -
 
 
 def with_keys(overrides: list[str], **keys: object) -> list[str]:
-    """Replace some overrides."""
+    """Return the overrides with other values of these keys."""
     return changed(overrides, *(f"{key}={value}" for key, value in keys.items()))
 
 

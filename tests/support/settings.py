@@ -6,7 +6,6 @@ from wardround.common.places import CONF
 
 
 def options(group: str) -> list[str]:
-    """Names of a group's files, as the command line takes them."""
-    return sorted(
-        file.stem for file in (CONF / group).glob("*.yaml") if file.stem != "base"
-    )
+    """Return the options of a group on the command line: the names of its files."""
+    names = {file.stem for file in (CONF / group).glob("*.yaml")}
+    return sorted(names - {"base"})

@@ -1,4 +1,4 @@
-"""`wardround-site` as a program of its own, on this checkout."""
+"""`wardround-site` of this checkout, in a new process."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ QUICK = ("--skip-check", "device")
 
 
 def command_line(*words: str) -> list[str]:
-    """`wardround-site WORDS`, on this checkout."""
+    """Return the command line of `wardround-site WORDS` of this checkout."""
     return [sys.executable, "-m", "wardround.client.kit.cli", *words]
 
 
 def environment() -> dict[str, str]:
-    """Ours, without its proxies."""
+    """Return the environment of this process without its proxies."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
 
 
 def site_command(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
+    """Run `wardround-site WORDS` to its end."""
     return subprocess.run(
         command_line(*words),
         cwd=folder,

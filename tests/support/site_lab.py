@@ -1,4 +1,4 @@
-"""A small world for a site's tests: certificates, keys, a TLS server on loopback."""
+"""Certificates, keys, a site and a TLS server on loopback, for tests of a site."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ WIDE = Policy(
     max_total_answers=1_000_000,
     min_changed_texts=1,
 )
-"""Limits within which the tests' tiny runs lie."""
+"""Limits that allow the tiny runs of the tests."""
 
 
 def make_certificates(
@@ -57,7 +57,7 @@ def make_certificates(
     started_days_ago: int = 0,
     days: int = 90,
 ) -> Pair:
-    """An authority `ca.crt` in `folder` and a server certificate from it."""
+    """Make an authority `ca.crt` in `folder`. Return a server certificate from it."""
     folder.mkdir(parents=True, exist_ok=True)
     authority, server = (
         Pair(folder / f"{name}.crt", folder / f"{name}.key")
@@ -70,7 +70,7 @@ def make_certificates(
 
 
 def pinned(policy: Policy, model: Path | None) -> Policy:
-    """The policy with a model's weights listed by their hash, if it allows any and asks nobody."""
+    """List a model by its hash if a policy approves by itself and allows any model."""
     if model is None or policy.approve == "by_hand" or policy.models != "any":
         return policy
     try:
@@ -81,7 +81,7 @@ def pinned(policy: Policy, model: Path | None) -> Policy:
 
 
 def make_site(folder: Path, port: int, data: Path, **facts: Any) -> SiteFile:
-    """A site with a key pair of its own, whose server is on this machine."""
+    """Make a site with its own key pair, whose server is on this machine."""
     folder.mkdir(parents=True, exist_ok=True)
     private, public = folder / "site.key", folder / "site.pub"
     signing, coordinator = folder / "signing.key", folder / "coordinator.pub"
@@ -114,7 +114,7 @@ def make_site(folder: Path, port: int, data: Path, **facts: Any) -> SiteFile:
 
 @contextmanager
 def tls_server(pair: Pair, protocols: tuple[str, ...] = ("h2",)) -> Iterator[int]:
-    """A server that does TLS and then hangs up; gives its port."""
+    """Run a server that does a TLS handshake and then hangs up. Yield its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair.certificate, pair.key)
     if protocols:
@@ -130,7 +130,7 @@ def tls_server(pair: Pair, protocols: tuple[str, ...] = ("h2",)) -> Iterator[int
 
 @contextmanager
 def raw_server(serve: Any) -> Iterator[int]:
-    """A server on loopback that hands every connection to `serve`; gives its port."""
+    """Run a server on loopback that passes every connection to `serve`. Yield its port."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.1)
     over = threading.Event()
@@ -158,23 +158,22 @@ def raw_server(serve: Any) -> Iterator[int]:
 
 
 def free_port() -> int:
-    """A port where nothing listens."""
+    """Return a port on which no program listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def look(site: SiteFile, *names: str, **options: Any) -> dict[str, Finding]:
-    """Findings of these checks, by name."""
+    """Return the findings of these checks, by name."""
     subject = Subject(site, Options(**({"timeout_seconds": 2.0} | options)))
     findings = {name: finding_of(name, subject) for name in names}
-    # Whatever is wrong, a person is told what to do next.
-    assert all(
-        finding.next_step for finding in findings.values() if finding.state == "problem"
-    ), findings
+    # Every problem has a next step.
+    for finding in findings.values():
+        assert finding.next_step or finding.state != "problem", findings
     return findings
 
 
 def states(findings: dict[str, Finding]) -> dict[str, str]:
-    """Their states."""
+    """Return the states of findings, by name."""
     return {name: finding.state for name, finding in findings.items()}

@@ -1,4 +1,4 @@
-"""Flower's SuperLink in this process, without a network, between fake nodes and a server app."""
+"""Flower's SuperLink in this process, without a network, between nodes and a server app."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SERVER = 1
 
 
 class Aborted(Exception):
-    """As gRPC ends a call."""
+    """The server has ended a call."""
 
 
 class Context:
-    """Of one call."""
+    """The context of one call."""
 
     def abort(self, code: object, reason: str) -> None:
-        """Raise."""
+        """Raise Aborted."""
         raise Aborted(reason)
 
 
@@ -53,15 +53,14 @@ class Lab:
             objectstore_factory=stores,
             enable_supernode_auth=True,
         )
-        self.run_id = self.state.create_run(
-            *(None, None, None, {}, NOOP_FEDERATION_ID, None, None, TaskType.SERVER_APP)
-        )
+        facts: list[Any] = [None, None, None, {}, NOOP_FEDERATION_ID, None, None]
+        self.run_id = self.state.create_run(*facts, TaskType.SERVER_APP)
         (self._task,) = self.state.task_store.values()
         assert self.state.claim_task(self._task.task_id)
         assert self.state.activate_task(self._task.task_id)
 
     def node(self, key: bytes) -> int:
-        """A node that is online."""
+        """Add a node that is online. Return its number."""
         node_id = self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0)
         assert self.state.activate_node(node_id, 30.0)
         return int(node_id)
@@ -73,7 +72,7 @@ class Lab:
         seconds: float = 60.0,
         kind: str = "train",
     ) -> str:
-        """The server app asks a node something; returns the message's id."""
+        """Let the server app ask a node a question. Return the id of the message."""
         metadata = wire.Metadata(
             run_id=self.run_id,
             src_node_id=SERVER,
@@ -95,23 +94,22 @@ class Lab:
         )
         response = server_app.push_messages(request, self.state, self._task)
         wanted = set(response.objects_to_push)
-        parts = {
-            part.object_id: part for part in root.walk() if part.object_id in wanted
-        }
-        for part in parts.values():
-            pushed = self._object(
-                SERVER, response.session_id, part.object_id, part.write()
-            )
+        parts = {part.object_id: part for part in root.walk()}
+        for object_id, part in parts.items():
+            if object_id not in wanted:
+                continue
+            written = part.write()
+            pushed = self._object(SERVER, response.session_id, object_id, written)
             assert server_app.push_object(pushed, self.state, self._task).stored
         return root.object_id
 
     def claim(self, question: str) -> Any:
-        """The server app asks for the reply to a question; Flower's response."""
+        """Let the server app ask for the reply to a question. Return Flower's response."""
         request = PullAppMessagesRequest(message_ids=[question])
         return server_app.pull_messages(request, self.state, self._task)
 
     def read(self, object_id: str) -> Any:
-        """The server app fetches an object; Flower's response."""
+        """Let the server app fetch an object. Return Flower's response."""
         request = wire.PullObjectRequest(
             node=Node(node_id=SERVER), run_id=self.run_id, object_id=object_id
         )
@@ -129,31 +127,31 @@ class Lab:
         )
 
     def call(self, name: str, request: Any) -> Any:
-        """One call of a node's. Raises Aborted."""
+        """Make a call of a node. Raises Aborted."""
         return getattr(self.door, name)(request, Context())
 
     def pull(self, node_id: int) -> Any:
-        """A node looks for a question; Flower's response."""
+        """Let a node ask for a question. Return Flower's response."""
         return self.call(
             "PullMessages", fleet.PullMessagesRequest(node=Node(node_id=node_id))
         )
 
     def fetch(self, node_id: int, object_id: str) -> Any:
-        """A node fetches an object; Flower's response."""
+        """Let a node fetch an object. Return Flower's response."""
         request = wire.PullObjectRequest(
             node=Node(node_id=node_id), run_id=self.run_id, object_id=object_id
         )
         return self.call("PullObject", request)
 
     def confirm(self, node_id: int, question: str) -> Any:
-        """A node has done with a question."""
+        """Let a node confirm that it has received a question."""
         request = wire.ConfirmMessageReceivedRequest(
             node=Node(node_id=node_id), run_id=self.run_id, message_object_id=question
         )
         return self.call("ConfirmMessageReceived", request)
 
     def begin(self, node_id: int, question: str, tree: Any, **changed: Any) -> Any:
-        """A node says what its answer consists of; Flower's response.
+        """Let a node begin its answer with the tree of objects. Return Flower's response.
 
         Args:
             changed: fields of the message's metadata.
@@ -179,12 +177,12 @@ class Lab:
         return self.call("PushMessages", request)
 
     def push(self, node_id: int, session: str, part: Object) -> Any:
-        """A node pushes one object of its answer; Flower's response."""
+        """Let a node push one object of its answer. Return Flower's response."""
         request = self._object(node_id, session, part.object_id, part.write())
         return self.call("PushObject", request)
 
     def answer(self, node_id: int, question: str, root: Object) -> str:
-        """A node pushes a whole answer; returns the session."""
+        """Let a node push a whole answer. Return the session."""
         response = self.begin(node_id, question, root.tree(wire.ObjectTree))
         for part in {part.object_id: part for part in root.walk()}.values():
             if part.object_id in response.objects_to_push:
@@ -192,7 +190,7 @@ class Lab:
         return str(response.session_id)
 
     def why(self, action: Callable[[], Any]) -> str:
-        """Why a call is refused; empty if it is not."""
+        """Return the reason for which a call is refused; empty if it is accepted."""
         try:
             action()
         except Aborted as error:
@@ -201,33 +199,33 @@ class Lab:
 
 
 def small(word: str = "") -> Object:
-    """A content with one small record."""
+    """Return a content with one small record."""
     return content_object(RecordDict({"task": ConfigRecord({"word": word})}))
 
 
 def blob(letter: str, num_bytes: int, children: Sequence[Object] = ()) -> Object:
-    """An object of about so many bytes."""
+    """Return an object of about this number of bytes."""
     return make_object("ConfigRecord", letter.encode() * num_bytes, children)
 
 
 def reply(*parts: Object) -> Object:
-    """A message of these objects."""
+    """Return a message of these objects."""
     return make_object("Message", b"", parts)
 
 
 def tree(object_id: str, *children: Any) -> Any:
-    """Flower's tree of objects."""
+    """Return Flower's tree of objects."""
     return wire.ObjectTree(object_id=object_id, children=children)
 
 
 def name(number: int) -> str:
-    """An id that could be an object's."""
+    """Return an id in the form of object ids."""
     return f"{number:064x}"
 
 
 def num_nodes(root: Any) -> int:
-    """Of a tree, each as often as it stands there."""
+    """Return the number of nodes of a tree. A repeated node counts each time."""
     found = [root]
-    for node in found:  # which grows meanwhile
+    for node in found:  # the list grows in this loop
         found.extend(node.children)
     return len(found)

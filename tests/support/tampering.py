@@ -1,4 +1,4 @@
-"""Clients that send something else than they trained."""
+"""Clients that do not send the tensors that they trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONTINUE = "strategy.on_missing=continue"
 
 
 def training_as(train: Callable[[Message, Context], Message]) -> ClientApp:
-    """Clients that are honest but in how they train."""
+    """Return clients that are honest, except for their training."""
     app = ClientApp()
 
     @app.query()
@@ -31,31 +31,30 @@ def training_as(train: Callable[[Message, Context], Message]) -> ClientApp:
 
 
 def tampering(change: Callable[[Update], Update], client: int = 1) -> ClientApp:
-    """Clients of which one changes its update before it is sent."""
+    """Return clients of which one changes its update before it sends it."""
 
     def train(message: Message, context: Context) -> Message:
         reply = honest_app(message, context)
         if context.node_config["partition-id"] != client:
             return reply
-        return Message(
-            pack_update(change(unpack_update(reply.content, LABEL))), reply_to=message
-        )
+        update = change(unpack_update(reply.content, LABEL))
+        return Message(pack_update(update), reply_to=message)
 
     return training_as(train)
 
 
 def with_value(update: Update, value: float) -> Update:
-    """One element replaced, in a copy."""
+    """Return a copy of the update with one changed element."""
     tensors = shared(update).copy()
     tensors[5] = value
     return with_tensors(update, tensors)
 
 
 def shared(update: Update) -> np.ndarray:
-    """The trained tensors."""
+    """Return the trained tensors."""
     return update.payload.arrays["shared"]
 
 
 def with_tensors(update: Update, tensors: np.ndarray) -> Update:
-    """Others in their place."""
+    """Return the update with other tensors."""
     return replace(update, payload=Payload("whole", {"shared": tensors}))

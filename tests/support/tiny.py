@@ -25,7 +25,7 @@ FILLER = ["the", "a", "of", "said", "today", "was", "new", "and", "on", "very"]
 
 
 def write_texts(path: Path, num_examples: int, seed: int) -> Path:
-    """A CSV of short texts whose words tell their topic."""
+    """Write a CSV of short texts with words of their topics. Return its path."""
     random = np.random.default_rng(seed)
     names = list(TOPICS)
     with path.open("w", newline="") as file:
@@ -42,10 +42,10 @@ def write_texts(path: Path, num_examples: int, seed: int) -> Path:
 
 
 def model_at(folder: Path | str, head: str = "own", **more: str) -> ModelSettings:
-    """Settings of the model in a folder.
+    """Return settings of the model in a folder.
 
     Args:
-        more: of `abu_where` and `abu_normalisation`; given, its activations are blended.
+        more: `abu_where` or `abu_normalisation`, for a model with blended activations.
     """
     fields: dict[str, Any] = {
         "label": "tiny",
@@ -62,7 +62,7 @@ def model_at(folder: Path | str, head: str = "own", **more: str) -> ModelSetting
 
 
 def write_model(folder: Path, kind: str, dropout: float = 0.1) -> Path:
-    """An encoder without a head, as pre-training leaves it, with its tokenizer."""
+    """Write an encoder without a head, and its tokenizer. Return the folder."""
     from transformers import (
         AlbertConfig,
         AlbertModel,
@@ -84,9 +84,8 @@ def write_model(folder: Path, kind: str, dropout: float = 0.1) -> Path:
         *FILLER,
         *chain.from_iterable(TOPICS.values()),
     ]
-    tokenizer = BertTokenizer(
-        vocab={word: number for number, word in enumerate(words)}, model_max_length=32
-    )
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=32)
     common: dict[str, Any] = {"vocab_size": len(words), "max_position_embeddings": 32}
     bert: dict[str, Any] = {
         "hidden_size": 16,
@@ -101,11 +100,10 @@ def write_model(folder: Path, kind: str, dropout: float = 0.1) -> Path:
     if kind == "bert":
         model = BertModel(BertConfig(**common, **bert))
     elif kind == "albert":
-        model = AlbertModel(
-            AlbertConfig(
-                **common, **bert, embedding_size=8, classifier_dropout_prob=dropout
-            )
+        albert = AlbertConfig(
+            **common, **bert, embedding_size=8, classifier_dropout_prob=dropout
         )
+        model = AlbertModel(albert)
     else:
         config = DistilBertConfig(
             **common,
@@ -144,17 +142,15 @@ def _write_decoder(folder: Path, kind: str) -> Path:
         *FILLER,
         *chain.from_iterable(TOPICS.values()),
     ]
-    core = Tokenizer(
-        WordLevel(
-            {word: number for number, word in enumerate(words)}, unk_token="<unk>"
-        )
-    )
+    vocabulary = {word: number for number, word in enumerate(words)}
+    core = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = Whitespace()
     core.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    special |= {"pad_token": "<pad>"} if kind == "qwen2" else {}
+    if kind == "qwen2":
+        special["pad_token"] = "<pad>"
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, model_max_length=32, **special
     )
@@ -168,11 +164,11 @@ def _write_decoder(folder: Path, kind: str) -> Path:
         "max_position_embeddings": 32,
     }
     torch.manual_seed(0)
-    model: Any = (
-        LlamaModel(LlamaConfig(**size))
-        if kind == "llama"
-        else Qwen2Model(Qwen2Config(**size))
-    )
+    model: Any
+    if kind == "llama":
+        model = LlamaModel(LlamaConfig(**size))
+    else:
+        model = Qwen2Model(Qwen2Config(**size))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

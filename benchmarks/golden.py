@@ -102,7 +102,8 @@ def _compare(before: Path, folder: Path) -> bool:
         )
         differ += old != new
         _say(
-            f"{'same   ' if old == new else 'DIFFERS'}  {name}: {len(new)} rounds, {new[-1][0][:12]}"
+            f"{'same   ' if old == new else 'DIFFERS'}  {name}: {len(new)} rounds, "
+            f"{new[-1][0][:12]}"
         )
     _say(f"{len(CASES) - differ} of {len(CASES)} the same")
     return not differ

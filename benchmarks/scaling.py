@@ -172,7 +172,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 None if found[1] is None else found[1] * 1024,
             ]
         )
-    title = f"The paper's 54 cells at {options.teraflops:g} TFLOP/s and {options.dollars:g} $ an hour (assumed)"
+    title = (
+        f"The paper's 54 cells at {options.teraflops:g} TFLOP/s and "
+        f"{options.dollars:g} $ an hour (assumed)"
+    )
     more[title] = paper_table(options.teraflops, options.dollars)
     Report("scaling", fits, samples, [f"fitted by {command('scaling')}"], more).write(
         options

@@ -1,1 +1,1 @@
-"""Stock Flower on the message API: full state dict both ways, evaluation as a message of its own."""
+"""Stock Flower on the message API: full state dict both ways, evaluation in its own message."""

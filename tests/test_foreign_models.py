@@ -30,7 +30,6 @@ from wardround.client.round import answer
 from wardround.client.site import Kept, Order, RealSite
 from wardround.client.site_file import write_site_file
 from wardround.common.data.corpus import forget_corpora
-from wardround.common.errors import ModelNotLoaded
 from wardround.common.files import file_sha256
 from wardround.common.model.build import build_model
 from wardround.common.model.mixture import GATE
@@ -216,7 +215,7 @@ def test_a_folder_that_could_bring_other_weights_is_refused(
     spoil, words = REFUSED[kind]
     folder = copy_of(tiny_model, tmp_path / "model")
     spoil(folder)
-    with pytest.raises(ModelNotLoaded, match=words) as refused:
+    with pytest.raises(ValueError, match=words) as refused:
         build_model(LABEL, model_at(folder), LABELS, seed=0)
     assert str(refused.value).startswith(f"model.name is '{folder}': ")
 
@@ -258,7 +257,7 @@ def start_of(settings: Settings, honest: Path) -> tuple[Payload, str]:
     """
     try:
         state = open_model(settings, LABELS, fresh=True)
-    except ModelNotLoaded:
+    except ValueError:
         plain = replace(settings, model=model_at(honest))
         state = open_model(plain, LABELS, fresh=True)
     return whole(state.flat.detach().cpu().clone().numpy()), state.layout.digest

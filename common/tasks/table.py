@@ -12,16 +12,14 @@ TASKS: Mapping[str, Task] = {task.name: task for task in (LABEL,)}
 """Every task by its name."""
 
 
-_FIRST = LABEL.name
-
-
 def task_of(settings: Settings | None) -> Task:
     """Return the task that a run trains for.
 
     No setting names a task yet, so that every run has the only one. A model folder without
     settings is a classifier.
     """
-    return TASKS[_FIRST]
+    (task,) = TASKS.values()
+    return task
 
 
 def import_model_classes() -> None:

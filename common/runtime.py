@@ -104,7 +104,9 @@ def resolve_threads(threads: int | str) -> int:
     else:
         cpus = os.cpu_count() or 1
     quota = cpu_quota()
-    return cpus if quota is None else max(1, min(cpus, int(quota)))
+    if quota is None:
+        return cpus
+    return max(1, min(cpus, int(quota)))
 
 
 # Parameters of glibc's `mallopt` (malloc.h), and the largest value of the second.
@@ -145,7 +147,9 @@ def available_memory() -> int | None:
             _, kibibytes, _ = line.split()
             free = int(kibibytes) * 1024
     left = memory_left()
-    return free if free is None or left is None else min(free, left)
+    if free is None or left is None:
+        return free
+    return min(free, left)
 
 
 def prepare(settings: Settings) -> torch.device:

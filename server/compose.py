@@ -31,7 +31,8 @@ from wardround.common.settings.tree import Settings, known_keys
 from wardround.server.typed_words import as_typed, hydra_text
 
 AXES = ("model", "data", "num_clients", "seed")
-_GROUPS = tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
+_FOLDERS = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
+_GROUPS = tuple(sorted(_FOLDERS))
 _NO_SETTINGS = ("hydra", "sweep", "experiment", ABOUT_RECIPE)
 """Nodes of Hydra's tree that are not settings."""
 _BESIDE_SETTINGS = (
@@ -205,7 +206,8 @@ def _in_quotes(word: str) -> str:
 
 def _nearest_keys(key: str, known: Sequence[str]) -> str:
     """Return the next step for an unknown key: what others call a setting, and similar names."""
-    other_name = key.rsplit(".", 1)[-1].lower()
+    _, _, last = key.rpartition(".")
+    other_name = last.lower()
     found = [*_OTHER_NAMES.get(other_name, ()), *similar(key, known)]
     words = nearest_in_words(list(dict.fromkeys(found)))
     return words or " See: wardround simulate --help, and docs/settings.md."

@@ -34,8 +34,7 @@ from wardround.server.app import conduct
 from wardround.server.engines.simulate import simulate
 from wardround.server.record import RoundRecord
 from wardround.server.rounds.clients import Answer, Request
-from wardround.server.rounds.control_variates import mean_steps
-from wardround.server.rounds.members import Member
+from wardround.server.rounds.members import Member, mean_steps
 from wardround.server.run_folder import RunFolder
 
 ON = "train.control_variates=true"

@@ -20,7 +20,7 @@ from wardround.common.data.corpus import forget_corpora, open_corpus
 from wardround.common.data.token_cache import cache_folder
 from wardround.common.data.tokens import TokenisedTexts, tokenise
 from wardround.common.settings.tree import Settings
-from wardround.server.engines.shared_memory import corpus_from_memory, corpus_to_memory
+from wardround.server.engines.run_memory import corpus_from_memory, corpus_to_memory
 from wardround.server.engines.simulate import simulate
 
 TEXTS = ["the goal", "a bank said profit", "fever"]

@@ -24,7 +24,7 @@ from wardround.server.app import conduct
 from wardround.server.engines import simulate as door
 from wardround.server.engines.local_grid import LocalGrid
 from wardround.server.engines.pool import WorkerPool
-from wardround.server.engines.shared_memory import (
+from wardround.server.engines.run_memory import (
     corpus_from_memory,
     corpus_to_memory,
     tensors_in,

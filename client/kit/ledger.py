@@ -73,7 +73,8 @@ def accept(site: SiteFile, missing: str) -> str:
         )
     key, _ = signing_keys(site)
     own = fingerprint(public_line(key))
-    with Journal(site.state, own), Ledger(site.state, site.name, own) as ledger:
+    ledger = Ledger(site.state, site.name, own)
+    with Journal(site.state, own), ledger:
         ledger.accept(missing)
     return "Noted. Next: start wardround-site join again."
 

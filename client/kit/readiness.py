@@ -92,7 +92,8 @@ def check(
     """
     findings = run_checks(site, options, skip)
     if as_json:
-        typer.echo(json.dumps(findings_as_json(site, findings), indent=2))
+        content = findings_as_json(site, findings)
+        typer.echo(json.dumps(content, indent=2))
     else:
         print_findings(findings)
     return DONE if is_ready(findings) else FAILED

@@ -61,7 +61,8 @@ class Addresses:
         if not insecure:
             return self
         own_host = "127.0.0.1"
-        if ":" in self.fleet_host:
+        is_ipv6 = ":" in self.fleet_host
+        if is_ipv6:
             own_host = "::1"
         return replace(self, fleet_host=own_host)
 

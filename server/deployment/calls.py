@@ -311,7 +311,8 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
         try:
             public: Any = load_pem_public_key(signed.key)
             written = signed.time.encode("ascii")
-            public.verify(signed.signature, written, ec.ECDSA(hashes.SHA256()))
+            algorithm = ec.ECDSA(hashes.SHA256())
+            public.verify(signed.signature, written, algorithm)
         except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
             return False
         if len(self._seen) >= _REMEMBERED:

@@ -54,7 +54,8 @@ class RunWatch:
         records = run.history()
         rounds = [record.round for record in records]
         self._last_shown = max(rounds, default=-1)
-        self._shown_texts = set(self._texts(records))
+        texts = self._texts(records)
+        self._shown_texts = set(texts)
         display().start_rounds(settings.cell, settings.num_rounds)
 
     def status(self) -> dict[str, str] | None:
@@ -77,7 +78,8 @@ class RunWatch:
         current = read_open_round(self.run)
         if current is not None:
             num_answered = len(current.answered)
-            num_sites = num_answered + len(current.missing)
+            num_missing = len(current.missing)
+            num_sites = num_answered + num_missing
             display().show_updates(current.round, num_answered, num_sites)
         before = self._versions
         self._versions = self._file_versions()

@@ -24,7 +24,7 @@ from wardround.common.model.state import move_into, open_model
 from wardround.common.process.frames import receive_frame, send_frame
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.table import import_model_classes
-from wardround.server.engines.shared_memory import corpus_from_memory, tensors_in
+from wardround.server.engines.run_memory import corpus_from_memory, tensors_in
 from wardround.server.engines.worker import run_worker
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from wardround.common.process.worker import (
 from wardround.common.settings.tree import Settings
 from wardround.common.wire.arrays import put_arrays, take_arrays
 from wardround.common.wire.flat_arrays import read_arrays
-from wardround.server.engines.shared_memory import corpus_to_memory, tensors_in
+from wardround.server.engines.run_memory import corpus_to_memory, tensors_in
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -31,11 +31,10 @@ from wardround.server.rounds.callbacks import Callback
 from wardround.server.rounds.checks import check_finite
 from wardround.server.rounds.clients import Clients
 from wardround.server.rounds.cohort import Cohort
-from wardround.server.rounds.control_variates import mean_steps
 from wardround.server.rounds.evaluation import Evaluation
 from wardround.server.rounds.intake import Intake, OpenUpdate, content_or_refusal
 from wardround.server.rounds.mean import RoundMean, SumMemory, WeightedMean
-from wardround.server.rounds.members import Member, weights_of
+from wardround.server.rounds.members import Member, mean_steps, weights_of
 from wardround.server.rounds.server_step import ServerStep
 from wardround.server.rounds.state import RoundState
 from wardround.server.rounds.updates import (

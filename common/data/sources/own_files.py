@@ -44,10 +44,11 @@ def read_own_files(settings: DataSettings, target: TargetColumns) -> Source:
     columns = Columns(settings.text_columns, target)
     # No test text is trained on, so there is nothing to opt out of.
     training_columns = replace(columns, opt_out=settings.opt_out_column)
-    test = tuple(read_file(file, columns, "data.test_path", form) for file in tests)
+    test = [read_file(file, columns, "data.test_path", form) for file in tests]
+    train = [read_file(file, training_columns, "data.path", form) for file in files]
     return Source(
-        tuple(read_file(file, training_columns, "data.path", form) for file in files),
-        test,
+        tuple(train),
+        tuple(test),
         site_names=tuple(file.stem for file in sites),
     )
 
@@ -60,11 +61,11 @@ def _site_files(folder: Path, tests: Sequence[Path]) -> list[Path]:
     """
     require_not_saved(folder, "data.path")
     not_sites = [test.resolve() for test in tests]
-    files = [
-        file
-        for file in sorted(folder.iterdir())
-        if file.name[0] != "." and file.resolve() not in not_sites
-    ]
+    files = []
+    for file in sorted(folder.iterdir()):
+        is_hidden = file.name.startswith(".")
+        if not is_hidden and file.resolve() not in not_sites:
+            files.append(file)
     stems = [file.stem.lower() for file in files]
     for file in files:
         if not file.is_file() or file.suffix.lower() not in FILE_READERS:

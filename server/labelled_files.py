@@ -119,8 +119,8 @@ def texts_to_label(
         form: delimiter and encoding of the file.
 
     Raises:
-        ValueError: the file is missing, damaged, not in its encoding or lacks the column; or there are no
-            texts.
+        ValueError: the file is missing, damaged, not in its encoding or lacks the column; or
+            there are no texts.
     """
     found: Texts
     typed = [readable(text) for text in typed]

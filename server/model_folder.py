@@ -108,6 +108,7 @@ def _card(
         f"`{name}`" for name in (text_model.model.config.id2label or {}).values()
     )
     train = settings.train
+    choice = _choice(kept, last_round, text_model.task)
     return f"""---
 library_name: transformers
 pipeline_tag: {text_model.task.pipeline}
@@ -121,7 +122,7 @@ tags: [federated-learning, wardround]
 | | |
 |---|---|
 | labels | {labels} |
-{_metrics(kept.test, text_model.task)}| rounds | {kept.round}{_choice(kept, last_round, text_model.task)} |
+{_metrics(kept.test, text_model.task)}| rounds | {kept.round}{choice} |
 | protocol | {settings.protocol.name}, partition {settings.partition.name}, seed {settings.seed} |
 | local training | {train.local_epochs} epoch(s) a round, batch {train.batch_size}, \
 {train.optimizer}, learning rate {train.learning_rate:g} |

@@ -108,8 +108,9 @@ class Target(Callback):
             return None
         if merit(self._task, score) < merit(self._task, self.target):
             return None
+        words = self._task.metric_words[self._task.score]
         return (
-            f"{self._task.metric_words[self._task.score]} {score:.4f} reached the target {self.target:.4f} in round "
+            f"{words} {score:.4f} reached the target {self.target:.4f} in round "
             f"{record.round}"
         )
 

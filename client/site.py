@@ -20,7 +20,7 @@ from wardround.client.sizes import Sizes, size_refusals
 from wardround.client.versions import Versions
 from wardround.common.data.corpus import Corpus, forget_corpora, open_corpus
 from wardround.common.data.opt_outs import NO_LATE_OPT_OUTS, LateOptOuts
-from wardround.common.data.partitions import partition, split_held_out
+from wardround.common.data.partitions import deal_held_out, partition, split_held_out
 from wardround.common.errors import SiteRefusal
 from wardround.common.files import file_sha256, stamp_of
 from wardround.common.settings.data import PartitionSettings
@@ -54,6 +54,11 @@ class Examples:
         settings: Settings,
     ) -> Examples:
         """Split the held-out texts. Raises ValueError if there are too few."""
+        if settings.evaluation.where == "sites" and len(held_out) == 0:
+            raise ValueError(
+                "this site holds out no text, but evaluation.where is sites. Add texts, or "
+                "set evaluation.where=server."
+            )
         fraction = settings.evaluation.validation_fraction
         split_seed = settings.data.split_seed
         seed = settings.seed if split_seed is None else split_seed
@@ -159,11 +164,7 @@ def _deal(
     """
     strata = task.strata(corpus.train.targets)
     parts = partition(how, strata, num_clients, seed, corpus.site_sizes)
-    everyone = np.arange(len(corpus.test))
-    if how.name == "by_site" and corpus.test_sizes:
-        held_out = np.split(everyone, np.cumsum(corpus.test_sizes)[:-1])
-    else:
-        held_out = np.array_split(everyone, num_clients)
+    held_out = deal_held_out(how, len(corpus.test), num_clients, corpus.test_sizes)
     # Without sites no text can opt out (Settings).
     sizes = corpus.opted_out_sizes if how.name == "by_site" else [0] * num_clients
     opted_out = np.split(np.arange(len(corpus.opted_out)), np.cumsum(sizes)[:-1])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wardround.common.data.corpus import Corpus, open_corpus
-from wardround.common.data.partitions import partition
+from wardround.common.data.partitions import deal_held_out, partition
 from wardround.common.data.steps import count_steps
 from wardround.common.data.tokens import TokenisedTexts
 from wardround.common.settings.tree import Settings
@@ -44,6 +44,8 @@ def prepare_simulation(clients: Clients, settings: Settings) -> Prepared:
     corpus = open_corpus(settings)
     is_by_site = settings.partition.name == "by_site"
     names = [name for name, _ in corpus.site_sizes] if is_by_site else []
+    if settings.evaluation.where == "sites":
+        _check_held_out(settings, corpus, names)
     return Prepared(
         cohort=Cohort(clients, settings, simulated_sites=names),
         label_names=corpus.label_names,
@@ -85,6 +87,24 @@ def prepare_deployment(
         test_counts=_counts(settings, corpus),
         findings=corpus.findings,
     )
+
+
+def _check_held_out(
+    settings: Settings, corpus: Corpus, site_names: Sequence[str]
+) -> None:
+    """Raise ValueError, with its name, if a client has too few held-out texts to measure."""
+    needed = 2 if settings.evaluation.validation_fraction else 1
+    dealt = deal_held_out(
+        settings.partition, len(corpus.test), settings.num_clients, corpus.test_sizes
+    )
+    for client, part in enumerate(dealt):
+        if len(part) < needed:
+            who = f"site '{site_names[client]}'" if site_names else f"client {client}"
+            raise ValueError(
+                f"{who} holds out {len(part)} texts, but evaluation.where is sites, which "
+                f"needs at least {needed}. Each label keeps one text for training. Add texts, "
+                "raise data.test_fraction, or set evaluation.where=server."
+            )
 
 
 def _counts(settings: Settings, corpus: Corpus) -> list[int] | None:

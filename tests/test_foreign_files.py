@@ -16,8 +16,10 @@ import pytest
 from tests.support.door import CommandResult, run_dir_of, wardround
 from tests.support.reading import message, pairs, read, write
 from tests.support.site_lab import look, make_site
+from tests.support.tiny import Make
 from wardround.common.data.file_guesses import looks_like, misread
 from wardround.common.file_form import FileForm
+from wardround.server.engines.simulate import simulate
 
 ROWS = "x,a\ny,b\nz,a\nw,b\n"
 LETTERS = [f"Größe und Übelkeit {number},{'ab'[number % 2]}" for number in range(59)]
@@ -397,3 +399,35 @@ def test_a_folder_of_csv_files_is_no_hub_layout(tmp_path: Path) -> None:
     said = message(reader="hub", hub_name=str(tmp_path / "hub"))
     assert "holds no Parquet file" in said
     assert "data=files" in said
+
+
+# --- sites with few texts ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", ["x,a\ny,b\n", "x,a\ny,b\nz,a\n"])
+def test_a_site_that_can_hold_out_nothing_is_told(tmp_path: Path, rows: str) -> None:
+    path = Path(write(tmp_path / "a.csv", f"text,label\n{rows}"))
+    found = look(make_site(tmp_path, 9092, path), "batch")["batch"]
+    can_hold_out = rows.count("\n") > 2
+    assert found.state == ("warning" if can_hold_out else "problem")
+    assert ("none can be held out" in found.message) == (not can_hold_out)
+
+
+def test_an_empty_held_out_part_names_its_site_before_training(
+    make_settings: Make, tmp_path: Path
+) -> None:
+    for name, copies in (("large", 8), ("tiny", 1)):
+        rows = "".join(f"bank {row},a\ntraining {row},b\n" for row in range(copies))
+        write(tmp_path / "sites" / f"{name}.csv", f"text,label\n{rows}")
+    settings = make_settings(
+        f"data.path={tmp_path / 'sites'}",
+        "partition=by_site",
+        "num_clients=2",
+        "data.test_path=null",
+        "evaluation.where=sites",
+        "data.split_seed=1",
+        f"run_dir={tmp_path / 'run'}",
+    )
+    with pytest.raises(ValueError, match="site 'tiny' holds out 0 texts") as caught:
+        simulate(settings)
+    assert "evaluation.where=server" in str(caught.value)

@@ -48,6 +48,24 @@ def partition(
     return parts
 
 
+def deal_held_out(
+    how: PartitionSettings,
+    num_texts: int,
+    num_clients: int,
+    test_sizes: Sequence[int] = (),
+) -> list[Indices]:
+    """Return the held-out texts of each client; a part can be empty.
+
+    Args:
+        num_texts: number of all held-out texts.
+        test_sizes: number of them at each site, in their order (`by_site` only).
+    """
+    everyone = np.arange(num_texts)
+    if how.name == "by_site" and test_sizes:
+        return np.split(everyone, np.cumsum(test_sizes)[:-1])
+    return np.array_split(everyone, num_clients)
+
+
 def split_held_out(
     strata: np.ndarray, indices: Indices, fraction: float, seed: int
 ) -> tuple[Indices, Indices]:

@@ -17,6 +17,7 @@ from wardround.client.kit.checks.findings import (
     warning,
 )
 from wardround.client.kit.checks.subject import Subject
+from wardround.common.data.sampling import hold_out
 from wardround.common.data.tokens import token_ids
 from wardround.common.errors import MissingColumn
 from wardround.common.explain import nearest
@@ -33,6 +34,8 @@ _TOKENS_PER_WORD = 1.3
 _MUCH_CUT = 0.2
 _USUAL_LENGTH = 128
 """Tokens of a text, if the site does not know the run's `train.max_length`."""
+_HELD_OUT = 0.2
+"""The usual `data.test_fraction`; a plan may name another."""
 _MOST_SHOWN = 20
 
 
@@ -195,9 +198,30 @@ def batch(on: Subject) -> Finding:
             f"{number} example(s)",
             "A site needs at least one to train on and one to test on.",
         )
+    if not _holds_out(on):
+        return problem(
+            f"{number} examples, of which none can be held out: each label keeps one for "
+            "training",
+            "Add examples of the labels that have few.",
+        )
     if number < size:
         return warning(
             f"{number} examples, less than one batch of {size}",
             "It works, with short batches; the site's weight in the mean is small.",
         )
     return ok(f"{number} examples, {number // size} batches of {size}")
+
+
+def _holds_out(on: Subject) -> bool:
+    """Return whether a run holds out a text of this site, if it holds out the usual share."""
+    numbers = {label: number for number, label in enumerate(sorted(on.label_counts))}
+    rows = zip(on.rows.texts, on.rows.targets, strict=True)
+    kinds = np.array([numbers[label] for text, label in rows if text and label])
+    if len(kinds) == 0:  # the check `labels` reports it
+        return True
+    sites = np.zeros_like(kinds)
+    try:
+        hold_out(kinds, sites, (on.site.name,), _HELD_OUT, seed=0)
+    except ValueError:
+        return False
+    return True

@@ -111,6 +111,7 @@ def test_an_answer_is_a_label_and_its_probabilities() -> None:
 
 def test_the_head_has_an_output_for_every_label() -> None:
     assert LABEL.head_options(("a", "b")) == {
+        "problem_type": "single_label_classification",
         "num_labels": 2,
         "id2label": {0: "a", 1: "b"},
         "label2id": {"a": 0, "b": 1},

@@ -274,13 +274,13 @@ def test_without_the_hub_the_message_names_a_local_folder(
 # --- a user and a terminal that are not there ------------------------------------------
 
 
-def test_a_user_without_a_home_folder(
+def test_a_user_without_a_home_folder_can_simulate(
     overrides: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As in a container that runs under a number: token ids are not kept, said once."""
+    """A container can run with a user number alone. Token ids are not kept; one line says so."""
 
     def fail(*_: object) -> Path:
         raise RuntimeError("Could not determine home directory.")

@@ -19,29 +19,26 @@ from wardround.server.engines.simulate import simulate
 LABELS = ("health", "money", "sport")
 EMBEDDINGS = {
     "bert": {
-        *(
-            f"bert.embeddings.{name}_embeddings.weight"
-            for name in ("word", "position", "token_type")
-        ),
-        *(f"bert.embeddings.LayerNorm.{name}" for name in ("weight", "bias")),
+        "bert.embeddings.word_embeddings.weight",
+        "bert.embeddings.position_embeddings.weight",
+        "bert.embeddings.token_type_embeddings.weight",
+        "bert.embeddings.LayerNorm.weight",
+        "bert.embeddings.LayerNorm.bias",
     },
     "distilbert": {
-        *(
-            f"distilbert.embeddings.{name}_embeddings.weight"
-            for name in ("word", "position")
-        ),
-        *(f"distilbert.embeddings.LayerNorm.{name}" for name in ("weight", "bias")),
+        "distilbert.embeddings.word_embeddings.weight",
+        "distilbert.embeddings.position_embeddings.weight",
+        "distilbert.embeddings.LayerNorm.weight",
+        "distilbert.embeddings.LayerNorm.bias",
     },
     "albert": {
-        *(
-            f"albert.embeddings.{name}_embeddings.weight"
-            for name in ("word", "position", "token_type")
-        ),
-        *(f"albert.embeddings.LayerNorm.{name}" for name in ("weight", "bias")),
-        *(
-            f"albert.encoder.embedding_hidden_mapping_in.{name}"
-            for name in ("weight", "bias")
-        ),
+        "albert.embeddings.word_embeddings.weight",
+        "albert.embeddings.position_embeddings.weight",
+        "albert.embeddings.token_type_embeddings.weight",
+        "albert.embeddings.LayerNorm.weight",
+        "albert.embeddings.LayerNorm.bias",
+        "albert.encoder.embedding_hidden_mapping_in.weight",
+        "albert.encoder.embedding_hidden_mapping_in.bias",
     },
     "llama": {"model.embed_tokens.weight"},
 }

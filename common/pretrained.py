@@ -95,7 +95,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     check_folder(folder)
-    with quietly(), explained(folder):
+    with quietly(), explained(folder), _pieces_explained(folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(folder), **_SAFE | _AS_IN_TRAINING
         )
@@ -208,6 +208,21 @@ def empty_model(
         made = AutoConfig.for_model(config["model_type"], **facts)
         model: PreTrainedModel = model_class.from_config(made, trust_remote_code=False)
     return model
+
+
+@contextmanager
+def _pieces_explained(folder: Path) -> Iterator[None]:
+    """Name the file that sentencepiece could not read; transformers then asks for tiktoken."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        pieces = sorted(file.name for file in folder.glob("*.model"))
+        if "tiktoken" not in str(error) or not pieces:
+            raise
+        raise ModelNotLoaded(
+            f"'{folder / pieces[0]}' cannot be read as a model of sentencepiece. Copy the file "
+            "anew, or put the model's tokenizer.json beside it."
+        ) from None
 
 
 def _check_sources(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

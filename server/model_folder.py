@@ -12,6 +12,7 @@ from wardround.common.model.adapters import merged_tensors, save_adapter
 from wardround.common.model.blend import save_blended
 from wardround.common.model.build import TextModel
 from wardround.common.model.flat import files_sha256
+from wardround.common.model.padding import sees_padding
 from wardround.common.model_files import read_model_files
 from wardround.common.pretrained import RUN_SETTINGS, quietly
 from wardround.common.provenance import FILE_NAME as PROVENANCE
@@ -65,7 +66,7 @@ def save_model(
                 save_blended(text_model.model, settings.model, part)
             else:
                 text_model.model.save_pretrained(part)
-            text_model.tokenizer.save_pretrained(part)
+            _save_tokenizer(text_model, settings, part)
         (part / "README.md").write_text(
             _card(kept, history[-1].round, settings, text_model, provenance),
             encoding="utf-8",
@@ -78,6 +79,15 @@ def save_model(
             )
 
     write_atomically(folder.path / "model", write)
+
+
+def _save_tokenizer(text_model: TextModel, settings: Settings, part: Path) -> None:
+    """Write the tokenizer, so that it gives a pipeline what training gave the model."""
+    names = text_model.tokenizer.model_input_names
+    if not settings.train.attention_mask:
+        text_model.tokenizer.model_input_names = ["input_ids"]
+    text_model.tokenizer.save_pretrained(part)
+    text_model.tokenizer.model_input_names = names
 
 
 def _with_files(provenance: Provenance, part: Path) -> Provenance:
@@ -129,7 +139,7 @@ tags: [federated-learning, wardround]
 {_trained(settings)}| text length | cut to {train.max_length} tokens |
 | SHA-256 of the shared tensors | `{kept.model_sha256}` |
 {_provenance(provenance)}
-Use: {_use(settings, text_model.task)}. The licence of the base model and the terms of the \
+Use: {_use(settings, text_model)}. The licence of the base model and the terms of the \
 data apply.
 """
 
@@ -145,18 +155,23 @@ def _metrics(test: TestRecord, task: Task) -> str:
     return "".join(f"{row} |\n" for row in (first, *others))
 
 
-def _use(settings: Settings, task: Task) -> str:
+def _use(settings: Settings, text_model: TextModel) -> str:
     """Return how to load the folder."""
+    task = text_model.task
     if settings.model.activation == "abu":
         return (
             "its activations are blended, which plain transformers cannot load: "
             "`wardround predict`, or\n"
             "`wardround.common.model.blend.load_blended(<this folder>)` in Python"
         )
-    return (
-        f'`transformers.pipeline("{task.pipeline}", <this folder>)`; pass `truncation=True,\n'
-        f"max_length={settings.train.max_length}` for long texts"
-    )
+    loaded = f'`transformers.pipeline("{task.pipeline}", <this folder>)`'
+    cut = f"truncation=True,\nmax_length={settings.train.max_length}"
+    if sees_padding(text_model.model) or not settings.train.attention_mask:
+        return (
+            f'{loaded}; pass `padding="max_length", {cut}`\nwith every text: '
+            "the model sees padding, and was trained with it"
+        )
+    return f"{loaded}; pass `{cut}` for long texts"
 
 
 def _trained(settings: Settings) -> str:

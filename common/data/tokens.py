@@ -173,16 +173,17 @@ def _controls(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _apart(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the text with a space in every control token that it spells: `</s>` is `< /s>`."""
-    spelled = "|".join(
-        re.escape(token) for token in tokenizer.all_special_tokens if len(token) > 1
-    )
-    return re.sub(
-        spelled,
-        lambda found: f"{found[0][0]} {found[0][1:]}",
-        text,
-        flags=re.IGNORECASE,
-    )
+    """Return the text with a space in every control token that it spells: `</s>` is `< /s>`.
+
+    A control token of one sign becomes U+FFFD.
+    """
+    spelled = "|".join(map(re.escape, tokenizer.all_special_tokens))
+
+    def apart(found: re.Match[str]) -> str:
+        first, rest = found[0][0], found[0][1:]
+        return f"{first} {rest}" if rest else "\ufffd"
+
+    return re.sub(spelled, apart, text, flags=re.IGNORECASE)
 
 
 def _cut(

@@ -182,7 +182,8 @@ def save_adapter(
         settings,
         text_model.model,
         inference_mode=True,
-        task_type=text_model.task.peft_type,
+        # With a task, peft looks for a trained head in the folder.
+        task_type=text_model.task.peft_type if heads else None,
         modules_to_save=heads,
         base_model_name_or_path=base,
     )

@@ -28,10 +28,10 @@ megatron-bert minicpm3 ministral3 mistral modernbert modernbert-decoder
 modernvbert mpnet mpt mt5 mvp nomic_bert olmo olmo2 olmo3 openai-gpt opt
 perceiver persimmon phi phi3 plbart qwen2 qwen3 rembert roberta
 roberta-prelayernorm roc_bert roformer seed_oss smollm3 squeezebert stablelm
-starcoder2 t5
+starcoder2 t5 tapas ultrabert ultravbert umt5 xlm xlm-roberta xlm-roberta-xl
 """
 HIDES_PADDING = frozenset(_MEASURED.split())
-"""Architectures by `model_type` that were measured to hide padding (docs/architectures.md).
+"""Architectures by `model_type` that were measured to hide padding (docs/reference/architectures.md).
 All others are padded as in training, which is always right and takes more time."""
 _WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _TEXT = "a b c"
@@ -72,7 +72,7 @@ def check_width(
         )
     raise ValueError(
         f"a model of type '{kind}' cannot be trained on texts alone ({reason}). Choose a model of "
-        "another architecture; docs/architectures.md lists them."
+        "another architecture; docs/reference/architectures.md lists them."
     )
 
 

@@ -385,8 +385,9 @@ def page(trials: Sequence[Trial]) -> str:
     )
     return f"""# Architectures
 
-Every architecture with a classification head that transformers {version("transformers")} knows, tried once by
-`python -m benchmarks.architectures`: {len(trials)} architectures, {said}. Each trial takes a tiny
+Every architecture with a classification head that transformers {version("transformers")} knows,
+tried once by `python -m benchmarks.architectures`: {len(trials)} architectures, {said}.
+Each trial takes a tiny
 random model whose tokenizer pads on the left. It trains one round, labels texts with `predict`,
 alone and beside others, labels them with `transformers.pipeline` on the released folder, and
 lets a site check the model.

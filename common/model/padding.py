@@ -31,8 +31,8 @@ roberta-prelayernorm roc_bert roformer seed_oss smollm3 squeezebert stablelm
 starcoder2 t5 tapas ultrabert ultravbert umt5 xlm xlm-roberta xlm-roberta-xl
 """
 HIDES_PADDING = frozenset(_MEASURED.split())
-"""Architectures by `model_type` that were measured to hide padding (docs/reference/architectures.md).
-All others are padded as in training, which is always right and takes more time."""
+"""Architectures by `model_type` that were measured to hide padding. They are listed in
+docs/reference/architectures.md. All others are padded as in training, which is always right and takes more time."""
 _WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _TEXT = "a b c"
 
@@ -71,8 +71,9 @@ def check_width(
             f"to one of these: {', '.join(fitting)}."
         )
     raise ValueError(
-        f"a model of type '{kind}' cannot be trained on texts alone ({reason}). Choose a model of "
-        "another architecture; docs/reference/architectures.md lists them."
+        f"a model of type '{kind}' with this configuration cannot be computed from texts alone "
+        f"({reason}). Choose a model of another architecture; they are listed in "
+        "docs/reference/architectures.md."
     )
 
 

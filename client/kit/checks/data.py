@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 _MOST_TOKENISED = 2000
 """Texts, taken evenly from the file."""
-_USUAL_LENGTH = 128
-"""Default of train.max_length."""
 _TOKENS_PER_WORD = 1.3
 _MUCH_CUT = 0.2
 _USUAL_LENGTH = 128

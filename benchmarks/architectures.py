@@ -88,8 +88,18 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "attention_types": [[["global"], 2]],
         "attention_layers": ["global"] * 2,
     },
-    "nemotron": {"head_dim": None},
-    "zamba": {"num_hidden_layers": 4},
+    "nemotron": {"num_key_value_heads": 2},
+    "zamba": {"layer_types": ["mamba", "hybrid"]},
+    "zamba2": {"layer_types": ["mamba", "hybrid"]},
+    "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
+    "axk1": {"head_dim": 8},
+    "deepseek_v3": {"head_dim": 8},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "ministral": {"head_dim": 16},
+    "cohere_compass_text": {"rope_parameters": None},
 }
 """Further fields that one architecture needs, by `model_type`."""
 

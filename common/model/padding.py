@@ -32,7 +32,8 @@ starcoder2 t5 tapas ultrabert ultravbert umt5 xlm xlm-roberta xlm-roberta-xl
 """
 HIDES_PADDING = frozenset(_MEASURED.split())
 """Architectures by `model_type` that were measured to hide padding. They are listed in
-docs/reference/architectures.md. All others are padded as in training, which is always right and takes more time."""
+docs/reference/architectures.md. All others are padded as in training, which is always right and
+takes more time."""
 _WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _TEXT = "a b c"
 

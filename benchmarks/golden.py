@@ -93,18 +93,15 @@ def _compare(before: Path, folder: Path) -> bool:
     write_texts(places["texts"] / "test.csv", 30, seed=1)
     for seed, (site, size) in enumerate({"east": 9, "north": 24, "west": 15}.items()):
         write_texts(places["texts"] / "sites" / f"{site}.csv", size, seed)
+    settings = [_words(overrides, places) for overrides in CASES.values()]
+    old = _run(before, settings, folder / "before_runs")
+    new = _run(ROOT, settings, folder / "after_runs")
     differ = 0
-    for number, (name, overrides) in enumerate(CASES.items()):
-        own = [text.format_map(places) for text in overrides]
-        old, new = (
-            _run(tree, own, places, folder / f"{label}-{number}")
-            for tree, label in ((before, "before"), (ROOT, "after"))
-        )
-        differ += old != new
-        _say(
-            f"{'same   ' if old == new else 'DIFFERS'}  {name}: {len(new)} rounds, "
-            f"{new[-1][0][:12]}"
-        )
+    for name, one, other in zip(CASES, old, new, strict=True):
+        is_same = one == other
+        differ += not is_same
+        mark = "same   " if is_same else "DIFFERS"
+        _say(f"{mark}  {name}: {len(other)} rounds, {other[-1][0][:12]}")
     _say(f"{len(CASES) - differ} of {len(CASES)} the same")
     return not differ
 
@@ -114,10 +111,8 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _run(
-    tree: Path, overrides: Sequence[str], places: Mapping[str, Path], run_dir: Path
-) -> list[tuple[str, float]]:
-    """Return hash and test accuracy of every round."""
+def _words(overrides: Sequence[str], places: Mapping[str, Path]) -> list[str]:
+    """Return the words of a case for the command line, groups first."""
     defaults = {
         "model": "hf", "model.name": f"{places['models']}/bert",
         "data": "files", "data.path": f"{places['texts']}/train.csv",
@@ -125,18 +120,49 @@ def _run(
         "num_clients": "3", "num_rounds": "3", "seed": "7", "device": "cpu", "threads": "1",
         "train.batch_size": "4", "train.max_length": "16", "train.learning_rate": "0.5",
     }  # fmt: skip
-    chosen = defaults | dict(text.split("=", 1) for text in overrides)
+    own = [text.format_map(places) for text in overrides]
+    chosen = defaults | dict(text.split("=", 1) for text in own)
     groups = sorted(chosen, key=lambda key: "." in key)
-    words = [f"{key}={chosen[key]}" for key in groups]
-    environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
+    return [f"{key}={chosen[key]}" for key in groups]
+
+
+_PROGRAM = """
+import json, sys
+from importlib import import_module
+package, cases = json.load(sys.stdin)
+compose = import_module(package + "server.compose").compose
+simulate = import_module(package + "server.engines.simulate").simulate
+for words in cases:
+    simulate(compose(words).settings)
+"""
+
+
+def _run(
+    tree: Path, cases: Sequence[Sequence[str]], folder: Path
+) -> list[list[tuple[str, float]]]:
+    """Run all cases in one process; return hash and test accuracy of every round of each."""
     # Versions before 0.1.0's one package have no `wardround` folder.
-    program = "wardround.server.cli" if (tree / "wardround").is_dir() else "server.cli"
+    package = "wardround." if (tree / "wardround").is_dir() else ""
+    run_dirs = [folder / str(number) for number in range(len(cases))]
+    words = [
+        [*case, f"run_dir={run_dir}"]
+        for case, run_dir in zip(cases, run_dirs, strict=True)
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", program, "simulate", *words, f"run_dir={run_dir}"],
-        cwd=tree, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", _PROGRAM],
+        input=json.dumps([package, words]),
+        cwd=tree,
+        env=os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
-        raise SystemExit(f"{tree}: {' '.join(words)}\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"{tree}:\n{done.stdout}{done.stderr}")
+    return [_rounds(run_dir) for run_dir in run_dirs]
+
+
+def _rounds(run_dir: Path) -> list[tuple[str, float]]:
     lines = (run_dir / "history.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     return [(record["model_sha256"], record["test"]["accuracy"]) for record in records]

@@ -348,7 +348,11 @@ def _method_table(records: Iterable[PersonalRecord], trusts: Sequence[str]) -> T
     table = Table(["method", *trusts, "chosen"])
     for method in METHODS:
         of_trusts = [
-            [s.candidates[method].test.accuracy for s in sites if s.name == name]
+            [
+                s.candidates[method].test.metric("accuracy")
+                for s in sites
+                if s.name == name
+            ]
             for name in trusts
         ]
         means = [100 * fmean(accuracies) for accuracies in of_trusts]

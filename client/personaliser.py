@@ -122,7 +122,7 @@ class Personaliser:
         for method in METHODS:
             if method in compared:
                 candidates[method], weights[method] = self._candidate(method, own)
-        chosen = choose(candidates)
+        chosen = choose(candidates, self._task)
         record = SiteRecord(
             name=own.owner,
             num_examples=len(own.train),

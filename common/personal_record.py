@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Annotated
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from wardround.common.files import write_json
 from wardround.common.settings.evaluation import PersonalisationSettings
 from wardround.common.tasks.sums import Sums
-from wardround.common.tasks.task import Task
+from wardround.common.tasks.table import check_ranges
+from wardround.common.tasks.task import Task, merit
 
 FILE_NAME = "personal.json"
 HEADER = ("Site", "Texts", "Local", "Global", "Fine-tuned", "Mixture", "Chosen")
@@ -21,7 +22,6 @@ METHODS = ("global", "fine_tuned", "mixture", "local")
 """Between methods that are equal in everything, a site takes the first."""
 TRAINED = {"none": (), "all": METHODS[1:], **{name: (name,) for name in METHODS[1:]}}
 """Methods that are trained and compared with the global model, by `personalisation.name`."""
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Record(BaseModel):
@@ -29,27 +29,43 @@ class _Record(BaseModel):
 
 
 class Measure(_Record):
-    """Metrics of a model on some texts."""
+    """Metrics of a model on some texts.
+
+    The further keys are the metrics of the task, each with an interval: `accuracy` and
+    `accuracy_interval`, with 95 % confidence.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | tuple[float, float]]
 
     num_examples: int
-    accuracy: Share
-    accuracy_interval: tuple[Share, Share]
-    """With 95 % confidence, Wilson's interval."""
-    macro_f1: Share
-    macro_f1_interval: tuple[Share, Share]
-    """With 95 % confidence, percentile bootstrap."""
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        check_ranges(self.__pydantic_extra__)
+        return self
 
     @classmethod
     def of(cls, task: Task, sums: Sums) -> Measure:
         """Return the metrics of an evaluation with their intervals."""
-        intervals = {
-            f"{name}_interval": interval
-            for name, interval in task.intervals(sums).items()
-        }
-        metrics = task.metrics(sums)
-        return cls.model_validate(
-            {"num_examples": sums.num_examples} | metrics | intervals
-        )
+        intervals = task.intervals(sums)
+        values: dict[str, Any] = {"num_examples": sums.num_examples}
+        for name, value in task.metrics(sums).items():
+            values[name] = value
+            values[f"{name}_interval"] = intervals[name]
+        return cls.model_validate(values)
+
+    def metric(self, name: str) -> float:
+        """Return a metric by its name."""
+        value = self.__pydantic_extra__[name]
+        assert not isinstance(value, tuple), f"{name} is an interval"
+        return value
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """Return the interval of a metric."""
+        value = self.__pydantic_extra__[f"{name}_interval"]
+        assert isinstance(value, tuple), f"{name}_interval is a number"
+        return value
 
 
 class Candidate(_Record):
@@ -57,10 +73,10 @@ class Candidate(_Record):
 
     epoch: int
     """Pass over the site's own texts whose weights were kept; 0 for the weights at the start."""
-    validation_accuracy: Share
-    """The model with the highest value is chosen."""
+    validation_accuracy: float
+    """Score on the validation texts. The model with the best score is chosen."""
     validation_loss: float | None = None
-    """Mean cross-entropy, which decides between equal accuracies; None in older files."""
+    """Mean loss, which decides between equal scores; None in older files."""
     test: Measure
     everyone: Measure | None = None
     """Metrics on the test texts of all clients; None if they were not measured."""
@@ -85,8 +101,8 @@ class SiteRecord(_Record):
 def _cell(candidate: Candidate | None, measure: str) -> str:
     if candidate is None:
         return "–"
-    low, high = getattr(candidate.test, f"{measure}_interval")
-    return f"{getattr(candidate.test, measure):.3f} ({low:.2f}–{high:.2f})"
+    low, high = candidate.test.interval(measure)
+    return f"{candidate.test.metric(measure):.3f} ({low:.2f}–{high:.2f})"
 
 
 def _row(site: SiteRecord, measure: str) -> list[str]:
@@ -97,21 +113,22 @@ def _row(site: SiteRecord, measure: str) -> list[str]:
 
 
 def _mean(candidates: Sequence[Candidate | None], measure: str) -> str:
-    values = [getattr(one.test, measure) for one in candidates if one]
+    values = [one.test.metric(measure) for one in candidates if one]
     if len(values) < len(candidates):
         return "–"
     return f"{mean(values):.3f}"
 
 
-def choose(candidates: Mapping[str, Candidate]) -> str:
-    """Return the method with the highest validation accuracy, then the lowest loss.
+def choose(candidates: Mapping[str, Candidate], task: Task) -> str:
+    """Return the method with the best validation score, then the lowest loss.
 
     At a site with few texts, several methods answer all of them right.
     """
 
     def rank(method: str) -> tuple[float, float]:
         candidate = candidates[method]
-        return candidate.validation_accuracy, -(candidate.validation_loss or 0.0)
+        score = merit(task, candidate.validation_accuracy)
+        return score, -(candidate.validation_loss or 0.0)
 
     return max((method for method in METHODS if method in candidates), key=rank)
 
@@ -152,7 +169,7 @@ class PersonalRecord(_Record):
         """Return a table of the test part: one row a site, and their mean if there are several.
 
         Args:
-            measure: `accuracy` or `macro_f1`. Each cell has its interval, except the mean.
+            measure: name of a metric. Each cell has its interval, except the mean.
         """
         rows = [_row(site, measure) for site in self.sites]
         if len(rows) > 1:
@@ -166,9 +183,10 @@ class PersonalRecord(_Record):
         tests.append([site.candidates[site.chosen] for site in self.sites])
         return [_mean(candidates, measure) for candidates in tests]
 
-    @property
-    def worst(self) -> SiteRecord:
-        """Site whose chosen model has the lowest test accuracy; of several, the first."""
-        return min(
-            self.sites, key=lambda site: site.candidates[site.chosen].test.accuracy
-        )
+    def worst(self, task: Task) -> SiteRecord:
+        """Return the site whose chosen model has the worst test score; of several, the first."""
+
+        def quality(site: SiteRecord) -> float:
+            return merit(task, site.candidates[site.chosen].test.metric(task.score))
+
+        return min(self.sites, key=quality)

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from wardround.common.tasks.table import TASKS
+from wardround.common.tasks.table import check_ranges
 from wardround.common.tasks.task import Task, merit
 
 Count = Annotated[int, Field(ge=0)]
@@ -106,16 +106,7 @@ class TaskRecord(Record):
     @model_validator(mode="after")
     def _in_range(self) -> Self:
         """Refuse facts outside of the range that their task gives."""
-        ranges = {
-            name: bounds
-            for task in TASKS.values()
-            for name, bounds in task.ranges.items()
-        }
-        for name, value in (self.__pydantic_extra__ or {}).items():
-            low, high = ranges.get(name, (-inf, inf))
-            values = value if isinstance(value, list) else [value]
-            if not all(one is None or low <= one <= high for one in values):
-                raise ValueError(f"{name} is {value}, not within {low} and {high}")
+        check_ranges(self.__pydantic_extra__ or {})
         return self
 
     def _in_order(self, written: dict[str, Any]) -> dict[str, Any]:

@@ -38,10 +38,10 @@ def mean_accuracies(record: PersonalRecord) -> dict[str, float]:
     for site in record.sites:
         tested = dict(site.candidates) | {"chosen": site.candidates[site.chosen]}
         for method, candidate in tested.items():
-            columns.setdefault(method, []).append(candidate.test.accuracy)
+            columns.setdefault(method, []).append(candidate.test.metric("accuracy"))
             if candidate.everyone is not None:
                 columns.setdefault(f"{method}, everyone", []).append(
-                    candidate.everyone.accuracy
+                    candidate.everyone.metric("accuracy")
                 )
     return {
         name: fmean(values)

@@ -119,12 +119,14 @@ def test_intervals_of_measures_are_those_of_wilson_and_of_fixed_draws() -> None:
 def candidate(
     validation_accuracy: float, accuracy: float = 0.5, loss: float | None = None
 ) -> Candidate:
-    one = Measure(
-        num_examples=10,
-        accuracy=accuracy,
-        accuracy_interval=(0, 1),
-        macro_f1=0.5,
-        macro_f1_interval=(0, 1),
+    one = Measure.model_validate(
+        {
+            "num_examples": 10,
+            "accuracy": accuracy,
+            "accuracy_interval": (0, 1),
+            "macro_f1": 0.5,
+            "macro_f1_interval": (0, 1),
+        }
     )
     return Candidate(
         epoch=0, validation_accuracy=validation_accuracy, validation_loss=loss, test=one
@@ -137,15 +139,15 @@ def test_the_choice_is_by_validation_accuracy_then_loss_then_simplicity() -> Non
         "mixture": candidate(0.9, 0.1),
         "global": candidate(0.7),
     }
-    assert choose(by_accuracy) == "mixture"
+    assert choose(by_accuracy, LABEL) == "mixture"
     by_loss = {"global": candidate(0.8, loss=0.6), "local": candidate(0.8, 0.1, 0.5)}
-    assert choose(by_loss | {"mixture": candidate(0.7, loss=0.1)}) == "local"
+    assert choose(by_loss | {"mixture": candidate(0.7, loss=0.1)}, LABEL) == "local"
     same = {
         name: candidate(0.8) for name in ("local", "mixture", "fine_tuned", "global")
     }
     order = []
     while same:
-        order.append(choose(same))
+        order.append(choose(same, LABEL))
         del same[order[-1]]
     assert order == ["global", "fine_tuned", "mixture", "local"]
 
@@ -701,14 +703,20 @@ def test_report_and_status_show_each_client_and_name_the_worst(by_site: Make) ->
     row, *_, mean = record.rows("accuracy")
     assert row[:2] == ["alpha", str(record.sites[0].num_examples)]
     test = record.sites[0].candidates["mixture"].test
-    low, high = test.accuracy_interval
-    assert row[5] == f"{test.accuracy:.3f} ({low:.2f}–{high:.2f})"
-    locals_ = [site.candidates["local"].test.accuracy for site in record.sites]
+    accuracy = test.metric("accuracy")
+    low, high = test.interval("accuracy")
+    assert row[5] == f"{accuracy:.3f} ({low:.2f}–{high:.2f})"
+    locals_ = [
+        site.candidates["local"].test.metric("accuracy") for site in record.sites
+    ]
     assert mean[:3] == ["mean", "", f"{sum(locals_) / 3:.3f}"]
-    lowest = min(site.candidates[site.chosen].test.accuracy for site in record.sites)
-    assert record.worst.candidates[record.worst.chosen].test.accuracy == lowest
+    worst = record.worst(LABEL)
+    lowest = min(
+        site.candidates[site.chosen].test.metric("accuracy") for site in record.sites
+    )
+    assert worst.candidates[worst.chosen].test.metric("accuracy") == lowest
     printed = wardround("status", settings.run_dir).out
-    assert f"worst off: {record.worst.name}" in printed
+    assert f"worst off: {worst.name}" in printed
     assert f"alpha: local {row[2]}, global {row[3]}" in printed
     as_json = json.loads(wardround("status", settings.run_dir, "--json").out)
     assert as_json["personal"] == json.loads(
@@ -716,7 +724,7 @@ def test_report_and_status_show_each_client_and_name_the_worst(by_site: Make) ->
     )
     assert wardround("report", settings.run_dir).code == 0
     page = (Path(settings.run_dir) / "report" / "index.html").read_text()
-    assert f"client {record.worst.name}" in page
+    assert f"least accuracy is {worst.name}" in page
     assert row[5] in page
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +20,7 @@ from transformers import AutoModelForSequenceClassification
 
 from tests.support.tiny import Make
 from wardround.common.data.corpus import forget_corpora, open_corpus
+from wardround.common.personal_record import PersonalRecord
 from wardround.common.settings.data import DataSettings
 from wardround.common.tasks import table
 from wardround.common.tasks.health import Scored
@@ -47,8 +47,8 @@ class ScoreTask:
     higher_is_better = False
     prediction_names: tuple[str, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = {"mse": (0, inf)}
-    # The columns of the confusion matrix are the number of texts: records of the wire hold the
-    # arrays of the tasks that were there when it was imported.
+    # The number of texts. A record of the wire has only names of tasks that were in the table
+    # when it was imported, so that this one takes the name of another array.
     sum_names: tuple[str, ...] = ("confusion",)
 
     def model_class(self) -> Any:
@@ -106,9 +106,7 @@ class ScoreTask:
         return None
 
     def target_columns(self, settings: DataSettings) -> TargetColumns:
-        return TargetColumns(
-            "data.label_column", (settings.label_column,), partial(_number)
-        )
+        return TargetColumns("data.label_column", (settings.label_column,), _number)
 
     def output_names(
         self,
@@ -232,6 +230,31 @@ def test_a_run_learns_numbers(score_run: Any, where: str) -> None:
     assert found["mse"].notna().all()
     card = (folder.path / "model" / "README.md").read_text(encoding="utf-8")
     assert "test mean squared error" in card
+
+
+def test_personal_models_are_chosen_by_the_lowest_error(score_run: Any) -> None:
+    settings = score_run(
+        "evaluation.where=sites",
+        "evaluation.validation_fraction=0.5",
+        "personalisation=all",
+        "personalisation.epochs=1",
+    )
+    simulate(settings)
+    folder = RunFolder(Path(settings.run_dir))
+    record = PersonalRecord.read(folder.path)
+    assert record is not None
+    for site in record.sites:
+        found = {
+            method: candidate.validation_accuracy
+            for method, candidate in site.candidates.items()
+        }
+        assert found[site.chosen] == min(found.values())
+    errors = [site.candidates[site.chosen].test.metric("mse") for site in record.sites]
+    worst = record.worst(SCORE)
+    assert worst.candidates[worst.chosen].test.metric("mse") == max(errors)
+    text = read_status(folder, None).to_text()
+    assert "personal models, mean squared error" in text
+    assert f"worst off: {worst.name}" in text
 
 
 def test_a_run_stops_at_a_low_error(score_run: Any) -> None:

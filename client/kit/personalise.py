@@ -13,8 +13,7 @@ from wardround.common.model_files import check_folder
 from wardround.common.personal_record import HEADER, PersonalRecord
 from wardround.common.pretrained import RUN_SETTINGS, settings_of_model
 from wardround.common.settings.tree import Settings
-
-_MEASURES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+from wardround.common.tasks.task import Task
 
 
 def personalise(
@@ -48,9 +47,10 @@ def personalise(
         require_verified(site, model)
     real = RealSite(site)
     settings = real.localise(_settings(model, asked))
-    own = texts_of(real.examples(settings), site.name)
+    examples = real.examples(settings)
+    own = texts_of(examples, site.name)
     assert own.can_be_judged, "split_held_out leaves a text in each part"
-    personaliser = Personaliser(settings, settings.declared_labels(), model)
+    personaliser = Personaliser(settings, examples.corpus.label_names, model)
     personal = personaliser.personalise(own)
     personaliser.save(out, personal)
     record = personaliser.record
@@ -82,7 +82,7 @@ def _settings(model: Path, asked: Mapping[str, object]) -> Settings:
     return Settings.from_dict(values)
 
 
-def in_words(record: PersonalRecord) -> str:
+def in_words(record: PersonalRecord, task: Task) -> str:
     """Describe the results of each model on the site's own test texts."""
     (site,) = record.sites
     num_test = site.candidates["global"].test.num_examples
@@ -91,7 +91,7 @@ def in_words(record: PersonalRecord) -> str:
         f"({site.num_opted_out} of them opted out), "
         f"{site.num_validation} to choose by, {num_test} to test with"
     ]
-    for measure, name in _MEASURES.items():
+    for measure, name in task.metric_words.items():
         (row,) = record.rows(measure)
         for heading, cell in zip(HEADER[2:], row[2:], strict=True):
             lines.append(f"  {name:<9} {heading.lower():<11} {cell}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
+from typing import Any
 
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.label import LABEL
@@ -20,6 +22,21 @@ def task_of(settings: Settings | None) -> Task:
     """
     (task,) = TASKS.values()
     return task
+
+
+def check_ranges(facts: Mapping[str, Any]) -> None:
+    """Raise ValueError if a fact, or one of a list, is outside of the range of its name.
+
+    An interval of a fact has the name of the fact and `_interval`.
+    """
+    ranges = {
+        name: bounds for task in TASKS.values() for name, bounds in task.ranges.items()
+    }
+    for name, value in facts.items():
+        low, high = ranges.get(name.removesuffix("_interval"), (-inf, inf))
+        values = value if isinstance(value, list | tuple) else [value]
+        if not all(one is None or low <= one <= high for one in values):
+            raise ValueError(f"{name} is {value}, not within {low} and {high}")
 
 
 def import_model_classes() -> None:

@@ -51,8 +51,6 @@ class RunStatus:
     round: int | None
     """The last whole round that was measured."""
     num_rounds: int | None
-    score_words: str
-    """Words for the task's score, such as `accuracy`."""
     accuracy: float | None
     """The score of that round."""
     rounds: tuple[Mapping[str, Any], ...]
@@ -77,10 +75,14 @@ class RunStatus:
     """The personal models of a simulation's clients, as in `personal.json`; None if there are
     none."""
     next_step: str
+    task: Task
+    """The task of the run; not in the JSON."""
 
     def to_json(self) -> str:
         """Return indented JSON."""
-        return json.dumps(asdict(self), indent=2, default=PersonalRecord.model_dump)
+        facts = asdict(self)
+        del facts["task"]
+        return json.dumps(facts, indent=2, default=PersonalRecord.model_dump)
 
     def to_text(self) -> str:
         """Return the status as text for people."""
@@ -92,7 +94,11 @@ class RunStatus:
         )
         templates.filters["printable"] = printable
         facts = _printable(asdict(self) | {"personal": None})
+        facts["score_words"] = self.task.metric_words[self.task.score]
         facts["personal"] = self.personal
+        facts["metric_words"] = self.task.metric_words
+        if self.personal and self.personal.sites:
+            facts["worst_off"] = self.personal.worst(self.task).name
         # The coordinator typed the path in it: it keeps its spaces.
         facts["next_step"] = cleaned(self.next_step)
         return templates.get_template("status.txt.j2").render(facts).rstrip("\n")
@@ -167,7 +173,6 @@ def read_status(
         reason=status["reason"],
         round=last.round if last else None,
         num_rounds=settings.num_rounds if settings else None,
-        score_words=task.metric_words[task.score],
         accuracy=last.score(task) if last else None,
         rounds=tuple(_round_facts(record, task) for record in records),
         best=_best_round_facts(records, task),
@@ -179,6 +184,7 @@ def read_status(
         approvals=run.approvals(),
         refused=run.refused(),
         personal=PersonalRecord.read(run.path),
+        task=task,
         next_step=f"wardround submit --resume {pasteable(run.path)}"
         if can_resume
         else "",

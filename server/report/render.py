@@ -145,7 +145,7 @@ def run_files(name: str, run: RunData) -> dict[str, bytes]:
     drawings = run_figures(run)
     gains = []
     if run.personal and run.personal.sites:
-        for measure in ("accuracy", "macro_f1"):
+        for measure in run.task.metric_words:
             rows = run.personal.rows(measure)
             gains.append(pd.DataFrame(rows, columns=HEADER))
     pages = render_pages(

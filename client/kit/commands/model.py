@@ -78,6 +78,8 @@ def personalise(
     (docs/personal.md). The released model must pass `verify-model`. Nothing is sent.
     """
     from wardround.client.kit import personalise as personal
+    from wardround.common.pretrained import settings_of_model
+    from wardround.common.tasks.table import task_of
 
     chosen_here = {
         "name": method.value,
@@ -88,5 +90,6 @@ def personalise(
     record = personal.personalise(
         load_site_file(site), model, out, chosen_here, unverified=unverified
     )
-    typer.echo(personal.in_words(record))
+    task = task_of(settings_of_model(model))
+    typer.echo(personal.in_words(record, task))
     typer.echo(f"chosen: {record.sites[0].chosen}, in {out}")

@@ -71,7 +71,8 @@ class FileForm:
     def require_use(self, paths: Iterable[Path]) -> None:
         """Raise ValueError if a setting has no effect on any of these files."""
         kinds = {path.suffix.lower() for path in paths}
-        names = " and ".join(kind.removeprefix(".").upper() for kind in sorted(kinds))
+        named = [kind.removeprefix(".").upper() for kind in sorted(kinds)]
+        names = " and ".join(named)
         for key, about, without in (
             ("delimiter", "CSV", {".jsonl", ".parquet"}),
             ("encoding", "CSV and JSONL", {".parquet"}),
@@ -110,7 +111,8 @@ class FileForm:
         if self.said_in == "options":
             return f"Give {' '.join(words)}"
         # Hydra needs the quotes inside a word, so the whole word is quoted for the shell.
-        return "Set " + " ".join(f"'{word}'" if '"' in word else word for word in words)
+        pasted = [f"'{word}'" if '"' in word else word for word in words]
+        return f"Set {' '.join(pasted)}"
 
 
 def _is_text_encoding(name: str) -> bool:

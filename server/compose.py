@@ -216,16 +216,17 @@ def _nearest_keys(key: str, known: Sequence[str]) -> str:
 def _check_key(override: Override) -> None:
     """Raise ValueError if the key, or the option of a group, does not exist."""
     key = override.key_or_group
-    if key.split("/")[0].split(".")[0] == "hydra" or key.startswith("sweep.arms."):
+    group, _, _ = key.partition("/")
+    first, _, _ = group.partition(".")
+    if first == "hydra" or key.startswith("sweep.arms."):
         return
     known = [*known_keys(), *_GROUPS, *_BESIDE_SETTINGS]
     if key not in known:
         raise ValueError(f"unknown key '{key}'.{_nearest_keys(key, known)}")
     if key not in _GROUPS:
         return
-    options = sorted(
-        file.stem for file in (CONF / key).glob("*.yaml") if file.stem != "base"
-    )
+    files = (CONF / key).glob("*.yaml")
+    options = sorted(file.stem for file in files if file.stem != "base")
     chosen: list[object]
     if override.is_sweep_override():
         chosen = list(override.sweep_string_iterator())

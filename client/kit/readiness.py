@@ -56,7 +56,8 @@ def read_options(
                 "flwr=1.39.0."
             )
         versions[package] = number
-    names = tuple(filter(None, map(label_name, labels.split(","))))
+    typed = map(label_name, labels.split(","))
+    names = tuple(filter(None, typed))
     invited = _invited_options(site)
     return replace(
         invited,
@@ -112,7 +113,8 @@ def print_findings(findings: Sequence[Finding]) -> None:
         if finding.next_step:
             text += f"\n-> {finding.next_step}"
         state = Text(finding.state, _COLOURS[finding.state])
-        table.add_row(state, finding.check, Text(text))
+        words = Text(text)
+        table.add_row(state, finding.check, words)
     console.print(table)
 
 

@@ -36,7 +36,8 @@ class Proof:
 
     def in_words(self) -> str:
         """Return one line for a person; names that others chose are made printable."""
-        return cleaned(f"{self.state:<4}{self.name:<11}{self.words}")
+        line = f"{self.state:<4}{self.name:<11}{self.words}"
+        return cleaned(line)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def _plan(on: _Released) -> str:
         raise NotProven(f"plan {short} at this site: {STATES[decision.state]}")
     approved = datetime.fromtimestamp(decision.at, UTC)
     day = approved.strftime("%Y-%m-%d")
-    return f"plan {short} was approved here on {day}, by {decision.by or 'hand'}"
+    by = decision.by or "hand"
+    return f"plan {short} was approved here on {day}, by {by}"
 
 
 def _sites(on: _Released) -> str:
@@ -116,9 +118,10 @@ def _check_rounds(on: _Released) -> None:
     found = on.claim.provenance
     most = on.known.settings.num_rounds
     last = min(found.round or most, most)  # version 1 does not hold the round
-    places = [(number, name) for number, name, _ in found.updates]
+    places = []
     strange = []
-    for number, name in places:
+    for number, name, _ in found.updates:
+        places.append((number, name))
         is_planned = name in on.known.plan.sites
         if not is_planned or not 0 < number <= last:
             strange.append(f"round {number} of {name}")
@@ -188,7 +191,8 @@ def _proofs(released: _Released) -> Iterator[Proof]:
         try:
             yield Proof(name, "ok", check(released))
         except NotProven as error:
-            skipped.update(_DEPENDENT.get(name, ()))
+            dependent = _DEPENDENT.get(name, ())
+            skipped.update(dependent)
             yield Proof(name, "no", str(error))
 
 

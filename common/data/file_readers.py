@@ -93,7 +93,8 @@ def read_csv(path: Path, columns: Columns, form: FileForm | None = None) -> Tabl
         check_header(path, header, columns, form)
     values = _named(path, header, rows)
     place = numbered(str(path), "line")
-    return table_of(Rows(str(path), header, values, place), columns)
+    found = Rows(str(path), header, values, place)
+    return table_of(found, columns)
 
 
 def _named(
@@ -114,7 +115,10 @@ def check_header(
 ) -> None:
     """Raise MissingColumn, with the reason if one is found, if the header lacks a column."""
     present = set(map(label_name, header))
-    missing = [name for name in columns.names if label_name(name) not in present]
+    missing = []
+    for name in columns.names:
+        if label_name(name) not in present:
+            missing.append(name)
     if not missing:
         return
     form = with_excel_line(path, form)
@@ -195,7 +199,8 @@ def read_jsonl(path: Path, columns: Columns, form: FileForm) -> Table:
     rows = jsonl_rows(path, form)
     present = dict.fromkeys(key for _, row in rows for key in row)
     place = numbered(str(path), "line")
-    return table_of(Rows(str(path), list(present), rows, place), columns)
+    found = Rows(str(path), list(present), rows, place)
+    return table_of(found, columns)
 
 
 def jsonl_rows(path: Path, form: FileForm) -> list[tuple[int, dict[str, Any]]]:
@@ -249,7 +254,8 @@ def _fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        raise KeyError(next(name for name in names if names.count(name) > 1))
+        doubled = [name for name in names if names.count(name) > 1]
+        raise KeyError(doubled[0])
     return fields
 
 
@@ -262,22 +268,23 @@ def read_parquet(path: Path, columns: Columns, form: FileForm) -> Table:
         with pq.ParquetFile(path) as file:
             header = file.schema_arrow.names
             spelled = find_columns(columns, header, str(path))
-            table = file.read(columns=list(dict.fromkeys(spelled.values())))
+            wanted = dict.fromkeys(spelled.values())
+            table = file.read(columns=list(wanted))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{path} is not a readable Parquet file ({first_line(error)}). Write or copy "
             "it again."
         ) from None
-    values = {
-        name: _parquet_values(path, name, table.column(name))
-        for name in table.column_names
-    }
+    values = {}
+    for name in table.column_names:
+        values[name] = _parquet_values(path, name, table.column(name))
     rows = (
         dict(zip(values, row, strict=True))
         for row in zip(*values.values(), strict=True)
     )
     place = numbered(str(path), "row")
-    return table_of(Rows(str(path), header, enumerate(rows, start=1), place), columns)
+    found = Rows(str(path), header, enumerate(rows, start=1), place)
+    return table_of(found, columns)
 
 
 def _parquet_values(path: Path, name: str, column: Any) -> list[Any]:

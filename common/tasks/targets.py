@@ -79,5 +79,6 @@ def describe(value: Any) -> tuple[str, str]:
     """Return the type of a value for people, and the step that makes it a text."""
     for types, name, step in _STEPS:
         if isinstance(value, types):
-            return f"{name} ({type(value).__name__})", step
+            kind = type(value).__name__
+            return f"{name} ({kind})", step
     return type(value).__name__, "Write it as text"

@@ -156,7 +156,8 @@ class Places:
         until = time.monotonic() + seconds
         place = Place(caller, context, until)
         with self._lock:
-            if self._num[caller.node_id] >= most:
+            num_taken = self._num[caller.node_id]
+            if num_taken >= most:
                 return None
             self._num[caller.node_id] += 1
             self._taken.add(place)
@@ -229,7 +230,8 @@ class _SignedTime(NamedTuple):
         """Return True if the time is close to now."""
         try:
             signed_at = datetime.fromisoformat(self.time)
-            ago = datetime.now(UTC) - signed_at
+            now = datetime.now(UTC)
+            ago = now - signed_at
         except (ValueError, TypeError, OverflowError):
             return False
         least = timedelta(seconds=-SYSTEM_TIME_TOLERANCE)
@@ -279,7 +281,8 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
         body = next(bodies, None)
         if body is None:  # the caller has hung up or sent no body, or its time is over
             self._refuse(context, None, "no_body", StatusCode.INVALID_ARGUMENT)
-        place.until = time.monotonic() + method.answer_seconds
+        now = time.monotonic()
+        place.until = now + method.answer_seconds
         request = _parsed(body, method, handler.request_deserializer)
         if request is None:
             self._refuse(context, name, "malformed", StatusCode.INVALID_ARGUMENT)
@@ -384,7 +387,8 @@ def bounded_server(
     servicer, add = servicer_and_add_fn
     add(servicer, server)
     _, certificate, private_key = certificates
-    credentials = grpc.ssl_server_credentials([(private_key, certificate)])
+    pair = (private_key, certificate)
+    credentials = grpc.ssl_server_credentials([pair])
     port = server.add_secure_port(server_address, credentials)
     host, _, _ = server_address.rpartition(":")
     server.bound_address = f"{host}:{port}"

@@ -70,7 +70,8 @@ class RunWatch:
         for record in records:
             if record.round > self._last_shown:
                 self._last_shown = record.round
-                display().show_round(record.round, score_text(record, self._task))
+                score = score_text(record, self._task)
+                display().show_round(record.round, score)
         for text in self._texts(records):
             if text not in self._shown_texts:
                 display().say(f"{self._settings.cell}: {text}")
@@ -94,8 +95,10 @@ class RunWatch:
             texts.extend(current.warnings)
         names = self.run.label_names()
         num_rounds = settings.train.collapse_rounds
-        for collapse in collapses_in(records, self._task, num_rounds):
-            texts.append(collapse.alarm(names, settings))
+        collapses = collapses_in(records, self._task, num_rounds)
+        for collapse in collapses:
+            alarm = collapse.alarm(names, settings)
+            texts.append(alarm)
         return texts
 
     def _file_versions(self) -> dict[str, int]:

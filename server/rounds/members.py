@@ -59,7 +59,8 @@ def capped(weights: Mapping[int, float], max_share: float) -> dict[int, float]:
     no such c exists, all weights become equal.
     """
     largest_first = sorted(weights.values(), reverse=True)
-    rest = float(sum(largest_first))
+    total = sum(largest_first)
+    rest = float(total)
     for num_lowered, weight in enumerate(largest_first):
         share_left = 1 - max_share * num_lowered
         bound = 0.0
@@ -99,8 +100,9 @@ def mean_steps(
     weighted_steps = []
     for client in last.clients:
         before[client.client] = (client.num_examples, client.share)
+        share = client.share or 0.0
         num_steps = client.num_steps or 0
-        weighted_steps.append((client.share or 0.0) * num_steps)
+        weighted_steps.append(share * num_steps)
     now = {}
     for member in members:
         share = weights[member.client] / total

@@ -31,7 +31,8 @@ def read_own_files(settings: DataSettings, target: TargetColumns) -> Source:
     tests = []
     if settings.test_path is not None:
         tests.append(Path(settings.test_path))
-    if any(test.resolve() == path.resolve() for test in tests):
+    places = [test.resolve() for test in tests]
+    if path.resolve() in places:
         raise ValueError(
             f"data.test_path and data.path are both {path}; a test on training texts "
             "says nothing. Set data.test_path to another file, or to null to hold out a "
@@ -46,10 +47,11 @@ def read_own_files(settings: DataSettings, target: TargetColumns) -> Source:
     training_columns = replace(columns, opt_out=settings.opt_out_column)
     test = [read_file(file, columns, "data.test_path", form) for file in tests]
     train = [read_file(file, training_columns, "data.path", form) for file in files]
+    names = [file.stem for file in sites]
     return Source(
         tuple(train),
         tuple(test),
-        site_names=tuple(file.stem for file in sites),
+        site_names=tuple(names),
     )
 
 
@@ -68,12 +70,14 @@ def _site_files(folder: Path, tests: Sequence[Path]) -> list[Path]:
             files.append(file)
     stems = [file.stem.lower() for file in files]
     for file in files:
-        if not file.is_file() or file.suffix.lower() not in FILE_READERS:
+        suffix = file.suffix.lower()
+        if not file.is_file() or suffix not in FILE_READERS:
             raise ValueError(
                 f"{file} is not one of {', '.join(FILE_READERS)}. As data.path, a folder "
                 "holds one such file for each site and nothing else: move this away."
             )
-        if stems.count(file.stem.lower()) > 1:
+        stem = file.stem.lower()
+        if stems.count(stem) > 1:
             raise ValueError(
                 f"{folder} holds two files for site '{file.stem}'. Merge or rename them."
             )

@@ -76,7 +76,8 @@ def compose(overrides: Sequence[str]) -> Composed:
         ValueError: a key, group or option is unknown (with the nearest names), a value is out of
             range, or settings contradict each other.
     """
-    for word, override in zip(overrides, parse(overrides), strict=True):
+    pairs = zip(overrides, parse(overrides), strict=True)
+    for word, override in pairs:
         if override.is_sweep_override():
             raise ValueError(
                 f"'{word}' gives several values to one run. Use `wardround sweep` for that, or "

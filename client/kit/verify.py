@@ -142,7 +142,8 @@ def _updates_that_left(site: SiteFile, plan: str) -> set[tuple[int, str]]:
     for before, entry in pairwise(entries):
         found = (before.what, before.kind, before.plan, entry.what)
         if found == wanted:
-            left.add((before.round, entry.statement))
+            update = (before.round, entry.statement)
+            left.add(update)
     return left
 
 
@@ -177,7 +178,8 @@ def verify_model(site: SiteFile, folder: Path) -> list[Proof]:
         )
     own, coordinator = signing_keys(site)
     claim = Claim(folder, coordinator)
-    own_key = fingerprint(public_line(own))
+    line = public_line(own)
+    own_key = fingerprint(line)
     released = _Released(site, claim, own_key)
     return list(_proofs(released))
 
@@ -204,7 +206,8 @@ def is_verified(proofs: Sequence[Proof]) -> bool:
 def report(folder: Path, proofs: Sequence[Proof]) -> str:
     """Return one line for each check, and the verdict as the last line."""
     lines = [proof.in_words() for proof in proofs]
-    lines.append(verdict(folder, proofs))
+    last = verdict(folder, proofs)
+    lines.append(last)
     return "\n".join(lines)
 
 

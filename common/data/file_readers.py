@@ -107,7 +107,8 @@ def _named(
                 f"{path}, line {line}: this line is the header again, as in files that were "
                 "joined. Remove it."
             )
-        yield line, dict(zip(header, row, strict=True))
+        values = zip(header, row, strict=True)
+        yield line, dict(values)
 
 
 def check_header(
@@ -278,9 +279,10 @@ def read_parquet(path: Path, columns: Columns, form: FileForm) -> Table:
     values = {}
     for name in table.column_names:
         values[name] = _parquet_values(path, name, table.column(name))
+    columns_in_order = values.values()
     rows = (
         dict(zip(values, row, strict=True))
-        for row in zip(*values.values(), strict=True)
+        for row in zip(*columns_in_order, strict=True)
     )
     place = numbered(str(path), "row")
     found = Rows(str(path), header, enumerate(rows, start=1), place)

@@ -33,8 +33,9 @@ def in_order(
         for item in items:
             call = start(item)
             calls.append((item, call))
-            if len(calls) == most:
-                yield calls.popleft()
+            if len(calls) < most:
+                continue
+            yield calls.popleft()
         while calls:
             yield calls.popleft()
     finally:

@@ -197,7 +197,8 @@ class Places:
                 time.sleep(_LOOK_SECONDS)
                 self.end_the_slow()
 
-        thread = threading.Thread(target=run, daemon=True, name="places")
+        thread = threading.Thread(target=run, name="places")
+        thread.daemon = True
         thread.start()
 
 
@@ -287,7 +288,8 @@ class KnownNodes(grpc.ServerInterceptor):  # type: ignore[misc]
         if request is None:
             self._refuse(context, name, "malformed", StatusCode.INVALID_ARGUMENT)
         sender = method.sender(request)
-        own_names = (caller.node_id, headers[PUBLIC_KEY_HEADER])
+        key = headers[PUBLIC_KEY_HEADER]
+        own_names = (caller.node_id, key)
         if sender not in own_names:
             # A site that checks its connection before it joins names no node. That is not counted.
             counted = name if sender else None

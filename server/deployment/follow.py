@@ -234,8 +234,9 @@ def reason_to_wait(folder: ServerFolder, run: RunFolder, sites: Sequence[str]) -
     for name in sites:
         state = states.get(name)
         status = state.status if state else "unknown"
-        if status != "online":
-            absent.append(f"{name} ({status})")
+        if status == "online":
+            continue
+        absent.append(f"{name} ({status})")
     if absent:
         return f"not online: {', '.join(absent)}"
     return "all sites are online; the server is at work"

@@ -91,7 +91,10 @@ def _site_files(folder: Path, tests: Sequence[Path]) -> list[Path]:
 
 def _refuse_parts(folder: Path, files: Sequence[Path]) -> None:
     """Raise ValueError if the files are parts of one data set and not files of sites."""
-    by_part = {_PART.split(file.stem.lower())[0]: file for file in files}
+    by_part = {}
+    for file in files:
+        first, *_ = _PART.split(file.stem.lower())
+        by_part[first] = file
     if by_part.keys() >= {"train", "test"}:
         train = by_part["train"]
         test = by_part["test"]

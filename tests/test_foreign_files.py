@@ -161,7 +161,7 @@ def test_a_spreadsheets_leftovers_are_named(
     assert words in message(path=write(tmp_path / "a.csv", text))
 
 
-def test_other_kinds_of_files_are_named_whatever_they_end_in(tmp_path: Path) -> None:
+def test_other_kinds_of_files_are_named_with_any_ending(tmp_path: Path) -> None:
     for inside, kind in (
         ("xl/workbook.xml", "an Excel workbook"),
         ("content.xml", "an OpenDocument file"),
@@ -198,7 +198,7 @@ def test_other_endings_have_a_next_step(
     )
 
 
-# --- rows, whatever reads them ----------------------------------------------------------
+# --- rows, of every reader --------------------------------------------------------------
 
 
 def test_half_a_character_becomes_a_sign_that_tokenizers_take(tmp_path: Path) -> None:

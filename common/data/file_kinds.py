@@ -1,4 +1,4 @@
-"""Kinds of files that are no CSV, JSONL or Parquet, whatever their name ends in."""
+"""Kinds of files that are no CSV, JSONL or Parquet, told by their first bytes."""
 
 from __future__ import annotations
 

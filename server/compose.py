@@ -119,9 +119,8 @@ def settings_of(config: DictConfig) -> Settings:
     """Return the settings inside a composed tree. Raises ValueError as `Settings` does."""
     keys = [str(key) for key in config if key not in _NO_SETTINGS]
     try:
-        values: Any = OmegaConf.to_container(
-            OmegaConf.masked_copy(config, keys), resolve=True, throw_on_missing=True
-        )
+        own = OmegaConf.masked_copy(config, keys)
+        values: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ValueError(_explained(error)) from None
     settings = _from_home(Settings.from_dict(values))
@@ -133,15 +132,16 @@ def settings_of(config: DictConfig) -> Settings:
 def _from_home(settings: Settings) -> Settings:
     """Return the settings with ~ replaced in every path. Raises ValueError as `from_home` does."""
     data = settings.data
-    paths: dict[str, Any] = {
-        key: from_home(path)
-        for key in ("path", "test_path", "hub_name", "token_cache")
-        if (path := getattr(data, key)) is not None
-    }
+    model = settings.model
+    paths: dict[str, Any] = {}
+    for key in ("path", "test_path", "hub_name", "token_cache"):
+        path = getattr(data, key)
+        if path is not None:
+            paths[key] = from_home(path)
     return replace(
         settings,
         run_dir=from_home(settings.run_dir),
-        model=replace(settings.model, name=from_home(settings.model.name)),
+        model=replace(model, name=from_home(model.name)),
         data=replace(data, **paths),
     )
 

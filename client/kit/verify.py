@@ -127,7 +127,8 @@ def _check_rounds(on: _Released) -> None:
             strange.append(f"round {number} of {name}")
     if strange:
         raise NotProven(f"the plan does not have these updates: {', '.join(strange)}")
-    if len(set(places)) < len(places):
+    num_different = len(set(places))
+    if num_different < len(places):
         raise NotProven("an update is named twice")
 
 

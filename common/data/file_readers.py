@@ -92,8 +92,9 @@ def read_csv(path: Path, columns: Columns, form: FileForm | None = None) -> Tabl
     if header and form is not None:
         check_header(path, header, columns, form)
     values = _named(path, header, rows)
-    place = numbered(str(path), "line")
-    found = Rows(str(path), header, values, place)
+    name = str(path)
+    place = numbered(name, "line")
+    found = Rows(name, header, values, place)
     return table_of(found, columns)
 
 
@@ -199,8 +200,9 @@ def read_jsonl(path: Path, columns: Columns, form: FileForm) -> Table:
     """Read a file of one JSON object a line. Raises as `read_file` does."""
     rows = jsonl_rows(path, form)
     present = dict.fromkeys(key for _, row in rows for key in row)
-    place = numbered(str(path), "line")
-    found = Rows(str(path), list(present), rows, place)
+    name = str(path)
+    place = numbered(name, "line")
+    found = Rows(name, list(present), rows, place)
     return table_of(found, columns)
 
 

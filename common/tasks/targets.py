@@ -71,14 +71,16 @@ def without_fraction(value: Any) -> Any:
         return value
     if math.isnan(value):
         return None
-    is_whole = math.isfinite(value) and value == int(value)
-    return int(value) if is_whole else value
+    if not math.isfinite(value):
+        return value
+    whole = int(value)
+    return whole if value == whole else value
 
 
 def describe(value: Any) -> tuple[str, str]:
     """Return the type of a value for people, and the step that makes it a text."""
+    kind = type(value).__name__
     for types, name, step in _STEPS:
         if isinstance(value, types):
-            kind = type(value).__name__
             return f"{name} ({kind})", step
-    return type(value).__name__, "Write it as text"
+    return kind, "Write it as text"

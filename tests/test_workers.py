@@ -140,7 +140,7 @@ def test_a_worker_that_stops_is_ended_and_replaced(
     settings = make_settings(
         "strategy.on_missing=continue",
         "num_rounds=3",
-        "strategy.round_timeout_seconds=6",
+        "strategy.round_timeout_seconds=15",
     )
     broken_pool(monkeypatch, settings, signal.SIGSTOP, first=2)
     lines = history(Path(settings.run_dir))
@@ -161,13 +161,13 @@ def test_no_process_outlives_its_simulation(
     family = {fork_server} | children(fork_server)
     assert len(family) == 3
     os.kill(process.pid, kind)
-    assert process.wait(30) == (130 if kind == signal.SIGINT else -kind)
+    assert process.wait(120) == (130 if kind == signal.SIGINT else -kind)
     assert_gone(family)
 
 
 def assert_gone(pids: set[int]) -> None:
-    """Wait until all have ended, for ten seconds at most."""
-    deadline = time.monotonic() + 10
+    """Wait until all have ended, for a minute at most."""
+    deadline = time.monotonic() + 60
     while alive := {pid for pid in pids if Path(f"/proc/{pid}").exists()}:
         assert time.monotonic() < deadline, alive
         time.sleep(0.05)

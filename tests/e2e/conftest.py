@@ -3,47 +3,67 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.federation import Federation
+from tests.e2e.runs import start_sites, texts_of, write_sites
 
 _LEFT_OUT = pytest.StashKey[int]()
-_FAILED = pytest.StashKey[bool]()
 _LAST_LINES = 40
 
 
 @pytest.fixture
-def federation(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Federation]:
-    """A server folder on free ports; nothing runs yet, and nothing runs afterwards.
-
-    Of a test that failed, the last lines of every program are printed.
-    """
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    """A server folder on free ports; nothing runs yet, and nothing runs afterwards."""
     made = Federation(tmp_path / "federation")
     try:
         yield made
     finally:
         made.close()
-        if request.node.stash.get(_FAILED, False):
-            for log in sorted(made.root.glob("*.log")):
-                lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-                sys.stdout.write(
-                    "\n".join([f"--- {log.name}", *lines[-_LAST_LINES:], ""])
-                )
+
+
+@pytest.fixture(scope="module")
+def three(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[Federation]:
+    """A server and three sites at work, for all tests of a module: starting them is slow.
+
+    A test that needs all of them begins with `restore`.
+    """
+    folder = tmp_path_factory.mktemp("three")
+    made = Federation(folder / "federation")
+    texts = write_sites(texts_of(made))
+    try:
+        made.up()
+        start_sites(made, texts, tiny_model)
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember, for its fixtures, that a test failed."""
+    """Add the last lines of every program of its federation to the report of a failed test."""
     report = yield
     if report.failed:
-        item.stash[_FAILED] = True
+        for made in getattr(item, "funcargs", {}).values():
+            if isinstance(made, Federation):
+                report.sections += last_lines(made)
     return report
+
+
+def last_lines(federation: Federation) -> list[tuple[str, str]]:
+    """Return the name of each log, and its last lines."""
+    found = []
+    for log in sorted(federation.root.glob("*.log")):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        found.append((log.name, "\n".join(lines[-_LAST_LINES:])))
+    return found
 
 
 def _engine_answers() -> bool:

@@ -16,7 +16,13 @@ from typing import Any
 
 import yaml
 
-from tests.e2e.processes import Process, command_line, free_port, wait_for
+from tests.e2e.processes import (
+    PATIENCE,
+    Process,
+    command_line,
+    free_port,
+    wait_for,
+)
 from tests.support.site_lab import WIDE, pinned
 from wardround.client.kit.init import write_kit
 from wardround.common.wire.invitation import registration_file
@@ -34,9 +40,6 @@ from wardround.server.deployment.superlink import NodeState
 from wardround.server.run_folder import RunFolder
 
 BIN = Path(sys.executable).parent
-UP_SECONDS = 60.0
-ONLINE_SECONDS = 60.0
-END_SECONDS = 40.0
 _MARK, _SITE_MARK = "WARDROUND_TEST_FEDERATION", "WARDROUND_TEST_SITE"
 
 
@@ -69,6 +72,8 @@ class Federation:
     signing_line: str = ""
     """Public half of a signing key that stands elsewhere; empty for a key in the server folder."""
     server: Process | None = None
+    seconds_to_start: float = 0.0
+    """Seconds that the last start of the server took."""
     sites: dict[str, TestSite] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -124,6 +129,7 @@ class Federation:
 
     def up(self, *options: str) -> Process:
         """`wardround server up`, and wait until it says so."""
+        started = time.monotonic()
         self.server = self.start(
             "server",
             "wardround",
@@ -136,11 +142,18 @@ class Federation:
         server = self.server
         wait_for(
             lambda: "the server is up" in server.text() or not server.is_alive(),
-            UP_SECONDS,
+            PATIENCE,
             "the server",
         )
         assert server.is_alive(), server.text()
+        self.seconds_to_start = time.monotonic() - started
         return server
+
+    def end_server(self) -> None:
+        """End the server as Ctrl-C does."""
+        assert self.server is not None
+        self.server.send(signal.SIGTERM)
+        self.server.wait(PATIENCE)
 
     def add_site(
         self,
@@ -196,6 +209,12 @@ class Federation:
         site.node = self.start(f"join-{site.name}", *words, environment=given)
         return site.node
 
+    def leave(self, site: TestSite) -> None:
+        """End its node as a person does, if it runs. The server is told."""
+        if site.node is not None:
+            site.node.send(signal.SIGTERM)
+            site.node.wait(PATIENCE)
+
     def join_bare(
         self, site: TestSite, *, trust: Sequence[str] | None = None
     ) -> Process:
@@ -227,7 +246,7 @@ class Federation:
         self.server = self.start(
             "superlink", "flower-superlink", *options, environment=environment
         )
-        wait_for(lambda: superlink.is_up(self.folder), UP_SECONDS, "the SuperLink")
+        wait_for(lambda: superlink.is_up(self.folder), PATIENCE, "the SuperLink")
         for site in sites:
             superlink.flower(
                 self.folder, "supernode", "register", str(site.public_key), SUPERLINK
@@ -240,14 +259,14 @@ class Federation:
             ]
             return [node["status"] for node in nodes] == ["online"] * len(sites)
 
-        wait_for(are_online, ONLINE_SECONDS, "the SuperNodes to come online")
+        wait_for(are_online, PATIENCE, "the SuperNodes to come online")
         return self.server
 
     def node_states(self) -> dict[str, NodeState]:
         """What the server says of each registered site, by name."""
         return superlink.fleet_states(self.folder)
 
-    def wait_online(self, *names: str, seconds: float = ONLINE_SECONDS) -> None:
+    def wait_online(self, *names: str, seconds: float = PATIENCE) -> None:
         """Return once all these sites are online."""
 
         def look() -> bool:
@@ -256,7 +275,8 @@ class Federation:
                 name in states and states[name].status == "online" for name in names
             )
 
-        wait_for(look, seconds, f"{', '.join(names)} to come online")
+        # A look is a call over TLS.
+        wait_for(look, seconds, f"{', '.join(names)} to come online", pause=1.0)
 
     def submit(self, *words: str) -> Process:
         """`wardround submit WORDS`, in the background."""
@@ -303,7 +323,7 @@ class Federation:
         started = [process for process in (*nodes, self.server) if process is not None]
         for process in started:
             process.send(signal.SIGTERM)
-        deadline = time.monotonic() + END_SECONDS
+        deadline = time.monotonic() + PATIENCE
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.2)
             for process in started:
@@ -313,4 +333,4 @@ class Federation:
     def close(self) -> None:
         """End everything at once: whoever wants to see it end by itself calls `end` before."""
         self.signal(signal.SIGKILL)
-        wait_for(lambda: not self.processes(), END_SECONDS, "the last processes to go")
+        wait_for(lambda: not self.processes(), PATIENCE, "the last processes to go")

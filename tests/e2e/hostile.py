@@ -15,7 +15,7 @@ from flwr.app import RecordDict
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 
-from tests.e2e.processes import wait_for
+from tests.e2e.processes import PATIENCE, wait_for
 from wardround.client.answers import SiteAnswer
 from wardround.client.node.connection import Connection, Heartbeat, Letter
 from wardround.client.node.journal import Journal
@@ -105,7 +105,7 @@ class HostileSite(Loop):
     def run(self) -> None:
         """Take part until `is_over`."""
         with self._journal_of_it, self._ledger_of_it, self.connection as connection:
-            wait_for(self._activate, 30, "the server to take the site's key")
+            wait_for(self._activate, PATIENCE, "the server to take the site's key")
             heartbeat = Heartbeat(connection)
             heartbeat.start()
             try:

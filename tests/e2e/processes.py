@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 T = TypeVar("T")
+PATIENCE = 180.0
+"""Seconds for all that takes a few on a quiet machine: a busy one may be ten times as slow."""
 
 
 def free_port() -> int:
@@ -31,12 +33,18 @@ def free_port() -> int:
         return port
 
 
-def wait_for(look: Callable[[], T], seconds: float, what: str) -> T:
-    """The first true value of `look`; fails the test after `seconds`."""
+def wait_for(
+    look: Callable[[], T], seconds: float, what: str, *, pause: float = 0.2
+) -> T:
+    """The first true value of `look`; fails the test after `seconds`.
+
+    Args:
+        pause: seconds between two looks.
+    """
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(0.2)
+        time.sleep(pause)
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.federation import Federation
-from tests.e2e.processes import Process, wait_for
+from tests.e2e.processes import PATIENCE, Process, wait_for
 from tests.support.runs import history
 from tests.support.tiny import Make, write_texts
 from wardround.server.deployment.status import read_open_round
@@ -20,8 +20,13 @@ LONG = "num_rounds=5000"
 LABELS = "data.label_names=[health,money,sport]"
 EVEN = "train.last_batch=even"
 """As sites want it."""
-JOIN_SECONDS = 180.0
-RUN_SECONDS = 420.0
+JOIN_SECONDS = PATIENCE
+RUN_SECONDS = 600.0
+
+
+def texts_of(federation: Federation) -> Path:
+    """The folder for the texts of its sites."""
+    return federation.root.parent / "texts"
 
 
 def write_sites(folder: Path) -> Path:
@@ -50,6 +55,16 @@ def start_sites(federation: Federation, texts: Path, model: Path, **facts: Any) 
             federation.add_site(name, texts / f"{name}.csv", model=model, **facts)
         )
     federation.wait_online(*SIZES, seconds=JOIN_SECONDS)
+
+
+def restore(federation: Federation) -> None:
+    """Start the server and the sites that do not run, and wait until all sites are there."""
+    if federation.server is None or not federation.server.is_alive():
+        federation.up()
+    for site in federation.sites.values():
+        if site.node is None or not site.node.is_alive():
+            federation.join(site)
+    federation.wait_online(*federation.sites, seconds=JOIN_SECONDS)
 
 
 def add_two(federation: Federation, folder: Path, model: Path, **facts: Any) -> None:
@@ -93,7 +108,7 @@ def simulated(
 def stop(federation: Federation, process: Process) -> None:
     """End a run as Ctrl-C does."""
     federation.signal(signal.SIGTERM, program="submit")
-    assert process.wait(60) == 130, process.text()
+    assert process.wait(PATIENCE) == 130, process.text()
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ from tests.e2e.hostile import (
     num_numbers,
     push_objects,
 )
-from tests.e2e.processes import Process, command_line, wait_for
+from tests.e2e.processes import PATIENCE, Process, command_line, wait_for
 from tests.e2e.runs import EVEN, JOIN_SECONDS, LABELS, RUN_SECONDS, lines
 from tests.support.tiny import write_model, write_texts
 from wardround.client.node.connection import Connection, Letter
@@ -122,7 +122,7 @@ class Ward:
         """Return once so many calls of a site were refused for this reason."""
         wait_for(
             lambda: self.refused(name).get(reason, 0) >= least,
-            5,
+            PATIENCE,
             f"{least} refusals: {reason}",
         )
 
@@ -204,7 +204,7 @@ def letter_of(ward: Ward, name: str) -> Letter:
     def look() -> bytes:
         return base64.b64decode(json.loads(journal.read_text())["in_hand"])
 
-    return Letter(wait_for(look, 60, f"{name} to be asked"))
+    return Letter(wait_for(look, PATIENCE, f"{name} to be asked"))
 
 
 def test_a_site_speaks_for_nobody_else(ward: Ward) -> None:
@@ -464,7 +464,9 @@ def test_calls_without_a_body_hold_nobody_up(ward: Ward, tmp_path: Path) -> None
 
     with ExitStack() as stack:
         connections = [stack.enter_context(Connection(site)) for _ in range(3)]
-        wait_for(lambda: is_let_in(connections[0]), 10, "the bystander to be let in")
+        wait_for(
+            lambda: is_let_in(connections[0]), PATIENCE, "the bystander to be let in"
+        )
         calls = [
             connection._channel.stream_unary("/flwr.proto.Fleet/PullMessages").future(
                 nothing(), metadata=connection._credentials()
@@ -642,7 +644,7 @@ def test_who_is_unregistered_is_out_at_once(ward: Ward) -> None:
     unregister_site(ward.federation.folder, "mallory")
     wait_for(
         lambda: "mallory" not in ward.federation.node_states(),
-        5,
+        PATIENCE,
         "the site to be forgotten",
     )
     with pytest.raises(Refused) as refused:
@@ -667,7 +669,7 @@ with pathlib.Path({mark!r}).open("ab") as mark:
 def test_the_servers_bundle_runs_at_no_site(ward: Ward, tmp_path: Path) -> None:
     """Finding 2: a bundle's code ran with the rights of the site's user."""
     ward.federation.signal(signal.SIGTERM, program="submit")
-    ward.process.wait(60)
+    ward.process.wait(PATIENCE)
     mark = tmp_path / "was-here"
     app = stage_app(tmp_path / "app")
     (app / "mallory.py").write_text(MARK.format(mark=str(mark)), encoding="utf-8")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.federation import END_SECONDS, UP_SECONDS, Federation
-from tests.e2e.processes import Process, wait_for
+from tests.e2e.federation import Federation
+from tests.e2e.processes import PATIENCE, Process, wait_for
 from tests.e2e.runs import RUN_SECONDS, words_of
 from tests.support.runs import history
 from tests.support.tiny import write_texts
@@ -29,12 +29,10 @@ from wardround.server.deployment.sites import (
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
-SECONDS = 90.0
-
 
 def wait_to_read(process: Process, text: str) -> None:
     """Return once the process has printed this."""
-    wait_for(lambda: text in process.text(), SECONDS, f"'{text}' in {process.log}")
+    wait_for(lambda: text in process.text(), PATIENCE, f"'{text}' in {process.log}")
 
 
 def listens(host: str, port: int) -> bool:
@@ -75,7 +73,7 @@ def test_only_registered_keys_over_tls_come_in(
     folder = federation.folder
     wait_for(
         lambda: strangers(folder.fleet_file).get("unknown_key"),
-        SECONDS,
+        PATIENCE,
         "the stranger's call",
     )
     wait_to_read(plain_node, "Connection attempt failed")
@@ -91,14 +89,16 @@ def test_only_registered_keys_over_tls_come_in(
     assert "known" in said
     assert "online" in said
     server.send(signal.SIGKILL)
-    server.wait(END_SECONDS)
+    server.wait(PATIENCE)
     code, said = federation.wardround("submit", "num_clients=1", *where)
     assert (code, "wardround server up" in said) == (1, True), said
 
     federation.up()
     assert list(federation.node_states()) == ["known"]  # it remembers who is registered
     unregister_site(folder, "known")  # holds at once, by the file alone
-    wait_for(lambda: federation.node_states() == {}, 5.0, "the site to be forgotten")
+    wait_for(
+        lambda: federation.node_states() == {}, PATIENCE, "the site to be forgotten"
+    )
 
 
 def test_a_key_is_good_for_one_site_at_a_time(
@@ -116,7 +116,7 @@ def test_a_key_is_good_for_one_site_at_a_time(
     )
     assert (code, "first" in said) == (2, True), said
     federation.join(first)
-    federation.wait_online("first", seconds=SECONDS)
+    federation.wait_online("first", seconds=PATIENCE)
     other = tmp_path / "other-machine"
     shutil.copytree(first.folder, other)
     shutil.rmtree(other / "state")
@@ -181,7 +181,7 @@ def test_an_expired_certificate_ends_join_in_clear_words(
     )
     federation.start("server", *words, environment={"FLWR_LOG_LEVEL": "INFO"})
     fleet = (folder.addresses.fleet_host, folder.addresses.fleet_port)
-    wait_for(lambda: listens(*fleet), UP_SECONDS, "the server")
+    wait_for(lambda: listens(*fleet), PATIENCE, "the server")
     site = federation.add_site(
         "site",
         write_texts(tmp_path / "texts.csv", 30, seed=0),
@@ -189,7 +189,7 @@ def test_an_expired_certificate_ends_join_in_clear_words(
         register=False,
     )
     node = federation.join(site)
-    assert node.wait(UP_SECONDS) == 1
+    assert node.wait(PATIENCE) == 1
     assert "expired" in node.text()
     assert "wardround server renew" in node.text()
     assert "connected to the server" not in node.text()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.federation import Federation
+from tests.e2e.processes import PATIENCE
 from tests.e2e.runs import JOIN_SECONDS, RUN_SECONDS, words_of
 from tests.support.tiny import write_texts
 from wardround.common.credentials import fingerprint
@@ -103,7 +104,7 @@ def test_a_run_without_the_signing_key_on_the_servers_machine(
 
         # Without a signature nothing starts, and the next step is named.
         refused = federation.submit(*words)
-        assert refused.wait(60) == 2, refused.text()
+        assert refused.wait(PATIENCE) == 2, refused.text()
         assert "--unsigned FILE" in refused.text()
 
         office.server("submit", *words, "--unsigned", str(request))
@@ -121,7 +122,7 @@ def test_a_run_without_the_signing_key_on_the_servers_machine(
 
         # What was signed is good for one start.
         again = federation.submit("--signed", str(signed))
-        assert again.wait(60) == 2, again.text()
+        assert again.wait(PATIENCE) == 2, again.text()
         assert "belongs to no open request" in again.text()
 
         # To continue takes a new statement of the run's key. Plan and approvals stay.

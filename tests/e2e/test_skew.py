@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.federation import END_SECONDS, Federation, TestSite
+from tests.e2e.federation import Federation, TestSite
+from tests.e2e.processes import PATIENCE
 from tests.e2e.runs import JOIN_SECONDS, RUN_SECONDS, add_two, took_part, words_of
 from wardround.common.versions import installed
 
@@ -40,7 +41,7 @@ def plans_of(
     """Run a command of the site in its installation; its output."""
     command = ("wardround-site", *words, "--site", str(site.site_file))
     process = federation.start("site", *command, environment=environment)
-    process.wait(120)
+    process.wait(PATIENCE)
     return process.text()
 
 
@@ -68,7 +69,7 @@ def test_one_minor_version_apart_takes_part_and_two_are_refused(
     assert minor_versions_ahead(1) in shown
 
     beta.program.send(signal.SIGTERM)
-    assert beta.program.wait(END_SECONDS) == 0
+    assert beta.program.wait(PATIENCE) == 0
     federation.join(beta, environment=far)
     federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
     refused = federation.submit(*words, f"run_dir={tmp_path / 'refused'}")

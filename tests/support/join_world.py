@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.e2e.processes import PATIENCE, wait_for
 from tests.e2e.processes import command_line as command_line_of
-from tests.e2e.processes import wait_for
 from tests.support.fake_fleet import FakeFleet, fleet_server
 from tests.support.site_door import QUICK, command_line, environment
 from tests.support.site_lab import make_certificates, make_site
@@ -23,7 +23,7 @@ from wardround.common.wire.codec import pack_hello, unpack_introduction
 from wardround.common.wire.messages import HELLO
 from wardround.server.compose import compose
 
-SECONDS = 60.0
+SECONDS = PATIENCE
 
 
 @dataclass

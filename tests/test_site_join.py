@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.processes import wait_for
 from tests.support.fake_fleet import FakeFleet
 from tests.support.join_world import SECONDS, World, joined_world
-from tests.support.site_door import QUICK, ROOT, site_command
+from tests.support.site_door import FEW_CHECKS, QUICK, ROOT, site_command
 from tests.support.site_lab import WIDE
 from wardround.client.site_file import SiteFile, write_site_file
 from wardround.common.credentials import new_key, private_text
@@ -30,6 +30,18 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 def world(tmp_path: Path, tiny_texts: Path, tiny_model: Path) -> Iterator[World]:
     """A site that has not joined yet."""
     with joined_world(tmp_path, tiny_texts, tiny_model) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def joined(
+    tmp_path_factory: pytest.TempPathFactory, tiny_texts: Path, tiny_model: Path
+) -> Iterator[World]:
+    """A site at work, for all tests that leave it at work."""
+    folder = tmp_path_factory.mktemp("joined")
+    with joined_world(folder, tiny_texts, tiny_model) as made:
+        made.join(*FEW_CHECKS)
+        assert made.num_examples() == 38
         yield made
 
 
@@ -65,19 +77,17 @@ def test_join_answers_and_leaves_no_process(world: World) -> None:
     }
 
 
-def test_a_worker_that_dies_or_hangs_costs_one_message(world: World) -> None:
-    world.join()
-    assert world.num_examples() == 38
-    first = world.worker()
+def test_a_worker_that_dies_or_hangs_costs_one_message(joined: World) -> None:
+    first = joined.worker()
     os.kill(first, signal.SIGSTOP)
-    sent = world.hello()
-    wait_for(lambda: _has_begun(world, 2), SECONDS, "the message to be begun")
+    sent = joined.hello()
+    wait_for(lambda: _has_begun(joined, sent), SECONDS, "the message to be begun")
     os.kill(first, signal.SIGKILL)
-    assert world.fleet.refusal_of(sent) == "killed"
-    assert world.num_examples() == 38
-    os.kill(world.worker(), signal.SIGSTOP)
-    assert world.fleet.refusal_of(world.hello(seconds=2.0)) == "hangs"
-    assert world.num_examples() == 38
+    assert joined.fleet.refusal_of(sent) == "killed"
+    assert joined.num_examples() == 38
+    os.kill(joined.worker(), signal.SIGSTOP)
+    assert joined.fleet.refusal_of(joined.hello(seconds=4.0)) == "hangs"
+    assert joined.num_examples() == 38
     assert not Path(f"/proc/{first}").exists()
 
 
@@ -86,7 +96,7 @@ def test_a_site_that_is_killed_continues_the_interrupted_message(world: World) -
     assert world.num_examples() == 38
     os.kill(world.worker(), signal.SIGSTOP)
     interrupted = world.hello()
-    wait_for(lambda: _has_begun(world, 2), SECONDS, "the message to be begun")
+    wait_for(lambda: _has_begun(world, interrupted), SECONDS, "the message to be begun")
     process.kill()
     process.wait(SECONDS)
     world.join()
@@ -95,14 +105,13 @@ def test_a_site_that_is_killed_continues_the_interrupted_message(world: World) -
     assert world.num_examples() == 38
 
 
-def _has_begun(world: World, attempt: int) -> bool:
+def _has_begun(world: World, sent: Any) -> bool:
     journal = (world.folder / "state" / "journal.json").read_text()
-    return f'"attempt": {attempt}' in journal
+    return f'"attempt": {sent.statement.attempt}' in journal
 
 
-def test_a_second_join_is_refused(world: World) -> None:
-    world.join()
-    done = site_command("join", *QUICK, folder=world.folder)
+def test_a_second_join_is_refused(joined: World) -> None:
+    done = site_command("join", *QUICK, folder=joined.folder)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "a site joins once" in done.stderr
 
@@ -115,39 +124,36 @@ def test_a_second_join_is_refused(world: World) -> None:
     ],
 )
 def test_join_connects_again_after_a_passing_refusal(
-    change: Callable[[FakeFleet], None], expected: str, world: World
+    change: Callable[[FakeFleet], None], expected: str, joined: World
 ) -> None:
-    world.join()
-    change(world.fleet)
-    world.wait_to_read(expected)
-    world.fleet.refusal = ""
+    before = joined.said().count("connected to the server")
+    change(joined.fleet)
+    joined.wait_to_read(expected)
+    joined.fleet.refusal = ""
     wait_for(
-        lambda: world.said().count("connected to the server") == 2,
+        lambda: joined.said().count("connected to the server") == before + 1,
         SECONDS,
         "another connection",
     )
-    assert world.num_examples() == 38
+    assert joined.num_examples() == 38
 
 
-def test_a_disk_that_is_full_stops_answers_not_the_program(world: World) -> None:
+def test_a_disk_that_is_full_stops_answers_not_the_program(joined: World) -> None:
     """A state folder that cannot be written: a site answers only what it can record."""
-    process = world.join()
-    assert world.num_examples() == 38
-    state = world.folder / "state"
-    state.rename(world.folder / "away")
+    process = joined.processes[-1]
+    state = joined.folder / "state"
+    state.rename(joined.folder / "away")
     state.write_text("no folder")
-    sent = world.hello()
-    world.wait_to_read("Nothing is answered until this")
+    sent = joined.hello()
+    joined.wait_to_read("Nothing is answered until this")
     assert sent.reply is None
     state.unlink()
-    (world.folder / "away").rename(state)
+    (joined.folder / "away").rename(state)
     time.sleep(0.5)
     assert process.poll() is None
-    assert world.num_examples() == 38
+    assert joined.num_examples() == 38
 
 
-FEW_CHECKS = ("--skip-check", "lengths", "--skip-check", "model")
-"""Options for tests that start `join` often."""
 SMALL_PARTS = {
     "PYTHONPATH": os.pathsep.join((str(ROOT / "tests" / "e2e" / "parts"), str(ROOT))),
     "WARDROUND_TEST_PART": "4000",
@@ -234,56 +240,55 @@ def write(world: World, **changed: Any) -> SiteFile:
     return site
 
 
-def test_only_the_worker_loads_torch(world: World) -> None:
+def test_only_the_worker_loads_torch(joined: World) -> None:
     """It takes seconds and memory; on a site without a GPU the worker alone needs it."""
-    process = world.join(*FEW_CHECKS)
-    assert world.num_examples() == 38
-    assert "libtorch" in Path(f"/proc/{world.worker()}/maps").read_text()
+    process = joined.processes[-1]
+    assert joined.num_examples() == 38
+    assert "libtorch" in Path(f"/proc/{joined.worker()}/maps").read_text()
     assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
 
 
-def test_a_policy_that_is_tightened_holds_at_once(world: World) -> None:
-    world.join(*FEW_CHECKS)
-    assert world.num_examples() == 38
-    write(world, policy=replace(WIDE, min_sites=3))
-    assert world.fleet.refusal_of(world.hello()) == "policy"
-    write(world)
-    assert world.num_examples() == 38
+def test_a_policy_that_is_tightened_holds_at_once(joined: World) -> None:
+    assert joined.num_examples() == 38
+    write(joined, policy=replace(WIDE, min_sites=3))
+    assert joined.fleet.refusal_of(joined.hello()) == "policy"
+    write(joined)
+    assert joined.num_examples() == 38
 
 
 def test_a_site_file_that_is_wrong_stops_answers_until_it_is_right(
-    world: World,
+    joined: World,
 ) -> None:
-    process = world.join(*FEW_CHECKS)
-    assert world.num_examples() == 38
-    file = world.folder / "site.yaml"
+    process = joined.processes[-1]
+    ready = joined.said().count("can be used again")
+    file = joined.folder / "site.yaml"
     right = file.read_text()
     wait = "until this file can be used again"
     for wrong in (right.replace("name:", "nmae:", 1), right + "\n{half", ""):
         file.write_text(wrong)
-        before = world.said().count(wait)
+        before = joined.said().count(wait)
         for _ in range(3):
-            assert world.fleet.refusal_of(world.hello()) == "bad_input"
-        assert world.said().count(wait) == before + 1
+            assert joined.fleet.refusal_of(joined.hello()) == "bad_input"
+        assert joined.said().count(wait) == before + 1
     file.unlink()
-    assert world.fleet.refusal_of(world.hello()) == "bad_input"
+    assert joined.fleet.refusal_of(joined.hello()) == "bad_input"
     file.write_text(right)
-    assert world.num_examples() == 38
+    assert joined.num_examples() == 38
     # Four lines say that it cannot be used yet, one that it can.
-    assert world.said().count("can be used again") == 5
+    assert joined.said().count("can be used again") == ready + 5
     assert process.poll() is None
 
 
-def test_a_change_that_needs_a_restart_is_reported(world: World) -> None:
-    world.join(*FEW_CHECKS)
-    assert world.num_examples() == 38
+def test_a_change_that_needs_a_restart_is_reported(joined: World) -> None:
+    assert joined.num_examples() == 38
     write(
-        world,
+        joined,
         name="lakeside",
-        state=world.folder / "other",
+        state=joined.folder / "other",
         server_address="localhost:1",
     )
-    assert world.num_examples() == 38
-    world.wait_to_read("name, server.address, state has changed")
-    assert "restart" in world.said()
-    assert not (world.folder / "other").exists()
+    assert joined.num_examples() == 38
+    joined.wait_to_read("name, server.address, state has changed")
+    assert "restart" in joined.said()
+    assert not (joined.folder / "other").exists()
+    write(joined)

@@ -23,6 +23,7 @@ from tests.e2e.processes import (
     free_port,
     wait_for,
 )
+from tests.support.site_door import FEW_CHECKS
 from tests.support.site_lab import WIDE, pinned
 from wardround.client.kit.init import write_kit
 from wardround.common.wire.invitation import registration_file
@@ -203,8 +204,8 @@ class Federation:
     def join(
         self, site: TestSite, environment: Mapping[str, str] | None = None
     ) -> Process:
-        """`wardround-site join`, which keeps itself alive."""
-        words = ("wardround-site", "join", "--site", str(site.site_file))
+        """`wardround-site join`, which keeps itself alive, without the checks that are slow."""
+        words = ("wardround-site", "join", "--site", str(site.site_file), *FEW_CHECKS)
         given = {_SITE_MARK: site.name} | dict(environment or {})
         site.node = self.start(f"join-{site.name}", *words, environment=given)
         return site.node

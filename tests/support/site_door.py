@@ -10,6 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # Torch takes seconds to import, and few tests are about the device.
 QUICK = ("--skip-check", "device")
+FEW_CHECKS = ("--skip-check", "lengths", "--skip-check", "model")
+"""Options for tests that start `join` often: these two checks import torch too."""
 
 
 def command_line(*words: str) -> list[str]:

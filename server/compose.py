@@ -174,7 +174,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     """
     parser = OverridesParser.create()
     parsed = []
-    for text, word in zip(overrides, as_typed(overrides), strict=True):
+    pairs = zip(overrides, as_typed(overrides), strict=True)
+    for text, word in pairs:
         if "=" not in text and not text.startswith("~"):
             raise ValueError(
                 f"'{text}' has no value. Write key=value without spaces, for example "
@@ -209,7 +210,8 @@ def _nearest_keys(key: str, known: Sequence[str]) -> str:
     """Return the next step for an unknown key: what others call a setting, and similar names."""
     _, _, last = key.rpartition(".")
     other_name = last.lower()
-    found = [*_OTHER_NAMES.get(other_name, ()), *similar(key, known)]
+    usual = _OTHER_NAMES.get(other_name, ())
+    found = [*usual, *similar(key, known)]
     words = nearest_in_words(list(dict.fromkeys(found)))
     return words or " See: wardround simulate --help, and docs/settings.md."
 

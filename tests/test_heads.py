@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForTokenClassification
 
 from tests.support.tiny import Make, model_at, write_model
 from wardround.common.model.build import TextModel, build_model
+from wardround.common.model.heads import HEADS
 from wardround.common.settings.model import ModelSettings
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.label import LABEL
@@ -93,6 +95,17 @@ def test_both_heads_have_the_same_last_layer_and_dropout(tiny_model: Path) -> No
     assert other.pre_classifier.bias.abs().max().item() == 0
     # The pooler has as many weights as pre_classifier. The 2 x 16 token types are gone.
     assert own.num_parameters() - other.num_parameters() == 2 * 16
+
+
+def test_the_head_of_distilbert_is_refused_for_a_task_of_tokens(
+    tiny_model: Path,
+) -> None:
+    settings = replace(model_at(tiny_model), head="distilbert")
+    model = AutoModelForTokenClassification.from_pretrained(tiny_model)
+    with pytest.raises(
+        ValueError, match=r"BertForTokenClassification.*model\.head=own"
+    ):
+        HEADS["distilbert"](settings, model, ())
 
 
 @needs_minilm

@@ -109,6 +109,7 @@ def _distilbert(
 
     config = model.config
     _refuse_other_encoder(settings, config)
+    _refuse_other_task(settings, model)
     dropout = config.classifier_dropout
     if dropout is None:
         dropout = config.hidden_dropout_prob
@@ -153,6 +154,16 @@ def _refuse_other_encoder(settings: ModelSettings, config: Any) -> None:
             f"model.head is '{settings.head}', which needs a BERT encoder with layer_norm_eps "
             f"1e-12; '{settings.name}' has model_type {config.model_type} and layer_norm_eps "
             f"{getattr(config, 'layer_norm_eps', 'none')}. Set model.head=own."
+        )
+
+
+def _refuse_other_task(settings: ModelSettings, model: Any) -> None:
+    """Refuse a model that does not give one answer for the whole text."""
+    kind = type(model).__name__
+    if not kind.endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"model.head is '{settings.head}', which gives one answer for a whole text; the task "
+            f"needs a {kind}. Set model.head=own."
         )
 
 

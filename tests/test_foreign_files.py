@@ -431,3 +431,45 @@ def test_an_empty_held_out_part_names_its_site_before_training(
     with pytest.raises(ValueError, match="site 'tiny' holds out 0 texts") as caught:
         simulate(settings)
     assert "evaluation.where=server" in str(caught.value)
+
+
+# --- more signs -------------------------------------------------------------------------
+
+
+def test_files_of_sites_have_names_that_differ(tmp_path: Path) -> None:
+    for name in ("Pe\u0301diatrie.csv", "P\u00e9diatrie.csv"):
+        write(tmp_path / "alike" / name, f"text,label\n{ROWS}")
+    assert "two files for site" in message(path=str(tmp_path / "alike"))
+    folder = tmp_path / "bytes"
+    write(folder / "a.csv", f"text,label\n{ROWS}")
+    try:
+        (folder / "b\udcff.csv").write_text(f"text,label\n{ROWS}")
+    except OSError:  # this file system allows only UTF-8
+        return
+    said = message(path=str(folder))
+    assert "the name of file 'b\ufffd.csv' is not UTF-8" in said
+    assert said.endswith("Rename the file.")
+
+
+def test_a_file_that_ends_in_nul_bytes_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", f"text,label\n{ROWS}" + "\0" * 99)
+    assert "a.csv, line 6: the row holds NUL bytes" in message(path=path)
+
+
+def test_utf32_is_told_apart_from_utf16(tmp_path: Path) -> None:
+    content = f"text,label\n{ROWS}".encode("utf-32")
+    path = write(tmp_path / "a.csv", content)
+    assert message(path=path).endswith("looks like UTF-32. Set data.encoding=utf-32")
+    assert rows_of(path, encoding="utf-32") == ALL
+
+
+def test_texts_that_were_garbled_earlier_are_told(tmp_path: Path) -> None:
+    garbled = "Übel".encode().decode("cp1252")
+    path = write(tmp_path / "a.csv", f"text,label\n{ROWS}{garbled},a\nÜber,b\n")
+    (finding,) = [
+        words for words in read(path=path).findings if "windows-1252" in words
+    ]
+    assert "1 text(s)" in finding
+    assert "line 6" in finding
+    found = look(make_site(tmp_path, 9092, Path(path)), "data")["data"]
+    assert found.state == "warning"

@@ -27,6 +27,8 @@ _MOST_LINES = 5
 _MOST_STRANGE = 0.1
 """Largest share of the signs outside ASCII that may be strange in a windows-1252 file."""
 _MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",  # it begins as UTF-16 does, so it comes first
+    codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",

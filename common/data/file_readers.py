@@ -178,6 +178,11 @@ def csv_rows(
             width = width or len(row)
             if not any(row[width:]):
                 row = row[:width]
+            if len(row) != width and any("\0" in field for field in row):
+                raise ValueError(
+                    f"{path}, line {line}: the row holds NUL bytes, as in files that were not "
+                    "written whole. Copy or export the file again."
+                )
             if len(row) != width:
                 separator = used_form.separator
                 sign = "a comma" if separator == COMMA else repr(separator)

@@ -9,6 +9,7 @@ from typing import Any
 from wardround.common.data.values import (
     as_opt_out,
     as_text,
+    is_garbled,
     join_texts,
     readable,
 )
@@ -108,6 +109,7 @@ def table_of(rows: Rows, columns: Columns) -> Table:
     target = columns.target
     opted_out: list[int] = []
     unreadable: list[int] = []
+    garbled: list[int] = []
     spellings: dict[str, set[str]] = {}
     for number, row in rows.values:
         place = rows.place(number)
@@ -116,6 +118,8 @@ def table_of(rows: Rows, columns: Columns) -> Table:
         if text is not None and (whole := readable(text)) != text:
             text = whole
             unreadable.append(number)
+        if text is not None and is_garbled(text):
+            garbled.append(number)
         texts.append(text)
         values = {name: value(row, name) for name in target.names}
         targets.append(target.parse(values, place))
@@ -135,6 +139,12 @@ def table_of(rows: Rows, columns: Columns) -> Table:
         findings.append(
             f"{rows.name}: {len(unreadable)} text(s) hold NUL or half a character, which is "
             f"read as U+FFFD; the first in {rows.place(unreadable[0])}"
+        )
+    if garbled:
+        findings.append(
+            f"{rows.name}: {len(garbled)} text(s) hold signs as UTF-8 has them if it is read as "
+            f"windows-1252 (such as \u00c3\u00bc for \u00fc); the first in "
+            f"{rows.place(garbled[0])}. If that is wrong, export the file again"
         )
     findings += _merged_spellings(rows.name, spellings)
     return Table(

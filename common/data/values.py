@@ -15,11 +15,19 @@ _NO = ("false", "0", "no", "")
 _NO_SIGN = re.compile("[\0\ud800-\udfff]")
 """NUL, and halves of characters of UTF-16: no text has them, and no tokenizer takes them."""
 _REPLACEMENT = "\ufffd"
+_LATER_BYTES = bytes(range(0x80, 0xC0)).decode("windows-1252", errors="ignore")
+_GARBLED = re.compile(f"[\u00c2\u00c3][{re.escape(_LATER_BYTES)}]")
+"""Letters of UTF-8 that were read as windows-1252 before they came into the file."""
 
 
 def readable(text: str) -> str:
     """Return a text with U+FFFD for every sign that cannot be part of a text."""
     return _NO_SIGN.sub(_REPLACEMENT, text)
+
+
+def is_garbled(text: str) -> bool:
+    """Return whether a text holds letters that were read in a wrong encoding earlier."""
+    return _GARBLED.search(text) is not None
 
 
 def join_texts(parts: Sequence[str | None]) -> str | None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from wardround.common.data.file_readers import FILE_READERS, read_file
 from wardround.common.data.sources.source import Source, local_path, require_not_saved
 from wardround.common.data.tables import Columns
+from wardround.common.data.values import readable
 from wardround.common.tasks.targets import TargetColumns
+from wardround.common.words import label_name
 
 if TYPE_CHECKING:
     from wardround.common.settings.data import DataSettings
@@ -68,15 +70,19 @@ def _site_files(folder: Path, tests: Sequence[Path]) -> list[Path]:
         is_hidden = file.name.startswith(".")
         if not is_hidden and file.resolve() not in not_sites:
             files.append(file)
-    stems = [file.stem.lower() for file in files]
-    for file in files:
+    stems = [label_name(file.stem).lower() for file in files]
+    for file, stem in zip(files, stems, strict=True):
+        if readable(file.name) != file.name:
+            raise ValueError(
+                f"{folder}: the name of file '{readable(file.name)}' is not UTF-8, but it is "
+                "the name of a site. Rename the file."
+            )
         suffix = file.suffix.lower()
         if not file.is_file() or suffix not in FILE_READERS:
             raise ValueError(
                 f"{file} is not one of {', '.join(FILE_READERS)}. As data.path, a folder "
                 "holds one such file for each site and nothing else: move this away."
             )
-        stem = file.stem.lower()
         if stems.count(stem) > 1:
             raise ValueError(
                 f"{folder} holds two files for site '{file.stem}'. Merge or rename them."

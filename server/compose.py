@@ -132,7 +132,8 @@ def settings_of(config: DictConfig) -> Settings:
 def _from_home(settings: Settings) -> Settings:
     """Return the settings with ~ replaced in every path. Raises ValueError as `from_home` does."""
     data = settings.data
-    model = settings.model
+    model_name = from_home(settings.model.name)
+    model = replace(settings.model, name=model_name)
     paths: dict[str, Any] = {}
     for key in ("path", "test_path", "hub_name", "token_cache"):
         path = getattr(data, key)
@@ -141,7 +142,7 @@ def _from_home(settings: Settings) -> Settings:
     return replace(
         settings,
         run_dir=from_home(settings.run_dir),
-        model=replace(model, name=from_home(model.name)),
+        model=model,
         data=replace(data, **paths),
     )
 
@@ -229,7 +230,8 @@ def _check_key(override: Override) -> None:
     if key not in _GROUPS:
         return
     files = (CONF / key).glob("*.yaml")
-    options = sorted(file.stem for file in files if file.stem != "base")
+    stems = {file.stem for file in files}
+    options = sorted(stems - {"base"})
     chosen: list[object]
     if override.is_sweep_override():
         chosen = list(override.sweep_string_iterator())

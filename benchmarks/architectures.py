@@ -81,6 +81,7 @@ _SIZES = {
 SMALL = {name: size for size, names in _SIZES.items() for name in names.split()}
 """Sizes of a tiny model, by the names that configurations of transformers use."""
 SPECIAL: dict[str, dict[str, Any]] = {
+    "nystromformer": {"segment_means_seq_len": 64, "num_landmarks": 64},
     "lilt": {"channel_shrink_ratio": 4, "hidden_size": 48},
     "reformer": {"axial_pos_shape": (8, 8), "axial_pos_embds_dim": (16, 16)},
     "xmod": {"default_language": "en_XX"},
@@ -93,7 +94,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zamba2": {"layer_types": ["mamba", "hybrid"]},
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},
     "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
-    "axk1": {"head_dim": 8},
+    "axk1": {"head_dim": 8, "n_group": 1, "topk_group": 1},
     "deepseek_v3": {"head_dim": 8},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "hunyuan_v1_dense": {"head_dim": 16},

@@ -238,6 +238,18 @@ def test_positions_that_no_token_has_do_not_count(
     assert found == most if most else found > 1_000_000
 
 
+def test_a_model_of_few_lengths_is_refused_with_the_lengths_it_takes(
+    tmp_path: Path,
+) -> None:
+    fields = {"segment_means_seq_len": 32, "num_landmarks": 8}
+    folder = write(tmp_path / "m", "nystromformer", **fields)
+    refused(run(folder), "train.attention_mask=false")
+    off = "train.attention_mask=false"
+    refused(run(folder, off, "train.max_length=16"), "is 16", "one of these: 32")
+    done = run(folder, off)
+    assert done.code == 0, done.err
+
+
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", vocab_size=30)
     highest = len(tokenizer_of_words()) - 1
@@ -362,6 +374,8 @@ def test_a_tokenizer_of_sentencepiece_alone_is_read(
     assert len(token_ids(["heart"], read_tokenizer(folder))[0]) > 3
     done = run(folder)
     assert done.code == 0, done.err
+    site = make_site(tmp_path / "site", 9, tmp_path / "texts.csv", model=folder)
+    assert look(site, "model")["model"].state == "ok"
 
 
 # --- adapters ----------------------------------------------------------------------------

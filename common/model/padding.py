@@ -45,16 +45,19 @@ def sees_padding(model: nn.Module) -> bool:
 
 
 def check_width(
-    model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int
+    model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, has_mask: bool
 ) -> None:
     """Try a batch of `max_length` tokens, if padding is visible. The model stays as it is.
+
+    Args:
+        has_mask: `train.attention_mask`.
 
     Raises:
         ValueError: the architecture takes no such batch, or none at all.
     """
     if not sees_padding(model):
         return
-    error = _fault(model, tokenizer, max_length)
+    error = _fault(model, tokenizer, max_length, has_mask)
     if error is None:
         return
     kind = model.config.model_type
@@ -63,13 +66,18 @@ def check_width(
         str(width)
         for width in _WIDTHS
         if width <= tokenizer.model_max_length
-        and _fault(model, tokenizer, width) is None
+        and _fault(model, tokenizer, width, has_mask) is None
     ]
     if fitting:
         raise ValueError(
             f"train.max_length is {max_length}, but a model of type '{kind}' with this "
             f"configuration takes no texts of that many tokens ({reason}). Set train.max_length "
             f"to one of these: {', '.join(fitting)}."
+        )
+    if has_mask and _fault(model, tokenizer, max_length, False) is None:
+        raise ValueError(
+            f"train.attention_mask is true, but a model of type '{kind}' with this configuration "
+            f"takes no mask ({reason}). Set train.attention_mask=false."
         )
     raise ValueError(
         f"a model of type '{kind}' with this configuration cannot be computed from texts alone "
@@ -80,7 +88,7 @@ def check_width(
 
 @torch.no_grad()
 def _fault(
-    model: Any, tokenizer: PreTrainedTokenizerBase, width: int
+    model: Any, tokenizer: PreTrainedTokenizerBase, width: int, has_mask: bool
 ) -> Exception | None:
     """Return the error of a forward pass over one padded text; None if there is none."""
     ids = tokenizer(_TEXT, truncation=True, max_length=width)["input_ids"]
@@ -91,7 +99,9 @@ def _fault(
         with torch_stream(0, "probe", device=model.device):
             model.eval()(
                 input_ids=torch.tensor([ids + pad], device=model.device),
-                attention_mask=torch.tensor([mask], device=model.device),
+                attention_mask=torch.tensor([mask], device=model.device)
+                if has_mask
+                else None,
             )
     except Exception as error:  # each architecture fails in its own way
         return error

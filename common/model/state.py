@@ -65,13 +65,20 @@ def open_model(
     head_scale = 1 / sqrt(settings.num_taking_part) if is_shrunk else 1.0
     frozen = settings.train.frozen
     parts = (settings.model, settings.adapters, frozen, label_names, settings.seed)
-    key = (*parts, head_scale, device, attention, settings.train.max_length)
+    train = settings.train
+    width = (train.max_length, train.attention_mask)
+    key = (*parts, head_scale, device, attention, width)
     if fresh or _kept is None or _kept[0] != key:
         _kept = None  # free the old model before the new one is built
         text_model = build_model(
             task_of(settings), settings.model, label_names, settings.seed, attention
         )
-        check_width(text_model.model, text_model.tokenizer, settings.train.max_length)
+        check_width(
+            text_model.model,
+            text_model.tokenizer,
+            train.max_length,
+            train.attention_mask,
+        )
         if is_shrunk:
             shrink_head(text_model.model, text_model.new_head, head_scale)
         if frozen == "embeddings":

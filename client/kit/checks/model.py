@@ -17,6 +17,8 @@ from wardround.common.model_files import (
     ADAPTER,
     CONFIG,
     FILES_PREFIX,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILES,
     WEIGHTS,
     WEIGHTS_PREFIX,
     ModelFiles,
@@ -27,7 +29,11 @@ from wardround.common.places import from_home
 from wardround.common.pretrained import in_cache, read_tokenizer
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-_TOKENIZERS = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json")
+_VOCABULARIES = TOKENIZER_FILES - {
+    *(TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "merges.txt")
+}
+_WITHOUT_VOCABULARY = ("CanineTokenizer", "ByT5Tokenizer", "PerceiverTokenizer")
+"""Tokenizers of signs and bytes."""
 _COPY_WHOLE = "Copy the whole folder of the pre-trained model there"
 
 
@@ -168,9 +174,19 @@ def _missing_files(folder: Path) -> list[str]:
         missing.append(CONFIG)
     if not find_weights(folder):
         missing.append(WEIGHTS)
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
+    if not _has_tokenizer(folder):
         missing.append("tokenizer.json")
     return missing
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in _VOCABULARIES):
+        return True
+    try:
+        kind = read_json(folder / TOKENIZER_CONFIG).get("tokenizer_class")
+    except ValueError:  # the check of the whole folder reports it
+        return False
+    return kind in _WITHOUT_VOCABULARY
 
 
 def _refused(named: str, error: ValueError) -> Finding:

@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 _MEASURED = """
 albert arcee bart bert big_bird bigbird_pegasus biogpt bloom camembert ctrl
-data2vec-text deberta deberta-v2 diffllama distilbert doge electra ernie esm
-esmc eurobert exaone4 falcon flaubert gemma gemma2 gemma3 gemma3_text glm
-glm4 gpt-sw3 gpt2 gpt_bigcode gpt_neox gte helium ibert jetmoe
-jina_embeddings_v3 layoutlm llama longformer luke markuplm mbart
-megatron-bert minicpm3 ministral3 mistral modernbert modernbert-decoder
-modernvbert mpnet mpt mt5 mvp nomic_bert olmo olmo2 olmo3 openai-gpt opt
-perceiver persimmon phi phi3 plbart qwen2 qwen3 rembert roberta
-roberta-prelayernorm roc_bert roformer seed_oss smollm3 squeezebert stablelm
-starcoder2 t5 tapas ultrabert ultravbert umt5 xlm xlm-roberta xlm-roberta-xl
+data2vec-text deberta deberta-v2 deepseek_v3 diffllama distilbert doge
+electra ernie esm esmc eurobert exaone4 falcon flaubert gemma gemma2 gemma3
+gemma3_text glm glm4 gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox gptj gte
+helium hunyuan_v1_dense ibert jetmoe jina_embeddings_v3 layoutlm layoutlmv3
+lilt llama longformer luke markuplm mbart megatron-bert minicpm3 ministral
+ministral3 mistral mobilebert modernbert modernbert-decoder modernvbert
+mpnet mpt mt5 mvp nemotron nomic_bert olmo olmo2 olmo3 openai-gpt opt
+perceiver persimmon phi phi3 plbart qwen2 qwen3 qwen3_5 qwen3_5_text rembert
+roberta roberta-prelayernorm roc_bert roformer seed_oss smollm3 squeezebert
+stablelm starcoder2 t5 tapas ultrabert ultravbert umt5 xlm xlm-roberta
+xlm-roberta-xl
 """
 HIDES_PADDING = frozenset(_MEASURED.split())
 """Architectures by `model_type` that were measured to hide padding. They are listed in
@@ -93,16 +95,16 @@ def _fault(
     """Return the error of a forward pass over one padded text; None if there is none."""
     ids = tokenizer(_TEXT, truncation=True, max_length=width)["input_ids"]
     pad = [tokenizer.pad_token_id or 0] * (width - len(ids))
-    mask = [1] * len(ids) + [0] * len(pad)
+    inputs = {"input_ids": torch.tensor([ids + pad], device=model.device)}
+    if has_mask:
+        mask = [1] * len(ids) + [0] * len(pad)
+        inputs["attention_mask"] = torch.tensor([mask], device=model.device)
     was_training = model.training
     try:
-        with torch_stream(0, "probe", device=model.device):
-            model.eval()(
-                input_ids=torch.tensor([ids + pad], device=model.device),
-                attention_mask=torch.tensor([mask], device=model.device)
-                if has_mask
-                else None,
-            )
+        for is_training in (True, False):  # Reformer has rules for training alone
+            model.train(is_training)
+            with torch_stream(0, "probe", device=model.device):
+                model(**inputs)
     except Exception as error:  # each architecture fails in its own way
         return error
     finally:

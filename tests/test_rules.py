@@ -108,8 +108,9 @@ def test_no_text_becomes_code() -> None:
     assert {(name, path) for name, path in called if name in forbidden} == set()
 
 
-# Rivals in a benchmark load models, each from the folder that it got.
+# Benchmarks: rivals load models from the folder that they got; architectures are random models.
 RIVALS = {
+    "benchmarks/architectures.py",
     "benchmarks/contenders/nvflare_client.py",
     "benchmarks/contenders/pfl_research.py",
     "benchmarks/contenders/plain.py",
@@ -118,6 +119,7 @@ RIVALS = {
 LOADS = {"from_pretrained", "from_config", "pipeline", "torch.load", "torch.hub.load"}
 # A run reads their CSV word for word; people do not open it.
 INPUTS = {
+    "benchmarks/architectures.py",
     "benchmarks/bounds.py",
     "benchmarks/hospitals.py",
     "benchmarks/inputs.py",

@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.federation import Federation
 from tests.e2e.hostile import LIES, hostile_site, lying
-from tests.e2e.processes import wait_for
+from tests.e2e.processes import PATIENCE, wait_for
 from tests.e2e.proxy import Relay
 from tests.e2e.runs import (
     CONTINUE,
@@ -21,10 +21,11 @@ from tests.e2e.runs import (
     LABELS,
     LONG,
     RUN_SECONDS,
-    add_two,
     lines,
+    restore,
     start_sites,
     stop,
+    texts_of,
     took_part,
     wait_for_clients,
     wait_for_round,
@@ -32,26 +33,41 @@ from tests.e2e.runs import (
     write_sites,
 )
 from tests.support.site_lab import WIDE
+from wardround.client.site_file import load_site_file, write_site_file
 from wardround.server.run_folder import RunFolder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 WORKER = "wardround.client.node.worker"
+TWO = ("--site", "alpha", "--site", "beta", "num_clients=2")
+
+
+@pytest.fixture(scope="module")
+def three(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[Federation]:
+    """A server and three sites at work, whose texts may change."""
+    made = Federation(tmp_path_factory.mktemp("three") / "federation")
+    texts = write_sites(texts_of(made))
+    try:
+        made.up()
+        policy = replace(WIDE, data_may_change=True)
+        start_sites(made, texts, tiny_model, policy=policy)
+        yield made
+    finally:
+        made.close()
 
 
 def test_bad_updates_are_refused_and_the_site_is_told(
-    federation: Federation, overrides: list[str], tiny_model: Path, tmp_path: Path
+    three: Federation, overrides: list[str], tmp_path: Path
 ) -> None:
-    federation.up()
-    add_two(federation, tmp_path, tiny_model)
-    federation.join(federation.sites["alpha"])
+    restore(three)
     run_dir = tmp_path / "run"
-    words = words_of(
-        overrides, f"num_rounds={2 * len(LIES)}", "num_clients=2", CONTINUE
-    )
-    with hostile_site(federation.sites["beta"].site_file, lying) as beta:
-        federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
-        process = federation.submit(*words, f"run_dir={run_dir}")
+    words = words_of(overrides, f"num_rounds={2 * len(LIES)}", *TWO, CONTINUE)
+    three.leave(three.sites["beta"])
+    with hostile_site(three.sites["beta"].site_file, lying) as beta:
+        three.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
+        process = three.submit(*words, f"run_dir={run_dir}")
         assert process.wait(RUN_SECONDS) == 0, process.text()
         said = [why for line in lines(run_dir)[1:] for why in left_out_of(line, 1)]
         for reason, _ in LIES:
@@ -71,82 +87,27 @@ def left_out_of(line: dict[str, Any], client: int) -> list[str]:
     ]
 
 
-def test_killed_hanging_and_slow_sites(
-    federation: Federation, overrides: list[str], tiny_model: Path, tmp_path: Path
-) -> None:
-    federation.up()
-    start_sites(federation, write_sites(tmp_path / "texts"), tiny_model)
-    words = words_of(overrides, "strategy.min_sites=2")
-    run_dir = tmp_path / "goes-on"
-    process = federation.submit(
-        *words,
-        LONG,
-        CONTINUE,
-        "strategy.round_timeout_seconds=30",
-        f"run_dir={run_dir}",
-    )
-    wait_for_round(process, run_dir, 2)
-
-    # A site that is slow, but within the bound, is waited for.
-    assert federation.signal(signal.SIGSTOP, "gamma", WORKER) == 1
-    before = len(took_part(run_dir))
-    time.sleep(8)
-    assert len(took_part(run_dir)) <= before + 1
-    federation.signal(signal.SIGCONT, "gamma", WORKER)
-    wait_for_round(process, run_dir, before + 3)
-    assert set(map(tuple, took_part(run_dir))) == {(0, 1, 2)}
-
-    # A site that hangs is not. Its answer is fetched first, so the others' answers wait for it.
-    assert federation.signal(signal.SIGSTOP, "alpha", WORKER) == 1
-    slow = wait_for_clients(process, run_dir, [1, 2])
-    wait_for_clients(process, run_dir, [0, 1, 2], after=slow)  # with another worker
-    node = federation.sites["alpha"].program
-    wait_for(
-        lambda: "the worker process hangs and is ended" in node.text(),
-        30,
-        "the site to say so",
-    )
-    assert (
-        "alpha: no answer within 30 s; the round goes on without it" in process.text()
-    )
-
-    assert federation.signal(signal.SIGKILL, "beta") >= 2
-    without = wait_for_clients(process, run_dir, [0, 2])
-    federation.join(
-        federation.sites["beta"]
-    )  # refused while the server counts it as online
-    wait_for_clients(process, run_dir, [0, 1, 2], after=without)
-    stop(federation, process)
-
-    failing = federation.submit(*words, LONG, f"run_dir={tmp_path / 'fails'}")
-    wait_for_round(failing, tmp_path / "fails", 1)
-    federation.signal(signal.SIGKILL, "beta")
-    assert failing.wait(RUN_SECONDS) == 1, failing.text()
-    assert ": beta: " in failing.text()
-
-
 @pytest.fixture
-def relay(federation: Federation) -> Iterator[Relay]:
-    """The network between one site and the server."""
-    with Relay(("127.0.0.1", federation.folder.addresses.fleet_port)) as made:
+def relay(three: Federation) -> Iterator[Relay]:
+    """The network between beta and the server, which is as it was afterwards."""
+    beta = three.sites["beta"]
+    direct = load_site_file(beta.site_file)
+    with Relay(("127.0.0.1", three.folder.addresses.fleet_port)) as made:
+        address = f"localhost:{made.port}"
+        write_site_file(replace(direct, server_address=address), beta.site_file)
+        three.leave(beta)
         yield made
+        three.leave(beta)
+        write_site_file(direct, beta.site_file)
 
 
 def test_a_cut_network(
-    federation: Federation,
-    relay: Relay,
-    overrides: list[str],
-    tiny_model: Path,
-    tmp_path: Path,
+    three: Federation, relay: Relay, overrides: list[str], tmp_path: Path
 ) -> None:
-    federation.up()
-    add_two(federation, tmp_path, tiny_model, address=f"localhost:{relay.port}")
-    for site in federation.sites.values():
-        federation.join(site)
-    federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
+    restore(three)
     run_dir = tmp_path / "run"
-    words = words_of(overrides, LONG, "num_clients=2", CONTINUE, f"run_dir={run_dir}")
-    process = federation.submit(*words, "strategy.round_timeout_seconds=60")
+    words = words_of(overrides, LONG, *TWO, CONTINUE, f"run_dir={run_dir}")
+    process = three.submit(*words, "strategy.round_timeout_seconds=60")
     wait_for_round(process, run_dir, 2)
     relay.cut()
     before = len(took_part(run_dir))
@@ -159,36 +120,31 @@ def test_a_cut_network(
     without = wait_for_clients(process, run_dir, [0])
     relay.mend()
     wait_for_clients(process, run_dir, [0, 1], after=without)
-    stop(federation, process)
+    stop(three, process)
 
 
 def test_other_label_names_and_a_file_that_vanishes_grows_or_is_torn(
-    federation: Federation, overrides: list[str], tiny_model: Path, tmp_path: Path
+    three: Federation, overrides: list[str], tmp_path: Path
 ) -> None:
-    texts = write_sites(tmp_path / "texts")
-    federation.up()
-    start_sites(
-        federation, texts, tiny_model, policy=replace(WIDE, data_may_change=True)
-    )
+    restore(three)
+    texts = texts_of(three)
     wrong = "data.label_names=[illness,money,sport]"
     words = [word for word in words_of(overrides) if word != LABELS]
-    failing = federation.submit(
+    failing = three.submit(
         *words, wrong, "num_rounds=1", f"run_dir={tmp_path / 'fails'}"
     )
     assert failing.wait(RUN_SECONDS) == 1, failing.text()
-    for name in federation.sites:
+    for name in three.sites:
         assert (
             f"{name} cannot take part: its texts, its model or the settings"
             in failing.text()
         )
     assert "health" not in failing.text()  # what the site's file says stays there
-    node = federation.sites["alpha"].program
+    node = three.sites["alpha"].program
     assert "'health'" in node.text()
 
     run_dir = tmp_path / "goes-on"
-    process = federation.submit(
-        *words_of(overrides), LONG, CONTINUE, f"run_dir={run_dir}"
-    )
+    process = three.submit(*words_of(overrides), LONG, CONTINUE, f"run_dir={run_dir}")
     wait_for_round(process, run_dir, 2)
     file, away = texts / "beta.csv", tmp_path / "away.csv"
     whole = file.read_text(encoding="utf-8")
@@ -215,12 +171,12 @@ def test_other_label_names_and_a_file_that_vanishes_grows_or_is_torn(
     wait_for(
         lambda: num_examples(run_dir) == before, RUN_SECONDS, "the old letters to count"
     )
-    stop(federation, process)
+    stop(three, process)
     assert "beta.csv" not in process.text()
     assert all("beta.csv" not in str(line) for line in lines(run_dir))
     wait_for(
         lambda: RunFolder(run_dir).status()["state"] == "stopped",
-        60,
+        PATIENCE,
         "the run folder to say so",
     )
 
@@ -242,3 +198,54 @@ def num_examples(run_dir: Path, number: int = -1) -> int:
         ),
         0,
     )
+
+
+def test_killed_hanging_and_slow_sites(
+    three: Federation, overrides: list[str], tmp_path: Path
+) -> None:
+    restore(three)
+    words = words_of(overrides, "strategy.min_sites=2")
+    run_dir = tmp_path / "goes-on"
+    process = three.submit(
+        *words,
+        LONG,
+        CONTINUE,
+        "strategy.round_timeout_seconds=30",
+        f"run_dir={run_dir}",
+    )
+    wait_for_round(process, run_dir, 2)
+
+    # A site that is slow, but within the bound, is waited for.
+    assert three.signal(signal.SIGSTOP, "gamma", WORKER) == 1
+    before = len(took_part(run_dir))
+    time.sleep(8)
+    assert len(took_part(run_dir)) <= before + 1
+    three.signal(signal.SIGCONT, "gamma", WORKER)
+    wait_for_round(process, run_dir, before + 3)
+    assert set(map(tuple, took_part(run_dir))) == {(0, 1, 2)}
+
+    # A site that hangs is not. Its answer is fetched first, so the others' answers wait for it.
+    assert three.signal(signal.SIGSTOP, "alpha", WORKER) == 1
+    slow = wait_for_clients(process, run_dir, [1, 2])
+    wait_for_clients(process, run_dir, [0, 1, 2], after=slow)  # with another worker
+    node = three.sites["alpha"].program
+    wait_for(
+        lambda: "the worker process hangs and is ended" in node.text(),
+        PATIENCE,
+        "the site to say so",
+    )
+    assert (
+        "alpha: no answer within 30 s; the round goes on without it" in process.text()
+    )
+
+    assert three.signal(signal.SIGKILL, "beta") >= 2
+    without = wait_for_clients(process, run_dir, [0, 2])
+    three.join(three.sites["beta"])  # refused while the server counts it as online
+    wait_for_clients(process, run_dir, [0, 1, 2], after=without)
+    stop(three, process)
+
+    failing = three.submit(*words, LONG, f"run_dir={tmp_path / 'fails'}")
+    wait_for_round(failing, tmp_path / "fails", 1)
+    three.signal(signal.SIGKILL, "beta")
+    assert failing.wait(RUN_SECONDS) == 1, failing.text()
+    assert ": beta: " in failing.text()

@@ -16,7 +16,9 @@ from shutil import copy, copytree
 
 import pytest
 
-from tests.e2e.processes import free_port, wait_for
+from tests.e2e.processes import PATIENCE, free_port, wait_for
+from wardround.common.wire.refusals import PENDING
+from wardround.server.run_folder import RunFolder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -42,7 +44,7 @@ COMMANDS = [
 
 def wait_to_read(log: Path, text: str, name: str) -> None:
     """Wait until the log has this text. Args: name: what is waited for, in words."""
-    wait_for(lambda: text in log.read_text(), 120, name)
+    wait_for(lambda: text in log.read_text(), PATIENCE, name)
 
 
 class Typist:
@@ -85,7 +87,7 @@ class Typist:
             capture_output=True,
             text=True,
             check=False,
-            timeout=180,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -153,7 +155,7 @@ def test_every_command_of_the_page_runs(
     init = typist.words("wardround server init", **{"fl.example.org": "localhost"})
     typist.type(office, [*init, *ports])
     log = typist.start(office, typist.words("wardround server up"), "server.log")
-    wait_for(lambda: "the server is up" in log.read_text(), 90, "the server")
+    wait_for(lambda: "the server is up" in log.read_text(), PATIENCE, "the server")
     for name in SITES:
         typist.type(office, typist.words(f"wardround server invite {name}"))
         (found,) = office.rglob(f"{name}.json")
@@ -225,10 +227,13 @@ def test_every_command_of_the_page_runs(
         wait_to_read(log, "wardround-site plan", f"{name} to be asked")
 
     def are_undecided() -> bool:
-        shown = typist.type(office, status)
-        return all(f"{name}: undecided" in shown for name in SITES)
+        approvals = RunFolder(office / "outputs" / "trial").approvals()
+        codes = {name: approvals[name]["code"] for name in approvals}
+        return codes == dict.fromkeys(SITES, PENDING)
 
-    wait_for(are_undecided, 120, "the status to name both sites")
+    wait_for(are_undecided, PATIENCE, "the run folder to name both sites")
+    shown = typist.type(office, status)
+    assert all(f"{name}: undecided" in shown for name in SITES)
 
     # 8: decide. Both see the roster that the coordinator sees.
     rosters = set(

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.federation import Federation
-from tests.e2e.processes import wait_for
+from tests.e2e.processes import PATIENCE, wait_for
 from tests.e2e.runs import (
     CONTINUE,
     JOIN_SECONDS,
     LONG,
     RUN_SECONDS,
     add_two,
+    restore,
     stop,
     wait_for_clients,
     wait_for_round,
@@ -27,6 +29,22 @@ from wardround.common.ledger import FILE_NAME, read_ledger
 from wardround.server.deployment.audit import audit
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def pair(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[Federation]:
+    """A server, and two sites that have not joined yet."""
+    folder = tmp_path_factory.mktemp("pair")
+    made = Federation(folder / "federation")
+    try:
+        made.up()
+        add_two(made, folder, tiny_model)
+        yield made
+    finally:
+        made.close()
+
 
 DIES = Path(__file__).parent / "dies"
 
@@ -45,24 +63,22 @@ def two(overrides: list[str], *more: str) -> list[str]:
 
 
 def test_what_left_is_in_both_books_also_after_a_kill_before_sending(
-    federation: Federation, overrides: list[str], tiny_model: Path, tmp_path: Path
+    pair: Federation, overrides: list[str], tmp_path: Path
 ) -> None:
-    federation.up()
-    add_two(federation, tmp_path, tiny_model)
     has_died = tmp_path / "has died"
     killed = {"PYTHONPATH": str(DIES), "WARDROUND_TEST_DIES": str(has_died)}
-    federation.join(federation.sites["alpha"])
-    beta = federation.join(federation.sites["beta"], environment=killed)
-    federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
+    pair.leave(pair.sites["beta"])
+    beta = pair.join(pair.sites["beta"], environment=killed)
+    restore(pair)
     run_dir = tmp_path / "run"
-    process = federation.submit(*two(overrides, "num_rounds=3"), f"run_dir={run_dir}")
+    process = pair.submit(*two(overrides, "num_rounds=3"), f"run_dir={run_dir}")
     assert beta.wait(RUN_SECONDS) == -signal.SIGKILL, beta.text()
-    last = list(read_ledger(ledger_of(federation, "beta")).values())[-1]
+    last = list(read_ledger(ledger_of(pair, "beta")).values())[-1]
     assert (last.what, last.kind, last.round) == ("leaves", "train", 1)
-    federation.join(federation.sites["beta"])
+    pair.join(pair.sites["beta"])
     assert process.wait(RUN_SECONDS) == 0, process.text()
 
-    paths = [ledger_of(federation, name) for name in ("alpha", "beta")]
+    paths = [ledger_of(pair, name) for name in ("alpha", "beta")]
     for found in audit(run_dir, paths):
         assert found.findings == (), found
         assert found.num_answers >= 4  # hello, and three rounds
@@ -80,8 +96,9 @@ def test_what_left_is_in_both_books_also_after_a_kill_before_sending(
         assert not [
             word for words in TOPICS.values() for word in words if f'"{word}' in text
         ]
+        assert str(pair.root.parent) not in text
         assert str(tmp_path) not in text
-    code, said = federation.wardround(
+    code, said = pair.wardround(
         "audit", str(run_dir), *(f"--ledger={path}" for path in paths)
     )
     assert code == 0, said
@@ -89,49 +106,45 @@ def test_what_left_is_in_both_books_also_after_a_kill_before_sending(
 
 
 def test_an_old_copy_of_the_ledger_stops_the_site_until_a_person_says_so(
-    federation: Federation, overrides: list[str], tiny_model: Path, tmp_path: Path
+    pair: Federation, overrides: list[str], tmp_path: Path
 ) -> None:
-    federation.up()
-    add_two(federation, tmp_path, tiny_model)
-    for name in ("alpha", "beta"):
-        federation.join(federation.sites[name])
-    federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
-    run_dir, path = tmp_path / "run", ledger_of(federation, "beta")
-    process = federation.submit(*two(overrides), CONTINUE, LONG, f"run_dir={run_dir}")
+    restore(pair)
+    run_dir, path = tmp_path / "run", ledger_of(pair, "beta")
+    process = pair.submit(*two(overrides), CONTINUE, LONG, f"run_dir={run_dir}")
     wait_for_round(process, run_dir, 2)
     old = path.read_bytes()
     old = old[: old.rfind(b"\n") + 1]
     wait_for_round(process, run_dir, 5)
-    assert federation.signal(signal.SIGKILL, "beta") >= 1
+    assert pair.signal(signal.SIGKILL, "beta") >= 1
     without = wait_for_clients(process, run_dir, [0])
 
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b'"round":2', b'"round":3', 1))
-    changed = federation.join(federation.sites["beta"])
+    changed = pair.join(pair.sites["beta"])
     assert changed.wait(JOIN_SECONDS) == 2
     assert "it does not follow the line before" in changed.text()
 
     path.write_bytes(old)
-    restored = federation.join(federation.sites["beta"])
+    restored = pair.join(pair.sites["beta"])
     assert restored.wait(RUN_SECONDS) == 1
     found = re.search(r"wardround-site ledger accept ([0-9a-f]{64})", restored.text())
     assert found, restored.text()
-    again = federation.join(federation.sites["beta"])
+    again = pair.join(pair.sites["beta"])
     assert again.wait(RUN_SECONDS) == 1  # starting it again changes nothing
 
-    site_file = str(federation.sites["beta"].site_file)
-    accept = federation.start(
+    site_file = str(pair.sites["beta"].site_file)
+    accept = pair.start(
         "accept", "wardround-site", "ledger", "accept", found[1], "--site", site_file
     )
-    assert accept.wait(60) == 0, accept.text()
-    federation.join(federation.sites["beta"])
+    assert accept.wait(PATIENCE) == 0, accept.text()
+    pair.join(pair.sites["beta"])
     wait_for_clients(process, run_dir, [0, 1], after=without)
     wait_for(
         lambda: b"accepted" in path.read_bytes(),
-        10,
+        PATIENCE,
         "the ledger to say that it was accepted",
     )
-    stop(federation, process)
+    stop(pair, process)
     (beta,) = audit(run_dir, [path])
     assert beta.findings[0].startswith(
         "the ledger lacks an answer that the server has: answer to "

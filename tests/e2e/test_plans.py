@@ -14,7 +14,7 @@ import torch
 from flwr.app import RecordDict
 
 from tests.e2e.federation import Federation
-from tests.e2e.processes import wait_for
+from tests.e2e.processes import PATIENCE, wait_for
 from tests.e2e.runs import JOIN_SECONDS, RUN_SECONDS, words_of
 from tests.support.hostile_models import change_tokenizer, copy_of
 from tests.support.hostile_settings import HOSTILE, hostile, with_changes
@@ -47,6 +47,7 @@ from wardround.common.wire.signing import (
 )
 from wardround.server.deployment.folder import signing_key
 from wardround.server.deployment.plan import plan_id
+from wardround.server.run_folder import RunFolder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -65,6 +66,9 @@ LIMITS = replace(
 )
 
 
+BY_HAND = replace(LIMITS, approve="by_hand", max_step_ratio=10.0, min_changed_texts=50)
+
+
 class Room:
     """A site that has joined, and a server that says what it likes."""
 
@@ -77,12 +81,20 @@ class Room:
         }
         size |= {"train.frozen": "embeddings"}
         self.base = with_changes(world.settings, size)
-        site = RealSite(world.site)
+        self.last: RecordDict = RecordDict()
+        """The newest answer."""
+        self._open_start()
+
+    def _open_start(self) -> None:
+        site = RealSite(self.world.site)
         state = open_model(site.localise(self.base), LABELS, fresh=True)
         self.layout: Layout = state.layout
         self.start: np.ndarray = state.flat.detach().cpu().clone().numpy()
-        self.last: RecordDict = RecordDict()
-        """The newest answer."""
+
+    def change_seed(self) -> None:
+        """From now on the plans are others than before, and so is their start."""
+        self.base = with_changes(self.base, {"seed": self.base.seed + 1})
+        self._open_start()
 
     @property
     def folder(self) -> Path:
@@ -142,7 +154,7 @@ class Room:
     def restart(self) -> None:
         """End the site's program, and start it again."""
         self.world.processes[-1].terminate()
-        self.world.processes[-1].wait(60)
+        self.world.processes[-1].wait(PATIENCE)
         self.world.join()
 
     def site(self, *words: str) -> str:
@@ -180,13 +192,19 @@ def joined(
         yield Room(world)
 
 
+@pytest.fixture(scope="module")
+def site_by_hand(
+    tmp_path_factory: pytest.TempPathFactory, files: tuple[Path, Path]
+) -> Iterator[Room]:
+    """A site whose people approve each plan, for all tests."""
+    yield from joined(tmp_path_factory.mktemp("by_hand") / "site", files, BY_HAND)
+
+
 @pytest.fixture
-def by_hand(tmp_path: Path, files: tuple[Path, Path]) -> Iterator[Room]:
-    """A site whose people approve each plan."""
-    limits = replace(
-        LIMITS, approve="by_hand", max_step_ratio=10.0, min_changed_texts=50
-    )
-    yield from joined(tmp_path / "site", files, limits)
+def by_hand(site_by_hand: Room) -> Room:
+    """The same, with a plan that it has not seen."""
+    site_by_hand.change_seed()
+    return site_by_hand
 
 
 @pytest.fixture(scope="module")
@@ -270,23 +288,29 @@ def test_an_approval_is_taken_back(by_hand: Room) -> None:
     assert by_hand.ask(2) == "plan_revoked"
 
 
-def test_changed_texts_need_a_new_approval(by_hand: Room) -> None:
-    digest = by_hand.approved_plan()
-    assert by_hand.hello() == "card"
-    own = by_hand.folder / "texts.csv"
+@pytest.fixture
+def alone(tmp_path: Path, files: tuple[Path, Path]) -> Iterator[Room]:
+    """A site for one test, which changes its texts for good."""
+    yield from joined(tmp_path / "site", files, BY_HAND)
+
+
+def test_changed_texts_need_a_new_approval(alone: Room) -> None:
+    digest = alone.approved_plan()
+    assert alone.hello() == "card"
+    own = alone.folder / "texts.csv"
     before = own.read_text()
     own.write_text(before + "one more text about money,money\n")
-    assert by_hand.hello() == by_hand.ask(1) == "data_changed"
-    by_hand.site("approve", digest)
-    assert by_hand.ask(1) == "update"
+    assert alone.hello() == alone.ask(1) == "data_changed"
+    alone.site("approve", digest)
+    assert alone.ask(1) == "update"
     # Once a version was answered, one that differs by a few texts gets no answer at all.
     own.write_text(before)
-    assert by_hand.ask(2, by_hand.trained(by_hand.start)) == "data_changed"
-    assert "data_too_close" in by_hand.refused("approve", digest)
+    assert alone.ask(2, alone.trained(alone.start)) == "data_changed"
+    assert "data_too_close" in alone.refused("approve", digest)
     more = "".join(f"text {number} about a loan,money\n" for number in range(50))
     own.write_text(before + more)
-    by_hand.site("approve", digest)
-    assert by_hand.hello() == "card"
+    alone.site("approve", digest)
+    assert alone.hello() == "card"
 
 
 def test_a_text_that_opts_out_is_left_out_from_the_next_round_on(
@@ -451,7 +475,7 @@ def test_two_hospitals_that_approve_by_hand(
         return found
 
     def said_by(name: str) -> str:
-        found = status()["approvals"].get(name) if run_dir.exists() else None
+        found = RunFolder(run_dir).approvals().get(name)
         return found["code"] if found else "nothing"
 
     try:
@@ -463,13 +487,22 @@ def test_two_hospitals_that_approve_by_hand(
             )
         federation.wait_online("alpha", "beta", seconds=JOIN_SECONDS)
         process = federation.submit(*words, f"run_dir={run_dir}")
-        wait_for(lambda: said_by("beta") == "plan_pending", 90, "the sites to be asked")
+        wait_for(
+            lambda: said_by("alpha") == said_by("beta") == "plan_pending",
+            PATIENCE,
+            "the sites to be asked",
+        )
         digest = plan_id(run_dir)
+        assert status()["approvals"]["beta"]["code"] == "plan_pending"
         assert "waits for your decision" in site("alpha", "plans")
         site("alpha", "approve", digest[:12])
-        wait_for(lambda: said_by("alpha") == "", 60, "alpha to take part")
+        wait_for(lambda: said_by("alpha") == "", PATIENCE, "alpha to take part")
         assert said_by("beta") == "plan_pending"
-        assert "waits for the decision of beta" in process.text()
+        wait_for(
+            lambda: "waits for the decision of beta" in process.text(),
+            PATIENCE,
+            "the coordinator to read whose decision is awaited",
+        )
         site("beta", "approve", digest[:12])
         assert process.wait(RUN_SECONDS) == 0, process.text()
         assert status()["state"] == "finished"
@@ -510,9 +543,11 @@ def test_two_hospitals_that_approve_by_hand(
         # More rounds are another plan, which says what it goes on from; one says no.
         more = [text for text in words if not text.startswith("num_rounds")]
         process = federation.submit(*more, "num_rounds=2", f"run_dir={run_dir}")
-        wait_for(lambda: plan_id(run_dir) != digest, 60, "another plan")
+        wait_for(lambda: plan_id(run_dir) != digest, PATIENCE, "another plan")
         second = plan_id(run_dir)
-        wait_for(lambda: second[:12] in site("beta", "plans"), 90, "beta to be asked")
+        beta = federation.sites["beta"].program
+        wait_for(lambda: second[:12] in beta.text(), PATIENCE, "beta to be asked")
+        assert second[:12] in site("beta", "plans")
         assert f"Compared with plan {digest[:12]}" in site("beta", "plan", second)
         assert "num_rounds: 1 -> 2" in site("beta", "plan", second)
         site("beta", "reject", second, "--why", "one round was agreed on")

@@ -240,11 +240,13 @@ def write(world: World, **changed: Any) -> SiteFile:
     return site
 
 
-def test_only_the_worker_loads_torch(joined: World) -> None:
+def test_only_the_worker_and_checks_that_end_load_torch(world: World) -> None:
     """It takes seconds and memory; on a site without a GPU the worker alone needs it."""
-    process = joined.processes[-1]
-    assert joined.num_examples() == 38
-    assert "libtorch" in Path(f"/proc/{joined.worker()}/maps").read_text()
+    process = world.join(*QUICK)  # the checks of model and lengths are among them
+    assert world.num_examples() == 38
+    assert "ok      model" in world.said()
+    assert "ok      lengths" in world.said()
+    assert "libtorch" in Path(f"/proc/{world.worker()}/maps").read_text()
     assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
 
 

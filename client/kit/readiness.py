@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from wardround.client.kit.checks.findings import Finding
+from wardround.client.kit.checks.findings import Finding, warning
 from wardround.client.kit.checks.subject import Options
 from wardround.client.kit.checks.table import (
+    CHECKS,
     findings_as_json,
     is_ready,
     run_checks,
@@ -23,11 +27,15 @@ from wardround.client.kit.reconnect import HEALING_CHECKS, LinkJudge
 from wardround.client.node.join import join, say
 from wardround.client.site_file import SiteFile, load_site_file
 from wardround.common.exits import DONE, FAILED
+from wardround.common.places import IMPORT_ROOT
 from wardround.common.wire.invitation import Invitation, read_document
-from wardround.common.words import label_name
+from wardround.common.words import label_name, pasteable
 
 _COMPARED = ("wardround", "flwr")
 """Packages whose versions must fit the server's; those of Python and PyTorch may differ."""
+_NEED_TORCH = ("model", "lengths")
+"""Checks that load torch, which takes seconds and memory; a site that waits needs neither."""
+_APART_SECONDS = 600.0
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
@@ -132,13 +140,46 @@ def check_and_join(path: Path, skip: Collection[str], retry_seconds: float) -> i
         ValueError: `skip` names no check, or a file of the site is wrong.
     """
     site = load_site_file(path)
-    findings = run_checks(site, _invited_options(site), skip)
+    findings = run_checks(site, _invited_options(site), [*skip, *_NEED_TORCH])
+    findings += _check_apart(path, skip)
     print_findings(findings)
     lasting = [finding.check for finding in findings if _is_lasting(finding)]
     if lasting:
         say(f"not ready: {', '.join(lasting)}. Nothing was started.")
         return FAILED
     return join(path, site, LinkJudge(site), retry_seconds)
+
+
+def _check_apart(path: Path, skip: Collection[str]) -> list[Finding]:
+    """Run the checks that need torch in another process, whose memory is free when it ends."""
+    needed = [name for name in _NEED_TORCH if name not in skip]
+    if not needed:
+        return []
+    words = [sys.executable, "-P", "-m", "wardround.client.kit.cli"]
+    words += ["check", "--json", "--site", str(path)]
+    for name in CHECKS:
+        if name not in needed:
+            words += ["--skip-check", name]
+    folders = filter(None, [str(IMPORT_ROOT), os.environ.get("PYTHONPATH")])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    try:
+        done = subprocess.run(
+            words,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=_APART_SECONDS,
+        )
+        found = json.loads(done.stdout)["checks"]
+    except (subprocess.TimeoutExpired, ValueError, KeyError):
+        missing = warning(
+            "not checked: the process of this check ended early, or took too long",
+            f"Look at it alone: wardround-site check --site {pasteable(path)}",
+        )
+        return [replace(missing, check=name) for name in needed]
+    return [Finding(**finding) for finding in found]
 
 
 def _is_lasting(finding: Finding) -> bool:

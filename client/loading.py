@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from torch import Tensor
 
@@ -16,7 +14,6 @@ from wardround.client.site_file import SiteFile
 from wardround.client.yardstick import Yardstick
 from wardround.common.errors import MissingBase, SiteRefusal
 from wardround.common.model.flat import model_sha256, tensor_of
-from wardround.common.model.speaking import Speaking
 from wardround.common.model.state import ModelState, open_model
 from wardround.common.model.train import Place, train_epochs
 from wardround.common.model_files import FILES_PREFIX, WEIGHTS_PREFIX
@@ -57,32 +54,29 @@ def load_global_model(
     return state, received
 
 
-def train_client(
-    state: ModelState,
-    settings: Settings,
-    examples: Examples,
-    round: int,
-    client: int,
-    correction: Mapping[str, Tensor] | None = None,
-    speaking: Speaking | None = None,
-) -> float:
-    """Train the resident model on a client's own examples, as in one round.
+def place_of(state: ModelState, settings: Settings, round: int, client: int) -> Place:
+    """Return the random streams and the arithmetic of a client in a round."""
+    return Place(settings.seed, round, client, state.device, settings.precision)
 
-    Arguments, result and errors are those of `train_epochs`.
+
+def train_once(
+    state: ModelState, settings: Settings, examples: Examples, round: int, client: int
+) -> None:
+    """Train the resident model as in one round, without corrections or records.
+
+    Raises:
+        ValueError, LossNotFinite: as `train_epochs` does.
     """
     text_model = state.text_model
-    place = Place(settings.seed, round, client, state.device, settings.precision)
-    return train_epochs(
+    train_epochs(
         text_model.model,
         text_model.task,
         examples.corpus.train,
         examples.train,
         settings.train,
-        place,
+        place_of(state, settings, round, client),
         text_model.new_head,
         text_model.frozen,
-        correction,
-        speaking,
     )
 
 
@@ -144,7 +138,7 @@ def _check_and_keep(
         fresh = open_model(settings, label_names, fresh=True)
         first = fresh.numbers().copy()
         number = max(1, order.round)
-        train_client(fresh, settings, examples, number, request.client)
+        train_once(fresh, settings, examples, number, request.client)
         rates = plan.sum_of_rates(number)
         return measure(fresh.layout, fresh.numbers(), first, rates, None)
 

@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from wardround.client.answers import SiteAnswer
-from wardround.client.loading import load_global_model, train_client
+from wardround.client.loading import load_global_model, place_of
 from wardround.client.site import Examples, Site
 from wardround.client.update_steps import (
     LOSS_DIGITS,
@@ -29,7 +29,7 @@ from wardround.common.model.heads import draw_head
 from wardround.common.model.influence import RoundSteps
 from wardround.common.model.speaking import Speaking
 from wardround.common.model.state import ModelState
-from wardround.common.model.train import evaluate
+from wardround.common.model.train import evaluate, train_epochs
 from wardround.common.settings.tree import Settings
 from wardround.common.tasks.sums import Sums
 from wardround.common.tasks.table import import_model_classes
@@ -176,8 +176,17 @@ def run_local_round(request: TrainRequest, site: Site) -> tuple[Update, float | 
         variates = Variates.open(request, run, site, received, steps.total)
     speaking = None if site.order is None else Speaking(steps)
     correction = _correction(state, variates)
-    loss = train_client(
-        state, settings, examples, request.round, request.client, correction, speaking
+    loss = train_epochs(
+        model.model,
+        model.task,
+        examples.corpus.train,
+        examples.train,
+        settings.train,
+        place_of(state, settings, request.round, request.client),
+        model.new_head,
+        model.frozen,
+        correction,
+        speaking,
     )
     prepared = prepare(
         TrainedUpdate(state.numbers(), loss, test),

@@ -486,7 +486,7 @@ def test_sites_of_an_earlier_version_are_registered_anew(folder: ServerFolder) -
         }
     }
     (folder.path / "sites.json").write_text(json.dumps(old))
-    with pytest.raises(ValueError, match=r"registration\.json"):
+    with pytest.raises(ValueError, match=r"registration-NAME\.json"):
         folder.sites()
 
 

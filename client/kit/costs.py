@@ -15,7 +15,7 @@ import numpy as np
 from wardround.client.answers import Answers
 from wardround.client.decisions import sizes_of
 from wardround.client.kit.words.plan import Costs, Here
-from wardround.client.loading import check_model_file, train_client
+from wardround.client.loading import check_model_file, train_once
 from wardround.client.plans import Known
 from wardround.client.policy.limits import Limits, Refusal
 from wardround.client.policy.verdict import refusals_of
@@ -121,6 +121,6 @@ def _seconds_per_text(
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
-        train_client(state, one_step, some, round=1, client=0)
+        train_once(state, one_step, some, round=1, client=0)
         seconds = time.perf_counter() - started
     return seconds / len(some.train)

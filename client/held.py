@@ -7,6 +7,9 @@ larger. The folder of a plan is removed when the plan ends.
 from __future__ import annotations
 
 import json
+import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +18,10 @@ import numpy as np
 from wardround.client.yardstick import Yardstick
 from wardround.common.files import Writer, write_atomically, write_json
 
+log = logging.getLogger(__name__)
+
+_DISK_PAUSE = 1.0
+"""Seconds between two tries to write a file."""
 _MODEL, _YARDSTICK = "held.model", "yardstick.json"
 _HEADER = 512
 """Bytes before the numbers. It is a multiple of their size, so that they can be mapped."""
@@ -64,7 +71,7 @@ class Held:
                 file.write(model.tensors.data)
             part.chmod(0o600)
 
-        write_atomically(self.folder / _MODEL, write)
+        _until_written(lambda: write_atomically(self.folder / _MODEL, write))
 
     def yardstick(self) -> Yardstick | None:
         """Return how far this site's training moves each tensor; None before the first training."""
@@ -75,13 +82,33 @@ class Held:
         return Yardstick(np.array(norms["per_tensor"]), np.array(norms["smallest"]))
 
     def keep_yardstick(self, yardstick: Yardstick) -> None:
-        """Replace the last yardstick. Raises OSError."""
+        """Replace the last yardstick. If the disk is full, it waits for room."""
         norms = {
             "per_tensor": yardstick.per_tensor.tolist(),
             "smallest": yardstick.smallest.tolist(),
         }
-        write_json(self.folder / _YARDSTICK, norms)
+        _until_written(lambda: write_json(self.folder / _YARDSTICK, norms))
 
     def wait(self) -> None:
         """Return once everything is on the disk. Raises OSError."""
         self._writer.wait()
+
+
+def _until_written(write: Callable[[], None]) -> None:
+    """Write, again and again until that succeeds.
+
+    The wait is bounded: the site's program ends a worker that does not answer in time.
+    """
+    was_reported = False
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if not was_reported:
+                log.warning(
+                    "%s: %s. Nothing is answered until this file can be written",
+                    error.filename,
+                    error.strerror,
+                )
+            was_reported = True
+        time.sleep(_DISK_PAUSE)

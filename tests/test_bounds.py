@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
@@ -14,6 +15,7 @@ import torch
 
 from tests.support.hostile_settings import with_changes
 from tests.support.tiny import Make
+from wardround.client import held as held_room
 from wardround.client.bounds import (
     Allowed,
     RoundOfPlan,
@@ -222,6 +224,29 @@ def test_later_models_lie_within_the_bound_of_the_one_before(lab: Lab) -> None:
     # Two rounds at once have twice the bound.
     assert again.send(moved(lab.start, 59 + 59), 4) == ""
     assert (lab.num_rehearsals, again.num_rehearsals) == (0, 0)
+
+
+def test_a_full_disk_delays_what_a_site_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work goes on when there is room again; it does not fail."""
+    held = Held(tmp_path)
+    fails = iter([True, True, False])
+    real = held_room.write_json
+
+    def write(path: Path, content: Any) -> None:
+        if next(fails):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, content)
+
+    pauses: list[float] = []
+    monkeypatch.setattr(held_room, "write_json", write)
+    monkeypatch.setattr(held_room.time, "sleep", pauses.append)
+    held.keep_yardstick(yardstick(3.0, 4.0))
+    found = held.yardstick()
+    assert found is not None
+    assert found.per_tensor.tolist() == [3.0, 4.0]
+    assert len(pauses) == 2
 
 
 def test_a_late_site_rehearses_on_its_own_start(lab: Lab) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from wardround.common.data.dataset import read_texts
-from wardround.common.data.texts import LabelledTexts
+from wardround.common.data.texts import TextsAndTargets
+from wardround.common.tasks.table import task_of
 from wardround.common.wire.invitation import registration_file
 from wardround.server.compose import compose
 from wardround.server.deployment.folder import ServerFolder
@@ -110,7 +111,7 @@ def _make_texts(names: list[str]) -> None:
     if all((SITES / name / "texts.csv").exists() for name in names):
         return
     settings = compose(["experiment=compose", f"num_clients={len(names)}"]).settings
-    data = read_texts(settings.data, settings.seed)
+    data = read_texts(task_of(settings), settings.data, settings.seed)
     assert settings.data.label_names is not None
     parts = _deal(data.train, len(names), settings.seed)
     for name, texts in zip(names, parts, strict=True):
@@ -119,7 +120,9 @@ def _make_texts(names: list[str]) -> None:
             _write_csv(file, texts, settings.data.label_names)
 
 
-def _deal(texts: LabelledTexts, num_parts: int, seed: int) -> Iterator[LabelledTexts]:
+def _deal(
+    texts: TextsAndTargets, num_parts: int, seed: int
+) -> Iterator[TextsAndTargets]:
     """Yield disjoint parts with a mean of TEXTS_PER_CLIENT texts, or less if there are too few
     texts."""
     total = min(TEXTS_PER_CLIENT * num_parts, len(texts))
@@ -130,14 +133,16 @@ def _deal(texts: LabelledTexts, num_parts: int, seed: int) -> Iterator[LabelledT
         yield texts.take(rows[start:end])
 
 
-def _write_csv(path: Path, texts: LabelledTexts, label_names: tuple[str, ...]) -> None:
+def _write_csv(
+    path: Path, texts: TextsAndTargets, label_names: tuple[str, ...]
+) -> None:
     part = path.with_suffix(".part")
     with part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         writer.writerows(
             (text, label_names[label])
-            for text, label in zip(texts.texts, texts.labels, strict=True)
+            for text, label in zip(texts.texts, texts.targets, strict=True)
         )
     part.replace(path)
 

@@ -267,9 +267,6 @@ def predict(
     column: Annotated[
         str, option("--column", "The column of --file that holds the text.")
     ] = "text",
-    prefix: Annotated[
-        str, option("--prefix", "Beginning of the names of the added columns.")
-    ] = "",
     delimiter: Annotated[
         str | None, option("--delimiter", "Of a CSV: one character, or tab. [a comma]")
     ] = None,
@@ -288,10 +285,10 @@ def predict(
       wardround predict outputs/minilm-bbc_news-k4-s0 --text "The match ended two all."
       wardround predict ./my-model --file letters.csv --column body > labelled.csv
       wardround predict model --key coordinator.pub --file letters.csv > labelled.csv
-      wardround predict model --file labelled.jsonl --prefix predicted_ > twice.jsonl
 
-    All columns of --file are kept; label and probabilities follow. JSONL gives JSONL. If the folder
-    has a provenance.json, its files must match. In CSV, a text that a spreadsheet would run as a
+    All columns of --file are kept; label and probabilities follow. If the file has a column
+    `label`, it is called `file_label` in the output. JSONL gives JSONL. If the folder has a
+    provenance.json, its files must match. In CSV, a text that a spreadsheet would run as a
     formula gets a ' in front. Code in a model folder is never run.
     """
     from wardround.server.predict import predict as run
@@ -303,7 +300,6 @@ def predict(
         column,
         device,
         sys.stdout,
-        prefix=prefix,
         delimiter=delimiter,
         encoding=encoding,
         key=key,

@@ -53,6 +53,23 @@ class Texts(Protocol):
         """
 
 
+def kept_names(columns: Sequence[str], added: Sequence[str]) -> list[str]:
+    """Return the names of a file's columns beside those of the answer.
+
+    A column with a name of the answer gets `file_` in front, as often as needed.
+    """
+    taken = {*columns, *added}
+    names = []
+    for column in columns:
+        name = column
+        if column in added:
+            while name in taken:
+                name = f"file_{name}"
+            taken.add(name)
+        names.append(name)
+    return names
+
+
 @dataclass(frozen=True)
 class CsvTexts:
     """Rows of a CSV."""
@@ -71,11 +88,12 @@ class CsvTexts:
         self, out: TextIO, added: Sequence[str], answers: Iterable[Answer]
     ) -> None:
         """As in `Texts`. A text that a spreadsheet would run as a formula gets a `'` in front."""
+        header = [*kept_names(self.columns, added), *added]
         rows = (
             [*map(_cell, row), *map(_shown, answer)]
             for row, answer in zip(self.rows, answers, strict=True)
         )
-        write_rows(out, [[*self.columns, *added]])
+        write_rows(out, [header])
         write_rows(out, rows)
 
 
@@ -101,9 +119,11 @@ class JsonlTexts:
         self, out: TextIO, added: Sequence[str], answers: Iterable[Answer]
     ) -> None:
         """As in `Texts`: each object keeps its own keys."""
+        names = dict(zip(self.columns, kept_names(self.columns, added), strict=True))
         for row, answer in zip(self.rows, answers, strict=True):
             values = (_rounded(value) for value in answer)
-            whole = row | dict(zip(added, values, strict=True))
+            own = {names[key]: value for key, value in row.items()}
+            whole = own | dict(zip(added, values, strict=True))
             # Half a character cannot be written; elsewhere in a row it does not matter.
             out.write(readable(json.dumps(whole, ensure_ascii=False)) + "\n")
 

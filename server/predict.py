@@ -35,7 +35,7 @@ from wardround.common.settings.tree import Settings
 from wardround.common.tasks.table import task_of
 from wardround.common.tasks.task import Task
 from wardround.common.words import cleaned
-from wardround.server.labelled_files import texts_to_label
+from wardround.server.labelled_files import kept_names, texts_to_label
 from wardround.server.run_folder import RunFolder
 
 _BATCH = 32
@@ -50,7 +50,6 @@ def predict(
     device: str,
     out: TextIO,
     *,
-    prefix: str = "",
     delimiter: str | None = None,
     encoding: str | None = None,
     key: Path | None = None,
@@ -64,28 +63,25 @@ def predict(
         texts: they come before those of the file.
         file: CSV with a header, or JSONL; None reads no file.
         column: name of the text's column in the file.
-        prefix: beginning of the names of the answer's columns.
         delimiter, encoding: as in `FileForm`; None means a comma and UTF-8.
         key: file with the coordinator's public signing key, for the model's `provenance.json`.
-        say: receives a message for every check that was not possible.
+        say: receives a message for every check that was not possible, and for a column of the
+            file that gets another name because the answer has a column of its name.
 
     Raises:
         ValueError: the folder has no trained model, or does not match its `provenance.json`; there
-            are no texts, or the file is damaged, lacks the column or has a column of
-            the answer already.
+            are no texts, or the file is damaged or lacks the column.
     """
     wanted = texts_to_label(
         texts, file, column, FileForm(delimiter, encoding, "options")
     )
     predictor = open_predictor(folder, device, key=key, say=say)
-    added = [f"{prefix}{name}" for name in predictor.columns[1:]]
-    taken = [name for name in added if name in wanted.columns]
-    if taken:
-        place = "the output" if file is None else f"'{file}'"
-        raise ValueError(
-            f"{place} has a column '{taken[0]}' already, and the answer would get the same name. "
-            "Choose a beginning for the names of the answer's columns: --prefix predicted_"
-        )
+    added = predictor.columns[1:]
+    for name, kept in zip(
+        wanted.columns, kept_names(wanted.columns, added), strict=True
+    ):
+        if kept != name:
+            say(f"the column '{name}' of the file is called '{kept}' in the output")
     answers = (answer for _, *answer in predictor.answer(wanted.texts))
     wanted.write(out, added, answers)
 

@@ -15,7 +15,6 @@ import torch
 
 from tests.support.hostile_settings import with_changes
 from tests.support.tiny import Make
-from wardround.client import held as held_room
 from wardround.client.bounds import (
     Allowed,
     RoundOfPlan,
@@ -27,6 +26,7 @@ from wardround.client.held import Held, HeldModel
 from wardround.client.policy.limits import Policy
 from wardround.client.yardstick import Yardstick
 from wardround.common.errors import SiteRefusal
+from wardround.common.files import write_json
 from wardround.common.model.flat import Layout
 
 LAYOUT = Layout.of({"a": (4,), "b": (2, 6)})
@@ -232,16 +232,15 @@ def test_a_full_disk_delays_what_a_site_keeps(
     """The work goes on when there is room again; it does not fail."""
     held = Held(tmp_path)
     fails = iter([True, True, False])
-    real = held_room.write_json
 
     def write(path: Path, content: Any) -> None:
         if next(fails):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(path, content)
+        write_json(path, content)
 
     pauses: list[float] = []
-    monkeypatch.setattr(held_room, "write_json", write)
-    monkeypatch.setattr(held_room.time, "sleep", pauses.append)
+    monkeypatch.setattr("wardround.client.held.write_json", write)
+    monkeypatch.setattr("wardround.client.held.time.sleep", pauses.append)
     held.keep_yardstick(yardstick(3.0, 4.0))
     found = held.yardstick()
     assert found is not None

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tests.support.door import CommandResult, run_dir_of, wardround
 from tests.support.tiny import TOPICS
+from wardround.server.labelled_files import kept_names
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_a_file_of_json_objects_keeps_their_keys(run: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
-def test_a_column_with_the_name_of_an_answer(
+def test_a_column_with_the_name_of_an_answer_gets_another_name(
     run: Path, tmp_path: Path, ending: str
 ) -> None:
     file = tmp_path / f"letters.{ending}"
@@ -115,13 +116,21 @@ def test_a_column_with_the_name_of_an_answer(
     )
     words = ("predict", str(run), "--file", str(file))
     said = wardround(*words)
-    assert (said.code, said.out) == (2, "")
-    assert "has a column 'label' already" in said.err
-    assert "--prefix predicted_" in said.err
-    said = wardround(*words, "--prefix", "predicted_")
     assert said.code == 0, said.err
-    assert "predicted_label" in said.out
-    assert "predicted_sport" in said.out
+    assert "'label'" in said.err
+    assert "'file_label'" in said.err
+    if ending == "csv":
+        (row,) = csv.DictReader(said.out.splitlines())
+    else:
+        row = json.loads(said.out)
+    assert list(row) == ["text", "file_label", "label", *sorted(TOPICS)]
+    assert (row["file_label"], row["label"]) == ("x", "sport")
+
+
+def test_a_name_for_a_kept_column_is_free() -> None:
+    columns = ["label", "file_label", "text"]
+    names = kept_names(columns, ["label", "sport"])
+    assert names == ["file_file_label", "file_label", "text"]
 
 
 def test_a_line_of_json_without_a_text(run: Path, tmp_path: Path) -> None:

@@ -401,7 +401,8 @@ def page(trials: Sequence[Trial]) -> str:
     return f"""# Architectures
 
 Every architecture with a classification head that transformers {version("transformers")} knows,
-tried once by `python -m benchmarks.architectures`: {len(trials)} architectures, {said}.
+tried once: {len(trials)} architectures, {said}. The command is
+`python -m benchmarks.architectures --results FOLDER`.
 Each trial takes a tiny random model whose tokenizer pads on the left. It trains one round,
 labels texts with `predict`, alone and beside others, labels them with `transformers.pipeline`
 on the released folder, and lets a site check the model.

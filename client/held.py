@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _DISK_PAUSE = 1.0
 """Seconds between two tries to write a file."""
+_MOST_SECONDS = 24 * 3600.0
+"""Longest wait for room on the disk; a round seldom waits longer."""
 _MODEL, _YARDSTICK = "held.model", "yardstick.json"
 _HEADER = 512
 """Bytes before the numbers. It is a multiple of their size, so that they can be mapped."""
@@ -82,7 +84,7 @@ class Held:
         return Yardstick(np.array(norms["per_tensor"]), np.array(norms["smallest"]))
 
     def keep_yardstick(self, yardstick: Yardstick) -> None:
-        """Replace the last yardstick. If the disk is full, it waits for room."""
+        """Replace the last yardstick. If the disk is full, it waits for room. Raises OSError."""
         norms = {
             "per_tensor": yardstick.per_tensor.tolist(),
             "smallest": yardstick.smallest.tolist(),
@@ -97,13 +99,20 @@ class Held:
 def _until_written(write: Callable[[], None]) -> None:
     """Write, again and again until that succeeds.
 
-    The wait is bounded: the site's program ends a worker that does not answer in time.
+    The site's program ends a worker that does not answer in time. A worker without a program ends
+    this wait by itself.
+
+    Raises:
+        OSError: the file could not be written for `_MOST_SECONDS`.
     """
+    until = time.monotonic() + _MOST_SECONDS
     was_reported = False
     while True:
         try:
             return write()
         except OSError as error:
+            if time.monotonic() > until:
+                raise
             if not was_reported:
                 log.warning(
                     "%s: %s. Nothing is answered until this file can be written",

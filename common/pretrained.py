@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from wardround.common.checkpoint_labels import names_in_config
 from wardround.common.errors import ModelNotLoaded
 from wardround.common.explain import first_line
-from wardround.common.label_names import names_in_config
 from wardround.common.model_files import (
     CONFIG,
     FETCHED,

@@ -248,6 +248,21 @@ def test_a_full_disk_delays_what_a_site_keeps(
     assert len(pauses) == 2
 
 
+def test_the_wait_for_room_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, content: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    clock = iter([0.0, 10.0, 1e9])
+    monkeypatch.setattr("wardround.client.held.write_json", write)
+    monkeypatch.setattr("wardround.client.held.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("wardround.client.held.time.sleep", lambda seconds: None)
+    with pytest.raises(OSError, match=r"No space") as caught:
+        Held(tmp_path).keep_yardstick(yardstick(3.0, 4.0))
+    assert caught.value.errno == errno.ENOSPC
+
+
 def test_a_late_site_rehearses_on_its_own_start(lab: Lab) -> None:
     assert lab.send(moved(lab.start, 61), 2) == "too_far"
     assert lab.num_rehearsals == 1

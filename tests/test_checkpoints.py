@@ -19,9 +19,9 @@ from tests.support.door import CommandResult, wardround
 from tests.support.site_lab import look, make_site
 from tests.support.tiny import model_at
 from wardround.common import files, model_files
+from wardround.common.checkpoint_labels import names_in_config, order_of
 from wardround.common.data.tokens import token_ids, tokenise
 from wardround.common.errors import ModelNotLoaded
-from wardround.common.label_names import names_in_config, order_of
 from wardround.common.model.build import build_model
 from wardround.common.pretrained import read_tokenizer
 from wardround.common.tasks.label import LABEL
@@ -124,6 +124,12 @@ def test_capitals_count_if_names_differ_by_them_alone() -> None:
     assert order_of(("a", "A"), ("A", "a")) == (1, 0)
     assert order_of(("a", "A"), ("a", "b")) is None
     assert order_of(("NEG", "POS"), ("neg", "positive")) is None
+
+
+def test_label_names_of_a_checkpoint_have_the_spelling_of_all_labels() -> None:
+    """A composed letter, a sign that nobody sees, and two spaces make no other name."""
+    own = ("Ro\u0308ntgen", "out\u200b  patient")
+    assert order_of(own, ("out patient", "R\u00f6ntgen")) == (1, 0)
 
 
 def test_outputs_are_read_by_number_and_placeholders_are_no_names() -> None:

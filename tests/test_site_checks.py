@@ -28,7 +28,8 @@ from wardround.client.kit.checks.table import (
     is_ready,
     run_checks,
 )
-from wardround.client.kit.readiness import print_findings
+from wardround.client.kit.readiness import check_apart, print_findings
+from wardround.client.site_file import write_site_file
 
 
 def test_a_wrong_or_missing_version_is_a_problem(
@@ -431,3 +432,33 @@ def test_checks_run_in_order_and_can_be_skipped(
     assert findings_as_json(site, findings)["ready"] is False
     with pytest.raises(ValueError, match="Nearest: 'memory'"):
         run_checks(site, Options(), ["memmory"])
+
+
+@pytest.mark.slow
+def test_join_sees_the_findings_of_checks_in_a_process_of_their_own(
+    tmp_path: Path, tiny_texts: Path
+) -> None:
+    """A model that is missing is a problem there too."""
+    site = make_site(tmp_path, 9092, tiny_texts, model=tmp_path / "missing")
+    write_site_file(site, tmp_path / "site.yaml")
+    found = check_apart(tmp_path / "site.yaml", ["device"])
+    assert [finding.check for finding in found] == ["model", "lengths"]
+    assert found[0].state == "problem"
+    assert check_apart(tmp_path / "site.yaml", ["model", "lengths"]) == []
+
+
+@pytest.mark.parametrize("end", ["late", "broken"])
+def test_a_check_whose_process_ends_early_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    def run(words: list[str], **_: Any) -> SimpleNamespace:
+        if end == "late":
+            raise subprocess.TimeoutExpired(words, 1)
+        return SimpleNamespace(stdout="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    found = check_apart(tmp_path / "site.yaml", ["lengths"])
+    assert [(finding.check, finding.state) for finding in found] == [
+        ("model", "warning")
+    ]
+    assert "wardround-site check" in found[0].next_step

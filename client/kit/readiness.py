@@ -141,7 +141,7 @@ def check_and_join(path: Path, skip: Collection[str], retry_seconds: float) -> i
     """
     site = load_site_file(path)
     findings = run_checks(site, _invited_options(site), [*skip, *_NEED_TORCH])
-    findings += _check_apart(path, skip)
+    findings += check_apart(path, skip)
     print_findings(findings)
     lasting = [finding.check for finding in findings if _is_lasting(finding)]
     if lasting:
@@ -150,7 +150,7 @@ def check_and_join(path: Path, skip: Collection[str], retry_seconds: float) -> i
     return join(path, site, LinkJudge(site), retry_seconds)
 
 
-def _check_apart(path: Path, skip: Collection[str]) -> list[Finding]:
+def check_apart(path: Path, skip: Collection[str]) -> list[Finding]:
     """Run the checks that need torch in another process, whose memory is free when it ends."""
     needed = [name for name in _NEED_TORCH if name not in skip]
     if not needed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wardround.common.label_names import check_names, order_of
+from wardround.common.checkpoint_labels import check_names, order_of
 from wardround.common.model.blend import blend_activations
 from wardround.common.model.head_labels import output_layer, put_in_order
 from wardround.common.model.heads import HEADS, draw_head

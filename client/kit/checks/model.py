@@ -12,7 +12,7 @@ from wardround.client.kit.checks.findings import (
     warning,
 )
 from wardround.client.kit.checks.subject import Options, Subject
-from wardround.common.label_names import check_names, names_in_config
+from wardround.common.checkpoint_labels import check_names, names_in_config
 from wardround.common.model_files import (
     ADAPTER,
     CONFIG,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wardround.common.words import quoted
+from wardround.common.words import label_name, quoted
 
 _NO_NAME = re.compile(r"LABEL_\d+")
 _MOST_SHOWN = 10
@@ -32,9 +31,10 @@ def names_in_config(config: Mapping[str, Any]) -> tuple[str, ...]:
 def order_of(own: Sequence[str], label_names: Sequence[str]) -> tuple[int, ...] | None:
     """Return for each label of the run the output with its name; None if a name has no partner.
 
-    Names are compared in Unicode form NFC, without capitals if that leaves them distinct.
+    Names are compared in one spelling, see `label_name`, without capitals if that leaves them
+    distinct.
     """
-    for form in (_nfc, _without_capitals):
+    for form in (label_name, _without_capitals):
         places = {form(name): place for place, name in enumerate(own)}
         wanted = [form(name) for name in label_names]
         if len(places) == len(own) and set(places) == set(wanted):
@@ -42,12 +42,8 @@ def order_of(own: Sequence[str], label_names: Sequence[str]) -> tuple[int, ...] 
     return None
 
 
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip()
-
-
 def _without_capitals(name: str) -> str:
-    return _nfc(_nfc(name).casefold())
+    return label_name(label_name(name).casefold())
 
 
 def check_names(own: Sequence[str], label_names: Sequence[str]) -> None:
